@@ -1,0 +1,1 @@
+"""Policies and learners: things that act, holding any memory."""

@@ -1,0 +1,1 @@
+"""Memory tasks registered with gymnasium."""

@@ -1,0 +1,1 @@
+"""The `scrubjay` command: recipes, runs, evaluation, plots and benchmarks."""

@@ -1,0 +1,167 @@
+"""The contract every memory obeys: a sequence and a state in, a sequence and a state out.
+
+A state is a flat dict of tensors, batch first, of fixed shapes; nothing is hidden elsewhere.
+`start[b, t]` marks `x[b, t]` as the first input of a new episode: row b forgets all that came before.
+The nine laws that follow from these two sentences are written and tested in `memory/check.py`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class MemoryConfig(ABC):
+    """What every memory is built from; a subclass adds its own sizes. Raises ValueError on a bad width."""
+
+    dim: int = 64
+    """Width of inputs and outputs; even, at least 8."""
+
+    def __post_init__(self) -> None:
+        if self.dim < 8 or self.dim % 2:
+            raise ValueError(f"dim={self.dim}: a memory's width must be even and at least 8")
+
+    @abstractmethod
+    def build(self) -> Memory:
+        """Return a freshly initialised memory of these sizes."""
+
+
+class Memory(nn.Module, ABC):
+    """Maps `[batch, time, dim]` to the same shape, carrying a state of fixed shape.
+
+    A subclass writes `initial_state` and `step`; `segment`, the path for more than one step, defaults to
+    a loop over `step` and is overridden by whoever can do a whole segment at once.
+    """
+
+    retrieves: ClassVar[bool] = False
+    """True for memories that look stored items up; these offer `read(x, state)`."""
+    no_gradient: ClassVar[tuple[str, ...]] = ()
+    """Names of parameters that by design receive no gradient."""
+
+    def __init__(self, config: MemoryConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.dim = config.dim
+
+    @abstractmethod
+    def initial_state(self, batch_size: int) -> State:
+        """Return the state at the birth of an episode, batch first, on the parameters' device."""
+
+    @abstractmethod
+    def step(self, x: Float[Tensor, "batch dim"], state: State) -> tuple[Float[Tensor, "batch dim"], State]:
+        """Advance every row by one input; no branch may depend on a tensor's values."""
+
+    def segment(
+        self, x: Float[Tensor, "batch time dim"], state: State, start: Bool[Tensor, "batch time"]
+    ) -> tuple[Float[Tensor, "batch time dim"], State]:
+        """Advance every row by a whole segment of finite inputs, `start` anywhere."""
+        outputs = []
+        for t in range(x.shape[1]):
+            y, state = self.step(x[:, t], self.reset_state(state, start[:, t]))
+            outputs.append(y)
+        return torch.stack(outputs, dim=1), state
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch time dim"],
+        state: State,
+        start: Bool[Tensor, "batch time"] | None = None,
+    ) -> tuple[Float[Tensor, "batch time dim"], State]:
+        """Return outputs and the state after the last input.
+
+        Raises ValueError if the width or the shape of `start` is wrong.
+        """
+        if x.ndim != 3 or x.shape[-1] != self.dim:
+            raise ValueError(f"x has shape {tuple(x.shape)}; expected [batch, time, {self.dim}]")
+        if start is not None and start.shape != x.shape[:2]:
+            raise ValueError(f"start has shape {tuple(start.shape)}; expected {tuple(x.shape[:2])}")
+        if x.shape[1] == 1:
+            if start is not None:
+                state = self.reset_state(state, start[:, 0])
+            y, state = self.step(x[:, 0], state)
+            return y[:, None], state
+        if x.shape[1] == 0:
+            return x, state
+        if start is None:
+            start = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
+        if _all_finite(x, state):
+            return self.segment(x, state, start)
+        return self._quarantined_segment(x, state, start)
+
+    def reset_state(self, state: State, start: Bool[Tensor, "batch"]) -> State:
+        """Return `state` with the rows marked by `start` replaced by newborn ones."""
+        if not torch.compiler.is_compiling() and not start.any():
+            return state
+        newborn = self.initial_state(1)
+        return {
+            name: torch.where(start.view(-1, *[1] * (value.ndim - 1)), newborn[name], value)
+            for name, value in state.items()
+        }
+
+    def state_bytes(self, batch_size: int = 1) -> int:
+        """Return the exact size of the state in bytes."""
+        return sum(value.numel() * value.element_size() for value in self.initial_state(batch_size).values())
+
+    @property
+    def state_dtype(self) -> torch.dtype:
+        """The parameters' dtype, at least float32: states outlive many roundings."""
+        dtype = next((p.dtype for p in self.parameters()), torch.get_default_dtype())
+        return torch.promote_types(dtype, torch.float32)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters, and so new states, live."""
+        return next((p.device for p in self.parameters()), torch.device("cpu"))
+
+    def _quarantined_segment(self, x: Tensor, state: State, start: Tensor) -> tuple[Tensor, State]:
+        """Run a segment that holds NaN or inf, whose harm must end at the next `start`.
+
+        A parallel path cannot multiply the harm away (0 * NaN is NaN), forwards or backwards, so it sees
+        zeros instead, and what the harm could have reached is marked NaN afterwards.
+        """
+        bad_input = ~torch.isfinite(x).all(dim=-1)
+        bad_state = torch.zeros_like(start[:, 0])
+        for value in state.values():
+            bad_state = bad_state | ~torch.isfinite(value).flatten(1).all(dim=1)
+        episode = start.cumsum(dim=1)
+        tainted = bad_state[:, None] & (episode == 0)
+        # Harm seen so far in this row, less what was seen before the episode began, is this episode's own.
+        seen = bad_input.cumsum(dim=1)
+        before = torch.where(start, seen - bad_input.long(), 0).cummax(dim=1).values
+        tainted = tainted | (seen > before)
+        clean_state = {
+            name: torch.where(torch.isfinite(value), value, 0) if value.is_floating_point() else value
+            for name, value in state.items()
+        }
+        y, after = self.segment(torch.where(torch.isfinite(x), x, 0), clean_state, start)
+        nan = float("nan")
+        y = torch.where(tainted[..., None], nan, y)
+        after = {
+            name: torch.where(tainted[:, -1].view(-1, *[1] * (value.ndim - 1)), nan, value)
+            if value.is_floating_point()
+            else value
+            for name, value in after.items()
+        }
+        return y, after
+
+
+def detach_state(state: State) -> State:
+    """Return the same state, cut from the graph that computed it."""
+    return {name: value.detach() for name, value in state.items()}
+
+
+def _all_finite(x: Tensor, state: State) -> bool:
+    # A sum is finite exactly when its terms are, but for overflow, which only costs the slower path.
+    total = x.detach().sum(dtype=torch.float64)
+    for value in state.values():
+        if value.is_floating_point():
+            total = total + value.detach().sum(dtype=torch.float64)
+    return bool(torch.isfinite(total))

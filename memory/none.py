@@ -1,0 +1,40 @@
+"""No memory at all: the baseline that must fail wherever remembering is needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from scrubjay.memory.base import Memory, MemoryConfig, State
+
+
+@dataclass(frozen=True)
+class NoMemoryConfig(MemoryConfig):
+    """Sizes of `NoMemory`."""
+
+    def build(self) -> NoMemory:
+        """Return a feed-forward layer that remembers nothing."""
+        return NoMemory(self)
+
+
+class NoMemory(Memory):
+    """One residual feed-forward layer, applied to each input alone; the state is empty."""
+
+    def __init__(self, config: NoMemoryConfig) -> None:
+        super().__init__(config)
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(self.dim), nn.Linear(self.dim, 2 * self.dim), nn.GELU(), nn.Linear(2 * self.dim, self.dim)
+        )
+
+    def initial_state(self, batch_size: int) -> State:
+        """Return the empty state."""
+        return {}
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """Return the layer's output and the empty state."""
+        return x + self.feed_forward(x), {}
+
+    def segment(self, x: Tensor, state: State, start: Tensor) -> tuple[Tensor, State]:
+        """Return every step's output at once."""
+        return x + self.feed_forward(x), {}
