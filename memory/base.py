@@ -43,7 +43,7 @@ class Memory(nn.Module, ABC):
 
     retrieves: ClassVar[bool] = False
     """True for memories that look stored items up; these offer `read(x, state)`."""
-    no_gradient: ClassVar[tuple[str, ...]] = ()
+    no_gradient: tuple[str, ...] = ()
     """Names of parameters that by design receive no gradient."""
 
     def __init__(self, config: MemoryConfig) -> None:
@@ -130,7 +130,7 @@ class Memory(nn.Module, ABC):
         bad_input = ~torch.isfinite(x).all(dim=-1)
         bad_state = torch.zeros_like(start[:, 0])
         for value in state.values():
-            bad_state = bad_state | ~torch.isfinite(value).flatten(1).all(dim=1)
+            bad_state = bad_state | ~torch.isfinite(value).reshape(len(x), -1).all(dim=1)
         episode = start.cumsum(dim=1)
         tainted = bad_state[:, None] & (episode == 0)
         # Harm seen so far in this row, less what was seen before the episode began, is this episode's own.

@@ -24,7 +24,10 @@ class NoMemory(Memory):
     def __init__(self, config: NoMemoryConfig) -> None:
         super().__init__(config)
         self.feed_forward = nn.Sequential(
-            nn.LayerNorm(self.dim), nn.Linear(self.dim, 2 * self.dim), nn.GELU(), nn.Linear(2 * self.dim, self.dim)
+            nn.LayerNorm(self.dim),
+            nn.Linear(self.dim, 2 * self.dim),
+            nn.GELU(),
+            nn.Linear(2 * self.dim, self.dim),
         )
 
     def initial_state(self, batch_size: int) -> State:

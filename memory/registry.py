@@ -7,9 +7,15 @@ import difflib
 from typing import Any
 
 from scrubjay.memory.base import Memory, MemoryConfig
+from scrubjay.memory.gru import GRUConfig
+from scrubjay.memory.hcam import HCAMConfig
+from scrubjay.memory.lstm import LSTMConfig
 from scrubjay.memory.none import NoMemoryConfig
 
 _CONFIGS: dict[str, type[MemoryConfig]] = {
+    "gru": GRUConfig,
+    "hcam": HCAMConfig,
+    "lstm": LSTMConfig,
     "none": NoMemoryConfig,
 }
 
@@ -17,7 +23,9 @@ _CONFIGS: dict[str, type[MemoryConfig]] = {
 def register(name: str, config_class: type[MemoryConfig]) -> None:
     """Add a memory of your own under `name`. Raises ValueError if the name is taken."""
     if name in _CONFIGS:
-        raise ValueError(f"memory {name!r} is already registered as {_CONFIGS[name].__name__}; choose another name")
+        raise ValueError(
+            f"memory {name!r} is already registered as {_CONFIGS[name].__name__}; choose another name"
+        )
     _CONFIGS[name] = config_class
 
 
@@ -39,7 +47,9 @@ def make_config(name: str, **fields: Any) -> MemoryConfig:
     known = [field.name for field in dataclasses.fields(config_class)]
     unknown = sorted(set(fields) - set(known))
     if unknown:
-        raise ValueError(f"memory {name!r} has no field {', '.join(unknown)}; its fields are {', '.join(known)}")
+        raise ValueError(
+            f"memory {name!r} has no field {', '.join(unknown)}; its fields are {', '.join(known)}"
+        )
     return config_class(**fields)
 
 

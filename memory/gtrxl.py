@@ -1,0 +1,128 @@
+"""Gated Transformer-XL (Parisotto et al. 2019, arXiv 1910.06764, section 3).
+
+One deviation: the paper attends to the whole previous segment and the part of this one so far, which makes the
+reach depend on where segments were cut. Here every step attends to the last `window` inputs of each layer, so
+that outputs do not depend on the cut; the reach through all layers is num_layers * window steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from scrubjay.memory.base import Memory, MemoryConfig, State
+from scrubjay.memory.window import WindowAttention, advance_age, resolve_heads, shift_window
+
+
+@dataclass(frozen=True)
+class GTrXLConfig(MemoryConfig):
+    """Sizes of `GTrXL`. Raises ValueError on an impossible one."""
+
+    num_layers: int = 2
+    """Layers, each with a window of its own."""
+    num_heads: int | None = None
+    """Attention heads, a divisor of `dim`; by default the largest one up to 4."""
+    window: int = 32
+    """Earlier inputs that each layer's attention sees."""
+    feed_forward_ratio: int = 2
+    """Width of the feed-forward layer's hidden part, in units of `dim`."""
+    gate_bias: float = 2.0
+    """Initial bias of the gates: the larger, the nearer to the identity a new layer is."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        resolve_heads(self.dim, self.num_heads)
+        for name in ("num_layers", "window", "feed_forward_ratio"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+
+    def build(self) -> GTrXL:
+        """Return a freshly initialised GTrXL."""
+        return GTrXL(self)
+
+
+class GTrXL(Memory):
+    """Transformer layers with gates for residuals; the state is the last inputs of every layer's attention."""
+
+    def __init__(self, config: GTrXLConfig) -> None:
+        super().__init__(config)
+        self.window = config.window
+        self.layers = nn.ModuleList([GTrXLLayer(config) for _ in range(config.num_layers)])
+
+    def initial_state(self, batch_size: int) -> State:
+        """Return an empty window, `[batch, layers, window, dim]`, and the age 0 of each row's episode."""
+        shape = (batch_size, len(self.layers), self.window, self.dim)
+        return {
+            "recent": torch.zeros(shape, dtype=self.state_dtype, device=self.device),
+            "age": torch.zeros(batch_size, dtype=torch.int64, device=self.device),
+        }
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """Advance every row by one input."""
+        recent, age = state["recent"], state["age"]
+        normed = []
+        for index, layer in enumerate(self.layers):
+            normed.append(layer.attention_norm(x))
+            x = layer.combine(x, layer.attention.step(normed[-1], recent[:, index], age))
+        newest = torch.stack(normed, dim=1)[:, :, None].to(recent.dtype)
+        return x, {"recent": torch.cat([recent[:, :, 1:], newest], dim=2), "age": age + 1}
+
+    def segment(self, x: Tensor, state: State, start: Tensor) -> tuple[Tensor, State]:
+        """Advance every row by a segment at once."""
+        age = state["age"]
+        windows = []
+        for layer, recent in zip(self.layers, state["recent"].unbind(1), strict=True):
+            normed = layer.attention_norm(x)
+            windows.append(shift_window(recent, normed, age, start))
+            x = layer.combine(x, layer.attention(normed, recent, age, start))
+        return x, {"recent": torch.stack(windows, dim=1), "age": advance_age(age, start)}
+
+
+class GTrXLLayer(nn.Module):
+    """Attention and a feed-forward layer, each normed before and gated after (equations 7 to 9 of the paper)."""
+
+    def __init__(self, config: GTrXLConfig) -> None:
+        super().__init__()
+        dim = config.dim
+        hidden = config.feed_forward_ratio * dim
+        self.attention_norm = nn.LayerNorm(dim)
+        self.attention = WindowAttention(dim, resolve_heads(dim, config.num_heads), config.window)
+        self.attention_gate = Gate(dim, config.gate_bias)
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, dim)
+        )
+        self.feed_forward_gate = Gate(dim, config.gate_bias)
+
+    def combine(
+        self, x: Float[Tensor, "... dim"], read: Float[Tensor, "... dim"]
+    ) -> Float[Tensor, "... dim"]:
+        """Return the layer's output for its input and what its attention read."""
+        x = self.attention_gate(x, F.relu(read))
+        return self.feed_forward_gate(x, F.relu(self.feed_forward(x)))
+
+
+class Gate(nn.Module):
+    """The GRU-type gate that takes a residual connection's place (section 3.2, "Gated-Recurrent-Unit-type").
+
+    r = σ(W_r y + U_r x), z = σ(W_z y + U_z x - b), h = tanh(W y + U (r * x)); returns (1 - z) * x + z * h.
+    """
+
+    def __init__(self, dim: int, bias: float) -> None:
+        super().__init__()
+        self.update = nn.Linear(dim, 3 * dim, bias=False)
+        self.stream = nn.Linear(dim, 2 * dim, bias=False)
+        self.reset_stream = nn.Linear(dim, dim, bias=False)
+        self.bias = nn.Parameter(torch.full((dim,), float(bias)))
+
+    def forward(self, x: Float[Tensor, "... dim"], y: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:
+        """Return the stream `x` after the sublayer's output `y` has been let in."""
+        reset_y, gate_y, candidate_y = self.update(y).chunk(3, dim=-1)
+        reset_x, gate_x = self.stream(x).chunk(2, dim=-1)
+        reset = torch.sigmoid(reset_y + reset_x)
+        gate = torch.sigmoid(gate_y + gate_x - self.bias)
+        candidate = torch.tanh(candidate_y + self.reset_stream(reset * x))
+        return torch.lerp(x, candidate, gate)

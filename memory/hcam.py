@@ -1,0 +1,435 @@
+"""HCAM: hierarchical chunk attention memory (Lampinen et al. 2021, arXiv 2105.14039).
+
+Every `chunk_size` steps of an episode are stored as one chunk whose summary is their mean. To remember, a
+query scores all summaries, keeps the best `top_k`, attends inside those chunks with one shared multi-head
+attention, and adds the read-outs weighted by a softmax over the kept scores.
+
+The paper's published code is the read path alone; what it leaves open is decided here. A block is local
+causal attention (a sliding window of at least one chunk, so that the chunk being filled is readable), then
+the memory read, then a feed-forward layer, each on a layer-normed input with a plain residual. A layer
+stores its own layer-normed inputs. Chunk boundaries are multiples of `chunk_size` in episode time; a chunk
+is readable from the step after its last; the oldest of `num_chunks` is dropped first. As in the paper no
+gradient flows into what is stored, so learners should switch on their reconstruction loss where reward
+alone does not shape the encoding. Unlike the published code, a query that may read nothing gets zeros.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from scrubjay.kernels import chunk_retrieval
+from scrubjay.memory.base import Memory, MemoryConfig, State
+from scrubjay.memory.window import (
+    WindowAttention,
+    advance_age,
+    distance_embedding,
+    resolve_heads,
+    shift_window,
+)
+
+
+@dataclass(frozen=True)
+class HCAMConfig(MemoryConfig):
+    """Sizes of `HCAM`. Raises ValueError on a size that cannot work."""
+
+    chunk_size: int = 16
+    """Steps per chunk."""
+    num_chunks: int = 32
+    """Chunks kept; the oldest is dropped first."""
+    top_k: int = 4
+    """Chunks each query attends to."""
+    num_layers: int = 1
+    """Blocks, each with a store of its own."""
+    num_heads: int | None = None
+    """Attention heads; by default the largest divisor of `dim` up to 4."""
+    window: int | None = None
+    """Previous steps seen by local attention, at least `chunk_size`, which is the default."""
+    stop_memory_gradient: bool = True
+    """Whether what is stored is cut from the graph, as in the paper."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("chunk_size", "num_chunks", "top_k", "num_layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        resolve_heads(self.dim, self.num_heads)
+        if self.window is not None and self.window < self.chunk_size:
+            raise ValueError(
+                f"window={self.window} is shorter than chunk_size={self.chunk_size}: "
+                f"the chunk being filled could not be read; use at least {self.chunk_size}"
+            )
+
+    def build(self) -> HCAM:
+        """Return a freshly initialised HCAM of these sizes."""
+        return HCAM(self)
+
+
+class HCAM(Memory):
+    """Blocks of local attention, hierarchical chunk attention and feed-forward, width to width.
+
+    State, per layer l: `recent_l [batch, window, dim]`, `contents_l [batch, chunks, chunk_size, dim]` and
+    `summaries_l [batch, chunks, dim]`, oldest first and aligned to the end, zeros where nothing was written
+    yet; and `time [batch]`, steps since the episode began.
+    """
+
+    retrieves = True
+
+    def __init__(self, config: HCAMConfig) -> None:
+        super().__init__(config)
+        self.chunk_size = config.chunk_size
+        self.num_chunks = config.num_chunks
+        self.window = config.window or config.chunk_size
+        self.blocks = nn.ModuleList(_Block(config, self.window) for _ in range(config.num_layers))
+        self.no_gradient = _indifferent_parameters(config)
+
+    def initial_state(self, batch_size: int) -> State:
+        """Return empty stores."""
+        shapes = {
+            "recent": (self.window, self.dim),
+            "contents": (self.num_chunks, self.chunk_size, self.dim),
+            "summaries": (self.num_chunks, self.dim),
+        }
+        state: State = {"time": torch.zeros(batch_size, dtype=torch.long, device=self.device)}
+        for layer in range(len(self.blocks)):
+            for name, shape in shapes.items():
+                state[f"{name}_{layer}"] = torch.zeros(
+                    batch_size, *shape, dtype=self.state_dtype, device=self.device
+                )
+        return state
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch time dim"],
+        state: State,
+        start: Bool[Tensor, "batch time"] | None = None,
+    ) -> tuple[Float[Tensor, "batch time dim"], State]:
+        """Return outputs and the state after the last input; slots never written may hold anything."""
+        return super().forward(x, state if x.shape[1] == 1 else self._blank_unwritten(state), start)
+
+    def read(self, x: Float[Tensor, "batch time dim"], state: State) -> Float[Tensor, "batch time dim"]:
+        """Return what the stores answer to the queries `x`, summed over layers: zeros while all are empty."""
+        readable = self._written(state["time"])[:, None].expand(-1, x.shape[1], -1)
+        total = torch.zeros_like(x)
+        for layer, block in enumerate(self._layers):
+            stored = _Stored(state[f"contents_{layer}"], state[f"summaries_{layer}"], readable)
+            total = total + block.read(x, stored)
+        return total
+
+    def step(self, x: Float[Tensor, "batch dim"], state: State) -> tuple[Float[Tensor, "batch dim"], State]:
+        """Advance by one step: read the chunks completed so far, then store this step."""
+        time = state["time"]
+        readable = self._written(time)[:, None]
+        completes = time % self.chunk_size == self.chunk_size - 1
+        after: State = {"time": time + 1}
+        for layer, block in enumerate(self._layers):
+            recent, contents, summaries = (
+                state[f"{name}_{layer}"] for name in ("recent", "contents", "summaries")
+            )
+            stored = _Stored(contents, summaries, readable)
+            x, written = block.step(x, recent, time, stored)
+            recent = torch.cat([recent[:, 1:], written[:, None].to(recent.dtype)], dim=1)
+            chunk = recent[:, -self.chunk_size :]
+            chunk = chunk.detach() if block.stop_memory_gradient else chunk
+            after[f"recent_{layer}"] = recent
+            after[f"contents_{layer}"] = _push(contents, chunk, completes)
+            after[f"summaries_{layer}"] = _push(summaries, chunk.mean(dim=1), completes)
+        return x, after
+
+    def segment(
+        self, x: Float[Tensor, "batch time dim"], state: State, start: Bool[Tensor, "batch time"]
+    ) -> tuple[Float[Tensor, "batch time dim"], State]:
+        """Advance by a segment in one batched pass, whatever the pattern of `start`."""
+        plan = _plan(state["time"], start, self.chunk_size, self.num_chunks, self.window)
+        after: State = {"time": plan.time}
+        written = self._written(plan.time)
+        for layer, block in enumerate(self._layers):
+            recent, contents, summaries = (
+                state[f"{name}_{layer}"] for name in ("recent", "contents", "summaries")
+            )
+            normed = block.local_norm(x)
+            history = torch.cat([recent, normed.to(recent.dtype)], dim=1)
+            history = history.detach() if block.stop_memory_gradient else history
+            new = _gather_steps(history, plan.steps).masked_fill(~plan.exists[:, :, None, None], 0)
+            table = torch.cat([contents, new], dim=1)
+            summary_table = torch.cat([summaries, new.mean(dim=2)], dim=1)
+            x = block.finish(
+                x, normed, recent, state["time"], start, _Stored(table, summary_table, plan.readable)
+            )
+            after[f"recent_{layer}"] = shift_window(recent, normed.to(recent.dtype), state["time"], start)
+            after[f"contents_{layer}"] = _take(table, plan.kept).masked_fill(~written[:, :, None, None], 0)
+            after[f"summaries_{layer}"] = _take(summary_table, plan.kept).masked_fill(~written[:, :, None], 0)
+        return x, after
+
+    @property
+    def _layers(self) -> list[_Block]:
+        return cast(list[_Block], self.blocks)
+
+    def _written(self, time: Int[Tensor, "batch"]) -> Bool[Tensor, "batch chunks"]:
+        """Which slots hold a chunk of an episode that is `time` steps old."""
+        slot = torch.arange(self.num_chunks, device=time.device)
+        return slot >= self.num_chunks - (time // self.chunk_size)[:, None]
+
+    def _blank_unwritten(self, state: State) -> State:
+        written = self._written(state["time"])
+        age = torch.arange(self.window, 0, -1, device=written.device)
+        seen = age <= state["time"][:, None]
+        masks = {"contents": written, "summaries": written, "recent": seen}
+        blanked = {"time": state["time"]}
+        for name, value in state.items():
+            if name != "time":
+                mask = masks[name.rpartition("_")[0]]
+                blanked[name] = torch.where(mask.view(*mask.shape, *[1] * (value.ndim - 2)), value, 0)
+        return blanked
+
+
+class _Stored(NamedTuple):
+    """What a query may read."""
+
+    contents: Float[Tensor, "batch chunks chunk_size dim"]
+    summaries: Float[Tensor, "batch chunks dim"]
+    readable: Bool[Tensor, "batch time chunks"]
+
+
+class _Block(nn.Module):
+    """Local attention, memory read and feed-forward, each normed and added."""
+
+    positions: Tensor
+
+    def __init__(self, config: HCAMConfig, window: int) -> None:
+        super().__init__()
+        dim = config.dim
+        self.num_heads = resolve_heads(dim, config.num_heads)
+        self.top_k = config.top_k
+        self.stop_memory_gradient = config.stop_memory_gradient
+        self.local_norm = nn.LayerNorm(dim)
+        self.local = WindowAttention(dim, self.num_heads, window)
+        self.read_norm = nn.LayerNorm(dim)
+        self.summary_query = nn.Linear(dim, dim, bias=False)
+        self.summary_key = nn.Linear(dim, dim, bias=False)
+        self.query = nn.Linear(dim, dim)
+        self.key = nn.Linear(dim, dim, bias=False)  # a key bias cancels in the softmax
+        self.value = nn.Linear(dim, dim, bias=False)  # a value bias is the output's bias
+        self.out = nn.Linear(dim, dim)
+        positions = distance_embedding(config.chunk_size, dim).flip(0)
+        self.register_buffer("positions", positions, persistent=False)
+        for projection in (self.summary_query, self.summary_key):
+            nn.init.trunc_normal_(projection.weight, std=(2.0 / dim) ** 0.5)
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim)
+        )
+
+    def read(self, x: Tensor, stored: _Stored) -> Tensor:
+        weights = ReadWeights(
+            summary_key=self.summary_key.weight.T,
+            summary_query=self.summary_query.weight.T,
+            key=self.key.weight.T,
+            query=self.query.weight.T,
+            query_bias=self.query.bias,
+            value=self.value.weight.T,
+            out=self.out.weight.T,
+            out_bias=self.out.bias,
+        )
+        return _attend(
+            self.read_norm(x),
+            stored.summaries.to(x.dtype),
+            stored.contents.to(x.dtype),
+            stored.readable,
+            weights,
+            self.positions,
+            self.top_k,
+            self.num_heads,
+            self.stop_memory_gradient,
+        )
+
+    def step(self, x: Tensor, recent: Tensor, time: Tensor, stored: _Stored) -> tuple[Tensor, Tensor]:
+        normed = self.local_norm(x)
+        x = x + self.local.step(normed, recent.to(x.dtype), time)
+        x = x + self.read(x[:, None], stored)[:, 0]
+        return x + self.feed_forward(x), normed
+
+    def finish(
+        self, x: Tensor, normed: Tensor, recent: Tensor, time: Tensor, start: Tensor, stored: _Stored
+    ) -> Tensor:
+        x = x + self.local(normed, recent.to(x.dtype), time, start)
+        x = x + self.read(x, stored)
+        return x + self.feed_forward(x)
+
+
+def _indifferent_parameters(config: HCAMConfig) -> tuple[str, ...]:
+    """Name the parameters that only weigh a single item, where a softmax is 1 whatever they are."""
+    one_chunk = min(config.top_k, config.num_chunks) == 1
+    one_step = config.chunk_size == 1
+    names = ["summary_query.weight", "summary_key.weight"] if one_chunk else []
+    names += ["query.weight", "query.bias", "key.weight"] if one_step else []
+    names += ["read_norm.weight", "read_norm.bias"] if one_chunk and one_step else []
+    return tuple(f"blocks.{layer}.{name}" for layer in range(config.num_layers) for name in names)
+
+
+class ReadWeights(NamedTuple):
+    """The projections of one hierarchical read, each applied as `x @ weight + bias`; F is the feature width.
+
+    The summary projections are one head; the others are split into `num_heads` along F.
+    """
+
+    summary_key: Float[Tensor, "dim F"]
+    summary_query: Float[Tensor, "width F"]
+    key: Float[Tensor, "dim F"]
+    query: Float[Tensor, "width F"]
+    value: Float[Tensor, "dim F"]
+    out: Float[Tensor, "F F"]
+    key_bias: Float[Tensor, "F"] | None = None
+    query_bias: Float[Tensor, "F"] | None = None
+    value_bias: Float[Tensor, "F"] | None = None
+    out_bias: Float[Tensor, "F"] | None = None
+
+
+def hierarchical_attention(
+    queries: Float[Tensor, "batch time width"],
+    keys: Float[Tensor, "batch chunks dim"],
+    contents: Float[Tensor, "batch chunks chunk_size dim"],
+    mask: Bool[Tensor, "batch time chunks"] | None,
+    weights: ReadWeights,
+    position: bool = True,
+    *,
+    top_k: int = 4,
+    num_heads: int = 1,
+    stop_memory_gradient: bool = True,
+) -> Float[Tensor, "batch time F"]:
+    """Return the relevance-weighted sum of one attention per kept chunk (section 3 of the paper).
+
+    `keys` are the chunks' summaries, `mask` says which chunks a query may read (None: all), and a query
+    that may read none gets zeros. `position` adds a sinusoid of a step's distance from its chunk's end.
+    Key and value projections are moved onto the query and the read-out, so contents are never projected.
+    Raises ValueError if `num_heads` does not divide F or shapes disagree.
+    """
+    features = weights.query.shape[1]
+    if features % num_heads:
+        raise ValueError(f"num_heads={num_heads} does not divide the feature width {features}")
+    if mask is None:
+        mask = torch.ones(*queries.shape[:2], keys.shape[1], dtype=torch.bool, device=keys.device)
+    # The newest step of a chunk is at distance 0.
+    positions = distance_embedding(*contents.shape[2:]).flip(0).to(contents) if position else None
+    return _attend(queries, keys, contents, mask, weights, positions, top_k, num_heads, stop_memory_gradient)
+
+
+def _attend(
+    queries: Tensor,
+    keys: Tensor,
+    contents: Tensor,
+    mask: Tensor,
+    weights: ReadWeights,
+    positions: Tensor | None,
+    top_k: int,
+    num_heads: int,
+    stop_memory_gradient: bool,
+) -> Tensor:
+    batch, time, _ = queries.shape
+    features = weights.query.shape[1]
+    query = queries @ weights.query
+    if weights.query_bias is not None:
+        query = query + weights.query_bias
+    # The key bias shifts every position of a chunk alike, so its softmax does not see it.
+    query = _per_head(query, weights.key, num_heads)
+    stored = contents[:, :, :, None]
+    read_out = chunk_retrieval(
+        query,
+        stored,
+        stored,
+        summaries=keys[:, :, None],
+        valid=mask,
+        top_k=top_k,
+        scale=(features // num_heads) ** -0.5,
+        summary_query=(queries @ weights.summary_query @ weights.summary_key.T)[:, :, None],
+        summary_scale=features**-0.5,
+        positions=positions,
+        stop_memory_gradient=stop_memory_gradient,
+    )
+    value = weights.value.view(-1, num_heads, features // num_heads).transpose(0, 1)
+    attended = (read_out.flatten(0, 1).transpose(0, 1) @ value).transpose(0, 1).reshape(batch, time, features)
+    if weights.value_bias is not None:
+        attended = attended + weights.value_bias
+    out = attended @ weights.out
+    if weights.out_bias is not None:
+        out = out + weights.out_bias
+    return torch.where(mask.any(dim=-1, keepdim=True), out, 0.0)
+
+
+def _per_head(query: Tensor, key: Tensor, num_heads: int) -> Tensor:
+    """Return `[batch, time, heads, dim]`: each head's query seen through that head's key projection."""
+    batch, time, features = query.shape
+    per_head = query.view(batch * time, num_heads, features // num_heads).transpose(0, 1)
+    projection = key.view(-1, num_heads, features // num_heads).permute(1, 2, 0)
+    return (per_head @ projection).transpose(0, 1).view(batch, time, num_heads, -1)
+
+
+class _Plan(NamedTuple):
+    """Where the chunks of a segment lie and who may read them; the same for every layer.
+
+    A layer's table is its `chunks` stored ones followed by the N that the segment may complete.
+    """
+
+    time: Int[Tensor, "batch"]
+    steps: Int[Tensor, "batch N chunk_size"]
+    exists: Bool[Tensor, "batch N"]
+    readable: Bool[Tensor, "batch time chunks_and_N"]
+    kept: Int[Tensor, "batch chunks"]
+
+
+def _plan(age: Tensor, start: Tensor, chunk_size: int, num_chunks: int, window: int) -> _Plan:
+    """Place the segment's chunk boundaries, at multiples of `chunk_size` since each row's own `start`."""
+    batch, length = start.shape
+    device = start.device
+    step = torch.arange(length, device=device)
+    born = torch.where(start, step, -1).cummax(dim=1).values
+    time = torch.where(born >= 0, step - born, age[:, None] + step)
+    episode = start.cumsum(dim=1)
+    completes = time % chunk_size == chunk_size - 1
+    completed = completes.cumsum(dim=1)
+    most = (length + chunk_size - 1) // chunk_size
+    ends = torch.full((batch, most + 1), chunk_size - 1, device=device)
+    ends = ends.scatter(1, torch.where(completes, completed - 1, most), step.expand(batch, -1))[:, :most]
+    exists = torch.arange(most, device=device) < completed[:, -1:]
+    ends = ends.clamp(max=length - 1)
+    steps = (window + ends)[:, :, None] + torch.arange(1 - chunk_size, 1, device=device)
+
+    stored = age[:, None] // chunk_size - num_chunks + torch.arange(num_chunks, device=device)
+    ordinal = torch.cat([stored, (time // chunk_size).gather(1, ends)], dim=1)
+    exists_all = torch.cat([stored >= 0, exists], dim=1)
+    belongs = torch.cat([torch.zeros_like(stored), episode.gather(1, ends)], dim=1)
+    past = (time // chunk_size)[:, :, None]
+    readable = (
+        exists_all[:, None]
+        & (belongs[:, None] == episode[:, :, None])
+        & (ordinal[:, None] < past)
+        & (ordinal[:, None] >= past - num_chunks)
+    )
+    kept = completed[:, -1:] + torch.arange(num_chunks, device=device)
+    return _Plan(advance_age(age, start), steps, exists, readable, kept)
+
+
+def _gather_steps(history: Tensor, steps: Tensor) -> Tensor:
+    """Return `[batch, N, chunk_size, dim]`: the given steps of each row's history."""
+    row = torch.arange(history.shape[0], device=history.device)[:, None, None]
+    return history[row, steps]
+
+
+def _take(table: Tensor, slots: Tensor) -> Tensor:
+    """Return the given slots of each row's table."""
+    return table[torch.arange(table.shape[0], device=table.device)[:, None], slots]
+
+
+def _push(store: Tensor, item: Tensor, where: Bool[Tensor, "batch"]) -> Tensor:
+    """Return `store` with `item` appended and the oldest dropped, in the rows named by `where`."""
+    if torch.compiler.is_compiling():
+        pushed = torch.cat([store[:, 1:], item[:, None]], dim=1)
+        return torch.where(where.view(-1, *[1] * (store.ndim - 1)), pushed, store)
+    # Rows fill their chunks at different steps; only those that do are moved.
+    rows = where.nonzero().flatten()
+    if rows.numel() == 0:
+        return store
+    return store.index_copy(0, rows, torch.cat([store[rows, 1:], item[rows, None]], dim=1))

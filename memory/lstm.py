@@ -1,0 +1,78 @@
+"""Long short-term memory (Hochreiter & Schmidhuber 1997) with a forget gate (Gers et al. 2000)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from scrubjay.memory.base import Memory, MemoryConfig, State
+from scrubjay.memory.flush import FlushPlan, one_buffer, stretched_weights
+
+
+@dataclass(frozen=True)
+class LSTMConfig(MemoryConfig):
+    """Sizes of `LSTM`."""
+
+    def build(self) -> LSTM:
+        """Return a freshly initialised LSTM."""
+        return LSTM(self)
+
+
+class LSTM(Memory):
+    """One LSTM layer, as wide as its inputs; the state is its hidden and its cell vector.
+
+    It computes in the state's dtype, so a bfloat16 layer rounds its outputs but not what it remembers.
+    """
+
+    def __init__(self, config: LSTMConfig) -> None:
+        super().__init__(config)
+        self.cell = nn.LSTMCell(self.dim, self.dim)
+
+    def initial_state(self, batch_size: int) -> State:
+        """Return zero hidden and cell vectors, each `[batch, dim]`."""
+        zeros = torch.zeros(batch_size, self.dim, dtype=self.state_dtype, device=self.device)
+        return {"hidden": zeros, "cell": zeros.clone()}
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """Advance every row by one input."""
+        carried = (state["hidden"], state["cell"])
+        hidden, cell = torch.lstm_cell(x.to(self.state_dtype), carried, *self._weights())
+        return hidden.to(x.dtype), {"hidden": hidden, "cell": cell}
+
+    def segment(self, x: Tensor, state: State, start: Tensor) -> tuple[Tensor, State]:
+        """Advance every row by a segment in one call of the fused kernel."""
+        state = self.reset_state(state, start[:, 0])
+        inputs = x.to(self.state_dtype)
+        plan = FlushPlan.of(start)
+        if plan is None:
+            y, cell = _lstm(inputs.transpose(0, 1), state, one_buffer(self._weights()))
+            y = y.transpose(0, 1)
+        else:
+            # Gates are input, forget, candidate, output. A flush shuts the first two: c' = 0 * c + 0 * g, h' = 0;
+            # padding holds c, because the kernel returns only the last one.
+            weights = stretched_weights(self._weights(), flush=(-1, -1, 0, 0), padding=(-1, 1, 0, 0))
+            y, cell = _lstm(plan.stretch(inputs), state, weights)
+            y = plan.collect(y)
+        return y.to(x.dtype), {"hidden": y[:, -1], "cell": cell}
+
+    def _weights(self) -> list[Tensor]:
+        cell = self.cell
+        weights = (cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
+        return [weight.to(self.state_dtype) for weight in weights]
+
+
+def _lstm(x: Tensor, state: State, weights: list[Tensor]) -> tuple[Tensor, Tensor]:
+    y, _, cell = torch.lstm(
+        x,
+        (state["hidden"][None], state["cell"][None]),
+        weights,
+        has_biases=True,
+        num_layers=1,
+        dropout=0.0,
+        train=True,
+        bidirectional=False,
+        batch_first=False,
+    )
+    return y, cell[0]

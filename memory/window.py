@@ -1,0 +1,174 @@
+"""Causal attention over a sliding window of an episode, with relative positions.
+
+Step t of an episode attends to itself and to the `window` inputs before it, never across a `start`.
+What a module needs of the past is `recent`, the last inputs, oldest first and right-aligned, and `age`, the
+number of steps already taken in the episode: of `recent` only the last `min(age, window)` entries count.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_SMALLEST_BLOCK = 16
+_MOST_HEADS = 4
+
+
+def resolve_heads(dim: int, num_heads: int | None) -> int:
+    """Return `num_heads`, or by default the largest divisor of `dim` up to 4.
+
+    Raises ValueError if the heads do not divide the width.
+    """
+    if num_heads is None:
+        return max(heads for heads in range(1, _MOST_HEADS + 1) if dim % heads == 0)
+    if num_heads < 1 or dim % num_heads:
+        divisors = ", ".join(str(heads) for heads in range(1, dim + 1) if dim % heads == 0)
+        raise ValueError(f"num_heads={num_heads} does not divide dim={dim}; choose from {divisors}")
+    return num_heads
+
+
+def distance_embedding(count: int, dim: int) -> Float[Tensor, "count dim"]:
+    """Return sinusoids of the distances 0 .. count - 1: sines, then cosines (Vaswani et al. 2017, section 3.5)."""
+    frequency = torch.exp(torch.arange(0, dim, 2, dtype=torch.float64) * (-math.log(10_000.0) / dim))
+    angle = torch.arange(count, dtype=torch.float64)[:, None] * frequency
+    return torch.cat([angle.sin(), angle.cos()], dim=-1).to(torch.get_default_dtype())
+
+
+class WindowAttention(nn.Module):
+    """Multi-head attention to the input itself and the `window` inputs before it.
+
+    A score is (q + u)·k + (q + v)·(W R_d) for distance d, over sqrt(head width), with biases u and v per head
+    (Transformer-XL, Dai et al. 2019, arXiv 1901.02860, section 3.3). Raises ValueError on a bad size.
+    """
+
+    distances: Tensor
+
+    def __init__(self, dim: int, num_heads: int, window: int) -> None:
+        super().__init__()
+        if window < 1:
+            raise ValueError(f"window={window}: the window must hold at least 1 earlier input")
+        if dim % 2:
+            raise ValueError(f"dim={dim}: the width must be even, one sine and one cosine per frequency")
+        self.window = window
+        self.num_heads = resolve_heads(dim, num_heads)
+        self.query = nn.Linear(dim, dim, bias=False)
+        self.key = nn.Linear(dim, dim, bias=False)
+        self.value = nn.Linear(dim, dim, bias=False)
+        self.position = nn.Linear(dim, dim, bias=False)
+        self.output = nn.Linear(dim, dim, bias=False)
+        self.content_bias = nn.Parameter(torch.zeros(self.num_heads, dim // self.num_heads))
+        self.position_bias = nn.Parameter(torch.zeros(self.num_heads, dim // self.num_heads))
+        # Farthest first, in the order of `recent`.
+        self.register_buffer("distances", distance_embedding(window + 1, dim).flip(0), persistent=False)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch time dim"],
+        recent: Float[Tensor, "batch window dim"],
+        age: Int[Tensor, " batch"],
+        start: Bool[Tensor, "batch time"],
+    ) -> Float[Tensor, "batch time dim"]:
+        """Return what every step of a segment reads, in one pass whose cost is linear in time."""
+        batch, time, dim = x.shape
+        window, heads = self.window, self.num_heads
+        # Queries go in blocks; those of a block share the keys of the block and of the window before it.
+        count = math.ceil(time / max(window, _SMALLEST_BLOCK))
+        block = math.ceil(time / count)
+        padding = count * block - time
+
+        query = F.pad(self.query(x), (0, 0, 0, padding)).view(batch, count, block, heads, -1)
+        content_query, position_query = self._biased(query.transpose(2, 3), heads_dim=2)
+        context = F.pad(torch.cat([recent.to(x.dtype), x], dim=1), (0, 0, 0, padding))
+        key = self.key(context).unfold(1, block + window, block).unflatten(2, (heads, -1))
+        value = self.value(context).unfold(1, block + window, block).unflatten(2, (heads, -1))
+
+        scores = content_query @ key + _skew(position_query @ self._distance_keys())
+        scores = scores.masked_fill(~self._visible(age, start, count, block)[:, :, None], -math.inf)
+        read = _softmax(scores) @ value.transpose(-1, -2)
+        return self.output(read.transpose(2, 3).reshape(batch, count * block, dim)[:, :time])
+
+    def step(
+        self,
+        x: Float[Tensor, "batch dim"],
+        recent: Float[Tensor, "batch window dim"],
+        age: Int[Tensor, " batch"],
+    ) -> Float[Tensor, "batch dim"]:
+        """Return what one step reads."""
+        heads = self.num_heads
+        index = torch.arange(self.window + 1, device=x.device)
+        visible = index >= self.window - age[:, None]
+        context = torch.cat([recent.to(x.dtype), x[:, None]], dim=1)
+        context = torch.where(visible[..., None], context, 0)
+        content_query, position_query = self._biased(self.query(x).unflatten(1, (heads, -1)), heads_dim=1)
+        # Keys and values of the window are never formed: their projections move to the one query and the one
+        # read-out, which costs heads * window * dim instead of window * dim².
+        content_query = torch.einsum("bhd,hdw->bhw", content_query, self.key.weight.unflatten(0, (heads, -1)))
+        scores = content_query @ context.transpose(1, 2)
+        scores = scores + (position_query[:, :, None] @ self._distance_keys())[:, :, 0]
+        scores = scores.masked_fill(~visible[:, None], -math.inf)
+        read = _softmax(scores) @ context
+        read = torch.einsum("bhw,hdw->bhd", read, self.value.weight.unflatten(0, (heads, -1)))
+        return self.output(read.flatten(1))
+
+    def _biased(self, query: Tensor, heads_dim: int) -> tuple[Tensor, Tensor]:
+        scale = query.shape[-1] ** -0.5
+        shape = (self.num_heads, *[1] * (query.ndim - heads_dim - 2), query.shape[-1])
+        return (query + self.content_bias.view(shape)) * scale, (
+            query + self.position_bias.view(shape)
+        ) * scale
+
+    def _distance_keys(self) -> Float[Tensor, "heads head_dim distances"]:
+        return self.position(self.distances).T.unflatten(0, (self.num_heads, -1))
+
+    def _visible(
+        self, age: Tensor, start: Tensor, count: int, block: int
+    ) -> Bool[Tensor, "batch count block keys"]:
+        """Return which keys of its block each query may see: those of its episode, inside its window."""
+        episode = F.pad(start, (0, count * block - start.shape[1])).cumsum(dim=1)
+        index = torch.arange(self.window, device=age.device)
+        earlier = torch.where(index >= self.window - age[:, None], 0, -1)
+        key_episode = torch.cat([earlier, episode], dim=1).unfold(1, block + self.window, block)
+        ahead = (
+            torch.arange(block + self.window, device=age.device)
+            - torch.arange(block, device=age.device)[:, None]
+        )
+        in_window = (ahead >= 0) & (ahead <= self.window)
+        return (episode.view(-1, count, block, 1) == key_episode[:, :, None]) & in_window
+
+
+def shift_window(
+    recent: Float[Tensor, "batch window dim"],
+    x: Float[Tensor, "batch time dim"],
+    age: Int[Tensor, " batch"],
+    start: Bool[Tensor, "batch time"],
+) -> Float[Tensor, "batch window dim"]:
+    """Return the last `window` inputs after a segment, zero where they are of another episode or of none."""
+    window = recent.shape[1]
+    inputs = torch.cat([recent, x.to(recent.dtype)], dim=1)[:, -window:]
+    index = torch.arange(window, device=age.device)
+    return torch.where((index >= window - advance_age(age, start)[:, None])[..., None], inputs, 0)
+
+
+def advance_age(age: Int[Tensor, " batch"], start: Bool[Tensor, "batch time"]) -> Int[Tensor, " batch"]:
+    """Return the number of steps taken in each row's episode after a segment."""
+    time = start.shape[1]
+    since = torch.arange(time, 0, -1, device=start.device)
+    since_last_start = torch.where(start, since, time + 1).amin(dim=1)
+    return torch.where(since_last_start <= time, since_last_start, age + time)
+
+
+def _skew(scores: Float[Tensor, "... block distances"]) -> Float[Tensor, "... block keys"]:
+    """Shift row j of a block by j to the right: from distances to the keys of the block."""
+    block, distances = scores.shape[-2:]
+    keys = block + distances - 1
+    flat = F.pad(scores, (0, block)).flatten(-2)
+    return flat[..., : block * keys].unflatten(-1, (block, keys))
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    dtype = torch.promote_types(scores.dtype, torch.float32)
+    return torch.softmax(scores, dim=-1, dtype=dtype).to(scores.dtype)

@@ -1,0 +1,105 @@
+"""Every registered memory obeys the nine laws, at several sizes."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from scrubjay import memory
+
+SIZES = {
+    "gtrxl": [{"window": 5, "num_layers": 1}, {"dim": 8}],
+    "hcam": [
+        {"dim": 8},
+        {"chunk_size": 1, "num_chunks": 3, "top_k": 1},
+        {"chunk_size": 4, "num_chunks": 3, "top_k": 9, "num_layers": 2},
+        {"chunk_size": 7, "num_chunks": 2, "top_k": 2, "window": 11, "stop_memory_gradient": False},
+        {"chunk_size": 5, "num_chunks": 4, "top_k": 2, "num_layers": 4},
+    ],
+}
+CASES = [
+    pytest.param(name, fields, id=f"{name}-{'-'.join(f'{k}{v}' for k, v in fields.items()) or 'default'}")
+    for name in memory.list_memories()
+    for fields in [{}, {"dim": 22}, *SIZES.get(name, [])]
+]
+
+
+@pytest.mark.parametrize(("name", "fields"), CASES)
+def test_laws_without_compilation(name, fields):
+    module = memory.make(name, **({"dim": 16} | fields))
+    for seed in range(2):
+        exempt = memory.check_memory(module, laws=(1, 2, 3, 4, 5, 6, 7, 9), seed=seed)
+        assert (exempt == []) == module.retrieves
+
+
+@pytest.mark.parametrize("name", memory.list_memories())
+def test_one_step_compiles_and_exports(name):
+    memory.check_memory(memory.make(name, dim=16), laws=(8,))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", memory.list_memories())
+def test_one_step_compiles_to_machine_code(name):
+    memory.check_memory(memory.make(name, dim=16), laws=(8,), compile_backend="inductor")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("name", memory.list_memories())
+def test_a_million_steps(name):
+    memory.check_memory(memory.make(name, dim=8), laws=(5,), long=True)
+
+
+@pytest.mark.parametrize("name", memory.list_memories())
+@pytest.mark.parametrize("dim", [7, 6, 0, -8])
+def test_impossible_widths_are_named(name, dim):
+    with pytest.raises(ValueError, match=f"dim={dim}"):
+        memory.make(name, dim=dim)
+
+
+@pytest.mark.parametrize("name", memory.list_memories())
+def test_config_names_round_trip_and_sizes_are_frozen(name):
+    config = memory.make_config(name, dim=10)
+    assert memory.name_of(config) == name
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.dim = 12  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("name", memory.list_memories())
+def test_state_dict_round_trip_and_double(name):
+    first, second = memory.make(name, dim=8), memory.make(name, dim=8)
+    second.load_state_dict(first.state_dict())
+    x = torch.randn(2, 5, 8)
+    expected, _ = first(x, first.initial_state(2))
+    assert torch.equal(second(x, second.initial_state(2))[0], expected)
+    double = second.double()
+    y, state = double(x.double(), double.initial_state(2))
+    torch.testing.assert_close(y, expected.double(), rtol=1e-4, atol=1e-4)
+    assert all(v.dtype in (torch.float64, torch.int64) for v in state.values())
+
+
+@pytest.mark.parametrize("name", memory.list_memories())
+def test_shapes_that_do_not_fit_are_named(name):
+    module = memory.make(name, dim=8)
+    with pytest.raises(ValueError, match=r"expected \[batch, time, 8\]"):
+        module(torch.zeros(2, 3, 10), module.initial_state(2))
+    with pytest.raises(ValueError, match=r"start has shape \(2, 4\)"):
+        module(torch.zeros(2, 3, 8), module.initial_state(2), torch.zeros(2, 4, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("name", memory.list_memories())
+def test_a_segment_of_no_steps_changes_nothing(name):
+    module = memory.make(name, dim=8)
+    state = module.initial_state(2)
+    y, after = module(torch.zeros(2, 0, 8), state)
+    assert y.shape == (2, 0, 8)
+    assert after.keys() == state.keys()
+
+
+def test_unknown_names_and_fields_come_with_the_choices():
+    with pytest.raises(ValueError, match=r"unknown memory 'hcma'; choose from .*hcam.*did you mean 'hcam'"):
+        memory.make("hcma", dim=8)
+    with pytest.raises(ValueError, match=r"'gru' has no field chunk_size; its fields are dim"):
+        memory.make("gru", dim=8, chunk_size=4)
+    with pytest.raises(ValueError, match="already registered"):
+        memory.register("gru", type(memory.make_config("gru")))

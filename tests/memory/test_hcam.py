@@ -1,0 +1,245 @@
+"""HCAM against a naive oracle of lists, and its read against published reference numbers."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scrubjay import memory
+from scrubjay.memory.hcam import HCAMConfig, ReadWeights, hierarchical_attention
+from scrubjay.memory.window import distance_embedding
+
+
+class Oracle:
+    """One row, one step at a time: Python lists of chunks, no masks, no batching."""
+
+    def __init__(self, module):
+        self.module, self.config = module, module.config
+        self.restart()
+
+    def restart(self):
+        layers = len(self.module.blocks)
+        self.past = [[] for _ in range(layers)]
+        self.chunks = [[] for _ in range(layers)]
+
+    def step(self, x):
+        for layer, block in enumerate(self.module.blocks):
+            normed = block.local_norm(x)
+            x = x + self.local(block, normed, self.past[layer][-self.module.window :])
+            x = x + self.read(block, block.read_norm(x), self.chunks[layer])
+            x = x + block.feed_forward(x)
+            self.past[layer].append(normed)
+            if len(self.past[layer]) % self.config.chunk_size == 0:
+                chunk = torch.stack(self.past[layer][-self.config.chunk_size :])
+                self.chunks[layer] = [*self.chunks[layer], chunk][-self.config.num_chunks :]
+        return x
+
+    @staticmethod
+    def local(block, normed, past):
+        attention = block.local
+        heads = attention.num_heads
+        seen = [*past, normed]
+        distances = distance_embedding(len(seen), len(normed)).to(normed)
+        head_dim = len(normed) // heads
+        reads = []
+        for h in range(heads):
+            part = slice(h * head_dim, (h + 1) * head_dim)
+            query = attention.query(normed)[part]
+            logits = torch.stack(
+                [
+                    (query + attention.content_bias[h]) @ attention.key(item)[part]
+                    + (query + attention.position_bias[h])
+                    @ attention.position(distances[len(seen) - 1 - i])[part]
+                    for i, item in enumerate(seen)
+                ]
+            )
+            weights = torch.softmax(logits / math.sqrt(head_dim), dim=0)
+            reads.append(sum(w * attention.value(item)[part] for w, item in zip(weights, seen, strict=True)))
+        return attention.output(torch.cat(reads))
+
+    @staticmethod
+    def read(block, query, chunks):
+        if not chunks:
+            return torch.zeros_like(query)
+        dim, heads = len(query), block.num_heads
+        head_dim = dim // heads
+        scores = [
+            float(block.summary_query(query) @ block.summary_key(chunk.mean(dim=0)) / math.sqrt(dim))
+            for chunk in chunks
+        ]
+        best = sorted(range(len(chunks)), key=lambda i: (-scores[i], i))[: block.top_k]
+        relevance = torch.softmax(torch.tensor([scores[i] for i in best], dtype=query.dtype), dim=0)
+        total = torch.zeros(dim, dtype=query.dtype)
+        for weight, i in zip(relevance, best, strict=True):
+            content = chunks[i] + block.positions
+            for h in range(heads):
+                part = slice(h * head_dim, (h + 1) * head_dim)
+                logits = block.key(content)[:, part] @ block.query(query)[part] / math.sqrt(head_dim)
+                total[part] += weight * (torch.softmax(logits, dim=0) @ block.value(content)[:, part])
+        return block.out(total)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    chunk_size=st.integers(1, 5),
+    num_chunks=st.integers(1, 4),
+    top_k=st.integers(1, 5),
+    num_layers=st.integers(1, 2),
+    extra_window=st.integers(0, 3),
+    time=st.integers(1, 30),
+    cuts=st.sets(st.integers(1, 29), max_size=4),
+    start_rate=st.sampled_from([0.0, 0.1, 0.5]),
+)
+@torch.no_grad()
+def test_any_cut_any_start_any_eviction_equals_the_oracle(
+    seed, chunk_size, num_chunks, top_k, num_layers, extra_window, time, cuts, start_rate
+):
+    torch.manual_seed(seed)
+    module = memory.make(
+        "hcam",
+        dim=8,
+        chunk_size=chunk_size,
+        num_chunks=num_chunks,
+        top_k=top_k,
+        num_layers=num_layers,
+        window=chunk_size + extra_window,
+    ).double()
+    x = torch.randn(2, time, 8, dtype=torch.float64)
+    start = torch.rand(2, time) < start_rate
+    state, outputs, begin = module.initial_state(2), [], 0
+    for end in [*sorted(cut for cut in cuts if cut < time), time]:
+        y, state = module(x[:, begin:end], state, start[:, begin:end])
+        outputs.append(y)
+        begin = end
+    y = torch.cat(outputs, dim=1)
+    for row in range(2):
+        oracle = Oracle(module)
+        for t in range(time):
+            if start[row, t]:
+                oracle.restart()
+            torch.testing.assert_close(y[row, t], oracle.step(x[row, t]), rtol=1e-9, atol=1e-9)
+        for layer, chunks in enumerate(oracle.chunks):
+            stored = state[f"contents_{layer}"][row]
+            empty = num_chunks - len(chunks)
+            assert (stored[:empty] == 0).all()
+            for slot, chunk in enumerate(chunks):
+                torch.testing.assert_close(stored[empty + slot], chunk, rtol=1e-9, atol=1e-9)
+
+
+def golden():
+    """Inputs and weights of a published run of the reference read path (values are data)."""
+
+    def wave(shape, offset):
+        count = math.prod(shape)
+        return torch.sin(0.37 * torch.arange(count, dtype=torch.float64) + offset).view(shape)
+
+    contents = wave((2, 5, 4, 8), 0.2)
+    order = [
+        "summary_key",
+        "summary_query",
+        "key_bias",
+        "key",
+        "out_bias",
+        "out",
+        "query_bias",
+        "query",
+        "value_bias",
+        "value",
+    ]
+    weights = ReadWeights(
+        **{
+            name: 0.5 * wave((8,) if name.endswith("bias") else (8, 8), 0.5 + 0.1 * i)
+            for i, name in enumerate(order)
+        }
+    )
+    mask = torch.ones(2, 3, 5, dtype=torch.bool)
+    mask[0, 0, 1:] = False
+    mask[0, 1, 3] = False
+    mask[1, 2] = False
+    return wave((2, 3, 8), 0.1), contents.mean(dim=2), contents, mask, weights
+
+
+def test_read_path_agrees_with_the_reference_implementation():
+    queries, keys, contents, mask, weights = golden()
+    out = hierarchical_attention(queries, keys, contents, mask, weights, top_k=2, num_heads=2)
+    expected = {
+        (0, 0): [0.473348, 0.625912, 0.693762, 0.667714, 0.551295, 0.360260, 0.120465, -0.135633],
+        (0, 1): [0.479695, 0.635287, 0.704897, 0.679101],
+        (1, 1): [0.466612, 0.614794, 0.679765, 0.652734],
+    }
+    for place, values in expected.items():
+        wanted = torch.tensor(values, dtype=torch.float64)
+        torch.testing.assert_close(out[place][: len(values)], wanted, rtol=0, atol=1e-5)
+    # Where the reference leaks through a fully masked row, ours says nothing.
+    assert (out[1, 2] == 0).all()
+
+
+def test_read_ignores_the_order_of_chunks_and_position_matters():
+    queries, keys, contents, mask, weights = golden()
+    order = torch.tensor([3, 0, 4, 1, 2])
+    out = hierarchical_attention(queries, keys, contents, mask, weights, top_k=5)
+    shuffled = hierarchical_attention(
+        queries, keys[:, order], contents[:, order], mask[..., order], weights, top_k=5
+    )
+    torch.testing.assert_close(shuffled, out)
+    flat = hierarchical_attention(queries, keys, contents, mask, weights, position=False, top_k=5)
+    assert (flat - out).abs().max() > 1e-2
+    within = contents.flip(2)
+    torch.testing.assert_close(
+        hierarchical_attention(queries, keys, within, mask, weights, position=False, top_k=5), flat
+    )
+
+
+def test_position_table_matches_the_reference_layout():
+    table = distance_embedding(4, 8).flip(0)
+    oldest = [0.14112, 0.29552, 0.029996, 0.003, -0.989992, 0.955336, 0.99955, 0.999996]
+    torch.testing.assert_close(table[0], torch.tensor(oldest), rtol=0, atol=1e-5)
+    assert table[-1].tolist() == [0.0] * 4 + [1.0] * 4
+
+
+def test_stored_contents_stop_gradients_unless_asked():
+    torch.manual_seed(0)
+    for stop in (True, False):
+        module = memory.make("hcam", dim=8, chunk_size=2, num_chunks=4, window=2, stop_memory_gradient=stop)
+        x = torch.randn(1, 12, 8, requires_grad=True)
+        y, _ = module(x, module.initial_state(1))
+        y[0, -1].sum().backward()
+        assert x.grad is not None
+        # The local window reaches two steps back; anything further came through the store.
+        reached = x.grad[0].abs().sum(dim=-1) > 0
+        assert reached[-3:].all()
+        assert reached[:8].any().item() is not stop
+
+
+def test_read_is_silent_until_a_chunk_is_complete_and_speaks_after():
+    module = HCAMConfig(dim=8, chunk_size=4).build()
+    x = torch.randn(2, 4, 8)
+    _, state = module(x[:, :3], module.initial_state(2))
+    assert (module.read(x, state) == 0).all()
+    _, state = module(x[:, 3:], state)
+    assert (module.read(x, state) != 0).any(dim=-1).all()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"chunk_size": 0}, "chunk_size=0"),
+        ({"num_chunks": -1}, "num_chunks=-1"),
+        ({"top_k": 0}, "top_k=0"),
+        ({"num_layers": 0}, "num_layers=0"),
+        ({"num_heads": 3}, "num_heads=3"),
+        ({"chunk_size": 8, "window": 7}, "window=7 is shorter than chunk_size=8"),
+    ],
+)
+def test_impossible_sizes_are_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        memory.make("hcam", dim=8, **fields)
+
+
+def test_state_bytes_formula():
+    module = memory.make("hcam", dim=16, chunk_size=4, num_chunks=6, num_layers=2, window=5)
+    floats = 2 * (6 * 4 * 16 + 6 * 16 + 5 * 16)
+    assert module.state_bytes(3) == 3 * (4 * floats + 8)
