@@ -1,1 +1,26 @@
-"""Memory tasks registered with gymnasium."""
+"""Memory tasks registered with gymnasium: `gymnasium.make("scrubjay.envs:scrubjay/TMaze-v0")`."""
+
+from __future__ import annotations
+
+import gymnasium
+
+__all__ = ["list_environments"]
+
+# Entry points are strings so that importing this package loads no environment.
+_ENTRY_POINTS: dict[str, tuple[str, str]] = {
+    "scrubjay/RepeatPrevious-v0": (
+        "scrubjay.envs.repeat_previous:RepeatPrevious",
+        "scrubjay.envs.repeat_previous:RepeatPreviousVector",
+    ),
+    "scrubjay/TMaze-v0": ("scrubjay.envs.tmaze:TMaze", "scrubjay.envs.tmaze:TMazeVector"),
+}
+
+
+def list_environments() -> list[str]:
+    """Return the ids of all registered scrubjay environments, ready for `gymnasium.make`."""
+    return sorted(_ENTRY_POINTS)
+
+
+for _id, (_single, _vector) in _ENTRY_POINTS.items():
+    if _id not in gymnasium.registry:
+        gymnasium.register(_id, entry_point=_single, vector_entry_point=_vector)

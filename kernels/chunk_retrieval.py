@@ -73,7 +73,12 @@ def chunk_retrieval(
         run = _reference
     else:
         run = _dense if implementation == "dense" else _gather
-        keys, values, summaries = _blank_unread(keys, values, summaries, valid)
+        unread = ~valid.any(dim=1)
+        summaries = _blank_unread(summaries, unread)
+        if run is _dense or query.shape[1] > 1:  # else cheaper on what is fetched
+            shared = values is keys
+            keys = _blank_unread(keys, unread)
+            values = keys if shared else _blank_unread(values, unread)
     block = _block_length(implementation, query, keys, top_k)
     if block >= query.shape[1]:
         return run(
@@ -188,13 +193,12 @@ def _gather(
     unit = torch.arange(units, device=query.device)
     if coarse < units:
         kept, index = kept[:, :, unit * coarse // units], index[:, :, unit * coarse // units]
-    absent = (kept == -math.inf)[..., None, None]
-    fetched_keys = _fetch(keys, index, unit * groups // units).masked_fill(absent, 0)
-    fetched_values = (
-        fetched_keys
-        if values is keys
-        else _fetch(values, index, unit * groups // units).masked_fill(absent, 0)
-    )
+    fetched_keys = _fetch(keys, index, unit * groups // units)
+    fetched_values = fetched_keys if values is keys else _fetch(values, index, unit * groups // units)
+    if time == 1:
+        absent = (kept == -math.inf)[..., None, None]
+        fetched_keys = fetched_keys.masked_fill_(absent, 0)
+        fetched_values = fetched_keys if values is keys else fetched_values.masked_fill_(absent, 0)
     grouped = (query * scale).view(batch, time, units, heads // units, width)
     logits = grouped @ fetched_keys.flatten(-3, -2).transpose(-1, -2)
     logits = logits.view(batch, time, units, heads // units, top_k, length).to(dtype)
@@ -264,19 +268,11 @@ def _reference(
     return torch.stack(rows).view(batch, time, heads, -1)
 
 
-def _blank_unread(
-    keys: Tensor, values: Tensor, summaries: Tensor, valid: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _blank_unread(tensor: Tensor, unread: Bool[Tensor, "B M"]) -> Tensor:
     """Zero the chunks no query may read: their NaN would survive a multiplication by weight zero."""
-    unread = ~valid.any(dim=1)
     if not torch.compiler.is_compiling() and not unread.any():
-        return keys, values, summaries
-    if valid.shape[1] > 1 or torch.compiler.is_compiling():
-        blank = unread[:, :, None, None, None]
-        shared = values is keys
-        keys = keys.masked_fill(blank, 0)
-        values = keys if shared else values.masked_fill(blank, 0)
-    return keys, values, summaries.masked_fill(unread[:, :, None, None], 0)
+        return tensor
+    return tensor.masked_fill(unread.view(*unread.shape, *[1] * (tensor.ndim - 2)), 0)
 
 
 def _choose(query: Tensor, keys: Tensor, top_k: int) -> Implementation:

@@ -110,7 +110,7 @@ def test_of_equal_scores_the_earlier_chunk_wins(path):
     arguments = draw(2, chunks=40)
     arguments["summaries"] = torch.ones_like(arguments["summaries"])
     arguments["valid"] = torch.full((2, 5), 40)
-    first_two = {
+    first_two: dict[str, Any] = {
         name: value[:, :2] if name in ("keys", "values", "summaries") else value
         for name, value in arguments.items()
     } | {"valid": torch.full((2, 5), 2)}
@@ -191,6 +191,6 @@ def test_bad_shapes_are_named(change, message):
 
 
 def test_float_validity_is_refused():
-    arguments = draw(9) | {"valid": torch.zeros(2, 5)}
+    arguments: dict[str, Any] = draw(9) | {"valid": torch.zeros(2, 5)}
     with pytest.raises(TypeError, match="dtype"):
         chunk_retrieval(**arguments, top_k=1)

@@ -1,0 +1,195 @@
+"""RepeatPrevious: watch cards go by and keep naming the suit of the k-th last one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gymnasium.spaces import Discrete
+from gymnasium.vector import AutoresetMode
+from PIL import Image, ImageDraw, ImageFont
+
+from scrubjay.envs.batched import BatchedEnv, Rows, is_integer
+from scrubjay.envs.single import SingleEnv
+
+_K = 4
+_NUM_DECKS = 1
+_CARDS_PER_DECK = 52
+_SUITS = "♣♦♥♠"
+
+_BACKGROUND, _CARD, _INK, _PALE = (250, 250, 248), (255, 255, 255), (40, 40, 40), (130, 130, 125)
+_RED, _GOOD, _BAD, _ASKED = (190, 40, 45), (60, 150, 75), (205, 95, 85), (245, 200, 70)
+_CARD_WIDTH, _CARD_HEIGHT, _CARDS_SHOWN = 56, 78, 8
+
+
+class RepeatPrevious(SingleEnv):
+    """A shuffled pack is dealt one card a step; name the suit of the k-th last card, the present one included.
+
+    The pack holds N = 52 `num_decks` cards, 13 `num_decks` of each suit. Card c[0] is shown by `reset`, and
+    step t = 1, 2, ... first judges the action, then shows c[t]:
+
+    ==== =============== =========================== =============== ==================
+    step cards seen      action judged against       example, k = 4  reward
+    ==== =============== =========================== =============== ==================
+    t    c[0] .. c[t-1]  c[t-k] (nothing if t < k)   t = 4: c[0]     +-1/(N - k), or 0
+    ==== =============== =========================== =============== ==================
+
+    So the asked card has been followed by k - 1 others when the action is chosen, and the reward of time t
+    is about the card of time t - k. k = 1 asks for the card in view and needs no memory.
+
+    Observation, `Discrete(4)`: the suit of the card in view, 0 clubs, 1 diamonds, 2 hearts, 3 spades.
+
+    Action, `Discrete(4)`: the suit named, numbered alike. The first k - 1 actions are free.
+
+    Reward: 1/(N - k) for the right suit, -1/(N - k) for a wrong one, 0 while nothing is asked; the N - k
+    questions of an episode make returns lie in [-1, 1].
+
+    End: `terminated` after N - 1 steps, when the last card is shown (never `truncated`; the end of the pack
+    belongs to the task). The last step's `info["success"]` is the fraction of right answers, in [0, 1].
+
+    Best: with memory return 1 and success 1. Without memory (k > 1) the best is to name any suit but the one
+    in view: success 13 `num_decks` / (N - 1), 0.2549 for one deck, and return twice that less one, -0.4902.
+    Blind guessing: success 0.25, return -0.5.
+
+    Units: time and k in steps. k from 1 to N - 1; `num_decks` at least 1. POPGym's easy, medium and hard are
+    k = 4, 32, 64 with 1, 2, 3 decks.
+
+    Paper: Morad et al. 2023, POPGym, arXiv 2303.01859. Deviation: the end is `terminated`, not `truncated`.
+    """
+
+    def __init__(self, k: int = _K, num_decks: int = _NUM_DECKS, render_mode: str | None = None) -> None:
+        super().__init__(RepeatPreviousVector(1, k, num_decks, render_mode, AutoresetMode.DISABLED))
+
+
+class RepeatPreviousVector(BatchedEnv):
+    """`num_envs` packs dealt in one batch, observations int64 `[num_envs]`; rules in `RepeatPrevious`."""
+
+    row_arrays = ("deck", "time", "answer", "right")
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        k: int = _K,
+        num_decks: int = _NUM_DECKS,
+        render_mode: str | None = None,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+    ) -> None:
+        if not is_integer(num_decks) or num_decks < 1:
+            raise ValueError(f"num_decks={num_decks!r}: expected an integer of at least 1")
+        self.num_cards = _CARDS_PER_DECK * int(num_decks)
+        if not is_integer(k) or not 1 <= k < self.num_cards:
+            raise ValueError(f"k={k!r}: expected an integer from 1 to {self.num_cards - 1} (cards less one)")
+        self.k = int(k)
+        super().__init__(
+            num_envs,
+            Discrete(4),
+            Discrete(4),
+            {"k": self.k, "num_decks": int(num_decks)},
+            render_mode,
+            autoreset_mode,
+        )
+        self.questions = self.num_cards - self.k
+        self.deck = np.zeros((self.num_envs, self.num_cards), dtype=np.int8)
+        self.time = np.zeros(self.num_envs, dtype=np.int64)
+        self.answer = np.full(self.num_envs, -1, dtype=np.int64)
+        self.right = np.zeros(self.num_envs, dtype=np.int64)
+        self._row = np.arange(self.num_envs)
+
+    def _begin(self, rows: Rows) -> None:
+        self.deck[rows] = self.streams.permutations(rows, self.num_cards) % 4
+        self.time[rows] = 0
+        self.answer[rows] = -1
+        self.right[rows] = 0
+
+    def _advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        # An ended row may be stepped once more before it begins again; the last card stays its last.
+        self.time = np.minimum(self.time + 1, self.num_cards - 1)
+        self.answer = actions.astype(np.int64)
+        asked = self.time >= self.k
+        right = asked & (self.deck[self._row, np.maximum(self.time - self.k, 0)] == actions)
+        self.right += right
+        rewards = (2.0 * right - asked) / self.questions
+        return rewards, self.time == self.num_cards - 1, np.zeros(self.num_envs, dtype=np.bool_)
+
+    def _observe(self, rows: Rows | slice) -> np.ndarray:
+        return self.deck[self._row[rows], self.time[rows]].astype(np.int64)
+
+    def _summary(self) -> dict[str, np.ndarray]:
+        return {"success": self.right / self.questions}
+
+    def _verdict(self, row: int) -> tuple[str, tuple[int, int, int]]:
+        time, answer = int(self.time[row]), int(self.answer[row])
+        if time < self.k:
+            return f"nothing asked before step {self.k}", _PALE
+        asked = int(self.deck[row, time - self.k])
+        verdict = "right" if answer == asked else "wrong"
+        return f"asked card {time - self.k}: {verdict}", _GOOD if answer == asked else _BAD
+
+    def _caption(self, row: int) -> str:
+        time = int(self.time[row])
+        asked = max(time - self.k + 1, 0)
+        return f"step {time} of {self.num_cards - 1}   k = {self.k}   right {self.right[row]} of {asked}"
+
+    def _frame(self, row: int) -> np.ndarray:
+        time = int(self.time[row])
+        image = Image.new("RGB", (640, 220), _BACKGROUND)
+        draw = ImageDraw.Draw(image)
+        font = ImageFont.load_default(size=16)
+        draw.text((16, 10), self._caption(row), fill=_INK, font=font)
+        judged = time - self.k
+        # The card just judged, then the newest cards; between them a gap if k is large.
+        newest = list(range(max(time - _CARDS_SHOWN + 1, 0), time + 1))
+        shown = newest if judged < 0 or judged in newest else [judged, *newest[1:]]
+        for place, card in enumerate(shown):
+            gap = 40 if place and judged >= 0 and judged not in newest else 0
+            left, top = 16 + gap + place * (_CARD_WIDTH + 12), 48
+            if gap and place == 1:
+                draw.text((left - 36, top + _CARD_HEIGHT // 2 - 12), "...", fill=_PALE, font=font)
+            if card == judged:
+                draw.rectangle(
+                    (left - 5, top - 5, left + _CARD_WIDTH + 5, top + _CARD_HEIGHT + 5), fill=_ASKED
+                )
+            _card(draw, left, top, int(self.deck[row, card]))
+            draw.text(
+                (left + 18, top + _CARD_HEIGHT + 6),
+                str(card),
+                fill=_INK if card == time else _PALE,
+                font=font,
+            )
+        words, colour = self._verdict(row)
+        draw.text((16, 180), words, fill=colour, font=font)
+        if self.answer[row] >= 0:
+            draw.text((330, 180), "last answer", fill=_INK, font=font)
+            _suit(draw, 440, 190, int(self.answer[row]))
+        return np.asarray(image)
+
+    def _text(self, row: int) -> str:
+        time = int(self.time[row])
+        cards = "".join(_SUITS[suit] for suit in self.deck[row, : time + 1])
+        answer = _SUITS[int(self.answer[row])] if self.answer[row] >= 0 else "none"
+        return f"{self._caption(row)}\nseen {cards}\nlast answer {answer}; {self._verdict(row)[0]}"
+
+
+def _card(draw: Any, left: int, top: int, suit: int) -> None:
+    box = (left, top, left + _CARD_WIDTH, top + _CARD_HEIGHT)
+    draw.rounded_rectangle(box, radius=6, fill=_CARD, outline=_PALE, width=2)
+    _suit(draw, left + _CARD_WIDTH // 2, top + _CARD_HEIGHT // 2, suit)
+
+
+def _suit(draw: Any, x: int, y: int, suit: int) -> None:
+    """Draw a suit around (x, y); fonts that come with PIL lack these signs."""
+    colour = _RED if suit in (1, 2) else _INK
+    if suit == 1:
+        draw.polygon([(x, y - 14), (x + 10, y), (x, y + 14), (x - 10, y)], fill=colour)
+        return
+    if suit == 2:
+        lobes, flank = [(-6, -4), (6, -4)], [(-12, -1), (12, -1), (0, 14)]
+    elif suit == 3:
+        lobes, flank = [(-6, 4), (6, 4)], [(-12, 1), (12, 1), (0, -14)]
+    else:
+        lobes, flank = [(0, -7), (-7, 4), (7, 4)], [(-2, 0), (2, 0), (0, 5)]
+    for dx, dy in lobes:
+        draw.ellipse((x + dx - 6, y + dy - 6, x + dx + 6, y + dy + 6), fill=colour)
+    draw.polygon([(x + dx, y + dy) for dx, dy in flank], fill=colour)
+    if suit != 2:
+        draw.polygon([(x, y), (x + 5, y + 15), (x - 5, y + 15)], fill=colour)

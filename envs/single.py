@@ -1,0 +1,64 @@
+"""A gymnasium environment that is one row of a batched one, so that the two cannot drift apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from scrubjay.envs.batched import BatchedEnv
+
+
+class SingleEnv(gymnasium.Env):
+    """Presents `batch`, of one row and without autoreset, as an ordinary environment."""
+
+    metadata: dict[str, Any] = BatchedEnv.metadata
+
+    def __init__(self, batch: BatchedEnv) -> None:
+        self._batch = batch
+        self._seeded_from: np.random.Generator | None = None
+        # Own copy, because SyncVectorEnv writes its autoreset mode into its first environment's metadata.
+        self.metadata = dict(self.metadata)
+        self.observation_space = batch.single_observation_space
+        self.action_space = batch.single_action_space
+        self.render_mode = batch.render_mode
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Start a new episode; return its first observation and {}. No options are known."""
+        super().reset(seed=seed)
+        # A new generator object, made by a seed or set by the user, starts a new stream.
+        if self.np_random is not self._seeded_from:
+            self._seeded_from = self.np_random
+            self._batch.streams.seed(np.zeros(1, dtype=np.int64), self.np_random)
+        observations, infos = self._batch.reset()
+        return observations[0], infos
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Step once; return observation, reward, terminated, truncated, info.
+
+        Raises ValueError on an action outside the action space and ResetNeeded once the episode has ended.
+        """
+        observations, rewards, terminated, truncated, infos = self._batch.step(np.asarray([action]))
+        info = {name: values[0].item() for name, values in infos.items() if not name.startswith("_")}
+        return observations[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), info
+
+    def render(self) -> Any:
+        """Return a picture (uint8 `[height, width, 3]`) or a text of the present step, by `render_mode`."""
+        frames = self._batch.render()
+        return None if frames is None else frames[0]
+
+    def get_state(self) -> dict[str, Any]:
+        """Return all that decides the future, `np_random` included, as copied plain data and numpy arrays."""
+        return {"row": self._batch.get_state(), "np_random": self.np_random.bit_generator.state}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go back to exactly where `get_state` was called; raises ValueError on a state of another kind."""
+        if state.keys() != {"row", "np_random"}:
+            raise ValueError(f"state has the keys {sorted(state)}; pass what get_state() of {self} returned")
+        self._batch.set_state(state["row"])
+        self.np_random.bit_generator.state = state["np_random"]
+        self._seeded_from = self.np_random

@@ -1,0 +1,228 @@
+"""T-Maze: see a cue, walk a corridor in which nothing tells where you are, turn as the cue said."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gymnasium.spaces import Box, Discrete
+from gymnasium.vector import AutoresetMode
+from PIL import Image, ImageDraw, ImageFont
+
+from scrubjay.envs.batched import BatchedEnv, Rows, is_integer
+from scrubjay.envs.single import SingleEnv
+
+_CORRIDOR_LENGTH = 10
+_LONGEST = 10_000
+_MOVE_X = np.array([1, 0, -1, 0])
+_MOVE_Y = np.array([0, 1, 0, -1])
+
+_CELL = 40
+_CELLS_SHOWN = 13
+_BACKGROUND, _FLOOR, _WALL, _ORACLE = (250, 250, 248), (225, 225, 220), (120, 120, 115), (245, 200, 70)
+_RIGHT_GOAL, _WRONG_GOAL, _AGENT, _INK = (90, 170, 100), (205, 95, 85), (45, 95, 190), (40, 40, 40)
+
+
+class TMaze(SingleEnv):
+    """A corridor with a cue at one end and a fork at the other: the plainest test of memory alone.
+
+    ::
+
+                                 up goal
+        oracle - corridor ... - junction
+                                 down goal
+
+    Passive (`active=False`): the agent starts on the oracle, `corridor_length` (L) cells left of the
+    junction. Active: the oracle lies one cell left of the start, so the agent must go and look first. The
+    cue, up or down with equal chance, names the goal that is right. Observations hold no position and do not
+    depend on L, so a policy trained in a short corridor can be tested in a longer one.
+
+    Observation, float32 `[4]`; all zero inside a goal (which ends the episode):
+
+    ===== =========== ======== =================================================================
+    index name        values   meaning
+    ===== =========== ======== =================================================================
+    0     at oracle   0, 1     the agent stands on the oracle
+    1     in corridor 0, 1     it stands between oracle and junction (in active mode, start too)
+    2     at junction 0, 1     it stands on the junction
+    3     cue         -1, 0, 1 on the oracle: 1 for up, -1 for down; elsewhere always 0
+    ===== =========== ======== =================================================================
+
+    Action, `Discrete(4)`; a move into a wall leaves the agent where it is:
+
+    ====== ===== =========================
+    action name  effect
+    ====== ===== =========================
+    0      right one cell to the right
+    1      up    at the junction: up goal
+    2      left  one cell to the left
+    3      down  at the junction: down goal
+    ====== ===== =========================
+
+    Reward: the step that enters a goal gives +1 if it is right, else 0. Any other step but the last gives
+    -1/L if the agent lags, that is if after step t it stands less than t cells (active: t - 2 cells) to the
+    right of the start; else 0. Returns lie in [-1, 1].
+
+    End: `terminated` on entering a goal, and after L + 1 steps (active: L + 3), the fewest in which the
+    right goal can be found for sure; this horizon belongs to the task, so nothing is ever `truncated`. The
+    last step's `info["success"]` is 1.0 if the right goal was entered, else 0.0.
+
+    Best: with memory return 1 and success 1. Without memory (actions drawn from the present observation)
+    success is at most 0.5, with return 0.5: walk right, turn blindly.
+
+    Units: positions and L in cells, time in steps; L from 1 to 10,000.
+
+    Paper: Ni et al. 2023, arXiv 2307.03864, section 4 (after Bakker 2001), with three deviations: entering
+    a goal ends the episode, which matters only to an active agent that skips the oracle; the cue stays
+    visible while the agent stands on the oracle; the oracle and the corridor have flags of their own.
+    """
+
+    def __init__(
+        self, corridor_length: int = _CORRIDOR_LENGTH, active: bool = False, render_mode: str | None = None
+    ) -> None:
+        super().__init__(TMazeVector(1, corridor_length, active, render_mode, AutoresetMode.DISABLED))
+
+
+class TMazeVector(BatchedEnv):
+    """`num_envs` T-Mazes in one batch, observations `[num_envs, 4]`; rules in `TMaze`."""
+
+    row_arrays = ("cue", "position", "arm", "time")
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        corridor_length: int = _CORRIDOR_LENGTH,
+        active: bool = False,
+        render_mode: str | None = None,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+    ) -> None:
+        if not is_integer(corridor_length) or not 1 <= corridor_length <= _LONGEST:
+            raise ValueError(f"corridor_length={corridor_length!r}: expected an integer from 1 to {_LONGEST}")
+        self.corridor_length = int(corridor_length)
+        self.active = bool(active)
+        super().__init__(
+            num_envs,
+            Box(np.array([0, 0, 0, -1], np.float32), np.ones(4, np.float32)),
+            Discrete(4),
+            {"corridor_length": self.corridor_length, "active": self.active},
+            render_mode,
+            autoreset_mode,
+        )
+        self._detour = 2 if self.active else 0
+        self._oracle = -1 if self.active else 0
+        self.horizon = self.corridor_length + self._detour + 1
+        self.cue = np.zeros(self.num_envs, dtype=np.int64)
+        self.position = np.zeros(self.num_envs, dtype=np.int64)
+        self.arm = np.zeros(self.num_envs, dtype=np.int64)
+        self.time = np.zeros(self.num_envs, dtype=np.int64)
+
+    def _begin(self, rows: Rows) -> None:
+        self.cue[rows] = 2 * self.streams.integers(rows, high=2, count=1)[:, 0] - 1
+        self.position[rows] = 0
+        self.arm[rows] = 0
+        self.time[rows] = 0
+
+    def _advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        length = self.corridor_length
+        self.time += 1
+        self.arm = np.where(self.position == length, _MOVE_Y[actions], 0)
+        # np.clip costs five times as much on small arrays.
+        self.position = np.minimum(np.maximum(self.position + _MOVE_X[actions], self._oracle), length)
+        entered = self.arm != 0
+        terminated = entered | (self.time >= self.horizon)
+        lagging = ~terminated & (self.position < self.time - self._detour)
+        rewards = np.where(lagging, -1.0 / length, 0.0)
+        rewards[self.arm == self.cue] = 1.0
+        return rewards, terminated, np.zeros(self.num_envs, dtype=np.bool_)
+
+    def _observe(self, rows: Rows | slice) -> np.ndarray:
+        position = self.position[rows]
+        at_oracle = position == self._oracle
+        at_end = position == self.corridor_length
+        observations = np.zeros((len(position), 4), dtype=np.float32)
+        observations[:, 0] = at_oracle
+        observations[:, 1] = ~(at_oracle | at_end)
+        observations[:, 2] = at_end & (self.arm[rows] == 0)
+        observations[:, 3] = self.cue[rows] * at_oracle
+        return observations
+
+    def _summary(self) -> dict[str, np.ndarray]:
+        return {"success": (self.arm == self.cue).astype(np.float64)}
+
+    def _window(self, row: int, shown: int) -> range:
+        """Cells in view: the whole maze, or as many as fit around the agent."""
+        last = self.corridor_length
+        first = int(
+            np.clip(self.position[row] - shown // 2, self._oracle, max(last - shown + 1, self._oracle))
+        )
+        return range(first, min(first + shown, last + 1))
+
+    def _caption(self, row: int) -> str:
+        position, cue = int(self.position[row]), "up" if self.cue[row] > 0 else "down"
+        caption = f"step {self.time[row]} of {self.horizon}   cell {position} of {self.corridor_length}   cue: {cue}"
+        if self.arm[row]:
+            caption += "   right!" if self.arm[row] == self.cue[row] else "   wrong"
+        elif self.time[row] >= self.horizon:
+            caption += "   too late"
+        return caption
+
+    def _frame(self, row: int) -> np.ndarray:
+        window = self._window(row, _CELLS_SHOWN)
+        cue, here = int(self.cue[row]), (int(self.position[row]), int(self.arm[row]))
+        image = Image.new("RGB", ((_CELLS_SHOWN + 1) * _CELL, 5 * _CELL), _BACKGROUND)
+        draw = ImageDraw.Draw(image)
+
+        def corner(x: int, y: int) -> tuple[int, int]:
+            return (x - window.start) * _CELL + _CELL // 2, (1 - y) * _CELL + _CELL
+
+        def cell(x: int, y: int, colour: tuple[int, int, int]) -> None:
+            left, top = corner(x, y)
+            draw.rectangle((left, top, left + _CELL, top + _CELL), fill=colour, outline=_WALL, width=2)
+
+        for x in window:
+            cell(x, 0, _ORACLE if x == self._oracle else _FLOOR)
+        if self.corridor_length in window:
+            for y in (1, -1):
+                cell(self.corridor_length, y, _RIGHT_GOAL if y == cue else _WRONG_GOAL)
+        font = ImageFont.load_default(size=16)
+        for cut, x in (
+            (window.start > self._oracle, 3),
+            (window.stop <= self.corridor_length, image.width - _CELL // 2 + 3),
+        ):
+            if cut:
+                draw.text((x, 2 * _CELL + 8), "...", fill=_INK, font=font)
+        left, top = corner(*here)
+        draw.ellipse((left + 9, top + 9, left + _CELL - 9, top + _CELL - 9), fill=_AGENT)
+        if self._oracle in window:
+            left, top = corner(self._oracle, 0)
+            _arrow(draw, left + _CELL // 2, top + _CELL // 2, cue)
+        draw.text((_CELL // 2, 10), self._caption(row), fill=_INK, font=font)
+        draw.text(
+            (_CELL // 2, 4 * _CELL + 10),
+            "yellow: oracle   green: right goal   blue: agent",
+            fill=_WALL,
+            font=font,
+        )
+        return np.asarray(image)
+
+    def _text(self, row: int) -> str:
+        window = self._window(row, shown=60)
+        cue, here = int(self.cue[row]), (int(self.position[row]), int(self.arm[row]))
+        lines = []
+        for y in (1, 0, -1):
+            cells: list[str] = []
+            for x in window:
+                if (x, y) == here:
+                    cells.append("@")
+                elif y == 0:
+                    cells.append("?" if x == self._oracle else ".")
+                else:
+                    cells.append(("+" if y == cue else "-") if x == self.corridor_length else " ")
+            lines.append("".join(cells))
+        return "\n".join([self._caption(row), *lines])
+
+
+def _arrow(draw: Any, x: int, y: int, direction: int) -> None:
+    tip, tail = y - 13 * direction, y + 13 * direction
+    draw.line((x, tip, x, tail), fill=_INK, width=3)
+    draw.polygon([(x, tip), (x - 5, tip + 8 * direction), (x + 5, tip + 8 * direction)], fill=_INK)

@@ -1,0 +1,102 @@
+"""How fast the batched environments step, against the same environments one by one.
+
+    OMP_NUM_THREADS=1 python -m scrubjay.experiments.bench.envs
+
+Every contestant plays the same random actions on one CPU thread, turn by turn: a plain loop over single
+environments, gymnasium's SyncVectorEnv over them, and ours. A single environment is a batch of one row, numpy's
+overhead included, so read the column of steps per second before that of ratios. Prints medians as a table. Options: `--help`.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+import tyro
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+import scrubjay.envs  # noqa: F401  (registers the environments)
+
+_TASKS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("scrubjay/TMaze-v0", {"corridor_length": 50}),
+    ("scrubjay/TMaze-v0", {"corridor_length": 1}),
+    ("scrubjay/TMaze-v0", {"corridor_length": 50, "active": True}),
+    ("scrubjay/RepeatPrevious-v0", {"k": 4}),
+    ("scrubjay/RepeatPrevious-v0", {"k": 64, "num_decks": 3}),
+)
+
+
+@dataclass(frozen=True)
+class EnvsBench:
+    """Sizes of the measurement."""
+
+    rows: tuple[int, ...] = (256, 1024)
+    """Numbers of environments in a batch."""
+    single_steps: int = 20
+    """Timed steps of the loop over single environments and of SyncVectorEnv, per repeat."""
+    batched_steps: int = 400
+    """Timed steps of ours, per repeat."""
+    repeats: int = 5
+    """Repeats; each times every contestant once."""
+    seed: int = 0
+    """Seed of episodes and actions."""
+
+
+def main(bench: EnvsBench) -> None:
+    """Measure and print the table."""
+    print(
+        f"random actions, 1 thread; medians of {bench.repeats}; {os.cpu_count()} CPUs, numpy {np.__version__}\n"
+    )
+    print("| environment | rows | loop, steps/s | SyncVectorEnv, steps/s | ours, steps/s | ours / loop |")
+    print("|---|---|---|---|---|---|")
+    for env_id, options in _TASKS:
+        for rows in bench.rows:
+            loop, sync, ours = _measure(bench, env_id, options, rows)
+            name = ", ".join([env_id.split("/")[1], *(f"{key}={value}" for key, value in options.items())])
+            print(f"| {name} | {rows} | {loop:,.0f} | {sync:,.0f} | {ours:,.0f} | {ours / loop:.0f} |")
+
+
+def _measure(bench: EnvsBench, env_id: str, options: dict[str, Any], rows: int) -> tuple[float, float, float]:
+    def single() -> gymnasium.Env:
+        # Without gymnasium's wrappers, which cost the single environments more than they cost the batch.
+        return gymnasium.make(env_id, **options).unwrapped
+
+    singles = [single() for _ in range(rows)]
+    for row, env in enumerate(singles):
+        env.reset(seed=bench.seed + row)
+
+    def loop(actions: np.ndarray) -> None:
+        for env, action in zip(singles, actions, strict=True):
+            _, _, terminated, truncated, _ = env.step(action)
+            if terminated or truncated:
+                env.reset()
+
+    sync = SyncVectorEnv([single] * rows, autoreset_mode=AutoresetMode.SAME_STEP)
+    ours = gymnasium.make_vec(env_id, num_envs=rows, vectorization_mode="vector_entry_point", **options)
+    sync.reset(seed=bench.seed)
+    ours.reset(seed=bench.seed)
+    actions = np.random.default_rng(bench.seed).integers(0, 4, (bench.batched_steps, rows))
+    few = actions[: bench.single_steps]
+    rates = [
+        (_rate(loop, few), _rate(sync.step, few), _rate(ours.step, actions)) for _ in range(bench.repeats)
+    ]
+    loop_rate, sync_rate, our_rate = (statistics.median(column) for column in zip(*rates, strict=True))
+    return loop_rate, sync_rate, our_rate
+
+
+def _rate(step: Callable[[np.ndarray], Any], actions: np.ndarray) -> float:
+    """Return environment steps per second."""
+    begin = time.perf_counter()
+    for batch in actions:
+        step(batch)
+    return actions.size / (time.perf_counter() - begin)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(EnvsBench, description=__doc__))

@@ -1,0 +1,176 @@
+"""What a segment costs HCAM as the history grows, against a GRU, htm-pytorch's read and full attention.
+
+    OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.bench.segments
+
+Each contestant processes a segment of new steps after a history of 1k, 4k and 16k steps, on one CPU thread,
+turn by turn. HCAM carries its state (M chunks of C steps), torch's nn.GRU of equal width its hidden vector;
+full causal attention keeps keys and values of the whole history and has the same projections and feed-forward
+as one HCAM block. The read path alone, with the same M, C, k and width, is compared with HTMAttention of the
+PyPI package htm-pytorch. Prints medians as tables. Options: `--help`.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import tyro
+from torch import Tensor, nn
+from torch.nn import functional
+
+from scrubjay.memory.hcam import HCAM, HCAMConfig
+
+
+@dataclass(frozen=True)
+class SegmentsBench:
+    """Sizes of the measurement."""
+
+    batch: int = 8
+    """Rows."""
+    time: int = 128
+    """Steps of the new segment."""
+    dim: int = 64
+    """Width."""
+    histories: tuple[int, ...] = (1024, 4096, 16384)
+    """Steps lived before the segment."""
+    memory: HCAMConfig = HCAMConfig()
+    """HCAM's sizes; its width is replaced by `dim`."""
+    start_rate: float = 0.02
+    """Share of the segment's steps that start a new episode, for HCAM with resets."""
+    repeats: int = 15
+    """Timed passes of each."""
+    seed: int = 0
+    """Seed of inputs and weights."""
+
+
+class FullAttention(nn.Module):
+    """One block of causal attention over everything ever seen, with a feed-forward layer like HCAM's."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = nn.LayerNorm(dim)
+        self.query, self.key, self.value, self.out = (nn.Linear(dim, dim) for _ in range(4))
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim)
+        )
+
+    def forward(self, x: Tensor, past_keys: Tensor, past_values: Tensor) -> Tensor:
+        """Attend from the segment to the history and itself; keys and values are `[batch, heads, time, d]`."""
+        normed = self.norm(x)
+        query, key, value = (
+            projection(normed).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for projection in (self.query, self.key, self.value)
+        )
+        history, length = past_keys.shape[2], x.shape[1]
+        mask = torch.ones(length, history + length, dtype=torch.bool).tril(history)
+        read = functional.scaled_dot_product_attention(
+            query, torch.cat([past_keys, key], 2), torch.cat([past_values, value], 2), attn_mask=mask
+        )
+        x = x + self.out(read.transpose(1, 2).flatten(2))
+        return x + self.feed_forward(x)
+
+
+def main(bench: SegmentsBench) -> None:
+    """Measure and print the tables."""
+    torch.set_num_threads(1)
+    torch.manual_seed(bench.seed)
+    config = HCAMConfig(**(vars(bench.memory) | {"dim": bench.dim}))
+    hcam = config.build()
+    print(
+        f"{bench.batch} rows, {bench.time} new steps, width {bench.dim}, M={config.num_chunks} chunks of "
+        f"C={config.chunk_size}, k={config.top_k}, float32, 1 thread; medians of {bench.repeats}; "
+        f"torch {torch.__version__}, {os.cpu_count()} CPUs\n"
+    )
+    _segments(bench, hcam)
+    print()
+    _reads(bench, hcam)
+
+
+def _segments(bench: SegmentsBench, hcam: HCAM) -> None:
+    print("Milliseconds per segment, forward / forward and backward:\n")
+    print("| history | hcam | hcam, 2 % starts | nn.GRU | full attention | full attention / hcam |")
+    print("|---|---|---|---|---|---|")
+    heads = hcam.blocks[0].num_heads
+    gru, full = nn.GRU(bench.dim, bench.dim, batch_first=True), FullAttention(bench.dim, int(heads))
+    start = torch.rand(bench.batch, bench.time) < bench.start_rate
+    for history in bench.histories:
+        with torch.no_grad():
+            state = hcam.initial_state(bench.batch)
+            for _ in range(history // bench.time):
+                _, state = hcam(torch.randn(bench.batch, bench.time, bench.dim), state)
+        past = torch.randn(2, bench.batch, full.num_heads, history, bench.dim // full.num_heads)
+        x = torch.randn(bench.batch, bench.time, bench.dim, requires_grad=True)
+        contestants: dict[str, Callable[[], Tensor]] = {
+            "hcam": lambda x=x, state=state: hcam(x, state)[0],
+            "starts": lambda x=x, state=state: hcam(x, state, start)[0],
+            "gru": lambda x=x: gru(x)[0],
+            "full": lambda x=x, past=past: full(x, past[0], past[1]),
+        }
+        cost = _interleaved(contestants, bench.repeats)
+        cells = [f"{forward:.1f} / {both:.1f}" for forward, both in cost.values()]
+        ratio = " / ".join(f"{cost['full'][i] / cost['hcam'][i]:.1f}x" for i in range(2))
+        print(f"| {history:,} | {' | '.join(cells)} | {ratio} |")
+
+
+def _reads(bench: SegmentsBench, hcam: HCAM) -> None:
+    from htm_pytorch import HTMAttention
+
+    config = hcam.config
+    assert isinstance(config, HCAMConfig)
+    theirs = HTMAttention(
+        dim=bench.dim,
+        heads=int(hcam.blocks[0].num_heads),
+        dim_head=bench.dim // int(hcam.blocks[0].num_heads),
+        topk_mems=config.top_k,
+        mem_chunk_size=config.chunk_size,
+        add_pos_enc=True,
+    )
+    contents = torch.randn(bench.batch, config.num_chunks, config.chunk_size, bench.dim)
+    print("Milliseconds per read of the same M chunks, forward / forward and backward:\n")
+    print("| queries | hcam's read | htm-pytorch | htm-pytorch / hcam |")
+    print("|---|---|---|---|")
+    for queries in (1, bench.time):
+        x = torch.randn(bench.batch, queries, bench.dim, requires_grad=True)
+        state = hcam.initial_state(bench.batch) | {
+            "contents_0": contents,
+            "summaries_0": contents.mean(2),
+            "time": torch.full((bench.batch,), config.num_chunks * config.chunk_size),
+        }
+        cost = _interleaved(
+            {
+                "ours": lambda x=x, state=state: hcam.read(x, state),
+                "theirs": lambda x=x: theirs(x, contents.flatten(1, 2)),
+            },
+            bench.repeats,
+        )
+        cells = [f"{forward:.2f} / {both:.2f}" for forward, both in cost.values()]
+        ratio = " / ".join(f"{cost['theirs'][i] / cost['ours'][i]:.1f}x" for i in range(2))
+        print(f"| {queries} a row | {' | '.join(cells)} | {ratio} |")
+
+
+def _interleaved(
+    contestants: dict[str, Callable[[], Tensor]], repeats: int
+) -> dict[str, tuple[float, float]]:
+    """Return median milliseconds of a forward pass and of forward and backward, contestants taking turns."""
+    forward: dict[str, list[float]] = {name: [] for name in contestants}
+    both: dict[str, list[float]] = {name: [] for name in contestants}
+    for trial in range(-2, repeats):
+        for name, run in contestants.items():
+            began = time.perf_counter()
+            with torch.no_grad():
+                run()
+            middle = time.perf_counter()
+            run().sum().backward()
+            if trial >= 0:
+                forward[name].append((middle - began) * 1e3)
+                both[name].append((time.perf_counter() - middle) * 1e3)
+    return {name: (statistics.median(forward[name]), statistics.median(both[name])) for name in contestants}
+
+
+if __name__ == "__main__":
+    main(tyro.cli(SegmentsBench, description=__doc__))

@@ -1,0 +1,358 @@
+"""What every scrubjay environment promises: one line in `CASES` and all of it is tested."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+import subprocess
+import sys
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.envs.registration import load_env_creator
+from gymnasium.error import ResetNeeded
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scrubjay.envs import list_environments
+
+CASES = [
+    ("scrubjay/TMaze-v0", {"corridor_length": 1}),
+    ("scrubjay/TMaze-v0", {"corridor_length": 7}),
+    ("scrubjay/TMaze-v0", {"corridor_length": 4, "active": True}),
+    ("scrubjay/RepeatPrevious-v0", {}),
+    ("scrubjay/RepeatPrevious-v0", {"k": 32, "num_decks": 2}),
+]
+every_case = pytest.mark.parametrize(("env_id", "options"), CASES, ids=lambda value: str(value))
+every_id = pytest.mark.parametrize("env_id", list_environments())
+
+
+def make_single(env_id, options, **more) -> Any:
+    return gymnasium.make(env_id, **options, **more).unwrapped
+
+
+def make_ours(env_id, options, num_envs, mode: Any = AutoresetMode.SAME_STEP) -> Any:
+    return gymnasium.make_vec(
+        env_id, num_envs=num_envs, vectorization_mode="vector_entry_point", autoreset_mode=mode, **options
+    )
+
+
+def make_sync(env_id, options, num_envs, mode) -> Any:
+    return SyncVectorEnv([lambda: make_single(env_id, options) for _ in range(num_envs)], autoreset_mode=mode)
+
+
+def random_actions(rng, size):
+    # Mostly action 0, so that the corridor's end is reached too.
+    return np.where(rng.random(size) < 0.7, 0, rng.integers(0, 4, size))
+
+
+def assert_same(left, right):
+    """Equal in type, dtype and value, all the way down."""
+    if isinstance(left, dict):
+        assert left.keys() == right.keys()
+        for key in left:
+            assert_same(left[key], right[key])
+        return
+    if isinstance(left, tuple):
+        for one, other in zip(left, right, strict=True):
+            assert_same(one, other)
+        return
+    left, right = np.asarray(left), np.asarray(right)
+    assert left.dtype == right.dtype
+    assert left.shape == right.shape
+    if left.dtype == object:
+        for one, other in zip(left, right, strict=True):
+            assert type(one) is type(other)
+            if one is not None:
+                assert_same(one, other)
+    else:
+        np.testing.assert_array_equal(left, right)
+
+
+def test_every_listed_environment_is_tested_here():
+    assert {env_id for env_id, _ in CASES} == set(list_environments())
+
+
+@every_case
+@pytest.mark.parametrize("render_mode", [None, "rgb_array", "ansi"])
+def test_gymnasium_checker_finds_nothing(env_id, options, render_mode):
+    env = make_single(env_id, options, render_mode=render_mode)
+    check_env(env)
+    env.close()
+
+
+@every_case
+def test_same_seed_same_episodes_other_seed_others(env_id, options):
+    def play(seed):
+        env = make_single(env_id, options)
+        rng = np.random.default_rng(0)
+        seen = [env.reset(seed=seed)[0]]
+        for _ in range(200):
+            observation, reward, terminated, *_ = env.step(random_actions(rng, ()))
+            seen += [observation, reward]
+            if terminated:
+                seen.append(env.reset()[0])
+        return np.concatenate([np.ravel(value) for value in seen])
+
+    assert np.array_equal(play(3), play(3))
+    assert len({play(seed).tobytes() for seed in range(8)}) > 4
+
+
+@every_case
+def test_a_generator_set_by_the_user_is_obeyed(env_id, options):
+    def play(env):
+        env.np_random = np.random.default_rng(11)
+        return np.concatenate([np.ravel(env.reset()[0]) for _ in range(20)])
+
+    env = make_single(env_id, options)
+    env.reset(seed=5)
+    np.testing.assert_array_equal(play(env), play(make_single(env_id, options)))
+
+
+@every_case
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 2**40), mode=st.sampled_from([AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP]))
+def test_batch_equals_sync_vector_env(env_id, options, seed, mode):
+    rng = np.random.default_rng(seed)
+    num_envs = int(rng.integers(1, 6))
+    ours, sync = make_ours(env_id, options, num_envs, mode), make_sync(env_id, options, num_envs, mode)
+    assert ours.metadata["autoreset_mode"] is mode
+    assert ours.observation_space == sync.observation_space
+    assert ours.action_space == sync.action_space
+    assert_same(ours.reset(seed=seed), sync.reset(seed=seed))
+    for step in range(150):
+        actions = random_actions(rng, num_envs)
+        assert_same(ours.step(actions), sync.step(actions))
+        if step == 70:
+            seeds = [seed + 100 if row % 2 else None for row in range(num_envs)]
+            assert_same(ours.reset(seed=seeds), sync.reset(seed=seeds))
+
+
+@every_case
+def test_batch_equals_sync_vector_env_when_reset_by_mask(env_id, options):
+    rng = np.random.default_rng(0)
+    ours, sync = (make(env_id, options, 5, AutoresetMode.DISABLED) for make in (make_ours, make_sync))
+    assert_same(ours.reset(seed=1), sync.reset(seed=1))
+    for _ in range(200):
+        actions = random_actions(rng, 5)
+        result = ours.step(actions)
+        assert_same(result, sync.step(actions))
+        mask = result[2] | (rng.random(5) < 0.05)
+        if mask.any():
+            mine, theirs = (env.reset(options={"reset_mask": mask.copy()}) for env in (ours, sync))
+            assert_same(mine, theirs)
+
+
+@every_case
+def test_sync_mode_of_make_vec_works(env_id, options):
+    env = gymnasium.make_vec(env_id, num_envs=2, vectorization_mode="sync", **options)
+    env.reset(seed=0)
+    env.step(env.action_space.sample())
+    env.close()
+
+
+@every_case
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 2**32), before=st.integers(0, 80))
+def test_state_goes_back_to_the_very_same_future(env_id, options, seed, before):
+    def play(env, steps):
+        rng = np.random.default_rng(seed)
+        seen = []
+        for _ in range(steps):
+            observation, reward, terminated, _, info = env.step(random_actions(rng, ()))
+            seen += [observation, reward, terminated, info.get("success", -1.0), env.np_random.random()]
+            if terminated:
+                seen.append(env.reset()[0])
+        return np.concatenate([np.ravel(value) for value in seen])
+
+    env = make_single(env_id, options)
+    env.reset(seed=seed)
+    if before:
+        play(env, before)
+    state = pickle.loads(pickle.dumps(env.get_state()))
+    future = play(env, 150)
+    other = make_single(env_id, options)
+    for target in (env, other, copy.deepcopy(other)):
+        target.set_state(state)
+        np.testing.assert_array_equal(play(target, 150), future)
+
+
+@every_case
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_batched_state_goes_back_to_the_very_same_future(env_id, options, mode):
+    def play(env):
+        rng = np.random.default_rng(1)
+        seen = []
+        for _ in range(120):
+            *result, infos = env.step(random_actions(rng, 6))
+            seen.append((*result, infos))
+            if mode is AutoresetMode.DISABLED and (result[2] | result[3]).any():
+                seen.append(env.reset(options={"reset_mask": result[2] | result[3]}))
+        return tuple(seen)
+
+    env = make_ours(env_id, options, 6, mode)
+    env.reset(seed=2)
+    play(env)
+    state = pickle.loads(pickle.dumps(env.get_state()))
+    future = play(env)
+    other = make_ours(env_id, options, 6, mode)
+    for target in (env, other):
+        target.set_state(state)
+        assert_same(play(target), future)
+
+
+@every_case
+def test_state_and_results_are_copies(env_id, options):
+    env, twin = (make_ours(env_id, options, 3) for _ in range(2))
+    rng = np.random.default_rng(0)
+    observations = [e.reset(seed=0)[0] for e in (env, twin)]
+    for _ in range(120):
+        observations[0][...] = 0
+        for values in env.get_state().values():
+            if isinstance(values, np.ndarray):
+                values[...] = 0
+        actions = random_actions(rng, 3)
+        spoiled, intact = env.step(actions), twin.step(actions)
+        assert_same(spoiled, intact)
+        observations = [spoiled[0], intact[0]]
+        for values in spoiled[1:4]:
+            values[...] = 0
+
+
+@every_id
+def test_success_is_reported_at_the_last_step_only(env_id):
+    env = make_single(env_id, {})
+    env.reset(seed=0)
+    ended = False
+    while not ended:
+        _, _, terminated, truncated, info = env.step(env.action_space.sample())
+        ended = terminated or truncated
+        assert ("success" in info) == ended
+    assert 0.0 <= info["success"] <= 1.0
+
+
+@every_id
+@pytest.mark.parametrize("render_mode", ["rgb_array", "ansi"])
+def test_pictures_keep_their_size_and_change_with_the_episode(env_id, render_mode):
+    env = make_single(env_id, {}, render_mode=render_mode)
+    env.reset(seed=0)
+    frames = [env.render()]
+    for _ in range(9):
+        env.step(0)
+        frames.append(env.render())
+    if render_mode == "rgb_array":
+        assert {(frame.shape, frame.dtype) for frame in frames} == {(frames[0].shape, np.dtype(np.uint8))}
+        frames = [frame.tobytes() for frame in frames]
+    assert len(set(frames)) == 10
+    batch = make_ours(env_id, {"render_mode": render_mode}, 3)
+    batch.reset(seed=0)
+    assert len(batch.render()) == 3
+
+
+@every_id
+def test_single_and_batched_defaults_agree(env_id):
+    spec = gymnasium.spec(env_id)
+    single, batch = (
+        inspect.signature(load_env_creator(name)).parameters
+        for name in map(str, (spec.entry_point, spec.vector_entry_point))
+    )
+    assert set(batch) - set(single) == {"num_envs", "autoreset_mode"}
+    assert all(batch[name].default == parameter.default for name, parameter in single.items())
+
+
+@every_id
+def test_wrong_use_is_refused_by_name(env_id):
+    with pytest.raises(ValueError, match="autoreset_mode='sometimes'"):
+        make_ours(env_id, {}, 2, "sometimes")
+    with pytest.raises(ValueError, match="num_envs=0"):
+        make_ours(env_id, {}, 0)
+    with pytest.raises(ValueError, match="render_mode='human'"):
+        make_ours(env_id, {"render_mode": "human"}, 2)
+    single = make_single(env_id, {})
+    with pytest.raises(ResetNeeded):
+        single.step(0)
+    env = make_ours(env_id, {}, 3)
+    for call in (lambda: env.step(np.zeros(3, np.int64)), env.get_state):
+        with pytest.raises(ResetNeeded):
+            call()
+    with pytest.raises(ResetNeeded):
+        env.reset(options={"reset_mask": np.array([True, False, False])})
+    env.reset(seed=0)
+    for actions in ([0, 0, 4], [0, -1, 0], [0, 0], [0.0, 0.5, 1.0]):
+        with pytest.raises(ValueError, match="actions="):
+            env.step(np.array(actions))
+    with pytest.raises(ValueError, match="2 entries"):
+        env.reset(seed=[1, 2])
+    with pytest.raises(ValueError, match="reset_mask"):
+        env.reset(options={"reset_mask": np.array([True])})
+    single.reset()
+    while not single.step(1)[2]:
+        pass
+    with pytest.raises(ResetNeeded):
+        single.step(1)
+
+
+@every_id
+def test_a_state_of_another_environment_is_refused(env_id):
+    env, wider = make_ours(env_id, {}, 3), make_ours(env_id, {}, 4)
+    env.reset(seed=0)
+    state = env.get_state()
+    with pytest.raises(ValueError, match="expected"):
+        wider.set_state(state)
+    with pytest.raises(ValueError, match="settings"):
+        env.set_state({**state, "settings": {"corridor_length": 3}})
+    with pytest.raises(ValueError, match="keys"):
+        make_single(env_id, {}).set_state(state)
+    del state["time"]
+    with pytest.raises(ValueError, match="lacks 'time'"):
+        env.set_state(state)
+
+
+def run_python(code):
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_made_in_a_fresh_process():
+    code = (
+        "import gymnasium\n"
+        "env = gymnasium.make('scrubjay.envs:scrubjay/TMaze-v0', corridor_length=50)\n"
+        "print(env.reset(seed=0)[0].shape, env.spec.id)\n"
+        "env = gymnasium.make_vec('scrubjay.envs:scrubjay/RepeatPrevious-v0', num_envs=8,\n"
+        "                         vectorization_mode='vector_entry_point', k=2)\n"
+        "print(env.reset(seed=0)[0].shape)\n"
+    )
+    assert run_python(code).splitlines() == ["(4,) scrubjay/TMaze-v0", "(8,)"]
+
+
+def test_import_is_cheap_and_may_be_repeated():
+    code = (
+        "import importlib, sys, gymnasium, scrubjay.envs\n"
+        "importlib.reload(scrubjay.envs)\n"
+        "print([m for m in ('torch', 'ray', 'PIL', 'scrubjay.envs.tmaze') if m in sys.modules])\n"
+        "print(all(i in gymnasium.registry for i in scrubjay.envs.list_environments()))\n"
+    )
+    assert run_python(code).splitlines() == ["[]", "True"]
+
+
+@pytest.mark.slow
+def test_made_in_a_ray_worker():
+    code = (
+        "import ray, gymnasium\n"
+        "ray.init(address='local', num_cpus=1, include_dashboard=False, log_to_driver=False)\n"
+        "@ray.remote\n"
+        "def play():\n"
+        "    env = gymnasium.make('scrubjay.envs:scrubjay/TMaze-v0', corridor_length=3)\n"
+        "    env.reset(seed=0)\n"
+        "    return [env.step(0)[0].tolist() for _ in range(3)]\n"
+        "print(ray.get(play.remote()))\n"
+        "ray.shutdown()\n"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.splitlines()[-1] == "[[0.0, 1.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]]"
