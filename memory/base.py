@@ -160,8 +160,8 @@ def detach_state(state: State) -> State:
 
 def _all_finite(x: Tensor, state: State) -> bool:
     # A sum is finite exactly when its terms are, but for overflow, which only costs the slower path.
-    total = x.detach().sum(dtype=torch.float64)
+    total = x.detach().sum()
     for value in state.values():
         if value.is_floating_point():
-            total = total + value.detach().sum(dtype=torch.float64)
+            total = total + value.detach().sum()
     return bool(torch.isfinite(total))

@@ -367,6 +367,8 @@ def _compiles(trial: _Trial, backend: str) -> None:
     ]
     batch = torch.export.Dim("batch", min=2, max=4096)
     shapes = ({0: batch}, {name: {0: batch} for name in small}, {0: batch})
+    # Dynamo counts recompilations per code object, and all memories share `Memory.forward`.
+    torch.compiler.reset()
     builders: dict[str, Callable[[], Callable[..., Any]]] = {
         "torch.compile(fullgraph=True)": lambda: torch.compile(
             memory, fullgraph=True, dynamic=True, backend=backend

@@ -44,7 +44,9 @@ class FlushPlan:
 
     def stretch(self, x: Float[Tensor, "batch time dim"]) -> Float[Tensor, "stretched batch dim+3"]:
         """Return the inputs at their places, zeros elsewhere, and every step's kind in three more columns."""
-        inputs = x.new_zeros(self.kind[..., 0].numel(), x.shape[-1]).index_copy_(0, self.place, x.flatten(0, 1))
+        inputs = x.new_zeros(self.kind[..., 0].numel(), x.shape[-1]).index_copy_(
+            0, self.place, x.flatten(0, 1)
+        )
         return torch.cat([inputs.unflatten(0, self.kind.shape[:2]), self.kind.to(x.dtype)], dim=-1)
 
     def collect(self, y: Float[Tensor, "stretched batch dim"]) -> Float[Tensor, "batch time dim"]:

@@ -8,6 +8,7 @@ that outputs do not depend on the cut; the reach through all layers is num_layer
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -51,7 +52,8 @@ class GTrXL(Memory):
     def __init__(self, config: GTrXLConfig) -> None:
         super().__init__(config)
         self.window = config.window
-        self.layers = nn.ModuleList([GTrXLLayer(config) for _ in range(config.num_layers)])
+        layers = nn.ModuleList(GTrXLLayer(config) for _ in range(config.num_layers))
+        self.layers = cast("list[GTrXLLayer]", layers)
 
     def initial_state(self, batch_size: int) -> State:
         """Return an empty window, `[batch, layers, window, dim]`, and the age 0 of each row's episode."""

@@ -8,12 +8,14 @@ from typing import Any
 
 from scrubjay.memory.base import Memory, MemoryConfig
 from scrubjay.memory.gru import GRUConfig
+from scrubjay.memory.gtrxl import GTrXLConfig
 from scrubjay.memory.hcam import HCAMConfig
 from scrubjay.memory.lstm import LSTMConfig
 from scrubjay.memory.none import NoMemoryConfig
 
 _CONFIGS: dict[str, type[MemoryConfig]] = {
     "gru": GRUConfig,
+    "gtrxl": GTrXLConfig,
     "hcam": HCAMConfig,
     "lstm": LSTMConfig,
     "none": NoMemoryConfig,

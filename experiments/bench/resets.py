@@ -1,0 +1,87 @@
+"""What resets inside a segment cost GRU and LSTM, against torch's own layers, which have none.
+
+    OMP_NUM_THREADS=1 python -m scrubjay.experiments.bench.resets
+
+Times one forward and backward pass on one CPU thread, ours and torch's turn by turn, and prints medians as a
+table. Options: `--help`.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import tyro
+from torch import nn
+
+from scrubjay.memory.base import Memory
+from scrubjay.memory.gru import GRUConfig
+from scrubjay.memory.lstm import LSTMConfig
+
+
+@dataclass(frozen=True)
+class ResetsBench:
+    """Sizes of the measurement."""
+
+    batch: int = 32
+    """Rows."""
+    time: int = 128
+    """Steps of a segment."""
+    dim: int = 128
+    """Width."""
+    start_rates: tuple[float, ...] = (0.0, 0.02, 0.1)
+    """Shares of steps that start a new episode."""
+    repeats: int = 60
+    """Timed passes of each; every pass draws new starts."""
+    seed: int = 0
+    """Seed of inputs, weights and starts."""
+
+
+def main(bench: ResetsBench) -> None:
+    """Measure and print the table."""
+    torch.set_num_threads(1)
+    torch.manual_seed(bench.seed)
+    print(
+        f"batch {bench.batch}, time {bench.time}, width {bench.dim}, float32, forward + backward, 1 thread; "
+        f"medians of {bench.repeats}; torch {torch.__version__}, {os.cpu_count()} CPUs\n"
+    )
+    print("| memory | starts | torch's layer, ms | ours, ms | ratio |")
+    print("|---|---|---|---|---|")
+    for memory_config, layer_class in ((GRUConfig, nn.GRU), (LSTMConfig, nn.LSTM)):
+        memory = memory_config(dim=bench.dim).build()
+        layer = layer_class(bench.dim, bench.dim, batch_first=True)
+        for rate in bench.start_rates:
+            theirs, ours = _interleaved(bench, layer, memory, rate)
+            print(
+                f"| {layer_class.__name__.lower()} | {rate:.0%} | {theirs * 1e3:.1f} | {ours * 1e3:.1f} "
+                f"| {ours / theirs:.2f} |"
+            )
+
+
+def _interleaved(bench: ResetsBench, layer: nn.Module, memory: Memory, rate: float) -> tuple[float, float]:
+    """Return median seconds of torch's layer and of ours."""
+    theirs, ours = [], []
+    state = memory.initial_state(bench.batch)
+    for trial in range(-3, bench.repeats):
+        x = torch.randn(bench.batch, bench.time, bench.dim, requires_grad=True)
+        start = torch.rand(bench.batch, bench.time) < rate
+        seconds = _timed(layer, (x,)), _timed(memory, (x, state, start))
+        if trial >= 0:
+            theirs.append(seconds[0])
+            ours.append(seconds[1])
+    return statistics.median(theirs), statistics.median(ours)
+
+
+def _timed(module: nn.Module, inputs: tuple[Any, ...]) -> float:
+    module.zero_grad()
+    began = time.perf_counter()
+    module(*inputs)[0].sum().backward()
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    main(tyro.cli(ResetsBench, description=__doc__))

@@ -1,0 +1,212 @@
+"""Environment steps per second of training, split into environment, policy and learner, next to sb3-contrib.
+
+Run: `python -m scrubjay.experiments.bench.throughput`
+
+One process, one thread; every contender sees the same task, width, number of environments, rollout, epochs
+and minibatches. RecurrentPPO is given its fastest form: one LSTM shared by actor and critic, no further
+layers. Contenders take turns, one update each, so that a busy machine slows all of them; the first round
+warms up and is not counted.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any, Protocol
+
+import gymnasium
+import torch
+import tyro
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+
+from scrubjay.agents import PPO, Policy, PolicyConfig, PPOConfig, Sampler
+from scrubjay.experiments.environments import EnvConfig
+from scrubjay.memory import make_config
+
+PARTS = ("env", "policy", "learner")
+
+
+@dataclass(frozen=True)
+class ThroughputConfig:
+    """What is measured."""
+
+    env: str = "scrubjay/RepeatPrevious-v0"
+    """Any environment id with a small observation."""
+    memories: tuple[str, ...] = ("gru", "lstm")
+    """Which of our memories take part."""
+    dim: int = 64
+    """Width of every layer, for all contenders."""
+    num_envs: int = 16
+    """Environments stepped together."""
+    segment_length: int = 128
+    """Steps per environment between two updates."""
+    epochs: int = 4
+    """Passes over each batch."""
+    num_minibatches: int = 4
+    """Gradient steps per pass."""
+    rounds: int = 5
+    """Updates per contender that count."""
+
+    @property
+    def steps(self) -> int:
+        """Environment steps per update."""
+        return self.num_envs * self.segment_length
+
+
+class Contender(Protocol):
+    """Something that trains, one update at a time."""
+
+    def update(self) -> dict[str, float]:
+        """Collect and learn once; return the seconds spent in each of `PARTS`."""
+        ...
+
+
+class Ours:
+    """A policy with one of our memories, on gymnasium's loop over single environments or our batched ones."""
+
+    def __init__(self, config: ThroughputConfig, memory: str, envs: VectorEnv) -> None:
+        memory_config = make_config(memory, dim=config.dim)
+        spaces = envs.single_observation_space, envs.single_action_space
+        policy = Policy(*spaces, PolicyConfig(memory=memory_config))
+        ppo = PPOConfig(epochs=config.epochs, num_minibatches=config.num_minibatches)
+        self.sampler = Sampler(envs, policy, config.segment_length)
+        self.learner = PPO(policy, ppo)
+
+    def update(self) -> dict[str, float]:
+        """Collect a segment and learn from it."""
+        before = dict(self.sampler.seconds)
+        segment = self.sampler.collect()
+        began = time.perf_counter()
+        self.learner.update(segment)
+        spent = {part: self.sampler.seconds[part] - before[part] for part in before}
+        return {**spent, "learner": time.perf_counter() - began}
+
+
+class Theirs:
+    """sb3-contrib's RecurrentPPO on stable-baselines3's loop over single environments."""
+
+    def __init__(self, config: ThroughputConfig) -> None:
+        # The `bench` extra; everything above works without it.
+        from sb3_contrib import RecurrentPPO
+        from stable_baselines3.common.callbacks import BaseCallback
+        from stable_baselines3.common.vec_env import DummyVecEnv
+
+        seconds = self.seconds = {"env": 0.0, "rollout": 0.0}
+
+        class TimedVecEnv(DummyVecEnv):
+            def step_wait(self) -> Any:
+                began = time.perf_counter()
+                result = super().step_wait()
+                seconds["env"] += time.perf_counter() - began
+                return result
+
+        class Stopwatch(BaseCallback):
+            began = 0.0
+
+            def _on_rollout_start(self) -> None:
+                self.began = time.perf_counter()
+
+            def _on_step(self) -> bool:
+                return True
+
+            def _on_rollout_end(self) -> None:
+                seconds["rollout"] += time.perf_counter() - self.began
+
+        self.steps = config.steps
+        self.callback = Stopwatch()
+        self.model = RecurrentPPO(
+            "MlpLstmPolicy",
+            TimedVecEnv([EnvConfig(config.env).make] * config.num_envs),
+            n_steps=config.segment_length,
+            n_epochs=config.epochs,
+            batch_size=config.steps // config.num_minibatches,
+            policy_kwargs={
+                "lstm_hidden_size": config.dim,
+                "shared_lstm": True,
+                "enable_critic_lstm": False,
+                "net_arch": [],
+            },
+            device="cpu",
+        )
+
+    def update(self) -> dict[str, float]:
+        """Collect one rollout and learn from it."""
+        self.seconds.update(env=0.0, rollout=0.0)
+        began = time.perf_counter()
+        self.model.learn(self.steps, callback=self.callback, reset_num_timesteps=False)
+        total = time.perf_counter() - began
+        env, rollout = self.seconds["env"], self.seconds["rollout"]
+        return {"env": env, "policy": rollout - env, "learner": total - rollout}
+
+
+@dataclass
+class Timing:
+    """Seconds per update of one contender, one entry per round."""
+
+    name: str
+    rounds: list[dict[str, float]] = field(default_factory=list)
+
+    def seconds(self, part: str) -> float:
+        """Return the median seconds per update in one part."""
+        return median(spent[part] for spent in self.rounds)
+
+    @property
+    def total(self) -> float:
+        """The median seconds per update."""
+        return median(sum(spent.values()) for spent in self.rounds)
+
+
+def contenders(config: ThroughputConfig) -> dict[str, Contender]:
+    """Return everybody who takes part, by name, RecurrentPPO first."""
+    single = EnvConfig(config.env)
+    found: dict[str, Contender] = {"sb3-contrib RecurrentPPO (lstm)": Theirs(config)}
+    for memory in config.memories:
+        loop = SyncVectorEnv([single.make] * config.num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
+        found[f"scrubjay {memory}"] = Ours(config, memory, loop)
+        batched = single.make_vector(config.num_envs)
+        if not isinstance(batched, SyncVectorEnv):
+            found[f"scrubjay {memory}, batched environment"] = Ours(config, memory, batched)
+    return found
+
+
+def measure(config: ThroughputConfig) -> list[Timing]:
+    """Return the timing of every contender, measured in turns."""
+    running = contenders(config)
+    timings = {name: Timing(name) for name in running}
+    for index in range(config.rounds + 1):
+        for name, contender in running.items():
+            spent = contender.update()
+            if index:
+                timings[name].rounds.append(spent)
+    return list(timings.values())
+
+
+def table(config: ThroughputConfig, timings: list[Timing]) -> str:
+    """Return the timings as a Markdown table; the first row is what the others are compared with."""
+    lines = [
+        (
+            f"{config.env}, width {config.dim}, {config.num_envs} environments x {config.segment_length} steps, "
+            f"{config.epochs} epochs x {config.num_minibatches} minibatches, 1 thread, torch {torch.__version__}"
+        ),
+        "",
+        "| trainer | steps/s | ratio | env, ms per update | policy, ms | learner, ms |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for timing in timings:
+        parts = " | ".join(f"{1000 * timing.seconds(part):.0f}" for part in PARTS)
+        ratio = timings[0].total / timing.total
+        lines.append(f"| {timing.name} | {config.steps / timing.total:,.0f} | {ratio:.1f}x | {parts} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure and print."""
+    config = tyro.cli(ThroughputConfig, description=__doc__)
+    torch.set_num_threads(1)
+    gymnasium.logger.min_level = gymnasium.logger.ERROR
+    print(table(config, measure(config)))
+
+
+if __name__ == "__main__":
+    main()
