@@ -1,0 +1,182 @@
+"""Distributions over actions, computed directly: no checks, no broadcasting, nothing on the hot path but maths."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Distribution(Protocol):
+    """What a policy may do next, for any leading axes `...`."""
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """Return one random action each."""
+        ...
+
+    def mode(self) -> Tensor:
+        """Return the likeliest action each."""
+        ...
+
+    def log_prob(self, action: Tensor) -> Float[Tensor, "..."]:
+        """Return the log-probability or log-density of each action, in nats."""
+        ...
+
+    def entropy(self) -> Float[Tensor, "..."]:
+        """Return the entropy, in nats."""
+        ...
+
+
+class Categorical:
+    """One of K choices, from logits `[..., K]`; actions are indices `[...]`."""
+
+    __slots__ = ("log_probs",)
+
+    def __init__(self, logits: Float[Tensor, "... choices"]) -> None:
+        self.log_probs = logits.log_softmax(dim=-1)
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """Return random indices: the largest of log p + Gumbel noise, which is distributed as p."""
+        noise = torch.empty_like(self.log_probs).exponential_(generator=generator)
+        return (self.log_probs - noise.log_()).argmax(dim=-1)
+
+    def mode(self) -> Tensor:
+        """Return the likeliest indices."""
+        return self.log_probs.argmax(dim=-1)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """Return the log-probability of each index."""
+        return self.log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1)
+
+    def entropy(self) -> Tensor:
+        """Return the entropy."""
+        return -(self.log_probs.exp() * self.log_probs).sum(dim=-1)
+
+
+class IndependentCategoricals(Categorical):
+    """N independent choices, from logits `[..., N, K]`; actions are indices `[..., N]`."""
+
+    __slots__ = ()
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """Return the log-probability of all N indices together."""
+        return super().log_prob(action).sum(dim=-1)
+
+    def entropy(self) -> Tensor:
+        """Return the entropy of all N choices together."""
+        return super().entropy().sum(dim=-1)
+
+
+class DiagonalGaussian:
+    """Independent normal numbers, from mean and log standard deviation `[..., N]`."""
+
+    __slots__ = ("log_std", "mean")
+
+    def __init__(self, mean: Float[Tensor, "... numbers"], log_std: Float[Tensor, "numbers"]) -> None:
+        self.mean = mean
+        self.log_std = log_std
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """Return random numbers."""
+        noise = torch.empty_like(self.mean).normal_(generator=generator)
+        return torch.addcmul(self.mean, self.log_std.exp(), noise)
+
+    def mode(self) -> Tensor:
+        """Return the mean."""
+        return self.mean
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """Return the log-density of all N numbers together."""
+        deviations = (action - self.mean) * (-self.log_std).exp()
+        return (-0.5 * deviations.square() - self.log_std - 0.5 * math.log(2 * math.pi)).sum(dim=-1)
+
+    def entropy(self) -> Tensor:
+        """Return the entropy of all N numbers together."""
+        entropy = (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(dim=-1)
+        return entropy.expand(self.mean.shape[:-1])
+
+
+class CategoricalHead(nn.Module):
+    """Makes choices for Discrete, MultiDiscrete and MultiBinary action spaces."""
+
+    def __init__(self, space: spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary, dim: int) -> None:
+        super().__init__()
+        self.shape = tuple(space.shape or ())
+        self.dtype = space.dtype
+        if isinstance(space, spaces.Discrete):
+            sizes, self.first = np.array([int(space.n)]), np.array(int(space.start))
+        elif isinstance(space, spaces.MultiDiscrete):
+            sizes, self.first = space.nvec.ravel(), np.asarray(space.start)
+        else:
+            sizes, self.first = np.full(math.prod(space.shape), 2), np.array(0)
+        self.single = isinstance(space, spaces.Discrete)
+        self.choices = (len(sizes), int(sizes.max()))
+        self.linear = _small_linear(dim, len(sizes) * int(sizes.max()))
+        impossible = torch.arange(int(sizes.max())) >= torch.as_tensor(sizes)[:, None]
+        self.register_buffer("impossible", impossible if impossible.any() else None, persistent=False)
+
+    def forward(self, features: Float[Tensor, "... dim"]) -> Categorical:
+        """Return the distribution over indices that count from zero."""
+        logits = self.linear(features)
+        if self.single:
+            return Categorical(logits)
+        logits = logits.unflatten(-1, self.choices)
+        if self.impossible is not None:
+            # Finite, so that 0 * log 0 is 0 in the entropy and its gradient.
+            logits = logits.masked_fill(self.impossible, -1e9)
+        return IndependentCategoricals(logits)
+
+    def to_env(self, action: Tensor) -> np.ndarray:
+        """Return actions the environment understands: its shape, its dtype, its first value."""
+        array = action.cpu().numpy()
+        if self.single:
+            return array + self.first if self.first else array
+        return (array.reshape(*array.shape[:-1], *self.shape) + self.first).astype(self.dtype)
+
+
+class GaussianHead(nn.Module):
+    """Chooses numbers for Box action spaces, with a standard deviation that does not depend on the input."""
+
+    def __init__(self, space: spaces.Box, dim: int) -> None:
+        super().__init__()
+        self.shape = space.shape
+        self.dtype = space.dtype
+        self.low, self.high = space.low, space.high
+        self.linear = _small_linear(dim, math.prod(space.shape))
+        self.log_std = nn.Parameter(torch.zeros(math.prod(space.shape)))
+
+    def forward(self, features: Float[Tensor, "... dim"]) -> DiagonalGaussian:
+        """Return the distribution over unbounded numbers."""
+        return DiagonalGaussian(self.linear(features), self.log_std)
+
+    def to_env(self, action: Tensor) -> np.ndarray:
+        """Return actions the environment understands: clipped to its bounds, its shape, its dtype."""
+        array = action.cpu().numpy()
+        return np.clip(array.reshape(*array.shape[:-1], *self.shape), self.low, self.high).astype(self.dtype)
+
+
+def make_action_head(space: spaces.Space, dim: int) -> CategoricalHead | GaussianHead:
+    """Return the head that maps features of width `dim` to a distribution over `space`.
+
+    Raises TypeError, naming the space, if it is not supported.
+    """
+    if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
+        return CategoricalHead(space, dim)
+    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
+        return GaussianHead(space, dim)
+    raise TypeError(
+        f"action space {space} is not supported; use Discrete, MultiDiscrete, MultiBinary or a Box of floats"
+    )
+
+
+def _small_linear(inputs: int, outputs: int) -> nn.Linear:
+    # Nearly equal choices at the start: the first updates then do not depend on the initial weights.
+    layer = nn.Linear(inputs, outputs)
+    nn.init.orthogonal_(layer.weight, 0.01)
+    nn.init.zeros_(layer.bias)
+    return layer

@@ -1,0 +1,51 @@
+"""The house itself: its rooms are folders, imports are light, the version is one."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import scrubjay
+
+ROOT = Path(__file__).parent.parent
+HEAVY = ("ray", "langchain_core", "transformers", "gymnasium", "pettingzoo", "torch_geometric")
+
+
+@pytest.mark.parametrize("room", ["agents", "envs", "experiments", "kernels", "memory"])
+def test_every_room_is_a_folder_through_its_link(room):
+    link = ROOT / "src" / "scrubjay" / room
+    assert link.is_dir(), f"{link} is not a folder: this copy lost its symbolic links; clone it with git"
+    assert link.resolve() == ROOT / room
+
+
+def modules_after(statement: str) -> set[str]:
+    code = f"import sys; {statement}; print('\\n'.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    return {name.partition(".")[0] for name in done.stdout.split()}
+
+
+def test_memory_imports_no_framework():
+    loaded = modules_after("import scrubjay.memory")
+    assert "torch" in loaded
+    assert loaded.isdisjoint(HEAVY)
+
+
+def test_environments_import_neither_torch_nor_ray():
+    assert modules_after("import scrubjay.envs").isdisjoint({"torch", "ray"})
+
+
+def test_agents_and_experiments_do_not_start_ray_or_draw():
+    assert modules_after("import scrubjay.agents, scrubjay.experiments.cli").isdisjoint({"ray", "matplotlib"})
+
+
+def test_the_rooms_are_not_importable_by_their_bare_names():
+    code = "import importlib.util as u; print([n for n in ('agents', 'memory', 'envs', 'kernels') if u.find_spec(n)])"
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True, cwd="/")
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_version_is_the_installed_one():
+    from importlib.metadata import version
+
+    assert version("scrubjay") == scrubjay.__version__
