@@ -15,7 +15,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import tyro
@@ -37,7 +37,7 @@ class SegmentsBench:
     """Width."""
     histories: tuple[int, ...] = (1024, 4096, 16384)
     """Steps lived before the segment."""
-    memory: HCAMConfig = HCAMConfig()
+    memory: HCAMConfig = field(default_factory=HCAMConfig)
     """HCAM's sizes; its width is replaced by `dim`."""
     start_rate: float = 0.02
     """Share of the segment's steps that start a new episode, for HCAM with resets."""

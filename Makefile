@@ -1,0 +1,64 @@
+# Everything runs from one virtual environment; `make VENV=/elsewhere test` puts it elsewhere.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+CODE := agents envs experiments kernels memory tests src/scrubjay/__init__.py
+# Small batches run fastest on one thread a process; set it yourself to override.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help demo test test-slow lint format type bench docs-check clean
+
+help:
+	@echo "make demo        train the demo and draw its curve (about 5 minutes with nothing installed yet)"
+	@echo "make test        run the default test suite; test-slow runs the long tests"
+	@echo "make lint type   style, import layers, types"
+	@echo "make bench       measure speed and rewrite the tables in experiments/bench/"
+	@echo "make docs-check  run the snippets of README and CONTRIBUTING, check links and spelling"
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/scrubjay demo
+
+test: $(VENV)/.installed-dev
+	$(BIN)/pytest -n auto
+
+test-slow: $(VENV)/.installed-dev
+	$(BIN)/pytest -n auto -m slow
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/codespell $(CODE) README.md CONTRIBUTING.md CHANGELOG.md
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+type: $(VENV)/.installed-dev
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: $(VENV)/.installed-bench
+	for table in envs resets segments throughput; do \
+	  $(BIN)/python -P -m scrubjay.experiments.bench.$$table > experiments/bench/$$table.md || exit 1; \
+	  cat experiments/bench/$$table.md; \
+	done
+
+docs-check: $(VENV)/.installed-dev
+	$(BIN)/pytest tests/test_docs.py
+	$(BIN)/codespell README.md CONTRIBUTING.md CHANGELOG.md
+
+clean:
+	rm -rf $(VENV) build *.egg-info src/*.egg-info

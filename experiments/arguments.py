@@ -1,0 +1,107 @@
+"""Command lines parsed by tyro, with errors of one line that name the value and the choices."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import re
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+T = TypeVar("T")
+
+
+class UsageError(ValueError):
+    """What the user typed cannot be done; the message is one line that says why and what can."""
+
+
+def parse(kind: type[T], arguments: Sequence[str], prog: str, default: T | None = None) -> T:
+    """Return `kind`, a dataclass, filled from the command line.
+
+    Raises UsageError instead of tyro's boxed messages; `--help` prints and raises SystemExit(0).
+    """
+    boxed = io.StringIO()
+    keywords: dict[str, Any] = {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stderr(boxed):
+            config, unknown = tyro.cli(
+                kind, prog=prog, args=list(arguments), return_unknown_args=True, **keywords
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UsageError(_first_paragraph(boxed.getvalue())) from None
+    if unknown:
+        raise UsageError(_describe_unknown(unknown, _flags(config)))
+    return config
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """Return `; did you mean 'x'?`, or nothing if no known name is close."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def choose(what: str, name: str, known: Sequence[str]) -> str:
+    """Return `name` if it is known; raises UsageError naming the choices otherwise."""
+    if name not in known:
+        raise UsageError(
+            f"unknown {what} {name!r}; choose from {', '.join(known)}{did_you_mean(name, known)}"
+        )
+    return name
+
+
+def take_flag(arguments: list[str], flag: str) -> list[str]:
+    """Remove every `--flag value` and `--flag=value` from `arguments` and return the values."""
+    values, position = [], 0
+    while position < len(arguments):
+        argument = arguments[position]
+        if argument == flag:
+            if position + 1 == len(arguments):
+                raise UsageError(f"{flag} needs a value")
+            values.append(arguments[position + 1])
+            del arguments[position : position + 2]
+        elif argument.startswith(f"{flag}="):
+            values.append(argument.removeprefix(f"{flag}="))
+            del arguments[position]
+        else:
+            position += 1
+    return values
+
+
+def _first_paragraph(boxed: str) -> str:
+    """Return the text of tyro's message box, up to its first ruler, as one line."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", boxed)
+    lines = []
+    for line in plain.splitlines():
+        text = line.strip("│ ").strip()
+        if text.startswith(("╭", "╰")):
+            continue
+        if text and not text.strip("─"):
+            break
+        lines.append(text)
+    # tyro wraps at the terminal's width; joined words read as before.
+    return re.sub(r"^Error parsing ", "", " ".join(" ".join(lines).split())) or "bad command line"
+
+
+def _describe_unknown(unknown: Sequence[str], flags: Sequence[str]) -> str:
+    wrong = next((word for word in unknown if word.startswith("-")), unknown[0])
+    if not wrong.startswith("-"):
+        return f"unexpected argument {wrong!r}"
+    name = wrong.partition("=")[0]
+    return f"unknown option {name!r}{did_you_mean(name, flags)}; --help lists all"
+
+
+def _flags(config: Any, prefix: str = "--") -> list[str]:
+    flags = []
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), prefix + field.name.replace("_", "-")
+        if dataclasses.is_dataclass(value):
+            flags += _flags(value, f"{name}.")
+        else:
+            flags.append(name)
+    return flags

@@ -1,0 +1,52 @@
+"""The `scrubjay` command."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+
+import scrubjay
+from scrubjay.experiments.arguments import UsageError, choose
+
+VERBS = {
+    "train": "train a recipe: scrubjay train tmaze --memory gru",
+    "resume": "go on with a run that was stopped or killed",
+    "eval": "play episodes with a trained policy and report return and success",
+    "plot": "draw the curves of one or several runs",
+    "play": "write one episode to an animated GIF",
+    "list": "show recipes, memories and environments",
+    "export": "write one policy step for other programs (torch.export, ONNX)",
+    "demo": "train with and without a memory, and compare: a few minutes",
+    "compare": "train memories x recipes x seeds, and tabulate",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; return the exit code: 0 done, 2 bad input (one line on stderr), 130 stopped by Ctrl-C."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    if words[0] == "--version":
+        print(f"scrubjay {scrubjay.__version__}")
+        return 0
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        verb = choose("verb", words[0], list(VERBS))
+        # Each verb imports what it needs when it is called: --help must not wait for torch.
+        return importlib.import_module("scrubjay.experiments.commands").COMMANDS[verb](words[1:])
+    except UsageError as error:
+        print(f"scrubjay: {error}", file=sys.stderr)
+        return 2
+
+
+def _help() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:<{width}}  {what}" for verb, what in VERBS.items())
+    return f"usage: scrubjay VERB ...\n\n{verbs}\n\nscrubjay VERB --help tells more."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

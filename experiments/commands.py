@@ -1,0 +1,291 @@
+"""The verbs of the `scrubjay` command: from words to calls of the functions that do the work."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from scrubjay.envs import list_environments
+from scrubjay.experiments.arguments import UsageError, choose, parse, take_flag
+from scrubjay.experiments.config import TrainConfig
+from scrubjay.experiments.environments import EnvConfig
+from scrubjay.experiments.overrides import override, with_settings
+from scrubjay.experiments.recipes import RECIPES, describe
+from scrubjay.experiments.run import Run
+from scrubjay.experiments.stopping import Interrupted
+from scrubjay.memory import list_memories, make
+
+
+def train(words: Sequence[str]) -> int:
+    """`scrubjay train RECIPE [--memory NAME] [--env ID] [--set name=value] [--any.field value]`."""
+    if not words or words[0] in ("-h", "--help"):
+        print(
+            "usage: scrubjay train RECIPE [--memory NAME] [--env ID|module:callable] [--set NAME=VALUE ...]\n"
+            "                      [--run-dir DIR] [--quiet] [--any.field VALUE ...]\n\n"
+            f"{_table(_recipes())}\n\nscrubjay train RECIPE --help lists every field and its default."
+        )
+        return 0
+    remaining = list(words[1:])
+    run_dirs = take_flag(remaining, "--run-dir")
+    quiet = "--quiet" in remaining
+    config = override(words[0], [word for word in remaining if word != "--quiet"])
+    with _bad_input():
+        config.check()
+        run = Run.create(config, run_dirs[-1] if run_dirs else None)
+    print(f"run directory: {run.path}", flush=True)
+    return _go_on(run, quiet)
+
+
+@dataclass(frozen=True)
+class ResumeOptions:
+    """Go on with a run from its newest checkpoint, to the result it would have had uninterrupted."""
+
+    run: Positional[Path]
+    """Its directory."""
+    quiet: bool = False
+    """Show no progress."""
+
+
+def resume(words: Sequence[str]) -> int:
+    """`scrubjay resume RUN`."""
+    options = parse(ResumeOptions, words, "scrubjay resume")
+    with _bad_input():
+        run = Run.load(options.run)
+        run.config.check()
+    if run.finished:
+        print(f"{run.path} is finished")
+        return 0
+    return _go_on(run, options.quiet)
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """Play whole episodes with a trained policy. `--set name=value` changes the environment."""
+
+    run: Positional[Path]
+    """The run's directory."""
+    episodes: int = 100
+    """How many."""
+    seed: int = 1
+    """Of the episodes."""
+    sample: bool = False
+    """Draw actions at random from the policy instead of taking its favourite."""
+
+
+def evaluate(words: Sequence[str]) -> int:
+    """`scrubjay eval RUN [--episodes N] [--set corridor_length=200]`."""
+    from scrubjay.experiments.evaluation import evaluate
+
+    remaining = list(words)
+    settings = take_flag(remaining, "--set")
+    options = parse(EvalOptions, remaining, "scrubjay eval")
+    run, config = _load(options.run)
+    with _bad_input():
+        env = with_settings(config.env, settings)
+        env.make().close()
+        policy = run.policy
+        if options.episodes < 1:
+            raise ValueError(f"episodes={options.episodes}: at least 1 is needed")
+    summary = evaluate(policy, env, options.episodes, options.seed, not options.sample).summary()
+    changed = ", ".join(f"{name}={value}" for name, value in env.kwargs.items())
+    print(f"{config.recipe} {config.label} s{config.seed} at step {run.step:,}: {env.id} {changed}".rstrip())
+    for name, words_for_it in (("episodic_return", "return "), ("success", "success")):
+        if name in summary:
+            low, high = summary[f"{name}_low"], summary[f"{name}_high"]
+            print(f"{words_for_it}  {summary[name]:.3f}  [{low:.3f}, {high:.3f}]  95 % interval")
+    print(f"length   {summary['episodic_length']:.1f} steps, {options.episodes} episodes")
+    return 0
+
+
+@dataclass(frozen=True)
+class PlotOptions:
+    """Draw learning curves: one panel per recipe, one curve per memory, mean and range over seeds."""
+
+    runs: Positional[tuple[Path, ...]]
+    """Directories of runs."""
+    out: Path | None = None
+    """File to write; its ending chooses the format. Default: curve.png in the run, or in the current folder."""
+    metric: str | None = None
+    """Column of metrics.jsonl; default: success, or return where success is not told."""
+
+
+def plot(words: Sequence[str]) -> int:
+    """`scrubjay plot RUN [RUN ...] [--out FILE] [--metric NAME]`."""
+    from scrubjay.experiments.plot import plot_runs
+
+    options = parse(PlotOptions, words, "scrubjay plot")
+    with _bad_input():
+        if not options.runs:
+            raise ValueError("plot needs at least one run directory")
+        runs = [Run.load(path) for path in options.runs]
+        out = options.out or (runs[0].path if len(runs) == 1 else Path()) / "curve.png"
+        print(plot_runs(runs, out, options.metric))
+    return 0
+
+
+@dataclass(frozen=True)
+class PlayOptions:
+    """Write one episode to an animated GIF, by a trained policy or at random."""
+
+    what: Positional[str]
+    """A run's directory, or the id of an environment for a random policy."""
+    out: Path | None = None
+    """File to write; default: episode.gif in the run, or in the current folder."""
+    seed: int = 1
+    """Of the episode."""
+    max_steps: int = 500
+    """Where to cut a long episode."""
+
+
+def play(words: Sequence[str]) -> int:
+    """`scrubjay play RUN|ENV_ID [--out FILE.gif] [--set name=value]`."""
+    from scrubjay.experiments import play as player
+
+    remaining = list(words)
+    settings = take_flag(remaining, "--set")
+    options = parse(PlayOptions, remaining, "scrubjay play")
+    folder, policy = Path(), None
+    with _bad_input():
+        if Path(options.what).exists():
+            run, config = _load(Path(options.what))
+            folder, policy, env = run.path, run.policy, config.env
+        else:
+            env = EnvConfig(options.what, num_envs=1)
+        env = with_settings(env, settings)
+        out = options.out or folder / "episode.gif"
+        frames, total = player.play(env, out, policy, options.seed, options.max_steps)
+    print(f"{out}: {frames} frames, return {total:g}")
+    return 0
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Write one step of a trained policy, any batch size, for programs without this package."""
+
+    run: Positional[Path]
+    """The run's directory."""
+    out: Path | None = None
+    """File to write; default: policy.pt2, or policy.onnx, in the run."""
+    onnx: bool = False
+    """Write ONNX instead of torch.export's format."""
+
+
+def export(words: Sequence[str]) -> int:
+    """`scrubjay export RUN [--out FILE] [--onnx]`."""
+    from scrubjay.experiments.export import export_onnx, export_torch
+
+    options = parse(ExportOptions, words, "scrubjay export")
+    run, _ = _load(options.run)
+    with _bad_input():
+        policy = run.policy
+        out = options.out or run.path / ("policy.onnx" if options.onnx else "policy.pt2")
+        difference = (export_onnx if options.onnx else export_torch)(policy, out)
+    print(f"{out}: reloaded, and equal to the policy up to {difference:.1e}")
+    return 0
+
+
+def show(words: Sequence[str]) -> int:
+    """`scrubjay list`."""
+    if words and words[0] in ("-h", "--help"):
+        print(
+            "usage: scrubjay list\n\nShow recipes, memories with the bytes of state per agent, and environments."
+        )
+        return 0
+    if words:
+        raise UsageError(f"unexpected argument {words[0]!r}: list takes none")
+    print(f"recipes\n{_table(_recipes())}\n")
+    memories = []
+    for name in list_memories():
+        memory = make(name, dim=64)
+        lines = (type(memory).__doc__ or "").strip().splitlines()
+        memories.append((name, f"{memory.state_bytes():>9,} B", lines[0] if lines else ""))
+    print(f"memories (state per agent at width 64)\n{_table(memories)}\n")
+    print("environments\n" + _table([(name,) for name in list_environments()]))
+    return 0
+
+
+def demo(words: Sequence[str]) -> int:
+    """`scrubjay demo`."""
+    from scrubjay.experiments.demo import DemoOptions, run_demo
+
+    options = parse(DemoOptions, words, "scrubjay demo")
+    with _bad_input():
+        options.check()
+    return run_demo(options)
+
+
+def compare(words: Sequence[str]) -> int:
+    """`scrubjay compare --memories none gru --recipes tmaze --seeds 0 1 2 --out DIR [-- train flags]`."""
+    from scrubjay.experiments.compare import CompareOptions, run_compare
+
+    words = list(words)
+    cut = words.index("--") if "--" in words else len(words)
+    options = parse(CompareOptions, words[:cut], "scrubjay compare")
+    for kind, names, known in (
+        ("memory", options.memories, list_memories()),
+        ("recipe", options.recipes, list(RECIPES)),
+    ):
+        for name in names:
+            choose(kind, name, known)
+    return run_compare(options, words[cut + 1 :])
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "train": train,
+    "resume": resume,
+    "eval": evaluate,
+    "plot": plot,
+    "play": play,
+    "list": show,
+    "export": export,
+    "demo": demo,
+    "compare": compare,
+}
+
+
+def _go_on(run: Run, quiet: bool) -> int:
+    try:
+        run.config.run(run.path, progress=not quiet)
+    except Interrupted as stop:
+        print(f"\n{stop}", flush=True)
+        return stop.exit_code
+    result = ", ".join(
+        f"{name} {run.result[key]:.3f}"
+        for name, key in (("return", "episodic_return"), ("success", "success"))
+        if key in run.result
+    )
+    print(f"done: {result or 'not evaluated'}; curve: {run.path / 'curve.png'}")
+    return 0
+
+
+def _load(path: Path) -> tuple[Run, TrainConfig]:
+    with _bad_input():
+        run = Run.load(path)
+        if not isinstance(run.config, TrainConfig):
+            raise TypeError(f"{path} is a run of kind {run.config.kind!r}: it has no policy to act")
+        return run, run.config
+
+
+@contextlib.contextmanager
+def _bad_input() -> Iterator[None]:
+    """Turn the errors of checks on what the user gave into one line; elsewhere errors keep their traceback."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise UsageError(" ".join(str(error).split())) from error
+
+
+def _recipes() -> list[tuple[str, str]]:
+    return [(name, describe(recipe)) for name, recipe in RECIPES.items()]
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )

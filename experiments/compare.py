@@ -1,0 +1,188 @@
+"""Memories against each other: every memory on every recipe with every seed, then one table and its plots.
+
+scrubjay compare --memories none gru hcam --recipes tmaze repeat-previous --seeds 0 1 2 --jobs 2 --out DIR
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import shlex
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import scrubjay
+from scrubjay.experiments.config import TrainConfig
+from scrubjay.experiments.device import one_thread
+from scrubjay.experiments.evaluation import evaluate
+from scrubjay.experiments.overrides import override
+from scrubjay.experiments.parallel import prepare, run_in_processes
+from scrubjay.experiments.recipes import LONGER
+from scrubjay.experiments.run import Run, write_atomically
+from scrubjay.experiments.statistics import bootstrap_interval, interquartile_mean
+from scrubjay.experiments.stopping import Interrupted
+
+LONGER_FILE = "longer.json"
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """Train memories x recipes x seeds and tabulate; running it again goes on. Flags after `--` go to train."""
+
+    memories: tuple[str, ...] = ("none", "gru")
+    """Names of memories."""
+    recipes: tuple[str, ...] = ("tmaze",)
+    """Names of recipes."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """One run each."""
+    jobs: int = 2
+    """Processes at once."""
+    out: Path = Path("runs/compare")
+    """Directory of all runs, table.md, curves.png and longer.png."""
+
+
+def run_compare(options: CompareOptions, train_flags: Sequence[str] = ()) -> int:
+    """Train what is not trained yet, test on longer tasks, write tables and plots; return the exit code."""
+    runs = []
+    for recipe in options.recipes:
+        for memory in options.memories:
+            for seed in options.seeds:
+                config = override(recipe, [*train_flags, "--memory", memory, "--seed", str(seed)])
+                runs.append(prepare(config, options.out / f"{recipe}-{memory}-s{seed}"))
+    try:
+        run_in_processes(runs, options.jobs)
+    except Interrupted as stop:
+        print("\nstopped; the same command goes on")
+        return stop.exit_code
+    for path in write_report(runs, options.out, _command(options, train_flags)):
+        print(path)
+    return 0
+
+
+def write_report(runs: Sequence[Run], out: Path, command: str) -> list[Path]:
+    """Write table.md, curves.png and, where a recipe has longer versions, longer.png; return their paths."""
+    from scrubjay.experiments.plot import plot_longer, plot_runs
+
+    longer = {run.path: success_when_longer(run) for run in runs}
+    sections = [_header(runs, command), _final_table(runs), *_longer_tables(runs, longer)]
+    write_atomically(out / "table.md", "\n\n".join(sections) + "\n")
+    written = [out / "table.md", plot_runs(runs, out / "curves.png")]
+    tables = [(run, longer[run.path]) for run in runs if longer[run.path]]
+    if tables:
+        written.append(plot_longer(tables, out / "longer.png"))
+    return written
+
+
+def success_when_longer(run: Run, episodes: int = 100) -> dict[int, float]:
+    """Return the score of a trained policy by value of the recipe's difficulty; empty if it has none.
+
+    The score is success, or return where success is not told. Kept in longer.json, computed once.
+    """
+    config = run.config
+    assert isinstance(config, TrainConfig)
+    if config.recipe not in LONGER:
+        return {}
+    file = run.path / LONGER_FILE
+    if not file.exists():
+        name, factors = LONGER[config.recipe]
+        trained = int(config.env.kwargs[name])
+        scores = {}
+        for factor in factors:
+            env = dataclasses.replace(config.env, kwargs={**config.env.kwargs, name: trained * factor})
+            with one_thread():
+                scores[trained * factor] = _score(
+                    evaluate(run.policy, env, episodes, config.seed + 1).summary()
+                )
+        write_atomically(file, json.dumps(scores) + "\n")
+    return {int(value): score for value, score in json.loads(file.read_text()).items()}
+
+
+def _score(summary: dict[str, Any]) -> float:
+    return float(summary.get("success", summary["episodic_return"]))
+
+
+def _header(runs: Sequence[Run], command: str) -> str:
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+        check=False,
+    ).stdout.strip()
+    seeds = len({run.config.seed for run in runs})
+    return (
+        f"`{command}`\n\n"
+        f"scrubjay {scrubjay.__version__}{f' at {commit}' if commit else ''}, torch {torch.__version__}, "
+        f"{_processor()}, one thread per run, {date.today()}. Scores: interquartile mean over {seeds} seeds "
+        "with 95 % bootstrap interval"
+        + (", which with fewer than 4 seeds is the mean and the spread of the seeds." if seeds < 4 else ".")
+    )
+
+
+def _final_table(runs: Sequence[Run]) -> str:
+    lines = [
+        "| recipe | memory | score after training | steps | wall time of training, s | steps/s |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for run in runs:
+        groups.setdefault((run.config.recipe, run.config.label), []).append(run.result)
+    for (recipe, memory), results in groups.items():
+        seconds = interquartile_mean([result["seconds"] for result in results])
+        steps = results[0]["step"]
+        scores = _cell([_score(result) for result in results])
+        lines.append(
+            f"| {recipe} | {memory} | {scores} | {steps:,} | {seconds:.0f} | {steps / seconds:,.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def _longer_tables(runs: Sequence[Run], longer: dict[Path, dict[int, float]]) -> list[str]:
+    tables = []
+    for recipe in dict.fromkeys(run.config.recipe for run in runs if longer[run.path]):
+        name = LONGER[recipe][0]
+        groups: dict[str, list[dict[int, float]]] = {}
+        for run in runs:
+            if run.config.recipe == recipe:
+                groups.setdefault(run.config.label, []).append(longer[run.path])
+        values = list(next(iter(groups.values()))[0])
+        lines = [
+            f"{recipe}, trained at {name} {values[0]}, tested at:",
+            "",
+            "| memory | " + " | ".join(f"{value}" for value in values) + " |",
+            "| --- " * (len(values) + 1) + "|",
+        ]
+        for memory, results in groups.items():
+            cells = [_cell([result[value] for result in results]) for value in values]
+            lines.append(f"| {memory} | " + " | ".join(cells) + " |")
+        tables.append("\n".join(lines))
+    return tables
+
+
+def _cell(scores: Sequence[float]) -> str:
+    low, high = bootstrap_interval(scores)
+    return f"{interquartile_mean(scores):.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _command(options: CompareOptions, train_flags: Sequence[str]) -> str:
+    words = ["scrubjay", "compare", "--memories", *options.memories, "--recipes", *options.recipes]
+    words += ["--seeds", *map(str, options.seeds), "--jobs", str(options.jobs), "--out", str(options.out)]
+    return shlex.join([*words, "--", *train_flags] if train_flags else words)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )

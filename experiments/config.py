@@ -1,0 +1,130 @@
+"""What an experiment is, as data: written to config.json, overridden on the command line, run again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+from scrubjay.agents.policy import Policy, PolicyConfig
+from scrubjay.agents.ppo import PPOConfig
+from scrubjay.experiments import serialization
+from scrubjay.experiments.device import resolve_device
+from scrubjay.experiments.environments import EnvConfig
+from scrubjay.memory import name_of
+
+
+class Experiment(Protocol):
+    """All that run directories, resume and plot ask of an experiment, of whatever kind."""
+
+    kind: ClassVar[str]
+    """Name in config.json of the class to rebuild."""
+
+    @property
+    def recipe(self) -> str:
+        """Name of the task: runs of one recipe share a panel in plots."""
+        ...
+
+    @property
+    def label(self) -> str:
+        """Name of the contender: runs of one label share a curve."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Source of all randomness."""
+        ...
+
+    def check(self) -> None:
+        """Raise ValueError or TypeError, in one clear line, if this cannot run here."""
+        ...
+
+    def run(self, run_dir: Path, progress: bool = False) -> None:
+        """Start, or go on from the newest checkpoint in `run_dir`, until done."""
+        ...
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A reinforcement-learning experiment: a policy with a memory learns one environment by PPO."""
+
+    kind: ClassVar[str] = "train"
+
+    recipe: str = "ppo"
+    """Name of the task in run directories and plots."""
+    env: EnvConfig = field(default_factory=EnvConfig)
+    """What to learn."""
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    """Who learns."""
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    """How."""
+    total_steps: int = 500_000
+    """Environment steps of the whole run, over all copies; rounded up to whole updates."""
+    segment_length: int = 64
+    """Steps per copy between updates: gradients reach this far back, the memory's state further."""
+    seed: int = 0
+    """Source of all randomness: weights, environments, actions, minibatches."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the policy computes; auto takes the GPU if there is one."""
+    checkpoint_seconds: float = 30.0
+    """Time between checkpoints; a killed run loses at most this much work."""
+    eval_episodes: int = 100
+    """Episodes played by the trained policy at the end, for result.json; 0 for none."""
+
+    def __post_init__(self) -> None:
+        for name in ("total_steps", "segment_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        for name in ("seed", "checkpoint_seconds", "eval_episodes"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
+
+    @property
+    def label(self) -> str:
+        """The memory's registered name."""
+        return name_of(self.policy.memory)
+
+    @property
+    def steps_per_update(self) -> int:
+        """Environment steps in one segment over all copies."""
+        return self.env.num_envs * self.segment_length
+
+    @property
+    def updates(self) -> int:
+        """Updates in the whole run."""
+        return -(-self.total_steps // self.steps_per_update)
+
+    def check(self) -> None:
+        """Build the parts once. Raises ValueError or TypeError naming what does not fit."""
+        resolve_device(self.device)
+        if self.ppo.num_minibatches > self.env.num_envs:
+            raise ValueError(
+                f"ppo.num_minibatches={self.ppo.num_minibatches}: at most env.num_envs={self.env.num_envs}, "
+                "as a minibatch is a set of whole environments"
+            )
+        with self.env.make() as env:
+            Policy(env.observation_space, env.action_space, self.policy)
+
+    def run(self, run_dir: Path, progress: bool = False) -> None:
+        """Train in this process, going on from the newest checkpoint in `run_dir` if there is one."""
+        from scrubjay.experiments.local import train_locally  # the engine itself reads configs
+
+        train_locally(self, run_dir, progress)  # pyright: ignore[reportArgumentType]  (sees this file twice)
+
+
+_KINDS: dict[str, type[Any]] = {TrainConfig.kind: TrainConfig}
+
+
+def to_json(config: Experiment) -> str:
+    """Return the text of config.json."""
+    return json.dumps({"kind": config.kind, **serialization.encode(config)}, indent=2) + "\n"
+
+
+def from_json(text: str) -> Experiment:
+    """Return the config `to_json` wrote. Raises ValueError naming what does not fit."""
+    fields = json.loads(text)
+    kind = fields.pop("kind", None)
+    if kind not in _KINDS:
+        raise ValueError(f"kind={kind!r} in config.json: choose from {', '.join(_KINDS)}")
+    return serialization.decode(_KINDS[kind], fields)

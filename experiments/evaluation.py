@@ -1,0 +1,98 @@
+"""How good a policy is: whole episodes, each environment copy playing its fixed share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from scrubjay.agents.policy import Policy
+from scrubjay.experiments.environments import EnvConfig
+from scrubjay.experiments.statistics import normal_interval, wilson_interval
+
+MAX_COPIES = 64
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Finished episodes of one policy."""
+
+    returns: tuple[float, ...]
+    """Sum of rewards of each episode."""
+    lengths: tuple[int, ...]
+    """Steps of each episode."""
+    successes: tuple[float, ...]
+    """How well each succeeded, from 0 to 1; empty where the environment does not say."""
+
+    def summary(self) -> dict[str, float]:
+        """Return means with 95 % intervals: Wilson's for success that is yes or no, else the normal one."""
+        low, high = normal_interval(self.returns)
+        summary = {
+            "episodes": len(self.returns),
+            "episodic_return": float(np.mean(self.returns)),
+            "episodic_return_low": low,
+            "episodic_return_high": high,
+            "episodic_length": float(np.mean(self.lengths)),
+        }
+        if self.successes:
+            if set(self.successes) <= {0.0, 1.0}:
+                low, high = wilson_interval(round(sum(self.successes)), len(self.successes))
+            else:
+                low, high = normal_interval(self.successes)
+            summary |= {"success": float(np.mean(self.successes)), "success_low": low, "success_high": high}
+        return summary
+
+
+def evaluate(
+    policy: Policy,
+    env: EnvConfig,
+    episodes: int = 100,
+    seed: int = 0,
+    deterministic: bool = True,
+) -> Evaluation:
+    """Play whole episodes; neither the policy nor any global generator is changed.
+
+    Every copy of the environment plays a fixed share, since the first to finish would be the shortest.
+    Raises ValueError if fewer than 1 episode is asked for.
+    """
+    if episodes < 1:
+        raise ValueError(f"episodes={episodes}: at least 1 is needed")
+    copies = min(episodes, MAX_COPIES)
+    shares = [episodes // copies + (row < episodes % copies) for row in range(copies)]
+    finished: list[list[tuple[float, int, float | None]]] = [[] for _ in range(copies)]
+    envs = env.make_vector(copies)
+    training = policy.training
+    policy.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            observations, _ = envs.reset(seed=seed)
+            start, state = np.ones(copies, dtype=bool), policy.initial_state(copies)
+            returns, lengths = np.zeros(copies), np.zeros(copies, dtype=int)
+            while any(len(done) < share for done, share in zip(finished, shares, strict=True)):
+                actions, state = policy.act(observations, state, start, deterministic=deterministic)
+                observations, rewards, terminated, truncated, infos = envs.step(actions)
+                returns, lengths = returns + rewards, lengths + 1
+                start = np.logical_or(terminated, truncated)
+                for row in np.flatnonzero(start):
+                    finished[row].append((float(returns[row]), int(lengths[row]), _success(infos, row)))
+                    returns[row] = lengths[row] = 0
+    finally:
+        policy.train(training)
+        envs.close()
+    counted = [episode for done, share in zip(finished, shares, strict=True) for episode in done[:share]]
+    told = [episode[2] for episode in counted if episode[2] is not None]
+    return Evaluation(
+        returns=tuple(episode[0] for episode in counted),
+        lengths=tuple(episode[1] for episode in counted),
+        successes=tuple(told) if len(told) == len(counted) else (),
+    )
+
+
+def _success(infos: dict[str, Any], row: np.intp) -> float | None:
+    final = infos.get("final_info", infos)
+    if "success" not in final or not final.get("_success", np.ones(row + 1))[row]:
+        return None
+    return float(final["success"][row])

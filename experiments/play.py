@@ -1,0 +1,63 @@
+"""Watch a policy: one episode as an animated GIF."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from scrubjay.agents.policy import Policy
+from scrubjay.experiments.environments import EnvConfig
+
+
+def play(
+    env_config: EnvConfig, out: Path | str, policy: Policy | None = None, seed: int = 0, max_steps: int = 500
+) -> tuple[int, float]:
+    """Write one episode, by the policy or at random, to a GIF; return its frames and the return.
+
+    Raises ValueError if the environment cannot render pictures.
+    """
+    env = env_config.make(render_mode="rgb_array")
+    try:
+        act = _random_actor(env, seed) if policy is None else _actor(policy)
+        observation, _ = env.reset(seed=seed)
+        frames, total, start, over = [_frame(env, env_config.id)], 0.0, True, False
+        while not over and len(frames) <= max_steps:
+            observation, reward, terminated, truncated, _ = env.step(act(observation, start))
+            frames.append(_frame(env, env_config.id))
+            total, start, over = total + float(reward), False, bool(terminated or truncated)
+        per_second = float(env.metadata.get("render_fps") or 10)
+    finally:
+        env.close()
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # Each frame lasts at least 20 ms (viewers slow shorter ones down), the last one a second.
+    durations = [max(20, round(1000 / per_second))] * (len(frames) - 1) + [1000]
+    frames[0].save(out, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    return len(frames), total
+
+
+def _actor(policy: Policy) -> Callable[[Any, bool], Any]:
+    state = None
+
+    def act(observation: Any, start: bool) -> Any:
+        nonlocal state
+        action, state = policy.act(observation, state, start)
+        return action
+
+    return act
+
+
+def _random_actor(env: Any, seed: int) -> Callable[[Any, bool], Any]:
+    env.action_space.seed(seed)
+    return lambda observation, start: env.action_space.sample()
+
+
+def _frame(env: Any, name: str) -> Image.Image:
+    pixels = env.render()
+    if not isinstance(pixels, np.ndarray) or pixels.ndim != 3:
+        raise ValueError(f"environment {name!r} renders no pictures (render_mode 'rgb_array')")
+    return Image.fromarray(pixels.astype(np.uint8))

@@ -1,0 +1,147 @@
+"""Learning curves: one panel per task, one colour per memory, mean and range over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from scrubjay.experiments.config import TrainConfig
+from scrubjay.experiments.recipes import LONGER, success_without_memory
+from scrubjay.experiments.run import Run
+
+LABELS = {
+    "charts/success": "success per episode (0 to 1)",
+    "charts/episodic_return": "return per episode",
+    "charts/episodic_length": "steps per episode",
+    "charts/SPS": "environment steps per second",
+}
+_GRID = 400
+
+
+def plot_runs(runs: Sequence[Run], out: Path | str, metric: str | None = None) -> Path:
+    """Draw the runs into a PNG, or whatever `out` ends in, and return its path.
+
+    Runs of one task and memory share a curve: their mean, with the range from worst to best seed shaded.
+    `metric` defaults to success where every run has it, else return; a dashed line shows how much success
+    is possible without memory, where that is known.
+    Raises ValueError if there is nothing to draw, naming the metrics that exist.
+    """
+    rows = {run: run.metrics() for run in runs}
+    metric = metric or _default_metric(list(rows.values()))
+    panels: dict[str, dict[str, list[tuple[NDArray[np.float64], NDArray[np.float64]]]]] = {}
+    for run, run_rows in rows.items():
+        points = [(row["step"], row[metric]) for row in run_rows if metric in row]
+        if not points:
+            names = sorted({name for row in run_rows for name in row if name != "step"})
+            raise ValueError(f"{run.path} has no metric {metric!r}; it has {', '.join(names) or 'none yet'}")
+        steps, values = np.array(points, dtype=float).T
+        panels.setdefault(run.config.recipe, {}).setdefault(run.config.label, []).append((steps, values))
+    chance = {
+        run.config.recipe: success_without_memory(run.config)
+        for run in runs
+        if isinstance(run.config, TrainConfig)
+    }
+    colours = _colours(label for panel in panels.values() for label in panel)
+    figure = _figure(len(panels))
+    for axes, (recipe, panel) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
+        for label in sorted(panel):
+            _draw_curve(axes, panel[label], label, colours[label])
+        _dress(axes, recipe, metric)
+        if metric == "charts/success" and chance.get(recipe) is not None:
+            axes.axhline(
+                chance[recipe], color="grey", linestyle="--", linewidth=1, label="best without memory"
+            )
+        axes.legend(frameon=False)
+    return _save(figure, out)
+
+
+def plot_longer(scores: Sequence[tuple[Run, dict[int, float]]], out: Path | str) -> Path:
+    """Draw each memory's score against how long the task was in the test, and return the path.
+
+    `scores` pairs a run with its scores by difficulty, trained value first.
+    """
+    panels: dict[str, dict[str, list[dict[int, float]]]] = {}
+    for run, by_length in scores:
+        panels.setdefault(run.config.recipe, {}).setdefault(run.config.label, []).append(by_length)
+    colours = _colours(label for panel in panels.values() for label in panel)
+    figure = _figure(len(panels))
+    for axes, (recipe, panel) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
+        for label in sorted(panel):
+            lengths = np.array(list(panel[label][0]))
+            values = np.array([list(by_length.values()) for by_length in panel[label]])
+            axes.plot(
+                lengths, values.mean(axis=0), marker="o", color=colours[label], label=label, linewidth=2
+            )
+            low, high = values.min(axis=0), values.max(axis=0)
+            axes.fill_between(lengths, low, high, color=colours[label], alpha=0.2, linewidth=0)
+        axes.axvline(lengths[0], color="grey", linestyle=":", linewidth=1, label="trained here")
+        axes.set_xscale("log")
+        axes.set_xticks(lengths, [str(length) for length in lengths])
+        axes.minorticks_off()
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_title(f"{recipe}: trained short, tested long")
+        axes.set_xlabel(f"{LONGER[recipe][0].replace('_', ' ')} in the test")
+        axes.set_ylabel(LABELS["charts/success"])
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    return _save(figure, out)
+
+
+def _colours(labels: Iterable[str]) -> dict[str, Any]:
+    return {label: f"C{number % 10}" for number, label in enumerate(sorted(set(labels)))}
+
+
+def _figure(panels: int) -> Figure:
+    return Figure(figsize=(1.5 + 6 * panels, 4.5), dpi=120, layout="constrained")
+
+
+def _save(figure: Figure, out: Path | str) -> Path:
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out)
+    return out
+
+
+def _default_metric(rows: list[list[dict[str, float]]]) -> str:
+    told = all(any("charts/success" in row for row in run_rows) for run_rows in rows)
+    return "charts/success" if rows and told else "charts/episodic_return"
+
+
+def _draw_curve(axes: Axes, curves: list[tuple[NDArray, NDArray]], label: str, colour: Any) -> None:
+    # Only where every seed has points: a mean over fewer seeds would jump where one run ends.
+    first = max(steps[0] for steps, _ in curves)
+    last = min(steps[-1] for steps, _ in curves)
+    grid = np.linspace(first, max(first, last), _GRID)
+    values = np.stack([np.interp(grid, steps, values) for steps, values in curves])
+    seeds = "" if len(curves) == 1 else f" ({len(curves)} seeds)"
+    axes.plot(grid, values.mean(axis=0), color=colour, label=label + seeds, linewidth=2)
+    if len(curves) > 1:
+        axes.fill_between(grid, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.2, linewidth=0)
+
+
+def _dress(axes: Axes, recipe: str, metric: str) -> None:
+    if metric == "charts/success":
+        axes.set_ylim(-0.02, 1.02)
+    axes.set_xlim(left=0)
+    axes.set_title(recipe)
+    axes.set_xlabel("environment steps")
+    axes.set_ylabel(LABELS.get(metric, metric))
+    axes.xaxis.set_major_formatter(lambda steps, _: _short(steps))
+    axes.grid(alpha=0.3)
+
+
+def _short(steps: float) -> str:
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if abs(steps) >= size:
+            return f"{steps / size:g}{letter}"
+    return f"{steps:g}"

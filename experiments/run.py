@@ -1,0 +1,121 @@
+"""A run directory: what was asked, what happened, and the policy that came of it."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from scrubjay.agents.policy import Policy
+from scrubjay.experiments.checkpoint import checkpoint_step, latest_checkpoint, load_weights
+from scrubjay.experiments.config import Experiment, TrainConfig, from_json, to_json
+
+CONFIG = "config.json"
+METRICS = "metrics.jsonl"
+RESULT = "result.json"
+CHECKPOINTS = "checkpoints"
+
+
+class Run:
+    """One experiment's directory.
+
+    config.json, metrics.jsonl (one row per update), TensorBoard events, checkpoints/, and when finished
+    result.json and curve.png.
+
+    Example:
+        run = Run.load("runs/tmaze-gru-s0-20260101-120000")
+        action, state = run.policy.act(observation, state, start)
+    """
+
+    def __init__(self, path: Path, config: Experiment) -> None:
+        self.path = path
+        self.config = config
+
+    @classmethod
+    def create(cls, config: Experiment, path: Path | str | None = None) -> Run:
+        """Make a new directory; raises ValueError if it already holds a run."""
+        path = default_path(config) if path is None else Path(path)
+        if (path / CONFIG).exists():
+            raise ValueError(
+                f"{path} already holds a run; choose another directory, or: scrubjay resume {path}"
+            )
+        path.mkdir(parents=True, exist_ok=True)
+        write_atomically(path / CONFIG, to_json(config))
+        return cls(path, config)
+
+    @classmethod
+    def load(cls, path: Path | str) -> Run:
+        """Open a directory; raises ValueError if it holds no run."""
+        path = Path(path)
+        try:
+            text = (path / CONFIG).read_text()
+        except OSError:
+            siblings = sorted(child.parent.name for child in path.parent.glob(f"*/{CONFIG}"))
+            choices = f"; runs in {path.parent}: {', '.join(siblings)}" if siblings else ""
+            raise ValueError(f"no run at {path}{choices}") from None
+        return cls(path, from_json(text))
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run reached its last step and was evaluated."""
+        return (self.path / RESULT).exists()
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """Evaluation of the trained policy; raises ValueError while there is none."""
+        if not self.finished:
+            raise ValueError(f"{self.path} is not finished; go on with: scrubjay resume {self.path}")
+        return json.loads((self.path / RESULT).read_text())
+
+    @property
+    def latest(self) -> Path | None:
+        """The newest whole checkpoint, found by looking."""
+        return latest_checkpoint(self.path / CHECKPOINTS)
+
+    @property
+    def step(self) -> int:
+        """Environment steps behind the newest checkpoint."""
+        return checkpoint_step(self.latest) if self.latest else 0
+
+    def metrics(self) -> list[dict[str, float]]:
+        """Return one row per update; a last line cut off by a kill is left out."""
+        try:
+            lines = (self.path / METRICS).read_text().splitlines(keepends=True)
+        except FileNotFoundError:
+            return []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    @cached_property
+    def policy(self) -> Policy:
+        """The policy at the newest checkpoint, on the CPU; raises ValueError if there is none yet, TypeError if none will be."""
+        if not isinstance(self.config, TrainConfig):
+            raise TypeError(f"{self.path} is a run of kind {self.config.kind!r}, which has no policy")
+        if self.latest is None:
+            raise ValueError(f"{self.path} has no checkpoint yet; go on with: scrubjay resume {self.path}")
+        with self.config.env.make() as env:
+            policy = Policy(env.observation_space, env.action_space, self.config.policy)
+        policy.load_state_dict(load_weights(self.latest))
+        return policy.eval()
+
+
+def default_path(config: Experiment) -> Path:
+    """Return `runs/<recipe>-<memory>-s<seed>-<time>`, made different from every existing one."""
+    name = f"{config.recipe}-{config.label}-s{config.seed}-{datetime.now():%Y%m%d-%H%M%S}"
+    path, number = Path("runs") / name, 1
+    while path.exists():
+        number += 1
+        path = Path("runs") / f"{name}-{number}"
+    return path
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small file so that a kill leaves the old one or the new one, never half."""
+    aside = path.with_name(f".{path.name}.writing")
+    with aside.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.rename(path)

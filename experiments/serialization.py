@@ -1,0 +1,94 @@
+"""Configs to JSON and back: plain nested objects, memories by their registered name."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+from scrubjay.memory import MemoryConfig, make_config, name_of
+
+T = TypeVar("T")
+
+
+def encode(value: Any) -> Any:
+    """Return what `json.dumps` can write for a config; raises TypeError on anything else."""
+    if isinstance(value, MemoryConfig):
+        return {"name": name_of(value), **_fields(value)}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _fields(value)
+    if isinstance(value, dict):
+        return {str(name): encode(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [encode(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"{value!r} of type {type(value).__name__} cannot be written to config.json")
+
+
+def decode(kind: type[T], value: Any, where: str = "config") -> T:
+    """Return the `kind` that `encode` wrote; raises ValueError naming the place that does not fit."""
+    return typing.cast(T, _decode(kind, value, where))
+
+
+def _fields(config: Any) -> dict[str, Any]:
+    return {field.name: encode(getattr(config, field.name)) for field in dataclasses.fields(config)}
+
+
+def _decode(kind: Any, value: Any, where: str) -> Any:
+    origin = get_origin(kind)
+    if kind is MemoryConfig:
+        return _decode_memory(value, where)
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return _decode_dataclass(kind, value, where)
+    if origin is tuple:
+        inner = get_args(kind)
+        kinds = [inner[0]] * len(value) if len(inner) == 2 and inner[1] is Ellipsis else inner
+        return tuple(
+            _decode(k, item, f"{where}[{i}]") for i, (k, item) in enumerate(zip(kinds, value, strict=True))
+        )
+    if origin is dict:
+        return {name: _decode(get_args(kind)[1], item, f"{where}.{name}") for name, item in value.items()}
+    if origin in (Union, types.UnionType):
+        return _decode_union(get_args(kind), value, where)
+    if origin is Literal:
+        if value not in get_args(kind):
+            raise ValueError(f"{where}={value!r}: choose from {', '.join(map(str, get_args(kind)))}")
+        return value
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is Any or (kind is not None and type(value) is kind):
+        return value
+    raise ValueError(f"{where}={value!r}: expected {getattr(kind, '__name__', kind)}")
+
+
+def _decode_dataclass(kind: type, value: Any, where: str) -> Any:
+    hints = typing.get_type_hints(kind)
+    names = [field.name for field in dataclasses.fields(kind)]
+    unknown = sorted(set(value) - set(names))
+    if unknown:
+        raise ValueError(f"{where} has no field {', '.join(unknown)}; its fields are {', '.join(names)}")
+    return kind(**{name: _decode(hints[name], item, f"{where}.{name}") for name, item in value.items()})
+
+
+def _decode_memory(value: Any, where: str) -> MemoryConfig:
+    if not isinstance(value, dict) or "name" not in value:
+        raise ValueError(f"{where}={value!r}: expected an object with a memory's name")
+    kind = type(make_config(value["name"]))
+    return _decode_dataclass(kind, {key: item for key, item in value.items() if key != "name"}, where)
+
+
+def _decode_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value is None and type(None) in kinds:
+        return None
+    # An exact type first: 1, 1.0 and True are different settings.
+    if type(value) in kinds:
+        return value
+    for kind in kinds:
+        if kind is not type(None):
+            try:
+                return _decode(kind, value, where)
+            except ValueError:
+                continue
+    raise ValueError(f"{where}={value!r}: expected one of {', '.join(str(kind) for kind in kinds)}")

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scrubjay.agents.policy import PolicyConfig
+from scrubjay.agents.ppo import PPOConfig
+from scrubjay.experiments import EnvConfig, Run, TrainConfig, train
+from scrubjay.memory import make_config
+
+
+def make_tiny(memory: str = "gru", **fields: Any) -> TrainConfig:
+    """6 updates on a maze of 4 cells: well under a second."""
+    settings: dict[str, Any] = {
+        "recipe": "tiny",
+        "env": EnvConfig("scrubjay/TMaze-v0", {"corridor_length": 4}, num_envs=4),
+        "policy": PolicyConfig(memory=make_config(memory, dim=16)),
+        "ppo": PPOConfig(epochs=1, num_minibatches=2),
+        "total_steps": 192,
+        "segment_length": 8,
+        "device": "cpu",
+        "eval_episodes": 5,
+    }
+    return TrainConfig(**{**settings, **fields})
+
+
+@pytest.fixture
+def tiny() -> Callable[..., TrainConfig]:
+    return make_tiny
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """Start the real command in an empty directory."""
+
+    def popen(*words: object) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "scrubjay.experiments.cli", *map(str, words)],
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "60"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return popen
+
+
+@pytest.fixture
+def scrubjay(start: Callable[..., subprocess.Popen[str]]) -> Callable[..., tuple[int, str, str]]:
+    """Run the real command to its end; returns its exit code, stdout and stderr."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        process = start(*words)
+        out, err = process.communicate()
+        return process.returncode, out, err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """One trained run whose record and checkpoints no test changes."""
+    return train(make_tiny(), tmp_path_factory.mktemp("runs") / "finished")

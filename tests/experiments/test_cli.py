@@ -1,0 +1,215 @@
+"""The command as users meet it: a process, its output and its exit code."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scrubjay.experiments import Run
+from scrubjay.experiments.arguments import UsageError
+from scrubjay.experiments.cli import VERBS, main
+from scrubjay.experiments.commands import COMMANDS
+from scrubjay.experiments.overrides import override
+
+TINY = ["--total-steps", "64", "--env.num-envs", "4", "--segment-length", "8", "--eval-episodes", "3"]
+
+
+def test_train_eval_plot_play_in_one_go(scrubjay, tmp_path):
+    code, out, err = scrubjay(
+        "train", "tmaze", "--memory", "lstm", "--set", "corridor_length=3", "--seed", 7, *TINY
+    )
+    assert (code, err) == (0, "")
+    path = Path(out.splitlines()[0].removeprefix("run directory: "))
+    assert path.name.startswith("tmaze-lstm-s7-")
+    run = Run.load(tmp_path / path)
+    assert run.config.seed == 7
+    assert run.config.env.kwargs["corridor_length"] == 3  # type: ignore[attr-defined]
+    assert "steps/s" in out
+
+    code, out, err = scrubjay("eval", path, "--episodes", 6, "--set", "corridor_length=20")
+    assert (code, err) == (0, "")
+    assert "corridor_length=20" in out
+    assert "95 % interval" in out
+    assert "6 episodes" in out
+
+    for verb, file in (("plot", "curve.png"), ("play", "episode.gif")):
+        (run.path / file).unlink(missing_ok=True)
+        code, out, err = scrubjay(verb, path)
+        assert (code, err) == (0, "")
+        assert (run.path / file).stat().st_size > 1000
+
+    code, out, _ = scrubjay("resume", path)
+    assert code == 0
+    assert "is finished" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (["train", "tmaze", "--memory", "hcamm"], ["'hcamm'", "none", "did you mean 'hcam'"]),
+        (["train", "tmaz"], ["'tmaz'", "repeat-previous", "did you mean 'tmaze'"]),
+        (["trian"], ["'trian'", "resume", "did you mean 'train'"]),
+        (["train", "tmaze", "--memory", "gru", "--memory.dim", "7"], ["dim=7", "even and at least 8"]),
+        (["train", "tmaze", "--memory", "hcam", "--memory.chunk-size", "0"], ["chunk_size=0"]),
+        (["train", "tmaze", "--ppo.gama", "1"], ["'--ppo.gama'", "did you mean '--ppo.gamma'"]),
+        (["train", "tmaze", "--ppo.gamma", "high"], ["--ppo.gamma", "'high'"]),
+        (["train", "tmaze", "--ppo.gamma", "2"], ["gamma=2"]),
+        (["train", "tmaze", "--device", "tpu"], ["'tpu'", "auto", "cpu", "cuda"]),
+        (["train", "tmaze", "--env.num-envs", "2"], ["num_minibatches=4", "num_envs=2"]),
+        (["train", "tmaze", "--env.num-envs", "0"], ["num_envs=0"]),
+        (["train", "tmaze", "--set", "corridor_length"], ["'corridor_length'", "name=value"]),
+        (["train", "tmaze", "--set", "corridor_length=0"], ["corridor_length=0"]),
+        (["train", "tmaze", "--set", "wings=2"], ["wings"]),
+        (["train", "tmaze", "--memory"], ["--memory needs a value"]),
+        (["train", "ppo"], ["'ppo'", "--env"]),
+        (["train", "ppo", "--env", "CartPol-v1"], ["'CartPol-v1'", "did you mean 'CartPole-v1'"]),
+        (["train", "ppo", "--env", "no.such:thing"], ["'no.such:thing'"]),
+        (["resume", "nowhere"], ["no run at nowhere"]),
+        (["eval", "nowhere"], ["no run at nowhere"]),
+        (["plot", "nowhere"], ["no run at nowhere"]),
+        (["plot"], ["at least one run"]),
+        (["export", "nowhere"], ["no run at nowhere"]),
+        (["play", "scrubjay/TMaz-v0"], ["did you mean 'scrubjay/TMaze-v0'"]),
+        (["list", "memories"], ["'memories'"]),
+        (["demo", "--memory", "nine"], ["'nine'"]),
+        (["demo", "--memory", "none"], ["'none'"]),
+        (["compare", "--memories", "gru", "elephant"], ["'elephant'"]),
+        (["compare", "--recipes", "cake"], ["'cake'"]),
+    ],
+    ids=" ".join,
+)
+def test_bad_input_gives_one_line_and_code_2(words, names, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    for name in names:
+        assert name in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_input_to_a_run(finished_run, capsys):
+    for words, name in (
+        (["eval", str(finished_run.path), "--episodes", "0"], "episodes=0"),
+        (["eval", str(finished_run.path), "--set", "wings=2"], "wings"),
+        (["plot", str(finished_run.path), "--metric", "joy"], "'joy'"),
+        (["train", "tmaze", "--run-dir", str(finished_run.path)], "scrubjay resume"),
+    ):
+        assert main(words) == 2
+        assert name in capsys.readouterr().err
+
+
+def test_bad_input_in_a_real_process_shows_no_traceback(scrubjay):
+    code, out, err = scrubjay("train", "tmaze", "--memory", "gruu")
+    assert (code, out) == (2, "")
+    assert err.startswith("scrubjay: unknown memory 'gruu'")
+    assert err.count("\n") == 1
+
+
+def test_unexpected_errors_keep_their_traceback(monkeypatch):
+    def broken(words):
+        raise ValueError("a bug")
+
+    monkeypatch.setitem(COMMANDS, "list", broken)
+    with pytest.raises(ValueError, match="a bug") as caught:
+        main(["list"])
+    assert not isinstance(caught.value, UsageError)
+
+
+def test_every_verb_has_help(capsys):
+    assert list(VERBS) == list(COMMANDS)
+    assert main([]) == main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(verb in out for verb in VERBS)
+    for verb in VERBS:
+        try:
+            code = main([verb, "--help"])
+        except SystemExit as stop:
+            code = stop.code
+        assert code in (0, None)
+        assert f"scrubjay {verb}" in capsys.readouterr().out
+
+
+def test_list_names_all(capsys):
+    assert main(["list"]) == 0
+    out = capsys.readouterr().out
+    for name in ("tmaze-demo", "corridor of 20", "gru", "256 B", "scrubjay/RepeatPrevious-v0"):
+        assert name in out
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "tmaze", "--help"], ["list"]], ids=" ".join)
+def test_the_command_starts_without_heavy_imports(words):
+    program = (
+        "import sys\nfrom scrubjay.experiments.cli import main\n"
+        f"try: main({words!r})\nexcept SystemExit: pass\n"
+        "print([name for name in ('ray', 'matplotlib', 'tensorboard', 'langchain_core', 'torch_geometric', "
+        "'onnx') if name in sys.modules], 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == f"[] {words != ['--help']}"
+
+
+def test_overrides_reach_their_fields():
+    config = override(
+        "tmaze",
+        ["--memory", "hcam", "--memory.chunk-size=4", "--policy.memory.dim", "32", "--ppo.target-kl", "0.1"],
+    )
+    assert config.label == "hcam"
+    assert (config.policy.memory.dim, vars(config.policy.memory)["chunk_size"]) == (32, 4)
+    assert config.ppo.target_kl == 0.1
+    assert config.env.kwargs == {"corridor_length": 50}
+    config = override("tmaze", ["--set", "active=true", "--env.kwargs.corridor-length", "9"])
+    assert config.env.kwargs == {"active": True, "corridor_length": 9}
+    other = override("tmaze", ["--env", "CartPole-v1", "--set", "sutton_barto_reward=true"])
+    assert (other.env.id, other.env.kwargs) == ("CartPole-v1", {"sutton_barto_reward": True})
+
+
+def test_demo_trains_both_compares_them_and_goes_on_when_called_again(capfd, tmp_path):
+    words = ["demo", "--memory", "gru", "--total-steps", "2000", "--out", str(tmp_path / "demo")]
+    assert main(words) == 0
+    out = capfd.readouterr().out
+    assert "at most half" in out
+    assert (tmp_path / "demo" / "curve.png").stat().st_size > 5000
+    runs = [Run.load(tmp_path / "demo" / name) for name in ("none-s0", "gru-s0")]
+    before = [run.metrics() for run in runs]
+    assert all(run.finished for run in runs)
+    assert main(words) == 0
+    assert [run.metrics() for run in runs] == before
+    assert main([*words, "--total-steps", "3000"]) == 2
+    assert "other settings" in capfd.readouterr().err
+
+
+def test_compare_tabulates_and_tests_beyond_training(capfd, tmp_path):
+    words = [
+        "compare",
+        "--memories",
+        "none",
+        "gru",
+        "--recipes",
+        "tmaze-demo",
+        "repeat-previous",
+        "--seeds",
+        "0",
+    ]
+    assert main([*words, "--jobs", "2", "--out", str(tmp_path), "--", *TINY, "--total-steps", "512"]) == 0
+    table = (tmp_path / "table.md").read_text()
+    assert table.startswith("`scrubjay compare --memories none gru")
+    for row in ("| tmaze-demo | none |", "| tmaze-demo | gru |", "| memory | 20 | 40 | 100 | 200 |"):
+        assert row in table
+    scores = json.loads((tmp_path / "tmaze-demo-gru-s0" / "longer.json").read_text())
+    assert list(scores) == ["20", "40", "100", "200"]
+    for file in ("curves.png", "longer.png"):
+        assert (tmp_path / file).stat().st_size > 5000
+
+
+def test_a_failing_process_is_reported_with_its_reason(tmp_path, tiny):
+    from scrubjay.experiments.parallel import run_in_processes
+
+    run = Run.create(tiny(device="cuda"), tmp_path / "run")
+    with pytest.raises(RuntimeError, match="device='cuda'"):
+        run_in_processes([run], jobs=1)

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import gymnasium
+import pytest
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+
+from scrubjay.experiments import EnvConfig
+
+
+def make_pendulum(limit: int = 9) -> gymnasium.Env:
+    return gymnasium.make("Pendulum-v1", max_episode_steps=limit)
+
+
+NOT_CALLABLE = 3
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "my_environments", sys.modules[__name__])
+
+
+@pytest.mark.parametrize(
+    ("name", "inside"),
+    [
+        ("CartPole-v1", "CartPoleEnv"),
+        ("scrubjay/TMaze-v0", "TMaze"),
+        ("scrubjay.envs:scrubjay/TMaze-v0", "TMaze"),
+        ("my_environments:make_pendulum", "PendulumEnv"),
+    ],
+)
+def test_every_way_to_name_an_environment(name, inside):
+    config = EnvConfig(name, num_envs=2)
+    with config.make() as env:
+        assert type(env.unwrapped).__name__ == inside
+    envs = config.make_vector()
+    assert envs.num_envs == 2
+    assert envs.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP
+    envs.close()
+
+
+def test_the_batched_version_is_used_where_there_is_one():
+    assert type(EnvConfig("scrubjay/TMaze-v0").make_vector().unwrapped).__name__ == "TMazeVector"
+    # CartPole's own resets one step too late for our sampler.
+    assert isinstance(EnvConfig("CartPole-v1").make_vector(), SyncVectorEnv)
+
+
+def test_subprocesses():
+    envs = EnvConfig("scrubjay/TMaze-v0", {"corridor_length": 2}, num_envs=2, subprocesses=True).make_vector()
+    assert isinstance(envs, AsyncVectorEnv)
+    observation, _ = envs.reset(seed=0)
+    assert observation.shape == (2, 4)
+    envs.close()
+
+
+def test_settings_reach_the_environment():
+    env = EnvConfig("my_environments:make_pendulum", {"limit": 3}).make()
+    env.reset(seed=0)
+    ends = [env.step(env.action_space.sample())[3] for _ in range(3)]
+    assert ends == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "message"),
+    [
+        ("CartPol-v1", {}, "unknown environment 'CartPol-v1'.*did you mean 'CartPole-v1'"),
+        ("scrubjay/TMaz-v0", {}, "did you mean 'scrubjay/TMaze-v0'"),
+        ("nowhere:make", {}, "No module named 'nowhere'"),
+        ("my_environments:absent", {}, "has no attribute 'absent'"),
+        ("my_environments:NOT_CALLABLE", {}, "NOT_CALLABLE is a int, not a callable"),
+        ("scrubjay/TMaze-v0", {"wings": 2}, "refuses .*wings"),
+        ("scrubjay/TMaze-v0", {"corridor_length": 0}, "corridor_length=0"),
+    ],
+)
+def test_bad_names_and_settings_are_refused(name, kwargs, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        EnvConfig(name, kwargs).make()
