@@ -16,11 +16,11 @@ def tmaze() -> TrainConfig:
     """T-maze, corridor of 50: a cue at the start tells where to turn at the end."""
     return TrainConfig(
         recipe="tmaze",
-        env=EnvConfig("scrubjay/TMaze-v0", {"corridor_length": 50}, num_envs=32),
-        policy=PolicyConfig(memory=make_config("gru", dim=64)),
-        # The one step that pays comes at the junction: with a smaller bonus for trying things out the habit of
-        # walking right is learned there too, and no goal is ever entered.
-        ppo=PPOConfig(learning_rate=1e-3, entropy_coefficient=0.03),
+        env=EnvConfig("scrubjay/TMaze-v0", {"corridor_length": 50}, num_envs=64),
+        policy=PolicyConfig(memory=make_config("gru", dim=64), reconstruction=True),
+        # The one step that pays comes at the junction. With a smaller bonus for trying things out, or with fewer
+        # junctions in a batch, a policy settles on one turn before it has learned to heed the cue.
+        ppo=PPOConfig(learning_rate=1e-3, entropy_coefficient=0.02, reconstruction_coefficient=1.0),
         total_steps=1_000_000,
         segment_length=64,
     )
@@ -28,11 +28,12 @@ def tmaze() -> TrainConfig:
 
 def tmaze_demo() -> TrainConfig:
     """T-maze, corridor of 20: learned in a minute or two on a laptop."""
-    return dataclasses.replace(
-        tmaze(),
+    return TrainConfig(
         recipe="tmaze-demo",
-        env=EnvConfig("scrubjay/TMaze-v0", {"corridor_length": 20}, num_envs=32),
-        total_steps=120_000,
+        env=EnvConfig("scrubjay/TMaze-v0", {"corridor_length": 20}, num_envs=64),
+        policy=PolicyConfig(memory=make_config("gru", dim=64)),
+        ppo=PPOConfig(learning_rate=1e-3, entropy_coefficient=0.03),
+        total_steps=240_000,
         segment_length=32,
     )
 
@@ -41,9 +42,9 @@ def repeat_previous() -> TrainConfig:
     """Say which suit was shown four cards ago."""
     return TrainConfig(
         recipe="repeat-previous",
-        env=EnvConfig("scrubjay/RepeatPrevious-v0", {"k": 4, "num_decks": 1}, num_envs=32),
+        env=EnvConfig("scrubjay/RepeatPrevious-v0", {"k": 4, "num_decks": 1}, num_envs=64),
         policy=PolicyConfig(memory=make_config("gru", dim=64)),
-        ppo=PPOConfig(),
+        ppo=PPOConfig(learning_rate=1e-3),
         total_steps=1_000_000,
         segment_length=64,
     )

@@ -43,6 +43,7 @@ class Memory(nn.Module, ABC):
 
     retrieves: ClassVar[bool] = False
     """True for memories that look stored items up; these offer `read(x, state)`."""
+    _anchor: Tensor
     no_gradient: tuple[str, ...] = ()
     """Names of parameters that by design receive no gradient."""
 
@@ -50,6 +51,8 @@ class Memory(nn.Module, ABC):
         super().__init__()
         self.config = config
         self.dim = config.dim
+        # Moves with the parameters; asking it costs less than finding a parameter, once per step.
+        self.register_buffer("_anchor", torch.empty(0), persistent=False)
 
     @abstractmethod
     def initial_state(self, batch_size: int) -> State:
@@ -113,13 +116,12 @@ class Memory(nn.Module, ABC):
     @property
     def state_dtype(self) -> torch.dtype:
         """The parameters' dtype, at least float32: states outlive many roundings."""
-        dtype = next((p.dtype for p in self.parameters()), torch.get_default_dtype())
-        return torch.promote_types(dtype, torch.float32)
+        return torch.promote_types(self._anchor.dtype, torch.float32)
 
     @property
     def device(self) -> torch.device:
         """Where the parameters, and so new states, live."""
-        return next((p.device for p in self.parameters()), torch.device("cpu"))
+        return self._anchor.device
 
     def _quarantined_segment(self, x: Tensor, state: State, start: Tensor) -> tuple[Tensor, State]:
         """Run a segment that holds NaN or inf, whose harm must end at the next `start`.

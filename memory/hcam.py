@@ -218,9 +218,11 @@ class _Block(nn.Module):
         positions = distance_embedding(config.chunk_size, dim).flip(0)
         self.register_buffer("positions", positions, persistent=False)
         # The published code's initialisation. Torch's own, six times smaller in variance, makes every attention
-        # nearly uniform, and a cue among hundreds of steps is then drowned.
-        for projection in (self.summary_query, self.summary_key, self.query, self.key, self.value, self.out):
+        # nearly uniform, and a cue among hundreds of steps is then drowned. What is read starts at half that
+        # strength, lest a policy be thrown off course when its first chunk becomes readable.
+        for projection in (self.summary_query, self.summary_key, self.query, self.key, self.value):
             nn.init.trunc_normal_(projection.weight, std=(2.0 / dim) ** 0.5)
+        nn.init.trunc_normal_(self.out.weight, std=(0.5 / dim) ** 0.5)
         self.feed_forward = nn.Sequential(
             nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim)
         )

@@ -21,7 +21,9 @@ def test_every_room_is_a_folder_through_its_link(room):
 
 def modules_after(statement: str) -> set[str]:
     code = f"import sys; {statement}; print('\\n'.join(sys.modules))"
-    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
     return {name.partition(".")[0] for name in done.stdout.split()}
 
 
@@ -41,7 +43,9 @@ def test_agents_and_experiments_do_not_start_ray_or_draw():
 
 def test_the_rooms_are_not_importable_by_their_bare_names():
     code = "import importlib.util as u; print([n for n in ('agents', 'memory', 'envs', 'kernels') if u.find_spec(n)])"
-    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True, cwd="/")
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True, cwd="/"
+    )
     assert done.stdout.strip() == "[]"
 
 

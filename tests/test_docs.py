@@ -1,0 +1,98 @@
+"""What the documents say is run: every snippet, every relative link, every number that code can tell."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scrubjay import envs, memory
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = ["README.md", "CONTRIBUTING.md"]
+
+
+def snippets(document: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / document).read_text(), re.MULTILINE | re.DOTALL)
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "MPLBACKEND": "Agg",
+    }
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_python_snippets_run_in_order(document, tmp_path):
+    source = "\n".join(snippets(document, "python"))
+    assert source
+    (tmp_path / "snippets.py").write_text(source)
+    done = subprocess.run(
+        [sys.executable, "-P", "snippets.py"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_quickstart_is_short():
+    for snippet in snippets("README.md", "python"):
+        assert len(snippet.splitlines()) <= 15
+    assert len((ROOT / "README.md").read_text().splitlines()) < 200
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_shell_snippets_run(document, tmp_path):
+    for snippet in snippets(document, "sh"):
+        for line in snippet.splitlines():
+            if line.startswith("make "):
+                # The suite cannot run itself: make only says what it would do.
+                command, cwd = f"{line.replace('make', 'make -n', 1)}", ROOT
+            else:
+                command, cwd = line, tmp_path
+            done = subprocess.run(
+                ["bash", "-c", command],
+                cwd=cwd,
+                env=environment(),
+                capture_output=True,
+                text=True,
+                timeout=240,
+            )
+            assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, "CHANGELOG.md"])
+def test_relative_links_lead_somewhere(document):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / document).read_text()):
+        if not target.startswith("http"):
+            assert (ROOT / target).exists(), f"{document} links to {target}"
+
+
+def test_the_table_of_memories_is_true():
+    rows = re.findall(
+        r"^\| `(\w+)` \|[^|]*\| `([\w/.]+)` \| ([\d,]+) B \|", (ROOT / "README.md").read_text(), re.MULTILINE
+    )
+    assert sorted(name for name, _, _ in rows) == memory.list_memories()
+    for name, file, size in rows:
+        assert (ROOT / file).exists()
+        assert int(size.replace(",", "")) == memory.make(name, dim=64).state_bytes(1)
+
+
+def test_the_table_of_environments_is_complete():
+    rows = re.findall(r"^\| `(scrubjay/[\w-]+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert sorted(rows) == sorted(envs.list_environments())
+
+
+def test_make_knows_every_promised_target():
+    make = shutil.which("make")
+    assert make is not None
+    for target in ("demo", "test", "lint", "type", "bench", "docs-check"):
+        subprocess.run([make, "-n", target], cwd=ROOT, check=True, capture_output=True, timeout=60)
