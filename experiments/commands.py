@@ -16,6 +16,7 @@ from scrubjay.experiments.environments import EnvConfig
 from scrubjay.experiments.overrides import override, with_settings
 from scrubjay.experiments.recipes import RECIPES, describe
 from scrubjay.experiments.run import Run
+from scrubjay.experiments.seeding import derive_seed
 from scrubjay.experiments.stopping import Interrupted
 from scrubjay.memory import list_memories, make
 
@@ -90,7 +91,8 @@ def evaluate(words: Sequence[str]) -> int:
         policy = run.policy
         if options.episodes < 1:
             raise ValueError(f"episodes={options.episodes}: at least 1 is needed")
-    summary = evaluate(policy, env, options.episodes, options.seed, not options.sample).summary()
+    seed = derive_seed(options.seed, "evaluation")
+    summary = evaluate(policy, env, options.episodes, seed, not options.sample).summary()
     changed = ", ".join(f"{name}={value}" for name, value in env.kwargs.items())
     print(f"{config.recipe} {config.label} s{config.seed} at step {run.step:,}: {env.id} {changed}".rstrip())
     for name, words_for_it in (("episodic_return", "return "), ("success", "success")):

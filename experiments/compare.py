@@ -26,6 +26,7 @@ from scrubjay.experiments.overrides import override
 from scrubjay.experiments.parallel import prepare, run_in_processes
 from scrubjay.experiments.recipes import LONGER
 from scrubjay.experiments.run import Run, write_atomically
+from scrubjay.experiments.seeding import derive_seed
 from scrubjay.experiments.statistics import bootstrap_interval, interquartile_mean
 from scrubjay.experiments.stopping import Interrupted
 
@@ -98,7 +99,7 @@ def success_when_longer(run: Run, episodes: int = 100) -> dict[int, float]:
             env = dataclasses.replace(config.env, kwargs={**config.env.kwargs, name: trained * factor})
             with one_thread():
                 scores[trained * factor] = _score(
-                    evaluate(run.policy, env, episodes, config.seed + 1).summary()
+                    evaluate(run.policy, env, episodes, derive_seed(config.seed, "evaluation")).summary()
                 )
         write_atomically(file, json.dumps(scores) + "\n")
     return {int(value): score for value, score in json.loads(file.read_text()).items()}

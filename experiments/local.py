@@ -22,6 +22,7 @@ from scrubjay.experiments.evaluation import evaluate
 from scrubjay.experiments.metrics import EpisodeWindow, MetricsLog
 from scrubjay.experiments.progress import ProgressDisplay
 from scrubjay.experiments.run import CHECKPOINTS, METRICS, RESULT, Run, write_atomically
+from scrubjay.experiments.seeding import derive_seed
 from scrubjay.experiments.stopping import Interrupted, StopRequest
 
 _log = logging.getLogger(__name__)
@@ -60,12 +61,14 @@ class LocalEngine:
         self.seconds = 0.0
         self.episodes = EpisodeWindow()
         latest = Run(run_dir, config).latest
-        _seed_everything(config.seed)
+        _seed_everything(derive_seed(config.seed, "weights"))
         self._envs = config.env.make_vector()
         spaces = self._envs.single_observation_space, self._envs.single_action_space
         self.policy = Policy(*spaces, config.policy).to(resolve_device(config.device))
-        self.learner = PPO(self.policy, config.ppo, config.seed)
-        self.sampler = Sampler(self._envs, self.policy, config.segment_length, config.seed)
+        self.learner = PPO(self.policy, config.ppo, derive_seed(config.seed, "minibatches"))
+        self.sampler = Sampler(
+            self._envs, self.policy, config.segment_length, derive_seed(config.seed, "sampling")
+        )
         offset = 0
         if latest is not None:
             self.step = checkpoint_step(latest)
@@ -143,7 +146,8 @@ def _finish(run: Run, engine: LocalEngine) -> None:
     config = engine.config
     result: dict[str, Any] = {"step": engine.step, "seconds": engine.seconds}
     if config.eval_episodes:
-        result |= evaluate(engine.policy, config.env, config.eval_episodes, seed=config.seed + 1).summary()
+        seed = derive_seed(config.seed, "evaluation")
+        result |= evaluate(engine.policy, config.env, config.eval_episodes, seed).summary()
     write_atomically(run.path / RESULT, json.dumps(result, indent=2) + "\n")
 
 

@@ -21,7 +21,7 @@ def tmaze() -> TrainConfig:
         # The one step that pays comes at the junction. With a smaller bonus for trying things out, or with fewer
         # junctions in a batch, a policy settles on one turn before it has learned to heed the cue.
         ppo=PPOConfig(learning_rate=1e-3, entropy_coefficient=0.02, reconstruction_coefficient=1.0),
-        total_steps=1_000_000,
+        total_steps=800_000,
         segment_length=64,
     )
 
@@ -45,7 +45,7 @@ def repeat_previous() -> TrainConfig:
         env=EnvConfig("scrubjay/RepeatPrevious-v0", {"k": 4, "num_decks": 1}, num_envs=64),
         policy=PolicyConfig(memory=make_config("gru", dim=64)),
         ppo=PPOConfig(learning_rate=1e-3),
-        total_steps=1_000_000,
+        total_steps=600_000,
         segment_length=64,
     )
 
