@@ -140,13 +140,21 @@ class CategoricalHead(nn.Module):
 
 
 class GaussianHead(nn.Module):
-    """Chooses numbers for Box action spaces, with a standard deviation that does not depend on the input."""
+    """Chooses numbers for Box action spaces, with a standard deviation that does not depend on the input.
+
+    Where the space is bounded the numbers are in units of half its range, from its centre.
+    """
 
     def __init__(self, space: spaces.Box, dim: int) -> None:
         super().__init__()
         self.shape = space.shape
         self.dtype = space.dtype
         self.low, self.high = space.low, space.high
+        # A policy begins with mean 0 and deviation 1: that should cover the range, wherever it lies.
+        bounded = np.isfinite(space.low) & np.isfinite(space.high)
+        low = np.where(bounded, space.low, -1.0).astype(np.float64)
+        high = np.where(bounded, space.high, 1.0).astype(np.float64)
+        self.centre, self.half_range = low / 2 + high / 2, high / 2 - low / 2
         self.linear = _small_linear(dim, math.prod(space.shape))
         self.log_std = nn.Parameter(torch.zeros(math.prod(space.shape)))
 
@@ -155,9 +163,10 @@ class GaussianHead(nn.Module):
         return DiagonalGaussian(self.linear(features), self.log_std)
 
     def to_env(self, action: Tensor) -> np.ndarray:
-        """Return actions the environment understands: clipped to its bounds, its shape, its dtype."""
+        """Return actions the environment understands: scaled and clipped to its bounds, its shape, its dtype."""
         array = action.cpu().numpy()
-        return np.clip(array.reshape(*array.shape[:-1], *self.shape), self.low, self.high).astype(self.dtype)
+        scaled = array.reshape(*array.shape[:-1], *self.shape) * self.half_range + self.centre
+        return np.clip(scaled, self.low, self.high).astype(self.dtype)
 
 
 def make_action_head(space: spaces.Space, dim: int) -> CategoricalHead | GaussianHead:

@@ -105,16 +105,17 @@ class Scale(nn.Module):
 
     def __init__(self, space: spaces.Space) -> None:
         super().__init__()
-        self.low, self.range = 0.0, 1.0
+        self.low, self.range, self.bounded = 0.0, 1.0, False
         if isinstance(space, spaces.Box) and (is_image(space) or np.issubdtype(space.dtype, np.integer)):
             low, high = float(space.low.min()), float(space.high.max())
             if math.isfinite(low) and math.isfinite(high) and high > low:
-                self.low, self.range = low, high - low
-        self.bounded = (self.low, self.range) != (0.0, 1.0)
+                self.low, self.range, self.bounded = low, high - low, True
 
     def forward(self, values: Tensor) -> Tensor:
         """Return the scaled values, as floats where anything was to do."""
-        return (values.to(torch.float32) - self.low) / self.range if self.bounded else values
+        if (self.low, self.range) == (0.0, 1.0):
+            return values
+        return (values.to(torch.float32) - self.low) / self.range
 
 
 def is_image(space: spaces.Space) -> bool:

@@ -52,6 +52,11 @@ class PPOConfig:
             raise ValueError(
                 f"epochs={self.epochs}, num_minibatches={self.num_minibatches}: both must be at least 1"
             )
+        for name in ("entropy_coefficient", "value_coefficient", "reconstruction_coefficient"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
+        if self.target_kl is not None and not self.target_kl > 0:
+            raise ValueError(f"target_kl={self.target_kl}: must be positive, or None for no limit")
         if self.learning_rate <= 0 or self.clip <= 0 or self.max_grad_norm <= 0:
             raise ValueError(
                 f"learning_rate={self.learning_rate}, clip={self.clip}, max_grad_norm={self.max_grad_norm}: "

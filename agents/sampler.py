@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from scrubjay.agents.observations import from_leaves, leaf_dtype, leaf_spaces, l
 from scrubjay.agents.policy import Policy
 from scrubjay.agents.segment import Observation, Segment
 from scrubjay.agents.snapshots import can_restore, load_env, save_env
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,7 @@ class Sampler:
         """Return all that is needed to go on: tensors, plain values, and the environment's own state."""
         return {
             "generator": self._generator.get_state(),
+            "device": self.policy.device.type,
             "memory": {key: value.clone() for key, value in self._state.items()},
             "observation": {key: torch.from_numpy(value.copy()) for key, value in self._current.items()},
             "starts": self._starts.tolist(),
@@ -152,7 +156,11 @@ class Sampler:
             raise ValueError(
                 f"the state is of {len(state['lengths'])} environments; this sampler has {self.num_envs}"
             )
-        self._generator.set_state(state["generator"])
+        if state["device"] == self.policy.device.type:
+            self._generator.set_state(state["generator"])
+        else:
+            _log.warning("saved on %s, going on on %s: not exactly", state["device"], self.policy.device.type)
+            self._generator.manual_seed(int(state["generator"].sum()))
         self._episodes = [EpisodeStats(*episode) for episode in state["episodes"]]
         if state["env"] is None or not self.exact:
             # A seed that depends on how far the run has come: the first episodes are not played again.
@@ -188,7 +196,7 @@ class Sampler:
 
     def _finish_episodes(self, infos: dict[str, Any]) -> None:
         for row in np.flatnonzero(self._starts).tolist():
-            success = _final_success(infos, row)
+            success = final_success(infos, row)
             self._episodes.append(EpisodeStats(float(self._returns[row]), int(self._lengths[row]), success))
         self._returns[self._starts] = 0.0
         self._lengths[self._starts] = 0
@@ -224,7 +232,7 @@ def _batch_first(array: np.ndarray, device: torch.device) -> Tensor:
     return torch.from_numpy(array).to(device).transpose(0, 1)
 
 
-def _final_success(infos: dict[str, Any], row: int) -> float | None:
+def final_success(infos: dict[str, Any], row: int) -> float | None:
     """Return `info["success"]` of a row's last step: gymnasium 1.x keeps it in a dict of arrays and masks."""
     final = infos.get("final_info", {})
     if "success" not in final or not final.get("_success", infos["_final_info"])[row]:

@@ -41,8 +41,11 @@ def save_checkpoint(
     shutil.rmtree(final, ignore_errors=True)  # only a torn one can be in the way
     aside.rename(final)
     _sync(folder)
-    for old in _newest_first(folder)[keep:]:
-        shutil.rmtree(old)
+    # A later one must be torn, or the run would have gone on from it.
+    kept = [path for path in _newest_first(folder) if checkpoint_step(path) <= step][:keep]
+    for path in folder.glob("step_*"):
+        if path not in kept:
+            shutil.rmtree(path)
     return final
 
 

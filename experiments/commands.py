@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import gymnasium
 from tyro.conf import Positional
 
 from scrubjay.envs import list_environments
@@ -15,7 +16,7 @@ from scrubjay.experiments.config import TrainConfig
 from scrubjay.experiments.environments import EnvConfig
 from scrubjay.experiments.overrides import override, with_settings
 from scrubjay.experiments.recipes import RECIPES, describe
-from scrubjay.experiments.run import Run
+from scrubjay.experiments.run import Run, lock
 from scrubjay.experiments.seeding import derive_seed
 from scrubjay.experiments.stopping import Interrupted
 from scrubjay.memory import list_memories, make
@@ -233,6 +234,8 @@ def compare(words: Sequence[str]) -> int:
     ):
         for name in names:
             choose(kind, name, known)
+    with _bad_input():
+        options.check()
     return run_compare(options, words[cut + 1 :])
 
 
@@ -250,6 +253,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 
 def _go_on(run: Run, quiet: bool) -> int:
+    with _bad_input():
+        lock(run.path).close()
     try:
         run.config.run(run.path, progress=not quiet)
     except Interrupted as stop:
@@ -277,7 +282,7 @@ def _bad_input() -> Iterator[None]:
     """Turn the errors of checks on what the user gave into one line; elsewhere errors keep their traceback."""
     try:
         yield
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OSError, gymnasium.error.Error) as error:
         raise UsageError(" ".join(str(error).split())) from error
 
 

@@ -48,6 +48,14 @@ class CompareOptions:
     out: Path = Path("runs/compare")
     """Directory of all runs, table.md, curves.png and longer.png."""
 
+    def check(self) -> None:
+        """Raise ValueError on numbers and lists that cannot work, before any training."""
+        if self.jobs < 1:
+            raise ValueError(f"jobs={self.jobs}: at least 1 process is needed")
+        for name in ("memories", "recipes", "seeds"):
+            if not getattr(self, name):
+                raise ValueError(f"--{name} is empty; name at least one")
+
 
 def run_compare(options: CompareOptions, train_flags: Sequence[str] = ()) -> int:
     """Train what is not trained yet, test on longer tasks, write tables and plots; return the exit code."""

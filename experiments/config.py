@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 from scrubjay.agents.policy import Policy, PolicyConfig
-from scrubjay.agents.ppo import PPOConfig
+from scrubjay.agents.ppo import PPO, PPOConfig
 from scrubjay.experiments import serialization
 from scrubjay.experiments.device import resolve_device
 from scrubjay.experiments.environments import EnvConfig
@@ -104,7 +104,7 @@ class TrainConfig:
                 "as a minibatch is a set of whole environments"
             )
         with self.env.make() as env:
-            Policy(env.observation_space, env.action_space, self.policy)
+            PPO(Policy(env.observation_space, env.action_space, self.policy), self.ppo)
 
     def run(self, run_dir: Path, progress: bool = False) -> None:
         """Train in this process, going on from the newest checkpoint in `run_dir` if there is one."""

@@ -68,8 +68,9 @@ class EnvConfig:
 
     def _make_batched(self, count: int) -> VectorEnv[Any, Any, Any] | None:
         name = _importing_id(self.id)
-        # The import that a prefix asks for has been made by `make`; `spec` knows bare ids only.
-        if gymnasium.spec(name.rpartition(":")[2]).vector_entry_point is None:
+        with self.make() as env:
+            spec = env.spec
+        if spec is None or spec.vector_entry_point is None:
             return None
         kwargs: dict[str, Any] = dict(self.kwargs)
         envs = gymnasium.make_vec(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
 from scrubjay.agents.policy import Policy
+from scrubjay.agents.sampler import final_success
 from scrubjay.experiments.environments import EnvConfig
 from scrubjay.experiments.statistics import normal_interval, wilson_interval
 
@@ -16,7 +16,7 @@ MAX_COPIES = 64
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EpisodeScores:
     """Finished episodes of one policy."""
 
     returns: tuple[float, ...]
@@ -51,11 +51,13 @@ def evaluate(
     episodes: int = 100,
     seed: int = 0,
     deterministic: bool = True,
-) -> Evaluation:
+    max_steps: int = 100_000,
+) -> EpisodeScores:
     """Play whole episodes; neither the policy nor any global generator is changed.
 
     Every copy of the environment plays a fixed share, since the first to finish would be the shortest.
-    Raises ValueError if fewer than 1 episode is asked for.
+    After `max_steps` steps of every copy the episodes still going on are left out, since nothing says that an
+    environment ever ends. Raises ValueError if fewer than 1 episode is asked for or none ended.
     """
     if episodes < 1:
         raise ValueError(f"episodes={episodes}: at least 1 is needed")
@@ -66,33 +68,32 @@ def evaluate(
     training = policy.training
     policy.eval()
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(seed)
             observations, _ = envs.reset(seed=seed)
             start, state = np.ones(copies, dtype=bool), policy.initial_state(copies)
             returns, lengths = np.zeros(copies), np.zeros(copies, dtype=int)
-            while any(len(done) < share for done, share in zip(finished, shares, strict=True)):
+            for _ in range(max_steps):
+                if all(len(done) >= share for done, share in zip(finished, shares, strict=True)):
+                    break
                 actions, state = policy.act(observations, state, start, deterministic=deterministic)
                 observations, rewards, terminated, truncated, infos = envs.step(actions)
                 returns, lengths = returns + rewards, lengths + 1
                 start = np.logical_or(terminated, truncated)
                 for row in np.flatnonzero(start):
-                    finished[row].append((float(returns[row]), int(lengths[row]), _success(infos, row)))
+                    finished[row].append(
+                        (float(returns[row]), int(lengths[row]), final_success(infos, int(row)))
+                    )
                     returns[row] = lengths[row] = 0
     finally:
         policy.train(training)
         envs.close()
     counted = [episode for done, share in zip(finished, shares, strict=True) for episode in done[:share]]
+    if not counted:
+        raise ValueError(f"{env.id}: no episode ended within {max_steps:,} steps")
     told = [episode[2] for episode in counted if episode[2] is not None]
-    return Evaluation(
+    return EpisodeScores(
         returns=tuple(episode[0] for episode in counted),
         lengths=tuple(episode[1] for episode in counted),
         successes=tuple(told) if len(told) == len(counted) else (),
     )
-
-
-def _success(infos: dict[str, Any], row: np.intp) -> float | None:
-    final = infos.get("final_info", infos)
-    if "success" not in final or not final.get("_success", np.ones(row + 1))[row]:
-        return None
-    return float(final["success"][row])

@@ -21,7 +21,7 @@ from scrubjay.experiments.device import one_thread, resolve_device
 from scrubjay.experiments.evaluation import evaluate
 from scrubjay.experiments.metrics import EpisodeWindow, MetricsLog
 from scrubjay.experiments.progress import ProgressDisplay
-from scrubjay.experiments.run import CHECKPOINTS, METRICS, RESULT, Run, write_atomically
+from scrubjay.experiments.run import CHECKPOINTS, METRICS, RESULT, Run, lock, write_atomically
 from scrubjay.experiments.seeding import derive_seed
 from scrubjay.experiments.stopping import Interrupted, StopRequest
 
@@ -60,6 +60,7 @@ class LocalEngine:
         self.step = 0
         self.seconds = 0.0
         self.episodes = EpisodeWindow()
+        self._lock = lock(run_dir)
         latest = Run(run_dir, config).latest
         _seed_everything(derive_seed(config.seed, "weights"))
         self._envs = config.env.make_vector()
@@ -83,6 +84,7 @@ class LocalEngine:
     def __exit__(self, *_: object) -> None:
         self._metrics.close()
         self._envs.close()
+        self._lock.close()
 
     def update(self) -> dict[str, float]:
         """Collect one segment, learn from it, record it; checkpoint if it is time. Returns the row."""
@@ -147,7 +149,10 @@ def _finish(run: Run, engine: LocalEngine) -> None:
     result: dict[str, Any] = {"step": engine.step, "seconds": engine.seconds}
     if config.eval_episodes:
         seed = derive_seed(config.seed, "evaluation")
-        result |= evaluate(engine.policy, config.env, config.eval_episodes, seed).summary()
+        try:
+            result |= evaluate(engine.policy, config.env, config.eval_episodes, seed).summary()
+        except ValueError as error:  # the training was fine; the environment never ends
+            _log.warning("not evaluated: %s", error)
     write_atomically(run.path / RESULT, json.dumps(result, indent=2) + "\n")
 
 
@@ -177,6 +182,7 @@ def _random_states() -> dict[str, Any]:
 def _restore_random_states(states: dict[str, Any]) -> None:
     torch.set_rng_state(states["torch"])
     if states["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"])
+        for index, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(state, index)
     np.random.set_state(states["numpy"])  # noqa: NPY002
     random.setstate(states["python"])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from scrubjay.agents.policy import Policy
 from scrubjay.experiments.checkpoint import checkpoint_step, latest_checkpoint, load_weights
@@ -78,7 +79,8 @@ class Run:
     @property
     def step(self) -> int:
         """Environment steps behind the newest checkpoint."""
-        return checkpoint_step(self.latest) if self.latest else 0
+        latest = self.latest
+        return checkpoint_step(latest) if latest else 0
 
     def metrics(self) -> list[dict[str, float]]:
         """Return one row per update; a last line cut off by a kill is left out."""
@@ -93,11 +95,12 @@ class Run:
         """The policy at the newest checkpoint, on the CPU; raises ValueError if there is none yet, TypeError if none will be."""
         if not isinstance(self.config, TrainConfig):
             raise TypeError(f"{self.path} is a run of kind {self.config.kind!r}, which has no policy")
-        if self.latest is None:
+        latest = self.latest
+        if latest is None:
             raise ValueError(f"{self.path} has no checkpoint yet; go on with: scrubjay resume {self.path}")
         with self.config.env.make() as env:
             policy = Policy(env.observation_space, env.action_space, self.config.policy)
-        policy.load_state_dict(load_weights(self.latest))
+        policy.load_state_dict(load_weights(latest))
         return policy.eval()
 
 
@@ -109,6 +112,20 @@ def default_path(config: Experiment) -> Path:
         number += 1
         path = Path("runs") / f"{name}-{number}"
     return path
+
+
+def lock(path: Path) -> IO[str]:
+    """Return an open file that keeps every other process from training this run until it is closed.
+
+    The system lets go of it however the process ends. Raises ValueError if another one holds it.
+    """
+    file = (path / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ValueError(f"{path} is being trained by another process; wait for it or stop it") from None
+    return file
 
 
 def write_atomically(path: Path, text: str) -> None:

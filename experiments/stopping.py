@@ -19,7 +19,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StopRequest:
-    """While entered, the first SIGINT or SIGTERM sets `signal_number`; a second one acts at once.
+    """While entered, the first SIGINT, SIGTERM or SIGHUP sets `signal_number`; a second one acts at once.
 
     Outside the main thread signals cannot be caught, and nothing is changed.
     """
@@ -30,7 +30,7 @@ class StopRequest:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 self._previous[number] = signal.signal(number, self._ask)
         return self
 

@@ -124,8 +124,8 @@ def _coarse_scores(summary_query: Tensor, summaries: Tensor, summary_scale: floa
     grouped = (summary_query.to(dtype) * summary_scale).view(batch, time, groups, heads // groups, width)
     left = grouped.permute(0, 2, 1, 3, 4).reshape(batch, groups, time * (heads // groups), width)
     right = summaries.to(dtype).permute(0, 2, 3, 1)
-    scores = (left @ right).view(batch, groups, time, heads // groups, -1)
-    return scores.permute(0, 2, 1, 3, 4).reshape(batch, time, heads, -1)
+    scores = (left @ right).view(batch, groups, time, heads // groups, summaries.shape[1])
+    return scores.permute(0, 2, 1, 3, 4).reshape(batch, time, heads, summaries.shape[1])
 
 
 def _softmax_or_zero(scores: Tensor) -> Tensor:
@@ -162,12 +162,12 @@ def _dense(
         logits = logits.masked_fill(~keep[..., None], -math.inf)
         attention = _softmax_or_zero(logits.flatten(-2)).view_as(logits)
     attention = attention.to(values.dtype)
-    flat_values = values.permute(0, 3, 1, 2, 4).reshape(batch, groups, chunks * length, -1)
+    flat_values = values.permute(0, 3, 1, 2, 4).reshape(batch, groups, chunks * length, values.shape[-1])
     out = attention.reshape(batch, groups, time * shared, chunks * length) @ flat_values
-    out = out.view(batch, groups, time, shared, -1)
+    out = out.view(batch, groups, time, shared, values.shape[-1])
     if positions is not None:
         out = out + attention.sum(dim=-2) @ positions
-    return out.transpose(1, 2).reshape(batch, time, heads, -1)
+    return out.transpose(1, 2).reshape(batch, time, heads, values.shape[-1])
 
 
 def _per_query_head(per_coarse_head: Tensor, heads: int, coarse: int, groups: int) -> Tensor:
@@ -214,7 +214,7 @@ def _gather(
     out = attention.flatten(-2) @ fetched_values.flatten(-3, -2)
     if positions is not None:
         out = out + attention.sum(dim=-2) @ positions
-    return out.view(batch, time, heads, -1)
+    return out.view(batch, time, heads, values.shape[-1])
 
 
 def _fetch(table: Tensor, index: Tensor, group: Tensor) -> Tensor:

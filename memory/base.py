@@ -43,9 +43,9 @@ class Memory(nn.Module, ABC):
 
     retrieves: ClassVar[bool] = False
     """True for memories that look stored items up; these offer `read(x, state)`."""
-    _anchor: Tensor
     no_gradient: tuple[str, ...] = ()
-    """Names of parameters that by design receive no gradient."""
+    """Names of parameters that by design receive no gradient; an instance may name more than its class."""
+    _anchor: Tensor
 
     def __init__(self, config: MemoryConfig) -> None:
         super().__init__()
@@ -86,6 +86,9 @@ class Memory(nn.Module, ABC):
             raise ValueError(f"x has shape {tuple(x.shape)}; expected [batch, time, {self.dim}]")
         if start is not None and start.shape != x.shape[:2]:
             raise ValueError(f"start has shape {tuple(start.shape)}; expected {tuple(x.shape[:2])}")
+        for name, value in state.items():
+            if value.shape[0] != x.shape[0]:
+                raise ValueError(f"state {name!r} has {value.shape[0]} rows; x has {x.shape[0]}")
         if x.shape[1] == 1:
             if start is not None:
                 state = self.reset_state(state, start[:, 0])
@@ -95,9 +98,15 @@ class Memory(nn.Module, ABC):
             return x, state
         if start is None:
             start = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
-        if _all_finite(x, state):
+        state = self.blank_unwritten(state)
+        # The default loop over `step` meets harm as single steps do, and forgets it by selection alone.
+        if type(self).segment is Memory.segment or _all_finite(x, state):
             return self.segment(x, state, start)
         return self._quarantined_segment(x, state, start)
+
+    def blank_unwritten(self, state: State) -> State:
+        """Return `state` with zeros where nothing was ever stored; for memories that have such places."""
+        return state
 
     def reset_state(self, state: State, start: Bool[Tensor, "batch"]) -> State:
         """Return `state` with the rows marked by `start` replaced by newborn ones."""
@@ -127,22 +136,21 @@ class Memory(nn.Module, ABC):
         """Run a segment that holds NaN or inf, whose harm must end at the next `start`.
 
         A parallel path cannot multiply the harm away (0 * NaN is NaN), forwards or backwards, so it sees
-        zeros instead, and what the harm could have reached is marked NaN afterwards.
+        zeros instead, and the rest of the harmed episode is marked NaN afterwards.
         """
         bad_input = ~torch.isfinite(x).all(dim=-1)
         bad_state = torch.zeros_like(start[:, 0])
-        for value in state.values():
-            bad_state = bad_state | ~torch.isfinite(value).reshape(len(x), -1).all(dim=1)
+        newborn = self.initial_state(1)
+        harm = {name: ~torch.isfinite(value) & (value != newborn[name]) for name, value in state.items()}
+        for value in harm.values():
+            bad_state = bad_state | value.flatten(1).any(dim=1) if value.ndim > 1 else bad_state | value
         episode = start.cumsum(dim=1)
         tainted = bad_state[:, None] & (episode == 0)
         # Harm seen so far in this row, less what was seen before the episode began, is this episode's own.
         seen = bad_input.cumsum(dim=1)
         before = torch.where(start, seen - bad_input.long(), 0).cummax(dim=1).values
         tainted = tainted | (seen > before)
-        clean_state = {
-            name: torch.where(torch.isfinite(value), value, 0) if value.is_floating_point() else value
-            for name, value in state.items()
-        }
+        clean_state = {name: value.masked_fill(harm[name], 0) for name, value in state.items()}
         y, after = self.segment(torch.where(torch.isfinite(x), x, 0), clean_state, start)
         nan = float("nan")
         y = torch.where(tainted[..., None], nan, y)

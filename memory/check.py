@@ -13,11 +13,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import pickle
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -82,20 +83,36 @@ def check_memory(
         trial = _Trial(_copy(memory, dtype), width, length, dtype, seed)
         for law, check in _CHECKS.items():
             if law in laws:
-                check(trial)
+                with _named(law):
+                    check(trial)
     float_trial = _Trial(_copy(memory, torch.float32), width, length, torch.float32, seed)
     if 7 in laws and not getattr(memory, "retrieves", False):
         exempt.append("law 7 (empty is silent): the memory retrieves nothing, `retrieves` is False")
     if 8 in laws:
-        _compiles(float_trial, compile_backend)
+        with _named(8):
+            _compiles(float_trial, compile_backend)
+    silent = tuple(getattr(memory, "no_gradient", ()))
     if 9 in laws:
         for dtype in (torch.float32, torch.bfloat16):
-            _learns(
-                _Trial(_copy(memory, dtype), width, length, dtype, seed), getattr(memory, "no_gradient", ())
-            )
+            with _named(9):
+                _learns(_Trial(_copy(memory, dtype), width, length, dtype, seed), silent)
+        if silent:
+            exempt.append(f"law 9 (learns): by its own word no gradient reaches {', '.join(silent)}")
     if 5 in laws and long:
-        _long(float_trial)
+        with _named(5):
+            _long(float_trial)
     return exempt
+
+
+@contextlib.contextmanager
+def _named(law: int) -> Iterator[None]:
+    """Turn whatever the memory raises while this law is tested into a breach of it."""
+    try:
+        yield
+    except MemoryLawError:
+        raise
+    except Exception as error:
+        raise MemoryLawError(law, f"the memory raised {_first_line(error)}") from error
 
 
 class _Trial:
@@ -162,12 +179,15 @@ def _gradients(
     found = {"output": y.detach()} | {f"state {name!r}": value.detach() for name, value in after.items()}
     loss = _functional(y) + sum(_functional(value) for value in after.values() if value.requires_grad)
     loss.backward()
-    if x.grad is not None:
-        found["gradient of x"] = x.grad
+    found["gradient of x"] = _gradient(x)
     for name, parameter in trial.memory.named_parameters():
-        if parameter.grad is not None:
-            found[f"gradient of parameter {name}"] = parameter.grad.clone()
+        found[f"gradient of parameter {name}"] = _gradient(parameter)
     return found
+
+
+def _gradient(value: Tensor) -> Tensor:
+    """Return a copy of the gradient that arrived, zeros if none did."""
+    return torch.zeros_like(value) if value.grad is None else value.grad.clone()
 
 
 def _functional(value: Tensor) -> Tensor:
@@ -177,11 +197,12 @@ def _functional(value: Tensor) -> Tensor:
 
 
 def _start_is_birth(trial: _Trial) -> None:
-    born = [trial.steps // 4, trial.steps // 2, trial.steps // 2 + 1]
+    born = [0, trial.steps // 2, trial.steps - 1]
     clean = trial.draw()
     start = torch.zeros(_BATCH, trial.steps, dtype=torch.bool, device=trial.device)
     for row, t in enumerate(born):
         start[row, t] = True
+    start[2, trial.steps // 3] = True
     for poison in (None, float("nan"), float("inf")):
         x, state = clean.clone(), trial.lived_in()
         if poison is not None:
@@ -227,12 +248,12 @@ def _compare_births(
         if not differentiable:
             continue
         _functional(expected[0]).backward()
-        if x.grad is not None and fresh.grad is not None:
-            what = f"gradient of x after a start {how}"
-            _compare(2, what, x.grad[row : row + 1, t:], fresh.grad, trial.tolerance, offset=t)
-            if finite:
-                zero = torch.zeros_like(x.grad[row : row + 1, :t])
-                _compare(2, f"gradient of x before a start {how}", x.grad[row : row + 1, :t], zero, 0.0)
+        reached = _gradient(x)[row : row + 1]
+        what = f"gradient of x after a start {how}"
+        _compare(2, what, reached[:, t:], _gradient(fresh), trial.tolerance, offset=t)
+        if finite:
+            before = reached[:, :t]
+            _compare(2, f"gradient of x before a start {how}", before, torch.zeros_like(before), 0.0)
     # Backwards through what was poisoned, `where` itself gives 0 * NaN; nobody needs those gradients.
     if finite:
         for name, value in state.items():
@@ -281,6 +302,12 @@ def _rows_are_strangers(trial: _Trial) -> None:
             poisoned[0] = float("nan")
             beside, _ = trial.memory(poisoned, state, start[:, :length])
             _compare(4, f"output of a {path} beside a row of NaN", beside[1:], y[1:], trial.row_tolerance)
+            harmed = {n: v.clone() for n, v in state.items()}
+            for value in harmed.values():
+                if value.is_floating_point():
+                    value[0] = float("nan")
+            beside, _ = trial.memory(x[:, :length], harmed, start[:, :length])
+            _compare(4, f"output of a {path} beside a state of NaN", beside[1:], y[1:], trial.row_tolerance)
 
 
 def _fixed_shape(trial: _Trial) -> None:
@@ -300,10 +327,16 @@ def _fixed_shape(trial: _Trial) -> None:
         with torch.no_grad():
             for step, time in enumerate((1, 1, 2, trial.steps)):
                 y, state = trial.memory(trial.draw(batch, time), state)
+                if y.dtype != trial.dtype:
+                    raise MemoryLawError(5, f"output has dtype {y.dtype} for inputs of {trial.dtype}")
                 if y.shape != (batch, time, trial.dim):
                     raise MemoryLawError(
                         5, f"output has shape {tuple(y.shape)}, not {(batch, time, trial.dim)}"
                     )
+                for name, value in state.items():
+                    held = value.untyped_storage().nbytes()
+                    if not value.is_contiguous() or held != value.numel() * value.element_size():
+                        raise MemoryLawError(5, f"state {name!r} is a view that keeps {held} bytes alive")
                 now = {n: (v.shape, v.dtype) for n, v in state.items()}
                 if now != born:
                     raise MemoryLawError(
@@ -327,7 +360,7 @@ def _plain(trial: _Trial) -> None:
         travelled = {
             "pickle": pickle.loads(pickle.dumps(state)),
             "numpy": {n: torch.from_numpy(v.cpu().numpy()).to(trial.device) for n, v in state.items()},
-            "safetensors": safetensors.load(safetensors.save({n: v.contiguous() for n, v in state.items()})),
+            "safetensors": safetensors.load(safetensors.save(state)),
         }
         for name, copied in travelled.items():
             copied = {n: v.to(trial.device) for n, v in copied.items()}
@@ -380,9 +413,10 @@ def _compiles(trial: _Trial, backend: str) -> None:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name, build in builders.items():
+            built = None
             for x, state, start in cases:
                 try:
-                    built = build()
+                    built = build() if built is None else built
                     y, after = built(x, state, start)
                 except Exception as error:
                     raise MemoryLawError(
@@ -398,8 +432,13 @@ def _learns(trial: _Trial, no_gradient: Sequence[str]) -> None:
     trial.memory.zero_grad()
     start = trial.draw_starts()
     start[:, 1:] = False
-    y, _ = trial.memory(trial.draw(), trial.lived_in(), start)
-    _functional(y.float()).backward()
+    for time in (trial.steps, 1):
+        x = trial.draw(time=time).requires_grad_()
+        y, _ = trial.memory(x, trial.lived_in(), start[:, :time])
+        _functional(y.float()).backward()
+        reached = _gradient(x)
+        if not torch.isfinite(reached).all() or not reached.any():
+            raise MemoryLawError(9, f"no finite gradient reaches x over {time} steps in {trial.dtype}")
     for name, parameter in trial.memory.named_parameters():
         where = f"parameter {name} in {trial.dtype}"
         if name in no_gradient or not parameter.requires_grad:

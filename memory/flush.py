@@ -32,7 +32,7 @@ class FlushPlan:
         """Return the plan for the starts after the first step, or None where there are none."""
         batch, time = start.shape
         flushes = start.index_fill(1, start.new_zeros(1, dtype=torch.int64), False).cumsum(dim=1)
-        most = int(flushes[:, -1].max())
+        most = int(flushes[:, -1].max()) if batch else 0
         if most == 0:
             return None
         row = torch.arange(batch, device=start.device)

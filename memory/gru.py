@@ -50,7 +50,8 @@ class GRU(Memory):
             # Reset and update gates shut, candidate tanh(0): h' = (1 - 0) * 0 + 0 * h.
             weights = stretched_weights(self._weights(), flush=(-1, -1, 0), padding=(-1, 1, 0))
             y = plan.collect(_gru(plan.stretch(inputs), hidden, weights))
-        return y.to(x.dtype), {"hidden": y[:, -1]}
+        # A copy: a view would keep the whole segment alive, and travel with it.
+        return y.to(x.dtype), {"hidden": y[:, -1].clone(memory_format=torch.contiguous_format)}
 
     def _weights(self) -> list[Tensor]:
         cell = self.cell
@@ -61,7 +62,7 @@ class GRU(Memory):
 def _gru(x: Tensor, hidden: Tensor, weights: list[Tensor]) -> Tensor:
     y, _ = torch.gru(
         x,
-        hidden[None],
+        hidden[None].contiguous(),
         weights,
         has_biases=True,
         num_layers=1,

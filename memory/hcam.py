@@ -102,15 +102,6 @@ class HCAM(Memory):
                 )
         return state
 
-    def forward(
-        self,
-        x: Float[Tensor, "batch time dim"],
-        state: State,
-        start: Bool[Tensor, "batch time"] | None = None,
-    ) -> tuple[Float[Tensor, "batch time dim"], State]:
-        """Return outputs and the state after the last input; slots never written may hold anything."""
-        return super().forward(x, state if x.shape[1] == 1 else self._blank_unwritten(state), start)
-
     def read(self, x: Float[Tensor, "batch time dim"], state: State) -> Float[Tensor, "batch time dim"]:
         """Return what the stores answer to the queries `x`, summed over layers: zeros while all are empty."""
         readable = self._written(state["time"])[:, None].expand(-1, x.shape[1], -1)
@@ -174,7 +165,8 @@ class HCAM(Memory):
         slot = torch.arange(self.num_chunks, device=time.device)
         return slot >= self.num_chunks - (time // self.chunk_size)[:, None]
 
-    def _blank_unwritten(self, state: State) -> State:
+    def blank_unwritten(self, state: State) -> State:
+        """Return `state` with zeros in the slots that no step has reached."""
         written = self._written(state["time"])
         age = torch.arange(self.window, 0, -1, device=written.device)
         seen = age <= state["time"][:, None]
@@ -217,12 +209,12 @@ class _Block(nn.Module):
         self.out = nn.Linear(dim, dim)
         positions = distance_embedding(config.chunk_size, dim).flip(0)
         self.register_buffer("positions", positions, persistent=False)
-        # The published code's initialisation. Torch's own, six times smaller in variance, makes every attention
+        # The published code's variance. Torch's own initialisation, six times smaller in variance, makes every attention
         # nearly uniform, and a cue among hundreds of steps is then drowned. What is read starts at half that
         # strength, lest a policy be thrown off course when its first chunk becomes readable.
         for projection in (self.summary_query, self.summary_key, self.query, self.key, self.value):
-            nn.init.trunc_normal_(projection.weight, std=(2.0 / dim) ** 0.5)
-        nn.init.trunc_normal_(self.out.weight, std=(0.5 / dim) ** 0.5)
+            nn.init.normal_(projection.weight, std=(2.0 / dim) ** 0.5)
+        nn.init.normal_(self.out.weight, std=(0.5 / dim) ** 0.5)
         self.feed_forward = nn.Sequential(
             nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim)
         )
@@ -368,7 +360,7 @@ def _per_head(query: Tensor, key: Tensor, num_heads: int) -> Tensor:
     batch, time, features = query.shape
     per_head = query.view(batch * time, num_heads, features // num_heads).transpose(0, 1)
     projection = key.view(-1, num_heads, features // num_heads).permute(1, 2, 0)
-    return (per_head @ projection).transpose(0, 1).view(batch, time, num_heads, -1)
+    return (per_head @ projection).transpose(0, 1).view(batch, time, num_heads, key.shape[0])
 
 
 class _Plan(NamedTuple):

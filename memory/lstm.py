@@ -55,7 +55,9 @@ class LSTM(Memory):
             weights = stretched_weights(self._weights(), flush=(-1, -1, 0, 0), padding=(-1, 1, 0, 0))
             y, cell = _lstm(plan.stretch(inputs), state, weights)
             y = plan.collect(y)
-        return y.to(x.dtype), {"hidden": y[:, -1], "cell": cell}
+        # A copy: a view would keep the whole segment alive, and travel with it.
+        hidden = y[:, -1].clone(memory_format=torch.contiguous_format)
+        return y.to(x.dtype), {"hidden": hidden, "cell": cell}
 
     def _weights(self) -> list[Tensor]:
         cell = self.cell
@@ -66,7 +68,7 @@ class LSTM(Memory):
 def _lstm(x: Tensor, state: State, weights: list[Tensor]) -> tuple[Tensor, Tensor]:
     y, _, cell = torch.lstm(
         x,
-        (state["hidden"][None], state["cell"][None]),
+        (state["hidden"][None].contiguous(), state["cell"][None].contiguous()),
         weights,
         has_biases=True,
         num_layers=1,

@@ -80,7 +80,7 @@ class WindowAttention(nn.Module):
         block = math.ceil(time / count)
         padding = count * block - time
 
-        query = F.pad(self.query(x), (0, 0, 0, padding)).view(batch, count, block, heads, -1)
+        query = F.pad(self.query(x), (0, 0, 0, padding)).view(batch, count, block, heads, dim // heads)
         content_query, position_query = self._biased(query.transpose(2, 3), heads_dim=2)
         context = F.pad(torch.cat([recent.to(x.dtype), x], dim=1), (0, 0, 0, padding))
         key = self.key(context).unfold(1, block + window, block).unflatten(2, (heads, -1))
@@ -137,7 +137,7 @@ class WindowAttention(nn.Module):
             - torch.arange(block, device=age.device)[:, None]
         )
         in_window = (ahead >= 0) & (ahead <= self.window)
-        return (episode.view(-1, count, block, 1) == key_episode[:, :, None]) & in_window
+        return (episode.view(len(age), count, block, 1) == key_episode[:, :, None]) & in_window
 
 
 def shift_window(

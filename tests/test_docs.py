@@ -34,6 +34,7 @@ def test_python_snippets_run_in_order(document, tmp_path):
     done = subprocess.run(
         [sys.executable, "-P", "snippets.py"],
         cwd=tmp_path,
+        check=False,
         env=environment(),
         capture_output=True,
         text=True,
@@ -61,6 +62,7 @@ def test_shell_snippets_run(document, tmp_path):
             done = subprocess.run(
                 ["bash", "-c", command],
                 cwd=cwd,
+                check=False,
                 env=environment(),
                 capture_output=True,
                 text=True,

@@ -11,6 +11,7 @@ PyPI package htm-pytorch. Prints medians as tables. Options: `--help`.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import statistics
 import time
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from scrubjay.memory.hcam import HCAM, HCAMConfig
+from scrubjay.memory.window import resolve_heads
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def main(bench: SegmentsBench) -> None:
     """Measure and print the tables."""
     torch.set_num_threads(1)
     torch.manual_seed(bench.seed)
-    config = HCAMConfig(**(vars(bench.memory) | {"dim": bench.dim}))
+    config = dataclasses.replace(bench.memory, dim=bench.dim)
     hcam = config.build()
     print(
         f"{bench.batch} rows, {bench.time} new steps, width {bench.dim}, M={config.num_chunks} chunks of "
@@ -95,8 +97,8 @@ def _segments(bench: SegmentsBench, hcam: HCAM) -> None:
     print("Milliseconds per segment, forward / forward and backward:\n")
     print("| history | hcam | hcam, 2 % starts | nn.GRU | full attention | full attention / hcam |")
     print("|---|---|---|---|---|---|")
-    heads = hcam.blocks[0].num_heads
-    gru, full = nn.GRU(bench.dim, bench.dim, batch_first=True), FullAttention(bench.dim, int(heads))
+    heads = resolve_heads(bench.dim, bench.memory.num_heads)
+    gru, full = nn.GRU(bench.dim, bench.dim, batch_first=True), FullAttention(bench.dim, heads)
     start = torch.rand(bench.batch, bench.time) < bench.start_rate
     for history in bench.histories:
         with torch.no_grad():
@@ -118,14 +120,15 @@ def _segments(bench: SegmentsBench, hcam: HCAM) -> None:
 
 
 def _reads(bench: SegmentsBench, hcam: HCAM) -> None:
-    from htm_pytorch import HTMAttention
+    from htm_pytorch import HTMAttention  # pyright: ignore[reportMissingImports]
 
     config = hcam.config
     assert isinstance(config, HCAMConfig)
+    heads = resolve_heads(bench.dim, bench.memory.num_heads)
     theirs = HTMAttention(
         dim=bench.dim,
-        heads=int(hcam.blocks[0].num_heads),
-        dim_head=bench.dim // int(hcam.blocks[0].num_heads),
+        heads=heads,
+        dim_head=bench.dim // heads,
         topk_mems=config.top_k,
         mem_chunk_size=config.chunk_size,
         add_pos_enc=True,

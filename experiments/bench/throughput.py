@@ -89,9 +89,9 @@ class Theirs:
 
     def __init__(self, config: ThroughputConfig) -> None:
         # The `bench` extra; everything above works without it.
-        from sb3_contrib import RecurrentPPO
-        from stable_baselines3.common.callbacks import BaseCallback
-        from stable_baselines3.common.vec_env import DummyVecEnv
+        from sb3_contrib import RecurrentPPO  # pyright: ignore[reportMissingImports]
+        from stable_baselines3.common.callbacks import BaseCallback  # pyright: ignore[reportMissingImports]
+        from stable_baselines3.common.vec_env import DummyVecEnv  # pyright: ignore[reportMissingImports]
 
         seconds = self.seconds = {"env": 0.0, "rollout": 0.0}
 

@@ -115,3 +115,19 @@ def test_unsupported_action_spaces_are_named() -> None:
         make_action_head(spaces.Text(5), 8)
     with pytest.raises(TypeError, match="Box of floats"):
         make_action_head(spaces.Box(0, 5, (2,), np.int64), 8)
+
+
+@pytest.mark.parametrize(("low", "high"), [(5.0, 10.0), (-100.0, 100.0), (-0.01, 0.01)])
+def test_a_new_policy_covers_the_range_of_a_bounded_box(low, high):
+    head = make_action_head(spaces.Box(low, high, (1,)), 8)
+    samples = head(torch.zeros(4000, 8)).sample(torch.Generator().manual_seed(0))
+    actions = head.to_env(samples)
+    inside = (actions > low) & (actions < high)
+    assert 0.6 < inside.mean() < 0.75  # a normal variable is within one deviation 68 % of the time
+    assert abs(actions.mean() - (low + high) / 2) < 0.05 * (high - low)
+
+
+def test_an_unbounded_box_is_left_in_its_own_units():
+    head = make_action_head(spaces.Box(-np.inf, np.inf, (2,)), 8)
+    actions = torch.tensor([[3.0, -40.0]])
+    assert head.to_env(actions).tolist() == [[3.0, -40.0]]

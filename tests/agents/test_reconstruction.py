@@ -66,3 +66,17 @@ def test_a_decoder_learns_to_draw_an_image() -> None:
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.2
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8])
+def test_images_of_either_kind_have_a_cross_entropy_whatever_their_scale(dtype):
+    top = 255 if dtype == np.uint8 else 1
+    space = spaces.Box(0, top, (24, 20, 3), dtype)
+    reconstruction = Reconstruction(space, 8)
+    decoder = next(m for m in reconstruction.modules() if type(m).__name__ == "_ImageDecoder")
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.zero_()
+    image = torch.full((1, 24, 20, 3), top, dtype=torch.uint8 if dtype == np.uint8 else torch.float32)
+    # Logits of 0 say "one half": log 2 nats a pixel, where a squared error would be 1 or 1/4.
+    torch.testing.assert_close(decoder(torch.zeros(1, 8), image), torch.tensor(2.0).log())

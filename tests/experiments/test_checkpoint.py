@@ -46,6 +46,14 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path, file, damage):
     assert save_checkpoint(tmp_path, 2, WEIGHTS, {}) == latest_checkpoint(tmp_path)
 
 
+def test_torn_newer_ones_do_not_push_out_the_one_just_written(tmp_path):
+    for step in (500, 600, 700, 800):
+        (tmp_path / f"step_{step:08d}").mkdir()
+    written = save_checkpoint(tmp_path, 100, {"w": torch.ones(1)}, {})
+    assert latest_checkpoint(tmp_path) == written
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000100"]
+
+
 def test_an_unfinished_write_is_invisible_and_cleared_by_the_next(tmp_path):
     (tmp_path / ".writing_00000007").mkdir()
     assert latest_checkpoint(tmp_path) is None

@@ -14,6 +14,7 @@ from scrubjay.experiments.arguments import UsageError
 from scrubjay.experiments.cli import VERBS, main
 from scrubjay.experiments.commands import COMMANDS
 from scrubjay.experiments.overrides import override
+from scrubjay.experiments.run import lock
 
 TINY = ["--total-steps", "64", "--env.num-envs", "4", "--segment-length", "8", "--eval-episodes", "3"]
 
@@ -79,6 +80,12 @@ def test_train_eval_plot_play_in_one_go(scrubjay, tmp_path):
         (["demo", "--memory", "none"], ["'none'"]),
         (["compare", "--memories", "gru", "elephant"], ["'elephant'"]),
         (["compare", "--recipes", "cake"], ["'cake'"]),
+        (["compare", "--jobs", "0"], ["jobs=0"]),
+        (["train", "tmaze-demo", "--ppo.reconstruction-coefficient", "1"], ["reconstruction_coefficient=1"]),
+        (["train", "tmaze", "--ppo.entropy-coefficient", "-1"], ["entropy_coefficient=-1"]),
+        (["train", "tmaze", "--ppo.target-kl", "0"], ["target_kl=0"]),
+        (["train", "tmaze", "--run-dir", "/dev/null/run"], ["/dev/null/run"]),
+        (["play", "scrubjay/TMaze-v0", "--seed", "-1"], ["-1"]),
     ],
     ids=" ".join,
 )
@@ -102,6 +109,26 @@ def test_bad_input_to_a_run(finished_run, capsys):
     ):
         assert main(words) == 2
         assert name in capsys.readouterr().err
+
+
+def test_a_module_beside_the_user_is_found(scrubjay, tmp_path):
+    (tmp_path / "my_env.py").write_text(
+        "import gymnasium, scrubjay.envs\n"
+        "def maze(corridor_length=3):\n"
+        "    return gymnasium.make('scrubjay/TMaze-v0', corridor_length=corridor_length)\n"
+    )
+    flags = ["--env.num-envs", "4", "--total-steps", "64", "--segment-length", "8", "--eval-episodes", "2"]
+    code, out, err = scrubjay("train", "ppo", "--env", "my_env:maze", *flags, "--run-dir", "r")
+    assert code == 0, err
+    assert "done:" in out
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(tiny, tmp_path, capsys):
+    run = Run.create(tiny(), tmp_path / "run")
+    with lock(run.path):
+        assert main(["resume", str(run.path)]) == 2
+        assert "is being trained by another process" in capsys.readouterr().err
+    assert main(["resume", str(run.path)]) == 0
 
 
 def test_bad_input_in_a_real_process_shows_no_traceback(scrubjay):

@@ -11,7 +11,7 @@ from PIL import Image
 from scrubjay.agents.policy import PolicyConfig
 from scrubjay.agents.ppo import PPOConfig
 from scrubjay.experiments import EnvConfig, Run, evaluate, train
-from scrubjay.experiments.evaluation import Evaluation
+from scrubjay.experiments.evaluation import EpisodeScores
 from scrubjay.experiments.metrics import is_timing
 from scrubjay.experiments.play import play
 from scrubjay.experiments.plot import plot_runs
@@ -113,13 +113,13 @@ def test_evaluation_is_reproducible_fair_and_leaves_no_trace(finished_run):
 
 
 def test_evaluation_summary_by_hand():
-    summary = Evaluation((1.0, 0.0, 1.0, 0.0), (2, 4, 4, 2), (1.0, 0.0, 1.0, 0.0)).summary()
+    summary = EpisodeScores((1.0, 0.0, 1.0, 0.0), (2, 4, 4, 2), (1.0, 0.0, 1.0, 0.0)).summary()
     assert summary["episodic_return"] == summary["success"] == 0.5
     assert summary["episodic_length"] == 3
     assert summary["success_low"] + summary["success_high"] == pytest.approx(1)
-    graded = Evaluation((0.0, 0.0), (1, 1), (0.25, 0.75)).summary()
+    graded = EpisodeScores((0.0, 0.0), (1, 1), (0.25, 0.75)).summary()
     assert graded["success"] == 0.5
-    assert "success" not in Evaluation((0.0,), (1,), ()).summary()
+    assert "success" not in EpisodeScores((0.0,), (1,), ()).summary()
 
 
 def test_plot_of_several_runs(finished_run, tiny, tmp_path):

@@ -20,7 +20,7 @@ class Sound(nn.Module):
         self.inward, self.across = nn.Linear(DIM, DIM), nn.Linear(DIM, DIM, bias=False)
 
     def initial_state(self, batch_size):
-        return {"hidden": torch.zeros(batch_size, DIM, dtype=self.inward.weight.dtype)}
+        return {"hidden": self.inward.weight.new_zeros(batch_size, DIM)}
 
     def update(self, x, hidden):
         return torch.tanh(self.inward(x) + self.across(hidden))
@@ -150,6 +150,40 @@ class BranchesOnValues(Sound):
         return super().reset(hidden, start) if start.any() else hidden
 
 
+class DetachesInput(Sound):
+    def update(self, x, hidden):
+        return super().update(x.detach(), hidden)
+
+
+class DetachesInputInSegments(Sound):
+    def forward(self, x, state, start=None):
+        return super().forward(x.detach() if x.shape[1] > 1 else x, state, start)
+
+
+class LeaksANeighboursState(Sound):
+    def update(self, x, hidden):
+        return super().update(x, hidden + 0 * hidden.sum(dim=0))
+
+
+class KeepsTheSegmentAlive(Sound):
+    def forward(self, x, state, start=None):
+        y, _ = super().forward(x, state, start)
+        return y, {"hidden": y[:, -1]}
+
+
+class WideOutput(Sound):
+    def forward(self, x, state, start=None):
+        y, after = super().forward(x, state, start)
+        return y.double(), after
+
+
+class Raises(Sound):
+    retrieves = True
+
+    def read(self, x, state):
+        raise IndexError("selected index k out of range")
+
+
 class DeadParameter(Sound):
     def __init__(self):
         super().__init__()
@@ -168,7 +202,13 @@ BROKEN = [
     (2, IgnoresStart, "output after a start"),
     (3, LooksAhead, "output up to step"),
     (4, MixesRows, "a row removed|rows permuted|one row alone"),
+    (4, LeaksANeighboursState, "beside a (row|state) of NaN"),
     (5, Grows, "state went from"),
+    (5, KeepsTheSegmentAlive, "keeps [0-9]+ bytes alive"),
+    (5, WideOutput, "output has dtype torch.float64"),
+    (7, Raises, "the memory raised IndexError: selected index k out of range"),
+    (9, DetachesInput, "no finite gradient reaches x"),
+    (9, DetachesInputInSegments, "no finite gradient reaches x over"),
     (5, Miscounts, r"state_bytes\(1\) says 4"),
     (6, HidesState, "same call made twice"),
     (6, WritesInPlace, "changed in place"),
