@@ -107,14 +107,18 @@ def test_a_kill_before_the_first_checkpoint_starts_over(tiny, tmp_path):
     assert_same(run, reference)
 
 
-def test_tensorboard_shows_no_step_twice_after_resume(tiny, tmp_path):
+def test_tensorboard_shows_no_step_twice_after_resume(tiny, tmp_path, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = Run.create(tiny(), tmp_path / "run")
-    with LocalEngine(tiny(), run.path) as engine:
-        engine.update()
-        engine.save()
-        engine.update()  # lost, as no checkpoint follows
+    # TensorBoard reads files in the order of the second in their names; a resumed run is of a later one.
+    now = time.time
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: now() - 60)
+        with LocalEngine(tiny(), run.path) as engine:
+            engine.update()
+            engine.save()
+            engine.update()  # lost, as no checkpoint follows
     resume(run.path)
     events = EventAccumulator(str(run.path))
     events.Reload()
