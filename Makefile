@@ -6,10 +6,12 @@ CODE := agents envs experiments kernels memory tests src/scrubjay/__init__.py
 # Small batches run fastest on one thread a process; set it yourself to override.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-slow lint format type bench docs-check clean
+TABLES := envs resets segments throughput
+
+.PHONY: always help demo test test-slow lint format type bench docs-check clean
 
 help:
-	@echo "make demo        train the demo and draw its curve (about 5 minutes with nothing installed yet)"
+	@echo "make demo        train the demo and draw its curve (a minute or two after the installation)"
 	@echo "make test        run the default test suite; test-slow runs the long tests"
 	@echo "make lint type   style, import layers, types"
 	@echo "make bench       measure speed and rewrite the tables in experiments/bench/"
@@ -50,11 +52,13 @@ format: $(VENV)/.installed-dev
 type: $(VENV)/.installed-dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-bench: $(VENV)/.installed-bench
-	for table in envs resets segments throughput; do \
-	  $(BIN)/python -P -m scrubjay.experiments.bench.$$table > experiments/bench/$$table.md || exit 1; \
-	  cat experiments/bench/$$table.md; \
-	done
+bench: $(TABLES:%=experiments/bench/%.md)
+
+experiments/bench/%.md: $(VENV)/.installed-bench always
+	{ printf '# %s\n\n`python -P -m scrubjay.experiments.bench.%s`\n\n' $* $*; \
+	  $(BIN)/python -P -m scrubjay.experiments.bench.$*; } > $@.new
+	mv $@.new $@
+	cat $@
 
 docs-check: $(VENV)/.installed-dev
 	$(BIN)/pytest tests/test_docs.py

@@ -1,4 +1,4 @@
-"""The demonstration: two agents alike but for their memory learn the same maze, and only one can."""
+"""The demonstration: two agents alike but for their memory learn the same task, and only one can."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scrubjay.experiments.parallel import prepare, run_in_processes
-from scrubjay.experiments.recipes import tmaze_demo, with_memory
+from scrubjay.experiments.recipes import recall_demo, success_without_memory, with_memory
 from scrubjay.experiments.stopping import Interrupted
 from scrubjay.memory import make_config
 
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """Train a policy without memory and one with, on a T-maze; running it again goes on or shows the result."""
+    """Train a policy without memory and one with to recall cards; again goes on or shows the result."""
 
     memory: str = "hcam"
     """The memory to show."""
@@ -40,7 +40,7 @@ def run_demo(options: DemoOptions) -> int:
     """Train both, draw both, say what is to be seen; return the exit code."""
     from scrubjay.experiments.plot import plot_runs
 
-    base = dataclasses.replace(tmaze_demo(), seed=options.seed)
+    base = dataclasses.replace(recall_demo(), seed=options.seed)
     if options.total_steps is not None:
         base = dataclasses.replace(base, total_steps=options.total_steps)
     names = ["none", options.memory]
@@ -55,10 +55,10 @@ def run_demo(options: DemoOptions) -> int:
         print("\nstopped; the same command goes on")
         return stop.exit_code
     curve = plot_runs(runs, options.out / "curve.png")
-    length = base.env.kwargs["corridor_length"]
     print(
-        f"\nA cue shown at the start of a corridor of {length} steps tells where to turn at its end.\n"
-        f"Without memory at most half the turns can be right; over {base.eval_episodes} new episodes the trained policies chose right in"
+        f"\nEach step deals a card; the task is to name the suit of the card dealt {base.env.kwargs['k']} steps ago.\n"
+        f"Without memory at most {success_without_memory(base):.0%} of the answers can be right; over "
+        f"{base.eval_episodes} new episodes the trained policies were right in"
     )
     for name, run in zip(names, runs, strict=True):
         result = run.result

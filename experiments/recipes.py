@@ -50,6 +50,11 @@ def repeat_previous() -> TrainConfig:
     )
 
 
+def recall_demo() -> TrainConfig:
+    """Say which suit was shown four cards ago; the short training that `scrubjay demo` shows."""
+    return dataclasses.replace(repeat_previous(), recipe="recall-demo", total_steps=250_000)
+
+
 def ppo() -> TrainConfig:
     """Any gymnasium environment: `scrubjay train ppo --env ID|module:callable`."""
     return TrainConfig(
@@ -61,6 +66,7 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
     "tmaze": tmaze,
     "tmaze-demo": tmaze_demo,
     "repeat-previous": repeat_previous,
+    "recall-demo": recall_demo,
     "ppo": ppo,
 }
 

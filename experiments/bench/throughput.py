@@ -12,7 +12,7 @@ The ratio shrinks with the size of the minibatches (`--epochs 4 --num-minibatche
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any, Protocol
 
@@ -46,6 +46,8 @@ class ThroughputConfig:
     """Passes over each batch."""
     num_minibatches: int = 16
     """Gradient steps per pass."""
+    also: tuple[tuple[int, int], ...] = ((4, 4),)
+    """Further pairs of epochs and minibatches to measure; the ratio shrinks as minibatches grow."""
     rounds: int = 3
     """Updates per contender that count."""
 
@@ -206,7 +208,9 @@ def main() -> None:
     config = tyro.cli(ThroughputConfig, description=__doc__)
     torch.set_num_threads(1)
     gymnasium.logger.min_level = gymnasium.logger.ERROR
-    print(table(config, measure(config)))
+    for epochs, num_minibatches in ((config.epochs, config.num_minibatches), *config.also):
+        setting = replace(config, epochs=epochs, num_minibatches=num_minibatches)
+        print(table(setting, measure(setting)), end="\n\n")
 
 
 if __name__ == "__main__":

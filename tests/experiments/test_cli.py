@@ -200,7 +200,7 @@ def test_demo_trains_both_compares_them_and_goes_on_when_called_again(capfd, tmp
     words = ["demo", "--memory", "gru", "--total-steps", "2000", "--out", str(tmp_path / "demo")]
     assert main(words) == 0
     out = capfd.readouterr().out
-    assert "at most half" in out
+    assert "at most 25% of the answers" in out
     assert (tmp_path / "demo" / "curve.png").stat().st_size > 5000
     runs = [Run.load(tmp_path / "demo" / name) for name in ("none-s0", "gru-s0")]
     before = [run.metrics() for run in runs]
