@@ -276,8 +276,8 @@ def _blank_unread(tensor: Tensor, unread: Bool[Tensor, "B M"]) -> Tensor:
 
 
 def _choose(query: Tensor, keys: Tensor, top_k: int) -> Implementation:
-    # Fetching k chunks per query costs about as much as multiplying by 8 k of them in one product.
-    return "dense" if query.shape[1] > 1 and keys.shape[1] <= 8 * top_k else "gather"
+    # Fetching k chunks per query costs about as much as multiplying by 4 to 6 k of them in one product.
+    return "dense" if query.shape[1] > 1 and keys.shape[1] <= 4 * top_k else "gather"
 
 
 def _block_length(implementation: Implementation, query: Tensor, keys: Tensor, top_k: int) -> int:
