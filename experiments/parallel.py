@@ -41,7 +41,7 @@ def run_in_processes(runs: Sequence[Run], jobs: int) -> None:
     """
     waiting = [run for run in runs if not run.finished]
     active: dict[subprocess.Popen[bytes], Run] = {}
-    with StopRequest() as stop, _display(waiting) as show:
+    with StopRequest() as stop, _display(tuple(waiting)) as show:
         try:
             while (waiting or active) and stop.signal_number is None:
                 while waiting and len(active) < jobs:

@@ -201,6 +201,8 @@ def test_demo_trains_both_compares_them_and_goes_on_when_called_again(capfd, tmp
     assert main(words) == 0
     out = capfd.readouterr().out
     assert "at most 25% of the answers" in out
+    for name in ("none", "gru"):
+        assert f"recall-demo {name} s0" in out  # how far each had come, said while it trained
     assert (tmp_path / "demo" / "curve.png").stat().st_size > 5000
     runs = [Run.load(tmp_path / "demo" / name) for name in ("none-s0", "gru-s0")]
     before = [run.metrics() for run in runs]
