@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from datetime import datetime
@@ -120,6 +119,10 @@ def lock(path: Path) -> IO[str]:
     The system lets go of it however the process ends. Raises ValueError if another one holds it.
     """
     file = (path / ".lock").open("w")
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such locks; there it is left to the user
+        return file
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -8,6 +8,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
+_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+
 
 class Interrupted(KeyboardInterrupt):
     """Training was asked to stop and did, after a checkpoint."""
@@ -30,7 +32,7 @@ class StopRequest:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            for number in _SIGNALS:
                 self._previous[number] = signal.signal(number, self._ask)
         return self
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 SATURATED = 1e20
 """A gate's input whose sigmoid is exactly 1, or negated exactly 0, whatever the weights add to it."""
@@ -52,6 +52,11 @@ class FlushPlan:
     def collect(self, y: Float[Tensor, "stretched batch dim"]) -> Float[Tensor, "batch time dim"]:
         """Return the outputs of the inputs' steps."""
         return y.flatten(0, 1).index_select(0, self.place).unflatten(0, (y.shape[1], -1))
+
+
+def cell_weights(cell: nn.RNNCellBase, dtype: torch.dtype) -> list[Tensor]:
+    """Return a cell's weights in torch's order: input, hidden, input bias, hidden bias."""
+    return [weight.to(dtype) for weight in (cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)]
 
 
 def stretched_weights(

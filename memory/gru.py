@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from scrubjay.memory.base import Memory, MemoryConfig, State
-from scrubjay.memory.flush import FlushPlan, one_buffer, stretched_weights
+from scrubjay.memory.flush import FlushPlan, cell_weights, one_buffer, stretched_weights
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,9 @@ class GRU(Memory):
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Advance every row by one input."""
-        hidden = torch.gru_cell(x.to(self.state_dtype), state["hidden"], *self._weights())
+        hidden = torch.gru_cell(
+            x.to(self.state_dtype), state["hidden"], *cell_weights(self.cell, self.state_dtype)
+        )
         return hidden.to(x.dtype), {"hidden": hidden}
 
     def segment(self, x: Tensor, state: State, start: Tensor) -> tuple[Tensor, State]:
@@ -45,18 +47,17 @@ class GRU(Memory):
         inputs = x.to(self.state_dtype)
         plan = FlushPlan.of(start)
         if plan is None:
-            y = _gru(inputs.transpose(0, 1), hidden, one_buffer(self._weights())).transpose(0, 1)
+            y = _gru(
+                inputs.transpose(0, 1), hidden, one_buffer(cell_weights(self.cell, self.state_dtype))
+            ).transpose(0, 1)
         else:
             # Reset and update gates shut, candidate tanh(0): h' = (1 - 0) * 0 + 0 * h.
-            weights = stretched_weights(self._weights(), flush=(-1, -1, 0), padding=(-1, 1, 0))
+            weights = stretched_weights(
+                cell_weights(self.cell, self.state_dtype), flush=(-1, -1, 0), padding=(-1, 1, 0)
+            )
             y = plan.collect(_gru(plan.stretch(inputs), hidden, weights))
         # A copy: a view would keep the whole segment alive, and travel with it.
         return y.to(x.dtype), {"hidden": y[:, -1].clone(memory_format=torch.contiguous_format)}
-
-    def _weights(self) -> list[Tensor]:
-        cell = self.cell
-        weights = (cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
-        return [weight.to(self.state_dtype) for weight in weights]
 
 
 def _gru(x: Tensor, hidden: Tensor, weights: list[Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from scrubjay.memory.base import Memory, MemoryConfig, State
-from scrubjay.memory.flush import FlushPlan, one_buffer, stretched_weights
+from scrubjay.memory.flush import FlushPlan, cell_weights, one_buffer, stretched_weights
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,9 @@ class LSTM(Memory):
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Advance every row by one input."""
         carried = (state["hidden"], state["cell"])
-        hidden, cell = torch.lstm_cell(x.to(self.state_dtype), carried, *self._weights())
+        hidden, cell = torch.lstm_cell(
+            x.to(self.state_dtype), carried, *cell_weights(self.cell, self.state_dtype)
+        )
         return hidden.to(x.dtype), {"hidden": hidden, "cell": cell}
 
     def segment(self, x: Tensor, state: State, start: Tensor) -> tuple[Tensor, State]:
@@ -47,22 +49,21 @@ class LSTM(Memory):
         inputs = x.to(self.state_dtype)
         plan = FlushPlan.of(start)
         if plan is None:
-            y, cell = _lstm(inputs.transpose(0, 1), state, one_buffer(self._weights()))
+            y, cell = _lstm(
+                inputs.transpose(0, 1), state, one_buffer(cell_weights(self.cell, self.state_dtype))
+            )
             y = y.transpose(0, 1)
         else:
             # Gates are input, forget, candidate, output. A flush shuts the first two: c' = 0 * c + 0 * g, h' = 0;
             # padding holds c, because the kernel returns only the last one.
-            weights = stretched_weights(self._weights(), flush=(-1, -1, 0, 0), padding=(-1, 1, 0, 0))
+            weights = stretched_weights(
+                cell_weights(self.cell, self.state_dtype), flush=(-1, -1, 0, 0), padding=(-1, 1, 0, 0)
+            )
             y, cell = _lstm(plan.stretch(inputs), state, weights)
             y = plan.collect(y)
         # A copy: a view would keep the whole segment alive, and travel with it.
         hidden = y[:, -1].clone(memory_format=torch.contiguous_format)
         return y.to(x.dtype), {"hidden": hidden, "cell": cell}
-
-    def _weights(self) -> list[Tensor]:
-        cell = self.cell
-        weights = (cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
-        return [weight.to(self.state_dtype) for weight in weights]
 
 
 def _lstm(x: Tensor, state: State, weights: list[Tensor]) -> tuple[Tensor, Tensor]:
