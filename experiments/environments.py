@@ -58,8 +58,9 @@ class EnvConfig:
         The environment's own batched version is used where it has one with this kind of reset.
         """
         count = self.num_envs if num_envs is None else num_envs
-        self.make().close()  # a bad id or setting is best reported by one environment
-        if _callable(self.id) is None and not self.subprocesses:
+        with self.make() as env:  # a bad id or setting is best reported by one environment
+            offers_batch = env.spec is not None and env.spec.vector_entry_point is not None
+        if offers_batch and _callable(self.id) is None and not self.subprocesses:
             batched = self._make_batched(count)
             if batched is not None:
                 return batched
@@ -67,14 +68,12 @@ class EnvConfig:
         return kind([self.make] * count, autoreset_mode=AutoresetMode.SAME_STEP)
 
     def _make_batched(self, count: int) -> VectorEnv[Any, Any, Any] | None:
-        name = _importing_id(self.id)
-        with self.make() as env:
-            spec = env.spec
-        if spec is None or spec.vector_entry_point is None:
-            return None
         kwargs: dict[str, Any] = dict(self.kwargs)
         envs = gymnasium.make_vec(
-            name, num_envs=count, vectorization_mode=VectorizeMode.VECTOR_ENTRY_POINT, **kwargs
+            _importing_id(self.id),
+            num_envs=count,
+            vectorization_mode=VectorizeMode.VECTOR_ENTRY_POINT,
+            **kwargs,
         )
         if envs.metadata.get("autoreset_mode") == AutoresetMode.SAME_STEP:
             return envs

@@ -65,7 +65,7 @@ class Memory(nn.Module, ABC):
     def segment(
         self, x: Float[Tensor, "batch time dim"], state: State, start: Bool[Tensor, "batch time"]
     ) -> tuple[Float[Tensor, "batch time dim"], State]:
-        """Advance every row by a whole segment of finite inputs, `start` anywhere."""
+        """Advance every row by a whole segment, `start` anywhere; who overrides this sees finite values only."""
         outputs = []
         for t in range(x.shape[1]):
             y, state = self.step(x[:, t], self.reset_state(state, start[:, t]))
@@ -80,7 +80,7 @@ class Memory(nn.Module, ABC):
     ) -> tuple[Float[Tensor, "batch time dim"], State]:
         """Return outputs and the state after the last input.
 
-        Raises ValueError if the width or the shape of `start` is wrong.
+        Raises ValueError if the width, the shape of `start` or the number of the state's rows is wrong.
         """
         if x.ndim != 3 or x.shape[-1] != self.dim:
             raise ValueError(f"x has shape {tuple(x.shape)}; expected [batch, time, {self.dim}]")

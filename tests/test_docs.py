@@ -19,11 +19,17 @@ def snippets(document: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / document).read_text(), re.MULTILINE | re.DOTALL)
 
 
-def environment() -> dict[str, str]:
-    return os.environ | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "MPLBACKEND": "Agg",
-    }
+def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        command,
+        cwd=folder,
+        check=False,
+        env=os.environ | {"PATH": path, "MPLBACKEND": "Agg"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -31,15 +37,7 @@ def test_python_snippets_run_in_order(document, tmp_path):
     source = "\n".join(snippets(document, "python"))
     assert source
     (tmp_path / "snippets.py").write_text(source)
-    done = subprocess.run(
-        [sys.executable, "-P", "snippets.py"],
-        cwd=tmp_path,
-        check=False,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    done = run([sys.executable, "-P", "snippets.py"], tmp_path)
     assert done.returncode == 0, done.stderr
 
 
@@ -59,15 +57,7 @@ def test_shell_snippets_run(document, tmp_path):
                 command, cwd = f"{line.replace('make', 'make -n', 1)}", ROOT
             else:
                 command, cwd = line, tmp_path
-            done = subprocess.run(
-                ["bash", "-c", command],
-                cwd=cwd,
-                check=False,
-                env=environment(),
-                capture_output=True,
-                text=True,
-                timeout=240,
-            )
+            done = run(["bash", "-c", command], cwd)
             assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
 
 
