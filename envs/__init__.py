@@ -8,6 +8,23 @@ __all__ = ["list_environments"]
 
 # Entry points are strings so that importing this package loads no environment.
 _ENTRY_POINTS: dict[str, tuple[str, str]] = {
+    "scrubjay/Autoencode-v0": (
+        "scrubjay.envs.autoencode:Autoencode",
+        "scrubjay.envs.autoencode:AutoencodeVector",
+    ),
+    "scrubjay/Ballet-v0": ("scrubjay.envs.ballet:Ballet", "scrubjay.envs.ballet:BalletVector"),
+    "scrubjay/CountRecall-v0": (
+        "scrubjay.envs.count_recall:CountRecall",
+        "scrubjay.envs.count_recall:CountRecallVector",
+    ),
+    "scrubjay/KeyToDoor-v0": (
+        "scrubjay.envs.key_to_door:KeyToDoor",
+        "scrubjay.envs.key_to_door:KeyToDoorVector",
+    ),
+    "scrubjay/MemoryPlanning-v0": (
+        "scrubjay.envs.memory_planning:MemoryPlanning",
+        "scrubjay.envs.memory_planning:MemoryPlanningVector",
+    ),
     "scrubjay/RepeatPrevious-v0": (
         "scrubjay.envs.repeat_previous:RepeatPrevious",
         "scrubjay.envs.repeat_previous:RepeatPreviousVector",

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int64
 from scrubjay.envs.streams import RowStreams
 
 Rows = Int64[np.ndarray, " some"]
+Observations = np.ndarray | dict[str, np.ndarray]
 
 
 class BatchedEnv(VectorEnv, ABC):
@@ -24,7 +25,8 @@ class BatchedEnv(VectorEnv, ABC):
 
     A subclass writes the rules: `_begin`, `_advance`, `_observe`, `_summary`, `_frame`, `_text`, and names in
     `row_arrays` the arrays `[num_envs, ...]` that hold its rows; nothing else may change over time. All
-    randomness comes from `self.streams`, drawn in `_begin` or `_advance`.
+    randomness comes from `self.streams`, drawn in `_begin` or `_advance`. Observations are an array, or a
+    dict of arrays under a Dict space.
 
     For equal seeds and actions it equals `SyncVectorEnv` over the single environments bit for bit, infos
     included. Seed s gives row i the seed s + i; a list gives one seed (or None, to go on) per row.
@@ -79,12 +81,16 @@ class BatchedEnv(VectorEnv, ABC):
         """
 
     @abstractmethod
-    def _observe(self, rows: Rows | slice) -> np.ndarray:
-        """Return the present observations of `rows`, a fresh array; must not change anything."""
+    def _observe(self, rows: Rows | slice) -> Observations:
+        """Return the present observations of `rows`, in fresh arrays; must not change anything."""
 
     @abstractmethod
     def _summary(self) -> dict[str, np.ndarray]:
         """Return the info of an episode's last step, for every row; read only in rows that have ended."""
+
+    def _info(self) -> dict[str, np.ndarray]:
+        """Return the info of every step, resets included, for every row."""
+        return {}
 
     @abstractmethod
     def _frame(self, row: int) -> np.ndarray:
@@ -99,8 +105,8 @@ class BatchedEnv(VectorEnv, ABC):
         *,
         seed: int | Sequence[int | None] | None = None,
         options: dict[str, Any] | None = None,
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Start new episodes in all rows, or in those of `options["reset_mask"]`; return observations and {}.
+    ) -> tuple[Any, dict[str, Any]]:
+        """Start new episodes in all rows, or in those of `options["reset_mask"]`; return observations, infos.
 
         Raises ValueError if the number of seeds or the mask's shape is not num_envs.
         """
@@ -112,14 +118,16 @@ class BatchedEnv(VectorEnv, ABC):
         rows = np.flatnonzero(mask)
         for row, row_seed in zip(rows, self._row_seeds(seed)[rows], strict=True):
             if row_seed is not None:
-                self.streams.seed(np.array([row]), seeding.np_random(row_seed)[0])
+                self.seed_row(int(row), seeding.np_random(row_seed)[0])
         self._begin(rows)
         self._ended = np.zeros(self.num_envs, dtype=np.bool_) if self._ended is None else self._ended & ~mask
-        return self._observe(slice(None)), {}
+        return self._observe(slice(None)), _masked(self._info(), mask)
 
-    def step(
-        self, actions: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def seed_row(self, row: int, generator: np.random.Generator) -> None:
+        """Let all of a row's future randomness come from `generator`."""
+        self.streams.seed(np.array([row]), generator)
+
+    def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Step all rows; return observations, rewards, terminated, truncated, infos.
 
         Raises ValueError on actions outside the action space and ResetNeeded where an episode must begin
@@ -141,24 +149,33 @@ class BatchedEnv(VectorEnv, ABC):
             self._begin(np.flatnonzero(before))
         ended = terminated | truncated
         self._ended = ended
-        observations = self._observe(slice(None))
+        observations, infos = self._observe(slice(None)), self._info()
         if not ended.any():
-            return observations, rewards, terminated, truncated, {}
-        infos = self._masked_summary(ended)
-        if self.autoreset_mode is AutoresetMode.SAME_STEP:
-            rows = np.flatnonzero(ended)
-            final_obs = np.full(self.num_envs, None, dtype=object)
-            for row in rows:
-                final_obs[row] = observations[row].copy()
-            infos = {
-                "final_obs": final_obs,
-                "_final_obs": ended.copy(),
-                "final_info": infos,
-                "_final_info": ended.copy(),
-            }
-            self._begin(rows)
-            self._ended = np.zeros(self.num_envs, dtype=np.bool_)
-            observations[rows] = self._observe(rows)
+            return observations, rewards, terminated, truncated, _masked(infos, np.ones_like(ended))
+        summary = _masked(self._summary(), ended)
+        if self.autoreset_mode is not AutoresetMode.SAME_STEP:
+            infos = _masked(infos, np.ones_like(ended)) | summary
+            return observations, rewards, terminated, truncated, infos
+        rows = np.flatnonzero(ended)
+        final_obs = np.full(self.num_envs, None, dtype=object)
+        for row in rows:
+            final_obs[row] = row_of(observations, int(row))
+        final_info = _masked(infos, ended) | summary
+        self._begin(rows)
+        self._ended = np.zeros(self.num_envs, dtype=np.bool_)
+        fresh = self._observe(rows)
+        if isinstance(observations, dict):
+            for name, values in observations.items():
+                values[rows] = fresh[name]
+        else:
+            observations[rows] = fresh
+        infos = {
+            "final_obs": final_obs,
+            "_final_obs": ended.copy(),
+            "final_info": final_info,
+            "_final_info": ended.copy(),
+            **_masked(self._info(), np.ones_like(ended)),
+        }
         return observations, rewards, terminated, truncated, infos
 
     def render(self) -> tuple[Any, ...] | None:
@@ -217,12 +234,22 @@ class BatchedEnv(VectorEnv, ABC):
         array[:] = seeds
         return array
 
-    def _masked_summary(self, ended: Bool[np.ndarray, " rows"]) -> dict[str, np.ndarray]:
-        infos = {}
-        for name, values in self._summary().items():
-            infos[name] = np.where(ended, values, np.zeros((), dtype=values.dtype))
-            infos[f"_{name}"] = ended.copy()
-        return infos
+
+def row_of(observations: Observations, row: int) -> Any:
+    """Return one row's observation as a single environment returns it."""
+    if isinstance(observations, dict):
+        return {name: values[row].copy() for name, values in observations.items()}
+    return observations[row].copy()
+
+
+def _masked(infos: dict[str, np.ndarray], mask: Bool[np.ndarray, " rows"]) -> dict[str, np.ndarray]:
+    """Return infos as gymnasium batches them: blank outside the mask, and the mask beside each."""
+    result = {}
+    for name, values in infos.items():
+        result[name] = np.full(len(mask), None) if values.dtype == object else np.zeros_like(values)
+        result[name][mask] = values[mask]
+        result[f"_{name}"] = mask.copy()
+    return result
 
 
 def is_integer(value: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from scrubjay.envs.batched import BatchedEnv
+from scrubjay.envs.batched import BatchedEnv, row_of
 
 
 class SingleEnv(gymnasium.Env):
@@ -28,14 +28,14 @@ class SingleEnv(gymnasium.Env):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Start a new episode; return its first observation and {}. No options are known."""
+        """Start a new episode; return its first observation and its info. No options are known."""
         super().reset(seed=seed)
         # A new generator object, made by a seed or set by the user, starts a new stream.
         if self.np_random is not self._seeded_from:
             self._seeded_from = self.np_random
-            self._batch.streams.seed(np.zeros(1, dtype=np.int64), self.np_random)
+            self._batch.seed_row(0, self.np_random)
         observations, infos = self._batch.reset()
-        return observations[0], infos
+        return row_of(observations, 0), _row_info(infos)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Step once; return observation, reward, terminated, truncated, info.
@@ -43,8 +43,8 @@ class SingleEnv(gymnasium.Env):
         Raises ValueError on an action outside the action space and ResetNeeded once the episode has ended.
         """
         observations, rewards, terminated, truncated, infos = self._batch.step(np.asarray([action]))
-        info = {name: values[0].item() for name, values in infos.items() if not name.startswith("_")}
-        return observations[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), info
+        ended = bool(terminated[0]), bool(truncated[0])
+        return row_of(observations, 0), float(rewards[0]), *ended, _row_info(infos)
 
     def render(self) -> Any:
         """Return a picture (uint8 `[height, width, 3]`) or a text of the present step, by `render_mode`."""
@@ -59,6 +59,13 @@ class SingleEnv(gymnasium.Env):
         """Go back to exactly where `get_state` was called; raises ValueError on a state of another kind."""
         if state.keys() != {"row", "np_random"}:
             raise ValueError(f"state has the keys {sorted(state)}; pass what get_state() of {self} returned")
+        self._seeded_from = self.np_random
+        self._batch.seed_row(0, self.np_random)
         self._batch.set_state(state["row"])
         self.np_random.bit_generator.state = state["np_random"]
-        self._seeded_from = self.np_random
+
+
+def _row_info(infos: dict[str, Any]) -> dict[str, Any]:
+    """Return the only row's infos as plain values."""
+    values = {name: infos[name][0] for name in infos if not name.startswith("_")}
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}

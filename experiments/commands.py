@@ -135,7 +135,7 @@ class PlayOptions:
     """Write one episode to an animated GIF, by a trained policy or at random."""
 
     what: Positional[str]
-    """A run's directory, or the id of an environment for a random policy."""
+    """A run's directory; or for a random policy the id of an environment, or a recipe for its environment."""
     out: Path | None = None
     """File to write; default: episode.gif in the run, or in the current folder."""
     seed: int = 1
@@ -145,7 +145,7 @@ class PlayOptions:
 
 
 def play(words: Sequence[str]) -> int:
-    """`scrubjay play RUN|ENV_ID [--out FILE.gif] [--set name=value]`."""
+    """`scrubjay play RUN|ENV_ID|RECIPE [--out FILE.gif] [--set name=value]`."""
     from scrubjay.experiments import play as player
 
     remaining = list(words)
@@ -157,7 +157,8 @@ def play(words: Sequence[str]) -> int:
             run, config = _load(Path(options.what))
             folder, policy, env = run.path, run.policy, config.env
         else:
-            env = EnvConfig(options.what, num_envs=1)
+            recipe = RECIPES[options.what]() if options.what in RECIPES else None
+            env = recipe.env if isinstance(recipe, TrainConfig) else EnvConfig(options.what, num_envs=1)
         env = with_settings(env, settings)
         out = options.out or folder / "episode.gif"
         frames, total = player.play(env, out, policy, options.seed, options.max_steps)

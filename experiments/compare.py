@@ -95,8 +95,7 @@ def success_when_longer(run: Run, episodes: int = 100) -> dict[int, float]:
     The score is success, or return where success is not told. Kept in longer.json, computed once.
     """
     config = run.config
-    assert isinstance(config, TrainConfig)
-    if config.recipe not in LONGER:
+    if not isinstance(config, TrainConfig) or config.recipe not in LONGER:
         return {}
     file = run.path / LONGER_FILE
     if not file.exists():

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 from scrubjay.agents.policy import Policy, PolicyConfig
 from scrubjay.agents.ppo import PPO, PPOConfig
 from scrubjay.experiments import serialization
+from scrubjay.experiments.ballet_probe import BalletProbeConfig
 from scrubjay.experiments.device import resolve_device
-from scrubjay.experiments.environments import EnvConfig
-from scrubjay.memory import name_of
+from scrubjay.experiments.environments import EnvConfig, success_without_memory
+from scrubjay.memory import MemoryConfig, name_of
 
 
 class Experiment(Protocol):
@@ -20,6 +22,8 @@ class Experiment(Protocol):
 
     kind: ClassVar[str]
     """Name in config.json of the class to rebuild."""
+    memory_settings: ClassVar[dict[str, dict[str, Any]]]
+    """What single memories need beside their defaults, where that is known."""
 
     @property
     def recipe(self) -> str:
@@ -36,6 +40,25 @@ class Experiment(Protocol):
         """Source of all randomness."""
         ...
 
+    @property
+    def memory(self) -> MemoryConfig:
+        """What remembers."""
+        ...
+
+    @property
+    def planned_steps(self) -> int:
+        """Environment steps after which the run is done."""
+        ...
+
+    @property
+    def success_without_memory(self) -> float | None:
+        """The best success there is without memory; None where nobody worked it out."""
+        ...
+
+    def with_memory(self, memory: MemoryConfig) -> Self:
+        """Return the same experiment with another memory."""
+        ...
+
     def check(self) -> None:
         """Raise ValueError or TypeError, in one clear line, if this cannot run here."""
         ...
@@ -50,6 +73,7 @@ class TrainConfig:
     """A reinforcement-learning experiment: a policy with a memory learns one environment by PPO."""
 
     kind: ClassVar[str] = "train"
+    memory_settings: ClassVar[dict[str, dict[str, Any]]] = {}
 
     recipe: str = "ppo"
     """Name of the task in run directories and plots."""
@@ -91,9 +115,23 @@ class TrainConfig:
         return self.env.num_envs * self.segment_length
 
     @property
-    def updates(self) -> int:
-        """Updates in the whole run."""
-        return -(-self.total_steps // self.steps_per_update)
+    def memory(self) -> MemoryConfig:
+        """The policy's memory."""
+        return self.policy.memory
+
+    @property
+    def planned_steps(self) -> int:
+        """`total_steps`, rounded up to whole updates."""
+        return -(-self.total_steps // self.steps_per_update) * self.steps_per_update
+
+    @property
+    def success_without_memory(self) -> float | None:
+        """The environment's own, where it is known."""
+        return success_without_memory(self.env)
+
+    def with_memory(self, memory: MemoryConfig) -> Self:
+        """Return the same experiment with another memory in its policy."""
+        return dataclasses.replace(self, policy=dataclasses.replace(self.policy, memory=memory))
 
     def check(self) -> None:
         """Build the parts once. Raises ValueError or TypeError naming what does not fit."""
@@ -108,12 +146,13 @@ class TrainConfig:
 
     def run(self, run_dir: Path, progress: bool = False) -> None:
         """Train in this process, going on from the newest checkpoint in `run_dir` if there is one."""
-        from scrubjay.experiments.local import train_locally  # the engine itself reads configs
+        from scrubjay.experiments.engine import train_with  # the engines themselves read configs
+        from scrubjay.experiments.local import LocalEngine
 
-        train_locally(self, run_dir, progress)  # pyright: ignore[reportArgumentType]  (sees this file twice)
+        train_with(LocalEngine, self, run_dir, progress)  # pyright: ignore[reportArgumentType]  (sees this file twice)
 
 
-_KINDS: dict[str, type[Any]] = {TrainConfig.kind: TrainConfig}
+_KINDS: dict[str, type[Any]] = {TrainConfig.kind: TrainConfig, BalletProbeConfig.kind: BalletProbeConfig}
 
 
 def to_json(config: Experiment) -> str:

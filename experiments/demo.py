@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scrubjay.experiments.parallel import prepare, run_in_processes
-from scrubjay.experiments.recipes import recall_demo, success_without_memory, with_memory
+from scrubjay.experiments.recipes import recall_demo, with_memory
 from scrubjay.experiments.stopping import Interrupted
 from scrubjay.memory import make_config
 
@@ -57,7 +57,7 @@ def run_demo(options: DemoOptions) -> int:
     curve = plot_runs(runs, options.out / "curve.png")
     print(
         f"\nEach step deals a card; the task is to name the suit of the card dealt {base.env.kwargs['k']} steps ago.\n"
-        f"Without memory at most {success_without_memory(base):.0%} of the answers can be right; over "
+        f"Without memory at most {base.success_without_memory:.0%} of the answers can be right; over "
         f"{base.eval_episodes} new episodes the trained policies were right in"
     )
     for name, run in zip(names, runs, strict=True):

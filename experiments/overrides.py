@@ -6,31 +6,38 @@ import dataclasses
 from collections.abc import Sequence
 
 from scrubjay.experiments.arguments import UsageError, choose, parse, take_flag
-from scrubjay.experiments.config import TrainConfig
+from scrubjay.experiments.config import Experiment, TrainConfig
 from scrubjay.experiments.environments import EnvConfig, parse_setting
 from scrubjay.experiments.recipes import RECIPES, with_memory
 from scrubjay.memory import list_memories
 
 
-def override(recipe: str, arguments: Sequence[str]) -> TrainConfig:
+def override(recipe: str, arguments: Sequence[str]) -> Experiment:
     """Return the recipe's config with every flag applied; raises UsageError on a bad one.
 
-    `--memory NAME` and `--env ID` choose, then the flags of the chosen memory (`--memory.FIELD`) and every
-    field of `TrainConfig` (`--ppo.gamma`) follow; `--set name=value` hands a setting to the environment.
+    `--memory NAME` chooses, then the flags of the chosen memory (`--memory.FIELD`) and every field of the
+    recipe's config (`--ppo.gamma`) follow. Where there is an environment to choose, `--env ID` does, and
+    `--set name=value` hands it a setting.
     """
-    config = RECIPES[choose("recipe", recipe, list(RECIPES))]()
+    config: Experiment = RECIPES[choose("recipe", recipe, list(RECIPES))]()
     remaining = list(arguments)
     for name in take_flag(remaining, "--memory"):
         config = with_memory(config, choose("memory", name, list_memories()))
-    for name in take_flag(remaining, "--env") + take_flag(remaining, "--env.id"):
-        env = EnvConfig(name, num_envs=config.env.num_envs, subprocesses=config.env.subprocesses)
-        config = dataclasses.replace(config, env=env)
-    config = dataclasses.replace(config, env=with_settings(config.env, take_flag(remaining, "--set")))
-    remaining = [word.replace("--memory.", "--policy.memory.", 1) for word in remaining]
-    config = parse(TrainConfig, remaining, f"scrubjay train {recipe}", config)
-    if not config.env.id:
+    if isinstance(config, TrainConfig):
+        config = _with_env(config, remaining)
+        remaining = [word.replace("--memory.", "--policy.memory.", 1) for word in remaining]
+    config = parse(type(config), remaining, f"scrubjay train {recipe}", config)
+    if isinstance(config, TrainConfig) and not config.env.id:
         raise UsageError(f"recipe {recipe!r} needs --env: a gymnasium id or module:callable")
     return config
+
+
+def _with_env(config: TrainConfig, words: list[str]) -> TrainConfig:
+    """Return the config with the environment and settings that `words` name, and take them out of there."""
+    env = config.env
+    for name in take_flag(words, "--env") + take_flag(words, "--env.id"):
+        env = EnvConfig(name, num_envs=env.num_envs, subprocesses=env.subprocesses)
+    return dataclasses.replace(config, env=with_settings(env, take_flag(words, "--set")))
 
 
 def with_settings(env: EnvConfig, settings: Sequence[str]) -> EnvConfig:

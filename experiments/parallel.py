@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from scrubjay.experiments.arguments import UsageError
-from scrubjay.experiments.config import TrainConfig
+from scrubjay.experiments.config import Experiment
 from scrubjay.experiments.progress import PLAIN_SECONDS, describe_row
 from scrubjay.experiments.run import CONFIG, METRICS, Run
 from scrubjay.experiments.stopping import Interrupted, StopRequest
@@ -23,7 +23,7 @@ from scrubjay.experiments.stopping import Interrupted, StopRequest
 LOG = "log.txt"
 
 
-def prepare(config: TrainConfig, path: Path) -> Run:
+def prepare(config: Experiment, path: Path) -> Run:
     """Return the run at `path`, made if absent. Raises UsageError if another experiment lives there."""
     if not (path / CONFIG).exists():
         return Run.create(config, path)
@@ -83,7 +83,7 @@ def _display(runs: Sequence[Run]) -> Iterator[Callable[[], None]]:
         console=console,
         disable=not console.is_terminal,
     )
-    totals = {run.path: _total(run) for run in runs}
+    totals = {run.path: run.config.planned_steps for run in runs}
     tasks = {run.path: live.add_task(_title(run), total=totals[run.path], numbers="") for run in runs}
     said = {run.path: 0.0 for run in runs}
     done: set[Path] = set()
@@ -110,11 +110,6 @@ def _display(runs: Sequence[Run]) -> Iterator[Callable[[], None]]:
 
 def _title(run: Run) -> str:
     return f"{run.config.recipe} {run.config.label} s{run.config.seed}"
-
-
-def _total(run: Run) -> int:
-    assert isinstance(run.config, TrainConfig)
-    return run.config.updates * run.config.steps_per_update
 
 
 def _last_row(path: Path) -> dict[str, float] | None:

@@ -11,8 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from scrubjay.experiments.config import TrainConfig
-from scrubjay.experiments.recipes import LONGER, success_without_memory
+from scrubjay.experiments.recipes import LONGER
 from scrubjay.experiments.run import Run
 
 LABELS = {
@@ -42,11 +41,7 @@ def plot_runs(runs: Sequence[Run], out: Path | str, metric: str | None = None) -
             raise ValueError(f"{run.path} has no metric {metric!r}; it has {', '.join(names) or 'none yet'}")
         steps, values = np.array(points, dtype=float).T
         panels.setdefault(run.config.recipe, {}).setdefault(run.config.label, []).append((steps, values))
-    chance = {
-        run.config.recipe: success_without_memory(run.config)
-        for run in runs
-        if isinstance(run.config, TrainConfig)
-    }
+    chance = {run.config.recipe: run.config.success_without_memory for run in runs}
     colours = _colours(label for panel in panels.values() for label in panel)
     figure = _figure(len(panels))
     for axes, (recipe, panel) in zip(

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import TypeVar
 
 from scrubjay.agents.policy import PolicyConfig
 from scrubjay.agents.ppo import PPOConfig
-from scrubjay.experiments.config import TrainConfig
+from scrubjay.experiments.ballet_probe import BalletProbeConfig
+from scrubjay.experiments.config import Experiment, TrainConfig
 from scrubjay.experiments.environments import EnvConfig
 from scrubjay.memory import MemoryConfig, make_config
+
+AnyExperiment = TypeVar("AnyExperiment", bound=Experiment)
 
 
 def tmaze() -> TrainConfig:
@@ -55,6 +59,94 @@ def recall_demo() -> TrainConfig:
     return dataclasses.replace(repeat_previous(), recipe="recall-demo", total_steps=250_000)
 
 
+def autoencode() -> TrainConfig:
+    """Watch 8 cards go by, then name their suits backwards."""
+    return TrainConfig(
+        recipe="autoencode",
+        env=EnvConfig("scrubjay/Autoencode-v0", {"num_cards": 8}, num_envs=64),
+        policy=PolicyConfig(memory=make_config("gru", dim=64)),
+        # Answers change nothing that comes later, so a short horizon only takes noise from the advantages.
+        ppo=PPOConfig(learning_rate=1e-3, gamma=0.9),
+        total_steps=600_000,
+        segment_length=64,
+    )
+
+
+def memory_planning() -> TrainConfig:
+    """Learn an unknown torus of 2 x 2 places and walk to one goal after another."""
+    return TrainConfig(
+        recipe="memory-planning",
+        env=EnvConfig("scrubjay/MemoryPlanning-v0", {"size": 2, "max_steps": 20}, num_envs=64),
+        policy=PolicyConfig(memory=make_config("gru", dim=64)),
+        ppo=PPOConfig(learning_rate=1e-3, gamma=0.95),
+        total_steps=600_000,
+        segment_length=20,
+    )
+
+
+def key_to_door() -> TrainConfig:
+    """Take a coloured key, wait, enter the door of its colour."""
+    return TrainConfig(
+        recipe="key-to-door",
+        env=EnvConfig(
+            "scrubjay/KeyToDoor-v0",
+            {
+                "num_colours": 2,
+                "explore_steps": 6,
+                "distract_steps": 10,
+                "apple_reward": 0.0,
+                "shuffle_doors": False,
+            },
+            num_envs=64,
+        ),
+        policy=PolicyConfig(memory=make_config("gru", dim=64)),
+        ppo=PPOConfig(learning_rate=1e-3, gamma=0.98, entropy_coefficient=0.03),
+        total_steps=600_000,
+        segment_length=64,
+    )
+
+
+def count_recall() -> TrainConfig:
+    """Say how often a card was seen among up to 12."""
+    return TrainConfig(
+        recipe="count-recall",
+        env=EnvConfig("scrubjay/CountRecall-v0", {"num_cards": 12, "num_values": 2}, num_envs=64),
+        policy=PolicyConfig(memory=make_config("gru", dim=64)),
+        ppo=PPOConfig(learning_rate=1e-3, gamma=0.5),
+        total_steps=600_000,
+        segment_length=64,
+    )
+
+
+def ballet() -> TrainConfig:
+    """Ballet from symbols: watch 2 dancers, walk up to the one whose dance is named."""
+    return TrainConfig(
+        recipe="ballet",
+        env=EnvConfig(
+            "scrubjay/Ballet-v0", {"num_dancers": 2, "delay": 2, "observation": "symbolic"}, num_envs=64
+        ),
+        policy=PolicyConfig(memory=make_config("gru", dim=64)),
+        ppo=PPOConfig(learning_rate=1e-3, entropy_coefficient=0.02),
+        total_steps=2_000_000,
+        segment_length=64,
+    )
+
+
+def ballet_probe() -> BalletProbeConfig:
+    """Supervised: watch 2 dancers, then say who danced what; `ballet-probe-4` and `-8` have more."""
+    return BalletProbeConfig()
+
+
+def ballet_probe_4() -> BalletProbeConfig:
+    """Supervised: watch 4 dancers, then say who danced what."""
+    return BalletProbeConfig(recipe="ballet-probe-4", num_dancers=4)
+
+
+def ballet_probe_8() -> BalletProbeConfig:
+    """Supervised: watch 8 dancers, then say who danced what."""
+    return BalletProbeConfig(recipe="ballet-probe-8", num_dancers=8)
+
+
 def ppo() -> TrainConfig:
     """Any gymnasium environment: `scrubjay train ppo --env ID|module:callable`."""
     return TrainConfig(
@@ -62,11 +154,19 @@ def ppo() -> TrainConfig:
     )
 
 
-RECIPES: dict[str, Callable[[], TrainConfig]] = {
+RECIPES: dict[str, Callable[[], TrainConfig | BalletProbeConfig]] = {
     "tmaze": tmaze,
     "tmaze-demo": tmaze_demo,
     "repeat-previous": repeat_previous,
     "recall-demo": recall_demo,
+    "autoencode": autoencode,
+    "memory-planning": memory_planning,
+    "key-to-door": key_to_door,
+    "count-recall": count_recall,
+    "ballet": ballet,
+    "ballet-probe": ballet_probe,
+    "ballet-probe-4": ballet_probe_4,
+    "ballet-probe-8": ballet_probe_8,
     "ppo": ppo,
 }
 
@@ -78,26 +178,16 @@ LONGER: dict[str, tuple[str, tuple[int, ...]]] = {
 """What makes a recipe's task longer, and how many times longer a trained policy is tested."""
 
 
-def describe(recipe: Callable[[], TrainConfig]) -> str:
+def describe(recipe: Callable[[], Experiment]) -> str:
     """Return the first line of a recipe's docstring."""
     return (recipe.__doc__ or "").strip().partition("\n")[0]
 
 
-def success_without_memory(config: TrainConfig) -> float | None:
-    """Return the best success a policy without memory can have; None where nobody worked it out."""
-    if config.env.id == "scrubjay/TMaze-v0":
-        return 0.5
-    if config.env.id == "scrubjay/RepeatPrevious-v0" and int(config.env.kwargs.get("k", 4)) > 1:
-        decks = int(config.env.kwargs.get("num_decks", 1))
-        return 13 * decks / (52 * decks - 1)  # name any suit but the one in view
-    return None
-
-
-def with_memory(config: TrainConfig, memory: str | MemoryConfig) -> TrainConfig:
+def with_memory(config: AnyExperiment, memory: str | MemoryConfig) -> AnyExperiment:
     """Return the same experiment with another memory, of the same width if only its name is given.
 
     Raises ValueError on an unknown name.
     """
     if isinstance(memory, str):
-        memory = make_config(memory, dim=config.policy.memory.dim)
-    return dataclasses.replace(config, policy=dataclasses.replace(config.policy, memory=memory))
+        memory = make_config(memory, dim=config.memory.dim, **config.memory_settings.get(memory, {}))
+    return config.with_memory(memory)

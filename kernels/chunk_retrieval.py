@@ -66,7 +66,12 @@ def chunk_retrieval(
         return query.new_zeros(*query.shape[:-1], values.shape[-1])
     if valid.dtype != torch.bool:
         valid = torch.arange(num_chunks, device=valid.device) < valid[..., None]
-    top_k = min(top_k, num_chunks)
+    if implementation != "reference" and not torch.compiler.is_compiling() and not valid.is_cuda:
+        span = _span_read(valid)
+        shared = values is keys
+        keys, summaries, valid = keys[:, span], summaries[:, span], valid[..., span]
+        values = keys if shared else values[:, span]
+    top_k = min(top_k, keys.shape[1])
     if implementation == "auto":
         implementation = _choose(query, keys, top_k)
     if implementation == "reference":
@@ -266,6 +271,15 @@ def _reference(
                     attention = functional.softmax(logits.flatten(), dim=0).view_as(logits)
                 rows.append(torch.einsum("kc,kcv->v", attention.to(content.dtype), content))
     return torch.stack(rows).view(batch, time, heads, -1)
+
+
+def _span_read(valid: Bool[Tensor, "B T M"]) -> slice:
+    """Return the chunks from the first to the last that any query may read, at least one.
+
+    Young episodes fill a corner of a large store; on a GPU finding out would cost a wait for the device.
+    """
+    read = valid.flatten(0, 1).any(dim=0).nonzero().flatten()
+    return slice(int(read[0]), int(read[-1]) + 1) if len(read) else slice(0, 1)
 
 
 def _blank_unread(tensor: Tensor, unread: Bool[Tensor, "B M"]) -> Tensor:

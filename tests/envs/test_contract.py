@@ -22,6 +22,22 @@ from hypothesis import strategies as st
 from scrubjay.envs import list_environments
 
 CASES = [
+    ("scrubjay/Ballet-v0", {"num_dancers": 1, "delay": 2, "max_steps": 25}),
+    ("scrubjay/Ballet-v0", {"num_dancers": 2, "delay": 1, "observation": "symbolic"}),
+    ("scrubjay/Ballet-v0", {"num_dancers": 3, "observation": "symbolic", "max_steps": 100}),
+    ("scrubjay/Autoencode-v0", {}),
+    ("scrubjay/Autoencode-v0", {"num_cards": 12}),
+    ("scrubjay/CountRecall-v0", {}),
+    ("scrubjay/CountRecall-v0", {"num_cards": 24, "num_values": 4}),
+    ("scrubjay/KeyToDoor-v0", {}),
+    ("scrubjay/KeyToDoor-v0", {"num_colours": 1, "explore_steps": 4, "distract_steps": 0}),
+    (
+        "scrubjay/KeyToDoor-v0",
+        {"num_colours": 6, "distract_steps": 3, "apple_reward": 1.0, "shuffle_doors": False},
+    ),
+    ("scrubjay/MemoryPlanning-v0", {}),
+    ("scrubjay/MemoryPlanning-v0", {"size": 2, "max_steps": 3}),
+    ("scrubjay/MemoryPlanning-v0", {"size": 5, "max_steps": 40}),
     ("scrubjay/TMaze-v0", {"corridor_length": 1}),
     ("scrubjay/TMaze-v0", {"corridor_length": 7}),
     ("scrubjay/TMaze-v0", {"corridor_length": 4, "active": True}),
@@ -46,9 +62,25 @@ def make_sync(env_id, options, num_envs, mode) -> Any:
     return SyncVectorEnv([lambda: make_single(env_id, options) for _ in range(num_envs)], autoreset_mode=mode)
 
 
-def random_actions(rng, size):
+def random_actions(rng, size, env):
     # Mostly action 0, so that the corridor's end is reached too.
-    return np.where(rng.random(size) < 0.7, 0, rng.integers(0, 4, size))
+    return np.where(rng.random(size) < 0.7, 0, rng.integers(0, action_count(env), size))
+
+
+def action_count(env):
+    return int(getattr(env, "single_action_space", env.action_space).n)
+
+
+def flat(observation):
+    """One observation, or a dict of arrays, as one row of numbers."""
+    parts = observation.values() if isinstance(observation, dict) else [observation]
+    return np.concatenate([np.ravel(part) for part in parts])
+
+
+def overwrite(values):
+    for part in values.values() if isinstance(values, dict) else [values]:
+        if isinstance(part, np.ndarray):
+            part[...] = 0
 
 
 def assert_same(left, right):
@@ -93,11 +125,11 @@ def test_same_seed_same_episodes_other_seed_others(env_id, options):
         rng = np.random.default_rng(0)
         seen = [env.reset(seed=seed)[0]]
         for _ in range(200):
-            observation, reward, terminated, *_ = env.step(random_actions(rng, ()))
+            observation, reward, terminated, truncated, _ = env.step(random_actions(rng, (), env))
             seen += [observation, reward]
-            if terminated:
+            if terminated or truncated:
                 seen.append(env.reset()[0])
-        return np.concatenate([np.ravel(value) for value in seen])
+        return np.concatenate([flat(value) for value in seen])
 
     assert np.array_equal(play(3), play(3))
     assert len({play(seed).tobytes() for seed in range(8)}) > 4
@@ -107,7 +139,7 @@ def test_same_seed_same_episodes_other_seed_others(env_id, options):
 def test_a_generator_set_by_the_user_is_obeyed(env_id, options):
     def play(env):
         env.np_random = np.random.default_rng(11)
-        return np.concatenate([np.ravel(env.reset()[0]) for _ in range(20)])
+        return np.concatenate([flat(env.reset()[0]) for _ in range(20)])
 
     env = make_single(env_id, options)
     env.reset(seed=5)
@@ -126,7 +158,7 @@ def test_batch_equals_sync_vector_env(env_id, options, seed, mode):
     assert ours.action_space == sync.action_space
     assert_same(ours.reset(seed=seed), sync.reset(seed=seed))
     for step in range(150):
-        actions = random_actions(rng, num_envs)
+        actions = random_actions(rng, num_envs, ours)
         assert_same(ours.step(actions), sync.step(actions))
         if step == 70:
             seeds = [seed + 100 if row % 2 else None for row in range(num_envs)]
@@ -139,10 +171,10 @@ def test_batch_equals_sync_vector_env_when_reset_by_mask(env_id, options):
     ours, sync = (make(env_id, options, 5, AutoresetMode.DISABLED) for make in (make_ours, make_sync))
     assert_same(ours.reset(seed=1), sync.reset(seed=1))
     for _ in range(200):
-        actions = random_actions(rng, 5)
+        actions = random_actions(rng, 5, ours)
         result = ours.step(actions)
         assert_same(result, sync.step(actions))
-        mask = result[2] | (rng.random(5) < 0.05)
+        mask = result[2] | result[3] | (rng.random(5) < 0.05)
         if mask.any():
             mine, theirs = (env.reset(options={"reset_mask": mask.copy()}) for env in (ours, sync))
             assert_same(mine, theirs)
@@ -164,11 +196,11 @@ def test_state_goes_back_to_the_very_same_future(env_id, options, seed, before):
         rng = np.random.default_rng(seed)
         seen = []
         for _ in range(steps):
-            observation, reward, terminated, _, info = env.step(random_actions(rng, ()))
+            observation, reward, terminated, truncated, info = env.step(random_actions(rng, (), env))
             seen += [observation, reward, terminated, info.get("success", -1.0), env.np_random.random()]
-            if terminated:
+            if terminated or truncated:
                 seen.append(env.reset()[0])
-        return np.concatenate([np.ravel(value) for value in seen])
+        return np.concatenate([flat(value) for value in seen])
 
     env = make_single(env_id, options)
     env.reset(seed=seed)
@@ -189,7 +221,7 @@ def test_batched_state_goes_back_to_the_very_same_future(env_id, options, mode):
         rng = np.random.default_rng(1)
         seen = []
         for _ in range(120):
-            *result, infos = env.step(random_actions(rng, 6))
+            *result, infos = env.step(random_actions(rng, 6, env))
             seen.append((*result, infos))
             if mode is AutoresetMode.DISABLED and (result[2] | result[3]).any():
                 seen.append(env.reset(options={"reset_mask": result[2] | result[3]}))
@@ -212,11 +244,9 @@ def test_state_and_results_are_copies(env_id, options):
     rng = np.random.default_rng(0)
     observations = [e.reset(seed=0)[0] for e in (env, twin)]
     for _ in range(120):
-        observations[0][...] = 0
-        for values in env.get_state().values():
-            if isinstance(values, np.ndarray):
-                values[...] = 0
-        actions = random_actions(rng, 3)
+        overwrite(observations[0])
+        overwrite(env.get_state())
+        actions = random_actions(rng, 3, env)
         spoiled, intact = env.step(actions), twin.step(actions)
         assert_same(spoiled, intact)
         observations = [spoiled[0], intact[0]]
@@ -283,7 +313,7 @@ def test_wrong_use_is_refused_by_name(env_id):
     with pytest.raises(ResetNeeded):
         env.reset(options={"reset_mask": np.array([True, False, False])})
     env.reset(seed=0)
-    for actions in ([0, 0, 4], [0, -1, 0], [0, 0], [0.0, 0.5, 1.0]):
+    for actions in ([0, 0, action_count(env)], [0, -1, 0], [0, 0], [0.0, 0.5, 1.0]):
         with pytest.raises(ValueError, match="actions="):
             env.step(np.array(actions))
     with pytest.raises(ValueError, match="2 entries"):
@@ -291,7 +321,7 @@ def test_wrong_use_is_refused_by_name(env_id):
     with pytest.raises(ValueError, match="reset_mask"):
         env.reset(options={"reset_mask": np.array([True])})
     single.reset()
-    while not single.step(1)[2]:
+    while not any(single.step(1)[2:4]):
         pass
     with pytest.raises(ResetNeeded):
         single.step(1)

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -182,7 +183,7 @@ def test_the_command_starts_without_heavy_imports(words):
 
 
 def test_overrides_reach_their_fields():
-    config = override(
+    config: Any = override(
         "tmaze",
         ["--memory", "hcam", "--memory.chunk-size=4", "--policy.memory.dim", "32", "--ppo.target-kl", "0.1"],
     )
@@ -192,7 +193,7 @@ def test_overrides_reach_their_fields():
     assert config.env.kwargs == {"corridor_length": 50}
     config = override("tmaze", ["--set", "active=true", "--env.kwargs.corridor-length", "9"])
     assert config.env.kwargs == {"active": True, "corridor_length": 9}
-    other = override("tmaze", ["--env", "CartPole-v1", "--set", "sutton_barto_reward=true"])
+    other: Any = override("tmaze", ["--env", "CartPole-v1", "--set", "sutton_barto_reward=true"])
     assert (other.env.id, other.env.kwargs) == ("CartPole-v1", {"sutton_barto_reward": True})
 
 

@@ -63,7 +63,7 @@ def test_config_survives_json_types_included(config):
 
 @pytest.mark.parametrize("name", list(RECIPES))
 def test_recipes_are_named_described_and_survive_json(name):
-    config = RECIPES[name]()
+    config: Any = RECIPES[name]()
     assert config.recipe == name
     assert describe(RECIPES[name])
     assert from_json(to_json(config)) == config
@@ -99,9 +99,9 @@ def test_with_memory_keeps_the_width(tiny):
 
 
 def test_updates_are_rounded_up(tiny):
-    assert tiny(total_steps=1).updates == 1
-    assert tiny(total_steps=32).updates == 1
-    assert tiny(total_steps=33).updates == 2
+    assert tiny(total_steps=1).planned_steps == 32
+    assert tiny(total_steps=32).planned_steps == 32
+    assert tiny(total_steps=33).planned_steps == 64
 
 
 @pytest.mark.parametrize(

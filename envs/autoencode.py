@@ -1,0 +1,163 @@
+"""Autoencode: watch a pack of cards go by, then name their suits from the last card back to the first."""
+
+from __future__ import annotations
+
+import numpy as np
+from gymnasium.spaces import Discrete, MultiDiscrete
+from gymnasium.vector import AutoresetMode
+from PIL import Image, ImageDraw, ImageFont
+
+from scrubjay.envs.batched import BatchedEnv, Rows, is_integer
+from scrubjay.envs.repeat_previous import _SUITS, _suit
+from scrubjay.envs.single import SingleEnv
+
+_NUM_CARDS = 52
+
+_BACKGROUND, _CARD, _INK, _PALE = (250, 250, 248), (255, 255, 255), (40, 40, 40), (130, 130, 125)
+_BACK, _GOOD, _BAD, _ASKED = (205, 212, 222), (60, 150, 75), (205, 95, 85), (245, 200, 70)
+_TILE_WIDTH, _TILE_HEIGHT, _TILES_A_LINE = 38, 48, 13
+
+
+class Autoencode(SingleEnv):
+    """A shuffled pack is shown one card a step; then name the suits of all its cards in reverse order.
+
+    The pack holds N = `num_cards` cards, N/4 of each suit. Card c[0] is shown by `reset`, and step t = 1, 2,
+    ... first judges the action, then shows something:
+
+    ========== ======================= =========== ============= ==================================
+    step t     action judged against   reward      then in view  flag then
+    ========== ======================= =========== ============= ==================================
+    1 .. N-1   nothing, it is free     0           c[t]          1 (watch), but 0 with the last card
+    N .. 2N-1  c[2N - 1 - t]           +-1/N       nothing (0)   0 (play)
+    ========== ======================= =========== ============= ==================================
+
+    So c[i] is named 2(N - 1 - i) steps after it came into view: the last card at once, the first after
+    2N - 2 steps. Nothing in view tells how far the playback has come.
+
+    Observation, `MultiDiscrete([2, 4])`, int64 `[2]`:
+
+    ===== ===== ======= ==========================================================
+    index name  values  meaning
+    ===== ===== ======= ==========================================================
+    0     watch 0, 1    1: more cards come, actions are free; 0: the action counts
+    1     suit  0 .. 3  0 clubs, 1 diamonds, 2 hearts, 3 spades; 0 too without card
+    ===== ===== ======= ==========================================================
+
+    Action, `Discrete(4)`: the suit named, numbered alike.
+
+    Reward: 1/N for the right suit, -1/N for a wrong one, 0 during the watch; the N questions of an episode
+    make returns lie in [-1, 1].
+
+    End: `terminated` after 2N - 1 steps, when the first card has been named (never `truncated`). The last
+    step's `info["success"]` is the fraction of right answers, in [0, 1].
+
+    Best: with memory return 1 and success 1. Without memory the best is to name the suit in view, and so
+    clubs when there is no card: success 1/4 + 3/(4N), 0.2644 for 52 cards, and return twice that less one,
+    -0.4712; a clock adds nothing. Blind guessing: success 0.25, return -0.5.
+
+    Units: time in steps. `num_cards` is a multiple of 4, at least 4; POPGym's easy, medium and hard are 52,
+    104 and 156.
+
+    Paper: Morad et al. 2023, POPGym, arXiv 2303.01859. Deviations: packs of other sizes than whole decks are
+    allowed; the observation is one MultiDiscrete, not a tuple of two Discretes.
+    """
+
+    def __init__(self, num_cards: int = _NUM_CARDS, render_mode: str | None = None) -> None:
+        super().__init__(AutoencodeVector(1, num_cards, render_mode, AutoresetMode.DISABLED))
+
+
+class AutoencodeVector(BatchedEnv):
+    """`num_envs` packs in one batch, observations int64 `[num_envs, 2]`; rules in `Autoencode`."""
+
+    row_arrays = ("deck", "answers", "time")
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        num_cards: int = _NUM_CARDS,
+        render_mode: str | None = None,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+    ) -> None:
+        if not is_integer(num_cards) or num_cards < 4 or num_cards % 4:
+            raise ValueError(f"num_cards={num_cards!r}: expected a multiple of 4, at least 4")
+        self.num_cards = int(num_cards)
+        super().__init__(
+            num_envs,
+            MultiDiscrete([2, 4]),
+            Discrete(4),
+            {"num_cards": self.num_cards},
+            render_mode,
+            autoreset_mode,
+        )
+        self.last_step = 2 * self.num_cards - 1
+        self.deck = np.zeros((self.num_envs, self.num_cards), dtype=np.int8)
+        self.answers = np.full((self.num_envs, self.num_cards), -1, dtype=np.int8)
+        self.time = np.zeros(self.num_envs, dtype=np.int64)
+        self._row = np.arange(self.num_envs)
+
+    def _begin(self, rows: Rows) -> None:
+        self.deck[rows] = self.streams.permutations(rows, self.num_cards) % 4
+        self.answers[rows] = -1
+        self.time[rows] = 0
+
+    def _advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        # An ended row may be stepped once more before it begins again; it stays at its last step.
+        self.time = np.minimum(self.time + 1, self.last_step)
+        asked = self.time >= self.num_cards
+        card = np.minimum(self.last_step - self.time, self.num_cards - 1)
+        self.answers[self._row, card] = np.where(asked, actions, -1)
+        right = asked & (self.deck[self._row, card] == actions)
+        rewards = (2.0 * right - asked) / self.num_cards
+        return rewards, self.time == self.last_step, np.zeros(self.num_envs, dtype=np.bool_)
+
+    def _observe(self, rows: Rows | slice) -> np.ndarray:
+        time = self.time[rows]
+        suit = self.deck[self._row[rows], np.minimum(time, self.num_cards - 1)]
+        return np.stack(
+            [time < self.num_cards - 1, np.where(time < self.num_cards, suit, 0)], 1, dtype=np.int64
+        )
+
+    def _summary(self) -> dict[str, np.ndarray]:
+        return {"success": (self.answers == self.deck).mean(axis=1)}
+
+    def _caption(self, row: int) -> str:
+        time = int(self.time[row])
+        clock = f"step {time} of {self.last_step}"
+        if time < self.num_cards - 1:
+            return f"{clock}   watch: card {time + 1} of {self.num_cards}"
+        right = int((self.answers[row] == self.deck[row]).sum())
+        return f"{clock}   play back in reverse: right {right} of {time + 1 - self.num_cards}"
+
+    def _frame(self, row: int) -> np.ndarray:
+        time = int(self.time[row])
+        lines = -(-self.num_cards // _TILES_A_LINE)
+        # Wide enough for the caption, however few the cards.
+        image = Image.new("RGB", (32 + _TILES_A_LINE * (_TILE_WIDTH + 6), 56 + lines * (_TILE_HEIGHT + 10)))
+        image.paste(_BACKGROUND, (0, 0, *image.size))
+        draw = ImageDraw.Draw(image)
+        draw.text((16, 12), self._caption(row), fill=_INK, font=ImageFont.load_default(size=16))
+        in_view = time if time < self.num_cards else -1
+        asked_next = self.last_step - time - 1 if time >= self.num_cards - 1 else -1
+        for card in range(self.num_cards):
+            line, place = divmod(card, _TILES_A_LINE)
+            left, top = 19 + place * (_TILE_WIDTH + 6), 50 + line * (_TILE_HEIGHT + 10)
+            box = (left, top, left + _TILE_WIDTH, top + _TILE_HEIGHT)
+            answer, suit = int(self.answers[row, card]), int(self.deck[row, card])
+            around = (left - 3, top - 3, left + _TILE_WIDTH + 3, top + _TILE_HEIGHT + 3)
+            if answer >= 0:
+                draw.rounded_rectangle(around, radius=6, fill=_GOOD if answer == suit else _BAD)
+            elif card == asked_next:
+                draw.rounded_rectangle(around, radius=6, fill=_ASKED)
+            elif card == in_view:
+                draw.rounded_rectangle(around, radius=6, fill=_INK)
+            seen = card <= time
+            draw.rounded_rectangle(box, radius=5, fill=_CARD if seen else _BACK, outline=_PALE)
+            if seen:
+                _suit(draw, left + _TILE_WIDTH // 2, top + _TILE_HEIGHT // 2, suit)
+        return np.asarray(image)
+
+    def _text(self, row: int) -> str:
+        seen = int(self.time[row]) + 1
+        cards = "".join(_SUITS[suit] for suit in self.deck[row, :seen])
+        answers = "".join(_SUITS[answer] if answer >= 0 else "." for answer in self.answers[row])
+        return f"{self._caption(row)}\ncards   {cards:.<{self.num_cards}}\nanswers {answers}"

@@ -1,0 +1,125 @@
+"""What exists in Ballet's world: dances, colours, shapes, places, and how a cell of each looks."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+ROOM = 11
+"""Cells on each side of the board, the ring of wall included."""
+CELL = 9
+"""Pixels on each side of a cell in the agent's view."""
+CENTRE = ROOM // 2
+"""Row and column in which the agent starts, and in which it always sees itself."""
+MOVES_PER_DANCE = 16
+NO_MOVE = 8
+"""Where a one-hot move says that there was none."""
+
+MOVES: Int64[np.ndarray, "move axis"] = np.array(
+    [(-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1)]
+)
+"""Rows and columns travelled by the moves N, NE, E, SE, S, SW, W, NW."""
+
+PLACES: Int64[np.ndarray, "place axis"] = np.array(
+    [(2, 2), (2, 5), (2, 8), (5, 2), (5, 8), (8, 2), (8, 5), (8, 8)]
+)
+"""Rows and columns where dancers stand, each alone in a block of 3 x 3 cells."""
+
+_DANCES = {
+    "circle_cw": "0244660022446602",
+    "circle_ccw": "0644220066442206",
+    "up_and_down": "0440044004400440",
+    "left_and_right": "2662266226622662",
+    "diagonal_uldr": "7337733773377337",
+    "diagonal_urdl": "1551155115511551",
+    "plus_cw": "0426406204264062",
+    "plus_ccw": "0462402604624026",
+    "times_cw": "1537517315375173",
+    "times_ccw": "7351371573513715",
+    "zee": "1662251552266151",
+    "chevron_down": "7431051514570373",
+    "chevron_up": "3075415150134737",
+}
+DANCE_NAMES = tuple(_DANCES)
+DANCE_MOVES: Int64[np.ndarray, "dance step"] = np.array([[int(move) for move in d] for d in _DANCES.values()])
+DANCE_OFFSETS: Int64[np.ndarray, "dance step axis"] = MOVES[DANCE_MOVES].cumsum(axis=1)
+"""Where a dancer stands after each move, seen from its place; the last is (0, 0)."""
+
+INSTRUCTIONS = ("watch", *DANCE_NAMES)
+"""Texts of the instruction's values."""
+
+COLOURS = {
+    "red": (255, 0, 0),
+    "green": (0, 255, 0),
+    "blue": (0, 0, 255),
+    "purple": (128, 0, 128),
+    "orange": (255, 165, 0),
+    "yellow": (255, 255, 0),
+    "brown": (128, 64, 0),
+    "pink": (255, 64, 255),
+    "cyan": (0, 255, 255),
+    "dark_green": (0, 100, 0),
+    "dark_red": (100, 0, 0),
+    "dark_blue": (0, 0, 100),
+    "olive": (100, 100, 0),
+    "teal": (0, 100, 100),
+    "lavender": (215, 200, 255),
+    "peach": (255, 210, 170),
+    "rose": (255, 205, 230),
+    "light_green": (200, 255, 200),
+    "light_yellow": (255, 255, 200),
+}
+
+# Nine rows of nine bits, the highest bit on the left.
+_SHAPES = {
+    "triangle": "010 010 038 038 07c 07c 0fe 0fe 1ff",
+    "empty_square": "1ff 1ff 183 183 183 183 183 1ff 1ff",
+    "plus": "038 038 038 1ff 1ff 1ff 038 038 038",
+    "inverse_plus": "1c7 1c7 1c7 000 000 000 1c7 1c7 1c7",
+    "ex": "183 1c7 0ee 07c 038 07c 0ee 1c7 183",
+    "inverse_ex": "07c 038 111 183 1c7 183 111 038 07c",
+    "circle": "010 07c 0fe 0fe 1ff 0fe 0fe 07c 010",
+    "empty_circle": "07c 0c6 183 101 101 101 183 0c6 07c",
+    "tee": "1ff 1ff 1ff 038 038 038 038 038 038",
+    "upside_down_tee": "038 038 038 038 038 038 1ff 1ff 1ff",
+    "h": "1c7 1c7 1c7 1ff 1ff 1ff 1c7 1c7 1c7",
+    "u": "1c7 1c7 1c7 1c7 1c7 1c7 1ff 1ff 1ff",
+    "upside_down_u": "1ff 1ff 1ff 1c7 1c7 1c7 1c7 1c7 1c7",
+    "vertical_stripes": "155 155 155 155 155 155 155 155 155",
+    "horizontal_stripes": "1ff 000 1ff 000 1ff 000 1ff 000 1ff",
+}
+SHAPE_NAMES = tuple(_SHAPES)
+COLOUR_NAMES = tuple(COLOURS)
+
+_WALL = 40
+
+
+def tile(shape: int, colour: int) -> Float32[np.ndarray, "9 9 3"]:
+    """Return a dancer's cell, red, green and blue from 0 to 1."""
+    return _tiles()[shape, colour]
+
+
+@functools.cache
+def _tiles() -> Float32[np.ndarray, "shape colour 9 9 3"]:
+    rows = np.array([[int(row, 16) for row in text.split()] for text in _SHAPES.values()])
+    masks = (rows[..., None] >> np.arange(CELL)[::-1]) & 1
+    colours = np.array(list(COLOURS.values()), dtype=np.float32)
+    return masks[:, None, :, :, None].astype(np.float32) * (colours / np.float32(255))[:, None, None, :]
+
+
+@functools.cache
+def background(row: int, column: int) -> Float32[np.ndarray, "99 99 3"]:
+    """Return the agent's view of an empty room from a cell: walls, and the white agent in the centre."""
+    image = np.zeros((ROOM, CELL, ROOM, CELL, 3), dtype=np.float32)
+    inside = np.arange(ROOM)
+    rows, columns = inside[:, None] - CENTRE + row, inside[None, :] - CENTRE + column
+    on_board = (rows >= 0) & (rows < ROOM) & (columns >= 0) & (columns < ROOM)
+    edge = (rows % (ROOM - 1) == 0) | (columns % (ROOM - 1) == 0)
+    for i, j in zip(*np.nonzero(on_board & edge), strict=True):
+        image[i, :, j] = np.float32(_WALL) / np.float32(255)
+    image[CENTRE, :, CENTRE] = 1.0
+    image = image.reshape(ROOM * CELL, ROOM * CELL, 3)
+    image.flags.writeable = False
+    return image

@@ -1,0 +1,183 @@
+"""CountRecall: watch cards go by and keep saying how often a value, another each time, has been seen."""
+
+from __future__ import annotations
+
+import numpy as np
+from gymnasium.spaces import Discrete, MultiDiscrete
+from gymnasium.vector import AutoresetMode
+from PIL import Image, ImageDraw, ImageFont
+
+from scrubjay.envs.batched import BatchedEnv, Rows, is_integer
+from scrubjay.envs.single import SingleEnv
+
+_NUM_CARDS = 52
+_NUM_VALUES = 2
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+_BACKGROUND, _CARD, _INK, _PALE = (250, 250, 248), (255, 255, 255), (40, 40, 40), (130, 130, 125)
+_BAR, _GOOD, _BAD, _ASKED = (95, 140, 200), (60, 150, 75), (205, 95, 85), (245, 200, 70)
+_BAR_HEIGHT, _BAR_TOP = 100, 66
+
+
+class CountRecall(SingleEnv):
+    """A shuffled pack is dealt one card a step beside a query; say how often the queried value has been seen.
+
+    The pack holds N = `num_cards` cards, n = N/V of each of V = `num_values` values. The queries q come from
+    a second such pack, shuffled on its own. `reset` shows c[0] and q[0]; step t = 1, 2, ... first judges the
+    action, then shows c[t] and q[t]:
+
+    ==== =============== ========================================= ===========
+    step cards seen      action judged against                     reward
+    ==== =============== ========================================= ===========
+    t    c[0] .. c[t-1]  how many of them have the value q[t-1]    +-1/(N - 1)
+    ==== =============== ========================================= ===========
+
+    The card in view counts as seen. The query in view is the one to answer: what must be remembered is the
+    cards, not the queries, and of the cards no order, only V counts.
+
+    Observation, `MultiDiscrete([V, V])`, int64 `[2]`: the value of the card in view, and the value queried.
+
+    Action, `Discrete(n + 1)`: the count, from 0 to n.
+
+    Reward: 1/(N - 1) for the right count, -1/(N - 1) for a wrong one, however near; the N - 1 questions of an
+    episode make returns lie in [-1, 1].
+
+    End: `terminated` after N - 1 steps, when the last card is shown (never `truncated`; the last query stays
+    unanswered). The last step's `info["success"]` is the fraction of right answers, in [0, 1].
+
+    Best: with memory return 1 and success 1. Without memory the best is any constant answer from 1 to n - 1,
+    looking at card and query adds nothing: success (1 + (V - 1) n / (n + 1)) / (N - 1), 0.0385 for 52 cards
+    of 2 values, and return twice that less one, -0.9230. A clock alone is worth more: who knows t and the
+    observation, but no earlier card, can name the likeliest count, success 0.2973, return -0.4054. Only what
+    lies above is memory of cards.
+
+    Units: counts in cards, time in steps. `num_values` from 2 to 26; `num_cards` a multiple of it, at least
+    twice it. POPGym's easy, medium and hard (colours of 1 deck, suits of 2, ranks of 4) are `num_cards` 52,
+    104, 208 with `num_values` 2, 4, 13.
+
+    Paper: Morad et al. 2023, POPGym, arXiv 2303.01859. Deviations: packs of other sizes than whole decks are
+    allowed; the true counts are not in `info`.
+    """
+
+    def __init__(
+        self, num_cards: int = _NUM_CARDS, num_values: int = _NUM_VALUES, render_mode: str | None = None
+    ) -> None:
+        super().__init__(CountRecallVector(1, num_cards, num_values, render_mode, AutoresetMode.DISABLED))
+
+
+class CountRecallVector(BatchedEnv):
+    """`num_envs` packs dealt in one batch, observations int64 `[num_envs, 2]`; rules in `CountRecall`."""
+
+    row_arrays = ("deck", "queries", "counts", "time", "answer", "right")
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        num_cards: int = _NUM_CARDS,
+        num_values: int = _NUM_VALUES,
+        render_mode: str | None = None,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+    ) -> None:
+        if not is_integer(num_values) or not 2 <= num_values <= len(_LETTERS):
+            raise ValueError(f"num_values={num_values!r}: expected an integer from 2 to {len(_LETTERS)}")
+        self.num_values = int(num_values)
+        if not is_integer(num_cards) or num_cards < 2 * num_values or num_cards % num_values:
+            raise ValueError(
+                f"num_cards={num_cards!r}: expected a multiple of num_values={num_values}, "
+                f"at least {2 * num_values}"
+            )
+        self.num_cards = int(num_cards)
+        self.most = self.num_cards // self.num_values
+        super().__init__(
+            num_envs,
+            MultiDiscrete([self.num_values, self.num_values]),
+            Discrete(self.most + 1),
+            {"num_cards": self.num_cards, "num_values": self.num_values},
+            render_mode,
+            autoreset_mode,
+        )
+        self.questions = self.num_cards - 1
+        self.deck = np.zeros((self.num_envs, self.num_cards), dtype=np.int8)
+        self.queries = np.zeros((self.num_envs, self.num_cards), dtype=np.int8)
+        self.counts = np.zeros((self.num_envs, self.num_values), dtype=np.int64)
+        self.time = np.zeros(self.num_envs, dtype=np.int64)
+        self.answer = np.full(self.num_envs, -1, dtype=np.int64)
+        self.right = np.zeros(self.num_envs, dtype=np.int64)
+        self._row = np.arange(self.num_envs)
+
+    def _begin(self, rows: Rows) -> None:
+        self.deck[rows] = self.streams.permutations(rows, self.num_cards) % self.num_values
+        self.queries[rows] = self.streams.permutations(rows, self.num_cards) % self.num_values
+        self.counts[rows] = 0
+        self.counts[rows, self.deck[rows, 0]] = 1
+        self.time[rows] = 0
+        self.answer[rows] = -1
+        self.right[rows] = 0
+
+    def _advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        right = self.counts[self._row, self.queries[self._row, self.time]] == actions
+        self.right += right
+        self.answer = actions.astype(np.int64)
+        # An ended row may be stepped once more before it begins again; the last card stays its last.
+        self.time = np.minimum(self.time + 1, self.questions)
+        self.counts[self._row, self.deck[self._row, self.time]] += 1
+        rewards = (2.0 * right - 1.0) / self.questions
+        return rewards, self.time == self.questions, np.zeros(self.num_envs, dtype=np.bool_)
+
+    def _observe(self, rows: Rows | slice) -> np.ndarray:
+        row, time = self._row[rows], self.time[rows]
+        return np.stack([self.deck[row, time], self.queries[row, time]], 1, dtype=np.int64)
+
+    def _summary(self) -> dict[str, np.ndarray]:
+        return {"success": self.right / self.questions}
+
+    def _caption(self, row: int) -> str:
+        time = int(self.time[row])
+        return f"step {time} of {self.questions}   right {self.right[row]} of {time}"
+
+    def _question(self, row: int) -> str:
+        query = _LETTERS[self.queries[row, self.time[row]]]
+        return f"How many {query} so far?" if self.time[row] < self.questions else "The pack is dealt."
+
+    def _verdict(self, row: int) -> tuple[str, tuple[int, int, int]]:
+        """Return words and colour for the last answer."""
+        time, answer = int(self.time[row]), int(self.answer[row])
+        if answer < 0:
+            return "nothing answered yet", _PALE
+        value = int(self.queries[row, time - 1])
+        count = int((self.deck[row, :time] == value).sum())
+        if answer == count:
+            return f"last answer {answer} for {_LETTERS[value]}: right", _GOOD
+        return f"last answer {answer} for {_LETTERS[value]}: wrong, it was {count}", _BAD
+
+    def _frame(self, row: int) -> np.ndarray:
+        time = int(self.time[row])
+        image = Image.new("RGB", (640, 250), _BACKGROUND)
+        draw = ImageDraw.Draw(image)
+        small, large = (ImageFont.load_default(size=size) for size in (16, 48))
+        draw.text((16, 10), self._caption(row), fill=_INK, font=small)
+        draw.rounded_rectangle((16, 60, 96, 172), radius=8, fill=_CARD, outline=_PALE, width=2)
+        draw.text((56, 116), _LETTERS[self.deck[row, time]], fill=_INK, font=large, anchor="mm")
+        draw.text((16, 186), self._question(row), fill=_INK, font=small)
+        words, colour = self._verdict(row)
+        draw.text((16, 214), words, fill=colour, font=small)
+        # The true counts, one bar per value; the queried one in yellow.
+        pitch = min(480 // self.num_values, 60)
+        for value in range(self.num_values):
+            left, count = 136 + value * pitch, int(self.counts[row, value])
+            right, bottom = left + pitch - 5, _BAR_TOP + _BAR_HEIGHT
+            queried = value == self.queries[row, time] and time < self.questions
+            draw.rectangle((left, _BAR_TOP, right, bottom), outline=(225, 225, 220))
+            height = round(_BAR_HEIGHT * count / self.most)
+            draw.rectangle((left, bottom - height, right, bottom), fill=_ASKED if queried else _BAR)
+            middle = (left + right) // 2
+            draw.text((middle, bottom + 10), _LETTERS[value], fill=_INK, font=small, anchor="mm")
+            draw.text(
+                (middle, _BAR_TOP - 12), str(count), fill=_INK if queried else _PALE, font=small, anchor="mm"
+            )
+        return np.asarray(image)
+
+    def _text(self, row: int) -> str:
+        cards = "".join(_LETTERS[value] for value in self.deck[row, : self.time[row] + 1])
+        lines = [self._caption(row), f"seen {cards}", self._question(row), self._verdict(row)[0]]
+        return "\n".join(lines)

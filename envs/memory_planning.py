@@ -1,0 +1,226 @@
+"""Memory & Planning Game: learn a small map by walking it, then use it to reach goal after goal."""
+
+from __future__ import annotations
+
+import colorsys
+
+import numpy as np
+from gymnasium.spaces import Box, Discrete
+from gymnasium.vector import AutoresetMode
+from PIL import Image, ImageDraw, ImageFont
+
+from scrubjay.envs.batched import BatchedEnv, Rows, is_integer
+from scrubjay.envs.single import SingleEnv
+
+_SIZE = 4
+_LARGEST = 16
+_MAX_STEPS = 100
+_LONGEST = 10_000
+_MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1), (0, 0))
+_COLLECT = 4
+
+_CELL = 52
+_PANEL = 275
+_BACKGROUND, _INK, _PALE = (250, 250, 248), (40, 40, 40), (130, 130, 125)
+_GOAL, _AGENT = (40, 150, 70), (45, 95, 190)
+
+
+class MemoryPlanning(SingleEnv):
+    """A torus of places with unknown symbols: find the goal by search, later by the way you remember.
+
+    ::
+
+        F  C  O  B     The agent stands on K and is asked for C: up, up, left, collect.
+        A  J  M  D     Going up from F leads to H, left from F to B.
+        N  P [K] E     It sees two symbols only: that of its place and that of its goal.
+        H  I  G  L
+
+    The map has n = `size`^2 places. Every episode deals the n symbols anew to the places, uniformly, and
+    starts at a uniformly drawn place. A goal is drawn uniformly from the places other than the agent's own;
+    once collected, the next is drawn alike and the agent goes on from where it is. So each episode asks to
+    learn a map within steps and to plan with it; nothing carries over from one episode to the next.
+
+    Observation, float32 `[2 n]`, every entry 0 or 1:
+
+    ========= ===== ===================================
+    index     name  meaning
+    ========= ===== ===================================
+    0 .. n-1  place one-hot symbol of the agent's place
+    n .. 2n-1 goal  one-hot symbol of the goal
+    ========= ===== ===================================
+
+    Action, `Discrete(5)`; moves wrap around the edges:
+
+    ====== ======= ==============================================================
+    action name    effect
+    ====== ======= ==============================================================
+    0      up      to the row above
+    1      down    to the row below
+    2      left    to the column on the left
+    3      right   to the column on the right
+    4      collect stay; on the goal: take it, and the next goal's symbol appears
+    ====== ======= ==============================================================
+
+    Reward: 1 for a collected goal, else 0; the return is the number of goals collected.
+
+    End: `terminated` after `max_steps` steps (never `truncated`; the horizon belongs to the task). The last
+    step's `info["success"]` is that number divided by the number that a player who knows the whole map
+    from the start collects in the very same episode, so it lies in [0, 1] and luck with near goals is no
+    merit. The sequence of goals is drawn when the episode begins and each costs at least its distance and a
+    collect, which makes the divisor exact.
+
+    Best, as mean return and success at `size`, `max_steps`; with memory means going straight to symbols seen
+    before and else to the nearest place not seen (not proven best), without memory collecting where both
+    symbols agree and else going down or left with equal chance (the best known):
+
+    =============== ============ =========== ===========
+    player          4, 100       3, 50       2, 20
+    =============== ============ =========== ===========
+    knows the map   31.6  1.00   19.8  1.00   8.3  1.00
+    with memory     28.9  0.91   18.1  0.92   8.0  0.97
+    without memory   7.2  0.23    6.0  0.31   4.5  0.54
+    random actions   1.0  0.03    0.8  0.04   0.8  0.09
+    =============== ============ =========== ===========
+
+    Units: size in places, from 2 to 16; time in steps, `max_steps` from 2 floor(size / 2) + 1 (the farthest
+    place and a collect) to 10,000.
+
+    Paper: Ritter et al. 2020, arXiv 2006.03662, the Memory & Planning Game, with two deviations: the two
+    symbols come as one flat vector, and success is reported.
+    """
+
+    def __init__(
+        self, size: int = _SIZE, max_steps: int = _MAX_STEPS, render_mode: str | None = None
+    ) -> None:
+        super().__init__(MemoryPlanningVector(1, size, max_steps, render_mode, AutoresetMode.DISABLED))
+
+
+class MemoryPlanningVector(BatchedEnv):
+    """`num_envs` games in one batch, observations `[num_envs, 2 size^2]`; rules in `MemoryPlanning`."""
+
+    row_arrays = ("symbols", "goals", "possible", "place", "collected", "time")
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        size: int = _SIZE,
+        max_steps: int = _MAX_STEPS,
+        render_mode: str | None = None,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+    ) -> None:
+        if not is_integer(size) or not 2 <= size <= _LARGEST:
+            raise ValueError(f"size={size!r}: expected an integer from 2 to {_LARGEST}")
+        self.size = int(size)
+        # The farthest place and a collect, so that even the first goal is never out of reach.
+        shortest = 2 * (self.size // 2) + 1
+        if not is_integer(max_steps) or not shortest <= max_steps <= _LONGEST:
+            raise ValueError(f"max_steps={max_steps!r}: expected an integer from {shortest} to {_LONGEST}")
+        self.max_steps = int(max_steps)
+        self.num_places = self.size**2
+        super().__init__(
+            num_envs,
+            Box(0.0, 1.0, (2 * self.num_places,), np.float32),
+            Discrete(len(_MOVES)),
+            {"size": self.size, "max_steps": self.max_steps},
+            render_mode,
+            autoreset_mode,
+        )
+        self._next, self._distance = _torus(self.size)
+        self._row = np.arange(self.num_envs)
+        self.symbols = np.zeros((self.num_envs, self.num_places), dtype=np.int16)
+        # A goal takes a move and a collect at least; one more is in view when the last step collects.
+        self.goals = np.zeros((self.num_envs, self.max_steps // 2 + 1), dtype=np.int16)
+        self.possible = np.ones(self.num_envs, dtype=np.int64)
+        self.place = np.zeros(self.num_envs, dtype=np.int64)
+        self.collected = np.zeros(self.num_envs, dtype=np.int64)
+        self.time = np.zeros(self.num_envs, dtype=np.int64)
+
+    def _begin(self, rows: Rows) -> None:
+        places, num_goals = self.num_places, self.goals.shape[1]
+        self.symbols[rows] = self.streams.permutations(rows, places)
+        start = self.streams.integers(rows, high=places, count=1)
+        hops = 1 + self.streams.integers(rows, high=places - 1, count=num_goals)
+        route = np.cumsum(np.concatenate([start, hops], axis=1), axis=1) % places
+        spent = np.cumsum(self._distance[route[:, :-1], route[:, 1:]] + 1, axis=1)
+        self.goals[rows] = route[:, 1:]
+        self.possible[rows] = (spent <= self.max_steps).sum(axis=1)
+        self.place[rows] = route[:, 0]
+        self.collected[rows] = 0
+        self.time[rows] = 0
+
+    def _advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        self.time += 1
+        self.place = self._next[self.place, actions]
+        collects = (actions == _COLLECT) & (self.place == self.goals[self._row, self.collected])
+        self.collected += collects
+        rewards = collects.astype(np.float64)
+        return rewards, self.time >= self.max_steps, np.zeros(self.num_envs, dtype=np.bool_)
+
+    def _observe(self, rows: Rows | slice) -> np.ndarray:
+        row = self._row[rows]
+        goal = self.goals[row, self.collected[rows]]
+        observations = np.zeros((len(row), 2 * self.num_places), dtype=np.float32)
+        index = np.arange(len(row))
+        observations[index, self.symbols[row, self.place[rows]]] = 1.0
+        observations[index, self.num_places + self.symbols[row, goal]] = 1.0
+        return observations
+
+    def _summary(self) -> dict[str, np.ndarray]:
+        return {"success": self.collected / self.possible}
+
+    def _caption(self, row: int) -> str:
+        goals = f"goals {self.collected[row]} of at most {self.possible[row]}"
+        return f"step {self.time[row]} of {self.max_steps}   {goals}"
+
+    def _name(self, symbol: int) -> str:
+        return chr(ord("A") + symbol) if self.num_places <= 26 else str(symbol)
+
+    def _frame(self, row: int) -> np.ndarray:
+        width = self.size * _CELL
+        image = Image.new("RGB", (width + _PANEL, max(width, 4 * _CELL) + 72), _BACKGROUND)
+        draw = ImageDraw.Draw(image)
+        font, large = ImageFont.load_default(size=16), ImageFont.load_default(size=20)
+        here, goal = int(self.place[row]), int(self.goals[row, self.collected[row]])
+
+        def tile(left: int, top: int, symbol: int) -> None:
+            hue = colorsys.hsv_to_rgb(symbol / self.num_places, 0.3, 0.96)
+            colour = (round(255 * hue[0]), round(255 * hue[1]), round(255 * hue[2]))
+            box = (left + 2, top + 2, left + _CELL - 2, top + _CELL - 2)
+            draw.rectangle(box, fill=colour)
+            middle = (left + _CELL // 2, top + _CELL // 2)
+            draw.text(middle, self._name(symbol), fill=_INK, font=large, anchor="mm")
+
+        def frame(place: int, colour: tuple[int, int, int], inset: int) -> None:
+            left, top = 16 + place % self.size * _CELL + inset, 40 + place // self.size * _CELL + inset
+            side = _CELL - 2 * inset
+            draw.rectangle((left, top, left + side, top + side), outline=colour, width=4)
+
+        draw.text((16, 10), self._caption(row), fill=_INK, font=font)
+        for place in range(self.num_places):
+            symbol = int(self.symbols[row, place])
+            tile(16 + place % self.size * _CELL, 40 + place // self.size * _CELL, symbol)
+        frame(goal, _GOAL, 1)
+        frame(here, _AGENT, 6)
+        left = width + 40
+        for top, words, place in ((44, "agent sees", here), (112, "goal", goal)):
+            draw.text((left, top + 16), words, fill=_AGENT if place == here else _GOAL, font=font)
+            tile(left + 100, top, int(self.symbols[row, place]))
+        draw.text((left, 184), "edges wrap around", fill=_PALE, font=font)
+        draw.text((left, 206), "only the two symbols are seen", fill=_PALE, font=font)
+        return np.asarray(image)
+
+    def _text(self, row: int) -> str:
+        here, goal = int(self.place[row]), int(self.goals[row, self.collected[row]])
+        names = [self._name(int(symbol)) for symbol in self.symbols[row]]
+        marks = [f"[{name:^3}]" if place == here else f" {name:^3} " for place, name in enumerate(names)]
+        lines = ["".join(marks[first : first + self.size]) for first in range(0, self.num_places, self.size)]
+        return "\n".join([self._caption(row), *lines, f"goal {names[goal]}"])
+
+
+def _torus(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return each place's neighbours by action `[places, actions]` and all ways' lengths `[places, places]`."""
+    row, column = np.divmod(np.arange(size**2), size)
+    neighbours = [(row + down) % size * size + (column + right) % size for down, right in _MOVES]
+    ring = np.minimum(np.arange(size), size - np.arange(size))
+    distance = ring[np.abs(row[:, None] - row)] + ring[np.abs(column[:, None] - column)]
+    return np.stack(neighbours, axis=1), distance
