@@ -9,7 +9,7 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -28,11 +28,6 @@ class BalletProbeConfig:
     """A memory learns, from whole ballets and by supervision, who danced what."""
 
     kind: ClassVar[str] = "ballet-probe"
-    memory_settings: ClassVar[dict[str, dict[str, Any]]] = {
-        # Dances differ by the order of moves, which takes a layer to see before another can ask for it. A choice of
-        # fewer chunks than there are dancers leaves out nearly every asked one at first, and nothing is learned.
-        "hcam": {"num_layers": 2, "top_k": 8}
-    }
 
     recipe: str = "ballet-probe"
     """Name of the task in run directories and plots."""

@@ -22,8 +22,6 @@ class Experiment(Protocol):
 
     kind: ClassVar[str]
     """Name in config.json of the class to rebuild."""
-    memory_settings: ClassVar[dict[str, dict[str, Any]]]
-    """What single memories need beside their defaults, where that is known."""
 
     @property
     def recipe(self) -> str:
@@ -73,7 +71,6 @@ class TrainConfig:
     """A reinforcement-learning experiment: a policy with a memory learns one environment by PPO."""
 
     kind: ClassVar[str] = "train"
-    memory_settings: ClassVar[dict[str, dict[str, Any]]] = {}
 
     recipe: str = "ppo"
     """Name of the task in run directories and plots."""
