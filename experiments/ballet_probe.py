@@ -37,7 +37,7 @@ class BalletProbeConfig:
     """Steps between dances in training."""
     memory: MemoryConfig = field(default_factory=lambda: make_config("gru", dim=64))
     """What remembers."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     """Adam's step size."""
     batch_size: int = 32
     """Ballets per gradient step."""

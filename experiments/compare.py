@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 import scrubjay
+from scrubjay.experiments.ballet_probe import BalletProbeConfig
 from scrubjay.experiments.config import TrainConfig
 from scrubjay.experiments.device import one_thread
 from scrubjay.experiments.evaluation import evaluate
@@ -76,16 +77,24 @@ def run_compare(options: CompareOptions, train_flags: Sequence[str] = ()) -> int
 
 
 def write_report(runs: Sequence[Run], out: Path, command: str) -> list[Path]:
-    """Write table.md, curves.png and, where a recipe has longer versions, longer.png; return their paths."""
-    from scrubjay.experiments.plot import plot_longer, plot_runs
+    """Write table.md, curves.png and, where tests reach beyond training, longer.png or delays.png; return their paths."""
+    from scrubjay.experiments.plot import plot_delays, plot_longer, plot_runs
 
     longer = {run.path: success_when_longer(run) for run in runs}
-    sections = [_header(runs, command), _final_table(runs), *_longer_tables(runs, longer)]
+    probes = [run for run in runs if isinstance(run.config, BalletProbeConfig)]
+    sections = [
+        _header(runs, command),
+        _final_table(runs),
+        *_longer_tables(runs, longer),
+        *_probe_tables(probes),
+    ]
     write_atomically(out / "table.md", "\n\n".join(sections) + "\n")
     written = [out / "table.md", plot_runs(runs, out / "curves.png")]
     tables = [(run, longer[run.path]) for run in runs if longer[run.path]]
     if tables:
         written.append(plot_longer(tables, out / "longer.png"))
+    if probes:
+        written.append(plot_delays(probes, out / "delays.png"))
     return written
 
 
@@ -170,6 +179,31 @@ def _longer_tables(runs: Sequence[Run], longer: dict[Path, dict[int, float]]) ->
         for memory, results in groups.items():
             cells = [_cell([result[value] for result in results]) for value in values]
             lines.append(f"| {memory} | " + " | ".join(cells) + " |")
+        tables.append("\n".join(lines))
+    return tables
+
+
+def _probe_tables(runs: Sequence[Run]) -> list[str]:
+    tables = []
+    for recipe in dict.fromkeys(run.config.recipe for run in runs):
+        scores: dict[str, dict[tuple[int, int], list[float]]] = {}
+        for run in runs:
+            if run.config.recipe == recipe:
+                for test in run.result["tests"]:
+                    pair = (test["num_dancers"], test["delay"])
+                    score = test["right"] / test["asked"]
+                    scores.setdefault(run.config.label, {}).setdefault(pair, []).append(score)
+        delays = sorted({delay for by_pair in scores.values() for _, delay in by_pair})
+        lines = [
+            f"{recipe}, questions answered right by dancers in the test and steps between dances:",
+            "",
+            "| memory | dancers | " + " | ".join(map(str, delays)) + " |",
+            "| --- " * (len(delays) + 2) + "|",
+        ]
+        for memory, by_pair in scores.items():
+            for dancers in sorted({dancers for dancers, _ in by_pair}):
+                cells = [_cell(by_pair[dancers, delay]) for delay in delays]
+                lines.append(f"| {memory} | {dancers} | " + " | ".join(cells) + " |")
         tables.append("\n".join(lines))
     return tables
 

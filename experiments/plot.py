@@ -92,6 +92,48 @@ def plot_longer(scores: Sequence[tuple[Run, dict[int, float]]], out: Path | str)
     return _save(figure, out)
 
 
+def plot_delays(runs: Sequence[Run], out: Path | str) -> Path:
+    """Draw Ballet probes' accuracy against the delay between dances, and return the path.
+
+    One row of panels per number of dancers trained on, one column per number in the test; means over seeds
+    with their range, and a dashed line for guessing.
+    """
+    panels: dict[tuple[int, int], dict[str, list[dict[int, float]]]] = {}
+    trained_delay: dict[int, int] = {}
+    for run in runs:
+        by_dancers: dict[int, dict[int, float]] = {}
+        for test in run.result["tests"]:
+            by_dancers.setdefault(test["num_dancers"], {})[test["delay"]] = test["right"] / test["asked"]
+        config: Any = run.config
+        trained_delay[config.num_dancers] = config.delay
+        for tested, by_delay in by_dancers.items():
+            panel = panels.setdefault((config.num_dancers, tested), {})
+            panel.setdefault(config.label, []).append(by_delay)
+    rows, columns = (sorted({key[axis] for key in panels}) for axis in (0, 1))
+    colours = _colours(label for panel in panels.values() for label in panel)
+    figure = Figure(figsize=(1.0 + 3.4 * len(columns), 0.8 + 2.6 * len(rows)), dpi=120, layout="constrained")
+    grid = figure.subplots(len(rows), len(columns), squeeze=False, sharex=True, sharey=True)
+    for (trained, tested), panel in panels.items():
+        axes = grid[rows.index(trained)][columns.index(tested)]
+        for label in sorted(panel):
+            delays = np.array(sorted(panel[label][0]))
+            values = np.array([[by_delay[delay] for delay in delays] for by_delay in panel[label]])
+            axes.plot(delays, values.mean(axis=0), marker="o", color=colours[label], label=label, linewidth=2)
+            low, high = values.min(axis=0), values.max(axis=0)
+            axes.fill_between(delays, low, high, color=colours[label], alpha=0.2, linewidth=0)
+        axes.axhline(1 / tested, color="grey", linestyle="--", linewidth=1, label="guessing")
+        axes.axvline(trained_delay[trained], color="grey", linestyle=":", linewidth=1, label="trained delay")
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_title(f"trained on {trained} dancers, tested on {tested}", fontsize=10)
+        axes.grid(alpha=0.3)
+    for axes in grid[-1]:
+        axes.set_xlabel("steps between dances in the test")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("questions answered right")
+    grid[0][0].legend(frameon=False, fontsize=8)
+    return _save(figure, out)
+
+
 def _colours(labels: Iterable[str]) -> dict[str, Any]:
     return {label: f"C{number % 10}" for number, label in enumerate(sorted(set(labels)))}
 

@@ -132,19 +132,31 @@ def ballet() -> TrainConfig:
     )
 
 
+def ballet_reconstruction() -> TrainConfig:
+    """Ballet from symbols, with HCAM's loss that redraws what is seen."""
+    plain = ballet()
+    return dataclasses.replace(
+        plain,
+        recipe="ballet-reconstruction",
+        policy=dataclasses.replace(plain.policy, reconstruction=True),
+        ppo=dataclasses.replace(plain.ppo, reconstruction_coefficient=1.0),
+    )
+
+
 def ballet_probe() -> BalletProbeConfig:
     """Supervised: watch 2 dancers, then say who danced what; `ballet-probe-4` and `-8` have more."""
-    return BalletProbeConfig()
+    return BalletProbeConfig(num_dancers=2, batch_size=32, total_steps=2_000_000)
 
 
 def ballet_probe_4() -> BalletProbeConfig:
     """Supervised: watch 4 dancers, then say who danced what."""
-    return BalletProbeConfig(recipe="ballet-probe-4", num_dancers=4)
+    # Every dance of a ballet is asked for: batches of half as many have as many questions.
+    return BalletProbeConfig(recipe="ballet-probe-4", num_dancers=4, batch_size=16, total_steps=3_000_000)
 
 
 def ballet_probe_8() -> BalletProbeConfig:
     """Supervised: watch 8 dancers, then say who danced what."""
-    return BalletProbeConfig(recipe="ballet-probe-8", num_dancers=8)
+    return BalletProbeConfig(recipe="ballet-probe-8", num_dancers=8, batch_size=8, total_steps=4_000_000)
 
 
 def ppo() -> TrainConfig:
@@ -164,6 +176,7 @@ RECIPES: dict[str, Callable[[], TrainConfig | BalletProbeConfig]] = {
     "key-to-door": key_to_door,
     "count-recall": count_recall,
     "ballet": ballet,
+    "ballet-reconstruction": ballet_reconstruction,
     "ballet-probe": ballet_probe,
     "ballet-probe-4": ballet_probe_4,
     "ballet-probe-8": ballet_probe_8,
@@ -177,9 +190,9 @@ LONGER: dict[str, tuple[str, tuple[int, ...]]] = {
 }
 """What makes a recipe's task longer, and how many times longer a trained policy is tested."""
 
-# Dances differ by the order of moves, which takes a layer to see before another can ask for it. And a choice of
-# fewer chunks than dancers leaves out nearly every asked one at first, so that nothing is learned.
-_PROBING = {"hcam": {"num_layers": 2, "top_k": 8}}
+# Dances differ by the order of moves, which one layer must learn to store before another can ask for it; so gradients
+# have to reach what is stored. And a choice of fewer chunks than dancers leaves out nearly every asked one at first.
+_PROBING = {"hcam": {"num_layers": 2, "top_k": 8, "stop_memory_gradient": False}}
 MEMORY_SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "ballet-probe": _PROBING,
     "ballet-probe-4": _PROBING,
