@@ -38,7 +38,7 @@ class BalletProbeConfig:
     memory: MemoryConfig = field(default_factory=lambda: make_config("gru", dim=64))
     """What remembers."""
     learning_rate: float = 1e-3
-    """Adam's step size."""
+    """Adam's step size at the start; falls linearly to zero."""
     batch_size: int = 32
     """Ballets per gradient step."""
     total_steps: int = 4_000_000

@@ -38,6 +38,8 @@ class ProbeEngine(Engine):
         logits = self.model(ballets)
         loss = functional.cross_entropy(logits.flatten(0, 1), ballets.answers.flatten())
         forward = time.perf_counter()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * (1 - self.step / self.config.planned_steps)
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), _MAX_GRAD_NORM)
