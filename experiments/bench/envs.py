@@ -29,6 +29,13 @@ _TASKS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("scrubjay/TMaze-v0", {"corridor_length": 50, "active": True}),
     ("scrubjay/RepeatPrevious-v0", {"k": 4}),
     ("scrubjay/RepeatPrevious-v0", {"k": 64, "num_decks": 3}),
+    ("scrubjay/Ballet-v0", {"num_dancers": 2, "delay": 2, "observation": "symbolic"}),
+    ("scrubjay/Ballet-v0", {"num_dancers": 8, "delay": 16, "observation": "symbolic"}),
+    ("scrubjay/Ballet-v0", {"num_dancers": 8, "delay": 16}),
+    ("scrubjay/Autoencode-v0", {"num_cards": 52}),
+    ("scrubjay/CountRecall-v0", {"num_cards": 52}),
+    ("scrubjay/KeyToDoor-v0", {"num_colours": 3}),
+    ("scrubjay/MemoryPlanning-v0", {"size": 4}),
 )
 
 
@@ -78,10 +85,11 @@ def _measure(bench: EnvsBench, env_id: str, options: dict[str, Any], rows: int) 
                 env.reset()
 
     sync = SyncVectorEnv([single] * rows, autoreset_mode=AutoresetMode.SAME_STEP)
-    ours = gymnasium.make_vec(env_id, num_envs=rows, vectorization_mode="vector_entry_point", **options)
+    ours: Any = gymnasium.make_vec(env_id, num_envs=rows, vectorization_mode="vector_entry_point", **options)
     sync.reset(seed=bench.seed)
     ours.reset(seed=bench.seed)
-    actions = np.random.default_rng(bench.seed).integers(0, 4, (bench.batched_steps, rows))
+    count = ours.single_action_space.n
+    actions = np.random.default_rng(bench.seed).integers(0, count, (bench.batched_steps, rows))
     few = actions[: bench.single_steps]
     rates = [
         (_rate(loop, few), _rate(sync.step, few), _rate(ours.step, actions)) for _ in range(bench.repeats)

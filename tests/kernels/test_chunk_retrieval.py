@@ -79,6 +79,29 @@ def test_paths_equal_the_definition_in_value_and_gradient(
 
 
 @pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(("first", "last"), [(0, 3), (2, 5), (4, 6), (3, 4), (0, 0)])
+def test_chunks_around_all_that_is_read_do_not_count(path, first, last):
+    """As in a large store that a young episode has only begun to fill."""
+    arguments = draw(3)
+    valid = torch.zeros(2, 5, 6, dtype=torch.bool)
+    valid[:, 1:, first:last] = torch.rand(2, 4, last - first) < 0.8
+    small = {name: arguments[name][:, first:last].clone() for name in ("keys", "values", "summaries")}
+    for name in small:
+        arguments[name][:, :first] = arguments[name][:, last:] = float("nan")
+        arguments[name].requires_grad_()
+    out = chunk_retrieval(**{**arguments, "valid": valid}, top_k=2, implementation=path)
+    expected = chunk_retrieval(
+        **{**arguments, **small, "valid": valid[..., first:last]}, top_k=2, implementation="reference"
+    )
+    torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-10)
+    out.square().sum().backward()
+    for name in small:
+        grad = arguments[name].grad
+        assert grad is not None
+        assert grad[:, :first].count_nonzero() == grad[:, last:].count_nonzero() == 0
+
+
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("combine", ["hierarchical", "joint"])
 def test_unreadable_chunks_may_hold_nan(path, combine):
     arguments = draw(0)
