@@ -137,9 +137,16 @@ def _header(runs: Sequence[Run], command: str) -> str:
     return (
         f"`{command}`\n\n"
         f"scrubjay {scrubjay.__version__}{f' at {commit}' if commit else ''}, torch {torch.__version__}, "
-        f"{_processor()}, one thread per run, {date.today()}. Scores: interquartile mean over {seeds} seeds "
-        "with 95 % bootstrap interval"
-        + (", which with fewer than 4 seeds is the mean and the spread of the seeds." if seeds < 4 else ".")
+        f"{_processor()}, one thread per run, {date.today()}. {_how_to_read(seeds)}"
+    )
+
+
+def _how_to_read(seeds: int) -> str:
+    if seeds == 1:
+        return "Scores of one seed: another may do better or worse."
+    scores = f"Scores: interquartile mean over {seeds} seeds with 95 % bootstrap interval"
+    return scores + (
+        ", which with fewer than 4 seeds is the mean and the spread of the seeds." if seeds < 4 else "."
     )
 
 
@@ -209,6 +216,8 @@ def _probe_tables(runs: Sequence[Run]) -> list[str]:
 
 
 def _cell(scores: Sequence[float]) -> str:
+    if len(scores) == 1:
+        return f"{scores[0]:.2f}"
     low, high = bootstrap_interval(scores)
     return f"{interquartile_mean(scores):.2f} [{low:.2f}, {high:.2f}]"
 

@@ -187,13 +187,21 @@ LONGER: dict[str, tuple[str, tuple[int, ...]]] = {
     "tmaze": ("corridor_length", (1, 2, 5, 10)),
     "tmaze-demo": ("corridor_length", (1, 2, 5, 10)),
     "repeat-previous": ("num_decks", (1, 2, 5, 10)),
+    "autoencode": ("num_cards", (1, 2, 4)),
+    "key-to-door": ("distract_steps", (1, 2, 5, 10)),
 }
 """What makes a recipe's task longer, and how many times longer a trained policy is tested."""
 
 # Dances differ by the order of moves, which one layer must learn to store before another can ask for it; so gradients
 # have to reach what is stored. And a choice of fewer chunks than dancers leaves out nearly every asked one at first.
 _PROBING = {"hcam": {"num_layers": 2, "top_k": 8, "stop_memory_gradient": False}}
+# To count, or to find what lies as far back as the answer is away, takes a second layer; GTrXL has two by default.
+_TWO_LAYERS = {"hcam": {"num_layers": 2}}
 MEMORY_SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
+    "autoencode": _TWO_LAYERS,
+    "memory-planning": _TWO_LAYERS,
+    "key-to-door": _TWO_LAYERS,
+    "count-recall": _TWO_LAYERS,
     "ballet-probe": _PROBING,
     "ballet-probe-4": _PROBING,
     "ballet-probe-8": _PROBING,
