@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 
 from scrubjay.envs.ballet import COLOUR_AT, MOVE_AT, SHAPE_AT, SLOT_SIZE, SLOTS, BalletVector
 from scrubjay.envs.ballet_world import INSTRUCTIONS, NO_MOVE
@@ -32,17 +33,22 @@ class BalletProbeConfig:
     recipe: str = "ballet-probe"
     """Name of the task in run directories and plots."""
     num_dancers: int = 2
-    """Dancers in training."""
+    """Dancers in training; it begins with 2 and doubles them, see `warmup`."""
     delay: int = 16
     """Steps between dances in training."""
     memory: MemoryConfig = field(default_factory=lambda: make_config("gru", dim=64))
     """What remembers."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     """Adam's step size at the start; falls linearly to zero."""
-    batch_size: int = 32
-    """Ballets per gradient step."""
-    total_steps: int = 4_000_000
-    """Environment steps of the whole run, over all ballets; rounded up to whole batches."""
+    batch_questions: int = 64
+    """Questions per gradient step; a ballet of n dancers asks n."""
+    warmup: float = 0.15
+    """Share of the training spent on 2 dancers before there are 4, and so on by doubling up to `num_dancers`.
+
+    Among 8 dancers chance is so low, and a wrong chunk so likely, that learning would take long to begin.
+    """
+    total_steps: int = 3_000_000
+    """Environment steps of the whole run, over all ballets; the last batch is finished."""
     seed: int = 0
     """Source of all randomness."""
     checkpoint_seconds: float = 30.0
@@ -55,7 +61,7 @@ class BalletProbeConfig:
     """Delays in the test, the trained one aside."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "total_steps", "eval_episodes"):
+        for name in ("num_dancers", "total_steps", "eval_episodes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
         for name in ("seed", "checkpoint_seconds"):
@@ -63,6 +69,14 @@ class BalletProbeConfig:
                 raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate={self.learning_rate}: must be positive")
+        if self.batch_questions < self.num_dancers:
+            raise ValueError(
+                f"batch_questions={self.batch_questions}: a single ballet asks num_dancers={self.num_dancers}"
+            )
+        if not 0 <= self.warmup * len(self.stages[1:]) < 1:
+            raise ValueError(
+                f"warmup={self.warmup}: {len(self.stages) - 1} times that must leave training for the last stage"
+            )
 
     @property
     def label(self) -> str:
@@ -70,14 +84,20 @@ class BalletProbeConfig:
         return name_of(self.memory)
 
     @property
-    def steps_per_update(self) -> int:
-        """Environment steps in one batch of ballets, the question included."""
-        return self.batch_size * (self.make_envs(1).choice_step + 1)
+    def planned_steps(self) -> int:
+        """`total_steps`."""
+        return self.total_steps
 
     @property
-    def planned_steps(self) -> int:
-        """`total_steps`, rounded up to whole batches."""
-        return -(-self.total_steps // self.steps_per_update) * self.steps_per_update
+    def stages(self) -> list[int]:
+        """Numbers of dancers in training, in order: 2, 4, ... and at last `num_dancers`."""
+        doubled = [2**power for power in range(1, self.num_dancers.bit_length())]
+        return [count for count in doubled if count < self.num_dancers] + [self.num_dancers]
+
+    def dancers_at(self, step: int) -> int:
+        """Return the number of dancers in training after `step` steps."""
+        stage = int(step / (self.warmup * self.total_steps)) if self.warmup > 0 else len(self.stages)
+        return self.stages[min(stage, len(self.stages) - 1)]
 
     @property
     def success_without_memory(self) -> float:
@@ -144,19 +164,22 @@ def watch(envs: BalletVector) -> Ballets:
 class BalletProbe(nn.Module):
     """Who moves is read by shared weights, remembered, and pointed at by its place and looks.
 
-    Dancers that stand still tell the memory nothing: in their crowd the one that moves would be lost. Nothing depends on a dancer's slot or on how many there are, so it can be tested with other numbers of
-    dancers than it was trained with.
+    A dancer is seen with its last two moves, as with a stack of two frames: dances differ by the order of moves.
+    Dancers that stand still tell the memory nothing: in their crowd the one that moves would be lost. Nothing
+    depends on a dancer's slot or on how many there are, so it can be tested with other numbers of dancers than it
+    was trained with.
     """
 
     def __init__(self, memory: MemoryConfig) -> None:
         super().__init__()
         dim = memory.dim
-        self.dancer = nn.Sequential(nn.Linear(SLOT_SIZE, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.motion = nn.Sequential(nn.Linear(2 * NO_MOVE, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.looks = nn.Linear(SLOT_SIZE, dim)
         self.instruction = nn.Linear(len(INSTRUCTIONS), dim)
         self.memory = memory.build()
         self.norm = nn.LayerNorm(dim)
         self.query = nn.Linear(dim, dim)
-        self.looks = nn.Linear(SLOT_SIZE, dim)
+        self.pointer = nn.Linear(SLOT_SIZE, dim)
 
     def forward(self, ballets: Ballets) -> Float[Tensor, "batch dances slots"]:
         """Return a logit per slot for every question, -inf for empty slots.
@@ -173,13 +196,16 @@ class BalletProbe(nn.Module):
         query = self.query(self.norm(remembered)).unflatten(0, (-1, dances))
         slots = _slots(questions)
         occupied = slots[..., SHAPE_AT:COLOUR_AT].any(dim=-1)
-        logits = torch.einsum("bqd,bqsd->bqs", query, self.looks(slots)) / math.sqrt(query.shape[-1])
+        logits = torch.einsum("bqd,bqsd->bqs", query, self.pointer(slots)) / math.sqrt(query.shape[-1])
         return logits.masked_fill(~occupied, -math.inf)
 
     def _encode(self, symbols: Float[Tensor, "batch time symbols"]) -> Float[Tensor, "batch time dim"]:
         slots = _slots(symbols)
-        moves = slots[..., MOVE_AT : MOVE_AT + NO_MOVE].any(dim=-1, keepdim=True)
-        return (self.dancer(slots) * moves).sum(dim=-2) + self.instruction(symbols[..., _SYMBOLS:])
+        moves = slots[..., MOVE_AT : MOVE_AT + NO_MOVE]
+        before = functional.pad(moves[:, :-1], (0, 0, 0, 0, 1, 0))
+        dancers = self.looks(slots) + self.motion(torch.cat([moves, before], dim=-1))
+        dancers = dancers * moves.any(dim=-1, keepdim=True)
+        return dancers.sum(dim=-2) + self.instruction(symbols[..., _SYMBOLS:])
 
 
 def _slots(symbols: Float[Tensor, "*batch symbols"]) -> Float[Tensor, "*batch slots slot"]:

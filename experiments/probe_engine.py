@@ -28,12 +28,17 @@ class ProbeEngine(Engine):
     def _build(self) -> None:
         self.model = BalletProbe(self.config.memory)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=self.config.learning_rate)
-        self.envs = self.config.make_envs(self.config.batch_size)
-        self.envs.reset(seed=derive_seed(self.config.seed, "sampling"))
+        self.envs = {
+            count: self.config.make_envs(self.config.batch_questions // count, count)
+            for count in self.config.stages
+        }
+        for envs in self.envs.values():
+            envs.reset(seed=derive_seed(self.config.seed, "sampling"))
 
     def _learn(self) -> tuple[int, dict[str, float]]:
         began = time.perf_counter()
-        ballets = watch(self.envs)
+        envs = self.envs[self.config.dancers_at(self.step)]
+        ballets = watch(envs)
         watched = time.perf_counter()
         logits = self.model(ballets)
         loss = functional.cross_entropy(logits.flatten(0, 1), ballets.answers.flatten())
@@ -45,8 +50,9 @@ class ProbeEngine(Engine):
         nn.utils.clip_grad_norm_(self.model.parameters(), _MAX_GRAD_NORM)
         self.optimizer.step()
         ended = time.perf_counter()
-        steps = self.config.steps_per_update
+        steps = envs.num_envs * (envs.choice_step + 1)
         return steps, {
+            "charts/dancers": envs.num_dancers,
             "charts/success": (logits.argmax(dim=-1) == ballets.answers).float().mean().item(),
             "losses/cross_entropy": loss.item(),
             "time/SPS_env": steps / (watched - began),
@@ -55,11 +61,13 @@ class ProbeEngine(Engine):
         }
 
     def _get_parts(self) -> dict[str, Any]:
-        return {"optimizer": copy.deepcopy(self.optimizer.state_dict()), "envs": self.envs.get_state()}
+        states = {count: envs.get_state() for count, envs in self.envs.items()}
+        return {"optimizer": copy.deepcopy(self.optimizer.state_dict()), "envs": states}
 
     def _set_parts(self, training: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(training["optimizer"])
-        self.envs.set_state(training["envs"])
+        for count, state in training["envs"].items():
+            self.envs[count].set_state(state)
 
     def _evaluate(self) -> dict[str, Any]:
         tests = []
@@ -76,7 +84,8 @@ class ProbeEngine(Engine):
         return {"success": success, "success_low": low, "success_high": high, "tests": tests}
 
     def _close(self) -> None:
-        self.envs.close()
+        for envs in self.envs.values():
+            envs.close()
 
 
 @torch.no_grad()

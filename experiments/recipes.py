@@ -145,18 +145,17 @@ def ballet_reconstruction() -> TrainConfig:
 
 def ballet_probe() -> BalletProbeConfig:
     """Supervised: watch 2 dancers, then say who danced what; `ballet-probe-4` and `-8` have more."""
-    return BalletProbeConfig(num_dancers=2, batch_size=32, total_steps=2_000_000)
+    return BalletProbeConfig()
 
 
 def ballet_probe_4() -> BalletProbeConfig:
     """Supervised: watch 4 dancers, then say who danced what."""
-    # Every dance of a ballet is asked for: batches of half as many have as many questions.
-    return BalletProbeConfig(recipe="ballet-probe-4", num_dancers=4, batch_size=16, total_steps=3_000_000)
+    return BalletProbeConfig(recipe="ballet-probe-4", num_dancers=4)
 
 
 def ballet_probe_8() -> BalletProbeConfig:
     """Supervised: watch 8 dancers, then say who danced what."""
-    return BalletProbeConfig(recipe="ballet-probe-8", num_dancers=8, batch_size=8, total_steps=4_000_000)
+    return BalletProbeConfig(recipe="ballet-probe-8", num_dancers=8)
 
 
 def ppo() -> TrainConfig:
@@ -192,8 +191,8 @@ LONGER: dict[str, tuple[str, tuple[int, ...]]] = {
 }
 """What makes a recipe's task longer, and how many times longer a trained policy is tested."""
 
-# Dances differ by the order of moves, which one layer must learn to store before another can ask for it; so gradients
-# have to reach what is stored. And a choice of fewer chunks than dancers leaves out nearly every asked one at first.
+# A choice of fewer chunks than there are dancers leaves out nearly every asked one at first, and only gradients teach
+# the first layer what the second can ask for: there is no reconstruction loss here.
 _PROBING = {"hcam": {"num_layers": 2, "top_k": 8, "stop_memory_gradient": False}}
 # To count, or to find what lies as far back as the answer is away, takes a second layer; GTrXL has two by default.
 _TWO_LAYERS = {"hcam": {"num_layers": 2}}

@@ -24,7 +24,7 @@ from scrubjay.memory import list_memories, make_config
 def tiny(memory="gru", **fields):
     """Four batches of the shortest ballets."""
     config = BalletProbeConfig(
-        recipe="tiny-probe", num_dancers=2, delay=1, batch_size=4, total_steps=500, eval_episodes=10
+        recipe="tiny-probe", num_dancers=2, delay=1, batch_questions=8, total_steps=500, eval_episodes=10
     )
     settings = {"memory": make_config(memory, dim=16), "eval_dancers": (1, 3), "eval_delays": (2,)}
     return dataclasses.replace(config, **{**settings, **fields})
@@ -90,9 +90,18 @@ def test_without_memory_the_answer_is_a_guess(tmp_path):
         assert abs(test["right"] / test["asked"] - chance) < error
 
 
+def test_training_begins_with_few_dancers():
+    config = tiny(num_dancers=8, total_steps=1000, warmup=0.1)
+    assert config.stages == [2, 4, 8]
+    assert [config.dancers_at(step) for step in (0, 99, 100, 199, 200, 999, 5000)] == [2, 2, 4, 4, 8, 8, 8]
+    assert tiny(num_dancers=1).stages == [1]
+    assert tiny(num_dancers=3).stages == [2, 3]
+    assert tiny(num_dancers=4, warmup=0.0).dancers_at(0) == 4
+
+
 @pytest.mark.parametrize("memory", ["gru", "hcam"])
 def test_stopped_and_resumed_equals_never_stopped(memory, tmp_path):
-    config = tiny(memory)
+    config = tiny(memory, num_dancers=4, warmup=0.5)
     whole = train(config, tmp_path / "whole")
     run = Run.create(config, tmp_path / "stopped")
     with ProbeEngine(config, run.path) as engine:
@@ -105,7 +114,7 @@ def test_stopped_and_resumed_equals_never_stopped(memory, tmp_path):
         [{name: value for name, value in row.items() if not is_timing(name)} for row in each.metrics()]
         for each in (run, whole)
     ]
-    assert len(record[0]) == 4
+    assert [row["charts/dancers"] for row in record[0]] == [2, 2, 4, 4]
     assert record[0] == record[1]
     assert {**run.result, "seconds": 0} == {**whole.result, "seconds": 0}
 
@@ -135,7 +144,9 @@ def test_probes_are_drawn_trained_by_tested(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"batch_size": 0}, "batch_size=0"),
+        ({"batch_questions": 1}, "batch_questions=1: a single ballet asks num_dancers=2"),
+        ({"num_dancers": 8, "warmup": 0.5}, "warmup=0.5: 2 times that"),
+        ({"total_steps": 0}, "total_steps=0"),
         ({"learning_rate": 0.0}, "learning_rate=0.0"),
         ({"seed": -1}, "seed=-1"),
     ],
