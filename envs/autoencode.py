@@ -8,13 +8,12 @@ from gymnasium.vector import AutoresetMode
 from PIL import Image, ImageDraw, ImageFont
 
 from scrubjay.envs.batched import BatchedEnv, Rows, is_integer
-from scrubjay.envs.repeat_previous import _SUITS, _suit
+from scrubjay.envs.drawing import ASKED, BACKGROUND, BAD, CARD, GOOD, INK, PALE, SUITS, draw_suit
 from scrubjay.envs.single import SingleEnv
 
 _NUM_CARDS = 52
 
-_BACKGROUND, _CARD, _INK, _PALE = (250, 250, 248), (255, 255, 255), (40, 40, 40), (130, 130, 125)
-_BACK, _GOOD, _BAD, _ASKED = (205, 212, 222), (60, 150, 75), (205, 95, 85), (245, 200, 70)
+_BACK = (205, 212, 222)
 _TILE_WIDTH, _TILE_HEIGHT, _TILES_A_LINE = 38, 48, 13
 
 
@@ -90,10 +89,10 @@ class AutoencodeVector(BatchedEnv):
             autoreset_mode,
         )
         self.last_step = 2 * self.num_cards - 1
+        self.success_without_memory = 1 / 4 + 3 / (4 * self.num_cards)
         self.deck = np.zeros((self.num_envs, self.num_cards), dtype=np.int8)
         self.answers = np.full((self.num_envs, self.num_cards), -1, dtype=np.int8)
         self.time = np.zeros(self.num_envs, dtype=np.int64)
-        self._row = np.arange(self.num_envs)
 
     def _begin(self, rows: Rows) -> None:
         self.deck[rows] = self.streams.permutations(rows, self.num_cards) % 4
@@ -133,9 +132,9 @@ class AutoencodeVector(BatchedEnv):
         lines = -(-self.num_cards // _TILES_A_LINE)
         # Wide enough for the caption, however few the cards.
         image = Image.new("RGB", (32 + _TILES_A_LINE * (_TILE_WIDTH + 6), 56 + lines * (_TILE_HEIGHT + 10)))
-        image.paste(_BACKGROUND, (0, 0, *image.size))
+        image.paste(BACKGROUND, (0, 0, *image.size))
         draw = ImageDraw.Draw(image)
-        draw.text((16, 12), self._caption(row), fill=_INK, font=ImageFont.load_default(size=16))
+        draw.text((16, 12), self._caption(row), fill=INK, font=ImageFont.load_default(size=16))
         in_view = time if time < self.num_cards else -1
         asked_next = self.last_step - time - 1 if time >= self.num_cards - 1 else -1
         for card in range(self.num_cards):
@@ -145,19 +144,19 @@ class AutoencodeVector(BatchedEnv):
             answer, suit = int(self.answers[row, card]), int(self.deck[row, card])
             around = (left - 3, top - 3, left + _TILE_WIDTH + 3, top + _TILE_HEIGHT + 3)
             if answer >= 0:
-                draw.rounded_rectangle(around, radius=6, fill=_GOOD if answer == suit else _BAD)
+                draw.rounded_rectangle(around, radius=6, fill=GOOD if answer == suit else BAD)
             elif card == asked_next:
-                draw.rounded_rectangle(around, radius=6, fill=_ASKED)
+                draw.rounded_rectangle(around, radius=6, fill=ASKED)
             elif card == in_view:
-                draw.rounded_rectangle(around, radius=6, fill=_INK)
+                draw.rounded_rectangle(around, radius=6, fill=INK)
             seen = card <= time
-            draw.rounded_rectangle(box, radius=5, fill=_CARD if seen else _BACK, outline=_PALE)
+            draw.rounded_rectangle(box, radius=5, fill=CARD if seen else _BACK, outline=PALE)
             if seen:
-                _suit(draw, left + _TILE_WIDTH // 2, top + _TILE_HEIGHT // 2, suit)
+                draw_suit(draw, left + _TILE_WIDTH // 2, top + _TILE_HEIGHT // 2, suit)
         return np.asarray(image)
 
     def _text(self, row: int) -> str:
         seen = int(self.time[row]) + 1
-        cards = "".join(_SUITS[suit] for suit in self.deck[row, :seen])
-        answers = "".join(_SUITS[answer] if answer >= 0 else "." for answer in self.answers[row])
+        cards = "".join(SUITS[suit] for suit in self.deck[row, :seen])
+        answers = "".join(SUITS[answer] if answer >= 0 else "." for answer in self.answers[row])
         return f"{self._caption(row)}\ncards   {cards:.<{self.num_cards}}\nanswers {answers}"

@@ -12,7 +12,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from scrubjay.envs import ballet_world as world
 from scrubjay.envs.batched import BatchedEnv, Observations, Rows, is_integer
+from scrubjay.envs.drawing import BACKGROUND, INK, PALE
 from scrubjay.envs.single import SingleEnv
+from scrubjay.envs.streams import generator_at
 
 _NUM_DANCERS = 2
 _DELAY = 16
@@ -24,11 +26,12 @@ COLOUR_AT = SHAPE_AT + len(world.SHAPE_NAMES)
 SLOT_SIZE = COLOUR_AT + len(world.COLOUR_NAMES)
 """Numbers in a slot; `MOVE_AT`, `SHAPE_AT` and `COLOUR_AT` are where its one-hot parts begin."""
 _SIZE = SLOTS * SLOT_SIZE + len(world.INSTRUCTIONS)
-_ROOM_TO_CHOOSE = 72
-_NOWHERE = -1
+_NEAREST = 3
+"""Cells from the agent's first place to every dancer: all are equally near."""
+_TIME_TO_CHOOSE = 72
+"""What the original's shortest choice phase has: 320 steps less the 248 of 8 dancers and a delay of 16."""
 
 _ZOOM = 4
-_BACKGROUND, _INK, _PALE = (250, 250, 248), (40, 40, 40), (130, 130, 125)
 
 
 class Ballet(SingleEnv):
@@ -68,7 +71,7 @@ class Ballet(SingleEnv):
     ========= ============================================================================
 
     Action, `Discrete(8)`: one cell to N, NE, E, SE, S, SW, W, NW (0 .. 7; N is up). A move into the wall,
-    diagonal ones included, leaves the agent where it is.
+    diagonal ones included, leaves the agent where it is. Other numbers are refused, in every phase.
 
     Reward: +1 on entering the target's cell, else 0.
 
@@ -84,7 +87,7 @@ class Ballet(SingleEnv):
 
     Units: places in cells, time in steps.
 
-    Paper: Lampinen et al. 2021, arXiv 2105.14039, section 4.1. Equal to the original means: all draws come from
+    Paper: Lampinen et al. 2021, arXiv 2105.14039. Equal to the original means: all draws come from
     `np_random`, in its order. Its own time step after the last one, which resets, is gymnasium's `reset`.
     """
 
@@ -123,13 +126,18 @@ class BalletVector(BatchedEnv):
             raise ValueError(f"delay={delay!r}: expected an integer of at least 1")
         if observation not in ("rgb", "symbolic"):
             raise ValueError(f"observation={observation!r}: choose from 'rgb', 'symbolic'")
-        if max_steps is not None and (not is_integer(max_steps) or max_steps < 1):
-            raise ValueError(f"max_steps={max_steps!r}: expected an integer of at least 1, or None")
         self.num_dancers, self.delay, self.symbolic = int(num_dancers), int(delay), observation == "symbolic"
         self._period = world.MOVES_PER_DANCE - 1 + self.delay
         self.choice_step = self.num_dancers * self._period
-        usual = 320 if self.delay == 16 else max(1024, self.choice_step + _ROOM_TO_CHOOSE)
-        self.max_steps = usual if max_steps is None else int(max_steps)
+        usual = 320 if self.delay == 16 else max(1024, self.choice_step + _TIME_TO_CHOOSE)
+        if max_steps is None:
+            max_steps = usual
+        elif not is_integer(max_steps) or max_steps < self.choice_step + _NEAREST:
+            raise ValueError(
+                f"max_steps={max_steps!r}: expected None or an integer of at least "
+                f"{self.choice_step + _NEAREST}, the fewest steps in which a dancer can be reached"
+            )
+        self.max_steps = int(max_steps)
         super().__init__(
             num_envs,
             _symbolic_space() if self.symbolic else _rgb_space(),
@@ -143,6 +151,7 @@ class BalletVector(BatchedEnv):
             render_mode,
             autoreset_mode,
         )
+        self.success_without_memory = 1 / self.num_dancers
         self.generators = np.random.default_rng().spawn(self.num_envs)
         per_dancer = (self.num_envs, self.num_dancers)
         self.place = np.zeros((*per_dancer, 2), dtype=np.int64)
@@ -151,7 +160,6 @@ class BalletVector(BatchedEnv):
         )
         self.agent = np.full((self.num_envs, 2), world.CENTRE)
         self.target, self.time = (np.zeros(self.num_envs, dtype=np.int64) for _ in range(2))
-        self._row = np.arange(self.num_envs)
         self._still = np.zeros((self.num_envs, _SIZE), dtype=np.float32)
 
     def seed_row(self, row: int, generator: np.random.Generator) -> None:
@@ -163,12 +171,31 @@ class BalletVector(BatchedEnv):
         states = [generator.bit_generator.state for generator in self.generators]
         return {**super().get_state(), "generators": states}
 
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raise ValueError if `state` is of another kind, the rows' generators included."""
+        super().check_state(state)
+        states = state.get("generators", ())
+        if len(states) != self.num_envs:
+            raise ValueError(
+                f"state['generators'] has {len(states)} entries; expected one per row, {self.num_envs}"
+            )
+        for generator_state in states:
+            generator_at(generator_state)
+
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Go back to exactly where `get_state` was called. Raises ValueError on a state of another kind."""
         super().set_state(state)
-        for generator, generator_state in zip(self.generators, state["generators"], strict=True):
-            generator.bit_generator.state = generator_state
+        for row, generator_state in enumerate(state["generators"]):
+            self._set_generator(row, generator_state)
         self._draw_still(self._row)
+
+    def _set_generator(self, row: int, state: Mapping[str, Any]) -> None:
+        # In place where it can be: a single environment's `np_random` is its row's generator.
+        bit_generator = self.generators[row].bit_generator
+        if bit_generator.state["bit_generator"] == state["bit_generator"]:
+            bit_generator.state = state
+        else:
+            self.generators[row] = generator_at(state)
 
     def _begin(self, rows: Rows) -> None:
         count = self.num_dancers
@@ -205,7 +232,7 @@ class BalletVector(BatchedEnv):
         return (self.place[self._row, self.target] == self.agent).all(axis=1)
 
     def _dancing(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return, for those of `rows` in which someone moves in this step: its index in `rows`, dancer, move number."""
+        """For those of `rows` where someone moves in this step, return index in `rows`, dancer, move number."""
         dancer, move = np.divmod(self.time[rows], self._period)
         index = np.flatnonzero((dancer < self.num_dancers) & (move < world.MOVES_PER_DANCE))
         return index, dancer[index], move[index]
@@ -301,16 +328,16 @@ class BalletVector(BatchedEnv):
             room[down, :, across] = world.tile(shape, colour)
         side = world.ROOM * world.CELL
         pixels = Image.fromarray((room.reshape(side, side, 3) * 255).round().astype(np.uint8))
-        image = Image.new("RGB", (world.ROOM * size, world.ROOM * size + 62), _BACKGROUND)
+        image = Image.new("RGB", (world.ROOM * size, world.ROOM * size + 62), BACKGROUND)
         image.paste(pixels.resize((side * _ZOOM, side * _ZOOM), Image.Resampling.NEAREST), (0, 62))
         draw = ImageDraw.Draw(image)
         font = ImageFont.load_default(size=16)
         step, happens = self._caption(row)
-        draw.text((10, 8), step, fill=_INK, font=font)
-        draw.text((10, 34), happens, fill=_INK, font=font)
-        draw.text((276, 8), "white: the agent", fill=_PALE, font=font)
+        draw.text((10, 8), step, fill=INK, font=font)
+        draw.text((10, 34), happens, fill=INK, font=font)
+        draw.text((264, 8), "white: the agent", fill=PALE, font=font)
         for dancer, (down, across) in enumerate(self.place[row]):
-            # Letters stand above the blocks in which dancers move, so that nothing ever covers them.
+            # Letters stand in the corners of the blocks in which dancers move, over all else.
             corner = ((across - 1) * size + 3, 62 + (down - 1) * size - 1)
             draw.text(corner, _letter(dancer), fill=(190, 190, 190), font=font)
             if self.time[row] >= self.choice_step and dancer == self.target[row]:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 ROOM = 11
-"""Cells on each side of the board, the ring of wall included."""
+"""Cells on each side of the room, the ring of wall included."""
 CELL = 9
 """Pixels on each side of a cell in the agent's view."""
 CENTRE = ROOM // 2
@@ -106,7 +106,9 @@ def _tiles() -> Float32[np.ndarray, "shape colour 9 9 3"]:
     rows = np.array([[int(row, 16) for row in text.split()] for text in _SHAPES.values()])
     masks = (rows[..., None] >> np.arange(CELL)[::-1]) & 1
     colours = np.array(list(COLOURS.values()), dtype=np.float32)
-    return masks[:, None, :, :, None].astype(np.float32) * (colours / np.float32(255))[:, None, None, :]
+    tiles = masks[:, None, :, :, None].astype(np.float32) * (colours / np.float32(255))[:, None, None, :]
+    tiles.flags.writeable = False
+    return tiles
 
 
 @functools.cache
@@ -115,9 +117,9 @@ def background(row: int, column: int) -> Float32[np.ndarray, "99 99 3"]:
     image = np.zeros((ROOM, CELL, ROOM, CELL, 3), dtype=np.float32)
     inside = np.arange(ROOM)
     rows, columns = inside[:, None] - CENTRE + row, inside[None, :] - CENTRE + column
-    on_board = (rows >= 0) & (rows < ROOM) & (columns >= 0) & (columns < ROOM)
+    in_room = (rows >= 0) & (rows < ROOM) & (columns >= 0) & (columns < ROOM)
     edge = (rows % (ROOM - 1) == 0) | (columns % (ROOM - 1) == 0)
-    for i, j in zip(*np.nonzero(on_board & edge), strict=True):
+    for i, j in zip(*np.nonzero(in_room & edge), strict=True):
         image[i, :, j] = np.float32(_WALL) / np.float32(255)
     image[CENTRE, :, CENTRE] = 1.0
     image = image.reshape(ROOM * CELL, ROOM * CELL, 3)

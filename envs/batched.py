@@ -24,9 +24,10 @@ class BatchedEnv(VectorEnv, ABC):
     """A vector environment whose rows live in arrays; seeding, autoreset, infos and state are done here.
 
     A subclass writes the rules: `_begin`, `_advance`, `_observe`, `_summary`, `_frame`, `_text`, and names in
-    `row_arrays` the arrays `[num_envs, ...]` that hold its rows; nothing else may change over time. All
-    randomness comes from `self.streams`, drawn in `_begin` or `_advance`. Observations are an array, or a
-    dict of arrays under a Dict space.
+    `row_arrays` the arrays `[num_envs, ...]` that hold its rows; nothing else may change over time.
+    Observations are an array, or a dict of arrays under a Dict space. Randomness comes from `self.streams`,
+    drawn in `_begin` or `_advance`; a subclass with another source overrides `seed_row`, `get_state`,
+    `check_state` and `set_state`.
 
     For equal seeds and actions it equals `SyncVectorEnv` over the single environments bit for bit, infos
     included. Seed s gives row i the seed s + i; a list gives one seed (or None, to go on) per row.
@@ -34,6 +35,8 @@ class BatchedEnv(VectorEnv, ABC):
     """
 
     row_arrays: ClassVar[tuple[str, ...]]
+    success_without_memory: float | None = None
+    """Best mean `info["success"]` of a policy that knows the present observation only; None if not worked out."""
     metadata: dict[str, Any] = {"render_modes": ["rgb_array", "ansi"], "render_fps": 4}
 
     def __init__(
@@ -64,6 +67,7 @@ class BatchedEnv(VectorEnv, ABC):
         self.render_mode = render_mode
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.streams = RowStreams(self.num_envs, np.random.default_rng())
+        self._row = np.arange(self.num_envs)
         self._ended: Bool[np.ndarray, " rows"] | None = None
 
     @abstractmethod
@@ -198,29 +202,35 @@ class BatchedEnv(VectorEnv, ABC):
             **{name: getattr(self, name).copy() for name in self.row_arrays},
         }
 
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go back to exactly where `get_state` was called, whatever happened since.
-
-        Raises ValueError if the state is of another environment, other settings or another num_envs.
-        """
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raise ValueError if `state` is of another environment, other settings or another num_envs."""
         if state.get("settings") != self.settings:
             raise ValueError(
                 f"state is of settings {state.get('settings')}; this environment has {self.settings}"
             )
-        arrays = {}
-        for name in ("streams", "ended", *self.row_arrays):
+        own = {name: getattr(self, name) for name in self.row_arrays}
+        own |= {"streams": self.streams.position, "ended": np.zeros(self.num_envs, dtype=np.bool_)}
+        for name, values in own.items():
             if name not in state:
                 raise ValueError(
                     f"state lacks {name!r}; pass what get_state() of {type(self).__name__} returned"
                 )
-            shape = getattr(self, name).shape if name in self.row_arrays else (self.num_envs,)
-            arrays[name] = np.array(state[name])
-            if arrays[name].shape != shape:
-                raise ValueError(f"state[{name!r}] has shape {arrays[name].shape}; expected {shape}")
-        self.streams.position = arrays.pop("streams").astype(np.uint64)
-        self._ended = arrays.pop("ended").astype(np.bool_)
-        for name, values in arrays.items():
-            setattr(self, name, values.astype(getattr(self, name).dtype))
+            given = np.asarray(state[name])
+            if (given.dtype, given.shape) != (values.dtype, values.shape):
+                raise ValueError(
+                    f"state[{name!r}] is {given.dtype}{given.shape}; expected {values.dtype}{values.shape}"
+                )
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go back to exactly where `get_state` was called, whatever happened since.
+
+        Raises ValueError, and changes nothing, where `check_state` does.
+        """
+        self.check_state(state)
+        self.streams.position = np.array(state["streams"])
+        self._ended = np.array(state["ended"])
+        for name in self.row_arrays:
+            setattr(self, name, np.array(state[name]))
 
     def _row_seeds(self, seed: int | Sequence[int | None] | None) -> np.ndarray:
         if seed is None or isinstance(seed, (int, np.integer)):
@@ -250,6 +260,11 @@ def _masked(infos: dict[str, np.ndarray], mask: Bool[np.ndarray, " rows"]) -> di
         result[name][mask] = values[mask]
         result[f"_{name}"] = mask.copy()
     return result
+
+
+def is_bool(value: Any) -> bool:
+    """Say whether `value` is True or False, of Python or numpy."""
+    return isinstance(value, (bool, np.bool_))
 
 
 def is_integer(value: Any) -> bool:

@@ -8,14 +8,14 @@ from gymnasium.vector import AutoresetMode
 from PIL import Image, ImageDraw, ImageFont
 
 from scrubjay.envs.batched import BatchedEnv, Rows, is_integer
+from scrubjay.envs.drawing import ASKED, BACKGROUND, BAD, CARD, GOOD, INK, PALE
 from scrubjay.envs.single import SingleEnv
 
 _NUM_CARDS = 52
 _NUM_VALUES = 2
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
-_BACKGROUND, _CARD, _INK, _PALE = (250, 250, 248), (255, 255, 255), (40, 40, 40), (130, 130, 125)
-_BAR, _GOOD, _BAD, _ASKED = (95, 140, 200), (60, 150, 75), (205, 95, 85), (245, 200, 70)
+_BAR = (95, 140, 200)
 _BAR_HEIGHT, _BAR_TOP = 100, 66
 
 
@@ -97,13 +97,14 @@ class CountRecallVector(BatchedEnv):
             autoreset_mode,
         )
         self.questions = self.num_cards - 1
+        always_the_same = 1 + (self.num_values - 1) * self.most / (self.most + 1)
+        self.success_without_memory = always_the_same / self.questions
         self.deck = np.zeros((self.num_envs, self.num_cards), dtype=np.int8)
         self.queries = np.zeros((self.num_envs, self.num_cards), dtype=np.int8)
         self.counts = np.zeros((self.num_envs, self.num_values), dtype=np.int64)
         self.time = np.zeros(self.num_envs, dtype=np.int64)
         self.answer = np.full(self.num_envs, -1, dtype=np.int64)
         self.right = np.zeros(self.num_envs, dtype=np.int64)
-        self._row = np.arange(self.num_envs)
 
     def _begin(self, rows: Rows) -> None:
         self.deck[rows] = self.streams.permutations(rows, self.num_cards) % self.num_values
@@ -143,22 +144,22 @@ class CountRecallVector(BatchedEnv):
         """Return words and colour for the last answer."""
         time, answer = int(self.time[row]), int(self.answer[row])
         if answer < 0:
-            return "nothing answered yet", _PALE
+            return "nothing answered yet", PALE
         value = int(self.queries[row, time - 1])
         count = int((self.deck[row, :time] == value).sum())
         if answer == count:
-            return f"last answer {answer} for {_LETTERS[value]}: right", _GOOD
-        return f"last answer {answer} for {_LETTERS[value]}: wrong, it was {count}", _BAD
+            return f"last answer {answer} for {_LETTERS[value]}: right", GOOD
+        return f"last answer {answer} for {_LETTERS[value]}: wrong, it was {count}", BAD
 
     def _frame(self, row: int) -> np.ndarray:
         time = int(self.time[row])
-        image = Image.new("RGB", (640, 250), _BACKGROUND)
+        image = Image.new("RGB", (640, 250), BACKGROUND)
         draw = ImageDraw.Draw(image)
         small, large = (ImageFont.load_default(size=size) for size in (16, 48))
-        draw.text((16, 10), self._caption(row), fill=_INK, font=small)
-        draw.rounded_rectangle((16, 60, 96, 172), radius=8, fill=_CARD, outline=_PALE, width=2)
-        draw.text((56, 116), _LETTERS[self.deck[row, time]], fill=_INK, font=large, anchor="mm")
-        draw.text((16, 186), self._question(row), fill=_INK, font=small)
+        draw.text((16, 10), self._caption(row), fill=INK, font=small)
+        draw.rounded_rectangle((16, 60, 96, 172), radius=8, fill=CARD, outline=PALE, width=2)
+        draw.text((56, 116), _LETTERS[self.deck[row, time]], fill=INK, font=large, anchor="mm")
+        draw.text((16, 186), self._question(row), fill=INK, font=small)
         words, colour = self._verdict(row)
         draw.text((16, 214), words, fill=colour, font=small)
         # The true counts, one bar per value; the queried one in yellow.
@@ -168,12 +169,13 @@ class CountRecallVector(BatchedEnv):
             right, bottom = left + pitch - 5, _BAR_TOP + _BAR_HEIGHT
             queried = value == self.queries[row, time] and time < self.questions
             draw.rectangle((left, _BAR_TOP, right, bottom), outline=(225, 225, 220))
-            height = round(_BAR_HEIGHT * count / self.most)
-            draw.rectangle((left, bottom - height, right, bottom), fill=_ASKED if queried else _BAR)
+            if count:
+                top = bottom - round(_BAR_HEIGHT * count / self.most)
+                draw.rectangle((left, top, right, bottom), fill=ASKED if queried else _BAR)
             middle = (left + right) // 2
-            draw.text((middle, bottom + 10), _LETTERS[value], fill=_INK, font=small, anchor="mm")
+            draw.text((middle, bottom + 10), _LETTERS[value], fill=INK, font=small, anchor="mm")
             draw.text(
-                (middle, _BAR_TOP - 12), str(count), fill=_INK if queried else _PALE, font=small, anchor="mm"
+                (middle, _BAR_TOP - 12), str(count), fill=INK if queried else PALE, font=small, anchor="mm"
             )
         return np.asarray(image)
 

@@ -10,7 +10,8 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
 from PIL import Image, ImageDraw, ImageFont
 
-from scrubjay.envs.batched import BatchedEnv, Rows, is_integer
+from scrubjay.envs.batched import BatchedEnv, Rows, is_bool, is_integer
+from scrubjay.envs.drawing import BACKGROUND, FLOOR, INK, WALL
 from scrubjay.envs.single import SingleEnv
 
 _NUM_COLOURS = 3
@@ -39,8 +40,7 @@ _COLOURS = (
 )
 _CELL = 48
 _MARGIN = 40
-_BACKGROUND, _FLOOR, _WALL = (250, 250, 248), (225, 225, 220), (120, 120, 115)
-_INK, _AGENT, _APPLE = (40, 40, 40), (70, 70, 75), (200, 40, 50)
+_AGENT, _APPLE = (70, 70, 75), (200, 40, 50)
 
 
 class KeyToDoor(SingleEnv):
@@ -154,6 +154,8 @@ class KeyToDoorVector(BatchedEnv):
         self.explore_steps = int(explore_steps)
         self.distract_steps = int(distract_steps)
         self.apple_reward = float(apple_reward)
+        if not is_bool(shuffle_doors):
+            raise ValueError(f"shuffle_doors={shuffle_doors!r}: expected True or False")
         self.shuffle_doors = bool(shuffle_doors)
         super().__init__(
             num_envs,
@@ -169,13 +171,13 @@ class KeyToDoorVector(BatchedEnv):
             render_mode,
             autoreset_mode,
         )
+        self.success_without_memory = 1 / self.num_colours
         # Steps after which the phases end.
         self.phase_ends = np.cumsum([self.explore_steps, self.distract_steps, _USE_STEPS])
         self.horizon = int(self.phase_ends[-1])
         self._num_cells = self.side**2
         self._start = self.side // 2 * (self.side + 1)
         self._next, self._position = _room(self.side, self.num_colours)
-        self._row = np.arange(self.num_envs)
         self.key_colour = np.zeros(self.num_envs, dtype=np.int64)
         self.key_place = np.zeros(self.num_envs, dtype=np.int64)
         self.doors = np.tile(self._num_cells + np.arange(self.num_colours), (self.num_envs, 1))
@@ -276,12 +278,12 @@ class KeyToDoorVector(BatchedEnv):
 
     def _frame(self, row: int) -> np.ndarray:
         edge = (self.side + 2) * _CELL
-        image = Image.new("RGB", (edge, edge + 2 * _MARGIN), _BACKGROUND)
+        image = Image.new("RGB", (edge, edge + 2 * _MARGIN), BACKGROUND)
         draw = ImageDraw.Draw(image)
         font = ImageFont.load_default(size=16)
-        draw.text((10, 10), self._caption(row), fill=_INK, font=font)
-        draw.text((10, edge + _MARGIN + 10), self._outcome(row), fill=_INK, font=font)
-        draw.rectangle((0, _MARGIN, edge - 1, _MARGIN + edge - 1), fill=_WALL)
+        draw.text((10, 10), self._caption(row), fill=INK, font=font)
+        draw.text((10, edge + _MARGIN + 10), self._outcome(row), fill=INK, font=font)
+        draw.rectangle((0, _MARGIN, edge - 1, _MARGIN + edge - 1), fill=WALL)
 
         def middle(place: int) -> tuple[int, int]:
             column, line = self._grid(place)
@@ -289,11 +291,11 @@ class KeyToDoorVector(BatchedEnv):
 
         for cell in range(self._num_cells):
             x, y = middle(cell)
-            draw.rectangle((x - 23, y - 23, x + 23, y + 23), fill=_FLOOR)
+            draw.rectangle((x - 23, y - 23, x + 23, y + 23), fill=FLOOR)
         for place, kind, colour in self._things(row):
             _draw_thing(draw, *middle(place), kind, _COLOURS[colour][1])
         x, y = middle(int(self.place[row]))
-        draw.ellipse((x - 12, y - 12, x + 12, y + 12), fill=_AGENT, outline=_BACKGROUND, width=2)
+        draw.ellipse((x - 12, y - 12, x + 12, y + 12), fill=_AGENT, outline=BACKGROUND, width=2)
         return np.asarray(image)
 
     def _text(self, row: int) -> str:
@@ -331,8 +333,8 @@ def _room(side: int, num_doors: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _draw_thing(draw: Any, x: int, y: int, kind: str, colour: tuple[int, int, int]) -> None:
     if kind == "door":
-        draw.rectangle((x - 18, y - 23, x + 18, y + 24), fill=colour, outline=_INK, width=2)
-        draw.ellipse((x + 8, y - 2, x + 13, y + 3), fill=_INK)
+        draw.rectangle((x - 18, y - 23, x + 18, y + 24), fill=colour, outline=INK, width=2)
+        draw.ellipse((x + 8, y - 2, x + 13, y + 3), fill=INK)
     elif kind == "key":
         draw.ellipse((x - 19, y - 8, x - 3, y + 8), outline=colour, width=5)
         draw.line((x - 4, y, x + 18, y), fill=colour, width=5)
@@ -340,4 +342,4 @@ def _draw_thing(draw: Any, x: int, y: int, kind: str, colour: tuple[int, int, in
             draw.line((x + tooth, y, x + tooth, y + 9), fill=colour, width=4)
     else:
         draw.ellipse((x - 11, y - 9, x + 11, y + 13), fill=_APPLE)
-        draw.line((x, y - 8, x + 4, y - 16), fill=_INK, width=3)
+        draw.line((x, y - 8, x + 4, y - 16), fill=INK, width=3)

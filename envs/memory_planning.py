@@ -10,6 +10,7 @@ from gymnasium.vector import AutoresetMode
 from PIL import Image, ImageDraw, ImageFont
 
 from scrubjay.envs.batched import BatchedEnv, Rows, is_integer
+from scrubjay.envs.drawing import BACKGROUND, INK, PALE
 from scrubjay.envs.single import SingleEnv
 
 _SIZE = 4
@@ -21,7 +22,6 @@ _COLLECT = 4
 
 _CELL = 52
 _PANEL = 275
-_BACKGROUND, _INK, _PALE = (250, 250, 248), (40, 40, 40), (130, 130, 125)
 _GOAL, _AGENT = (40, 150, 70), (45, 95, 190)
 
 
@@ -126,7 +126,6 @@ class MemoryPlanningVector(BatchedEnv):
             autoreset_mode,
         )
         self._next, self._distance = _torus(self.size)
-        self._row = np.arange(self.num_envs)
         self.symbols = np.zeros((self.num_envs, self.num_places), dtype=np.int16)
         # A goal takes a move and a collect at least; one more is in view when the last step collects.
         self.goals = np.zeros((self.num_envs, self.max_steps // 2 + 1), dtype=np.int16)
@@ -177,7 +176,7 @@ class MemoryPlanningVector(BatchedEnv):
 
     def _frame(self, row: int) -> np.ndarray:
         width = self.size * _CELL
-        image = Image.new("RGB", (width + _PANEL, max(width, 4 * _CELL) + 72), _BACKGROUND)
+        image = Image.new("RGB", (width + _PANEL, max(width, 4 * _CELL) + 72), BACKGROUND)
         draw = ImageDraw.Draw(image)
         font, large = ImageFont.load_default(size=16), ImageFont.load_default(size=20)
         here, goal = int(self.place[row]), int(self.goals[row, self.collected[row]])
@@ -188,14 +187,14 @@ class MemoryPlanningVector(BatchedEnv):
             box = (left + 2, top + 2, left + _CELL - 2, top + _CELL - 2)
             draw.rectangle(box, fill=colour)
             middle = (left + _CELL // 2, top + _CELL // 2)
-            draw.text(middle, self._name(symbol), fill=_INK, font=large, anchor="mm")
+            draw.text(middle, self._name(symbol), fill=INK, font=large, anchor="mm")
 
         def frame(place: int, colour: tuple[int, int, int], inset: int) -> None:
             left, top = 16 + place % self.size * _CELL + inset, 40 + place // self.size * _CELL + inset
             side = _CELL - 2 * inset
             draw.rectangle((left, top, left + side, top + side), outline=colour, width=4)
 
-        draw.text((16, 10), self._caption(row), fill=_INK, font=font)
+        draw.text((16, 10), self._caption(row), fill=INK, font=font)
         for place in range(self.num_places):
             symbol = int(self.symbols[row, place])
             tile(16 + place % self.size * _CELL, 40 + place // self.size * _CELL, symbol)
@@ -205,8 +204,8 @@ class MemoryPlanningVector(BatchedEnv):
         for top, words, place in ((44, "agent sees", here), (112, "goal", goal)):
             draw.text((left, top + 16), words, fill=_AGENT if place == here else _GOAL, font=font)
             tile(left + 100, top, int(self.symbols[row, place]))
-        draw.text((left, 184), "edges wrap around", fill=_PALE, font=font)
-        draw.text((left, 206), "only the two symbols are seen", fill=_PALE, font=font)
+        draw.text((left, 184), "edges wrap around", fill=PALE, font=font)
+        draw.text((left, 206), "only the two symbols are seen", fill=PALE, font=font)
         return np.asarray(image)
 
     def _text(self, row: int) -> str:

@@ -10,15 +10,13 @@ from gymnasium.vector import AutoresetMode
 from PIL import Image, ImageDraw, ImageFont
 
 from scrubjay.envs.batched import BatchedEnv, Rows, is_integer
+from scrubjay.envs.drawing import ASKED, BACKGROUND, BAD, CARD, GOOD, INK, PALE, SUITS, draw_suit
 from scrubjay.envs.single import SingleEnv
 
 _K = 4
 _NUM_DECKS = 1
 _CARDS_PER_DECK = 52
-_SUITS = "♣♦♥♠"
 
-_BACKGROUND, _CARD, _INK, _PALE = (250, 250, 248), (255, 255, 255), (40, 40, 40), (130, 130, 125)
-_RED, _GOOD, _BAD, _ASKED = (190, 40, 45), (60, 150, 75), (205, 95, 85), (245, 200, 70)
 _CARD_WIDTH, _CARD_HEIGHT, _CARDS_SHOWN = 56, 78, 8
 
 
@@ -89,11 +87,12 @@ class RepeatPreviousVector(BatchedEnv):
             autoreset_mode,
         )
         self.questions = self.num_cards - self.k
+        if self.k > 1:  # name any suit but the one in view
+            self.success_without_memory = self.num_cards / 4 / (self.num_cards - 1)
         self.deck = np.zeros((self.num_envs, self.num_cards), dtype=np.int8)
         self.time = np.zeros(self.num_envs, dtype=np.int64)
         self.answer = np.full(self.num_envs, -1, dtype=np.int64)
         self.right = np.zeros(self.num_envs, dtype=np.int64)
-        self._row = np.arange(self.num_envs)
 
     def _begin(self, rows: Rows) -> None:
         self.deck[rows] = self.streams.permutations(rows, self.num_cards) % 4
@@ -120,10 +119,10 @@ class RepeatPreviousVector(BatchedEnv):
     def _verdict(self, row: int) -> tuple[str, tuple[int, int, int]]:
         time, answer = int(self.time[row]), int(self.answer[row])
         if time < self.k:
-            return f"nothing asked before step {self.k}", _PALE
+            return f"nothing asked before step {self.k}", PALE
         asked = int(self.deck[row, time - self.k])
         verdict = "right" if answer == asked else "wrong"
-        return f"asked card {time - self.k}: {verdict}", _GOOD if answer == asked else _BAD
+        return f"asked card {time - self.k}: {verdict}", GOOD if answer == asked else BAD
 
     def _caption(self, row: int) -> str:
         time = int(self.time[row])
@@ -132,10 +131,10 @@ class RepeatPreviousVector(BatchedEnv):
 
     def _frame(self, row: int) -> np.ndarray:
         time = int(self.time[row])
-        image = Image.new("RGB", (640, 220), _BACKGROUND)
+        image = Image.new("RGB", (640, 220), BACKGROUND)
         draw = ImageDraw.Draw(image)
         font = ImageFont.load_default(size=16)
-        draw.text((16, 10), self._caption(row), fill=_INK, font=font)
+        draw.text((16, 10), self._caption(row), fill=INK, font=font)
         judged = time - self.k
         # The card just judged, then the newest cards; between them a gap if k is large.
         newest = list(range(max(time - _CARDS_SHOWN + 1, 0), time + 1))
@@ -144,52 +143,33 @@ class RepeatPreviousVector(BatchedEnv):
             gap = 40 if place and judged >= 0 and judged not in newest else 0
             left, top = 16 + gap + place * (_CARD_WIDTH + 12), 48
             if gap and place == 1:
-                draw.text((left - 36, top + _CARD_HEIGHT // 2 - 12), "...", fill=_PALE, font=font)
+                draw.text((left - 36, top + _CARD_HEIGHT // 2 - 12), "...", fill=PALE, font=font)
             if card == judged:
                 draw.rectangle(
-                    (left - 5, top - 5, left + _CARD_WIDTH + 5, top + _CARD_HEIGHT + 5), fill=_ASKED
+                    (left - 5, top - 5, left + _CARD_WIDTH + 5, top + _CARD_HEIGHT + 5), fill=ASKED
                 )
             _card(draw, left, top, int(self.deck[row, card]))
             draw.text(
                 (left + 18, top + _CARD_HEIGHT + 6),
                 str(card),
-                fill=_INK if card == time else _PALE,
+                fill=INK if card == time else PALE,
                 font=font,
             )
         words, colour = self._verdict(row)
         draw.text((16, 180), words, fill=colour, font=font)
         if self.answer[row] >= 0:
-            draw.text((330, 180), "last answer", fill=_INK, font=font)
-            _suit(draw, 440, 190, int(self.answer[row]))
+            draw.text((330, 180), "last answer", fill=INK, font=font)
+            draw_suit(draw, 440, 190, int(self.answer[row]))
         return np.asarray(image)
 
     def _text(self, row: int) -> str:
         time = int(self.time[row])
-        cards = "".join(_SUITS[suit] for suit in self.deck[row, : time + 1])
-        answer = _SUITS[int(self.answer[row])] if self.answer[row] >= 0 else "none"
+        cards = "".join(SUITS[suit] for suit in self.deck[row, : time + 1])
+        answer = SUITS[int(self.answer[row])] if self.answer[row] >= 0 else "none"
         return f"{self._caption(row)}\nseen {cards}\nlast answer {answer}; {self._verdict(row)[0]}"
 
 
 def _card(draw: Any, left: int, top: int, suit: int) -> None:
     box = (left, top, left + _CARD_WIDTH, top + _CARD_HEIGHT)
-    draw.rounded_rectangle(box, radius=6, fill=_CARD, outline=_PALE, width=2)
-    _suit(draw, left + _CARD_WIDTH // 2, top + _CARD_HEIGHT // 2, suit)
-
-
-def _suit(draw: Any, x: int, y: int, suit: int) -> None:
-    """Draw a suit around (x, y); fonts that come with PIL lack these signs."""
-    colour = _RED if suit in (1, 2) else _INK
-    if suit == 1:
-        draw.polygon([(x, y - 14), (x + 10, y), (x, y + 14), (x - 10, y)], fill=colour)
-        return
-    if suit == 2:
-        lobes, flank = [(-6, -4), (6, -4)], [(-12, -1), (12, -1), (0, 14)]
-    elif suit == 3:
-        lobes, flank = [(-6, 4), (6, 4)], [(-12, 1), (12, 1), (0, -14)]
-    else:
-        lobes, flank = [(0, -7), (-7, 4), (7, 4)], [(-2, 0), (2, 0), (0, 5)]
-    for dx, dy in lobes:
-        draw.ellipse((x + dx - 6, y + dy - 6, x + dx + 6, y + dy + 6), fill=colour)
-    draw.polygon([(x + dx, y + dy) for dx, dy in flank], fill=colour)
-    if suit != 2:
-        draw.polygon([(x, y), (x + 5, y + 15), (x - 5, y + 15)], fill=colour)
+    draw.rounded_rectangle(box, radius=6, fill=CARD, outline=PALE, width=2)
+    draw_suit(draw, left + _CARD_WIDTH // 2, top + _CARD_HEIGHT // 2, suit)

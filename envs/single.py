@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 
 from scrubjay.envs.batched import BatchedEnv, row_of
+from scrubjay.envs.streams import generator_at
 
 
 class SingleEnv(gymnasium.Env):
@@ -20,10 +21,11 @@ class SingleEnv(gymnasium.Env):
         self._batch = batch
         self._seeded_from: np.random.Generator | None = None
         # Own copy, because SyncVectorEnv writes its autoreset mode into its first environment's metadata.
-        self.metadata = dict(self.metadata)
+        self.metadata = dict(type(batch).metadata)
         self.observation_space = batch.single_observation_space
         self.action_space = batch.single_action_space
         self.render_mode = batch.render_mode
+        self.success_without_memory = batch.success_without_memory
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -53,14 +55,24 @@ class SingleEnv(gymnasium.Env):
 
     def get_state(self) -> dict[str, Any]:
         """Return all that decides the future, `np_random` included, as copied plain data and numpy arrays."""
-        return {"row": self._batch.get_state(), "np_random": self.np_random.bit_generator.state}
+        return {
+            "row": self._batch.get_state(),
+            "np_random": self.np_random.bit_generator.state,
+            "new_stream": self.np_random is not self._seeded_from,
+        }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go back to exactly where `get_state` was called; raises ValueError on a state of another kind."""
-        if state.keys() != {"row", "np_random"}:
+        """Go back to exactly where `get_state` was called.
+
+        Raises ValueError, and changes nothing, on a state of another kind.
+        """
+        if state.keys() != {"row", "np_random", "new_stream"}:
             raise ValueError(f"state has the keys {sorted(state)}; pass what get_state() of {self} returned")
-        self._seeded_from = self.np_random
-        self._batch.seed_row(0, self.np_random)
+        self._batch.check_state(state["row"])
+        self.np_random = generator_at(state["np_random"])
+        # Where the row drew from `np_random` itself, it must again; where the user had just set another, not.
+        self._seeded_from = None if state["new_stream"] else self.np_random
+        self._batch.seed_row(0, generator_at(state["np_random"]) if state["new_stream"] else self.np_random)
         self._batch.set_state(state["row"])
         self.np_random.bit_generator.state = state["np_random"]
 

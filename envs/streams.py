@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Int64, UInt64
 
@@ -48,3 +50,22 @@ class RowStreams:
     def permutations(self, rows: Int64[np.ndarray, " some"], size: int) -> Int64[np.ndarray, "some size"]:
         """Draw one uniform permutation of 0 .. `size` - 1 per row."""
         return np.argsort(self.words(rows, size), axis=1)
+
+
+def generator_at(state: Any) -> np.random.Generator:
+    """Return a new generator that goes on from `state`, the state of a bit generator of any of numpy's kinds.
+
+    Raises ValueError if it is none.
+    """
+    try:
+        bit_generator = _BIT_GENERATORS[state["bit_generator"]]()
+        bit_generator.state = state
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{state!r} is not the state of a numpy bit generator ({error!r})") from None
+    return np.random.Generator(bit_generator)
+
+
+_BIT_GENERATORS = {
+    kind.__name__: kind
+    for kind in (np.random.PCG64, np.random.PCG64DXSM, np.random.MT19937, np.random.Philox, np.random.SFC64)
+}

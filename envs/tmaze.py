@@ -9,7 +9,8 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
 from PIL import Image, ImageDraw, ImageFont
 
-from scrubjay.envs.batched import BatchedEnv, Rows, is_integer
+from scrubjay.envs.batched import BatchedEnv, Rows, is_bool, is_integer
+from scrubjay.envs.drawing import BACKGROUND, FLOOR, INK, WALL
 from scrubjay.envs.single import SingleEnv
 
 _CORRIDOR_LENGTH = 10
@@ -19,8 +20,8 @@ _MOVE_Y = np.array([0, 1, 0, -1])
 
 _CELL = 40
 _CELLS_SHOWN = 13
-_BACKGROUND, _FLOOR, _WALL, _ORACLE = (250, 250, 248), (225, 225, 220), (120, 120, 115), (245, 200, 70)
-_RIGHT_GOAL, _WRONG_GOAL, _AGENT, _INK = (90, 170, 100), (205, 95, 85), (45, 95, 190), (40, 40, 40)
+_ORACLE = (245, 200, 70)
+_RIGHT_GOAL, _WRONG_GOAL, _AGENT = (90, 170, 100), (205, 95, 85), (45, 95, 190)
 
 
 class TMaze(SingleEnv):
@@ -87,6 +88,7 @@ class TMazeVector(BatchedEnv):
     """`num_envs` T-Mazes in one batch, observations `[num_envs, 4]`; rules in `TMaze`."""
 
     row_arrays = ("cue", "position", "arm", "time")
+    success_without_memory = 0.5
 
     def __init__(
         self,
@@ -99,6 +101,8 @@ class TMazeVector(BatchedEnv):
         if not is_integer(corridor_length) or not 1 <= corridor_length <= _LONGEST:
             raise ValueError(f"corridor_length={corridor_length!r}: expected an integer from 1 to {_LONGEST}")
         self.corridor_length = int(corridor_length)
+        if not is_bool(active):
+            raise ValueError(f"active={active!r}: expected True or False")
         self.active = bool(active)
         super().__init__(
             num_envs,
@@ -169,7 +173,7 @@ class TMazeVector(BatchedEnv):
     def _frame(self, row: int) -> np.ndarray:
         window = self._window(row, _CELLS_SHOWN)
         cue, here = int(self.cue[row]), (int(self.position[row]), int(self.arm[row]))
-        image = Image.new("RGB", ((_CELLS_SHOWN + 1) * _CELL, 5 * _CELL), _BACKGROUND)
+        image = Image.new("RGB", ((_CELLS_SHOWN + 1) * _CELL, 5 * _CELL), BACKGROUND)
         draw = ImageDraw.Draw(image)
 
         def corner(x: int, y: int) -> tuple[int, int]:
@@ -177,10 +181,10 @@ class TMazeVector(BatchedEnv):
 
         def cell(x: int, y: int, colour: tuple[int, int, int]) -> None:
             left, top = corner(x, y)
-            draw.rectangle((left, top, left + _CELL, top + _CELL), fill=colour, outline=_WALL, width=2)
+            draw.rectangle((left, top, left + _CELL, top + _CELL), fill=colour, outline=WALL, width=2)
 
         for x in window:
-            cell(x, 0, _ORACLE if x == self._oracle else _FLOOR)
+            cell(x, 0, _ORACLE if x == self._oracle else FLOOR)
         if self.corridor_length in window:
             for y in (1, -1):
                 cell(self.corridor_length, y, _RIGHT_GOAL if y == cue else _WRONG_GOAL)
@@ -190,17 +194,17 @@ class TMazeVector(BatchedEnv):
             (window.stop <= self.corridor_length, image.width - _CELL // 2 + 3),
         ):
             if cut:
-                draw.text((x, 2 * _CELL + 8), "...", fill=_INK, font=font)
+                draw.text((x, 2 * _CELL + 8), "...", fill=INK, font=font)
         left, top = corner(*here)
         draw.ellipse((left + 9, top + 9, left + _CELL - 9, top + _CELL - 9), fill=_AGENT)
         if self._oracle in window:
             left, top = corner(self._oracle, 0)
             _arrow(draw, left + _CELL // 2, top + _CELL // 2, cue)
-        draw.text((_CELL // 2, 10), self._caption(row), fill=_INK, font=font)
+        draw.text((_CELL // 2, 10), self._caption(row), fill=INK, font=font)
         draw.text(
             (_CELL // 2, 4 * _CELL + 10),
             "yellow: oracle   green: right goal   blue: agent",
-            fill=_WALL,
+            fill=WALL,
             font=font,
         )
         return np.asarray(image)
@@ -224,5 +228,5 @@ class TMazeVector(BatchedEnv):
 
 def _arrow(draw: Any, x: int, y: int, direction: int) -> None:
     tip, tail = y - 13 * direction, y + 13 * direction
-    draw.line((x, tip, x, tail), fill=_INK, width=3)
-    draw.polygon([(x, tip), (x - 5, tip + 8 * direction), (x + 5, tip + 8 * direction)], fill=_INK)
+    draw.line((x, tip, x, tail), fill=INK, width=3)
+    draw.polygon([(x, tip), (x - 5, tip + 8 * direction), (x + 5, tip + 8 * direction)], fill=INK)

@@ -13,7 +13,7 @@ from scrubjay.agents.ppo import PPO, PPOConfig
 from scrubjay.experiments import serialization
 from scrubjay.experiments.ballet_probe import BalletProbeConfig
 from scrubjay.experiments.device import resolve_device
-from scrubjay.experiments.environments import EnvConfig, success_without_memory
+from scrubjay.experiments.environments import EnvConfig
 from scrubjay.memory import MemoryConfig, name_of
 
 
@@ -124,7 +124,7 @@ class TrainConfig:
     @property
     def success_without_memory(self) -> float | None:
         """The environment's own, where it is known."""
-        return success_without_memory(self.env)
+        return self.env.success_without_memory()
 
     def with_memory(self, memory: MemoryConfig) -> Self:
         """Return the same experiment with another memory in its policy."""

@@ -52,6 +52,11 @@ class EnvConfig:
                 f"environment {self.id!r} refuses {kwargs or 'its defaults'}: {error}"
             ) from error
 
+    def success_without_memory(self) -> float | None:
+        """Return the best success of a policy without memory, where the environment offers it by that name."""
+        with self.make() as env:
+            return getattr(env.unwrapped, "success_without_memory", None)
+
     def make_vector(self, num_envs: int | None = None) -> VectorEnv[Any, Any, Any]:
         """Return a batch of environments that reset in the step that ends an episode (SAME_STEP).
 
@@ -79,31 +84,6 @@ class EnvConfig:
             return envs
         envs.close()
         return None
-
-
-def success_without_memory(env: EnvConfig) -> float | None:
-    """Return the best success a policy without memory can have; None where nobody worked it out."""
-    settings = env.kwargs
-
-    def number(name: str, default: int) -> int:
-        return int(settings.get(name, default))
-
-    if env.id == "scrubjay/TMaze-v0":
-        return 0.5
-    if env.id == "scrubjay/RepeatPrevious-v0" and number("k", 4) > 1:
-        decks = number("num_decks", 1)
-        return 13 * decks / (52 * decks - 1)  # name any suit but the one in view
-    if env.id == "scrubjay/Ballet-v0":
-        return 1 / number("num_dancers", 2)
-    if env.id == "scrubjay/Autoencode-v0":
-        return 1 / 4 + 3 / (4 * number("num_cards", 52))
-    if env.id == "scrubjay/KeyToDoor-v0":
-        return 1 / number("num_colours", 3)
-    if env.id == "scrubjay/CountRecall-v0":
-        cards, values = number("num_cards", 52), number("num_values", 2)
-        each = cards // values
-        return (1 + (values - 1) * each / (each + 1)) / (cards - 1)  # always the same count
-    return None
 
 
 def parse_setting(text: str) -> tuple[str, KwargValue]:

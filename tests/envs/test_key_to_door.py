@@ -333,3 +333,8 @@ def test_impossible_distractions_are_refused_by_name(distract_steps):
 def test_impossible_apples_are_refused_by_name(apple_reward):
     with pytest.raises(ValueError, match=f"apple_reward={apple_reward!r}: expected a finite number"):
         KeyToDoor(apple_reward=apple_reward)
+
+
+def test_doors_are_shuffled_or_not():
+    with pytest.raises(ValueError, match="shuffle_doors=0: expected True or False"):
+        KeyToDoor(shuffle_doors=0)  # pyright: ignore[reportArgumentType]

@@ -184,3 +184,8 @@ def test_spaces_do_not_depend_on_the_length():
 def test_impossible_lengths_are_refused_by_name(length):
     with pytest.raises(ValueError, match=f"corridor_length={length!r}: expected an integer from 1 to 10000"):
         gymnasium.make("scrubjay.envs:scrubjay/TMaze-v0", corridor_length=length)
+
+
+def test_activity_is_yes_or_no():
+    with pytest.raises(ValueError, match="active='no': expected True or False"):
+        TMaze(active="no")  # pyright: ignore[reportArgumentType]

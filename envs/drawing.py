@@ -1,0 +1,31 @@
+"""What pictures of different environments have in common: colours, and signs that PIL's fonts lack."""
+
+from __future__ import annotations
+
+from PIL import ImageDraw
+
+BACKGROUND, INK, PALE = (250, 250, 248), (40, 40, 40), (130, 130, 125)
+FLOOR, WALL = (225, 225, 220), (120, 120, 115)
+GOOD, BAD = (60, 150, 75), (205, 95, 85)
+CARD, ASKED = (255, 255, 255), (245, 200, 70)
+SUITS = "♣♦♥♠"
+_RED = (190, 40, 45)
+
+
+def draw_suit(draw: ImageDraw.ImageDraw, x: int, y: int, suit: int) -> None:
+    """Draw the suit of that number in `SUITS` around (x, y)."""
+    colour = _RED if suit in (1, 2) else INK
+    if suit == 1:
+        draw.polygon([(x, y - 14), (x + 10, y), (x, y + 14), (x - 10, y)], fill=colour)
+        return
+    if suit == 2:
+        lobes, flank = [(-6, -4), (6, -4)], [(-12, -1), (12, -1), (0, 14)]
+    elif suit == 3:
+        lobes, flank = [(-6, 4), (6, 4)], [(-12, 1), (12, 1), (0, -14)]
+    else:
+        lobes, flank = [(0, -7), (-7, 4), (7, 4)], [(-2, 0), (2, 0), (0, 5)]
+    for dx, dy in lobes:
+        draw.ellipse((x + dx - 6, y + dy - 6, x + dx + 6, y + dy + 6), fill=colour)
+    draw.polygon([(x + dx, y + dy) for dx, dy in flank], fill=colour)
+    if suit != 2:
+        draw.polygon([(x, y), (x + 5, y + 15), (x - 5, y + 15)], fill=colour)
