@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from scrubjay.agents.advantages import generalized_advantage
+from scrubjay.agents.peers import Alone
 from scrubjay.agents.policy import Policy
 from scrubjay.agents.segment import Segment
 
@@ -69,10 +70,17 @@ class PPO:
 
     Schulman et al. 2017 (arXiv 1707.06347), equations 7 and 9, with the critic's error left unclipped.
     Each segment starts from the state that was carried into it, as constant; minibatches are whole rows.
+
+    With `peers`, learners in several processes make one update together: each is given some rows of the batch,
+    and all have the same seed. Minibatches, gradients and the advantages' normalisation are over all rows, so
+    the update is the one that a single learner would make of the whole batch.
     """
 
-    def __init__(self, policy: Policy, config: PPOConfig | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, policy: Policy, config: PPOConfig | None = None, seed: int = 0, peers: Alone | None = None
+    ) -> None:
         self.policy = policy
+        self.peers = peers if peers is not None else Alone()
         self.config = config if config is not None else PPOConfig()
         if self.config.reconstruction_coefficient > 0 and policy.reconstruction is None:
             raise ValueError(
@@ -91,23 +99,30 @@ class PPO:
         Raises ValueError if the segment has fewer rows than there are minibatches.
         """
         advantages, returns = self.advantages(segment)
+        first, total = self.peers.place(segment.num_rows)
         history: list[dict[str, Tensor]] = []
         for _ in range(self.config.epochs):
             epoch = []
-            for index in self.minibatches(segment.num_rows):
-                index = index.to(segment.rewards.device)
-                loss, metrics = self.loss(segment.rows(index), advantages[index], returns[index])
-                metrics["losses/grad_norm"] = self.descend(loss)
-                epoch.append(metrics)
+            for index in self.minibatches(total):
+                own = index[(index >= first) & (index < first + segment.num_rows)] - first
+                share = len(own) / len(index)
+                if not len(own):  # takes part all the same, with a row that does not count
+                    own = index.new_zeros(1)
+                own = own.to(segment.rewards.device)
+                loss, metrics = self.loss(segment.rows(own), advantages[own], returns[own])
+                metrics["losses/grad_norm"] = self.descend(loss * share)
+                epoch.append({name: value * share for name, value in metrics.items()})
             history += epoch
             if self.config.target_kl is not None:
                 divergence = torch.stack([metrics["losses/approx_kl"] for metrics in epoch]).mean()
-                if divergence > self.config.target_kl:
+                if self.peers.sum(divergence) > self.config.target_kl:
                     break
         means = torch.stack([torch.stack(list(metrics.values())) for metrics in history]).mean(dim=0)
-        result = dict(zip(history[0], means.tolist(), strict=True))
-        errors = (returns - segment.values).var(correction=0)
-        result["losses/explained_variance"] = (1 - errors / returns.var(correction=0).clamp_min(1e-8)).item()
+        result = dict(zip(history[0], self.peers.sum(means).tolist(), strict=True))
+        _, error = self.peers.moments(returns - segment.values)
+        _, deviation = self.peers.moments(returns)
+        explained = 1 - error.square() / deviation.square().clamp_min(1e-8)
+        result["losses/explained_variance"] = explained.item()
         return result
 
     def advantages(self, segment: Segment) -> tuple[Float[Tensor, "batch time"], Float[Tensor, "batch time"]]:
@@ -123,7 +138,8 @@ class PPO:
             self.config.gae_lambda,
         )
         if self.config.normalize_advantage:
-            advantages = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)
+            mean, deviation = self.peers.moments(advantages)
+            advantages = (advantages - mean) / (deviation + 1e-8)
         return advantages, returns
 
     def minibatches(self, num_rows: int) -> Iterator[Int[Tensor, "rows"]]:
@@ -171,6 +187,7 @@ class PPO:
         for parameter in self._parameters:
             parameter.grad = None
         loss.backward()
+        self.peers.sum_gradients(self._parameters)
         norm = nn.utils.clip_grad_norm_(self._parameters, self.config.max_grad_norm)
         self.optimizer.step()
         return norm.detach()

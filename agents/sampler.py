@@ -175,6 +175,11 @@ class Sampler:
         self._returns = np.array(state["returns"], dtype=np.float64)
         self._lengths = np.array(state["lengths"], dtype=np.int64)
 
+    def restart(self, seed: int) -> None:
+        """Begin a new episode in every row, and draw everything from `seed` on."""
+        self._generator.manual_seed(seed)
+        self._begin(seed)
+
     def _begin(self, seed: int) -> None:
         observation, _ = self.env.reset(seed=seed)
         self._current = {key: leaf.numpy() for key, leaf in self._empty_leaves(self.num_envs).items()}

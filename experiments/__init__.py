@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from scrubjay.experiments.cluster import RayOptions
     from scrubjay.experiments.config import TrainConfig
     from scrubjay.experiments.environments import EnvConfig
     from scrubjay.experiments.evaluation import evaluate
@@ -13,11 +14,22 @@ if TYPE_CHECKING:
     from scrubjay.experiments.run import Run
     from scrubjay.experiments.training import resume, train
 
-__all__ = ["RECIPES", "EnvConfig", "Run", "TrainConfig", "evaluate", "resume", "train", "with_memory"]
+__all__ = [
+    "RECIPES",
+    "EnvConfig",
+    "RayOptions",
+    "Run",
+    "TrainConfig",
+    "evaluate",
+    "resume",
+    "train",
+    "with_memory",
+]
 
 _HOMES = {
     "RECIPES": "recipes",
     "EnvConfig": "environments",
+    "RayOptions": "cluster",
     "Run": "run",
     "TrainConfig": "config",
     "evaluate": "evaluation",

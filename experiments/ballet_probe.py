@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from scrubjay.envs.ballet import COLOUR_AT, MOVE_AT, SHAPE_AT, SLOT_SIZE, SLOTS, BalletVector
 from scrubjay.envs.ballet_world import INSTRUCTIONS, NO_MOVE
+from scrubjay.experiments.cluster import RayOptions
 from scrubjay.memory import MemoryConfig, make_config, name_of
 
 _SYMBOLS = SLOTS * SLOT_SIZE
@@ -33,7 +34,7 @@ class BalletProbeConfig:
     recipe: str = "ballet-probe"
     """Name of the task in run directories and plots."""
     num_dancers: int = 2
-    """Dancers in training; it begins with 2 and doubles them, see `warmup`."""
+    """The most dancers in training; batches have 2, 4, ... up to this many by turns, see `counts`."""
     delay: int = 16
     """Steps between dances in training."""
     memory: MemoryConfig = field(default_factory=lambda: make_config("gru", dim=64))
@@ -42,11 +43,6 @@ class BalletProbeConfig:
     """Adam's step size at the start; falls linearly to zero."""
     batch_questions: int = 64
     """Questions per gradient step; a ballet of n dancers asks n."""
-    warmup: float = 0.15
-    """Share of the training spent on 2 dancers before there are 4, and so on by doubling up to `num_dancers`.
-
-    Among 8 dancers chance is so low, and a wrong chunk so likely, that learning would take long to begin.
-    """
     total_steps: int = 3_000_000
     """Environment steps of the whole run, over all ballets; the last batch is finished."""
     seed: int = 0
@@ -73,10 +69,6 @@ class BalletProbeConfig:
             raise ValueError(
                 f"batch_questions={self.batch_questions}: a single ballet asks num_dancers={self.num_dancers}"
             )
-        if not 0 <= self.warmup * len(self.stages[1:]) < 1:
-            raise ValueError(
-                f"warmup={self.warmup}: {len(self.stages) - 1} times that must leave training for the last stage"
-            )
 
     @property
     def label(self) -> str:
@@ -89,15 +81,14 @@ class BalletProbeConfig:
         return self.total_steps
 
     @property
-    def stages(self) -> list[int]:
-        """Numbers of dancers in training, in order: 2, 4, ... and at last `num_dancers`."""
+    def counts(self) -> list[int]:
+        """Numbers of dancers in the training's batches, by turns: 2, 4, ... and `num_dancers`.
+
+        Of 8 dancers alone learning hardly begins, so likely is a wrong chunk and so low chance; and what is
+        learned of 2 alone may be of no use for more.
+        """
         doubled = [2**power for power in range(1, self.num_dancers.bit_length())]
         return [count for count in doubled if count < self.num_dancers] + [self.num_dancers]
-
-    def dancers_at(self, step: int) -> int:
-        """Return the number of dancers in training after `step` steps."""
-        stage = int(step / (self.warmup * self.total_steps)) if self.warmup > 0 else len(self.stages)
-        return self.stages[min(stage, len(self.stages) - 1)]
 
     @property
     def success_without_memory(self) -> float:
@@ -122,14 +113,17 @@ class BalletProbeConfig:
         count, wait = num_dancers or self.num_dancers, delay or self.delay
         return BalletVector(num_envs, count, wait, "symbolic")
 
-    def check(self) -> None:
-        """Build the parts once. Raises ValueError or TypeError naming what does not fit."""
+    def check(self, ray: RayOptions | None = None) -> None:
+        """Build the parts once. Raises ValueError or TypeError naming what does not fit, or if on Ray."""
+        if ray is not None:
+            raise ValueError(f"{self.recipe} is trained in one process; leave --engine ray away")
         for num_dancers, delay in self.tests:
             self.make_envs(1, num_dancers, delay)
         BalletProbe(self.memory)
 
-    def run(self, run_dir: Path, progress: bool = False) -> None:
+    def run(self, run_dir: Path, progress: bool = False, ray: RayOptions | None = None) -> None:
         """Train in this process, going on from the newest checkpoint in `run_dir` if there is one."""
+        self.check(ray)
         from scrubjay.experiments.engine import train_with  # the engines themselves read configs
         from scrubjay.experiments.probe_engine import ProbeEngine
 
@@ -173,7 +167,7 @@ class BalletProbe(nn.Module):
     def __init__(self, memory: MemoryConfig) -> None:
         super().__init__()
         dim = memory.dim
-        self.motion = nn.Sequential(nn.Linear(2 * NO_MOVE, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.motion = nn.Linear(NO_MOVE + NO_MOVE**2, dim)
         self.looks = nn.Linear(SLOT_SIZE, dim)
         self.instruction = nn.Linear(len(INSTRUCTIONS), dim)
         self.memory = memory.build()
@@ -203,7 +197,8 @@ class BalletProbe(nn.Module):
         slots = _slots(symbols)
         moves = slots[..., MOVE_AT : MOVE_AT + NO_MOVE]
         before = functional.pad(moves[:, :-1], (0, 0, 0, 0, 1, 0))
-        dancers = self.looks(slots) + self.motion(torch.cat([moves, before], dim=-1))
+        pairs = (moves.unsqueeze(-1) * before.unsqueeze(-2)).flatten(-2)
+        dancers = self.looks(slots) + self.motion(torch.cat([moves, pairs], dim=-1))
         dancers = dancers * moves.any(dim=-1, keepdim=True)
         return dancers.sum(dim=-2) + self.instruction(symbols[..., _SYMBOLS:])
 

@@ -12,6 +12,7 @@ from tyro.conf import Positional
 
 from scrubjay.envs import list_environments
 from scrubjay.experiments.arguments import UsageError, choose, parse, take_flag
+from scrubjay.experiments.cluster import RayOptions, connect, describe_cluster
 from scrubjay.experiments.config import TrainConfig
 from scrubjay.experiments.environments import EnvConfig
 from scrubjay.experiments.overrides import override, with_settings
@@ -27,24 +28,30 @@ def train(words: Sequence[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(
             "usage: scrubjay train RECIPE [--memory NAME] [--env ID|module:callable] [--set NAME=VALUE ...]\n"
-            "                      [--run-dir DIR] [--quiet] [--any.field VALUE ...]\n\n"
+            "                      [--run-dir DIR] [--quiet] [--any.field VALUE ...]\n"
+            "                      [--engine ray [--num-env-runners N] [--num-learners N] [--address HOST:PORT]]\n\n"
             f"{_table(_recipes())}\n\nscrubjay train RECIPE --help lists every field and its default."
         )
         return 0
     remaining = list(words[1:])
     run_dirs = take_flag(remaining, "--run-dir")
     quiet = "--quiet" in remaining
+    ray = _engine(remaining)
     config = override(words[0], [word for word in remaining if word != "--quiet"])
     with _bad_input():
-        config.check()
+        config.check(ray)
+        _join(ray)
         run = Run.create(config, run_dirs[-1] if run_dirs else None)
     print(f"run directory: {run.path}", flush=True)
-    return _go_on(run, quiet)
+    return _go_on(run, quiet, ray)
 
 
 @dataclass(frozen=True)
 class ResumeOptions:
-    """Go on with a run from its newest checkpoint, to the result it would have had uninterrupted."""
+    """Go on with a run from its newest checkpoint, to the result it would have had uninterrupted.
+
+    On any engine: `--engine ray`, with `--num-env-runners`, `--num-learners` and `--address` as in train.
+    """
 
     run: Positional[Path]
     """Its directory."""
@@ -53,15 +60,19 @@ class ResumeOptions:
 
 
 def resume(words: Sequence[str]) -> int:
-    """`scrubjay resume RUN`."""
-    options = parse(ResumeOptions, words, "scrubjay resume")
+    """`scrubjay resume RUN [--engine ray ...]`."""
+    remaining = list(words)
+    ray = _engine(remaining)
+    options = parse(ResumeOptions, remaining, "scrubjay resume")
     with _bad_input():
         run = Run.load(options.run)
-        run.config.check()
+        run.config.check(ray)
     if run.finished:
         print(f"{run.path} is finished")
         return 0
-    return _go_on(run, options.quiet)
+    with _bad_input():
+        _join(ray)
+    return _go_on(run, options.quiet, ray)
 
 
 @dataclass(frozen=True)
@@ -253,11 +264,43 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 }
 
 
-def _go_on(run: Run, quiet: bool) -> int:
+def _engine(words: list[str]) -> RayOptions | None:
+    """Take the engine's flags from `words`; None means the local engine."""
+    engine = take_flag(words, "--engine") or ["local"]
+    given = {
+        field: values[-1]
+        for field in ("num_env_runners", "num_learners", "address")
+        if (values := take_flag(words, f"--{field.replace('_', '-')}"))
+    }
+    choose("engine", engine[-1], ["local", "ray"])
+    if engine[-1] == "local":
+        if given:
+            raise UsageError(f"--{next(iter(given)).replace('_', '-')} belongs to --engine ray")
+        return None
+    with _bad_input():
+        numbers = {name: _whole(name, value) for name, value in given.items() if name != "address"}
+        return RayOptions(**numbers, address=given.get("address"))
+
+
+def _whole(name: str, value: str) -> int:
+    try:
+        return int(value)
+    except ValueError:
+        raise ValueError(f"{name}={value!r}: expected a whole number") from None
+
+
+def _join(ray: RayOptions | None) -> None:
+    """Join the cluster and say which one it is."""
+    if ray is not None:
+        connect(ray)
+        print(describe_cluster(), flush=True)
+
+
+def _go_on(run: Run, quiet: bool, ray: RayOptions | None = None) -> int:
     with _bad_input():
         lock(run.path).close()
     try:
-        run.config.run(run.path, progress=not quiet)
+        run.config.run(run.path, not quiet, ray)
     except Interrupted as stop:
         print(f"\n{stop}", flush=True)
         return stop.exit_code

@@ -122,7 +122,7 @@ def success_when_longer(run: Run, episodes: int = 100) -> dict[int, float]:
 
 
 def _score(summary: dict[str, Any]) -> float:
-    return float(summary.get("success", summary["episodic_return"]))
+    return float(summary["success" if "success" in summary else "episodic_return"])
 
 
 def _header(runs: Sequence[Run], command: str) -> str:

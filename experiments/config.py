@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from scrubjay.agents.policy import Policy, PolicyConfig
 from scrubjay.agents.ppo import PPO, PPOConfig
 from scrubjay.experiments import serialization
 from scrubjay.experiments.ballet_probe import BalletProbeConfig
+from scrubjay.experiments.cluster import RayOptions
 from scrubjay.experiments.device import resolve_device
 from scrubjay.experiments.environments import EnvConfig
 from scrubjay.memory import MemoryConfig, name_of
@@ -57,12 +59,12 @@ class Experiment(Protocol):
         """Return the same experiment with another memory."""
         ...
 
-    def check(self) -> None:
-        """Raise ValueError or TypeError, in one clear line, if this cannot run here."""
+    def check(self, ray: RayOptions | None = None) -> None:
+        """Raise ValueError or TypeError, in one clear line, if this cannot run here, or on Ray if told so."""
         ...
 
-    def run(self, run_dir: Path, progress: bool = False) -> None:
-        """Start, or go on from the newest checkpoint in `run_dir`, until done."""
+    def run(self, run_dir: Path, progress: bool = False, ray: RayOptions | None = None) -> None:
+        """Start, or go on from the newest checkpoint in `run_dir`, until done; on Ray if told so."""
         ...
 
 
@@ -130,9 +132,15 @@ class TrainConfig:
         """Return the same experiment with another memory in its policy."""
         return dataclasses.replace(self, policy=dataclasses.replace(self.policy, memory=memory))
 
-    def check(self) -> None:
+    def check(self, ray: RayOptions | None = None) -> None:
         """Build the parts once. Raises ValueError or TypeError naming what does not fit."""
-        resolve_device(self.device)
+        if ray is None:
+            resolve_device(self.device)
+        elif max(ray.num_env_runners, ray.num_learners) > self.env.num_envs:
+            raise ValueError(
+                f"num_env_runners={ray.num_env_runners}, num_learners={ray.num_learners}: "
+                f"at most env.num_envs={self.env.num_envs}, as each needs an environment's row"
+            )
         if self.ppo.num_minibatches > self.env.num_envs:
             raise ValueError(
                 f"ppo.num_minibatches={self.ppo.num_minibatches}: at most env.num_envs={self.env.num_envs}, "
@@ -141,12 +149,17 @@ class TrainConfig:
         with self.env.make() as env:
             PPO(Policy(env.observation_space, env.action_space, self.policy), self.ppo)
 
-    def run(self, run_dir: Path, progress: bool = False) -> None:
-        """Train in this process, going on from the newest checkpoint in `run_dir` if there is one."""
+    def run(self, run_dir: Path, progress: bool = False, ray: RayOptions | None = None) -> None:
+        """Train, in this process or on Ray, going on from the newest checkpoint in `run_dir` if there is one."""
         from scrubjay.experiments.engine import train_with  # the engines themselves read configs
         from scrubjay.experiments.local import LocalEngine
 
-        train_with(LocalEngine, self, run_dir, progress)  # pyright: ignore[reportArgumentType]  (sees this file twice)
+        engine: Any = LocalEngine
+        if ray is not None:
+            from scrubjay.experiments.ray_engine import RayEngine  # imports Ray
+
+            engine = functools.partial(RayEngine, options=ray)
+        train_with(engine, self, run_dir, progress)  # pyright: ignore[reportArgumentType]  (sees this file twice)
 
 
 _KINDS: dict[str, type[Any]] = {TrainConfig.kind: TrainConfig, BalletProbeConfig.kind: BalletProbeConfig}

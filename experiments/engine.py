@@ -6,6 +6,7 @@ import json
 import random
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -119,7 +120,9 @@ class Engine(ABC):
         return {"step": self.step, "seconds": self.seconds, **self._evaluate()}
 
 
-def train_with(kind: type[Engine], config: Experiment, run_dir: Path, progress: bool = False) -> None:
+def train_with(
+    kind: Callable[[Any, Path], Engine], config: Experiment, run_dir: Path, progress: bool = False
+) -> None:
     """Train from the newest checkpoint in `run_dir`, or from the start, to the end; then evaluate and plot.
 
     Raises Interrupted after Ctrl-C or SIGTERM, a checkpoint written.

@@ -9,6 +9,7 @@ from typing import Any
 from scrubjay.agents.policy import Policy
 from scrubjay.agents.ppo import PPO
 from scrubjay.agents.sampler import Sampler
+from scrubjay.experiments.config import TrainConfig
 from scrubjay.experiments.device import resolve_device
 from scrubjay.experiments.engine import Engine
 from scrubjay.experiments.evaluation import evaluate
@@ -50,7 +51,7 @@ class LocalEngine(Engine):
     def _get_parts(self) -> dict[str, Any]:
         return {
             "learner": self.learner.get_state(),
-            "sampler": self.sampler.get_state(),
+            "samplers": [{"first_row": 0, "sampler": self.sampler.get_state()}],
             "episodes": self.episodes.get_state(),
         }
 
@@ -61,18 +62,28 @@ class LocalEngine(Engine):
                 "%s offers no get_state/set_state: resuming with fresh episodes, not exactly",
                 self.config.env.id,
             )
-        self.sampler.set_state(training["sampler"])
+        samplers = training["samplers"]
+        if len(samplers) == 1:
+            self.sampler.set_state(samplers[0]["sampler"])
+        else:
+            _log.warning("sampled by %d processes before and by 1 now: all begin new episodes", len(samplers))
+            self.sampler.restart(derive_seed(self.config.seed, "sampling", self.step))
         self.episodes.set_state(training["episodes"])
 
     def _evaluate(self) -> dict[str, Any]:
-        if not self.config.eval_episodes:
-            return {}
-        seed = derive_seed(self.config.seed, "evaluation")
-        try:
-            return evaluate(self.model, self.config.env, self.config.eval_episodes, seed).summary()
-        except ValueError as error:  # the training was fine; the environment never ends
-            _log.warning("not evaluated: %s", error)
-            return {}
+        return evaluate_policy(self.model, self.config)
 
     def _close(self) -> None:
         self._envs.close()
+
+
+def evaluate_policy(policy: Policy, config: TrainConfig) -> dict[str, Any]:
+    """Return the summary of the episodes that belong to a run's result; empty if none are asked for or none ends."""
+    if not config.eval_episodes:
+        return {}
+    seed = derive_seed(config.seed, "evaluation")
+    try:
+        return evaluate(policy, config.env, config.eval_episodes, seed).summary()
+    except ValueError as error:  # the training was fine; the environment never ends
+        _log.warning("not evaluated: %s", error)
+        return {}

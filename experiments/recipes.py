@@ -191,9 +191,9 @@ LONGER: dict[str, tuple[str, tuple[int, ...]]] = {
 }
 """What makes a recipe's task longer, and how many times longer a trained policy is tested."""
 
-# A choice of fewer chunks than there are dancers leaves out nearly every asked one at first, and only gradients teach
-# the first layer what the second can ask for: there is no reconstruction loss here.
-_PROBING = {"hcam": {"num_layers": 2, "top_k": 8, "stop_memory_gradient": False}}
+# 8 dances lie in 16 chunks; a choice of fewer would leave out the asked one too often, before it is learned which that
+# is. And only gradients teach the first layer what the second can ask for: there is no reconstruction loss here.
+_PROBING = {"hcam": {"num_layers": 2, "top_k": 16, "stop_memory_gradient": False}}
 # To count, or to find what lies as far back as the answer is away, takes a second layer; GTrXL has two by default.
 _TWO_LAYERS = {"hcam": {"num_layers": 2}}
 MEMORY_SETTINGS: dict[str, dict[str, dict[str, Any]]] = {

@@ -14,6 +14,7 @@ from scrubjay.envs import ballet_world as world
 from scrubjay.envs.ballet import MOVE_AT, SHAPE_AT, SLOT_SIZE, SLOTS
 from scrubjay.experiments import RECIPES, Run, resume, train, with_memory
 from scrubjay.experiments.ballet_probe import BalletProbe, BalletProbeConfig, watch
+from scrubjay.experiments.compare import write_report
 from scrubjay.experiments.config import from_json, to_json
 from scrubjay.experiments.metrics import is_timing
 from scrubjay.experiments.plot import plot_delays
@@ -90,18 +91,14 @@ def test_without_memory_the_answer_is_a_guess(tmp_path):
         assert abs(test["right"] / test["asked"] - chance) < error
 
 
-def test_training_begins_with_few_dancers():
-    config = tiny(num_dancers=8, total_steps=1000, warmup=0.1)
-    assert config.stages == [2, 4, 8]
-    assert [config.dancers_at(step) for step in (0, 99, 100, 199, 200, 999, 5000)] == [2, 2, 4, 4, 8, 8, 8]
-    assert tiny(num_dancers=1).stages == [1]
-    assert tiny(num_dancers=3).stages == [2, 3]
-    assert tiny(num_dancers=4, warmup=0.0).dancers_at(0) == 4
+def test_training_has_fewer_dancers_too():
+    counts = {count: tiny(num_dancers=count).counts for count in (1, 2, 3, 4, 8)}
+    assert counts == {1: [1], 2: [2], 3: [2, 3], 4: [2, 4], 8: [2, 4, 8]}
 
 
 @pytest.mark.parametrize("memory", ["gru", "hcam"])
 def test_stopped_and_resumed_equals_never_stopped(memory, tmp_path):
-    config = tiny(memory, num_dancers=4, warmup=0.5)
+    config = tiny(memory, num_dancers=4)
     whole = train(config, tmp_path / "whole")
     run = Run.create(config, tmp_path / "stopped")
     with ProbeEngine(config, run.path) as engine:
@@ -114,7 +111,7 @@ def test_stopped_and_resumed_equals_never_stopped(memory, tmp_path):
         [{name: value for name, value in row.items() if not is_timing(name)} for row in each.metrics()]
         for each in (run, whole)
     ]
-    assert [row["charts/dancers"] for row in record[0]] == [2, 2, 4, 4]
+    assert [row["charts/dancers"] for row in record[0]] == [2, 4, 2, 4]
     assert record[0] == record[1]
     assert {**run.result, "seconds": 0} == {**whole.result, "seconds": 0}
 
@@ -129,7 +126,7 @@ def test_the_test_covers_training_and_beyond_on_seeds_of_its_own():
 
 def test_what_a_memory_needs_is_given_when_it_is_named():
     config = with_memory(RECIPES["ballet-probe-8"](), "hcam")
-    assert vars(config.memory)["top_k"] == 8
+    assert vars(config.memory)["top_k"] == 16
     assert vars(with_memory(RECIPES["tmaze"](), "hcam").memory)["top_k"] == 4
     assert from_json(to_json(config)) == config
     assert json.loads(to_json(config))["kind"] == "ballet-probe"
@@ -139,13 +136,16 @@ def test_probes_are_drawn_trained_by_tested(tmp_path):
     runs = [train(tiny("none", seed=seed), tmp_path / str(seed)) for seed in (0, 1)]
     assert plot_delays(runs, tmp_path / "delays.png").stat().st_size > 10_000
     assert (runs[0].path / "curve.png").exists()
+    (tmp_path / "report").mkdir()
+    table, *plots = write_report(runs, tmp_path / "report", "the command")
+    assert [plot.name for plot in plots] == ["curves.png", "delays.png"]
+    assert f"| tiny-probe | none | {sum(run.result['success'] for run in runs) / 2:.2f}" in table.read_text()
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"batch_questions": 1}, "batch_questions=1: a single ballet asks num_dancers=2"),
-        ({"num_dancers": 8, "warmup": 0.5}, "warmup=0.5: 2 times that"),
         ({"total_steps": 0}, "total_steps=0"),
         ({"learning_rate": 0.0}, "learning_rate=0.0"),
         ({"seed": -1}, "seed=-1"),

@@ -1,0 +1,85 @@
+"""A learner whose update is ours, alone or with peers that have the other rows."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from ray.rllib.core.learner.training_data import TrainingData
+
+from scrubjay.agents.peers import Peers
+from scrubjay.agents.policy import Policy
+from scrubjay.agents.ppo import PPO
+
+
+class SegmentLearner(TorchLearner):
+    """Updates the policy of a `MemoryModule` by `PPO`; with several learners, as one would by the whole batch."""
+
+    config: Any
+
+    def build(self) -> None:
+        """Build module and learner; called by RLlib."""
+        if self.config.num_learners:
+            torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        super().build()
+        peers = Peers() if self.config.num_learners > 1 else None
+        self.ppo = PPO(self.policy, self.config.ppo, self.config.minibatch_seed, peers)
+
+    @property
+    def policy(self) -> Policy:
+        """The policy inside the module."""
+        module: Any = self.module[DEFAULT_MODULE_ID].unwrapped()
+        return module.policy
+
+    def configure_optimizers(self) -> None:
+        """Register nothing with RLlib: the optimizer is PPO's own."""
+
+    def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
+        """Register nothing, see `configure_optimizers`."""
+
+    def compute_loss_for_module(self, **_: Any) -> Any:
+        """Never called: `update` is ours."""
+        raise NotImplementedError("SegmentLearner computes its loss in PPO")
+
+    def update(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, *, training_data: TrainingData, return_state: bool = False, **_: Any
+    ) -> dict[str, Any]:
+        """Make one update by the segment in `training_data.batch`; return its metrics and, if asked, the state."""
+        segment: Any = training_data.batch
+        metrics = self.ppo.update(segment.to(self.policy.device))
+        return {"metrics": metrics, "parts": self.get_parts() if return_state else None}
+
+    def get_parts(self) -> dict[str, Any]:
+        """Return the policy's weights, on the CPU, and what else the learner knows."""
+        return {
+            "policy": _on_cpu(self.policy.state_dict()),
+            "learner": _on_cpu(self.ppo.get_state()),
+        }
+
+    def set_parts(self, parts: dict[str, Any]) -> None:
+        """Go on from what `get_parts` returned."""
+        self.policy.load_state_dict(parts["policy"])
+        if parts["learner"] is not None:
+            self.ppo.set_state(parts["learner"])
+
+    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return RLlib's state of a learner and ours."""
+        return {**super().get_state(*args, **kwargs), "parts": self.get_parts()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `get_state` returned."""
+        super().set_state({name: value for name, value in state.items() if name != "parts"})
+        if "parts" in state:
+            self.set_parts(state["parts"])
+
+
+def _on_cpu(part: Any) -> Any:
+    """Return a copy of nested data with every tensor on the CPU."""
+    if isinstance(part, dict):
+        return {key: _on_cpu(value) for key, value in part.items()}
+    if isinstance(part, list):
+        return [_on_cpu(value) for value in part]
+    return part.detach().cpu().clone() if isinstance(part, torch.Tensor) else part

@@ -1,0 +1,92 @@
+"""Joining a Ray cluster, or starting one on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+_REACH_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class RayOptions:
+    """How many machines' worth of Ray work on a run. Raises ValueError on negative numbers."""
+
+    num_env_runners: int = 2
+    """Processes that sample, each with its share of the environments; 0 samples in the driver."""
+    num_learners: int = 0
+    """Processes that compute gradients together; 0 learns in the driver."""
+    address: str | None = None
+    """Of the cluster's head, as host:port. None: RAY_ADDRESS if it is set, else processes of this machine only."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_env_runners", "num_learners"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
+
+    @property
+    def num_cpus(self) -> int:
+        """CPUs that Ray must find: one per process."""
+        return self.num_env_runners + self.num_learners
+
+
+def connect(options: RayOptions) -> bool:
+    """Join the cluster if this process is in none; return whether it was in none before.
+
+    Raises ValueError, within seconds, if the head cannot be reached, or if the cluster has fewer CPUs than
+    `options` need.
+    """
+    import ray  # seconds of import, for this engine only
+
+    joins = not ray.is_initialized()
+    if joins:
+        address = options.address or os.environ.get("RAY_ADDRESS") or "local"
+        _reach(address)
+        # Warnings of RLlib's about its own API, at every start, would bury what matters.
+        logging.getLogger("ray.rllib").setLevel(logging.ERROR)
+        settings: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+        if address == "local":
+            settings["include_dashboard"] = False
+        # Threads of all workers together must not outnumber the cores; who knows better sets the variable.
+        threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+        try:
+            ray.init(address=address, runtime_env={"env_vars": threads}, **settings)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ValueError(f"no Ray cluster at {address}: {' '.join(str(error).split())}") from error
+    cpus = int(ray.cluster_resources().get("CPU", 0))
+    if options.num_cpus > cpus:
+        if joins:
+            ray.shutdown()
+        raise ValueError(
+            f"num_env_runners={options.num_env_runners} and num_learners={options.num_learners} need "
+            f"{options.num_cpus} CPUs; the cluster has {cpus}: ask for fewer, or join a larger one with --address"
+        )
+    return joins
+
+
+def describe_cluster() -> str:
+    """Return one line on the cluster this process is in."""
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    resources = ray.cluster_resources()
+    size = f"{len(nodes)} node{'s' * (len(nodes) != 1)}, {resources.get('CPU', 0):.0f} CPUs"
+    if resources.get("GPU"):
+        size += f", {resources['GPU']:.0f} GPUs"
+    return f"ray cluster {ray.get_runtime_context().gcs_address}: {size}"
+
+
+def _reach(address: str) -> None:
+    """Raise ValueError unless something listens at host:port; Ray itself would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon:
+        if address not in ("local", "auto"):
+            raise ValueError(f"address={address!r}: write it as host:port, for example 10.0.0.1:6379")
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_SECONDS).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise ValueError(f"no Ray cluster at {address}: {error}") from error

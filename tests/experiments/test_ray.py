@@ -1,0 +1,303 @@
+"""The Ray engine: the local engine's run, on processes that may die."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+from ray.rllib.algorithms.ppo import PPOConfig
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+
+from scrubjay.agents.policy import PolicyConfig
+from scrubjay.agents.rllib import MemoryModule
+from scrubjay.experiments import EnvConfig, RayOptions, Run, resume, train
+from scrubjay.experiments.checkpoint import load_training, load_weights
+from scrubjay.experiments.local import LocalEngine
+from scrubjay.experiments.metrics import is_timing
+from scrubjay.experiments.ray_engine import RayEngine
+from scrubjay.memory import list_memories, make_config
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cluster():
+    """Four CPUs, whatever the machine has: these tests are about processes, not about speed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        ray.init(
+            address="local",
+            num_cpus=4,
+            include_dashboard=False,
+            log_to_driver=False,
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
+        )
+        yield
+        ray.shutdown()
+
+
+def record(run: Run) -> list[dict[str, float]]:
+    return [{name: value for name, value in row.items() if not is_timing(name)} for row in run.metrics()]
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    assert run.latest is not None
+    return load_weights(run.latest)
+
+
+def assert_same(run: Run, reference: Run) -> None:
+    assert record(run) == record(reference)
+    expected = weights(reference)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(run).items())
+    assert {**run.result, "seconds": 0} == {**reference.result, "seconds": 0}
+
+
+@pytest.mark.parametrize("memory", list_memories())
+def test_without_further_processes_it_is_the_local_run_bit_for_bit(memory, tiny, tmp_path):
+    config = tiny(memory)
+    local = train(config, tmp_path / "local")
+    assert_same(train(config, tmp_path / "ray", ray=RayOptions(0, 0)), local)
+    assert ray.is_initialized()  # the engine leaves a cluster alone that it has not joined itself
+
+
+def test_one_runner_samples_what_the_local_engine_samples(tiny, tmp_path):
+    config = tiny("hcam")
+    assert_same(train(config, tmp_path / "ray", ray=RayOptions(1, 0)), train(config, tmp_path / "local"))
+
+
+def test_two_learners_learn_what_one_learns(tiny, tmp_path):
+    config = tiny("hcam")
+    local = train(config, tmp_path / "local")
+    run = train(config, tmp_path / "ray", ray=RayOptions(0, 2))
+    expected = weights(local)
+    for name, value in weights(run).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-5)
+    assert [row["step"] for row in run.metrics()] == [row["step"] for row in local.metrics()]
+
+
+def stopped_after(updates, engine):
+    with engine:
+        for _ in range(updates):
+            engine.update()
+        engine.save()
+
+
+@pytest.mark.parametrize("first", ["local", "ray"])
+def test_begun_on_one_engine_and_resumed_on_the_other_equals_never_stopped(first, tiny, tmp_path):
+    config = tiny("lstm")
+    whole = train(config, tmp_path / "whole")
+    run = Run.create(config, tmp_path / "stopped")
+    alone = RayOptions(num_env_runners=1)
+    if first == "local":
+        stopped_after(3, LocalEngine(config, run.path))
+    else:
+        stopped_after(3, RayEngine(config, run.path, alone))
+    assert_same(resume(run.path, ray=alone if first == "local" else None), whole)
+
+
+def test_more_runners_go_on_with_weights_and_optimizer_and_new_episodes(tiny, tmp_path, caplog):
+    config = tiny("gru")
+    run = Run.create(config, tmp_path / "run")
+    stopped_after(3, LocalEngine(config, run.path))
+    assert run.latest is not None
+    before = load_training(run.latest)["learner"]["optimizer"]["state"][0]["step"]
+    resume(run.path, ray=RayOptions(num_env_runners=2))
+    assert "sampled by 1 processes before and by 2 now: all begin new episodes" in caplog.text
+    assert [row["step"] for row in run.metrics()] == [32 * update for update in range(1, 7)]
+    training = load_training(run.latest)
+    assert training["learner"]["optimizer"]["state"][0]["step"] == 2 * before
+    assert [state["first_row"] for state in training["samplers"]] == [0, 2]
+    # And back, from the very end: no sampler of one process can take up what two have begun.
+    (run.path / "result.json").unlink()
+    with LocalEngine(config, run.path) as engine:
+        engine.update()
+    assert "sampled by 2 processes before and by 1 now" in caplog.text
+
+
+def steps(run: Run) -> list[float]:
+    return [row["step"] for row in run.metrics()]
+
+
+def test_a_killed_runner_comes_back(tiny, tmp_path):
+    config = tiny("gru", total_steps=32 * 12)
+    run = Run.create(config, tmp_path / "run")
+    with RayEngine(config, run.path, RayOptions(num_env_runners=2)) as engine:
+        group: Any = engine.algorithm.env_runner_group
+        engine.update()
+        pid = group.foreach_env_runner(lambda runner: os.getpid())[1]
+        os.kill(pid, signal.SIGKILL)
+        while len(set(group.foreach_env_runner(lambda runner: os.getpid())) - {pid}) < 2:
+            engine.update()
+            if engine.step > 32 * 500:
+                raise AssertionError("the runner is still gone")
+        row = engine.update()
+        assert row
+    # Rows that the lost runner did not deliver are missing, and none is counted that was not sampled.
+    counted = [after - before for before, after in zip([0, *steps(run)], steps(run), strict=False)]
+    assert set(counted) == {16.0, 32.0}
+    assert counted[0] == counted[-1] == 32
+
+
+def test_a_killed_learner_costs_one_update(tiny, tmp_path, caplog):
+    config = tiny("hcam")
+    run = Run.create(config, tmp_path / "run")
+    with RayEngine(config, run.path, RayOptions(num_env_runners=1, num_learners=2)) as engine:
+        engine.update()
+        engine.update()
+        learned = engine._parts["learner"]["optimizer"]["state"][0]["step"]
+        group: Any = engine.algorithm.learner_group
+        pid = next(iter(group.foreach_learner(lambda learner: os.getpid()))).get()
+        os.kill(pid, signal.SIGKILL)
+        engine.update()
+        assert engine._parts["learner"]["optimizer"]["state"][0]["step"] == learned * 3 / 2
+    assert "a learner is lost at step 64" in caplog.text
+    assert steps(run) == [32, 64, 96]
+
+
+FAULTY = """
+import gymnasium
+
+class Env(gymnasium.Env):
+    observation_space = action_space = gymnasium.spaces.Discrete(2)
+    taken = 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return 0, {}
+
+    def step(self, action):
+        self.taken += 1
+        if self.taken == 3:
+            raise OSError("the third step fails")
+        return 0, 0.0, False, False, {}
+"""
+
+
+def test_an_environment_that_fails_is_reported_not_restarted(tiny, tmp_path, monkeypatch):
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = tiny("gru", env=EnvConfig("faulty:Env", num_envs=4))
+    with pytest.raises(OSError, match="the third step fails"):
+        train(config, tmp_path / "run", ray=RayOptions(0, 0))
+
+
+def test_a_dict_of_images_crosses_processes(tiny, tmp_path):
+    config = tiny(
+        env=EnvConfig("scrubjay/Ballet-v0", {"num_dancers": 1, "delay": 1, "max_steps": 24}, num_envs=2),
+        policy=PolicyConfig(memory=make_config("gru", dim=16)),
+        total_steps=32,
+        eval_episodes=1,
+    )
+    assert_same(train(config, tmp_path / "ray", ray=RayOptions(1, 0)), train(config, tmp_path / "local"))
+
+
+@pytest.mark.parametrize("memory", ["none", "hcam"])
+def test_rllibs_own_ppo_trains_a_memory(memory):
+    spec = RLModuleSpec(
+        module_class=MemoryModule,
+        model_config={"policy": PolicyConfig(memory=make_config(memory, dim=16)), "max_seq_len": 16},
+    )
+    config = (
+        PPOConfig()
+        .environment("scrubjay.envs:scrubjay/TMaze-v0", env_config={"corridor_length": 4})
+        .rl_module(rl_module_spec=spec)
+        .env_runners(num_env_runners=1, num_envs_per_env_runner=4)
+        .training(train_batch_size_per_learner=128, minibatch_size=64, num_epochs=1)
+    )
+    algorithm: Any = config.build_algo()
+    before = {name: value.copy() for name, value in algorithm.get_weights()["default_policy"].items()}
+    result = algorithm.train()
+    after = algorithm.get_weights()["default_policy"]
+    algorithm.stop()
+    assert -1 <= result["env_runners"]["episode_return_mean"] <= 1
+    assert result["env_runners"]["num_env_steps_sampled"] >= 128
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert {name.split(".")[1] for name in changed} >= {"encoder", "actor", "critic"}
+    assert any(name.startswith("policy.memory") for name in changed) == (memory != "none")
+
+
+def scrubjay_alone(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run the command with a Ray of its own."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return subprocess.run(  # noqa: PLW1510
+        [sys.executable, "-m", "scrubjay.experiments.cli", *words],
+        cwd=folder,
+        env={**environment, "COLUMNS": "100"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_the_command_trains_and_resumes_on_ray(tmp_path):
+    words = [
+        "train",
+        "tmaze-demo",
+        "--engine",
+        "ray",
+        "--num-env-runners",
+        "1",
+        "--run-dir",
+        "run",
+        "--quiet",
+    ]
+    done = scrubjay_alone(tmp_path, *words, "--total-steps", "4096", "--eval-episodes", "5")
+    assert done.returncode == 0, done.stderr
+    assert "ray cluster" in done.stdout
+    assert "1 node" in done.stdout
+    assert "done: return" in done.stdout
+    assert "resume" not in done.stderr
+    run = Run.load(tmp_path / "run")
+    assert run.step == 4096
+    again = scrubjay_alone(tmp_path, "resume", "run", "--engine", "ray")
+    assert again.stdout == "run is finished\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--engine", "rya"], "unknown engine 'rya'; choose from local, ray; did you mean 'ray'?"),
+        (["--num-env-runners", "2"], "--num-env-runners belongs to --engine ray"),
+        (["--engine", "ray", "--num-learners", "two"], "num_learners='two': expected a whole number"),
+        (["--engine", "ray", "--num-env-runners", "-1"], "num_env_runners=-1: must not be negative"),
+        (["--engine", "ray", "--address", "nowhere"], "address='nowhere': write it as host:port"),
+        (
+            ["--engine", "ray", "--num-env-runners", "65"],
+            "num_env_runners=65, num_learners=0: at most env.num_envs=64",
+        ),
+        (
+            ["--engine", "ray", "--num-env-runners", "5000", "--env.num-envs", "5000"],
+            "need 5000 CPUs; the cluster has",
+        ),
+    ],
+)
+def test_wrong_flags_are_one_line(words, message, tmp_path):
+    done = scrubjay_alone(tmp_path, "train", "tmaze-demo", "--run-dir", "run", *words)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_address_where_nothing_listens_is_one_line(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound and not listening: refused at once
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        words = ["--engine", "ray", "--address", address, "--run-dir", "run"]
+        done = scrubjay_alone(tmp_path, "train", "tmaze-demo", *words)
+    assert done.returncode == 2
+    assert f"no Ray cluster at {address}" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_probe_is_not_for_ray(tmp_path):
+    done = scrubjay_alone(tmp_path, "train", "ballet-probe", "--engine", "ray", "--run-dir", "run")
+    assert done.returncode == 2
+    assert "ballet-probe is trained in one process" in done.stderr
