@@ -21,6 +21,7 @@ VERBS = {
     "export": "write one policy step for other programs (torch.export, ONNX)",
     "demo": "train with and without a memory, and compare: a few minutes",
     "compare": "train memories x recipes x seeds, and tabulate",
+    "launch": "train on a Ray cluster, as a job of its head",
 }
 
 

@@ -50,10 +50,12 @@ def connect(options: RayOptions) -> bool:
         settings: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
         if address == "local":
             settings["include_dashboard"] = False
-        # Threads of all workers together must not outnumber the cores; who knows better sets the variable.
-        threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+        if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # inside a job, its own environment holds
+            # Threads of all workers together must not outnumber the cores; who knows better sets the variable.
+            threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+            settings["runtime_env"] = {"env_vars": threads}
         try:
-            ray.init(address=address, runtime_env={"env_vars": threads}, **settings)
+            ray.init(address=address, **settings)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ValueError(f"no Ray cluster at {address}: {' '.join(str(error).split())}") from error
     cpus = int(ray.cluster_resources().get("CPU", 0))

@@ -17,7 +17,7 @@ from scrubjay.experiments.config import TrainConfig
 from scrubjay.experiments.environments import EnvConfig
 from scrubjay.experiments.overrides import override, with_settings
 from scrubjay.experiments.recipes import RECIPES, describe
-from scrubjay.experiments.run import Run, lock
+from scrubjay.experiments.run import Run, default_path, lock
 from scrubjay.experiments.seeding import derive_seed
 from scrubjay.experiments.stopping import Interrupted
 from scrubjay.memory import list_memories, make
@@ -251,6 +251,55 @@ def compare(words: Sequence[str]) -> int:
     return run_compare(options, words[cut + 1 :])
 
 
+def launch(words: Sequence[str]) -> int:
+    """`scrubjay launch RECIPE --address http://HEAD:8265 [--detach] [--run-dir DIR] [flags of train]`."""
+    from scrubjay.experiments.launch import follow, submit
+
+    if not words or words[0] in ("-h", "--help"):
+        print(
+            "usage: scrubjay launch RECIPE --address http://HEAD:8265 [--detach] [--run-dir DIR] [flags of train]\n"
+            "       scrubjay launch --resume DIR --address http://HEAD:8265 [--detach] [--num-env-runners N] ...\n\n"
+            "Train on a Ray cluster, as a job of its head, and follow its output; Ctrl-C leaves it running.\n"
+            "DIR is on the head, by default a new folder in ~/scrubjay."
+        )
+        return 0
+    remaining = [word for word in words if word not in ("--detach", "--quiet")]
+    addresses, run_dirs = take_flag(remaining, "--address"), take_flag(remaining, "--run-dir")
+    resumed = take_flag(remaining, "--resume")
+    if not addresses:
+        raise UsageError("launch needs --address http://HEAD:8265, where the cluster's dashboard listens")
+    # What is wrong with the flags is told here and now, not by a job minutes later.
+    checked = ["--engine", "ray", *remaining]
+    ray = _engine(checked)
+    if resumed:
+        run_dir = resumed[-1]
+        if checked:
+            raise UsageError(f"unexpected argument {checked[0]!r}: the run's own config holds")
+        command = ["resume", run_dir]
+    else:
+        if not checked:
+            raise UsageError("launch needs a recipe, or --resume DIR")
+        config = override(checked[0], checked[1:])
+        with _bad_input():
+            config.check(ray)
+        run_dir = run_dirs[-1] if run_dirs else f"~/scrubjay/{default_path(config).name}"
+        command = ["train", checked[0], "--run-dir", run_dir, *checked[1:]]
+    assert ray is not None
+    sizes = ["--num-env-runners", str(ray.num_env_runners), "--num-learners", str(ray.num_learners)]
+    quiet = ["--quiet"] if "--quiet" in words else []
+    with _bad_input():
+        client, job = submit(addresses[-1], [*command, "--engine", "ray", *sizes, *quiet])
+    print(f"job {job} at {addresses[-1]}, run directory on its head: {run_dir}", flush=True)
+    if "--detach" in words:
+        print(f"follow: ray job logs --follow {job}    stop: ray job stop {job}")
+        return 0
+    try:
+        return follow(client, job)
+    except KeyboardInterrupt:
+        print(f"\njob {job} goes on; stop: ray job stop --address {addresses[-1]} {job}", flush=True)
+        return 130
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "resume": resume,
@@ -261,6 +310,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "export": export,
     "demo": demo,
     "compare": compare,
+    "launch": launch,
 }
 
 
@@ -326,7 +376,7 @@ def _bad_input() -> Iterator[None]:
     """Turn the errors of checks on what the user gave into one line; elsewhere errors keep their traceback."""
     try:
         yield
-    except (ValueError, TypeError, OSError, gymnasium.error.Error) as error:
+    except (ValueError, TypeError, OSError, ImportError, gymnasium.error.Error) as error:
         raise UsageError(" ".join(str(error).split())) from error
 
 

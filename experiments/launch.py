@@ -1,0 +1,78 @@
+"""Submitting a run to a Ray cluster as a job, and following it from here."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shlex
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import scrubjay
+
+_TOKEN = "~/.ray/auth_token"
+_PATIENCE = 30.0
+
+
+def submit(address: str, words: Sequence[str]) -> tuple[Any, str]:
+    """Start `scrubjay WORDS` on the head of the cluster; return the client and the job's id.
+
+    The package goes with the job as it is here; what it needs (torch, ray[rllib], ...) must be installed on the
+    cluster. Raises ValueError if the head does not answer or refuses, ImportError without the extra `cluster`.
+    """
+    if Path(_TOKEN).expanduser().exists() or "RAY_AUTH_TOKEN" in os.environ:
+        os.environ.setdefault(
+            "RAY_AUTH_MODE", "token"
+        )  # a cluster of today asks for it, its client does not know
+    try:
+        import aiohttp  # noqa: F401  (Ray itself names another remedy, late)
+        from ray.job_submission import JobSubmissionClient
+    except ImportError as error:
+        raise ImportError("launch needs the extra `cluster`: pip install 'scrubjay[cluster]'") from error
+    entrypoint = " ".join(map(_quote, ["python", "-m", "scrubjay.experiments.cli", *words]))
+    environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "PYTHONUNBUFFERED": "1"}
+    for chatty in (
+        "dashboard.modules.dashboard_sdk",
+        "dashboard.modules.job.sdk",
+        "_private.runtime_env.packaging",
+    ):
+        logging.getLogger(f"ray.{chatty}").setLevel(logging.WARNING)
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            client = JobSubmissionClient(address)
+            return client, client.submit_job(
+                entrypoint=entrypoint,
+                runtime_env={"py_modules": [str(Path(scrubjay.__file__).parent)], "env_vars": environment},
+                metadata={"name": f"scrubjay {' '.join(words)}"},
+            )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            # The head of a young cluster answers before it can take jobs.
+            if "No available agent" in str(error) and time.monotonic() < deadline:
+                time.sleep(1.0)
+                continue
+            raise ValueError(f"no job started at {address}: {' '.join(str(error).split())[:300]}") from error
+
+
+def follow(client: Any, job: str) -> int:
+    """Print the job's output until it ends; return its exit code."""
+
+    async def tail() -> None:
+        async for text in client.tail_job_logs(job):
+            print(text, end="", flush=True)
+
+    asyncio.run(tail())
+    info = client.get_job_info(job)
+    if info.status == "SUCCEEDED":
+        return 0
+    if info.driver_exit_code is None:  # it never came to run
+        print(info.message, flush=True)
+    return info.driver_exit_code or 1
+
+
+def _quote(word: str) -> str:
+    """Quote for the head's shell, which is to expand a leading ~ itself."""
+    return "~/" + shlex.quote(word[2:]) if word.startswith("~/") else shlex.quote(word)
