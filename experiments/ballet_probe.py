@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Self
@@ -121,13 +122,19 @@ class BalletProbeConfig:
             self.make_envs(1, num_dancers, delay)
         BalletProbe(self.memory)
 
-    def run(self, run_dir: Path, progress: bool = False, ray: RayOptions | None = None) -> None:
+    def run(
+        self,
+        run_dir: Path,
+        progress: bool = False,
+        ray: RayOptions | None = None,
+        on_update: Callable[[int, dict[str, float]], None] | None = None,
+    ) -> None:
         """Train in this process, going on from the newest checkpoint in `run_dir` if there is one."""
         self.check(ray)
         from scrubjay.experiments.engine import train_with  # the engines themselves read configs
         from scrubjay.experiments.probe_engine import ProbeEngine
 
-        train_with(ProbeEngine, self, run_dir, progress)
+        train_with(ProbeEngine, self, run_dir, progress, on_update)
 
 
 class Ballets(NamedTuple):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import socket
+import time
 from dataclasses import dataclass
 from typing import Any
 
 _REACH_SECONDS = 5.0
+_FREE_SECONDS = 15.0
+_IMPORT_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
@@ -36,14 +40,14 @@ class RayOptions:
 def connect(options: RayOptions) -> bool:
     """Join the cluster if this process is in none; return whether it was in none before.
 
-    Raises ValueError, within seconds, if the head cannot be reached, or if the cluster has fewer CPUs than
-    `options` need.
+    Raises ValueError, within half a minute, if the head cannot be reached, if the cluster has fewer CPUs than
+    `options` need or others keep them, or if a node cannot import what a run needs.
     """
     import ray  # seconds of import, for this engine only
 
     joins = not ray.is_initialized()
+    address = options.address or os.environ.get("RAY_ADDRESS") or "local"
     if joins:
-        address = options.address or os.environ.get("RAY_ADDRESS") or "local"
         _reach(address)
         # Warnings of RLlib's about its own API, at every start, would bury what matters.
         logging.getLogger("ray.rllib").setLevel(logging.ERROR)
@@ -58,15 +62,73 @@ def connect(options: RayOptions) -> bool:
             ray.init(address=address, **settings)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ValueError(f"no Ray cluster at {address}: {' '.join(str(error).split())}") from error
-    cpus = int(ray.cluster_resources().get("CPU", 0))
-    if options.num_cpus > cpus:
+    try:
+        _find_cpus(options)
+        if joins and address != "local":
+            _find_packages()
+    except ValueError:
         if joins:
             ray.shutdown()
-        raise ValueError(
-            f"num_env_runners={options.num_env_runners} and num_learners={options.num_learners} need "
-            f"{options.num_cpus} CPUs; the cluster has {cpus}: ask for fewer, or join a larger one with --address"
-        )
+        raise
     return joins
+
+
+def free_cpus() -> int:
+    """Return the CPUs of the cluster that nobody has reserved."""
+    import ray
+
+    return int(ray.available_resources().get("CPU", 0))
+
+
+def _find_cpus(options: RayOptions) -> None:
+    """Raise ValueError unless there are CPUs for all processes, free ones within seconds; Ray would wait forever."""
+    import ray
+
+    needed = (
+        f"num_env_runners={options.num_env_runners} and num_learners={options.num_learners} need "
+        f"{options.num_cpus} CPUs"
+    )
+    cpus = int(ray.cluster_resources().get("CPU", 0))
+    if options.num_cpus > cpus:
+        raise ValueError(
+            f"{needed}; the cluster has {cpus}: ask for fewer, or join a larger one with --address"
+        )
+    deadline = time.monotonic() + _FREE_SECONDS
+    while (free := free_cpus()) < options.num_cpus:
+        if time.monotonic() > deadline:
+            raise ValueError(
+                f"{needed}; of the cluster's {cpus} only {free} are free: ask for fewer, or wait"
+            )
+        time.sleep(0.5)
+
+
+def _find_packages() -> None:
+    """Raise ValueError if a node fails to import what runners and learners are made of."""
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    # A function of the standard library, which every node can unpickle.
+    load = ray.remote(num_cpus=0, max_retries=0)(importlib.import_module)
+    hosts = {
+        load.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+            "scrubjay.agents.rllib"
+        ): node["NodeManagerAddress"]
+        for node in ray.nodes()
+        if node["Alive"]
+    }
+    # A node that is slow to answer is not a node that lacks something.
+    answered, _ = ray.wait(list(hosts), num_returns=len(hosts), timeout=_IMPORT_SECONDS)
+    for answer in answered:
+        try:
+            ray.get(answer)
+        except RayTaskError as error:
+            reason = str(error.cause).strip().splitlines()[-1]
+            raise ValueError(
+                f"the node {hosts[answer]} cannot load Scrubjay: {reason}; install there what is installed here"
+            ) from error
+        except RayError:  # the node is going: what is placed there goes elsewhere
+            continue
 
 
 def describe_cluster() -> str:

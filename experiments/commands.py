@@ -300,6 +300,31 @@ def launch(words: Sequence[str]) -> int:
         return 130
 
 
+def sweep(words: Sequence[str]) -> int:
+    """`scrubjay sweep RECIPE --param NAME=V1,V2 [--param ...] [--out DIR] [--jobs N] [flags of train]`."""
+    from scrubjay.experiments.sweep import Sweep, parse_param, run_sweep
+
+    remaining = list(words)
+    if not remaining or remaining[0] in ("-h", "--help"):
+        print(
+            "usage: scrubjay sweep RECIPE --param NAME=V1,V2 [--param NAME=V1,V2 ...] [--out DIR] [--jobs N]\n"
+            "                      [--address HOST:PORT] [flags of train]\n\n"
+            "Train every combination, as many at once as there are CPUs (or N), and stop early what falls behind\n"
+            "(ASHA). NAME is a flag of train: memory, seed, ppo.learning-rate, set.corridor_length, ... The same\n"
+            "command goes on with what was stopped. Results are in DIR/table.md; default: runs/sweep."
+        )
+        return 0
+    taken = {flag: take_flag(remaining, f"--{flag}") for flag in ("param", "out", "jobs", "address")}
+    if not taken["param"]:
+        raise UsageError("sweep needs at least one --param NAME=V1,V2")
+    out = Path(taken["out"][-1] if taken["out"] else "runs/sweep")
+    address = taken["address"][-1] if taken["address"] else None
+    with _bad_input():
+        jobs = _whole("jobs", taken["jobs"][-1]) if taken["jobs"] else None
+        params = tuple(map(parse_param, taken["param"]))
+        return run_sweep(Sweep(remaining[0], params, tuple(remaining[1:])), out, address, jobs)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "resume": resume,
@@ -311,6 +336,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "demo": demo,
     "compare": compare,
     "launch": launch,
+    "sweep": sweep,
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, Self
@@ -17,6 +18,9 @@ from scrubjay.experiments.cluster import RayOptions
 from scrubjay.experiments.device import resolve_device
 from scrubjay.experiments.environments import EnvConfig
 from scrubjay.memory import MemoryConfig, name_of
+
+OnUpdate = Callable[[int, dict[str, float]], None]
+"""Called after each update with the step and the row of metrics."""
 
 
 class Experiment(Protocol):
@@ -63,7 +67,13 @@ class Experiment(Protocol):
         """Raise ValueError or TypeError, in one clear line, if this cannot run here, or on Ray if told so."""
         ...
 
-    def run(self, run_dir: Path, progress: bool = False, ray: RayOptions | None = None) -> None:
+    def run(
+        self,
+        run_dir: Path,
+        progress: bool = False,
+        ray: RayOptions | None = None,
+        on_update: OnUpdate | None = None,
+    ) -> None:
         """Start, or go on from the newest checkpoint in `run_dir`, until done; on Ray if told so."""
         ...
 
@@ -149,7 +159,13 @@ class TrainConfig:
         with self.env.make() as env:
             PPO(Policy(env.observation_space, env.action_space, self.policy), self.ppo)
 
-    def run(self, run_dir: Path, progress: bool = False, ray: RayOptions | None = None) -> None:
+    def run(
+        self,
+        run_dir: Path,
+        progress: bool = False,
+        ray: RayOptions | None = None,
+        on_update: OnUpdate | None = None,
+    ) -> None:
         """Train, in this process or on Ray, going on from the newest checkpoint in `run_dir` if there is one."""
         from scrubjay.experiments.engine import train_with  # the engines themselves read configs
         from scrubjay.experiments.local import LocalEngine
@@ -159,7 +175,7 @@ class TrainConfig:
             from scrubjay.experiments.ray_engine import RayEngine  # imports Ray
 
             engine = functools.partial(RayEngine, options=ray)
-        train_with(engine, self, run_dir, progress)  # pyright: ignore[reportArgumentType]  (sees this file twice)
+        train_with(engine, self, run_dir, progress, on_update)  # pyright: ignore[reportArgumentType]  (sees this file twice)
 
 
 _KINDS: dict[str, type[Any]] = {TrainConfig.kind: TrainConfig, BalletProbeConfig.kind: BalletProbeConfig}

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from scrubjay.experiments.checkpoint import checkpoint_step, load_training, load_weights, save_checkpoint
-from scrubjay.experiments.config import Experiment
+from scrubjay.experiments.config import Experiment, OnUpdate
 from scrubjay.experiments.device import one_thread
 from scrubjay.experiments.metrics import MetricsLog
 from scrubjay.experiments.progress import ProgressDisplay
@@ -121,7 +121,11 @@ class Engine(ABC):
 
 
 def train_with(
-    kind: Callable[[Any, Path], Engine], config: Experiment, run_dir: Path, progress: bool = False
+    kind: Callable[[Any, Path], Engine],
+    config: Experiment,
+    run_dir: Path,
+    progress: bool = False,
+    on_update: OnUpdate | None = None,
 ) -> None:
     """Train from the newest checkpoint in `run_dir`, or from the start, to the end; then evaluate and plot.
 
@@ -136,6 +140,8 @@ def train_with(
             while engine.step < config.planned_steps and stop.signal_number is None:
                 row = engine.update()
                 display.update(engine.step, row)
+                if on_update is not None:
+                    on_update(engine.step, row)
         engine.save()
         _draw(run)
         if stop.signal_number is not None:

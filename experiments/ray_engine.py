@@ -13,7 +13,7 @@ from ray.exceptions import RayError
 
 from scrubjay.agents.policy import Policy
 from scrubjay.agents.rllib import SegmentPPO, SegmentPPOConfig
-from scrubjay.experiments.cluster import RayOptions, connect
+from scrubjay.experiments.cluster import RayOptions, connect, free_cpus
 from scrubjay.experiments.config import TrainConfig
 from scrubjay.experiments.engine import Engine
 from scrubjay.experiments.local import evaluate_policy
@@ -108,17 +108,13 @@ class RayEngine(Engine):
         with contextlib.suppress(Exception):  # parts of it are gone
             self.algorithm.stop()
         deadline = time.monotonic() + _PATIENCE
-        while (cpus := self._free_cpus()) < self.options.num_cpus and time.monotonic() < deadline:
+        while (cpus := free_cpus()) < self.options.num_cpus and time.monotonic() < deadline:
             time.sleep(1.0)
         num_env_runners = min(self.options.num_env_runners, max(0, cpus - self.options.num_learners))
         if num_env_runners < self.options.num_env_runners:
             _log.warning("the cluster has %d CPUs left: going on with %d env runners", cpus, num_env_runners)
         self.algorithm = self._start(num_env_runners)
         self.algorithm.set_parts(self._parts)
-
-    @staticmethod
-    def _free_cpus() -> int:
-        return int(ray.available_resources().get("CPU", 0))
 
     def _get_parts(self) -> dict[str, Any]:
         states = self.algorithm.env_runner_group.foreach_env_runner(lambda runner: runner.get_state())

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -76,24 +79,50 @@ def test_the_node_of_a_learner_dies(cluster, tiny, tmp_path, caplog):
     assert [row["step"] for row in run.metrics()] == [32, 64, 96]
 
 
-def test_a_cluster_is_joined_by_address_and_left_running(cluster, tiny, tmp_path):
-    """In a process of its own, as a user's would be."""
-    import subprocess
-    import sys
-
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
-    words = ["train", "tmaze-demo", "--engine", "ray", "--num-env-runners", "1", "--address", cluster.address]
+def train_by_address(folder: Path, address: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own, as a user would."""
     sizes = ["--total-steps", "4096", "--eval-episodes", "5", "--run-dir", "run", "--quiet"]
-    done = subprocess.run(
-        [sys.executable, "-m", "scrubjay.experiments.cli", *words, *sizes],
-        cwd=tmp_path,
-        env=environment,
+    return subprocess.run(
+        [
+            *[sys.executable, "-m", "scrubjay.experiments.cli", "train", "tmaze-demo", "--engine", "ray"],
+            *["--num-env-runners", "1", "--address", address, *sizes, *words],
+        ],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"},
         capture_output=True,
         text=True,
         timeout=200,
         check=False,
     )
+
+
+def test_a_cluster_is_joined_by_address_and_left_running(cluster, tmp_path):
+    done = train_by_address(tmp_path, cluster.address)
     assert done.returncode == 0, done.stderr
     assert f"ray cluster {cluster.address}: 1 node, 1 CPUs" in done.stdout
     assert Run.load(tmp_path / "run").step == 4096
     assert ray.cluster_resources()["CPU"] == 1
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], message: str, folder: Path) -> None:
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (folder / "run").exists()
+
+
+def test_cpus_that_others_keep_are_not_waited_for(cluster, tmp_path):
+    keeper = ray.remote(num_cpus=1)(lambda: time.sleep(1000)).remote()
+    done = train_by_address(tmp_path, cluster.address)
+    assert_refused(done, "need 1 CPUs; of the cluster's 1 only 0 are free", tmp_path)
+    ray.cancel(keeper, force=True)
+
+
+def test_a_node_without_the_package_is_named(cluster, tmp_path):
+    """A module of that name, found first, fails as a missing one does."""
+    hides = tmp_path / "hides"
+    hides.mkdir()
+    (hides / "scrubjay.py").write_text("raise ModuleNotFoundError(\"No module named 'scrubjay'\")")
+    cluster.add_node(num_cpus=1, env_vars={"PYTHONPATH": str(hides)})
+    done = train_by_address(tmp_path, cluster.address)
+    assert_refused(done, "cannot load Scrubjay: No module named 'scrubjay'", tmp_path)
