@@ -12,7 +12,7 @@ import torch
 from gymnasium.vector import VectorEnv
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
-from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core import COMPONENT_LEARNER_GROUP, DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
@@ -149,8 +149,20 @@ class SegmentPPO(Algorithm):
     def setup(self, config: Any) -> None:
         """Build runners and learners; called by RLlib."""
         super().setup(config)
+        self._get_weights()
+
+    def _get_weights(self) -> None:
         learners = self.learner_group.foreach_learner(lambda learner: learner.get_parts())
         self._weights = next(iter(learners)).get()["policy"]
+
+    def get_checkpointable_components(self) -> list[tuple[str, Any]]:
+        """Return what RLlib's own checkpoints hold: the learners. Runners begin new episodes after them."""
+        return [(COMPONENT_LEARNER_GROUP, self.learner_group)]
+
+    def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
+        """Go on from an RLlib checkpoint; called by `from_checkpoint` and Tune."""
+        super().restore_from_path(path, *args, **kwargs)
+        self._get_weights()
 
     def set_parts(self, parts: dict[str, Any]) -> None:
         """Give all learners, and with the next iteration all runners, these weights and states."""

@@ -18,7 +18,7 @@ from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from scrubjay.agents.policy import PolicyConfig
-from scrubjay.agents.rllib import MemoryModule
+from scrubjay.agents.rllib import MemoryModule, SegmentPPO, SegmentPPOConfig
 from scrubjay.experiments import EnvConfig, RayOptions, Run, resume, train
 from scrubjay.experiments.checkpoint import load_training, load_weights
 from scrubjay.experiments.local import LocalEngine
@@ -196,6 +196,31 @@ def test_a_dict_of_images_crosses_processes(tiny, tmp_path):
         eval_episodes=1,
     )
     assert_same(train(config, tmp_path / "ray", ray=RayOptions(1, 0)), train(config, tmp_path / "local"))
+
+
+def test_rllibs_own_checkpoints_hold_the_learner(tiny, tmp_path):
+    config = tiny("gru")
+    algorithm_config = (
+        SegmentPPOConfig()
+        .segments(vector_env=config.env.make_vector, num_envs=4, policy=config.policy, ppo=config.ppo)
+        .env_runners(num_env_runners=1)
+    )
+    algorithm: Any = algorithm_config.build_algo()
+    algorithm.train()
+    expected = algorithm.last_update.parts
+    path = algorithm.save_to_path(tmp_path / "checkpoint")
+    algorithm.stop()
+    restored: Any = SegmentPPO.from_checkpoint(path)
+    assert restored.iteration == 1
+    restored.train()
+    before = expected["learner"]["optimizer"]["state"]
+    after = restored.last_update.parts["learner"]["optimizer"]["state"]
+    restored.stop()
+    assert {int(after[name]["step"]) / int(state["step"]) for name, state in before.items()} == {2}
+    # Adam's steps are bounded, so that two updates from the same weights cannot be far apart.
+    bound = 10 * config.ppo.learning_rate * int(before[0]["step"])
+    for name, value in restored.last_update.parts["policy"].items():
+        torch.testing.assert_close(value, expected["policy"][name], rtol=0, atol=bound)
 
 
 @pytest.mark.parametrize("memory", ["none", "hcam"])
