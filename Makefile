@@ -6,7 +6,7 @@ CODE := agents envs experiments kernels memory tests src/scrubjay/__init__.py
 # Small batches run fastest on one thread a process; set it yourself to override.
 export OMP_NUM_THREADS ?= 1
 
-TABLES := envs resets segments throughput
+TABLES := envs ray resets segments throughput
 
 .PHONY: always help demo test test-slow lint format type bench docs-check clean
 
