@@ -111,8 +111,8 @@ class BalletProbeConfig:
         self, num_envs: int, num_dancers: int | None = None, delay: int | None = None
     ) -> BalletVector:
         """Return a batch of ballets, of the training's dancers and delay unless told otherwise."""
-        count, wait = num_dancers or self.num_dancers, delay or self.delay
-        return BalletVector(num_envs, count, wait, "symbolic")
+        count = self.num_dancers if num_dancers is None else num_dancers
+        return BalletVector(num_envs, count, self.delay if delay is None else delay, "symbolic")
 
     def check(self, ray: RayOptions | None = None) -> None:
         """Build the parts once. Raises ValueError or TypeError naming what does not fit, or if on Ray."""

@@ -33,8 +33,8 @@ class ProbeEngine(Engine):
             for count in self.config.counts
         }
         self.turn = 0
-        for envs in self.envs.values():
-            envs.reset(seed=derive_seed(self.config.seed, "sampling"))
+        for count, envs in self.envs.items():
+            envs.reset(seed=derive_seed(self.config.seed, "sampling", count))
 
     def _learn(self) -> tuple[int, dict[str, float]]:
         began = time.perf_counter()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from scrubjay.envs import ballet_world as world
-from scrubjay.envs.ballet import MOVE_AT, SHAPE_AT, SLOT_SIZE, SLOTS
+from scrubjay.envs.ballet import MOVE_AT, SHAPE_AT, SLOT_SIZE, SLOTS, BalletVector
 from scrubjay.experiments import RECIPES, Run, resume, train, with_memory
 from scrubjay.experiments.ballet_probe import BalletProbe, BalletProbeConfig, watch
 from scrubjay.experiments.compare import write_report
@@ -116,12 +117,38 @@ def test_stopped_and_resumed_equals_never_stopped(memory, tmp_path):
     assert {**run.result, "seconds": 0} == {**whole.result, "seconds": 0}
 
 
-def test_the_test_covers_training_and_beyond_on_seeds_of_its_own():
+def test_the_test_covers_training_and_beyond():
     config = tiny()
     assert config.tests == [(dancers, delay) for dancers in (1, 2, 3) for delay in (1, 2)]
     assert accuracy(BalletProbe(config.memory), config, 3, 2)[1] == 30
-    # Asked for 10 of 64: a batch is cut to what was asked for.
+    # 70 are two batches of 64, of which the second is cut to what was asked for.
     assert accuracy(BalletProbe(config.memory), dataclasses.replace(config, eval_episodes=70), 1, 1)[1] == 70
+
+
+def test_batches_and_tests_have_seeds_of_their_own(tmp_path, monkeypatch):
+    seeds: list[int] = []
+
+    class Recorded(BalletVector):
+        def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+            seeds.extend([] if seed is None else [seed])
+            return super().reset(seed=seed, options=options)
+
+    monkeypatch.setattr("scrubjay.experiments.ballet_probe.BalletVector", Recorded)
+    config = tiny("none", num_dancers=4)
+    train(config, tmp_path / "run")
+    two, four, *tests = seeds
+    assert len(tests) == len(config.tests)
+    assert len({two, four, *tests}) == 3
+
+
+def test_batches_of_more_dancers_are_other_ballets(tmp_path):
+    """Draws of one seed would give the same first two dances to any number of dancers."""
+    run = Run.create(tiny("none", num_dancers=4, batch_questions=256), tmp_path / "run")
+    with ProbeEngine(run.config, run.path) as engine:
+        for envs in engine.envs.values():
+            watch(envs)
+        two, four = (envs.dance[:64, :2] for envs in engine.envs.values())
+    assert (two == four).all(axis=1).mean() < 0.2
 
 
 def test_what_a_memory_needs_is_given_when_it_is_named():
@@ -157,7 +184,13 @@ def test_impossible_settings_are_refused_by_name(fields, message):
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"), [({"num_dancers": 9}, "num_dancers=9"), ({"eval_delays": (-1,)}, "delay=-1")]
+    ("fields", "message"),
+    [
+        ({"num_dancers": 9}, "num_dancers=9"),
+        ({"eval_delays": (-1,)}, "delay=-1"),
+        ({"eval_delays": (0,)}, "delay=0"),
+        ({"eval_dancers": (0,)}, "num_dancers=0"),
+    ],
 )
 def test_ballets_that_cannot_be_are_found_before_training(fields, message):
     with pytest.raises(ValueError, match=message):
