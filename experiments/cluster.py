@@ -144,13 +144,18 @@ def describe_cluster() -> str:
 
 
 def _reach(address: str) -> None:
-    """Raise ValueError unless something listens at host:port; Ray itself would try for minutes."""
+    """Raise ValueError unless a Ray head listens at host:port; Ray itself would try for minutes, or without end."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon:
         if address not in ("local", "auto"):
             raise ValueError(f"address={address!r}: write it as host:port, for example 10.0.0.1:6379")
         return
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_SECONDS).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_SECONDS) as connection:
+            if os.environ.get("RAY_USE_TLS") != "1":
+                # Ray speaks gRPC, so HTTP/2: whoever does answers this greeting with a frame of settings, type 4.
+                connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
+                if connection.recv(9)[3:4] != b"\4":
+                    raise ValueError("what listens there is no Ray head, whose port is usually 6379")
     except (OSError, ValueError, OverflowError) as error:
         raise ValueError(f"no Ray cluster at {address}: {error}") from error

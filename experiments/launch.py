@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import logging
 import os
 import shlex
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ import scrubjay
 
 _TOKEN = "~/.ray/auth_token"
 _PATIENCE = 30.0
+_REACH_SECONDS = 10.0
 
 
 def submit(address: str, words: Sequence[str]) -> tuple[Any, str]:
@@ -32,6 +36,7 @@ def submit(address: str, words: Sequence[str]) -> tuple[Any, str]:
         from ray.job_submission import JobSubmissionClient
     except ImportError as error:
         raise ImportError("launch needs the extra `cluster`: pip install 'scrubjay[cluster]'") from error
+    _reach(address)
     entrypoint = " ".join(map(_quote, ["python", "-m", "scrubjay.experiments.cli", *words]))
     environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "PYTHONUNBUFFERED": "1"}
     for chatty in (
@@ -71,6 +76,18 @@ def follow(client: Any, job: str) -> int:
     if info.driver_exit_code is None:  # it never came to run
         print(info.message, flush=True)
     return info.driver_exit_code or 1
+
+
+def _reach(address: str) -> None:
+    """Raise ValueError unless an HTTP server answers; the client would wait without end."""
+    try:
+        urllib.request.urlopen(address, timeout=_REACH_SECONDS).close()
+    except urllib.error.HTTPError:
+        return  # an answer: it may ask for a token, which the client has
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise ValueError(
+            f"no dashboard at {address}: {error}; write it as http://HEAD:8265, as the head's start tells it"
+        ) from error
 
 
 def _quote(word: str) -> str:

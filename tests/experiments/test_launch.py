@@ -99,8 +99,9 @@ def test_a_job_trains_is_followed_and_its_exit_code_returned(head, tmp_path):
         (["--address", "http://127.0.0.1:1"], "launch needs a recipe, or --resume DIR"),
         (
             ["tmaze", "--address", "http://127.0.0.1:1"],
-            "no job started at http://127.0.0.1:1: Failed to connect",
+            "no dashboard at http://127.0.0.1:1: <urlopen error [Errno 111] Connection refused>",
         ),
+        (["tmaze", "--address", "127.0.0.1:1"], "write it as http://HEAD:8265"),
         (["tmaze", "--address", "http://127.0.0.1:1", "--num-env-runners", "65"], "num_env_runners=65"),
         (["tmaze-demmo", "--address", "http://127.0.0.1:1"], "did you mean 'tmaze-demo'"),
         (["--resume", "x", "--address", "http://127.0.0.1:1", "--seed", "3"], "unexpected argument '--seed'"),
@@ -110,4 +111,12 @@ def test_wrong_flags_are_one_line(words, message, tmp_path):
     done = launch(tmp_path, *words)
     assert done.returncode == 2
     assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_server_that_never_answers_is_not_waited_for(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        done = launch(tmp_path, "tmaze", "--address", f"http://127.0.0.1:{mute.getsockname()[1]}")
+    assert done.returncode == 2
+    assert "no dashboard at" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

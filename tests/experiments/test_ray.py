@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from scrubjay.agents.policy import PolicyConfig
 from scrubjay.agents.rllib import MemoryModule, SegmentPPO, SegmentPPOConfig
 from scrubjay.experiments import EnvConfig, RayOptions, Run, resume, train
 from scrubjay.experiments.checkpoint import load_training, load_weights
+from scrubjay.experiments.cluster import _reach
 from scrubjay.experiments.local import LocalEngine
 from scrubjay.experiments.metrics import is_timing
 from scrubjay.experiments.ray_engine import RayEngine
@@ -310,6 +313,38 @@ def test_wrong_flags_are_one_line(words, message, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def python_alone(source: str, **variables: str) -> str:
+    """Run Python with a Ray of its own; return what it prints."""
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("RAY_") and name != "OMP_NUM_THREADS"
+    }
+    command = [sys.executable, "-c", source]
+    return subprocess.run(
+        command, env={**environment, **variables}, stdout=subprocess.PIPE, text=True, timeout=120, check=True
+    ).stdout.strip()
+
+
+def test_nothing_starts_ray_at_import():
+    """And what needs no Ray does not even wait for its import."""
+    rooms = "scrubjay.memory, scrubjay.envs, scrubjay.agents, scrubjay.experiments, scrubjay.experiments.cli"
+    assert python_alone(f"import sys, {rooms}; print('ray' in sys.modules)") == "False"
+    wrappers = "scrubjay.agents.rllib, scrubjay.experiments.ray_engine, scrubjay.experiments.sweep"
+    assert python_alone(f"import ray, {wrappers}; print(ray.is_initialized())") == "False"
+
+
+@pytest.mark.parametrize(("variables", "threads"), [({}, "1"), ({"OMP_NUM_THREADS": "3"}, "3")])
+def test_workers_have_one_thread_unless_told_otherwise(variables, threads):
+    source = (
+        "import os, ray\n"
+        "from scrubjay.experiments.cluster import RayOptions, connect\n"
+        "connect(RayOptions(num_env_runners=1))\n"
+        "print(ray.get(ray.remote(os.getenv).remote('OMP_NUM_THREADS')))\n"
+    )
+    assert python_alone(source, **variables) == threads
+
+
 def test_an_address_where_nothing_listens_is_one_line(tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: refused at once
@@ -319,6 +354,24 @@ def test_an_address_where_nothing_listens_is_one_line(tmp_path):
     assert done.returncode == 2
     assert f"no Ray cluster at {address}" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"), [(b"", "timed out"), (b"HTTP/1.1 400 Bad Request\r\n\r\n", "is no Ray head")]
+)
+def test_an_address_where_something_else_listens_is_refused(answer, message):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def talk() -> None:
+            connection, _ = server.accept()
+            connection.sendall(answer)
+            with contextlib.suppress(OSError):
+                while connection.recv(100):  # until the other side hangs up
+                    pass
+
+        threading.Thread(target=talk, daemon=True).start()
+        with pytest.raises(ValueError, match=message):
+            _reach(f"127.0.0.1:{server.getsockname()[1]}")
 
 
 def test_a_probe_is_not_for_ray(tmp_path):
