@@ -271,7 +271,11 @@ def launch(words: Sequence[str]) -> int:
     # What is wrong with the flags is told here and now, not by a job minutes later.
     checked = ["--engine", "ray", *remaining]
     ray = _engine(checked)
+    if ray is None:
+        raise UsageError("launch is of --engine ray; leave --engine away")
     if resumed:
+        if run_dirs:
+            raise UsageError("--resume names the run directory; leave --run-dir away")
         run_dir = resumed[-1]
         if checked:
             raise UsageError(f"unexpected argument {checked[0]!r}: the run's own config holds")
@@ -284,20 +288,26 @@ def launch(words: Sequence[str]) -> int:
             config.check(ray)
         run_dir = run_dirs[-1] if run_dirs else f"~/scrubjay/{default_path(config).name}"
         command = ["train", checked[0], "--run-dir", run_dir, *checked[1:]]
-    assert ray is not None
     sizes = ["--num-env-runners", str(ray.num_env_runners), "--num-learners", str(ray.num_learners)]
     quiet = ["--quiet"] if "--quiet" in words else []
     with _bad_input():
         client, job = submit(addresses[-1], [*command, "--engine", "ray", *sizes, *quiet])
     print(f"job {job} at {addresses[-1]}, run directory on its head: {run_dir}", flush=True)
     if "--detach" in words:
-        print(f"follow: ray job logs --follow {job}    stop: ray job stop {job}")
+        print(_how_to_find(job, addresses[-1]))
         return 0
     try:
         return follow(client, job)
     except KeyboardInterrupt:
-        print(f"\njob {job} goes on; stop: ray job stop --address {addresses[-1]} {job}", flush=True)
+        print(f"\njob {job} goes on; {_how_to_find(job, addresses[-1])}", flush=True)
         return 130
+    except ConnectionError as error:
+        raise UsageError(f"{error}; {_how_to_find(job, addresses[-1])}") from error
+
+
+def _how_to_find(job: str, address: str) -> str:
+    at = f"--address {address} {job}"
+    return f"follow: ray job logs --follow {at}    stop: ray job stop {at}"
 
 
 def sweep(words: Sequence[str]) -> int:
@@ -311,7 +321,8 @@ def sweep(words: Sequence[str]) -> int:
             "                      [--address HOST:PORT] [flags of train]\n\n"
             "Train every combination, as many at once as there are CPUs (or N), and stop early what falls behind\n"
             "(ASHA). NAME is a flag of train: memory, seed, ppo.learning-rate, set.corridor_length, ... The same\n"
-            "command goes on with what was stopped. Results are in DIR/table.md; default: runs/sweep."
+            "command goes on with what was stopped. Results are in DIR/table.md; default: runs/sweep. On a cluster\n"
+            "of several machines DIR must be on a file system that all of them share."
         )
         return 0
     taken = {flag: take_flag(remaining, f"--{flag}") for flag in ("param", "out", "jobs", "address")}

@@ -60,9 +60,11 @@ class Engine(ABC):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._metrics.close()
-        self._close()
-        self._lock.close()
+        try:
+            self._metrics.close()
+            self._close()
+        finally:
+            self._lock.close()
 
     @abstractmethod
     def _build(self) -> None:

@@ -63,14 +63,22 @@ def submit(address: str, words: Sequence[str]) -> tuple[Any, str]:
 
 
 def follow(client: Any, job: str) -> int:
-    """Print the job's output until it ends; return its exit code."""
+    """Print the job's output until it ends; return its exit code. Raises ConnectionError if the head is lost."""
+    import aiohttp
 
     async def tail() -> None:
         async for text in client.tail_job_logs(job):
             print(text, end="", flush=True)
 
-    asyncio.run(tail())
-    info = client.get_job_info(job)
+    while True:
+        try:
+            asyncio.run(tail())
+            info = client.get_job_info(job)
+        except (OSError, RuntimeError, aiohttp.ClientError) as error:
+            raise ConnectionError(f"the connection is lost, and the job goes on: {error}") from error
+        if info.status.is_terminal():
+            break
+        time.sleep(1.0)
     if info.status == "SUCCEEDED":
         return 0
     if info.driver_exit_code is None:  # it never came to run

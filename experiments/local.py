@@ -63,7 +63,8 @@ class LocalEngine(Engine):
                 self.config.env.id,
             )
         samplers = training["samplers"]
-        if len(samplers) == 1:
+        # Of a checkpoint made while an env runner was gone, the rows are not all there.
+        if [len(saved["sampler"]["lengths"]) for saved in samplers] == [self.config.env.num_envs]:
             self.sampler.set_state(samplers[0]["sampler"])
         else:
             _log.warning("sampled by %d processes before and by 1 now: all begin new episodes", len(samplers))

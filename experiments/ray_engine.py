@@ -41,6 +41,12 @@ class RayEngine(Engine):
         self.options = options
         self._joined = connect(options)
         try:
+            gpus = ray.cluster_resources().get("GPU", 0)
+            if config.device == "cuda" and options.num_learners > gpus:
+                raise ValueError(
+                    f"num_learners={options.num_learners} on device='cuda' need a GPU each; the cluster has "
+                    f"{gpus:.0f}: ask for fewer, or use --device cpu"
+                )
             super().__init__(config, run_dir)
         except BaseException:
             if self._joined:
@@ -82,14 +88,17 @@ class RayEngine(Engine):
         return algorithm
 
     def _learn(self) -> tuple[int, dict[str, float]]:
+        lost: RayError | None = None
         for attempt in range(_ATTEMPTS):
             try:
+                if lost is not None:
+                    self._rebuild(lost)
                 self.algorithm.train()
                 break
             except RayError as error:
                 if attempt + 1 == _ATTEMPTS:
                     raise
-                self._rebuild(error)
+                lost = error
         update = self.algorithm.last_update
         assert update is not None
         self._parts = update.parts
@@ -110,6 +119,11 @@ class RayEngine(Engine):
         deadline = time.monotonic() + _PATIENCE
         while (cpus := free_cpus()) < self.options.num_cpus and time.monotonic() < deadline:
             time.sleep(1.0)
+        if cpus < self.options.num_learners:
+            raise RuntimeError(
+                f"num_learners={self.options.num_learners}: the cluster has {cpus} CPUs left; "
+                "resume with fewer, or when its nodes are back"
+            ) from error
         num_env_runners = min(self.options.num_env_runners, max(0, cpus - self.options.num_learners))
         if num_env_runners < self.options.num_env_runners:
             _log.warning("the cluster has %d CPUs left: going on with %d env runners", cpus, num_env_runners)
@@ -117,7 +131,7 @@ class RayEngine(Engine):
         self.algorithm.set_parts(self._parts)
 
     def _get_parts(self) -> dict[str, Any]:
-        states = self.algorithm.env_runner_group.foreach_env_runner(lambda runner: runner.get_state())
+        states = self.algorithm.call_runners(lambda runner: runner.get_state())
         return {
             "learner": self._parts["learner"],
             "samplers": sorted(states, key=lambda state: state["first_row"]),
@@ -129,11 +143,10 @@ class RayEngine(Engine):
         self.algorithm.set_parts(self._parts)
         saved = {state["first_row"]: state["sampler"] for state in training["samplers"]}
         rows = {first_row: len(sampler["lengths"]) for first_row, sampler in saved.items()}
-        group = self.algorithm.env_runner_group
         indices = range(1, self.options.num_env_runners + 1) if self.options.num_env_runners else [0]
         if rows == dict(self.algorithm.config.rows_of(index) for index in indices):
             states = ray.put(saved)
-            group.foreach_env_runner(lambda runner: runner.restore(ray.get(states)))
+            self.algorithm.call_runners(lambda runner: runner.restore(ray.get(states)))
         else:
             _log.warning(
                 "sampled by %d processes before and by %d now: all begin new episodes",
@@ -141,13 +154,15 @@ class RayEngine(Engine):
                 len(indices),
             )
             weights, seed = self._parts["policy"], derive_seed(self.config.seed, "sampling", self.step)
-            group.foreach_env_runner(lambda runner: runner.restart(weights, seed))
+            self.algorithm.call_runners(lambda runner: runner.restart(weights, seed))
         self.episodes.set_state(training["episodes"])
 
     def _evaluate(self) -> dict[str, Any]:
         return evaluate_policy(self.model, self.config)
 
     def _close(self) -> None:
-        self.algorithm.stop()
-        if self._joined:
-            ray.shutdown()
+        try:
+            self.algorithm.stop()
+        finally:
+            if self._joined:
+                ray.shutdown()

@@ -8,6 +8,8 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import math
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +66,10 @@ def run_sweep(sweep: Sweep, out: Path, address: str | None = None, jobs: int | N
     Returns 0, or 1 if a trial failed. Raises ValueError if a trial's flags are wrong, if `out` holds another
     sweep, or if the cluster cannot be joined.
     """
+    names = [name for name, _ in sweep.params]
+    for name, values in sweep.params:
+        if names.count(name) > 1 or len(set(values)) < len(values):
+            raise ValueError(f"param {name!r}: name it once, with different values")
     for trial in sweep.trials():
         override(sweep.recipe, sweep.words(trial)).check()
     out.mkdir(parents=True, exist_ok=True)
@@ -73,7 +79,13 @@ def run_sweep(sweep: Sweep, out: Path, address: str | None = None, jobs: int | N
         raise ValueError(f"{out} holds another sweep, see {note}; choose another --out")
     write_atomically(note, asked)
     connect(RayOptions(num_env_runners=1, address=address))
+    handler = signal.getsignal(signal.SIGINT)
     results = _tuner(sweep, out.resolve(), jobs).fit()
+    # Tune takes Ctrl-C for an end like any other; it puts the handler back that it found only if there was one.
+    if signal.getsignal(signal.SIGINT) is handler:
+        print("\nstopped; the same command goes on")
+        return 130
+    signal.signal(signal.SIGINT, handler)
     table = _table(
         sweep, out, [(result.config or {}, result.metrics or {}, result.error) for result in results]
     )
@@ -146,7 +158,7 @@ def _table(sweep: Sweep, out: Path, results: Sequence[tuple[dict[str, Any], dict
         f"| {' | '.join(names)} | score | steps | | run |",
         f"|{' --- |' * (len(names) + 4)}",
     ]
-    ranked = sorted(results, key=lambda result: -result[1].get("score", float("-inf")))
+    ranked = sorted(results, key=_rank)
     for config, metrics, error in ranked:
         state = "failed" if error else "finished" if metrics.get("finished") else "stopped early"
         score = f"{metrics['score']:.3f}" if "score" in metrics else ""
@@ -154,3 +166,8 @@ def _table(sweep: Sweep, out: Path, results: Sequence[tuple[dict[str, Any], dict
         folder = out / _folder({name: config[name] for name in names}) if config else ""
         lines.append(f"| {values} | {score} | {metrics.get('step', 0):,} | {state} | {folder} |")
     return "\n".join(lines) + "\n"
+
+
+def _rank(result: tuple[dict[str, Any], dict[str, Any], Any]) -> float:
+    score = result[1].get("score", math.nan)
+    return math.inf if math.isnan(score) else -score

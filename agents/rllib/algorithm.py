@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
@@ -10,6 +12,7 @@ from typing import Any, Self
 import ray
 import torch
 from gymnasium.vector import VectorEnv
+from ray.exceptions import RayError
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import COMPONENT_LEARNER_GROUP, DEFAULT_MODULE_ID
@@ -148,12 +151,35 @@ class SegmentPPO(Algorithm):
 
     def setup(self, config: Any) -> None:
         """Build runners and learners; called by RLlib."""
-        super().setup(config)
+        try:
+            super().setup(config)
+        except IndexError as error:  # RLlib's, who asks the first of no runners for its spaces
+            raise RuntimeError(
+                "no env runner could be built, for reasons RLlib has logged; does every node have what the "
+                "environment needs?"
+            ) from error
         self._get_weights()
 
     def _get_weights(self) -> None:
-        learners = self.learner_group.foreach_learner(lambda learner: learner.get_parts())
-        self._weights = next(iter(learners)).get()["policy"]
+        self._weights = self._call_learners(lambda learner: learner.get_parts())[0]["policy"]
+
+    def _call_learners(self, call: Callable[[Any], Any]) -> list[Any]:
+        """Return what every learner answers; RLlib would hand out an error as if it were an answer."""
+        results = list(self.learner_group.foreach_learner(call))
+        for result in results:
+            if not result.ok:
+                raise result.get()
+        if not results:
+            raise RayError("no learner is left")
+        return [result.get() for result in results]
+
+    def call_runners(self, call: Callable[[Any], Any]) -> list[Any]:
+        """Return what every living env runner answers; what it raises is raised here, and no reason to restart it."""
+        answers = self.env_runner_group.foreach_env_runner(_told(call))
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        return answers
 
     def get_checkpointable_components(self) -> list[tuple[str, Any]]:
         """Return what RLlib's own checkpoints hold: the learners. Runners begin new episodes after them."""
@@ -166,10 +192,7 @@ class SegmentPPO(Algorithm):
 
     def set_parts(self, parts: dict[str, Any]) -> None:
         """Give all learners, and with the next iteration all runners, these weights and states."""
-        for result in self.learner_group.foreach_learner(
-            lambda learner, parts=parts: learner.set_parts(parts)
-        ):
-            result.get()
+        self._call_learners(lambda learner, parts=parts: learner.set_parts(parts))
         self._weights = parts["policy"]
 
     def restore_env_runners(self, env_runner_group: Any) -> list[int]:
@@ -187,7 +210,10 @@ class SegmentPPO(Algorithm):
             data: dict[str, Any] = {"batches": [segment.rows(part) for part in parts]}
         else:
             data = {"batch": segment}
-        first = self.learner_group.update(**data, return_state=True)[0]
+        updated = self.learner_group.update(**data, return_state=True)
+        if not updated:
+            raise RayError("no learner is left")
+        first = updated[0]
         self._weights = first["parts"]["policy"]
         spent = {name: max(s.seconds[name] for s in samples) for name in ("env", "policy")}
         spent["learner"] = time.perf_counter() - began
@@ -212,10 +238,7 @@ class SegmentPPO(Algorithm):
                     f"no env runner has come back for {_PATIENCE:.0f} s: {group.num_healthy_remote_env_runners()} of "
                     f"{group.num_remote_env_runners()} are alive; does the cluster still have a CPU for each?"
                 )
-            for sample in group.foreach_env_runner(_sample_with(weights)):
-                if isinstance(sample, Exception):
-                    raise sample
-                samples.append(sample)
+            samples += self.call_runners(lambda runner: runner.sample(ray.get(weights)))
         return sorted(samples, key=lambda sample: sample.first_row)
 
     def _log(self, update: Update) -> None:
@@ -235,11 +258,24 @@ _PATIENCE = 120.0
 """Seconds without any env runner after which a run is given up."""
 
 
-def _sample_with(weights: ray.ObjectRef) -> Callable[[Any], Sample | Exception]:
-    def sample(runner: Any) -> Sample | Exception:
-        try:
-            return runner.sample(ray.get(weights))
-        except Exception as error:  # noqa: BLE001  of the environment: RLlib would restart the runner, to fail again
-            return error
+def _told(call: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return `call` with its errors as answers: RLlib would restart the runner, to fail again.
 
-    return sample
+    Lost and cancelled objects are Ray's own affair.
+    """
+
+    def told(runner: Any) -> Any:
+        try:
+            return call(runner)
+        except RayError:
+            raise
+        except Exception as error:  # noqa: BLE001
+            where = traceback.format_exc()
+            try:
+                error.add_note(f"in an env runner:\n{where}")  # which crosses processes; a traceback does not
+                pickle.loads(pickle.dumps(error))
+                return error
+            except Exception:  # noqa: BLE001  an error that cannot cross
+                return RuntimeError(where)
+
+    return told

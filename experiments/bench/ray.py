@@ -295,6 +295,10 @@ def main() -> None:
     found = {memory: constants(memory) for memory in bench.memories}
     print(constants_table(bench, found), end="\n\n")
     print(plan_table(bench, found))
+    print(
+        "\nGathering is the way to the driver. With remote learners rows leave it again by the same network, and "
+        "learners add up their gradients; neither is in these numbers, and both make them smaller."
+    )
     ray.shutdown()
 
 

@@ -89,7 +89,7 @@ def test_a_job_trains_is_followed_and_its_exit_code_returned(head, tmp_path):
     assert "the cluster has 2" in many.stdout
     detached = launch(tmp_path, "--resume", run_dir, "--address", head, "--detach")
     assert detached.returncode == 0
-    assert "stop: ray job stop raysubmit_" in detached.stdout
+    assert f"stop: ray job stop --address {head} raysubmit_" in detached.stdout
 
 
 @pytest.mark.parametrize(
@@ -104,6 +104,8 @@ def test_a_job_trains_is_followed_and_its_exit_code_returned(head, tmp_path):
         (["tmaze", "--address", "127.0.0.1:1"], "write it as http://HEAD:8265"),
         (["tmaze", "--address", "http://127.0.0.1:1", "--num-env-runners", "65"], "num_env_runners=65"),
         (["tmaze-demmo", "--address", "http://127.0.0.1:1"], "did you mean 'tmaze-demo'"),
+        (["tmaze", "--engine", "local", "--address", "http://127.0.0.1:1"], "launch is of --engine ray"),
+        (["--resume", "x", "--run-dir", "y", "--address", "http://127.0.0.1:1"], "leave --run-dir away"),
         (["--resume", "x", "--address", "http://127.0.0.1:1", "--seed", "3"], "unexpected argument '--seed'"),
     ],
 )

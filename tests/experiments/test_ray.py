@@ -31,16 +31,19 @@ from scrubjay.memory import list_memories, make_config
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _cluster():
+def _cluster(tmp_path_factory):
     """Four CPUs, whatever the machine has: these tests are about processes, not about speed."""
+    folder = tmp_path_factory.mktemp("modules")
+    (folder / "faulty.py").write_text(FAULTY)
     with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
         patch.delenv("RAY_ADDRESS", raising=False)
         ray.init(
             address="local",
             num_cpus=4,
             include_dashboard=False,
             log_to_driver=False,
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}},
         )
         yield
         ray.shutdown()
@@ -183,12 +186,25 @@ class Env(gymnasium.Env):
 """
 
 
-def test_an_environment_that_fails_is_reported_not_restarted(tiny, tmp_path, monkeypatch):
-    (tmp_path / "faulty.py").write_text(FAULTY)
-    monkeypatch.syspath_prepend(str(tmp_path))
+@pytest.mark.parametrize("num_env_runners", [0, 1])
+def test_an_environment_that_fails_is_reported_not_restarted(num_env_runners, tiny, tmp_path):
     config = tiny("gru", env=EnvConfig("faulty:Env", num_envs=4))
-    with pytest.raises(OSError, match="the third step fails"):
-        train(config, tmp_path / "run", ray=RayOptions(0, 0))
+    with pytest.raises(OSError, match="the third step fails") as raised:
+        train(config, tmp_path / "run", ray=RayOptions(num_env_runners, 0))
+    assert "faulty.py" in "".join(raised.value.__notes__)  # where it failed, in whatever process
+
+
+def test_a_checkpoint_without_a_lost_runners_rows_is_resumed_here(tiny, tmp_path, caplog):
+    config = tiny("gru")
+    run = Run.create(config, tmp_path / "run")
+    with RayEngine(config, run.path, RayOptions(num_env_runners=2)) as engine:
+        engine.update()
+        whole = engine._get_parts
+        engine._get_parts = lambda: {**whole(), "samplers": whole()["samplers"][:1]}
+        engine.save()
+    resume(run.path)
+    assert run.result
+    assert "all begin new episodes" in caplog.text
 
 
 def test_a_dict_of_images_crosses_processes(tiny, tmp_path):

@@ -53,6 +53,7 @@ def start(folder: Path, *words: object) -> subprocess.Popen[str]:
     ("words", "message"),
     [
         (["tmaze"], "sweep needs at least one --param NAME=V1,V2"),
+        (["tmaze", "--param", "seed=0,0"], "param 'seed': name it once, with different values"),
         (["tmaze", "--param", "memory"], "param 'memory': write it as name=v1,v2"),
         (["tmaze", "--param", "memory=gru,grue"], "unknown memory 'grue'"),
         (["tmaze", "--param", "ppo.gama=0.9"], "unknown option '--ppo.gama'; did you mean '--ppo.gamma'?"),
@@ -82,7 +83,10 @@ def test_a_stopped_sweep_goes_on_and_tells_who_was_best(tmp_path):
         assert first.poll() is None
         time.sleep(0.2)
     first.send_signal(signal.SIGINT)
-    first.communicate(timeout=120)
+    out, _ = first.communicate(timeout=120)
+    assert first.returncode == 130
+    assert "the same command goes on" in out
+    assert not (tmp_path / "out" / "table.md").exists()
     begun = {path.parents[1].name for path in tmp_path.glob("out/*/checkpoints/step_*")}
     second = start(tmp_path, *words)
     out, err = second.communicate(timeout=400)
