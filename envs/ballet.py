@@ -82,7 +82,7 @@ class Ballet(SingleEnv):
 
     Settings: `num_dancers` from 1 to 8; `delay` at least 1 (with 0 the original never starts the second
     dance). `max_steps=None` is the original's 320 for a delay of 16 and 1024 for any other, or 72 more than
-    the first step of the choice phase where that is later (the original then ends before the choice).
+    the first step of the choice phase where no dancer could be reached before (the original then ends all the same).
     The paper's levels are 2, 4 and 8 dancers with delays of 16 and 48.
 
     Units: places in cells, time in steps.
@@ -129,9 +129,10 @@ class BalletVector(BatchedEnv):
         self.num_dancers, self.delay, self.symbolic = int(num_dancers), int(delay), observation == "symbolic"
         self._period = world.MOVES_PER_DANCE - 1 + self.delay
         self.choice_step = self.num_dancers * self._period
-        usual = 320 if self.delay == 16 else max(1024, self.choice_step + _TIME_TO_CHOOSE)
         if max_steps is None:
-            max_steps = usual
+            max_steps = 320 if self.delay == 16 else 1024
+            if max_steps < self.choice_step + _NEAREST:
+                max_steps = self.choice_step + _TIME_TO_CHOOSE
         elif not is_integer(max_steps) or max_steps < self.choice_step + _NEAREST:
             raise ValueError(
                 f"max_steps={max_steps!r}: expected None or an integer of at least "

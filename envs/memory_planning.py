@@ -71,7 +71,8 @@ class MemoryPlanning(SingleEnv):
 
     Best, as mean return and success at `size`, `max_steps`; with memory means going straight to symbols seen
     before and else to the nearest place not seen (not proven best), without memory collecting where both
-    symbols agree and else going down or left with equal chance (the best known):
+    symbols agree and else going down or left with equal chance (the best that ignores symbols; by a table of
+    walks for each pair of symbols, return 5.0 and success 0.61 are reached at 2, 20):
 
     =============== ============ =========== ===========
     player          4, 100       3, 50       2, 20
