@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Self
@@ -21,6 +20,7 @@ from torch.nn import functional
 from scrubjay.envs.ballet import COLOUR_AT, MOVE_AT, SHAPE_AT, SLOT_SIZE, SLOTS, BalletVector
 from scrubjay.envs.ballet_world import INSTRUCTIONS, NO_MOVE
 from scrubjay.experiments.cluster import RayOptions
+from scrubjay.experiments.metrics import OnUpdate
 from scrubjay.memory import MemoryConfig, make_config, name_of
 
 _SYMBOLS = SLOTS * SLOT_SIZE
@@ -127,7 +127,7 @@ class BalletProbeConfig:
         run_dir: Path,
         progress: bool = False,
         ray: RayOptions | None = None,
-        on_update: Callable[[int, dict[str, float]], None] | None = None,
+        on_update: OnUpdate | None = None,
     ) -> None:
         """Train in this process, going on from the newest checkpoint in `run_dir` if there is one."""
         self.check(ray)

@@ -55,9 +55,7 @@ def connect(options: RayOptions) -> bool:
         if address == "local":
             settings["include_dashboard"] = False
         if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # inside a job, its own environment holds
-            # Threads of all workers together must not outnumber the cores; who knows better sets the variable.
-            threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-            settings["runtime_env"] = {"env_vars": threads}
+            settings["runtime_env"] = {"env_vars": worker_variables()}
         try:
             ray.init(address=address, **settings)
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -71,6 +69,14 @@ def connect(options: RayOptions) -> bool:
             ray.shutdown()
         raise
     return joins
+
+
+def worker_variables() -> dict[str, str]:
+    """Return the environment variables of workers.
+
+    Threads of all workers together must not outnumber the cores; who knows better sets the variable.
+    """
+    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
 
 
 def free_cpus() -> int:

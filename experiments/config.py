@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, Self
@@ -17,10 +16,8 @@ from scrubjay.experiments.ballet_probe import BalletProbeConfig
 from scrubjay.experiments.cluster import RayOptions
 from scrubjay.experiments.device import resolve_device
 from scrubjay.experiments.environments import EnvConfig
+from scrubjay.experiments.metrics import OnUpdate
 from scrubjay.memory import MemoryConfig, name_of
-
-OnUpdate = Callable[[int, dict[str, float]], None]
-"""Called after each update with the step and the row of metrics."""
 
 
 class Experiment(Protocol):

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from scrubjay.experiments.checkpoint import checkpoint_step, load_training, load_weights, save_checkpoint
-from scrubjay.experiments.config import Experiment, OnUpdate
+from scrubjay.experiments.config import Experiment
 from scrubjay.experiments.device import one_thread
-from scrubjay.experiments.metrics import MetricsLog
+from scrubjay.experiments.metrics import MetricsLog, OnUpdate
 from scrubjay.experiments.progress import ProgressDisplay
 from scrubjay.experiments.run import CHECKPOINTS, METRICS, RESULT, Run, lock, write_atomically
 from scrubjay.experiments.seeding import derive_seed

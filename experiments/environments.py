@@ -44,7 +44,7 @@ class EnvConfig:
         try:
             if function is not None:
                 return function(**kwargs)
-            return gymnasium.make(_importing_id(self.id), **kwargs)
+            return gymnasium.make(importing_id(self.id), **kwargs)
         except (ModuleNotFoundError, gymnasium.error.Error) as error:
             raise ValueError(_unknown(self.id, error)) from error
         except (TypeError, ValueError) as error:
@@ -75,7 +75,7 @@ class EnvConfig:
     def _make_batched(self, count: int) -> VectorEnv[Any, Any, Any] | None:
         kwargs: dict[str, Any] = dict(self.kwargs)
         envs = gymnasium.make_vec(
-            _importing_id(self.id),
+            importing_id(self.id),
             num_envs=count,
             vectorization_mode=VectorizeMode.VECTOR_ENTRY_POINT,
             **kwargs,
@@ -102,7 +102,8 @@ def parse_setting(text: str) -> tuple[str, KwargValue]:
     return name, value
 
 
-def _importing_id(name: str) -> str:
+def importing_id(name: str) -> str:
+    """Return the id by which gymnasium itself imports the module of ours that registers it; others as they are."""
     return f"scrubjay.envs:{name}" if name.startswith("scrubjay/") else name
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import scrubjay
+from scrubjay.experiments.cluster import worker_variables
 
 _TOKEN = "~/.ray/auth_token"
 _PATIENCE = 30.0
@@ -38,7 +39,7 @@ def submit(address: str, words: Sequence[str]) -> tuple[Any, str]:
         raise ImportError("launch needs the extra `cluster`: pip install 'scrubjay[cluster]'") from error
     _reach(address)
     entrypoint = " ".join(map(_quote, ["python", "-m", "scrubjay.experiments.cli", *words]))
-    environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "PYTHONUNBUFFERED": "1"}
+    environment = {**worker_variables(), "PYTHONUNBUFFERED": "1"}
     for chatty in (
         "dashboard.modules.dashboard_sdk",
         "dashboard.modules.job.sdk",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,9 @@ from scrubjay.agents.sampler import EpisodeStats
 
 WINDOW = 100
 """Episodes behind each point of a curve: charts show the mean of the last so many."""
+
+OnUpdate = Callable[[int, dict[str, float]], None]
+"""Called after each update with the step and the row of metrics."""
 
 
 def is_timing(name: str) -> bool:

@@ -70,8 +70,9 @@ def run_sweep(sweep: Sweep, out: Path, address: str | None = None, jobs: int | N
     for name, values in sweep.params:
         if names.count(name) > 1 or len(set(values)) < len(values):
             raise ValueError(f"param {name!r}: name it once, with different values")
-    for trial in sweep.trials():
-        override(sweep.recipe, sweep.words(trial)).check()
+    configs = [override(sweep.recipe, sweep.words(trial)) for trial in sweep.trials()]
+    for config in configs:
+        config.check()
     out.mkdir(parents=True, exist_ok=True)
     asked = json.dumps([sweep.recipe, sweep.params, sweep.flags], indent=1)
     note = out / "sweep.json"
@@ -80,7 +81,7 @@ def run_sweep(sweep: Sweep, out: Path, address: str | None = None, jobs: int | N
     write_atomically(note, asked)
     connect(RayOptions(num_env_runners=1, address=address))
     handler = signal.getsignal(signal.SIGINT)
-    results = _tuner(sweep, out.resolve(), jobs).fit()
+    results = _tuner(sweep, out.resolve(), jobs, max(config.planned_steps for config in configs)).fit()
     # Tune takes Ctrl-C for an end like any other; it puts the handler back that it found only if there was one.
     if signal.getsignal(signal.SIGINT) is handler:
         print("\nstopped; the same command goes on")
@@ -94,11 +95,10 @@ def run_sweep(sweep: Sweep, out: Path, address: str | None = None, jobs: int | N
     return 1 if results.num_errors else 0
 
 
-def _tuner(sweep: Sweep, out: Path, jobs: int | None) -> Any:
+def _tuner(sweep: Sweep, out: Path, jobs: int | None, steps: int) -> Any:
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler
 
-    steps = max(override(sweep.recipe, sweep.words(trial)).planned_steps for trial in sweep.trials())
     trainable = tune.with_resources(functools.partial(_train, sweep=sweep, out=out), {"cpu": 1})
     storage = out / "tune"
     if tune.Tuner.can_restore(str(storage)):
@@ -130,13 +130,10 @@ def _train(trial: dict[str, str], *, sweep: Sweep, out: Path) -> None:
     def report(step: int, row: dict[str, float]) -> None:
         nonlocal reported
         score = row.get("charts/success", row.get("charts/episodic_return"))
+        due = step * _REPORTS // config.planned_steps
         # The end is reported by the result: at the last step ASHA would end the trial before it is evaluated.
-        if (
-            score is not None
-            and step * _REPORTS // config.planned_steps > reported
-            and step < config.planned_steps
-        ):
-            reported = step * _REPORTS // config.planned_steps
+        if score is not None and reported < due < _REPORTS:
+            reported = due
             tune.report({"score": score, "step": step})
 
     run.config.run(run.path, on_update=report)

@@ -161,7 +161,7 @@ class SegmentPPO(Algorithm):
         self._get_weights()
 
     def _get_weights(self) -> None:
-        self._weights = self._call_learners(lambda learner: learner.get_parts())[0]["policy"]
+        self._weights = self._call_learners(lambda learner: learner.get_parts()["policy"])[0]
 
     def _call_learners(self, call: Callable[[Any], Any]) -> list[Any]:
         """Return what every learner answers; RLlib would hand out an error as if it were an answer."""

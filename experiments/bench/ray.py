@@ -34,7 +34,7 @@ from scrubjay.agents.segment import Segment
 from scrubjay.experiments.cluster import RayOptions
 from scrubjay.experiments.config import TrainConfig
 from scrubjay.experiments.engine import Engine
-from scrubjay.experiments.environments import EnvConfig
+from scrubjay.experiments.environments import importing_id
 from scrubjay.experiments.local import LocalEngine
 from scrubjay.experiments.ray_engine import RayEngine
 from scrubjay.experiments.recipes import RECIPES, with_memory
@@ -68,10 +68,10 @@ def training(memory: str) -> TrainConfig:
 
 def theirs(config: TrainConfig, num_env_runners: int) -> Any:
     """Return RLlib's PPO on the same task, with as many steps, passes and minibatches."""
-    env, settings = config.env, dict(config.env.kwargs)
+    env = config.env
     algorithm_config = (
         RLlibPPOConfig()
-        .environment(_env_id(env), env_config=settings)
+        .environment(importing_id(env.id), env_config=dict(env.kwargs))
         .env_runners(
             num_env_runners=num_env_runners, num_envs_per_env_runner=env.num_envs // max(1, num_env_runners)
         )
@@ -94,10 +94,6 @@ def theirs(config: TrainConfig, num_env_runners: int) -> Any:
         .debugging(log_level="ERROR")
     )
     return algorithm_config.build_algo()
-
-
-def _env_id(env: EnvConfig) -> str:
-    return f"scrubjay.envs:{env.id}" if env.id.startswith("scrubjay/") else env.id
 
 
 def speeds(bench: RayBenchConfig, folder: Path) -> dict[str, float]:
@@ -229,35 +225,32 @@ def speed_table(found: dict[str, float]) -> str:
     """Return the speeds as a Markdown table."""
     local = next(iter(found.values()))
     fastest = max(speed for name, speed in found.items() if name.startswith("RLlib"))
-    lines = ["| trainer | steps/s | of the local engine | of RLlib's fastest |", "| --- | --- | --- | --- |"]
-    lines += [
-        f"| {name} | {speed:,.0f} | {speed / local:.2f}x | {speed / fastest:.1f}x |"
-        for name, speed in found.items()
-    ]
-    return "\n".join(lines)
+    return _table(
+        "trainer | steps/s | of the local engine | of RLlib's fastest",
+        [
+            f"{name} | {speed:,.0f} | {speed / local:.2f}x | {speed / fastest:.1f}x"
+            for name, speed in found.items()
+        ],
+    )
 
 
 def constants_table(bench: RayBenchConfig, found: dict[str, Constants]) -> str:
     """Return the constants as a Markdown table."""
-    lines = [
-        "| memory | a row of a segment | weights | sample a row | gather a row | learn a row | through the driver |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    lines += [
-        f"| {memory} | {c.row_bytes / 1000:,.1f} kB, {c.steps} steps | {c.weight_bytes / 1000:,.0f} kB "
+    rows = [
+        f"{memory} | {c.row_bytes / 1000:,.1f} kB, {c.steps} steps | {c.weight_bytes / 1000:,.0f} kB "
         f"| {1e3 * c.sample_seconds:.2f} ms | {1e3 * c.gather_seconds:.3f} ms | {1e3 * c.learn_seconds:.2f} ms "
-        f"| at most {c.ceiling(1e9 * bench.gigabytes_per_second):,.0f} steps/s |"
+        f"| at most {c.ceiling(1e9 * bench.gigabytes_per_second):,.0f} steps/s"
         for memory, c in found.items()
     ]
-    return "\n".join(lines)
+    return _table(
+        "memory | a row of a segment | weights | sample a row | gather a row | learn a row | through the driver",
+        rows,
+    )
 
 
 def plan_table(bench: RayBenchConfig, found: dict[str, Constants]) -> str:
     """Return what follows on paper as a Markdown table."""
-    lines = [
-        "| memory | runners | steps/s, 1 learner | learners to keep up | steps/s with them | gathering | to the driver |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    lines = []
     for memory, measured in found.items():
         rows = training(memory).env.num_envs
         for runners in bench.cluster:
@@ -265,10 +258,18 @@ def plan_table(bench: RayBenchConfig, found: dict[str, Constants]) -> str:
             many = plan.steps_per_second(plan.learners)
             share = plan.gathering * many / (runners * rows * measured.steps)
             lines.append(
-                f"| {memory} | {runners} | {plan.steps_per_second(1):,.0f} | {plan.learners} | {many:,.0f} | "
-                f"{share:.0%} | {runners * rows * measured.row_bytes / 1e6:,.0f} MB |"
+                f"{memory} | {runners} | {plan.steps_per_second(1):,.0f} | {plan.learners} | {many:,.0f} | "
+                f"{share:.0%} | {runners * rows * measured.row_bytes / 1e6:,.0f} MB"
             )
-    return "\n".join(lines)
+    return _table(
+        "memory | runners | steps/s, 1 learner | learners to keep up | steps/s with them | gathering | to the driver",
+        lines,
+    )
+
+
+def _table(header: str, rows: list[str]) -> str:
+    rule = " | ".join("---" for _ in header.split(" | "))
+    return "\n".join(f"| {line} |" for line in (header, rule, *rows))
 
 
 def main() -> None:

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from scrubjay.agents.policy import PolicyConfig
 from scrubjay.agents.ppo import PPOConfig
 from scrubjay.experiments import EnvConfig, Run, TrainConfig, train
+from scrubjay.experiments.checkpoint import load_weights
+from scrubjay.experiments.metrics import is_timing
 from scrubjay.memory import make_config
 
 
@@ -35,15 +38,43 @@ def tiny() -> Callable[..., TrainConfig]:
     return make_tiny
 
 
+def _record(run: Run) -> list[dict[str, float]]:
+    return [{name: value for name, value in row.items() if not is_timing(name)} for row in run.metrics()]
+
+
+@pytest.fixture
+def record() -> Callable[[Run], list[dict[str, float]]]:
+    """Return a run's rows without what depends on the machine's speed."""
+    return _record
+
+
+@pytest.fixture
+def assert_same() -> Callable[[Run, Run], None]:
+    """Assert that two finished runs are one, bit for bit."""
+
+    def compare(run: Run, reference: Run) -> None:
+        assert len(run.metrics()) == len(reference.metrics())
+        assert _record(run) == _record(reference)
+        assert run.latest is not None
+        assert reference.latest is not None
+        weights, expected = load_weights(run.latest), load_weights(reference.latest)
+        assert weights.keys() == expected.keys()
+        assert all(torch.equal(weights[name], expected[name]) for name in expected)
+        assert {**run.result, "seconds": 0} == {**reference.result, "seconds": 0}
+
+    return compare
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
-    """Start the real command in an empty directory."""
+    """Start the real command in an empty directory, with no cluster of this process's to join."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
 
     def popen(*words: object) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-m", "scrubjay.experiments.cli", *map(str, words)],
             cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "60"},
+            env={**environment, "OMP_NUM_THREADS": "1", "COLUMNS": "60"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -17,7 +17,6 @@ from scrubjay.experiments import RECIPES, Run, resume, train, with_memory
 from scrubjay.experiments.ballet_probe import BalletProbe, BalletProbeConfig, watch
 from scrubjay.experiments.compare import write_report
 from scrubjay.experiments.config import from_json, to_json
-from scrubjay.experiments.metrics import is_timing
 from scrubjay.experiments.plot import plot_delays
 from scrubjay.experiments.probe_engine import ProbeEngine, accuracy
 from scrubjay.memory import list_memories, make_config
@@ -98,7 +97,7 @@ def test_training_has_fewer_dancers_too():
 
 
 @pytest.mark.parametrize("memory", ["gru", "hcam"])
-def test_stopped_and_resumed_equals_never_stopped(memory, tmp_path):
+def test_stopped_and_resumed_equals_never_stopped(memory, tmp_path, record):
     config = tiny(memory, num_dancers=4)
     whole = train(config, tmp_path / "whole")
     run = Run.create(config, tmp_path / "stopped")
@@ -108,12 +107,8 @@ def test_stopped_and_resumed_equals_never_stopped(memory, tmp_path):
         engine.save()
         engine.update()  # lost, as no checkpoint follows
     resume(run.path)
-    record = [
-        [{name: value for name, value in row.items() if not is_timing(name)} for row in each.metrics()]
-        for each in (run, whole)
-    ]
-    assert [row["charts/dancers"] for row in record[0]] == [2, 4, 2, 4]
-    assert record[0] == record[1]
+    assert [row["charts/dancers"] for row in record(run)] == [2, 4, 2, 4]
+    assert record(run) == record(whole)
     assert {**run.result, "seconds": 0} == {**whole.result, "seconds": 0}
 
 

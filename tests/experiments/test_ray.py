@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,6 @@ from scrubjay.experiments import EnvConfig, RayOptions, Run, resume, train
 from scrubjay.experiments.checkpoint import load_training, load_weights
 from scrubjay.experiments.cluster import _reach
 from scrubjay.experiments.local import LocalEngine
-from scrubjay.experiments.metrics import is_timing
 from scrubjay.experiments.ray_engine import RayEngine
 from scrubjay.memory import list_memories, make_config
 
@@ -49,31 +47,20 @@ def _cluster(tmp_path_factory):
         ray.shutdown()
 
 
-def record(run: Run) -> list[dict[str, float]]:
-    return [{name: value for name, value in row.items() if not is_timing(name)} for row in run.metrics()]
-
-
 def weights(run: Run) -> dict[str, torch.Tensor]:
     assert run.latest is not None
     return load_weights(run.latest)
 
 
-def assert_same(run: Run, reference: Run) -> None:
-    assert record(run) == record(reference)
-    expected = weights(reference)
-    assert all(torch.equal(value, expected[name]) for name, value in weights(run).items())
-    assert {**run.result, "seconds": 0} == {**reference.result, "seconds": 0}
-
-
 @pytest.mark.parametrize("memory", list_memories())
-def test_without_further_processes_it_is_the_local_run_bit_for_bit(memory, tiny, tmp_path):
+def test_without_further_processes_it_is_the_local_run_bit_for_bit(memory, tiny, tmp_path, assert_same):
     config = tiny(memory)
     local = train(config, tmp_path / "local")
     assert_same(train(config, tmp_path / "ray", ray=RayOptions(0, 0)), local)
     assert ray.is_initialized()  # the engine leaves a cluster alone that it has not joined itself
 
 
-def test_one_runner_samples_what_the_local_engine_samples(tiny, tmp_path):
+def test_one_runner_samples_what_the_local_engine_samples(tiny, tmp_path, assert_same):
     config = tiny("hcam")
     assert_same(train(config, tmp_path / "ray", ray=RayOptions(1, 0)), train(config, tmp_path / "local"))
 
@@ -96,7 +83,9 @@ def stopped_after(updates, engine):
 
 
 @pytest.mark.parametrize("first", ["local", "ray"])
-def test_begun_on_one_engine_and_resumed_on_the_other_equals_never_stopped(first, tiny, tmp_path):
+def test_begun_on_one_engine_and_resumed_on_the_other_equals_never_stopped(
+    first, tiny, tmp_path, assert_same
+):
     config = tiny("lstm")
     whole = train(config, tmp_path / "whole")
     run = Run.create(config, tmp_path / "stopped")
@@ -207,7 +196,7 @@ def test_a_checkpoint_without_a_lost_runners_rows_is_resumed_here(tiny, tmp_path
     assert "all begin new episodes" in caplog.text
 
 
-def test_a_dict_of_images_crosses_processes(tiny, tmp_path):
+def test_a_dict_of_images_crosses_processes(tiny, tmp_path, assert_same):
     config = tiny(
         env=EnvConfig("scrubjay/Ballet-v0", {"num_dancers": 1, "delay": 1, "max_steps": 24}, num_envs=2),
         policy=PolicyConfig(memory=make_config("gru", dim=16)),
@@ -266,20 +255,7 @@ def test_rllibs_own_ppo_trains_a_memory(memory):
     assert {name.split(".")[1] for name in changed} == {"encoder", "memory", "actor", "critic"}
 
 
-def scrubjay_alone(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run the command with a Ray of its own."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    return subprocess.run(  # noqa: PLW1510
-        [sys.executable, "-m", "scrubjay.experiments.cli", *words],
-        cwd=folder,
-        env={**environment, "COLUMNS": "100"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
-def test_the_command_trains_and_resumes_on_ray(tmp_path):
+def test_the_command_trains_and_resumes_on_ray(tmp_path, scrubjay):
     words = [
         "train",
         "tmaze-demo",
@@ -291,16 +267,16 @@ def test_the_command_trains_and_resumes_on_ray(tmp_path):
         "run",
         "--quiet",
     ]
-    done = scrubjay_alone(tmp_path, *words, "--total-steps", "4096", "--eval-episodes", "5")
-    assert done.returncode == 0, done.stderr
-    assert "ray cluster" in done.stdout
-    assert "1 node" in done.stdout
-    assert "done: return" in done.stdout
-    assert "resume" not in done.stderr
+    code, out, err = scrubjay(*words, "--total-steps", "4096", "--eval-episodes", "5")
+    assert code == 0, err
+    assert "ray cluster" in out
+    assert "1 node" in out
+    assert "done: return" in out
+    assert "resume" not in err
     run = Run.load(tmp_path / "run")
     assert run.step == 4096
-    again = scrubjay_alone(tmp_path, "resume", "run", "--engine", "ray")
-    assert again.stdout == "run is finished\n"
+    _, out, _ = scrubjay("resume", "run", "--engine", "ray")
+    assert out == "run is finished\n"
 
 
 @pytest.mark.parametrize(
@@ -321,11 +297,11 @@ def test_the_command_trains_and_resumes_on_ray(tmp_path):
         ),
     ],
 )
-def test_wrong_flags_are_one_line(words, message, tmp_path):
-    done = scrubjay_alone(tmp_path, "train", "tmaze-demo", "--run-dir", "run", *words)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+def test_wrong_flags_are_one_line(words, message, tmp_path, scrubjay):
+    code, _, err = scrubjay("train", "tmaze-demo", "--run-dir", "run", *words)
+    assert code == 2
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
     assert not (tmp_path / "run").exists()
 
 
@@ -361,15 +337,15 @@ def test_workers_have_one_thread_unless_told_otherwise(variables, threads):
     assert python_alone(source, **variables) == threads
 
 
-def test_an_address_where_nothing_listens_is_one_line(tmp_path):
+def test_an_address_where_nothing_listens_is_one_line(tmp_path, scrubjay):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: refused at once
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         words = ["--engine", "ray", "--address", address, "--run-dir", "run"]
-        done = scrubjay_alone(tmp_path, "train", "tmaze-demo", *words)
-    assert done.returncode == 2
-    assert f"no Ray cluster at {address}" in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+        code, _, err = scrubjay("train", "tmaze-demo", *words)
+    assert code == 2
+    assert f"no Ray cluster at {address}" in err
+    assert len(err.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -390,7 +366,7 @@ def test_an_address_where_something_else_listens_is_refused(answer, message):
             _reach(f"127.0.0.1:{server.getsockname()[1]}")
 
 
-def test_a_probe_is_not_for_ray(tmp_path):
-    done = scrubjay_alone(tmp_path, "train", "ballet-probe", "--engine", "ray", "--run-dir", "run")
-    assert done.returncode == 2
-    assert "ballet-probe is trained in one process" in done.stderr
+def test_a_probe_is_not_for_ray(tmp_path, scrubjay):
+    code, _, err = scrubjay("train", "ballet-probe", "--engine", "ray", "--run-dir", "run")
+    assert code == 2
+    assert "ballet-probe is trained in one process" in err

@@ -12,12 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from scrubjay.experiments import EnvConfig, Run, resume, train
-from scrubjay.experiments.checkpoint import load_weights
 from scrubjay.experiments.local import LocalEngine
-from scrubjay.experiments.metrics import is_timing
 
 UPDATES = 200
 
@@ -29,21 +26,6 @@ def _one_thread(monkeypatch: pytest.MonkeyPatch):
 
 def long_enough_to_kill(tiny: Callable, **fields: object):
     return tiny(total_steps=UPDATES * 32, checkpoint_seconds=0.1, **fields)
-
-
-def record(run: Run) -> list[dict[str, float]]:
-    return [{name: value for name, value in row.items() if not is_timing(name)} for row in run.metrics()]
-
-
-def assert_same(run: Run, reference: Run) -> None:
-    assert len(run.metrics()) == len(reference.metrics())
-    assert record(run) == record(reference)
-    assert run.latest is not None
-    assert reference.latest is not None
-    weights, expected = load_weights(run.latest), load_weights(reference.latest)
-    assert weights.keys() == expected.keys()
-    assert all(torch.equal(weights[name], expected[name]) for name in expected)
-    assert {**run.result, "seconds": 0} == {**reference.result, "seconds": 0}
 
 
 def wait_for_step(process: subprocess.Popen[str], run: Run, step: int) -> None:
@@ -61,7 +43,7 @@ def tear(checkpoint: Path) -> None:
     os.truncate(weights, weights.stat().st_size // 2)
 
 
-def test_killed_and_torn_and_resumed_equals_never_stopped(tiny, start, tmp_path):
+def test_killed_and_torn_and_resumed_equals_never_stopped(tiny, start, tmp_path, assert_same):
     config = long_enough_to_kill(tiny, memory="lstm")
     reference = train(config, tmp_path / "reference")
     run = Run.create(config, tmp_path / "killed")
@@ -80,7 +62,7 @@ def test_killed_and_torn_and_resumed_equals_never_stopped(tiny, start, tmp_path)
     assert_same(run, reference)
 
 
-def test_ctrl_c_finishes_the_update_and_says_how_to_go_on(tiny, start, tmp_path):
+def test_ctrl_c_finishes_the_update_and_says_how_to_go_on(tiny, start, tmp_path, assert_same):
     config = long_enough_to_kill(tiny)
     reference = train(config, tmp_path / "reference")
     run = Run.create(config, tmp_path / "stopped")
@@ -96,7 +78,7 @@ def test_ctrl_c_finishes_the_update_and_says_how_to_go_on(tiny, start, tmp_path)
     assert_same(run, reference)
 
 
-def test_a_kill_before_the_first_checkpoint_starts_over(tiny, tmp_path):
+def test_a_kill_before_the_first_checkpoint_starts_over(tiny, tmp_path, assert_same):
     config = tiny()
     reference = train(config, tmp_path / "reference")
     run = Run.create(config, tmp_path / "killed")
@@ -151,6 +133,6 @@ def test_no_run_is_overwritten(finished_run, tiny):
         train(tiny(), finished_run.path)
 
 
-def test_another_seed_gives_another_run(tiny, tmp_path, finished_run):
+def test_another_seed_gives_another_run(tiny, tmp_path, finished_run, record):
     other = train(dataclasses.replace(tiny(), seed=1), tmp_path / "other")
     assert record(other) != record(finished_run)

@@ -1,11 +1,7 @@
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -37,18 +33,6 @@ def test_words_are_flags_of_train():
     assert sweep.words(trial) == ["--total-steps", "10", "--ppo.gamma", "0.9", "--set", "corridor_length=5"]
 
 
-def start(folder: Path, *words: object) -> subprocess.Popen[str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    return subprocess.Popen(
-        [sys.executable, "-m", "scrubjay.experiments.cli", "sweep", *map(str, words)],
-        cwd=folder,
-        env={**environment, "COLUMNS": "100", "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -61,8 +45,8 @@ def start(folder: Path, *words: object) -> subprocess.Popen[str]:
         (["tmaze", "--param", "seed=0", "--jobs", "many"], "jobs='many': expected a whole number"),
     ],
 )
-def test_wrong_flags_are_one_line(words, message, tmp_path):
-    process = start(tmp_path, *words)
+def test_wrong_flags_are_one_line(words, message, start, tmp_path):
+    process = start("sweep", *words)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 2
     assert message in err
@@ -72,11 +56,11 @@ def test_wrong_flags_are_one_line(words, message, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_stopped_sweep_goes_on_and_tells_who_was_best(tmp_path):
+def test_a_stopped_sweep_goes_on_and_tells_who_was_best(start, tmp_path):
     params = ["--param", "memory=none,gru", "--param", "ppo.learning-rate=1e-7,1e-3"]
     words = ["tmaze-demo", *params, "--out", "out", "--total-steps", 40_000, "--eval-episodes", 20]
     words += ["--checkpoint-seconds", 1, "--set", "corridor_length=3"]
-    first = start(tmp_path, *words)
+    first = start("sweep", *words)
     deadline = time.monotonic() + 200
     while not list(tmp_path.glob("out/*/checkpoints/step_*")):
         assert time.monotonic() < deadline
@@ -88,7 +72,7 @@ def test_a_stopped_sweep_goes_on_and_tells_who_was_best(tmp_path):
     assert "the same command goes on" in out
     assert not (tmp_path / "out" / "table.md").exists()
     begun = {path.parents[1].name for path in tmp_path.glob("out/*/checkpoints/step_*")}
-    second = start(tmp_path, *words)
+    second = start("sweep", *words)
     out, err = second.communicate(timeout=400)
     assert second.returncode == 0, out + err
     table = (tmp_path / "out" / "table.md").read_text()
@@ -102,7 +86,7 @@ def test_a_stopped_sweep_goes_on_and_tells_who_was_best(tmp_path):
     for name in begun:
         steps = [row["step"] for row in Run.load(tmp_path / "out" / name).metrics()]
         assert steps == sorted(set(steps))
-    other = start(tmp_path, *words, "--seed", 1)
+    other = start("sweep", *words, "--seed", 1)
     _, err = other.communicate(timeout=120)
     assert other.returncode == 2
     assert "holds another sweep" in err
