@@ -1,5 +1,11 @@
-"""Inner loops of the long-context core: each op beside its plain torch reference."""
+"""Inner loops of the long-context core: each op with its definition, a fast CPU path and Triton kernels.
+
+`force` and every op's `implementation` say which of them runs; see `scrubjay.kernels.dispatch`.
+"""
 
 from scrubjay.kernels.chunk_retrieval import chunk_retrieval
+from scrubjay.kernels.chunk_summary import chunk_summary, write_steps
+from scrubjay.kernels.dispatch import force
+from scrubjay.kernels.sink_attention import sink_attention, sink_slot
 
-__all__ = ["chunk_retrieval"]
+__all__ = ["chunk_retrieval", "chunk_summary", "force", "sink_attention", "sink_slot", "write_steps"]

@@ -4,25 +4,34 @@ The shape shared by HCAM (Lampinen et al. 2021, arXiv 2105.14039), Landmark atte
 LongHeads (arXiv 2402.10685) and MoBA (arXiv 2502.13189), written once for policies, caches and agents.
 
 Letters: B batch, T queries, M chunks, C chunk length, H query heads, G key heads, S coarse heads,
-D head width, K chunks kept. Query head h reads key head `h * G // H` and the selection of coarse head
-`h * S // H`.
+D head width, V value width, K chunks kept. Query head h reads key head `h * G // H` and the selection of
+coarse head `h * S // H`. A unit is a (coarse head, key head) pair in use: U = lcm(S, G) of them, each with
+H / U query heads that read the same keys of the same chunks.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from scrubjay.kernels.dispatch import is_traced, resolve
+from scrubjay.kernels.listed_rows import DTYPES as LISTED_DTYPES
+from scrubjay.kernels.listed_rows import Runs, dots, mix
+
 Combine = Literal["hierarchical", "joint"]
-Implementation = Literal["auto", "reference", "dense", "gather"]
+Implementation = Literal["auto", "reference", "torch", "triton", "dense", "listed", "gather"]
 
 # Above this many scalars a query block's intermediates leave the caches; larger inputs go in blocks of T.
-_BLOCK_SCALARS = 1 << 24
+_BLOCK_SCALARS = {"dense": 1 << 24, "listed": 1 << 21, "gather": 1 << 24}
+
+# The kernels hold a head's width and the kept chunks' keys of selection in registers.
+_WIDEST = 256
+_MOST_KEPT = 64
 
 
 def chunk_retrieval(
@@ -38,99 +47,195 @@ def chunk_retrieval(
     summary_query: Float[Tensor, "B T S Ds"] | None = None,
     summary_scale: float | None = None,
     positions: Float[Tensor, "C D"] | None = None,
+    lengths: Int[Tensor, "B M"] | None = None,
+    num_sink_chunks: int = 0,
+    num_local_chunks: int = 0,
     stop_memory_gradient: bool = False,
     implementation: Implementation = "auto",
 ) -> Float[Tensor, "B T H V"]:
     """Return each query's read-out of its `top_k` best chunks, zeros where it may read none.
 
-    `valid` is how many leading chunks a query may read, or exactly which. Coarse scores are
-    `summary_query · summaries * summary_scale` (`summary_query` defaults to `query`, `summary_scale` to
-    Ds**-0.5) and among equal scores the earlier chunk wins. `combine="hierarchical"` weights one attention
-    per chunk by a softmax over the kept scores, so gradients reach the summaries; `"joint"` is one softmax
-    over all tokens kept. `positions` is added to every chunk's keys and values (then V must equal D).
-    `scale` defaults to D**-0.5. `stop_memory_gradient` cuts keys, values and summaries from the graph.
-    Chunks that no query may read may hold anything, NaN included. Scores are taken in at least float32.
+    `valid` is how many leading chunks a query may read, or exactly which; `position // C` is causal, a query
+    then sees only chunks completed before it. Coarse scores are `summary_query · summaries * summary_scale`
+    (`summary_query` defaults to `query`, `summary_scale` to Ds**-0.5) and among equal scores the earlier chunk
+    wins. Of the chunks a query may read the first `num_sink_chunks` and the last `num_local_chunks` are kept
+    whatever their scores, and count among the `top_k`. `combine="hierarchical"` weights one attention per chunk
+    by a softmax over the kept scores, so gradients reach the summaries; `"joint"` is one softmax over all tokens
+    kept. `positions` is added to every chunk's keys and values (then V must equal D). Of a chunk only its first
+    `lengths` steps are read, by default all. `scale` defaults to D**-0.5. `stop_memory_gradient` cuts keys,
+    values and summaries from the graph. Chunks and steps that no query may read may hold anything, NaN included.
+    Scores are taken in at least float32.
 
-    Raises ValueError on mismatched shapes or `top_k` < 1, TypeError on a wrong dtype of `valid`.
+    `implementation` is one of `scrubjay.kernels.dispatch`, or a variant of its "torch": "dense" attends to every
+    chunk, "gather" copies the chunks kept, "listed" reads them in place (CPU, float32 and float64). On a GPU
+    the Triton kernels take D, V, Ds up to 256 and `top_k` up to 64; beyond, "auto" runs torch.
+
+    Raises ValueError on mismatched shapes, `top_k` < 1 or too small for what is always kept, TypeError on a
+    wrong dtype of `valid` or `lengths`.
     """
     summary_query = query if summary_query is None else summary_query
-    _check_shapes(query, keys, values, summaries, valid, summary_query, positions, top_k, combine)
+    _check_shapes(query, keys, values, summaries, valid, summary_query, positions, lengths)
+    if combine not in ("hierarchical", "joint"):
+        raise ValueError(f"combine={combine!r}; choose 'hierarchical' or 'joint'")
     if stop_memory_gradient:
         shared = values is keys
         keys, summaries = keys.detach(), summaries.detach()
         values = keys if shared else values.detach()
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    summary_scale = summaries.shape[-1] ** -0.5 if summary_scale is None else summary_scale
     num_chunks = keys.shape[1]
-    if num_chunks == 0:
-        return query.new_zeros(*query.shape[:-1], values.shape[-1])
+    choice = Choice(
+        top_k=top_k,
+        joint=combine == "joint",
+        scale=query.shape[-1] ** -0.5 if scale is None else scale,
+        summary_scale=summaries.shape[-1] ** -0.5 if summary_scale is None else summary_scale,
+        num_sinks=num_sink_chunks,
+        num_locals=num_local_chunks,
+    )
+    _check_choice(choice)
     if valid.dtype != torch.bool:
         valid = torch.arange(num_chunks, device=valid.device) < valid[..., None]
-    if implementation != "reference" and not torch.compiler.is_compiling() and not valid.is_cuda:
-        span = _span_read(valid)
-        shared = values is keys
-        keys, summaries, valid = keys[:, span], summaries[:, span], valid[..., span]
-        values = keys if shared else values[:, span]
-    top_k = min(top_k, keys.shape[1])
-    if implementation == "auto":
-        implementation = _choose(query, keys, top_k)
-    if implementation == "reference":
-        run = _reference
-    else:
-        run = _dense if implementation == "dense" else _gather
-        unread = ~valid.any(dim=1)
-        summaries = _blank_unread(summaries, unread)
-        if run is _dense or query.shape[1] > 1:  # else cheaper on what is fetched
-            shared = values is keys
-            keys = _blank_unread(keys, unread)
-            values = keys if shared else _blank_unread(values, unread)
-    block = _block_length(implementation, query, keys, top_k)
-    if block >= query.shape[1]:
-        return run(
-            query,
-            keys,
-            values,
-            summaries,
-            valid,
-            summary_query,
-            top_k,
-            combine,
-            scale,
-            summary_scale,
-            positions,
-        )
-    pieces = [
-        run(q, keys, values, summaries, v, s, top_k, combine, scale, summary_scale, positions)
-        for q, v, s in zip(
-            query.split(block, 1), valid.split(block, 1), summary_query.split(block, 1), strict=True
-        )
-    ]
-    return torch.cat(pieces, dim=1)
+    if lengths is not None:
+        valid = valid & (lengths > 0)[:, None]
+    problem = Problem(query, keys, values, summaries, valid, summary_query, positions, lengths)
+    path = resolve(
+        implementation,
+        *(tensor for tensor in problem if tensor is not None),
+        paths=("dense", "listed", "gather"),
+        unsupported=_unsupported(problem, choice),
+    )
+    if 0 in (num_chunks, keys.shape[2], *query.shape):
+        return query.new_zeros(*query.shape[:-1], values.shape[-1])
+    choice = choice._replace(top_k=min(top_k, num_chunks))
+    if path == "reference":
+        return _reference(problem, choice)
+    compiling = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    if path == "triton" or (path == "torch" and compiling):
+        return _op(*problem, *choice, path)[0]
+    return _torch(problem, choice, path)
 
 
-def select_chunks(
-    scores: Float[Tensor, "*batch M"], readable: Bool[Tensor, "*batch M"], top_k: int
-) -> tuple[Float[Tensor, "*batch K"], Int[Tensor, "*batch K"]]:
-    """Return the `top_k` best readable scores and their chunks, the earlier of equals first.
+class Problem(NamedTuple):
+    """The tensors of one call, `valid` a mask."""
 
-    Where fewer are readable the rest of the scores are -inf.
+    query: Tensor
+    keys: Tensor
+    values: Tensor
+    summaries: Tensor
+    valid: Tensor
+    summary_query: Tensor
+    positions: Tensor | None
+    lengths: Tensor | None
+
+    @property
+    def units(self) -> int:
+        """Return U, the number of different pairs of selection and key head."""
+        return math.lcm(self.summary_query.shape[2], self.keys.shape[3])
+
+    @property
+    def score_dtype(self) -> torch.dtype:
+        """Return the dtype of scores and softmax."""
+        return torch.promote_types(self.query.dtype, torch.float32)
+
+
+class Choice(NamedTuple):
+    """How chunks are chosen and combined."""
+
+    top_k: int
+    joint: bool
+    scale: float
+    summary_scale: float
+    num_sinks: int
+    num_locals: int
+
+
+def _select(
+    problem: Problem, choice: Choice
+) -> tuple[Float[Tensor, "B T S M"], Float[Tensor, "B T S K"], Int[Tensor, "B T S K"]]:
+    """Return all coarse scores, and the scores and numbers of the chunks kept.
+
+    Of equal scores the earlier chunk is kept. Where fewer than K are readable the rest of the scores are -inf.
     """
+    scores = _coarse_scores(problem, choice)
+    readable = problem.valid[:, :, None].expand_as(scores)
     scores = scores.masked_fill(~readable, -math.inf)
-    # A stable sort, because topk breaks ties as it likes and a read-out must not depend on the path taken.
-    ordered, chunks = scores.sort(dim=-1, descending=True, stable=True)
-    return ordered[..., :top_k], chunks[..., :top_k]
+    ranking = scores.detach()
+    if choice.num_sinks or choice.num_locals:
+        ranking = ranking.masked_fill(_always_kept(readable, choice), math.inf)
+    chunks = _best(ranking, problem, choice)
+    return scores, scores.gather(3, chunks), chunks
 
 
-def _coarse_scores(summary_query: Tensor, summaries: Tensor, summary_scale: float) -> Tensor:
-    """Return `[B, T, S, M]` scores in at least float32."""
-    dtype = torch.promote_types(summary_query.dtype, torch.float32)
-    batch, time, heads, width = summary_query.shape
-    groups = summaries.shape[2]
-    grouped = (summary_query.to(dtype) * summary_scale).view(batch, time, groups, heads // groups, width)
-    left = grouped.permute(0, 2, 1, 3, 4).reshape(batch, groups, time * (heads // groups), width)
-    right = summaries.to(dtype).permute(0, 2, 3, 1)
-    scores = (left @ right).view(batch, groups, time, heads // groups, summaries.shape[1])
-    return scores.permute(0, 2, 1, 3, 4).reshape(batch, time, heads, summaries.shape[1])
+def _always_kept(readable: Bool[Tensor, "*batch M"], choice: Choice) -> Bool[Tensor, "*batch M"]:
+    rank = readable.cumsum(dim=-1)
+    last = rank[..., -1:]
+    return readable & ((rank <= choice.num_sinks) | (rank > last - choice.num_locals))
+
+
+def _best(ranking: Float[Tensor, "B T S M"], problem: Problem, choice: Choice) -> Int[Tensor, "B T S K"]:
+    """Return the chunks of the K largest, the earlier of equals."""
+    top_k = choice.top_k
+    if top_k == ranking.shape[-1]:
+        return torch.arange(top_k, device=ranking.device).expand(ranking.shape)
+    if is_traced() or ranking.is_cuda:
+        return ranking.sort(dim=-1, descending=True, stable=True).indices[..., :top_k]
+    # topk is ten times faster than a stable sort and breaks ties as it likes, and one large product may round the
+    # scores of two equal summaries differently. Where the last kept and the first dropped are closer than
+    # rounding, the query's scores are taken again, each in the same order of summation, and sorted.
+    values, chunks = ranking.topk(top_k + 1, dim=-1)
+    border = _summaries_of(problem, chunks[..., -2:])
+    size = (
+        border.norm(dim=-1).amax(dim=-1) * problem.summary_query.detach().norm(dim=-1) * choice.summary_scale
+    )
+    rounding = 2 * border.shape[-1] * torch.finfo(ranking.dtype).eps * size
+    tied = (values[..., -2] - values[..., -1] <= rounding) & (values[..., -1] > -math.inf)
+    chunks = chunks[..., :top_k]
+    if tied.any():
+        chunks[tied] = _sorted_exactly(ranking, tied, problem, top_k)
+    return chunks
+
+
+def _summaries_of(problem: Problem, chunks: Int[Tensor, "B T S K"]) -> Float[Tensor, "B T S K Ds"]:
+    batch, _, coarse, _ = chunks.shape
+    summaries = problem.summaries.detach()
+    row = torch.arange(batch, device=chunks.device).view(-1, 1, 1, 1)
+    head = torch.arange(coarse, device=chunks.device) * summaries.shape[2] // coarse
+    return summaries[row, chunks, head.view(1, 1, -1, 1)].to(problem.score_dtype)
+
+
+def _sorted_exactly(
+    ranking: Tensor, tied: Bool[Tensor, "B T S"], problem: Problem, top_k: int
+) -> Int[Tensor, "tied K"]:
+    row, time, head = tied.nonzero().unbind(-1)
+    summaries = problem.summaries.detach().to(ranking.dtype)
+    group = head * summaries.shape[2] // ranking.shape[2]
+    query = problem.summary_query.detach().to(ranking.dtype)[row, time, head]
+    best = []
+    for piece in torch.arange(len(row)).split(max(1, _BLOCK_SCALARS["listed"] // summaries[0, :, 0].numel())):
+        ranked = ranking[row[piece], time[piece], head[piece]]
+        exact = (summaries[row[piece], :, group[piece]] * query[piece, None]).sum(dim=-1)
+        exact = torch.where(ranked.isinf(), ranked, exact)
+        best.append(exact.sort(dim=-1, descending=True, stable=True).indices[:, :top_k])
+    return torch.cat(best)
+
+
+def _coarse_scores(problem: Problem, choice: Choice) -> Float[Tensor, "B T S M"]:
+    query, summaries = problem.summary_query, problem.summaries
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    batch, time, heads, _ = query.shape
+    chunks, groups = summaries.shape[1:3]
+    query, summaries = query.to(dtype) * choice.summary_scale, summaries.to(dtype)
+    if is_traced():
+        # A traced graph sorts these scores as they are, so equal summaries must get equal ones.
+        per_head = summaries.repeat_interleave(heads // groups, dim=2).transpose(1, 2)
+        return (query[:, :, :, None] * per_head[:, None]).sum(dim=-1)
+    grouped = query.unflatten(2, (groups, heads // groups))
+    # One product per group reads the summaries where they lie; all groups at once would copy them.
+    scores = [
+        (grouped[:, :, g].flatten(1, 2) @ summaries[:, :, g].transpose(1, 2)).view(
+            batch, time, heads // groups, chunks
+        )
+        for g in range(groups)
+    ]
+    return scores[0] if groups == 1 else torch.cat(scores, dim=2)
 
 
 def _softmax_or_zero(scores: Tensor) -> Tensor:
@@ -140,32 +245,136 @@ def _softmax_or_zero(scores: Tensor) -> Tensor:
     return weights.masked_fill(absent, 0.0)
 
 
-def _dense(
-    query, keys, values, summaries, valid, summary_query, top_k, combine, scale, summary_scale, positions
-) -> Tensor:
+def _torch(problem: Problem, choice: Choice, path: str) -> Float[Tensor, "B T H V"]:
+    """Run one of the vectorised paths, in blocks of queries that fit the caches."""
+    traced = is_traced()
+    if not traced and not problem.valid.is_cuda:
+        problem = _trim(problem)
+    choice = choice._replace(top_k=min(choice.top_k, problem.keys.shape[1]))
+    if path == "torch":
+        path = _choose(problem, choice)
+    if path == "listed":
+        _check_listed(problem)
+    run = {"dense": _dense, "listed": _listed, "gather": _gather}[path]
+    problem = _blank_unread(problem, path)
+    time, block = problem.query.shape[1], _block_length(problem, choice, path)
+    if block >= time:
+        return run(problem, choice)
+    return torch.cat([run(piece, choice) for piece in _split(problem, block)], dim=1)
+
+
+def _split(problem: Problem, block: int) -> list[Problem]:
+    pieces = zip(
+        problem.query.split(block, 1),
+        problem.valid.split(block, 1),
+        problem.summary_query.split(block, 1),
+        strict=True,
+    )
+    return [problem._replace(query=q, valid=v, summary_query=s) for q, v, s in pieces]
+
+
+def _trim(problem: Problem) -> Problem:
+    """Leave out the chunks before the first and after the last that any query may read.
+
+    Young episodes fill a corner of a large store; on a GPU finding out would cost a wait for the device.
+    """
+    read = problem.valid.flatten(0, 1).any(dim=0).nonzero().flatten()
+    first, last = (int(read[0]), int(read[-1]) + 1) if len(read) else (0, 1)
+    if last - first == problem.keys.shape[1]:
+        return problem
+    keys = problem.keys[:, first:last]
+    return problem._replace(
+        keys=keys,
+        values=keys if problem.values is problem.keys else problem.values[:, first:last],
+        summaries=problem.summaries[:, first:last],
+        valid=problem.valid[..., first:last],
+        lengths=None if problem.lengths is None else problem.lengths[:, first:last],
+    )
+
+
+def _choose(problem: Problem, choice: Choice) -> str:
+    query, keys = problem.query, problem.keys
+    listable = (
+        not is_traced()
+        and not query.is_cuda
+        and problem.lengths is None
+        and _row_strides(keys) is not None
+        and _row_strides(problem.values) is not None
+        and {query.dtype, keys.dtype, problem.values.dtype} <= {query.dtype} & set(LISTED_DTYPES)
+    )
+    if listable:
+        # Reading a listed row costs about as much as multiplying by three rows of one large product.
+        return "dense" if query.shape[1] > 1 and keys.shape[1] <= 2 * choice.top_k else "listed"
+    # Fetching k chunks per query costs about as much as multiplying by 4 to 6 k of them in one product.
+    return "dense" if query.shape[1] > 1 and keys.shape[1] <= 4 * choice.top_k else "gather"
+
+
+def _block_length(problem: Problem, choice: Choice, path: str) -> int:
+    batch, _, heads, width = problem.query.shape
+    chunks, length, groups = problem.keys.shape[1:4]
+    per_query = {
+        "dense": heads * chunks * length,
+        "listed": heads * choice.top_k * length,
+        "gather": groups * choice.top_k * length * width,
+    }[path]
+    return max(1, _BLOCK_SCALARS[path] // max(1, batch * per_query))
+
+
+def _blank_unread(problem: Problem, path: str) -> Problem:
+    """Zero what no query may read, where its NaN would survive a multiplication by weight zero."""
+    unread = ~problem.valid.any(dim=1)
+    tail = None
+    if problem.lengths is not None:
+        tail = torch.arange(problem.keys.shape[2], device=unread.device) >= problem.lengths[..., None]
+    traced = is_traced()
+    if tail is None and not traced and not unread.any():
+        return problem
+    keys, values = problem.keys, problem.values
+    # One query a row blanks what it has fetched, which is less; listed rows are never those of unread chunks.
+    if (
+        path == "dense"
+        or (path == "gather" and problem.query.shape[1] > 1)
+        or (path == "listed" and tail is not None)
+    ):
+        blank = unread[..., None] if tail is None else unread[..., None] | tail
+        keys = keys.masked_fill(blank[..., None, None], 0)
+        values = keys if problem.values is problem.keys else values.masked_fill(blank[..., None, None], 0)
+    summaries = problem.summaries
+    if traced or summaries.requires_grad or problem.summary_query.requires_grad:
+        summaries = summaries.masked_fill(unread[..., None, None], 0)
+    return problem._replace(keys=keys, values=values, summaries=summaries)
+
+
+def _dense(problem: Problem, choice: Choice) -> Float[Tensor, "B T H V"]:
     """Attend to every chunk and weight the unselected by zero: one large product, best for few chunks."""
+    query, keys, values, positions = problem.query, problem.keys, problem.values, problem.positions
     batch, time, heads, width = query.shape
     chunks, length, groups = keys.shape[1:4]
-    coarse = summary_query.shape[2]
-    dtype = torch.promote_types(query.dtype, torch.float32)
-    scores = _coarse_scores(summary_query, summaries, summary_scale)
-    kept, index = select_chunks(scores, valid[:, :, None].expand_as(scores), top_k)
+    coarse = problem.summary_query.shape[2]
+    scores, kept, index = _select(problem, choice)
     shared = heads // groups
-    grouped = (query * scale).view(batch, time, groups, shared, width).transpose(1, 2)
+    grouped = (query * choice.scale).view(batch, time, groups, shared, width).transpose(1, 2)
     flat_keys = keys.permute(0, 3, 1, 2, 4).reshape(batch, groups, chunks * length, width)
     logits = grouped.reshape(batch, groups, time * shared, width) @ flat_keys.transpose(-1, -2)
-    logits = logits.view(batch, groups, time, shared, chunks, length).to(dtype)
+    logits = logits.view(batch, groups, time, shared, chunks, length).to(problem.score_dtype)
     if positions is not None:
         logits = logits + (grouped @ positions.T).unsqueeze(-2)
-    if combine == "hierarchical":
+    beyond = None
+    if problem.lengths is not None:
+        beyond = torch.arange(length, device=keys.device) >= problem.lengths[..., None]
+        beyond = beyond[:, None, None, None]
+    if choice.joint:
+        keep = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, index, kept > -math.inf)
+        drop = ~_per_query_head(keep, heads, coarse, groups)[..., None]
+        logits = logits.masked_fill(drop if beyond is None else drop | beyond, -math.inf)
+        attention = _softmax_or_zero(logits.flatten(-2)).view_as(logits)
+    else:
         weights = torch.zeros_like(scores).scatter(-1, index, _softmax_or_zero(kept))
         weights = _per_query_head(weights, heads, coarse, groups)
-        attention = torch.softmax(logits, dim=-1) * weights[..., None]
-    else:
-        keep = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, index, kept > -math.inf)
-        keep = _per_query_head(keep, heads, coarse, groups)
-        logits = logits.masked_fill(~keep[..., None], -math.inf)
-        attention = _softmax_or_zero(logits.flatten(-2)).view_as(logits)
+        if beyond is None:
+            attention = torch.softmax(logits, dim=-1) * weights[..., None]
+        else:
+            attention = _softmax_or_zero(logits.masked_fill(beyond, -math.inf)) * weights[..., None]
     attention = attention.to(values.dtype)
     flat_values = values.permute(0, 3, 1, 2, 4).reshape(batch, groups, chunks * length, values.shape[-1])
     out = attention.reshape(batch, groups, time * shared, chunks * length) @ flat_values
@@ -183,39 +392,58 @@ def _per_query_head(per_coarse_head: Tensor, heads: int, coarse: int, groups: in
     return spread.view(batch, time, groups, heads // groups, chunks).transpose(1, 2)
 
 
-def _gather(
-    query, keys, values, summaries, valid, summary_query, top_k, combine, scale, summary_scale, positions
+def _select_per_unit(problem: Problem, choice: Choice) -> tuple[Tensor, Tensor, Tensor]:
+    """Return kept scores and chunks `[B, T, U, K]`, and the key head of each unit."""
+    scores, kept, index = _select(problem, choice)
+    unit = torch.arange(problem.units, device=scores.device)
+    coarse = scores.shape[2]
+    if coarse < problem.units:
+        kept, index = kept[:, :, unit * coarse // problem.units], index[:, :, unit * coarse // problem.units]
+    return kept, index, unit * problem.keys.shape[3] // problem.units
+
+
+def _attention_of_kept(
+    logits: Float[Tensor, "B T U R K C"], kept: Float[Tensor, "B T U K"], choice: Choice
 ) -> Tensor:
+    """Return what every step of the kept chunks weighs in the read-out; logits of -inf are absent."""
+    if choice.joint:
+        logits = logits.masked_fill((kept == -math.inf)[:, :, :, None, :, None], -math.inf)
+        return _softmax_or_zero(logits.flatten(-2)).view_as(logits)
+    weights = _softmax_or_zero(kept)[:, :, :, None, :, None]
+    return torch.softmax(logits, dim=-1) * weights
+
+
+def _gather(problem: Problem, choice: Choice) -> Float[Tensor, "B T H V"]:
     """Fetch each query's own chunks first: work does not grow with M beyond the summaries."""
+    query, keys, values, positions = problem.query, problem.keys, problem.values, problem.positions
     batch, time, heads, width = query.shape
-    length, groups = keys.shape[2:4]
-    coarse = summary_query.shape[2]
-    dtype = torch.promote_types(query.dtype, torch.float32)
-    scores = _coarse_scores(summary_query, summaries, summary_scale)
-    kept, index = select_chunks(scores, valid[:, :, None].expand_as(scores), top_k)
-    # A unit is a (selection, key head) pair; all query heads of a unit read the same fetched keys.
-    units = math.lcm(coarse, groups)
-    unit = torch.arange(units, device=query.device)
-    if coarse < units:
-        kept, index = kept[:, :, unit * coarse // units], index[:, :, unit * coarse // units]
-    fetched_keys = _fetch(keys, index, unit * groups // units)
-    fetched_values = fetched_keys if values is keys else _fetch(values, index, unit * groups // units)
+    length, units = keys.shape[2], problem.units
+    kept, index, group = _select_per_unit(problem, choice)
+    fetched_keys = _fetch(keys, index, group)
+    fetched_values = fetched_keys if values is keys else _fetch(values, index, group)
     if time == 1:
         absent = (kept == -math.inf)[..., None, None]
         fetched_keys = fetched_keys.masked_fill_(absent, 0)
         fetched_values = fetched_keys if values is keys else fetched_values.masked_fill_(absent, 0)
-    grouped = (query * scale).view(batch, time, units, heads // units, width)
+    beyond = None
+    if problem.lengths is not None:
+        row = torch.arange(batch, device=keys.device).view(-1, 1, 1, 1)
+        beyond = torch.arange(length, device=keys.device) >= problem.lengths[row, index][..., None]
+        if time == 1:
+            fetched_keys = fetched_keys.masked_fill_(beyond[..., None], 0)
+            fetched_values = (
+                fetched_keys if values is keys else fetched_values.masked_fill_(beyond[..., None], 0)
+            )
+        # A whole chunk absent is the selection's to mask; -inf everywhere would make a softmax NaN.
+        beyond = beyond & (kept > -math.inf)[..., None]
+    grouped = (query * choice.scale).view(batch, time, units, heads // units, width)
     logits = grouped @ fetched_keys.flatten(-3, -2).transpose(-1, -2)
-    logits = logits.view(batch, time, units, heads // units, top_k, length).to(dtype)
+    logits = logits.view(batch, time, units, heads // units, choice.top_k, length).to(problem.score_dtype)
     if positions is not None:
         logits = logits + (grouped @ positions.T).unsqueeze(-2)
-    if combine == "hierarchical":
-        weights = _softmax_or_zero(kept)[:, :, :, None, :, None]
-        attention = torch.softmax(logits, dim=-1) * weights
-    else:
-        logits = logits.masked_fill((kept == -math.inf)[:, :, :, None, :, None], -math.inf)
-        attention = _softmax_or_zero(logits.flatten(-2)).view_as(logits)
-    attention = attention.to(values.dtype)
+    if beyond is not None:
+        logits = logits.masked_fill(beyond[:, :, :, None], -math.inf)
+    attention = _attention_of_kept(logits, kept, choice).to(values.dtype)
     out = attention.flatten(-2) @ fetched_values.flatten(-3, -2)
     if positions is not None:
         out = out + attention.sum(dim=-2) @ positions
@@ -233,13 +461,96 @@ def _fetch(table: Tensor, index: Tensor, group: Tensor) -> Tensor:
     return table[row, index, :, group.view(1, 1, -1, 1)]
 
 
-def _reference(
-    query, keys, values, summaries, valid, summary_query, top_k, combine, scale, summary_scale, positions
-) -> Tensor:
+def _listed(problem: Problem, choice: Choice) -> Float[Tensor, "B T H V"]:
+    """Read each query's own chunks where they lie, nothing copied."""
+    query, keys, values, positions = problem.query, problem.keys, problem.values, problem.positions
+    batch, time, heads, width = query.shape
+    length, units = keys.shape[2], problem.units
+    each = heads // units
+    readable = problem.valid.any(dim=1).nonzero()
+    if len(readable) == 0:
+        blank = _blank_unread(_trim(problem), "dense")
+        return _dense(blank, choice._replace(top_k=1))
+    kept, index, group = _select_per_unit(problem, choice)
+    # An absent chunk weighs nothing, but its rows may hold NaN: list the best one again, or any readable one.
+    best, which = kept.max(dim=-1, keepdim=True)
+    index = torch.where(kept == -math.inf, index.gather(-1, which), index)
+    row = torch.arange(batch).view(-1, 1, 1, 1)
+    row = torch.where(best == -math.inf, readable[0, 0], row)
+    index = torch.where(best == -math.inf, readable[0, 1], index)
+
+    def listed(tensor: Tensor) -> tuple[Tensor, Runs]:
+        table, (per_row, per_chunk, per_step, per_group) = _as_table(tensor)
+        first = row * per_row + index * per_chunk + (group * per_group).view(1, 1, -1, 1)
+        first = first[:, :, :, None].expand(-1, -1, -1, each, -1).reshape(-1, choice.top_k)
+        return table, Runs(first, length, per_step, len(table))
+
+    key_table, key_runs = listed(keys)
+    value_table, value_runs = (key_table, key_runs) if values is keys else listed(values)
+    flat_query = (query * choice.scale).reshape(-1, width)
+    logits = dots(flat_query, key_table, key_runs).view(batch, time, units, each, choice.top_k, length)
+    if positions is not None:
+        logits = logits + (flat_query @ positions.T).view(batch, time, units, each, 1, length)
+    if problem.lengths is not None:
+        beyond = torch.arange(length) >= problem.lengths[row, index][..., None]
+        logits = logits.masked_fill(beyond[:, :, :, None], -math.inf)
+    attention = _attention_of_kept(logits, kept, choice)
+    out = mix(attention.reshape(-1, choice.top_k, length), value_table, value_runs)
+    if positions is not None:
+        out = out + attention.sum(dim=-2).view(-1, length) @ positions
+    return out.view(batch, time, heads, values.shape[-1])
+
+
+def _row_strides(tensor: Float[Tensor, "B M C G D"]) -> tuple[int, int, int, int] | None:
+    """Return how many rows of width D apart neighbours in B, M, C and G lie, None if rows are not aligned."""
+    width = tensor.shape[-1]
+    *strides, last = tensor.stride()
+    if (
+        (last != 1 and width > 1)
+        or any(stride % width for stride in strides)
+        or tensor.storage_offset() % width
+    ):
+        return None
+    return tuple(stride // width for stride in strides)  # pyright: ignore[reportReturnType]
+
+
+def _as_table(tensor: Float[Tensor, "B M C G D"]) -> tuple[Tensor, tuple[int, int, int, int]]:
+    """Return a table of rows that holds `tensor`, copied only if a gradient is to flow, and its row strides."""
+    strides = _row_strides(tensor)
+    assert strides is not None
+    if not tensor.requires_grad:
+        last = sum((size - 1) * stride for size, stride in zip(tensor.shape, strides, strict=False))
+        return tensor.as_strided((last + 1, tensor.shape[-1]), (tensor.shape[-1], 1)), strides
+    order = sorted(range(4), key=lambda dim: -strides[dim])
+    table = tensor.permute(*order, 4).reshape(-1, tensor.shape[-1])
+    counted = [0, 0, 0, 0]
+    rows = 1
+    for dim in reversed(order):
+        counted[dim], rows = rows, rows * tensor.shape[dim]
+    return table, (counted[0], counted[1], counted[2], counted[3])
+
+
+def _check_listed(problem: Problem) -> None:
+    tensors = {"query": problem.query, "keys": problem.keys, "values": problem.values}
+    for name, tensor in tensors.items():
+        if tensor.is_cuda or tensor.dtype not in LISTED_DTYPES or tensor.dtype != problem.query.dtype:
+            raise ValueError(
+                f"implementation='listed': {name} are {tensor.dtype} on {tensor.device}; it reads one dtype, "
+                "float32 or float64, on the CPU; use 'torch'"
+            )
+        if name != "query" and _row_strides(tensor) is None:
+            raise ValueError(
+                f"implementation='listed': {name} have strides {tensor.stride()}, their rows are not aligned; "
+                "use 'torch', or .contiguous()"
+            )
+
+
+def _reference(problem: Problem, choice: Choice) -> Float[Tensor, "B T H V"]:
     """Compute the definition, one query head at a time."""
+    query, keys, values, summaries, valid, summary_query, positions, lengths = problem
     batch, time, heads, _ = query.shape
     groups, coarse, summary_groups = keys.shape[3], summary_query.shape[2], summaries.shape[2]
-    dtype = torch.promote_types(query.dtype, torch.float32)
+    dtype = problem.score_dtype
     rows = []
     for b in range(batch):
         for t in range(time):
@@ -247,65 +558,195 @@ def _reference(
                 c, g = h * coarse // heads, h * groups // heads
                 readable = valid[b, t].nonzero().flatten().tolist()
                 score = {
-                    m: summary_scale
+                    m: choice.summary_scale
                     * torch.dot(
                         summary_query[b, t, c].to(dtype),
                         summaries[b, m, c * summary_groups // coarse].to(dtype),
                     )
                     for m in readable
                 }
-                ranking = {m: (-score[m].item(), m) for m in readable}
-                best = sorted(readable, key=ranking.__getitem__)[:top_k]
+                kept_anyway = readable[: choice.num_sinks]
+                if choice.num_locals:
+                    kept_anyway = kept_anyway + readable[-choice.num_locals :]
+                ranking = {m: (m not in kept_anyway, -score[m].item(), m) for m in readable}
+                best = sorted(readable, key=ranking.__getitem__)[: choice.top_k]
                 if not best:
                     rows.append(query.new_zeros(values.shape[-1]))
                     continue
-                offset = 0 if positions is None else positions
-                logits = torch.stack([(keys[b, m, :, g] + offset) @ query[b, t, h] * scale for m in best]).to(
-                    dtype
-                )
-                content = torch.stack([values[b, m, :, g] + offset for m in best])
-                if combine == "hierarchical":
-                    weights = functional.softmax(torch.stack([score[m] for m in best]), dim=0)
-                    attention = functional.softmax(logits, dim=1) * weights[:, None]
+                logits, content = [], []
+                for m in best:
+                    length = keys.shape[2] if lengths is None else int(lengths[b, m])
+                    offset = 0 if positions is None else positions[:length]
+                    read = (keys[b, m, :length, g] + offset) @ query[b, t, h] * choice.scale
+                    logits.append(read.to(dtype))
+                    content.append(values[b, m, :length, g] + offset)
+                if choice.joint:
+                    attention = functional.softmax(torch.cat(logits), dim=0)
                 else:
-                    attention = functional.softmax(logits.flatten(), dim=0).view_as(logits)
-                rows.append(torch.einsum("kc,kcv->v", attention.to(content.dtype), content))
+                    weights = functional.softmax(torch.stack([score[m] for m in best]), dim=0)
+                    attention = torch.cat(
+                        [functional.softmax(x, 0) * w for x, w in zip(logits, weights, strict=True)]
+                    )
+                mixed = torch.cat(content)
+                rows.append((attention.to(mixed.dtype)[:, None] * mixed).sum(dim=0))
     return torch.stack(rows).view(batch, time, heads, -1)
 
 
-def _span_read(valid: Bool[Tensor, "B T M"]) -> slice:
-    """Return the chunks from the first to the last that any query may read, at least one.
+@torch.library.custom_op("scrubjay::chunk_retrieval", mutates_args=())
+def _op(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    summaries: Tensor,
+    valid: Tensor,
+    summary_query: Tensor,
+    positions: Tensor | None,
+    lengths: Tensor | None,
+    top_k: int,
+    joint: bool,
+    scale: float,
+    summary_scale: float,
+    num_sinks: int,
+    num_locals: int,
+    implementation: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the read-out and what Triton's backward needs: chunks kept, their weights, log normalisers."""
+    problem = Problem(query, keys, values, summaries, valid, summary_query, positions, lengths)
+    choice = Choice(top_k, joint, scale, summary_scale, num_sinks, num_locals)
+    if implementation == "triton":
+        from scrubjay.kernels import chunk_retrieval_triton
 
-    Young episodes fill a corner of a large store; on a GPU finding out would cost a wait for the device.
-    """
-    read = valid.flatten(0, 1).any(dim=0).nonzero().flatten()
-    return slice(int(read[0]), int(read[-1]) + 1) if len(read) else slice(0, 1)
+        return chunk_retrieval_triton.forward(problem, choice)  # pyright: ignore[reportArgumentType]
+    shapes = [query.new_empty(0, dtype=dtype) for dtype in (torch.int32, torch.float32, torch.float32)]
+    return _torch(problem, choice, implementation), shapes[0], shapes[1], shapes[2]
 
 
-def _blank_unread(tensor: Tensor, unread: Bool[Tensor, "B M"]) -> Tensor:
-    """Zero the chunks no query may read: their NaN would survive a multiplication by weight zero."""
-    if not torch.compiler.is_compiling() and not unread.any():
-        return tensor
-    return tensor.masked_fill(unread.view(*unread.shape, *[1] * (tensor.ndim - 2)), 0)
+@_op.register_fake
+def _(
+    query, keys, values, summaries, valid, summary_query, positions, lengths,
+    top_k, joint, scale, summary_scale, num_sinks, num_locals, implementation,
+):  # fmt: skip
+    batch, time, heads, _ = query.shape
+    out = query.new_empty(batch, time, heads, values.shape[-1])
+    if implementation != "triton":
+        return out, *(query.new_empty(0, dtype=d) for d in (torch.int32, torch.float32, torch.float32))
+    kept = (batch, time, summary_query.shape[2], top_k)
+    normalisers = (batch, time, heads, 1 if joint else top_k)
+    return (
+        out,
+        query.new_empty(kept, dtype=torch.int32),
+        query.new_empty(kept, dtype=torch.float32),
+        query.new_empty(normalisers, dtype=torch.float32),
+    )
 
 
-def _choose(query: Tensor, keys: Tensor, top_k: int) -> Implementation:
-    # Fetching k chunks per query costs about as much as multiplying by 4 to 6 k of them in one product.
-    return "dense" if query.shape[1] > 1 and keys.shape[1] <= 4 * top_k else "gather"
+def _setup_context(ctx, inputs, output) -> None:
+    ctx.choice, ctx.implementation = Choice(*inputs[8:14]), inputs[14]
+    ctx.save_for_backward(*inputs[:8], *output)
+    ctx.set_materialize_grads(False)
 
 
-def _block_length(implementation: Implementation, query: Tensor, keys: Tensor, top_k: int) -> int:
-    batch, time, heads, width = query.shape
-    chunks, length, groups = keys.shape[1:4]
-    per_query = heads * chunks * length if implementation == "dense" else groups * top_k * length * width
-    return max(1, _BLOCK_SCALARS // max(1, batch * per_query)) if implementation != "reference" else time
+def _backward(ctx, grad, *_) -> tuple:
+    problem, (out, chunks, weights, normalisers) = Problem(*ctx.saved_tensors[:8]), ctx.saved_tensors[8:]
+    wanted = list(ctx.needs_input_grad[:8])
+    if grad is None or not any(wanted):
+        return (None,) * 15
+    if ctx.implementation == "triton":
+        grads = _backward_op(*problem, *ctx.choice, grad, out, chunks, weights, normalisers, wanted)
+        return *(g if want else None for g, want in zip(grads, wanted, strict=True)), *(None,) * 7
+    # Recomputed rather than stored, and differentiable again where the caller builds a graph.
+    again = torch.is_grad_enabled()
+    inputs = dict(problem._asdict())
+    sources = [name for name, want in zip(inputs, wanted, strict=True) if want]
+    with torch.enable_grad():
+        if not again:
+            inputs |= {name: inputs[name].detach().requires_grad_() for name in sources}
+        out = _torch(Problem(**inputs), ctx.choice, ctx.implementation)
+        leaves = [inputs[name] for name in sources]
+        found = torch.autograd.grad(out, leaves, grad, create_graph=again, allow_unused=True)
+    grads = dict(zip(sources, found, strict=True))
+    return *(grads.get(name) for name in Problem._fields), *(None,) * 7
 
 
-def _check_shapes(query, keys, values, summaries, valid, summary_query, positions, top_k, combine) -> None:
-    if top_k < 1:
-        raise ValueError(f"top_k={top_k}: at least one chunk must be kept")
-    if combine not in ("hierarchical", "joint"):
-        raise ValueError(f"combine={combine!r}; choose 'hierarchical' or 'joint'")
+_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+@torch.library.custom_op("scrubjay::chunk_retrieval_backward", mutates_args=())
+def _backward_op(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    summaries: Tensor,
+    valid: Tensor,
+    summary_query: Tensor,
+    positions: Tensor | None,
+    lengths: Tensor | None,
+    top_k: int,
+    joint: bool,
+    scale: float,
+    summary_scale: float,
+    num_sinks: int,
+    num_locals: int,
+    grad: Tensor,
+    out: Tensor,
+    chunks: Tensor,
+    weights: Tensor,
+    normalisers: Tensor,
+    wanted: list[bool],
+) -> list[Tensor]:
+    """Return a gradient for each of the eight tensors, empty where none is wanted."""
+    from scrubjay.kernels import chunk_retrieval_triton
+
+    problem = Problem(query, keys, values, summaries, valid, summary_query, positions, lengths)
+    choice = Choice(top_k, joint, scale, summary_scale, num_sinks, num_locals)
+    saved = (chunks, weights, normalisers)
+    return chunk_retrieval_triton.backward(problem, choice, grad, out, saved, wanted)  # pyright: ignore[reportArgumentType]
+
+
+@_backward_op.register_fake
+def _(
+    query, keys, values, summaries, valid, summary_query, positions, lengths,
+    top_k, joint, scale, summary_scale, num_sinks, num_locals,
+    grad, out, chunks, weights, normalisers, wanted,
+):  # fmt: skip
+    tensors = (query, keys, values, summaries, valid, summary_query, positions, lengths)
+    return [
+        t.new_empty(t.shape) if want and t is not None else query.new_empty(0)
+        for t, want in zip(tensors, wanted, strict=True)
+    ]
+
+
+def _unsupported(problem: Problem, choice: Choice) -> str | None:
+    """Return why the Triton kernels cannot do these sizes, None if they can."""
+    widths = {
+        "head width": problem.query.shape[-1],
+        "value width": problem.values.shape[-1],
+        "summary width": problem.summaries.shape[-1],
+    }
+    for name, width in widths.items():
+        if width > _WIDEST:
+            return f"a {name} of {width} does not fit a GPU block's shared memory, at most {_WIDEST} does"
+    if min(choice.top_k, problem.keys.shape[1]) > _MOST_KEPT:
+        return f"top_k={choice.top_k} is more than the {_MOST_KEPT} chunks its selection holds"
+    if problem.query.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"{problem.query.dtype} is none of float32, float16 and bfloat16"
+    return None
+
+
+def _check_choice(choice: Choice) -> None:
+    if choice.top_k < 1:
+        raise ValueError(f"top_k={choice.top_k}: at least one chunk must be kept")
+    for name, count in (("num_sink_chunks", choice.num_sinks), ("num_local_chunks", choice.num_locals)):
+        if count < 0:
+            raise ValueError(f"{name}={count}: must not be negative")
+    if choice.num_sinks + choice.num_locals > choice.top_k:
+        raise ValueError(
+            f"num_sink_chunks={choice.num_sinks} and num_local_chunks={choice.num_locals} do not fit in "
+            f"top_k={choice.top_k}; raise top_k to at least {choice.num_sinks + choice.num_locals}"
+        )
+
+
+def _check_shapes(query, keys, values, summaries, valid, summary_query, positions, lengths) -> None:
     ranks = {"query": (query, 4), "keys": (keys, 5), "values": (values, 5), "summaries": (summaries, 4)}
     for name, (tensor, rank) in (ranks | {"summary_query": (summary_query, 4)}).items():
         if tensor.ndim != rank:
@@ -343,3 +784,8 @@ def _check_shapes(query, keys, values, summaries, valid, summary_query, position
         raise ValueError(
             f"positions have shape {tuple(positions.shape)}; expected ({keys.shape[2]}, {width}) and V = D"
         )
+    if lengths is not None:
+        if lengths.is_floating_point() or lengths.dtype == torch.bool:
+            raise TypeError(f"lengths have dtype {lengths.dtype}; expected integers")
+        if lengths.shape != keys.shape[:2]:
+            raise ValueError(f"lengths have shape {tuple(lengths.shape)}; expected {tuple(keys.shape[:2])}")

@@ -1,16 +1,18 @@
 """Every path of chunk retrieval against its definition, forward and backward."""
 
 import sys
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scrubjay.kernels import chunk_retrieval
+from scrubjay.kernels import chunk_retrieval, force
+from scrubjay.kernels.listed_rows import Runs, dots, mix
 
-PATHS: list[Any] = ["dense", "gather"]
+PATHS: list[Any] = ["dense", "gather", "listed"]
+TENSORS = ["query", "keys", "values", "summaries"]
 
 
 def draw(
@@ -46,9 +48,11 @@ def draw(
     combine=st.sampled_from(["hierarchical", "joint"]),
     positional=st.booleans(),
     masked=st.booleans(),
+    ragged=st.booleans(),
+    always=st.sampled_from([(0, 0), (1, 0), (0, 1), (1, 2)]),
 )
 def test_paths_equal_the_definition_in_value_and_gradient(
-    seed, time, chunks, length, heads_groups, coarse, top_k, combine, positional, masked
+    seed, time, chunks, length, heads_groups, coarse, top_k, combine, positional, masked, ragged, always
 ):
     heads, groups = heads_groups
     coarse = coarse if coarse is None or heads % coarse == 0 else 1
@@ -56,13 +60,28 @@ def test_paths_equal_the_definition_in_value_and_gradient(
     if masked:
         arguments["valid"] = torch.rand(2, time, chunks, generator=torch.Generator().manual_seed(seed)) < 0.5
     positions = torch.randn(length, 6, dtype=torch.float64) if positional else None
+    lengths = None
+    if ragged:
+        lengths = torch.randint(0, length + 1, (2, chunks), generator=torch.Generator().manual_seed(seed))
+        beyond = torch.arange(length) >= lengths[..., None]
+        for name in ("keys", "values"):
+            arguments[name] = arguments[name].masked_fill(beyond[..., None, None], float("nan"))
     differentiable = [name for name, value in arguments.items() if value.is_floating_point()]
     results = {}
     for path in ["reference", *PATHS]:
         fresh: dict[str, Any] = {
             name: value.clone().requires_grad_(name in differentiable) for name, value in arguments.items()
         }
-        out = chunk_retrieval(**fresh, top_k=top_k, combine=combine, positions=positions, implementation=path)
+        out = chunk_retrieval(
+            **fresh,
+            top_k=max(top_k, sum(always)),
+            combine=combine,
+            positions=positions,
+            lengths=lengths,
+            num_sink_chunks=always[0],
+            num_local_chunks=always[1],
+            implementation=path,
+        )
         weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
         if out.requires_grad:
             (out * weights).sum().backward()
@@ -145,14 +164,13 @@ def test_of_equal_scores_the_earlier_chunk_wins(path):
 def test_gradients_match_finite_differences(path):
     arguments = draw(3, batch=1, time=2, chunks=3, length=2, heads=2, groups=1, width=3)
     arguments["valid"] = torch.tensor([[2, 3]])
-    names = ["query", "keys", "values", "summaries"]
 
     def readout(*tensors):
         return chunk_retrieval(
-            **(arguments | dict(zip(names, tensors, strict=True))), top_k=2, implementation=path
+            **(arguments | dict(zip(TENSORS, tensors, strict=True))), top_k=2, implementation=path
         )
 
-    assert torch.autograd.gradcheck(readout, [arguments[n].requires_grad_() for n in names])
+    assert torch.autograd.gradcheck(readout, [arguments[n].requires_grad_() for n in TENSORS])
 
 
 def test_joint_over_all_chunks_is_full_attention():
@@ -176,12 +194,13 @@ def test_stop_memory_gradient_reaches_the_query_alone():
 def test_blocks_of_queries_change_nothing(path, monkeypatch):
     arguments = draw(6, time=63)
     whole = chunk_retrieval(**arguments, top_k=3, implementation=path)
-    monkeypatch.setattr(sys.modules["scrubjay.kernels.chunk_retrieval"], "_BLOCK_SCALARS", 500)
+    module = sys.modules["scrubjay.kernels.chunk_retrieval"]
+    monkeypatch.setattr(module, "_BLOCK_SCALARS", dict.fromkeys(PATHS, 500))
     torch.testing.assert_close(chunk_retrieval(**arguments, top_k=3, implementation=path), whole)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", ["torch", "dense", "gather"])
 def test_half_precision_stays_near_the_definition(path, dtype):
     arguments = draw(7, dtype=torch.float32)
     low = {n: v.to(dtype) if v.is_floating_point() else v for n, v in arguments.items()}
@@ -217,3 +236,182 @@ def test_float_validity_is_refused():
     arguments: dict[str, Any] = draw(9) | {"valid": torch.zeros(2, 5)}
     with pytest.raises(TypeError, match="dtype"):
         chunk_retrieval(**arguments, top_k=1)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("time", [1, 5, 64])
+def test_equal_summaries_are_tied_however_a_product_rounds_them(path, time, dtype):
+    # A large product sums its last columns in another order than the others.
+    arguments = draw(11, time=time, chunks=63, heads=1, groups=1, width=40, dtype=dtype)
+    arguments["summaries"] = arguments["summaries"][:, :1].repeat(1, 63, 1, 1)
+    arguments["valid"] = torch.full((2, time), 63)
+    out = chunk_retrieval(**arguments, top_k=3, implementation=path)
+    for name in ("keys", "values", "summaries"):
+        arguments[name] = arguments[name][:, :3]
+    arguments["valid"] = torch.full((2, time), 3)
+    torch.testing.assert_close(out, chunk_retrieval(**arguments, top_k=3, implementation=path))
+
+
+@pytest.mark.parametrize("combine", ["hierarchical", "joint"])
+@pytest.mark.parametrize("path", PATHS)
+def test_second_derivatives_match_finite_differences(path, combine):
+    arguments = draw(3, batch=1, time=2, chunks=3, length=2, heads=2, groups=1, width=3)
+    arguments["valid"] = torch.tensor([[2, 3]])
+
+    def readout(*tensors):
+        given = arguments | dict(zip(TENSORS, tensors, strict=True))
+        return chunk_retrieval(**given, top_k=2, combine=combine, implementation=path)
+
+    assert torch.autograd.gradgradcheck(readout, [arguments[n].requires_grad_() for n in TENSORS])
+
+
+@pytest.mark.parametrize("path", ["auto", *PATHS])
+def test_forward_mode_equals_reverse_mode(path):
+    arguments = draw(12)
+    tangents = {name: torch.randn_like(arguments[name]) for name in TENSORS}
+
+    def readout(given):
+        return chunk_retrieval(**(arguments | given), top_k=2, implementation=path)
+
+    primals = {name: arguments[name] for name in TENSORS}
+    forward = torch.func.jvp(readout, (primals,), (tangents,))[1]
+    weights = torch.randn_like(forward)
+    leaves = {name: arguments[name].requires_grad_() for name in TENSORS}
+    grads = torch.autograd.grad(readout(leaves), list(leaves.values()), weights)
+    reverse = sum((g * tangents[n]).sum() for g, n in zip(grads, leaves, strict=True))
+    torch.testing.assert_close((forward * weights).sum(), reverse)
+
+
+def as_op(arguments, **options):
+    """The operator's own arguments, as the public function passes them."""
+    valid = torch.arange(arguments["keys"].shape[1]) < arguments["valid"][..., None]
+    width = arguments["query"].shape[-1]
+    return (
+        *(arguments[n] for n in TENSORS),
+        valid,
+        arguments["query"],
+        options.get("positions"),
+        options.get("lengths"),
+        2,
+        options.get("joint", False),
+        width**-0.5,
+        width**-0.5,
+        0,
+        1,
+        "torch",
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"joint": True, "lengths": torch.tensor([[3, 1, 0, 2, 3, 3]] * 2)}])
+def test_the_operator_is_registered_as_torch_expects(options):
+    arguments = draw(13, dtype=torch.float32)
+    for name in TENSORS:
+        arguments[name].requires_grad_()
+    torch.library.opcheck(torch.ops.scrubjay.chunk_retrieval.default, as_op(arguments, **options))
+
+
+@pytest.mark.parametrize("time", [1, 5])
+def test_a_compiled_call_is_one_graph_with_the_same_values_and_gradients(time):
+    arguments = draw(14, time=time, dtype=torch.float32)
+    for name in TENSORS:
+        arguments[name].requires_grad_()
+
+    def loss(**given):
+        return chunk_retrieval(**given, top_k=2).square().sum()
+
+    compiled = torch.compile(loss, fullgraph=True)
+    expected = torch.autograd.grad(loss(**arguments), [arguments[n] for n in TENSORS])
+    found = torch.autograd.grad(compiled(**arguments), [arguments[n] for n in TENSORS])
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_operator_is_differentiable_again_on_the_cpu():
+    arguments = draw(15, batch=1, time=2, chunks=3, length=2, heads=2, groups=1, width=3)
+    leaves = [arguments[n].requires_grad_() for n in TENSORS]
+
+    def readout(*tensors):
+        given = as_op(arguments | dict(zip(TENSORS, tensors, strict=True)))
+        return torch.ops.scrubjay.chunk_retrieval(*given)[0]
+
+    assert torch.autograd.gradcheck(readout, leaves)
+    assert torch.autograd.gradgradcheck(readout, leaves)
+
+
+@pytest.mark.parametrize("time", [1, 5])
+def test_an_exported_call_needs_no_operator_of_ours_and_takes_any_batch(time):
+    class Readout(torch.nn.Module):
+        def forward(self, query, keys, values, summaries, valid):
+            return chunk_retrieval(query, keys, values, summaries, valid, top_k=2)
+
+    arguments = draw(16, batch=3, time=time, dtype=torch.float32)
+    shapes = {name: {0: torch.export.Dim.DYNAMIC} for name in arguments}
+    program = torch.export.export(Readout(), (), arguments, dynamic_shapes=shapes)
+    assert not any("scrubjay" in str(node.target) for node in program.graph.nodes)
+    other = draw(17, batch=2, time=time, dtype=torch.float32)
+    torch.testing.assert_close(program.module()(**other), chunk_retrieval(**other, top_k=2))
+
+
+def test_heads_first_caches_are_read_in_place():
+    arguments = draw(18, time=1)
+    expected = chunk_retrieval(**arguments, top_k=2, implementation="reference")
+    for name in ("keys", "values"):
+        arguments[name] = arguments[name].permute(0, 3, 1, 2, 4).contiguous().permute(0, 2, 3, 1, 4)
+    torch.testing.assert_close(chunk_retrieval(**arguments, top_k=2, implementation="listed"), expected)
+
+
+def test_rows_that_are_not_aligned_are_refused_by_the_path_that_needs_them_and_read_by_others():
+    arguments = draw(19)
+    keys = torch.zeros(*arguments["keys"].shape[:-1], 7, dtype=torch.float64)
+    keys[..., :6] = arguments["keys"]
+    arguments["keys"] = keys[..., :6]
+    with pytest.raises(ValueError, match="strides"):
+        chunk_retrieval(**arguments, top_k=2, implementation="listed")
+    expected = chunk_retrieval(**arguments, top_k=2, implementation="reference")
+    torch.testing.assert_close(chunk_retrieval(**arguments, top_k=2), expected)
+
+
+def test_the_switch_forces_one_implementation_and_an_argument_outranks_it():
+    arguments = draw(20, dtype=torch.float32)
+    with force("reference"):
+        forced = chunk_retrieval(**arguments, top_k=2)
+        dense = chunk_retrieval(**arguments, top_k=2, implementation="dense")
+    assert torch.equal(forced, chunk_retrieval(**arguments, top_k=2, implementation="reference"))
+    assert torch.equal(dense, chunk_retrieval(**arguments, top_k=2, implementation="dense"))
+    assert not torch.equal(forced, dense)
+
+
+def test_unknown_and_unusable_implementations_are_explained():
+    arguments = draw(21, dtype=torch.float32)
+    names: list[Any] = ["cuda", "triton"]
+    with pytest.raises(ValueError, match="implementation='cuda'; choose from auto, reference"):
+        chunk_retrieval(**arguments, top_k=2, implementation=names[0])
+    with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1"):
+        chunk_retrieval(**arguments, top_k=2, implementation=names[1])
+    with pytest.raises(ValueError, match="implementation='sparse'"), force(cast(Any, "sparse")):
+        pass
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    queries=st.integers(1, 5),
+    kept=st.integers(1, 3),
+    length=st.integers(1, 4),
+    stride=st.integers(1, 3),
+)
+def test_products_with_listed_rows_equal_fetching_them(seed, queries, kept, length, stride):
+    generator = torch.Generator().manual_seed(seed)
+    rows = 3 * length * stride
+    first = torch.randint(0, 3, (queries, kept), generator=generator) * length * stride
+    first += torch.randint(0, stride, (queries, kept), generator=generator)
+    runs = Runs(first, length, stride, rows)
+    x = torch.randn(queries, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    table = torch.randn(rows, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(queries, kept, length, generator=generator, dtype=torch.float64, requires_grad=True)
+    fetched = table[first[..., None] + torch.arange(length) * stride]
+    torch.testing.assert_close(dots(x, table, runs), (fetched * x[:, None, None]).sum(-1))
+    torch.testing.assert_close(mix(weights, table, runs), (fetched * weights[..., None]).sum((1, 2)))
+    (found,) = torch.autograd.grad(mix(weights, table, runs).square().sum(), table)
+    (exact,) = torch.autograd.grad((fetched * weights[..., None]).sum((1, 2)).square().sum(), table)
+    torch.testing.assert_close(found, exact)

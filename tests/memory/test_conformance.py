@@ -136,6 +136,7 @@ class RunningMax(memory.Memory):
 
 
 def test_a_memory_of_one_step_is_a_whole_memory_even_if_born_infinite():
+    torch.manual_seed(0)  # some weights leave every maximum as it was after the one step that law 9 takes
     memory.check_memory(RunningMaxConfig(dim=8).build())
 
 

@@ -1,0 +1,97 @@
+"""Which implementation of an op runs: the definition, vectorised torch, or Triton.
+
+Every op takes `implementation`, and `force` sets it for a block of code:
+
+- `"reference"`: the op's definition in plain torch, slow and obvious; everything else is tested against it.
+- `"torch"`: vectorised torch on any device, differentiable any number of times, in forward mode too.
+- `"triton"`: the GPU kernels, differentiable once in reverse mode. With TRITON_INTERPRET=1 in the environment
+  before the first import of triton they run on CPU tensors as well, very slowly.
+- `"auto"`: triton on a GPU where the kernels support the sizes, otherwise torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+Implementation = Literal["auto", "reference", "torch", "triton"]
+
+_CHOICES = ("auto", "reference", "torch", "triton")
+_forced: str = "auto"
+
+
+@contextlib.contextmanager
+def force(implementation: Implementation) -> Iterator[None]:
+    """Make every op called inside use `implementation`, unless its own argument names another.
+
+    Holds for the whole process, not for one thread. Raises ValueError on an unknown name.
+    """
+    global _forced
+    _check_choice(implementation, _CHOICES)
+    before, _forced = _forced, implementation
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def resolve(
+    implementation: str, *tensors: Tensor | None, paths: tuple[str, ...] = (), unsupported: str | None = None
+) -> str:
+    """Return the implementation to run: "reference", "torch", "triton" or one of `paths`.
+
+    `paths` are an op's own variants of "torch". `unsupported` says why Triton cannot do these sizes: then "auto"
+    means torch, and asking for "triton" raises ValueError with it. Raises ValueError on an unknown name and
+    RuntimeError where Triton cannot run.
+    """
+    _check_choice(implementation, _CHOICES + paths)
+    if implementation == "auto":
+        implementation = _forced
+    on_gpu = all(tensor.is_cuda for tensor in tensors if tensor is not None)
+    if implementation == "auto":
+        usable = on_gpu and unsupported is None and _has_triton()
+        return "triton" if usable and not any_dual(*tensors) else "torch"
+    if implementation == "triton":
+        if unsupported is not None:
+            raise ValueError(f"implementation='triton': {unsupported}; use 'torch' or 'auto'")
+        if not _has_triton():
+            raise RuntimeError("implementation='triton': triton is not installed; use 'torch' or 'auto'")
+        if not on_gpu and os.environ.get("TRITON_INTERPRET") != "1":
+            raise RuntimeError(
+                "implementation='triton' needs CUDA tensors, or TRITON_INTERPRET=1 in the environment before "
+                "triton is imported; use 'torch' or 'auto'"
+            )
+        if any_dual(*tensors):
+            raise NotImplementedError(
+                "implementation='triton' has no forward-mode derivative; use 'torch' under jvp and dual numbers"
+            )
+    return implementation
+
+
+def any_dual(*tensors: Tensor | None) -> bool:
+    """Return whether any tensor carries a forward-mode tangent."""
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return False
+    return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+
+
+def is_traced() -> bool:
+    """Return whether a graph is being recorded, by compile, export or make_fx, so that no value may be looked at."""
+    recording = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY)
+    return recording is not None or torch.compiler.is_compiling()
+
+
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _check_choice(implementation: str, choices: tuple[str, ...]) -> None:
+    if implementation not in choices:
+        raise ValueError(f"implementation={implementation!r}; choose from {', '.join(choices)}")

@@ -1,0 +1,169 @@
+"""Products with listed rows of a table, without copying the rows: the fast CPU path of sparse reading.
+
+Every query n lists K runs of C rows: rows `first[n, k] + c * stride` of a table `[rows, width]`, where two runs
+are of the same rows or have none in common. Three products are linear in each factor and closed under
+differentiation, so any order of derivative exists:
+
+- `dots(x, table)[n, k, c]`: the dot product of x[n] with each listed row,
+- `mix(weights, table)[n]`: the weighted sum of the listed rows,
+- `spread(weights, x)[row]`: what `mix` is the transpose of, in a fixed order of summation.
+
+Torch reads the rows in place: `sampled_addmm` for dots, `embedding_bag` for sums. Fetching the rows first moves
+three times as many bytes.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+DTYPES = (torch.float32, torch.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """The rows each query lists: K runs of `length` rows, `stride` apart, of a table of `rows` rows."""
+
+    first: Int[Tensor, "N K"]
+    length: int
+    stride: int
+    rows: int
+
+    @functools.cached_property
+    def listed(self) -> Int[Tensor, "N KC"]:
+        """Every listed row, a run's rows together."""
+        # Indices are a good part of what is read when rows are narrow, so they are kept short where they fit.
+        dtype = torch.int32 if self.rows < 2**31 else torch.int64
+        step = torch.arange(self.length, dtype=dtype) * self.stride
+        return (self.first.to(dtype)[:, :, None] + step).flatten(1)
+
+
+def dots(x: Float[Tensor, "N D"], table: Float[Tensor, "R D"], runs: Runs) -> Float[Tensor, "N K C"]:
+    """Return the dot product of each query with each row it lists. float32 or float64, on the CPU."""
+    return _Dots.apply(x, table, runs)  # pyright: ignore[reportReturnType]
+
+
+def mix(weights: Float[Tensor, "N K C"], table: Float[Tensor, "R V"], runs: Runs) -> Float[Tensor, "N V"]:
+    """Return each query's weighted sum of the rows it lists. float32 or float64, on the CPU."""
+    return _Mix.apply(weights, table, runs)  # pyright: ignore[reportReturnType]
+
+
+class _Dots(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, table: Tensor, runs: Runs) -> Tensor:
+        _silence_beta_warning()
+        listed = runs.listed
+        count, listed_each = listed.shape
+        pattern = torch.sparse_csr_tensor(
+            torch.arange(0, listed.numel() + 1, listed_each, dtype=listed.dtype),
+            listed.flatten(),
+            x.new_zeros(listed.numel()),
+            size=(count, runs.rows),
+            check_invariants=False,
+        )
+        products = torch.sparse.sampled_addmm(pattern, x, table.T, beta=0.0)
+        return products.values().view(count, -1, runs.length)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        x, table, ctx.runs = inputs
+        ctx.save_for_backward(x, table)
+        ctx.save_for_forward(x, table)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        x, table = ctx.saved_tensors
+        grad = grads[0]
+        to_x = _Mix.apply(grad, table, ctx.runs) if ctx.needs_input_grad[0] else None
+        to_table = _Spread.apply(grad, x, ctx.runs) if ctx.needs_input_grad[1] else None
+        return to_x, to_table, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return _product_rule(_Dots, ctx, tangents)
+
+
+class _Mix(torch.autograd.Function):
+    @staticmethod
+    def forward(weights: Tensor, table: Tensor, runs: Runs) -> Tensor:
+        per_sample = weights.reshape(runs.listed.shape)
+        return functional.embedding_bag(runs.listed, table, per_sample_weights=per_sample, mode="sum")
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        weights, table, ctx.runs = inputs
+        ctx.save_for_backward(weights, table)
+        ctx.save_for_forward(weights, table)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        weights, table = ctx.saved_tensors
+        grad = grads[0].contiguous()
+        to_weights = _Dots.apply(grad, table, ctx.runs) if ctx.needs_input_grad[0] else None
+        to_table = _Spread.apply(weights, grad, ctx.runs) if ctx.needs_input_grad[1] else None
+        return to_weights, to_table, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return _product_rule(_Mix, ctx, tangents)
+
+
+class _Spread(torch.autograd.Function):
+    @staticmethod
+    def forward(weights: Tensor, x: Tensor, runs: Runs) -> Tensor:
+        # Sorted by run, the queries that list a run are a bag, and each of its rows sums that bag of x's rows.
+        first, order = runs.first.flatten().sort(stable=True)
+        distinct, counts = first.unique_consecutive(return_counts=True)
+        offsets = (counts.cumsum(0) - counts) + len(order) * torch.arange(runs.length)[:, None]
+        query = (order // runs.first.shape[1]).repeat(runs.length)
+        per_sample = weights.reshape(-1, runs.length)[order].T.flatten()
+        sums = functional.embedding_bag(
+            query, x, offsets.flatten(), per_sample_weights=per_sample, mode="sum"
+        )
+        out = x.new_zeros(runs.rows, x.shape[1])
+        rows = distinct + runs.stride * torch.arange(runs.length)[:, None]
+        out[rows.flatten()] = sums
+        return out
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        weights, x, ctx.runs = inputs
+        ctx.save_for_backward(weights, x)
+        ctx.save_for_forward(weights, x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        weights, x = ctx.saved_tensors
+        grad = grads[0].contiguous()
+        to_weights = _Dots.apply(x, grad, ctx.runs) if ctx.needs_input_grad[0] else None
+        to_x = _Mix.apply(weights, grad, ctx.runs) if ctx.needs_input_grad[1] else None
+        return to_weights, to_x, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return _product_rule(_Spread, ctx, tangents)
+
+
+def _product_rule(product: Any, ctx: Any, tangents: tuple) -> Tensor | None:
+    left, right = ctx.saved_tensors
+    terms = []
+    if tangents[0] is not None:
+        terms.append(product.apply(tangents[0].contiguous(), right, ctx.runs))
+    if tangents[1] is not None:
+        terms.append(product.apply(left, tangents[1].contiguous(), ctx.runs))
+    return sum(terms[1:], terms[0]) if terms else None
+
+
+@functools.cache
+def _silence_beta_warning() -> None:
+    """Let torch say once, unheard, that sparse tensors are in beta."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.sparse_csr_tensor([0, 0], [], [], size=(1, 1))

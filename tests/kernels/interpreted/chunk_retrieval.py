@@ -1,0 +1,265 @@
+"""The Triton kernels of chunk retrieval under the interpreter, against the definition."""
+
+import functools
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from scrubjay.kernels import chunk_retrieval, chunk_retrieval_triton
+from scrubjay.kernels.chunk_retrieval import Choice, Problem
+
+SOURCE = Path(chunk_retrieval_triton.__file__)
+
+# batch, time, chunks, length, heads, groups, coarse, width, top_k; sizes that are no power of two, k > valid.
+SHAPES = {
+    "decode": (2, 1, 5, 7, 4, 2, None, 40, 3),
+    "segment-T19-C7-D40": (1, 19, 6, 7, 2, 1, None, 40, 3),
+    "one-selection": (1, 5, 4, 3, 4, 1, 1, 8, 2),
+    "selections-and-key-heads-cross": (1, 3, 4, 5, 6, 2, 3, 8, 2),
+    "long-chunk": (1, 2, 3, 70, 2, 2, None, 8, 2),
+    "k-beyond-chunks": (1, 3, 3, 4, 2, 2, 2, 12, 9),
+}
+
+
+def draw(shape, seed=0, dtype=torch.float32, **options) -> dict[str, Any]:
+    batch, time, chunks, length, heads, groups, coarse, width, top_k = shape
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*sizes):
+        return torch.randn(*sizes, generator=generator).to(dtype)
+
+    arguments: dict[str, Any] = {
+        "query": normal(batch, time, heads, width),
+        "keys": normal(batch, chunks, length, groups, width),
+        "values": normal(batch, chunks, length, groups, width),
+        "summaries": normal(batch, chunks, groups, width),
+        "valid": torch.randint(0, chunks + 1, (batch, time), generator=generator),
+        "top_k": top_k,
+    }
+    arguments["valid"][0, 0] = chunks
+    arguments["valid"][-1, -1] = 0 if time > 1 else chunks - 1
+    if coarse is not None:
+        arguments["summary_query"] = normal(batch, time, coarse, 5)
+        arguments["summaries"] = normal(batch, chunks, 1, 5)
+    if options.pop("positional", False):
+        arguments["positions"] = normal(length, width)
+    if options.pop("ragged", False):
+        arguments["lengths"] = torch.randint(0, length + 1, (batch, chunks), generator=generator)
+        beyond = torch.arange(length) >= arguments["lengths"][..., None]
+        for name in ("keys", "values"):
+            arguments[name] = arguments[name].masked_fill(beyond[..., None, None], float("nan"))
+    if options.pop("masked", False):
+        arguments["valid"] = torch.rand(batch, time, chunks, generator=generator) < 0.5
+    return arguments | options
+
+
+def floating(arguments) -> list[str]:
+    return [n for n, v in arguments.items() if torch.is_tensor(v) and v.is_floating_point()]
+
+
+def outcome(arguments, run) -> dict[str, Any]:
+    fresh = {
+        n: v.clone().requires_grad_(n in floating(arguments)) if torch.is_tensor(v) else v
+        for n, v in arguments.items()
+    }
+    out = run(**fresh)
+    (out.double() * torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view_as(out)).sum().backward()
+    grads = {
+        n: fresh[n].grad if fresh[n].grad is not None else torch.zeros_like(fresh[n])
+        for n in floating(arguments)
+    }
+    return {"out": out.detach()} | grads
+
+
+def definition(arguments) -> dict[str, torch.Tensor]:
+    upcast = {n: v.double() if n in floating(arguments) else v for n, v in arguments.items()}
+    return outcome(upcast, functools.partial(chunk_retrieval, implementation="reference"))
+
+
+def distance(found, exact) -> dict[str, float]:
+    """Root mean square error over the root mean square of what is right, per tensor."""
+    errors = {}
+    for name, right in exact.items():
+        scale = right.square().mean().sqrt().clamp_min(1e-6)
+        errors[name] = float((found[name].double() - right).square().mean().sqrt() / scale)
+    return errors
+
+
+def assert_near(arguments, run, bound):
+    errors = distance(outcome(arguments, run), definition(arguments))
+    assert all(error < bound for error in errors.values()), errors
+
+
+triton_path = functools.partial(chunk_retrieval, implementation="triton")
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("combine", ["hierarchical", "joint"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_values_and_gradients_equal_the_definition(shape, combine):
+    assert_near(draw(shape, combine=combine), triton_path, 2e-6)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("combine", ["hierarchical", "joint"])
+def test_half_precision_stays_near_the_definition(combine):
+    assert_near(draw(SHAPES["decode"], dtype=torch.float16, combine=combine), triton_path, 3e-3)
+    assert_near(draw(SHAPES["one-selection"], dtype=torch.float16, combine=combine), triton_path, 3e-3)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("combine", ["hierarchical", "joint"])
+@pytest.mark.parametrize(
+    "option",
+    [{"positional": True}, {"ragged": True}, {"masked": True}, {"num_sink_chunks": 1, "num_local_chunks": 1}],
+)
+def test_options_equal_the_definition(option, combine):
+    assert_near(draw((2, 3, 5, 7, 4, 2, None, 12, 3), 1, combine=combine, **option), triton_path, 2e-6)
+
+
+@pytest.mark.usefixtures("poisoned")
+def test_a_row_that_may_read_nothing_gets_zeros_and_gives_no_gradient():
+    arguments = draw(SHAPES["decode"])
+    arguments["valid"] = torch.tensor([[0], [2]])
+    for name in ("keys", "values", "summaries"):
+        arguments[name][0] = float("nan")
+    found = outcome(arguments, triton_path)
+    assert (found["out"][0] == 0).all()
+    for name in ("query", "keys", "values", "summaries"):
+        assert (found[name][0] == 0).all()
+        assert found[name].isfinite().all()
+
+
+def test_keys_that_are_values_are_loaded_once_and_get_both_gradients():
+    arguments = draw(SHAPES["one-selection"], positional=True)
+    del arguments["values"]
+    found = outcome(arguments, lambda keys, **rest: triton_path(keys=keys, values=keys, **rest))
+    upcast = {n: v.double() if n in floating(arguments) else v for n, v in arguments.items()}
+    exact = outcome(
+        upcast,
+        lambda keys, **rest: chunk_retrieval(keys=keys, values=keys, implementation="reference", **rest),
+    )
+    errors = distance(found, exact)
+    assert all(error < 2e-6 for error in errors.values()), errors
+
+
+def test_of_equal_scores_the_earlier_chunk_wins_across_blocks_of_chunks():
+    arguments = tied(draw((1, 2, 40, 2, 2, 1, None, 6, 2)))
+    out = triton_path(**arguments)
+    for name in ("keys", "values", "summaries"):
+        arguments[name] = arguments[name][:, :2]
+    arguments["valid"] = torch.full((1, 2), 2)
+    torch.testing.assert_close(out, chunk_retrieval(**arguments))
+
+
+def test_the_backward_is_deterministic():
+    arguments = draw((1, 9, 3, 4, 4, 2, None, 8, 2))
+    first, second = (outcome(arguments, triton_path) for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_strided_caches_are_read_in_place():
+    arguments = draw((2, 3, 4, 5, 4, 2, None, 8, 2))
+    exact = outcome(arguments, triton_path)["out"]
+    for name in ("keys", "values"):
+        heads_first = arguments[name].permute(0, 3, 1, 2, 4).contiguous()
+        arguments[name] = heads_first.permute(0, 2, 3, 1, 4)
+        assert not arguments[name].is_contiguous()
+    assert torch.equal(triton_path(**arguments), exact)
+
+
+def test_addresses_beyond_two_billion_elements():
+    arguments = draw((2, 1, 2, 3, 2, 1, None, 4, 2), dtype=torch.float16)
+    arguments["valid"] = torch.full((2, 1), 2)
+    exact = triton_path(**arguments)
+    far = 2**31 + 64
+    for name in ("keys", "values"):
+        tensor = arguments[name]
+        storage = torch.empty(
+            far + tensor[0].numel(), dtype=torch.float16
+        )  # only what is touched is resident
+        spread = storage.as_strided(tensor.shape, (far, *tensor.stride()[1:]))
+        spread.copy_(tensor)
+        arguments[name] = spread
+    assert torch.equal(triton_path(**arguments), exact)
+
+
+def test_one_derivative_in_reverse_mode_is_all_there_is():
+    arguments = draw(SHAPES["one-selection"])
+    query = arguments.pop("query")
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        torch.func.jvp(lambda q: triton_path(query=q, **arguments), (query,), (query,))
+    query.requires_grad_()
+    (grad,) = torch.autograd.grad(triton_path(query=query, **arguments).sum(), query, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"no autograd formula|does not require grad"):
+        grad.sum().backward()
+
+
+def test_what_does_not_fit_is_explained():
+    wide = draw((1, 1, 2, 2, 1, 1, None, 300, 1))
+    with pytest.raises(ValueError, match="head width of 300"):
+        triton_path(**wide)
+    many = draw((1, 1, 70, 1, 1, 1, None, 2, 65))
+    with pytest.raises(ValueError, match="top_k=65"):
+        triton_path(**many)
+    assert chunk_retrieval(**wide).isfinite().all()
+
+
+MUTATIONS = [
+    (
+        'tl.trans(b_summaries), input_precision="ieee") * scale',
+        'tl.trans(b_summaries), input_precision="ieee") * -scale',
+    ),
+    ("0x7FFFFFFF ^ ", "0 ^ "),
+    ("(weight / mass)", "(1 / mass)"),
+    ("mass = mass * decay + ", "mass = mass + "),
+    ("i_s, i_g = i_u * S // U, i_u * G // U", "i_s, i_g = i_u * S // U, i_u * 0"),
+    ("attention * (value_grad - delta[:, None]) * weight", "attention * value_grad * weight"),
+    ("logit_grad = attention * (value_grad - delta[:, None])\n", "logit_grad = attention * value_grad\n"),
+    ("keys_grad * scale", "keys_grad"),
+    ("row < stop * R", "row < stop * R - 1"),
+    ("* weight[:, None]", ""),
+    ("score_grad = weights * (weight_grad - ", "score_grad = weights * (weight_grad + "),
+]
+
+
+def tied(arguments) -> dict[str, Any]:
+    """Make all scores of a query equal, whatever the order of summation: products of whole numbers are exact."""
+    summaries = arguments["summaries"][:, :1].round().expand_as(arguments["summaries"]).clone()
+    valid = torch.full(arguments["valid"].shape, summaries.shape[1])
+    return arguments | {"query": arguments["query"].round(), "summaries": summaries, "valid": valid}
+
+
+def worst_error() -> float:
+    """Return the largest error over calls that give each mutation something to break."""
+    calls = [
+        draw(SHAPES["selections-and-key-heads-cross"], 3),
+        draw(SHAPES["long-chunk"], 3),
+        tied(draw((1, 2, 4, 3, 4, 2, None, 8, 2), 3)),
+    ]
+    errors = []
+    for arguments in calls:
+        for combine in ("hierarchical", "joint"):
+            given = arguments | {"combine": combine}
+            errors += distance(outcome(given, triton_path), definition(given)).values()
+    return max(1.0 if math.isnan(error) else error for error in errors)
+
+
+def test_the_right_kernel_passes_where_wrong_ones_are_caught():
+    assert worst_error() < 2e-6
+
+
+@pytest.mark.parametrize(("right", "wrong"), MUTATIONS)
+def test_a_wrong_kernel_is_caught(right, wrong, mutated, monkeypatch):
+    module = mutated(SOURCE, right, wrong)
+    monkeypatch.setattr(chunk_retrieval_triton, "forward", module.forward)
+    monkeypatch.setattr(chunk_retrieval_triton, "backward", module.backward)
+    assert worst_error() > 1e-3
+
+
+def test_problem_and_choice_are_the_ops_own_arguments():
+    names = [argument.name for argument in torch.ops.scrubjay.chunk_retrieval.default._schema.arguments]
+    assert names == [*Problem._fields, *Choice._fields, "implementation"]
