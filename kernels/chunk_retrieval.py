@@ -156,7 +156,7 @@ def _select(
     """
     scores = _coarse_scores(problem, choice)
     readable = problem.valid[:, :, None].expand_as(scores)
-    scores = scores.masked_fill(~readable, -math.inf)
+    scores = torch.where(readable, scores, -math.inf)
     ranking = scores.detach()
     if choice.num_sinks or choice.num_locals:
         ranking = ranking.masked_fill(_always_kept(readable, choice), math.inf)
@@ -178,27 +178,23 @@ def _best(ranking: Float[Tensor, "B T S M"], problem: Problem, choice: Choice) -
     if is_traced() or ranking.is_cuda:
         return ranking.sort(dim=-1, descending=True, stable=True).indices[..., :top_k]
     # topk is ten times faster than a stable sort and breaks ties as it likes, and one large product may round the
-    # scores of two equal summaries differently. Where the last kept and the first dropped are closer than
-    # rounding, the query's scores are taken again, each in the same order of summation, and sorted.
+    # scores of two equal summaries differently. Where the last kept and the first dropped are no farther apart
+    # than rounding, the query's scores are taken again, each in the same order of summation, and sorted.
     values, chunks = ranking.topk(top_k + 1, dim=-1)
-    border = _summaries_of(problem, chunks[..., -2:])
-    size = (
-        border.norm(dim=-1).amax(dim=-1) * problem.summary_query.detach().norm(dim=-1) * choice.summary_scale
-    )
-    rounding = 2 * border.shape[-1] * torch.finfo(ranking.dtype).eps * size
-    tied = (values[..., -2] - values[..., -1] <= rounding) & (values[..., -1] > -math.inf)
-    chunks = chunks[..., :top_k]
-    if tied.any():
+    dropped, chunks = values[..., -1], chunks[..., :top_k]
+    close = ~(values[..., -2] - dropped > _rounding(problem, choice))
+    if close.any():
+        tied = close & (dropped > -math.inf)
         chunks[tied] = _sorted_exactly(ranking, tied, problem, top_k)
     return chunks
 
 
-def _summaries_of(problem: Problem, chunks: Int[Tensor, "B T S K"]) -> Float[Tensor, "B T S K Ds"]:
-    batch, _, coarse, _ = chunks.shape
-    summaries = problem.summaries.detach()
-    row = torch.arange(batch, device=chunks.device).view(-1, 1, 1, 1)
-    head = torch.arange(coarse, device=chunks.device) * summaries.shape[2] // coarse
-    return summaries[row, chunks, head.view(1, 1, -1, 1)].to(problem.score_dtype)
+def _rounding(problem: Problem, choice: Choice) -> Float[Tensor, "B T S"]:
+    """Return at least how far apart rounding may put the scores of two equal summaries."""
+    query, summaries, dtype = problem.summary_query.detach(), problem.summaries.detach(), problem.score_dtype
+    lowest, highest = torch.aminmax(summaries)  # seven times faster than a norm
+    bound = 2 * query.shape[-1] * torch.finfo(dtype).eps * choice.summary_scale
+    return torch.linalg.vector_norm(query, 1, dim=-1, dtype=dtype) * torch.maximum(highest, -lowest) * bound
 
 
 def _sorted_exactly(
@@ -220,22 +216,26 @@ def _sorted_exactly(
 def _coarse_scores(problem: Problem, choice: Choice) -> Float[Tensor, "B T S M"]:
     query, summaries = problem.summary_query, problem.summaries
     dtype = torch.promote_types(query.dtype, torch.float32)
-    batch, time, heads, _ = query.shape
+    batch, time, heads, width = query.shape
     chunks, groups = summaries.shape[1:3]
     query, summaries = query.to(dtype) * choice.summary_scale, summaries.to(dtype)
     if is_traced():
         # A traced graph sorts these scores as they are, so equal summaries must get equal ones.
         per_head = summaries.repeat_interleave(heads // groups, dim=2).transpose(1, 2)
         return (query[:, :, :, None] * per_head[:, None]).sum(dim=-1)
-    grouped = query.unflatten(2, (groups, heads // groups))
+    left = query.view(batch, time, groups, -1, width)
+    if batch == 1 or groups == 1:
+        left = left.transpose(1, 2).reshape(batch, groups, -1, width)
+        scores = left @ summaries.permute(0, 2, 3, 1)
+        return (
+            scores.view(batch, groups, time, -1, chunks).transpose(1, 2).reshape(batch, time, heads, chunks)
+        )
     # One product per group reads the summaries where they lie; all groups at once would copy them.
     scores = [
-        (grouped[:, :, g].flatten(1, 2) @ summaries[:, :, g].transpose(1, 2)).view(
-            batch, time, heads // groups, chunks
-        )
+        (left[:, :, g].flatten(1, 2) @ summaries[:, :, g].transpose(1, 2)).view(batch, time, -1, chunks)
         for g in range(groups)
     ]
-    return scores[0] if groups == 1 else torch.cat(scores, dim=2)
+    return torch.cat(scores, dim=2)
 
 
 def _softmax_or_zero(scores: Tensor) -> Tensor:
@@ -247,27 +247,51 @@ def _softmax_or_zero(scores: Tensor) -> Tensor:
 
 def _torch(problem: Problem, choice: Choice, path: str) -> Float[Tensor, "B T H V"]:
     """Run one of the vectorised paths, in blocks of queries that fit the caches."""
-    traced = is_traced()
-    if not traced and not problem.valid.is_cuda:
+    if problem.query.shape[1] > 1 and not is_traced() and not problem.valid.is_cuda:
         problem = _trim(problem)
     choice = choice._replace(top_k=min(choice.top_k, problem.keys.shape[1]))
-    if path == "torch":
-        path = _choose(problem, choice)
     if path == "listed":
         _check_listed(problem)
+    elif path == "torch":
+        path = _choose(problem, choice)
     run = {"dense": _dense, "listed": _listed, "gather": _gather}[path]
     problem = _blank_unread(problem, path)
-    time, block = problem.query.shape[1], _block_length(problem, choice, path)
-    if block >= time:
+    rows, queries = _block_sizes(problem, choice, path)
+    batch, time = problem.query.shape[:2]
+    if rows >= batch and queries >= time:
         return run(problem, choice)
-    return torch.cat([run(piece, choice) for piece in _split(problem, block)], dim=1)
+    blocks = [
+        torch.cat([run(piece, choice) for piece in _split_time(block, queries)], dim=1)
+        for block in _split_batch(problem, rows)
+    ]
+    return torch.cat(blocks)
 
 
-def _split(problem: Problem, block: int) -> list[Problem]:
+def _split_batch(problem: Problem, rows: int) -> list[Problem]:
+    blocks = []
+    for first in range(0, len(problem.query), rows):
+        own = slice(first, first + rows)
+        keys = problem.keys[own]
+        blocks.append(
+            Problem(
+                query=problem.query[own],
+                keys=keys,
+                values=keys if problem.values is problem.keys else problem.values[own],
+                summaries=problem.summaries[own],
+                valid=problem.valid[own],
+                summary_query=problem.summary_query[own],
+                positions=problem.positions,
+                lengths=None if problem.lengths is None else problem.lengths[own],
+            )
+        )
+    return blocks
+
+
+def _split_time(problem: Problem, queries: int) -> list[Problem]:
     pieces = zip(
-        problem.query.split(block, 1),
-        problem.valid.split(block, 1),
-        problem.summary_query.split(block, 1),
+        problem.query.split(queries, 1),
+        problem.valid.split(queries, 1),
+        problem.summary_query.split(queries, 1),
         strict=True,
     )
     return [problem._replace(query=q, valid=v, summary_query=s) for q, v, s in pieces]
@@ -302,45 +326,48 @@ def _choose(problem: Problem, choice: Choice) -> str:
         and _row_strides(problem.values) is not None
         and {query.dtype, keys.dtype, problem.values.dtype} <= {query.dtype} & set(LISTED_DTYPES)
     )
+    several, chunks = query.shape[1] > 1, keys.shape[1]
     if listable:
-        # Reading a listed row costs about as much as multiplying by three rows of one large product.
-        return "dense" if query.shape[1] > 1 and keys.shape[1] <= 2 * choice.top_k else "listed"
-    # Fetching k chunks per query costs about as much as multiplying by 4 to 6 k of them in one product.
-    return "dense" if query.shape[1] > 1 and keys.shape[1] <= 4 * choice.top_k else "gather"
+        return "dense" if several and chunks <= choice.top_k else "listed"
+    # Fetching a chunk for each unit costs about as much as multiplying by three chunks in one large product.
+    units_per_key_head = problem.units // keys.shape[3]
+    return "dense" if several and chunks <= 3 * choice.top_k * units_per_key_head else "gather"
 
 
-def _block_length(problem: Problem, choice: Choice, path: str) -> int:
-    batch, _, heads, width = problem.query.shape
-    chunks, length, groups = problem.keys.shape[1:4]
+def _block_sizes(problem: Problem, choice: Choice, path: str) -> tuple[int, int]:
+    """Return how many rows, and how many queries of each, to take at once."""
+    _, time, heads, width = problem.query.shape
+    chunks, length = problem.keys.shape[1:3]
     per_query = {
         "dense": heads * chunks * length,
         "listed": heads * choice.top_k * length,
-        "gather": groups * choice.top_k * length * width,
+        "gather": problem.units * choice.top_k * length * width,
     }[path]
-    return max(1, _BLOCK_SCALARS[path] // max(1, batch * per_query))
+    queries = max(1, _BLOCK_SCALARS[path] // max(1, per_query))
+    return max(1, queries // max(1, time)), queries
 
 
 def _blank_unread(problem: Problem, path: str) -> Problem:
     """Zero what no query may read, where its NaN would survive a multiplication by weight zero."""
-    unread = ~problem.valid.any(dim=1)
-    tail = None
-    if problem.lengths is not None:
-        tail = torch.arange(problem.keys.shape[2], device=unread.device) >= problem.lengths[..., None]
-    traced = is_traced()
-    if tail is None and not traced and not unread.any():
-        return problem
-    keys, values = problem.keys, problem.values
+    several = problem.query.shape[1] > 1
     # One query a row blanks what it has fetched, which is less; listed rows are never those of unread chunks.
-    if (
-        path == "dense"
-        or (path == "gather" and problem.query.shape[1] > 1)
-        or (path == "listed" and tail is not None)
-    ):
-        blank = unread[..., None] if tail is None else unread[..., None] | tail
+    in_memory = path == "dense" or (path == "gather" and several)
+    in_tails = problem.lengths is not None and (in_memory or path == "listed")
+    in_summaries = is_traced() or problem.summaries.requires_grad or problem.summary_query.requires_grad
+    if not (in_memory or in_tails or in_summaries):
+        return problem
+    unread = ~problem.valid.any(dim=1)
+    if not in_tails and not is_traced() and not unread.any():
+        return problem
+    keys, values, summaries = problem.keys, problem.values, problem.summaries
+    if in_memory or in_tails:
+        blank = unread[..., None]
+        if in_tails:
+            step = torch.arange(keys.shape[2], device=blank.device)
+            blank = blank | (step >= problem.lengths[..., None])  # pyright: ignore[reportOptionalSubscript]
         keys = keys.masked_fill(blank[..., None, None], 0)
         values = keys if problem.values is problem.keys else values.masked_fill(blank[..., None, None], 0)
-    summaries = problem.summaries
-    if traced or summaries.requires_grad or problem.summary_query.requires_grad:
+    if in_summaries:
         summaries = summaries.masked_fill(unread[..., None, None], 0)
     return problem._replace(keys=keys, values=values, summaries=summaries)
 
@@ -392,25 +419,31 @@ def _per_query_head(per_coarse_head: Tensor, heads: int, coarse: int, groups: in
     return spread.view(batch, time, groups, heads // groups, chunks).transpose(1, 2)
 
 
-def _select_per_unit(problem: Problem, choice: Choice) -> tuple[Tensor, Tensor, Tensor]:
-    """Return kept scores and chunks `[B, T, U, K]`, and the key head of each unit."""
-    scores, kept, index = _select(problem, choice)
-    unit = torch.arange(problem.units, device=scores.device)
-    coarse = scores.shape[2]
-    if coarse < problem.units:
-        kept, index = kept[:, :, unit * coarse // problem.units], index[:, :, unit * coarse // problem.units]
-    return kept, index, unit * problem.keys.shape[3] // problem.units
+def _select_per_unit(problem: Problem, choice: Choice) -> tuple[Tensor, Tensor]:
+    """Return the scores and numbers of the chunks kept, `[B, T, U, K]`."""
+    _, kept, index = _select(problem, choice)
+    units, coarse = problem.units, kept.shape[2]
+    if coarse < units:
+        unit = torch.arange(units, device=kept.device) * coarse // units
+        kept, index = kept[:, :, unit], index[:, :, unit]
+    return kept, index
+
+
+def _group_of_units(problem: Problem) -> Int[Tensor, " U"]:
+    return torch.arange(problem.units, device=problem.keys.device) * problem.keys.shape[3] // problem.units
 
 
 def _attention_of_kept(
-    logits: Float[Tensor, "B T U R K C"], kept: Float[Tensor, "B T U K"], choice: Choice
+    logits: Float[Tensor, "B T U R K C"], kept: Float[Tensor, "B T U K"], choice: Choice, complete: bool
 ) -> Tensor:
-    """Return what every step of the kept chunks weighs in the read-out; logits of -inf are absent."""
-    if choice.joint:
-        logits = logits.masked_fill((kept == -math.inf)[:, :, :, None, :, None], -math.inf)
-        return _softmax_or_zero(logits.flatten(-2)).view_as(logits)
-    weights = _softmax_or_zero(kept)[:, :, :, None, :, None]
-    return torch.softmax(logits, dim=-1) * weights
+    """Return what every step of the kept chunks weighs in the read-out; `complete` if none is absent."""
+    if not choice.joint:
+        weights = torch.softmax(kept, dim=-1) if complete else _softmax_or_zero(kept)
+        return torch.softmax(logits, dim=-1) * weights[:, :, :, None, :, None]
+    if complete:
+        return torch.softmax(logits.flatten(-2), dim=-1).view_as(logits)
+    logits = logits.masked_fill((kept == -math.inf)[:, :, :, None, :, None], -math.inf)
+    return _softmax_or_zero(logits.flatten(-2)).view_as(logits)
 
 
 def _gather(problem: Problem, choice: Choice) -> Float[Tensor, "B T H V"]:
@@ -418,7 +451,8 @@ def _gather(problem: Problem, choice: Choice) -> Float[Tensor, "B T H V"]:
     query, keys, values, positions = problem.query, problem.keys, problem.values, problem.positions
     batch, time, heads, width = query.shape
     length, units = keys.shape[2], problem.units
-    kept, index, group = _select_per_unit(problem, choice)
+    kept, index = _select_per_unit(problem, choice)
+    group = _group_of_units(problem)
     fetched_keys = _fetch(keys, index, group)
     fetched_values = fetched_keys if values is keys else _fetch(values, index, group)
     if time == 1:
@@ -443,7 +477,7 @@ def _gather(problem: Problem, choice: Choice) -> Float[Tensor, "B T H V"]:
         logits = logits + (grouped @ positions.T).unsqueeze(-2)
     if beyond is not None:
         logits = logits.masked_fill(beyond[:, :, :, None], -math.inf)
-    attention = _attention_of_kept(logits, kept, choice).to(values.dtype)
+    attention = _attention_of_kept(logits, kept, choice, complete=False).to(values.dtype)
     out = attention.flatten(-2) @ fetched_values.flatten(-3, -2)
     if positions is not None:
         out = out + attention.sum(dim=-2) @ positions
@@ -467,26 +501,36 @@ def _listed(problem: Problem, choice: Choice) -> Float[Tensor, "B T H V"]:
     batch, time, heads, width = query.shape
     length, units = keys.shape[2], problem.units
     each = heads // units
-    readable = problem.valid.any(dim=1).nonzero()
-    if len(readable) == 0:
-        blank = _blank_unread(_trim(problem), "dense")
-        return _dense(blank, choice._replace(top_k=1))
-    kept, index, group = _select_per_unit(problem, choice)
-    # An absent chunk weighs nothing, but its rows may hold NaN: list the best one again, or any readable one.
-    best, which = kept.max(dim=-1, keepdim=True)
-    index = torch.where(kept == -math.inf, index.gather(-1, which), index)
+    kept, index = _select_per_unit(problem, choice)
     row = torch.arange(batch).view(-1, 1, 1, 1)
-    row = torch.where(best == -math.inf, readable[0, 0], row)
-    index = torch.where(best == -math.inf, readable[0, 1], index)
+    absent = kept == -math.inf
+    complete = not absent.any()
+    if not complete:
+        # An absent chunk weighs nothing, but its rows may hold NaN: list the best one again, or any readable one.
+        readable = problem.valid.any(dim=1).nonzero()
+        if len(readable) == 0:
+            return _dense(_blank_unread(_trim(problem), "dense"), choice._replace(top_k=1))
+        best, which = kept.max(dim=-1, keepdim=True)
+        index = torch.where(absent, index.gather(-1, which), index)
+        row = torch.where(best == -math.inf, readable[0, 0], row)
+        index = torch.where(best == -math.inf, readable[0, 1], index)
 
     def listed(tensor: Tensor) -> tuple[Tensor, Runs]:
         table, (per_row, per_chunk, per_step, per_group) = _as_table(tensor)
-        first = row * per_row + index * per_chunk + (group * per_group).view(1, 1, -1, 1)
-        first = first[:, :, :, None].expand(-1, -1, -1, each, -1).reshape(-1, choice.top_k)
-        return table, Runs(first, length, per_step, len(table))
+        first = row * per_row + index * per_chunk
+        if per_group and units > 1:
+            first = first + (_group_of_units(problem) * per_group)[:, None]
+        if each > 1:
+            first = first[:, :, :, None].expand(-1, -1, -1, each, -1)
+        return table, Runs(first.reshape(-1, choice.top_k), length, per_step, len(table))
 
     key_table, key_runs = listed(keys)
-    value_table, value_runs = (key_table, key_runs) if values is keys else listed(values)
+    if values is keys:
+        value_table, value_runs = key_table, key_runs
+    elif values.stride() == keys.stride() and values.requires_grad == keys.requires_grad:
+        value_table, value_runs = _as_table(values)[0], key_runs
+    else:
+        value_table, value_runs = listed(values)
     flat_query = (query * choice.scale).reshape(-1, width)
     logits = dots(flat_query, key_table, key_runs).view(batch, time, units, each, choice.top_k, length)
     if positions is not None:
@@ -494,7 +538,7 @@ def _listed(problem: Problem, choice: Choice) -> Float[Tensor, "B T H V"]:
     if problem.lengths is not None:
         beyond = torch.arange(length) >= problem.lengths[row, index][..., None]
         logits = logits.masked_fill(beyond[:, :, :, None], -math.inf)
-    attention = _attention_of_kept(logits, kept, choice)
+    attention = _attention_of_kept(logits, kept, choice, complete)
     out = mix(attention.reshape(-1, choice.top_k, length), value_table, value_runs)
     if positions is not None:
         out = out + attention.sum(dim=-2).view(-1, length) @ positions

@@ -724,7 +724,6 @@ def configurations() -> dict[str, Launch]:
         (torch.bfloat16, 64, grouped, True),
         (torch.bfloat16, 128, grouped, True),
         (torch.float16, 64, single, False),
-        (torch.float32, 64, single, False),
         (torch.float32, 64, grouped, True),
     ):
         combine = "joint" if joint else "hierarchical"

@@ -417,18 +417,15 @@ def write_one_launch(
 def configurations() -> dict[str, Launch]:
     """Return the launches of the main sizes on meta tensors, for compiling without a GPU."""
     launches = {}
-    for dtype, width in (
-        (torch.float16, 64),
-        (torch.float16, 128),
-        (torch.bfloat16, 64),
-        (torch.bfloat16, 128),
-        (torch.float32, 64),
+    for kind, dtype, width in (
+        ("mean", torch.float16, 64),
+        ("last", torch.float16, 64),
+        ("max", torch.float16, 64),
+        ("mean", torch.bfloat16, 128),
+        ("mean", torch.float32, 64),
     ):
-        kinds = ("mean", "last", "max") if (dtype, width) == (torch.float16, 64) else ("mean",)
-        for kind in kinds:
-            name = f"{kind}-{str(dtype).removeprefix('torch.')}-D{width}"
-            for stage, launch in _example(dtype, width, kind).items():
-                launches[f"{stage}-{name}"] = launch
+        name = f"{str(dtype).removeprefix('torch.')}, D={width}, {kind}"
+        launches |= {f"{kernel}: {name}": launch for kernel, launch in _example(dtype, width, kind).items()}
     return launches
 
 
@@ -442,9 +439,9 @@ def _example(dtype: torch.dtype, width: int, kind: str) -> dict[str, Launch]:
     time, start = meta(8, dtype=torch.int64), meta(8, 1, dtype=torch.bool)
     return {
         "summary": forward_launch(contents, lengths, summaries, kind),
-        "summary-backward": backward_launch(summaries, contents, lengths, contents, kind),
+        "summary gradient": backward_launch(summaries, contents, lengths, contents, kind),
         "write": write_launch(contents, summaries, x, table, table, table, source, kind),
-        "write-one": write_one_launch(contents, summaries, x[:, :1], time, start, time, kind),
+        "write one step": write_one_launch(contents, summaries, x[:, :1], time, start, time, kind),
     }
 
 

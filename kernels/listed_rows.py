@@ -24,6 +24,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from scrubjay.kernels.dispatch import any_dual
+
 DTYPES = (torch.float32, torch.float64)
 
 
@@ -47,12 +49,18 @@ class Runs:
 
 def dots(x: Float[Tensor, "N D"], table: Float[Tensor, "R D"], runs: Runs) -> Float[Tensor, "N K C"]:
     """Return the dot product of each query with each row it lists. float32 or float64, on the CPU."""
-    return _Dots.apply(x, table, runs)  # pyright: ignore[reportReturnType]
+    return _product(_Dots, x, table, runs)
 
 
 def mix(weights: Float[Tensor, "N K C"], table: Float[Tensor, "R V"], runs: Runs) -> Float[Tensor, "N V"]:
     """Return each query's weighted sum of the rows it lists. float32 or float64, on the CPU."""
-    return _Mix.apply(weights, table, runs)  # pyright: ignore[reportReturnType]
+    return _product(_Mix, weights, table, runs)
+
+
+def _product(product: Any, left: Tensor, right: Tensor, runs: Runs) -> Tensor:
+    # A step of a policy is so short that recording what no one will differentiate takes a third of it.
+    recorded = torch.is_grad_enabled() and (left.requires_grad or right.requires_grad)
+    return (product.apply if recorded or any_dual(left, right) else product.forward)(left, right, runs)
 
 
 class _Dots(torch.autograd.Function):
@@ -68,8 +76,9 @@ class _Dots(torch.autograd.Function):
             size=(count, runs.rows),
             check_invariants=False,
         )
-        products = torch.sparse.sampled_addmm(pattern, x, table.T, beta=0.0)
-        return products.values().view(count, -1, runs.length)
+        # Into itself, or the pattern would be copied first.
+        torch.sparse.sampled_addmm(pattern, x, table.T, beta=0.0, out=pattern)
+        return pattern.values().view(count, -1, runs.length)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:

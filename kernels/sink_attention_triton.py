@@ -423,16 +423,11 @@ def backward(
 def configurations() -> dict[str, Launch]:
     """Return the launches of the main sizes on tensors without data, to be compiled in checks."""
     launches = {}
-    for dtype, width in (
-        (torch.float16, 64),
-        (torch.float16, 128),
-        (torch.bfloat16, 64),
-        (torch.bfloat16, 128),
-        (torch.float32, 64),
-    ):
-        name = f"{str(dtype).removeprefix('torch.')} D={width}"
-        launches |= {f"decode {name}": _meta_launches(dtype, width, queries=1)["forward"]}
-        launches |= {f"{kind} {name}": v for kind, v in _meta_launches(dtype, width, queries=1024).items()}
+    for dtype, width in ((torch.float16, 64), (torch.bfloat16, 128), (torch.float32, 64)):
+        name = f"{str(dtype).removeprefix('torch.')}, D={width}"
+        launches[f"decode: {name}"] = _meta_launches(dtype, width, queries=1)["forward"]
+        for kernel, launch in _meta_launches(dtype, width, queries=1024).items():
+            launches[f"{kernel}: {name}"] = launch
     return launches
 
 

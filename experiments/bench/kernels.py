@@ -1,0 +1,267 @@
+"""How fast the kernels' CPU paths are: against full attention, other reads, and the memory's own bandwidth.
+
+    OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.bench.kernels
+
+Contestants take turns on one CPU thread, float32; prints medians as tables. Full attention is torch's
+`scaled_dot_product_attention` over the whole history in its own layout, and HTMAttention is the read of the
+PyPI package htm-pytorch. A floor is the bytes a read must touch, once each, over the bandwidth of summing 256 MB.
+Options: `--help`.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import tyro
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from torch.profiler import ProfilerActivity, profile
+
+from scrubjay.kernels import chunk_retrieval, chunk_summary, sink_attention, write_steps
+from scrubjay.memory.hcam import ReadWeights, hierarchical_attention
+
+
+@dataclass(frozen=True)
+class KernelsBench:
+    """Sizes of the measurement."""
+
+    histories: tuple[int, ...] = (4096, 16384, 65536, 262144)
+    """Keys in store, for the comparison with full attention."""
+    heads: int = 4
+    """Query heads, and as many key heads where full attention is the peer."""
+    width: int = 64
+    """Width of a head."""
+    chunk: int = 128
+    """Steps per chunk."""
+    top_k: int = 4
+    """Chunks kept."""
+    rows: tuple[int, ...] = (1, 8, 64, 256)
+    """Rows of a decode step, for the comparison with the bandwidth."""
+    repeats: int = 15
+    """Timed passes of each, fewer where one takes long."""
+    seconds: float = 8.0
+    """Time after which a contest stops, once each has run three times."""
+    seed: int = 0
+    """Seed of the inputs."""
+
+
+def main(bench: KernelsBench) -> None:
+    """Measure and print the tables."""
+    torch.set_num_threads(1)
+    torch.manual_seed(bench.seed)
+    print(
+        f"{bench.heads} heads of width {bench.width}, k={bench.top_k} chunks of C={bench.chunk}, float32, 1 thread; "
+        f"medians of up to {bench.repeats}, milliseconds; torch {torch.__version__}, {os.cpu_count()} CPUs"
+    )
+    for table in (_full_attention, _other_reads, _bandwidth, _sinks, _writes):
+        print()
+        for line in table(bench):
+            print(line, flush=True)
+
+
+def _full_attention(bench: KernelsBench) -> Iterator[str]:
+    """Chunk retrieval of one softmax over the kept chunks against attention to everything."""
+    yield "Full attention over the history / chunk_retrieval (joint), selection included:\n"
+    yield "| keys | 1 query, 1 row | 1 query, 8 rows | 256 queries | 256 queries, forward and backward |"
+    yield "|---|---|---|---|---|"
+    for history in bench.histories:
+        cells = []
+        for rows, queries, backward in ((1, 1, False), (8, 1, False), (1, 256, False), (1, 256, True)):
+            if rows * history > max(bench.histories):
+                cells.append("-")
+                continue
+            keys, values = (
+                torch.randn(rows, history // bench.chunk, bench.chunk, bench.heads, bench.width) for _ in "kv"
+            )
+            query = torch.randn(rows, queries, bench.heads, bench.width)
+            ours = [query, keys, values]
+            full = [query.transpose(1, 2).contiguous()]
+            full += [t.flatten(1, 2).transpose(1, 2).contiguous() for t in (keys, values)]
+            if backward:
+                ours, full = ([t.requires_grad_() for t in tensors] for tensors in (ours, full))
+            valid = torch.full((rows, queries), keys.shape[1])
+            summaries = keys.detach().mean(dim=2)
+            times = _contest(
+                bench,
+                backward,
+                lambda ours=ours, summaries=summaries, valid=valid: chunk_retrieval(
+                    *ours, summaries, valid, top_k=bench.top_k, combine="joint"
+                ),
+                lambda full=full: scaled_dot_product_attention(*full),
+            )
+            cells.append(f"{times[1]:.2f} / {times[0]:.2f} = **{times[1] / times[0]:.1f}x**")
+        yield f"| {history:,} | {' | '.join(cells)} |"
+
+
+def _other_reads(bench: KernelsBench) -> Iterator[str]:
+    """HCAM's read against htm-pytorch's, and chunk retrieval against its own definition."""
+    from htm_pytorch import HTMAttention  # pyright: ignore[reportMissingImports]
+
+    dim, chunks, chunk = bench.heads * bench.width // 4, 32, 16
+    contents = torch.randn(8, chunks, chunk, dim)
+    summaries = contents.mean(dim=2)
+    theirs = HTMAttention(
+        dim=dim,
+        heads=4,
+        dim_head=dim // 4,
+        topk_mems=bench.top_k,
+        mem_chunk_size=chunk,
+        add_pos_enc=True,
+    )
+    weights = ReadWeights(*(torch.randn(dim, dim) * dim**-0.5 for _ in range(6)))
+    yield f"Hierarchical read of {chunks} chunks of {chunk} steps of width {dim}, 8 rows, projections included:\n"
+    yield "| queries a row | ours | htm-pytorch | definition in plain loops |"
+    yield "|---|---|---|---|"
+    for queries in (1, 128):
+        x = torch.randn(8, queries, dim)
+        valid = torch.full((8, queries), chunks)
+        per_head = torch.randn(8, queries, 4, dim)
+        stored = contents[:, :, :, None]
+        times = _contest(
+            bench,
+            False,
+            lambda x=x: hierarchical_attention(
+                x, summaries, contents, None, weights, top_k=bench.top_k, num_heads=4
+            ),
+            lambda x=x: theirs(x, contents.flatten(1, 2)),
+            lambda per_head=per_head, valid=valid, stored=stored: chunk_retrieval(
+                per_head,
+                stored,
+                stored,
+                summaries[:, :, None],
+                valid,
+                top_k=bench.top_k,
+                summary_query=per_head[:, :, :1],
+                implementation="reference",
+            ),
+        )
+        yield (
+            f"| {queries} | {times[0]:.2f} | {times[1]:.2f} = **{times[1] / times[0]:.1f}x** | "
+            f"{times[2]:.1f} = {times[2] / times[0]:.0f}x |"
+        )
+
+
+def _bandwidth(bench: KernelsBench) -> Iterator[str]:
+    """How far a decode step is from reading its bytes once, and where its time goes."""
+    large = torch.randn(1 << 26)
+    bandwidth = large.numel() * 4 / (_contest(bench, False, lambda: large.sum())[0] / 1e3)
+    del large
+    chunks = 128
+    yield f"A decode step over {chunks} chunks (hierarchical), against its floor at {bandwidth / 1e9:.0f} GB/s:\n"
+    yield "| rows | MB touched | floor | 1 head | 4 heads of one selection | most of the time of 4 heads |"
+    yield "|---|---|---|---|---|---|"
+    for rows in bench.rows:
+        keys, values = (torch.randn(rows, chunks, bench.chunk, 1, bench.width) for _ in "kv")
+        summaries, valid = keys.mean(dim=2), torch.full((rows, 1), chunks)
+        touched = 4 * rows * bench.width * (chunks + 2 * bench.top_k * bench.chunk)
+        floor = touched / bandwidth * 1e3
+
+        def read(
+            heads: int, keys=keys, values=values, summaries=summaries, valid=valid
+        ) -> Callable[[], Tensor]:
+            query = torch.randn(len(keys), 1, heads, bench.width)
+            coarse = query[:, :, :1]
+            return lambda: chunk_retrieval(
+                query, keys, values, summaries, valid, top_k=bench.top_k, summary_query=coarse
+            )
+
+        reads = [read(1), read(4)]
+        cells = [f"{ms:.2f} = **{ms / floor:.1f}x**" for ms in _contest(bench, False, *reads)]
+        yield f"| {rows} | {touched / 1e6:.1f} | {floor:.2f} | {' | '.join(cells)} | {_hot_spots(reads[1])} |"
+
+
+def _hot_spots(run: Callable[[], Tensor]) -> str:
+    names = {"aten::sparse_sampled_addmm": "key products", "aten::_embedding_bag_forward_only": "value sums"}
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        for _ in range(5):
+            run()
+    events = sorted(profiled.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    total = sum(event.self_cpu_time_total for event in events)
+    return ", ".join(
+        f"{names.get(event.key, event.key.removeprefix('aten::').strip('_'))} "
+        f"{100 * event.self_cpu_time_total / total:.0f} %"
+        for event in events[:4]
+    )
+
+
+def _sinks(bench: KernelsBench) -> Iterator[str]:
+    """Sink attention over a segment and over a ring, against full attention with a mask."""
+    window, sinks, rows = 128, 4, 4
+    yield f"sink_attention, window {window}, {sinks} sinks, {rows} rows, against full attention with a mask:\n"
+    yield "| queries | key slots | ours, forward | ours, forward and backward | masked full attention |"
+    yield "|---|---|---|---|---|"
+    for queries, slots in ((1, window + sinks), (256, 256), (1024, 1024), (4096, 4096)):
+        query = torch.randn(rows, queries, bench.heads, bench.width, requires_grad=True)
+        keys, values = (torch.randn(rows, slots, bench.heads, bench.width, requires_grad=True) for _ in "kv")
+        step = torch.arange(slots).expand(rows, slots)
+        asked = step[:, slots - queries :]
+        start = torch.zeros_like(asked)
+        key, now = step[0], asked[0, :, None]
+        mask = (key <= now) & ((key < sinks) | (key > now - window))
+        full = [t.detach().transpose(1, 2).contiguous().requires_grad_() for t in (query, keys, values)]
+        contestants = (
+            lambda query=query, keys=keys, values=values, asked=asked, step=step, start=start: sink_attention(
+                query, keys, values, asked, step, start, window=window, num_sinks=sinks
+            ),
+            lambda full=full, mask=mask: scaled_dot_product_attention(*full, attn_mask=mask),
+        )
+        forward, both = _contest(bench, False, *contestants), _contest(bench, True, *contestants)
+        yield (
+            f"| {queries} | {slots} | {forward[0]:.2f} | {both[0]:.2f} | {forward[1]:.2f} = "
+            f"**{forward[1] / forward[0]:.1f}x** / {both[1]:.2f} = **{both[1] / both[0]:.1f}x** |"
+        )
+
+
+def _writes(bench: KernelsBench) -> Iterator[str]:
+    """Writing a step and keeping its chunk's mean, against writing it and taking the means of the store anew."""
+    rows, chunk = 64, 16
+    yield f"One step written to {rows} rows of chunks of {chunk}, in place, means kept:\n"
+    yield "| chunks | write_steps | the same write, all means taken anew |"
+    yield "|---|---|---|"
+    for chunks in (32, 256):
+        store, x = torch.randn(rows, chunks, chunk, bench.width), torch.randn(rows, 1, bench.width)
+        means = chunk_summary(store)
+        clock = torch.full((rows,), chunk * chunks // 2 + 3)
+        row = torch.arange(rows)
+
+        def anew(store=store, x=x, clock=clock, row=row, chunks=chunks) -> Tensor:
+            store[row, clock // chunk % chunks, clock % chunk] = x[:, 0]
+            return store.mean(dim=2)
+
+        times = _contest(
+            bench,
+            False,
+            lambda store=store, means=means, x=x, clock=clock: write_steps(
+                store, means, x, clock, in_place=True
+            )[1],
+            anew,
+        )
+        yield f"| {chunks} | {times[0]:.2f} | {times[1]:.2f} = **{times[1] / times[0]:.1f}x** |"
+
+
+def _contest(bench: KernelsBench, backward: bool, *contestants: Callable[[], Tensor]) -> list[float]:
+    """Return each contestant's median milliseconds; they take turns."""
+    times: list[list[float]] = [[] for _ in contestants]
+    began = time.perf_counter()
+    for trial in range(-1, bench.repeats):
+        if trial > 2 and time.perf_counter() - began > bench.seconds:
+            break
+        for own, run in zip(times, contestants, strict=True):
+            start = time.perf_counter()
+            if backward:
+                run().sum().backward()
+            else:
+                with torch.no_grad():
+                    run()
+            if trial >= 0:
+                own.append((time.perf_counter() - start) * 1e3)
+    return [statistics.median(own) for own in times]
+
+
+if __name__ == "__main__":
+    main(tyro.cli(KernelsBench, description=__doc__))

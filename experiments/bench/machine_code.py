@@ -1,0 +1,65 @@
+"""What the Triton kernels become on GPUs that need not be here: registers, spills, shared memory, tensor cores.
+
+    python -P -m scrubjay.experiments.bench.machine_code
+
+Compiles every main configuration to machine code for compute capabilities 8.0 (A100), 9.0 (H100) and 10.0
+(B200), with the arguments' alignment as at run time, and prints a table per op. Options: `--help`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+
+import tyro
+
+from scrubjay.kernels.launch import Build, Launch
+
+OPS = ("chunk_retrieval", "sink_attention", "chunk_summary")
+# Bytes of shared memory one block may use, by compute capability.
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+TENSOR_CORE_INSTRUCTIONS = ("mma.sync", "wgmma", "tcgen05.mma")
+
+
+@dataclass(frozen=True)
+class MachineCode:
+    """What to compile."""
+
+    ops: tuple[str, ...] = OPS
+    """Ops of `scrubjay.kernels`."""
+    capabilities: tuple[int, ...] = tuple(SHARED_LIMIT)
+    """Compute capabilities, times ten."""
+
+
+def configurations(op: str) -> dict[str, Launch]:
+    """Return the main configurations of an op's kernels, on tensors without data."""
+    return importlib.import_module(f"scrubjay.kernels.{op}_triton").configurations()
+
+
+def uses_tensor_cores(build: Build) -> bool:
+    """Return whether a product runs on tensor cores."""
+    return any(instruction in build.ptx for instruction in TENSOR_CORE_INSTRUCTIONS)
+
+
+def main(options: MachineCode) -> None:
+    """Compile and print the tables."""
+    import triton
+
+    print(
+        f"triton {triton.__version__}. Per cell: registers a thread / bytes spilled / KiB shared / tensor cores."
+    )
+    for op in options.ops:
+        columns = [f"sm_{capability}" for capability in options.capabilities]
+        print(f"\n{op}:\n\n| kernel | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
+        for name, launch in configurations(op).items():
+            builds = [launch.build(capability) for capability in options.capabilities]
+            cells = [
+                f"{build.registers} / {build.spilled} / {build.shared / 1024:.1f} / "
+                f"{'yes' if uses_tensor_cores(build) else 'no'}"
+                for build in builds
+            ]
+            print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(MachineCode, description=__doc__))

@@ -1,0 +1,32 @@
+"""Every main configuration of every kernel compiles to machine code for GPUs that are not here."""
+
+import dataclasses
+import importlib.util
+import os
+
+import pytest
+
+from scrubjay.experiments.bench import machine_code
+
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed"),
+    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter cannot compile"),
+]
+
+
+@pytest.mark.parametrize("capability", machine_code.SHARED_LIMIT)
+@pytest.mark.parametrize("op", machine_code.OPS)
+def test_kernels_build_without_spills_and_use_tensor_cores(op, capability):
+    configurations = machine_code.configurations(op)
+    assert configurations
+    for name, launch in configurations.items():
+        build = launch.build(capability)
+        assert build.spilled == 0, name
+        assert build.shared <= machine_code.SHARED_LIMIT[capability], name
+        if op != "chunk_summary" and "float16" in name:
+            assert machine_code.uses_tensor_cores(build), name
+
+
+def test_registers_that_do_not_fit_are_counted_as_spilled():
+    launch = machine_code.configurations("chunk_retrieval")["memory gradient: bfloat16, D=128, joint, C=64"]
+    assert dataclasses.replace(launch, num_warps=1).build(80).spilled > 0
