@@ -6,15 +6,16 @@ CODE := agents envs experiments kernels memory tests src/scrubjay/__init__.py
 # Small batches run fastest on one thread a process; set it yourself to override.
 export OMP_NUM_THREADS ?= 1
 
-TABLES := envs ray resets segments throughput
+TABLES := envs kernels machine_code ray resets segments throughput
 
-.PHONY: always help demo test test-slow lint format type bench docs-check clean
+.PHONY: always help demo test test-slow lint format type bench bench-gpu docs-check clean
 
 help:
 	@echo "make demo        train the demo and draw its curve (a minute or two after the installation)"
 	@echo "make test        run the default test suite; test-slow runs the long tests"
 	@echo "make lint type   style, import layers, types"
 	@echo "make bench       measure speed and rewrite the tables in experiments/bench/"
+	@echo "make bench-gpu   check the Triton kernels on this GPU, time them and rewrite experiments/bench/gpu.md"
 	@echo "make docs-check  run the snippets of README and CONTRIBUTING, check links and spelling"
 
 $(VENV)/.installed: pyproject.toml
@@ -59,6 +60,12 @@ experiments/bench/%.md: $(VENV)/.installed-bench always
 	  $(BIN)/python -P -m scrubjay.experiments.bench.$*; } > $@.new
 	mv $@.new $@
 	cat $@
+
+bench-gpu: $(VENV)/.installed
+	{ printf '# gpu\n\n`make bench-gpu`\n\n'; $(BIN)/python -P -m scrubjay.experiments.bench.gpu; } > experiments/bench/gpu.md.new \
+	  || { rm experiments/bench/gpu.md.new; exit 1; }
+	mv experiments/bench/gpu.md.new experiments/bench/gpu.md
+	cat experiments/bench/gpu.md
 
 docs-check: $(VENV)/.installed-dev
 	$(BIN)/pytest tests/test_docs.py

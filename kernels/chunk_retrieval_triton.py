@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from scrubjay.kernels.chunk_retrieval import Choice, Problem
 from scrubjay.kernels.launch import Launch
+from scrubjay.kernels.retrieval_problem import Choice, Problem
 
 
 @triton.jit

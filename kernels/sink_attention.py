@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from scrubjay.kernels.dispatch import resolve
+from scrubjay.kernels.dispatch import any_dual, is_traced, resolve
 
 Implementation = Literal["auto", "reference", "torch", "dense", "banded", "triton"]
 
@@ -77,7 +77,7 @@ def sink_attention(
     compiling = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
     if path == "triton" or compiling:
         return _op(query, keys, values, sink_logit, *steps, window, num_sinks, scale, path)[0]
-    return _torch(query, keys, values, sink_logit, *steps, window, num_sinks, scale, path)
+    return _eager(query, keys, values, sink_logit, *steps, window, num_sinks, scale, path)
 
 
 def sink_slot(step_in_episode: Int[Tensor, "*batch"], num_sinks: int, window: int) -> Int[Tensor, "*batch"]:
@@ -128,10 +128,48 @@ def _reference(
     return out.view(batch, time, heads, values.shape[-1]).to(query.dtype)
 
 
-def _torch(
-    query, keys, values, sink_logit, query_step, key_step, episode_start, window, num_sinks, scale, path
-) -> Tensor:
+def _eager(query, keys, values, sink_logit, *options) -> Tensor:
+    """Run the torch path, fused unless a derivative may be taken that the fused way lacks or is no faster at."""
+    inputs = (query, keys, values, sink_logit)
+    transformed = is_traced() or torch._C._are_functorch_transforms_active() or any_dual(*inputs)
+    learns = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    if not query.is_cpu or transformed or (learns and sink_logit is not None):
+        return _torch(*inputs, *options, fused=False)
+    if learns:
+        return _FusedOnce.apply(query, keys, values, *options)
+    return _torch(*inputs, *options, fused=True)
+
+
+class _FusedOnce(torch.autograd.Function):
+    """The torch path without sink_logit: its first derivative is fused, all others are those of the explicit way."""
+
+    @staticmethod
+    def forward(ctx, query, keys, values, *options):
+        ctx.save_for_backward(query, keys, values)
+        ctx.options = options
+        ctx.leaves = [x.detach().requires_grad_(x.requires_grad) for x in (query, keys, values)]
+        with torch.enable_grad():
+            ctx.out = _torch(*ctx.leaves, None, *options, fused=True)
+        return ctx.out.detach()
+
+    @staticmethod
+    def backward(ctx, grad):
+        inputs = ctx.saved_tensors
+        if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active() or any_dual(grad):
+            grads = _pull_back(grad, *inputs, None, *ctx.options, fused=False)
+        else:
+            # The caller may come again: whether this graph is still wanted is not known here.
+            leaves = [x for x in ctx.leaves if x.requires_grad]
+            found = iter(torch.autograd.grad(ctx.out, leaves, grad, retain_graph=True))
+            grads = [next(found) if x.requires_grad else None for x in ctx.leaves]
+        return *grads, *[None] * len(ctx.options)
+
+
+def _torch(query, keys, values, sink_logit, *options, fused) -> Tensor:
+    """Run "dense" or "banded"; `fused` is faster on a CPU, but has a first derivative only, in reverse mode."""
+    query_step, key_step, episode_start, window, num_sinks, scale, path = options
     steps = (query_step, key_step, episode_start)
+    attend = _attend_fused if fused and query.is_cpu else _attend
     tracing = torch.compiler.is_compiling()
     if path == "torch":
         pays = not tracing and _band_pays(query.shape[1], keys.shape[1], window, num_sinks)
@@ -142,19 +180,19 @@ def _torch(
             "episode_start that changes only to later steps; use 'dense' or 'torch'"
         )
     run = _banded if path == "banded" else _dense
-    return run(query, keys, values, sink_logit, query_step, key_step, episode_start, window, num_sinks, scale)
+    return run(query, keys, values, sink_logit, *steps, window, num_sinks, scale, attend)
 
 
 def _dense(
-    query, keys, values, sink_logit, query_step, key_step, episode_start, window, num_sinks, scale
+    query, keys, values, sink_logit, query_step, key_step, episode_start, window, num_sinks, scale, attend
 ) -> Tensor:
     """Score all pairs of a query and a slot."""
     visible = _visible(query_step, key_step, episode_start, window, num_sinks)
-    return _attend(query[:, None], keys[:, None], values[:, None], visible[:, None], sink_logit, scale)[:, 0]
+    return attend(query[:, None], keys[:, None], values[:, None], visible[:, None], sink_logit, scale)[:, 0]
 
 
 def _banded(
-    query, keys, values, sink_logit, query_step, key_step, episode_start, window, num_sinks, scale
+    query, keys, values, sink_logit, query_step, key_step, episode_start, window, num_sinks, scale, attend
 ) -> Tensor:
     """Score each block of queries with the steps its window can reach and the sinks before those.
 
@@ -188,7 +226,7 @@ def _banded(
     block_start = functional.pad(episode_start, (0, padding)).unflatten(1, (count, block))
     visible = _visible(block_query_step, steps, block_start, window, num_sinks)
     query = functional.pad(query, (0, 0, 0, 0, 0, padding)).unflatten(1, (count, block))
-    out = _attend(query, _fetch(keys, columns), _fetch(values, columns), visible, sink_logit, scale)
+    out = attend(query, _fetch(keys, columns), _fetch(values, columns), visible, sink_logit, scale)
     return out.flatten(1, 2)[:, :time]
 
 
@@ -204,14 +242,11 @@ def _attend(
     groups = keys.shape[3]
     shared = heads // groups
     dtype = torch.promote_types(query.dtype, torch.float32)
-    unseen = ~visible.any(dim=2)
-    keys = _blank(keys, unseen).transpose(2, 3).to(dtype).contiguous()
-    values = _blank(values, unseen).transpose(2, 3).to(dtype)
+    keys = _blank(keys, visible).transpose(2, 3).to(dtype).contiguous()
+    values = _blank(values, visible).transpose(2, 3).to(dtype)
     left = (query.to(dtype) * scale).unflatten(3, (groups, shared)).permute(0, 1, 3, 4, 2, 5)
     scores = (left.flatten(3, 4) @ keys.mT).unflatten(3, (shared, length))
-    # A row of nothing but -inf has no softmax: queries that see nothing score all alike, and read zeros below.
-    reads = visible.any(dim=-1, keepdim=True) if sink_logit is None else visible.new_ones(1, 1, 1, 1)
-    hidden = torch.zeros_like(visible, dtype=dtype).masked_fill(~visible & reads, -math.inf)
+    hidden, reads = _hidden(visible, sink_logit, dtype)
     scores = scores + hidden[:, :, None, None]
     if sink_logit is None:
         attention = torch.softmax(scores, dim=-1)
@@ -223,12 +258,51 @@ def _attend(
     return out.masked_fill(~reads[..., None], 0).to(query.dtype)
 
 
-def _blank(table: Float[Tensor, "B K C G D"], unseen: Bool[Tensor, "B K C"]) -> Float[Tensor, "B K C G D"]:
+def _attend_fused(
+    query: Float[Tensor, "B K L H D"],
+    keys: Float[Tensor, "B K C G D"],
+    values: Float[Tensor, "B K C G V"],
+    visible: Bool[Tensor, "B K L C"],
+    sink_logit: Float[Tensor, " H"] | None,
+    scale: float,
+) -> Float[Tensor, "B K L H V"]:
+    """Do as `_attend`, in torch's fused attention."""
+    batch, count, length, heads, _ = query.shape
+    groups = keys.shape[3]
+    shared = heads // groups
+    # Half precision would round the attention to it, and be no faster.
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    keys = _blank(keys, visible).to(dtype).flatten(0, 1).transpose(1, 2)
+    values = _blank(values, visible).to(dtype).flatten(0, 1).transpose(1, 2)
+    # The query heads of a key head are so many more queries: a step then reads its keys once.
+    left = query.to(dtype).flatten(0, 1).unflatten(2, (groups, shared)).permute(0, 2, 3, 1, 4).flatten(2, 3)
+    hidden, reads = _hidden(visible, sink_logit, dtype)
+    mask = hidden.flatten(0, 1)[:, None, None].expand(-1, -1, shared, -1, -1)
+    if sink_logit is not None:
+        keys, values = (torch.cat([x, x.new_zeros(()).expand_as(x[:, :, :1])], dim=2) for x in (keys, values))
+        column = sink_logit.to(dtype).view(groups, shared, 1, 1).expand(batch * count, -1, -1, length, 1)
+        mask = torch.cat([mask.expand(-1, groups, -1, -1, -1), column], dim=-1)
+    mask = mask.flatten(2, 3)
+    out = functional.scaled_dot_product_attention(left, keys, values, attn_mask=mask, scale=scale)
+    out = out.unflatten(2, (shared, length)).permute(0, 3, 1, 2, 4).flatten(2, 3).unflatten(0, (batch, count))
+    return out.masked_fill(~reads[..., None], 0).to(query.dtype)
+
+
+def _hidden(
+    visible: Bool[Tensor, "B K L C"], sink_logit: Tensor | None, dtype: torch.dtype
+) -> tuple[Float[Tensor, "B K L C"], Bool[Tensor, "..."]]:
+    """Return what to add to the scores, and which queries read anything."""
+    # A row of nothing but -inf has no softmax: queries that see nothing score all alike, to read zeros after it.
+    reads = visible.any(dim=-1, keepdim=True) if sink_logit is None else visible.new_ones(1, 1, 1, 1)
+    return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible & reads, -math.inf), reads
+
+
+def _blank(table: Float[Tensor, "B K C G D"], visible: Bool[Tensor, "B K L C"]) -> Float[Tensor, "B K C G D"]:
     """Zero the slots no query sees: their NaN would survive a multiplication by weight zero."""
     # Finding out that all is finite is ten times cheaper than zeroing, but on a GPU it would be a wait.
     if not torch.compiler.is_compiling() and not table.is_cuda and table.detach().sum().isfinite():
         return table
-    return table.masked_fill(unseen[..., None, None], 0)
+    return table.masked_fill(~visible.any(dim=2)[..., None, None], 0)
 
 
 def _slots_of(
@@ -301,7 +375,9 @@ def _op(
         return sink_attention_triton.forward(
             query, keys, values, sink_logit, *steps, window, num_sinks, scale
         )
-    out = _torch(query, keys, values, sink_logit, *steps, window, num_sinks, scale, implementation)
+    out = _torch(
+        query, keys, values, sink_logit, *steps, window, num_sinks, scale, implementation, fused=True
+    )
     return out.contiguous(), query.new_empty(0, dtype=torch.float32)
 
 
@@ -335,7 +411,9 @@ def _backward_op(
         from scrubjay.kernels import sink_attention_triton
 
         return sink_attention_triton.backward(grad, query, keys, values, sink_logit, out, log_sum, *options)
-    grads = _pull_back(grad, query, keys, values, sink_logit, *options, implementation)
+    grads = _pull_back(
+        grad, query, keys, values, sink_logit, *options, implementation, fused=sink_logit is None
+    )
     grads = [gradient.contiguous() for gradient in grads]
     return grads[0], grads[1], grads[2], grads[3] if sink_logit is not None else query.new_empty(0)
 
@@ -346,12 +424,12 @@ def _backward_op_fake(grad, query, keys, values, sink_logit, *others):
     return tuple(tensor.new_empty(tensor.shape) for tensor in inputs)
 
 
-def _pull_back(grad, query, keys, values, sink_logit, *options) -> tuple[Tensor, ...]:
+def _pull_back(grad, query, keys, values, sink_logit, *options, fused) -> tuple[Tensor, ...]:
     """Return the gradients of the torch path; without sink_logit there are three."""
     inputs = (query, keys, values, sink_logit)[: 3 if sink_logit is None else 4]
 
     def run(query, keys, values, sink_logit=None):
-        return _torch(query, keys, values, sink_logit, *options)
+        return _torch(query, keys, values, sink_logit, *options, fused=fused)
 
     # Works inside an op too, where autograd itself is switched off.
     return torch.func.vjp(run, *inputs)[1](grad)
@@ -385,7 +463,7 @@ def _second_backward(ctx, *grads):
     inputs = (grad, query, keys, values, sink_logit)[: 4 if sink_logit is None else 5]
 
     def run(grad, query, keys, values, sink_logit=None):
-        return _pull_back(grad, query, keys, values, sink_logit, *steps, *ctx.options)
+        return _pull_back(grad, query, keys, values, sink_logit, *steps, *ctx.options, fused=False)
 
     pulled = torch.func.vjp(run, *inputs)[1](grads[: len(inputs) - 1])
     return *pulled, *[None] * (14 - len(pulled))

@@ -12,6 +12,7 @@ from scrubjay.memory.gtrxl import GTrXLConfig
 from scrubjay.memory.hcam import HCAMConfig
 from scrubjay.memory.lstm import LSTMConfig
 from scrubjay.memory.none import NoMemoryConfig
+from scrubjay.memory.sink import SinkConfig
 
 _CONFIGS: dict[str, type[MemoryConfig]] = {
     "gru": GRUConfig,
@@ -19,6 +20,7 @@ _CONFIGS: dict[str, type[MemoryConfig]] = {
     "hcam": HCAMConfig,
     "lstm": LSTMConfig,
     "none": NoMemoryConfig,
+    "sink": SinkConfig,
 }
 
 

@@ -1,6 +1,5 @@
 """Every path of chunk retrieval against its definition, forward and backward."""
 
-import sys
 from typing import Any, cast
 
 import pytest
@@ -8,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scrubjay.kernels import chunk_retrieval, force
+from scrubjay.kernels import chunk_retrieval, chunk_retrieval_torch, force
 from scrubjay.kernels.listed_rows import Runs, dots, mix
 
 PATHS: list[Any] = ["dense", "gather", "listed"]
@@ -191,11 +190,23 @@ def test_stop_memory_gradient_reaches_the_query_alone():
 
 
 @pytest.mark.parametrize("path", PATHS)
+def test_gradients_are_the_same_in_every_run(path):
+    arguments = draw(22, time=40, chunks=5, dtype=torch.float32)
+    leaves = [arguments[name].requires_grad_() for name in TENSORS]
+
+    def gradients():
+        return torch.autograd.grad(
+            chunk_retrieval(**arguments, top_k=3, implementation=path).square().sum(), leaves
+        )
+
+    assert all(torch.equal(a, b) for a, b in zip(gradients(), gradients(), strict=True))
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_blocks_of_queries_change_nothing(path, monkeypatch):
     arguments = draw(6, time=63)
     whole = chunk_retrieval(**arguments, top_k=3, implementation=path)
-    module = sys.modules["scrubjay.kernels.chunk_retrieval"]
-    monkeypatch.setattr(module, "_BLOCK_SCALARS", dict.fromkeys(PATHS, 500))
+    monkeypatch.setattr(chunk_retrieval_torch, "_BLOCK_SCALARS", dict.fromkeys(PATHS, 500))
     torch.testing.assert_close(chunk_retrieval(**arguments, top_k=3, implementation=path), whole)
 
 

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.nn import functional
 
 from scrubjay.kernels.sink_attention import sink_attention, sink_slot
@@ -322,6 +323,94 @@ def test_first_and_second_derivatives_match_finite_differences(path, sink_logit)
     inputs = [arguments[name].requires_grad_() for name in names]
     assert torch.autograd.gradcheck(read, inputs)
     assert torch.autograd.gradgradcheck(read, inputs)
+
+
+def explicitly(function, monkeypatch, *arguments):
+    """Call without torch's fused attention."""
+    with monkeypatch.context() as patch:
+        patch.setattr(module(), "_attend_fused", module()._attend)
+        return function(*arguments)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("time", [1, 40])
+@pytest.mark.parametrize("sink_logit", [True, False])
+def test_the_fused_way_is_taken_and_equals_the_explicit_one(groups, time, sink_logit, monkeypatch):
+    arguments = draw(19, time=time, groups=groups, value_width=6, cached=9, sink_logit=sink_logit)
+    options: dict[str, Any] = {"window": 4, "num_sinks": 2}
+    names = [name for name in TENSORS if arguments[name] is not None]
+    calls = []
+    fused = functional.scaled_dot_product_attention
+
+    def counted(*args, **kwargs):
+        calls.append(args)
+        return fused(*args, **kwargs)
+
+    def found():
+        gradients = readout_and_gradients(arguments, **options)
+        return gradients | {"alone": sink_attention(**arguments, **options)}
+
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", counted)
+    results = found()
+    # Gradients to a sink logit, or beside one, are those of the explicit way.
+    assert len(calls) == (1 if sink_logit else 2)
+    assert results.keys() == {"out", "alone", *names}
+    assert_same(results, explicitly(found, monkeypatch), tolerance=1e-10)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_derivatives_of_every_order_follow_a_fused_one(path, monkeypatch):
+    arguments = draw(20, time=20, cached=6, value_width=6, sink_logit=False)
+    weights = torch.linspace(-1, 1, 2 * 20 * 4 * 6, dtype=torch.float64).view(2, 20, 4, 6)
+
+    def derivatives():
+        keys = arguments["keys"].clone().requires_grad_()
+        query = arguments["query"].clone().requires_grad_()
+        # Values that come of the keys: the gradient to the one must not pass through the other.
+        given_all = arguments | {"query": query, "keys": keys, "values": keys.sin()}
+        out = sink_attention(**given_all, window=4, num_sinks=2, implementation=path)
+        loss = (out * weights).sum()
+        first = torch.autograd.grad(loss, (query, keys), retain_graph=True)
+        again = torch.autograd.grad(loss, (query, keys), retain_graph=True)
+        kept = torch.autograd.grad(loss, (query, keys), create_graph=True)
+        second = torch.autograd.grad([g.square().sum() for g in kept], (query, keys), create_graph=True)
+        third = torch.autograd.grad([g.square().sum() for g in second], (query, keys))
+        assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+        return *first, *kept, *second, *third
+
+    expected = explicitly(derivatives, monkeypatch)
+    for got, want in zip(derivatives(), expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+
+
+def test_tangents_and_batches_pass_a_fused_backward():
+    arguments = draw(21, value_width=6, sink_logit=False)
+    query = arguments["query"].requires_grad_()
+    out = sink_attention(**arguments, window=4, num_sinks=2)
+    weights = torch.stack([torch.ones_like(out), out.detach()])
+    both = [torch.autograd.grad(out, query, one, retain_graph=True)[0] for one in weights]
+    (batched,) = torch.autograd.grad(out, query, weights, is_grads_batched=True, retain_graph=True)
+    torch.testing.assert_close(batched, torch.stack(both))
+    with forward_ad.dual_level():
+        (grad,) = torch.autograd.grad(out, query, forward_ad.make_dual(weights[0], weights[1]))
+        tangent = forward_ad.unpack_dual(grad).tangent
+    torch.testing.assert_close(tangent, both[1])
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_forward_over_reverse_equals_reverse_over_reverse(path):
+    arguments = draw(22, time=20, value_width=6, sink_logit=False)
+
+    def loss(query):
+        given_all = arguments | {"query": query}
+        return sink_attention(**given_all, window=4, num_sinks=2, implementation=path).square().sum()
+
+    query = arguments["query"].requires_grad_()
+    direction = torch.ones_like(query)
+    (grad,) = torch.autograd.grad(loss(query), query, create_graph=True)
+    (expected,) = torch.autograd.grad(grad, query, direction)
+    along: Any = torch.func.jvp(torch.func.grad(loss), (query.detach(),), (direction,))
+    torch.testing.assert_close(along[1], expected)
 
 
 @pytest.mark.parametrize("path", PATHS)

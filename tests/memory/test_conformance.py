@@ -16,6 +16,11 @@ SIZES = {
         {"chunk_size": 7, "num_chunks": 2, "top_k": 2, "window": 11, "stop_memory_gradient": False},
         {"chunk_size": 5, "num_chunks": 4, "top_k": 2, "num_layers": 4},
     ],
+    "sink": [
+        {"dim": 8, "window": 2, "num_sinks": 0},
+        {"window": 5, "num_sinks": 1, "num_layers": 1, "sink_logit": True},
+        {"window": 3, "num_sinks": 70, "num_layers": 3},
+    ],
 }
 CASES = [
     pytest.param(name, fields, id=f"{name}-{'-'.join(f'{k}{v}' for k, v in fields.items()) or 'default'}")

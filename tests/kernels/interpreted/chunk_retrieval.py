@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from scrubjay.kernels import chunk_retrieval, chunk_retrieval_triton
-from scrubjay.kernels.chunk_retrieval import Choice, Problem
+from scrubjay.kernels.retrieval_problem import Choice, Problem
 
 SOURCE = Path(chunk_retrieval_triton.__file__)
 
@@ -67,6 +69,8 @@ def outcome(arguments, run) -> dict[str, Any]:
         for n, v in arguments.items()
     }
     out = run(**fresh)
+    if not out.requires_grad:  # the definition, where no query reads anything
+        return {"out": out} | {n: torch.zeros_like(fresh[n]) for n in floating(arguments)}
     (out.double() * torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view_as(out)).sum().backward()
     grads = {
         n: fresh[n].grad if fresh[n].grad is not None else torch.zeros_like(fresh[n])
@@ -102,6 +106,31 @@ triton_path = functools.partial(chunk_retrieval, implementation="triton")
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_values_and_gradients_equal_the_definition(shape, combine):
     assert_near(draw(shape, combine=combine), triton_path, 2e-6)
+
+
+@settings(
+    max_examples=12,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    derandomize=True,
+)
+@given(
+    seed=st.integers(0, 1000),
+    time=st.integers(1, 3),
+    chunks=st.integers(1, 6),
+    length=st.integers(1, 9),
+    heads_groups_coarse=st.sampled_from([(1, 1, None), (4, 2, None), (2, 1, 1), (6, 3, 2), (3, 3, 1)]),
+    width=st.integers(1, 20),
+    top_k=st.integers(1, 7),
+    combine=st.sampled_from(["hierarchical", "joint"]),
+    ragged=st.booleans(),
+    masked=st.booleans(),
+)
+def test_any_sizes_equal_the_definition(
+    poisoned, seed, time, chunks, length, heads_groups_coarse, width, top_k, combine, ragged, masked
+):
+    shape = (1, time, chunks, length, *heads_groups_coarse, width, top_k)
+    assert_near(draw(shape, seed, combine=combine, ragged=ragged, masked=masked), triton_path, 5e-6)
 
 
 @pytest.mark.usefixtures("poisoned")
@@ -256,6 +285,24 @@ def test_a_wrong_kernel_is_caught(right, wrong, mutated, monkeypatch):
     monkeypatch.setattr(chunk_retrieval_triton, "forward", module.forward)
     monkeypatch.setattr(chunk_retrieval_triton, "backward", module.backward)
     assert any(math.isnan(error) or error > 1e-3 for error in errors())
+
+
+def test_the_operators_are_registered_as_torch_expects():
+    arguments = draw((1, 2, 3, 2, 2, 1, None, 4, 2))
+    tensors = {name: arguments[name].requires_grad_() for name in ("query", "keys", "values", "summaries")}
+    valid = torch.arange(3) < arguments["valid"][..., None]
+    problem = Problem(**tensors, valid=valid, summary_query=tensors["query"], positions=None, lengths=None)
+    choice = Choice(2, False, 0.5, 0.5, 0, 0)
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(
+        torch.ops.scrubjay.chunk_retrieval.default, (*problem, *choice, "triton"), test_utils=tests
+    )
+    with torch.no_grad():
+        out, *saved = torch.ops.scrubjay.chunk_retrieval(*problem, *choice, "triton")
+    detached = [None if tensor is None else tensor.detach() for tensor in problem]
+    wanted = [True, True, True, True, False, True, False, False]
+    backward = torch.ops.scrubjay.chunk_retrieval_backward.default
+    torch.library.opcheck(backward, (*detached, *choice, out, out, *saved, wanted), test_utils=tests)
 
 
 def test_problem_and_choice_are_the_ops_own_arguments():

@@ -1,0 +1,292 @@
+"""The Triton kernels on this GPU: first that they are right, then how fast against torch and flash-linear-attention.
+
+    make bench-gpu
+
+Every op is compared, forward and gradients, with its torch path in float64; an error beyond the tolerance ends
+the run before anything is timed. Then chunk retrieval (a causal segment, and decode) and sink attention run
+against torch's `scaled_dot_product_attention`, and chunk retrieval against `parallel_nsa` of
+flash-linear-attention where that is installed, which is given its blocks where ours chooses them. Prints tables
+with the card and the versions. Options: `--help`.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import tyro
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from scrubjay.kernels import chunk_retrieval, chunk_summary, sink_attention, write_steps
+
+# Largest error, as a root mean square over that of the right values.
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
+_NO_DEVICE = "no CUDA device is visible to torch: the Triton kernels cannot be timed here"
+
+
+@dataclass(frozen=True)
+class GPUBench:
+    """Sizes of the measurement."""
+
+    lengths: tuple[int, ...] = (1024, 4096, 16384, 65536)
+    """Steps of a segment."""
+    heads: int = 16
+    """Query heads."""
+    key_heads: int = 1
+    """Key heads; flash-linear-attention needs 16 query heads or more for each."""
+    width: int = 128
+    """Width of a head."""
+    chunk: int = 64
+    """Steps per chunk."""
+    top_k: int = 16
+    """Chunks kept."""
+    window: int = 1024
+    """Window of sink attention."""
+    rows: int = 64
+    """Rows of a decode step."""
+
+
+def main(bench: GPUBench) -> None:
+    """Check, measure and print the tables; exits with status 2 where there is no GPU."""
+    if not torch.cuda.is_available():
+        print(_NO_DEVICE, file=sys.stderr)
+        raise SystemExit(2)
+    import triton
+
+    versions = f"torch {torch.__version__}, triton {triton.__version__}"
+    print(
+        f"{torch.cuda.get_device_name()}, {versions}, flash-linear-attention {_fla_version() or 'not installed'}"
+    )
+    print(
+        "\nErrors against float64, worst of outputs and gradients:\n\n| op | dtype | error |\n|---|---|---|"
+    )
+    for op, dtype, error in check("cuda", tuple(TOLERANCE)):
+        print(f"| {op} | {str(dtype).removeprefix('torch.')} | {error:.1e} |", flush=True)
+    for table in (_segments, _decode, _sinks):
+        print()
+        for line in table(bench):
+            print(line, flush=True)
+
+
+def check(device: str, dtypes: tuple[torch.dtype, ...]) -> Iterator[tuple[str, torch.dtype, float]]:
+    """Yield the worst error of each op in each dtype. Raises SystemExit beyond the tolerance."""
+    for op, prepare in (
+        ("chunk_retrieval, joint", lambda: _retrieval_case(device, "joint")),
+        ("chunk_retrieval, hierarchical", lambda: _retrieval_case(device, "hierarchical")),
+        ("sink_attention", lambda: _sink_case(device)),
+        ("chunk_summary", lambda: _summary_case(device)),
+        ("write_steps", lambda: _write_case(device)),
+    ):
+        for dtype in dtypes:
+            torch.manual_seed(0)
+            tensors, run = prepare()
+            rounded = [tensor.to(dtype) for tensor in tensors]
+            found = _outcome(rounded, run, "triton")
+            exact = _outcome([tensor.double() for tensor in rounded], run, "torch")
+            error = max(_distance(ours, right) for ours, right in zip(found, exact, strict=True))
+            if not error < TOLERANCE[dtype]:
+                raise SystemExit(
+                    f"{op} in {dtype}: error {error:.1e}, tolerance {TOLERANCE[dtype]:.0e}; nothing timed"
+                )
+            yield op, dtype, error
+
+
+def _outcome(tensors: list[Tensor], run: Callable[..., Tensor], implementation: str) -> list[Tensor]:
+    leaves = [tensor.clone().requires_grad_() for tensor in tensors]
+    out = run(*leaves, implementation=implementation)
+    weights = torch.linspace(-1, 1, out.numel(), dtype=torch.float64, device=out.device)
+    grads = torch.autograd.grad((out.double().flatten() * weights).sum(), leaves, allow_unused=True)
+    return [out.detach(), *(grad for grad in grads if grad is not None and grad.any())]
+
+
+def _distance(found: Tensor, exact: Tensor) -> float:
+    return float((found.double() - exact).square().mean().sqrt() / exact.square().mean().sqrt())
+
+
+def _retrieval_case(device: str, combine: Any) -> tuple[list[Tensor], Callable[..., Tensor]]:
+    # Whole numbers in the summaries and their queries make scores exact, so that no dtype chooses other chunks.
+    shapes = ((2, 5, 4, 40), (2, 6, 7, 2, 40), (2, 6, 7, 2, 40))
+    query, keys, values = (torch.randn(*shape, device=device) for shape in shapes)
+    summaries = torch.randint(-4, 5, (2, 6, 2, 24), device=device).float()
+    summary_query = torch.randint(-4, 5, (2, 5, 2, 24), device=device).float()
+    valid = torch.tensor([[6, 0, 3, 5, 1], [2, 4, 6, 1, 6]], device=device)
+
+    def run(query, keys, values, summaries, summary_query, implementation):
+        return chunk_retrieval(
+            query,
+            keys,
+            values,
+            summaries,
+            valid,
+            summary_query=summary_query,
+            top_k=3,
+            combine=combine,
+            implementation=implementation,
+        )
+
+    return [query, keys, values, summaries, summary_query], run
+
+
+def _sink_case(device: str) -> tuple[list[Tensor], Callable[..., Tensor]]:
+    query, keys, values = (torch.randn(2, 21, heads, 40, device=device) for heads in (4, 2, 2))
+    step = torch.arange(21, device=device).expand(2, 21)
+    start = torch.where(step < 9, 0, 9)
+
+    def run(query, keys, values, logit, implementation):
+        return sink_attention(
+            query,
+            keys,
+            values,
+            step,
+            step,
+            start,
+            window=5,
+            num_sinks=2,
+            sink_logit=logit,
+            implementation=implementation,
+        )
+
+    return [query, keys, values, torch.randn(4, device=device)], run
+
+
+def _summary_case(device: str) -> tuple[list[Tensor], Callable[..., Tensor]]:
+    lengths = torch.tensor([[0, 7, 3], [5, 1, 7]], device=device)
+    return [torch.randn(2, 3, 7, 40, device=device)], lambda contents, implementation: chunk_summary(
+        contents, lengths, implementation=implementation
+    )
+
+
+def _write_case(device: str) -> tuple[list[Tensor], Callable[..., Tensor]]:
+    contents, x = torch.randn(2, 3, 7, 40, device=device), torch.randn(2, 12, 40, device=device)
+    clock = torch.tensor([0, 16], device=device)
+
+    def run(contents, x, implementation):
+        written, summaries, _ = write_steps(
+            contents, contents.mean(dim=2), x, clock, implementation=implementation
+        )
+        return torch.cat([written.flatten(), summaries.flatten()])
+
+    return [contents, x], run
+
+
+def _segments(bench: GPUBench) -> Iterator[str]:
+    """A causal segment, every query reading only chunks completed before it."""
+    yield f"A causal segment, bfloat16, C={bench.chunk}, k={bench.top_k}, ms forward / forward and backward:\n"
+    yield "| T | chunk_retrieval (joint) | full attention | full / ours | parallel_nsa | nsa / ours |"
+    yield "|---|---|---|---|---|---|"
+    for length in bench.lengths:
+        query, keys, values = _draw(1, length, bench)
+        valid = (torch.arange(length, device="cuda") // bench.chunk)[None]
+        ours = _time(_retrieval(bench, query, keys, values, valid))
+        theirs = _time(_attention(query, keys, values, causal=True))
+        nsa = _nsa(bench, query, keys, values)
+        measured = None if nsa is None else _time(nsa)
+        cells = ["-", "-"] if measured is None else [_pair(measured), _ratio(measured, ours)]
+        yield f"| {length:,} | {_pair(ours)} | {_pair(theirs)} | {_ratio(theirs, ours)} | {' | '.join(cells)} |"
+
+
+def _decode(bench: GPUBench) -> Iterator[str]:
+    yield f"Decode, {bench.rows} rows, bfloat16, ms:\n\n| keys | chunk_retrieval (joint) | full attention | full / ours |"
+    yield "|---|---|---|---|"
+    for length in bench.lengths:
+        query, keys, values = _draw(bench.rows, length, bench)
+        query, valid = query[:, -1:], torch.full((bench.rows, 1), length // bench.chunk, device="cuda")
+        ours = _time(_retrieval(bench, query, keys, values, valid), backward=False)
+        theirs = _time(_attention(query, keys, values, causal=False), backward=False)
+        yield f"| {length:,} | {ours[0]:.3f} | {theirs[0]:.3f} | {_ratio(theirs, ours)} |"
+
+
+def _sinks(bench: GPUBench) -> Iterator[str]:
+    yield f"sink_attention, window {bench.window}, 4 sinks, bfloat16, ms forward / forward and backward:\n"
+    yield "| T | sink_attention | full attention | full / ours |\n|---|---|---|---|"
+    for length in bench.lengths:
+        query, keys, values = _draw(1, length, bench)
+        step = torch.arange(length, device="cuda")[None]
+
+        def sinks(query=query, keys=keys, values=values, step=step) -> Tensor:
+            start = torch.zeros_like(step)
+            return sink_attention(query, keys, values, step, step, start, window=bench.window, num_sinks=4)
+
+        ours, theirs = _time(sinks), _time(_attention(query, keys, values, causal=True))
+        yield f"| {length:,} | {_pair(ours)} | {_pair(theirs)} | {_ratio(theirs, ours)} |"
+
+
+def _retrieval(
+    bench: GPUBench, query: Tensor, keys: Tensor, values: Tensor, valid: Tensor
+) -> Callable[[], Tensor]:
+    chunked_keys, chunked_values = (
+        t.detach().unflatten(1, (-1, bench.chunk)).requires_grad_() for t in (keys, values)
+    )
+    summaries = chunk_summary(chunked_keys.detach())
+    return lambda: chunk_retrieval(
+        query, chunked_keys, chunked_values, summaries, valid, top_k=bench.top_k, combine="joint"
+    )
+
+
+def _attention(query: Tensor, keys: Tensor, values: Tensor, causal: bool) -> Callable[[], Tensor]:
+    q, k, v = (t.detach().transpose(1, 2).contiguous().requires_grad_() for t in (query, keys, values))
+    return lambda: scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
+
+
+def _draw(rows: int, length: int, bench: GPUBench) -> tuple[Tensor, Tensor, Tensor]:
+    def draw(heads: int) -> Tensor:
+        shape = (rows, length, heads, bench.width)
+        return torch.randn(*shape, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+
+    return draw(bench.heads), draw(bench.key_heads), draw(bench.key_heads)
+
+
+def _nsa(bench: GPUBench, query: Tensor, keys: Tensor, values: Tensor) -> Callable[[], Tensor] | None:
+    """Return flash-linear-attention's selected attention over as many random causal blocks, None without it."""
+    if _fla_version() is None:
+        return None
+    from fla.ops.nsa import parallel_nsa  # pyright: ignore[reportMissingImports]
+
+    length = query.shape[1]
+    own = torch.arange(length, device="cuda")[None, :, None, None] // bench.chunk
+    shape = (1, length, bench.key_heads, bench.top_k)
+    blocks = (torch.rand(shape, device="cuda") * (own + 1)).long().sort(dim=-1).values
+    gate = torch.ones(1, length, bench.heads, device="cuda", dtype=query.dtype)
+    return lambda: parallel_nsa(
+        query,
+        keys,
+        values,
+        g_slc=gate,
+        block_indices=blocks,
+        block_counts=bench.top_k,
+        block_size=bench.chunk,
+    )
+
+
+def _fla_version() -> str | None:
+    try:
+        return importlib.metadata.version("flash-linear-attention")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _time(run: Callable[[], Tensor], backward: bool = True) -> tuple[float, float]:
+    """Return median milliseconds of a forward pass, and of forward and backward."""
+    from triton.testing import do_bench
+
+    with torch.no_grad():
+        forward = do_bench(run, return_mode="median")
+    both = do_bench(lambda: run().sum().backward(), return_mode="median") if backward else forward
+    return float(forward), float(both)  # pyright: ignore[reportArgumentType]
+
+
+def _pair(times: tuple[float, float]) -> str:
+    return f"{times[0]:.2f} / {times[1]:.2f}"
+
+
+def _ratio(theirs: tuple[float, float], ours: tuple[float, float]) -> str:
+    return " / ".join(f"{their / our:.1f}x" for their, our in zip(theirs, ours, strict=True))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(GPUBench, description=__doc__))

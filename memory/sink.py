@@ -1,0 +1,262 @@
+"""Streaming attention for policies: the first steps of an episode and the last, in a cache of fixed size.
+
+StreamingLLM (Xiao et al. 2023, arXiv 2309.17453): attention to the `num_sinks` first steps of the episode, which
+soak up what a softmax must spend somewhere, and to the last `window` steps. Positions are by slot, not by time:
+half of a head's width is rotated by time, so that scores in the window know distances (RoFormer, Su et al. 2021,
+arXiv 2104.09864), and sinks are read by the other half alone, with a learned vector for each slot, so that they
+look the same after a hundred steps and after a million.
+
+A layer stores the keys and values of its own normed inputs. Beyond the paper, which has no resets and serves
+trained language models: a `start` anywhere begins an empty cache, and a logit per head may be learned as one
+more, silent column of the softmax (`sink_logit`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from scrubjay.kernels import sink_attention, sink_slot
+from scrubjay.memory.base import Memory, MemoryConfig, State
+from scrubjay.memory.window import advance_age
+
+_NARROWEST_HEAD = 4
+_MOST_HEADS = 4
+
+
+@dataclass(frozen=True)
+class SinkConfig(MemoryConfig):
+    """Sizes of `Sink`. Raises ValueError on one that cannot work."""
+
+    num_sinks: int = 4
+    """First steps of an episode that stay visible."""
+    window: int = 64
+    """Last steps visible, the present one included; at least 2."""
+    num_layers: int = 2
+    """Layers, each with a cache of its own."""
+    num_heads: int | None = None
+    """Attention heads, at least 4 wide; by default as many as divide `dim`, up to 4."""
+    sink_logit: bool = False
+    """Whether each head learns the logit of a column that reads nothing."""
+    feed_forward_ratio: int = 2
+    """Width of the feed-forward layer's hidden part, in units of `dim`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_sinks < 0:
+            raise ValueError(f"num_sinks={self.num_sinks}: must not be negative")
+        if self.window < 2:
+            raise ValueError(f"window={self.window}: it counts the present step, so it must be at least 2")
+        for name in ("num_layers", "feed_forward_ratio"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        self.resolve_heads()
+
+    def resolve_heads(self) -> int:
+        """Return `num_heads`, or the largest number up to 4 that divides `dim` into heads at least 4 wide."""
+        possible = [n for n in range(1, self.dim // _NARROWEST_HEAD + 1) if self.dim % n == 0]
+        if self.num_heads is None:
+            return max(n for n in possible if n <= _MOST_HEADS)
+        if self.num_heads not in possible:
+            choices = ", ".join(map(str, possible))
+            raise ValueError(
+                f"num_heads={self.num_heads} does not divide dim={self.dim} into heads at least "
+                f"{_NARROWEST_HEAD} wide; choose from {choices}"
+            )
+        return self.num_heads
+
+    def build(self) -> Sink:
+        """Return a freshly initialised memory of these sizes."""
+        return Sink(self)
+
+
+class Sink(Memory):
+    """Layers of sink attention and feed-forward, each on a normed input with a plain residual.
+
+    State: `keys` and `values`, `[batch, layers, num_sinks + window, dim]`, sinks first, then a ring; and `time`
+    `[batch]`, steps since the episode began. What no step of the episode has reached is zero.
+    """
+
+    def __init__(self, config: SinkConfig) -> None:
+        super().__init__(config)
+        self.num_sinks, self.window = config.num_sinks, config.window
+        self.slots = config.num_sinks + config.window
+        self.layers = nn.ModuleList(_Layer(config) for _ in range(config.num_layers))
+
+    def initial_state(self, batch_size: int) -> State:
+        """Return empty caches."""
+        shape = (batch_size, len(self.layers), self.slots, self.dim)
+        return {
+            "keys": torch.zeros(shape, dtype=self.state_dtype, device=self.device),
+            "values": torch.zeros(shape, dtype=self.state_dtype, device=self.device),
+            "time": torch.zeros(batch_size, dtype=torch.int64, device=self.device),
+        }
+
+    def step(self, x: Float[Tensor, "batch dim"], state: State) -> tuple[Float[Tensor, "batch dim"], State]:
+        """Advance every row by one input: write its key and value, then attend to the cache."""
+        time = state["time"]
+        here = torch.arange(self.slots, device=time.device) == sink_slot(time, *self._sizes)[:, None]
+        clock = _Clock(time[:, None], torch.zeros_like(time[:, None]))
+        step = self._held(time + 1)
+        held = _Held(step, step.clamp(min=0))
+        written: dict[str, list[Tensor]] = {"keys": [], "values": []}
+        x = x[:, None]
+        for index, layer in enumerate(self._layers):
+            query, key, value = layer.project(x, clock)
+            for name, new in (("keys", key), ("values", value)):
+                cache = state[name][:, index]
+                written[name].append(torch.where(here[..., None], new.flatten(2).to(cache.dtype), cache))
+            cached = (written[name][-1].to(x.dtype) for name in ("keys", "values"))
+            x = layer.finish(x, query, *cached, clock, held)
+        after = {name: torch.stack(caches, dim=1) for name, caches in written.items()}
+        return x[:, 0], after | {"time": time + 1}
+
+    def segment(
+        self, x: Float[Tensor, "batch time dim"], state: State, start: Bool[Tensor, "batch time"]
+    ) -> tuple[Float[Tensor, "batch time dim"], State]:
+        """Advance every row by a segment in one pass, whatever the pattern of `start`."""
+        age = state["time"]
+        clock = _clock(age, start)
+        time = advance_age(age, start)
+        cached = self._held(age)
+        held = _Held(
+            torch.cat([cached, clock.step], dim=1),
+            torch.cat([cached.clamp(min=0), clock.step - clock.episode_start], dim=1),
+        )
+        source = self._sources(time, clock)
+        after: dict[str, list[Tensor]] = {"keys": [], "values": []}
+        for index, layer in enumerate(self._layers):
+            query, key, value = layer.project(x, clock)
+            extended = {}
+            for name, new in (("keys", key), ("values", value)):
+                cache = state[name][:, index]
+                extended[name] = torch.cat([cache, new.flatten(2).to(cache.dtype)], dim=1)
+                kept = extended[name].gather(1, source.clamp(min=0)[..., None].expand(-1, -1, self.dim))
+                after[name].append(kept.masked_fill((source < 0)[..., None], 0))
+            x = layer.finish(x, query, *(extended[n].to(x.dtype) for n in ("keys", "values")), clock, held)
+        return x, {name: torch.stack(caches, dim=1) for name, caches in after.items()} | {"time": time}
+
+    def blank_unwritten(self, state: State) -> State:
+        """Return `state` with zeros in the slots that no step has reached."""
+        empty = (self._held(state["time"]) < 0)[:, None, :, None]
+        return state | {name: state[name].masked_fill(empty, 0) for name in ("keys", "values")}
+
+    @property
+    def _sizes(self) -> tuple[int, int]:
+        return self.num_sinks, self.window
+
+    @property
+    def _layers(self) -> list[_Layer]:
+        return cast("list[_Layer]", self.layers)
+
+    def _held(self, time: Int[Tensor, "batch"]) -> Int[Tensor, "batch slots"]:
+        """Return which step of an episode `time` steps old each slot holds, -1 for none."""
+        slot = torch.arange(self.slots, device=time.device)
+        newest = time[:, None] - 1
+        # The last step of a ring slot is as far behind the newest step as their slots are apart.
+        ring = newest - (newest - slot) % self.window
+        step = torch.where(slot < self.num_sinks, slot, ring)
+        return torch.where((step >= slot) & (step <= newest), step, -1)
+
+    def _sources(self, time: Tensor, clock: _Clock) -> Int[Tensor, "batch slots"]:
+        """Return where each slot's content after a segment lies in the cache and the segment, -1 for nowhere."""
+        held = self._held(time)
+        behind = held + (clock.episode_start[:, -1] - clock.step[:, 0])[:, None]
+        slot = torch.arange(self.slots, device=time.device)
+        # Steps before the segment are of the episode it began in, and lie in the same slot still.
+        return torch.where(held < 0, -1, torch.where(behind >= 0, self.slots + behind, slot))
+
+
+class _Clock(NamedTuple):
+    """Where the queries of a call are in their row's stream, which is counted from its first cached episode."""
+
+    step: Int[Tensor, "batch time"]
+    episode_start: Int[Tensor, "batch time"]
+
+
+class _Held(NamedTuple):
+    """What the key slots of a call hold: which step of the stream, and its place in its episode."""
+
+    step: Int[Tensor, "batch slots"]
+    place: Int[Tensor, "batch slots"]
+
+
+def _clock(age: Tensor, start: Tensor) -> _Clock:
+    step = age[:, None] + torch.arange(start.shape[1], device=age.device)
+    return _Clock(step, torch.where(start, step, 0).cummax(dim=1).values)
+
+
+class _Layer(nn.Module):
+    frequencies: Tensor
+
+    def __init__(self, config: SinkConfig) -> None:
+        super().__init__()
+        dim, self.heads = config.dim, config.resolve_heads()
+        self.num_sinks, self.window = config.num_sinks, config.window
+        self.width = dim // self.heads
+        self.rotated = self.width // 4 * 2
+        hidden = config.feed_forward_ratio * dim
+        self.attention_norm = nn.LayerNorm(dim)
+        self.query = nn.Linear(dim, dim, bias=False)
+        self.key = nn.Linear(dim, dim, bias=False)
+        self.value = nn.Linear(dim, dim, bias=False)
+        self.out = nn.Linear(dim, dim, bias=False)
+        if config.num_sinks:
+            self.sink_positions = nn.Parameter(
+                torch.randn(config.num_sinks, self.heads, self.width - self.rotated) * self.width**-0.5
+            )
+        self.sink_logit = nn.Parameter(torch.zeros(self.heads)) if config.sink_logit else None
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim)
+        )
+        exponent = torch.arange(self.rotated // 2, dtype=torch.float64) * (-2 / self.rotated)
+        self.register_buffer("frequencies", torch.exp(exponent * math.log(10_000.0)), persistent=False)
+
+    def project(self, x: Tensor, clock: _Clock) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values `[batch, time, heads, width]`, the first half of a head turned by time."""
+        normed = self.attention_norm(x)
+        query, key, value = (
+            projection(normed).unflatten(-1, (self.heads, self.width))
+            for projection in (self.query, self.key, self.value)
+        )
+        time = clock.step - clock.episode_start
+        query_turned, key_turned = (self._rotate(t[..., : self.rotated], time) for t in (query, key))
+        query_still, key_still = query[..., self.rotated :], key[..., self.rotated :]
+        return torch.cat([query_turned, query_still], -1), torch.cat([key_turned, key_still], -1), value
+
+    def finish(
+        self, x: Tensor, query: Tensor, keys: Tensor, values: Tensor, clock: _Clock, held: _Held
+    ) -> Tensor:
+        """Return the layer's output for keys and values `[batch, slots, dim]` of the steps `held`."""
+        keys = keys.unflatten(-1, (self.heads, self.width))
+        if self.num_sinks:
+            place = held.place[..., None, None]
+            turned, still = keys.split([self.rotated, self.width - self.rotated], dim=-1)
+            positions = self.sink_positions.to(x.dtype)[held.place.clamp(max=self.num_sinks - 1)]
+            turned = torch.where(place < self.num_sinks, 0, turned)
+            keys = torch.cat([turned, torch.where(place < self.num_sinks, still + positions, still)], dim=-1)
+        read = sink_attention(
+            query,
+            keys,
+            values.unflatten(-1, (self.heads, self.width)),
+            clock.step,
+            held.step,
+            clock.episode_start,
+            window=self.window,
+            num_sinks=self.num_sinks,
+            sink_logit=self.sink_logit,
+        )
+        x = x + self.out(read.flatten(2))
+        return x + self.feed_forward(x)
+
+    def _rotate(self, x: Float[Tensor, "batch time heads even"], time: Tensor) -> Tensor:
+        # float64, since at a million steps a float32 angle is off by a tenth.
+        angle = time[..., None].double() * self.frequencies.double()
+        cos, sin = angle.cos().to(x.dtype)[:, :, None], angle.sin().to(x.dtype)[:, :, None]
+        left, right = x.chunk(2, dim=-1)
+        return torch.cat([left * cos - right * sin, left * sin + right * cos], dim=-1)

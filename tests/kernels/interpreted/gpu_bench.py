@@ -1,0 +1,20 @@
+"""The check that gates the GPU benchmark, on the CPU under the interpreter."""
+
+import pytest
+import torch
+
+from scrubjay.experiments.bench import gpu
+from scrubjay.kernels import chunk_summary_triton
+
+
+def test_right_kernels_pass_the_gate():
+    passed = list(gpu.check("cpu", (torch.float32, torch.float16)))
+    assert len(passed) == 10
+    assert all(0 < error < gpu.TOLERANCE[dtype] for _, dtype, error in passed)
+
+
+def test_a_wrong_kernel_ends_the_run_before_anything_is_timed(monkeypatch, mutated):
+    wrong = mutated(chunk_summary_triton, "tl.maximum(count, 1).to(tl.float32)", "length")
+    monkeypatch.setattr(chunk_summary_triton, "forward", wrong.forward)
+    with pytest.raises(SystemExit, match=r"chunk_summary in torch.float32: error .* nothing timed"):
+        list(gpu.check("cpu", (torch.float32,)))
