@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from scrubjay.kernels import chunk_retrieval_torch
-from scrubjay.kernels.dispatch import resolve
+from scrubjay.kernels.dispatch import resolve, without_autocast
 from scrubjay.kernels.retrieval_problem import Choice, Problem
 
 Combine = Literal["hierarchical", "joint"]
@@ -30,6 +30,7 @@ _WIDEST = 256
 _MOST_KEPT = 64
 
 
+@without_autocast
 def chunk_retrieval(
     query: Float[Tensor, "B T H D"],
     keys: Float[Tensor, "B M C G D"],
@@ -60,16 +61,20 @@ def chunk_retrieval(
     kept. `positions` is added to every chunk's keys and values (then V must equal D). Of a chunk only its first
     `lengths` steps are read, by default all. `scale` defaults to D**-0.5. `stop_memory_gradient` cuts keys,
     values and summaries from the graph. Chunks and steps that no query may read may hold anything, NaN included.
-    Scores are taken in at least float32.
+    Scores are taken in at least float32,
+    under autocast too; of different dtypes the widest is used.
 
     `implementation` is one of `scrubjay.kernels.dispatch`, or a variant of its "torch": "dense" attends to every
     chunk, "gather" copies the chunks kept, "listed" reads them in place (CPU, float32 and float64). On a GPU
     the Triton kernels take D, V, Ds up to 256 and `top_k` up to 64; beyond, "auto" runs torch.
 
-    Raises ValueError on mismatched shapes, `top_k` < 1 or too small for what is always kept, TypeError on a
-    wrong dtype of `valid` or `lengths`.
+    Raises ValueError on mismatched shapes, `top_k` < 1 or too small for what is always kept, TypeError on
+    wrong dtypes.
     """
     summary_query = query if summary_query is None else summary_query
+    _check_dtypes(query, keys, values, summaries, valid, summary_query, positions, lengths)
+    query, keys, values, positions = _of_one_dtype(query, keys, values, positions)
+    summary_query, summaries, *_ = _of_one_dtype(summary_query, summaries, summaries, None)
     _check_shapes(query, keys, values, summaries, valid, summary_query, positions, lengths)
     if combine not in ("hierarchical", "joint"):
         raise ValueError(f"combine={combine!r}; choose 'hierarchical' or 'joint'")
@@ -310,6 +315,28 @@ def _check_choice(choice: Choice) -> None:
         )
 
 
+def _of_one_dtype(
+    query: Tensor, keys: Tensor, values: Tensor, positions: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Return all in the widest of their dtypes, `values` still `keys` where it was."""
+    dtype = torch.promote_types(torch.promote_types(query.dtype, keys.dtype), values.dtype)
+    shared = values is keys
+    keys = keys.to(dtype)
+    values = keys if shared else values.to(dtype)
+    return query.to(dtype), keys, values, None if positions is None else positions.to(dtype)
+
+
+def _check_dtypes(query, keys, values, summaries, valid, summary_query, positions, lengths) -> None:
+    floating = {"query": query, "keys": keys, "values": values, "summaries": summaries}
+    for name, tensor in (floating | {"summary_query": summary_query, "positions": positions}).items():
+        if tensor is not None and not tensor.is_floating_point():
+            raise TypeError(f"{name} has dtype {tensor.dtype}; expected a floating-point one")
+    if valid.is_floating_point() or valid.is_complex():
+        raise TypeError(f"valid has dtype {valid.dtype}; expected an integer count or a bool mask")
+    if lengths is not None and (lengths.is_floating_point() or lengths.dtype == torch.bool):
+        raise TypeError(f"lengths have dtype {lengths.dtype}; expected integers")
+
+
 def _check_shapes(query, keys, values, summaries, valid, summary_query, positions, lengths) -> None:
     ranks = {"query": (query, 4), "keys": (keys, 5), "values": (values, 5), "summaries": (summaries, 4)}
     for name, (tensor, rank) in (ranks | {"summary_query": (summary_query, 4)}).items():
@@ -340,16 +367,11 @@ def _check_shapes(query, keys, values, summaries, valid, summary_query, position
             raise ValueError(
                 f"valid has shape {tuple(valid.shape)}; expected [{batch}, {time}, {keys.shape[1]}]"
             )
-    elif valid.is_floating_point():
-        raise TypeError(f"valid has dtype {valid.dtype}; expected an integer count or a bool mask")
     elif valid.shape != (batch, time):
         raise ValueError(f"valid has shape {tuple(valid.shape)}; expected [{batch}, {time}]")
     if positions is not None and (positions.shape != (keys.shape[2], width) or values.shape[4] != width):
         raise ValueError(
             f"positions have shape {tuple(positions.shape)}; expected ({keys.shape[2]}, {width}) and V = D"
         )
-    if lengths is not None:
-        if lengths.is_floating_point() or lengths.dtype == torch.bool:
-            raise TypeError(f"lengths have dtype {lengths.dtype}; expected integers")
-        if lengths.shape != keys.shape[:2]:
-            raise ValueError(f"lengths have shape {tuple(lengths.shape)}; expected {tuple(keys.shape[:2])}")
+    if lengths is not None and lengths.shape != keys.shape[:2]:
+        raise ValueError(f"lengths have shape {tuple(lengths.shape)}; expected {tuple(keys.shape[:2])}")

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from scrubjay.kernels.dispatch import Implementation, resolve
+from scrubjay.kernels.dispatch import Implementation, resolve, without_autocast
 
 Kind = Literal["mean", "last", "max"]
 
@@ -25,6 +25,7 @@ _KINDS = ("mean", "last", "max")
 _TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
+@without_autocast
 def chunk_summary(
     contents: Float[Tensor, "B M C *D"],
     lengths: Int[Tensor, "B M"] | None = None,
@@ -51,6 +52,7 @@ def chunk_summary(
     return out.unflatten(2, trailing)
 
 
+@without_autocast
 def write_steps(
     contents: Float[Tensor, "B M C *D"],
     summaries: Float[Tensor, "B M *D"],

@@ -12,16 +12,20 @@ Every op takes `implementation`, and `force` sets it for a block of code:
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import os
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Callable, Iterator
+from typing import Literal, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 Implementation = Literal["auto", "reference", "torch", "triton"]
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 _CHOICES = ("auto", "reference", "torch", "triton")
 _forced: str = "auto"
@@ -73,6 +77,20 @@ def resolve(
                 "implementation='triton' has no forward-mode derivative; use 'torch' under jvp and dual numbers"
             )
     return implementation
+
+
+def without_autocast(op: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Return `op` with torch.autocast switched off inside, which would take scores in half precision."""
+
+    @functools.wraps(op)
+    def run(*args: Arguments.args, **options: Arguments.kwargs) -> Result:
+        tensor = next(value for value in (*args, *options.values()) if isinstance(value, Tensor))
+        if not torch.is_autocast_enabled(tensor.device.type):
+            return op(*args, **options)
+        with torch.autocast(tensor.device.type, enabled=False):
+            return op(*args, **options)
+
+    return run
 
 
 def any_dual(*tensors: Tensor | None) -> bool:

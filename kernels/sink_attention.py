@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from scrubjay.kernels.dispatch import any_dual, is_traced, resolve
+from scrubjay.kernels.dispatch import any_dual, is_traced, resolve, without_autocast
 
 Implementation = Literal["auto", "reference", "torch", "dense", "banded", "triton"]
 
@@ -33,6 +33,7 @@ _LONGEST_BLOCK = 64
 _WIDEST_TRITON_HEAD = 256
 
 
+@without_autocast
 def sink_attention(
     query: Float[Tensor, "B T H D"],
     keys: Float[Tensor, "B N G D"],

@@ -189,6 +189,19 @@ def test_stop_memory_gradient_reaches_the_query_alone():
     assert all(arguments[name].grad is None for name in ("keys", "values", "summaries"))
 
 
+@pytest.mark.parametrize("path", ["auto", *PATHS])
+def test_autocast_and_mixed_dtypes_are_the_widest_dtype(path):
+    arguments = draw(23, dtype=torch.float32)
+    expected = chunk_retrieval(**arguments, top_k=2, implementation=path)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(chunk_retrieval(**arguments, top_k=2, implementation=path), expected)
+    arguments["query"] = arguments["query"].to(torch.bfloat16)
+    mixed = chunk_retrieval(**arguments, top_k=2, implementation=path)
+    exact = chunk_retrieval(**(arguments | {"query": arguments["query"].float()}), top_k=2)
+    assert mixed.dtype == torch.float32
+    torch.testing.assert_close(mixed, exact)
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_gradients_are_the_same_in_every_run(path):
     arguments = draw(22, time=40, chunks=5, dtype=torch.float32)
@@ -243,9 +256,18 @@ def test_bad_shapes_are_named(change, message):
         chunk_retrieval(**({"top_k": 2} | draw(8, dtype=torch.float32) | change))
 
 
-def test_float_validity_is_refused():
-    arguments: dict[str, Any] = draw(9) | {"valid": torch.zeros(2, 5)}
-    with pytest.raises(TypeError, match="dtype"):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"valid": torch.zeros(2, 5)}, "valid has dtype"),
+        ({"lengths": torch.zeros(2, 6)}, "lengths have dtype"),
+        ({"keys": torch.zeros(2, 6, 3, 2, 6, dtype=torch.long)}, "keys has dtype torch.int64"),
+        ({"positions": torch.zeros(3, 6, dtype=torch.bool)}, "positions has dtype torch.bool"),
+    ],
+)
+def test_bad_dtypes_are_named(change, message):
+    arguments: dict[str, Any] = draw(9, dtype=torch.float32) | change
+    with pytest.raises(TypeError, match=message):
         chunk_retrieval(**arguments, top_k=1)
 
 
