@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,14 @@ _GRID = 400
 def plot_runs(runs: Sequence[Run], out: Path | str, metric: str | None = None) -> Path:
     """Draw the runs into a PNG, or whatever `out` ends in, and return its path.
 
-    Runs of one task and memory share a curve: their mean, with the range from worst to best seed shaded.
+    Runs of one task and memory share a curve: their mean, with the range from worst to best seed shaded. Where
+    memories of one name differ in their sizes, each of the sizes has a curve.
     `metric` defaults to success where every run has it, else return; a dashed line shows how much success
     is possible without memory, where that is known.
     Raises ValueError if there is nothing to draw, naming the metrics that exist.
     """
     rows = {run: run.metrics() for run in runs}
+    labels = contenders(runs)
     metric = metric or _default_metric(list(rows.values()))
     panels: dict[str, dict[str, list[tuple[NDArray[np.float64], NDArray[np.float64]]]]] = {}
     for run, run_rows in rows.items():
@@ -40,7 +43,7 @@ def plot_runs(runs: Sequence[Run], out: Path | str, metric: str | None = None) -
             names = sorted({name for row in run_rows for name in row if name != "step"})
             raise ValueError(f"{run.path} has no metric {metric!r}; it has {', '.join(names) or 'none yet'}")
         steps, values = np.array(points, dtype=float).T
-        panels.setdefault(run.config.recipe, {}).setdefault(run.config.label, []).append((steps, values))
+        panels.setdefault(run.config.recipe, {}).setdefault(labels[run], []).append((steps, values))
     chance = {run.config.recipe: run.config.success_without_memory for run in runs}
     colours = _colours(label for panel in panels.values() for label in panel)
     figure = _figure(len(panels))
@@ -56,6 +59,18 @@ def plot_runs(runs: Sequence[Run], out: Path | str, metric: str | None = None) -
             )
         axes.legend(frameon=False)
     return _save(figure, out)
+
+
+def contenders(runs: Sequence[Run]) -> dict[Run, str]:
+    """Name each run by its memory and by the sizes in which memories of that name differ among `runs`."""
+    sizes = {run: dataclasses.asdict(run.config.memory) for run in runs}
+    names = {}
+    for run in runs:
+        alike = [sizes[other] for other in runs if other.config.label == run.config.label]
+        differing = [name for name in sizes[run] if len({str(size.get(name)) for size in alike}) > 1]
+        own = ", ".join(f"{name.replace('_', ' ')} {sizes[run][name]}" for name in differing)
+        names[run] = f"{run.config.label}, {own}" if own else run.config.label
+    return names
 
 
 def plot_longer(scores: Sequence[tuple[Run, dict[int, float]]], out: Path | str) -> Path:

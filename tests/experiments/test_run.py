@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -14,7 +15,7 @@ from scrubjay.experiments import EnvConfig, Run, evaluate, train
 from scrubjay.experiments.evaluation import EpisodeScores
 from scrubjay.experiments.metrics import is_timing
 from scrubjay.experiments.play import play
-from scrubjay.experiments.plot import plot_runs
+from scrubjay.experiments.plot import contenders, plot_runs
 from scrubjay.memory import make_config
 
 
@@ -126,8 +127,20 @@ def test_plot_of_several_runs(finished_run, tiny, tmp_path):
     other = train(tiny("none", seed=1), tmp_path / "other")
     again = train(tiny("none", seed=2), tmp_path / "again")
     assert_picture(plot_runs([finished_run, other, again], tmp_path / "new" / "plot.png"))
+    assert contenders([finished_run, other, again]) == {finished_run: "gru", other: "none", again: "none"}
     with pytest.raises(ValueError, match=r"no metric 'charts/joy'; it has .*charts/success"):
         plot_runs([finished_run], tmp_path / "x.png", metric="charts/joy")
+
+
+def test_memories_of_one_name_are_told_apart_by_the_sizes_they_differ_in(finished_run):
+    def with_sinks(number, seed):
+        memory = make_config("sink", dim=16, num_sinks=number)
+        policy = dataclasses.replace(finished_run.config.policy, memory=memory)
+        return Run(finished_run.path, dataclasses.replace(finished_run.config, policy=policy, seed=seed))
+
+    runs = [with_sinks(0, 0), with_sinks(4, 0), with_sinks(4, 1)]
+    assert list(contenders(runs).values()) == ["sink, num sinks 0", "sink, num sinks 4", "sink, num sinks 4"]
+    assert list(contenders(runs[1:]).values()) == ["sink", "sink"]
 
 
 def test_play_writes_the_episode(finished_run, tmp_path):
