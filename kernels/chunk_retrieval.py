@@ -25,8 +25,9 @@ from scrubjay.kernels.retrieval_problem import Choice, Problem
 Combine = Literal["hierarchical", "joint"]
 Implementation = Literal["auto", "reference", "torch", "triton", "dense", "listed", "gather"]
 
-# The kernels hold a head's width and the kept chunks' keys of selection in registers.
-_WIDEST = 256
+# Limits of the kernels on an A100: bytes of a tile of query heads, and of a row; the chunks a selection holds.
+_LARGEST_TILE = 64 * 512
+_WIDEST_ROW = 512
 _MOST_KEPT = 64
 
 
@@ -66,7 +67,7 @@ def chunk_retrieval(
 
     `implementation` is one of `scrubjay.kernels.dispatch`, or a variant of its "torch": "dense" attends to every
     chunk, "gather" copies the chunks kept, "listed" reads them in place (CPU, float32 and float64). On a GPU
-    the Triton kernels take D, V, Ds up to 256 and `top_k` up to 64; beyond, "auto" runs torch.
+    the Triton kernels take D, V, Ds up to 256 (float32: 128), `top_k` up to 64; beyond, "auto" runs torch.
 
     Raises ValueError on mismatched shapes, `top_k` < 1 or too small for what is always kept, TypeError on
     wrong dtypes.
@@ -126,12 +127,11 @@ def _reference(problem: Problem, choice: Choice) -> Float[Tensor, "B T H V"]:
             for h in range(heads):
                 c, g = h * coarse // heads, h * groups // heads
                 readable = valid[b, t].nonzero().flatten().tolist()
+                coarse_query = summary_query[b, t, c].to(problem.coarse_dtype)
+                # A sum of products, since a dot product's rounding depends on where in memory a row lies.
                 score = {
                     m: choice.summary_scale
-                    * torch.dot(
-                        summary_query[b, t, c].to(dtype),
-                        summaries[b, m, c * summary_groups // coarse].to(dtype),
-                    )
+                    * (coarse_query * summaries[b, m, c * summary_groups // coarse]).sum()
                     for m in readable
                 }
                 kept_anyway = readable[: choice.num_sinks]
@@ -146,8 +146,8 @@ def _reference(problem: Problem, choice: Choice) -> Float[Tensor, "B T H V"]:
                 for m in best:
                     length = keys.shape[2] if lengths is None else int(lengths[b, m])
                     offset = 0 if positions is None else positions[:length]
-                    read = (keys[b, m, :length, g] + offset) @ query[b, t, h] * choice.scale
-                    logits.append(read.to(dtype))
+                    stored = (keys[b, m, :length, g] + offset).to(dtype)
+                    logits.append(stored @ query[b, t, h].to(dtype) * choice.scale)
                     content.append(values[b, m, :length, g] + offset)
                 if choice.joint:
                     attention = functional.softmax(torch.cat(logits), dim=0)
@@ -227,9 +227,12 @@ def _backward(ctx, grad, *_) -> tuple:
     again = torch.is_grad_enabled()
     inputs = dict(problem._asdict())
     sources = [name for name, want in zip(inputs, wanted, strict=True) if want]
-    with torch.enable_grad():
-        if not again:
-            inputs |= {name: inputs[name].detach().requires_grad_() for name in sources}
+    with torch.enable_grad(), torch.autocast(grad.device.type, enabled=False):
+        # Names of their own, since one tensor may be several inputs, or be computed from another.
+        for name in sources:
+            inputs[name] = (
+                inputs[name].view_as(inputs[name]) if again else inputs[name].detach().requires_grad_()
+            )
         out = chunk_retrieval_torch.retrieve(Problem(**inputs), ctx.choice, ctx.implementation)
         leaves = [inputs[name] for name in sources]
         found = torch.autograd.grad(out, leaves, grad, create_graph=again, allow_unused=True)
@@ -292,9 +295,13 @@ def _unsupported(problem: Problem, choice: Choice) -> str | None:
         "value width": problem.values.shape[-1],
         "summary width": problem.summaries.shape[-1],
     }
+    size = problem.query.element_size()
     for name, width in widths.items():
-        if width > _WIDEST:
-            return f"a {name} of {width} does not fit a GPU block's shared memory, at most {_WIDEST} does"
+        if width * size > _WIDEST_ROW:
+            return f"a {name} of {width} does not fit in shared memory, at most {_WIDEST_ROW // size} does"
+    rows = problem.query.shape[2] // problem.units
+    if rows * max(widths.values()) * size > _LARGEST_TILE:
+        return f"{rows} query heads of one selection and key head do not fit in shared memory"
     if min(choice.top_k, problem.keys.shape[1]) > _MOST_KEPT:
         return f"top_k={choice.top_k} is more than the {_MOST_KEPT} chunks its selection holds"
     if problem.query.dtype not in (torch.float32, torch.float16, torch.bfloat16):
@@ -320,6 +327,7 @@ def _of_one_dtype(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Return all in the widest of their dtypes, `values` still `keys` where it was."""
     dtype = torch.promote_types(torch.promote_types(query.dtype, keys.dtype), values.dtype)
+    dtype = dtype if positions is None else torch.promote_types(dtype, positions.dtype)
     shared = values is keys
     keys = keys.to(dtype)
     values = keys if shared else values.to(dtype)
@@ -333,8 +341,8 @@ def _check_dtypes(query, keys, values, summaries, valid, summary_query, position
             raise TypeError(f"{name} has dtype {tensor.dtype}; expected a floating-point one")
     if valid.is_floating_point() or valid.is_complex():
         raise TypeError(f"valid has dtype {valid.dtype}; expected an integer count or a bool mask")
-    if lengths is not None and (lengths.is_floating_point() or lengths.dtype == torch.bool):
-        raise TypeError(f"lengths have dtype {lengths.dtype}; expected integers")
+    if lengths is not None and lengths.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"lengths have dtype {lengths.dtype}; expected torch.int32 or torch.int64")
 
 
 def _check_shapes(query, keys, values, summaries, valid, summary_query, positions, lengths) -> None:
@@ -344,6 +352,10 @@ def _check_shapes(query, keys, values, summaries, valid, summary_query, position
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {rank} dimensions")
     batch, time, heads, width = query.shape
     groups = keys.shape[3]
+    if 0 in (width, values.shape[-1], summaries.shape[-1]):
+        raise ValueError(
+            f"widths D={width}, V={values.shape[-1]}, Ds={summaries.shape[-1]} must be at least 1"
+        )
     if keys.shape[0] != batch or keys.shape[4] != width:
         raise ValueError(f"keys have shape {tuple(keys.shape)}; expected [{batch}, M, C, G, {width}]")
     if values.shape[:4] != keys.shape[:4]:

@@ -26,6 +26,7 @@ def retrieve(problem: Problem, choice: Choice, path: str) -> Float[Tensor, "B T 
     if problem.query.shape[1] > 1 and not is_traced() and not problem.valid.is_cuda:
         problem = _trim(problem)
     choice = choice._replace(top_k=min(choice.top_k, problem.keys.shape[1]))
+    problem = _blank_idle(problem)
     if path == "listed":
         _check_listed(problem)
     elif path == "torch":
@@ -81,37 +82,37 @@ def _best(ranking: Float[Tensor, "B T S M"], problem: Problem, choice: Choice) -
     close = ~(values[..., -2] - dropped > _rounding(problem, choice))
     if close.any():
         tied = close & (dropped > -math.inf)
-        chunks[tied] = _sorted_exactly(ranking, tied, problem, top_k)
+        chunks[tied] = _sorted_exactly(ranking, tied, problem, choice)
     return chunks
 
 
 def _rounding(problem: Problem, choice: Choice) -> Float[Tensor, "B T S"]:
     """Return at least how far apart rounding may put the scores of two equal summaries."""
-    query, summaries, dtype = problem.summary_query.detach(), problem.summaries.detach(), problem.score_dtype
+    query, summaries, dtype = problem.summary_query.detach(), problem.summaries.detach(), problem.coarse_dtype
     lowest, highest = torch.aminmax(summaries)  # seven times faster than a norm
-    bound = 2 * query.shape[-1] * torch.finfo(dtype).eps * choice.summary_scale
+    bound = 2 * query.shape[-1] * torch.finfo(dtype).eps * abs(choice.summary_scale)
     return torch.linalg.vector_norm(query, 1, dim=-1, dtype=dtype) * torch.maximum(highest, -lowest) * bound
 
 
 def _sorted_exactly(
-    ranking: Tensor, tied: Bool[Tensor, "B T S"], problem: Problem, top_k: int
+    ranking: Tensor, tied: Bool[Tensor, "B T S"], problem: Problem, choice: Choice
 ) -> Int[Tensor, "tied K"]:
     row, time, head = tied.nonzero().unbind(-1)
     summaries = problem.summaries.detach().to(ranking.dtype)
     group = head * summaries.shape[2] // ranking.shape[2]
-    query = problem.summary_query.detach().to(ranking.dtype)[row, time, head]
+    query = problem.summary_query.detach().to(ranking.dtype)[row, time, head] * choice.summary_scale
     best = []
     for piece in torch.arange(len(row)).split(max(1, _BLOCK_SCALARS["listed"] // summaries[0, :, 0].numel())):
         ranked = ranking[row[piece], time[piece], head[piece]]
         exact = (summaries[row[piece], :, group[piece]] * query[piece, None]).sum(dim=-1)
         exact = torch.where(ranked.isinf(), ranked, exact)
-        best.append(exact.sort(dim=-1, descending=True, stable=True).indices[:, :top_k])
+        best.append(exact.sort(dim=-1, descending=True, stable=True).indices[:, : choice.top_k])
     return torch.cat(best)
 
 
 def _coarse_scores(problem: Problem, choice: Choice) -> Float[Tensor, "B T S M"]:
     query, summaries = problem.summary_query, problem.summaries
-    dtype = torch.promote_types(query.dtype, torch.float32)
+    dtype = problem.coarse_dtype
     batch, time, heads, width = query.shape
     chunks, groups = summaries.shape[1:3]
     query, summaries = query.to(dtype) * choice.summary_scale, summaries.to(dtype)
@@ -190,6 +191,18 @@ def _trim(problem: Problem) -> Problem:
     )
 
 
+def _blank_idle(problem: Problem) -> Problem:
+    """Zero the queries that may read nothing: NaN in them would reach gradients through weights of zero."""
+    reads = problem.valid.any(dim=-1)[..., None, None]
+    if not is_traced() and not reads.is_cuda and reads.all():
+        return problem
+    query = torch.where(reads, problem.query, 0)
+    same = problem.summary_query is problem.query
+    return problem._replace(
+        query=query, summary_query=query if same else torch.where(reads, problem.summary_query, 0)
+    )
+
+
 def _choose(problem: Problem, choice: Choice) -> str:
     query, keys = problem.query, problem.keys
     listable = (
@@ -254,12 +267,14 @@ def _dense(problem: Problem, choice: Choice) -> Float[Tensor, "B T H V"]:
     coarse = problem.summary_query.shape[2]
     scores, kept, index = _select(problem, choice)
     shared = heads // groups
-    grouped = (query * choice.scale).view(batch, time, groups, shared, width).transpose(1, 2)
+    dtype = problem.score_dtype
+    scaled = query.to(dtype) * choice.scale
+    grouped = scaled.view(batch, time, groups, shared, width).transpose(1, 2)
     flat_keys = keys.permute(0, 3, 1, 2, 4).reshape(batch, groups, chunks * length, width)
-    logits = grouped.reshape(batch, groups, time * shared, width) @ flat_keys.transpose(-1, -2)
-    logits = logits.view(batch, groups, time, shared, chunks, length).to(problem.score_dtype)
+    logits = grouped.reshape(batch, groups, time * shared, width) @ flat_keys.to(dtype).transpose(-1, -2)
+    logits = logits.view(batch, groups, time, shared, chunks, length)
     if positions is not None:
-        logits = logits + (grouped @ positions.T).unsqueeze(-2)
+        logits = logits + (grouped @ positions.to(dtype).T).unsqueeze(-2)
     beyond = None
     if problem.lengths is not None:
         beyond = torch.arange(length, device=keys.device) >= problem.lengths[..., None]
@@ -344,11 +359,12 @@ def _gather(problem: Problem, choice: Choice) -> Float[Tensor, "B T H V"]:
             )
         # A whole chunk absent is the selection's to mask; -inf everywhere would make a softmax NaN.
         beyond = beyond & (kept > -math.inf)[..., None]
-    grouped = (query * choice.scale).view(batch, time, units, heads // units, width)
-    logits = grouped @ fetched_keys.flatten(-3, -2).transpose(-1, -2)
-    logits = logits.view(batch, time, units, heads // units, choice.top_k, length).to(problem.score_dtype)
+    dtype = problem.score_dtype
+    grouped = (query.to(dtype) * choice.scale).view(batch, time, units, heads // units, width)
+    logits = grouped @ fetched_keys.flatten(-3, -2).to(dtype).transpose(-1, -2)
+    logits = logits.view(batch, time, units, heads // units, choice.top_k, length)
     if positions is not None:
-        logits = logits + (grouped @ positions.T).unsqueeze(-2)
+        logits = logits + (grouped @ positions.to(dtype).T).unsqueeze(-2)
     if beyond is not None:
         logits = logits.masked_fill(beyond[:, :, :, None], -math.inf)
     attention = _attention_of_kept(logits, kept, choice, complete=False).to(values.dtype)
@@ -401,7 +417,11 @@ def _listed(problem: Problem, choice: Choice) -> Float[Tensor, "B T H V"]:
     key_table, key_runs = listed(keys)
     if values is keys:
         value_table, value_runs = key_table, key_runs
-    elif values.stride() == keys.stride() and values.requires_grad == keys.requires_grad:
+    elif (values.shape, values.stride(), values.requires_grad) == (
+        keys.shape,
+        keys.stride(),
+        keys.requires_grad,
+    ):
         value_table, value_runs = _as_table(values)[0], key_runs
     else:
         value_table, value_runs = listed(values)
@@ -420,15 +440,16 @@ def _listed(problem: Problem, choice: Choice) -> Float[Tensor, "B T H V"]:
 
 
 def _row_strides(tensor: Float[Tensor, "B M C G D"]) -> tuple[int, int, int, int] | None:
-    """Return how many rows of width D apart neighbours in B, M, C and G lie, None if rows are not aligned."""
-    width = tensor.shape[-1]
+    """Return how many rows of width D apart neighbours in B, M, C and G lie, None unless rows are aligned and apart."""
+    *sizes, width = tensor.shape
     *strides, last = tensor.stride()
-    if (
-        (last != 1 and width > 1)
-        or any(stride % width for stride in strides)
-        or tensor.storage_offset() % width
-    ):
+    if (last != 1 and width > 1) or tensor.storage_offset() % width:
         return None
+    reach = width
+    for stride, size in sorted(zip(strides, sizes, strict=True)):
+        if size > 1 and (stride % width or stride < reach):
+            return None
+        reach += (size - 1) * stride
     return tuple(stride // width for stride in strides)  # pyright: ignore[reportReturnType]
 
 

@@ -39,9 +39,10 @@ def _select_kernel(
     DS: tl.constexpr, K: tl.constexpr, NUM_SINKS: tl.constexpr, NUM_LOCALS: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_DS: tl.constexpr,
 ):  # fmt: skip
-    i_t = tl.program_id(0)
+    i_tile = tl.program_id(0)
     i_s = tl.program_id(1).to(tl.int64)
-    i_b = tl.program_id(2).to(tl.int64)
+    tiles = tl.cdiv(T, BLOCK_T)
+    i_b, i_t = (i_tile // tiles).to(tl.int64), i_tile % tiles
     t = i_t * BLOCK_T + tl.arange(0, BLOCK_T)
     d = tl.arange(0, BLOCK_DS)
     m_t, m_d = t < T, d < DS
@@ -469,7 +470,8 @@ def _coarse_gradients(
     dense = dense[..., :num_chunks].unflatten(2, (groups, -1))
     unread = ~problem.valid.any(dim=1)
     table = summaries.masked_fill(unread[:, :, None, None], 0).float()
-    split = query.float().unflatten(2, (groups, -1))
+    idle = ~problem.valid.any(dim=-1)[..., None, None]
+    split = query.masked_fill(idle, 0).float().unflatten(2, (groups, -1))
     query_grad = torch.einsum("btgsm,bmgd->btgsd", dense, table).flatten(2, 3)
     summaries_grad = torch.einsum("btgsm,btgsd->bmgd", dense, split)
     return query_grad.to(query.dtype), summaries_grad.to(summaries.dtype)
@@ -504,7 +506,9 @@ def _ready(problem: Problem) -> Problem:
     return problem._replace(
         **ready,
         positions=None if positions is None else positions.contiguous(),
-        lengths=None if lengths is None else lengths.to(torch.int32).contiguous(),
+        lengths=None
+        if lengths is None
+        else lengths.clamp(0, problem.keys.shape[2]).to(torch.int32).contiguous(),
     )
 
 
@@ -558,7 +562,7 @@ def select_launch(problem: Problem, choice: Choice, chunks: Tensor) -> Launch:
     forced = choice.num_sinks + choice.num_locals > 0
     return Launch(
         _select_kernel,
-        (triton.cdiv(time, 16), coarse, batch),
+        (batch * triton.cdiv(time, 16), coarse),
         {
             "query_ptr": query,
             "summaries_ptr": summaries,

@@ -84,10 +84,11 @@ def without_autocast(op: Callable[Arguments, Result]) -> Callable[Arguments, Res
 
     @functools.wraps(op)
     def run(*args: Arguments.args, **options: Arguments.kwargs) -> Result:
-        tensor = next(value for value in (*args, *options.values()) if isinstance(value, Tensor))
-        if not torch.is_autocast_enabled(tensor.device.type):
+        kinds = {value.device.type for value in (*args, *options.values()) if isinstance(value, Tensor)}
+        kind = next(iter(kinds & {"cpu", "cuda"}), None)
+        if kind is None or not torch.is_autocast_enabled(kind):
             return op(*args, **options)
-        with torch.autocast(tensor.device.type, enabled=False):
+        with torch.autocast(kind, enabled=False):
             return op(*args, **options)
 
     return run

@@ -28,8 +28,13 @@ class Problem(NamedTuple):
 
     @property
     def score_dtype(self) -> torch.dtype:
-        """Return the dtype of scores and softmax."""
+        """Return the dtype of the scores inside chunks and of their softmax."""
         return torch.promote_types(self.query.dtype, torch.float32)
+
+    @property
+    def coarse_dtype(self) -> torch.dtype:
+        """Return the dtype of the chunks' scores."""
+        return torch.promote_types(self.summary_query.dtype, torch.float32)
 
 
 class Choice(NamedTuple):

@@ -247,6 +247,7 @@ def test_half_precision_stays_near_the_definition(path, dtype):
         ({"values": torch.zeros(2, 5, 3, 2, 6)}, "values have shape"),
         ({"summaries": torch.zeros(2, 5, 2, 6)}, "summaries have shape"),
         ({"valid": torch.zeros(2, 4, dtype=torch.long)}, "valid has shape"),
+        ({"values": torch.zeros(2, 6, 3, 2, 0)}, "V=0"),
         ({"valid": torch.zeros(2, 5, 7, dtype=torch.bool)}, "valid has shape"),
         ({"positions": torch.zeros(4, 6)}, "positions have shape"),
     ],
@@ -448,3 +449,91 @@ def test_products_with_listed_rows_equal_fetching_them(seed, queries, kept, leng
     (found,) = torch.autograd.grad(mix(weights, table, runs).square().sum(), table)
     (exact,) = torch.autograd.grad((fetched * weights[..., None]).sum((1, 2)).square().sum(), table)
     torch.testing.assert_close(found, exact)
+
+
+def assert_equals_the_definition(arguments, path, **options):
+    out = chunk_retrieval(**arguments, **options, implementation=path)
+    expected = chunk_retrieval(**arguments, **options, implementation="reference")
+    torch.testing.assert_close(out, expected)
+
+
+@pytest.mark.parametrize("path", ["auto", *PATHS])
+@pytest.mark.parametrize("time", [1, 5])
+def test_values_may_be_some_columns_of_the_keys(path, time):
+    arguments = draw(24, time=time)
+    arguments["values"] = arguments["keys"][..., :2]
+    assert_equals_the_definition(arguments, path, top_k=2)
+
+
+@pytest.mark.parametrize("path", ["auto", "dense", "gather"])
+@pytest.mark.parametrize("dim", [0, 1, 2, 3])
+def test_expanded_keys_are_read_as_such(path, dim):
+    arguments = draw(25)
+    for name in ("keys", "values"):
+        arguments[name] = arguments[name].narrow(dim, 0, 1).expand_as(arguments[name])
+    assert_equals_the_definition(arguments, path, top_k=2)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("scale", [-1.0, 0.0])
+def test_any_summary_scale_ranks_as_it_says(path, scale):
+    arguments = draw(26)
+    mask = torch.tensor([1, 1, 0, 1, 1, 1]).bool().expand(2, 5, 6)
+    arguments["summaries"][:, 3:] = arguments["summaries"][:, :1]
+    arguments["summaries"][:, 2] = float("nan")
+    assert_equals_the_definition(arguments | {"valid": mask}, path, top_k=2, summary_scale=scale)
+
+
+@pytest.mark.parametrize("path", ["auto", *PATHS])
+def test_ties_are_ties_in_the_dtype_of_the_summaries(path):
+    arguments = draw(27, chunks=7, groups=1)
+    equal = torch.randn(1, 1, 1, 33).expand(2, 7, 1, 33).contiguous()
+    arguments |= {"summaries": equal, "valid": torch.full((2, 5), 7)}
+    assert_equals_the_definition(arguments, path, top_k=3, summary_query=torch.randn(2, 5, 2, 33))
+
+
+@pytest.mark.parametrize("path", ["auto", *PATHS])
+def test_lengths_beyond_the_chunk_are_the_chunk(path):
+    lengths = torch.tensor([[0, 9, -2, 3, 1, 2], [99, 2, 0, 0, 1, 3]])
+    assert_equals_the_definition(draw(28), path, top_k=2, lengths=lengths)
+
+
+@pytest.mark.parametrize("path", ["auto", *PATHS])
+def test_a_query_that_may_read_nothing_may_hold_nan(path):
+    arguments = draw(29)
+    arguments["valid"][:, 1] = 0
+    arguments["query"][:, 1] = float("nan")
+    leaves = [arguments[name].requires_grad_() for name in TENSORS]
+    out = chunk_retrieval(**arguments, top_k=2, implementation=path)
+    assert (out[:, 1] == 0).all()
+    assert all(grad.isfinite().all() for grad in torch.autograd.grad(out.sum(), leaves))
+
+
+@pytest.mark.parametrize("path", ["reference", "dense", "gather"])
+def test_products_too_large_for_half_precision_are_taken_in_float32(path):
+    query = torch.full((1, 1, 1, 64), 100.0, dtype=torch.float16)
+    keys = torch.full((1, 2, 2, 1, 64), 20.0, dtype=torch.float16)
+    keys[0, 0, 0] *= 0.5
+    summaries = torch.ones(1, 2, 1, 64, dtype=torch.float16)
+    out = chunk_retrieval(query, keys, keys, summaries, torch.tensor([[2]]), top_k=2, implementation=path)
+    torch.testing.assert_close(out, torch.full_like(out, 20.0))
+
+
+def test_second_derivatives_through_a_compiled_call_count_a_shared_tensor_once():
+    arguments = draw(30, time=3)
+    keys = arguments["keys"].requires_grad_()
+
+    def loss(keys):
+        given = arguments | {"keys": keys, "values": keys, "summaries": keys.mean(dim=2)}
+        return chunk_retrieval(**given, top_k=2).square().sum()
+
+    compiled = torch.compile(loss, backend="eager")
+    (expected,) = torch.autograd.grad(loss(keys), keys)
+    (found,) = torch.autograd.grad(compiled(keys), keys, create_graph=True)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(found.square().sum(), keys)[0],
+        torch.autograd.grad(torch.autograd.grad(loss(keys), keys, create_graph=True)[0].square().sum(), keys)[
+            0
+        ],
+    )

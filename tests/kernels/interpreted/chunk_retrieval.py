@@ -150,11 +150,17 @@ def test_options_equal_the_definition(option, combine):
     assert_near(draw((2, 3, 5, 7, 4, 2, None, 12, 3), 1, combine=combine, **option), triton_path, 2e-6)
 
 
+def test_lengths_beyond_the_chunk_are_the_chunk():
+    arguments = draw((2, 2, 6, 3, 2, 1, None, 4, 2))
+    arguments["lengths"] = torch.tensor([[0, 9, -2, 3, 1, 2], [99, 2, 0, 0, 1, 3]])
+    assert_near(arguments, triton_path, 2e-6)
+
+
 @pytest.mark.usefixtures("poisoned")
 def test_a_row_that_may_read_nothing_gets_zeros_and_gives_no_gradient():
     arguments = draw(SHAPES["decode"])
     arguments["valid"] = torch.tensor([[0], [2]])
-    for name in ("keys", "values", "summaries"):
+    for name in ("query", "keys", "values", "summaries"):
         arguments[name][0] = float("nan")
     found = outcome(arguments, triton_path)
     assert (found["out"][0] == 0).all()

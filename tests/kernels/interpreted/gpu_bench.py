@@ -18,3 +18,13 @@ def test_a_wrong_kernel_ends_the_run_before_anything_is_timed(monkeypatch, mutat
     monkeypatch.setattr(chunk_summary_triton, "forward", wrong.forward)
     with pytest.raises(SystemExit, match=r"chunk_summary in torch.float32: error .* nothing timed"):
         list(gpu.check("cpu", (torch.float32,)))
+
+
+def test_a_gradient_that_is_missing_or_not_a_number_ends_the_run_too(monkeypatch):
+    right = chunk_summary_triton.backward
+    for spoil in (lambda grad: grad * float("nan"), torch.zeros_like):
+        monkeypatch.setattr(
+            chunk_summary_triton, "backward", lambda *arguments, spoil=spoil: spoil(right(*arguments))
+        )
+        with pytest.raises(SystemExit, match=r"chunk_summary in torch\.float32"):
+            list(gpu.check("cpu", (torch.float32,)))
