@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from scrubjay.kernels import chunk_retrieval_torch
-from scrubjay.kernels.dispatch import resolve, without_autocast
+from scrubjay.kernels.dispatch import is_compiled, resolve, unsupported_dtype, without_autocast
 from scrubjay.kernels.retrieval_problem import Choice, Problem
 
 Combine = Literal["hierarchical", "joint"]
@@ -109,8 +109,7 @@ def chunk_retrieval(
     choice = choice._replace(top_k=min(top_k, num_chunks))
     if path == "reference":
         return _reference(problem, choice)
-    compiling = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-    if path == "triton" or (path == "torch" and compiling):
+    if path == "triton" or (path == "torch" and is_compiled()):
         return _op(*problem, *choice, path)[0]
     return chunk_retrieval_torch.retrieve(problem, choice, path)
 
@@ -304,9 +303,7 @@ def _unsupported(problem: Problem, choice: Choice) -> str | None:
         return f"{rows} query heads of one selection and key head do not fit in shared memory"
     if min(choice.top_k, problem.keys.shape[1]) > _MOST_KEPT:
         return f"top_k={choice.top_k} is more than the {_MOST_KEPT} chunks its selection holds"
-    if problem.query.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        return f"{problem.query.dtype} is none of float32, float16 and bfloat16"
-    return None
+    return unsupported_dtype(problem.query)
 
 
 def _check_choice(choice: Choice) -> None:

@@ -28,7 +28,9 @@ def retrieve(problem: Problem, choice: Choice, path: str) -> Float[Tensor, "B T 
     choice = choice._replace(top_k=min(choice.top_k, problem.keys.shape[1]))
     problem = _blank_idle(problem)
     if path == "listed":
-        _check_listed(problem)
+        reason = _not_listable(problem)
+        if reason is not None:
+            raise ValueError(f"implementation='listed': {reason}; use 'torch'")
     elif path == "torch":
         path = _choose(problem, choice)
     run = {"dense": _dense, "listed": _listed, "gather": _gather}[path]
@@ -205,14 +207,7 @@ def _blank_idle(problem: Problem) -> Problem:
 
 def _choose(problem: Problem, choice: Choice) -> str:
     query, keys = problem.query, problem.keys
-    listable = (
-        not is_traced()
-        and not query.is_cuda
-        and problem.lengths is None
-        and _row_strides(keys) is not None
-        and _row_strides(problem.values) is not None
-        and {query.dtype, keys.dtype, problem.values.dtype} <= {query.dtype} & set(LISTED_DTYPES)
-    )
+    listable = not is_traced() and problem.lengths is None and _not_listable(problem) is None
     several, chunks = query.shape[1] > 1, keys.shape[1]
     if listable:
         return "dense" if several and chunks <= choice.top_k else "listed"
@@ -469,16 +464,12 @@ def _as_table(tensor: Float[Tensor, "B M C G D"]) -> tuple[Tensor, tuple[int, in
     return table, (counted[0], counted[1], counted[2], counted[3])
 
 
-def _check_listed(problem: Problem) -> None:
-    tensors = {"query": problem.query, "keys": problem.keys, "values": problem.values}
-    for name, tensor in tensors.items():
-        if tensor.is_cuda or tensor.dtype not in LISTED_DTYPES or tensor.dtype != problem.query.dtype:
-            raise ValueError(
-                f"implementation='listed': {name} are {tensor.dtype} on {tensor.device}; it reads one dtype, "
-                "float32 or float64, on the CPU; use 'torch'"
-            )
-        if name != "query" and _row_strides(tensor) is None:
-            raise ValueError(
-                f"implementation='listed': {name} have strides {tensor.stride()}, their rows are not aligned; "
-                "use 'torch', or .contiguous()"
-            )
+def _not_listable(problem: Problem) -> str | None:
+    """Return why rows cannot be read in place, None if they can."""
+    query = problem.query
+    if query.is_cuda or query.dtype not in LISTED_DTYPES:
+        return f"it reads float32 or float64 on the CPU, not {query.dtype} on {query.device}"
+    for name, tensor in (("keys", problem.keys), ("values", problem.values)):
+        if _row_strides(tensor) is None:
+            return f"{name} have strides {tensor.stride()}, their rows are not aligned and apart, unlike those of .contiguous()"
+    return None

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from scrubjay.kernels.launch import Launch
+from scrubjay.kernels.launch import Launch, with_dense_rows
 from scrubjay.kernels.retrieval_problem import Choice, Problem
 
 
@@ -496,7 +496,7 @@ def _ready(problem: Problem) -> Problem:
     """Return the tensors as kernels read them: widths contiguous, lengths int32, positions packed."""
     shared = problem.values is problem.keys
     ready = {
-        name: tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+        name: with_dense_rows(tensor)
         for name, tensor in problem._asdict().items()
         if tensor is not None and name not in ("valid", "positions", "lengths")
     }

@@ -17,12 +17,17 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from scrubjay.kernels.dispatch import Implementation, resolve, without_autocast
+from scrubjay.kernels.dispatch import (
+    Implementation,
+    is_compiled,
+    resolve,
+    unsupported_dtype,
+    without_autocast,
+)
 
 Kind = Literal["mean", "last", "max"]
 
 _KINDS = ("mean", "last", "max")
-_TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 @without_autocast
@@ -44,8 +49,8 @@ def chunk_summary(
     _check_summary(contents, lengths, kind)
     trailing = contents.shape[3:]
     contents = contents.flatten(3)
-    path = resolve(implementation, contents, lengths, unsupported=_unsupported(contents))
-    if path == "triton" or _is_compiled():
+    path = resolve(implementation, contents, lengths, unsupported=unsupported_dtype(contents))
+    if path == "triton" or is_compiled():
         out = torch.ops.scrubjay.chunk_summary(contents, lengths, kind, path)
     else:
         out = _SUMMARIES[path](contents, lengths, kind)
@@ -93,9 +98,11 @@ def write_steps(
     trailing = contents.shape[3:]
     flatten = _view_flat if in_place else torch.flatten
     store, table, steps = flatten(contents, 3), flatten(summaries, 2), x.flatten(2).to(contents.dtype)
-    unsupported = _unsupported(store, table) or (_unsupported_in_place(store, table) if in_place else None)
+    unsupported = unsupported_dtype(store, table) or (
+        _unsupported_in_place(store, table) if in_place else None
+    )
     path = resolve(implementation, store, table, steps, time, start, unsupported=unsupported)
-    as_op = path == "triton" or _is_compiled()
+    as_op = path == "triton" or is_compiled()
     if in_place:
         write = torch.ops.scrubjay.write_steps_ if as_op else _write_in_place
         return contents, summaries, write(store, table, steps, time, start, kind, path)
@@ -106,17 +113,6 @@ def write_steps(
     else:
         written, summarised, after = _WRITES[path](store, table, steps, time, start, kind)
     return written.unflatten(3, trailing), summarised.unflatten(2, trailing), after
-
-
-def _is_compiled() -> bool:
-    return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-
-
-def _unsupported(*tensors: Tensor) -> str | None:
-    for tensor in tensors:
-        if tensor.dtype not in _TRITON_DTYPES:
-            return f"the kernels take float16, bfloat16 and float32, not {tensor.dtype}"
-    return None
 
 
 def _unsupported_in_place(*tensors: Tensor) -> str | None:

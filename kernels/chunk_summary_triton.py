@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from scrubjay.kernels.launch import Launch
+from scrubjay.kernels.launch import Launch, with_dense_rows
 
 _TILE_SCALARS = 2048
 _WIDEST_BLOCK = 128
@@ -252,7 +252,9 @@ def _write_one_kernel(
 def forward(contents: Tensor, lengths: Tensor | None, kind: str) -> Tensor:
     """Return the summaries `[B, M, D]` of contents `[B, M, C, D]`."""
     out = contents.new_empty(*contents.shape[:2], contents.shape[3])
-    forward_launch(_dense(contents), None if lengths is None else lengths.contiguous(), out, kind).run()
+    forward_launch(
+        with_dense_rows(contents), None if lengths is None else lengths.contiguous(), out, kind
+    ).run()
     return out
 
 
@@ -260,7 +262,7 @@ def backward(grad: Tensor, contents: Tensor, lengths: Tensor | None, kind: str) 
     """Return the derivative by contents for the derivative `grad` `[B, M, D]` by the summaries."""
     out = contents.new_empty(contents.shape)
     lengths = None if lengths is None else lengths.contiguous()
-    backward_launch(_dense(grad), _dense(contents), lengths, out, kind).run()
+    backward_launch(with_dense_rows(grad), with_dense_rows(contents), lengths, out, kind).run()
     return out
 
 
@@ -276,7 +278,7 @@ def write(
 ) -> None:
     """Write the steps `x` in place as planned by the tables `[B, N]` and `source` `[B, N, C]`."""
     tables = [table.to(torch.int32).contiguous() for table in (touched, last, end, source)]
-    write_launch(contents, summaries, _dense(x), *tables, kind).run()
+    write_launch(contents, summaries, with_dense_rows(x), *tables, kind).run()
 
 
 def write_one(
@@ -284,7 +286,7 @@ def write_one(
 ) -> Tensor:
     """Write one step per row in place and return the time after it."""
     time_after = time.new_empty(time.shape)
-    write_one_launch(contents, summaries, _dense(x), time, start, time_after, kind).run()
+    write_one_launch(contents, summaries, with_dense_rows(x), time, start, time_after, kind).run()
     return time_after
 
 
@@ -449,7 +451,3 @@ def _blocks(length: int, width: int) -> dict[str, int]:
     block_width = min(triton.next_power_of_2(max(width, 1)), _WIDEST_BLOCK)
     block_steps = min(triton.next_power_of_2(length), _TILE_SCALARS // block_width)
     return {"BLOCK_STEPS": block_steps, "BLOCK_WIDTH": block_width}
-
-
-def _dense(tensor: Tensor) -> Tensor:
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()

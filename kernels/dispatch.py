@@ -27,6 +27,7 @@ Implementation = Literal["auto", "reference", "torch", "triton"]
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
+TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _CHOICES = ("auto", "reference", "torch", "triton")
 _forced: str = "auto"
 
@@ -105,6 +106,19 @@ def is_traced() -> bool:
     """Return whether a graph is being recorded, by compile, export or make_fx, so that no value may be looked at."""
     recording = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY)
     return recording is not None or torch.compiler.is_compiling()
+
+
+def is_compiled() -> bool:
+    """Return whether torch.compile records: then an op stays one node. An exported graph holds plain torch only."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+
+
+def unsupported_dtype(*tensors: Tensor) -> str | None:
+    """Return why the Triton kernels cannot take the dtype of one of `tensors`, None if they can."""
+    for tensor in tensors:
+        if tensor.dtype not in TRITON_DTYPES:
+            return f"the kernels take float16, bfloat16 and float32, not {tensor.dtype}"
+    return None
 
 
 def _has_triton() -> bool:

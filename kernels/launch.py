@@ -98,6 +98,11 @@ class Launch:
         return Build(int(used["REG"]), spilled, compiled.metadata.shared, compiled.asm["ptx"])
 
 
+def with_dense_rows(tensor: Tensor) -> Tensor:
+    """Return `tensor` with its last dimension contiguous, as the kernels read it, copied only if it is not."""
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+
+
 def _signature(value: Any) -> str:
     if isinstance(value, Tensor):
         return _POINTERS[value.dtype]

@@ -63,7 +63,17 @@ def _product(product: Any, left: Tensor, right: Tensor, runs: Runs) -> Tensor:
     return (product.apply if recorded or any_dual(left, right) else product.forward)(left, right, runs)
 
 
-class _Dots(torch.autograd.Function):
+class _Product(torch.autograd.Function):
+    """What the three products share: they are linear in their two factors."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        left, right, ctx.runs = inputs
+        ctx.save_for_backward(left, right)
+        ctx.save_for_forward(left, right)
+
+
+class _Dots(_Product):
     @staticmethod
     def forward(x: Tensor, table: Tensor, runs: Runs) -> Tensor:
         _silence_beta_warning()
@@ -81,12 +91,6 @@ class _Dots(torch.autograd.Function):
         return pattern.values().view(count, -1, runs.length)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        x, table, ctx.runs = inputs
-        ctx.save_for_backward(x, table)
-        ctx.save_for_forward(x, table)
-
-    @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         x, table = ctx.saved_tensors
         grad = grads[0]
@@ -99,17 +103,11 @@ class _Dots(torch.autograd.Function):
         return _product_rule(_Dots, ctx, tangents)
 
 
-class _Mix(torch.autograd.Function):
+class _Mix(_Product):
     @staticmethod
     def forward(weights: Tensor, table: Tensor, runs: Runs) -> Tensor:
         per_sample = weights.reshape(runs.listed.shape)
         return functional.embedding_bag(runs.listed, table, per_sample_weights=per_sample, mode="sum")
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        weights, table, ctx.runs = inputs
-        ctx.save_for_backward(weights, table)
-        ctx.save_for_forward(weights, table)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -124,7 +122,7 @@ class _Mix(torch.autograd.Function):
         return _product_rule(_Mix, ctx, tangents)
 
 
-class _Spread(torch.autograd.Function):
+class _Spread(_Product):
     @staticmethod
     def forward(weights: Tensor, x: Tensor, runs: Runs) -> Tensor:
         # Sorted by run, the queries that list a run are a bag, and each of its rows sums that bag of x's rows.
@@ -140,12 +138,6 @@ class _Spread(torch.autograd.Function):
         rows = distinct + runs.stride * torch.arange(runs.length)[:, None]
         out[rows.flatten()] = sums
         return out
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        weights, x, ctx.runs = inputs
-        ctx.save_for_backward(weights, x)
-        ctx.save_for_forward(weights, x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:

@@ -24,7 +24,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from scrubjay.kernels.dispatch import any_dual, is_traced, resolve, without_autocast
+from scrubjay.kernels.dispatch import (
+    any_dual,
+    is_compiled,
+    is_traced,
+    resolve,
+    unsupported_dtype,
+    without_autocast,
+)
 
 Implementation = Literal["auto", "reference", "torch", "dense", "banded", "triton"]
 
@@ -75,8 +82,7 @@ def sink_attention(
     steps = (query_step, key_step, episode_start)
     if path == "reference":
         return _reference(query, keys, values, sink_logit, *steps, window, num_sinks, scale)
-    compiling = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-    if path == "triton" or compiling:
+    if path == "triton" or is_compiled():
         return _op(query, keys, values, sink_logit, *steps, window, num_sinks, scale, path)[0]
     return _eager(query, keys, values, sink_logit, *steps, window, num_sinks, scale, path)
 
@@ -171,7 +177,7 @@ def _torch(query, keys, values, sink_logit, *options, fused) -> Tensor:
     query_step, key_step, episode_start, window, num_sinks, scale, path = options
     steps = (query_step, key_step, episode_start)
     attend = _attend_fused if fused and query.is_cpu else _attend
-    tracing = torch.compiler.is_compiling()
+    tracing = is_traced()
     if path == "torch":
         pays = not tracing and _band_pays(query.shape[1], keys.shape[1], window, num_sinks)
         path = "banded" if pays and _is_segment(*steps) else "dense"
@@ -301,7 +307,7 @@ def _hidden(
 def _blank(table: Float[Tensor, "B K C G D"], visible: Bool[Tensor, "B K L C"]) -> Float[Tensor, "B K C G D"]:
     """Zero the slots no query sees: their NaN would survive a multiplication by weight zero."""
     # Finding out that all is finite is ten times cheaper than zeroing, but on a GPU it would be a wait.
-    if not torch.compiler.is_compiling() and not table.is_cuda and table.detach().sum().isfinite():
+    if not is_traced() and not table.is_cuda and table.detach().sum().isfinite():
         return table
     return table.masked_fill(~visible.any(dim=2)[..., None, None], 0)
 
@@ -475,8 +481,8 @@ _backward_op.register_autograd(_second_backward, setup_context=_save_for_second)
 
 
 def _unsupported_by_triton(query: Tensor, keys: Tensor, values: Tensor) -> str | None:
-    if query.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        return f"no kernel for {query.dtype}"
+    if reason := unsupported_dtype(query):
+        return reason
     if keys.dtype != query.dtype or values.dtype != query.dtype:
         return f"no kernel for a mixture of {query.dtype}, {keys.dtype} and {values.dtype}"
     width = max(query.shape[-1], values.shape[-1])

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from scrubjay.kernels.launch import Launch
+from scrubjay.kernels.launch import Launch, with_dense_rows
 
 _FAR = tl.constexpr(2**30)
 _LOG2_E = tl.constexpr(1.4426950408889634)
@@ -381,7 +381,7 @@ def forward(
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     """Return the read-out `[B, T, H, V]` and the logarithm of each softmax's sum, `[B, T, H]` float32."""
-    query, keys, values = _rows_contiguous(query, keys, values)
+    query, keys, values = map(with_dense_rows, (query, keys, values))
     sink_logit = None if sink_logit is None else sink_logit.contiguous()
     out = query.new_empty(*query.shape[:3], values.shape[-1])
     log_sum = query.new_empty(query.shape[:3], dtype=torch.float32)
@@ -406,7 +406,7 @@ def backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients to query, keys, values and sink_logit, the last empty where there is none."""
-    grad, query, keys, values = _rows_contiguous(grad, query, keys, values)
+    grad, query, keys, values = map(with_dense_rows, (grad, query, keys, values))
     out, log_sum = out.contiguous(), log_sum.contiguous()
     query_grad, keys_grad, values_grad = (tensor.new_empty(tensor.shape) for tensor in (query, keys, values))
     delta = torch.empty_like(log_sum)
@@ -579,8 +579,3 @@ def _choose_blocks(
         "BLOCK_VALUE": block_value,
     }
     return blocks, num_warps
-
-
-def _rows_contiguous(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Copy those whose last dim does not lie densely."""
-    return tuple(tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in tensors)

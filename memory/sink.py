@@ -23,10 +23,9 @@ from torch import Tensor, nn
 
 from scrubjay.kernels import sink_attention, sink_slot
 from scrubjay.memory.base import Memory, MemoryConfig, State
-from scrubjay.memory.window import advance_age
+from scrubjay.memory.window import advance_age, resolve_heads
 
 _NARROWEST_HEAD = 4
-_MOST_HEADS = 4
 
 
 @dataclass(frozen=True)
@@ -55,20 +54,7 @@ class SinkConfig(MemoryConfig):
         for name in ("num_layers", "feed_forward_ratio"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
-        self.resolve_heads()
-
-    def resolve_heads(self) -> int:
-        """Return `num_heads`, or the largest number up to 4 that divides `dim` into heads at least 4 wide."""
-        possible = [n for n in range(1, self.dim // _NARROWEST_HEAD + 1) if self.dim % n == 0]
-        if self.num_heads is None:
-            return max(n for n in possible if n <= _MOST_HEADS)
-        if self.num_heads not in possible:
-            choices = ", ".join(map(str, possible))
-            raise ValueError(
-                f"num_heads={self.num_heads} does not divide dim={self.dim} into heads at least "
-                f"{_NARROWEST_HEAD} wide; choose from {choices}"
-            )
-        return self.num_heads
+        resolve_heads(self.dim, self.num_heads, _NARROWEST_HEAD)
 
     def build(self) -> Sink:
         """Return a freshly initialised memory of these sizes."""
@@ -196,7 +182,8 @@ class _Layer(nn.Module):
 
     def __init__(self, config: SinkConfig) -> None:
         super().__init__()
-        dim, self.heads = config.dim, config.resolve_heads()
+        dim = config.dim
+        self.heads = resolve_heads(dim, config.num_heads, _NARROWEST_HEAD)
         self.num_sinks, self.window = config.num_sinks, config.window
         self.width = dim // self.heads
         self.rotated = self.width // 4 * 2

@@ -18,16 +18,18 @@ _SMALLEST_BLOCK = 16
 _MOST_HEADS = 4
 
 
-def resolve_heads(dim: int, num_heads: int | None) -> int:
-    """Return `num_heads`, or by default the largest divisor of `dim` up to 4.
+def resolve_heads(dim: int, num_heads: int | None, narrowest: int = 1) -> int:
+    """Return `num_heads`, or by default as many, up to 4, as divide `dim` into heads at least `narrowest` wide.
 
-    Raises ValueError if the heads do not divide the width.
+    Raises ValueError if the heads do not divide the width, or are too narrow.
     """
+    possible = [heads for heads in range(1, dim // narrowest + 1) if dim % heads == 0]
     if num_heads is None:
-        return max(heads for heads in range(1, _MOST_HEADS + 1) if dim % heads == 0)
-    if num_heads < 1 or dim % num_heads:
-        divisors = ", ".join(str(heads) for heads in range(1, dim + 1) if dim % heads == 0)
-        raise ValueError(f"num_heads={num_heads} does not divide dim={dim}; choose from {divisors}")
+        return max(heads for heads in possible if heads <= _MOST_HEADS)
+    if num_heads not in possible:
+        wide = f" into heads at least {narrowest} wide" if narrowest > 1 else ""
+        choices = ", ".join(map(str, possible))
+        raise ValueError(f"num_heads={num_heads} does not divide dim={dim}{wide}; choose from {choices}")
     return num_heads
 
 
