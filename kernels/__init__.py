@@ -6,6 +6,18 @@
 from scrubjay.kernels.chunk_retrieval import chunk_retrieval
 from scrubjay.kernels.chunk_summary import chunk_summary, write_steps
 from scrubjay.kernels.dispatch import force
+from scrubjay.kernels.neural_memory import Gates, NeuralState, neural_memory, neural_memory_step
 from scrubjay.kernels.sink_attention import sink_attention, sink_slot
 
-__all__ = ["chunk_retrieval", "chunk_summary", "force", "sink_attention", "sink_slot", "write_steps"]
+__all__ = [
+    "Gates",
+    "NeuralState",
+    "chunk_retrieval",
+    "chunk_summary",
+    "force",
+    "neural_memory",
+    "neural_memory_step",
+    "sink_attention",
+    "sink_slot",
+    "write_steps",
+]

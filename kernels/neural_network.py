@@ -1,0 +1,216 @@
+"""The network inside a neural memory, and the three choices that make a learning rule of it.
+
+Each choice is one small function, so that another member of the family (Behrouz et al. 2025, "It's All Connected",
+arXiv 2504.13173) is another function: the memory's net (`forward_pass`, `backward_pass`), the map from its error to
+the gradient at its output (`residual_gradient`), how much of a token's gradient is taken (`clipped_step`), and how
+steps add up (`rule`, the closed form of retention and momentum inside a chunk).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional
+
+# Nothing is left of what was multiplied by e^-80; below this, sums of logarithms would lose their digits.
+LEAST_LOG = -80.0
+_NEGLIGIBLE = 1e-30
+_NORM_EPSILON = 1e-5
+
+
+class NeuralState(NamedTuple):
+    """What a memory has learned, all layers of a head in one row of P numbers."""
+
+    delta: Float[Tensor, "B H P"]
+    momentum: Float[Tensor, "B H P"]
+    anchor: Float[Tensor, "B H P"]
+
+
+class Gates(NamedTuple):
+    """How each token is learned, per head: its step, and the logarithms of what momentum and weights keep, at most 0."""
+
+    step_size: Float[Tensor, "B T H"]
+    log_momentum: Float[Tensor, "B T H"]
+    log_retention: Float[Tensor, "B T H"]
+
+
+class Problem(NamedTuple):
+    """The arguments of `neural_memory`, checked, in one dtype."""
+
+    query: Float[Tensor, "B T H D"]
+    key: Float[Tensor, "B T H D"]
+    value: Float[Tensor, "B T H D"]
+    gates: Gates
+    weights: Sequence[Float[Tensor, "H In Out"]]
+    state: NeuralState
+    shape: NetworkShape
+    chunk_size: int
+    valid: Bool[Tensor, "B T"] | None
+    fresh: Bool[Tensor, "B N"] | None
+    cut: Bool[Tensor, "B N"] | None
+    read_before_write: bool
+
+
+@dataclass(frozen=True)
+class NetworkShape:
+    """Widths `(in, out)` of the layers, and what is done to the output. Raises ValueError if layers do not chain."""
+
+    layers: tuple[tuple[int, int], ...]
+    residual: bool
+    norm: bool
+
+    @classmethod
+    def of(cls, weights: Sequence[Tensor], residual: bool, norm: bool) -> NetworkShape:
+        """Return the shape of a network of these weights `[heads, in, out]`."""
+        layers = tuple((weight.shape[-2], weight.shape[-1]) for weight in weights)
+        if not layers or any(a[1] != b[0] for a, b in itertools.pairwise(layers)):
+            raise ValueError(f"weights of widths {layers} do not make a network")
+        return cls(layers, residual, norm)
+
+    @property
+    def size(self) -> int:
+        """Weights of one head."""
+        return sum(a * b for a, b in self.layers)
+
+
+def unpack(flat: Float[Tensor, "*heads P"], shape: NetworkShape) -> list[Tensor]:
+    """Return views `[*heads, in, out]` of the layers in a packed row."""
+    views, begin = [], 0
+    for a, b in shape.layers:
+        views.append(flat[..., begin : begin + a * b].unflatten(-1, (a, b)))
+        begin += a * b
+    return views
+
+
+def pack(layers: Sequence[Float[Tensor, "*heads In Out"]]) -> Float[Tensor, "*heads P"]:
+    """Return the layers as packed rows; the inverse of `unpack`."""
+    flat = [layer.flatten(-2) for layer in layers]
+    return flat[0] if len(flat) == 1 else torch.cat(flat, dim=-1)
+
+
+def forward_pass(
+    x: Float[Tensor, "*heads C D"], weights: Sequence[Float[Tensor, "*heads In Out"]], shape: NetworkShape
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Return every layer's input and its product with the weights, and the network's output."""
+    inputs, products = [x], [x @ weights[0]]
+    for weight in weights[1:]:
+        inputs.append(functional.silu(products[-1]))
+        products.append(inputs[-1] @ weight)
+    return inputs, products, finish(x, products[-1], shape)
+
+
+def finish(x: Tensor, product: Tensor, shape: NetworkShape) -> Tensor:
+    """Return the network's output from its input and the last layer's product."""
+    if shape.norm:
+        product = functional.layer_norm(product, product.shape[-1:], eps=_NORM_EPSILON)
+    return x + product if shape.residual else product
+
+
+def backward_pass(
+    gradient: Float[Tensor, "*heads C D"],
+    products: Sequence[Tensor],
+    weights: Sequence[Float[Tensor, "*heads In Out"]],
+    shape: NetworkShape,
+) -> list[Tensor]:
+    """Return the gradient at every layer's product, from that at the output."""
+    if shape.norm:
+        last = products[-1]
+        centred = last - last.mean(-1, keepdim=True)
+        deviation = (centred.square().mean(-1, keepdim=True) + _NORM_EPSILON).sqrt()
+        unit = centred / deviation
+        along = (gradient * unit).mean(-1, keepdim=True)
+        gradient = (gradient - gradient.mean(-1, keepdim=True) - unit * along) / deviation
+    deltas = [gradient]
+    for layer in range(len(weights) - 1, 0, -1):
+        deltas.append((deltas[-1] @ weights[layer].transpose(-1, -2)) * silu_slope(products[layer - 1]))
+    return deltas[::-1]
+
+
+def silu_slope(x: Tensor) -> Tensor:
+    """Return the derivative of SiLU."""
+    gate = torch.sigmoid(x)
+    return gate * (1 + x * (1 - gate))
+
+
+def residual_gradient(prediction: Tensor, value: Tensor) -> Tensor:
+    """Return the gradient at the output of |prediction - value|^2 / 2."""
+    return prediction - value
+
+
+def is_clipped(shape: NetworkShape) -> bool:
+    """Return whether steps need a clip: the gradient of a matrix and a key of at most unit length never does."""
+    return len(shape.layers) > 1 or shape.norm
+
+
+def clipped_step(
+    step_size: Float[Tensor, "*heads C 1"],
+    gradient: Tensor,
+    inputs: Sequence[Tensor],
+    deltas: Sequence[Tensor],
+    chunk_size: int,
+    shape: NetworkShape,
+) -> tuple[Float[Tensor, "*heads C 1"], Float[Tensor, "*heads C 1"]]:
+    """Return the step that is taken and the squared length of the token's gradient."""
+    squared = torch.zeros_like(step_size)
+    for x, delta in zip(inputs, deltas, strict=True):
+        squared = squared + _squared(x) * _squared(delta)
+    if not is_clipped(shape):
+        return step_size, squared
+    error = _squared(gradient)
+    most = error / (chunk_size * torch.where(squared > 0, squared, 1))
+    return torch.where(chunk_size * step_size * squared > error, most, step_size), squared
+
+
+def _squared(x: Tensor) -> Tensor:
+    return (x * x).sum(-1, keepdim=True)
+
+
+class Rule(NamedTuple):
+    """How a chunk's tokens add up, row t as delta and momentum stand after token t; see `rule`."""
+
+    retained: Float[Tensor, "*heads C"]
+    """b: what is left of the chunk's first delta."""
+    built: Float[Tensor, "*heads C"]
+    """f: how much of the chunk's first momentum is in delta."""
+    kept: Float[Tensor, "*heads C"]
+    """What is left of the chunk's first momentum."""
+    mixed: Float[Tensor, "*heads C C"]
+    """G: how much of token j's step is in delta."""
+    trace: Float[Tensor, "*heads C"]
+    """The last row of E: how much of token j's step is in the momentum at the chunk's end."""
+
+
+def rule(
+    log_retention: Float[Tensor, "*heads C"],
+    log_momentum: Float[Tensor, "*heads C"],
+    valid: Bool[Tensor, "*heads C"] | None,
+) -> Rule:
+    """Return the closed form of retention and momentum. Tokens not `valid` must have logarithms of 0."""
+    # In float64: a difference of sums that reach -80 C keeps too few digits of a float32.
+    logs = torch.stack([log_retention, log_momentum]).clamp(min=LEAST_LOG).double().cumsum(-1)
+    size = logs.shape[-1]
+    future = torch.ones(size, size, dtype=torch.bool, device=logs.device).triu(1)
+    differences = (logs[..., :, None] - logs[..., None, :]).to(log_retention.dtype)
+    decay, trace = differences.masked_fill(future, -torch.inf).exp().unbind(0)
+    retained, kept = logs.to(log_retention.dtype).exp().unbind(0)
+    if valid is not None:
+        # A skipped token adds no momentum to delta, though it keeps all of it.
+        decay = decay * valid[..., None, :].to(decay.dtype)
+    built = (decay @ kept[..., None])[..., 0]
+    return Rule(retained, built, kept, decay @ trace, trace[..., -1, :])
+
+
+def flushed(x: Tensor) -> Tensor:
+    """Return `x` with zeros for what is too small to matter: products of denormal numbers are ten times slower.
+
+    The gradient is that of the identity.
+    """
+    flat = x.detach()
+    correction = torch.where(flat.abs() < _NEGLIGIBLE, flat, 0)
+    return x - correction
