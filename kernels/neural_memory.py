@@ -15,8 +15,9 @@ In closed form, with D_tk the product of retentions after k up to t and E_kj tha
 
 so a chunk is a handful of matrix products, no weights per token are formed, and no exponent is positive.
 
-The step of a memory of several layers is clipped to |r|^2 / (C |gradient|^2), r the gradient at the output: then C equal
-tokens, to first order, remove their error and no more. A matrix and keys of at most unit length need no clip.
+The step of a memory of several layers is clipped to (1 - momentum_t) |r|^2 / (C |gradient|^2), r the gradient at the
+output: then C equal tokens, to first order, remove their error and no more. A matrix that learns keys of at most unit
+length by steps of at most (1 - momentum_t) / C needs no clip.
 
 Letters: B batch, T time, H heads, N chunks, C chunk length, D width of a head, P weights of a head's network.
 """
@@ -40,6 +41,7 @@ from scrubjay.kernels.neural_network import (
     Problem,
     backward_pass,
     clipped_step,
+    error_share,
     flushed,
     forward_pass,
     is_clipped,
@@ -138,7 +140,8 @@ def neural_memory_step(
     inputs, products, prediction = forward_pass(k, anchored, shape)
     error = residual_gradient(prediction, v)
     deltas = backward_pass(error, products, anchored, shape)
-    step, squared = clipped_step(gates.step_size, error, inputs, deltas, chunk_size, shape)
+    share = error_share(gates.log_momentum, chunk_size)
+    step, squared = clipped_step(gates.step_size, share, error, inputs, deltas, shape)
     gradient = pack([h.transpose(-1, -2) @ d for h, d in zip(inputs, deltas, strict=True)])
     kept = gates.log_momentum.clamp(min=LEAST_LOG).exp()[..., 0]
     retained = gates.log_retention.clamp(min=LEAST_LOG).exp()[..., 0]
@@ -194,9 +197,10 @@ def _reference(problem: Problem) -> tuple[Tensor, Tensor, NeuralState]:
                 squared = torch.stack([g.square().sum() for g in gradient]).sum()
                 surprises[b, t, h] = squared.detach().sqrt()
                 step = gates.step_size[b, t, h]
-                if is_clipped(shape) and chunk_size * step * squared > error.square().sum():
-                    step = error.square().sum() / (chunk_size * squared)
                 kept, retained = gates.log_momentum[b, t, h].exp(), gates.log_retention[b, t, h].exp()
+                most = (1 - kept) / chunk_size * error.square().sum()
+                if is_clipped(shape) and step * squared > most:
+                    step = most / squared
                 before = delta
                 momentum = [kept * s - step * g for s, g in zip(momentum, gradient, strict=True)]
                 delta = [retained * d + s for d, s in zip(delta, momentum, strict=True)]

@@ -21,6 +21,7 @@ from scrubjay.kernels.neural_network import (
     Problem,
     backward_pass,
     clipped_step,
+    error_share,
     finish,
     flushed,
     forward_pass,
@@ -30,6 +31,16 @@ from scrubjay.kernels.neural_network import (
     silu_slope,
     unpack,
 )
+
+
+class _Tokens(NamedTuple):
+    """What is particular to a token: `[R, N, C, D]`, and its step and share of error `[R, N, C, 1]`."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    step_size: Tensor
+    share: Tensor
 
 
 class _Coefficients(NamedTuple):
@@ -54,11 +65,6 @@ class _Borders(NamedTuple):
 
     def at(self, chunk: int) -> _Borders:
         return _Borders(*(None if border is None else border[:, chunk] for border in self))
-
-
-class _Options(NamedTuple):
-    shape: NetworkShape
-    chunk_size: int
 
 
 def run_chunks(problem: Problem, by_hand: bool) -> tuple[Tensor, Tensor, NeuralState]:
@@ -90,11 +96,17 @@ def run_chunks(problem: Problem, by_hand: bool) -> tuple[Tensor, Tensor, NeuralS
     coefficients = _coefficients(
         log_retention, log_momentum, None if skipped is None else ~skipped, read_before_write
     )
-    tokens = (by_chunk(query), by_chunk(key), by_chunk(value), step_size)
+    tokens = _Tokens(
+        by_chunk(query),
+        by_chunk(key),
+        by_chunk(value),
+        step_size[..., None],
+        error_share(log_momentum, chunk_size)[..., None],
+    )
     weights = [w.expand(batch, *w.shape).flatten(0, 1) for w in weights]
     layers = [unpack(part.flatten(0, 1), shape) for part in state]
     borders = _Borders(by_row(fresh), by_row(cut), incomplete)
-    arguments = (_Options(shape, chunk_size), borders, tokens, coefficients, weights, layers)
+    arguments = (shape, borders, tokens, coefficients, weights, layers)
     by_hand = by_hand and not shape.norm and not _is_transformed(*tokens, *coefficients, *weights, *state)
     y, squared, after = _by_hand(*arguments) if by_hand else _loop(*arguments)
     y = y.view(batch, heads, time, width).transpose(1, 2)
@@ -134,13 +146,13 @@ def _coefficients(log_retention, log_momentum, valid, read_before_write) -> _Coe
 
 
 def _loop(
-    options: _Options, borders: _Borders, tokens, coefficients, weights, layers, kept: list | None = None
+    shape: NetworkShape, borders: _Borders, tokens, coefficients, weights, layers, kept: list | None = None
 ):
     """Run chunk after chunk in operations that autograd follows; `kept` collects what the gradient by hand needs."""
     delta, momentum, anchor = layers
     outputs, squares = [], []
     chunked = zip(*(x.unbind(1) for x in (*tokens, *coefficients)), strict=True)
-    for index, (query, key, value, step_size, *rest) in enumerate(chunked):
+    for index, (query, key, value, step_size, share, *rest) in enumerate(chunked):
         border, at = borders.at(index), _Coefficients(*rest)
         for mask, blank in ((border.fresh, torch.zeros_like), (border.cut, torch.Tensor.detach)):
             if mask is not None:
@@ -148,8 +160,8 @@ def _loop(
                     [torch.where(mask, blank(x), x) for x in part] for part in (delta, momentum, anchor)
                 )
         anchored = [w + a for w, a in zip(weights, anchor, strict=True)]
-        trace = _write(options, key, value, step_size[..., None], anchored)
-        *reads, output = _read(options, query, at, trace, weights, delta, momentum)
+        trace = _write(shape, key, value, step_size, share, anchored)
+        *reads, output = _read(shape, query, at, trace, weights, delta, momentum)
         outputs.append(output)
         squares.append(trace.squared[..., 0])
         if kept is not None:
@@ -163,7 +175,7 @@ def _loop(
             else [torch.where(border.incomplete, a, d) for a, d in zip(anchor, delta, strict=True)]
         )
     if not outputs:
-        return tokens[0], tokens[3], layers
+        return tokens.query, tokens.step_size[..., 0], layers
     return torch.stack(outputs, 1), torch.stack(squares, 1), (delta, momentum, anchor)
 
 
@@ -189,16 +201,16 @@ class _Kept(NamedTuple):
     reads: list[Tensor]
 
 
-def _write(options: _Options, key, value, step_size, anchored) -> _Trace:
-    inputs, products, prediction = forward_pass(key, anchored, options.shape)
+def _write(shape: NetworkShape, key, value, step_size, share, anchored) -> _Trace:
+    inputs, products, prediction = forward_pass(key, anchored, shape)
     error = residual_gradient(prediction, value)
-    deltas = backward_pass(error, products, anchored, options.shape)
-    taken, squared = clipped_step(step_size, error, inputs, deltas, options.chunk_size, options.shape)
+    deltas = backward_pass(error, products, anchored, shape)
+    taken, squared = clipped_step(step_size, share, error, inputs, deltas, shape)
     return _Trace(inputs, products, deltas, [taken * d for d in deltas], taken, squared)
 
 
 def _read(
-    options: _Options, query, at: _Coefficients, trace: _Trace, weights, delta, momentum
+    shape: NetworkShape, query, at: _Coefficients, trace: _Trace, weights, delta, momentum
 ) -> list[Tensor]:
     """Return every layer's product with each token's own weights, then the output."""
     x, products = query, []
@@ -209,7 +221,7 @@ def _read(
         product = torch.baddbmm(product, at.read_built * x, momentum[layer])
         alike = at.read_mixed * (x @ trace.inputs[layer].mT)
         products.append(torch.baddbmm(product, alike, step, alpha=-1))
-    return [*products, finish(query, products[-1], options.shape)]
+    return [*products, finish(query, products[-1], shape)]
 
 
 def _advance(at: _Coefficients, trace: _Trace, delta, momentum) -> tuple[list[Tensor], list[Tensor]]:
@@ -221,18 +233,18 @@ def _advance(at: _Coefficients, trace: _Trace, delta, momentum) -> tuple[list[Te
     return after_delta, after_momentum
 
 
-def _by_hand(options: _Options, borders: _Borders, tokens, coefficients, weights, layers):
+def _by_hand(shape: NetworkShape, borders: _Borders, tokens, coefficients, weights, layers):
     flat = [*tokens, *coefficients, *weights, *(x for part in layers for x in part)]
-    out = _Chunks.apply(options, borders, *flat)
+    out = _Chunks.apply(shape, borders, *flat)
     depth = len(weights)
     return out[0], out[1], [list(out[2 + depth * part : 2 + depth * (part + 1)]) for part in range(3)]
 
 
 def _split(flat: Sequence, depth: int):
     """Undo the flattening of `_by_hand`."""
-    tokens, coefficients = flat[:4], _Coefficients(*flat[4:12])
-    weights = flat[12 : 12 + depth]
-    parts = [list(flat[12 + depth * k : 12 + depth * (k + 1)]) for k in (1, 2, 3)]
+    tokens, coefficients = _Tokens(*flat[:5]), _Coefficients(*flat[5:13])
+    weights = flat[13 : 13 + depth]
+    parts = [list(flat[13 + depth * k : 13 + depth * (k + 1)]) for k in (1, 2, 3)]
     return tokens, coefficients, weights, parts
 
 
@@ -240,13 +252,13 @@ class _Chunks(torch.autograd.Function):
     """The loop over chunks with its gradient by hand."""
 
     @staticmethod
-    def forward(ctx, options, borders, *flat):
-        depth = len(options.shape.layers)
+    def forward(ctx, shape, borders, *flat):
+        depth = len(shape.layers)
         tokens, coefficients, weights, layers = _split(flat, depth)
         ctx.kept = [] if any(ctx.needs_input_grad) else None
-        y, squared, after = _loop(options, borders, tokens, coefficients, weights, layers, ctx.kept)
+        y, squared, after = _loop(shape, borders, tokens, coefficients, weights, layers, ctx.kept)
         ctx.save_for_backward(*flat)
-        ctx.options, ctx.borders = options, borders
+        ctx.shape, ctx.borders = shape, borders
         ctx.mark_non_differentiable(squared)
         # What autograd is given must not be what it gave.
         given = {id(x) for x in flat}
@@ -256,27 +268,27 @@ class _Chunks(torch.autograd.Function):
     def backward(ctx, grad_y, _, *grad_after):
         flat = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return None, None, *_by_autograd(ctx.options, ctx.borders, flat, grad_y, grad_after)
-        return None, None, *_pull_back(ctx.options, ctx.borders, flat, ctx.kept, grad_y, grad_after)
+            return None, None, *_by_autograd(ctx.shape, ctx.borders, flat, grad_y, grad_after)
+        return None, None, *_pull_back(ctx.shape, ctx.borders, flat, ctx.kept, grad_y, grad_after)
 
 
-def _by_autograd(options: _Options, borders: _Borders, flat, grad_y, grad_after):
+def _by_autograd(shape: NetworkShape, borders: _Borders, flat, grad_y, grad_after):
     """Return the gradients with a graph of their own, for a second derivative."""
-    depth = len(options.shape.layers)
+    depth = len(shape.layers)
     inputs = [x if x.requires_grad else x.detach().requires_grad_() for x in flat]
-    y, _, after = _loop(options, borders, *_split(inputs, depth))
+    y, _, after = _loop(shape, borders, *_split(inputs, depth))
     outputs = [y, *(x for part in after for x in part)]
     grads = [grad_y, *grad_after]
     live, along = zip(*((o, g) for o, g in zip(outputs, grads, strict=True) if o.requires_grad), strict=True)
     return torch.autograd.grad(live, inputs, along, create_graph=True, allow_unused=True)
 
 
-def _pull_back(options: _Options, borders: _Borders, flat, kept: list[_Kept], grad_y, grad_after):
+def _pull_back(shape: NetworkShape, borders: _Borders, flat, kept: list[_Kept], grad_y, grad_after):
     """Return the gradients of all that `_Chunks` was given, going through the chunks from the last to the first.
 
     A name with `grad_` is the gradient of what the rest of the name is.
     """
-    depth = len(options.shape.layers)
+    depth = len(shape.layers)
     tokens, coefficients, weights, _layers = _split(flat, depth)
     grad_delta, grad_momentum, grad_anchor = (
         list(grad_after[depth * part : depth * (part + 1)]) for part in range(3)
@@ -286,7 +298,7 @@ def _pull_back(options: _Options, borders: _Borders, flat, kept: list[_Kept], gr
     grad_weights = [torch.zeros_like(w) for w in weights]
     for index in reversed(range(len(kept))):
         border, at = borders.at(index), _Coefficients(*(x[:, index] for x in coefficients))
-        query, key, _, step_size = (x[:, index] for x in tokens)
+        here = _Tokens(*(x[:, index] for x in tokens))
         if border.incomplete is None:
             grad_delta = [d + a for d, a in zip(grad_delta, grad_anchor, strict=True)]
             grad_anchor = [torch.zeros_like(a) for a in grad_anchor]
@@ -294,9 +306,7 @@ def _pull_back(options: _Options, borders: _Borders, flat, kept: list[_Kept], gr
             moved = [a.masked_fill(border.incomplete, 0) for a in grad_anchor]
             grad_delta = [d + a for d, a in zip(grad_delta, moved, strict=True)]
             grad_anchor = [a - b for a, b in zip(grad_anchor, moved, strict=True)]
-        chunk = _ChunkGradient(
-            options, at, kept[index], query, key, step_size[..., None], weights, grad_weights
-        )
+        chunk = _ChunkGradient(shape, at, kept[index], here, weights, grad_weights)
         chunk.leave(grad_delta, grad_momentum)
         chunk.read(grad_y[:, index])
         chunk.write()
@@ -318,10 +328,10 @@ def _pull_back(options: _Options, borders: _Borders, flat, kept: list[_Kept], gr
 class _ChunkGradient:
     """The gradient of one chunk, in the reverse order of its computation: `leave`, `read`, `write`."""
 
-    def __init__(self, options, at, kept: _Kept, query, key, step_size, weights, grad_weights) -> None:
-        self.options, self.at, self.kept = options, at, kept
-        self.query, self.step_size, self.weights, self.grad_weights = query, step_size, weights, grad_weights
-        self.inputs = [key, *kept.trace.inputs]
+    def __init__(self, shape, at, kept: _Kept, here: _Tokens, weights, grad_weights) -> None:
+        self.shape, self.at, self.kept, self.here = shape, at, kept, here
+        self.weights, self.grad_weights = weights, grad_weights
+        self.inputs = [here.key, *kept.trace.inputs]
         self.steps = [kept.trace.step_size * delta for delta in kept.trace.deltas]
         self.anchored = [w + a for w, a in zip(weights, kept.anchor, strict=True)]
 
@@ -355,7 +365,7 @@ class _ChunkGradient:
         alike = torch.zeros_like(at.read_mixed)
         grad = grad_y
         for layer in range(len(self.weights) - 1, -1, -1):
-            x = functional.silu(kept.reads[layer - 1]) if layer else self.query
+            x = functional.silu(kept.reads[layer - 1]) if layer else self.here.query
             other, step = self.inputs[layer], self.steps[layer]
             similarity = x @ other.mT
             self.grad_steps[layer].baddbmm_((at.read_mixed * similarity).mT, grad, alpha=-1)
@@ -372,14 +382,14 @@ class _ChunkGradient:
             below = torch.baddbmm(grad @ self.weights[layer].mT, grad_similarity, other)
             below.addcmul_(at.read_retained, by_delta).addcmul_(at.read_built, by_momentum)
             grad = below * silu_slope(kept.reads[layer - 1]) if layer else below
-        self.grad_query = grad + grad_y if self.options.shape.residual else grad
+        self.grad_query = grad + grad_y if self.shape.residual else grad
         self.coefficients = _Coefficients(retained, built, alike, *self.end)
 
     def write(self) -> None:
         """Go back through `_write`: the clip, the inner backward pass, the inner forward pass."""
-        trace, shape = self.kept.trace, self.options.shape
+        trace, shape = self.kept.trace, self.shape
         deltas, products, taken = trace.deltas, trace.products, trace.step_size
-        self.grad_step_size = torch.zeros_like(taken)
+        self.grad_step_size, self.grad_share = torch.zeros_like(taken), torch.zeros_like(taken)
         for grad, delta in zip(self.grad_steps, deltas, strict=True):
             self.grad_step_size += _row_inner(grad, delta)
         grad_deltas = [taken * grad for grad in self.grad_steps]
@@ -408,22 +418,27 @@ class _ChunkGradient:
             self.grad_inputs[0] += self.grad_error
 
     def _unclip(self, grad_deltas: list[Tensor]) -> None:
-        """Add what the step's clip, |r|^2 / (C |gradient|^2), owes to inputs and deltas, and stop what it cut off."""
+        """Pass on what the clipped step, share |r|^2 / |gradient|^2, owes to its parts; it owes the gate nothing."""
         trace = self.kept.trace
-        clipped = trace.step_size != self.step_size
+        clipped = trace.step_size != self.here.step_size
         if not clipped.any():
             return
         per_square = torch.where(clipped, -self.grad_step_size * trace.step_size / trace.squared, 0)
         for layer, (x, delta) in enumerate(zip(self.inputs, trace.deltas, strict=True)):
             self.grad_inputs[layer].addcmul_(2 * per_square * _row_inner(delta, delta), x)
             grad_deltas[layer].addcmul_(2 * per_square * _row_inner(x, x), delta)
-        per_error = torch.where(clipped, self.grad_step_size / (self.options.chunk_size * trace.squared), 0)
+        per_step = torch.where(clipped, self.grad_step_size / trace.squared, 0)
+        error = trace.deltas[-1]
+        self.grad_share = per_step * _row_inner(error, error)
+        per_error = per_step * self.here.share
         grad_deltas[-1].addcmul_(2 * per_error, trace.deltas[-1])
         self.grad_step_size = torch.where(clipped, 0, self.grad_step_size)
 
-    def tokens(self) -> tuple[Tensor, ...]:
-        """Return the gradients of query, key, value and step size."""
-        return self.grad_query, self.grad_inputs[0], -self.grad_error, self.grad_step_size[..., 0]
+    def tokens(self) -> _Tokens:
+        """Return the gradients of what the chunk was given of its tokens."""
+        return _Tokens(
+            self.grad_query, self.grad_inputs[0], -self.grad_error, self.grad_step_size, self.grad_share
+        )
 
 
 def _inner(a: Tensor, b: Tensor) -> Float[Tensor, "R 1 1"]:

@@ -150,21 +150,29 @@ def is_clipped(shape: NetworkShape) -> bool:
 
 def clipped_step(
     step_size: Float[Tensor, "*heads C 1"],
+    share: Float[Tensor, "*heads C 1"],
     gradient: Tensor,
     inputs: Sequence[Tensor],
     deltas: Sequence[Tensor],
-    chunk_size: int,
     shape: NetworkShape,
 ) -> tuple[Float[Tensor, "*heads C 1"], Float[Tensor, "*heads C 1"]]:
-    """Return the step that is taken and the squared length of the token's gradient."""
+    """Return the step that is taken and the squared length of the token's gradient.
+
+    A step may remove no more than its `share` of the token's error, to first order.
+    """
     squared = torch.zeros_like(step_size)
     for x, delta in zip(inputs, deltas, strict=True):
         squared = squared + _squared(x) * _squared(delta)
     if not is_clipped(shape):
         return step_size, squared
     error = _squared(gradient)
-    most = error / (chunk_size * torch.where(squared > 0, squared, 1))
-    return torch.where(chunk_size * step_size * squared > error, most, step_size), squared
+    most = share * error / torch.where(squared > 0, squared, 1)
+    return torch.where(step_size * squared > share * error, most, step_size), squared
+
+
+def error_share(log_momentum: Tensor, chunk_size: int) -> Tensor:
+    """Return what part of its error a token may remove at once: momentum repeats a step, a chunk's tokens may be one."""
+    return -torch.expm1(log_momentum) / chunk_size
 
 
 def _squared(x: Tensor) -> Tensor:

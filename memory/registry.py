@@ -13,6 +13,7 @@ from scrubjay.memory.hcam import HCAMConfig
 from scrubjay.memory.lstm import LSTMConfig
 from scrubjay.memory.none import NoMemoryConfig
 from scrubjay.memory.sink import SinkConfig
+from scrubjay.memory.titans import TitansConfig
 
 _CONFIGS: dict[str, type[MemoryConfig]] = {
     "gru": GRUConfig,
@@ -21,6 +22,7 @@ _CONFIGS: dict[str, type[MemoryConfig]] = {
     "lstm": LSTMConfig,
     "none": NoMemoryConfig,
     "sink": SinkConfig,
+    "titans": TitansConfig,
 }
 
 

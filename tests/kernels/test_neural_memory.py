@@ -39,7 +39,10 @@ def draw(
     time, widths = chunks * chunk_size, [width, *[width + 2] * (depth - 1), width]
     layers = list(itertools.pairwise(widths))
     size = sum(a * b for a, b in layers)
-    gates = (uniform(batch, time, heads) * 2 / chunk_size, *(-uniform(batch, time, heads) for _ in range(2)))
+    gates = (
+        uniform(batch, time, heads).square() / 4 / chunk_size,
+        *(-uniform(batch, time, heads) for _ in range(2)),
+    )
     arguments: dict[str, Any] = {
         "query": functional.normalize(normal(batch, time, heads, width), dim=-1),
         "key": functional.normalize(normal(batch, time, heads, width), dim=-1),

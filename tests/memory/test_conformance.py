@@ -21,6 +21,11 @@ SIZES = {
         {"window": 5, "num_sinks": 1, "num_layers": 1, "sink_logit": True},
         {"window": 3, "num_sinks": 70, "num_layers": 3},
     ],
+    "titans": [
+        {"dim": 8, "depth": 1, "chunk_size": 1, "convolution": 1, "output_gate": False},
+        {"depth": 3, "chunk_size": 5, "num_layers": 2, "bptt_chunks": 2},
+        {"chunk_size": 4, "norm": True, "residual": True, "read_before_write": False},
+    ],
 }
 CASES = [
     pytest.param(name, fields, id=f"{name}-{'-'.join(f'{k}{v}' for k, v in fields.items()) or 'default'}")

@@ -1,0 +1,269 @@
+"""The neural memory of Titans as a layer: projections, gates and the learner that is read while it learns.
+
+Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), sections 3 and 4.4; the learning itself is
+`kernels.neural_memory`. What the paper leaves open is decided here:
+
+- Gates are functions of the token, one of each per head. The step is `max_step * sigmoid(.) * (1 - momentum) / chunk_size`:
+  the gradients of a chunk are taken at one anchor, so that its tokens together make one step of gradient descent, and
+  with their sum at most 1 (the clip of `kernels.neural_memory` sees to networks of several layers) none overshoots,
+  whatever the input. Twice as much diverges.
+- Weights forget towards the learned ones, at first 0.01% to 1% a step. The last layer is born at zero: what is read is
+  what was written. So the persistent tokens of section 3.3, written into every memory before its first step, are
+  nothing but other learned weights, and only attention has them.
+- Keys, queries and values pass a causal convolution over `convolution` steps, SiLU and, but for values, a division by
+  their length. A read passes RMS normalisation and a gate of the input before the output projection.
+- A read comes before the write of its own step, as agents want it, or after, as the paper has it.
+- `bptt_chunks` says how far outer gradients flow back through the weights: through the whole segment, or to the last
+  boundary of so many chunks, counted from the episode's start.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from scrubjay.kernels import Gates, NeuralState, neural_memory, neural_memory_step
+from scrubjay.memory.base import MemoryConfig, State
+from scrubjay.memory.chunk_grid import ChunkGrid
+from scrubjay.memory.window import shift_window
+
+_WIDEST_HEAD = 64
+_EPSILON = 1e-6
+
+
+@dataclass(frozen=True)
+class NeuralMemoryConfig(MemoryConfig):
+    """Sizes of `NeuralMemory`. Raises ValueError on one that cannot work."""
+
+    chunk_size: int = 16
+    """Steps whose gradients are taken at the same weights; 1 is the exact online rule."""
+    depth: int = 2
+    """Layers of a head's network; 1 is a matrix."""
+    hidden_ratio: int = 2
+    """Width between the layers, in units of a head's."""
+    num_heads: int | None = None
+    """Networks, each learning its part of the width; by default as few as leave no head wider than 64."""
+    max_step: float = 1.0
+    """Largest sum of a chunk's steps; more than 1 can diverge."""
+    convolution: int = 4
+    """Steps that a key, query or value is made of, the present one included."""
+    output_gate: bool = True
+    """Whether the input gates what was read."""
+    residual: bool = False
+    """Whether a head's network adds its input to its output."""
+    norm: bool = False
+    """Whether a head's network standardises its output."""
+    read_before_write: bool = True
+    """Whether a step is read before it is learned."""
+    bptt_chunks: int | None = None
+    """Chunks through which outer gradients flow back, None for all of a segment."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("chunk_size", "depth", "hidden_ratio", "convolution"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        if not 0 < self.max_step <= 1:
+            raise ValueError(
+                f"max_step={self.max_step}: must be above 0, and at most 1 lest the memory diverge"
+            )
+        if self.bptt_chunks is not None and self.bptt_chunks < 1:
+            raise ValueError(
+                f"bptt_chunks={self.bptt_chunks}: must be at least 1, or None for the whole segment"
+            )
+        if self.num_heads is not None and (self.num_heads < 1 or self.dim % self.num_heads):
+            raise ValueError(f"num_heads={self.num_heads} does not divide dim={self.dim}")
+
+    @property
+    def heads(self) -> int:
+        """Networks of a layer."""
+        if self.num_heads is not None:
+            return self.num_heads
+        return next(
+            heads
+            for heads in range(1, self.dim + 1)
+            if self.dim % heads == 0 and self.dim // heads <= _WIDEST_HEAD
+        )
+
+    @property
+    def layer_widths(self) -> list[tuple[int, int]]:
+        """Widths (in, out) of the layers of a head's network."""
+        width = self.dim // self.heads
+        widths = [width, *[self.hidden_ratio * width] * (self.depth - 1), width]
+        return list(itertools.pairwise(widths))
+
+
+class NeuralMemory(nn.Module):
+    """Writes every input into weights of its own row and returns what those recall of it.
+
+    State: `delta`, `momentum` and `anchor` `[batch, heads, weights]`, what was learned on top of the learned weights,
+    how it moves, and where it stood at the chunk's start; `tail` `[batch, convolution - 1, 3 dim]`, the last inputs of
+    the convolution.
+    """
+
+    def __init__(self, config: NeuralMemoryConfig) -> None:
+        super().__init__()
+        dim = config.dim
+        self.config = config
+        self.chunk_size, self.heads, self.width = config.chunk_size, config.heads, dim // config.heads
+        self.project_in = nn.Linear(dim, 3 * dim, bias=False)
+        if config.convolution > 1:
+            taps = torch.randn(config.convolution, 3 * dim) * config.convolution**-0.5
+            self.convolution = nn.Parameter(taps)
+        self.gates = nn.Linear(dim, 3 * self.heads)
+        self.weights = nn.ParameterList(
+            torch.randn(self.heads, a, b) * a**-0.5 for a, b in config.layer_widths
+        )
+        nn.init.zeros_(self.weights[-1])
+        self.out_norm = nn.RMSNorm(self.width, eps=_EPSILON)
+        if config.output_gate:
+            self.output_gate = nn.Linear(dim, dim, bias=False)
+        self.out = nn.Linear(dim, dim, bias=False)
+        with torch.no_grad():
+            step, momentum, forgetting = self.gates.bias.view(3, self.heads)
+            step.zero_()
+            _logit(torch.linspace(0.5, 0.9, self.heads + 2)[1:-1], momentum)
+            _logit(torch.logspace(-4, -2, self.heads + 2)[1:-1], forgetting)
+
+    def initial_state(self, batch_size: int, dtype: torch.dtype, device: torch.device) -> State:
+        """Return the state of a memory that has learned nothing."""
+        size = sum(a * b for a, b in self.config.layer_widths)
+        shapes = {name: (batch_size, self.heads, size) for name in NeuralState._fields}
+        if self.config.convolution > 1:
+            shapes["tail"] = (batch_size, self.config.convolution - 1, 3 * self.config.dim)
+        return {name: torch.zeros(shape, dtype=dtype, device=device) for name, shape in shapes.items()}
+
+    def step(
+        self, x: Float[Tensor, "batch dim"], state: State, time: Int[Tensor, " batch"]
+    ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, " batch"], State]:
+        """Return what one input recalls, its surprise, and the state after; `time` is its step in the episode."""
+        projected = self.project_in(x)
+        after: State = {}
+        if self.config.convolution > 1:
+            taken = torch.cat([state["tail"], projected[:, None].to(state["tail"].dtype)], dim=1)
+            projected = (taken * self.convolution).sum(1)
+            # A copy: a view would keep the oldest input alive.
+            after["tail"] = taken[:, 1:].clone()
+        query, key, value = self._heads(projected)
+        learned = self._cut(_learned(state), (time % self._cut_every == 0) if self._cut_every else None)
+        y, surprise, learned = neural_memory_step(
+            query,
+            key,
+            value,
+            self._gates(x),
+            list(self.weights),
+            learned,
+            time % self.chunk_size == self.chunk_size - 1,
+            **self._options,
+        )
+        return self._finish(x, y), surprise.mean(-1), after | learned._asdict()
+
+    def segment(
+        self,
+        x: Float[Tensor, "batch time dim"],
+        state: State,
+        grid: ChunkGrid,
+        age: Int[Tensor, " batch"],
+        start: Bool[Tensor, "batch time"],
+    ) -> tuple[Float[Tensor, "batch time dim"], Float[Tensor, "batch time"], State]:
+        """Return what a segment recalls, its surprises, and the state after it."""
+        projected = self.project_in(x)
+        after: State = {}
+        if self.config.convolution > 1:
+            tail = state["tail"]
+            inputs = projected.to(tail.dtype)
+            after["tail"] = shift_window(tail, inputs, age, start)
+            projected = _convolve(torch.cat([tail, inputs], dim=1), self.convolution, grid.step)
+        query, key, value = (grid.lay(part) for part in self._heads(projected))
+        gates = Gates(*(grid.lay(gate) for gate in self._gates(x)))
+        every = self.config.bptt_chunks
+        y, surprise, learned = neural_memory(
+            query,
+            key,
+            value,
+            gates,
+            list(self.weights),
+            _learned(state),
+            valid=grid.valid,
+            fresh=grid.fresh,
+            cut=grid.begins & (grid.index % every == 0) if every else None,
+            **self._options,
+        )
+        surprise = grid.collect(surprise.mean(-1, keepdim=True))[..., 0]
+        return self._finish(x, grid.collect(y)), surprise, after | learned._asdict()
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        config = self.config
+        return {
+            "chunk_size": config.chunk_size,
+            "read_before_write": config.read_before_write,
+            "residual": config.residual,
+            "norm": config.norm,
+        }
+
+    @property
+    def _cut_every(self) -> int:
+        return (self.config.bptt_chunks or 0) * self.chunk_size
+
+    def _cut(self, learned: NeuralState, where: Tensor | None) -> NeuralState:
+        if where is None:
+            return learned
+        return NeuralState(*(torch.where(where[:, None, None], part.detach(), part) for part in learned))
+
+    def _heads(self, projected: Float[Tensor, "*batch 3*dim"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries and keys of at most unit length, and values, per head."""
+        query, key, value = functional.silu(projected).unflatten(-1, (3, self.heads, self.width)).unbind(-3)
+        return _unit(query), _unit(key), value
+
+    def _gates(self, x: Float[Tensor, "*batch dim"]) -> Gates:
+        logits = self.gates(x)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        step, momentum, forgetting = logits.unflatten(-1, (3, self.heads)).unbind(-2)
+        largest = self.config.max_step / self.chunk_size
+        return Gates(
+            largest * torch.sigmoid(step) * torch.sigmoid(-momentum),
+            functional.logsigmoid(momentum),
+            functional.logsigmoid(-forgetting),
+        )
+
+    def _finish(self, x: Tensor, y: Float[Tensor, "*batch heads width"]) -> Tensor:
+        y = self.out_norm(y.to(x.dtype)).flatten(-2)
+        if self.config.output_gate:
+            y = y * functional.silu(self.output_gate(x))
+        return self.out(y)
+
+
+def _learned(state: State) -> NeuralState:
+    return NeuralState(*(state[name] for name in NeuralState._fields))
+
+
+def _unit(x: Tensor) -> Tensor:
+    return x * torch.rsqrt((x * x).sum(-1, keepdim=True) + _EPSILON)
+
+
+def _logit(probability: Tensor, out: Tensor) -> None:
+    out.copy_(torch.logit(probability))
+
+
+def _convolve(
+    inputs: Float[Tensor, "batch taps-1+time width"],
+    taps: Float[Tensor, "taps width"],
+    step: Int[Tensor, "batch time"],
+) -> Float[Tensor, "batch time width"]:
+    """Return each step's sum over its episode's last inputs, the newest under the last tap."""
+    length, count = step.shape[1], len(taps)
+    out = inputs[:, count - 1 :] * taps[-1]
+    young = bool((step < count - 1).any())
+    for back in range(1, count):
+        shifted = inputs[:, count - 1 - back : count - 1 - back + length]
+        if young:
+            shifted = torch.where((step >= back)[..., None], shifted, 0)
+        out = torch.addcmul(out, shifted, taps[count - 1 - back])
+    return out
