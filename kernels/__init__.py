@@ -6,7 +6,13 @@
 from scrubjay.kernels.chunk_retrieval import chunk_retrieval
 from scrubjay.kernels.chunk_summary import chunk_summary, write_steps
 from scrubjay.kernels.dispatch import force
-from scrubjay.kernels.neural_memory import Gates, NeuralState, neural_memory, neural_memory_step
+from scrubjay.kernels.neural_memory import (
+    Gates,
+    NeuralState,
+    neural_memory,
+    neural_memory_step,
+    neural_recall,
+)
 from scrubjay.kernels.sink_attention import sink_attention, sink_slot
 
 __all__ = [
@@ -17,6 +23,7 @@ __all__ = [
     "force",
     "neural_memory",
     "neural_memory_step",
+    "neural_recall",
     "sink_attention",
     "sink_slot",
     "write_steps",

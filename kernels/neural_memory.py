@@ -164,6 +164,22 @@ def neural_memory_step(
     )
 
 
+@without_autocast
+def neural_recall(
+    query: Float[Tensor, "B T H D"],
+    weights: Sequence[Float[Tensor, "H In Out"]],
+    learned: Float[Tensor, "B H P"],
+    *,
+    residual: bool = False,
+    norm: bool = False,
+) -> Float[Tensor, "B T H D"]:
+    """Return what a memory answers that does not learn meanwhile; `learned` is a delta or an anchor."""
+    shape = NetworkShape.of(weights, residual, norm)
+    dtype = torch.promote_types(learned.dtype, torch.float32)
+    layers = [w.to(dtype) + d for w, d in zip(weights, unpack(learned, shape), strict=True)]
+    return forward_pass(query.to(dtype).transpose(1, 2), layers, shape)[2].transpose(1, 2).to(query.dtype)
+
+
 def _reference(problem: Problem) -> tuple[Tensor, Tensor, NeuralState]:
     """Compute the definition, one token of one row and head at a time, its gradient taken by autograd."""
     query, key, value, gates, weights, state, shape, chunk_size, valid, fresh, cut, read_before_write = (

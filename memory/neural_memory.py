@@ -28,13 +28,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scrubjay.kernels import Gates, NeuralState, neural_memory, neural_memory_step
+from scrubjay.kernels import Gates, NeuralState, neural_memory, neural_memory_step, neural_recall
 from scrubjay.memory.base import MemoryConfig, State
 from scrubjay.memory.chunk_grid import ChunkGrid
 from scrubjay.memory.window import shift_window
 
 _WIDEST_HEAD = 64
 _EPSILON = 1e-6
+# What is read in the first steps of an episode is small, and its rounding must stay so.
+_READ_EPSILON = 1e-4
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ class NeuralMemory(nn.Module):
             torch.randn(self.heads, a, b) * a**-0.5 for a, b in config.layer_widths
         )
         nn.init.zeros_(self.weights[-1])
-        self.out_norm = nn.RMSNorm(self.width, eps=_EPSILON)
+        self.out_norm = nn.RMSNorm(self.width, eps=_READ_EPSILON)
         if config.output_gate:
             self.output_gate = nn.Linear(dim, dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
@@ -151,18 +153,27 @@ class NeuralMemory(nn.Module):
             # A copy: a view would keep the oldest input alive.
             after["tail"] = taken[:, 1:].clone()
         query, key, value = self._heads(projected)
-        learned = self._cut(_learned(state), (time % self._cut_every == 0) if self._cut_every else None)
         y, surprise, learned = neural_memory_step(
             query,
             key,
             value,
-            self._gates(x),
+            self._gates(self.gates(x)),
             list(self.weights),
-            learned,
+            _learned(self.cut(state, time)),
             time % self.chunk_size == self.chunk_size - 1,
             **self._options,
         )
         return self._finish(x, y), surprise.mean(-1), after | learned._asdict()
+
+    def cut(self, state: State, time: Int[Tensor, " batch"]) -> State:
+        """Return `state`, cut off from the graph in rows that stand at a boundary of `bptt_chunks`."""
+        if not self.config.bptt_chunks:
+            return state
+        boundary = (time % (self.config.bptt_chunks * self.chunk_size) == 0)[:, None, None]
+        learned = {
+            name: torch.where(boundary, state[name].detach(), state[name]) for name in NeuralState._fields
+        }
+        return state | learned
 
     def segment(
         self,
@@ -180,23 +191,50 @@ class NeuralMemory(nn.Module):
             inputs = projected.to(tail.dtype)
             after["tail"] = shift_window(tail, inputs, age, start)
             projected = _convolve(torch.cat([tail, inputs], dim=1), self.convolution, grid.step)
-        query, key, value = (grid.lay(part) for part in self._heads(projected))
-        gates = Gates(*(grid.lay(gate) for gate in self._gates(x)))
         every = self.config.bptt_chunks
-        y, surprise, learned = neural_memory(
-            query,
-            key,
-            value,
-            gates,
-            list(self.weights),
+        y, surprise, learned = self._learn(
+            grid.lay(projected),
+            grid.lay(self.gates(x)),
             _learned(state),
-            valid=grid.valid,
-            fresh=grid.fresh,
-            cut=grid.begins & (grid.index % every == 0) if every else None,
-            **self._options,
+            grid.valid,
+            grid.fresh,
+            grid.begins & (grid.index % every == 0) if every else None,
         )
         surprise = grid.collect(surprise.mean(-1, keepdim=True))[..., 0]
         return self._finish(x, grid.collect(y)), surprise, after | learned._asdict()
+
+    def chunk(
+        self,
+        x: Float[Tensor, "batch chunk_size dim"],
+        state: State,
+        valid: Bool[Tensor, "batch chunk_size"] | None,
+    ) -> tuple[Float[Tensor, "batch chunk_size dim"], Float[Tensor, "batch chunk_size"], State]:
+        """Return what one chunk recalls, its surprises, and the state after; for a memory without a convolution."""
+        y, surprise, learned = self._learn(
+            self.project_in(x), self.gates(x), _learned(state), valid, None, None
+        )
+        return self._finish(x, y), surprise.mean(-1), learned._asdict()
+
+    def recall(self, query: Float[Tensor, "batch time dim"], state: State) -> Float[Tensor, "batch time dim"]:
+        """Return what queries recall of all that was learned before the present chunk, ungated; nothing is learned."""
+        heads = _unit(functional.silu(query).unflatten(-1, (self.heads, self.width)))
+        options = {name: self._options[name] for name in ("residual", "norm")}
+        y = neural_recall(heads, list(self.weights), state["anchor"], **options)
+        return self.out(self.out_norm(y).flatten(-2))
+
+    def _learn(
+        self, projected: Tensor, logits: Tensor, learned: NeuralState, valid, fresh, cut
+    ) -> tuple[Tensor, Tensor, NeuralState]:
+        return neural_memory(
+            *self._heads(projected),
+            self._gates(logits),
+            list(self.weights),
+            learned,
+            valid=valid,
+            fresh=fresh,
+            cut=cut,
+            **self._options,
+        )
 
     @property
     def _options(self) -> dict[str, Any]:
@@ -208,22 +246,12 @@ class NeuralMemory(nn.Module):
             "norm": config.norm,
         }
 
-    @property
-    def _cut_every(self) -> int:
-        return (self.config.bptt_chunks or 0) * self.chunk_size
-
-    def _cut(self, learned: NeuralState, where: Tensor | None) -> NeuralState:
-        if where is None:
-            return learned
-        return NeuralState(*(torch.where(where[:, None, None], part.detach(), part) for part in learned))
-
     def _heads(self, projected: Float[Tensor, "*batch 3*dim"]) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries and keys of at most unit length, and values, per head."""
         query, key, value = functional.silu(projected).unflatten(-1, (3, self.heads, self.width)).unbind(-3)
         return _unit(query), _unit(key), value
 
-    def _gates(self, x: Float[Tensor, "*batch dim"]) -> Gates:
-        logits = self.gates(x)
+    def _gates(self, logits: Float[Tensor, "*batch 3*heads"]) -> Gates:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         step, momentum, forgetting = logits.unflatten(-1, (3, self.heads)).unbind(-2)
         largest = self.config.max_step / self.chunk_size

@@ -14,6 +14,9 @@ from scrubjay.memory.lstm import LSTMConfig
 from scrubjay.memory.none import NoMemoryConfig
 from scrubjay.memory.sink import SinkConfig
 from scrubjay.memory.titans import TitansConfig
+from scrubjay.memory.titans_mac import TitansMACConfig
+from scrubjay.memory.titans_mag import TitansMAGConfig
+from scrubjay.memory.titans_mal import TitansMALConfig
 
 _CONFIGS: dict[str, type[MemoryConfig]] = {
     "gru": GRUConfig,
@@ -23,6 +26,9 @@ _CONFIGS: dict[str, type[MemoryConfig]] = {
     "none": NoMemoryConfig,
     "sink": SinkConfig,
     "titans": TitansConfig,
+    "titans_mac": TitansMACConfig,
+    "titans_mag": TitansMAGConfig,
+    "titans_mal": TitansMALConfig,
 }
 
 

@@ -13,7 +13,6 @@ more, silent column of the softmax (`sink_logit`).
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from scrubjay.kernels import sink_attention, sink_slot
 from scrubjay.memory.base import Memory, MemoryConfig, State
+from scrubjay.memory.rotary import rotary_frequencies, rotate
 from scrubjay.memory.window import advance_age, resolve_heads
 
 _NARROWEST_HEAD = 4
@@ -201,8 +201,7 @@ class _Layer(nn.Module):
         self.feed_forward = nn.Sequential(
             nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim)
         )
-        exponent = torch.arange(self.rotated // 2, dtype=torch.float64) * (-2 / self.rotated)
-        self.register_buffer("frequencies", torch.exp(exponent * math.log(10_000.0)), persistent=False)
+        self.register_buffer("frequencies", rotary_frequencies(self.rotated), persistent=False)
 
     def project(self, x: Tensor, clock: _Clock) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values `[batch, time, heads, width]`, the first half of a head turned by time."""
@@ -212,7 +211,9 @@ class _Layer(nn.Module):
             for projection in (self.query, self.key, self.value)
         )
         time = clock.step - clock.episode_start
-        query_turned, key_turned = (self._rotate(t[..., : self.rotated], time) for t in (query, key))
+        query_turned, key_turned = (
+            rotate(t[..., : self.rotated], time, self.frequencies) for t in (query, key)
+        )
         query_still, key_still = query[..., self.rotated :], key[..., self.rotated :]
         return torch.cat([query_turned, query_still], -1), torch.cat([key_turned, key_still], -1), value
 
@@ -240,10 +241,3 @@ class _Layer(nn.Module):
         )
         x = x + self.out(read.flatten(2))
         return x + self.feed_forward(x)
-
-    def _rotate(self, x: Float[Tensor, "batch time heads even"], time: Tensor) -> Tensor:
-        # float64, since at a million steps a float32 angle is off by a tenth.
-        angle = time[..., None].double() * self.frequencies.double()
-        cos, sin = angle.cos().to(x.dtype)[:, :, None], angle.sin().to(x.dtype)[:, :, None]
-        left, right = x.chunk(2, dim=-1)
-        return torch.cat([left * cos - right * sin, left * sin + right * cos], dim=-1)

@@ -7,11 +7,12 @@ with a plain residual. A layer learns its own normed inputs.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from scrubjay.memory.base import Memory, State
@@ -39,24 +40,73 @@ class TitansConfig(NeuralMemoryConfig):
         return Titans(self)
 
 
+class TitansLayer(nn.Module, ABC):
+    """A layer of `Titans` or of one of its architectures; a subclass adds how memory and attention are put together."""
+
+    def __init__(self, config: TitansConfig) -> None:
+        super().__init__()
+        hidden = config.feed_forward_ratio * config.dim
+        self.memory_norm = nn.LayerNorm(config.dim)
+        self.memory = NeuralMemory(config)
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(config.dim), nn.Linear(config.dim, hidden), nn.GELU(), nn.Linear(hidden, config.dim)
+        )
+
+    def initial_state(self, batch_size: int, dtype: torch.dtype, device: torch.device) -> State:
+        """Return the layer's state at the birth of an episode."""
+        return self.memory.initial_state(batch_size, dtype, device)
+
+    @abstractmethod
+    def step(
+        self, x: Float[Tensor, "batch dim"], state: State, time: Int[Tensor, " batch"]
+    ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, " batch"], State]:
+        """Return the output of one input, its surprise and the state after."""
+
+    @abstractmethod
+    def segment(
+        self,
+        x: Float[Tensor, "batch time dim"],
+        state: State,
+        grid: ChunkGrid,
+        age: Int[Tensor, " batch"],
+        start: Bool[Tensor, "batch time"],
+    ) -> tuple[Float[Tensor, "batch time dim"], Float[Tensor, "batch time"], State]:
+        """Return the outputs of a segment, its surprises and the state after."""
+
+    def feed(self, x: Tensor) -> Tensor:
+        """Return `x` with the feed-forward part added."""
+        return x + self.feed_forward(x)
+
+
+class _MemoryLayer(TitansLayer):
+    def step(self, x, state, time):
+        y, surprise, after = self.memory.step(self.memory_norm(x), state, time)
+        return self.feed(x + y), surprise, after
+
+    def segment(self, x, state, grid, age, start):
+        y, surprise, after = self.memory.segment(self.memory_norm(x), state, grid, age, start)
+        return self.feed(x + y), surprise, after
+
+
 class Titans(Memory):
     """Layers of neural memory and feed-forward.
 
-    State: that of `NeuralMemory` for every layer l, its names followed by `_l`; and `time` `[batch]`, steps since the
-    episode began.
+    State: that of its layer for every layer l, names followed by `_l` (that of `NeuralMemory` and, in the
+    architectures, of attention); and `time` `[batch]`, steps since the episode began.
     """
+
+    layer_class: ClassVar[type[TitansLayer]] = _MemoryLayer
 
     def __init__(self, config: TitansConfig) -> None:
         super().__init__(config)
         self.chunk_size = config.chunk_size
-        self.layers = nn.ModuleList(_Layer(config) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(self.layer_class(config) for _ in range(config.num_layers))
 
     def initial_state(self, batch_size: int) -> State:
         """Return a state that has learned nothing."""
         state: State = {"time": torch.zeros(batch_size, dtype=torch.int64, device=self.device)}
         for index, layer in enumerate(self._layers):
-            fresh = layer.memory.initial_state(batch_size, self.state_dtype, self.device)
-            state |= _named(fresh, index)
+            state |= _named(layer.initial_state(batch_size, self.state_dtype, self.device), index)
         return state
 
     def step(self, x: Float[Tensor, "batch dim"], state: State) -> tuple[Float[Tensor, "batch dim"], State]:
@@ -64,8 +114,7 @@ class Titans(Memory):
         time = state["time"]
         after: State = {"time": time + 1}
         for index, layer in enumerate(self._layers):
-            y, _, learned = layer.memory.step(layer.memory_norm(x), _of(state, index), time)
-            x = layer.feed(x + y)
+            x, _, learned = layer.step(x, _of(state, index), time)
             after |= _named(learned, index)
         return x, after
 
@@ -89,31 +138,14 @@ class Titans(Memory):
         after: State = {"time": grid.time}
         surprises = []
         for index, layer in enumerate(self._layers):
-            y, surprise, learned = layer.memory.segment(
-                layer.memory_norm(x), _of(state, index), grid, age, start
-            )
-            x = layer.feed(x + y)
+            x, surprise, learned = layer.segment(x, _of(state, index), grid, age, start)
             surprises.append(surprise)
             after |= _named(learned, index)
         return x, torch.stack(surprises).mean(0), after
 
     @property
-    def _layers(self) -> list[_Layer]:
-        return cast("list[_Layer]", self.layers)
-
-
-class _Layer(nn.Module):
-    def __init__(self, config: TitansConfig) -> None:
-        super().__init__()
-        hidden = config.feed_forward_ratio * config.dim
-        self.memory_norm = nn.LayerNorm(config.dim)
-        self.memory = NeuralMemory(config)
-        self.feed_forward = nn.Sequential(
-            nn.LayerNorm(config.dim), nn.Linear(config.dim, hidden), nn.GELU(), nn.Linear(hidden, config.dim)
-        )
-
-    def feed(self, x: Tensor) -> Tensor:
-        return x + self.feed_forward(x)
+    def _layers(self) -> list[TitansLayer]:
+        return cast("list[TitansLayer]", self.layers)
 
 
 def _named(part: State, layer: int) -> State:

@@ -70,7 +70,7 @@ def oracle(layer, x, start):
         if place % config.chunk_size == 0:
             anchors = [list(one) for one in weights]
         read = torch.stack(read)
-        read = read / (read.square().mean(-1, keepdim=True) + 1e-6).sqrt() * layer.out_norm.weight
+        read = read / (read.square().mean(-1, keepdim=True) + 1e-4).sqrt() * layer.out_norm.weight
         read = read.flatten()
         if config.output_gate:
             read = read * functional.silu(layer.output_gate(x[t]))
