@@ -16,6 +16,7 @@ from scrubjay.experiments.cluster import RayOptions
 from scrubjay.experiments.device import resolve_device
 from scrubjay.experiments.environments import EnvConfig
 from scrubjay.experiments.metrics import OnUpdate
+from scrubjay.experiments.sequence_task import SequenceTaskConfig
 from scrubjay.memory import MemoryConfig, name_of, serialization
 
 
@@ -175,7 +176,7 @@ class TrainConfig:
 
 
 _KINDS: dict[str, type[Any]] = {
-    config.kind: config for config in (TrainConfig, BalletProbeConfig)
+    config.kind: config for config in (TrainConfig, BalletProbeConfig, SequenceTaskConfig)
 }
 
 
