@@ -40,11 +40,11 @@ def plot_spans(runs: Sequence[Run], out: Path | str) -> Path:
             _draw(axes, curves, shades)
             axes.axhline(config.chance(tested), color="grey", linestyle="--", linewidth=1, label="guessing")
             axes.axvline(trained_span, color="grey", linestyle=":", linewidth=1, label="trained here")
-            words = config.axis_labels[0]
-            axes.set_title(f"{recipe}, trained on {trained_count}, tested on {tested} {words}", fontsize=9)
+            as_trained = ", as trained" if tested == trained_count else ""
+            axes.set_title(f"{recipe}: {tested} {config.axis_labels[0]}{as_trained}", fontsize=9)
             axes.set_xlabel(f"{config.axis_labels[1]} in the test")
         row[0].set_ylabel(_ANSWERED)
-    grid[0][0].legend(frameon=False, fontsize=8)
+    next(axes for axes in grid.flat if axes.axison).legend(frameon=False, fontsize=8)
     return save_figure(figure, out)
 
 
@@ -65,7 +65,7 @@ def plot_counts(runs: Sequence[Run], out: Path | str) -> Path:
         guesses = [config.chance(count) for count in counts]
         axes.plot(counts, guesses, color="grey", linestyle="--", linewidth=1, label="guessing")
         axes.axvline(trained_count, color="grey", linestyle=":", linewidth=1, label="most in training")
-        axes.set_title(f"{recipe}, {trained_span} {config.axis_labels[1]}")
+        axes.set_title(f"{recipe}, {config.axis_labels[1]}: {trained_span}")
         axes.set_xlabel(f"{config.axis_labels[0]} in the test")
         axes.set_ylabel(_ANSWERED)
         axes.legend(frameon=False)
@@ -90,12 +90,9 @@ def plot_state(runs: Sequence[Run], out: Path | str) -> Path:
             size = own[0]["state_bytes"]
             axes.errorbar([size], [mean], spread, marker="o", color=shades[label], label=label, capsize=3)
             axes.annotate(label, (size, mean), xytext=(6, 5), textcoords="offset points", fontsize=8)
-        axes.axhline(
-            config.success_without_memory, color="grey", linestyle="--", linewidth=1, label="guessing"
-        )
-        axes.set_xscale("symlog", base=2, linthresh=64)  # `none` has 0 bytes
-        axes.xaxis.set_major_formatter(lambda size, _: f"{size:,.0f}")
-        axes.tick_params(axis="x", labelrotation=45)
+        axes.axhline(config.success_without_memory, color="grey", linestyle="--", linewidth=1)
+        axes.set_xscale("log")
+        axes.margins(x=0.15)
         axes.set_ylim(-0.02, 1.05)
         axes.set_title(f"{recipe}, {config.trained[0]} {config.axis_labels[0]}")
         axes.set_xlabel("bytes of state of one sequence")

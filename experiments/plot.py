@@ -145,7 +145,7 @@ def _dress(axes: Axes, recipe: str, metric: str) -> None:
         axes.set_ylim(-0.02, 1.02)
     axes.set_xlim(left=0)
     axes.set_title(recipe)
-    axes.set_xlabel("environment steps")
+    axes.set_xlabel("steps")
     axes.set_ylabel(LABELS.get(metric, metric))
     axes.xaxis.set_major_formatter(lambda steps, _: _short(steps))
     axes.grid(alpha=0.3)
