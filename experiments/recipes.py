@@ -167,7 +167,7 @@ def mqar() -> SequenceTaskConfig:
 
 def needle() -> SequenceTaskConfig:
     """Supervised, as a sequence model: one key and its value hidden in hay."""
-    return SequenceTaskConfig(recipe="needle", suite=Needle(), eval_items=())
+    return SequenceTaskConfig(recipe="needle", suite=Needle(), eval_items=(), eval_rows=256)
 
 
 def multikey_needle() -> SequenceTaskConfig:
@@ -182,7 +182,7 @@ def selective_copy() -> SequenceTaskConfig:
 
 def induction() -> SequenceTaskConfig:
     """Supervised, as a sequence model: say what followed the trigger the first time."""
-    return SequenceTaskConfig(recipe="induction", suite=Induction(), eval_items=())
+    return SequenceTaskConfig(recipe="induction", suite=Induction(), eval_items=(), eval_rows=256)
 
 
 def ppo() -> TrainConfig:

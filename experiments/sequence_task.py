@@ -28,11 +28,11 @@ class SequenceTaskConfig(SupervisedConfig):
     """Blocks of the model, each with a memory and a feed-forward layer."""
     parameters: int = 200_000
     """Trained numbers of the whole model, whatever its memory: feed-forward layers are made wide enough."""
-    batch_rows: int = 64
+    batch_rows: int = 32
     """Sequences per gradient step."""
-    total_steps: int = 3_000_000
+    total_steps: int = 2_000_000
     """Tokens of the whole run, over all rows of all batches; the last batch is finished."""
-    eval_rows: int = 128
+    eval_rows: int = 64
     """Sequences, of a seed not trained on, behind every accuracy in result.json."""
     eval_items: tuple[int, ...] = (2, 4, 16)
     """How much there is to remember in the test, the trained number aside."""
