@@ -5,11 +5,10 @@ Supervised, so that it tests a memory alone, without walking, exploration and cr
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import ClassVar, NamedTuple, Self
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -19,18 +18,18 @@ from torch.nn import functional
 
 from scrubjay.envs.ballet import COLOUR_AT, MOVE_AT, SHAPE_AT, SLOT_SIZE, SLOTS, BalletVector
 from scrubjay.envs.ballet_world import INSTRUCTIONS, NO_MOVE
-from scrubjay.experiments.cluster import RayOptions
-from scrubjay.experiments.metrics import OnUpdate
-from scrubjay.memory import MemoryConfig, make_config, name_of
+from scrubjay.experiments.supervised import SupervisedConfig
+from scrubjay.memory import MemoryConfig
 
 _SYMBOLS = SLOTS * SLOT_SIZE
 
 
 @dataclass(frozen=True)
-class BalletProbeConfig:
+class BalletProbeConfig(SupervisedConfig):
     """A memory learns, from whole ballets and by supervision, who danced what."""
 
     kind: ClassVar[str] = "ballet-probe"
+    axes: ClassVar[tuple[str, str]] = ("num_dancers", "delay")
 
     recipe: str = "ballet-probe"
     """Name of the task in run directories and plots."""
@@ -38,18 +37,8 @@ class BalletProbeConfig:
     """The most dancers in training; batches have 2, 4, ... up to this many by turns, see `counts`."""
     delay: int = 16
     """Steps between dances in training."""
-    memory: MemoryConfig = field(default_factory=lambda: make_config("gru", dim=64))
-    """What remembers."""
-    learning_rate: float = 2e-3
-    """Adam's step size at the start; falls linearly to zero."""
     batch_questions: int = 64
     """Questions per gradient step; a ballet of n dancers asks n."""
-    total_steps: int = 3_000_000
-    """Environment steps of the whole run, over all ballets; the last batch is finished."""
-    seed: int = 0
-    """Source of all randomness."""
-    checkpoint_seconds: float = 30.0
-    """Time between checkpoints."""
     eval_episodes: int = 512
     """Ballets, of seeds not trained on, behind every accuracy in result.json."""
     eval_dancers: tuple[int, ...] = (2, 4, 8)
@@ -58,54 +47,40 @@ class BalletProbeConfig:
     """Delays in the test, the trained one aside."""
 
     def __post_init__(self) -> None:
-        for name in ("num_dancers", "total_steps", "eval_episodes"):
+        super().__post_init__()
+        for name in ("num_dancers", "eval_episodes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
-        for name in ("seed", "checkpoint_seconds"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate={self.learning_rate}: must be positive")
         if self.batch_questions < self.num_dancers:
             raise ValueError(
                 f"batch_questions={self.batch_questions}: a single ballet asks num_dancers={self.num_dancers}"
             )
 
     @property
-    def label(self) -> str:
-        """The memory's registered name."""
-        return name_of(self.memory)
+    def trained(self) -> tuple[int, int]:
+        """Dancers, at most, and delay."""
+        return self.num_dancers, self.delay
 
     @property
-    def planned_steps(self) -> int:
-        """`total_steps`."""
-        return self.total_steps
+    def tested(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Numbers of dancers, and delays."""
+        return self.eval_dancers, self.eval_delays
 
     @property
-    def counts(self) -> list[int]:
-        """Numbers of dancers in the training's batches, by turns: 2, 4, ... and `num_dancers`.
-
-        Of 8 dancers alone learning hardly begins, so likely is a wrong chunk and so low chance; and what is
-        learned of 2 alone may be of no use for more.
-        """
-        doubled = [2**power for power in range(1, self.num_dancers.bit_length())]
-        return [count for count in doubled if count < self.num_dancers] + [self.num_dancers]
+    def axis_labels(self) -> tuple[str, str]:
+        """The two sizes in words."""
+        return "dancers", "steps between dances"
 
     @property
-    def success_without_memory(self) -> float:
+    def engine(self) -> Callable[..., Any]:
+        """`ProbeEngine`."""
+        from scrubjay.experiments.probe_engine import ProbeEngine  # reads this file
+
+        return ProbeEngine
+
+    def chance(self, count: int) -> float:
         """Guess among the dancers in view."""
-        return 1 / self.num_dancers
-
-    @property
-    def tests(self) -> list[tuple[int, int]]:
-        """All pairs of dancers and delay in the test."""
-        dancers = sorted({self.num_dancers, *self.eval_dancers})
-        delays = sorted({self.delay, *self.eval_delays})
-        return [(count, delay) for count in dancers for delay in delays]
-
-    def with_memory(self, memory: MemoryConfig) -> Self:
-        """Return the same experiment with another memory."""
-        return dataclasses.replace(self, memory=memory)
+        return 1 / count
 
     def make_envs(
         self, num_envs: int, num_dancers: int | None = None, delay: int | None = None
@@ -114,27 +89,11 @@ class BalletProbeConfig:
         count = self.num_dancers if num_dancers is None else num_dancers
         return BalletVector(num_envs, count, self.delay if delay is None else delay, "symbolic")
 
-    def check(self, ray: RayOptions | None = None) -> None:
-        """Build the parts once. Raises ValueError or TypeError naming what does not fit, or if on Ray."""
-        if ray is not None:
-            raise ValueError(f"{self.recipe} is trained in one process; leave --engine ray away")
+    def check_parts(self) -> None:
+        """Make ballets of all sizes in the test, and the model."""
         for num_dancers, delay in self.tests:
             self.make_envs(1, num_dancers, delay)
         BalletProbe(self.memory)
-
-    def run(
-        self,
-        run_dir: Path,
-        progress: bool = False,
-        ray: RayOptions | None = None,
-        on_update: OnUpdate | None = None,
-    ) -> None:
-        """Train in this process, going on from the newest checkpoint in `run_dir` if there is one."""
-        self.check(ray)
-        from scrubjay.experiments.engine import train_with  # the engines themselves read configs
-        from scrubjay.experiments.probe_engine import ProbeEngine
-
-        train_with(ProbeEngine, self, run_dir, progress, on_update)
 
 
 class Ballets(NamedTuple):

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 
 import scrubjay
-from scrubjay.experiments.ballet_probe import BalletProbeConfig
 from scrubjay.experiments.config import TrainConfig
 from scrubjay.experiments.device import one_thread
 from scrubjay.experiments.evaluation import evaluate
@@ -30,6 +29,7 @@ from scrubjay.experiments.run import Run, write_atomically
 from scrubjay.experiments.seeding import derive_seed
 from scrubjay.experiments.statistics import bootstrap_interval, interquartile_mean
 from scrubjay.experiments.stopping import Interrupted
+from scrubjay.experiments.supervised import SupervisedConfig
 
 LONGER_FILE = "longer.json"
 
@@ -77,25 +77,36 @@ def run_compare(options: CompareOptions, train_flags: Sequence[str] = ()) -> int
 
 
 def write_report(runs: Sequence[Run], out: Path, command: str) -> list[Path]:
-    """Write table.md, curves.png and, where tests reach beyond training, longer.png or delays.png; return their paths."""
-    from scrubjay.experiments.plot import plot_delays, plot_longer, plot_runs
+    """Write table.md, curves.png and, where tests reach beyond training, plots of these; return their paths.
+
+    longer.png for trained policies; for supervised experiments one plot for each size of the task, such as
+    lengths.png and items.png, and state.png where results tell the bytes of state.
+    """
+    from scrubjay.experiments.plot import plot_longer, plot_runs
 
     longer = {run.path: success_when_longer(run) for run in runs}
-    probes = [run for run in runs if isinstance(run.config, BalletProbeConfig)]
-    sections = [
-        _header(runs, command),
-        _final_table(runs),
-        *_longer_tables(runs, longer),
-        *_probe_tables(probes),
-    ]
+    supervised: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        if isinstance(run.config, SupervisedConfig):
+            supervised.setdefault(run.config.axes, []).append(run)
+    sections = [_header(runs, command), _final_table(runs), *_longer_tables(runs, longer)]
+    for alike in supervised.values():
+        sections += [*_size_table(alike), *_accuracy_tables(alike)]
     write_atomically(out / "table.md", "\n\n".join(sections) + "\n")
     written = [out / "table.md", plot_runs(runs, out / "curves.png")]
     tables = [(run, longer[run.path]) for run in runs if longer[run.path]]
     if tables:
         written.append(plot_longer(tables, out / "longer.png"))
-    if probes:
-        written.append(plot_delays(probes, out / "delays.png"))
+    for (count, span), alike in supervised.items():
+        written += _accuracy_plots(alike, out, count.removeprefix("num_"), f"{span}s")
     return written
+
+
+def _accuracy_plots(runs: Sequence[Run], out: Path, counts: str, spans: str) -> list[Path]:
+    from scrubjay.experiments.accuracy_plots import plot_counts, plot_spans, plot_state
+
+    written = [plot_spans(runs, out / f"{spans}.png"), plot_counts(runs, out / f"{counts}.png")]
+    return [*written, plot_state(runs, out / "state.png")] if _tell_state(runs) else written
 
 
 def success_when_longer(run: Run, episodes: int = 100) -> dict[int, float]:
@@ -190,27 +201,42 @@ def _longer_tables(runs: Sequence[Run], longer: dict[Path, dict[int, float]]) ->
     return tables
 
 
-def _probe_tables(runs: Sequence[Run]) -> list[str]:
+def _tell_state(runs: Sequence[Run]) -> bool:
+    return all("state_bytes" in run.result for run in runs)
+
+
+def _size_table(runs: Sequence[Run]) -> list[str]:
+    """Return what the models weigh and what they carry along, where results tell it."""
+    if not _tell_state(runs):
+        return []
+    results = {(run.config.recipe, run.config.label): run.result for run in runs}
+    lines = ["| recipe | memory | parameters | bytes of state of one sequence |", "| --- | --- | --- | --- |"]
+    for (recipe, memory), result in results.items():
+        lines.append(f"| {recipe} | {memory} | {result['parameters']:,} | {result['state_bytes']:,} |")
+    return ["\n".join(lines)]
+
+
+def _accuracy_tables(runs: Sequence[Run]) -> list[str]:
     tables = []
     for recipe in dict.fromkeys(run.config.recipe for run in runs):
+        alike = [run for run in runs if run.config.recipe == recipe]
+        config: Any = alike[0].config
         scores: dict[str, dict[tuple[int, int], list[float]]] = {}
-        for run in runs:
-            if run.config.recipe == recipe:
-                for test in run.result["tests"]:
-                    pair = (test["num_dancers"], test["delay"])
-                    score = test["right"] / test["asked"]
-                    scores.setdefault(run.config.label, {}).setdefault(pair, []).append(score)
-        delays = sorted({delay for by_pair in scores.values() for _, delay in by_pair})
+        for run in alike:
+            for sizes, score in config.accuracies(run.result).items():
+                scores.setdefault(run.config.label, {}).setdefault(sizes, []).append(score)
+        spans = sorted({span for by_sizes in scores.values() for _, span in by_sizes})
+        counted, spanned = config.axis_labels
         lines = [
-            f"{recipe}, questions answered right by dancers in the test and steps between dances:",
+            f"{recipe}, questions answered right by {counted} in the test and {spanned}:",
             "",
-            "| memory | dancers | " + " | ".join(map(str, delays)) + " |",
-            "| --- " * (len(delays) + 2) + "|",
+            f"| memory | {counted} | " + " | ".join(map(str, spans)) + " |",
+            "| --- " * (len(spans) + 2) + "|",
         ]
-        for memory, by_pair in scores.items():
-            for dancers in sorted({dancers for dancers, _ in by_pair}):
-                cells = [_cell(by_pair[dancers, delay]) for delay in delays]
-                lines.append(f"| {memory} | {dancers} | " + " | ".join(cells) + " |")
+        for memory, by_sizes in scores.items():
+            for count in sorted({count for count, _ in by_sizes}):
+                cells = [_cell(by_sizes[count, span]) for span in spans]
+                lines.append(f"| {memory} | {count} | " + " | ".join(cells) + " |")
         tables.append("\n".join(lines))
     return tables
 

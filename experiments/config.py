@@ -11,13 +11,13 @@ from typing import Any, ClassVar, Literal, Protocol, Self
 
 from scrubjay.agents.policy import Policy, PolicyConfig
 from scrubjay.agents.ppo import PPO, PPOConfig
-from scrubjay.experiments import serialization
 from scrubjay.experiments.ballet_probe import BalletProbeConfig
 from scrubjay.experiments.cluster import RayOptions
 from scrubjay.experiments.device import resolve_device
 from scrubjay.experiments.environments import EnvConfig
 from scrubjay.experiments.metrics import OnUpdate
-from scrubjay.memory import MemoryConfig, name_of
+from scrubjay.experiments.sequence_task import SequenceTaskConfig
+from scrubjay.memory import MemoryConfig, name_of, serialization
 
 
 class Experiment(Protocol):
@@ -175,12 +175,14 @@ class TrainConfig:
         train_with(engine, self, run_dir, progress, on_update)  # pyright: ignore[reportArgumentType]  (sees this file twice)
 
 
-_KINDS: dict[str, type[Any]] = {TrainConfig.kind: TrainConfig, BalletProbeConfig.kind: BalletProbeConfig}
+_KINDS: dict[str, type[Any]] = {
+    config.kind: config for config in (TrainConfig, BalletProbeConfig, SequenceTaskConfig)
+}
 
 
 def to_json(config: Experiment) -> str:
     """Return the text of config.json."""
-    return json.dumps({"kind": config.kind, **serialization.encode(config)}, indent=2) + "\n"
+    return json.dumps(serialization.encode(config), indent=2) + "\n"
 
 
 def from_json(text: str) -> Experiment:

@@ -45,20 +45,20 @@ def plot_runs(runs: Sequence[Run], out: Path | str, metric: str | None = None) -
         steps, values = np.array(points, dtype=float).T
         panels.setdefault(run.config.recipe, {}).setdefault(labels[run], []).append((steps, values))
     chance = {run.config.recipe: run.config.success_without_memory for run in runs}
-    colours = _colours(label for panel in panels.values() for label in panel)
-    figure = _figure(len(panels))
+    shades = colours(label for panel in panels.values() for label in panel)
+    figure = figure_of(len(panels))
     for axes, (recipe, panel) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
     ):
         for label in sorted(panel):
-            _draw_curve(axes, panel[label], label, colours[label])
+            _draw_curve(axes, panel[label], label, shades[label])
         _dress(axes, recipe, metric)
         if metric == "charts/success" and chance.get(recipe) is not None:
             axes.axhline(
                 chance[recipe], color="grey", linestyle="--", linewidth=1, label="best without memory"
             )
         axes.legend(frameon=False)
-    return _save(figure, out)
+    return save_figure(figure, out)
 
 
 def contenders(runs: Sequence[Run]) -> dict[Run, str]:
@@ -81,19 +81,17 @@ def plot_longer(scores: Sequence[tuple[Run, dict[int, float]]], out: Path | str)
     panels: dict[str, dict[str, list[dict[int, float]]]] = {}
     for run, by_length in scores:
         panels.setdefault(run.config.recipe, {}).setdefault(run.config.label, []).append(by_length)
-    colours = _colours(label for panel in panels.values() for label in panel)
-    figure = _figure(len(panels))
+    shades = colours(label for panel in panels.values() for label in panel)
+    figure = figure_of(len(panels))
     for axes, (recipe, panel) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
     ):
         for label in sorted(panel):
             lengths = np.array(list(panel[label][0]))
             values = np.array([list(by_length.values()) for by_length in panel[label]])
-            axes.plot(
-                lengths, values.mean(axis=0), marker="o", color=colours[label], label=label, linewidth=2
-            )
+            axes.plot(lengths, values.mean(axis=0), marker="o", color=shades[label], label=label, linewidth=2)
             low, high = values.min(axis=0), values.max(axis=0)
-            axes.fill_between(lengths, low, high, color=colours[label], alpha=0.2, linewidth=0)
+            axes.fill_between(lengths, low, high, color=shades[label], alpha=0.2, linewidth=0)
         axes.axvline(lengths[0], color="grey", linestyle=":", linewidth=1, label="trained here")
         axes.set_xscale("log")
         axes.set_xticks(lengths, [str(length) for length in lengths])
@@ -104,60 +102,21 @@ def plot_longer(scores: Sequence[tuple[Run, dict[int, float]]], out: Path | str)
         axes.set_ylabel(LABELS["charts/success"])
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
-    return _save(figure, out)
+    return save_figure(figure, out)
 
 
-def plot_delays(runs: Sequence[Run], out: Path | str) -> Path:
-    """Draw Ballet probes' accuracy against the delay between dances, and return the path.
-
-    One row of panels per number of dancers trained on, one column per number in the test; means over seeds
-    with their range, and a dashed line for guessing.
-    """
-    panels: dict[tuple[int, int], dict[str, list[dict[int, float]]]] = {}
-    trained_delay: dict[int, int] = {}
-    for run in runs:
-        by_dancers: dict[int, dict[int, float]] = {}
-        for test in run.result["tests"]:
-            by_dancers.setdefault(test["num_dancers"], {})[test["delay"]] = test["right"] / test["asked"]
-        config: Any = run.config
-        trained_delay[config.num_dancers] = config.delay
-        for tested, by_delay in by_dancers.items():
-            panel = panels.setdefault((config.num_dancers, tested), {})
-            panel.setdefault(config.label, []).append(by_delay)
-    rows, columns = (sorted({key[axis] for key in panels}) for axis in (0, 1))
-    colours = _colours(label for panel in panels.values() for label in panel)
-    figure = Figure(figsize=(1.0 + 3.4 * len(columns), 0.8 + 2.6 * len(rows)), dpi=120, layout="constrained")
-    grid = figure.subplots(len(rows), len(columns), squeeze=False, sharex=True, sharey=True)
-    for (trained, tested), panel in panels.items():
-        axes = grid[rows.index(trained)][columns.index(tested)]
-        for label in sorted(panel):
-            delays = np.array(sorted(panel[label][0]))
-            values = np.array([[by_delay[delay] for delay in delays] for by_delay in panel[label]])
-            axes.plot(delays, values.mean(axis=0), marker="o", color=colours[label], label=label, linewidth=2)
-            low, high = values.min(axis=0), values.max(axis=0)
-            axes.fill_between(delays, low, high, color=colours[label], alpha=0.2, linewidth=0)
-        axes.axhline(1 / tested, color="grey", linestyle="--", linewidth=1, label="guessing")
-        axes.axvline(trained_delay[trained], color="grey", linestyle=":", linewidth=1, label="trained delay")
-        axes.set_ylim(-0.02, 1.02)
-        axes.set_title(f"trained on {trained} dancers, tested on {tested}", fontsize=10)
-        axes.grid(alpha=0.3)
-    for axes in grid[-1]:
-        axes.set_xlabel("steps between dances in the test")
-    for axes in grid[:, 0]:
-        axes.set_ylabel("questions answered right")
-    grid[0][0].legend(frameon=False, fontsize=8)
-    return _save(figure, out)
-
-
-def _colours(labels: Iterable[str]) -> dict[str, Any]:
+def colours(labels: Iterable[str]) -> dict[str, Any]:
+    """Return a colour for every contender, the same wherever the same ones are drawn."""
     return {label: f"C{number % 10}" for number, label in enumerate(sorted(set(labels)))}
 
 
-def _figure(panels: int) -> Figure:
+def figure_of(panels: int) -> Figure:
+    """Return an empty figure, wide enough for so many panels side by side."""
     return Figure(figsize=(1.5 + 6 * panels, 4.5), dpi=120, layout="constrained")
 
 
-def _save(figure: Figure, out: Path | str) -> Path:
+def save_figure(figure: Figure, out: Path | str) -> Path:
+    """Write a figure, in the format its name ends in, and return the path."""
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out)
@@ -186,7 +145,7 @@ def _dress(axes: Axes, recipe: str, metric: str) -> None:
         axes.set_ylim(-0.02, 1.02)
     axes.set_xlim(left=0)
     axes.set_title(recipe)
-    axes.set_xlabel("environment steps")
+    axes.set_xlabel("steps")
     axes.set_ylabel(LABELS.get(metric, metric))
     axes.xaxis.set_major_formatter(lambda steps, _: _short(steps))
     axes.grid(alpha=0.3)

@@ -11,6 +11,8 @@ from scrubjay.agents.ppo import PPOConfig
 from scrubjay.experiments.ballet_probe import BalletProbeConfig
 from scrubjay.experiments.config import Experiment, TrainConfig
 from scrubjay.experiments.environments import EnvConfig
+from scrubjay.experiments.sequence_task import SequenceTaskConfig
+from scrubjay.experiments.suites import MQAR, Induction, Needle, SelectiveCopy
 from scrubjay.memory import MemoryConfig, make_config
 
 AnyExperiment = TypeVar("AnyExperiment", bound=Experiment)
@@ -158,6 +160,31 @@ def ballet_probe_8() -> BalletProbeConfig:
     return BalletProbeConfig(recipe="ballet-probe-8", num_dancers=8)
 
 
+def mqar() -> SequenceTaskConfig:
+    """Supervised, as a sequence model: 8 keys and their values, then each key again: say its value."""
+    return SequenceTaskConfig(suite=MQAR())
+
+
+def needle() -> SequenceTaskConfig:
+    """Supervised, as a sequence model: one key and its value hidden in hay."""
+    return SequenceTaskConfig(recipe="needle", suite=Needle(), eval_items=(), eval_rows=256)
+
+
+def multikey_needle() -> SequenceTaskConfig:
+    """Supervised, as a sequence model: 8 keys and their values hidden in hay, one asked for."""
+    return SequenceTaskConfig(recipe="multikey-needle", suite=Needle(vocab_size=80, num_items=8))
+
+
+def selective_copy() -> SequenceTaskConfig:
+    """Supervised, as a sequence model: 8 tokens among noise, to be said again in order."""
+    return SequenceTaskConfig(recipe="selective-copy", suite=SelectiveCopy())
+
+
+def induction() -> SequenceTaskConfig:
+    """Supervised, as a sequence model: say what followed the trigger the first time."""
+    return SequenceTaskConfig(recipe="induction", suite=Induction(), eval_items=(), eval_rows=256)
+
+
 def ppo() -> TrainConfig:
     """Any gymnasium environment: `scrubjay train ppo --env ID|module:callable`."""
     return TrainConfig(
@@ -165,7 +192,7 @@ def ppo() -> TrainConfig:
     )
 
 
-RECIPES: dict[str, Callable[[], TrainConfig | BalletProbeConfig]] = {
+RECIPES: dict[str, Callable[[], TrainConfig | BalletProbeConfig | SequenceTaskConfig]] = {
     "tmaze": tmaze,
     "tmaze-demo": tmaze_demo,
     "repeat-previous": repeat_previous,
@@ -179,6 +206,11 @@ RECIPES: dict[str, Callable[[], TrainConfig | BalletProbeConfig]] = {
     "ballet-probe": ballet_probe,
     "ballet-probe-4": ballet_probe_4,
     "ballet-probe-8": ballet_probe_8,
+    "mqar": mqar,
+    "needle": needle,
+    "multikey-needle": multikey_needle,
+    "selective-copy": selective_copy,
+    "induction": induction,
     "ppo": ppo,
 }
 
@@ -196,6 +228,13 @@ LONGER: dict[str, tuple[str, tuple[int, ...]]] = {
 _PROBING = {"hcam": {"num_layers": 2, "top_k": 16, "stop_memory_gradient": False}}
 # To count, or to find what lies as far back as the answer is away, takes a second layer; GTrXL has two by default.
 _TWO_LAYERS = {"hcam": {"num_layers": 2}}
+# 8 chunks in the sequences trained on, of which 4 are read: so choosing is learned. The longest test's all are kept. One
+# layer a block, for all memories alike.
+_SEQUENCES = {
+    "hcam": {"chunk_size": 8, "num_chunks": 128},
+    "sink": {"num_layers": 1},
+    "gtrxl": {"num_layers": 1},
+}
 MEMORY_SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "autoencode": _TWO_LAYERS,
     "memory-planning": _TWO_LAYERS,
@@ -204,6 +243,11 @@ MEMORY_SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "ballet-probe": _PROBING,
     "ballet-probe-4": _PROBING,
     "ballet-probe-8": _PROBING,
+    "mqar": _SEQUENCES,
+    "needle": _SEQUENCES,
+    "multikey-needle": _SEQUENCES,
+    "selective-copy": _SEQUENCES,
+    "induction": _SEQUENCES,
 }
 """What single memories get on a recipe beside their defaults when only their name is given."""
 

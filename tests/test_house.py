@@ -9,7 +9,15 @@ import pytest
 import scrubjay
 
 ROOT = Path(__file__).parent.parent
-HEAVY = ("ray", "langchain_core", "transformers", "gymnasium", "pettingzoo", "torch_geometric")
+HEAVY = (
+    "ray",
+    "langchain_core",
+    "transformers",
+    "huggingface_hub",
+    "gymnasium",
+    "pettingzoo",
+    "torch_geometric",
+)
 
 
 @pytest.mark.parametrize("room", ["agents", "envs", "experiments", "kernels", "memory"])

@@ -14,10 +14,10 @@ import torch
 from scrubjay.envs import ballet_world as world
 from scrubjay.envs.ballet import MOVE_AT, SHAPE_AT, SLOT_SIZE, SLOTS, BalletVector
 from scrubjay.experiments import RECIPES, Run, resume, train, with_memory
+from scrubjay.experiments.accuracy_plots import plot_spans
 from scrubjay.experiments.ballet_probe import BalletProbe, BalletProbeConfig, watch
 from scrubjay.experiments.compare import write_report
 from scrubjay.experiments.config import from_json, to_json
-from scrubjay.experiments.plot import plot_delays
 from scrubjay.experiments.probe_engine import ProbeEngine, accuracy
 from scrubjay.memory import list_memories, make_config
 
@@ -157,11 +157,11 @@ def test_what_a_memory_needs_is_given_when_it_is_named():
 
 def test_probes_are_drawn_trained_by_tested(tmp_path):
     runs = [train(tiny("none", seed=seed), tmp_path / str(seed)) for seed in (0, 1)]
-    assert plot_delays(runs, tmp_path / "delays.png").stat().st_size > 10_000
+    assert plot_spans(runs, tmp_path / "delays.png").stat().st_size > 10_000
     assert (runs[0].path / "curve.png").exists()
     (tmp_path / "report").mkdir()
     table, *plots = write_report(runs, tmp_path / "report", "the command")
-    assert [plot.name for plot in plots] == ["curves.png", "delays.png"]
+    assert [plot.name for plot in plots] == ["curves.png", "delays.png", "dancers.png"]
     assert f"| tiny-probe | none | {sum(run.result['success'] for run in runs) / 2:.2f}" in table.read_text()
 
 

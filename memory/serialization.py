@@ -1,23 +1,29 @@
-"""Configs to JSON and back: plain nested objects, memories by their registered name."""
+"""Configs to JSON and back: plain nested objects; memories by their registered name, other families by `kind`."""
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import types
 import typing
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from scrubjay.memory import MemoryConfig, make_config, name_of
+from scrubjay.memory.base import MemoryConfig
+from scrubjay.memory.registry import make_config, name_of
 
 T = TypeVar("T")
 
 
 def encode(value: Any) -> Any:
-    """Return what `json.dumps` can write for a config; raises TypeError on anything else."""
+    """Return what `json.dumps` can write for a config; raises TypeError on anything else.
+
+    A class with an attribute `kind` is written with it, so that one of several can be told and rebuilt.
+    """
     if isinstance(value, MemoryConfig):
         return {"name": name_of(value), **_fields(value)}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _fields(value)
+        kind = getattr(type(value), "kind", None)
+        return _fields(value) if kind is None else {"kind": kind, **_fields(value)}
     if isinstance(value, dict):
         return {str(name): encode(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -41,7 +47,7 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
     if kind is MemoryConfig:
         return _decode_memory(value, where)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        return _decode_dataclass(kind, value, where)
+        return (_decode_family if inspect.isabstract(kind) else _decode_dataclass)(kind, value, where)
     if origin is tuple:
         inner = get_args(kind)
         kinds = [inner[0]] * len(value) if len(inner) == 2 and inner[1] is Ellipsis else inner
@@ -77,6 +83,16 @@ def _decode_memory(value: Any, where: str) -> MemoryConfig:
         raise ValueError(f"{where}={value!r}: expected an object with a memory's name")
     kind = type(make_config(value["name"]))
     return _decode_dataclass(kind, {key: item for key, item in value.items() if key != "name"}, where)
+
+
+def _decode_family(family: type, value: Any, where: str) -> Any:
+    kinds = {getattr(kind, "kind", kind.__name__): kind for kind in family.__subclasses__()}
+    chosen = value.get("kind") if isinstance(value, dict) else None
+    if chosen not in kinds:
+        raise ValueError(f"{where}.kind={chosen!r}: choose from {', '.join(sorted(kinds))}")
+    return _decode_dataclass(
+        kinds[chosen], {key: item for key, item in value.items() if key != "kind"}, where
+    )
 
 
 def _decode_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:

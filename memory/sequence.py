@@ -1,0 +1,229 @@
+"""A causal model of token sequences over any memory.
+
+It obeys the memories' contract with tokens for inputs: any cut of a sequence gives the same logits, `start` begins
+a new sequence, and the state, a flat dict of fixed shapes, is all that generation carries from token to token.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, cast
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from scrubjay.memory.base import Memory, MemoryConfig, State
+from scrubjay.memory.serialization import decode, encode
+from scrubjay.memory.short_convolution import ShortConvolution
+
+_TOLERANCE = 0.01
+_NEIGHBOURS = "convolution"
+
+
+@dataclass(frozen=True)
+class SequenceConfig:
+    """Sizes of `SequenceModel`; its width is the memory's. Raises ValueError on an impossible one."""
+
+    vocab_size: int
+    """Tokens are the numbers from 0 up to this, itself excluded."""
+    memory: MemoryConfig
+    """What remembers, once per block, each with a state of its own."""
+    num_blocks: int = 2
+    """Blocks of one memory and one feed-forward layer."""
+    feed_forward_width: int | None = None
+    """Hidden units of a feed-forward layer; by default twice the width. See `match_parameters`."""
+    convolution_width: int = 3
+    """Latest inputs that a convolution mixes before each memory, so that neighbours meet; 1 mixes none."""
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "num_blocks", "convolution_width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.feed_forward_width is not None and self.feed_forward_width < 1:
+            raise ValueError(f"feed_forward_width={self.feed_forward_width}: must be at least 1, or None")
+
+    @property
+    def dim(self) -> int:
+        """Width of embeddings and blocks."""
+        return self.memory.dim
+
+    def build(self) -> SequenceModel:
+        """Return a freshly initialised model of these sizes."""
+        return SequenceModel(self)
+
+
+class SequenceModel(
+    nn.Module, PyTorchModelHubMixin, library_name="scrubjay", tags=["memory", "sequence-model"], license="mit"
+):
+    """Tokens in, logits of the next token out; embedding and head have the same weights.
+
+    A block is pre-norm and residual: a short convolution and the memory, then a feed-forward layer.
+    State: the entries of every block's memory, `block_0.hidden` and so on. Weights and config go to a folder or to
+    the Hugging Face Hub by `save_pretrained` and `push_to_hub`, and come back by `from_pretrained`.
+    """
+
+    def __init__(self, config: SequenceConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.dim)
+        # As the head's weights they make logits of variance 1 from normed outputs.
+        nn.init.normal_(self.embedding.weight, std=config.dim**-0.5)
+        self.blocks = nn.ModuleList(_Block(config) for _ in range(config.num_blocks))
+        self.norm = nn.LayerNorm(config.dim)
+
+    def initial_state(self, batch_size: int) -> State:
+        """Return the state before the first token, batch first."""
+        return {
+            _prefix(index) + name: value
+            for index, block in enumerate(self._blocks)
+            for name, value in block.initial_state(batch_size).items()
+        }
+
+    def forward(
+        self, tokens: Int[Tensor, "batch time"], state: State, start: Bool[Tensor, "batch time"] | None = None
+    ) -> tuple[Float[Tensor, "batch time vocab"], State]:
+        """Return logits of the token after each, and the state after the last.
+
+        `start[b, t]` marks `tokens[b, t]` as the first of a new sequence. Raises ValueError on shapes that do not fit.
+        """
+        if tokens.ndim != 2:
+            raise ValueError(f"tokens have shape {tuple(tokens.shape)}; expected [batch, time]")
+        x = self.embedding(tokens)
+        after: State = {}
+        for index, block in enumerate(self._blocks):
+            prefix = _prefix(index)
+            own = {
+                name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
+            }
+            x, own = block(x, own, start)
+            after |= {prefix + name: value for name, value in own.items()}
+        return nn.functional.linear(self.norm(x), self.embedding.weight), after
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompt: Int[Tensor, "batch prompt_time"],
+        max_new_tokens: int,
+        state: State | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Int[Tensor, "batch new_time"], State]:
+        """Return `max_new_tokens` tokens that follow the prompt, and the state before the last of them.
+
+        A step costs the same however long the sequence is. Temperature 0 takes the likeliest token; `top_k` draws
+        among so many likeliest. To go on later, give the last token as the prompt, and the returned state.
+        Raises ValueError on an empty prompt or a number that cannot be.
+        """
+        if prompt.ndim != 2 or prompt.shape[1] == 0:
+            raise ValueError(
+                f"prompt has shape {tuple(prompt.shape)}; expected [batch, time], at least one token"
+            )
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens={max_new_tokens}: must be at least 1")
+        if temperature < 0:
+            raise ValueError(f"temperature={temperature}: must not be negative; 0 takes the likeliest token")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k={top_k}: must be at least 1, or None for all tokens")
+        logits, state = self(prompt, self.initial_state(len(prompt)) if state is None else state)
+        new = [_draw(logits[:, -1], temperature, top_k, generator)]
+        while len(new) < max_new_tokens:
+            logits, state = self(new[-1][:, None], state)
+            new.append(_draw(logits[:, -1], temperature, top_k, generator))
+        return torch.stack(new, dim=1), cast("State", state)
+
+    def state_bytes(self, batch_size: int = 1) -> int:
+        """Return the exact size of the state in bytes."""
+        state = self.initial_state(batch_size)
+        return sum(value.numel() * value.element_size() for value in state.values())
+
+    @property
+    def num_parameters(self) -> int:
+        """Trained numbers; those that embedding and head share count once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    @property
+    def _blocks(self) -> list[_Block]:
+        return cast("list[_Block]", self.blocks)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        super()._save_pretrained(save_directory)
+        # Written here, since the mixin's own way would lose which memory it is.
+        (save_directory / "config.json").write_text(json.dumps(encode(self.config), indent=2) + "\n")
+
+    @classmethod
+    def _from_pretrained(cls, *, config: dict[str, Any] | SequenceConfig, **options: Any) -> Self:
+        if not isinstance(config, SequenceConfig):
+            config = decode(SequenceConfig, config)
+        options.setdefault("strict", True)
+        return super()._from_pretrained(config=config, **options)
+
+
+def match_parameters(config: SequenceConfig, budget: int) -> SequenceConfig:
+    """Return the config with feed-forward layers so wide that the model has `budget` parameters, within 1 %.
+
+    For comparisons of memories at equal size. Raises ValueError where no width does it.
+    """
+    least = _num_parameters(dataclasses.replace(config, feed_forward_width=1))
+    per_unit = config.num_blocks * (2 * config.dim + 1)
+    width = 1 + round((budget - least) / per_unit)
+    reached = least + (width - 1) * per_unit
+    if width < 1 or abs(reached - budget) > _TOLERANCE * budget:
+        raise ValueError(
+            f"budget={budget:,} parameters: {type(config.memory).__name__} of width {config.dim} in "
+            f"{config.num_blocks} blocks needs at least {least:,}, and comes in steps of {per_unit:,}"
+        )
+    return dataclasses.replace(config, feed_forward_width=width)
+
+
+class _Block(nn.Module):
+    def __init__(self, config: SequenceConfig) -> None:
+        super().__init__()
+        dim, width = config.dim, config.feed_forward_width or 2 * config.dim
+        self.memory_norm = nn.LayerNorm(dim)
+        self.convolution = ShortConvolution(dim, config.convolution_width)
+        self.memory: Memory = config.memory.build()
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(dim), nn.Linear(dim, width), nn.GELU(), nn.Linear(width, dim)
+        )
+
+    def initial_state(self, batch_size: int) -> State:
+        return {
+            _NEIGHBOURS: self.convolution.initial_state(batch_size),
+            **self.memory.initial_state(batch_size),
+        }
+
+    def forward(self, x: Tensor, state: State, start: Tensor | None) -> tuple[Tensor, State]:
+        own = {name: value for name, value in state.items() if name != _NEIGHBOURS}
+        mixed, neighbours = self.convolution(self.memory_norm(x), state[_NEIGHBOURS], start)
+        remembered, own = self.memory(mixed, own, start)
+        x = x + remembered
+        return x + self.feed_forward(x), {_NEIGHBOURS: neighbours, **own}
+
+
+def _prefix(index: int) -> str:
+    return f"block_{index}."
+
+
+def _draw(
+    logits: Float[Tensor, "batch vocab"],
+    temperature: float,
+    top_k: int | None,
+    generator: torch.Generator | None,
+) -> Int[Tensor, " batch"]:
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    if top_k is not None:
+        least = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    return torch.multinomial((logits / temperature).softmax(dim=-1), 1, generator=generator)[:, 0]
+
+
+def _num_parameters(config: SequenceConfig) -> int:
+    with torch.random.fork_rng(devices=[]):  # counting is to leave the next model's weights as they were
+        return config.build().num_parameters

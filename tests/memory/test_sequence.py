@@ -1,0 +1,180 @@
+"""Sequence models: the memories' laws with tokens for inputs, generation, equal sizes, and the way to a folder and back."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from scrubjay.memory import SequenceConfig, SequenceModel, list_memories, make_config, match_parameters
+from scrubjay.memory.short_convolution import ShortConvolution
+
+VOCAB = 11
+
+
+def make(memory: str = "gru", **fields) -> SequenceModel:
+    torch.manual_seed(0)
+    return SequenceConfig(VOCAB, make_config(memory, dim=8, **fields)).build().double()
+
+
+def draw(*shape: int) -> torch.Tensor:
+    return torch.randint(VOCAB, shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("memory", list_memories())
+def test_any_cut_gives_the_same_and_start_is_birth(memory):
+    model, tokens = make(memory), draw(3, 30)
+    start = torch.zeros(3, 30, dtype=torch.bool)
+    start[1, 13] = True
+    logits, state = model(tokens, model.initial_state(3), start)
+    pieces, carried = [], model.initial_state(3)
+    for begin, end in ((0, 1), (1, 2), (2, 17), (17, 30)):
+        piece, carried = model(tokens[:, begin:end], carried, start[:, begin:end])
+        pieces.append(piece)
+    torch.testing.assert_close(torch.cat(pieces, dim=1), logits, rtol=1e-9, atol=1e-9)
+    assert carried.keys() == state.keys() == model.initial_state(3).keys()
+    for name, value in state.items():
+        torch.testing.assert_close(carried[name], value, rtol=1e-9, atol=1e-9)
+    fresh, _ = model(tokens[1:2, 13:], model.initial_state(1))
+    torch.testing.assert_close(logits[1:2, 13:], fresh, rtol=1e-9, atol=1e-9)
+
+
+def test_the_short_convolution_is_torchs_within_every_sequence():
+    torch.manual_seed(0)
+    convolution = ShortConvolution(6, width=4).double()
+    x = torch.randn(2, 9, 6, dtype=torch.float64)
+    start = torch.zeros(2, 9, dtype=torch.bool)
+    start[1, 5] = True
+    y, _ = convolution(x, convolution.initial_state(2), start)
+    kernel = convolution.weight.flip(0).T[:, None]  # the last input's weight comes last there
+    for row, begin, end in ((0, 0, 9), (1, 0, 5), (1, 5, 9)):
+        padded = torch.nn.functional.pad(x[row, begin:end].T, (3, 0))
+        expected = torch.nn.functional.conv1d(padded, kernel, groups=6).T
+        torch.testing.assert_close(y[row, begin:end], expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("memory", ["gru", "hcam"])
+def test_causal_and_rows_are_strangers(memory):
+    model, tokens = make(memory), draw(3, 20)
+    logits, _ = model(tokens, model.initial_state(3))
+    changed = tokens.clone()
+    changed[0, 12:] = (changed[0, 12:] + 1) % VOCAB
+    other, _ = model(changed, model.initial_state(3))
+    torch.testing.assert_close(other[0, :12], logits[0, :12], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(other[1:], logits[1:], rtol=1e-9, atol=1e-9)
+    assert not torch.equal(other[0, 12:], logits[0, 12:])
+
+
+@pytest.mark.parametrize("memory", list_memories())
+def test_generation_is_the_argmax_of_the_forward_pass_on_what_was_generated(memory):
+    model, prompt = make(memory), draw(2, 5)
+    new, state = model.generate(prompt, 9, temperature=0)
+    whole = torch.cat([prompt, new], dim=1)
+    logits, after = model(whole[:, :-1], model.initial_state(2))
+    assert torch.equal(logits[:, 4:].argmax(dim=-1), new)
+    for name, value in after.items():
+        torch.testing.assert_close(state[name], value, rtol=1e-9, atol=1e-9)
+    early, state = model.generate(prompt, 4, temperature=0)
+    late, _ = model.generate(early[:, -1:], 5, state, temperature=0)
+    assert torch.equal(torch.cat([early, late], dim=1), new)
+
+
+def test_draws_are_of_the_generator_and_among_the_likeliest():
+    model, prompt = make(), draw(1, 4).expand(400, -1)
+
+    def generate(**options):
+        return model.generate(prompt, 3, generator=torch.Generator().manual_seed(5), **options)[0]
+
+    assert torch.equal(generate(), generate())
+    assert torch.equal(generate(top_k=1), generate(temperature=0))
+    logits, _ = model(prompt[:1], model.initial_state(1))
+    first = generate(temperature=2.0, top_k=3)[:, 0]
+    assert set(first.tolist()) == set(logits[0, -1].topk(3).indices.tolist())
+    expected = (logits[0, -1].topk(3).values / 2).softmax(dim=-1)
+    seen = torch.stack([(first == token).double().mean() for token in logits[0, -1].topk(3).indices])
+    assert ((seen - expected).abs() < 5 * (expected * (1 - expected) / 400).sqrt()).all()
+    assert generate(top_k=99).shape == (400, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((torch.zeros(2, 0, dtype=torch.long), 3), {}, r"prompt has shape \(2, 0\)"),
+        ((torch.zeros(2, 1, dtype=torch.long), 0), {}, "max_new_tokens=0"),
+        ((torch.zeros(2, 1, dtype=torch.long), 1), {"temperature": -1.0}, "temperature=-1.0"),
+        ((torch.zeros(2, 1, dtype=torch.long), 1), {"top_k": 0}, "top_k=0"),
+    ],
+)
+def test_impossible_generation_is_named(arguments, options, message):
+    with pytest.raises(ValueError, match=message):
+        make().generate(*arguments, **options)
+
+
+@pytest.mark.parametrize("memory", list_memories())
+def test_state_is_counted_and_gradients_reach_all(memory):
+    model = make(memory)
+    state = model.initial_state(3)
+    assert model.state_bytes(3) == sum(value.numel() * value.element_size() for value in state.values())
+    # Long enough for memories that look back by whole chunks.
+    logits, _ = model(draw(3, 80), state)
+    logits.square().mean().backward()
+    silent = {name for name, parameter in model.named_parameters() if parameter.grad is None}
+    owned = {f"blocks.{i}.memory.{name}" for i in (0, 1) for name in model.blocks[i].memory.no_gradient}  # pyright: ignore
+    assert silent <= owned
+
+
+@pytest.mark.parametrize(("memory", "fields"), [("gru", {}), ("hcam", {"chunk_size": 3, "window": 5})])
+def test_a_saved_model_comes_back_whole(memory, fields, tmp_path):
+    model = make(memory, **fields).float()
+    model.save_pretrained(tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert config["memory"]["name"] == memory
+    loaded = SequenceModel.from_pretrained(tmp_path / "model", local_files_only=True)
+    assert loaded.config == model.config
+    tokens = draw(2, 20)
+    expected, _ = model(tokens, model.initial_state(2))
+    assert torch.equal(loaded(tokens, loaded.initial_state(2))[0], expected)
+    loaded.save_pretrained(tmp_path / "again")
+    for file in ("config.json", "model.safetensors"):
+        assert (tmp_path / "again" / file).read_bytes() == (tmp_path / "model" / file).read_bytes()
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path):
+    make().save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(file.read_text().replace('"num_blocks": 2', '"num_blocks": 3'))
+    with pytest.raises(RuntimeError, match=r"blocks\.2"):
+        SequenceModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("memory", list_memories())
+def test_models_of_any_memory_are_made_equally_large(memory):
+    config = SequenceConfig(VOCAB, make_config(memory, dim=16))
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    matched = match_parameters(config, 60_000)
+    assert torch.equal(torch.rand(1), expected)  # to count is not to draw
+    assert abs(matched.build().num_parameters - 60_000) <= 600
+    assert matched.memory == config.memory
+
+
+def test_a_budget_that_cannot_be_is_named():
+    config = SequenceConfig(VOCAB, make_config("gru", dim=16))
+    least = SequenceConfig(VOCAB, config.memory, feed_forward_width=1).build().num_parameters
+    assert match_parameters(config, least).feed_forward_width == 1
+    with pytest.raises(ValueError, match=rf"budget=1,000 parameters: GRUConfig of width 16.*least {least:,}"):
+        match_parameters(config, 1_000)
+
+
+@pytest.mark.parametrize("field", ["vocab_size", "num_blocks", "feed_forward_width", "convolution_width"])
+def test_impossible_sizes_are_named(field):
+    with pytest.raises(ValueError, match=f"{field}=0"):
+        SequenceConfig(**{"vocab_size": 4, "memory": make_config("gru", dim=8), field: 0})
+
+
+def test_tokens_without_time_are_refused():
+    model = make()
+    with pytest.raises(ValueError, match=r"tokens have shape \(3,\); expected \[batch, time\]"):
+        model(draw(3), model.initial_state(3))
