@@ -103,6 +103,8 @@ def refused(
     """Run the command's words in this process, in an empty directory; return the one line that refuses them."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    # Unless told, launch may switch tokens on for its whole process, and this one goes on to start clusters.
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
 
     def run(*words: object) -> str:
         assert main([str(word) for word in words]) == 2
