@@ -19,7 +19,7 @@ import gc
 import pickle
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import torch as safetensors
@@ -196,24 +196,46 @@ def _functional(value: Tensor) -> Tensor:
     return (value * weights.view_as(value)).sum() / max(1, value.numel()) ** 0.5
 
 
+class _Birth(NamedTuple):
+    """What a row gives from step `t` on if nothing came before, and the gradients that x and parameters get."""
+
+    t: int
+    output: Tensor
+    state: State
+    gradient: Tensor
+
+
+def _births(trial: _Trial, x: Tensor, born: Sequence[int]) -> tuple[list[_Birth], dict[str, Tensor]]:
+    """Return the lives of rows born at steps `born` of `x`, and the gradients that parameters get from all."""
+    lives = []
+    trial.memory.zero_grad()
+    for row, t in enumerate(born):
+        fresh = x[row : row + 1, t:].clone().requires_grad_()
+        output, after = trial.memory(fresh, trial.memory.initial_state(1))
+        _functional(output[0]).backward()
+        lives.append(_Birth(t, output.detach(), detach_state(after), _gradient(fresh)))
+    return lives, {n: p.grad.clone() for n, p in trial.memory.named_parameters() if p.grad is not None}
+
+
 def _start_is_birth(trial: _Trial) -> None:
     born = [0, trial.steps // 2, trial.steps - 1]
-    clean = trial.draw()
+    clean, lived_in = trial.draw(), trial.lived_in()
     start = torch.zeros(_BATCH, trial.steps, dtype=torch.bool, device=trial.device)
     for row, t in enumerate(born):
         start[row, t] = True
     start[2, trial.steps // 3] = True
+    # What comes before may not matter, so that one expectation serves all that is put there.
+    expected = _births(trial, clean, born)
     for poison in (None, float("nan"), float("inf")):
-        x, state = clean.clone(), trial.lived_in()
+        x, state = clean.clone(), lived_in
         if poison is not None:
             for row, t in enumerate(born):
                 x[row, :t] = poison
             state = {n: torch.full_like(v, poison) if v.is_floating_point() else v for n, v in state.items()}
         before = "finite values" if poison is None else f"{poison}"
         for name, cuts in (("in one segment", []), ("step by step", list(range(1, trial.steps)))):
-            _compare_births(
-                trial, x, state, start, born, cuts, f"with {before} before it, {name}", poison is None
-            )
+            how = f"with {before} before it, {name}"
+            _compare_births(trial, x, state, start, expected, cuts, how, poison is None)
 
 
 def _compare_births(
@@ -221,36 +243,32 @@ def _compare_births(
     x: Tensor,
     state: State,
     start: Tensor,
-    born: list[int],
+    expected: tuple[list[_Birth], dict[str, Tensor]],
     cuts: list[int],
     how: str,
     finite: bool,
 ) -> None:
+    lives, expected_parameters = expected
+    # Without cuts gradients are those of the parallel path; step by step only values are promised under NaN.
+    differentiable = finite or not cuts
     x = x.clone().requires_grad_()
     state = {n: v.clone().requires_grad_(v.is_floating_point()) for n, v in state.items()}
-    y, after = trial.run(x, state, start, cuts)
     trial.memory.zero_grad()
-    # Without cuts gradients are those of the parallel path; step by step only values are promised under NaN.
-    loss = torch.stack([_functional(y[row, t:]) for row, t in enumerate(born)]).sum()
-    differentiable = finite or not cuts
+    with torch.set_grad_enabled(differentiable):
+        y, after = trial.run(x, state, start, cuts)
     if differentiable:
-        loss.backward()
-    parameters = {n: p.grad.clone() for n, p in trial.memory.named_parameters() if p.grad is not None}
-    trial.memory.zero_grad()
-    for row, t in enumerate(born):
-        fresh = x[row : row + 1, t:].detach().clone().requires_grad_()
-        expected, expected_after = trial.memory(fresh, trial.memory.initial_state(1))
-        _compare(2, f"output after a start {how}", y[row : row + 1, t:], expected, trial.tolerance, offset=t)
-        for name, value in expected_after.items():
+        torch.stack([_functional(y[row, life.t :]) for row, life in enumerate(lives)]).sum().backward()
+    for row, (t, output, after_birth, gradient) in enumerate(lives):
+        _compare(2, f"output after a start {how}", y[row : row + 1, t:], output, trial.tolerance, offset=t)
+        for name, value in after_birth.items():
             _compare(
                 2, f"state {name!r} after a start {how}", after[name][row : row + 1], value, trial.tolerance
             )
         if not differentiable:
             continue
-        _functional(expected[0]).backward()
         reached = _gradient(x)[row : row + 1]
         what = f"gradient of x after a start {how}"
-        _compare(2, what, reached[:, t:], _gradient(fresh), trial.tolerance, offset=t)
+        _compare(2, what, reached[:, t:], gradient, trial.tolerance, offset=t)
         if finite:
             before = reached[:, :t]
             _compare(2, f"gradient of x before a start {how}", before, torch.zeros_like(before), 0.0)
@@ -261,10 +279,9 @@ def _compare_births(
                 _compare(
                     2, f"gradient of the old state {name!r} {how}", value.grad, torch.zeros_like(value), 0.0
                 )
-        expected_parameters = {n: p.grad for n, p in trial.memory.named_parameters() if p.grad is not None}
+        found = dict(trial.memory.named_parameters())
         for name, value in expected_parameters.items():
-            found = parameters.get(name, torch.zeros_like(value))
-            _compare(2, f"gradient of parameter {name} {how}", found, value, trial.tolerance)
+            _compare(2, f"gradient of parameter {name} {how}", _gradient(found[name]), value, trial.tolerance)
 
 
 def _causal(trial: _Trial) -> None:

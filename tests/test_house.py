@@ -46,7 +46,8 @@ def test_environments_import_neither_torch_nor_ray():
 
 
 def test_agents_and_experiments_do_not_start_ray_or_draw():
-    assert modules_after("import scrubjay.agents, scrubjay.experiments.cli").isdisjoint({"ray", "matplotlib"})
+    rooms = "scrubjay.memory, scrubjay.envs, scrubjay.agents, scrubjay.experiments, scrubjay.experiments.cli"
+    assert modules_after(f"import {rooms}").isdisjoint({"ray", "matplotlib"})
 
 
 def test_the_rooms_are_not_importable_by_their_bare_names():

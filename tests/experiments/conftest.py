@@ -14,6 +14,7 @@ from scrubjay.agents.policy import PolicyConfig
 from scrubjay.agents.ppo import PPOConfig
 from scrubjay.experiments import EnvConfig, Run, TrainConfig, train
 from scrubjay.experiments.checkpoint import load_weights
+from scrubjay.experiments.cli import main
 from scrubjay.experiments.metrics import is_timing
 from scrubjay.memory import make_config
 
@@ -91,6 +92,27 @@ def scrubjay(start: Callable[..., subprocess.Popen[str]]) -> Callable[..., tuple
         process = start(*words)
         out, err = process.communicate()
         return process.returncode, out, err
+
+    return run
+
+
+@pytest.fixture
+def refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """Run the command's words in this process, in an empty directory; return the one line that refuses them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    # Unless told, launch may switch tokens on for its whole process, and this one goes on to start clusters.
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+
+    def run(*words: object) -> str:
+        assert main([str(word) for word in words]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.count("\n") == 1
+        assert list(tmp_path.iterdir()) == []
+        return err
 
     return run
 

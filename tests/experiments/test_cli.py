@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from scrubjay.experiments import Run
+from scrubjay.experiments import Run, resume
 from scrubjay.experiments.arguments import UsageError
 from scrubjay.experiments.cli import VERBS, main
 from scrubjay.experiments.commands import COMMANDS
@@ -20,7 +20,14 @@ from scrubjay.experiments.run import lock
 TINY = ["--total-steps", "64", "--env.num-envs", "4", "--segment-length", "8", "--eval-episodes", "3"]
 
 
-def test_train_eval_plot_play_in_one_go(scrubjay, tmp_path):
+def test_train_eval_plot_play_in_one_go(scrubjay, tmp_path, monkeypatch, capsys):
+    """Train as a process; the rest in this one. As processes test_docs.py runs all of them."""
+    monkeypatch.chdir(tmp_path)
+
+    def run_here(*words):
+        code = main([str(word) for word in words])
+        return (code, *capsys.readouterr())
+
     code, out, err = scrubjay(
         "train", "tmaze", "--memory", "lstm", "--set", "corridor_length=3", "--seed", 7, *TINY
     )
@@ -32,7 +39,7 @@ def test_train_eval_plot_play_in_one_go(scrubjay, tmp_path):
     assert run.config.env.kwargs["corridor_length"] == 3  # type: ignore[attr-defined]
     assert "steps/s" in out
 
-    code, out, err = scrubjay("eval", path, "--episodes", 6, "--set", "corridor_length=20")
+    code, out, err = run_here("eval", path, "--episodes", 6, "--set", "corridor_length=20")
     assert (code, err) == (0, "")
     assert "corridor_length=20" in out
     assert "95 % interval" in out
@@ -40,11 +47,11 @@ def test_train_eval_plot_play_in_one_go(scrubjay, tmp_path):
 
     for verb, file in (("plot", "curve.png"), ("play", "episode.gif")):
         (run.path / file).unlink(missing_ok=True)
-        code, out, err = scrubjay(verb, path)
+        code, out, err = run_here(verb, path)
         assert (code, err) == (0, "")
         assert (run.path / file).stat().st_size > 1000
 
-    code, out, _ = scrubjay("resume", path)
+    code, out, _ = run_here("resume", path)
     assert code == 0
     assert "is finished" in out
 
@@ -214,7 +221,15 @@ def test_demo_trains_both_compares_them_and_goes_on_when_called_again(capfd, tmp
     assert "other settings" in capfd.readouterr().err
 
 
-def test_compare_tabulates_and_tests_beyond_training(capfd, tmp_path):
+def test_compare_tabulates_and_tests_beyond_training(monkeypatch, tmp_path):
+    """Trained here, one after the other; processes of runs are the demo's to test."""
+
+    def run_here(runs, jobs):
+        assert jobs == 2
+        for run in runs:
+            resume(run.path)
+
+    monkeypatch.setattr("scrubjay.experiments.compare.run_in_processes", run_here)
     words = [
         "compare",
         "--memories",

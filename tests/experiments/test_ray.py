@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import os
 import signal
-import socket
 import subprocess
 import sys
-import threading
 from typing import Any
 
 import numpy as np
@@ -22,7 +20,7 @@ from scrubjay.agents.policy import PolicyConfig
 from scrubjay.agents.rllib import MemoryModule, SegmentPPO, SegmentPPOConfig
 from scrubjay.experiments import EnvConfig, RayOptions, Run, resume, train
 from scrubjay.experiments.checkpoint import load_training, load_weights
-from scrubjay.experiments.cluster import _reach
+from scrubjay.experiments.cli import main
 from scrubjay.experiments.local import LocalEngine
 from scrubjay.experiments.ray_engine import RayEngine
 from scrubjay.memory import list_memories, make_config
@@ -60,19 +58,10 @@ def test_without_further_processes_it_is_the_local_run_bit_for_bit(memory, tiny,
     assert ray.is_initialized()  # the engine leaves a cluster alone that it has not joined itself
 
 
+@pytest.mark.slow  # a runner takes up, and hands over, the local engine's samples in the test of both engines below
 def test_one_runner_samples_what_the_local_engine_samples(tiny, tmp_path, assert_same):
     config = tiny("hcam")
     assert_same(train(config, tmp_path / "ray", ray=RayOptions(1, 0)), train(config, tmp_path / "local"))
-
-
-def test_two_learners_learn_what_one_learns(tiny, tmp_path):
-    config = tiny("hcam")
-    local = train(config, tmp_path / "local")
-    run = train(config, tmp_path / "ray", ray=RayOptions(0, 2))
-    expected = weights(local)
-    for name, value in weights(run).items():
-        torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-5)
-    assert [row["step"] for row in run.metrics()] == [row["step"] for row in local.metrics()]
 
 
 def stopped_after(updates, engine):
@@ -86,7 +75,7 @@ def stopped_after(updates, engine):
 def test_begun_on_one_engine_and_resumed_on_the_other_equals_never_stopped(
     first, tiny, tmp_path, assert_same
 ):
-    config = tiny("lstm")
+    config = tiny("hcam")
     whole = train(config, tmp_path / "whole")
     run = Run.create(config, tmp_path / "stopped")
     alone = RayOptions(num_env_runners=1)
@@ -140,20 +129,27 @@ def test_a_killed_runner_comes_back(tiny, tmp_path):
     assert counted[0] == counted[-1] == 32
 
 
-def test_a_killed_learner_costs_one_update(tiny, tmp_path, caplog):
+def test_two_learners_learn_what_one_learns_and_a_killed_one_costs_one_update(tiny, tmp_path, caplog):
     config = tiny("hcam")
+    local = Run.create(config, tmp_path / "local")
+    stopped_after(3, LocalEngine(config, local.path))
+    expected = weights(local)
     run = Run.create(config, tmp_path / "run")
-    with RayEngine(config, run.path, RayOptions(num_env_runners=1, num_learners=2)) as engine:
-        engine.update()
-        engine.update()
+    with RayEngine(config, run.path, RayOptions(num_env_runners=0, num_learners=2)) as engine:
+        for _ in range(3):
+            engine.update()
+        engine.save()
+        for name, value in weights(run).items():
+            torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-5)
         learned = engine._parts["learner"]["optimizer"]["state"][0]["step"]
         group: Any = engine.algorithm.learner_group
         pid = next(iter(group.foreach_learner(lambda learner: os.getpid()))).get()
         os.kill(pid, signal.SIGKILL)
         engine.update()
-        assert engine._parts["learner"]["optimizer"]["state"][0]["step"] == learned * 3 / 2
-    assert "a learner is lost at step 64" in caplog.text
-    assert steps(run) == [32, 64, 96]
+        assert engine._parts["learner"]["optimizer"]["state"][0]["step"] == learned * 4 / 3
+    assert "a learner is lost at step 96" in caplog.text
+    assert steps(run) == [32, 64, 96, 128]
+    assert steps(run)[:3] == steps(local)
 
 
 FAULTY = """
@@ -184,12 +180,18 @@ def test_an_environment_that_fails_is_reported_not_restarted(num_env_runners, ti
 
 
 def test_a_checkpoint_without_a_lost_runners_rows_is_resumed_here(tiny, tmp_path, caplog):
+    """Half the rows of a run are those of a run of half as many, but for who they are."""
     config = tiny("gru")
     run = Run.create(config, tmp_path / "run")
-    with RayEngine(config, run.path, RayOptions(num_env_runners=2)) as engine:
+    half = tiny("gru", env=dataclasses.replace(config.env, num_envs=2))
+    with (
+        LocalEngine(config, run.path) as engine,
+        LocalEngine(half, Run.create(half, tmp_path / "half").path) as rest,
+    ):
         engine.update()
+        rest.update()
         whole = engine._get_parts
-        engine._get_parts = lambda: {**whole(), "samplers": whole()["samplers"][:1]}
+        engine._get_parts = lambda: {**whole(), "samplers": rest._get_parts()["samplers"]}
         engine.save()
     resume(run.path)
     assert run.result
@@ -231,7 +233,8 @@ def test_rllibs_own_checkpoints_hold_the_learner(tiny, tmp_path):
         torch.testing.assert_close(value, expected["policy"][name], rtol=0, atol=bound)
 
 
-@pytest.mark.parametrize("memory", ["none", "hcam"])
+# That a module without a state steps as it learns is tested in test_rllib.py, for every memory.
+@pytest.mark.parametrize("memory", [pytest.param("none", marks=pytest.mark.slow), "hcam"])
 def test_rllibs_own_ppo_trains_a_memory(memory):
     spec = RLModuleSpec(
         module_class=MemoryModule,
@@ -255,54 +258,20 @@ def test_rllibs_own_ppo_trains_a_memory(memory):
     assert {name.split(".")[1] for name in changed} == {"encoder", "memory", "actor", "critic"}
 
 
-def test_the_command_trains_and_resumes_on_ray(tmp_path, scrubjay):
-    words = [
-        "train",
-        "tmaze-demo",
-        "--engine",
-        "ray",
-        "--num-env-runners",
-        "1",
-        "--run-dir",
-        "run",
-        "--quiet",
-    ]
-    code, out, err = scrubjay(*words, "--total-steps", "4096", "--eval-episodes", "5")
-    assert code == 0, err
+def test_the_command_trains_and_resumes_on_ray(tmp_path, capsys):
+    """On the cluster that is here; one of its own is started by the README's command in test_docs.py."""
+    folder = str(tmp_path / "run")
+    words = ["train", "tmaze-demo", "--engine", "ray", "--num-env-runners", "1", "--run-dir", folder]
+    assert main([*words, "--quiet", "--total-steps", "4096", "--eval-episodes", "5"]) == 0
+    out, err = capsys.readouterr()
     assert "ray cluster" in out
     assert "1 node" in out
     assert "done: return" in out
     assert "resume" not in err
     run = Run.load(tmp_path / "run")
     assert run.step == 4096
-    _, out, _ = scrubjay("resume", "run", "--engine", "ray")
-    assert out == "run is finished\n"
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--engine", "rya"], "unknown engine 'rya'; choose from local, ray; did you mean 'ray'?"),
-        (["--num-env-runners", "2"], "--num-env-runners belongs to --engine ray"),
-        (["--engine", "ray", "--num-learners", "two"], "num_learners='two': expected a whole number"),
-        (["--engine", "ray", "--num-env-runners", "-1"], "num_env_runners=-1: must not be negative"),
-        (["--engine", "ray", "--address", "nowhere"], "address='nowhere': write it as host:port"),
-        (
-            ["--engine", "ray", "--num-env-runners", "65"],
-            "num_env_runners=65, num_learners=0: at most env.num_envs=64",
-        ),
-        (
-            ["--engine", "ray", "--num-env-runners", "5000", "--env.num-envs", "5000"],
-            "need 5000 CPUs; the cluster has",
-        ),
-    ],
-)
-def test_wrong_flags_are_one_line(words, message, tmp_path, scrubjay):
-    code, _, err = scrubjay("train", "tmaze-demo", "--run-dir", "run", *words)
-    assert code == 2
-    assert message in err
-    assert len(err.strip().splitlines()) == 1
-    assert not (tmp_path / "run").exists()
+    assert main(["resume", folder, "--engine", "ray"]) == 0
+    assert capsys.readouterr().out == f"{folder} is finished\n"
 
 
 def python_alone(source: str, **variables: str) -> str:
@@ -319,54 +288,25 @@ def python_alone(source: str, **variables: str) -> str:
 
 
 def test_nothing_starts_ray_at_import():
-    """And what needs no Ray does not even wait for its import."""
-    rooms = "scrubjay.memory, scrubjay.envs, scrubjay.agents, scrubjay.experiments, scrubjay.experiments.cli"
-    assert python_alone(f"import sys, {rooms}; print('ray' in sys.modules)") == "False"
+    """What needs no Ray does not even wait for its import: see test_house.py."""
     wrappers = "scrubjay.agents.rllib, scrubjay.experiments.ray_engine, scrubjay.experiments.sweep"
     assert python_alone(f"import ray, {wrappers}; print(ray.is_initialized())") == "False"
 
 
-@pytest.mark.parametrize(("variables", "threads"), [({}, "1"), ({"OMP_NUM_THREADS": "3"}, "3")])
-def test_workers_have_one_thread_unless_told_otherwise(variables, threads):
+def test_a_cluster_of_its_own_has_the_threads_it_is_told():
     source = (
         "import os, ray\n"
         "from scrubjay.experiments.cluster import RayOptions, connect\n"
         "connect(RayOptions(num_env_runners=1))\n"
         "print(ray.get(ray.remote(os.getenv).remote('OMP_NUM_THREADS')))\n"
     )
-    assert python_alone(source, **variables) == threads
+    assert python_alone(source, OMP_NUM_THREADS="3") == "3"
 
 
-def test_an_address_where_nothing_listens_is_one_line(tmp_path, scrubjay):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # bound and not listening: refused at once
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
-        words = ["--engine", "ray", "--address", address, "--run-dir", "run"]
-        code, _, err = scrubjay("train", "tmaze-demo", *words)
+def test_more_cpus_than_a_cluster_of_its_own_has_are_one_line(tmp_path, scrubjay):
+    words = ["--engine", "ray", "--num-env-runners", "5000", "--env.num-envs", "5000"]
+    code, _, err = scrubjay("train", "tmaze-demo", "--run-dir", "run", *words)
     assert code == 2
-    assert f"no Ray cluster at {address}" in err
+    assert "need 5000 CPUs; the cluster has" in err
     assert len(err.strip().splitlines()) == 1
-
-
-@pytest.mark.parametrize(
-    ("answer", "message"), [(b"", "timed out"), (b"HTTP/1.1 400 Bad Request\r\n\r\n", "is no Ray head")]
-)
-def test_an_address_where_something_else_listens_is_refused(answer, message):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def talk() -> None:
-            connection, _ = server.accept()
-            connection.sendall(answer)
-            with contextlib.suppress(OSError):
-                while connection.recv(100):  # until the other side hangs up
-                    pass
-
-        threading.Thread(target=talk, daemon=True).start()
-        with pytest.raises(ValueError, match=message):
-            _reach(f"127.0.0.1:{server.getsockname()[1]}")
-
-
-def test_a_probe_is_not_for_ray(tmp_path, scrubjay):
-    code, _, err = scrubjay("train", "ballet-probe", "--engine", "ray", "--run-dir", "run")
-    assert code == 2
-    assert "ballet-probe is trained in one process" in err
+    assert not (tmp_path / "run").exists()

@@ -89,11 +89,12 @@ def test_nothing_is_written_for_a_config_that_cannot_run(tmp_path, tiny):
 
 
 def test_memory_learns_what_no_memory_cannot(tmp_path, tiny):
-    settings = {"total_steps": 25_000, "ppo": PPOConfig(learning_rate=3e-3), "eval_episodes": 100}
+    ppo = PPOConfig(learning_rate=5e-3, num_minibatches=2)
+    settings = {"total_steps": 12_000, "ppo": ppo, "eval_episodes": 100}
     scores = {}
     for memory in ("none", "gru"):
         policy = PolicyConfig(memory=make_config(memory, dim=16))
-        env = EnvConfig("scrubjay/TMaze-v0", {"corridor_length": 3}, num_envs=16)
+        env = EnvConfig("scrubjay/TMaze-v0", {"corridor_length": 3}, num_envs=32)
         scores[memory] = train(tiny(policy=policy, env=env, **settings), tmp_path / memory).result["success"]
     assert scores["gru"] > 0.95
     assert scores["none"] < 0.7

@@ -8,13 +8,22 @@ import pytest
 
 from scrubjay.experiments.bench import machine_code
 
+LEAST = min(machine_code.SHARED_LIMIT, key=lambda capability: machine_code.SHARED_LIMIT[capability])
+
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed"),
     pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter cannot compile"),
 ]
 
 
-@pytest.mark.parametrize("capability", machine_code.SHARED_LIMIT)
+# By default for the GPU with the least shared memory alone, as each takes seconds; the others are slow tests.
+@pytest.mark.parametrize(
+    "capability",
+    [
+        pytest.param(capability, marks=[] if capability == LEAST else pytest.mark.slow)
+        for capability in machine_code.SHARED_LIMIT
+    ],
+)
 @pytest.mark.parametrize("op", machine_code.OPS)
 def test_kernels_build_without_spills_and_use_tensor_cores(op, capability):
     configurations = machine_code.configurations(op)

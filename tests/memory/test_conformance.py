@@ -8,13 +8,12 @@ import torch
 from scrubjay import memory
 
 SIZES = {
-    "gtrxl": [{"window": 5, "num_layers": 1}, {"dim": 8}],
+    "gtrxl": [{"dim": 8, "window": 5, "num_layers": 1}],
     "hcam": [
-        {"dim": 8},
         {"chunk_size": 1, "num_chunks": 3, "top_k": 1},
         {"chunk_size": 4, "num_chunks": 3, "top_k": 9, "num_layers": 2},
         {"chunk_size": 7, "num_chunks": 2, "top_k": 2, "window": 11, "stop_memory_gradient": False},
-        {"chunk_size": 5, "num_chunks": 4, "top_k": 2, "num_layers": 4},
+        {"dim": 8, "chunk_size": 5, "num_chunks": 4, "top_k": 2, "num_layers": 2},
     ],
     "sink": [
         {"dim": 8, "window": 2, "num_sinks": 0},
@@ -40,8 +39,9 @@ CASES = [
 @pytest.mark.parametrize(("name", "fields"), CASES)
 def test_laws_without_compilation(name, fields):
     module = memory.make(name, **({"dim": 16} | fields))
-    for seed in range(2):
-        exempt = memory.check_memory(module, laws=(1, 2, 3, 4, 5, 6, 7, 9), seed=seed)
+    # The second draw is in float64 alone, whose bounds are the tighter ones.
+    for seed, dtypes in enumerate([(torch.float32, torch.float64), (torch.float64,)]):
+        exempt = memory.check_memory(module, laws=(1, 2, 3, 4, 5, 6, 7, 9), dtypes=dtypes, seed=seed)
         assert any("law 7" in line for line in exempt) is not module.retrieves
         assert any("law 9" in line for line in exempt) is bool(module.no_gradient)
 

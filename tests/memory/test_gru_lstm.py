@@ -176,6 +176,7 @@ def test_bfloat16_keeps_a_float32_state_and_finite_gradients(config_class):
             assert tensor.grad.any()
 
 
+@pytest.mark.slow  # law 8, which the default suite tests in test_conformance.py
 @both
 def test_step_compiles_and_exports_with_dynamic_batch(config_class):
     memory = build(config_class, torch.float32)

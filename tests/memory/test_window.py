@@ -188,6 +188,7 @@ def test_a_step_ignores_what_an_empty_place_holds():
     assert torch.equal(module.step(x[:, 0], poisoned, age), module.step(x[:, 0], recent, age))
 
 
+@pytest.mark.slow  # the memories built on it compile and export in test_conformance.py
 def test_step_compiles_and_exports_with_dynamic_batch():
     class Step(nn.Module):
         def __init__(self) -> None:

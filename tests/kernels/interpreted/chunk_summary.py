@@ -169,7 +169,7 @@ def test_half_precision_contents_keep_float32_summaries(steps):
     assert_same(out, write_steps(**arguments, implementation="reference"))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["max"])  # on the other paths, in test_chunk_summary.py, every kind
 def test_the_ops_are_registered_as_torch_wants_them(kind):
     sizes = {"batch": 2, "chunks": 2, "length": 3, "steps": 4, "width": 2}
     arguments, lengths = draw(sizes), draw_lengths(sizes)

@@ -13,6 +13,14 @@ def test_right_kernels_pass_the_gate():
     assert all(0 < error < gpu.TOLERANCE[dtype] for _, dtype, error in passed)
 
 
+@pytest.fixture
+def _quick(monkeypatch):
+    """Put the quick case of write_steps in the place of those that come before the summary's."""
+    monkeypatch.setattr(gpu, "_retrieval_case", lambda device, combine: gpu._write_case(device))
+    monkeypatch.setattr(gpu, "_sink_case", gpu._write_case)
+
+
+@pytest.mark.usefixtures("_quick")
 def test_a_wrong_kernel_ends_the_run_before_anything_is_timed(monkeypatch, mutated):
     wrong = mutated(chunk_summary_triton, "tl.maximum(count, 1).to(tl.float32)", "length")
     monkeypatch.setattr(chunk_summary_triton, "forward", wrong.forward)
@@ -20,6 +28,7 @@ def test_a_wrong_kernel_ends_the_run_before_anything_is_timed(monkeypatch, mutat
         list(gpu.check("cpu", (torch.float32,)))
 
 
+@pytest.mark.usefixtures("_quick")
 def test_a_gradient_that_is_missing_or_not_a_number_ends_the_run_too(monkeypatch):
     right = chunk_summary_triton.backward
     for spoil in (lambda grad: grad * float("nan"), torch.zeros_like):
