@@ -28,13 +28,15 @@ from scrubjay.kernels.neural_network import (
     is_clipped,
     residual_gradient,
     rule,
-    silu_slope,
     unpack,
 )
 
+# Chunks between looks for denormal numbers, beside the last.
+_FLUSH_EVERY = 8
+
 
 class _Tokens(NamedTuple):
-    """What is particular to a token: `[R, N, C, D]`, and its step and share of error `[R, N, C, 1]`."""
+    """What is particular to a token: `[N, R, C, D]`, and its step and share of error `[N, R, C, 1]`."""
 
     query: Tensor
     key: Tensor
@@ -43,8 +45,8 @@ class _Tokens(NamedTuple):
     share: Tensor
 
 
-class _Coefficients(NamedTuple):
-    """The rule of every chunk, `[R, N, ...]`: at the places of reads, and at the chunk's end."""
+class Coefficients(NamedTuple):
+    """The rule of every chunk, `[N, R, ...]`: at the places of reads, and at the chunk's end."""
 
     read_retained: Tensor
     read_built: Tensor
@@ -57,14 +59,14 @@ class _Coefficients(NamedTuple):
 
 
 class _Borders(NamedTuple):
-    """What happens at chunk borders, `[R, N, 1, 1]` each, None where it happens to no row."""
+    """What happens at chunk borders, `[N, R, 1, 1]` each, None where it happens to no row."""
 
     fresh: Tensor | None
     cut: Tensor | None
     incomplete: Tensor | None
 
     def at(self, chunk: int) -> _Borders:
-        return _Borders(*(None if border is None else border[:, chunk] for border in self))
+        return _Borders(*(None if border is None else border[chunk] for border in self))
 
 
 def run_chunks(problem: Problem, by_hand: bool) -> tuple[Tensor, Tensor, NeuralState]:
@@ -77,13 +79,13 @@ def run_chunks(problem: Problem, by_hand: bool) -> tuple[Tensor, Tensor, NeuralS
     rows = batch * heads
 
     def by_chunk(x: Tensor) -> Tensor:
-        folded = x.unflatten(1, (count, chunk_size)).movedim(3, 1)
-        return folded.reshape(rows, count, chunk_size, *x.shape[3:])
+        folded = x.unflatten(1, (count, chunk_size)).movedim((1, 0, 3, 2), (0, 1, 2, 3))
+        return folded.reshape(count, rows, chunk_size, *x.shape[3:])
 
     def by_row(border: Tensor | None) -> Tensor | None:
         if border is None or not border.any():
             return None
-        return border[:, None].expand(batch, heads, count).reshape(rows, count, 1, 1)
+        return border.T[:, :, None].expand(count, batch, heads).reshape(count, rows, 1, 1)
 
     step_size, log_momentum, log_retention = (by_chunk(gate) for gate in gates)
     incomplete = skipped = None
@@ -93,7 +95,7 @@ def run_chunks(problem: Problem, by_hand: bool) -> tuple[Tensor, Tensor, NeuralS
             gate.masked_fill(skipped, 0) for gate in (step_size, log_momentum, log_retention)
         )
         incomplete = by_row(~valid.unflatten(1, (count, chunk_size))[..., -1])
-    coefficients = _coefficients(
+    coefficients = coefficients_of(
         log_retention, log_momentum, None if skipped is None else ~skipped, read_before_write
     )
     tokens = _Tokens(
@@ -109,8 +111,9 @@ def run_chunks(problem: Problem, by_hand: bool) -> tuple[Tensor, Tensor, NeuralS
     arguments = (shape, borders, tokens, coefficients, weights, layers)
     by_hand = by_hand and not shape.norm and not _is_transformed(*tokens, *coefficients, *weights, *state)
     y, squared, after = _by_hand(*arguments) if by_hand else _loop(*arguments)
-    y = y.view(batch, heads, time, width).transpose(1, 2)
-    surprise = squared.detach().sqrt().view(batch, heads, time).transpose(1, 2)
+    y = y.view(count, batch, heads, chunk_size, width).permute(1, 0, 3, 2, 4).reshape(query.shape)
+    surprise = squared.detach().sqrt().view(count, batch, heads, chunk_size)
+    surprise = surprise.permute(1, 0, 3, 2).reshape(batch, time, heads)
     after = NeuralState(
         *(torch.cat([x.flatten(1) for x in part], dim=1).view(batch, heads, shape.size) for part in after)
     )
@@ -122,7 +125,8 @@ def _is_transformed(*tensors: Tensor) -> bool:
     return is_traced() or torch._C._are_functorch_transforms_active() or any_dual(*tensors)
 
 
-def _coefficients(log_retention, log_momentum, valid, read_before_write) -> _Coefficients:
+def coefficients_of(log_retention, log_momentum, valid, read_before_write) -> Coefficients:
+    """Return the rule of chunks `[..., C]` at the places of reads and at the chunks' ends."""
     whole = rule(log_retention, log_momentum, valid)
     read = whole.retained, whole.built, whole.mixed
     if read_before_write:
@@ -133,7 +137,7 @@ def _coefficients(log_retention, log_momentum, valid, read_before_write) -> _Coe
             functional.pad(built, (1, 0)),
             functional.pad(mixed, (0, 0, 1, 0)),
         )
-    return _Coefficients(
+    return Coefficients(
         read_retained=read[0][..., None],
         read_built=read[1][..., None],
         read_mixed=read[2],
@@ -151,9 +155,9 @@ def _loop(
     """Run chunk after chunk in operations that autograd follows; `kept` collects what the gradient by hand needs."""
     delta, momentum, anchor = layers
     outputs, squares = [], []
-    chunked = zip(*(x.unbind(1) for x in (*tokens, *coefficients)), strict=True)
+    chunked = zip(*(x.unbind(0) for x in (*tokens, *coefficients)), strict=True)
     for index, (query, key, value, step_size, share, *rest) in enumerate(chunked):
-        border, at = borders.at(index), _Coefficients(*rest)
+        border, at = borders.at(index), Coefficients(*rest)
         for mask, blank in ((border.fresh, torch.zeros_like), (border.cut, torch.Tensor.detach)):
             if mask is not None:
                 delta, momentum, anchor = (
@@ -166,9 +170,13 @@ def _loop(
         squares.append(trace.squared[..., 0])
         if kept is not None:
             kept.append(
-                _Kept(delta, momentum, anchor, trace._replace(inputs=trace.inputs[1:], steps=[]), reads[:-1])
+                _Kept(
+                    delta, momentum, anchored, trace._replace(inputs=trace.inputs[1:], steps=[]), reads[:-1]
+                )
             )
         delta, momentum = _advance(at, trace, delta, momentum)
+        if index % _FLUSH_EVERY == _FLUSH_EVERY - 1 or index == len(tokens.query) - 1:
+            delta, momentum = ([flushed(x) for x in part] for part in (delta, momentum))
         anchor = (
             delta
             if border.incomplete is None
@@ -176,7 +184,7 @@ def _loop(
         )
     if not outputs:
         return tokens.query, tokens.step_size[..., 0], layers
-    return torch.stack(outputs, 1), torch.stack(squares, 1), (delta, momentum, anchor)
+    return torch.stack(outputs), torch.stack(squares), (delta, momentum, anchor)
 
 
 class _Trace(NamedTuple):
@@ -196,7 +204,7 @@ class _Kept(NamedTuple):
 
     delta: list[Tensor]
     momentum: list[Tensor]
-    anchor: list[Tensor]
+    anchored: list[Tensor]
     trace: _Trace
     reads: list[Tensor]
 
@@ -210,7 +218,7 @@ def _write(shape: NetworkShape, key, value, step_size, share, anchored) -> _Trac
 
 
 def _read(
-    shape: NetworkShape, query, at: _Coefficients, trace: _Trace, weights, delta, momentum
+    shape: NetworkShape, query, at: Coefficients, trace: _Trace, weights, delta, momentum
 ) -> list[Tensor]:
     """Return every layer's product with each token's own weights, then the output."""
     x, products = query, []
@@ -224,12 +232,12 @@ def _read(
     return [*products, finish(query, products[-1], shape)]
 
 
-def _advance(at: _Coefficients, trace: _Trace, delta, momentum) -> tuple[list[Tensor], list[Tensor]]:
+def _advance(at: Coefficients, trace: _Trace, delta, momentum) -> tuple[list[Tensor], list[Tensor]]:
     after_delta, after_momentum = [], []
     for x, step, d, s in zip(trace.inputs, trace.steps, delta, momentum, strict=True):
         kept = torch.addcmul(at.end_retained * d, at.end_built, s)
-        after_delta.append(flushed(torch.baddbmm(kept, (at.end_mixed * x).mT, step, alpha=-1)))
-        after_momentum.append(flushed(torch.baddbmm(at.end_kept * s, (at.end_trace * x).mT, step, alpha=-1)))
+        after_delta.append(torch.baddbmm(kept, (at.end_mixed * x).mT, step, alpha=-1))
+        after_momentum.append(torch.baddbmm(at.end_kept * s, (at.end_trace * x).mT, step, alpha=-1))
     return after_delta, after_momentum
 
 
@@ -242,7 +250,7 @@ def _by_hand(shape: NetworkShape, borders: _Borders, tokens, coefficients, weigh
 
 def _split(flat: Sequence, depth: int):
     """Undo the flattening of `_by_hand`."""
-    tokens, coefficients = _Tokens(*flat[:5]), _Coefficients(*flat[5:13])
+    tokens, coefficients = _Tokens(*flat[:5]), Coefficients(*flat[5:13])
     weights = flat[13 : 13 + depth]
     parts = [list(flat[13 + depth * k : 13 + depth * (k + 1)]) for k in (1, 2, 3)]
     return tokens, coefficients, weights, parts
@@ -294,11 +302,11 @@ def _pull_back(shape: NetworkShape, borders: _Borders, flat, kept: list[_Kept], 
         list(grad_after[depth * part : depth * (part + 1)]) for part in range(3)
     )
     grad_tokens = [torch.empty_like(x) for x in tokens]
-    grad_coefficients = _Coefficients(*(torch.empty_like(x) for x in coefficients))
+    grad_coefficients = Coefficients(*(torch.empty_like(x) for x in coefficients))
     grad_weights = [torch.zeros_like(w) for w in weights]
     for index in reversed(range(len(kept))):
-        border, at = borders.at(index), _Coefficients(*(x[:, index] for x in coefficients))
-        here = _Tokens(*(x[:, index] for x in tokens))
+        border, at = borders.at(index), Coefficients(*(x[index] for x in coefficients))
+        here = _Tokens(*(x[index] for x in tokens))
         if border.incomplete is None:
             grad_delta = [d + a for d, a in zip(grad_delta, grad_anchor, strict=True)]
             grad_anchor = [torch.zeros_like(a) for a in grad_anchor]
@@ -308,12 +316,12 @@ def _pull_back(shape: NetworkShape, borders: _Borders, flat, kept: list[_Kept], 
             grad_anchor = [a - b for a, b in zip(grad_anchor, moved, strict=True)]
         chunk = _ChunkGradient(shape, at, kept[index], here, weights, grad_weights)
         chunk.leave(grad_delta, grad_momentum)
-        chunk.read(grad_y[:, index])
+        chunk.read(grad_y[index])
         chunk.write()
         for whole, part in zip(grad_tokens, chunk.tokens(), strict=True):
-            whole[:, index] = part
+            whole[index] = part
         for whole, part in zip(grad_coefficients, chunk.coefficients, strict=True):
-            whole[:, index] = part
+            whole[index] = part
         grad_delta, grad_momentum = chunk.delta, chunk.momentum
         grad_anchor = [a + b for a, b in zip(grad_anchor, chunk.anchor, strict=True)]
         for mask in (border.fresh, border.cut):
@@ -333,7 +341,7 @@ class _ChunkGradient:
         self.weights, self.grad_weights = weights, grad_weights
         self.inputs = [here.key, *kept.trace.inputs]
         self.steps = [kept.trace.step_size * delta for delta in kept.trace.deltas]
-        self.anchored = [w + a for w, a in zip(weights, kept.anchor, strict=True)]
+        self.anchored = kept.anchored
 
     def leave(self, grad_delta: list[Tensor], grad_momentum: list[Tensor]) -> None:
         """Begin with what comes from the next chunk, by `_advance`."""
@@ -365,7 +373,7 @@ class _ChunkGradient:
         alike = torch.zeros_like(at.read_mixed)
         grad = grad_y
         for layer in range(len(self.weights) - 1, -1, -1):
-            x = functional.silu(kept.reads[layer - 1]) if layer else self.here.query
+            x, slope = _silu(kept.reads[layer - 1])[:2] if layer else (self.here.query, None)
             other, step = self.inputs[layer], self.steps[layer]
             similarity = x @ other.mT
             self.grad_steps[layer].baddbmm_((at.read_mixed * similarity).mT, grad, alpha=-1)
@@ -381,9 +389,9 @@ class _ChunkGradient:
             self.momentum[layer].baddbmm_((at.read_built * x).mT, grad)
             below = torch.baddbmm(grad @ self.weights[layer].mT, grad_similarity, other)
             below.addcmul_(at.read_retained, by_delta).addcmul_(at.read_built, by_momentum)
-            grad = below * silu_slope(kept.reads[layer - 1]) if layer else below
+            grad = below if slope is None else below.mul_(slope)
         self.grad_query = grad + grad_y if self.shape.residual else grad
-        self.coefficients = _Coefficients(retained, built, alike, *self.end)
+        self.coefficients = Coefficients(retained, built, alike, *self.end)
 
     def write(self) -> None:
         """Go back through `_write`: the clip, the inner backward pass, the inner forward pass."""
@@ -397,8 +405,10 @@ class _ChunkGradient:
             self._unclip(grad_deltas)
         self.anchor = [torch.zeros_like(w) for w in self.weights]
         grad_products: list[Tensor] = []
+        slopes = []
         for layer in range(len(self.weights) - 1):
-            slope, bend = _silu_slope_and_bend(products[layer])
+            _, slope, bend = _silu(products[layer])
+            slopes.append(slope)
             upper = self.anchored[layer + 1]
             grad_inner = grad_deltas[layer] * slope
             inner = deltas[layer + 1] @ upper.mT
@@ -409,7 +419,7 @@ class _ChunkGradient:
         grad_products.append(self.grad_error)
         for layer in range(len(self.weights) - 1, -1, -1):
             if layer < len(self.weights) - 1:
-                grad_products[layer].addcmul_(self.grad_inputs[layer + 1], silu_slope(products[layer]))
+                grad_products[layer].addcmul_(self.grad_inputs[layer + 1], slopes[layer])
             self.anchor[layer].baddbmm_(self.inputs[layer].mT, grad_products[layer])
             self.grad_inputs[layer].baddbmm_(grad_products[layer], self.anchored[layer].mT)
         for whole, part in zip(self.grad_weights, self.anchor, strict=True):
@@ -449,8 +459,10 @@ def _row_inner(a: Tensor, b: Tensor) -> Float[Tensor, "R C 1"]:
     return (a * b).sum(-1, keepdim=True)
 
 
-def _silu_slope_and_bend(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the first and second derivatives of SiLU."""
+def _silu(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return SiLU and its first and second derivatives."""
     gate = torch.sigmoid(x)
     shut = 1 - gate
-    return gate * (1 + x * shut), gate * shut * (2 + x * (shut - gate))
+    active = x * gate
+    slope = torch.addcmul(gate, active, shut)
+    return active, slope, shut * (slope + gate - active * gate)

@@ -135,7 +135,7 @@ def backward_pass(
 def silu_slope(x: Tensor) -> Tensor:
     """Return the derivative of SiLU."""
     gate = torch.sigmoid(x)
-    return gate * (1 + x * (1 - gate))
+    return torch.addcmul(gate, x * gate, 1 - gate)
 
 
 def residual_gradient(prediction: Tensor, value: Tensor) -> Tensor:
