@@ -45,8 +45,8 @@ class NeuralMemoryConfig(MemoryConfig):
 
     chunk_size: int = 16
     """Steps whose gradients are taken at the same weights; 1 is the exact online rule."""
-    depth: int = 2
-    """Layers of a head's network; 1 is a matrix."""
+    depth: int = 1
+    """Layers of a head's network; 1 is a matrix, cheaper, and at the sizes tried so far sooner of use than more."""
     hidden_ratio: int = 2
     """Width between the layers, in units of a head's."""
     num_heads: int | None = None
@@ -116,7 +116,9 @@ class NeuralMemory(nn.Module):
         self.chunk_size, self.heads, self.width = config.chunk_size, config.heads, dim // config.heads
         self.project_in = nn.Linear(dim, 3 * dim, bias=False)
         if config.convolution > 1:
-            taps = torch.randn(config.convolution, 3 * dim) * config.convolution**-0.5
+            # At first nearly the present input alone: a key that mixes steps is not met again by a query elsewhere.
+            taps = torch.randn(config.convolution, 3 * dim) * 0.1
+            taps[-1] = 1.0
             self.convolution = nn.Parameter(taps)
         self.gates = nn.Linear(dim, 3 * self.heads)
         self.weights = nn.ParameterList(

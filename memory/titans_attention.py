@@ -169,10 +169,11 @@ class WindowAttention(PersistentTokens):
 
 
 class MemoryGate(nn.Module):
-    """What attention read, gated by what the memory recalled, both normalised (equations 25 and 28).
+    """What attention read and what the memory recalled, mixed by a gate of both (equations 25 and 28).
 
-    The paper leaves the nonlinearity open; here a sigmoid of the memory, so that one which knows nothing halves and no
-    more.
+    The paper normalises both by learned vectors and leaves the nonlinearity open. Here each has its learned RMS
+    normalisation, and a sigmoid of their sum says how much of each passes: a product of the two, tried first, learned
+    nothing of recall.
     """
 
     def __init__(self, dim: int) -> None:
@@ -182,5 +183,6 @@ class MemoryGate(nn.Module):
         self.out = nn.Linear(dim, dim, bias=False)
 
     def forward(self, attended: Tensor, recalled: Tensor) -> Tensor:
-        """Return the gated sum's contribution to the residual stream."""
-        return self.out(self.attended_norm(attended) * torch.sigmoid(self.recalled_norm(recalled)))
+        """Return the mixture, projected."""
+        attended, recalled = self.attended_norm(attended), self.recalled_norm(recalled)
+        return self.out(recalled + torch.sigmoid(attended + recalled) * (attended - recalled))

@@ -2,8 +2,8 @@
 
 Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), section 4.1, equations 21 to 25. A segment of the paper is the
 memory's chunk here, so the memory before the segment is its anchor. For every step of a chunk memory recalls a token;
-attention sees persistent tokens and, up to the present step, recalled tokens and inputs; what it read is learned, recalled
-after that, and gated. The paper's last recall comes after the whole segment is learned, which would show a step its
+attention sees persistent tokens and, up to the present step, recalled tokens and inputs; what it read, added to its input,
+is learned, recalled after that, and gated. The paper's last recall comes after the whole segment is learned, which would show a step its
 future; here it comes after the step's own write. The memory has no convolution: attention stands before it.
 """
 
@@ -83,14 +83,15 @@ class _ContextLayer(TitansLayer):
             caches[name] = torch.where(here, written.to(kept.dtype), kept)
         visible = slot % size <= place[:, None]
         query = self.attention.project_query(normed, place[:, None])
-        attended = self._attend(query, caches, visible[:, None])[:, 0]
+        attended = x + self._attend(query, caches, visible[:, None])[:, 0]
         recalled, surprise, learned = self.memory.step(self.write_norm(attended), state, time)
         return self.feed(x + self.gate(attended, recalled)), surprise, learned | caches
 
     def segment(self, x, state, grid, age, start):
         size = self.config.chunk_size
         every = self.config.bptt_chunks
-        normed = grid.lay(self.memory_norm(x)).unflatten(1, (grid.num_chunks, size))
+        laid = grid.lay(x).unflatten(1, (grid.num_chunks, size))
+        normed = self.memory_norm(laid)
         valid = None if grid.valid is None else grid.valid.unflatten(1, (grid.num_chunks, size))
         place = torch.arange(size, device=x.device).expand(x.shape[0], -1)
         slot = torch.arange(2 * size, device=x.device)
@@ -120,7 +121,7 @@ class _ContextLayer(TitansLayer):
             else:
                 caches = {name: context[name].to(cache.dtype) for name, cache in caches.items()}
             query = self.attention.project_query(normed[:, chunk], place)
-            attended = self._attend(query, context, visible)
+            attended = laid[:, chunk] + self._attend(query, context, visible)
             recalled, surprise, learned = self.memory.chunk(self.write_norm(attended), learned, present)
             attended_chunks.append(attended)
             recalled_chunks.append(recalled)

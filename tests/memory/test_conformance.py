@@ -21,13 +21,13 @@ SIZES = {
         {"window": 3, "num_sinks": 70, "num_layers": 3},
     ],
     "titans": [
-        {"dim": 8, "depth": 1, "chunk_size": 1, "convolution": 1, "output_gate": False},
+        {"dim": 8, "chunk_size": 1, "convolution": 1, "output_gate": False},
         {"depth": 3, "chunk_size": 5, "num_layers": 2, "bptt_chunks": 2},
-        {"chunk_size": 4, "norm": True, "residual": True, "read_before_write": False},
+        {"depth": 2, "chunk_size": 4, "norm": True, "residual": True, "read_before_write": False},
     ],
-    "titans_mac": [{"depth": 1, "chunk_size": 3, "bptt_chunks": 2, "num_persistent": 0}],
-    "titans_mag": [{"depth": 1, "chunk_size": 5, "window": 3, "num_persistent": 0}],
-    "titans_mal": [{"depth": 1, "chunk_size": 2, "window": 2, "bptt_chunks": 3}],
+    "titans_mac": [{"depth": 2, "chunk_size": 3, "bptt_chunks": 2, "num_persistent": 0}],
+    "titans_mag": [{"depth": 2, "chunk_size": 5, "window": 3, "num_persistent": 0}],
+    "titans_mal": [{"depth": 2, "chunk_size": 2, "window": 2, "bptt_chunks": 3}],
 }
 CASES = [
     pytest.param(name, fields, id=f"{name}-{'-'.join(f'{k}{v}' for k, v in fields.items()) or 'default'}")

@@ -67,7 +67,7 @@ def test_memory_as_context_follows_the_papers_order():
     """Equations 21 to 25 by single steps: recall at the chunk's start, attend, write what was read, recall, gate."""
     torch.manual_seed(1)
     size = 4
-    module: Any = memory.make("titans_mac", dim=16, chunk_size=size, num_persistent=2).double()
+    module: Any = memory.make("titans_mac", dim=16, depth=2, chunk_size=size, num_persistent=2).double()
     layer = module.layers[0]
     torch.nn.init.normal_(layer.memory.weights[-1], std=0.4)
     x = torch.randn(1, 11, 16, dtype=torch.float64)
@@ -92,7 +92,7 @@ def test_memory_as_context_follows_the_papers_order():
             query, key, value = project(attention, token, t % size)
             keys.append(key)
             values.append(value)
-        attended = attend(attention, project(attention, normed, t % size)[0], keys, values)
+        attended = x[0, t] + attend(attention, project(attention, normed, t % size)[0], keys, values)
         written = layer.write_norm(attended)[None]
         again, _, learned = layer.memory.step(written, learned, torch.tensor([t]))
         expected = layer.feed(x[0, t] + layer.gate(attended, again[0]))

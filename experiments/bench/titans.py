@@ -1,0 +1,284 @@
+"""What Titans' neural memory costs, against causal attention of the same width and PyPI's titans-pytorch.
+
+    pip install titans-pytorch
+    OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.bench.titans
+
+All contestants map [batch, tokens, width] to the same, with projections for query, key, value and output, on one CPU thread,
+turn by turn in one process; attention is torch's scaled_dot_product_attention. Peak memory is what a call adds to the
+level before it, forward and backward, each in a process of its own. Prints tables. Options: `--help`.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from torch import Tensor, nn
+from torch.nn import functional
+
+from scrubjay.memory.chunk_grid import ChunkGrid
+from scrubjay.memory.neural_memory import NeuralMemory
+from scrubjay.memory.titans import TitansConfig
+
+WIDEST_HEAD = 64
+ENGINE: Any = {"convolution": 1, "output_gate": False}
+
+
+@dataclass(frozen=True)
+class TitansBench:
+    """Sizes of the measurement."""
+
+    batch: int = 2
+    """Rows of the first table."""
+    tokens: int = 2048
+    """Tokens of the first table."""
+    dim: int = 256
+    """Width of the first table."""
+    dims: tuple[int, ...] = (64, 256, 512)
+    """Widths of the table of lengths, whose batch is one row."""
+    lengths: tuple[int, ...] = (2048, 8192, 32768, 65536)
+    """Tokens of the table of lengths."""
+    chunks: tuple[int, ...] = (16, 64)
+    """Chunk sizes of the table of lengths."""
+    rows: tuple[int, ...] = (1, 16, 256)
+    """Rows that take one step at a time."""
+    pieces: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    """Episodes in a segment, for the cost of resets."""
+    repeats: int = 7
+    """Timed passes of each; a long one is repeated until it has taken `patience` seconds."""
+    patience: float = 4.0
+    """Seconds."""
+    seed: int = 0
+    """Seed of inputs and weights."""
+
+
+class Attention(nn.Module):
+    """Causal attention over all tokens, heads of 64."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.heads = max(1, dim // WIDEST_HEAD)
+        self.project_in, self.out = nn.Linear(dim, 3 * dim, bias=False), nn.Linear(dim, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend from every token to itself and all before it."""
+        query, key, value = self.project_in(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        read = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        return self.out(read.transpose(1, 2).flatten(2))
+
+    def step(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Attend from one token to cached keys and values `[batch, heads, time, width]`."""
+        query, _, _ = self.project_in(x).unflatten(-1, (3, self.heads, -1)).unbind(1)
+        read = functional.scaled_dot_product_attention(query[:, :, None], keys, values)
+        return self.out(read.flatten(1))
+
+
+class Ours(nn.Module):
+    """A layer of `titans`, from a fresh state."""
+
+    def __init__(self, dim: int, chunk_size: int, **fields) -> None:
+        super().__init__()
+        self.memory = NeuralMemory(TitansConfig(dim=dim, chunk_size=chunk_size, **fields))
+        nn.init.normal_(self.memory.weights[-1], std=0.05)
+
+    def forward(self, x: Tensor, start: Tensor | None = None) -> Tensor:
+        """Read and learn every token."""
+        age = torch.zeros(len(x), dtype=torch.int64)
+        start = torch.zeros(x.shape[:2], dtype=torch.bool) if start is None else start
+        grid = ChunkGrid.of(age, start, self.memory.chunk_size)
+        state = self.memory.initial_state(len(x), torch.float32, x.device)
+        return self.memory.segment(x, state, grid, age, start)[0]
+
+
+class Theirs(nn.Module):
+    """titans-pytorch's NeuralMemory; `anchored` moves the weights at which gradients are taken once a chunk."""
+
+    def __init__(self, dim: int, heads: int | None, anchored: bool) -> None:
+        super().__init__()
+        from titans_pytorch import NeuralMemory as Peer  # pyright: ignore[reportMissingImports]
+
+        options: Any = {} if heads is None else {"heads": heads, "dim_head": dim // heads}
+        self.memory = Peer(dim=dim, chunk_size=64, batch_size=64 if anchored else None, **options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Read and learn every token."""
+        return self.memory(x)[0]
+
+
+def contestants(dim: int) -> dict[str, Callable[[], Any]]:
+    """Return how to build everyone of the first table."""
+    return {
+        "causal attention": lambda: Attention(dim),
+        "depth 1": lambda: Ours(dim, 64, depth=1, **ENGINE),
+        "depth 1, convolution and gate": lambda: Ours(dim, 64, depth=1),
+        "depth 2, hidden 4x": lambda: Ours(dim, 64, hidden_ratio=4, **ENGINE),
+        "depth 2, hidden 4x, convolution and gate": lambda: Ours(dim, 64, hidden_ratio=4),
+        "titans-pytorch, heads of 64, anchors as ours": lambda: Theirs(dim, dim // WIDEST_HEAD, True),
+        "titans-pytorch, its default": lambda: Theirs(dim, None, False),
+    }
+
+
+def main(bench: TitansBench) -> None:
+    """Measure and print the tables."""
+    torch.set_num_threads(1)
+    torch.manual_seed(bench.seed)
+    print(f"float32, 1 thread; medians; torch {torch.__version__}, {os.cpu_count()} CPUs\n")
+    _side_by_side(bench)
+    _lengths(bench)
+    _steps(bench)
+    _resets(bench)
+
+
+def _side_by_side(bench: TitansBench) -> None:
+    print(
+        f"{bench.batch} rows of {bench.tokens:,} tokens, width {bench.dim}, heads of {WIDEST_HEAD}, chunks of 64; "
+        "times are forward / forward and backward:\n"
+    )
+    print("| what | ms | against attention | peak memory, MB |")
+    print("|---|---|---|---|")
+    x = torch.randn(bench.batch, bench.tokens, bench.dim, requires_grad=True)
+    modules = {name: build() for name, build in contestants(bench.dim).items()}
+    cost = _interleaved({name: lambda m=m: m(x) for name, m in modules.items()}, bench)
+    base = cost["causal attention"]
+    for name, times in cost.items():
+        megabytes = _peak_in_a_process(name, bench)
+        print(f"| {name} | {_pair(times, 1e3, '')} | {_ratio(times, base)} | {megabytes:.0f} |")
+
+
+def _lengths(bench: TitansBench) -> None:
+    print(
+        "\nOne row, depth 1 and depth 2 (hidden 2x), convolution and gate; the ratio is to causal attention:\n"
+    )
+    columns = [f"depth {depth}, chunks of {chunk}" for chunk in bench.chunks for depth in (1, 2)]
+    print("| width | tokens | causal attention, ms | " + " | ".join(columns) + " |")
+    print("|---" * (3 + len(columns)) + "|")
+    for dim in bench.dims:
+        attention = Attention(dim)
+        ours = {
+            name: Ours(dim, chunk, depth=depth)
+            for name, (chunk, depth) in zip(
+                columns, [(chunk, depth) for chunk in bench.chunks for depth in (1, 2)], strict=True
+            )
+        }
+        for length in bench.lengths:
+            x = torch.randn(1, length, dim, requires_grad=True)
+            everyone = {"attention": lambda m=attention, x=x: m(x)}
+            everyone |= {name: lambda m=m, x=x: m(x) for name, m in ours.items()}
+            cost = _interleaved(everyone, bench)
+            base = cost.pop("attention")
+            cells = [_ratio(times, base) for times in cost.values()]
+            print(f"| {dim} | {length:,} | {_pair(base, 1e3, '')} | {' | '.join(cells)} |", flush=True)
+
+
+def _steps(bench: TitansBench) -> None:
+    print(f"\nOne step, width {bench.dim}, microseconds a row:\n")
+    names = ["depth 1", "depth 2, hidden 2x", f"attention to {bench.tokens:,} cached tokens"]
+    print("| rows | " + " | ".join(names) + " |")
+    print("|---" * (1 + len(names)) + "|")
+    attention = Attention(bench.dim)
+    with torch.no_grad():
+        for rows in bench.rows:
+            x = torch.randn(rows, bench.dim)
+            runs = {}
+            for name, depth in zip(names, (1, 2), strict=False):
+                memory = NeuralMemory(TitansConfig(dim=bench.dim, depth=depth))
+                state = memory.initial_state(rows, torch.float32, x.device)
+                clock = torch.full((rows,), 5)
+                runs[name] = lambda m=memory, s=state, c=clock, x=x: m.step(x, s, c)[0]
+            cache = torch.randn(2, rows, attention.heads, bench.tokens, bench.dim // attention.heads)
+            runs[names[-1]] = lambda x=x, cache=cache: attention.step(x, cache[0], cache[1])
+            cost = _interleaved(runs, bench, backward=False)
+            cells = [f"{forward * 1e6 / rows:.0f}" for forward, _ in cost.values()]
+            print(f"| {rows} | {' | '.join(cells)} |", flush=True)
+
+
+def _resets(bench: TitansBench) -> None:
+    print(
+        f"\nEpisodes in a segment, {bench.batch} rows of {bench.tokens:,} tokens, depth 1, chunks of 64, "
+        "against one episode:\n"
+    )
+    print("| episodes | chunks on the grid | time |")
+    print("|---|---|---|")
+    x = torch.randn(bench.batch, bench.tokens, bench.dim, requires_grad=True)
+    memory = Ours(bench.dim, 64, depth=1)
+    starts = {}
+    for pieces in bench.pieces:
+        start = torch.zeros(x.shape[:2], dtype=torch.bool)
+        for row in start:
+            row[torch.randperm(bench.tokens - 1)[: pieces - 1] + 1] = True
+        starts[pieces] = start
+    cost = _interleaved({str(n): lambda s=s: memory(x, s) for n, s in starts.items()}, bench)
+    base = cost[str(bench.pieces[0])]
+    age = torch.zeros(bench.batch, dtype=torch.int64)
+    for pieces, start in starts.items():
+        chunks = ChunkGrid.of(age, start, 64).num_chunks
+        print(f"| {pieces} | {chunks} | {_ratio(cost[str(pieces)], base)} |")
+
+
+def _interleaved(
+    everyone: dict[str, Callable[[], Tensor]], bench: TitansBench, backward: bool = True
+) -> dict[str, tuple[float, float]]:
+    """Return median seconds of a forward pass and of forward and backward, contestants taking turns."""
+    times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in everyone}
+    for trial in range(-1, bench.repeats):
+        for name, run in everyone.items():
+            forward, both = times[name]
+            if trial > 0 and sum(forward) + sum(both) > bench.patience:
+                continue
+            began = time.perf_counter()
+            with torch.no_grad():
+                run()
+            middle = time.perf_counter()
+            if backward:
+                run().sum().backward()
+            # The first pass warms up, unless one is all there is time for.
+            if trial == 0 and forward and forward[0] < bench.patience / 4:
+                forward.clear()
+                both.clear()
+            forward.append(middle - began)
+            both.append(time.perf_counter() - middle)
+    return {name: (statistics.median(f), statistics.median(b)) for name, (f, b) in times.items()}
+
+
+def _peak_in_a_process(name: str, bench: TitansBench) -> float:
+    """Return the megabytes that forward and backward of one contestant add, in a new process."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_peak, (name, bench))
+
+
+def _peak(name: str, bench: TitansBench) -> float:
+    torch.set_num_threads(1)
+    module = contestants(bench.dim)[name]()
+    # What libraries load on their first call is nobody's memory.
+    module(torch.randn(1, 128, bench.dim, requires_grad=True)).sum().backward()
+    x = torch.randn(bench.batch, bench.tokens, bench.dim, requires_grad=True)
+    before = _high_water()
+    module(x).sum().backward()
+    return (_high_water() - before) / 1024
+
+
+def _high_water() -> int:
+    """Return the most memory this process has had resident, in kilobytes, as Linux counts it."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0])
+
+
+def _pair(times: tuple[float, float], scale: float, unit: str) -> str:
+    return " / ".join(f"{value * scale:.0f}{unit}" for value in times)
+
+
+def _ratio(times: tuple[float, float], base: tuple[float, float]) -> str:
+    return " / ".join(f"{value / other:.2f}x" for value, other in zip(times, base, strict=True))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(TitansBench, description=__doc__))
