@@ -1,6 +1,6 @@
 """Neural memory in torch: a loop over chunks, each a handful of batched products, and that loop's gradient by hand.
 
-`_Chunks` and `_chunk` compute the same; autograd may differentiate the second, which serves higher derivatives and
+`_Chunks` and `_loop` compute the same; autograd may differentiate the second, which serves higher derivatives and
 what `_Chunks` leaves out. Letters, beside those of `neural_memory`: R = B H rows; tensors of a chunk are `[R, C, ...]`.
 """
 
