@@ -32,7 +32,7 @@ from scrubjay.kernels.neural_network import (
 )
 
 
-class _Coefficients(NamedTuple):
+class Coefficients(NamedTuple):
     """The rule of every chunk, `[R, N, ...]`: at the places of reads, and at the chunk's end."""
 
     read_retained: Tensor
@@ -87,7 +87,7 @@ def run_chunks(problem: Problem, by_hand: bool) -> tuple[Tensor, Tensor, NeuralS
             gate.masked_fill(skipped, 0) for gate in (step_size, log_momentum, log_retention)
         )
         incomplete = by_row(~valid.unflatten(1, (count, chunk_size))[..., -1])
-    coefficients = _coefficients(
+    coefficients = coefficients_of(
         log_retention, log_momentum, None if skipped is None else ~skipped, read_before_write
     )
     tokens = (by_chunk(query), by_chunk(key), by_chunk(value), step_size)
@@ -110,7 +110,7 @@ def _is_transformed(*tensors: Tensor) -> bool:
     return is_traced() or torch._C._are_functorch_transforms_active() or any_dual(*tensors)
 
 
-def _coefficients(log_retention, log_momentum, valid, read_before_write) -> _Coefficients:
+def coefficients_of(log_retention, log_momentum, valid, read_before_write) -> Coefficients:
     whole = rule(log_retention, log_momentum, valid)
     read = whole.retained, whole.built, whole.mixed
     if read_before_write:
@@ -121,7 +121,7 @@ def _coefficients(log_retention, log_momentum, valid, read_before_write) -> _Coe
             functional.pad(built, (1, 0)),
             functional.pad(mixed, (0, 0, 1, 0)),
         )
-    return _Coefficients(
+    return Coefficients(
         read_retained=read[0][..., None],
         read_built=read[1][..., None],
         read_mixed=read[2],
@@ -141,7 +141,7 @@ def _loop(
     outputs, squares = [], []
     chunked = zip(*(x.unbind(1) for x in (*tokens, *coefficients)), strict=True)
     for index, (query, key, value, step_size, *rest) in enumerate(chunked):
-        border, at = borders.at(index), _Coefficients(*rest)
+        border, at = borders.at(index), Coefficients(*rest)
         for mask, blank in ((border.fresh, torch.zeros_like), (border.cut, torch.Tensor.detach)):
             if mask is not None:
                 delta, momentum, anchor = (
@@ -198,7 +198,7 @@ def _write(options: _Options, key, value, step_size, anchored) -> _Trace:
 
 
 def _read(
-    options: _Options, query, at: _Coefficients, trace: _Trace, weights, delta, momentum
+    options: _Options, query, at: Coefficients, trace: _Trace, weights, delta, momentum
 ) -> list[Tensor]:
     """Return every layer's product with each token's own weights, then the output."""
     x, products = query, []
@@ -212,7 +212,7 @@ def _read(
     return [*products, finish(query, products[-1], options.shape)]
 
 
-def _advance(at: _Coefficients, trace: _Trace, delta, momentum) -> tuple[list[Tensor], list[Tensor]]:
+def _advance(at: Coefficients, trace: _Trace, delta, momentum) -> tuple[list[Tensor], list[Tensor]]:
     after_delta, after_momentum = [], []
     for x, step, d, s in zip(trace.inputs, trace.steps, delta, momentum, strict=True):
         kept = torch.addcmul(at.end_retained * d, at.end_built, s)
@@ -230,7 +230,7 @@ def _by_hand(options: _Options, borders: _Borders, tokens, coefficients, weights
 
 def _split(flat: Sequence, depth: int):
     """Undo the flattening of `_by_hand`."""
-    tokens, coefficients = flat[:4], _Coefficients(*flat[4:12])
+    tokens, coefficients = flat[:4], Coefficients(*flat[4:12])
     weights = flat[12 : 12 + depth]
     parts = [list(flat[12 + depth * k : 12 + depth * (k + 1)]) for k in (1, 2, 3)]
     return tokens, coefficients, weights, parts
@@ -282,10 +282,10 @@ def _pull_back(options: _Options, borders: _Borders, flat, kept: list[_Kept], gr
         list(grad_after[depth * part : depth * (part + 1)]) for part in range(3)
     )
     grad_tokens = [torch.empty_like(x) for x in tokens]
-    grad_coefficients = _Coefficients(*(torch.empty_like(x) for x in coefficients))
+    grad_coefficients = Coefficients(*(torch.empty_like(x) for x in coefficients))
     grad_weights = [torch.zeros_like(w) for w in weights]
     for index in reversed(range(len(kept))):
-        border, at = borders.at(index), _Coefficients(*(x[:, index] for x in coefficients))
+        border, at = borders.at(index), Coefficients(*(x[:, index] for x in coefficients))
         query, key, _, step_size = (x[:, index] for x in tokens)
         if border.incomplete is None:
             grad_delta = [d + a for d, a in zip(grad_delta, grad_anchor, strict=True)]
@@ -373,7 +373,7 @@ class _ChunkGradient:
             below.addcmul_(at.read_retained, by_delta).addcmul_(at.read_built, by_momentum)
             grad = below * silu_slope(kept.reads[layer - 1]) if layer else below
         self.grad_query = grad + grad_y if self.options.shape.residual else grad
-        self.coefficients = _Coefficients(retained, built, alike, *self.end)
+        self.coefficients = Coefficients(retained, built, alike, *self.end)
 
     def write(self) -> None:
         """Go back through `_write`: the clip, the inner backward pass, the inner forward pass."""
