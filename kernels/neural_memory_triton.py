@@ -68,195 +68,219 @@ def _flushed(x):
 
 
 @triton.jit
+def _load(place, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Load `[rows, columns]`, in float32, with zeros outside of `[ROWS, COLUMNS]`; masked only where some are."""
+    UNEVEN_ROWS: tl.constexpr = (rows.shape[0] * 0 + ROWS) % rows.shape[0] != 0
+    UNEVEN_COLUMNS: tl.constexpr = (columns.shape[0] * 0 + COLUMNS) % columns.shape[0] != 0
+    if UNEVEN_ROWS or UNEVEN_COLUMNS:
+        loaded = tl.load(place, mask=(rows < ROWS)[:, None] & (columns < COLUMNS)[None, :], other=0.0)
+    else:
+        loaded = tl.load(place)
+    return loaded.to(tl.float32)
+
+
+@triton.jit
+def _store(place, tile, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    UNEVEN_ROWS: tl.constexpr = (rows.shape[0] * 0 + ROWS) % rows.shape[0] != 0
+    UNEVEN_COLUMNS: tl.constexpr = (columns.shape[0] * 0 + COLUMNS) % columns.shape[0] != 0
+    if UNEVEN_ROWS or UNEVEN_COLUMNS:
+        tl.store(place, tile, mask=(rows < ROWS)[:, None] & (columns < COLUMNS)[None, :])
+    else:
+        tl.store(place, tile)
+
+
+@triton.jit
 def _tile(pointer, rows, columns, row_stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Load a tile in float32, zeros outside of `[ROWS, COLUMNS]`."""
-    mask = (rows < ROWS)[:, None] & (columns < COLUMNS)[None, :]
-    place = pointer + rows.to(tl.int64)[:, None] * row_stride + columns[None, :]
-    return tl.load(place, mask=mask, other=0.0).to(tl.float32)
+    place = pointer + (rows[:, None] * row_stride + columns[None, :])
+    return _load(place, rows, columns, ROWS, COLUMNS)
 
 
 @triton.jit
 def _put(pointer, tile, rows, columns, row_stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    mask = (rows < ROWS)[:, None] & (columns < COLUMNS)[None, :]
-    place = pointer + rows.to(tl.int64)[:, None] * row_stride + columns[None, :]
-    tl.store(place, tile.to(pointer.dtype.element_ty), mask=mask)
+    place = pointer + (rows[:, None] * row_stride + columns[None, :])
+    _store(place, tile.to(pointer.dtype.element_ty), rows, columns, ROWS, COLUMNS)
 
 
 @triton.jit
-def _read(x, alike, step, weight, delta, momentum, retained, built, PRECISION: tl.constexpr):
-    """Return the product of each token's `x` with its own weights; `alike` is x inputs^T, mixed."""
-    product = _dot(x, weight, PRECISION)
-    product += retained[:, None] * _dot(x, delta, PRECISION)
-    product += built[:, None] * _dot(x, momentum, PRECISION)
-    return product - _dot(alike, step, PRECISION)
+def _transposed(pointer, rows, columns, column_stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Load a tile of what lies in memory column by column: the upper layer, so that its long side is as the lower's."""
+    return _load(pointer + (rows[:, None] + columns[None, :] * column_stride), rows, columns, ROWS, COLUMNS)
 
 
 @triton.jit
-def _advance(
-    delta, momentum, x, step, end_retained, end_built, end_kept, end_mixed, end_trace, PRECISION: tl.constexpr
-):  # fmt: skip
-    """Return delta and momentum after the chunk."""
-    x = tl.trans(x)
-    delta = end_retained * delta + end_built * momentum - _dot(x, end_mixed[:, None] * step, PRECISION)
-    momentum = end_kept * momentum - _dot(x, end_trace[:, None] * step, PRECISION)
-    return _flushed(delta), _flushed(momentum)
+def _put_transposed(pointer, tile, rows, columns, column_stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    _store(pointer + (rows[:, None] + columns[None, :] * column_stride), tile, rows, columns, ROWS, COLUMNS)
 
 
 @triton.jit
-def _forward_kernel(
-    query_ptr, key_ptr, value_ptr, step_ptr,
-    read_retained_ptr, read_built_ptr, read_mixed_ptr, end_mixed_ptr, end_trace_ptr,
-    end_retained_ptr, end_built_ptr, end_kept_ptr,
-    lower_ptr, upper_ptr, delta_ptr, momentum_ptr, flags_ptr,
-    out_ptr, squared_ptr, delta_after_ptr, momentum_after_ptr, anchor_ptr,
-    deltas_ptr, momenta_ptr, taken_ptr, error_ptr, product_ptr, inner_ptr, read_ptr,
+def _write_kernel(
+    key_ptr, value_ptr, step_ptr,
+    end_mixed_ptr, end_trace_ptr, end_retained_ptr, end_built_ptr, end_kept_ptr,
+    lower_ptr, upper_ptr, flags_ptr, squared_ptr, anchor_ptr,
+    deltas_ptr, momenta_ptr, taken_ptr, error_ptr, product_ptr, inner_ptr,
     N, H,
-    query_b, query_t, query_h, key_b, key_t, key_h, value_b, value_t, value_h,
+    key_b, key_t, key_h, value_b, value_t, value_h,
     C: tl.constexpr, D: tl.constexpr, I: tl.constexpr, DEPTH: tl.constexpr, RESIDUAL: tl.constexpr,
-    KEEP: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_I: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
-    """Walk the chunks; `anchor_ptr` holds the anchor before them and, at the end, the one after them."""
+    """Walk the chunks: slot 0 of deltas and momenta comes filled, and chunk n fills slot n + 1."""
     row = tl.program_id(0).to(tl.int64)
     i_b, i_h = row // H, row % H
     SIZE: tl.constexpr = D * I * DEPTH
     UPPER: tl.constexpr = D * I * (DEPTH - 1)
-    c, d, i = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_I)
+    c, d, tile = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_I)
     m_c = c < C
-    p_anchor = anchor_ptr + row * SIZE
     p_upper = upper_ptr + i_h * (D * I)
-    delta = _tile(delta_ptr + row * SIZE + UPPER, i, d, D, I, D)
-    momentum = _tile(momentum_ptr + row * SIZE + UPPER, i, d, D, I, D)
-    if DEPTH == 2:
-        p_lower = lower_ptr + i_h * (D * I)
-        delta_lower = _tile(delta_ptr + row * SIZE, d, i, I, D, I)
-        momentum_lower = _tile(momentum_ptr + row * SIZE, d, i, I, D, I)
+    p_kept_anchor = anchor_ptr + row * SIZE
     for n in range(N):
         chunk = row * N + n
         first, tokens = (chunk - row * N) * C, chunk * C
+        o_now = (chunk + row) * SIZE  # slots are one more than chunks
+        o_next = o_now + SIZE
         flags = tl.load(flags_ptr + i_b * N + n)
-        if (flags & 1) != 0:
-            delta, momentum = tl.zeros_like(delta), tl.zeros_like(momentum)
-            if DEPTH == 2:
-                delta_lower, momentum_lower = tl.zeros_like(delta_lower), tl.zeros_like(momentum_lower)
-        if KEEP:
-            _put(deltas_ptr + chunk * SIZE + UPPER, delta, i, d, D, I, D)
-            _put(momenta_ptr + chunk * SIZE + UPPER, momentum, i, d, D, I, D)
-            if DEPTH == 2:
-                _put(deltas_ptr + chunk * SIZE, delta_lower, d, i, I, D, I)
-                _put(momenta_ptr + chunk * SIZE, momentum_lower, d, i, I, D, I)
-        keeps_anchor = (flags & 12) == 4  # incomplete, and not held already
-        if keeps_anchor:
-            _put(p_anchor + UPPER, delta, i, d, D, I, D)
-            if DEPTH == 2:
-                _put(p_anchor, delta_lower, d, i, I, D, I)
+        p_key = key_ptr + i_b * key_b + i_h * key_h + first * key_t
+        p_value = value_ptr + i_b * value_b + i_h * value_h + first * value_t
+        p_anchor = deltas_ptr + o_now
+        if (flags & 8) != 0:
+            p_anchor = p_kept_anchor
 
         # What the chunk's keys write, at the anchor.
-        key = _tile(key_ptr + i_b * key_b + i_h * key_h + first * key_t, c, d, key_t, C, D)
-        error = -_tile(value_ptr + i_b * value_b + i_h * value_h + first * value_t, c, d, value_t, C, D)
+        error = -_tile(p_value, c, d, value_t, C, D)
         if RESIDUAL:
-            error += key
-        upper = _tile(p_upper, i, d, D, I, D)
-        x = key
-        if DEPTH == 2:
-            lower = _tile(p_lower, d, i, I, D, I)
-            if (flags & 8) != 0:
-                lower += _tile(p_anchor, d, i, I, D, I)
+            error += _tile(p_key, c, d, key_t, C, D)
+        x_squares = tl.zeros([BLOCK_C], tl.float32)
+        for block in range(0, I, BLOCK_I):
+            i = block + tile
+            anchor = _transposed(p_anchor + UPPER, d, i, D, D, I)
+            if (flags & 12) == 4:  # incomplete, and not held already
+                _put_transposed(p_kept_anchor + UPPER, anchor, d, i, D, D, I)
+            upper = _transposed(p_upper, d, i, D, D, I) + anchor
+            if DEPTH == 2:
+                anchor = _tile(p_anchor, d, i, I, D, I)
+                if (flags & 12) == 4:
+                    _put(p_kept_anchor, anchor, d, i, I, D, I)
+                lower = _tile(lower_ptr + i_h * (D * I), d, i, I, D, I) + anchor
+                product = _dot(_tile(p_key, c, d, key_t, C, D), lower, PRECISION)
+                _put(product_ptr + tokens * I, product, c, i, I, C, I)
+                x = _silu(product)
             else:
-                lower += delta_lower
-            product = _dot(key, lower, PRECISION)
-            x = _silu(product)
-        if (flags & 8) != 0:
-            upper += _tile(p_anchor + UPPER, i, d, D, I, D)
-        else:
-            upper += delta
-        error += _dot(x, upper, PRECISION)
+                x = _tile(p_key, c, i, key_t, C, I)
+            x_squares += _squares(x)
+            error += _dot(x, tl.trans(upper), PRECISION)
         step = tl.load(step_ptr + tokens + c, mask=m_c, other=0.0)
-        squared = _squares(x) * _squares(error)
+        most = _squares(error)
+        squared = x_squares * most
         if DEPTH == 2:
-            inner = _dot(error, tl.trans(upper), PRECISION) * _silu_slope(product)
-            squared += _squares(key) * _squares(inner)
-            most = _squares(error)
+            tl.debug_barrier()
+            inner_squares = tl.zeros([BLOCK_C], tl.float32)
+            for block in range(0, I, BLOCK_I):
+                i = block + tile
+                upper = _transposed(p_upper, d, i, D, D, I) + _transposed(p_anchor + UPPER, d, i, D, D, I)
+                product = _tile(product_ptr + tokens * I, c, i, I, C, I)
+                inner = _dot(error, upper, PRECISION) * _silu_slope(product)
+                inner_squares += _squares(inner)
+                _put(inner_ptr + tokens * I, inner, c, i, I, C, I)
+            squared += _squares(_tile(p_key, c, d, key_t, C, D)) * inner_squares
             clipped = C * step * squared > most
             step = tl.where(clipped, most / (C * tl.where(squared > 0, squared, 1.0)), step)
         tl.store(squared_ptr + tokens + c, squared, mask=m_c)
-        if KEEP:
-            tl.store(taken_ptr + tokens + c, step, mask=m_c)
-            _put(error_ptr + tokens * D, error, c, d, D, C, D)
-            if DEPTH == 2:
-                _put(product_ptr + tokens * I, product, c, i, I, C, I)
-                _put(inner_ptr + tokens * I, inner, c, i, I, C, I)
+        tl.store(taken_ptr + tokens + c, step, mask=m_c)
+        _put(error_ptr + tokens * D, error, c, d, D, C, D)
         error = step[:, None] * error
+        # All is stored and loaded before other threads load or overwrite it.
+        tl.debug_barrier()
 
-        # What its queries read, and where it leaves delta and momentum.
-        retained = tl.load(read_retained_ptr + tokens + c, mask=m_c, other=0.0)
-        built = tl.load(read_built_ptr + tokens + c, mask=m_c, other=0.0)
-        mixed = _tile(read_mixed_ptr + tokens * C, c, c, C, C, C)
+        # Where it leaves delta and momentum: nothing, if the next chunk is fresh.
         end_mixed = tl.load(end_mixed_ptr + tokens + c, mask=m_c, other=0.0)
         end_trace = tl.load(end_trace_ptr + tokens + c, mask=m_c, other=0.0)
         end_retained, end_built = tl.load(end_retained_ptr + chunk), tl.load(end_built_ptr + chunk)
         end_kept = tl.load(end_kept_ptr + chunk)
-        query = _tile(query_ptr + i_b * query_b + i_h * query_h + first * query_t, c, d, query_t, C, D)
-        reads = query
-        if DEPTH == 2:
-            inner = step[:, None] * inner
-            alike = mixed * _dot(query, tl.trans(key), PRECISION)
-            lower = _tile(p_lower, d, i, I, D, I)
-            reads = _read(query, alike, inner, lower, delta_lower, momentum_lower, retained, built, PRECISION)
-            if KEEP:
-                _put(read_ptr + tokens * I, reads, c, i, I, C, I)
-            reads = _silu(reads)
-            delta_lower, momentum_lower = _advance(
-                delta_lower, momentum_lower, key, inner,
-                end_retained, end_built, end_kept, end_mixed, end_trace, PRECISION,
-            )  # fmt: skip
-        alike = mixed * _dot(reads, tl.trans(x), PRECISION)
-        upper = _tile(p_upper, i, d, D, I, D)
-        out = _read(reads, alike, error, upper, delta, momentum, retained, built, PRECISION)
-        if RESIDUAL:
-            out += query
-        _put(out_ptr + ((i_b * N * C + first) * H + i_h) * D, out, c, d, H * D, C, D)
-        delta, momentum = _advance(
-            delta, momentum, x, error,
-            end_retained, end_built, end_kept, end_mixed, end_trace, PRECISION,
-        )  # fmt: skip
-        if keeps_anchor:
-            tl.debug_barrier()  # before the next chunk loads what other threads have stored
-    _put(delta_after_ptr + row * SIZE + UPPER, delta, i, d, D, I, D)
-    _put(momentum_after_ptr + row * SIZE + UPPER, momentum, i, d, D, I, D)
-    if DEPTH == 2:
-        _put(delta_after_ptr + row * SIZE, delta_lower, d, i, I, D, I)
-        _put(momentum_after_ptr + row * SIZE, momentum_lower, d, i, I, D, I)
-    if (tl.load(flags_ptr + i_b * N + N - 1) & 4) == 0:
-        _put(p_anchor + UPPER, delta, i, d, D, I, D)
-        if DEPTH == 2:
-            _put(p_anchor, delta_lower, d, i, I, D, I)
+        stays = (flags & 32) == 0
+        error = tl.trans(error)
+        for block in range(0, I, BLOCK_I):
+            i = block + tile
+            if DEPTH == 2:
+                inner = step[:, None] * _tile(inner_ptr + tokens * I, c, i, I, C, I)
+                x = _silu(_tile(product_ptr + tokens * I, c, i, I, C, I))
+                key = tl.trans(_tile(p_key, c, d, key_t, C, D))
+                delta = _tile(deltas_ptr + o_now, d, i, I, D, I)
+                momentum = _tile(momenta_ptr + o_now, d, i, I, D, I)
+                delta = end_retained * delta + end_built * momentum
+                delta = _flushed(delta - _dot(key, end_mixed[:, None] * inner, PRECISION))
+                momentum = end_kept * momentum
+                momentum = _flushed(momentum - _dot(key, end_trace[:, None] * inner, PRECISION))
+                _put(deltas_ptr + o_next, tl.where(stays, delta, 0.0), d, i, I, D, I)
+                _put(momenta_ptr + o_next, tl.where(stays, momentum, 0.0), d, i, I, D, I)
+            else:
+                x = _tile(p_key, c, i, key_t, C, I)
+            delta = _transposed(deltas_ptr + o_now + UPPER, d, i, D, D, I)
+            momentum = _transposed(momenta_ptr + o_now + UPPER, d, i, D, D, I)
+            delta = end_retained * delta + end_built * momentum
+            delta = _flushed(delta - _dot(error, end_mixed[:, None] * x, PRECISION))
+            momentum = end_kept * momentum
+            momentum = _flushed(momentum - _dot(error, end_trace[:, None] * x, PRECISION))
+            _put_transposed(deltas_ptr + o_next + UPPER, tl.where(stays, delta, 0.0), d, i, D, D, I)
+            _put_transposed(momenta_ptr + o_next + UPPER, tl.where(stays, momentum, 0.0), d, i, D, D, I)
+        tl.debug_barrier()
 
 
 @triton.jit
-def _read_gradient(
-    grad, x, other, step, mixed, retained, built, p_weight, p_delta, p_momentum, rows, columns,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
+def _read_kernel(
+    query_ptr, key_ptr, read_retained_ptr, read_built_ptr, read_mixed_ptr,
+    lower_ptr, upper_ptr, deltas_ptr, momenta_ptr, taken_ptr, error_ptr, product_ptr, inner_ptr, read_ptr,
+    out_ptr,
+    N, H,
+    query_b, query_t, query_h, key_b, key_t, key_h,
+    C: tl.constexpr, D: tl.constexpr, I: tl.constexpr, DEPTH: tl.constexpr, RESIDUAL: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
-    """Go back through `_read` of one layer.
-
-    Return the gradients of x, of the steps, of the inputs that x is compared with, and of the three coefficients.
-    """
-    alike = _dot(x, tl.trans(other), PRECISION)
-    grad_step = -_dot(tl.trans(mixed * alike), grad, PRECISION)
-    grad_alike = -_dot(grad, tl.trans(step), PRECISION)
-    grad_mixed = grad_alike * alike
-    grad_alike = grad_alike * mixed
-    grad_other = _dot(tl.trans(grad_alike), x, PRECISION)
-    grad_x = _dot(grad_alike, other, PRECISION)
-    grad_x += _dot(grad, tl.trans(_tile(p_weight, rows, columns, COLUMNS, ROWS, COLUMNS)), PRECISION)
-    by_delta = _dot(grad, tl.trans(_tile(p_delta, rows, columns, COLUMNS, ROWS, COLUMNS)), PRECISION)
-    grad_retained = tl.sum(x * by_delta, axis=1)
-    grad_x += retained[:, None] * by_delta
-    by_momentum = _dot(grad, tl.trans(_tile(p_momentum, rows, columns, COLUMNS, ROWS, COLUMNS)), PRECISION)
-    grad_built = tl.sum(x * by_momentum, axis=1)
-    grad_x += built[:, None] * by_momentum
-    return grad_x, grad_step, grad_other, grad_retained, grad_built, grad_mixed
+    """Write what the queries of one chunk read."""
+    chunk = tl.program_id(0).to(tl.int64)
+    row = chunk // N
+    i_b, i_h = row // H, row % H
+    first, tokens = (chunk - row * N) * C, chunk * C
+    SIZE: tl.constexpr = D * I * DEPTH
+    UPPER: tl.constexpr = D * I * (DEPTH - 1)
+    o_now = (chunk + row) * SIZE  # slots are one more than chunks
+    c, d, tile = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_I)
+    m_c = c < C
+    p_query = query_ptr + i_b * query_b + i_h * query_h + first * query_t
+    p_key = key_ptr + i_b * key_b + i_h * key_h + first * key_t
+    retained = tl.load(read_retained_ptr + tokens + c, mask=m_c, other=0.0)
+    built = tl.load(read_built_ptr + tokens + c, mask=m_c, other=0.0)
+    taken = tl.load(taken_ptr + tokens + c, mask=m_c, other=0.0)
+    if DEPTH == 2:
+        key = _tile(p_key, c, d, key_t, C, D)
+        alike_lower = _dot(_tile(p_query, c, d, query_t, C, D), tl.trans(key), PRECISION)
+        alike_lower = alike_lower * _tile(read_mixed_ptr + tokens * C, c, c, C, C, C)
+    alike = tl.zeros([BLOCK_C, BLOCK_C], tl.float32)
+    out = tl.zeros([BLOCK_C, BLOCK_D], tl.float32)
+    for block in range(0, I, BLOCK_I):
+        i = block + tile
+        if DEPTH == 2:
+            inner = taken[:, None] * _tile(inner_ptr + tokens * I, c, i, I, C, I)
+            query = _tile(p_query, c, d, query_t, C, D)
+            read = _dot(query, _tile(lower_ptr + i_h * (D * I), d, i, I, D, I), PRECISION)
+            read += retained[:, None] * _dot(query, _tile(deltas_ptr + o_now, d, i, I, D, I), PRECISION)
+            read += built[:, None] * _dot(query, _tile(momenta_ptr + o_now, d, i, I, D, I), PRECISION)
+            read -= _dot(alike_lower, inner, PRECISION)
+            _put(read_ptr + tokens * I, read, c, i, I, C, I)
+            x, other = _silu(read), _silu(_tile(product_ptr + tokens * I, c, i, I, C, I))
+        else:
+            x, other = _tile(p_query, c, i, query_t, C, I), _tile(p_key, c, i, key_t, C, I)
+        alike += _dot(x, tl.trans(other), PRECISION)
+        upper = _transposed(upper_ptr + i_h * (D * I), d, i, D, D, I)
+        out += _dot(x, tl.trans(upper), PRECISION)
+        delta = _transposed(deltas_ptr + o_now + UPPER, d, i, D, D, I)
+        out += retained[:, None] * _dot(x, tl.trans(delta), PRECISION)
+        momentum = _transposed(momenta_ptr + o_now + UPPER, d, i, D, D, I)
+        out += built[:, None] * _dot(x, tl.trans(momentum), PRECISION)
+    alike = alike * _tile(read_mixed_ptr + tokens * C, c, c, C, C, C)
+    error = taken[:, None] * _tile(error_ptr + tokens * D, c, d, D, C, D)
+    out -= _dot(alike, error, PRECISION)
+    if RESIDUAL:
+        out += _tile(p_query, c, d, query_t, C, D)
+    _put(out_ptr + ((i_b * N * C + first) * H + i_h) * D, out, c, d, H * D, C, D)
 
 
 @triton.jit
@@ -264,7 +288,7 @@ def _read_gradient_kernel(
     query_ptr, key_ptr, grad_ptr, read_retained_ptr, read_built_ptr, read_mixed_ptr,
     lower_ptr, upper_ptr, deltas_ptr, momenta_ptr, taken_ptr, error_ptr, product_ptr, inner_ptr, read_ptr,
     query_grad_ptr, retained_grad_ptr, built_grad_ptr, mixed_grad_ptr,
-    error_owed_ptr, x_owed_ptr, inner_owed_ptr, key_owed_ptr, read_grad_ptr,
+    error_owed_ptr, x_owed_ptr, inner_owed_ptr, key_owed_ptr, read_grad_ptr, delta_owed_ptr, momentum_owed_ptr,
     N, H,
     query_b, query_t, query_h, key_b, key_t, key_h,
     C: tl.constexpr, D: tl.constexpr, I: tl.constexpr, DEPTH: tl.constexpr, RESIDUAL: tl.constexpr,
@@ -277,253 +301,310 @@ def _read_gradient_kernel(
     first, tokens = (chunk - row * N) * C, chunk * C
     SIZE: tl.constexpr = D * I * DEPTH
     UPPER: tl.constexpr = D * I * (DEPTH - 1)
-    c, d, i = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_I)
+    o_now = (chunk + row) * SIZE  # slots are one more than chunks
+    o_owed = chunk * SIZE
+    c, d, tile = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_I)
     m_c = c < C
+    p_query = query_ptr + i_b * query_b + i_h * query_h + first * query_t
+    p_key = key_ptr + i_b * key_b + i_h * key_h + first * key_t
+    p_mixed = read_mixed_ptr + tokens * C
+    p_token = ((i_b * N * C + first) * H + i_h) * D
     retained = tl.load(read_retained_ptr + tokens + c, mask=m_c, other=0.0)
     built = tl.load(read_built_ptr + tokens + c, mask=m_c, other=0.0)
-    mixed = _tile(read_mixed_ptr + tokens * C, c, c, C, C, C)
     taken = tl.load(taken_ptr + tokens + c, mask=m_c, other=0.0)
-    p_token = ((i_b * N * C + first) * H + i_h) * D
+
+    # The upper layer's likeness of reads to writes, and what that owes to the steps.
+    alike = tl.zeros([BLOCK_C, BLOCK_C], tl.float32)
+    for block in range(0, I, BLOCK_I):
+        i = block + tile
+        if DEPTH == 2:
+            x = _silu(_tile(read_ptr + tokens * I, c, i, I, C, I))
+            other = _silu(_tile(product_ptr + tokens * I, c, i, I, C, I))
+        else:
+            x, other = _tile(p_query, c, i, query_t, C, I), _tile(p_key, c, i, key_t, C, I)
+        alike += _dot(x, tl.trans(other), PRECISION)
     grad = _tile(grad_ptr + p_token, c, d, H * D, C, D)
-    error = taken[:, None] * _tile(error_ptr + tokens * D, c, d, D, C, D)
-    if DEPTH == 2:
-        read = _tile(read_ptr + tokens * I, c, i, I, C, I)
-        x, other = _silu(read), _silu(_tile(product_ptr + tokens * I, c, i, I, C, I))
-    else:
-        x = _tile(query_ptr + i_b * query_b + i_h * query_h + first * query_t, c, d, query_t, C, D)
-        other = _tile(key_ptr + i_b * key_b + i_h * key_h + first * key_t, c, d, key_t, C, D)
-    grad_x, grad_error, grad_other, grad_retained, grad_built, grad_mixed = _read_gradient(
-        grad, x, other, error, mixed, retained, built,
-        upper_ptr + i_h * (D * I), deltas_ptr + chunk * SIZE + UPPER, momenta_ptr + chunk * SIZE + UPPER,
-        i, d, I, D, PRECISION,
-    )  # fmt: skip
+    mixed = _tile(p_mixed, c, c, C, C, C)
+    grad_error = -_dot(tl.trans(mixed * alike), grad, PRECISION)
     _put(error_owed_ptr + tokens * D, grad_error, c, d, D, C, D)
-    _put(x_owed_ptr + tokens * I, grad_other, c, i, I, C, I)
+    error = taken[:, None] * _tile(error_ptr + tokens * D, c, d, D, C, D)
+    grad_alike = -_dot(grad, tl.trans(error), PRECISION)
+    _put(mixed_grad_ptr + tokens * C, grad_alike * alike, c, c, C, C, C)
+    grad_alike = grad_alike * mixed
+
+    grad_retained, grad_built = tl.zeros([BLOCK_C], tl.float32), tl.zeros([BLOCK_C], tl.float32)
     if DEPTH == 2:
-        grad_read = grad_x * _silu_slope(read)
-        _put(read_grad_ptr + tokens * I, grad_read, c, i, I, C, I)
-        inner = taken[:, None] * _tile(inner_ptr + tokens * I, c, i, I, C, I)
-        x = _tile(query_ptr + i_b * query_b + i_h * query_h + first * query_t, c, d, query_t, C, D)
-        other = _tile(key_ptr + i_b * key_b + i_h * key_h + first * key_t, c, d, key_t, C, D)
-        grad_x, grad_inner, grad_other, more_retained, more_built, more_mixed = _read_gradient(
-            grad_read, x, other, inner, mixed, retained, built,
-            lower_ptr + i_h * (D * I), deltas_ptr + chunk * SIZE, momenta_ptr + chunk * SIZE,
-            d, i, D, I, PRECISION,
-        )  # fmt: skip
-        grad_retained += more_retained
-        grad_built += more_built
-        grad_mixed += more_mixed
-        _put(inner_owed_ptr + tokens * I, grad_inner, c, i, I, C, I)
-        _put(key_owed_ptr + tokens * D, grad_other, c, d, D, C, D)
-    if RESIDUAL:
-        grad_x += _tile(grad_ptr + p_token, c, d, H * D, C, D)
-    _put(query_grad_ptr + p_token, grad_x, c, d, H * D, C, D)
+        query, key = _tile(p_query, c, d, query_t, C, D), _tile(p_key, c, d, key_t, C, D)
+        alike_lower = tl.trans(_dot(query, tl.trans(key), PRECISION) * mixed)
+        grad_alike_lower = tl.zeros([BLOCK_C, BLOCK_C], tl.float32)
+        grad_query = tl.zeros([BLOCK_C, BLOCK_D], tl.float32)
+    for block in range(0, I, BLOCK_I):
+        i = block + tile
+        if DEPTH == 2:
+            read = _tile(read_ptr + tokens * I, c, i, I, C, I)
+            x, other = _silu(read), _silu(_tile(product_ptr + tokens * I, c, i, I, C, I))
+        else:
+            x, other = _tile(p_query, c, i, query_t, C, I), _tile(p_key, c, i, key_t, C, I)
+        _put(x_owed_ptr + tokens * I, _dot(tl.trans(grad_alike), x, PRECISION), c, i, I, C, I)
+        grad_x = _dot(grad_alike, other, PRECISION)
+        grad = _tile(grad_ptr + p_token, c, d, H * D, C, D)
+        grad_x += _dot(grad, _transposed(upper_ptr + i_h * (D * I), d, i, D, D, I), PRECISION)
+        by_delta = _dot(grad, _transposed(deltas_ptr + o_now + UPPER, d, i, D, D, I), PRECISION)
+        grad_retained += tl.sum(x * by_delta, axis=1)
+        by_momentum = _dot(grad, _transposed(momenta_ptr + o_now + UPPER, d, i, D, D, I), PRECISION)
+        grad_built += tl.sum(x * by_momentum, axis=1)
+        grad_x += retained[:, None] * by_delta + built[:, None] * by_momentum
+        grad = tl.trans(grad)
+        to_delta = _dot(grad, retained[:, None] * x, PRECISION)
+        _put_transposed(delta_owed_ptr + o_owed + UPPER, to_delta, d, i, D, D, I)
+        to_momentum = _dot(grad, built[:, None] * x, PRECISION)
+        _put_transposed(momentum_owed_ptr + o_owed + UPPER, to_momentum, d, i, D, D, I)
+        if DEPTH == 2:
+            grad_read = grad_x * _silu_slope(read)
+            _put(read_grad_ptr + tokens * I, grad_read, c, i, I, C, I)
+            _put(inner_owed_ptr + tokens * I, -_dot(alike_lower, grad_read, PRECISION), c, i, I, C, I)
+            inner = taken[:, None] * _tile(inner_ptr + tokens * I, c, i, I, C, I)
+            grad_alike_lower -= _dot(grad_read, tl.trans(inner), PRECISION)
+            query = _tile(p_query, c, d, query_t, C, D)
+            lower = _tile(lower_ptr + i_h * (D * I), d, i, I, D, I)
+            grad_query += _dot(grad_read, tl.trans(lower), PRECISION)
+            by_delta = _dot(grad_read, tl.trans(_tile(deltas_ptr + o_now, d, i, I, D, I)), PRECISION)
+            grad_retained += tl.sum(query * by_delta, axis=1)
+            grad_query += retained[:, None] * by_delta
+            by_momentum = _dot(grad_read, tl.trans(_tile(momenta_ptr + o_now, d, i, I, D, I)), PRECISION)
+            grad_built += tl.sum(query * by_momentum, axis=1)
+            grad_query += built[:, None] * by_momentum
+            query = tl.trans(query)
+            to_delta = _dot(query, retained[:, None] * grad_read, PRECISION)
+            _put(delta_owed_ptr + o_owed, to_delta, d, i, I, D, I)
+            to_momentum = _dot(query, built[:, None] * grad_read, PRECISION)
+            _put(momentum_owed_ptr + o_owed, to_momentum, d, i, I, D, I)
+        else:
+            if RESIDUAL:
+                grad_x += _tile(grad_ptr + p_token, c, i, H * D, C, I)
+            _put(query_grad_ptr + p_token, grad_x, c, i, H * D, C, I)
+    if DEPTH == 2:
+        query, key = _tile(p_query, c, d, query_t, C, D), _tile(p_key, c, d, key_t, C, D)
+        alike_lower = _dot(query, tl.trans(key), PRECISION)
+        p_grad_mixed = mixed_grad_ptr + tokens * C
+        tl.debug_barrier()
+        grad_mixed = _tile(p_grad_mixed, c, c, C, C, C) + grad_alike_lower * alike_lower
+        _put(p_grad_mixed, grad_mixed, c, c, C, C, C)
+        grad_alike_lower = grad_alike_lower * _tile(p_mixed, c, c, C, C, C)
+        _put(key_owed_ptr + tokens * D, _dot(tl.trans(grad_alike_lower), query, PRECISION), c, d, D, C, D)
+        grad_query += _dot(grad_alike_lower, key, PRECISION)
+        if RESIDUAL:
+            grad_query += _tile(grad_ptr + p_token, c, d, H * D, C, D)
+        _put(query_grad_ptr + p_token, grad_query, c, d, H * D, C, D)
     tl.store(retained_grad_ptr + tokens + c, grad_retained, mask=m_c)
     tl.store(built_grad_ptr + tokens + c, grad_built, mask=m_c)
-    _put(mixed_grad_ptr + tokens * C, grad_mixed, c, c, C, C, C)
 
 
 @triton.jit
-def _advance_gradient(
-    to_delta, to_momentum, x, step, p_delta, p_momentum, rows, columns,
-    end_retained, end_built, end_kept, end_mixed, end_trace,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Go back through `_advance` of one layer.
+def _take_anchor(grad_anchor, p_delta, p_momentum, p_anchor, flags, place, mask):
+    """Give an anchor's gradient to the delta it was, or keep it where an earlier chunk set that anchor.
 
-    Return the gradients of delta and momentum, of x, of the steps, and of the five coefficients.
+    Where nothing flows across the beginning of the chunk, zeros are left.
     """
-    by_delta = _dot(step, tl.trans(to_delta), PRECISION)
-    grad_mixed = -tl.sum(x * by_delta, axis=1)
-    grad_x = -end_mixed[:, None] * by_delta
-    by_momentum = _dot(step, tl.trans(to_momentum), PRECISION)
-    grad_trace = -tl.sum(x * by_momentum, axis=1)
-    grad_x -= end_trace[:, None] * by_momentum
-    grad_step = -end_mixed[:, None] * _dot(x, to_delta, PRECISION)
-    grad_step -= end_trace[:, None] * _dot(x, to_momentum, PRECISION)
-    grad_retained = tl.sum(_tile(p_delta, rows, columns, COLUMNS, ROWS, COLUMNS) * to_delta)
-    momentum = _tile(p_momentum, rows, columns, COLUMNS, ROWS, COLUMNS)
-    grad_built, grad_kept = tl.sum(momentum * to_delta), tl.sum(momentum * to_momentum)
-    to_momentum = end_built * to_delta + end_kept * to_momentum
-    to_delta = end_retained * to_delta
-    return to_delta, to_momentum, grad_x, grad_step, grad_mixed, grad_trace, grad_retained, grad_built, grad_kept
-
-
-@triton.jit
-def _take_anchor(
-    grad, grad_anchor, pointer, flags, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):  # fmt: skip
-    """Give an anchor's gradient to the delta it was, or keep it in memory where an earlier chunk set that anchor."""
     if (flags & 4) != 0:
-        grad_anchor += _tile(pointer, rows, columns, COLUMNS, ROWS, COLUMNS)
-    if (flags & 8) == 0:
-        grad += grad_anchor
+        grad_anchor += tl.load(p_anchor + place, mask=mask, other=0.0)
     if (flags & 16) != 0:
-        kept = tl.where((flags & 10) == 8, grad_anchor, 0.0)
-        _put(pointer, kept, rows, columns, COLUMNS, ROWS, COLUMNS)
-        tl.debug_barrier()  # before the chunk before this loads what other threads have stored
-    return grad
+        tl.store(p_anchor + place, tl.where((flags & 10) == 8, grad_anchor, 0.0), mask=mask)
+    if (flags & 10) == 0:
+        grad_anchor += tl.load(p_delta + place, mask=mask, other=0.0)
+        tl.store(p_delta + place, grad_anchor, mask=mask)
+    if (flags & 2) != 0:
+        tl.store(p_delta + place, tl.zeros_like(grad_anchor), mask=mask)
+        tl.store(p_momentum + place, tl.zeros_like(grad_anchor), mask=mask)
 
 
 @triton.jit
 def _write_gradient_kernel(
-    query_ptr, key_ptr, grad_ptr, step_ptr,
-    read_retained_ptr, read_built_ptr, end_mixed_ptr, end_trace_ptr,
-    end_retained_ptr, end_built_ptr, end_kept_ptr,
+    key_ptr, step_ptr, end_mixed_ptr, end_trace_ptr, end_retained_ptr, end_built_ptr, end_kept_ptr,
     lower_ptr, upper_ptr, anchor_ptr, flags_ptr, source_ptr, squared_ptr,
-    deltas_ptr, momenta_ptr, taken_ptr, error_ptr, product_ptr, inner_ptr, read_ptr,
-    error_owed_ptr, x_owed_ptr, inner_owed_ptr, key_owed_ptr, read_grad_ptr,
+    deltas_ptr, momenta_ptr, taken_ptr, error_ptr, product_ptr, inner_ptr,
+    error_owed_ptr, x_owed_ptr, inner_owed_ptr, key_owed_ptr, delta_owed_ptr, momentum_owed_ptr,
     delta_grad_ptr, momentum_grad_ptr, anchor_grad_ptr,
     key_grad_ptr, error_grad_ptr, step_grad_ptr, slope_grad_ptr, product_grad_ptr,
     end_mixed_grad_ptr, end_trace_grad_ptr, end_retained_grad_ptr, end_built_grad_ptr, end_kept_grad_ptr,
     N, H,
-    query_b, query_t, query_h, key_b, key_t, key_h,
+    key_b, key_t, key_h,
     C: tl.constexpr, D: tl.constexpr, I: tl.constexpr, DEPTH: tl.constexpr, RESIDUAL: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
-    """Walk the chunks backward; the gradients of the state come in the tensors in which they are returned."""
+    """Walk the chunks backward; the gradients of the state come in the tensors in which they are returned.
+
+    `x_owed_ptr` and `inner_owed_ptr` hold gradients that are added to on the way.
+    """
     row = tl.program_id(0).to(tl.int64)
     i_b, i_h = row // H, row % H
     SIZE: tl.constexpr = D * I * DEPTH
     UPPER: tl.constexpr = D * I * (DEPTH - 1)
-    c, d, i = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_I)
+    c, d, tile = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_I)
     m_c = c < C
     p_upper = upper_ptr + i_h * (D * I)
+    p_to_delta, p_to_momentum = delta_grad_ptr + row * SIZE, momentum_grad_ptr + row * SIZE
     p_anchor_grad = anchor_grad_ptr + row * SIZE
-    to_delta = _tile(delta_grad_ptr + row * SIZE + UPPER, i, d, D, I, D)
-    to_momentum = _tile(momentum_grad_ptr + row * SIZE + UPPER, i, d, D, I, D)
-    if DEPTH == 2:
-        p_lower = lower_ptr + i_h * (D * I)
-        to_delta_lower = _tile(delta_grad_ptr + row * SIZE, d, i, I, D, I)
-        to_momentum_lower = _tile(momentum_grad_ptr + row * SIZE, d, i, I, D, I)
     for back in range(N):
         chunk = row * N + (N - 1 - back)
         n = chunk - row * N
         first, tokens = n * C, chunk * C
+        o_now, o_owed = (chunk + row) * SIZE, chunk * SIZE
+        p_key = key_ptr + i_b * key_b + i_h * key_h + first * key_t
+        p_token = ((i_b * N * C + first) * H + i_h) * D
         flags, source = tl.load(flags_ptr + i_b * N + n), tl.load(source_ptr + i_b * N + n).to(tl.int64)
+        p_anchor = anchor_ptr + row * SIZE
+        if source >= 0:
+            p_anchor = deltas_ptr + (row * (N + 1) + source) * SIZE
         taken = tl.load(taken_ptr + tokens + c, mask=m_c, other=0.0)
         end_mixed = tl.load(end_mixed_ptr + tokens + c, mask=m_c, other=0.0)
         end_trace = tl.load(end_trace_ptr + tokens + c, mask=m_c, other=0.0)
         end_retained, end_built = tl.load(end_retained_ptr + chunk), tl.load(end_built_ptr + chunk)
         end_kept = tl.load(end_kept_ptr + chunk)
-        retained = tl.load(read_retained_ptr + tokens + c, mask=m_c, other=0.0)
-        built = tl.load(read_built_ptr + tokens + c, mask=m_c, other=0.0)
 
-        # The upper layer: what the chunk left, and what its reads owe to delta and momentum.
-        error = _tile(error_ptr + tokens * D, c, d, D, C, D)
+        # What the chunk left, and what its reads owe to delta and momentum.
+        grad_mixed, grad_trace = tl.zeros([BLOCK_C], tl.float32), tl.zeros([BLOCK_C], tl.float32)
+        grad_retained, grad_built, grad_kept = 0.0, 0.0, 0.0
+        grad_step = tl.zeros([BLOCK_C], tl.float32)
+        x_squares, inner_squares = tl.zeros([BLOCK_C], tl.float32), tl.zeros([BLOCK_C], tl.float32)
+        grad_error = _tile(error_owed_ptr + tokens * D, c, d, D, C, D)
         if DEPTH == 2:
-            x = _silu(_tile(product_ptr + tokens * I, c, i, I, C, I))
-        else:
-            x = _tile(key_ptr + i_b * key_b + i_h * key_h + first * key_t, c, d, key_t, C, D)
-        (
-            to_delta, to_momentum, grad_x, grad_error, grad_mixed, grad_trace, grad_retained, grad_built, grad_kept,
-        ) = _advance_gradient(
-            to_delta, to_momentum, x, taken[:, None] * error,
-            deltas_ptr + chunk * SIZE + UPPER, momenta_ptr + chunk * SIZE + UPPER, i, d,
-            end_retained, end_built, end_kept, end_mixed, end_trace, I, D, PRECISION,
-        )  # fmt: skip
-        grad_x += _tile(x_owed_ptr + tokens * I, c, i, I, C, I)
-        grad_error += _tile(error_owed_ptr + tokens * D, c, d, D, C, D)
-        if DEPTH == 2:
-            reads = _silu(_tile(read_ptr + tokens * I, c, i, I, C, I))
-        else:
-            reads = _tile(query_ptr + i_b * query_b + i_h * query_h + first * query_t, c, d, query_t, C, D)
-        grad = _tile(grad_ptr + ((i_b * N * C + first) * H + i_h) * D, c, d, H * D, C, D)
-        reads = tl.trans(reads)
-        to_delta += _dot(reads, retained[:, None] * grad, PRECISION)
-        to_momentum += _dot(reads, built[:, None] * grad, PRECISION)
-
-        grad_step = tl.sum(grad_error * error, axis=1)
-        grad_error = taken[:, None] * grad_error
-        if DEPTH == 2:
-            # The lower layer likewise, then the clip.
-            key = _tile(key_ptr + i_b * key_b + i_h * key_h + first * key_t, c, d, key_t, C, D)
-            inner = _tile(inner_ptr + tokens * I, c, i, I, C, I)
-            (
-                to_delta_lower, to_momentum_lower, grad_key, grad_inner,
-                more_mixed, more_trace, more_retained, more_built, more_kept,
-            ) = _advance_gradient(
-                to_delta_lower, to_momentum_lower, key, taken[:, None] * inner,
-                deltas_ptr + chunk * SIZE, momenta_ptr + chunk * SIZE, d, i,
-                end_retained, end_built, end_kept, end_mixed, end_trace, D, I, PRECISION,
-            )  # fmt: skip
-            grad_mixed += more_mixed
-            grad_trace += more_trace
-            grad_retained += more_retained
-            grad_built += more_built
-            grad_kept += more_kept
-            grad_key += _tile(key_owed_ptr + tokens * D, c, d, D, C, D)
-            grad_inner += _tile(inner_owed_ptr + tokens * I, c, i, I, C, I)
-            query = _tile(query_ptr + i_b * query_b + i_h * query_h + first * query_t, c, d, query_t, C, D)
-            grad_read = _tile(read_grad_ptr + tokens * I, c, i, I, C, I)
-            query = tl.trans(query)
-            to_delta_lower += _dot(query, retained[:, None] * grad_read, PRECISION)
-            to_momentum_lower += _dot(query, built[:, None] * grad_read, PRECISION)
-
-            grad_step += tl.sum(grad_inner * inner, axis=1)
-            grad_inner = taken[:, None] * grad_inner
-            step = tl.load(step_ptr + tokens + c, mask=m_c, other=0.0)
-            squared = tl.load(squared_ptr + tokens + c, mask=m_c, other=1.0)
-            clipped = taken != step
-            owed = tl.where(clipped, 2 * grad_step / tl.where(clipped, squared, 1.0), 0.0)
-            per_square = -owed * taken
-            grad_x += (per_square * _squares(error))[:, None] * x
-            grad_key += (per_square * _squares(inner))[:, None] * key
-            grad_inner += (per_square * _squares(key))[:, None] * inner
-            grad_error += (per_square * _squares(x) + owed / C)[:, None] * error
-            grad_step = tl.where(clipped, 0.0, grad_step)
+            grad_key = _tile(key_owed_ptr + tokens * D, c, d, D, C, D)
+        for block in range(0, I, BLOCK_I):
+            i = block + tile
+            if DEPTH == 2:
+                x = _silu(_tile(product_ptr + tokens * I, c, i, I, C, I))
+            else:
+                x = _tile(p_key, c, i, key_t, C, I)
+            x_squares += _squares(x)
+            to_delta = _transposed(p_to_delta + UPPER, d, i, D, D, I)
+            to_momentum = _transposed(p_to_momentum + UPPER, d, i, D, D, I)
+            error = taken[:, None] * _tile(error_ptr + tokens * D, c, d, D, C, D)
+            by_delta = _dot(error, to_delta, PRECISION)
+            by_momentum = _dot(error, to_momentum, PRECISION)
+            grad_mixed -= tl.sum(x * by_delta, axis=1)
+            grad_trace -= tl.sum(x * by_momentum, axis=1)
+            grad_x = _tile(x_owed_ptr + tokens * I, c, i, I, C, I)
+            grad_x -= end_mixed[:, None] * by_delta + end_trace[:, None] * by_momentum
+            _put(x_owed_ptr + tokens * I, grad_x, c, i, I, C, I)
+            grad_error -= _dot(end_mixed[:, None] * x, tl.trans(to_delta), PRECISION)
+            grad_error -= _dot(end_trace[:, None] * x, tl.trans(to_momentum), PRECISION)
+            grad_retained += tl.sum(_transposed(deltas_ptr + o_now + UPPER, d, i, D, D, I) * to_delta)
+            momentum = _transposed(momenta_ptr + o_now + UPPER, d, i, D, D, I)
+            grad_built += tl.sum(momentum * to_delta)
+            grad_kept += tl.sum(momentum * to_momentum)
+            to_momentum = end_built * to_delta + end_kept * to_momentum
+            to_delta = end_retained * to_delta
+            to_delta += _transposed(delta_owed_ptr + o_owed + UPPER, d, i, D, D, I)
+            _put_transposed(p_to_delta + UPPER, to_delta, d, i, D, D, I)
+            to_momentum += _transposed(momentum_owed_ptr + o_owed + UPPER, d, i, D, D, I)
+            _put_transposed(p_to_momentum + UPPER, to_momentum, d, i, D, D, I)
+            if DEPTH == 2:
+                key = _tile(p_key, c, d, key_t, C, D)
+                inner = _tile(inner_ptr + tokens * I, c, i, I, C, I)
+                inner_squares += _squares(inner)
+                to_delta = _tile(p_to_delta, d, i, I, D, I)
+                to_momentum = _tile(p_to_momentum, d, i, I, D, I)
+                by_delta = _dot(taken[:, None] * inner, tl.trans(to_delta), PRECISION)
+                grad_mixed -= tl.sum(key * by_delta, axis=1)
+                grad_key -= end_mixed[:, None] * by_delta
+                by_momentum = _dot(taken[:, None] * inner, tl.trans(to_momentum), PRECISION)
+                grad_trace -= tl.sum(key * by_momentum, axis=1)
+                grad_key -= end_trace[:, None] * by_momentum
+                grad_inner = _tile(inner_owed_ptr + tokens * I, c, i, I, C, I)
+                grad_inner -= end_mixed[:, None] * _dot(key, to_delta, PRECISION)
+                grad_inner -= end_trace[:, None] * _dot(key, to_momentum, PRECISION)
+                _put(inner_owed_ptr + tokens * I, grad_inner, c, i, I, C, I)
+                grad_step += tl.sum(grad_inner * inner, axis=1)
+                grad_retained += tl.sum(_tile(deltas_ptr + o_now, d, i, I, D, I) * to_delta)
+                momentum = _tile(momenta_ptr + o_now, d, i, I, D, I)
+                grad_built += tl.sum(momentum * to_delta)
+                grad_kept += tl.sum(momentum * to_momentum)
+                to_momentum = end_built * to_delta + end_kept * to_momentum
+                to_delta = end_retained * to_delta + _tile(delta_owed_ptr + o_owed, d, i, I, D, I)
+                _put(p_to_delta, to_delta, d, i, I, D, I)
+                to_momentum += _tile(momentum_owed_ptr + o_owed, d, i, I, D, I)
+                _put(p_to_momentum, to_momentum, d, i, I, D, I)
         tl.store(end_mixed_grad_ptr + tokens + c, grad_mixed, mask=m_c)
         tl.store(end_trace_grad_ptr + tokens + c, grad_trace, mask=m_c)
         tl.store(end_retained_grad_ptr + chunk, grad_retained)
         tl.store(end_built_grad_ptr + chunk, grad_built)
         tl.store(end_kept_grad_ptr + chunk, grad_kept)
+        tl.debug_barrier()
+
+        # The steps and their clip.
+        error = _tile(error_ptr + tokens * D, c, d, D, C, D)
+        grad_step += tl.sum(grad_error * error, axis=1)
+        grad_error = taken[:, None] * grad_error
+        per_square = tl.zeros([BLOCK_C], tl.float32)
+        error_squares = _squares(error)
+        if DEPTH == 2:
+            step = tl.load(step_ptr + tokens + c, mask=m_c, other=0.0)
+            squared = tl.load(squared_ptr + tokens + c, mask=m_c, other=1.0)
+            clipped = taken != step
+            owed = tl.where(clipped, 2 * grad_step / tl.where(clipped, squared, 1.0), 0.0)
+            per_square = -owed * taken
+            key = _tile(p_key, c, d, key_t, C, D)
+            key_squares = _squares(key)
+            grad_key += (per_square * inner_squares)[:, None] * key
+            grad_error += (per_square * x_squares + owed / C)[:, None] * error
+            grad_step = tl.where(clipped, 0.0, grad_step)
         tl.store(step_grad_ptr + tokens + c, grad_step, mask=m_c)
 
         # The write at the anchor: its backward pass, then its forward pass.
-        if source < 0:
-            p_anchor = anchor_ptr + row * SIZE
-        else:
-            p_anchor = deltas_ptr + (row * N + source) * SIZE
-        upper = _tile(p_upper, i, d, D, I, D) + _tile(p_anchor + UPPER, i, d, D, I, D)
         if DEPTH == 2:
-            product = _tile(product_ptr + tokens * I, c, i, I, C, I)
-            grad_slope = grad_inner * _silu_slope(product)
-            _put(slope_grad_ptr + tokens * I, grad_slope, c, i, I, C, I)
-            grad_error += _dot(grad_slope, upper, PRECISION)
-            grad_upper = _dot(tl.trans(grad_slope), error, PRECISION)
-            grad_upper += _dot(tl.trans(x), grad_error, PRECISION)
-            grad_x += _dot(grad_error, tl.trans(upper), PRECISION)
-            grad_product = grad_inner * _dot(error, tl.trans(upper), PRECISION) * _silu_bend(product)
-            grad_product += grad_x * _silu_slope(product)
-            _put(product_grad_ptr + tokens * I, grad_product, c, i, I, C, I)
-            to_delta = _take_anchor(to_delta, grad_upper, p_anchor_grad + UPPER, flags, i, d, I, D)
-            lower = _tile(p_lower, d, i, I, D, I) + _tile(p_anchor, d, i, I, D, I)
-            grad_x = grad_key + _dot(grad_product, tl.trans(lower), PRECISION)
-            grad_lower = _dot(tl.trans(key), grad_product, PRECISION)
-            to_delta_lower = _take_anchor(to_delta_lower, grad_lower, p_anchor_grad, flags, d, i, D, I)
-        else:
-            grad_x += _dot(grad_error, tl.trans(upper), PRECISION)
-            grad_upper = _dot(tl.trans(x), grad_error, PRECISION)
-            to_delta = _take_anchor(to_delta, grad_upper, p_anchor_grad, flags, i, d, I, D)
-        if RESIDUAL:
-            grad_x += grad_error
-        p_token = ((i_b * N * C + first) * H + i_h) * D
-        _put(key_grad_ptr + p_token, grad_x, c, d, H * D, C, D)
+            for block in range(0, I, BLOCK_I):
+                i = block + tile
+                grad_inner = taken[:, None] * _tile(inner_owed_ptr + tokens * I, c, i, I, C, I)
+                inner = _tile(inner_ptr + tokens * I, c, i, I, C, I)
+                grad_inner += (per_square * key_squares)[:, None] * inner
+                _put(inner_owed_ptr + tokens * I, grad_inner, c, i, I, C, I)
+                grad_slope = grad_inner * _silu_slope(_tile(product_ptr + tokens * I, c, i, I, C, I))
+                _put(slope_grad_ptr + tokens * I, grad_slope, c, i, I, C, I)
+                upper = _transposed(p_upper, d, i, D, D, I) + _transposed(p_anchor + UPPER, d, i, D, D, I)
+                grad_error += _dot(grad_slope, tl.trans(upper), PRECISION)
         _put(error_grad_ptr + p_token, grad_error, c, d, H * D, C, D)
-        if (flags & 2) != 0:
-            to_delta, to_momentum = tl.zeros_like(to_delta), tl.zeros_like(to_momentum)
+        tl.debug_barrier()
+        for block in range(0, I, BLOCK_I):
+            i = block + tile
+            inside = (d < D)[:, None] & (i < I)[None, :]
+            upper = _transposed(p_upper, d, i, D, D, I) + _transposed(p_anchor + UPPER, d, i, D, D, I)
+            grad_x = _tile(x_owed_ptr + tokens * I, c, i, I, C, I) + _dot(grad_error, upper, PRECISION)
             if DEPTH == 2:
-                to_delta_lower = tl.zeros_like(to_delta_lower)
-                to_momentum_lower = tl.zeros_like(to_momentum_lower)
-    _put(delta_grad_ptr + row * SIZE + UPPER, to_delta, i, d, D, I, D)
-    _put(momentum_grad_ptr + row * SIZE + UPPER, to_momentum, i, d, D, I, D)
-    if DEPTH == 2:
-        _put(delta_grad_ptr + row * SIZE, to_delta_lower, d, i, I, D, I)
-        _put(momentum_grad_ptr + row * SIZE, to_momentum_lower, d, i, I, D, I)
+                product = _tile(product_ptr + tokens * I, c, i, I, C, I)
+                x = _silu(product)
+                grad_x += (per_square * error_squares)[:, None] * x
+                error = _tile(error_ptr + tokens * D, c, d, D, C, D)
+                grad_product = _tile(inner_owed_ptr + tokens * I, c, i, I, C, I) * _silu_bend(product)
+                grad_product = grad_product * _dot(error, upper, PRECISION) + grad_x * _silu_slope(product)
+                _put(product_grad_ptr + tokens * I, grad_product, c, i, I, C, I)
+                lower = _tile(lower_ptr + i_h * (D * I), d, i, I, D, I) + _tile(p_anchor, d, i, I, D, I)
+                grad_key += _dot(grad_product, tl.trans(lower), PRECISION)
+                grad_lower = _dot(tl.trans(_tile(p_key, c, d, key_t, C, D)), grad_product, PRECISION)
+                place = d[:, None] * I + i[None, :]
+                _take_anchor(grad_lower, p_to_delta, p_to_momentum, p_anchor_grad, flags, place, inside)
+                grad_slope = _tile(slope_grad_ptr + tokens * I, c, i, I, C, I)
+                grad_upper = _dot(tl.trans(error), grad_slope, PRECISION)
+                grad_upper += _dot(tl.trans(grad_error), x, PRECISION)
+            else:
+                if RESIDUAL:
+                    grad_x += _tile(error_grad_ptr + p_token, c, i, H * D, C, I)
+                grad_upper = _dot(tl.trans(grad_error), _tile(p_key, c, i, key_t, C, I), PRECISION)
+                _put(key_grad_ptr + p_token, grad_x, c, i, H * D, C, I)
+            place = UPPER + d[:, None] + i[None, :] * D
+            _take_anchor(grad_upper, p_to_delta, p_to_momentum, p_anchor_grad, flags, place, inside)
+        if DEPTH == 2:
+            if RESIDUAL:
+                grad_key += grad_error
+            _put(key_grad_ptr + p_token, grad_key, c, d, H * D, C, D)
+        tl.debug_barrier()
 
 
 class Kept(NamedTuple):
-    """What a forward pass leaves for its gradient; the last three of two layers only."""
+    """What a forward pass leaves for its gradient; the last three of two layers only.
+
+    Deltas and momenta `[R, N + 1, P]` are those at the beginnings of chunks, then those after the last.
+    """
 
     deltas: Tensor
     momenta: Tensor
@@ -551,7 +632,7 @@ class Borders(NamedTuple):
     """What happens at the border of each chunk, `[B, N]`: bits, and the chunk whose first delta is the anchor, or -1.
 
     1 fresh; 2 fresh or cut; 4 its last token is skipped, so it leaves the anchor where it was; 8 its own anchor was
-    left so; 16 that of the chunk before it was (of chunk 0, always).
+    left so; 16 the chunk before it left it so (for chunk 0, always); 32 the next chunk is fresh.
     """
 
     flags: Tensor
@@ -592,11 +673,12 @@ def _borders(problem: Problem, count: int) -> Borders:
         incomplete = ~problem.valid.unflatten(1, (count, problem.chunk_size))[..., -1]
     follows = torch.cat([~never[:, :1], incomplete[:, :-1]], dim=1)
     held = follows & ~fresh
-    bits = torch.stack([fresh, border, incomplete, held, follows]).to(torch.int32)
-    flags = (bits * torch.tensor([1, 2, 4, 8, 16], dtype=torch.int32, device=device)[:, None, None]).sum(0)
+    ends = torch.cat([fresh[:, 1:], never[:, :1]], dim=1)
+    bits = (fresh, border, incomplete, held, follows, ends)
+    flags = sum(bit.to(torch.int32) << place for place, bit in enumerate(bits))
     chunk = torch.arange(count, device=device).expand(batch, count)
     source = chunk.masked_fill(held, -1).cummax(dim=1).values
-    return Borders(flags.to(torch.int32).contiguous(), source.to(torch.int32).contiguous())
+    return Borders(flags.contiguous(), source.to(torch.int32).contiguous())
 
 
 class _Options(NamedTuple):
@@ -612,9 +694,9 @@ class _Walk(torch.autograd.Function):
     def forward(ctx, options: _Options, *flat: Tensor):
         ctx.options = options
         inputs = _inputs(options, flat)
-        y, squared, after, kept = forward(inputs, options.shape, any(ctx.needs_input_grad))
+        y, squared, after, kept = forward(inputs, options.shape)
         ctx.mark_non_differentiable(squared)
-        ctx.save_for_backward(*flat, squared, *(kept or ()))
+        ctx.save_for_backward(*flat, squared, *kept)
         return y, squared, *after
 
     @staticmethod
@@ -641,15 +723,18 @@ def _inputs(options: _Options, flat: Sequence[Tensor]) -> Inputs:
     return Inputs(*tokens, step_size, Coefficients(*rest[:8]), weights, state, options.borders)
 
 
-def forward(
-    inputs: Inputs, shape: NetworkShape, keep: bool
-) -> tuple[Tensor, Tensor, NeuralState, Kept | None]:
-    """Return the outputs, the squared lengths of the gradients, the state after, and, to `keep`, what is kept."""
-    query, step_size, state = inputs.query, inputs.step_size, inputs.state
-    y, squared = query.new_empty(query.shape), torch.empty_like(step_size)
-    after = NeuralState(torch.empty_like(state.delta), torch.empty_like(state.momentum), state.anchor.clone())
-    kept = _kept(inputs, shape) if keep else None
-    forward_launch(inputs, shape, y, squared, after, kept).run()
+def forward(inputs: Inputs, shape: NetworkShape) -> tuple[Tensor, Tensor, NeuralState, Kept]:
+    """Return the outputs, the squared lengths of the gradients, the state after, and what is kept for a gradient."""
+    query, state, flags = inputs.query, inputs.state, inputs.borders.flags
+    y, squared = query.new_empty(query.shape), torch.empty_like(inputs.step_size)
+    kept, anchor = _kept(inputs, shape), state.anchor.clone()
+    starts_fresh, ends_incomplete = (((flags[:, n] & bit) != 0)[:, None, None] for n, bit in ((0, 1), (-1, 4)))
+    for slots, part in ((kept.deltas, state.delta), (kept.momenta, state.momentum)):
+        slots[:, 0] = part.masked_fill(starts_fresh, 0).flatten(0, 1)
+    write_launch(inputs, shape, squared, anchor, kept).run()
+    read_launch(inputs, shape, y, kept).run()
+    delta, momentum = (slots[:, -1].clone().view_as(anchor) for slots in (kept.deltas, kept.momenta))
+    after = NeuralState(delta, momentum, torch.where(ends_incomplete, anchor, delta))
     return y, squared, after, kept
 
 
@@ -657,7 +742,7 @@ def _kept(inputs: Inputs, shape: NetworkShape) -> Kept:
     rows, count, length = inputs.step_size.shape
     inner, width = shape.layers[-1]
     new = inputs.step_size.new_empty
-    states = (new(rows, count, shape.size) for _ in range(2))
+    states = (new(rows, count + 1, shape.size) for _ in range(2))
     hidden = (new(rows, count, length, inner) if len(shape.layers) == 2 else None for _ in range(3))
     return Kept(*states, new(rows, count, length), new(rows, count, length, width), *hidden)
 
@@ -667,18 +752,7 @@ def backward(
 ) -> list[Tensor]:
     """Return the gradients of tokens, step sizes, coefficients, weights and state, in this order."""
     at, incomplete = inputs.coefficients, (inputs.borders.flags[:, -1] & 4 != 0)[:, None, None]
-    owed = Owed(
-        *(
-            None if x is None else torch.empty_like(x)
-            for x in (
-                kept.error,
-                kept.error.new_empty(*kept.error.shape[:-1], shape.layers[-1][0]),
-                kept.inner,
-                None if kept.inner is None else kept.error,
-                kept.read,
-            )
-        )
-    )
+    owed = _owed(kept, shape)
     # The anchor after the last chunk is its delta, unless the chunk is incomplete.
     grad_delta = grad_after.delta + grad_after.anchor.masked_fill(incomplete, 0)
     grad_state = NeuralState(
@@ -698,20 +772,32 @@ def backward(
         state=grad_state,
     )
     read_gradient_launch(inputs, shape, kept, grad_y, owed, grads).run()
-    write_gradient_launch(inputs, shape, squared, kept, grad_y, owed, grads).run()
+    write_gradient_launch(inputs, shape, squared, kept, owed, grads).run()
     weights = _weight_gradients(inputs, kept, grad_y, owed, grads)
     value = grads.error.neg().to(inputs.value.dtype)
     return [grads.query, grads.key, value, grads.step_size, *grads.coefficients, *weights, *grad_state]
 
 
-class Owed(NamedTuple):
-    """What reads owe to the steps and inputs of writes, by `_read_gradient_kernel`; the last three of two layers."""
+def _owed(kept: Kept, shape: NetworkShape) -> Owed:
+    rows, count, length, _ = kept.error.shape
+    states = (kept.deltas.new_empty(rows, count, shape.size) for _ in range(2))
+    hidden = (None, None, None)
+    if kept.inner is not None:
+        hidden = (torch.empty_like(kept.inner), torch.empty_like(kept.error), torch.empty_like(kept.read))
+    x = kept.error.new_empty(rows, count, length, shape.layers[-1][0])
+    return Owed(torch.empty_like(kept.error), x, *states, *hidden)
 
-    error: Tensor
-    x: Tensor
-    inner: Tensor | None
-    key: Tensor | None
-    read: Tensor | None
+
+class Owed(NamedTuple):
+    """What reads owe to the writes of their chunk and to the state before it; the last three of two layers only."""
+
+    error_owed: Tensor
+    x_owed: Tensor
+    delta_owed: Tensor
+    momentum_owed: Tensor
+    inner_owed: Tensor | None
+    key_owed: Tensor | None
+    read_grad: Tensor | None
 
 
 class Gradients(NamedTuple):
@@ -743,7 +829,7 @@ def _weight_gradients(
     query, key = inputs.query, inputs.key
     if kept.product is None:
         return [product(query, grad_y) + product(key, grads.error)]
-    lower = product(query, tokens(owed.read)) + product(key, tokens(grads.product))
+    lower = product(query, tokens(owed.read_grad)) + product(key, tokens(grads.product))
     upper = product(tokens(functional.silu(kept.read)), grad_y)
     upper += product(tokens(functional.silu(kept.product)), grads.error)
     return [lower, upper.add_(product(tokens(grads.slope), tokens(kept.error)))]
@@ -766,143 +852,112 @@ def _constants(inputs: Inputs, shape: NetworkShape) -> dict[str, object]:
         "PRECISION": "tf32x3" if exact else "tf32",
         "BLOCK_C": _block(length),
         "BLOCK_D": _block(width),
-        "BLOCK_I": _block(inner),
+        "BLOCK_I": 16,
     }
 
 
-def _warps(constants: dict[str, object]) -> int:
-    """Choose so that a thread holds few numbers of the state and of a chunk's hidden units."""
-    largest = constants["BLOCK_I"] * max(constants["BLOCK_C"], constants["BLOCK_D"])
-    return 4 if largest * constants["DEPTH"] <= 4096 else 8
-
-
-def _shared_arguments(inputs: Inputs) -> dict[str, object]:
-    named = {}
-    for name in ("query", "key"):
+def _input_arguments(inputs: Inputs) -> dict[str, object]:
+    named: dict[str, object] = {}
+    for name in ("query", "key", "value"):
         tensor = getattr(inputs, name)
-        named |= {f"{name}_ptr": tensor}
+        named[f"{name}_ptr"] = tensor
         named |= {f"{name}_{dim}": tensor.stride(place) for place, dim in enumerate("bth")}
     lower, upper = inputs.weights if len(inputs.weights) == 2 else (None, *inputs.weights)
-    at = inputs.coefficients
     return {
         **named,
-        "read_retained_ptr": at.read_retained,
-        "read_built_ptr": at.read_built,
+        **{f"{name}_ptr": tensor for name, tensor in inputs.coefficients._asdict().items()},
+        "step_ptr": inputs.step_size,
         "lower_ptr": lower,
         "upper_ptr": upper,
+        "flags_ptr": inputs.borders.flags,
+        "source_ptr": inputs.borders.source,
         "N": inputs.step_size.shape[1],
         "H": inputs.query.shape[2],
     }
 
 
-def _end_arguments(inputs: Inputs) -> dict[str, object]:
-    names = ("end_mixed", "end_trace", "end_retained", "end_built", "end_kept")
-    return {f"{name}_ptr": getattr(inputs.coefficients, name) for name in names}
+def _kept_arguments(kept: Kept) -> dict[str, object]:
+    return {f"{name}_ptr": tensor for name, tensor in kept._asdict().items()}
 
 
-def _kept_arguments(kept: Kept | None) -> dict[str, object]:
-    return {f"{name}_ptr": None if kept is None else getattr(kept, name) for name in Kept._fields}
-
-
-def forward_launch(
-    inputs: Inputs, shape: NetworkShape, y: Tensor, squared: Tensor, after: NeuralState, kept: Kept | None
+def write_launch(
+    inputs: Inputs, shape: NetworkShape, squared: Tensor, anchor: Tensor, kept: Kept
 ) -> Launch:
-    """Return the launch that fills `y`, `squared`, the state `after`, whose anchor is that before, and `kept`."""
-    constants = _constants(inputs, shape)
-    return Launch(
-        _forward_kernel,
-        (inputs.step_size.shape[0],),
-        {
-            **_shared_arguments(inputs),
-            **_end_arguments(inputs),
-            **_kept_arguments(kept),
-            **{f"value_{dim}": inputs.value.stride(place) for place, dim in enumerate("bth")},
-            "value_ptr": inputs.value,
-            "step_ptr": inputs.step_size,
-            "read_mixed_ptr": inputs.coefficients.read_mixed,
-            "delta_ptr": inputs.state.delta,
-            "momentum_ptr": inputs.state.momentum,
-            "flags_ptr": inputs.borders.flags,
-            "out_ptr": y,
-            "squared_ptr": squared,
-            "delta_after_ptr": after.delta,
-            "momentum_after_ptr": after.momentum,
-            "anchor_ptr": after.anchor,
-        },
-        {**constants, "KEEP": kept is not None},
-        num_warps=_warps(constants),
-        num_stages=1,
+    """Return the launch that fills `squared` and `kept` but its reads, and moves the `anchor` of incomplete chunks."""
+    return _launch(
+        _write_kernel,
+        inputs.step_size.shape[0],
+        inputs,
+        shape,
+        {**_kept_arguments(kept), "squared_ptr": squared, "anchor_ptr": anchor},
     )
 
 
+def read_launch(inputs: Inputs, shape: NetworkShape, y: Tensor, kept: Kept) -> Launch:
+    """Return the launch that fills `y` and the reads of `kept`."""
+    rows, count, _ = inputs.step_size.shape
+    return _launch(_read_kernel, rows * count, inputs, shape, {**_kept_arguments(kept), "out_ptr": y})
+
+
+def _launch(kernel, programs: int, inputs: Inputs, shape: NetworkShape, arguments: dict[str, object]) -> Launch:
+    """Return the launch of a kernel, which takes of all inputs those that it names."""
+    constants = _constants(inputs, shape)
+    known = {**_input_arguments(inputs), **arguments}
+    taken = {name: known[name] for name in kernel.arg_names if name not in constants}
+    warps = max(1, constants["BLOCK_C"] // 16)  # each has 16 of the tokens, the rows of most products
+    return Launch(kernel, (programs,), taken, constants, num_warps=warps, num_stages=1)
+
+
 def _owed_arguments(owed: Owed) -> dict[str, object]:
-    names = ("error_owed", "x_owed", "inner_owed", "key_owed", "read_grad")
-    return {f"{name}_ptr": tensor for name, tensor in zip(names, owed, strict=True)}
+    return {f"{name}_ptr": tensor for name, tensor in owed._asdict().items()}
 
 
 def read_gradient_launch(
     inputs: Inputs, shape: NetworkShape, kept: Kept, grad_y: Tensor, owed: Owed, grads: Gradients
 ) -> Launch:
     """Return the launch that fills `owed`, and the gradients of query and of the coefficients of reads."""
-    constants = _constants(inputs, shape)
     rows, count, _ = inputs.step_size.shape
-    return Launch(
+    at = grads.coefficients
+    return _launch(
         _read_gradient_kernel,
-        (rows * count,),
+        rows * count,
+        inputs,
+        shape,
         {
-            **_shared_arguments(inputs),
             **_kept_arguments(kept),
             **_owed_arguments(owed),
-            "read_mixed_ptr": inputs.coefficients.read_mixed,
             "grad_ptr": grad_y,
             "query_grad_ptr": grads.query,
-            "retained_grad_ptr": grads.coefficients.read_retained,
-            "built_grad_ptr": grads.coefficients.read_built,
-            "mixed_grad_ptr": grads.coefficients.read_mixed,
+            "retained_grad_ptr": at.read_retained,
+            "built_grad_ptr": at.read_built,
+            "mixed_grad_ptr": at.read_mixed,
         },
-        constants,
-        num_warps=_warps(constants),
-        num_stages=1,
     )
 
 
 def write_gradient_launch(
-    inputs: Inputs,
-    shape: NetworkShape,
-    squared: Tensor,
-    kept: Kept,
-    grad_y: Tensor,
-    owed: Owed,
-    grads: Gradients,
+    inputs: Inputs, shape: NetworkShape, squared: Tensor, kept: Kept, owed: Owed, grads: Gradients
 ) -> Launch:
     """Return the launch that fills all gradients but those of reads; the state's hold those of the state after."""
-    constants = _constants(inputs, shape)
     at = grads.coefficients
-    return Launch(
+    return _launch(
         _write_gradient_kernel,
-        (inputs.step_size.shape[0],),
+        inputs.step_size.shape[0],
+        inputs,
+        shape,
         {
-            **_shared_arguments(inputs),
-            **_end_arguments(inputs),
             **_kept_arguments(kept),
             **_owed_arguments(owed),
-            "step_ptr": inputs.step_size,
             "squared_ptr": squared,
-            "grad_ptr": grad_y,
             "anchor_ptr": inputs.state.anchor,
-            "flags_ptr": inputs.borders.flags,
-            "source_ptr": inputs.borders.source,
             "key_grad_ptr": grads.key,
             "error_grad_ptr": grads.error,
             "step_grad_ptr": grads.step_size,
             "slope_grad_ptr": grads.slope,
             "product_grad_ptr": grads.product,
-            **{f"{name}_grad_ptr": getattr(at, name) for name in Coefficients._fields if name[:3] == "end"},
+            **{f"{name}_grad_ptr": getattr(at, name) for name in Coefficients._fields},
             **{f"{name}_grad_ptr": tensor for name, tensor in grads.state._asdict().items()},
         },
-        constants,
-        num_warps=_warps(constants),
-        num_stages=1,
     )
 
 
@@ -941,12 +996,13 @@ def _example(dtype: torch.dtype, width: int, hidden: int | None, length: int) ->
     states = NeuralState(state, state, state)
     inputs = Inputs(*tokens, each, at, weights, states, Borders(flags, flags))
     kept = _kept(inputs, shape)
-    owed = Owed(kept.error, kept.error if hidden is None else kept.inner, kept.inner, kept.error, kept.read)
+    owed = _owed(kept, shape)
     grads = Gradients(
         tokens[0], tokens[1], meta(*tokens[0].shape), each, at, kept.inner, kept.inner, states
     )
     return {
-        "forward": forward_launch(inputs, shape, tokens[0], each, states, kept),
+        "write": write_launch(inputs, shape, each, state, kept),
+        "read": read_launch(inputs, shape, tokens[0], kept),
         "read gradient": read_gradient_launch(inputs, shape, kept, tokens[0], owed, grads),
-        "write gradient": write_gradient_launch(inputs, shape, each, kept, tokens[0], owed, grads),
+        "write gradient": write_gradient_launch(inputs, shape, each, kept, owed, grads),
     }
