@@ -111,6 +111,7 @@ def _is_transformed(*tensors: Tensor) -> bool:
 
 
 def coefficients_of(log_retention, log_momentum, valid, read_before_write) -> Coefficients:
+    """Return the rule at the places of reads and at the ends of chunks, from gates `[R, N, C]`."""
     whole = rule(log_retention, log_momentum, valid)
     read = whole.retained, whole.built, whole.mixed
     if read_before_write:

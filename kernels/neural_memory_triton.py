@@ -120,7 +120,7 @@ def _write_kernel(
     C: tl.constexpr, D: tl.constexpr, I: tl.constexpr, DEPTH: tl.constexpr, RESIDUAL: tl.constexpr,
     PRECISION: tl.constexpr, RULE: tl.constexpr, MIXED: tl.constexpr, KEPT: tl.constexpr,
     PRODUCT: tl.constexpr, INNER: tl.constexpr, READ: tl.constexpr, ERROR: tl.constexpr, TAKEN: tl.constexpr,
-    SQUARED: tl.constexpr,
+    SQUARED: tl.constexpr, X_SQUARED: tl.constexpr, INNER_SQUARED: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
     """Walk the chunks: slot 0 of deltas and momenta comes filled, and chunk n fills slot n + 1."""
@@ -186,6 +186,9 @@ def _write_kernel(
             step = tl.where(clipped, most / (C * tl.where(squared > 0, squared, 1.0)), step)
         tl.store(p_kept + SQUARED + c, squared, mask=m_c)
         tl.store(p_kept + TAKEN + c, step, mask=m_c)
+        if DEPTH == 2:
+            tl.store(p_kept + X_SQUARED + c, x_squares, mask=m_c)
+            tl.store(p_kept + INNER_SQUARED + c, inner_squares, mask=m_c)
         _put(p_kept + ERROR, error, c, d, D, C, D)
         error = step[:, None] * error
         # All is stored and loaded before other threads load or overwrite it.
@@ -232,7 +235,7 @@ def _read_kernel(
     C: tl.constexpr, D: tl.constexpr, I: tl.constexpr, DEPTH: tl.constexpr, RESIDUAL: tl.constexpr,
     PRECISION: tl.constexpr, RULE: tl.constexpr, MIXED: tl.constexpr, KEPT: tl.constexpr,
     PRODUCT: tl.constexpr, INNER: tl.constexpr, READ: tl.constexpr, ERROR: tl.constexpr, TAKEN: tl.constexpr,
-    SQUARED: tl.constexpr,
+    SQUARED: tl.constexpr, X_SQUARED: tl.constexpr, INNER_SQUARED: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
     """Write what the queries of one chunk read."""
@@ -288,17 +291,16 @@ def _read_kernel(
 @triton.jit
 def _read_gradient_kernel(
     query_ptr, key_ptr, rule_ptr, lower_ptr, upper_ptr, states_ptr, kept_ptr,
-    grad_ptr, query_grad_ptr, rule_grad_ptr, owed_ptr,
+    grad_ptr, query_grad_ptr, rule_grad_ptr, owed_ptr, to_ptr,
     N, H, query_b, query_t, query_h, key_b, key_t, key_h,
     C: tl.constexpr, D: tl.constexpr, I: tl.constexpr, DEPTH: tl.constexpr, RESIDUAL: tl.constexpr,
     PRECISION: tl.constexpr, RULE: tl.constexpr, MIXED: tl.constexpr, KEPT: tl.constexpr,
     PRODUCT: tl.constexpr, INNER: tl.constexpr, READ: tl.constexpr, ERROR: tl.constexpr, TAKEN: tl.constexpr,
-    SQUARED: tl.constexpr, OWED: tl.constexpr, X_OWED: tl.constexpr, ERROR_OWED: tl.constexpr, KEY_OWED: tl.constexpr,
+    SQUARED: tl.constexpr, X_SQUARED: tl.constexpr, INNER_SQUARED: tl.constexpr, OWED: tl.constexpr, X_OWED: tl.constexpr, ERROR_OWED: tl.constexpr, KEY_OWED: tl.constexpr,
     INNER_OWED: tl.constexpr, READ_GRAD: tl.constexpr, SLOPE_GRAD: tl.constexpr, PRODUCT_GRAD: tl.constexpr,
-    STATE_OWED: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
-    """Write what the reads of one chunk owe to queries and coefficients, and to the steps and inputs of its writes."""
+    """Write what the reads of one chunk owe, in the upper layer, to its inputs, coefficients, writes and state."""
     chunk = tl.program_id(0).to(tl.int64)
     row = chunk // N
     i_b, i_h = row // H, row % H
@@ -338,11 +340,6 @@ def _read_gradient_kernel(
     grad_alike = grad_alike * mixed
 
     grad_retained, grad_built = tl.zeros([BLOCK_C], tl.float32), tl.zeros([BLOCK_C], tl.float32)
-    if DEPTH == 2:
-        query, key = _tile(p_query, c, d, query_t, C, D), _tile(p_key, c, d, key_t, C, D)
-        alike_lower = tl.trans(_dot(query, tl.trans(key), PRECISION) * mixed)
-        grad_alike_lower = tl.zeros([BLOCK_C, BLOCK_C], tl.float32)
-        grad_query = tl.zeros([BLOCK_C, BLOCK_D], tl.float32)
     for block in range(0, I, BLOCK_I):
         i = block + tile
         if DEPTH == 2:
@@ -361,49 +358,89 @@ def _read_gradient_kernel(
         grad_x += retained[:, None] * by_delta + built[:, None] * by_momentum
         grad = tl.trans(grad)
         to_delta = _dot(grad, retained[:, None] * x, PRECISION)
-        _put_transposed(p_owed + STATE_OWED + UPPER, to_delta, d, i, D, D, I)
+        _put_transposed(to_ptr + o_now + UPPER, to_delta, d, i, D, D, I)
         to_momentum = _dot(grad, built[:, None] * x, PRECISION)
-        _put_transposed(p_owed + STATE_OWED + SIZE + UPPER, to_momentum, d, i, D, D, I)
+        _put_transposed(to_ptr + o_now + SIZE + UPPER, to_momentum, d, i, D, D, I)
         if DEPTH == 2:
             grad_read = grad_x * _silu_slope(read)
             _put(p_owed + READ_GRAD, grad_read, c, i, I, C, I)
-            _put(p_owed + INNER_OWED, -_dot(alike_lower, grad_read, PRECISION), c, i, I, C, I)
-            inner = taken[:, None] * _tile(p_kept + INNER, c, i, I, C, I)
-            grad_alike_lower -= _dot(grad_read, tl.trans(inner), PRECISION)
-            query = _tile(p_query, c, d, query_t, C, D)
-            lower = _tile(lower_ptr + i_h * (D * I), d, i, I, D, I)
-            grad_query += _dot(grad_read, tl.trans(lower), PRECISION)
-            by_delta = _dot(grad_read, tl.trans(_tile(states_ptr + o_now, d, i, I, D, I)), PRECISION)
-            grad_retained += tl.sum(query * by_delta, axis=1)
-            grad_query += retained[:, None] * by_delta
-            by_momentum = _dot(
-                grad_read, tl.trans(_tile(states_ptr + o_now + SIZE, d, i, I, D, I)), PRECISION
-            )
-            grad_built += tl.sum(query * by_momentum, axis=1)
-            grad_query += built[:, None] * by_momentum
-            query = tl.trans(query)
-            to_delta = _dot(query, retained[:, None] * grad_read, PRECISION)
-            _put(p_owed + STATE_OWED, to_delta, d, i, I, D, I)
-            to_momentum = _dot(query, built[:, None] * grad_read, PRECISION)
-            _put(p_owed + STATE_OWED + SIZE, to_momentum, d, i, I, D, I)
         else:
             if RESIDUAL:
                 grad_x += _tile(grad_ptr + p_token, c, i, H * D, C, I)
             _put(query_grad_ptr + p_token, grad_x, c, i, H * D, C, I)
-    if DEPTH == 2:
-        query, key = _tile(p_query, c, d, query_t, C, D), _tile(p_key, c, d, key_t, C, D)
-        alike_lower = _dot(query, tl.trans(key), PRECISION)
-        p_grad_mixed = p_rule_grad + MIXED
-        tl.debug_barrier()
-        grad_mixed = _tile(p_grad_mixed, c, c, C, C, C) + grad_alike_lower * alike_lower
-        _put(p_grad_mixed, grad_mixed, c, c, C, C, C)
-        grad_alike_lower = grad_alike_lower * _tile(p_mixed, c, c, C, C, C)
-        _put(p_owed + KEY_OWED, _dot(tl.trans(grad_alike_lower), query, PRECISION), c, d, D, C, D)
-        grad_query += _dot(grad_alike_lower, key, PRECISION)
-        if RESIDUAL:
-            grad_query += _tile(grad_ptr + p_token, c, d, H * D, C, D)
-        _put(query_grad_ptr + p_token, grad_query, c, d, H * D, C, D)
     tl.store(p_rule_grad + C + c, grad_retained, mask=m_c)
+    tl.store(p_rule_grad + 2 * C + c, grad_built, mask=m_c)
+
+
+@triton.jit
+def _lower_read_gradient_kernel(
+    query_ptr, key_ptr, rule_ptr, lower_ptr, upper_ptr, states_ptr, kept_ptr,
+    grad_ptr, query_grad_ptr, rule_grad_ptr, owed_ptr, to_ptr,
+    N, H, query_b, query_t, query_h, key_b, key_t, key_h,
+    C: tl.constexpr, D: tl.constexpr, I: tl.constexpr, DEPTH: tl.constexpr, RESIDUAL: tl.constexpr,
+    PRECISION: tl.constexpr, RULE: tl.constexpr, MIXED: tl.constexpr, KEPT: tl.constexpr,
+    PRODUCT: tl.constexpr, INNER: tl.constexpr, READ: tl.constexpr, ERROR: tl.constexpr, TAKEN: tl.constexpr,
+    SQUARED: tl.constexpr, X_SQUARED: tl.constexpr, INNER_SQUARED: tl.constexpr, OWED: tl.constexpr, X_OWED: tl.constexpr, ERROR_OWED: tl.constexpr, KEY_OWED: tl.constexpr,
+    INNER_OWED: tl.constexpr, READ_GRAD: tl.constexpr, SLOPE_GRAD: tl.constexpr, PRODUCT_GRAD: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_I: tl.constexpr,
+):  # fmt: skip
+    """Go on from the upper layer's inputs, in the reads of one chunk, to queries and the lower layer; add to coefficients."""
+    chunk = tl.program_id(0).to(tl.int64)
+    row = chunk // N
+    i_b, i_h = row // H, row % H
+    first = (chunk - row * N) * C
+    p_rule, p_kept = rule_ptr + chunk * RULE, kept_ptr + chunk * KEPT
+    p_rule_grad, p_owed = rule_grad_ptr + chunk * RULE, owed_ptr + chunk * OWED
+    SIZE: tl.constexpr = D * I * DEPTH
+    o_now = (chunk + row) * (2 * SIZE)  # slots are one more than chunks
+    c, d, tile = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_I)
+    m_c = c < C
+    p_query = query_ptr + i_b * query_b + i_h * query_h + first * query_t
+    p_key = key_ptr + i_b * key_b + i_h * key_h + first * key_t
+    p_mixed = p_rule + MIXED
+    p_token = ((i_b * N * C + first) * H + i_h) * D
+    retained = tl.load(p_rule + C + c, mask=m_c, other=0.0)
+    built = tl.load(p_rule + 2 * C + c, mask=m_c, other=0.0)
+    taken = tl.load(p_kept + TAKEN + c, mask=m_c, other=0.0)
+
+    query, key = _tile(p_query, c, d, query_t, C, D), _tile(p_key, c, d, key_t, C, D)
+    alike = tl.trans(_dot(query, tl.trans(key), PRECISION) * _tile(p_mixed, c, c, C, C, C))
+    grad_alike = tl.zeros([BLOCK_C, BLOCK_C], tl.float32)
+    grad_query = tl.zeros([BLOCK_C, BLOCK_D], tl.float32)
+    if RESIDUAL:
+        grad_query += _tile(grad_ptr + p_token, c, d, H * D, C, D)
+    grad_retained, grad_built = tl.zeros([BLOCK_C], tl.float32), tl.zeros([BLOCK_C], tl.float32)
+    for block in range(0, I, BLOCK_I):
+        i = block + tile
+        grad_read = _tile(p_owed + READ_GRAD, c, i, I, C, I)
+        _put(p_owed + INNER_OWED, -_dot(alike, grad_read, PRECISION), c, i, I, C, I)
+        inner = taken[:, None] * _tile(p_kept + INNER, c, i, I, C, I)
+        grad_alike -= _dot(grad_read, tl.trans(inner), PRECISION)
+        query = _tile(p_query, c, d, query_t, C, D)
+        lower = _tile(lower_ptr + i_h * (D * I), d, i, I, D, I)
+        grad_query += _dot(grad_read, tl.trans(lower), PRECISION)
+        by_delta = _dot(grad_read, tl.trans(_tile(states_ptr + o_now, d, i, I, D, I)), PRECISION)
+        grad_retained += tl.sum(query * by_delta, axis=1)
+        grad_query += retained[:, None] * by_delta
+        by_momentum = _dot(grad_read, tl.trans(_tile(states_ptr + o_now + SIZE, d, i, I, D, I)), PRECISION)
+        grad_built += tl.sum(query * by_momentum, axis=1)
+        grad_query += built[:, None] * by_momentum
+        query = tl.trans(query)
+        to_delta = _dot(query, retained[:, None] * grad_read, PRECISION)
+        _put(to_ptr + o_now, to_delta, d, i, I, D, I)
+        to_momentum = _dot(query, built[:, None] * grad_read, PRECISION)
+        _put(to_ptr + o_now + SIZE, to_momentum, d, i, I, D, I)
+    query, key = _tile(p_query, c, d, query_t, C, D), _tile(p_key, c, d, key_t, C, D)
+    p_mixed_grad = p_rule_grad + MIXED
+    grad_mixed = grad_alike * _dot(query, tl.trans(key), PRECISION)
+    _put(p_mixed_grad, _tile(p_mixed_grad, c, c, C, C, C) + grad_mixed, c, c, C, C, C)
+    grad_alike = grad_alike * _tile(p_mixed, c, c, C, C, C)
+    _put(p_owed + KEY_OWED, _dot(tl.trans(grad_alike), query, PRECISION), c, d, D, C, D)
+    grad_query += _dot(grad_alike, key, PRECISION)
+    _put(query_grad_ptr + p_token, grad_query, c, d, H * D, C, D)
+    grad_retained += tl.load(p_rule_grad + C + c, mask=m_c, other=0.0)
+    tl.store(p_rule_grad + C + c, grad_retained, mask=m_c)
+    grad_built += tl.load(p_rule_grad + 2 * C + c, mask=m_c, other=0.0)
     tl.store(p_rule_grad + 2 * C + c, grad_built, mask=m_c)
 
 
@@ -428,17 +465,16 @@ def _take_anchor(grad_anchor, p_delta, p_momentum, p_anchor, flags, place, mask)
 @triton.jit
 def _write_gradient_kernel(
     key_ptr, rule_ptr, lower_ptr, upper_ptr, flags_ptr, source_ptr, anchor_ptr, states_ptr, kept_ptr,
-    rule_grad_ptr, owed_ptr, to_ptr,
+    rule_grad_ptr, owed_ptr, to_ptr, anchor_grad_ptr,
     N, H, key_b, key_t, key_h,
     C: tl.constexpr, D: tl.constexpr, I: tl.constexpr, DEPTH: tl.constexpr, RESIDUAL: tl.constexpr,
     PRECISION: tl.constexpr, RULE: tl.constexpr, MIXED: tl.constexpr, KEPT: tl.constexpr,
     PRODUCT: tl.constexpr, INNER: tl.constexpr, READ: tl.constexpr, ERROR: tl.constexpr, TAKEN: tl.constexpr,
-    SQUARED: tl.constexpr, OWED: tl.constexpr, X_OWED: tl.constexpr, ERROR_OWED: tl.constexpr, KEY_OWED: tl.constexpr,
+    SQUARED: tl.constexpr, X_SQUARED: tl.constexpr, INNER_SQUARED: tl.constexpr, OWED: tl.constexpr, X_OWED: tl.constexpr, ERROR_OWED: tl.constexpr, KEY_OWED: tl.constexpr,
     INNER_OWED: tl.constexpr, READ_GRAD: tl.constexpr, SLOPE_GRAD: tl.constexpr, PRODUCT_GRAD: tl.constexpr,
-    STATE_OWED: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
-    """Walk the chunks backward; the gradients of the state come in the tensors in which they are returned.
+    """Walk the chunks backward; the gradient of slot n + 1 is there when that of slot n is added to.
 
     What is owed to errors, and to keys, grows on the way to their gradient.
     """
@@ -449,15 +485,15 @@ def _write_gradient_kernel(
     c, d, tile = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_I)
     m_c = c < C
     p_upper = upper_ptr + i_h * (D * I)
-    p_to_delta = to_ptr + row * (3 * SIZE)
-    p_to_momentum, p_anchor_grad = p_to_delta + SIZE, p_to_delta + 2 * SIZE
+    p_anchor_grad = anchor_grad_ptr + row * SIZE
     for back in range(N):
         chunk = row * N + (N - 1 - back)
         n = chunk - row * N
         first = n * C
         p_rule, p_kept = rule_ptr + chunk * RULE, kept_ptr + chunk * KEPT
         p_rule_grad, p_owed = rule_grad_ptr + chunk * RULE, owed_ptr + chunk * OWED
-        o_now = (chunk + row) * (2 * SIZE)
+        p_to = to_ptr + (chunk + row) * (2 * SIZE)  # slots are one more than chunks
+        p_after = p_to + 2 * SIZE
         p_key = key_ptr + i_b * key_b + i_h * key_h + first * key_t
         flags, source = tl.load(flags_ptr + i_b * N + n), tl.load(source_ptr + i_b * N + n).to(tl.int64)
         p_anchor = anchor_ptr + row * SIZE
@@ -470,10 +506,7 @@ def _write_gradient_kernel(
         end_kept = tl.load(p_rule + 5 * C + 2)
 
         # What the chunk left, and what its reads owe to delta and momentum.
-        grad_mixed, grad_trace = tl.zeros([BLOCK_C], tl.float32), tl.zeros([BLOCK_C], tl.float32)
-        grad_retained, grad_built, grad_kept = 0.0, 0.0, 0.0
         grad_step = tl.zeros([BLOCK_C], tl.float32)
-        x_squares, inner_squares = tl.zeros([BLOCK_C], tl.float32), tl.zeros([BLOCK_C], tl.float32)
         grad_error = _tile(p_owed + ERROR_OWED, c, d, D, C, D)
         if DEPTH == 2:
             grad_key = _tile(p_owed + KEY_OWED, c, d, D, C, D)
@@ -483,60 +516,37 @@ def _write_gradient_kernel(
                 x = _silu(_tile(p_kept + PRODUCT, c, i, I, C, I))
             else:
                 x = _tile(p_key, c, i, key_t, C, I)
-            x_squares += _squares(x)
-            to_delta = _transposed(p_to_delta + UPPER, d, i, D, D, I)
-            to_momentum = _transposed(p_to_momentum + UPPER, d, i, D, D, I)
+            to_delta = _transposed(p_after + UPPER, d, i, D, D, I)
+            to_momentum = _transposed(p_after + SIZE + UPPER, d, i, D, D, I)
             error = taken[:, None] * _tile(p_kept + ERROR, c, d, D, C, D)
-            by_delta = _dot(error, to_delta, PRECISION)
-            by_momentum = _dot(error, to_momentum, PRECISION)
-            grad_mixed -= tl.sum(x * by_delta, axis=1)
-            grad_trace -= tl.sum(x * by_momentum, axis=1)
             grad_x = _tile(p_owed + X_OWED, c, i, I, C, I)
-            grad_x -= end_mixed[:, None] * by_delta + end_trace[:, None] * by_momentum
+            grad_x -= end_mixed[:, None] * _dot(error, to_delta, PRECISION)
+            grad_x -= end_trace[:, None] * _dot(error, to_momentum, PRECISION)
             _put(p_owed + X_OWED, grad_x, c, i, I, C, I)
             grad_error -= _dot(end_mixed[:, None] * x, tl.trans(to_delta), PRECISION)
             grad_error -= _dot(end_trace[:, None] * x, tl.trans(to_momentum), PRECISION)
-            grad_retained += tl.sum(_transposed(states_ptr + o_now + UPPER, d, i, D, D, I) * to_delta)
-            momentum = _transposed(states_ptr + o_now + SIZE + UPPER, d, i, D, D, I)
-            grad_built += tl.sum(momentum * to_delta)
-            grad_kept += tl.sum(momentum * to_momentum)
             to_momentum = end_built * to_delta + end_kept * to_momentum
-            to_delta = end_retained * to_delta
-            to_delta += _transposed(p_owed + STATE_OWED + UPPER, d, i, D, D, I)
-            _put_transposed(p_to_delta + UPPER, to_delta, d, i, D, D, I)
-            to_momentum += _transposed(p_owed + STATE_OWED + SIZE + UPPER, d, i, D, D, I)
-            _put_transposed(p_to_momentum + UPPER, to_momentum, d, i, D, D, I)
+            to_momentum += _transposed(p_to + SIZE + UPPER, d, i, D, D, I)
+            _put_transposed(p_to + SIZE + UPPER, to_momentum, d, i, D, D, I)
+            to_delta = end_retained * to_delta + _transposed(p_to + UPPER, d, i, D, D, I)
+            _put_transposed(p_to + UPPER, to_delta, d, i, D, D, I)
             if DEPTH == 2:
                 key = _tile(p_key, c, d, key_t, C, D)
                 inner = _tile(p_kept + INNER, c, i, I, C, I)
-                inner_squares += _squares(inner)
-                to_delta = _tile(p_to_delta, d, i, I, D, I)
-                to_momentum = _tile(p_to_momentum, d, i, I, D, I)
-                by_delta = _dot(taken[:, None] * inner, tl.trans(to_delta), PRECISION)
-                grad_mixed -= tl.sum(key * by_delta, axis=1)
-                grad_key -= end_mixed[:, None] * by_delta
-                by_momentum = _dot(taken[:, None] * inner, tl.trans(to_momentum), PRECISION)
-                grad_trace -= tl.sum(key * by_momentum, axis=1)
-                grad_key -= end_trace[:, None] * by_momentum
+                to_delta = _tile(p_after, d, i, I, D, I)
+                to_momentum = _tile(p_after + SIZE, d, i, I, D, I)
+                step_inner = taken[:, None] * inner
+                grad_key -= end_mixed[:, None] * _dot(step_inner, tl.trans(to_delta), PRECISION)
+                grad_key -= end_trace[:, None] * _dot(step_inner, tl.trans(to_momentum), PRECISION)
                 grad_inner = _tile(p_owed + INNER_OWED, c, i, I, C, I)
                 grad_inner -= end_mixed[:, None] * _dot(key, to_delta, PRECISION)
                 grad_inner -= end_trace[:, None] * _dot(key, to_momentum, PRECISION)
                 _put(p_owed + INNER_OWED, grad_inner, c, i, I, C, I)
                 grad_step += tl.sum(grad_inner * inner, axis=1)
-                grad_retained += tl.sum(_tile(states_ptr + o_now, d, i, I, D, I) * to_delta)
-                momentum = _tile(states_ptr + o_now + SIZE, d, i, I, D, I)
-                grad_built += tl.sum(momentum * to_delta)
-                grad_kept += tl.sum(momentum * to_momentum)
                 to_momentum = end_built * to_delta + end_kept * to_momentum
-                to_delta = end_retained * to_delta + _tile(p_owed + STATE_OWED, d, i, I, D, I)
-                _put(p_to_delta, to_delta, d, i, I, D, I)
-                to_momentum += _tile(p_owed + STATE_OWED + SIZE, d, i, I, D, I)
-                _put(p_to_momentum, to_momentum, d, i, I, D, I)
-        tl.store(p_rule_grad + 3 * C + c, grad_mixed, mask=m_c)
-        tl.store(p_rule_grad + 4 * C + c, grad_trace, mask=m_c)
-        tl.store(p_rule_grad + 5 * C, grad_retained)
-        tl.store(p_rule_grad + 5 * C + 1, grad_built)
-        tl.store(p_rule_grad + 5 * C + 2, grad_kept)
+                _put(p_to + SIZE, to_momentum + _tile(p_to + SIZE, d, i, I, D, I), d, i, I, D, I)
+                to_delta = end_retained * to_delta + _tile(p_to, d, i, I, D, I)
+                _put(p_to, to_delta, d, i, I, D, I)
         tl.debug_barrier()
 
         # The steps and their clip.
@@ -553,6 +563,8 @@ def _write_gradient_kernel(
             per_square = -owed * taken
             key = _tile(p_key, c, d, key_t, C, D)
             key_squares = _squares(key)
+            x_squares = tl.load(p_kept + X_SQUARED + c, mask=m_c, other=0.0)
+            inner_squares = tl.load(p_kept + INNER_SQUARED + c, mask=m_c, other=0.0)
             grad_key += (per_square * inner_squares)[:, None] * key
             grad_error += (per_square * x_squares + owed / C)[:, None] * error
             grad_step = tl.where(clipped, 0.0, grad_step)
@@ -589,7 +601,7 @@ def _write_gradient_kernel(
                 grad_key += _dot(grad_product, tl.trans(lower), PRECISION)
                 grad_lower = _dot(tl.trans(_tile(p_key, c, d, key_t, C, D)), grad_product, PRECISION)
                 place = d[:, None] * I + i[None, :]
-                _take_anchor(grad_lower, p_to_delta, p_to_momentum, p_anchor_grad, flags, place, inside)
+                _take_anchor(grad_lower, p_to, p_to + SIZE, p_anchor_grad, flags, place, inside)
                 grad_slope = _tile(p_owed + SLOPE_GRAD, c, i, I, C, I)
                 grad_upper = _dot(tl.trans(error), grad_slope, PRECISION)
                 grad_upper += _dot(tl.trans(grad_error), x, PRECISION)
@@ -599,12 +611,70 @@ def _write_gradient_kernel(
                 grad_upper = _dot(tl.trans(grad_error), _tile(p_key, c, i, key_t, C, I), PRECISION)
                 _put(p_owed + X_OWED, grad_x, c, i, I, C, I)
             place = UPPER + d[:, None] + i[None, :] * D
-            _take_anchor(grad_upper, p_to_delta, p_to_momentum, p_anchor_grad, flags, place, inside)
+            _take_anchor(grad_upper, p_to, p_to + SIZE, p_anchor_grad, flags, place, inside)
         if DEPTH == 2:
             if RESIDUAL:
                 grad_key += grad_error
             _put(p_owed + KEY_OWED, grad_key, c, d, D, C, D)
         tl.debug_barrier()
+
+
+@triton.jit
+def _rule_gradient_kernel(
+    key_ptr, states_ptr, kept_ptr, rule_grad_ptr, to_ptr,
+    N, H, key_b, key_t, key_h,
+    C: tl.constexpr, D: tl.constexpr, I: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
+    RULE: tl.constexpr, KEPT: tl.constexpr, PRODUCT: tl.constexpr, INNER: tl.constexpr, ERROR: tl.constexpr,
+    TAKEN: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_I: tl.constexpr,
+):  # fmt: skip
+    """Write the gradients of the coefficients at the end of one chunk, from those of the state after it."""
+    chunk = tl.program_id(0).to(tl.int64)
+    row = chunk // N
+    i_b, i_h = row // H, row % H
+    first = (chunk - row * N) * C
+    SIZE: tl.constexpr = D * I * DEPTH
+    UPPER: tl.constexpr = D * I * (DEPTH - 1)
+    o_now = (chunk + row) * (2 * SIZE)  # slots are one more than chunks
+    p_state, p_to = states_ptr + o_now, to_ptr + o_now + 2 * SIZE
+    p_kept, p_rule_grad = kept_ptr + chunk * KEPT, rule_grad_ptr + chunk * RULE
+    c, d, tile = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_I)
+    m_c = c < C
+    p_key = key_ptr + i_b * key_b + i_h * key_h + first * key_t
+    taken = tl.load(p_kept + TAKEN + c, mask=m_c, other=0.0)
+    grad_mixed, grad_trace = tl.zeros([BLOCK_C], tl.float32), tl.zeros([BLOCK_C], tl.float32)
+    # Sums over a tile's columns alone: one number would be summed over warps in every block.
+    grad_retained = tl.zeros([BLOCK_D], tl.float32)
+    grad_built, grad_kept = tl.zeros([BLOCK_D], tl.float32), tl.zeros([BLOCK_D], tl.float32)
+    for block in range(0, I, BLOCK_I):
+        i = block + tile
+        if DEPTH == 2:
+            x = _silu(_tile(p_kept + PRODUCT, c, i, I, C, I))
+            to_delta, to_momentum = _tile(p_to, d, i, I, D, I), _tile(p_to + SIZE, d, i, I, D, I)
+            delta, momentum = _tile(p_state, d, i, I, D, I), _tile(p_state + SIZE, d, i, I, D, I)
+            grad_retained += tl.sum(delta * to_delta, axis=1)
+            grad_built += tl.sum(momentum * to_delta, axis=1)
+            grad_kept += tl.sum(momentum * to_momentum, axis=1)
+            key = _tile(p_key, c, d, key_t, C, D)
+            inner = taken[:, None] * _tile(p_kept + INNER, c, i, I, C, I)
+            grad_mixed -= tl.sum(inner * _dot(key, to_delta, PRECISION), axis=1)
+            grad_trace -= tl.sum(inner * _dot(key, to_momentum, PRECISION), axis=1)
+        else:
+            x = _tile(p_key, c, i, key_t, C, I)
+        to_delta = _transposed(p_to + UPPER, d, i, D, D, I)
+        to_momentum = _transposed(p_to + SIZE + UPPER, d, i, D, D, I)
+        delta = _transposed(p_state + UPPER, d, i, D, D, I)
+        momentum = _transposed(p_state + SIZE + UPPER, d, i, D, D, I)
+        grad_retained += tl.sum(delta * to_delta, axis=1)
+        grad_built += tl.sum(momentum * to_delta, axis=1)
+        grad_kept += tl.sum(momentum * to_momentum, axis=1)
+        error = taken[:, None] * _tile(p_kept + ERROR, c, d, D, C, D)
+        grad_mixed -= tl.sum(x * _dot(error, to_delta, PRECISION), axis=1)
+        grad_trace -= tl.sum(x * _dot(error, to_momentum, PRECISION), axis=1)
+    tl.store(p_rule_grad + 3 * C + c, grad_mixed, mask=m_c)
+    tl.store(p_rule_grad + 4 * C + c, grad_trace, mask=m_c)
+    tl.store(p_rule_grad + 5 * C, tl.sum(grad_retained))
+    tl.store(p_rule_grad + 5 * C + 1, tl.sum(grad_built))
+    tl.store(p_rule_grad + 5 * C + 2, tl.sum(grad_kept))
 
 
 class Inputs(NamedTuple):
@@ -654,14 +724,23 @@ class Layout:
         """The hidden units' products with keys, their deltas, their products with queries; then of each token."""
         inner, width = self.shape.layers[-1]
         hidden = inner * (len(self.shape.layers) - 1)
-        return self._places(product=hidden, inner=hidden, read=hidden, error=width, taken=1, squared=1)
+        return self._places(
+            product=hidden,
+            inner=hidden,
+            read=hidden,
+            error=width,
+            taken=1,
+            squared=1,
+            x_squared=1,
+            inner_squared=1,
+        )
 
     @property
     def owed(self) -> dict[str, tuple[int, int]]:
         """What reads owe, then the gradients by the hidden units' slopes and products, then what is owed to the state."""
         inner, width = self.shape.layers[-1]
         hidden = inner * (len(self.shape.layers) - 1)
-        places = self._places(
+        return self._places(
             x_owed=inner,
             error_owed=width,
             key_owed=width if hidden else 0,
@@ -670,7 +749,6 @@ class Layout:
             slope_grad=hidden,
             product_grad=hidden,
         )
-        return {**places, "state_owed": (_padded(_end(places, self.length)), 0)}
 
     @property
     def mixed(self) -> int:
@@ -682,7 +760,7 @@ class Layout:
         return {
             "RULE": _padded(self.mixed + self.length**2),
             "KEPT": _padded(_end(self.kept, self.length)),
-            "OWED": _padded(self.owed["state_owed"][0] + 2 * self.shape.size),
+            "OWED": _padded(_end(self.owed, self.length)),
         }
 
     def view(self, whole: Tensor, name: str) -> Tensor:
@@ -831,14 +909,19 @@ def backward(
     owed = inputs.rule.new_empty(*inputs.rule.shape[:2], layout.sizes()["OWED"])
     # The anchor after the last chunk is its delta, unless the chunk is incomplete.
     grad_delta = grad_after.delta + grad_after.anchor.masked_fill(incomplete, 0)
-    grad_anchor = grad_after.anchor.masked_fill(~incomplete, 0)
-    grad_state = torch.stack([grad_delta, grad_after.momentum, grad_anchor], dim=2)
-    read_gradient_launch(inputs, layout, kept, grad_y, grad_query, grad_rule, owed).run()
-    write_gradient_launch(inputs, layout, kept, grad_rule, owed, grad_state).run()
+    grad_anchor = grad_after.anchor.masked_fill(~incomplete, 0).contiguous()
+    to = torch.empty_like(kept.states)
+    to[:, -1] = torch.stack([grad_delta, grad_after.momentum], dim=2).flatten(0, 1)
+    for launch in read_gradient_launches(inputs, layout, kept, grad_y, grad_query, grad_rule, owed, to):
+        launch.run()
+    write_gradient_launch(inputs, layout, kept, grad_rule, owed, to, grad_anchor).run()
+    rule_gradient_launch(inputs, layout, kept, grad_rule, to).run()
+    grad_state = [to[:, 0, place].reshape(grad_anchor.shape) for place in (0, 1)]
     key = layout.view(owed, "key_owed" if len(inputs.weights) == 2 else "x_owed")
     key, error = (_tokens(x, inputs) for x in (key, layout.view(owed, "error_owed")))
     tokens = [grad_query, key.to(inputs.key.dtype), error.neg().to(inputs.value.dtype)]
-    return [*tokens, grad_rule, *_weight_gradients(inputs, layout, kept, grad_y, owed), *grad_state.unbind(2)]
+    weights = _weight_gradients(inputs, layout, kept, grad_y, owed)
+    return [*tokens, grad_rule, *weights, *grad_state, grad_anchor]
 
 
 def _tokens(x: Tensor, inputs: Inputs) -> Tensor:
@@ -932,7 +1015,7 @@ def read_launch(inputs: Inputs, layout: Layout, y: Tensor, kept: Kept) -> Launch
     return _launch(_read_kernel, rows * count, inputs, layout, arguments)
 
 
-def read_gradient_launch(
+def read_gradient_launches(
     inputs: Inputs,
     layout: Layout,
     kept: Kept,
@@ -940,8 +1023,12 @@ def read_gradient_launch(
     grad_query: Tensor,
     grad_rule: Tensor,
     owed: Tensor,
-) -> Launch:
-    """Return the launch that fills `owed`, and the gradients of query and of the coefficients of reads."""
+    to: Tensor,
+) -> list[Launch]:
+    """Return the launches, one a layer, that fill `owed`, and the gradients of query and of reads' coefficients.
+
+    `to` are the gradients of the states, of which those after the last chunk are there; reads give theirs.
+    """
     rows, count, _ = inputs.rule.shape
     arguments = {
         "states_ptr": kept.states,
@@ -950,23 +1037,39 @@ def read_gradient_launch(
         "query_grad_ptr": grad_query,
         "rule_grad_ptr": grad_rule,
         "owed_ptr": owed,
+        "to_ptr": to,
     }
-    return _launch(_read_gradient_kernel, rows * count, inputs, layout, arguments)
+    kernels = (_read_gradient_kernel, _lower_read_gradient_kernel)[: len(inputs.weights)]
+    return [_launch(kernel, rows * count, inputs, layout, arguments) for kernel in kernels]
 
 
 def write_gradient_launch(
-    inputs: Inputs, layout: Layout, kept: Kept, grad_rule: Tensor, owed: Tensor, grad_state: Tensor
+    inputs: Inputs,
+    layout: Layout,
+    kept: Kept,
+    grad_rule: Tensor,
+    owed: Tensor,
+    to: Tensor,
+    grad_anchor: Tensor,
 ) -> Launch:
-    """Return the launch of the walk back: from the gradient of the state after to that of the state before."""
+    """Return the launch of the walk back, that fills `to` and `grad_anchor` for the state before."""
     arguments = {
         "anchor_ptr": inputs.state.anchor,
         "states_ptr": kept.states,
         "kept_ptr": kept.chunks,
         "rule_grad_ptr": grad_rule,
         "owed_ptr": owed,
-        "to_ptr": grad_state,
+        "to_ptr": to,
+        "anchor_grad_ptr": grad_anchor,
     }
     return _launch(_write_gradient_kernel, inputs.rule.shape[0], inputs, layout, arguments)
+
+
+def rule_gradient_launch(inputs: Inputs, layout: Layout, kept: Kept, grad_rule: Tensor, to: Tensor) -> Launch:
+    """Return the launch that fills the gradients of the coefficients at the ends of chunks."""
+    rows, count, _ = inputs.rule.shape
+    arguments = {"states_ptr": kept.states, "kept_ptr": kept.chunks, "rule_grad_ptr": grad_rule, "to_ptr": to}
+    return _launch(_rule_gradient_kernel, rows * count, inputs, layout, arguments)
 
 
 def configurations() -> dict[str, Launch]:
@@ -1002,10 +1105,12 @@ def _example(dtype: torch.dtype, width: int, hidden: int | None, length: int) ->
     weights = tuple(meta(heads, a, b) for a, b in layers)
     inputs = Inputs(*tokens, rule, weights, NeuralState(state, state, state), Borders(flags, flags))
     kept, owed = _kept(inputs, layout), meta(rows, count, layout.sizes()["OWED"])
-    to = meta(batch, heads, 3, layout.shape.size)
+    to = kept.states
+    reads = read_gradient_launches(inputs, layout, kept, tokens[0], tokens[0], rule, owed, to)
     return {
         "write": write_launch(inputs, layout, state, kept),
         "read": read_launch(inputs, layout, tokens[0], kept),
-        "read gradient": read_gradient_launch(inputs, layout, kept, tokens[0], tokens[0], rule, owed),
-        "write gradient": write_gradient_launch(inputs, layout, kept, rule, owed, to),
+        **dict(zip(("read gradient", "lower read gradient"), reads, strict=False)),
+        "write gradient": write_gradient_launch(inputs, layout, kept, rule, owed, to, state),
+        "rule gradient": rule_gradient_launch(inputs, layout, kept, rule, to),
     }
