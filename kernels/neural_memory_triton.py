@@ -343,12 +343,30 @@ def _read_gradient_kernel(
     for block in range(0, I, BLOCK_I):
         i = block + tile
         if DEPTH == 2:
-            read = _tile(p_kept + READ, c, i, I, C, I)
-            x, other = _silu(read), _silu(_tile(p_kept + PRODUCT, c, i, I, C, I))
+            x, other = (
+                _silu(_tile(p_kept + READ, c, i, I, C, I)),
+                _silu(_tile(p_kept + PRODUCT, c, i, I, C, I)),
+            )
         else:
             x, other = _tile(p_query, c, i, query_t, C, I), _tile(p_key, c, i, key_t, C, I)
         _put(p_owed + X_OWED, _dot(tl.trans(grad_alike), x, PRECISION), c, i, I, C, I)
         grad_x = _dot(grad_alike, other, PRECISION)
+        if DEPTH == 2:
+            _put(p_owed + READ_GRAD, grad_x, c, i, I, C, I)
+        else:
+            if RESIDUAL:
+                grad_x += _tile(grad_ptr + p_token, c, i, H * D, C, I)
+            _put(p_owed + KEY_OWED, grad_x, c, i, I, C, I)
+    tl.debug_barrier()
+    for block in range(0, I, BLOCK_I):
+        i = block + tile
+        if DEPTH == 2:
+            grad_x = _tile(p_owed + READ_GRAD, c, i, I, C, I)
+            read = _tile(p_kept + READ, c, i, I, C, I)
+            x = _silu(read)
+        else:
+            grad_x = _tile(p_owed + KEY_OWED, c, i, I, C, I)
+            x = _tile(p_query, c, i, query_t, C, I)
         grad = _tile(grad_ptr + p_token, c, d, H * D, C, D)
         grad_x += _dot(grad, _transposed(upper_ptr + i_h * (D * I), d, i, D, D, I), PRECISION)
         by_delta = _dot(grad, _transposed(states_ptr + o_now + UPPER, d, i, D, D, I), PRECISION)
@@ -356,18 +374,21 @@ def _read_gradient_kernel(
         by_momentum = _dot(grad, _transposed(states_ptr + o_now + SIZE + UPPER, d, i, D, D, I), PRECISION)
         grad_built += tl.sum(x * by_momentum, axis=1)
         grad_x += retained[:, None] * by_delta + built[:, None] * by_momentum
-        grad = tl.trans(grad)
-        to_delta = _dot(grad, retained[:, None] * x, PRECISION)
-        _put_transposed(to_ptr + o_now + UPPER, to_delta, d, i, D, D, I)
-        to_momentum = _dot(grad, built[:, None] * x, PRECISION)
-        _put_transposed(to_ptr + o_now + SIZE + UPPER, to_momentum, d, i, D, D, I)
         if DEPTH == 2:
-            grad_read = grad_x * _silu_slope(read)
-            _put(p_owed + READ_GRAD, grad_read, c, i, I, C, I)
+            _put(p_owed + READ_GRAD, grad_x * _silu_slope(read), c, i, I, C, I)
         else:
-            if RESIDUAL:
-                grad_x += _tile(grad_ptr + p_token, c, i, H * D, C, I)
             _put(query_grad_ptr + p_token, grad_x, c, i, H * D, C, I)
+    for block in range(0, I, BLOCK_I):
+        i = block + tile
+        if DEPTH == 2:
+            x = _silu(_tile(p_kept + READ, c, i, I, C, I))
+        else:
+            x = _tile(p_query, c, i, query_t, C, I)
+        turned = tl.trans(_tile(grad_ptr + p_token, c, d, H * D, C, D))
+        to_delta = _dot(turned, retained[:, None] * x, PRECISION)
+        _put_transposed(to_ptr + o_now + UPPER, to_delta, d, i, D, D, I)
+        to_momentum = _dot(turned, built[:, None] * x, PRECISION)
+        _put_transposed(to_ptr + o_now + SIZE + UPPER, to_momentum, d, i, D, D, I)
     tl.store(p_rule_grad + C + c, grad_retained, mask=m_c)
     tl.store(p_rule_grad + 2 * C + c, grad_built, mask=m_c)
 
@@ -406,38 +427,41 @@ def _lower_read_gradient_kernel(
     query, key = _tile(p_query, c, d, query_t, C, D), _tile(p_key, c, d, key_t, C, D)
     alike = tl.trans(_dot(query, tl.trans(key), PRECISION) * _tile(p_mixed, c, c, C, C, C))
     grad_alike = tl.zeros([BLOCK_C, BLOCK_C], tl.float32)
-    grad_query = tl.zeros([BLOCK_C, BLOCK_D], tl.float32)
-    if RESIDUAL:
-        grad_query += _tile(grad_ptr + p_token, c, d, H * D, C, D)
-    grad_retained, grad_built = tl.zeros([BLOCK_C], tl.float32), tl.zeros([BLOCK_C], tl.float32)
     for block in range(0, I, BLOCK_I):
         i = block + tile
         grad_read = _tile(p_owed + READ_GRAD, c, i, I, C, I)
         _put(p_owed + INNER_OWED, -_dot(alike, grad_read, PRECISION), c, i, I, C, I)
         inner = taken[:, None] * _tile(p_kept + INNER, c, i, I, C, I)
         grad_alike -= _dot(grad_read, tl.trans(inner), PRECISION)
-        query = _tile(p_query, c, d, query_t, C, D)
-        lower = _tile(lower_ptr + i_h * (D * I), d, i, I, D, I)
-        grad_query += _dot(grad_read, tl.trans(lower), PRECISION)
-        by_delta = _dot(grad_read, tl.trans(_tile(states_ptr + o_now, d, i, I, D, I)), PRECISION)
-        grad_retained += tl.sum(query * by_delta, axis=1)
-        grad_query += retained[:, None] * by_delta
-        by_momentum = _dot(grad_read, tl.trans(_tile(states_ptr + o_now + SIZE, d, i, I, D, I)), PRECISION)
-        grad_built += tl.sum(query * by_momentum, axis=1)
-        grad_query += built[:, None] * by_momentum
-        query = tl.trans(query)
-        to_delta = _dot(query, retained[:, None] * grad_read, PRECISION)
-        _put(to_ptr + o_now, to_delta, d, i, I, D, I)
-        to_momentum = _dot(query, built[:, None] * grad_read, PRECISION)
-        _put(to_ptr + o_now + SIZE, to_momentum, d, i, I, D, I)
-    query, key = _tile(p_query, c, d, query_t, C, D), _tile(p_key, c, d, key_t, C, D)
     p_mixed_grad = p_rule_grad + MIXED
     grad_mixed = grad_alike * _dot(query, tl.trans(key), PRECISION)
     _put(p_mixed_grad, _tile(p_mixed_grad, c, c, C, C, C) + grad_mixed, c, c, C, C, C)
     grad_alike = grad_alike * _tile(p_mixed, c, c, C, C, C)
     _put(p_owed + KEY_OWED, _dot(tl.trans(grad_alike), query, PRECISION), c, d, D, C, D)
-    grad_query += _dot(grad_alike, key, PRECISION)
+    grad_query = _dot(grad_alike, key, PRECISION)
+    if RESIDUAL:
+        grad_query += _tile(grad_ptr + p_token, c, d, H * D, C, D)
+    grad_retained, grad_built = tl.zeros([BLOCK_C], tl.float32), tl.zeros([BLOCK_C], tl.float32)
+    for block in range(0, I, BLOCK_I):
+        i = block + tile
+        grad_read = _tile(p_owed + READ_GRAD, c, i, I, C, I)
+        lower = _tile(lower_ptr + i_h * (D * I), d, i, I, D, I)
+        grad_query += _dot(grad_read, tl.trans(lower), PRECISION)
+        # Sums of query * (grad_read delta^T), without a tile of [C, D].
+        query = _tile(p_query, c, d, query_t, C, D)
+        delta = _tile(states_ptr + o_now, d, i, I, D, I)
+        grad_retained += tl.sum(grad_read * _dot(query, delta, PRECISION), axis=1)
+        grad_query += _dot(retained[:, None] * grad_read, tl.trans(delta), PRECISION)
+        momentum = _tile(states_ptr + o_now + SIZE, d, i, I, D, I)
+        grad_built += tl.sum(grad_read * _dot(query, momentum, PRECISION), axis=1)
+        grad_query += _dot(built[:, None] * grad_read, tl.trans(momentum), PRECISION)
     _put(query_grad_ptr + p_token, grad_query, c, d, H * D, C, D)
+    for block in range(0, I, BLOCK_I):
+        i = block + tile
+        grad_read = _tile(p_owed + READ_GRAD, c, i, I, C, I)
+        turned = tl.trans(_tile(p_query, c, d, query_t, C, D))
+        _put(to_ptr + o_now, _dot(turned, retained[:, None] * grad_read, PRECISION), d, i, I, D, I)
+        _put(to_ptr + o_now + SIZE, _dot(turned, built[:, None] * grad_read, PRECISION), d, i, I, D, I)
     grad_retained += tl.load(p_rule_grad + C + c, mask=m_c, other=0.0)
     tl.store(p_rule_grad + C + c, grad_retained, mask=m_c)
     grad_built += tl.load(p_rule_grad + 2 * C + c, mask=m_c, other=0.0)
@@ -505,11 +529,8 @@ def _write_gradient_kernel(
         end_retained, end_built = tl.load(p_rule + 5 * C), tl.load(p_rule + 5 * C + 1)
         end_kept = tl.load(p_rule + 5 * C + 2)
 
-        # What the chunk left, and what its reads owe to delta and momentum.
-        grad_step = tl.zeros([BLOCK_C], tl.float32)
+        # What the chunk left, in the upper layer.
         grad_error = _tile(p_owed + ERROR_OWED, c, d, D, C, D)
-        if DEPTH == 2:
-            grad_key = _tile(p_owed + KEY_OWED, c, d, D, C, D)
         for block in range(0, I, BLOCK_I):
             i = block + tile
             if DEPTH == 2:
@@ -518,10 +539,10 @@ def _write_gradient_kernel(
                 x = _tile(p_key, c, i, key_t, C, I)
             to_delta = _transposed(p_after + UPPER, d, i, D, D, I)
             to_momentum = _transposed(p_after + SIZE + UPPER, d, i, D, D, I)
-            error = taken[:, None] * _tile(p_kept + ERROR, c, d, D, C, D)
+            step_error = taken[:, None] * _tile(p_kept + ERROR, c, d, D, C, D)
             grad_x = _tile(p_owed + X_OWED, c, i, I, C, I)
-            grad_x -= end_mixed[:, None] * _dot(error, to_delta, PRECISION)
-            grad_x -= end_trace[:, None] * _dot(error, to_momentum, PRECISION)
+            grad_x -= end_mixed[:, None] * _dot(step_error, to_delta, PRECISION)
+            grad_x -= end_trace[:, None] * _dot(step_error, to_momentum, PRECISION)
             _put(p_owed + X_OWED, grad_x, c, i, I, C, I)
             grad_error -= _dot(end_mixed[:, None] * x, tl.trans(to_delta), PRECISION)
             grad_error -= _dot(end_trace[:, None] * x, tl.trans(to_momentum), PRECISION)
@@ -530,14 +551,24 @@ def _write_gradient_kernel(
             _put_transposed(p_to + SIZE + UPPER, to_momentum, d, i, D, D, I)
             to_delta = end_retained * to_delta + _transposed(p_to + UPPER, d, i, D, D, I)
             _put_transposed(p_to + UPPER, to_delta, d, i, D, D, I)
-            if DEPTH == 2:
+        error = _tile(p_kept + ERROR, c, d, D, C, D)
+        grad_step = tl.sum(grad_error * error, axis=1)
+        grad_error = taken[:, None] * grad_error
+
+        per_square = tl.zeros([BLOCK_C], tl.float32)
+        if DEPTH == 2:
+            # In the lower layer.
+            _put(p_owed + ERROR_OWED, grad_error, c, d, D, C, D)
+            grad_key = _tile(p_owed + KEY_OWED, c, d, D, C, D)
+            for block in range(0, I, BLOCK_I):
+                i = block + tile
                 key = _tile(p_key, c, d, key_t, C, D)
                 inner = _tile(p_kept + INNER, c, i, I, C, I)
                 to_delta = _tile(p_after, d, i, I, D, I)
                 to_momentum = _tile(p_after + SIZE, d, i, I, D, I)
                 step_inner = taken[:, None] * inner
-                grad_key -= end_mixed[:, None] * _dot(step_inner, tl.trans(to_delta), PRECISION)
-                grad_key -= end_trace[:, None] * _dot(step_inner, tl.trans(to_momentum), PRECISION)
+                grad_key -= _dot(end_mixed[:, None] * step_inner, tl.trans(to_delta), PRECISION)
+                grad_key -= _dot(end_trace[:, None] * step_inner, tl.trans(to_momentum), PRECISION)
                 grad_inner = _tile(p_owed + INNER_OWED, c, i, I, C, I)
                 grad_inner -= end_mixed[:, None] * _dot(key, to_delta, PRECISION)
                 grad_inner -= end_trace[:, None] * _dot(key, to_momentum, PRECISION)
@@ -547,74 +578,85 @@ def _write_gradient_kernel(
                 _put(p_to + SIZE, to_momentum + _tile(p_to + SIZE, d, i, I, D, I), d, i, I, D, I)
                 to_delta = end_retained * to_delta + _tile(p_to, d, i, I, D, I)
                 _put(p_to, to_delta, d, i, I, D, I)
-        tl.debug_barrier()
 
-        # The steps and their clip.
-        error = _tile(p_kept + ERROR, c, d, D, C, D)
-        grad_step += tl.sum(grad_error * error, axis=1)
-        grad_error = taken[:, None] * grad_error
-        per_square = tl.zeros([BLOCK_C], tl.float32)
-        error_squares = _squares(error)
-        if DEPTH == 2:
+            # The clip.
             step = tl.load(p_rule + c, mask=m_c, other=0.0)
             squared = tl.load(p_kept + SQUARED + c, mask=m_c, other=1.0)
             clipped = taken != step
             owed = tl.where(clipped, 2 * grad_step / tl.where(clipped, squared, 1.0), 0.0)
             per_square = -owed * taken
-            key = _tile(p_key, c, d, key_t, C, D)
-            key_squares = _squares(key)
             x_squares = tl.load(p_kept + X_SQUARED + c, mask=m_c, other=0.0)
             inner_squares = tl.load(p_kept + INNER_SQUARED + c, mask=m_c, other=0.0)
-            grad_key += (per_square * inner_squares)[:, None] * key
-            grad_error += (per_square * x_squares + owed / C)[:, None] * error
+            key = _tile(p_key, c, d, key_t, C, D)
+            per_inner = per_square * _squares(key)
+            _put(p_owed + KEY_OWED, grad_key + (per_square * inner_squares)[:, None] * key, c, d, D, C, D)
             grad_step = tl.where(clipped, 0.0, grad_step)
-        tl.store(p_rule_grad + c, grad_step, mask=m_c)
+            tl.debug_barrier()
 
-        # The write at the anchor: its backward pass, then its forward pass.
-        if DEPTH == 2:
+            # The write's backward pass at the anchor.
+            error = _tile(p_kept + ERROR, c, d, D, C, D)
+            per_x = per_square * _squares(error)
+            grad_error = _tile(p_owed + ERROR_OWED, c, d, D, C, D)
+            grad_error += (per_square * x_squares + owed / C)[:, None] * error
             for block in range(0, I, BLOCK_I):
                 i = block + tile
                 grad_inner = taken[:, None] * _tile(p_owed + INNER_OWED, c, i, I, C, I)
-                inner = _tile(p_kept + INNER, c, i, I, C, I)
-                grad_inner += (per_square * key_squares)[:, None] * inner
+                grad_inner += per_inner[:, None] * _tile(p_kept + INNER, c, i, I, C, I)
                 _put(p_owed + INNER_OWED, grad_inner, c, i, I, C, I)
                 grad_slope = grad_inner * _silu_slope(_tile(p_kept + PRODUCT, c, i, I, C, I))
                 _put(p_owed + SLOPE_GRAD, grad_slope, c, i, I, C, I)
                 upper = _transposed(p_upper, d, i, D, D, I) + _transposed(p_anchor + UPPER, d, i, D, D, I)
                 grad_error += _dot(grad_slope, tl.trans(upper), PRECISION)
+        tl.store(p_rule_grad + c, grad_step, mask=m_c)
+        tl.debug_barrier()
         _put(p_owed + ERROR_OWED, grad_error, c, d, D, C, D)
         tl.debug_barrier()
+
+        # Its forward pass.
         for block in range(0, I, BLOCK_I):
             i = block + tile
-            inside = (d < D)[:, None] & (i < I)[None, :]
             upper = _transposed(p_upper, d, i, D, D, I) + _transposed(p_anchor + UPPER, d, i, D, D, I)
             grad_x = _tile(p_owed + X_OWED, c, i, I, C, I) + _dot(grad_error, upper, PRECISION)
             if DEPTH == 2:
                 product = _tile(p_kept + PRODUCT, c, i, I, C, I)
-                x = _silu(product)
-                grad_x += (per_square * error_squares)[:, None] * x
+                grad_x += per_x[:, None] * _silu(product)
                 error = _tile(p_kept + ERROR, c, d, D, C, D)
                 grad_product = _tile(p_owed + INNER_OWED, c, i, I, C, I) * _silu_bend(product)
                 grad_product = grad_product * _dot(error, upper, PRECISION) + grad_x * _silu_slope(product)
                 _put(p_owed + PRODUCT_GRAD, grad_product, c, i, I, C, I)
-                lower = _tile(lower_ptr + i_h * (D * I), d, i, I, D, I) + _tile(p_anchor, d, i, I, D, I)
-                grad_key += _dot(grad_product, tl.trans(lower), PRECISION)
-                grad_lower = _dot(tl.trans(_tile(p_key, c, d, key_t, C, D)), grad_product, PRECISION)
-                place = d[:, None] * I + i[None, :]
-                _take_anchor(grad_lower, p_to, p_to + SIZE, p_anchor_grad, flags, place, inside)
-                grad_slope = _tile(p_owed + SLOPE_GRAD, c, i, I, C, I)
-                grad_upper = _dot(tl.trans(error), grad_slope, PRECISION)
-                grad_upper += _dot(tl.trans(grad_error), x, PRECISION)
             else:
                 if RESIDUAL:
                     grad_x += _tile(p_owed + ERROR_OWED, c, i, D, C, I)
-                grad_upper = _dot(tl.trans(grad_error), _tile(p_key, c, i, key_t, C, I), PRECISION)
                 _put(p_owed + X_OWED, grad_x, c, i, I, C, I)
+        tl.debug_barrier()
+        for block in range(0, I, BLOCK_I):
+            i = block + tile
+            inside = (d < D)[:, None] & (i < I)[None, :]
             place = UPPER + d[:, None] + i[None, :] * D
+            turned = tl.trans(_tile(p_owed + ERROR_OWED, c, d, D, C, D))
+            if DEPTH == 2:
+                x = _silu(_tile(p_kept + PRODUCT, c, i, I, C, I))
+                grad_upper = _dot(turned, x, PRECISION)
+                grad_slope = _tile(p_owed + SLOPE_GRAD, c, i, I, C, I)
+                turned = tl.trans(_tile(p_kept + ERROR, c, d, D, C, D))
+                grad_upper += _dot(turned, grad_slope, PRECISION)
+            else:
+                grad_upper = _dot(turned, _tile(p_key, c, i, key_t, C, I), PRECISION)
             _take_anchor(grad_upper, p_to, p_to + SIZE, p_anchor_grad, flags, place, inside)
         if DEPTH == 2:
+            grad_key = _tile(p_owed + KEY_OWED, c, d, D, C, D)
             if RESIDUAL:
-                grad_key += grad_error
+                grad_key += _tile(p_owed + ERROR_OWED, c, d, D, C, D)
+            for block in range(0, I, BLOCK_I):
+                i = block + tile
+                inside = (d < D)[:, None] & (i < I)[None, :]
+                place = d[:, None] * I + i[None, :]
+                grad_product = _tile(p_owed + PRODUCT_GRAD, c, i, I, C, I)
+                turned = tl.trans(_tile(p_key, c, d, key_t, C, D))
+                grad_lower = _dot(turned, grad_product, PRECISION)
+                _take_anchor(grad_lower, p_to, p_to + SIZE, p_anchor_grad, flags, place, inside)
+                lower = _tile(lower_ptr + i_h * (D * I), d, i, I, D, I) + _tile(p_anchor, d, i, I, D, I)
+                grad_key += _dot(grad_product, tl.trans(lower), PRECISION)
             _put(p_owed + KEY_OWED, grad_key, c, d, D, C, D)
         tl.debug_barrier()
 
@@ -743,7 +785,7 @@ class Layout:
         return self._places(
             x_owed=inner,
             error_owed=width,
-            key_owed=width if hidden else 0,
+            key_owed=width,
             inner_owed=hidden,
             read_grad=hidden,
             slope_grad=hidden,
