@@ -50,6 +50,8 @@ from scrubjay.kernels.neural_network import (
 
 Implementation = Literal["auto", "reference", "torch", "closed", "triton"]
 
+_WIDEST_TRITON_TILE = 64
+
 
 @without_autocast
 def neural_memory(
@@ -78,7 +80,8 @@ def neural_memory(
     network's output is standardised, with `residual` its input is added, in this order.
 
     "torch" runs one chunk at a time with a gradient of its own, linear in T ("closed" differentiates the same loop by
-    autograd, any number of times, and serves `norm`). Computed in at least float32.
+    autograd, any number of times, and serves `norm`). "triton" runs the kernels of `neural_memory_triton` for one or two
+    layers without `norm`, differentiable once. Computed in at least float32, tokens of half precision by TF32.
 
     Raises ValueError on sizes that disagree.
     """
@@ -91,7 +94,7 @@ def neural_memory(
         value,
         *weights,
         paths=("closed",),
-        unsupported=_unsupported_by_triton(query, key, value, state, shape),
+        unsupported=_unsupported_by_triton(query, key, value, state, shape, chunk_size),
     )
     dtype = torch.promote_types(state.delta.dtype, torch.float32)
     tokens = (query, key, value)
@@ -231,13 +234,17 @@ def _network(x: Tensor, weights: Sequence[Tensor], shape: NetworkShape) -> Tenso
     return x + h if shape.residual else h
 
 
-def _unsupported_by_triton(query, key, value, state: NeuralState, shape: NetworkShape) -> str | None:
+def _unsupported_by_triton(
+    query, key, value, state: NeuralState, shape: NetworkShape, chunk_size: int
+) -> str | None:
     if reason := unsupported_dtype(query, key, value, *state):
         return reason
     if shape.norm:
         return "no kernel for a standardised output (`norm`)"
     if len(shape.layers) > 2:
         return f"no kernel for {len(shape.layers)} layers, only for one or two"
+    if max(query.shape[-1], chunk_size) > _WIDEST_TRITON_TILE:
+        return f"no kernel for heads or chunks beyond {_WIDEST_TRITON_TILE}, not {query.shape[-1]} and {chunk_size}"
     if is_traced() or torch._C._are_functorch_transforms_active():
         return "no kernel under torch.compile or torch.func"
     return None

@@ -1,21 +1,25 @@
 # pyright: reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportOperatorIssue=false, reportPossiblyUnboundVariable=false
-"""Neural memory on Triton: one program per row and head walks the chunks with delta and momentum on chip.
+"""Neural memory on Triton: what depends on the chunk before walks the chunks, all else takes them in parallel.
 
 The maths is that of `neural_memory_torch`, of a matrix or of two layers, "lower" `[D, I]` and "upper" `[I, D]`; a
-matrix is an upper layer with I = D. The coefficients of the learning rule, `[R, N, C, ...]`, are torch's.
+matrix is an upper layer with I = D. The coefficients of the learning rule are torch's.
 
-Forward, where a gradient is wanted, leaves delta and momentum at the start of every chunk, 2 P / C numbers a token
-(a chunk kept in g would be formed again by walking it, the very walk whose length is the time it takes), and
-each layer's products, which are fewer. Backward is two kernels. What a chunk's reads owe depends on no other chunk, so
-it has a program for each; the other walks from the last chunk to the first with the gradients of delta and momentum
-on chip. Gradients of the weights are products over all tokens, left to torch. No atomics: results are deterministic.
+Two kernels walk, one program a row and head, from a chunk's delta and momentum to the next one's and, backward, with
+their gradients. They go through the hidden width in tiles of 16, so that any hidden width does. A tile is loaded from
+the slot of its chunk and stored in that of the next: in a chunk's products delta and momentum are operands whole, and
+an operand kept in registers beside its tile would fill them (at D = I = C = 64 a thread needed some 400, of 255).
+The slots stay in the second-level cache, and the gradient needs them: 2 P numbers a chunk. To keep each g-th only would
+mean to walk again, and the walk is what takes time.
 
-An anchor is delta at the start of its chunk, but behind an incomplete chunk it is an older one. Such an anchor is kept
-in memory, in the tensor that returns it, written by a chunk that is incomplete and read by one that is `held`.
+What queries read, what that owes in the gradient, and the gradient of the rule have a program for each chunk. The
+gradients of the weights are products over all tokens, left to torch. No atomics: results are deterministic.
+
+An anchor is delta at the start of its chunk, but behind an incomplete chunk it is an older one. The forward walk keeps
+such an anchor in the tensor that returns it, written by a chunk that is incomplete and read by one that is held.
 
 Products of float32 are three TF32 ones each, whose error is near float32's own; where query, key or value has half
 precision they are one TF32 product, as exact as float16 and without its limits, for delta, momentum and the gradients
-stay float32. I, C and D are padded to powers of two of at least 16.
+stay float32. C and D are padded to powers of two of at least 16.
 """
 
 from __future__ import annotations
@@ -1118,12 +1122,9 @@ def configurations() -> dict[str, Launch]:
     """Return the launches of the main configurations on meta tensors, to compile without a GPU."""
     launches = {}
     for dtype, width, hidden, length in (
-        (torch.bfloat16, 64, None, 64),
-        (torch.float32, 64, None, 64),
+        (torch.bfloat16, 64, None, 32),
+        (torch.float32, 32, None, 32),
         (torch.float16, 32, 64, 32),
-        (torch.bfloat16, 64, 64, 64),
-        (torch.float32, 32, 64, 16),
-        (torch.bfloat16, 64, 128, 32),
     ):
         depth = "a matrix" if hidden is None else f"hidden {hidden}"
         name = f"{str(dtype).removeprefix('torch.')}, D={width}, {depth}, C={length}"
