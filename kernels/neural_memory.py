@@ -31,7 +31,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from scrubjay.kernels.dispatch import resolve, without_autocast
+from scrubjay.kernels.dispatch import is_traced, resolve, unsupported_dtype, without_autocast
 from scrubjay.kernels.neural_memory_torch import run_chunks
 from scrubjay.kernels.neural_network import (
     LEAST_LOG,
@@ -50,7 +50,9 @@ from scrubjay.kernels.neural_network import (
     unpack,
 )
 
-Implementation = Literal["auto", "reference", "torch", "closed"]
+Implementation = Literal["auto", "reference", "torch", "closed", "triton"]
+
+_WIDEST_TRITON_TILE = 64
 
 
 @without_autocast
@@ -80,7 +82,8 @@ def neural_memory(
     network's output is standardised, with `residual` its input is added, in this order.
 
     "torch" runs one chunk at a time with a gradient of its own, linear in T ("closed" differentiates the same loop by
-    autograd, any number of times, and serves `norm`). Computed in at least float32.
+    autograd, any number of times, and serves `norm`). "triton" runs the kernels of `neural_memory_triton` for one or two
+    layers without `norm`, differentiable once. Computed in at least float32, tokens of half precision by TF32.
 
     Raises ValueError on sizes that disagree.
     """
@@ -93,14 +96,15 @@ def neural_memory(
         value,
         *weights,
         paths=("closed",),
-        unsupported="neural memory has no Triton kernels",
+        unsupported=_unsupported_by_triton(query, key, value, state, shape, chunk_size),
     )
     dtype = torch.promote_types(state.delta.dtype, torch.float32)
+    tokens = (query, key, value)
     problem = Problem(
-        *(x.to(dtype) for x in (query, key, value)),
+        *(tokens if path == "triton" else (x.to(dtype) for x in tokens)),
         gates=Gates(*(gate.to(dtype) for gate in gates)),
         weights=[weight.to(dtype) for weight in weights],
-        state=state,
+        state=NeuralState(*(part.to(dtype) for part in state)),
         shape=shape,
         chunk_size=chunk_size,
         valid=valid,
@@ -110,6 +114,10 @@ def neural_memory(
     )
     if path == "reference":
         y, surprise, after = _reference(problem)
+    elif path == "triton" and query.shape[0] and query.shape[1]:
+        from scrubjay.kernels import neural_memory_triton
+
+        y, surprise, after = neural_memory_triton.run_walk(problem)
     else:
         y, surprise, after = run_chunks(problem, by_hand=path == "torch")
     return y.to(query.dtype), surprise, after
@@ -244,6 +252,22 @@ def _network(x: Tensor, weights: Sequence[Tensor], shape: NetworkShape) -> Tenso
     if shape.norm:
         h = torch.nn.functional.layer_norm(h, h.shape[-1:], eps=1e-5)
     return x + h if shape.residual else h
+
+
+def _unsupported_by_triton(
+    query, key, value, state: NeuralState, shape: NetworkShape, chunk_size: int
+) -> str | None:
+    if reason := unsupported_dtype(query, key, value, *state):
+        return reason
+    if shape.norm:
+        return "no kernel for a standardised output (`norm`)"
+    if len(shape.layers) > 2:
+        return f"no kernel for {len(shape.layers)} layers, only for one or two"
+    if max(query.shape[-1], chunk_size) > _WIDEST_TRITON_TILE:
+        return f"no kernel for heads or chunks beyond {_WIDEST_TRITON_TILE}, not {query.shape[-1]} and {chunk_size}"
+    if is_traced() or torch._C._are_functorch_transforms_active():
+        return "no kernel under torch.compile or torch.func"
+    return None
 
 
 def _check(query, key, value, gates, weights, state, shape, chunk_size, valid, fresh, cut) -> None:

@@ -5,12 +5,14 @@
 Every op is compared, forward and gradients, with its torch path in float64; an error beyond the tolerance ends
 the run before anything is timed. Then chunk retrieval (a causal segment, and decode) and sink attention run
 against torch's `scaled_dot_product_attention`, and chunk retrieval against `parallel_nsa` of
-flash-linear-attention where that is installed, which is given its blocks where ours chooses them. Prints tables
+flash-linear-attention where that is installed, which is given its blocks where ours chooses them; and neural memory
+against its own torch path. Prints tables
 with the card and the versions. Options: `--help`.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import math
 import sys
@@ -21,9 +23,17 @@ from typing import Any
 import torch
 import tyro
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import normalize, scaled_dot_product_attention
 
-from scrubjay.kernels import chunk_retrieval, chunk_summary, sink_attention, write_steps
+from scrubjay.kernels import (
+    Gates,
+    NeuralState,
+    chunk_retrieval,
+    chunk_summary,
+    neural_memory,
+    sink_attention,
+    write_steps,
+)
 
 # Largest error, as a root mean square over that of the right values.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
@@ -68,7 +78,7 @@ def main(bench: GPUBench) -> None:
     )
     for op, dtype, error in check("cuda", tuple(TOLERANCE)):
         print(f"| {op} | {str(dtype).removeprefix('torch.')} | {error:.1e} |", flush=True)
-    for table in (_segments, _decode, _sinks):
+    for table in (_segments, _decode, _sinks, _memories):
         print()
         for line in table(bench):
             print(line, flush=True)
@@ -82,6 +92,8 @@ def check(device: str, dtypes: tuple[torch.dtype, ...]) -> Iterator[tuple[str, t
         ("sink_attention", lambda: _sink_case(device)),
         ("chunk_summary", lambda: _summary_case(device)),
         ("write_steps", lambda: _write_case(device)),
+        ("neural_memory, a matrix", lambda: _memory_case(device, 1)),
+        ("neural_memory, two layers", lambda: _memory_case(device, 2)),
     ):
         for dtype in dtypes:
             torch.manual_seed(0)
@@ -177,6 +189,59 @@ def _write_case(device: str) -> tuple[list[Tensor], Callable[..., Tensor]]:
         return torch.cat([written.flatten(), summaries.flatten()])
 
     return [contents, x], run
+
+
+def _memory_case(device: str, depth: int) -> tuple[list[Tensor], Callable[..., Tensor]]:
+    query, key, value, *weights, gates, state = _memory(1, 24, 1, 20, 36 if depth == 2 else None, device)
+
+    def run(query, key, value, *weights, implementation):
+        kind = torch.promote_types(query.dtype, torch.float32)
+        y, _, after = neural_memory(
+            query,
+            key,
+            value,
+            Gates(*(gate.to(kind) for gate in gates)),
+            weights,
+            NeuralState(*(part.to(kind) for part in state)),
+            chunk_size=12,
+            implementation=implementation,
+        )
+        return torch.cat([y.flatten().to(kind), *(part.flatten() for part in after)])
+
+    return [query, key, value, *weights], run
+
+
+def _memory(rows: int, time: int, heads: int, width: int, hidden: int | None, device: str) -> list[Any]:
+    """Return query, key, value, the weights, the gates and a state without anything learned."""
+    shape, layers = (
+        (rows, time, heads),
+        [(width, width)] if hidden is None else [(width, hidden), (hidden, width)],
+    )
+    query, key, value = (torch.randn(*shape, width, device=device) for _ in range(3))
+    weights = [torch.randn(heads, a, b, device=device) / a**0.5 for a, b in layers]
+    step, *logs = (torch.rand(shape, device=device) for _ in range(3))
+    size = sum(a * b for a, b in layers)
+    state = NeuralState(*(torch.zeros(rows, heads, size, device=device) for _ in range(3)))
+    gates = Gates(step * 0.1, *(-log * 0.1 for log in logs))
+    return [normalize(query, dim=-1), normalize(key, dim=-1), value, *weights, gates, state]
+
+
+def _memories(bench: GPUBench) -> Iterator[str]:
+    """The torch path takes a minute beyond a few thousand steps."""
+    yield f"neural_memory, {bench.heads} heads of 64, chunks of 32, bfloat16, ms forward / forward and backward:\n"
+    yield "| T | memory | triton | torch | torch / triton |\n|---|---|---|---|---|"
+    for length in (length for length in bench.lengths if length <= 4096):
+        for name, hidden in (("a matrix", None), ("hidden 128", 128)):
+            *tensors, gates, state = _memory(1, length, bench.heads, 64, hidden, "cuda")
+            query, key, value = (x.bfloat16().requires_grad_() for x in tensors[:3])
+
+            def run(
+                path: Any, q=query, k=key, v=value, gates=gates, weights=tensors[3:], state=state
+            ) -> Tensor:
+                return neural_memory(q, k, v, gates, weights, state, chunk_size=32, implementation=path)[0]
+
+            ours, theirs = _time(functools.partial(run, "triton")), _time(functools.partial(run, "torch"))
+            yield f"| {length:,} | {name} | {_pair(ours)} | {_pair(theirs)} | {_ratio(theirs, ours)} |"
 
 
 def _segments(bench: GPUBench) -> Iterator[str]:
