@@ -7,7 +7,7 @@ matrix is an upper layer with I = D. The coefficients of the learning rule are t
 Two kernels walk, one program a row and head, from a chunk's delta and momentum to the next one's and, backward, with
 their gradients. They go through the hidden width in tiles of 16, so that any hidden width does. A tile is loaded from
 the slot of its chunk and stored in that of the next: in a chunk's products delta and momentum are operands whole, and
-an operand kept in registers beside its tile would fill them (at D = I = C = 64 a thread needed some 400, of 255).
+an operand kept in registers beside its tile would fill them (at D = I = C = 64 a thread needed 500 and more, of 255).
 The slots stay in the second-level cache, and the gradient needs them: 2 P numbers a chunk. To keep each g-th only would
 mean to walk again, and the walk is what takes time.
 
@@ -19,7 +19,8 @@ such an anchor in the tensor that returns it, written by a chunk that is incompl
 
 Products of float32 are three TF32 ones each, whose error is near float32's own; where query, key or value has half
 precision they are one TF32 product, as exact as float16 and without its limits, for delta, momentum and the gradients
-stay float32. C and D are padded to powers of two of at least 16.
+stay float32. C and D are padded to powers of two of at least 16, and at most 64.
+Beyond what `configurations` lists they are right, but may spill registers: two layers at D = 64 or in float32, and C = 64.
 """
 
 from __future__ import annotations
@@ -1128,7 +1129,7 @@ def configurations() -> dict[str, Launch]:
     for dtype, width, hidden, length in (
         (torch.bfloat16, 64, None, 32),
         (torch.float32, 32, None, 32),
-        (torch.float16, 32, 64, 32),
+        (torch.float16, 32, 64, 16),
     ):
         depth = "a matrix" if hidden is None else f"hidden {hidden}"
         name = f"{str(dtype).removeprefix('torch.')}, D={width}, {depth}, C={length}"
