@@ -129,7 +129,8 @@ def _curves(
 
 def _draw(axes: Axes, curves: Mapping[str, list[dict[int, float]]], shades: Mapping[str, Any]) -> None:
     for label in sorted(curves):
-        sizes = np.array(sorted(curves[label][0]))
+        # Of runs tested at different sizes, those that all have.
+        sizes = np.array(sorted(set.intersection(*map(set, curves[label]))))
         values = np.array([[by_size[size] for size in sizes] for by_size in curves[label]])
         axes.plot(sizes, values.mean(axis=0), marker="o", color=shades[label], label=label, linewidth=2)
         low, high = values.min(axis=0), values.max(axis=0)

@@ -17,7 +17,7 @@ so a chunk is a handful of matrix products, no weights per token are formed, and
 
 The step of a memory of several layers is clipped to (1 - momentum_t) |r|^2 / (C |gradient|^2), r the gradient at the
 output: then C equal tokens, to first order, remove their error and no more. A matrix that learns keys of at most unit
-length by steps of at most (1 - momentum_t) / C needs no clip.
+length needs none: there the caller bounds steps, by the same share, and momentum.
 
 Letters: B batch, T time, H heads, N chunks, C chunk length, D width of a head, P weights of a head's network.
 """
@@ -35,6 +35,7 @@ from scrubjay.kernels.dispatch import is_traced, resolve, unsupported_dtype, wit
 from scrubjay.kernels.neural_memory_torch import run_chunks
 from scrubjay.kernels.neural_network import (
     LEAST_LOG,
+    NORM_EPSILON,
     Gates,
     NetworkShape,
     NeuralState,
@@ -100,11 +101,12 @@ def neural_memory(
     )
     dtype = torch.promote_types(state.delta.dtype, torch.float32)
     tokens = (query, key, value)
+    state = NeuralState(*(part.to(dtype) for part in state))
     problem = Problem(
         *(tokens if path == "triton" else (x.to(dtype) for x in tokens)),
         gates=Gates(*(gate.to(dtype) for gate in gates)),
         weights=[weight.to(dtype) for weight in weights],
-        state=NeuralState(*(part.to(dtype) for part in state)),
+        state=state,
         shape=shape,
         chunk_size=chunk_size,
         valid=valid,
@@ -140,6 +142,16 @@ def neural_memory_step(
 ) -> tuple[Float[Tensor, "B H D"], Float[Tensor, "B H"], NeuralState]:
     """Advance by one token, with gates `[B, H]`; where it `completes` its chunk the anchor moves. See `neural_memory`."""
     shape = NetworkShape.of(weights, residual, norm)
+    batch, heads, width = query.shape
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size={chunk_size} must be at least 1")
+    _check_network(weights, heads, width)
+    _check_parts({"key": key, "value": value}, (batch, heads, width))
+    _check_parts({f"gates.{name}": gate for name, gate in gates._asdict().items()}, (batch, heads))
+    _check_parts(
+        {f"state.{name}": part for name, part in state._asdict().items()}, (batch, heads, shape.size)
+    )
+    _check_parts({"completes": completes}, (batch,))
     dtype = torch.promote_types(state.delta.dtype, torch.float32)
     q, k, v = (x.to(dtype)[:, :, None] for x in (query, key, value))
     gates = Gates(*(gate.to(dtype)[..., None, None] for gate in gates))
@@ -181,8 +193,14 @@ def neural_recall(
     residual: bool = False,
     norm: bool = False,
 ) -> Float[Tensor, "B T H D"]:
-    """Return what a memory answers that does not learn meanwhile; `learned` is a delta or an anchor."""
+    """Return what a memory answers that does not learn meanwhile; `learned` is a delta or an anchor.
+
+    Raises ValueError on sizes that disagree.
+    """
     shape = NetworkShape.of(weights, residual, norm)
+    batch, _, heads, width = query.shape
+    _check_network(weights, heads, width)
+    _check_parts({"learned": learned}, (batch, heads, shape.size))
     dtype = torch.promote_types(learned.dtype, torch.float32)
     layers = [w.to(dtype) + d for w, d in zip(weights, unpack(learned, shape), strict=True)]
     return forward_pass(query.to(dtype).transpose(1, 2), layers, shape)[2].transpose(1, 2).to(query.dtype)
@@ -250,7 +268,7 @@ def _network(x: Tensor, weights: Sequence[Tensor], shape: NetworkShape) -> Tenso
         if layer < len(weights) - 1:
             h = torch.nn.functional.silu(h)
     if shape.norm:
-        h = torch.nn.functional.layer_norm(h, h.shape[-1:], eps=1e-5)
+        h = torch.nn.functional.layer_norm(h, h.shape[-1:], eps=NORM_EPSILON)
     return x + h if shape.residual else h
 
 
@@ -274,11 +292,7 @@ def _check(query, key, value, gates, weights, state, shape, chunk_size, valid, f
     batch, time, heads, width = query.shape
     if chunk_size < 1 or time % chunk_size:
         raise ValueError(f"chunk_size={chunk_size} must be at least 1 and divide the {time} tokens")
-    if weights[0].shape[:2] != (heads, width) or weights[-1].shape[2] != width:
-        raise ValueError(
-            f"weights map {weights[0].shape[1]} to {weights[-1].shape[2]} in {weights[0].shape[0]} heads; "
-            f"expected {width} to {width} in {heads}"
-        )
+    _check_network(weights, heads, width)
     expected = {
         "key": (key, (batch, time, heads, width)),
         "value": (value, (batch, time, heads, width)),
@@ -291,3 +305,19 @@ def _check(query, key, value, gates, weights, state, shape, chunk_size, valid, f
     for name, (tensor, size) in expected.items():
         if tensor is not None and tuple(tensor.shape) != size:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {size}")
+
+
+def _check_network(weights: Sequence[Tensor], heads: int, width: int) -> None:
+    if weights[0].shape[1] != width or weights[-1].shape[2] != width:
+        raise ValueError(
+            f"weights map {weights[0].shape[1]} to {weights[-1].shape[2]}; expected {width} to {width}"
+        )
+    for index, weight in enumerate(weights):
+        if weight.shape[0] != heads:
+            raise ValueError(f"weights[{index}] are of {weight.shape[0]} heads; expected {heads}")
+
+
+def _check_parts(parts: dict[str, Tensor], size: tuple[int, ...]) -> None:
+    for name, part in parts.items():
+        if tuple(part.shape) != size:
+            raise ValueError(f"{name} has shape {tuple(part.shape)}; expected {size}")

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
+from torch.utils import _pytree as pytree
 
 from scrubjay.kernels.dispatch import any_dual, is_traced
 from scrubjay.kernels.neural_network import (
@@ -263,9 +264,12 @@ class _Chunks(torch.autograd.Function):
     def forward(ctx, shape, borders, *flat):
         depth = len(shape.layers)
         tokens, coefficients, weights, layers = _split(flat, depth)
-        ctx.kept = [] if any(ctx.needs_input_grad) else None
-        y, squared, after = _loop(shape, borders, tokens, coefficients, weights, layers, ctx.kept)
-        ctx.save_for_backward(*flat)
+        kept: list | None = [] if any(ctx.needs_input_grad) else None
+        y, squared, after = _loop(shape, borders, tokens, coefficients, weights, layers, kept)
+        # Saved by autograd, all of it, which frees it after the backward pass and lets checkpoints drop it.
+        leaves, ctx.spec = pytree.tree_flatten(kept)
+        ctx.given = len(flat)
+        ctx.save_for_backward(*flat, *leaves)
         ctx.shape, ctx.borders = shape, borders
         ctx.mark_non_differentiable(squared)
         # What autograd is given must not be what it gave.
@@ -274,16 +278,23 @@ class _Chunks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_y, _, *grad_after):
-        flat = ctx.saved_tensors
+        flat, leaves = ctx.saved_tensors[: ctx.given], list(ctx.saved_tensors[ctx.given :])
         if torch.is_grad_enabled():
             return None, None, *_by_autograd(ctx.shape, ctx.borders, flat, grad_y, grad_after)
-        return None, None, *_pull_back(ctx.shape, ctx.borders, flat, ctx.kept, grad_y, grad_after)
+        return (
+            None,
+            None,
+            *_pull_back(
+                ctx.shape, ctx.borders, flat, pytree.tree_unflatten(leaves, ctx.spec), grad_y, grad_after
+            ),
+        )
 
 
 def _by_autograd(shape: NetworkShape, borders: _Borders, flat, grad_y, grad_after):
     """Return the gradients with a graph of their own, for a second derivative."""
     depth = len(shape.layers)
-    inputs = [x if x.requires_grad else x.detach().requires_grad_() for x in flat]
+    # Names of their own, since one input may have been computed from another.
+    inputs = [x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in flat]
     y, _, after = _loop(shape, borders, *_split(inputs, depth))
     outputs = [y, *(x for part in after for x in part)]
     grads = [grad_y, *grad_after]

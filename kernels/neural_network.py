@@ -21,7 +21,7 @@ from torch.nn import functional
 # Nothing is left of what was multiplied by e^-80; below this, sums of logarithms would lose their digits.
 LEAST_LOG = -80.0
 _NEGLIGIBLE = 1e-30
-_NORM_EPSILON = 1e-5
+NORM_EPSILON = 1e-5
 
 
 class NeuralState(NamedTuple):
@@ -108,7 +108,7 @@ def forward_pass(
 def finish(x: Tensor, product: Tensor, shape: NetworkShape) -> Tensor:
     """Return the network's output from its input and the last layer's product."""
     if shape.norm:
-        product = functional.layer_norm(product, product.shape[-1:], eps=_NORM_EPSILON)
+        product = functional.layer_norm(product, product.shape[-1:], eps=NORM_EPSILON)
     return x + product if shape.residual else product
 
 
@@ -122,7 +122,7 @@ def backward_pass(
     if shape.norm:
         last = products[-1]
         centred = last - last.mean(-1, keepdim=True)
-        deviation = (centred.square().mean(-1, keepdim=True) + _NORM_EPSILON).sqrt()
+        deviation = (centred.square().mean(-1, keepdim=True) + NORM_EPSILON).sqrt()
         unit = centred / deviation
         along = (gradient * unit).mean(-1, keepdim=True)
         gradient = (gradient - gradient.mean(-1, keepdim=True) - unit * along) / deviation

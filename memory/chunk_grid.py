@@ -131,15 +131,25 @@ def _take(x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
 class _Take(torch.autograd.Function):
     """Rows of each batch by index, zeros for -1, with a gradient that takes by the inverse and adds nothing up."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, x, index, inverse):
-        ctx.save_for_backward(index, inverse)
+    def forward(x, index, inverse):
         batch, length, width = x.shape
         first = torch.arange(batch, device=x.device)[:, None] * length
         taken = x.reshape(batch * length, width).index_select(0, (first + index.clamp(min=0)).flatten())
         return taken.view(batch, -1, width).masked_fill_((index < 0)[..., None], 0)
 
     @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[1:])
+        ctx.save_for_forward(*inputs[1:])
+
+    @staticmethod
     def backward(ctx, grad):
         index, inverse = ctx.saved_tensors
         return _Take.apply(grad, inverse, index), None, None
+
+    @staticmethod
+    def jvp(ctx, tangent, *_):
+        return _Take.apply(tangent, *ctx.saved_tensors)

@@ -3,10 +3,12 @@
 Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), sections 3 and 4.4; the learning itself is
 `kernels.neural_memory`. What the paper leaves open is decided here:
 
-- Gates are functions of the token, one of each per head. The step is `max_step * sigmoid(.) * (1 - momentum) / chunk_size`:
-  the gradients of a chunk are taken at one anchor, so that its tokens together make one step of gradient descent, and
-  with their sum at most 1 (the clip of `kernels.neural_memory` sees to networks of several layers) none overshoots,
-  whatever the input. Twice as much diverges.
+- Gates are functions of the token, one of each per head. The step is
+  `max_step * sigmoid(.) * (1 - momentum) / chunk_size`: the gradients of a chunk are taken at one anchor, so its tokens
+  together make one step of gradient descent, of size 1 at most (the clip of `kernels.neural_memory` sees to networks of
+  several layers). Momentum is `chunk_size / (chunk_size + 1)` at most, so that what a token leaves to be repeated behind
+  its chunk is at most one more such step: without that bound a large step, taken where momentum is low and repeated
+  where it is high, makes a memory diverge. With both, weights stayed bounded in every stream we tried.
 - Weights forget towards the learned ones, at first 0.01% to 1% a step. The last layer is born at zero: what is read is
   what was written. So the persistent tokens of section 3.3, written into every memory before its first step, are
   nothing but other learned weights, and only attention has them.
@@ -20,6 +22,7 @@ Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), sections 3 and 4.4; t
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +36,7 @@ from scrubjay.memory.base import MemoryConfig, State
 from scrubjay.memory.chunk_grid import ChunkGrid
 from scrubjay.memory.window import shift_window
 
-_WIDEST_HEAD = 64
+_WIDEST_HEAD, _NARROWEST_HEAD = 64, 8
 _EPSILON = 1e-6
 # What is read in the first steps of an episode is small, and its rounding must stay so.
 _READ_EPSILON = 1e-4
@@ -50,9 +53,9 @@ class NeuralMemoryConfig(MemoryConfig):
     hidden_ratio: int = 2
     """Width between the layers, in units of a head's."""
     num_heads: int | None = None
-    """Networks, each learning its part of the width; by default as few as leave no head wider than 64."""
+    """Networks, each learning its part of the width; by default as few as make heads of 8 to 64, else 1."""
     max_step: float = 1.0
-    """Largest sum of a chunk's steps; more than 1 can diverge."""
+    """Largest sum of a chunk's steps; above 1, equal tokens overshoot what they learn."""
     convolution: int = 4
     """Steps that a key, query or value is made of, the present one included."""
     output_gate: bool = True
@@ -69,11 +72,11 @@ class NeuralMemoryConfig(MemoryConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("chunk_size", "depth", "hidden_ratio", "convolution"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+            if getattr(self, name) < 1 or getattr(self, name) % 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be a whole number, at least 1")
         if not 0 < self.max_step <= 1:
             raise ValueError(
-                f"max_step={self.max_step}: must be above 0, and at most 1 lest the memory diverge"
+                f"max_step={self.max_step}: must be above 0, and at most 1 lest equal steps overshoot"
             )
         if self.bptt_chunks is not None and self.bptt_chunks < 1:
             raise ValueError(
@@ -87,11 +90,9 @@ class NeuralMemoryConfig(MemoryConfig):
         """Networks of a layer."""
         if self.num_heads is not None:
             return self.num_heads
-        return next(
-            heads
-            for heads in range(1, self.dim + 1)
-            if self.dim % heads == 0 and self.dim // heads <= _WIDEST_HEAD
-        )
+        possible = [heads for heads in range(1, self.dim + 1) if self.dim % heads == 0]
+        fitting = [heads for heads in possible if _NARROWEST_HEAD <= self.dim // heads <= _WIDEST_HEAD]
+        return fitting[0] if fitting else 1
 
     @property
     def layer_widths(self) -> list[tuple[int, int]]:
@@ -256,10 +257,10 @@ class NeuralMemory(nn.Module):
     def _gates(self, logits: Float[Tensor, "*batch 3*heads"]) -> Gates:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         step, momentum, forgetting = logits.unflatten(-1, (3, self.heads)).unbind(-2)
-        largest = self.config.max_step / self.chunk_size
+        largest, most = self.config.max_step / self.chunk_size, most_momentum(self.chunk_size)
         return Gates(
-            largest * torch.sigmoid(step) * torch.sigmoid(-momentum),
-            functional.logsigmoid(momentum),
+            largest * torch.sigmoid(step) * (1 - most * torch.sigmoid(momentum)),
+            functional.logsigmoid(momentum) + math.log(most),
             functional.logsigmoid(-forgetting),
         )
 
@@ -268,6 +269,11 @@ class NeuralMemory(nn.Module):
         if self.config.output_gate:
             y = y * functional.silu(self.output_gate(x))
         return self.out(y)
+
+
+def most_momentum(chunk_size: int) -> float:
+    """Return the momentum at which what is left of a chunk's steps, summed up for ever, is one more chunk's."""
+    return chunk_size / (chunk_size + 1)
 
 
 def _learned(state: State) -> NeuralState:

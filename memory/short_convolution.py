@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class ShortConvolution(nn.Module):
-    """Sums the last `width` inputs of a sequence, each channel with weights of its own; new ones pass their input.
+    """Sums the last `width` inputs of a sequence, each channel with weights of its own, the present one's at first 1.
 
     State: `[batch, width - 1, dim]`, the inputs before the present one, zeros where there were none.
     """

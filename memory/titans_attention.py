@@ -100,16 +100,17 @@ class WindowClock(NamedTuple):
         step = age[:, None] + now + persistent
         begin = torch.zeros_like(step)
         episodes = 1
-        begins = [torch.zeros_like(age)]
+        first = torch.zeros_like(age)[:, None]
         if start is not None and start.any():
             count = start.cumsum(dim=1)
             step = step + persistent * count
             begin = torch.where(start, step - persistent, 0).cummax(dim=1).values
             episodes = 1 + int(count[:, -1].max())
-            for episode in range(1, episodes):
-                opens = start & (count == episode)
-                begins.append(torch.where(opens, step - persistent, -1).amax(dim=1))
-        first = torch.stack(begins, dim=1)[..., None]
+            # Steps that begin no episode write to a column of their own, which is dropped.
+            first = torch.full((age.shape[0], episodes + 1), -1, device=age.device)
+            first = first.scatter(1, torch.where(start, count, episodes), step - persistent)[:, :episodes]
+            first[:, 0] = 0
+        first = first[..., None]
         own = torch.where(first >= 0, first + torch.arange(persistent, device=age.device), -1).flatten(1)
         cached = age[:, None] + torch.arange(1 - window, 0, device=age.device)
         cached = torch.where(cached >= 0, cached + persistent, -1)

@@ -44,7 +44,7 @@ class TitansMACConfig(TitansConfig):
             )
         if self.num_persistent < 0:
             raise ValueError(f"num_persistent={self.num_persistent}: must not be negative")
-        resolve_heads(self.dim, self.attention_heads, NARROWEST_HEAD)
+        resolve_heads(self.dim, self.attention_heads, NARROWEST_HEAD, "attention_heads")
 
     def build(self) -> TitansMAC:
         """Return a freshly initialised memory of these sizes."""
@@ -149,9 +149,11 @@ class _ContextLayer(TitansLayer):
         )
         keys, values = attention.before(keys, values)
         mask = functional.pad(visible, (attention.num_persistent, 0), value=True)[:, None]
-        read = functional.scaled_dot_product_attention(
-            *(part.transpose(1, 2) for part in (query, keys, values)), attn_mask=mask
-        )
+        query, keys, values = (part.transpose(1, 2) for part in (query, keys, values))
+        # Written out, for the sake of higher derivatives; the context is two chunks long.
+        scores = (query @ keys.mT * attention.width**-0.5).masked_fill(~mask, -torch.inf)
+        dtype = torch.promote_types(scores.dtype, torch.float32)
+        read = torch.softmax(scores, dim=-1, dtype=dtype).to(values.dtype) @ values
         return attention.out(read.transpose(1, 2).flatten(2))
 
 

@@ -1,7 +1,7 @@
 """Titans with memory as a gate: window attention and neural memory side by side.
 
 Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), section 4.2, equations 26 to 28. Both branches see the same
-normed inputs; what attention read is gated by what the memory recalled.
+normed inputs; a gate mixes what attention read with what the memory recalled.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class WindowedTitansConfig(TitansConfig):
             raise ValueError(f"window={self.window}: it counts the present step, so it must be at least 2")
         if self.num_persistent < 0:
             raise ValueError(f"num_persistent={self.num_persistent}: must not be negative")
-        resolve_heads(self.dim, self.attention_heads, NARROWEST_HEAD)
+        resolve_heads(self.dim, self.attention_heads, NARROWEST_HEAD, "attention_heads")
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class _GateLayer(WindowedLayer):
 
 
 class TitansMAG(Titans):
-    """Layers of window attention gated by neural memory, and feed-forward.
+    """Layers of window attention mixed with neural memory by a gate, and feed-forward.
 
     State: that of `Titans`, and the caches of `WindowAttention` for every layer.
     """

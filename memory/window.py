@@ -18,10 +18,10 @@ _SMALLEST_BLOCK = 16
 _MOST_HEADS = 4
 
 
-def resolve_heads(dim: int, num_heads: int | None, narrowest: int = 1) -> int:
+def resolve_heads(dim: int, num_heads: int | None, narrowest: int = 1, name: str = "num_heads") -> int:
     """Return `num_heads`, or by default as many, up to 4, as divide `dim` into heads at least `narrowest` wide.
 
-    Raises ValueError if the heads do not divide the width, or are too narrow.
+    Raises ValueError, with the field's `name`, if the heads do not divide the width or are too narrow.
     """
     possible = [heads for heads in range(1, dim // narrowest + 1) if dim % heads == 0]
     if num_heads is None:
@@ -29,7 +29,7 @@ def resolve_heads(dim: int, num_heads: int | None, narrowest: int = 1) -> int:
     if num_heads not in possible:
         wide = f" into heads at least {narrowest} wide" if narrowest > 1 else ""
         choices = ", ".join(map(str, possible))
-        raise ValueError(f"num_heads={num_heads} does not divide dim={dim}{wide}; choose from {choices}")
+        raise ValueError(f"{name}={num_heads} does not divide dim={dim}{wide}; choose from {choices}")
     return num_heads
 
 

@@ -119,8 +119,8 @@ def contestants(dim: int) -> dict[str, Callable[[], Any]]:
         "causal attention": lambda: Attention(dim),
         "depth 1": lambda: Ours(dim, 64, depth=1, **ENGINE),
         "depth 1, convolution and gate": lambda: Ours(dim, 64, depth=1),
-        "depth 2, hidden 4x": lambda: Ours(dim, 64, hidden_ratio=4, **ENGINE),
-        "depth 2, hidden 4x, convolution and gate": lambda: Ours(dim, 64, hidden_ratio=4),
+        "depth 2, hidden 4x": lambda: Ours(dim, 64, depth=2, hidden_ratio=4, **ENGINE),
+        "depth 2, hidden 4x, convolution and gate": lambda: Ours(dim, 64, depth=2, hidden_ratio=4),
         "titans-pytorch, heads of 64, anchors as ours": lambda: Theirs(dim, dim // WIDEST_HEAD, True),
         "titans-pytorch, its default": lambda: Theirs(dim, None, False),
     }

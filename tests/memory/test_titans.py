@@ -1,5 +1,7 @@
 """Titans against an oracle written from the paper's equations, and against the ways in which such memories die."""
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -8,6 +10,7 @@ from torch.nn import functional
 
 from scrubjay import memory
 from scrubjay.kernels import neural_memory_torch, neural_network
+from scrubjay.memory import neural_memory as layer_module
 from scrubjay.memory.chunk_grid import ChunkGrid
 
 OPTIONS = [
@@ -40,6 +43,7 @@ def oracle(layer, x, start):
         query, key, value = functional.silu(mixed).view(3, heads, width)
         query, key = (v / (v.square().sum(-1, keepdim=True) + 1e-6).sqrt() for v in (query, key))
         step, momentum, forgetting = torch.sigmoid(layer.gates(x[t]).view(3, heads))
+        momentum = momentum * config.chunk_size / (config.chunk_size + 1)
         step = config.max_step * step * (1 - momentum) / config.chunk_size
         read = []
         for h in range(heads):
@@ -180,10 +184,41 @@ def test_without_the_clip_a_deep_memory_diverges(monkeypatch):
     assert greatest(worst(2, -20.0), 1000) > 1e6
 
 
-def test_steps_whose_sum_exceeds_one_make_a_matrix_diverge():
-    with pytest.raises(
-        ValueError, match=r"max_step=2\.2: must be above 0, and at most 1 lest the memory diverge"
-    ):
+def relay(period, depth, dtype=torch.float32) -> float:
+    """Return the greatest weight learned from one key whose gates take a step and then repeat it for `period` chunks."""
+    module = titans(depth=depth, chunk_size=16)
+    layer = module.layers[0].memory
+    with torch.no_grad():
+        layer.gates.weight.zero_()
+        step, momentum, _ = layer.gates.bias.view(3, -1)
+        step.fill_(20.0)
+        momentum.zero_()
+        layer.gates.weight.view(3, -1, 8)[1, :, 0] = -20.0
+        torch.nn.init.normal_(layer.project_in.weight)
+        layer.project_in.weight[:, :2] = 0
+    steps = 6000
+    x = torch.tensor([0, 0, 1.0, -1, 1, -1, 1, -1]).repeat(1, steps, 1)
+    x[0, :, 0] = torch.where(torch.arange(steps) % (period * 16) == 0, 1.0, -1.0)
+    x[0, :, 1] = -x[0, :, 0]
+    with torch.no_grad():
+        _, state = module.to(dtype)(x.to(dtype), module.initial_state(1))
+    return state["delta_0"].abs().max().nan_to_num(torch.inf, torch.inf).item()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("period", [2, 3, 4, 5, 9])
+def test_steps_that_momentum_relays_stay_bounded(period, depth, dtype):
+    assert relay(period, depth, dtype) < 20
+
+
+def test_without_a_bound_on_momentum_relayed_steps_diverge(monkeypatch):
+    monkeypatch.setattr(layer_module, "most_momentum", lambda chunk_size: 1.0)
+    assert relay(4, 1) > 1e6
+
+
+def test_steps_whose_sum_exceeds_two_make_a_matrix_diverge():
+    with pytest.raises(ValueError, match=r"max_step=2\.2: must be above 0, and at most 1 lest equal steps"):
         titans(max_step=2.2)
     module = worst(1, -20.0)
     object.__setattr__(module.layers[0].memory.config, "max_step", 2.2)
@@ -255,9 +290,45 @@ def test_outer_gradients_stop_at_the_boundary_of_so_many_chunks(chunks):
     assert not reached[:boundary].any()
 
 
+@pytest.mark.parametrize("name", ["titans", "titans_mac", "titans_mag", "titans_mal"])
+def test_higher_derivatives_and_transforms_of_a_segment_with_starts(name):
+    torch.manual_seed(0)
+    module: Any = memory.make(name, dim=8, chunk_size=3, depth=2).double()
+    start = torch.zeros(1, 7, dtype=torch.bool)
+    start[0, 4] = True
+
+    def loss(x):
+        return module(x, module.initial_state(1), start)[0].square().sum()
+
+    x = torch.randn(1, 7, 8, dtype=torch.float64, requires_grad=True)
+    (expected,) = torch.autograd.grad(loss(x), x, create_graph=True)
+    torch.testing.assert_close(torch.func.grad(loss)(x.detach()), expected.detach())
+    direction = torch.randn_like(x)
+    (by_row,) = torch.autograd.grad((expected * direction).sum(), x)
+    small = 1e-5 * direction
+    ahead, behind = (torch.func.grad(loss)((x + sign * small).detach()) for sign in (1, -1))
+    torch.testing.assert_close(by_row, (ahead - behind) / 2e-5, rtol=1e-5, atol=1e-5)
+
+
+def test_all_that_a_gradient_needs_is_saved_by_autograd_which_frees_it():
+    module = titans(depth=2)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
+        y, _ = module(torch.randn(2, 64, 8), module.initial_state(2))
+    chunks, size = 4, module.initial_state(2)["delta_0"].numel()
+    # Deltas, momenta and anchored weights at the start of every chunk are among it.
+    assert sum(x.numel() for x in saved) > 3 * chunks * size
+    kept = weakref.ref(max(saved, key=torch.numel))
+    saved.clear()
+    y.sum().backward()
+    gc.collect()
+    assert kept() is None
+
+
 def test_impossible_sizes_are_named():
     for fields, message in [
-        ({"chunk_size": 0}, "chunk_size=0: must be at least 1"),
+        ({"chunk_size": 2.5}, r"chunk_size=2\.5: must be a whole number"),
+        ({"chunk_size": 0}, "chunk_size=0: must be a whole number, at least 1"),
         ({"num_heads": 3}, "num_heads=3 does not divide dim=8"),
         ({"bptt_chunks": 0}, "bptt_chunks=0: must be at least 1, or None"),
         ({"num_layers": 0}, "num_layers=0: must be at least 1"),

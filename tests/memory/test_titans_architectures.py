@@ -99,6 +99,35 @@ def test_memory_as_context_follows_the_papers_order():
         torch.testing.assert_close(found[0, t], expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", ["titans_mag", "titans_mal"])
+def test_memory_as_gate_and_as_layer_follow_the_papers_order(name):
+    """Equations 26 to 31 by single steps: side by side and gated, or memory first and attention over what it gave."""
+    torch.manual_seed(2)
+    module: Any = memory.make(name, dim=16, depth=2, chunk_size=4, window=3, num_persistent=2).double()
+    layer = module.layers[0]
+    torch.nn.init.normal_(layer.memory.weights[-1], std=0.4)
+    x = torch.randn(1, 11, 16, dtype=torch.float64)
+    found, _ = module(x, module.initial_state(1))
+    learned, steps = layer.memory.initial_state(1, torch.float64, x.device), []
+    for t in range(11):
+        here = x[0, t]
+        recalled, _, learned = layer.memory.step(layer.memory_norm(here)[None], learned, torch.tensor([t]))
+        recalled = recalled[0]
+        if name == "titans_mal":
+            here = here + recalled
+        normed = layer.attention_norm(here) if name == "titans_mal" else layer.memory_norm(here)
+        steps.append(project(layer.attention, normed, t))
+        seen = steps[-3:]
+        attended = attend(layer.attention, seen[-1][0], [s[1] for s in seen], [s[2] for s in seen])
+        if name == "titans_mag":
+            branches = []
+            for branch, norm in ((attended, layer.gate.attended_norm), (recalled, layer.gate.recalled_norm)):
+                branches.append(branch / (branch.square().mean() + 1e-4).sqrt() * norm.weight)
+            gate = torch.sigmoid(branches[0] + branches[1])
+            attended = layer.gate.out(gate * branches[0] + (1 - gate) * branches[1])
+        torch.testing.assert_close(found[0, t], layer.feed(here + attended), rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("name", ["titans_mac", "titans_mag", "titans_mal"])
 def test_the_architectures_report_surprise(name):
     torch.manual_seed(0)
@@ -130,7 +159,7 @@ def test_impossible_sizes_are_named():
         ("titans_mag", {"window": 1}, "window=1: it counts the present step"),
         ("titans_mal", {"num_persistent": -1}, "num_persistent=-1: must not be negative"),
         ("titans_mac", {"num_persistent": -1}, "num_persistent=-1: must not be negative"),
-        ("titans_mag", {"attention_heads": 3}, "num_heads=3 does not divide dim=8"),
+        ("titans_mag", {"attention_heads": 3}, "attention_heads=3 does not divide dim=8"),
     ]:
         with pytest.raises(ValueError, match=message):
             memory.make(name, **({"dim": 8} | fields))
