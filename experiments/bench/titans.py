@@ -16,6 +16,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ class TitansBench:
     """Widths of the table of lengths, whose batch is one row."""
     lengths: tuple[int, ...] = (2048, 8192, 32768, 65536)
     """Tokens of the table of lengths."""
+    largest: int = 2**23
+    """Most tokens times width in the table of lengths: attention takes minutes beyond."""
     chunks: tuple[int, ...] = (16, 64)
     """Chunk sizes of the table of lengths."""
     rows: tuple[int, ...] = (1, 16, 256)
@@ -130,7 +133,10 @@ def main(bench: TitansBench) -> None:
     """Measure and print the tables."""
     torch.set_num_threads(1)
     torch.manual_seed(bench.seed)
-    print(f"float32, 1 thread; medians; torch {torch.__version__}, {os.cpu_count()} CPUs\n")
+    print(
+        f"float32, 1 thread; medians; torch {torch.__version__}, titans-pytorch {version('titans-pytorch')}, "
+        f"{os.cpu_count()} CPUs\n"
+    )
     _side_by_side(bench)
     _lengths(bench)
     _steps(bench)
@@ -168,7 +174,7 @@ def _lengths(bench: TitansBench) -> None:
                 columns, [(chunk, depth) for chunk in bench.chunks for depth in (1, 2)], strict=True
             )
         }
-        for length in bench.lengths:
+        for length in (length for length in bench.lengths if length * dim <= bench.largest):
             x = torch.randn(1, length, dim, requires_grad=True)
             everyone = {"attention": lambda m=attention, x=x: m(x)}
             everyone |= {name: lambda m=m, x=x: m(x) for name, m in ours.items()}
@@ -231,7 +237,7 @@ def _interleaved(
     for trial in range(-1, bench.repeats):
         for name, run in everyone.items():
             forward, both = times[name]
-            if trial > 0 and sum(forward) + sum(both) > bench.patience:
+            if trial >= 0 and sum(forward) + sum(both) > bench.patience:
                 continue
             began = time.perf_counter()
             with torch.no_grad():
