@@ -82,14 +82,20 @@ def plot_state(runs: Sequence[Run], out: Path | str) -> Path:
         figure.subplots(1, len(recipes), squeeze=False)[0], recipes.items(), strict=True
     ):
         config: Any = panel[0].config
-        for label in sorted({labels[run] for run in panel}):
+
+        def state_bytes(label: str, panel: list[Run] = panel) -> int:
+            return next(run.result["state_bytes"] for run in panel if labels[run] == label)
+
+        # Names by turns above and below, since sizes may be close.
+        for place, label in enumerate(sorted({labels[run] for run in panel}, key=state_bytes)):
             own = [run.result for run in panel if labels[run] == label]
             scores = [result["success"] for result in own]
             mean = float(np.mean(scores))
             spread = [[mean - min(scores)], [max(scores) - mean]]
-            size = own[0]["state_bytes"]
+            size = state_bytes(label)
             axes.errorbar([size], [mean], spread, marker="o", color=shades[label], label=label, capsize=3)
-            axes.annotate(label, (size, mean), xytext=(6, 5), textcoords="offset points", fontsize=8)
+            offset = (6, -12 if place % 2 else 5)
+            axes.annotate(label, (size, mean), xytext=offset, textcoords="offset points", fontsize=8)
         axes.axhline(config.success_without_memory, color="grey", linestyle="--", linewidth=1)
         axes.set_xscale("log")
         axes.margins(x=0.15)
