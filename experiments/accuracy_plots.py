@@ -52,11 +52,8 @@ def plot_counts(runs: Sequence[Run], out: Path | str) -> Path:
     """Draw accuracy against how much there was to remember, for as long as in training, and return the path."""
     labels = contenders(runs)
     shades = colours(labels.values())
-    recipes = _by_recipe(runs)
-    figure = figure_of(len(recipes))
-    for axes, (recipe, panel) in zip(
-        figure.subplots(1, len(recipes), squeeze=False)[0], recipes.items(), strict=True
-    ):
+    figure, panels = _panels(runs)
+    for axes, recipe, panel in panels:
         config: Any = panel[0].config
         trained_count, trained_span = config.trained
         curves = _curves(panel, labels, along=0, held=trained_span)
@@ -76,11 +73,8 @@ def plot_state(runs: Sequence[Run], out: Path | str) -> Path:
     """Draw accuracy at the trained sizes against the bytes of state that one sequence needs, and return the path."""
     labels = contenders(runs)
     shades = colours(labels.values())
-    recipes = _by_recipe(runs)
-    figure = figure_of(len(recipes))
-    for axes, (recipe, panel) in zip(
-        figure.subplots(1, len(recipes), squeeze=False)[0], recipes.items(), strict=True
-    ):
+    figure, panels = _panels(runs)
+    for axes, recipe, panel in panels:
         config: Any = panel[0].config
 
         def state_bytes(label: str, panel: list[Run] = panel) -> int:
@@ -105,6 +99,14 @@ def plot_state(runs: Sequence[Run], out: Path | str) -> Path:
         axes.set_ylabel(_ANSWERED)
         axes.grid(alpha=0.3)
     return save_figure(figure, out)
+
+
+def _panels(runs: Sequence[Run]) -> tuple[Figure, list[tuple[Axes, str, list[Run]]]]:
+    """Return a figure, and for every recipe its axes, name and runs."""
+    recipes = _by_recipe(runs)
+    figure = figure_of(len(recipes))
+    row = figure.subplots(1, len(recipes), squeeze=False)[0]
+    return figure, [(axes, *item) for axes, item in zip(row, recipes.items(), strict=True)]
 
 
 def _accuracies(run: Run) -> dict[tuple[int, int], float]:

@@ -28,6 +28,7 @@ from scrubjay.kernels.neural_network import (
     forward_pass,
     is_clipped,
     residual_gradient,
+    row_inner,
     rule,
     unpack,
 )
@@ -370,8 +371,8 @@ class _ChunkGradient:
             self.delta.append(at.end_retained * to_delta)
             self.momentum.append(torch.addcmul(at.end_built * to_delta, at.end_kept, to_momentum))
             by_delta, by_momentum = step @ to_delta.mT, step @ to_momentum.mT
-            mixed -= (x * by_delta).sum(-1, keepdim=True)
-            trace -= (x * by_momentum).sum(-1, keepdim=True)
+            mixed -= row_inner(x, by_delta)
+            trace -= row_inner(x, by_momentum)
             self.grad_inputs.append((at.end_mixed * by_delta).addcmul_(at.end_trace, by_momentum).neg_())
             grad_step = (at.end_mixed * x) @ to_delta
             self.grad_steps.append(grad_step.baddbmm_(at.end_trace * x, to_momentum).neg_())
@@ -393,8 +394,8 @@ class _ChunkGradient:
             grad_similarity = (grad_alike * at.read_mixed).neg_()
             self.grad_inputs[layer].baddbmm_(grad_similarity.mT, x)
             by_delta, by_momentum = grad @ kept.delta[layer].mT, grad @ kept.momentum[layer].mT
-            retained += (x * by_delta).sum(-1, keepdim=True)
-            built += (x * by_momentum).sum(-1, keepdim=True)
+            retained += row_inner(x, by_delta)
+            built += row_inner(x, by_momentum)
             self.grad_weights[layer].baddbmm_(x.mT, grad)
             self.delta[layer].baddbmm_((at.read_retained * x).mT, grad)
             self.momentum[layer].baddbmm_((at.read_built * x).mT, grad)
@@ -410,7 +411,7 @@ class _ChunkGradient:
         deltas, products, taken = trace.deltas, trace.products, trace.step_size
         self.grad_step_size, self.grad_share = torch.zeros_like(taken), torch.zeros_like(taken)
         for grad, delta in zip(self.grad_steps, deltas, strict=True):
-            self.grad_step_size += _row_inner(grad, delta)
+            self.grad_step_size += row_inner(grad, delta)
         grad_deltas = [taken * grad for grad in self.grad_steps]
         if is_clipped(shape):
             self._unclip(grad_deltas)
@@ -446,11 +447,11 @@ class _ChunkGradient:
             return
         per_square = torch.where(clipped, -self.grad_step_size * trace.step_size / trace.squared, 0)
         for layer, (x, delta) in enumerate(zip(self.inputs, trace.deltas, strict=True)):
-            self.grad_inputs[layer].addcmul_(2 * per_square * _row_inner(delta, delta), x)
-            grad_deltas[layer].addcmul_(2 * per_square * _row_inner(x, x), delta)
+            self.grad_inputs[layer].addcmul_(2 * per_square * row_inner(delta, delta), x)
+            grad_deltas[layer].addcmul_(2 * per_square * row_inner(x, x), delta)
         per_step = torch.where(clipped, self.grad_step_size / trace.squared, 0)
         error = trace.deltas[-1]
-        self.grad_share = per_step * _row_inner(error, error)
+        self.grad_share = per_step * row_inner(error, error)
         per_error = per_step * self.here.share
         grad_deltas[-1].addcmul_(2 * per_error, trace.deltas[-1])
         self.grad_step_size = torch.where(clipped, 0, self.grad_step_size)
@@ -464,10 +465,6 @@ class _ChunkGradient:
 
 def _inner(a: Tensor, b: Tensor) -> Float[Tensor, "R 1 1"]:
     return (a * b).sum((-1, -2), keepdim=True)
-
-
-def _row_inner(a: Tensor, b: Tensor) -> Float[Tensor, "R C 1"]:
-    return (a * b).sum(-1, keepdim=True)
 
 
 def _silu(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

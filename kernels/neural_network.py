@@ -162,10 +162,10 @@ def clipped_step(
     """
     squared = torch.zeros_like(step_size)
     for x, delta in zip(inputs, deltas, strict=True):
-        squared = squared + _squared(x) * _squared(delta)
+        squared = squared + row_inner(x, x) * row_inner(delta, delta)
     if not is_clipped(shape):
         return step_size, squared
-    error = _squared(gradient)
+    error = row_inner(gradient, gradient)
     most = share * error / torch.where(squared > 0, squared, 1)
     return torch.where(step_size * squared > share * error, most, step_size), squared
 
@@ -175,8 +175,9 @@ def error_share(log_momentum: Tensor, chunk_size: int) -> Tensor:
     return -torch.expm1(log_momentum) / chunk_size
 
 
-def _squared(x: Tensor) -> Tensor:
-    return (x * x).sum(-1, keepdim=True)
+def row_inner(a: Float[Tensor, "*heads C D"], b: Tensor) -> Float[Tensor, "*heads C 1"]:
+    """Return the inner product of every token's two vectors."""
+    return (a * b).sum(-1, keepdim=True)
 
 
 class Rule(NamedTuple):

@@ -108,6 +108,10 @@ class ChunkGrid:
             time,
         )
 
+    def boundaries(self, every: int) -> Bool[Tensor, "batch chunks"]:
+        """Return which chunks begin in this segment at a multiple of `every` chunks of their episode."""
+        return self.begins & (self.index % every == 0)
+
     def lay(self, x: Tensor) -> Tensor:
         """Return `[batch, places, ...]` of `[batch, time, ...]`, zeros where no step lies."""
         if self.place is None or self.source is None:

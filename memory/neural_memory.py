@@ -172,11 +172,7 @@ class NeuralMemory(nn.Module):
         """Return `state`, cut off from the graph in rows that stand at a boundary of `bptt_chunks`."""
         if not self.config.bptt_chunks:
             return state
-        boundary = (time % (self.config.bptt_chunks * self.chunk_size) == 0)[:, None, None]
-        learned = {
-            name: torch.where(boundary, state[name].detach(), state[name]) for name in NeuralState._fields
-        }
-        return state | learned
+        return cut_rows(state, time % (self.config.bptt_chunks * self.chunk_size) == 0)
 
     def segment(
         self,
@@ -201,7 +197,7 @@ class NeuralMemory(nn.Module):
             _learned(state),
             grid.valid,
             grid.fresh,
-            grid.begins & (grid.index % every == 0) if every else None,
+            grid.boundaries(every) if every else None,
         )
         surprise = grid.collect(surprise.mean(-1, keepdim=True))[..., 0]
         return self._finish(x, grid.collect(y)), surprise, after | learned._asdict()
@@ -269,6 +265,14 @@ class NeuralMemory(nn.Module):
         if self.config.output_gate:
             y = y * functional.silu(self.output_gate(x))
         return self.out(y)
+
+
+def cut_rows(state: State, rows: Bool[Tensor, " batch"]) -> State:
+    """Return `state` with what was learned cut off from the graph in some rows."""
+    where = rows[:, None, None]
+    return state | {
+        name: torch.where(where, state[name].detach(), state[name]) for name in NeuralState._fields
+    }
 
 
 def most_momentum(chunk_size: int) -> float:

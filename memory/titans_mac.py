@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from scrubjay.memory.base import State
+from scrubjay.memory.neural_memory import cut_rows
 from scrubjay.memory.titans import Titans, TitansConfig, TitansLayer
 from scrubjay.memory.titans_attention import NARROWEST_HEAD, MemoryGate, PersistentTokens
 from scrubjay.memory.window import resolve_heads
@@ -90,6 +91,7 @@ class _ContextLayer(TitansLayer):
     def segment(self, x, state, grid, age, start):
         size = self.config.chunk_size
         every = self.config.bptt_chunks
+        cuts = grid.boundaries(every) if every else None
         laid = grid.lay(x).unflatten(1, (grid.num_chunks, size))
         normed = self.memory_norm(laid)
         valid = None if grid.valid is None else grid.valid.unflatten(1, (grid.num_chunks, size))
@@ -104,16 +106,15 @@ class _ContextLayer(TitansLayer):
                 fresh = grid.fresh[:, chunk, None, None]
                 learned = {name: torch.where(fresh, 0, value) for name, value in learned.items()}
             present = None if valid is None else valid[:, chunk]
-            cut = (grid.begins & (grid.index % every == 0))[:, chunk, None] if every else None
-            if cut is not None:
-                learned = {n: torch.where(cut[..., None], v.detach(), v) for n, v in learned.items()}
+            if cuts is not None:
+                learned = cut_rows(learned, cuts[:, chunk])
             context = self._context(normed[:, chunk], place, learned)
             if present is not None:
                 # What a chunk holds already was written by the segment before; only the first of a row can.
-                old = torch.where(grid.begins[:, chunk, None, None], 0, 1)
+                new_chunk = grid.begins[:, chunk, None, None]
                 here = present.repeat(1, 2)[..., None]
                 context = {
-                    name: torch.where(here, new, torch.where(old > 0, caches[name].to(new.dtype), 0))
+                    name: torch.where(here, new, caches[name].to(new.dtype).masked_fill(new_chunk, 0))
                     for name, new in context.items()
                 }
                 some = present.any(dim=1)[:, None, None]
