@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -29,6 +30,26 @@ class Distribution(Protocol):
 
     def entropy(self) -> Float[Tensor, "..."]:
         """Return the entropy, in nats."""
+        ...
+
+    def kl(self, other: Self) -> Float[Tensor, "..."]:
+        """Return the divergence KL(self, other), in nats, exactly."""
+        ...
+
+    def outputs(self) -> Float[Tensor, "... outputs"]:
+        """Return the numbers that a network gave, normalised, as one vector each."""
+        ...
+
+    def fisher(self, direction: Float[Tensor, "... outputs"]) -> Float[Tensor, "... outputs"]:
+        """Return the Fisher information in the space of `outputs`, times a direction there."""
+        ...
+
+    def agent(self, index: int) -> Self:
+        """Return one agent's own, where the last leading axis is agents."""
+        ...
+
+    def detach(self) -> Self:
+        """Return the same without gradients."""
         ...
 
 
@@ -57,6 +78,31 @@ class Categorical:
         """Return the entropy."""
         return -(self.log_probs.exp() * self.log_probs).sum(dim=-1)
 
+    def kl(self, other: Categorical) -> Tensor:
+        """Return the divergence KL(self, other)."""
+        return (self.log_probs.exp() * (self.log_probs - other.log_probs)).sum(dim=-1)
+
+    def outputs(self) -> Tensor:
+        """Return the log-probabilities of all choices."""
+        return self.log_probs
+
+    def fisher(self, direction: Tensor) -> Tensor:
+        """Return each probability times the change of its logarithm: the expected product of two scores."""
+        return self.outputs().detach().exp() * direction
+
+    def agent(self, index: int) -> Self:
+        """Return one agent's own."""
+        return self._map(lambda log_probs: log_probs[..., index, :])
+
+    def detach(self) -> Self:
+        """Return the same without gradients."""
+        return self._map(Tensor.detach)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        mapped = object.__new__(type(self))
+        mapped.log_probs = function(self.log_probs)
+        return mapped
+
 
 class IndependentCategoricals(Categorical):
     """N independent choices, from logits `[..., N, K]`; actions are indices `[..., N]`."""
@@ -71,13 +117,25 @@ class IndependentCategoricals(Categorical):
         """Return the entropy of all N choices together."""
         return super().entropy().sum(dim=-1)
 
+    def kl(self, other: Categorical) -> Tensor:
+        """Return the divergence of all N choices together."""
+        return super().kl(other).sum(dim=-1)
+
+    def outputs(self) -> Tensor:
+        """Return the log-probabilities of all choices, one after the other."""
+        return self.log_probs.flatten(-2)
+
+    def agent(self, index: int) -> Self:
+        """Return one agent's own."""
+        return self._map(lambda log_probs: log_probs[..., index, :, :])
+
 
 class DiagonalGaussian:
     """Independent normal numbers, from mean and log standard deviation `[..., N]`."""
 
     __slots__ = ("log_std", "mean")
 
-    def __init__(self, mean: Float[Tensor, "... numbers"], log_std: Float[Tensor, "numbers"]) -> None:
+    def __init__(self, mean: Float[Tensor, "... numbers"], log_std: Float[Tensor, "*agents numbers"]) -> None:
         self.mean = mean
         self.log_std = log_std
 
@@ -99,6 +157,42 @@ class DiagonalGaussian:
         """Return the entropy of all N numbers together."""
         entropy = (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(dim=-1)
         return entropy.expand(self.mean.shape[:-1])
+
+    def kl(self, other: DiagonalGaussian) -> Tensor:
+        """Return the divergence of all N numbers together."""
+        ratio = self.log_std - other.log_std
+        distance = (self.mean - other.mean).square() * (-2 * other.log_std).exp()
+        return (0.5 * ((2 * ratio).exp() + distance - 1) - ratio).sum(dim=-1)
+
+    def outputs(self) -> Tensor:
+        """Return the means, then the logarithms of the deviations."""
+        return torch.cat([self.mean, self.log_std.expand_as(self.mean)], dim=-1)
+
+    def fisher(self, direction: Tensor) -> Tensor:
+        """Return the change of means over their variances, and twice that of the logarithms."""
+        of_mean, of_log_std = direction.chunk(2, dim=-1)
+        return torch.cat([of_mean * (-2 * self.log_std.detach()).exp(), 2 * of_log_std], dim=-1)
+
+    def agent(self, index: int) -> Self:
+        """Return one agent's own."""
+        log_std = self.log_std if self.log_std.ndim == 1 else self.log_std[index]
+        return type(self)(self.mean[..., index, :], log_std)
+
+    def detach(self) -> Self:
+        """Return the same without gradients."""
+        return type(self)(self.mean.detach(), self.log_std.detach())
+
+
+def stack_agents(distributions: Sequence[Distribution]) -> Distribution:
+    """Return the distributions of several agents, all of one kind, as one whose last leading axis is agents."""
+    first = distributions[0]
+    if isinstance(first, DiagonalGaussian):
+        means = torch.stack([one.mean for one in distributions], dim=-2)  # pyright: ignore[reportAttributeAccessIssue]
+        return DiagonalGaussian(means, torch.stack([one.log_std for one in distributions]))  # pyright: ignore[reportAttributeAccessIssue]
+    assert isinstance(first, Categorical)
+    axis = -3 if isinstance(first, IndependentCategoricals) else -2
+    stacked = [one.log_probs for one in distributions]  # pyright: ignore[reportAttributeAccessIssue]
+    return first._map(lambda _: torch.stack(stacked, dim=axis))
 
 
 class CategoricalHead(nn.Module):

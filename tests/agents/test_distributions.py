@@ -11,6 +11,7 @@ from scrubjay.agents.distributions import (
     DiagonalGaussian,
     IndependentCategoricals,
     make_action_head,
+    stack_agents,
 )
 from scrubjay.agents.encoders import category_sizes
 
@@ -132,3 +133,59 @@ def test_an_unbounded_box_is_left_in_its_own_units():
     head = make_action_head(spaces.Box(-np.inf, np.inf, (2,)), 8)
     actions = torch.tensor([[3.0, -40.0]])
     assert head.to_env(actions).tolist() == [[3.0, -40.0]]
+
+
+def _pair(kind: str) -> tuple:
+    def draw():
+        if kind == "categorical":
+            logits = torch.randn(5, 3, 4, dtype=torch.float64)
+            return Categorical(logits), reference.Categorical(logits=logits)
+        if kind == "independent":
+            logits = torch.randn(5, 3, 2, 4, dtype=torch.float64)
+            return IndependentCategoricals(logits), reference.Independent(
+                reference.Categorical(logits=logits), 1
+            )
+        mean, log_std = torch.randn(5, 3, 4, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
+        return DiagonalGaussian(mean, log_std), reference.Independent(
+            reference.Normal(mean, log_std.exp().expand_as(mean)), 1
+        )
+
+    return draw(), draw()
+
+
+KINDS = pytest.mark.parametrize("kind", ["categorical", "independent", "gaussian"])
+
+
+@KINDS
+def test_divergence_is_torchs_and_zero_from_itself(kind):
+    (ours, theirs), (our_other, their_other) = _pair(kind)
+    torch.testing.assert_close(ours.kl(our_other), reference.kl_divergence(theirs, their_other))
+    torch.testing.assert_close(ours.kl(ours), torch.zeros(5, 3, dtype=torch.float64))
+
+
+@KINDS
+def test_fisher_is_the_curvature_of_the_divergence(kind):
+    (ours, _), _ = _pair(kind)
+    if kind == "gaussian":
+        centre = torch.cat([ours.mean[0, 0], ours.log_std])
+        build = lambda z: DiagonalGaussian(z[:4], z[4:])
+    else:
+        shape = ours.log_probs[0, 0].shape
+        centre = ours.log_probs[0, 0].flatten()
+        build = lambda z: type(ours)(z.view(shape))
+    old = build(centre)
+    hessian = torch.autograd.functional.hessian(lambda z: old.kl(build(z)), centre)
+    jacobian = torch.autograd.functional.jacobian(lambda z: build(z).outputs(), centre)
+    products = torch.stack([jacobian.T @ old.fisher(column) for column in jacobian.T], dim=-1)
+    torch.testing.assert_close(products, hessian)
+
+
+@KINDS
+def test_agents_are_taken_apart_and_put_together(kind):
+    (ours, _), _ = _pair(kind)
+    together = stack_agents([ours.agent(index) for index in range(3)])
+    torch.testing.assert_close(together.outputs(), ours.outputs())
+    actions = ours.sample(torch.Generator().manual_seed(0))
+    torch.testing.assert_close(together.log_prob(actions), ours.log_prob(actions))
+    torch.testing.assert_close(together.agent(1).outputs(), ours.outputs()[:, 1])
+    assert together.agent(2).entropy().shape == (5,)
