@@ -1,0 +1,1 @@
+"""UAV base stations that serve users on the ground."""
