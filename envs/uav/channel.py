@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -17,9 +17,8 @@ from scipy.optimize import minimize_scalar
 
 SPEED_OF_LIGHT_M_S = 3e8
 """As 3GPP's formulas and the published tables round it; 0.006 dB below the loss of the exact number."""
-EnvironmentName = Literal["suburban", "urban", "dense_urban", "highrise"]
-Scenario = Literal["UMa-AV", "UMi-AV", "RMa-AV"]
-Numbers = float | Float[np.ndarray, "..."]
+Array = Float[np.ndarray, "..."]
+Numbers = float | np.floating | Array
 
 _DECIBEL = math.log(10) / 10
 
@@ -37,7 +36,7 @@ class Surroundings(NamedTuple):
     """Mean loss beyond free space where it is not."""
 
 
-SURROUNDINGS: Mapping[EnvironmentName, Surroundings] = MappingProxyType(
+SURROUNDINGS: Mapping[str, Surroundings] = MappingProxyType(
     {
         "suburban": Surroundings(4.88, 0.43, 0.1, 21.0),
         "urban": Surroundings(9.61, 0.16, 1.0, 20.0),
@@ -48,37 +47,37 @@ SURROUNDINGS: Mapping[EnvironmentName, Surroundings] = MappingProxyType(
 """Fitted to 2 GHz: Al-Hourani, Kandeepan, Lardner, "Optimal LAP Altitude for Maximum Coverage", 2014."""
 
 
-def db_to_linear(decibels: Numbers) -> Numbers:
+def db_to_linear(decibels: Numbers) -> Array:
     """Return the ratio of powers: 3 dB is about 2."""
     return np.exp(np.multiply(decibels, _DECIBEL))
 
 
-def linear_to_db(ratio: Numbers) -> Numbers:
+def linear_to_db(ratio: Numbers) -> Array:
     """Return the decibels of a ratio of powers."""
     return 10 * np.log10(ratio)
 
 
-def dbm_to_w(power_dbm: Numbers) -> Numbers:
+def dbm_to_w(power_dbm: Numbers) -> Array:
     """Return watts: 30 dBm is 1 W."""
     return db_to_linear(np.subtract(power_dbm, 30))
 
 
-def w_to_dbm(power_w: Numbers) -> Numbers:
+def w_to_dbm(power_w: Numbers) -> Array:
     """Return decibels above one milliwatt."""
     return linear_to_db(power_w) + 30
 
 
-def elevation_deg(ground_distance_m: Numbers, height_m: Numbers) -> Numbers:
+def elevation_deg(ground_distance_m: Numbers, height_m: Numbers) -> Array:
     """Return the angle in degrees under which a user sees the UAV: 0 at the horizon, 90 overhead."""
     return np.degrees(np.arctan2(height_m, ground_distance_m))
 
 
-def free_space_path_loss_db(distance_m: Numbers, frequency_hz: float) -> Numbers:
+def free_space_path_loss_db(distance_m: Numbers, frequency_hz: float) -> Array:
     """Return 20 log10(4 pi f d / c), Friis's loss between isotropic antennas at that distance in space."""
     return 20 * np.log10(distance_m) + 20 * math.log10(4 * math.pi * frequency_hz / SPEED_OF_LIGHT_M_S)
 
 
-def los_probability(elevation_deg: Numbers, environment: EnvironmentName) -> Numbers:
+def los_probability(elevation_deg: Numbers, environment: str) -> Array:
     """Return the probability that nothing stands between a user and a UAV seen under that angle in DEGREES.
 
     Raises:
@@ -94,8 +93,8 @@ def los_probability(elevation_deg: Numbers, environment: EnvironmentName) -> Num
 
 
 def mean_path_loss_db(
-    ground_distance_m: Numbers, height_m: Numbers, frequency_hz: float, environment: EnvironmentName
-) -> Numbers:
+    ground_distance_m: Numbers, height_m: Numbers, frequency_hz: float, environment: str
+) -> Array:
     """Return the path loss averaged, in decibels, over being in sight and not.
 
     Args:
@@ -116,9 +115,7 @@ def mean_path_loss_db(
     return loss
 
 
-def mean_gain(
-    ground_distance_m: Numbers, height_m: Numbers, frequency_hz: float, environment: EnvironmentName
-) -> Numbers:
+def mean_gain(ground_distance_m: Numbers, height_m: Numbers, frequency_hz: float, environment: str) -> Array:
     """Return 10^(-L/10) of `mean_path_loss_db`, without its logarithm: what a simulation needs at every step."""
     surroundings, ground, height = _checked(ground_distance_m, height_m, frequency_hz, environment)
     gain = _excess_db(ground, height, surroundings)
@@ -129,7 +126,7 @@ def mean_gain(
     return gain
 
 
-def max_coverage_elevation_deg(environment: EnvironmentName) -> float:
+def max_coverage_elevation_deg(environment: str) -> float:
     """Return the elevation of the UAV, seen from the edge of its cell, that makes the cell widest.
 
     For any path loss allowed at the edge and any carrier, the height that covers the most ground is the radius
@@ -144,7 +141,7 @@ def max_coverage_elevation_deg(environment: EnvironmentName) -> float:
     surroundings = _surroundings(environment)
 
     def shortfall_db(angle: float) -> float:
-        seen = _los_probability(np.float64(angle), surroundings)
+        seen = _los_probability(np.asarray(angle), surroundings)
         excess = surroundings.blocked_db + (surroundings.line_of_sight_db - surroundings.blocked_db) * seen
         return float(excess - 20 * math.log10(math.cos(math.radians(angle))))
 
@@ -181,7 +178,7 @@ def sinr(
     return received
 
 
-def rate_bps(sinr: Numbers, bandwidth_hz: Numbers) -> Numbers:
+def rate_bps(sinr: Numbers, bandwidth_hz: Numbers) -> Array:
     """Return Shannon's capacity B log2(1 + SINR) in bit/s."""
     return np.log1p(sinr) * (bandwidth_hz / math.log(2))
 
@@ -191,7 +188,7 @@ def noise_w(bandwidth_hz: float, density_dbm_per_hz: float = -174.0) -> float:
     return float(dbm_to_w(density_dbm_per_hz)) * bandwidth_hz
 
 
-def tr36777_los_probability(ground_distance_m: Numbers, height_m: Numbers, scenario: Scenario) -> Numbers:
+def tr36777_los_probability(ground_distance_m: Numbers, height_m: Numbers, scenario: str) -> Array:
     """Return the probability of line of sight to an aerial terminal.
 
     Args:
@@ -223,10 +220,10 @@ def tr36777_path_loss_db(
     ground_distance_m: Numbers,
     height_m: Numbers,
     frequency_hz: float,
-    scenario: Scenario,
+    scenario: str,
     line_of_sight: bool | np.ndarray,
     mast_height_m: float | None = None,
-) -> Numbers:
+) -> Array:
     """Return the path loss to an aerial terminal, without shadowing.
 
     Args:
@@ -265,7 +262,7 @@ def tr36777_path_loss_db(
     return np.where(line_of_sight, seen, blocked)
 
 
-def tr36777_shadowing_db(height_m: Numbers, scenario: Scenario, line_of_sight: bool | np.ndarray) -> Numbers:
+def tr36777_shadowing_db(height_m: Numbers, scenario: str, line_of_sight: bool | np.ndarray) -> Array:
     """Return the standard deviation of log-normal shadowing around `tr36777_path_loss_db`.
 
     Raises:
@@ -283,16 +280,16 @@ def tr36777_shadowing_db(height_m: Numbers, scenario: Scenario, line_of_sight: b
     return np.where(line_of_sight, seen, blocked)
 
 
-_MAST_HEIGHT_M: Mapping[Scenario, float] = MappingProxyType({"UMa-AV": 25.0, "UMi-AV": 10.0, "RMa-AV": 35.0})
+_MAST_HEIGHT_M: Mapping[str, float] = MappingProxyType({"UMa-AV": 25.0, "UMi-AV": 10.0, "RMa-AV": 35.0})
 
 
-def _surroundings(environment: EnvironmentName) -> Surroundings:
+def _surroundings(environment: str) -> Surroundings:
     if environment not in SURROUNDINGS:
         raise ValueError(f"environment={environment!r}: it is one of {', '.join(SURROUNDINGS)}")
     return SURROUNDINGS[environment]
 
 
-def _los_probability(angles: np.ndarray, surroundings: Surroundings) -> np.ndarray:
+def _los_probability(angles: Array, surroundings: Surroundings) -> Array:
     # a exp(-b (theta - a)) = exp(ln a + b a - b theta): one multiplication and one addition before the exponential.
     falling = angles * -surroundings.b
     falling += math.log(surroundings.a) + surroundings.a * surroundings.b
@@ -309,7 +306,7 @@ def _excess_db(ground: np.ndarray, height: np.ndarray, surroundings: Surrounding
 
 
 def _checked(
-    ground_distance_m: Numbers, height_m: Numbers, frequency_hz: float, environment: EnvironmentName
+    ground_distance_m: Numbers, height_m: Numbers, frequency_hz: float, environment: str
 ) -> tuple[Surroundings, np.ndarray, np.ndarray]:
     surroundings = _surroundings(environment)
     _check_frequency(frequency_hz)
@@ -320,11 +317,9 @@ def _checked(
     return surroundings, ground, height
 
 
-def _aerial(
-    ground_distance_m: Numbers, height_m: Numbers, scenario: Scenario
-) -> tuple[np.ndarray, np.ndarray]:
-    if scenario not in get_args(Scenario):
-        raise ValueError(f"scenario={scenario!r}: it is one of {', '.join(get_args(Scenario))}")
+def _aerial(ground_distance_m: Numbers, height_m: Numbers, scenario: str) -> tuple[np.ndarray, np.ndarray]:
+    if scenario not in _MAST_HEIGHT_M:
+        raise ValueError(f"scenario={scenario!r}: it is one of {', '.join(_MAST_HEIGHT_M)}")
     ground, height = np.asarray(ground_distance_m), np.asarray(height_m)
     _check_ground(ground)
     lowest = 10 if scenario == "RMa-AV" else 22.5
