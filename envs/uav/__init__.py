@@ -17,8 +17,8 @@ from scrubjay.envs.uav.config import PRESETS, UAVConfig, resolve_config
 if TYPE_CHECKING:
     from pettingzoo import AECEnv
 
-    from scrubjay.envs.uav.parallel import UAVDownlink
     from scrubjay.envs.uav.batch import UAVTeams
+    from scrubjay.envs.uav.parallel import UAVDownlink
 
 __all__ = ["PRESETS", "UAVConfig", "env", "parallel_env", "resolve_config", "teams"]
 

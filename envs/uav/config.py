@@ -53,7 +53,7 @@ class UAVConfig:
     max_height_m: float = 150.0
     """Ceiling of flight in 3-D."""
     min_distance_m: float = 20.0
-    """Two UAVs closer than this at the end of a step collide."""
+    """Two UAVs no farther apart than this at the end of a step collide."""
 
     user_mobility: Mobility = "gauss_markov"
     """Users stand; or walk straight to one random point after another; or at a velocity that keeps a part of

@@ -12,9 +12,9 @@ from gymnasium.utils import seeding
 from jaxtyping import Float32
 from pettingzoo import ParallelEnv
 
+from scrubjay.envs.uav.batch import UAVTeams
 from scrubjay.envs.uav.config import UAVConfig
 from scrubjay.envs.uav.observation import global_state, observe, state_space
-from scrubjay.envs.uav.batch import UAVTeams
 
 
 class UAVDownlink(ParallelEnv):
