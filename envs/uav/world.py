@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -113,7 +114,7 @@ class UAVWorld:
     @property
     def power_w(self) -> Float32[np.ndarray, "R M"]:
         """Power each UAV radiates; 0 for those that do not fly."""
-        return self._power_w(self.all_rows)
+        return self._power_w(slice(None))
 
     def begin(self, rows: Rows) -> None:
         """Start a new episode in each of `rows`."""
@@ -147,8 +148,8 @@ class UAVWorld:
         walk(self.config, self.streams, self.all_rows, users)
         self.user_position_m, self.user_velocity_m_s = users.position_m, users.velocity_m_s
         self.user_goal = users.goal
-        self._locate(self.all_rows)
-        own = self._transmit(self.all_rows)
+        self._locate(slice(None))
+        own = self._transmit(slice(None))
         self.rate_sum_bps += self.rate_bps
         self.collisions = self._collide()
         rewards = self._rewards(own, outside)
@@ -187,7 +188,7 @@ class UAVWorld:
         values = {name: getattr(self, name).copy() for name in self.row_arrays}
         return {"streams": self.streams.position.copy(), **values}
 
-    def check_state(self, state: dict[str, Any]) -> None:
+    def check_state(self, state: Mapping[str, Any]) -> None:
         """Raise ValueError if `state` is not of such a world of as many rows."""
         for name, values in self.state().items():
             if name not in state:
@@ -198,13 +199,13 @@ class UAVWorld:
                     f"state[{name!r}] is {given.dtype}{given.shape}; expected {values.dtype}{values.shape}"
                 )
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Go back to where `state` was called. Raises ValueError, and changes nothing, where it does not fit."""
         self.check_state(state)
         self.streams.position = np.array(state["streams"])
         for name in self.row_arrays:
             setattr(self, name, np.array(state[name]))
-        self._locate(self.all_rows)
+        self._locate(slice(None))
 
     def _fly(self, actions: np.ndarray, alive: np.ndarray) -> Bool[np.ndarray, "R M"]:
         step = self._moves[actions[..., 0]] * alive[..., None]
@@ -217,13 +218,13 @@ class UAVWorld:
         beyond = reached != target
         return beyond[..., 0] | beyond[..., 1] | beyond[..., 2]
 
-    def _power_w(self, rows: Rows) -> Float32[np.ndarray, "rows M"]:
+    def _power_w(self, rows: Rows | slice) -> Float32[np.ndarray, "rows M"]:
         return (self.power_level[rows] + 1).astype(np.float32) * self._unit_power_w * self.alive[rows]
 
-    def _transmit(self, rows: Rows) -> Float64[np.ndarray, "rows M"]:
+    def _transmit(self, rows: Rows | slice) -> Float64[np.ndarray, "rows M"]:
         """Serve the users of `rows` for a slot; return the sum of rates over B of each UAV."""
-        count, uavs, users = len(rows), self.config.num_uavs, self.config.num_users
         gain = self._gain(rows)
+        count, uavs, users = gain.shape
         association = _first_of_largest(gain)
         # numpy reads flat places several times as fast as pairs of indices.
         uav = association + (np.arange(count) * uavs)[:, None]
@@ -240,7 +241,7 @@ class UAVWorld:
         self.own_bps_hz[rows] = own
         return own
 
-    def _locate(self, rows: Rows) -> None:
+    def _locate(self, rows: Rows | slice) -> None:
         """Work out who is where as seen from each UAV."""
         uav = np.moveaxis(self.position_m[rows], 2, 0).copy()
         user = np.moveaxis(self.user_position_m[rows], 2, 0).copy()
@@ -250,7 +251,7 @@ class UAVWorld:
         offset *= offset
         self.user_distance_m[rows] = np.sqrt(offset[0] + offset[1])
 
-    def _gain(self, rows: Rows) -> Float32[np.ndarray, "rows M K"]:
+    def _gain(self, rows: Rows | slice) -> Float32[np.ndarray, "rows M K"]:
         ground = self.user_distance_m[rows]
         height = np.float32(self.config.height_m)
         if self.config.flight_3d:
