@@ -17,8 +17,8 @@ from scrubjay.envs.uav.config import PRESETS, UAVConfig, resolve_config
 if TYPE_CHECKING:
     from pettingzoo import AECEnv
 
-    from scrubjay.envs.uav.parallel import UAVDownlink
     from scrubjay.envs.uav.batch import UAVTeams
+    from scrubjay.envs.uav.parallel import UAVDownlink
 
 __all__ = ["PRESETS", "UAVConfig", "env", "parallel_env", "resolve_config", "teams"]
 
@@ -54,13 +54,9 @@ def teams(num_envs: int, preset_or_config: str | UAVConfig = "small", **override
 def _register() -> None:
     import pettingzoo
 
-    registries = {
-        "aec": (pettingzoo.aec_registry, "env"),
-        "parallel": (pettingzoo.parallel_registry, "parallel_env"),
-    }
-    for kind, (registry, function) in registries.items():
-        if "scrubjay/UAV-v0" not in registry:
-            pettingzoo.register(kind, "scrubjay/UAV-v0", f"scrubjay.envs.uav:{function}")
+    if "scrubjay/UAV-v0" not in pettingzoo.parallel_registry:
+        pettingzoo.register("parallel", "scrubjay/UAV-v0", "scrubjay.envs.uav:parallel_env")
+        pettingzoo.register("aec", "scrubjay/UAV-v0", "scrubjay.envs.uav:env")
 
 
 _register()

@@ -66,11 +66,15 @@ class UAVTeams:
         infos = world.measures()
         ended = truncated | ~world.alive.any(axis=1)
         rows = np.flatnonzero(ended)
-        final_observations, final_alive = observe(world, rows), world.alive[rows]
+        observations = observe(world, slice(None))
+        final_observations = {name: values[rows] for name, values in observations.items()}
+        final_alive = world.alive[rows]
         if rows.size:
             world.begin(rows)
+            for name, values in observe(world, rows).items():
+                observations[name][rows] = values
         return TeamStep(
-            observations=observe(world, slice(None)),
+            observations=observations,
             alive=world.alive.copy(),
             rewards=rewards,
             terminated=terminated,

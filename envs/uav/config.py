@@ -53,12 +53,12 @@ class UAVConfig:
     max_height_m: float = 150.0
     """Ceiling of flight in 3-D."""
     min_distance_m: float = 20.0
-    """Two UAVs closer than this at the end of a step collide."""
+    """Two UAVs no farther apart than this at the end of a step collide."""
 
     user_mobility: Mobility = "gauss_markov"
     """Users stand; or walk straight to one random point after another; or at a velocity that keeps a part of
     its last value (`gauss_markov_memory`) and is drawn back to a mean velocity."""
-    user_speed_m_s: float = 4.0
+    user_speed_m_s: float = 6.0
     """Speed of walking, or length of the mean velocity."""
     gauss_markov_memory: float = 0.9
     """Part of the last velocity that is kept, from 0 to 1."""

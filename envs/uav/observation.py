@@ -55,17 +55,15 @@ def state_space(config: UAVConfig) -> spaces.Box:
 
 def observe(world: UAVWorld, rows: Rows | slice) -> dict[str, np.ndarray]:
     """Return all UAVs' observations in `rows`, leaves `[rows, M, ...]` in fresh arrays."""
-    config, alive = world.config, world.alive[rows]
-    own = _own(world, rows)
-    users, seen = _users(world, rows)
-    neighbours, adjacency = _neighbours(world, rows)
-    others = adjacency & ~np.eye(config.num_uavs, dtype=np.bool_)
-    neighbours *= others[..., None]
+    alive = world.alive[rows]
+    seen = _seen(world, rows)
+    adjacency = _adjacency(world, rows)
+    others = adjacency & ~np.eye(world.config.num_uavs, dtype=np.bool_)
     return {
-        "own": own * alive[..., None],
-        "users": users,
+        "own": _own(world, rows) * alive[..., None].astype(np.float32),
+        "users": _users(world, rows, seen),
         "users_mask": seen.astype(np.int8),
-        "neighbours": neighbours,
+        "neighbours": _neighbours(world, rows, others),
         "neighbours_mask": others.astype(np.int8),
         "adjacency": adjacency.astype(np.int8),
     }
@@ -81,7 +79,7 @@ def global_state(world: UAVWorld, rows: Rows | slice) -> Float32[np.ndarray, "ro
     count = len(alive)
     uavs = np.concatenate([alive[..., None].astype(np.float32), _own(world, rows) * alive[..., None]], axis=2)
     users = np.empty((count, config.num_users, 6), dtype=np.float32)
-    users[..., :2] = world.user_position_m[rows] * np.float32(2 / config.area_m) - np.float32(1)
+    users[..., :2] = world.user_position_m[rows] / np.float32(config.area_m / 2) - np.float32(1)
     velocity = world.user_velocity_m_s[rows] * np.float32(1 / config.max_speed_m_s)
     users[..., 2:4] = np.clip(velocity, -1, 1)
     users[..., 4] = _shown(world.efficiency[rows])
@@ -93,64 +91,79 @@ def _own(world: UAVWorld, rows: Rows | slice) -> Float32[np.ndarray, "rows M fea
     config = world.config
     position, moved = world.position_m[rows], world.displacement_m[rows]
     own = np.empty((*position.shape[:2], _OWN + config.num_channels), dtype=np.float32)
-    own[..., :2] = position[..., :2] * np.float32(2 / config.area_m) - np.float32(1)
-    span = config.max_height_m - config.min_height_m
-    if config.flight_3d and span:
-        own[..., 2] = np.clip((position[..., 2] - config.min_height_m) * np.float32(2 / span) - 1, -1, 1)
-    else:
-        own[..., 2] = 0
-    own[..., 3:5] = moved[..., :2] * np.float32(1 / (config.max_speed_m_s * config.slot_s))
-    own[..., 5] = moved[..., 2] * np.float32(1 / (config.max_climb_m_s * config.slot_s))
-    np.clip(own[..., 3:6], -1, 1, out=own[..., 3:6])
+    own[..., :2] = position[..., :2] / np.float32(config.area_m / 2) - np.float32(1)
+    floor = config.min_height_m if config.flight_3d else config.height_m
+    own[..., 2] = (position[..., 2] - np.float32(floor)) / _height_span(config) * 2 - 1
+    own[..., 3:5] = moved[..., :2] / np.float32(config.max_speed_m_s * config.slot_s)
+    own[..., 5] = moved[..., 2] / np.float32(config.max_climb_m_s * config.slot_s)
     own[..., 6] = (world.power_level[rows] + 1) * np.float32(1 / config.power_levels)
-    own[..., 7] = 1 if config.battery_j is None else world.battery_j[rows] * np.float32(1 / config.battery_j)
+    own[..., 7] = 1 if config.battery_j is None else world.battery_j[rows] / np.float32(config.battery_j)
     own[..., 8] = _shown(world.own_bps_hz[rows])
     own[..., 9] = world.load[rows] * np.float32(1 / config.num_users)
     own[..., 10] = (world.time[rows] * np.float32(1 / config.max_steps))[:, None]
     own[..., _OWN:] = world.channel[rows][..., None] == np.arange(config.num_channels)
-    return own
+    # A displacement is a difference, and may be its largest and a rounding.
+    return np.minimum(np.maximum(own, -1, out=own), 1, out=own)
 
 
-def _users(world: UAVWorld, rows: Rows | slice) -> tuple[np.ndarray, Bool[np.ndarray, "rows M K"]]:
+def _seen(world: UAVWorld, rows: Rows | slice) -> Bool[np.ndarray, "rows M K"]:
+    radius = world.config.sensing_radius_m
+    if radius is None:
+        return np.repeat(world.alive[rows][..., None], world.config.num_users, axis=2)
+    return (world.user_distance_m[rows] <= np.float32(radius)) & world.alive[rows][..., None]
+
+
+def _users(world: UAVWorld, rows: Rows | slice, seen: np.ndarray) -> Float32[np.ndarray, "rows M K features"]:
+    shown = seen.astype(np.float32)
+    area = np.float32(world.config.area_m)
+    east, north = world.user_offset_m[:, rows]
+    uavs = np.arange(world.config.num_uavs)
+    users = np.empty((*seen.shape, _USER), dtype=np.float32)
+    # Feature by feature over contiguous users, because numpy is slow where the innermost axis is short.
+    np.multiply(east / area, shown, out=users[..., 0])
+    np.multiply(north / area, shown, out=users[..., 1])
+    np.multiply(_shown(world.efficiency[rows])[:, None], shown, out=users[..., 2])
+    np.multiply(_relative_mean_rate(world, rows)[:, None], shown, out=users[..., 3])
+    users[..., 4] = (world.association[rows][:, None, :] == uavs[:, None]) & seen
+    return users
+
+
+def _adjacency(world: UAVWorld, rows: Rows | slice) -> Bool[np.ndarray, "rows M M"]:
+    radius = world.config.communication_radius_m
+    if radius is None:
+        alive = world.alive[rows]
+        return alive[:, :, None] & alive[:, None, :]
+    return world.uav_within(radius, rows)
+
+
+def _neighbours(
+    world: UAVWorld, rows: Rows | slice, others: np.ndarray
+) -> Float32[np.ndarray, "rows M M features"]:
     config = world.config
-    uav, user = world.position_m[rows], world.user_position_m[rows]
-    east = user[:, None, :, 0] - uav[:, :, None, 0]
-    north = user[:, None, :, 1] - uav[:, :, None, 1]
-    users = np.empty((*east.shape, _USER), dtype=np.float32)
-    users[..., 0] = east * np.float32(1 / config.area_m)
-    users[..., 1] = north * np.float32(1 / config.area_m)
-    users[..., 2] = _shown(world.efficiency[rows])[:, None]
-    users[..., 3] = _relative_mean_rate(world, rows)[:, None]
-    users[..., 4] = world.association[rows][:, None, :] == np.arange(config.num_uavs)[:, None]
-    seen = np.repeat(world.alive[rows][..., None], config.num_users, axis=2)
-    if config.sensing_radius_m is not None:
-        seen &= east * east + north * north <= np.float32(config.sensing_radius_m) ** 2
-    if not seen.all():
-        users *= seen[..., None]
-    return users, seen
+    heard = others.astype(np.float32)
+    area = np.float32(config.area_m)
+    east, north, up = world.uav_offset_m[:, rows]
+    neighbours = np.empty((*others.shape, _NEIGHBOUR + config.num_channels), dtype=np.float32)
+    np.multiply(east / area, heard, out=neighbours[..., 0])
+    np.multiply(north / area, heard, out=neighbours[..., 1])
+    np.multiply(up / _height_span(config), heard, out=neighbours[..., 2])
+    power = (world.power_level[rows] + 1).astype(np.float32) * np.float32(1 / config.power_levels)
+    np.multiply(power[:, None], heard, out=neighbours[..., 3])
+    channels = (world.channel[rows][..., None] == np.arange(config.num_channels)).astype(np.float32)
+    np.multiply(channels[:, None], heard[..., None], out=neighbours[..., _NEIGHBOUR:])
+    return neighbours
 
 
-def _neighbours(world: UAVWorld, rows: Rows | slice) -> tuple[np.ndarray, Bool[np.ndarray, "rows M M"]]:
-    config = world.config
-    alive, offsets = world.alive[rows], world.offsets_m(rows)
-    neighbours = np.empty((*offsets.shape[:3], _NEIGHBOUR + config.num_channels), dtype=np.float32)
-    neighbours[..., :2] = offsets[..., :2] * np.float32(1 / config.area_m)
-    span = config.max_height_m - config.min_height_m
-    neighbours[..., 2] = offsets[..., 2] * np.float32(1 / span) if config.flight_3d and span else 0
-    neighbours[..., 3] = ((world.power_level[rows] + 1) * np.float32(1 / config.power_levels))[:, None]
-    neighbours[..., _NEIGHBOUR:] = (world.channel[rows][..., None] == np.arange(config.num_channels))[:, None]
-    np.clip(neighbours, -1, 1, out=neighbours)
-    adjacency = alive[:, :, None] & alive[:, None, :]
-    if config.communication_radius_m is not None:
-        square = offsets[..., 0] ** 2 + offsets[..., 1] ** 2 + offsets[..., 2] ** 2
-        adjacency &= square <= np.float32(config.communication_radius_m) ** 2
-    return neighbours, adjacency
+def _height_span(config: UAVConfig) -> np.float32:
+    """Return what heights are measured by; where they cannot differ, any number will do."""
+    return np.float32(config.max_height_m - config.min_height_m if config.flight_3d else 1) or np.float32(1)
 
 
 def _relative_mean_rate(world: UAVWorld, rows: Rows | slice) -> Float32[np.ndarray, "rows K"]:
     total = world.rate_sum_bps[rows]
     mean = total.mean(axis=1, keepdims=True)
-    return np.clip(total / np.maximum(mean, np.float32(1e-6)) - 1, -1, 1) * (mean > 0)
+    relative = total / np.maximum(mean, np.float32(1e-6)) - 1
+    return np.minimum(relative, 1) * (mean > 0).astype(np.float32)
 
 
 def _shown(efficiency: np.ndarray) -> np.ndarray:

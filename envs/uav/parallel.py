@@ -12,9 +12,9 @@ from gymnasium.utils import seeding
 from jaxtyping import Float32
 from pettingzoo import ParallelEnv
 
+from scrubjay.envs.uav.batch import UAVTeams
 from scrubjay.envs.uav.config import UAVConfig
 from scrubjay.envs.uav.observation import global_state, observe, state_space
-from scrubjay.envs.uav.batch import UAVTeams
 
 
 class UAVDownlink(ParallelEnv):
@@ -39,22 +39,22 @@ class UAVDownlink(ParallelEnv):
         self.agents: list[str] = []
         self.state_space = state_space(config)
         # Spaces of its own for each agent, which seed and sample independently.
-        self.observation_spaces = {
+        self._observation_spaces = {
             agent: spaces.Dict(dict(self._teams.single_observation_space.spaces))
             for agent in self.possible_agents
         }
-        self.action_spaces = {
+        self._action_spaces = {
             agent: spaces.MultiDiscrete(self._teams.single_action_space.nvec)
             for agent in self.possible_agents
         }
 
     def observation_space(self, agent: str) -> spaces.Dict:
         """Return the space of that agent's observation, the same object each time."""
-        return self.observation_spaces[agent]
+        return self._observation_spaces[agent]
 
     def action_space(self, agent: str) -> spaces.MultiDiscrete:
         """Return the space of that agent's action, the same object each time."""
-        return self.action_spaces[agent]
+        return self._action_spaces[agent]
 
     def reset(
         self, seed: int | None = None, options: dict[str, Any] | None = None
@@ -80,9 +80,9 @@ class UAVDownlink(ParallelEnv):
             if agent in self.agents:
                 if agent not in actions:
                     raise ValueError(f"no action for {agent}, which flies")
-                if not self.action_spaces[agent].contains(np.asarray(actions[agent])):
+                if not self._action_spaces[agent].contains(np.asarray(actions[agent])):
                     raise ValueError(
-                        f"action of {agent} is {actions[agent]!r}; expected an element of {self.action_spaces[agent]}"
+                        f"action of {agent} is {actions[agent]!r}; expected an element of {self._action_spaces[agent]}"
                     )
                 chosen[0, column] = actions[agent]
         flew = self.agents

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ class UAVWorld:
     2. Users walk.
     3. Every user joins the flying UAV of the strongest mean gain, the first of equals. All flying UAVs radiate
        for the whole slot; the users of one share its time equally: rate = B log2(1 + SINR) / users of the UAV.
-    4. Pairs of flying UAVs closer than `min_distance_m` collide: both are penalised, none is lost.
+    4. Pairs of flying UAVs no farther apart than `min_distance_m` collide: both are penalised, none is lost.
     5. UAVs with an empty battery, and those that fail by chance, drop out for good. They still have the reward
        of this step.
 
@@ -35,7 +36,7 @@ class UAVWorld:
     deviation over all users of rate K / (B flying UAVs) ("std"), or times Jain's index of all users' rates
     ("jain"); less the penalties, which have no unit. "team" gives each the mean over the flying.
 
-    Arrays of results (`rewards`, `collisions`, ...) are of the last step. Every row depends on nothing but its own
+    Arrays of results (`rate_bps`, `collisions`, ...) are of the last step. Every row depends on nothing but its own
     stream and actions, to the last bit.
     """
 
@@ -94,6 +95,12 @@ class UAVWorld:
         """Rates summed over the episode's steps."""
         self.collisions: Int64[np.ndarray, "R M"] = np.zeros((rows, uavs), dtype=np.int64)
         """Number of UAVs each collided with in the last step."""
+        self.uav_offset_m: Float32[np.ndarray, "3 R M M"] = np.zeros((3, rows, uavs, uavs), np.float32)
+        """Where UAV j is as seen from UAV i, at [:, row, i, j]; this and the next two follow from positions."""
+        self.user_offset_m: Float32[np.ndarray, "2 R M K"] = np.zeros((2, rows, uavs, users), np.float32)
+        """Where users are as seen from each UAV, over ground."""
+        self.user_distance_m: Float32[np.ndarray, "R M K"] = np.zeros((rows, uavs, users), np.float32)
+        """Distance over ground from each UAV to each user."""
         self._moves = move_table_m(config)
         self._move_energy_j = _move_energy_j(config)
         self._low = np.array([0, 0, config.min_height_m if config.flight_3d else config.height_m], np.float32)
@@ -107,7 +114,7 @@ class UAVWorld:
     @property
     def power_w(self) -> Float32[np.ndarray, "R M"]:
         """Power each UAV radiates; 0 for those that do not fly."""
-        return self._power_w(self.all_rows)
+        return self._power_w(slice(None))
 
     def begin(self, rows: Rows) -> None:
         """Start a new episode in each of `rows`."""
@@ -129,6 +136,7 @@ class UAVWorld:
         self.user_velocity_m_s[rows] = users.velocity_m_s
         self.user_goal[rows] = users.goal
         self.hot_spot_m[rows] = users.hot_spot_m
+        self._locate(rows)
         self._transmit(rows)
         self.rate_sum_bps[rows] = 0
 
@@ -140,7 +148,8 @@ class UAVWorld:
         walk(self.config, self.streams, self.all_rows, users)
         self.user_position_m, self.user_velocity_m_s = users.position_m, users.velocity_m_s
         self.user_goal = users.goal
-        own = self._transmit(self.all_rows)
+        self._locate(slice(None))
+        own = self._transmit(slice(None))
         self.rate_sum_bps += self.rate_bps
         self.collisions = self._collide()
         rewards = self._rewards(own, outside)
@@ -165,17 +174,21 @@ class UAVWorld:
             "collisions": self.collisions.sum(axis=1) / 2,
         }
 
-    def offsets_m(self, rows: Rows | slice = slice(None)) -> Float32[np.ndarray, "rows M M 3"]:
-        """Return where UAV j is as seen from UAV i, at [..., i, j, :]."""
-        position = self.position_m[rows]
-        return position[:, None, :, :] - position[:, :, None, :]
+    def uav_within(self, distance_m: float, rows: Rows | slice = slice(None)) -> Bool[np.ndarray, "rows M M"]:
+        """Say which pairs of flying UAVs are not farther apart than that, each UAV and itself included."""
+        east, north, up = self.uav_offset_m[:, rows]
+        alive = self.alive[rows]
+        near = east * east + north * north + up * up <= np.float32(distance_m) ** 2
+        near &= alive[:, :, None]
+        near &= alive[:, None, :]
+        return near
 
     def state(self) -> dict[str, np.ndarray]:
         """Return copies of all that changes over time, random streams included."""
         values = {name: getattr(self, name).copy() for name in self.row_arrays}
         return {"streams": self.streams.position.copy(), **values}
 
-    def check_state(self, state: dict[str, Any]) -> None:
+    def check_state(self, state: Mapping[str, Any]) -> None:
         """Raise ValueError if `state` is not of such a world of as many rows."""
         for name, values in self.state().items():
             if name not in state:
@@ -186,12 +199,13 @@ class UAVWorld:
                     f"state[{name!r}] is {given.dtype}{given.shape}; expected {values.dtype}{values.shape}"
                 )
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Go back to where `state` was called. Raises ValueError, and changes nothing, where it does not fit."""
         self.check_state(state)
         self.streams.position = np.array(state["streams"])
         for name in self.row_arrays:
             setattr(self, name, np.array(state[name]))
+        self._locate(slice(None))
 
     def _fly(self, actions: np.ndarray, alive: np.ndarray) -> Bool[np.ndarray, "R M"]:
         step = self._moves[actions[..., 0]] * alive[..., None]
@@ -204,14 +218,14 @@ class UAVWorld:
         beyond = reached != target
         return beyond[..., 0] | beyond[..., 1] | beyond[..., 2]
 
-    def _power_w(self, rows: Rows) -> Float32[np.ndarray, "rows M"]:
+    def _power_w(self, rows: Rows | slice) -> Float32[np.ndarray, "rows M"]:
         return (self.power_level[rows] + 1).astype(np.float32) * self._unit_power_w * self.alive[rows]
 
-    def _transmit(self, rows: Rows) -> Float64[np.ndarray, "rows M"]:
+    def _transmit(self, rows: Rows | slice) -> Float64[np.ndarray, "rows M"]:
         """Serve the users of `rows` for a slot; return the sum of rates over B of each UAV."""
-        count, uavs, users = len(rows), self.config.num_uavs, self.config.num_users
         gain = self._gain(rows)
-        association = gain.argmax(axis=1)
+        count, uavs, users = gain.shape
+        association = _first_of_largest(gain)
         # numpy reads flat places several times as fast as pairs of indices.
         uav = association + (np.arange(count) * uavs)[:, None]
         ratio = sinr(self._power_w(rows), gain, self.channel[rows], self._noise_w)
@@ -227,24 +241,28 @@ class UAVWorld:
         self.own_bps_hz[rows] = own
         return own
 
-    def _gain(self, rows: Rows) -> Float32[np.ndarray, "rows M K"]:
-        uav, user = self.position_m[rows], self.user_position_m[rows]
-        east = user[:, None, :, 0] - uav[:, :, None, 0]
-        north = user[:, None, :, 1] - uav[:, :, None, 1]
-        ground = np.sqrt(east * east + north * north)
+    def _locate(self, rows: Rows | slice) -> None:
+        """Work out who is where as seen from each UAV."""
+        uav = np.moveaxis(self.position_m[rows], 2, 0).copy()
+        user = np.moveaxis(self.user_position_m[rows], 2, 0).copy()
+        self.uav_offset_m[:, rows] = uav[:, :, None, :] - uav[:, :, :, None]
+        offset = user[:, :, None, :] - uav[:2, :, :, None]
+        self.user_offset_m[:, rows] = offset
+        offset *= offset
+        self.user_distance_m[rows] = np.sqrt(offset[0] + offset[1])
+
+    def _gain(self, rows: Rows | slice) -> Float32[np.ndarray, "rows M K"]:
+        ground = self.user_distance_m[rows]
+        height = np.float32(self.config.height_m)
         if self.config.flight_3d:
             # A full copy, because numpy may round broadcast operands otherwise than contiguous ones.
-            height = np.broadcast_to(uav[:, :, None, 2], ground.shape).copy()
-        else:
-            height = np.float32(self.config.height_m)
+            height = np.broadcast_to(self.position_m[rows, :, 2, None], ground.shape).copy()
         gain = mean_gain(ground, height, self.config.frequency_hz, self.config.environment)
-        return gain * self.alive[rows][:, :, None]
+        gain *= self.alive[rows].astype(np.float32)[:, :, None]
+        return gain
 
     def _collide(self) -> Int64[np.ndarray, "R M"]:
-        offsets = self.offsets_m()
-        square = offsets[..., 0] ** 2 + offsets[..., 1] ** 2 + offsets[..., 2] ** 2
-        close = square < np.float32(self.config.min_distance_m) ** 2
-        close &= self.alive[:, :, None] & self.alive[:, None, :]
+        close = self.uav_within(self.config.min_distance_m)
         close[:, self._uavs, self._uavs] = False
         return close.sum(axis=2)
 
@@ -299,6 +317,14 @@ def _move_energy_j(config: UAVConfig) -> Float32[np.ndarray, " moves"]:
     speed = move_table_m(config).astype(np.float64) / config.slot_s
     power = propulsion_power_w(np.hypot(speed[:, 0], speed[:, 1]), speed[:, 2])
     return (power * config.slot_s).astype(np.float32)
+
+
+def _first_of_largest(values: Float32[np.ndarray, "R M K"]) -> Int64[np.ndarray, "R K"]:
+    """Return `values.argmax(axis=1)`, several times as fast where M is small."""
+    largest = values == values.max(axis=1, keepdims=True)
+    count = values.shape[1]
+    rank = np.arange(count, 0, -1, dtype=np.uint8 if count < 256 else np.int64)
+    return count - (largest * rank[:, None]).max(axis=1).astype(np.int64)
 
 
 def _moments(rates: Float32[np.ndarray, "R K"]) -> tuple[np.ndarray, np.ndarray]:
