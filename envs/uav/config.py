@@ -159,7 +159,7 @@ class UAVConfig:
 
     @classmethod
     def city(cls) -> UAVConfig:
-        """Ten UAVs in 3-D over 100 users, most of them in three crowds' way, batteries and failures included."""
+        """Ten UAVs in 3-D over 100 users in three crowds, with batteries and failures."""
         return cls(
             num_uavs=10,
             num_users=100,

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float32
 from scrubjay.envs.uav.config import UAVConfig
 from scrubjay.envs.uav.world import Rows, UAVWorld
 
-_MOST_BPS_HZ = 20.0
+MOST_BPS_HZ = 20.0
 """Spectral efficiency that is shown as 1; more is cut."""
 _OWN = 11
 _USER = 5
@@ -167,7 +167,7 @@ def _relative_mean_rate(world: UAVWorld, rows: Rows | slice) -> Float32[np.ndarr
 
 
 def _shown(efficiency: np.ndarray) -> np.ndarray:
-    return np.minimum(efficiency * np.float32(1 / _MOST_BPS_HZ), 1)
+    return np.minimum(efficiency * np.float32(1 / MOST_BPS_HZ), 1)
 
 
 def _box(*shape: int) -> spaces.Box:

@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from gymnasium.utils import seeding
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt8
 from pettingzoo import ParallelEnv
 
 from scrubjay.envs.uav.batch import UAVTeams
@@ -34,6 +34,7 @@ class UAVDownlink(ParallelEnv):
         self.config = config
         self.render_mode = render_mode
         self._teams = UAVTeams(1, config)
+        self._trail_m: list[np.ndarray] = []
         self.world = self._teams.world
         self.possible_agents = self._teams.possible_agents
         self.agents: list[str] = []
@@ -64,6 +65,8 @@ class UAVDownlink(ParallelEnv):
             self._teams.seed_row(0, seeding.np_random(seed)[0])
         observations, alive = self._teams.reset()
         self.agents = self._named(alive[0])
+        self._trail_m = []
+        self._remember()
         return self._each(observations, self.agents), {agent: {} for agent in self.agents}
 
     def step(
@@ -88,6 +91,7 @@ class UAVDownlink(ParallelEnv):
         flew = self.agents
         rewards, terminated, truncated = self.world.advance(chosen)
         measures = {name: float(values[0]) for name, values in self.world.measures().items()}
+        self._remember()
         observations = self._each(observe(self.world, slice(None)), flew)
         over = bool(truncated[0])
         columns = {agent: self.possible_agents.index(agent) for agent in flew}
@@ -102,6 +106,18 @@ class UAVDownlink(ParallelEnv):
             {agent: dict(measures) for agent in flew},
         )
 
+    def render(self) -> UInt8[np.ndarray, "height width 3"] | None:
+        """Return a picture of the last step; None without a render mode. Trails are kept only with one."""
+        if self.render_mode is None:
+            return None
+        if not self._trail_m:
+            raise ResetNeeded("render() was called before reset()")
+        # Here, so that those who draw nothing need not load what draws.
+        from scrubjay.envs.uav.rendering import draw
+        from scrubjay.envs.uav.scene import scene_of
+
+        return draw(scene_of(self.world, 0, np.stack(self._trail_m)))
+
     def state(self) -> Float32[np.ndarray, " features"]:
         """Return what a central critic may see, an element of `state_space`: see `global_state`."""
         return global_state(self.world, slice(None))[0]
@@ -112,8 +128,17 @@ class UAVDownlink(ParallelEnv):
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Go back to exactly where `get_state` was called. Raises ValueError on a state of another kind."""
+        if not isinstance(state.get("agents"), list):
+            raise ValueError("state lacks the list 'agents'; pass what get_state() returned")
         self._teams.set_state(state)
         self.agents = list(state["agents"])
+        self._trail_m = []
+        self._remember()
+
+    def _remember(self) -> None:
+        if self.render_mode is not None:
+            flies = self.world.alive[0][:, None]
+            self._trail_m.append(np.where(flies, self.world.position_m[0, :, :2], np.nan))
 
     def _named(self, alive: np.ndarray) -> list[str]:
         return [agent for agent, flies in zip(self.possible_agents, alive, strict=True) if flies]
