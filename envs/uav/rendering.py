@@ -12,7 +12,6 @@ from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from scrubjay.envs.drawing import BACKGROUND, INK, PALE
-from scrubjay.envs.uav.world import UAVWorld
 
 Colour = tuple[int, int, int]
 
@@ -78,31 +77,6 @@ class Scene:
             raise ValueError(
                 f"area_m={self.area_m}, full_rate_bps={self.full_rate_bps}: both must be above 0"
             )
-
-
-def scene_of(
-    world: UAVWorld, row: int = 0, trail_m: Float[np.ndarray, "moments uavs 2"] | None = None
-) -> Scene:
-    """Return what there is to see of one row of the world after its last step.
-
-    The brightest colour is twice what a user would have if every UAV shared 10 bit/s/Hz equally, rounded down.
-    """
-    config = world.config
-    return Scene(
-        area_m=config.area_m,
-        uav_position_m=world.position_m[row],
-        alive=world.alive[row],
-        sub_channel=world.channel[row],
-        power_w=world.power_w[row],
-        user_position_m=world.user_position_m[row],
-        rate_bps=world.rate_bps[row],
-        server=world.association[row],
-        full_rate_bps=_round_number(20 * config.bandwidth_hz * config.num_uavs / config.num_users),
-        step=int(world.time[row]),
-        episode_steps=config.max_steps,
-        collided=world.collisions[row] > 0,
-        trail_m=np.zeros((0, config.num_uavs, 2)) if trail_m is None else trail_m,
-    )
 
 
 def draw(scene: Scene, size: tuple[int, int] = (860, 620)) -> UInt8[np.ndarray, "height width 3"]:

@@ -5,8 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from scrubjay.envs.uav import teams
-from scrubjay.envs.uav.rendering import Scene, channel_colour, draw, rate_colour, scene_of
+from scrubjay.envs.uav.rendering import Scene, channel_colour, draw, rate_colour
 
 SIZE = (860, 620)
 
@@ -118,16 +117,3 @@ def test_errors():
         scene(area_m=0)
     with pytest.raises(ValueError, match="100"):
         draw(scene(), (100, 100))
-
-
-def test_scene_of_a_world_is_what_the_world_holds():
-    env = teams(3, "city")
-    _, alive = env.reset(seed=2)
-    env.step(np.ones((*alive.shape, 3), dtype=np.int64))
-    seen, world = scene_of(env.world, 1), env.world
-    assert seen.step == 1
-    assert seen.rate_bps.sum() == pytest.approx(env.world.measures()["sum_rate_bps"][1], rel=1e-5)
-    np.testing.assert_array_equal(seen.uav_position_m, world.position_m[1])
-    np.testing.assert_array_equal(seen.power_w, world.power_w[1])
-    assert seen.full_rate_bps == scene_of(env.world, 0).full_rate_bps
-    assert draw(seen).shape == (620, 860, 3)
