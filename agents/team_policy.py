@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 import numpy as np
 import torch
@@ -12,7 +12,13 @@ from gymnasium import spaces
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from scrubjay.agents.distributions import Distribution, make_action_head, stack_agents
+from scrubjay.agents.distributions import (
+    CategoricalHead,
+    Distribution,
+    GaussianHead,
+    make_action_head,
+    stack_agents,
+)
 from scrubjay.agents.observations import from_leaves, to_leaves, to_tensors
 from scrubjay.agents.segment import Observation
 from scrubjay.agents.team_critic import CriticKind, TeamCritic
@@ -60,7 +66,7 @@ class TeamPolicyStep(NamedTuple):
 
 
 class TeamActor(nn.Module):
-    """A `TeamNetwork` and a head for actions; `joint` actors have one head for each agent of the team."""
+    """A `TeamNetwork` and a head for actions; a joint actor has one head for each agent of the team."""
 
     def __init__(
         self,
@@ -72,6 +78,18 @@ class TeamActor(nn.Module):
         super().__init__()
         self.network = TeamNetwork(observation_space, config.memory, config.graph_rounds, config.graph_heads)
         self.heads = nn.ModuleList(make_action_head(action_space, config.memory.dim) for _ in range(heads))
+
+    def own(self, features: Float[Tensor, "*leading dim"], agent: int) -> Distribution:
+        """Return what `agent`, whose features these are, would do."""
+        return self.heads[agent if len(self.heads) > 1 else 0](features)
+
+    def everybody(self, features: Float[Tensor, "*leading dim"]) -> Distribution:
+        """Return what the owner of the features thinks that everybody would do, `[*leading, agents]`."""
+        return stack_agents([head(features) for head in self.heads])
+
+    def to_env(self, actions: Tensor) -> np.ndarray:
+        """Return actions as the environment wants them."""
+        return cast("CategoricalHead | GaussianHead", self.heads[0]).to_env(actions)
 
 
 class TeamPolicy(nn.Module):
@@ -114,8 +132,8 @@ class TeamPolicy(nn.Module):
 
     def actor_parameters(self, agent: int | None = None) -> list[nn.Parameter]:
         """Return the parameters of all actors, or of the one that acts for `agent`."""
-        actors = self.actors if agent is None or self.config.shared else self.actors[agent]
-        return list(actors.parameters())
+        actor = self.actors if agent is None or self.config.shared else self.actors[agent]
+        return list(actor.parameters())
 
     def critic_parameters(self) -> list[nn.Parameter]:
         """Return the critic's parameters."""
@@ -125,7 +143,7 @@ class TeamPolicy(nn.Module):
     def initial_state(self, rows: int) -> State:
         """Return all memories' states at the birth of an episode, `[rows, agents, ...]`."""
         streams = self.num_agents if self.config.shared else 1
-        actors = [actor.network.initial_state(rows, streams) for actor in self.actors]
+        actors = [actor.network.initial_state(rows, streams) for actor in self._actors]
         critic = self.critic.network.initial_state(rows, self.num_agents)
         return {**_named("actor", _side_by_side(actors)), **_named("critic", critic)}
 
@@ -173,12 +191,10 @@ class TeamPolicy(nn.Module):
             return self._act(leaves, living, state, segment.starts)[0]
         if self.config.shared:
             return self._act(leaves, living, state, segment.starts)[0].agent(agent)
-        actor = self.actors[agent]
+        actor = self._actors[agent]
         features, _ = actor.network(leaves, living, _stream(state, agent), segment.starts, agent)
         features = features.squeeze(2)
-        if self.config.joint:
-            return stack_agents([head(features) for head in actor.heads])
-        return actor.heads[0](features)
+        return actor.everybody(features) if self.config.joint else actor.own(features, agent)
 
     def values(self, segment: TeamSegment) -> Float[Tensor, "batch time agents"]:
         """Return the critic's values of a segment, with gradients that end at the segment's border."""
@@ -214,20 +230,25 @@ class TeamPolicy(nn.Module):
 
     def env_actions(self, actions: Tensor) -> np.ndarray:
         """Return sampled actions as the environment wants them: in bounds, right dtype."""
-        return self.actors[0].heads[0].to_env(actions)
+        return self._actors[0].to_env(actions)
 
     def _act(
         self, leaves: dict[str, Tensor], alive: Tensor | None, state: State, start: Tensor | None
     ) -> tuple[Distribution, State]:
         if self.config.shared:
-            features, state = self.actors[0].network(leaves, alive, state, start)
-            return self.actors[0].heads[0](features), state
+            (actor,) = self._actors
+            features, state = actor.network(leaves, alive, state, start)
+            return actor.own(features, 0), state
         distributions, states = [], []
-        for agent, actor in enumerate(self.actors):
+        for agent, actor in enumerate(self._actors):
             features, after = actor.network(leaves, alive, _stream(state, agent), start, agent)
-            distributions.append(actor.heads[agent if self.config.joint else 0](features.squeeze(2)))
+            distributions.append(actor.own(features.squeeze(2), agent))
             states.append(after)
         return stack_agents(distributions), _side_by_side(states)
+
+    @property
+    def _actors(self) -> list[TeamActor]:
+        return cast("list[TeamActor]", list(self.actors))
 
 
 def _visible(observation: Observation, alive: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:

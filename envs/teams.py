@@ -109,7 +109,7 @@ class ParallelTeams:
             alive=self._alive.copy(),
             rewards=rewards,
             terminated=terminated,
-            truncated=cut.any(axis=1),
+            truncated=np.logical_or.reduce(cut, axis=1),
             ended=ended,
             final_observations={
                 key: np.concatenate([final[key] for final in finals]) if finals else leaf[:0]
