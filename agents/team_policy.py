@@ -1,0 +1,294 @@
+"""Policies of a team: actors that may hear each other, and a critic that knows all."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast, get_args
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from scrubjay.agents.distributions import (
+    CategoricalHead,
+    Distribution,
+    GaussianHead,
+    make_action_head,
+    stack_agents,
+)
+from scrubjay.agents.observations import from_leaves, to_leaves, to_tensors
+from scrubjay.agents.segment import Observation
+from scrubjay.agents.team_critic import CriticKind, TeamCritic
+from scrubjay.agents.team_network import TeamNetwork
+from scrubjay.agents.team_segment import TeamSegment
+from scrubjay.memory import MemoryConfig, State, detach_state, make_config
+
+
+@dataclass(frozen=True)
+class TeamPolicyConfig:
+    """What a team's policy is built from, its spaces aside. Raises ValueError on an impossible setting."""
+
+    memory: MemoryConfig = dataclasses.field(default_factory=lambda: make_config("gru"))
+    """The memory of each agent's stream; every layer has its width."""
+    graph_rounds: int = 2
+    """How often agents hear their neighbours within a step; 0: never."""
+    graph_heads: int = 4
+    """Attention heads, of the graph and of the critic; they divide the memory's width."""
+    critic: CriticKind = "attention"
+    """How the critic sees the team: by attention over the living, by their mean (pooled), or not at all (local)."""
+    shared: bool = True
+    """Whether one actor serves all agents; otherwise each has its own."""
+    joint: bool = False
+    """Whether each actor also models what all others do, as consensus needs; only with `shared=False`."""
+
+    def __post_init__(self) -> None:
+        if self.graph_rounds < 0:
+            raise ValueError(f"graph_rounds={self.graph_rounds}: must not be negative")
+        if self.critic not in get_args(CriticKind):
+            raise ValueError(f"critic={self.critic!r}: choose from {', '.join(get_args(CriticKind))}")
+        if self.joint and self.shared:
+            raise ValueError(
+                "joint=True models all others' actions in each agent's own actor: set shared=False"
+            )
+
+
+class TeamPolicyStep(NamedTuple):
+    """What a team did in every row, and what it remembers afterwards."""
+
+    action: Tensor
+    """Zero-based indices or unbounded numbers, `[rows, agents, ...]`."""
+    log_prob: Float[Tensor, "rows agents"]
+    value: Float[Tensor, "rows agents"]
+    state: State
+
+
+class TeamActor(nn.Module):
+    """A `TeamNetwork` and a head for actions; a joint actor has one head for each agent of the team."""
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        config: TeamPolicyConfig,
+        heads: int,
+    ) -> None:
+        super().__init__()
+        self.network = TeamNetwork(observation_space, config.memory, config.graph_rounds, config.graph_heads)
+        self.heads = nn.ModuleList(make_action_head(action_space, config.memory.dim) for _ in range(heads))
+
+    def own(self, features: Float[Tensor, "*leading dim"], agent: int) -> Distribution:
+        """Return what `agent`, whose features these are, would do."""
+        return self.heads[agent if len(self.heads) > 1 else 0](features)
+
+    def everybody(self, features: Float[Tensor, "*leading dim"]) -> Distribution:
+        """Return what the owner of the features thinks that everybody would do, `[*leading, agents]`."""
+        return stack_agents([head(features) for head in self.heads])
+
+    def to_env(self, actions: Tensor) -> np.ndarray:
+        """Return actions as the environment wants them."""
+        return cast("CategoricalHead | GaussianHead", self.heads[0]).to_env(actions)
+
+
+class TeamPolicy(nn.Module):
+    """Acts and judges for teams of `num_agents`, whose observation and action spaces are those of one agent.
+
+    Actor and critic share no parameter. Unless `shared=False`, parameters do not depend on `num_agents`; they never
+    depend on the padded sizes of sets. With `shared=False` agent m's distribution depends on actor m alone: where
+    agents hear each other, it computes the others' nodes by itself. States are `[rows, agents, ...]`, of one
+    stream per agent in the actors and one in the critic. Agents that are not alive influence nobody, and what is
+    returned for them is finite and means nothing.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        num_agents: int,
+        config: TeamPolicyConfig | None = None,
+    ) -> None:
+        super().__init__()
+        if num_agents < 1:
+            raise ValueError(f"num_agents={num_agents}: a team needs at least 1")
+        self.config = config = config if config is not None else TeamPolicyConfig()
+        self.observation_space = observation_space
+        self.action_space = action_space
+        self.num_agents = num_agents
+        heads = num_agents if config.joint else 1
+        self.actors = nn.ModuleList(
+            TeamActor(observation_space, action_space, config, heads)
+            for _ in range(1 if config.shared else num_agents)
+        )
+        self.critic = TeamCritic(
+            observation_space, config.memory, config.graph_rounds, config.graph_heads, config.critic
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters live."""
+        return self.critic.network.memory.device
+
+    def actor_parameters(self, agent: int | None = None) -> list[nn.Parameter]:
+        """Return the parameters of all actors, or of the one that acts for `agent`."""
+        actor = self.actors if agent is None or self.config.shared else self.actors[agent]
+        return list(actor.parameters())
+
+    def critic_parameters(self) -> list[nn.Parameter]:
+        """Return the critic's parameters."""
+        return list(self.critic.parameters())
+
+    @torch.no_grad()
+    def initial_state(self, rows: int) -> State:
+        """Return all memories' states at the birth of an episode, `[rows, agents, ...]`."""
+        streams = self.num_agents if self.config.shared else 1
+        actors = [actor.network.initial_state(rows, streams) for actor in self._actors]
+        critic = self.critic.network.initial_state(rows, self.num_agents)
+        return {**_named("actor", _side_by_side(actors)), **_named("critic", critic)}
+
+    @torch.no_grad()
+    def step(
+        self,
+        observation: Observation,
+        alive: Bool[Tensor, "rows agents"],
+        state: State,
+        start: Bool[Tensor, "rows"] | None = None,
+        generator: torch.Generator | None = None,
+        deterministic: bool = False,
+    ) -> TeamPolicyStep:
+        """Act once in every row; leaves are `[rows, agents, ...]`, `start` marks rows at an episode's first step."""
+        leaves, living, start = _one_step(observation, alive, start)
+        distribution, actor_state = self._act(leaves, living, _of("actor", state), start)
+        values, critic_state = self.critic(leaves, living, _of("critic", state), start)
+        action = distribution.mode() if deterministic else distribution.sample(generator)
+        state = {**_named("actor", actor_state), **_named("critic", critic_state)}
+        log_prob = distribution.log_prob(action)
+        return TeamPolicyStep(action.squeeze(1), log_prob.squeeze(1), values.squeeze(1), state)
+
+    @torch.no_grad()
+    def value(
+        self,
+        observation: Observation,
+        alive: Bool[Tensor, "rows agents"],
+        state: State,
+        start: Bool[Tensor, "rows"] | None = None,
+    ) -> Float[Tensor, "rows agents"]:
+        """Return the values of one observation per agent, of which nothing is remembered."""
+        leaves, living, start = _one_step(observation, alive, start)
+        values, _ = self.critic(leaves, living, _of("critic", state), start)
+        return values.squeeze(1)
+
+    def distribution(self, segment: TeamSegment, agent: int | None = None) -> Distribution:
+        """Return what the actors would do in a segment, with gradients, over `[batch, time, agents]`.
+
+        Given `agent`, that agent's own, over `[batch, time]`; under `joint` what its actor thinks of everybody,
+        over `[batch, time, agents]`. Gradients end at the segment's border.
+        """
+        leaves, living = _visible(segment.observations, segment.alive)
+        state = detach_state(_of("actor", segment.state))
+        if agent is None:
+            return self._act(leaves, living, state, segment.starts)[0]
+        if self.config.shared:
+            return self._act(leaves, living, state, segment.starts)[0].agent(agent)
+        actor = self._actors[agent]
+        features, _ = actor.network(leaves, living, _stream(state, agent), segment.starts, agent)
+        features = features.squeeze(2)
+        return actor.everybody(features) if self.config.joint else actor.own(features, agent)
+
+    def values(self, segment: TeamSegment) -> Float[Tensor, "batch time agents"]:
+        """Return the critic's values of a segment, with gradients that end at the segment's border."""
+        leaves, living = _visible(segment.observations, segment.alive)
+        state = detach_state(_of("critic", segment.state))
+        return self.critic(leaves, living, state, segment.starts)[0]
+
+    def act(
+        self,
+        observation: Any,
+        alive: Any,
+        state: State | None = None,
+        start: Any = None,
+        deterministic: bool = True,
+    ) -> tuple[np.ndarray, State]:
+        """Return actions for the environment, and the state to hand back with the next observations.
+
+        Takes arrays of one team, with `alive` of `[agents]`, or of rows of teams, with `[rows, agents]`;
+        `state=None` begins an episode in every row, `start` in the marked ones.
+        """
+        alive = torch.as_tensor(alive, dtype=torch.bool, device=self.device)
+        leaves = to_leaves(to_tensors(self.observation_space, observation, self.device))
+        single = alive.ndim == 1
+        if single:
+            alive, leaves = alive[None], {key: leaf[None] for key, leaf in leaves.items()}
+        if state is None:
+            state = self.initial_state(len(alive))
+        if start is not None:
+            start = torch.as_tensor(start, dtype=torch.bool, device=self.device).reshape(len(alive))
+        step = self.step(from_leaves(leaves), alive, state, start, deterministic=deterministic)
+        actions = self.env_actions(step.action)
+        return (actions[0] if single else actions), step.state
+
+    def env_actions(self, actions: Tensor) -> np.ndarray:
+        """Return sampled actions as the environment wants them: in bounds, right dtype."""
+        return self._actors[0].to_env(actions)
+
+    def _act(
+        self, leaves: dict[str, Tensor], alive: Tensor | None, state: State, start: Tensor | None
+    ) -> tuple[Distribution, State]:
+        if self.config.shared:
+            (actor,) = self._actors
+            features, state = actor.network(leaves, alive, state, start)
+            return actor.own(features, 0), state
+        distributions, states = [], []
+        for agent, actor in enumerate(self._actors):
+            features, after = actor.network(leaves, alive, _stream(state, agent), start, agent)
+            distributions.append(actor.own(features.squeeze(2), agent))
+            states.append(after)
+        return stack_agents(distributions), _side_by_side(states)
+
+    @property
+    def _actors(self) -> list[TeamActor]:
+        return cast("list[TeamActor]", list(self.actors))
+
+
+def _visible(observation: Observation, alive: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Return what the living see, and who lives, None for everybody; what others see may be NaN and is blanked."""
+    leaves = to_leaves(observation)
+    if alive.all():
+        return leaves, None
+    return {
+        key: leaf.masked_fill(~alive.view(*alive.shape, *[1] * (leaf.ndim - alive.ndim)), 0)
+        if leaf.is_floating_point()
+        else leaf
+        for key, leaf in leaves.items()
+    }, alive
+
+
+def _one_step(
+    observation: Observation, alive: Tensor, start: Tensor | None
+) -> tuple[dict[str, Tensor], Tensor | None, Tensor | None]:
+    leaves, living = _visible(observation, alive)
+    return (
+        {key: leaf.unsqueeze(1) for key, leaf in leaves.items()},
+        None if living is None else living.unsqueeze(1),
+        None if start is None else start.unsqueeze(1),
+    )
+
+
+def _named(part: str, state: State) -> State:
+    return {f"{part}/{key}": value for key, value in state.items()}
+
+
+def _of(part: str, state: State) -> State:
+    prefix = f"{part}/"
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _stream(state: State, agent: int) -> State:
+    return {key: value[:, agent : agent + 1] for key, value in state.items()}
+
+
+def _side_by_side(states: list[State]) -> State:
+    if len(states) == 1:
+        return states[0]
+    return {key: torch.cat([state[key] for state in states], dim=1) for key in states[0]}
