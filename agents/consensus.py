@@ -144,7 +144,10 @@ def _move(
     objective = (member.before * (pull * member.seen)).sum() / member.count
     gradient = flatten(grad(objective, member.parameters, retain_graph=True, materialize_grads=True))
     direction, residual = conjugate_gradient(
-        lambda vector: member.product(vector).add_(vector, alpha=config.damping), gradient, config.cg_iterations
+        lambda vector: member.product(vector).add_(vector, alpha=config.damping),
+        gradient,
+        config.cg_iterations,
+        config.cg_tolerance,
     )
     square = float(direction @ (gradient - residual).sub_(direction, alpha=config.damping))
     if not square > 0:

@@ -42,14 +42,16 @@ class TrustRegionConfig:
     """How steps to the border of a trust region are found. Raises ValueError on an impossible setting."""
 
     cg_iterations: int = 10
-    """Iterations of conjugate gradient, each one product with the Fisher information."""
+    """Most iterations of conjugate gradient, each one product with the Fisher information."""
+    cg_tolerance: float = 0.05
+    """Residual, relative to the gradient, below which no more are made: the step's gain is then within a percent."""
     damping: float = 0.1
     """What is added to the Fisher information's diagonal when solving."""
     shrink: float = 0.8
     """Factor by which a step that did not improve the surrogate is shortened."""
     backtracks: int = 10
     """How often a step is shortened before it is given up and the weights are put back."""
-    curvature: Curvature = "gauss_newton"
+    curvature: Curvature = "difference"
     """How the Fisher information is multiplied by a vector; `difference` works with any memory."""
 
     def __post_init__(self) -> None:
@@ -57,6 +59,8 @@ class TrustRegionConfig:
             raise ValueError(
                 f"cg_iterations={self.cg_iterations} must be at least 1, backtracks={self.backtracks} at least 0"
             )
+        if not 0 <= self.cg_tolerance < 1:
+            raise ValueError(f"cg_tolerance={self.cg_tolerance}: must lie in [0, 1)")
         if not self.damping >= 0 or not 0 < self.shrink < 1:
             raise ValueError(
                 f"damping={self.damping} must not be negative, shrink={self.shrink} must lie between 0 and 1"
@@ -105,7 +109,7 @@ class TrustRegionStep(NamedTuple):
 
 
 def conjugate_gradient(
-    product: Product, right: Float[Tensor, "numbers"], iterations: int, tolerance: float = 1e-5
+    product: Product, right: Float[Tensor, "numbers"], iterations: int, tolerance: float = 0.0
 ) -> tuple[Float[Tensor, "numbers"], Float[Tensor, "numbers"]]:
     """Return x and the residual `right - A x` after solving `A x = right` for a positive A given by its product.
 
@@ -155,7 +159,7 @@ def fisher_product(
             return grad(pulled, probe, vector, retain_graph=True)[0]
 
     else:
-        origin = flatten(parameters)
+        origin = flatten(parameters).detach()
         # Balances rounding (1/step) with the cubic term (step^2).
         length = torch.finfo(origin.dtype).eps ** (1 / 3) * max(1.0, float(origin.norm()))
 
@@ -195,7 +199,10 @@ def natural_gradient(
             return NaturalGradient(gradient, still, still, value.item(), 0.0)
         product = fisher_product(parameters, distribution, current, weights, config.curvature)
         direction, residual = conjugate_gradient(
-            lambda vector: product(vector).add_(vector, alpha=config.damping), gradient, config.cg_iterations
+            lambda vector: product(vector).add_(vector, alpha=config.damping),
+            gradient,
+            config.cg_iterations,
+            config.cg_tolerance,
         )
     fisher = (gradient - residual).sub_(direction, alpha=config.damping)
     return NaturalGradient(
@@ -233,7 +240,7 @@ def trust_region_step(
     expected = scale * natural.gain
     if not scale > 0 or not math.isfinite(expected):
         return TrustRegionStep(False, kl, 0.0, 0.0, 0, natural.residual)
-    origin = flatten(parameters)
+    origin = flatten(parameters).detach()
     rounding = 4 * torch.finfo(origin.dtype).eps * abs(natural.surrogate)
     with torch.no_grad():
         for attempt in range(config.backtracks + 1):
