@@ -5,6 +5,10 @@ from scrubjay.agents.policy import Evaluation, Policy, PolicyConfig, PolicyStep
 from scrubjay.agents.ppo import PPO, PPOConfig
 from scrubjay.agents.sampler import EpisodeStats, Sampler
 from scrubjay.agents.segment import Observation, Segment
+from scrubjay.agents.team_env import TeamEnv, TeamStep
+from scrubjay.agents.team_policy import TeamPolicy, TeamPolicyConfig, TeamPolicyStep
+from scrubjay.agents.team_sampler import TeamEpisodeStats, TeamSampler
+from scrubjay.agents.team_segment import TeamSegment
 
 __all__ = [
     "PPO",
@@ -17,5 +21,13 @@ __all__ = [
     "PolicyStep",
     "Sampler",
     "Segment",
+    "TeamEnv",
+    "TeamEpisodeStats",
+    "TeamPolicy",
+    "TeamPolicyConfig",
+    "TeamPolicyStep",
+    "TeamSampler",
+    "TeamSegment",
+    "TeamStep",
     "generalized_advantage",
 ]
