@@ -102,5 +102,5 @@ def test_who_is_not_heard_has_no_influence() -> None:
 
 
 def test_heads_must_divide_the_width() -> None:
-    with pytest.raises(ValueError, match="graph_heads=3.*8"):
+    with pytest.raises(ValueError, match=r"graph_heads=3.*8"):
         GraphAttention(8, heads=3)

@@ -337,7 +337,7 @@ def test_a_loop_over_arrays_acts_as_steps_do() -> None:
 def test_impossible_settings_are_named() -> None:
     with pytest.raises(ValueError, match="graph_rounds=-1"):
         TeamPolicyConfig(graph_rounds=-1)
-    with pytest.raises(ValueError, match="critic='global'.*pooled"):
+    with pytest.raises(ValueError, match=r"critic='global'.*pooled"):
         TeamPolicyConfig(critic="global")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="shared=False"):
         TeamPolicyConfig(joint=True)
