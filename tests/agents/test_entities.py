@@ -85,7 +85,7 @@ def test_derivatives_are_finite_for_empty_and_poisoned_sets() -> None:
     mask = torch.tensor([[0, 0, 0, 0], [1, 1, 0, 1]]).bool()
     parameters = list(encode.parameters())
     first = torch.autograd.grad(encode(seen(users, mask)).square().sum(), parameters, create_graph=True)
-    second = torch.autograd.grad(sum(part.square().sum() for part in first), parameters)
+    second = torch.autograd.grad(torch.stack([part.square().sum() for part in first]).sum(), parameters)
     assert all(torch.isfinite(part).all() for part in (*first, *second))
     assert all(part.abs().max() > 0 for part in first)
 

@@ -32,7 +32,7 @@ def derivatives(path, attention: GraphAttention, x: Tensor, hears: Tensor | None
     wanted = [x, attention.source.weight, attention.target.weight, attention.score, attention.bias]
     y = path(x, hears)
     first = torch.autograd.grad(y.sin().sum(), wanted, create_graph=True)
-    second = torch.autograd.grad(sum(part.cos().sum() for part in first), wanted)
+    second = torch.autograd.grad(torch.stack([part.cos().sum() for part in first]).sum(), wanted)
     return [y, *first, *second]
 
 

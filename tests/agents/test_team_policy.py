@@ -42,8 +42,8 @@ def policy(
         agents,
         TeamPolicyConfig(make_config(memory, dim=8), graph_heads=2, **config),
     ).double()
-    for actor in built.actors:
-        for parameter in actor.heads.parameters():
+    for name, parameter in built.named_parameters():
+        if ".heads." in name:
             # Far from indifferent, so that a wrong feature shows.
             torch.nn.init.normal_(parameter, std=0.7)
     return built
@@ -205,7 +205,9 @@ def test_teams_of_which_nobody_is_left_are_finite() -> None:
     computed = outputs(acting, lived)
     first = torch.autograd.grad(computed.square().sum(), list(acting.parameters()), create_graph=True)
     second = torch.autograd.grad(
-        sum(part.square().sum() for part in first), acting.actor_parameters(), allow_unused=True
+        torch.stack([part.square().sum() for part in first]).sum(),
+        acting.actor_parameters(),
+        allow_unused=True,
     )
     assert all(torch.isfinite(part).all() for part in (computed, *first))
     assert all(torch.isfinite(part).all() for part in second if part is not None)
@@ -292,8 +294,8 @@ def test_second_derivatives_of_the_divergence_agree_with_differences(memory: str
         ).sum()
         return torch.autograd.grad(divergence, parameters, create_graph=create_graph)
 
-    along = sum((part * toward).sum() for part, toward in zip(gradient(True), direction, strict=True))
-    product = torch.autograd.grad(along, parameters, allow_unused=True)
+    products = [(part * toward).sum() for part, toward in zip(gradient(True), direction, strict=True)]
+    product = torch.autograd.grad(torch.stack(products).sum(), parameters, allow_unused=True)
     sides, width = [], 1e-5
     for sign in (1, -2):
         with torch.no_grad():
@@ -310,8 +312,8 @@ def test_second_derivatives_of_the_divergence_agree_with_differences(memory: str
 def test_a_loop_over_arrays_acts_as_steps_do() -> None:
     acting = policy(action=spaces.Box(-2.0, 2.0, (2,), np.float32), memory="gru").float()
     generator = np.random.default_rng(0)
-    spot = {key: leaf.sample() for key, leaf in leaf_spaces(space(3)).items()}
-    observations = [
+    spot: dict[str, Any] = {key: leaf.sample() for key, leaf in leaf_spaces(space(3)).items()}
+    observations: list[dict[str, Any]] = [
         {key: np.stack([generator.permutation(leaf) for _ in range(3)]) for key, leaf in spot.items()}
         for _ in range(2)
     ]

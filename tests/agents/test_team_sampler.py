@@ -81,7 +81,7 @@ class Restorable(Scripted):
         self.episode, self.time, self.agents = state["episode"], state["time"], list(state["agents"])
 
 
-def teams(rows: int, kind: type[Scripted] = Restorable) -> ParallelTeams:
+def teams(rows: int, kind: type[Scripted] = Restorable) -> Any:
     count = itertools.count()
     return ParallelTeams(lambda: kind(next(count)), rows)
 
@@ -96,8 +96,8 @@ def make_policy(memory: str = "gru", **config: Any) -> TeamPolicy:
         3,
         TeamPolicyConfig(make_config(memory, dim=8), **settings),
     )
-    for actor in policy.actors:
-        for parameter in actor.heads.parameters():
+    for name, parameter in policy.named_parameters():
+        if ".heads." in name:
             torch.nn.init.normal_(parameter, std=0.7)
     return policy
 
@@ -238,7 +238,7 @@ class Measured(ParallelTeams):
 
 
 def test_measures_are_means_over_episodes() -> None:
-    env = Measured(lambda: Restorable(1), 1)
+    env: Any = Measured(lambda: Restorable(1), 1)
     sampler = TeamSampler(env, make_policy(), 5)
     sampler.collect()
     state = sampler.get_state()

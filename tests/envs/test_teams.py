@@ -66,9 +66,10 @@ class Odd(ParallelEnv):
 
 
 def test_who_is_there_and_what_they_see() -> None:
-    env = ParallelTeams(Odd, 2)
+    made = [Odd(), Odd()]
+    env = ParallelTeams(iter(made).__next__, 2)
     observations, alive = env.reset(seed=7)
-    assert [one.seed for one in env.envs] == [7, 8]
+    assert [one.seed for one in made] == [7, 8]
     assert observations.keys() == {"far/at", "kind", "pair/0", "pair/1"}
     assert observations["far/at"].tolist() == [[[0, 120], [0, 0]]] * 2
     assert observations["kind"].tolist() == [[3, 3]] * 2
@@ -95,7 +96,7 @@ def test_who_is_there_and_what_they_see() -> None:
         assert step.observations["far/at"].tolist() == [seen] * 2
         assert step.observations["pair/1"][0, 0].tolist() == [0, 1]
         assert len(step.final_alive) == len(step.final_observations["kind"]) == 2 * truncated
-    assert [one.seed for one in env.envs] == [None, None]
+    assert [one.seed for one in made] == [None, None]
     assert step.final_observations["far/at"].tolist() == [[[5, 120], [0, 0]]] * 2
     assert step.final_alive.tolist() == [x_alone] * 2
     kept = step.observations["far/at"].copy()
@@ -103,11 +104,11 @@ def test_who_is_there_and_what_they_see() -> None:
     assert np.array_equal(step.observations["far/at"], kept)
     assert not hasattr(env, "get_state")
     env.close()
-    assert all(one.closed for one in env.envs)  # pyright: ignore[reportAttributeAccessIssue]
+    assert all(one.closed for one in made)
 
 
 def test_simple_spread_is_stepped_as_by_hand() -> None:
-    simple_spread_v3 = pytest.importorskip("mpe2").simple_spread_v3
+    simple_spread_v3 = pytest.importorskip("mpe2.simple_spread_v3")
 
     def make() -> ParallelEnv:
         return simple_spread_v3.parallel_env(N=3, max_cycles=4)
