@@ -107,7 +107,7 @@ def test_in_three_dimensions_uavs_go_to_the_height_of_widest_coverage(name):
 
 def first_moves(name, uavs, users, **changes):
     """Return the actions in a world of ours: places in metres of a square kilometre, strides of 40 m."""
-    env = teams(1, "small", num_uavs=len(uavs), num_users=len(users), **changes)
+    env = teams(1, "small", num_uavs=len(uavs), num_users=len(users), hot_spots=0, **changes)
     observations, alive = env.reset(seed=0)
     env.world.position_m[0, :, :2], env.world.user_position_m[0] = uavs, users
     return HEURISTICS[name](0)(env, observations, alive, np.ones(1, dtype=bool))[0]
