@@ -18,13 +18,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.autograd import grad
 
 from scrubjay.agents.distributions import Distribution
+from scrubjay.agents.gamatr_config import GAMATRConfig
 from scrubjay.agents.team_batch import TeamBatch
 from scrubjay.agents.team_policy import TeamPolicy
 from scrubjay.agents.team_steps import frozen
@@ -34,12 +34,9 @@ from scrubjay.agents.trust_region import (
     conjugate_gradient,
     fisher_product,
     flatten,
-    mean_kl,
     place,
+    snapshot,
 )
-
-if TYPE_CHECKING:
-    from scrubjay.agents.gamatr import GAMATRConfig
 
 
 @dataclass
@@ -59,6 +56,7 @@ class _Member:
     change: Tensor
     """l."""
     kl: Tensor
+    new: Distribution
 
 
 def consensus_steps(
@@ -83,11 +81,9 @@ def consensus_steps(
     accepted = sum(improvements) > 0
     if not accepted:
         for member in members:
-            place(member.parameters, member.origin)
+            _stay(member)
     steps = [
-        TrustRegionStep(
-            accepted, member.kl if accepted else torch.zeros_like(member.kl), gain if accepted else 0.0, gain, 0, 0.0
-        )
+        TrustRegionStep(accepted, member.kl, gain if accepted else 0.0, gain, 0, 0.0, member.new)
         for member, gain in zip(members, improvements, strict=True)
     ]
     return steps, {"consensus/disagreement": float(disagreements[-1]) if disagreements else 0.0}
@@ -113,13 +109,14 @@ def _member(policy: TeamPolicy, batch: TeamBatch, config: GAMATRConfig, agent: i
         agent,
         parameters,
         flatten(parameters).detach(),
-        current.detach(),
+        snapshot(current),
         before,
         lambda vector: product(vector) * scale,
         seen,
         count,
         torch.zeros_like(seen),
         torch.zeros((), dtype=seen.dtype, device=seen.device),
+        snapshot(current),
     )
 
 
@@ -151,7 +148,7 @@ def _move(
     )
     square = float(direction @ (gradient - residual).sub_(direction, alpha=config.damping))
     if not square > 0:
-        member.change, member.kl = torch.zeros_like(member.change), torch.zeros_like(member.kl)
+        _stay(member)
         return
     scale = math.sqrt(2 * config.kl_limit / square)
     if degree:
@@ -162,11 +159,16 @@ def _move(
         kl = (member.old.kl(new) * member.seen).sum() / member.count
         if kl <= config.kl_limit:
             change = new.log_prob(batch.segment.actions) - member.before.detach()
-            member.change, member.kl = change.masked_fill(member.seen == 0, 0), kl
+            member.change, member.kl, member.new = change.masked_fill(member.seen == 0, 0), kl, new
             return
         scale *= min(config.shrink, 0.95 * float((config.kl_limit / kl).sqrt()))
+    _stay(member)
+
+
+def _stay(member: _Member) -> None:
     place(member.parameters, member.origin)
-    member.change, member.kl = torch.zeros_like(member.change), torch.zeros_like(kl)
+    member.change, member.kl = torch.zeros_like(member.change), torch.zeros_like(member.kl)
+    member.new = member.old
 
 
 def _improvement(batch: TeamBatch, member: _Member) -> float:

@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import copy
 import time
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -27,87 +28,14 @@ from torch import Tensor, nn
 from torch.nn.functional import smooth_l1_loss
 
 from scrubjay.agents.consensus import consensus_steps
+from scrubjay.agents.gamatr_config import GAMATRConfig
 from scrubjay.agents.metagame import metagame_steps
 from scrubjay.agents.team_batch import TeamBatch, normalized, team_advantages
 from scrubjay.agents.team_clip import clipped_sequence, clipped_steps
 from scrubjay.agents.team_policy import TeamPolicy
 from scrubjay.agents.team_segment import TeamSegment
 from scrubjay.agents.team_steps import frozen, independent_steps, sequential_steps
-from scrubjay.agents.trust_region import TrustRegionConfig, TrustRegionStep, mean_kl
-
-Mode = Literal["sequential", "independent", "consensus", "metagame", "clip", "clip_sequential"]
-KLBudget = Literal["equal", "allocated"]
-Advantage = Literal["own", "team"]
-
-
-@dataclass(frozen=True)
-class GAMATRConfig(TrustRegionConfig):
-    """Settings of `GAMATR`, those of its trust regions included. Raises ValueError on an impossible one."""
-
-    mode: Mode = "sequential"
-    """How the actors move, see the module's text."""
-    kl_limit: float = 0.01
-    """How far an update may take any agent from the policy that sampled, in nats, as a mean over its steps."""
-    kl_budget: KLBudget = "equal"
-    """Whether each agent has `kl_limit`, or all share N times as much by what they can gain with it."""
-    advantage: Advantage = "own"
-    """Whether an agent improves its own reward, or the mean of all living agents' rewards."""
-    normalize_advantage: bool = True
-    """Whether to bring each agent's advantages to mean 0 and deviation 1."""
-    gamma: float = 0.95
-    """Discount per step; 1 for episodes that end by themselves."""
-    gae_lambda: float = 0.95
-    """Trust in rewards (1) over the critic (0) when estimating advantages."""
-    entropy_coefficient: float = 0.0
-    """Weight of the bonus for undecided policies."""
-    critic_learning_rate: float = 1e-3
-    """Adam's step size for the critic."""
-    critic_epochs: int = 5
-    """The critic's passes over each batch."""
-    minibatches: int = 4
-    """Gradient steps per pass, of the critic and of clipped actors; a minibatch is a set of whole rows."""
-    normalize_values: bool = True
-    """Whether the critic works on returns of mean 0 and deviation 1, by running moments of what was seen."""
-    max_grad_norm: float = 1.0
-    """Norm to which longer gradients of the critic, and of clipped actors, are shortened."""
-    learning_rate: float = 5e-4
-    """Adam's step size for clipped actors."""
-    epochs: int = 5
-    """Passes over each batch of clipped actors."""
-    clip: float = 0.2
-    """How far clipped actors let an action's probability move, as a ratio, before its gradient is cut."""
-    consensus_rounds: int = 10
-    """How often agents that seek consensus move and compare."""
-    consensus_penalty: float = 1.0
-    """Weight of what separates neighbours, as in the augmented Lagrangian."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, choices in (("mode", Mode), ("kl_budget", KLBudget), ("advantage", Advantage)):
-            if getattr(self, name) not in get_args(choices):
-                raise ValueError(f"{name}={getattr(self, name)!r}: choose from {', '.join(get_args(choices))}")
-        if self.kl_budget == "allocated" and self.mode not in ("sequential", "independent", "metagame"):
-            raise ValueError(
-                f"kl_budget='allocated' needs steps that can be told how long to be; mode={self.mode!r} cannot: "
-                "use sequential, independent or metagame, or kl_budget='equal'"
-            )
-        if not 0 <= self.gamma <= 1 or not 0 <= self.gae_lambda <= 1:
-            raise ValueError(f"gamma={self.gamma}, gae_lambda={self.gae_lambda}: both must lie in [0, 1]")
-        for name in ("critic_epochs", "minibatches", "epochs", "consensus_rounds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
-        for name in (
-            "kl_limit",
-            "critic_learning_rate",
-            "max_grad_norm",
-            "learning_rate",
-            "clip",
-            "consensus_penalty",
-        ):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must be positive")
-        if not self.entropy_coefficient >= 0:
-            raise ValueError(f"entropy_coefficient={self.entropy_coefficient}: must not be negative")
+from scrubjay.agents.trust_region import TrustRegionStep, mean_kl
 
 
 class GAMATR:
@@ -115,13 +43,23 @@ class GAMATR:
 
     With `normalize_values` the policy's critic speaks in units of the returns' running deviation, from their running
     mean; who wants values in units of reward applies `value_mean` and `value_deviation`.
+    With `agents` only these move, by mode `independent` and actors of their own; the others stay as they are.
     Raises ValueError if the policy's actors do not fit the mode.
     """
 
-    def __init__(self, policy: TeamPolicy, config: GAMATRConfig | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        policy: TeamPolicy,
+        config: GAMATRConfig | None = None,
+        seed: int = 0,
+        agents: Sequence[int] | None = None,
+    ) -> None:
         self.policy = policy
         self.config = config if config is not None else GAMATRConfig()
         _check_actors(policy, self.config)
+        if agents is not None and (self.config.mode != "independent" or policy.config.shared):
+            raise ValueError(f"agents={agents} alone can move only with mode='independent' and shared=False")
+        self.agents = range(policy.num_agents) if agents is None else agents
         self.critic_optimizer = torch.optim.Adam(
             policy.critic_parameters(), lr=self.config.critic_learning_rate, eps=1e-5, fused=True
         )
@@ -192,9 +130,10 @@ class GAMATR:
         policy, config = self.policy, self.config
         steps: list[TrustRegionStep] = []
         metrics: dict[str, float] = {}
-        old = frozen(lambda: policy.distribution(batch.segment))
+        distribution = partial(policy.distribution, batch.segment)
+        old = None
         if config.mode == "independent":
-            steps = independent_steps(policy, batch, config)
+            steps = independent_steps(policy, batch, config, self.agents)
         elif config.mode == "sequential":
             steps = sequential_steps(policy, batch, config, self.generator)
         elif config.mode == "consensus":
@@ -203,10 +142,14 @@ class GAMATR:
             steps, metrics = metagame_steps(policy, batch, config)
         else:
             assert self.actor_optimizer is not None
+            old = frozen(distribution)
             descend = clipped_steps if config.mode == "clip" else clipped_sequence
             descend(policy, batch, config, self.actor_optimizer, self.generator)
-        new = frozen(lambda: policy.distribution(batch.segment))
-        kl = mean_kl(old, new, batch.weights)
+        new = frozen(distribution)
+        if old is not None:
+            kl = mean_kl(old, new, batch.weights)
+        else:  # the last step of a shared actor knows of all
+            kl = steps[-1].kl if policy.config.shared else torch.stack([step.kl for step in steps])
         metrics |= {
             "losses/kl": kl.mean().item(),
             "losses/kl_max": kl.max().item(),
@@ -257,7 +200,9 @@ class GAMATR:
         # Copied, since optimizers hand out the very tensors that their next step overwrites.
         return {
             "critic_optimizer": copy.deepcopy(self.critic_optimizer.state_dict()),
-            "actor_optimizer": copy.deepcopy(self.actor_optimizer.state_dict()) if self.actor_optimizer else None,
+            "actor_optimizer": copy.deepcopy(self.actor_optimizer.state_dict())
+            if self.actor_optimizer
+            else None,
             "generator": self.generator.get_state(),
             "value_moments": self._moments.clone(),
         }

@@ -10,19 +10,17 @@ need not be listed. Only abstracts of the paper were to be had; estimating payof
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from scrubjay.agents.gamatr_config import GAMATRConfig
 from scrubjay.agents.team_batch import TeamBatch
 from scrubjay.agents.team_policy import TeamPolicy
-from scrubjay.agents.team_steps import frozen, independent_steps, ratio
+from scrubjay.agents.team_steps import frozen, independent_steps
 from scrubjay.agents.trust_region import TrustRegionStep, flatten, mean_kl, place
-
-if TYPE_CHECKING:
-    from scrubjay.agents.gamatr import GAMATRConfig
 
 Gains = Callable[[Float[Tensor, "agents"]], Float[Tensor, "agents"]]
 
@@ -36,9 +34,11 @@ def metagame_steps(
     """
     agents = range(policy.num_agents)
     before = [flatten(policy.actor_parameters(agent)).detach() for agent in agents]
-    old = [frozen(lambda agent=agent: policy.distribution(batch.segment, agent)) for agent in agents]
-    steps = independent_steps(policy, batch, config)
-    ratios = torch.stack([ratio(policy, batch, agent) for agent in agents], dim=2)
+    old = [frozen(partial(policy.distribution, batch.segment, agent)) for agent in agents]
+    steps = independent_steps(policy, batch, config, agents)
+    ratios = torch.stack(
+        [batch.log_ratio(step.policy, agent).exp() for agent, step in enumerate(steps)], dim=2
+    )
     gains = game_gains(ratios, batch.advantages, batch.weights)
     mixture = equilibrium(gains, policy.num_agents).to(batch.weights)
     for agent, share in enumerate(mixture.tolist()):
@@ -49,15 +49,15 @@ def metagame_steps(
         limit = float(steps[agent].kl)
         for _ in range(config.backtracks + 1):
             place(parameters, before[agent].lerp(after, share) if share > 0 else before[agent])
-            new = frozen(lambda agent=agent: policy.distribution(batch.segment, agent))
+            new = frozen(partial(policy.distribution, batch.segment, agent))
             kl = mean_kl(old[agent], new, batch.weights[:, :, agent])
             if kl <= limit:  # the rule; where the divergence is not convex along the line, shorten on
                 break
             share *= config.shrink
         else:
             place(parameters, before[agent])
-            kl = torch.zeros_like(kl)
-        steps[agent] = steps[agent]._replace(kl=kl, accepted=share > 0)
+            kl, new, share = torch.zeros_like(kl), old[agent], 0.0
+        steps[agent] = steps[agent]._replace(kl=kl, accepted=share > 0, policy=new)
     metrics = {"metagame/mixture": mixture.mean().item(), "metagame/regret": regret(gains, mixture)}
     return steps, metrics
 

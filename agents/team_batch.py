@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -36,9 +35,13 @@ class TeamBatch:
         weights = of_agent(self.weights, agent)
         return (values * weights).sum() / weights.sum().clamp_min(1)
 
-    def log_ratio(self, distribution: Distribution, agent: int | None = None) -> Float[Tensor, "batch time *agents"]:
+    def log_ratio(
+        self, distribution: Distribution, agent: int | None = None
+    ) -> Float[Tensor, "batch time *agents"]:
         """Return by how much the actions' log-probabilities have grown since sampling; 0 where not alive."""
-        change = distribution.log_prob(of_agent(self.segment.actions, agent)) - of_agent(self.log_probs, agent)
+        change = distribution.log_prob(of_agent(self.segment.actions, agent)) - of_agent(
+            self.log_probs, agent
+        )
         return change.masked_fill(of_agent(self.weights, agent) == 0, 0)
 
     def surrogate(

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
+from scrubjay.agents.gamatr_config import GAMATRConfig
 from scrubjay.agents.team_batch import TeamBatch
 from scrubjay.agents.team_policy import TeamPolicy
 from scrubjay.agents.team_steps import ratio
-
-if TYPE_CHECKING:
-    from scrubjay.agents.gamatr import GAMATRConfig
 
 
 def clipped_steps(
@@ -56,7 +52,9 @@ def _descend(
 ) -> None:
     parameters = policy.actor_parameters(agent)
     for _ in range(config.epochs):
-        for index in torch.randperm(batch.segment.num_rows, generator=generator).tensor_split(config.minibatches):
+        for index in torch.randperm(batch.segment.num_rows, generator=generator).tensor_split(
+            config.minibatches
+        ):
             index = index.to(advantages.device)
             part, gains = batch.rows(index), advantages[index]
             distribution = policy.distribution(part.segment, agent)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from scrubjay.agents.distributions import Distribution
+from scrubjay.agents.gamatr_config import GAMATRConfig
 from scrubjay.agents.kl_budget import allocate_kl
 from scrubjay.agents.team_batch import TeamBatch
 from scrubjay.agents.team_policy import TeamPolicy
@@ -18,15 +18,17 @@ from scrubjay.agents.trust_region import (
     TrustRegionStep,
     flatten,
     natural_gradient,
+    snapshot,
     trust_region_step,
 )
 
-if TYPE_CHECKING:
-    from scrubjay.agents.gamatr import GAMATRConfig
+Surrogate = Callable[[Distribution], Tensor]
 
 
-def independent_steps(policy: TeamPolicy, batch: TeamBatch, config: GAMATRConfig) -> list[TrustRegionStep]:
-    """Let every actor improve its own surrogate as if the others stayed as they are.
+def independent_steps(
+    policy: TeamPolicy, batch: TeamBatch, config: GAMATRConfig, agents: Sequence[int]
+) -> list[TrustRegionStep]:
+    """Let every actor of `agents` improve its own surrogate as if the others stayed as they are.
 
     A shared actor takes one step for all, within every agent's limit.
     """
@@ -36,16 +38,16 @@ def independent_steps(policy: TeamPolicy, batch: TeamBatch, config: GAMATRConfig
             policy.actor_parameters(),
             distribution,
             batch.surrogate(entropy_coefficient=config.entropy_coefficient),
-            frozen(distribution),
+            None,
             batch.weights,
             config,
             config.kl_limit,
         )
         return [step]
-    naturals = natural_gradients(policy, batch, config)
+    naturals = natural_gradients(policy, batch, config, agents)
     return [
         agent_step(policy, batch, config, agent, limit, natural=natural)
-        for agent, (natural, limit) in enumerate(zip(naturals, kl_limits(naturals, config), strict=True))
+        for agent, natural, limit in zip(agents, naturals, kl_limits(naturals, config), strict=True)
     ]
 
 
@@ -63,13 +65,13 @@ def sequential_steps(
         return _shared_sequence(policy, batch, config, order)
     limits = [config.kl_limit] * len(order)
     if config.kl_budget == "allocated":
-        limits = kl_limits(natural_gradients(policy, batch, config), config)
+        limits = kl_limits(natural_gradients(policy, batch, config, range(policy.num_agents)), config)
     factor = torch.ones_like(batch.weights[:, :, 0])
     steps = []
     for agent in order:
         step = agent_step(policy, batch, config, agent, limits[agent], factor)
         if step.accepted:
-            factor = factor * ratio(policy, batch, agent)
+            factor = factor * batch.log_ratio(step.policy, agent).exp()
         steps.append(step)
     return steps
 
@@ -79,24 +81,32 @@ def _shared_sequence(
 ) -> list[TrustRegionStep]:
     parameters = policy.actor_parameters()
     distribution = partial(policy.distribution, batch.segment)
-    old, origin = frozen(distribution), flatten(parameters).detach()
+    old, origin = None, flatten(parameters).detach()
     ratios = torch.ones_like(batch.weights)
     steps = []
     for place, agent in enumerate(order, start=1):
-        own = batch.surrogate(agent, ratios[:, :, order[: place - 1]].prod(dim=2), config.entropy_coefficient)
+        factor = ratios[:, :, order[: place - 1]].prod(dim=2)
+        own = batch.surrogate(agent, factor, config.entropy_coefficient)
+
+        def surrogate(team: Distribution, own: Surrogate = own, agent: int = agent) -> Tensor:
+            return own(team.agent(agent))
+
+        natural = natural_gradient(parameters, distribution, surrogate, batch.weights, config)
+        old = natural.policy if old is None else old
         step = trust_region_step(
             parameters,
             distribution,
-            lambda team, own=own, agent=agent: own(team.agent(agent)),
+            surrogate,
             old,
             batch.weights,
             config,
             config.kl_limit * (place / len(order)) ** 2,
             moved=flatten(parameters).detach() - origin if place > 1 else None,
+            natural=natural,
         )
         if step.accepted:
             # Of all agents: those before have moved with the common weights once more.
-            ratios = batch.log_ratio(frozen(distribution)).exp()
+            ratios = batch.log_ratio(step.policy).exp()
         steps.append(step)
     return steps
 
@@ -116,7 +126,7 @@ def agent_step(
         policy.actor_parameters(agent),
         distribution,
         batch.surrogate(agent, factor, config.entropy_coefficient),
-        frozen(distribution),
+        None,
         batch.weights[:, :, agent],
         config,
         kl_limit,
@@ -124,8 +134,10 @@ def agent_step(
     )
 
 
-def natural_gradients(policy: TeamPolicy, batch: TeamBatch, config: GAMATRConfig) -> list[NaturalGradient]:
-    """Return the natural gradient of every agent's own surrogate, all under the present weights."""
+def natural_gradients(
+    policy: TeamPolicy, batch: TeamBatch, config: GAMATRConfig, agents: Sequence[int]
+) -> list[NaturalGradient]:
+    """Return the natural gradient of every one of these agents' own surrogate, all under the present weights."""
     return [
         natural_gradient(
             policy.actor_parameters(agent),
@@ -134,7 +146,7 @@ def natural_gradients(policy: TeamPolicy, batch: TeamBatch, config: GAMATRConfig
             batch.weights[:, :, agent],
             config,
         )
-        for agent in range(policy.num_agents)
+        for agent in agents
     ]
 
 
@@ -151,6 +163,6 @@ def ratio(policy: TeamPolicy, batch: TeamBatch, agent: int) -> Tensor:
 
 
 def frozen(distribution: Callable[[], Distribution]) -> Distribution:
-    """Return the distribution without gradients."""
+    """Return the distribution as it is now, without gradients."""
     with torch.no_grad():
-        return distribution()
+        return snapshot(distribution())

@@ -83,9 +83,9 @@ def _walk_gauss_markov(config: UAVConfig, streams: RowStreams, rows: Rows, users
     velocity += np.float32(1 - memory) * users.goal
     velocity += np.float32((1 - memory * memory) ** 0.5 * config.gauss_markov_std_m_s) * noise
     position = users.position_m + np.float32(config.slot_s) * velocity
-    mirrored = _mirror(position, config.area_m)
-    turned = np.where(mirrored == position, np.float32(1), np.float32(-1))
-    users.position_m = mirrored
+    outside = (position < 0) | (position > np.float32(config.area_m))
+    turned = np.where(outside, np.float32(-1), np.float32(1))
+    users.position_m = _mirror(position, config.area_m)
     users.velocity_m_s = velocity * turned
     users.goal = users.goal * turned
 
@@ -102,4 +102,6 @@ def _places(config: UAVConfig, streams: RowStreams, rows: Rows, hot_spots: Point
 def _mirror(position: Points, area_m: float) -> Points:
     """Return points beyond the border mirrored inside, those farther out than the area is wide on its edge."""
     area = np.float32(area_m)
-    return np.clip(area - np.abs(area - np.abs(position)), 0, area)
+    # Not by |area - |area - |x|||, which would round the places of those inside.
+    inside = np.where(position < 0, -position, np.where(position > area, 2 * area - position, position))
+    return np.minimum(np.maximum(inside, 0), area)

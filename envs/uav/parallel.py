@@ -128,8 +128,8 @@ class UAVDownlink(ParallelEnv):
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Go back to exactly where `get_state` was called. Raises ValueError on a state of another kind."""
-        if not isinstance(state.get("agents"), list):
-            raise ValueError("state lacks the list 'agents'; pass what get_state() returned")
+        if "agents" not in state:
+            raise ValueError("state lacks 'agents'; pass what get_state() returned")
         self._teams.set_state(state)
         self.agents = list(state["agents"])
         self._trail_m = []
