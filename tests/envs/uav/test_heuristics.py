@@ -121,10 +121,10 @@ def test_nobody_leaves_the_area_to_come_nearer(name):
 
 
 def test_a_uav_without_users_of_its_own_goes_to_the_one_worst_off():
-    users = [[100, 100], [120, 100], [100, 380]]
-    hover, east, north, west, south = range(5)
-    assert first_moves("follow", [[100, 200], [900, 380]], users)[:, 0].tolist() == [hover, west]
-    assert first_moves("follow", [[100, 200], [100, 900]], users)[:, 0].tolist() == [hover, south]
+    users = [[800, 800], [820, 800], [800, 520]]
+    hover, east, north, *_ = range(5)
+    assert first_moves("follow", [[800, 700], [100, 520]], users)[:, 0].tolist() == [hover, east]
+    assert first_moves("follow", [[800, 700], [800, 100]], users)[:, 0].tolist() == [hover, north]
     assert first_moves("follow", [[100, 200]], [[100, 900]])[0, 0] == north
     assert first_moves("follow", [[100, 200]], [[900, 200]])[0, 0] == east
 
