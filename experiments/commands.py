@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import gymnasium
 from tyro.conf import Positional
@@ -25,6 +26,9 @@ from scrubjay.experiments.seeding import derive_seed
 from scrubjay.experiments.stopping import Interrupted
 from scrubjay.experiments.team_task import TeamTaskConfig
 from scrubjay.memory import list_memories, make
+
+if TYPE_CHECKING:
+    from scrubjay.experiments.team_play import TeamActor
 
 
 def train(words: Sequence[str]) -> int:
@@ -259,21 +263,26 @@ def play(words: Sequence[str]) -> int:
 
 def _play_uav(options: PlayOptions, settings: Sequence[str]) -> int:
     from scrubjay.envs.uav import parallel_env
-    from scrubjay.envs.uav.heuristics import HEURISTICS
     from scrubjay.experiments.coverage import plot_coverage
     from scrubjay.experiments.team_play import play_team
 
-    rule = HEURISTICS[choose("policy", options.policy or "follow", list(HEURISTICS))]
+    actor = _uav_actor(options.policy or "follow", options.seed)
     with _bad_input():
         changes = dict(map(parse_setting, settings))
         env = parallel_env(options.preset or "small", render_mode="rgb_array", **changes)
         out = options.out or Path("episode.gif")
-        episode = play_team(env, rule(options.seed), out, options.seed, options.max_steps)
+        episode = play_team(env, actor, out, options.seed, options.max_steps)
         covered = [str(plot_coverage(env.world, options.coverage))] if options.coverage else []
     print(f"{out}: {episode.frames} frames, return {sum(episode.returns.values()):g}")
     print(_table([(name, f"{value:.4g}") for name, value in episode.measures.items()]))
     print(*covered, sep="\n", end="\n" if covered else "")
     return 0
+
+
+def _uav_actor(name: str, seed: int) -> TeamActor:
+    from scrubjay.envs.uav.heuristics import HEURISTICS
+
+    return HEURISTICS[choose("policy", name, list(HEURISTICS))](seed)
 
 
 @dataclass(frozen=True)
