@@ -235,9 +235,10 @@ class UAVWorld:
         shared = efficiency / load.take(uav)
         own = np.bincount(uav.ravel(), shared.ravel(), count * uavs).reshape(count, uavs)
         rate = (shared * self.config.bandwidth_hz).astype(np.float32)
-        association[~self.alive[rows].any(axis=1)] = -1
+        somebody = self.alive[rows].any(axis=1)
+        association[~somebody] = -1
         self.association[rows], self.efficiency[rows], self.rate_bps[rows] = association, efficiency, rate
-        self.load[rows] = load.reshape(count, uavs)
+        self.load[rows] = load.reshape(count, uavs) * somebody[:, None]
         self.own_bps_hz[rows] = own
         return own
 
@@ -253,10 +254,8 @@ class UAVWorld:
 
     def _gain(self, rows: Rows | slice) -> Float32[np.ndarray, "rows M K"]:
         ground = self.user_distance_m[rows]
-        height = np.float32(self.config.height_m)
-        if self.config.flight_3d:
-            # A full copy, because numpy may round broadcast operands otherwise than contiguous ones.
-            height = np.broadcast_to(self.position_m[rows, :, 2, None], ground.shape).copy()
+        # A full copy, because numpy may round broadcast operands otherwise than contiguous ones, and slower.
+        height = np.broadcast_to(self.position_m[rows, :, 2, None], ground.shape).copy()
         gain = mean_gain(ground, height, self.config.frequency_hz, self.config.environment)
         gain *= self.alive[rows].astype(np.float32)[:, :, None]
         return gain
