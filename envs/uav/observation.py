@@ -22,7 +22,7 @@ def observation_space(config: UAVConfig) -> spaces.Dict:
     ================ =============== ==============================================================================
     leaf             shape           meaning
     ================ =============== ==============================================================================
-    own              [11 + N]        place (3: the area and the heights are -1 .. 1), last displacement (3: of the
+    own              [11 + N]        place (3: the area and the heights are -1 .. 1; in 2-D -1), last displacement (3: of the
                                      largest), power, battery (1 where it lasts), own spectral efficiency (of 20
                                      bit/s/Hz), share of all users it serves, time passed, sub-channel (one-hot)
     users            [K, 5]          place relative to the UAV (2: of the area's side), spectral efficiency of the
