@@ -1,0 +1,85 @@
+"""One round of hearing each other: multi-head attention on the communication graph."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+DENSE_NODES = 32
+"""Largest graph for which all pairs are formed; beyond, only the edges are."""
+
+
+class GraphAttention(nn.Module):
+    """Adds to each node what it attends to among those it hears, itself included.
+
+    GATv2 (Brody et al. 2021, arXiv 2105.14491, equation 7) on normalised nodes: the score of hearing j from i is
+    a . LeakyReLU(W_l x_j + W_r x_i), per head. Up to `DENSE_NODES` nodes it is computed over all pairs, beyond over
+    edges by torch_geometric's `GATv2Conv`, from the same parameters. Both may be differentiated any number of times.
+    Raises ValueError if `heads` does not divide the width.
+    """
+
+    def __init__(self, dim: int, heads: int = 4) -> None:
+        super().__init__()
+        if heads < 1 or dim % heads:
+            raise ValueError(f"graph_heads={heads}: must divide the memory's width, {dim}")
+        self.heads = heads
+        self.norm = nn.LayerNorm(dim)
+        self.source, self.target = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.score = nn.Parameter(torch.empty(heads, dim // heads))
+        self.bias = nn.Parameter(torch.zeros(dim))
+        for weight in (self.source.weight, self.target.weight, self.score):
+            nn.init.xavier_uniform_(weight)
+
+    def forward(
+        self, nodes: Float[Tensor, "*leading nodes dim"], hears: Bool[Tensor, "*leading nodes nodes"] | None
+    ) -> Float[Tensor, "*leading nodes dim"]:
+        """Return the nodes after one round; `hears[..., i, j]`: i hears j. Each must hear itself. None: all do."""
+        path = self.dense if nodes.shape[-2] <= DENSE_NODES else self.sparse
+        return nodes + nn.functional.silu(path(self.norm(nodes), hears))
+
+    def dense(self, nodes: Tensor, hears: Tensor | None) -> Tensor:
+        """Return what is heard, computed over all pairs of nodes."""
+        # [..., heads, nodes, width of a head]
+        source, target = (
+            linear(nodes).unflatten(-1, self.score.shape).transpose(-2, -3)
+            for linear in (self.source, self.target)
+        )
+        pairs = nn.functional.leaky_relu(target.unsqueeze(-2) + source.unsqueeze(-3), 0.2)
+        scores = torch.einsum("...hijd,hd->...hij", pairs, self.score)
+        if hears is not None:
+            scores = scores.masked_fill(~hears.unsqueeze(-3), float("-inf"))
+        heard = scores.softmax(dim=-1) @ source
+        return heard.transpose(-2, -3).flatten(-2) + self.bias
+
+    def sparse(self, nodes: Tensor, hears: Tensor | None) -> Tensor:
+        """Return what is heard, computed over the edges of the graph."""
+        flat = nodes.flatten(0, -3)
+        graphs, size, dim = flat.shape
+        if hears is None:
+            hears = flat.new_ones(graphs, size, size, dtype=torch.bool)
+        graph, target, source = hears.reshape(graphs, size, size).nonzero(as_tuple=True)
+        edges = torch.stack([graph * size + source, graph * size + target])
+        parameters = {
+            "lin_l.weight": self.source.weight,
+            "lin_l.bias": self.source.bias,
+            "lin_r.weight": self.target.weight,
+            "lin_r.bias": self.target.bias,
+            "att": self.score[None],
+            "bias": self.bias,
+        }
+        convolution = _convolution(dim, self.heads)
+        return torch.func.functional_call(convolution, parameters, (flat.reshape(-1, dim), edges)).view_as(
+            nodes
+        )
+
+
+@functools.cache
+def _convolution(dim: int, heads: int) -> Any:
+    # Imported here, because it takes seconds and graphs are seldom so large; on no device, for it lends its code only.
+    from torch_geometric.nn import GATv2Conv
+
+    return GATv2Conv(dim, dim // heads, heads, add_self_loops=False).to("meta")
