@@ -1,6 +1,8 @@
 """Policies and learners: things that act, holding any memory."""
 
 from scrubjay.agents.advantages import generalized_advantage
+from scrubjay.agents.gamatr import GAMATR
+from scrubjay.agents.gamatr_config import GAMATRConfig
 from scrubjay.agents.policy import Evaluation, Policy, PolicyConfig, PolicyStep
 from scrubjay.agents.ppo import PPO, PPOConfig
 from scrubjay.agents.sampler import EpisodeStats, Sampler
@@ -11,9 +13,11 @@ from scrubjay.agents.team_sampler import TeamEpisodeStats, TeamSampler
 from scrubjay.agents.team_segment import TeamSegment
 
 __all__ = [
+    "GAMATR",
     "PPO",
     "EpisodeStats",
     "Evaluation",
+    "GAMATRConfig",
     "Observation",
     "PPOConfig",
     "Policy",

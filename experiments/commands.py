@@ -14,7 +14,7 @@ from scrubjay.envs import list_environments
 from scrubjay.experiments.arguments import UsageError, choose, parse, take_flag
 from scrubjay.experiments.cluster import RayOptions, connect, describe_cluster
 from scrubjay.experiments.config import TrainConfig
-from scrubjay.experiments.environments import EnvConfig
+from scrubjay.experiments.environments import EnvConfig, parse_setting
 from scrubjay.experiments.overrides import override, with_settings
 from scrubjay.experiments.recipes import RECIPES, describe
 from scrubjay.experiments.run import Run, default_path, lock
@@ -143,25 +143,36 @@ def plot(words: Sequence[str]) -> int:
 
 @dataclass(frozen=True)
 class PlayOptions:
-    """Write one episode to an animated GIF, by a trained policy or at random."""
+    """Write one episode to an animated GIF, by a trained policy or at random, or of UAVs by a rule of thumb."""
 
     what: Positional[str]
-    """A run's directory; or for a random policy the id of an environment, or a recipe for its environment."""
+    """A run's directory; or for a random policy the id of an environment, or a recipe for its environment; or uav."""
     out: Path | None = None
     """File to write; default: episode.gif in the run, or in the current folder."""
     seed: int = 1
     """Of the episode."""
     max_steps: int = 500
     """Where to cut a long episode."""
+    policy: str | None = None
+    """Of uav: random, static or follow; default: follow."""
+    preset: str | None = None
+    """Of uav: small, paper or city; default: small."""
+    coverage: Path | None = None
+    """Of uav: file for a map of what a user would get at every place at the end; its ending chooses the format."""
 
 
 def play(words: Sequence[str]) -> int:
-    """`scrubjay play RUN|ENV_ID|RECIPE [--out FILE.gif] [--set name=value]`."""
+    """`scrubjay play RUN|ENV_ID|RECIPE|uav [--out FILE.gif] [--set name=value]`."""
     from scrubjay.experiments import play as player
 
     remaining = list(words)
     settings = take_flag(remaining, "--set")
     options = parse(PlayOptions, remaining, "scrubjay play")
+    if options.what == "uav":
+        return _play_uav(options, settings)
+    for flag in ("policy", "preset", "coverage"):
+        if getattr(options, flag) is not None:
+            raise UsageError(f"--{flag} belongs to: scrubjay play uav")
     folder, policy = Path(), None
     with _bad_input():
         if Path(options.what).exists():
@@ -174,6 +185,25 @@ def play(words: Sequence[str]) -> int:
         out = options.out or folder / "episode.gif"
         frames, total = player.play(env, out, policy, options.seed, options.max_steps)
     print(f"{out}: {frames} frames, return {total:g}")
+    return 0
+
+
+def _play_uav(options: PlayOptions, settings: Sequence[str]) -> int:
+    from scrubjay.envs.uav import parallel_env
+    from scrubjay.envs.uav.heuristics import HEURISTICS
+    from scrubjay.experiments.coverage import plot_coverage
+    from scrubjay.experiments.team_play import play_team
+
+    rule = HEURISTICS[choose("policy", options.policy or "follow", list(HEURISTICS))]
+    with _bad_input():
+        changes = dict(map(parse_setting, settings))
+        env = parallel_env(options.preset or "small", render_mode="rgb_array", **changes)
+        out = options.out or Path("episode.gif")
+        episode = play_team(env, rule(options.seed), out, options.seed, options.max_steps)
+        covered = [str(plot_coverage(env.world, options.coverage))] if options.coverage else []
+    print(f"{out}: {episode.frames} frames, return {sum(episode.returns.values()):g}")
+    print(_table([(name, f"{value:.4g}") for name, value in episode.measures.items()]))
+    print(*covered, sep="\n", end="\n" if covered else "")
     return 0
 
 
