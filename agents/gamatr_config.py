@@ -34,6 +34,8 @@ class GAMATRConfig(TrustRegionConfig):
     """Weight of the bonus for undecided policies."""
     critic_learning_rate: float = 1e-3
     """Adam's step size for the critic."""
+    curvature_share: float = 0.25
+    """Part of the batch's rows that the Fisher information is averaged over; gradient and divergence take all."""
     critic_epochs: int = 5
     """The critic's passes over each batch."""
     minibatches: int = 2
@@ -67,6 +69,8 @@ class GAMATRConfig(TrustRegionConfig):
             )
         if not 0 <= self.gamma <= 1 or not 0 <= self.gae_lambda <= 1:
             raise ValueError(f"gamma={self.gamma}, gae_lambda={self.gae_lambda}: both must lie in [0, 1]")
+        if not 0 < self.curvature_share <= 1:
+            raise ValueError(f"curvature_share={self.curvature_share}: must lie in (0, 1]")
         for name in ("critic_epochs", "minibatches", "epochs", "consensus_rounds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")

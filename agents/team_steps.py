@@ -11,9 +11,10 @@ from torch import Tensor
 from scrubjay.agents.distributions import Distribution
 from scrubjay.agents.gamatr_config import GAMATRConfig
 from scrubjay.agents.kl_budget import allocate_kl
-from scrubjay.agents.team_batch import TeamBatch
+from scrubjay.agents.team_batch import TeamBatch, of_agent
 from scrubjay.agents.team_policy import TeamPolicy
 from scrubjay.agents.trust_region import (
+    Experience,
     NaturalGradient,
     TrustRegionStep,
     flatten,
@@ -33,17 +34,7 @@ def independent_steps(
     A shared actor takes one step for all, within every agent's limit.
     """
     if policy.config.shared:
-        distribution = partial(policy.distribution, batch.segment)
-        step = trust_region_step(
-            policy.actor_parameters(),
-            distribution,
-            batch.surrogate(entropy_coefficient=config.entropy_coefficient),
-            None,
-            batch.weights,
-            config,
-            config.kl_limit,
-        )
-        return [step]
+        return [agent_step(policy, batch, config, None, config.kl_limit)]
     naturals = natural_gradients(policy, batch, config, agents)
     return [
         agent_step(policy, batch, config, agent, limit, natural=natural)
@@ -91,7 +82,9 @@ def _shared_sequence(
         def surrogate(team: Distribution, own: Surrogate = own, agent: int = agent) -> Tensor:
             return own(team.agent(agent))
 
-        natural = natural_gradient(parameters, distribution, surrogate, batch.weights, config)
+        natural = natural_gradient(
+            parameters, distribution, surrogate, batch.weights, config, _sample(policy, batch, config)
+        )
         old = natural.policy if old is None else old
         step = trust_region_step(
             parameters,
@@ -115,23 +108,21 @@ def agent_step(
     policy: TeamPolicy,
     batch: TeamBatch,
     config: GAMATRConfig,
-    agent: int,
+    agent: int | None,
     kl_limit: float,
     factor: Tensor | None = None,
     natural: NaturalGradient | None = None,
 ) -> TrustRegionStep:
-    """Take one step of an agent that has an actor of its own."""
-    distribution = partial(policy.distribution, batch.segment, agent)
-    return trust_region_step(
+    """Take one step of an agent that has an actor of its own, or of all by their common one for None."""
+    arguments = (
         policy.actor_parameters(agent),
-        distribution,
+        partial(policy.distribution, batch.segment, agent),
         batch.surrogate(agent, factor, config.entropy_coefficient),
-        None,
-        batch.weights[:, :, agent],
-        config,
-        kl_limit,
-        natural=natural,
     )
+    weights = of_agent(batch.weights, agent)
+    if natural is None:
+        natural = natural_gradient(*arguments, weights, config, _sample(policy, batch, config, agent))
+    return trust_region_step(*arguments, None, weights, config, kl_limit, natural=natural)
 
 
 def natural_gradients(
@@ -145,9 +136,22 @@ def natural_gradients(
             batch.surrogate(agent, entropy_coefficient=config.entropy_coefficient),
             batch.weights[:, :, agent],
             config,
+            _sample(policy, batch, config, agent),
         )
         for agent in agents
     ]
+
+
+def _sample(
+    policy: TeamPolicy, batch: TeamBatch, config: GAMATRConfig, agent: int | None = None
+) -> Experience | None:
+    """Return the rows that tell the curvature, evenly spaced; None for all."""
+    count = max(1, round(config.curvature_share * batch.segment.num_rows))
+    if count >= batch.segment.num_rows:
+        return None
+    index = torch.linspace(0, batch.segment.num_rows - 1, count, device=batch.weights.device).long()
+    segment = batch.segment.rows(index)
+    return partial(policy.distribution, segment, agent), of_agent(batch.weights, agent)[index]
 
 
 def kl_limits(naturals: list[NaturalGradient], config: GAMATRConfig) -> list[float]:

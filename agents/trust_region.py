@@ -43,6 +43,8 @@ from torch.autograd import grad
 from scrubjay.agents.distributions import Distribution
 
 Curvature = Literal["double_backward", "gauss_newton", "difference"]
+Experience = tuple[Callable[[], Distribution], Float[Tensor, "..."]]
+"""The policy's distribution over some experience under its present parameters, and how much each entry counts."""
 Product = Callable[[Float[Tensor, "numbers"]], Float[Tensor, "numbers"]]
 
 
@@ -210,10 +212,13 @@ def natural_gradient(
     surrogate: Callable[[Distribution], Float[Tensor, ""]],
     weights: Float[Tensor, "..."],
     config: TrustRegionConfig,
+    sample: Experience | None = None,
 ) -> NaturalGradient:
     """Return the direction in which the surrogate of the policy's distribution grows most per divergence.
 
-    Arguments as in `trust_region_step`; the parameters are left as they are.
+    Arguments as in `trust_region_step`; the parameters are left as they are. The Fisher information, which takes
+    most of the time, is averaged over `sample` instead if there is one: the divergence as a part of the experience
+    tells it.
     """
     with _twice_differentiable(config.curvature):
         current = distribution()
@@ -222,7 +227,10 @@ def natural_gradient(
         if not float(gradient @ gradient) > 0:  # nothing to gain, or nothing that could be computed
             still = torch.zeros_like(gradient)
             return NaturalGradient(gradient, still, still, value.item(), 0.0, snapshot(current))
-        product = fisher_product(parameters, distribution, current, weights, config.curvature)
+        if sample is None:
+            product = fisher_product(parameters, distribution, current, weights, config.curvature)
+        else:
+            product = fisher_product(parameters, sample[0], sample[0](), sample[1], config.curvature)
         direction, residual = conjugate_gradient(
             lambda vector: product(vector).add_(vector, alpha=config.damping),
             gradient,
