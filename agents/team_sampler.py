@@ -28,8 +28,6 @@ class TeamEpisodeStats(EpisodeStats):
 
     returns: tuple[float, ...] = ()
     """Undiscounted sum of rewards of each agent."""
-    measures: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Mean over the episode's steps of each number among the environment's infos."""
 
 
 class TeamSampler:

@@ -6,6 +6,8 @@ from gymnasium import spaces
 from pettingzoo import ParallelEnv
 from PIL import Image, ImageSequence
 
+from scrubjay.agents.team_policy import TeamPolicy, TeamPolicyConfig
+from scrubjay.envs import uav
 from scrubjay.experiments.cli import main
 from scrubjay.experiments.team_play import play_team
 
@@ -82,6 +84,21 @@ def test_an_env_that_renders_nothing(tmp_path):
         unseen = type("Unseen", (Relay,), {"render": render})
         with pytest.raises(ValueError, match="relay"):
             play_team(unseen(), lambda *given: np.array([[0, 0]]), tmp_path / "relay.gif")
+
+
+def test_a_policy_that_remembers_is_played(tmp_path):
+    env = uav.parallel_env("small", num_uavs=3, max_steps=4, render_mode="rgb_array")
+    agent = env.possible_agents[0]
+    policy = TeamPolicy(env.observation_space(agent), env.action_space(agent), 3, TeamPolicyConfig())
+    state = None
+
+    def actor(env, observations, alive, start):
+        nonlocal state
+        actions, state = policy.act(observations, alive, state, start)
+        return actions
+
+    assert play_team(env, actor, tmp_path / "uav.gif").frames == 5
+    assert env.world.time.tolist() == [4]
 
 
 @pytest.mark.parametrize(("policy", "preset"), [("random", "small"), ("static", "city"), ("follow", "paper")])

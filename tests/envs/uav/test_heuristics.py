@@ -105,6 +105,37 @@ def test_in_three_dimensions_uavs_go_to_the_height_of_widest_coverage(name):
     np.testing.assert_allclose(uav[:, 2], best, atol=10)
 
 
+def first_moves(name, uavs, users, **changes):
+    """Return the actions in a world of ours: places in metres of a square kilometre, strides of 40 m."""
+    env = teams(1, "small", num_uavs=len(uavs), num_users=len(users), hot_spots=0, **changes)
+    observations, alive = env.reset(seed=0)
+    env.world.position_m[0, :, :2], env.world.user_position_m[0] = uavs, users
+    return HEURISTICS[name](0)(env, observations, alive, np.ones(1, dtype=bool))[0]
+
+
+@pytest.mark.parametrize("name", ["static", "follow"])
+def test_nobody_leaves_the_area_to_come_nearer(name):
+    moves = first_moves(name, [[975, 500], [500, 15]], [[1000, 500], [1000, 500], [500, 0], [500, 0]])[:, 0]
+    assert moves.tolist() == [0, 0]
+    assert first_moves(name, [[955, 500], [500, 25]], [[1000, 500], [500, 0]])[0, 0] == 1
+
+
+def test_a_uav_without_users_of_its_own_goes_to_the_one_worst_off():
+    users = [[800, 800], [820, 800], [800, 520]]
+    hover, east, north, *_ = range(5)
+    assert first_moves("follow", [[800, 700], [100, 520]], users)[:, 0].tolist() == [hover, east]
+    assert first_moves("follow", [[800, 700], [800, 100]], users)[:, 0].tolist() == [hover, north]
+    assert first_moves("follow", [[100, 200]], [[100, 900]])[0, 0] == north
+    assert first_moves("follow", [[100, 200]], [[900, 200]])[0, 0] == east
+
+
+def test_power_is_full_but_at_random():
+    uavs, users = np.random.default_rng(0).uniform(0, 1000, (2, 60, 2))
+    for name in ("static", "follow"):
+        assert (first_moves(name, uavs, users, power_levels=4)[:, 2] == 3).all()
+    assert set(first_moves("random", uavs, users, power_levels=4)[:, 2]) == {0, 1, 2, 3}
+
+
 def test_channels_by_hand():
     line = np.zeros((1, 4, 3))
     line[0, :, 0] = [0, 10, 100, 12]
