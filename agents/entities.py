@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from gymnasium import spaces
 from jaxtyping import Bool, Float
@@ -46,6 +48,9 @@ class EntityEncoder(nn.Module):
             self.elements.append(encoder)
             width += encoder.width
         self.project = nn.Linear(width, dim) if self.sets else None
+        if self.project is not None:
+            nn.init.orthogonal_(self.project.weight, math.sqrt(2))
+            nn.init.zeros_(self.project.bias)
 
     def forward(self, leaves: dict[str, Tensor]) -> Float[Tensor, "batch dim"]:
         """Return one vector per observation; the leaves are `[batch, *shape]`."""

@@ -30,9 +30,11 @@ class TeamCritic(nn.Module):
         self.kind = kind
         self.network = TeamNetwork(space, memory, graph_rounds, graph_heads)
         self.attention = TeamAttention(dim, graph_heads) if kind == "attention" else None
-        self.judge = nn.Sequential(
-            nn.Linear(dim if kind == "local" else 2 * dim, dim), nn.SiLU(), nn.Linear(dim, 1)
-        )
+        hidden, value = nn.Linear(dim if kind == "local" else 2 * dim, dim), nn.Linear(dim, 1)
+        for layer, gain in ((hidden, math.sqrt(2)), (value, 1.0)):
+            nn.init.orthogonal_(layer.weight, gain)
+            nn.init.zeros_(layer.bias)
+        self.judge = nn.Sequential(hidden, nn.SiLU(), value)
 
     def forward(
         self, features: Float[Tensor, "*leading agents dim"], alive: Bool[Tensor, "*leading agents"] | None
