@@ -34,9 +34,9 @@ class GAMATRConfig(TrustRegionConfig):
     """Weight of the bonus for undecided policies."""
     critic_learning_rate: float = 1e-3
     """Adam's step size for the critic."""
-    critic_epochs: int = 5
+    critic_epochs: int = 3
     """The critic's passes over each batch."""
-    minibatches: int = 2
+    minibatches: int = 4
     """Gradient steps per pass, of the critic and of clipped actors; a minibatch is a set of whole rows."""
     normalize_values: bool = True
     """Whether the critic works on returns of mean 0 and deviation 1, by running moments of what was seen."""

@@ -52,10 +52,10 @@ class TrustRegionConfig:
 
     cg_iterations: int = 10
     """Most iterations of conjugate gradient, each one product with the Fisher information."""
-    cg_tolerance: float = 0.05
-    """Residual, relative to the gradient, below which no more are made: the step's gain is then within a percent."""
-    damping: float = 0.1
-    """What is added to the Fisher information's diagonal when solving."""
+    cg_tolerance: float = 0.1
+    """Residual, relative to the gradient, below which no more are made: the gain is then within some percent."""
+    damping: float = 0.5
+    """What is added to the Fisher information's diagonal when solving: the more, the noisier the gradient is."""
     shrink: float = 0.8
     """Factor by which a step that did not improve the surrogate is shortened."""
     backtracks: int = 10
