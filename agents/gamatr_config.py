@@ -17,13 +17,13 @@ class GAMATRConfig(TrustRegionConfig):
     """Settings of `GAMATR`, those of its trust regions included. Raises ValueError on an impossible one."""
 
     mode: Mode = "sequential"
-    """How the actors move, see the module's text."""
+    """How the actors move, see `scrubjay.agents.gamatr`."""
     kl_limit: float = 0.01
     """How far an update may take any agent from the policy that sampled, in nats, as a mean over its steps."""
     kl_budget: KLBudget = "equal"
     """Whether each agent has `kl_limit`, or all share N times as much by what they can gain with it."""
     advantage: Advantage = "own"
-    """Whether an agent improves its own reward, or the mean of all living agents' rewards."""
+    """Whether an agent improves its own reward, or the mean of all living agents' rewards, which is noisier."""
     normalize_advantage: bool = True
     """Whether to bring each agent's advantages to mean 0 and deviation 1."""
     gamma: float = 0.95
