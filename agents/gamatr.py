@@ -10,6 +10,8 @@ parameters were not to be had, so nothing here reproduces the paper's numbers. W
 - Which trust region the paper means is unknown, so all published ones are here behind `mode`: `independent` (TRPO
   for each), `sequential` (HATRPO, whose monotonic improvement holds for shared rewards), `consensus`
   (MATRPO), `metagame` (MATRL, made for general sums); and clipped baselines, `clip` (MAPPO), `clip_sequential` (HAPPO).
+- `sequential` costs N times as much with one shared actor as with N separate ones, since every agent's step moves
+  all; large teams that share are better served by `independent`, one step within every agent's limit.
 - The divergence is the exact one, its limit is kept by every agent, and budgets can be equal or allocated.
 - Actors see their neighbours through `TeamPolicy`'s graph; the critic is fitted after the actors have moved.
 """

@@ -17,13 +17,13 @@ class GAMATRConfig(TrustRegionConfig):
     """Settings of `GAMATR`, those of its trust regions included. Raises ValueError on an impossible one."""
 
     mode: Mode = "sequential"
-    """How the actors move, see the module's text."""
+    """How the actors move, see `scrubjay.agents.gamatr`."""
     kl_limit: float = 0.01
     """How far an update may take any agent from the policy that sampled, in nats, as a mean over its steps."""
     kl_budget: KLBudget = "equal"
     """Whether each agent has `kl_limit`, or all share N times as much by what they can gain with it."""
     advantage: Advantage = "own"
-    """Whether an agent improves its own reward, or the mean of all living agents' rewards."""
+    """Whether an agent improves its own reward, or the mean of all living agents' rewards, which is noisier."""
     normalize_advantage: bool = True
     """Whether to bring each agent's advantages to mean 0 and deviation 1."""
     gamma: float = 0.95
@@ -36,9 +36,9 @@ class GAMATRConfig(TrustRegionConfig):
     """Adam's step size for the critic."""
     curvature_share: float = 0.25
     """Part of the batch's rows that the Fisher information is averaged over; gradient and divergence take all."""
-    critic_epochs: int = 5
+    critic_epochs: int = 3
     """The critic's passes over each batch."""
-    minibatches: int = 2
+    minibatches: int = 4
     """Gradient steps per pass, of the critic and of clipped actors; a minibatch is a set of whole rows."""
     normalize_values: bool = True
     """Whether the critic works on returns of mean 0 and deviation 1, by running moments of what was seen."""

@@ -40,7 +40,7 @@ def metagame_steps(
         [batch.log_ratio(step.policy, agent).exp() for agent, step in enumerate(steps)], dim=2
     )
     gains = game_gains(ratios, batch.advantages, batch.weights)
-    mixture = equilibrium(gains, policy.num_agents).to(batch.weights)
+    mixture = equilibrium(gains, policy.num_agents)
     for agent, share in enumerate(mixture.tolist()):
         if share == 1 or not steps[agent].accepted:
             continue
@@ -72,9 +72,9 @@ def game_gains(
     stakes = (ratios - 1) * advantages * weights
 
     def gains(mixture: Tensor) -> Tensor:
-        factors = 1 + mixture * (ratios - 1)
+        factors = 1 + mixture.to(ratios) * (ratios - 1)
         others = torch.stack([_without(factors, agent) for agent in range(ratios.shape[2])], dim=2)
-        return (others * stakes).sum(dim=(0, 1)) / count
+        return ((others * stakes).sum(dim=(0, 1)) / count).to("cpu", mixture.dtype)
 
     return gains
 

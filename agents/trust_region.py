@@ -20,10 +20,15 @@ What registered memories allow, as tests confirm on the CPU; who has no second d
     titans, titans_mac, titans_mag, titans_mal  all three    `difference`: their kernel is differentiable once
     layers with torch's fused attention         `difference` `difference`
 
-`difference` is the default. One step of a policy of width 64 on 1,000 rows, milliseconds on one core, ten products
-(gauss_newton, double_backward, difference): none 47, 76, 39; gru 80, 105, 70 in segments of 25 steps and 274,
-297, 168 in segments of 100; lstm 75, 145, 46; hcam 265, 322, 545; titans 360, 545, 367. In float32 all
-three give the same direction to four digits.
+`difference` is the default. One step of a policy of width 64 on 1,000 rows, milliseconds on one core, with ten
+products (gauss_newton, double_backward, difference): none 47, 76, 39; gru 80, 105, 70 in segments of 25 steps
+and 274, 297, 168 of 100; lstm 75, 145, 46; hcam 265, 322, 545; titans 360, 545, 367. In float32 the three
+directions agree to four digits.
+
+Damping and tolerance are by what holds out of sample. On simple_spread, steps found on 1,000 environment steps and
+judged on 26,000 others gained, per square root of divergence, .0125 at a damping of .03 (9.7 products), .0141 at .1
+(6.2), .0154 at .3 (4.0), .0157 at 1 (2.6), though .42, .35, .29 and .24 on their own data: gradients of so few steps
+are mostly noise, which a sharper inverse amplifies. Larger batches deserve less damping.
 """
 
 from __future__ import annotations
@@ -54,10 +59,10 @@ class TrustRegionConfig:
 
     cg_iterations: int = 10
     """Most iterations of conjugate gradient, each one product with the Fisher information."""
-    cg_tolerance: float = 0.05
-    """Residual, relative to the gradient, below which no more are made: the step's gain is then within a percent."""
-    damping: float = 0.1
-    """What is added to the Fisher information's diagonal when solving."""
+    cg_tolerance: float = 0.1
+    """Residual, relative to the gradient, below which no more are made: the gain is then within some percent."""
+    damping: float = 0.5
+    """What is added to the Fisher information's diagonal when solving: the more, the noisier the gradient is."""
     shrink: float = 0.8
     """Factor by which a step that did not improve the surrogate is shortened."""
     backtracks: int = 10

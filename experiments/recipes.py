@@ -200,7 +200,7 @@ def uav_small() -> TeamTaskConfig:
     """Two flying base stations learn where to fly and on which sub-channel to serve users below."""
     return TeamTaskConfig(
         recipe="uav-small",
-        env=TeamEnvConfig(kwargs={"preset_or_config": "small"}, num_envs=64),
+        env=TeamEnvConfig(kwargs={"preset": "small"}, num_envs=64),
         total_steps=500_000,
     )
 
@@ -209,7 +209,7 @@ def uav_paper() -> TeamTaskConfig:
     """The same with four base stations, of the size that papers use."""
     return TeamTaskConfig(
         recipe="uav-paper",
-        env=TeamEnvConfig(kwargs={"preset_or_config": "paper"}, num_envs=64),
+        env=TeamEnvConfig(kwargs={"preset": "paper"}, num_envs=64),
         total_steps=500_000,
     )
 
@@ -218,7 +218,7 @@ def uav_city() -> TeamTaskConfig:
     """The same with ten base stations, a hundred users and three hot spots."""
     return TeamTaskConfig(
         recipe="uav-city",
-        env=TeamEnvConfig(kwargs={"preset_or_config": "city"}, num_envs=32),
+        env=TeamEnvConfig(kwargs={"preset": "city"}, num_envs=32),
         total_steps=500_000,
     )
 

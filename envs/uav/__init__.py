@@ -24,7 +24,7 @@ __all__ = ["PRESETS", "UAVConfig", "env", "parallel_env", "resolve_config", "tea
 
 
 def parallel_env(
-    preset_or_config: str | UAVConfig = "small", *, render_mode: str | None = None, **overrides: Any
+    preset: str | UAVConfig = "small", *, render_mode: str | None = None, **overrides: Any
 ) -> UAVDownlink:
     """Return a PettingZoo ParallelEnv of a preset (small, paper, city) or config, fields changed by `overrides`.
 
@@ -32,23 +32,23 @@ def parallel_env(
     """
     from scrubjay.envs.uav.parallel import UAVDownlink
 
-    return UAVDownlink(resolve_config(preset_or_config, **overrides), render_mode)
+    return UAVDownlink(resolve_config(preset, **overrides), render_mode)
 
 
 def env(
-    preset_or_config: str | UAVConfig = "small", *, render_mode: str | None = None, **overrides: Any
+    preset: str | UAVConfig = "small", *, render_mode: str | None = None, **overrides: Any
 ) -> AECEnv[str, Any, Any]:
     """Return the same as a PettingZoo AECEnv, in which agents act one after another."""
     from pettingzoo.utils import parallel_to_aec
 
-    return parallel_to_aec(parallel_env(preset_or_config, render_mode=render_mode, **overrides))
+    return parallel_to_aec(parallel_env(preset, render_mode=render_mode, **overrides))
 
 
-def teams(num_envs: int, preset_or_config: str | UAVConfig = "small", **overrides: Any) -> UAVTeams:
+def teams(num_envs: int, preset: str | UAVConfig = "small", **overrides: Any) -> UAVTeams:
     """Return `num_envs` of them stepped at once."""
     from scrubjay.envs.uav.batch import UAVTeams
 
-    return UAVTeams(num_envs, resolve_config(preset_or_config, **overrides))
+    return UAVTeams(num_envs, resolve_config(preset, **overrides))
 
 
 def _register() -> None:

@@ -187,18 +187,18 @@ PRESETS: dict[str, Callable[[], UAVConfig]] = {
 }
 
 
-def resolve_config(preset_or_config: str | UAVConfig, **overrides: Any) -> UAVConfig:
+def resolve_config(preset: str | UAVConfig, **overrides: Any) -> UAVConfig:
     """Return the preset of that name, or the config, with some fields changed.
 
     Raises ValueError for an unknown preset or field, and where `UAVConfig` does.
     """
-    if isinstance(preset_or_config, UAVConfig):
-        config = preset_or_config
-    elif preset_or_config in PRESETS:
-        config = PRESETS[preset_or_config]()
+    if isinstance(preset, UAVConfig):
+        config = preset
+    elif preset in PRESETS:
+        config = PRESETS[preset]()
     else:
         raise ValueError(
-            f"preset {preset_or_config!r}: choose from {', '.join(PRESETS)}, or pass a UAVConfig"
+            f"preset {preset!r}: choose from {', '.join(PRESETS)}, or pass a UAVConfig"
         )
     known = [field.name for field in fields(UAVConfig)]
     for name in overrides:

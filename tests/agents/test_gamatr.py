@@ -113,10 +113,6 @@ def expected_reward(policy: TeamPolicy, reward: Callable[[Tensor], Tensor]) -> f
     return float(total)
 
 
-def numbers(values: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in values.items() if name != "seconds"}
-
-
 @pytest.mark.parametrize("mode", [*TRUST_MODES, "clip", "clip_sequential"])
 def test_updates_climb_a_game_solved_exactly(mode: str) -> None:
     policy = policy_for(mode, agents=2)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import get_args
 
 import pytest
@@ -64,7 +64,7 @@ class Actor(nn.Module):
         return Categorical(numbers)
 
 
-def moved(parameters: list[Tensor], scale: float = 0.3) -> Tensor:
+def moved(parameters: Sequence[Tensor], scale: float = 0.3) -> Tensor:
     generator = torch.Generator().manual_seed(9)
     count = sum(parameter.numel() for parameter in parameters)
     return scale * torch.randn(count, generator=generator, dtype=parameters[0].dtype)
@@ -109,7 +109,9 @@ def hessian_of_divergence(memory: str, kind: str) -> Tensor:
         return (old.kl(new) * actor.weights).sum() / actor.weights.sum()
 
     flat = flatten(list(parameters.values())).detach()
-    return torch.autograd.functional.hessian(divergence, flat)
+    hessian = torch.autograd.functional.hessian(divergence, flat)
+    assert isinstance(hessian, Tensor)
+    return hessian
 
 
 @pytest.mark.parametrize("curvature", CURVATURES)
@@ -239,6 +241,11 @@ def test_conjugate_gradient_refuses_directions_of_no_curvature() -> None:
     assert torch.equal(residual, torch.ones(3))
 
 
+def means(distribution: Distribution) -> Tensor:
+    assert isinstance(distribution, DiagonalGaussian)
+    return distribution.mean
+
+
 def test_a_step_on_a_quadratic_problem_is_known_in_closed_form() -> None:
     # Means of a Gaussian of fixed deviation: the divergence is |change|^2 / 2 variance, the gain linear.
     mean = nn.Parameter(torch.tensor([0.4, -1.0, 2.0], dtype=torch.float64))
@@ -254,7 +261,7 @@ def test_a_step_on_a_quadratic_problem_is_known_in_closed_form() -> None:
     step = trust_region_step(
         [mean],
         distribution,
-        lambda new: (new.mean @ slope).mean(),
+        lambda new: (means(new) @ slope).mean(),
         distribution().detach(),
         weights,
         TIGHT,
@@ -336,7 +343,7 @@ def test_every_agent_keeps_its_own_limit() -> None:
     step = trust_region_step(
         list(actor.parameters()),
         lambda: Team(actor()),  # pyright: ignore[reportArgumentType]
-        lambda new: surrogate(new.one),
+        lambda new: surrogate(new.one),  # pyright: ignore[reportAttributeAccessIssue]
         Team(old),  # pyright: ignore[reportArgumentType]
         as_team(actor.weights),
         TrustRegionConfig(),
@@ -362,7 +369,14 @@ def test_steps_from_moved_weights_measure_from_where_they_began() -> None:
     slope = torch.tensor([0.2, 1.0], dtype=torch.float64)
     limit = 0.5
     step = trust_region_step(
-        [mean], distribution, lambda new: (new.mean @ slope).sum(), old, weights, TIGHT, limit, moved=already
+        [mean],
+        distribution,
+        lambda new: (means(new) @ slope).sum(),
+        old,
+        weights,
+        TIGHT,
+        limit,
+        moved=already,
     )
     assert step.accepted
     torch.testing.assert_close(mean.detach().square().sum() / 2, torch.tensor(0.999 * limit).double())
@@ -400,7 +414,7 @@ def test_a_policy_that_is_already_certain_stays() -> None:
     step = trust_region_step(
         [logits],
         distribution,
-        lambda new: (new.log_probs.exp() * advantages).sum(-1).mean(),
+        lambda new: (new.outputs().exp() * advantages).sum(-1).mean(),
         old,
         torch.ones(2, 3),
         TrustRegionConfig(),

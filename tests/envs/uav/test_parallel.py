@@ -50,7 +50,7 @@ def test_pettingzoos_own_test_of_rendering():
 
 
 def test_registered_with_pettingzoo_in_both_forms():
-    single: Any = pettingzoo.make("parallel", "scrubjay/UAV-v0", preset_or_config="paper")
+    single: Any = pettingzoo.make("parallel", "scrubjay/UAV-v0", preset="paper")
     assert single.config == UAVConfig.paper()
     assert pettingzoo.make("aec", "scrubjay/UAV-v0", num_uavs=3).possible_agents == [
         "uav_0",
