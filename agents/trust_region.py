@@ -172,24 +172,36 @@ def fisher_product(
             return grad(pulled, probe, vector, retain_graph=True)[0]
 
     else:
-        origin = flatten(parameters).detach()
-        # Balances rounding (1/step) with the cubic term (step^2).
-        length = torch.finfo(origin.dtype).eps ** (1 / 3) * max(1.0, float(origin.norm()))
 
         def push(vector: Tensor) -> Tensor:
-            step = length / max(float(vector.norm()), torch.finfo(origin.dtype).tiny)
-            with torch.no_grad():
-                place(parameters, origin.add(vector, alpha=step))
-                ahead = distribution().outputs()
-                place(parameters, origin.sub(vector, alpha=step))
-                behind = distribution().outputs()
-                place(parameters, origin)
-            return ahead.sub_(behind).div_(2 * step)
+            return derivative_along(parameters, lambda: distribution().outputs(), vector)
 
     def product(vector: Tensor) -> Tensor:
         return _pull(outputs, parameters, current.fisher(push(vector)) * weights[..., None])
 
     return product
+
+
+@torch.no_grad()
+def derivative_along(
+    parameters: Sequence[Tensor], function: Callable[[], Tensor], vector: Float[Tensor, "numbers"]
+) -> Tensor:
+    """Return the derivative of a function of the parameters along a vector, as a central difference.
+
+    The parameters are moved to either side and put back bit for bit.
+    """
+    origin = flatten(parameters)
+    precision = torch.finfo(origin.dtype)
+    # Balances rounding, which counts for 1 / step, with the cubic term, which counts for step^2.
+    step = (
+        precision.eps ** (1 / 3) * max(1.0, float(origin.norm())) / max(float(vector.norm()), precision.tiny)
+    )
+    place(parameters, origin.add(vector, alpha=step))
+    ahead = function()
+    place(parameters, origin.sub(vector, alpha=step))
+    behind = function()
+    place(parameters, origin)
+    return (ahead - behind).div_(2 * step)
 
 
 def natural_gradient(

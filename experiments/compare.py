@@ -30,6 +30,7 @@ from scrubjay.experiments.seeding import derive_seed
 from scrubjay.experiments.statistics import bootstrap_interval, interquartile_mean
 from scrubjay.experiments.stopping import Interrupted
 from scrubjay.experiments.supervised import SupervisedConfig
+from scrubjay.experiments.team_report import team_tables
 from scrubjay.experiments.team_task import TeamTaskConfig
 
 LONGER_FILE = "longer.json"
@@ -101,6 +102,7 @@ def write_report(runs: Sequence[Run], out: Path, command: str) -> list[Path]:
         if isinstance(run.config, SupervisedConfig):
             supervised.setdefault(run.config.axes, []).append(run)
     sections = [_header(runs, command), _final_table(runs), *_longer_tables(runs, longer)]
+    sections += team_tables(runs, out)
     for alike in supervised.values():
         sections += [*_size_table(alike), *_accuracy_tables(alike)]
     write_atomically(out / "table.md", "\n\n".join(sections) + "\n")
@@ -173,8 +175,9 @@ def _how_to_read(seeds: int) -> str:
 
 
 def _final_table(runs: Sequence[Run]) -> str:
+    contender = "method" if isinstance(runs[0].config, TeamTaskConfig) else "memory"
     lines = [
-        "| recipe | memory | score after training | steps | wall time of training, s | steps/s |",
+        f"| recipe | {contender} | score after training | steps | wall time of training, s | steps/s |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}

@@ -21,6 +21,7 @@ from scrubjay.experiments.engine import Engine
 from scrubjay.experiments.local import evaluate_policy
 from scrubjay.experiments.metrics import EpisodeWindow
 from scrubjay.experiments.seeding import derive_seed
+from scrubjay.experiments.team_task import TeamTaskConfig
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ class RayEngine(Engine):
 
     model: Policy
 
-    def __init__(self, config: TrainConfig, run_dir: Path, options: RayOptions) -> None:
+    def __init__(self, config: TrainConfig | TeamTaskConfig, run_dir: Path, options: RayOptions) -> None:
         self.options = options
         self._joined = connect(options)
         try:

@@ -104,7 +104,6 @@ class SegmentGAMATRConfig(SegmentAlgorithmConfig):
 
     def make_learner(self, policy: TeamPolicy, peers: Alone) -> GAMATR:
         """Return GA-MATR, which never has peers: see `validate`."""
-        del peers
         return GAMATR(policy, self.gamatr, self.learner_seed)
 
     @property

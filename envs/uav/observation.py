@@ -22,7 +22,7 @@ def observation_space(config: UAVConfig) -> spaces.Dict:
     ================ =============== ==============================================================================
     leaf             shape           meaning
     ================ =============== ==============================================================================
-    own              [11 + N]        place (3: the area and the heights are -1 .. 1), last displacement (3: of the
+    own              [11 + N]        place (3: the area and the heights are -1 .. 1; in 2-D -1), last displacement (3: of the
                                      largest), power, battery (1 where it lasts), own spectral efficiency (of 20
                                      bit/s/Hz), share of all users it serves, time passed, sub-channel (one-hot)
     users            [K, 5]          place relative to the UAV (2: of the area's side), spectral efficiency of the
@@ -62,10 +62,10 @@ def observe(world: UAVWorld, rows: Rows | slice) -> dict[str, np.ndarray]:
     return {
         "own": _own(world, rows) * alive[..., None].astype(np.float32),
         "users": _users(world, rows, seen),
-        "users_mask": seen.astype(np.int8),
+        "users_mask": seen.view(np.int8),
         "neighbours": _neighbours(world, rows, others),
-        "neighbours_mask": others.astype(np.int8),
-        "adjacency": adjacency.astype(np.int8),
+        "neighbours_mask": others.view(np.int8),
+        "adjacency": adjacency.view(np.int8),
     }
 
 
@@ -114,17 +114,18 @@ def _seen(world: UAVWorld, rows: Rows | slice) -> Bool[np.ndarray, "rows M K"]:
 
 
 def _users(world: UAVWorld, rows: Rows | slice, seen: np.ndarray) -> Float32[np.ndarray, "rows M K features"]:
-    shown = seen.astype(np.float32)
-    area = np.float32(world.config.area_m)
+    config = world.config
     east, north = world.user_offset_m[:, rows]
-    uavs = np.arange(world.config.num_uavs)
+    shown = seen.astype(np.float32)
+    scale = shown * _reciprocal(config.area_m)
+    served = world.association[rows][:, None, :] == np.arange(config.num_uavs)[:, None]
     users = np.empty((*seen.shape, _USER), dtype=np.float32)
     # Feature by feature over contiguous users, because numpy is slow where the innermost axis is short.
-    np.multiply(east / area, shown, out=users[..., 0])
-    np.multiply(north / area, shown, out=users[..., 1])
+    np.multiply(east, scale, out=users[..., 0])
+    np.multiply(north, scale, out=users[..., 1])
     np.multiply(_shown(world.efficiency[rows])[:, None], shown, out=users[..., 2])
     np.multiply(_relative_mean_rate(world, rows)[:, None], shown, out=users[..., 3])
-    users[..., 4] = (world.association[rows][:, None, :] == uavs[:, None]) & seen
+    users[..., 4] = served & seen
     return users
 
 
@@ -141,17 +142,22 @@ def _neighbours(
 ) -> Float32[np.ndarray, "rows M M features"]:
     config = world.config
     heard = others.astype(np.float32)
-    area = np.float32(config.area_m)
+    scale = heard * _reciprocal(config.area_m)
     east, north, up = world.uav_offset_m[:, rows]
     neighbours = np.empty((*others.shape, _NEIGHBOUR + config.num_channels), dtype=np.float32)
-    np.multiply(east / area, heard, out=neighbours[..., 0])
-    np.multiply(north / area, heard, out=neighbours[..., 1])
+    np.multiply(east, scale, out=neighbours[..., 0])
+    np.multiply(north, scale, out=neighbours[..., 1])
     np.multiply(up / _height_span(config), heard, out=neighbours[..., 2])
     power = (world.power_level[rows] + 1).astype(np.float32) * np.float32(1 / config.power_levels)
     np.multiply(power[:, None], heard, out=neighbours[..., 3])
     channels = (world.channel[rows][..., None] == np.arange(config.num_channels)).astype(np.float32)
     np.multiply(channels[:, None], heard[..., None], out=neighbours[..., _NEIGHBOUR:])
     return neighbours
+
+
+def _reciprocal(length_m: float) -> np.float32:
+    """Return a number whose product with any part of the length is at most 1, rounding included."""
+    return np.nextafter(np.float32(1 / length_m), np.float32(0))
 
 
 def _height_span(config: UAVConfig) -> np.float32:

@@ -141,7 +141,10 @@ class UAVWorld:
         self.rate_sum_bps[rows] = 0
 
     def advance(self, actions: Int64[np.ndarray, "R M 3"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Take a step in every row; return rewards (float64 `[R, M]`), terminated `[R, M]`, truncated `[R]`."""
+        """Take a step in every row; return rewards (float64 `[R, M]`), terminated `[R, M]`, truncated `[R]`.
+
+        Actions must be allowed ones, of those that do not fly too, though these do nothing.
+        """
         alive = self.alive
         outside = self._fly(actions, alive)
         users = Walk(self.user_position_m, self.user_velocity_m_s, self.user_goal, self.hot_spot_m)
@@ -213,8 +216,7 @@ class UAVWorld:
         reached = np.minimum(np.maximum(target, self._low), self._high)
         self.displacement_m = reached - self.position_m
         self.position_m = reached
-        self.channel = np.where(alive, actions[..., 1], self.channel)
-        self.power_level = np.where(alive, actions[..., 2], self.power_level)
+        self.channel, self.power_level = actions[..., 1].copy(), actions[..., 2].copy()
         beyond = reached != target
         return beyond[..., 0] | beyond[..., 1] | beyond[..., 2]
 
@@ -235,9 +237,10 @@ class UAVWorld:
         shared = efficiency / load.take(uav)
         own = np.bincount(uav.ravel(), shared.ravel(), count * uavs).reshape(count, uavs)
         rate = (shared * self.config.bandwidth_hz).astype(np.float32)
-        association[~self.alive[rows].any(axis=1)] = -1
+        somebody = np.any(self.alive[rows], axis=1, keepdims=True)
+        association[~somebody[:, 0]] = -1
         self.association[rows], self.efficiency[rows], self.rate_bps[rows] = association, efficiency, rate
-        self.load[rows] = load.reshape(count, uavs)
+        self.load[rows] = load.reshape(count, uavs) * somebody
         self.own_bps_hz[rows] = own
         return own
 
@@ -253,10 +256,8 @@ class UAVWorld:
 
     def _gain(self, rows: Rows | slice) -> Float32[np.ndarray, "rows M K"]:
         ground = self.user_distance_m[rows]
-        height = np.float32(self.config.height_m)
-        if self.config.flight_3d:
-            # A full copy, because numpy may round broadcast operands otherwise than contiguous ones.
-            height = np.broadcast_to(self.position_m[rows, :, 2, None], ground.shape).copy()
+        # A full copy, because numpy may round broadcast operands otherwise than contiguous ones, and slower.
+        height = np.broadcast_to(self.position_m[rows, :, 2, None], ground.shape).copy()
         gain = mean_gain(ground, height, self.config.frequency_hz, self.config.environment)
         gain *= self.alive[rows].astype(np.float32)[:, :, None]
         return gain

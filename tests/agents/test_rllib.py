@@ -91,24 +91,12 @@ def ours(config, policy):
     return GAMATR(policy, config.gamatr, seed=3)
 
 
-def assert_equal(left, right):
-    assert type(left) is type(right)
-    if isinstance(left, dict):
-        assert left.keys() == right.keys()
-        for name in left:
-            assert_equal(left[name], right[name])
-    elif isinstance(left, torch.Tensor):
-        assert torch.equal(left, right)
-    else:
-        assert left == right
-
-
 @pytest.mark.parametrize(
     "config",
     [ppo_config(), team_config(), team_config(shared=False), team_config("clip")],
     ids=["ppo", "gamatr", "gamatr-separate", "gamatr-clip"],
 )
-def test_rllibs_learner_makes_the_update_that_ours_makes(config):
+def test_rllibs_learner_makes_the_update_that_ours_makes(config, assert_equal):
     """Bit for bit, whole batches and what is remembered of them included, after a way through processes."""
     runner = SegmentRunner(config=pickle.loads(pickle.dumps(config)), worker_index=0)
     policy = config.make_policy(runner.envs)

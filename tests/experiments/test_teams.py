@@ -143,7 +143,7 @@ def test_the_command_trains_judges_and_says_what_an_agent_gains(tmp_path, scrubj
         "--quiet",
     )
     assert code == 0, err
-    code, _, err = scrubjay(
+    code, out, err = scrubjay(
         "eval", "run", "--episodes", "3", "--best-response", "--response-steps", "24", "--set", "num_users=5"
     )
     assert code == 0, err

@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import warnings
+from typing import Any, cast
 
 import numpy as np
 import pettingzoo
@@ -41,16 +42,15 @@ def test_pettingzoos_own_test_of_environments_that_act_in_turn():
 
 
 def test_pettingzoos_own_test_of_rendering():
-    # It also makes an environment for a window, which it never opens and we do not have.
-    render_test(
-        lambda render_mode: uav.env(
-            "small", max_steps=3, render_mode={"human": None}.get(render_mode, render_mode)
-        )
-    )
+    def make(render_mode: str) -> Any:
+        # It also makes an environment for a window, which it never opens and we do not have.
+        return uav.env("small", max_steps=3, render_mode=None if render_mode == "human" else render_mode)
+
+    render_test(cast(Any, make))
 
 
 def test_registered_with_pettingzoo_in_both_forms():
-    single: uav.UAVDownlink = pettingzoo.make("parallel", "scrubjay/UAV-v0", preset_or_config="paper")
+    single: Any = pettingzoo.make("parallel", "scrubjay/UAV-v0", preset_or_config="paper")
     assert single.config == UAVConfig.paper()
     assert pettingzoo.make("aec", "scrubjay/UAV-v0", num_uavs=3).possible_agents == [
         "uav_0",
@@ -115,7 +115,7 @@ def test_results_and_states_are_copies():
 def test_pictures_keep_their_size_and_change(preset):
     env = uav.parallel_env(preset, render_mode="rgb_array")
     env.reset(seed=0)
-    frames = [env.render()]
+    frames: list[Any] = [env.render()]
     for _ in range(3):
         env.step({agent: np.array([1, 0, 1]) for agent in env.agents})
         frames.append(env.render())

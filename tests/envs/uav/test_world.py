@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scrubjay.envs import uav
 from scrubjay.envs.uav.channel import dbm_to_w, mean_path_loss_db
 from scrubjay.envs.uav.config import PRESETS, UAVConfig
+from scrubjay.envs.uav.observation import observe
 from scrubjay.envs.uav.world import move_table_m
 
 ROWS = 3
@@ -230,7 +231,7 @@ def test_a_row_of_many_equals_the_environment_alone_to_the_last_bit(config, seed
         actions = random_actions(teams, rng)
         step = teams.step(actions)
         observations = step.observations
-        ended_rows = list(np.flatnonzero(step.ended))
+        ended_rows = np.flatnonzero(step.ended).tolist()
         for row, env in enumerate(singles):
             flew = env.agents
             columns = {agent: env.possible_agents.index(agent) for agent in flew}
@@ -260,7 +261,13 @@ def test_state_goes_back_to_the_very_same_future(config, seed, before):
     play(teams, before, np.random.default_rng(seed))
     state = pickle.loads(pickle.dumps(teams.get_state()))
     future = play(teams, 12, np.random.default_rng(1))
-    for target in (teams, uav.teams(4, config)):
+    there = uav.teams(4, config)
+    there.set_state(state)
+    here = uav.teams(4, config)
+    here.reset(seed=seed)
+    play(here, before, np.random.default_rng(seed))
+    same(observe(there.world, slice(None)), observe(here.world, slice(None)))
+    for target in (teams, there):
         target.set_state(state)
         for mine, theirs in zip(play(target, 12, np.random.default_rng(1)), future, strict=True):
             same(mine.observations, theirs.observations)
