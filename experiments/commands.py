@@ -17,7 +17,7 @@ from scrubjay.envs import list_environments
 from scrubjay.experiments.arguments import UsageError, choose, parse, take_flag
 from scrubjay.experiments.cluster import RayOptions, connect, describe_cluster
 from scrubjay.experiments.config import TrainConfig
-from scrubjay.experiments.environments import EnvConfig, parse_setting
+from scrubjay.experiments.environments import EnvConfig
 from scrubjay.experiments.methods import METHODS
 from scrubjay.experiments.overrides import override, with_settings
 from scrubjay.experiments.recipes import RECIPES, describe
@@ -28,7 +28,7 @@ from scrubjay.experiments.team_task import TeamTaskConfig
 from scrubjay.memory import list_memories, make
 
 if TYPE_CHECKING:
-    from scrubjay.experiments.team_play import TeamActor
+    from scrubjay.experiments.team_play import Cast
 
 
 def train(words: Sequence[str]) -> int:
@@ -216,10 +216,10 @@ def plot(words: Sequence[str]) -> int:
 
 @dataclass(frozen=True)
 class PlayOptions:
-    """Write one episode to an animated GIF, by a trained policy or at random, or of UAVs by a rule of thumb."""
+    """Write one episode to an animated GIF, by a trained policy, at random, or of UAVs by a rule of thumb."""
 
     what: Positional[str]
-    """A run's directory; or for a random policy the id of an environment, or a recipe for its environment; or uav."""
+    """A run's directory; or the id of an environment, or a recipe for its environment; or uav."""
     out: Path | None = None
     """File to write; default: episode.gif in the run, or in the current folder."""
     seed: int = 1
@@ -227,9 +227,10 @@ class PlayOptions:
     max_steps: int = 500
     """Where to cut a long episode."""
     policy: str | None = None
-    """Of uav: random, static or follow; default: follow."""
+    """Of a team: a run's directory or random, of uav also static or follow; default: the run's own, else follow,
+    else random."""
     preset: str | None = None
-    """Of uav: small, paper or city; default: small."""
+    """Of uav: small, paper or city; default: as the run or recipe has it, else small."""
     coverage: Path | None = None
     """Of uav: file for a map of what a user would get at every place at the end; its ending chooses the format."""
 
@@ -237,15 +238,18 @@ class PlayOptions:
 def play(words: Sequence[str]) -> int:
     """`scrubjay play RUN|ENV_ID|RECIPE|uav [--out FILE.gif] [--set name=value]`."""
     from scrubjay.experiments import play as player
+    from scrubjay.experiments.team_play import cast_team
 
     remaining = list(words)
     settings = take_flag(remaining, "--set")
     options = parse(PlayOptions, remaining, "scrubjay play")
-    if options.what == "uav":
-        return _play_uav(options, settings)
+    with _bad_input():
+        cast = cast_team(options.what, options.policy, options.preset, settings, options.seed)
+    if cast is not None:
+        return _play_team(cast, options)
     for flag in ("policy", "preset", "coverage"):
         if getattr(options, flag) is not None:
-            raise UsageError(f"--{flag} belongs to: scrubjay play uav")
+            raise UsageError(f"--{flag} is of teams, which {options.what} is not; as in: scrubjay play uav")
     folder, policy = Path(), None
     with _bad_input():
         if Path(options.what).exists():
@@ -261,28 +265,24 @@ def play(words: Sequence[str]) -> int:
     return 0
 
 
-def _play_uav(options: PlayOptions, settings: Sequence[str]) -> int:
-    from scrubjay.envs.uav import parallel_env
+def _play_team(cast: Cast, options: PlayOptions) -> int:
     from scrubjay.experiments.coverage import plot_coverage
     from scrubjay.experiments.team_play import play_team
 
-    actor = _uav_actor(options.policy or "follow", options.seed)
     with _bad_input():
-        changes = dict(map(parse_setting, settings))
-        env = parallel_env(options.preset or "small", render_mode="rgb_array", **changes)
-        out = options.out or Path("episode.gif")
-        episode = play_team(env, actor, out, options.seed, options.max_steps)
-        covered = [str(plot_coverage(env.world, options.coverage))] if options.coverage else []
+        env = cast.env.make(render_mode="rgb_array")
+        world = getattr(env, "world", None)
+        if options.coverage is not None and world is None:
+            raise ValueError(f"--coverage is of uav, not of {cast.env.id}")
+        out = options.out or cast.folder / "episode.gif"
+        episode = play_team(env, cast.actor, out, options.seed, options.max_steps)
+        env.close()
+        covered = [str(plot_coverage(world, options.coverage))] if options.coverage and world else []
     print(f"{out}: {episode.frames} frames, return {sum(episode.returns.values()):g}")
-    print(_table([(name, f"{value:.4g}") for name, value in episode.measures.items()]))
+    if episode.measures:
+        print(_table([(name, f"{value:.4g}") for name, value in episode.measures.items()]))
     print(*covered, sep="\n", end="\n" if covered else "")
     return 0
-
-
-def _uav_actor(name: str, seed: int) -> TeamActor:
-    from scrubjay.envs.uav.heuristics import HEURISTICS
-
-    return HEURISTICS[choose("policy", name, list(HEURISTICS))](seed)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
-"""Watch a team: one episode as an animated GIF."""
+"""Watch a team: who plays what, and one episode of it as an animated GIF."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,31 @@ import numpy as np
 from gymnasium import spaces
 from pettingzoo import ParallelEnv
 
+from scrubjay.agents.team_policy import TeamPolicy
+from scrubjay.experiments.arguments import UsageError, did_you_mean
+from scrubjay.experiments.overrides import with_settings
 from scrubjay.experiments.play import picture, write_gif
+from scrubjay.experiments.recipes import RECIPES
+from scrubjay.experiments.run import Run
+from scrubjay.experiments.team_evaluation import PolicyActor, rules
+from scrubjay.experiments.team_task import TeamTaskConfig
+from scrubjay.experiments.teams import TeamEnvConfig
 
 TeamActor = Callable[[Any, Mapping[str, np.ndarray], np.ndarray, np.ndarray], np.ndarray]
 """From the environment, leaves of observations `[rows, agents, ...]`, who is alive `[rows, agents]` and which rows
 begin an episode `[rows]`, to actions `[rows, agents, ...]`; a rule or a policy."""
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Who plays what."""
+
+    env: TeamEnvConfig
+    """The environment of the team."""
+    actor: TeamActor
+    """Who acts for all of it."""
+    folder: Path
+    """Where what is written belongs, if nothing else is said: the run's directory, or the current one."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +49,44 @@ class TeamEpisode:
     """Sum of rewards of each agent."""
     measures: dict[str, float]
     """What the environment measured, such as the sum of rates, averaged over steps."""
+
+
+def cast_team(
+    what: str, policy: str | None, preset: str | None, settings: Sequence[str], seed: int
+) -> Cast | None:
+    """Return who plays a team's run, a recipe of teams or "uav"; None if `what` is none of these.
+
+    Args:
+        what: what to play; of a run its environment, and its policy where no other is named.
+        policy: the directory of a team's run, "random", or a rule of thumb that the environment has.
+        preset: of uav, instead of what the run or recipe says.
+        settings: `name=value`, handed to the environment.
+        seed: of actions at random.
+
+    Raises:
+        UsageError: for an unknown policy, a run of one agent among them, or a bad setting.
+        ValueError: if the policy learned in another kind of environment.
+    """
+    run = None if what == "uav" else _team_run(what)
+    recipe = RECIPES[what]() if what in RECIPES else None
+    if run is not None:
+        env = _task(run).env
+    elif isinstance(recipe, TeamTaskConfig):
+        env = recipe.env
+    elif what == "uav":
+        env = TeamEnvConfig()
+    else:
+        return None
+    learned = run
+    if policy is not None:
+        learned = _team_run(policy)
+        if what == "uav" and learned is not None:
+            env = _task(learned).env
+    if preset is not None:
+        env = TeamEnvConfig(kwargs={"preset_or_config": preset})
+    env = with_settings(env, settings)
+    actor = _by_name(policy, env, seed) if learned is None else PolicyActor(_fitted(learned, env))
+    return Cast(env, actor, Path() if run is None else run.path)
 
 
 def play_team(
@@ -78,3 +137,48 @@ def _batch(env: ParallelEnv[Any, Any, Any], observations: Mapping[str, Any]) -> 
             if agent in observations:
                 batch[leaf][0, column] = observations[agent][leaf] if leaf else observations[agent]
     return batch
+
+
+def _team_run(path: str) -> Run | None:
+    """Return the team's run in that directory; None if there is no such directory, or the run is of no team."""
+    run = Run.load(path) if Path(path).exists() else None
+    return run if run is not None and isinstance(run.config, TeamTaskConfig) else None
+
+
+def _task(run: Run) -> TeamTaskConfig:
+    assert isinstance(run.config, TeamTaskConfig)
+    return run.config
+
+
+def _fitted(run: Run, env: TeamEnvConfig) -> TeamPolicy:
+    """Return the run's policy for an environment with another number of agents, say."""
+    policy = dataclasses.replace(_task(run), env=env).make_policy()
+    try:
+        policy.load_state_dict(run.team_policy.state_dict())
+    except RuntimeError as error:
+        raise ValueError(
+            f"the policy of {run.path} does not fit {env.kwargs}: it learned in {_task(run).env.kwargs}, and "
+            "what an agent sees and can do must be alike"
+        ) from error
+    return policy.eval()
+
+
+def _by_name(name: str | None, env: TeamEnvConfig, seed: int) -> TeamActor:
+    known: dict[str, Callable[[int], TeamActor]] = {"random": _at_random, **rules(env)}
+    name = name or ("follow" if "follow" in known else "random")
+    if name not in known:
+        choices = f"{', '.join(known)}, or the directory of a team's run"
+        raise UsageError(f"unknown policy {name!r}; choose from {choices}{did_you_mean(name, list(known))}")
+    return known[name](seed)
+
+
+def _at_random(seed: int) -> TeamActor:
+    def act(
+        env: ParallelEnv[Any, Any, Any], observations: Any, alive: np.ndarray, start: np.ndarray
+    ) -> np.ndarray:
+        if start.any():
+            for number, agent in enumerate(env.possible_agents):
+                env.action_space(agent).seed(seed + number)
+        return np.stack([[env.action_space(agent).sample() for agent in env.possible_agents]])
+
+    return act

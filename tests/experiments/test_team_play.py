@@ -8,8 +8,11 @@ from PIL import Image, ImageSequence
 
 from scrubjay.agents.team_policy import TeamPolicy, TeamPolicyConfig
 from scrubjay.envs import uav
+from scrubjay.experiments import train
 from scrubjay.experiments.cli import main
 from scrubjay.experiments.team_play import play_team
+from scrubjay.experiments.team_task import TeamTaskConfig
+from scrubjay.experiments.teams import TeamEnvConfig
 
 
 class Relay(ParallelEnv):
@@ -115,13 +118,51 @@ def test_rules_of_thumb_are_played_from_the_command_line(policy, preset, tmp_pat
     assert covered.stat().st_size > 1000
 
 
+@pytest.fixture(scope="module")
+def team_run(tmp_path_factory):
+    """A run of two base stations over four users, as soon as it has weights."""
+    config = TeamTaskConfig(
+        env=TeamEnvConfig(kwargs={"num_users": 4, "max_steps": 3}, num_envs=2),
+        total_steps=6,
+        segment_length=3,
+        device="cpu",
+        eval_episodes=0,
+    )
+    return str(train(config, tmp_path_factory.mktemp("team") / "run").path)
+
+
+def test_a_run_plays_its_own_environment_or_another(team_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["play", team_run]) == 0
+    assert f"{team_run}/episode.gif: 4 frames" in capsys.readouterr().out
+    assert main(["play", "uav", "--policy", team_run, "--set", "num_uavs=3"]) == 0
+    assert "episode.gif: 4 frames" in capsys.readouterr().out
+    assert main(["play", "uav-small", "--policy", team_run, "--set", "max_steps=2"]) == 0
+    assert "episode.gif: 3 frames" in capsys.readouterr().out
+    assert main(["play", team_run, "--policy", "static", "--out", "static.gif"]) == 0
+    assert "static.gif: 4 frames" in capsys.readouterr().out
+    assert main(["play", "uav", "--policy", team_run, "--preset", "city"]) == 2
+    assert "does not fit" in capsys.readouterr().err
+
+
+def test_teams_without_rules_play_at_random(tmp_path, capsys):
+    pytest.importorskip("mpe2")
+    words = ["play", "spread", "--out", str(tmp_path / "spread.gif"), "--max-steps", "2"]
+    assert main(words) == 0
+    assert "3 frames" in capsys.readouterr().out
+    assert main([*words, "--coverage", str(tmp_path / "map.png")]) == 2
+    assert "--coverage is of uav" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
+        (["uav", "--policy", "runs/none"], "or the directory of a team's run"),
+        (["uav", "--set", "num_uavs"], "name=value"),
         (["uav", "--policy", "statik"], "did you mean 'static'"),
         (["uav", "--preset", "village"], "village"),
         (["uav", "--set", "num_uav=3"], "did you mean 'num_uavs'"),
-        (["scrubjay/TMaze-v0", "--policy", "static"], "--policy belongs to"),
+        (["scrubjay/TMaze-v0", "--policy", "static"], "--policy is of teams"),
     ],
 )
 def test_errors_name_the_fix(words, told, capsys):
