@@ -197,9 +197,7 @@ def resolve_config(preset: str | UAVConfig, **overrides: Any) -> UAVConfig:
     elif preset in PRESETS:
         config = PRESETS[preset]()
     else:
-        raise ValueError(
-            f"preset {preset!r}: choose from {', '.join(PRESETS)}, or pass a UAVConfig"
-        )
+        raise ValueError(f"preset {preset!r}: choose from {', '.join(PRESETS)}, or pass a UAVConfig")
     known = [field.name for field in fields(UAVConfig)]
     for name in overrides:
         if name not in known:

@@ -202,7 +202,7 @@ def test_alone_all_ways_are_plain_trpo() -> None:
         if mode == "metagame" and shared:
             continue
         policy = make_policy(agents=1, shared=shared)
-        GAMATR(policy, GAMATRConfig(mode=mode)).update(play(policy, climbing))  # pyright: ignore[reportArgumentType]
+        GAMATR(policy, GAMATRConfig(mode=mode, curvature_share=1.0)).update(play(policy, climbing))  # pyright: ignore[reportArgumentType]
         torch.testing.assert_close(flatten(policy.actor_parameters()), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -326,7 +326,7 @@ def test_allocated_budgets_follow_the_gains() -> None:
     segment = play(policy, lambda actions: actions.float() * torch.tensor([1.0, 0.0, 0.0]))
     segment.values.zero_()
     batch = learner.batch(segment)
-    gains = [natural.gain for natural in natural_gradients(policy, batch, learner.config)]
+    gains = [natural.gain for natural in natural_gradients(policy, batch, learner.config, range(3))]
     assert gains[0] > 0
     assert gains[1:] == [0.0, 0.0]
     old = frozen(partial(policy.distribution, segment))

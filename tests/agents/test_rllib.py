@@ -85,7 +85,7 @@ def team_config(mode: Any = "sequential", shared=True):
     )
 
 
-def ours(config, policy):
+def ours(config, policy) -> Any:
     if isinstance(config, SegmentPPOConfig):
         return PPO(policy, config.ppo, seed=3)
     return GAMATR(policy, config.gamatr, seed=3)
@@ -105,7 +105,7 @@ def test_rllibs_learner_makes_the_update_that_ours_makes(config, assert_equal):
     learner.set_parts({"policy": policy.state_dict(), "learner": None})
     born = {name: value.clone() for name, value in policy.state_dict().items()}
     for _ in range(2):
-        segment = runner.sample(policy.state_dict()).segment
+        segment: Any = runner.sample(policy.state_dict()).segment
         expected = local.update(segment)
         rows = torch.arange(4)
         sent = pickle.loads(pickle.dumps(type(segment).cat([segment.rows(rows[:3]), segment.rows(rows[3:])])))

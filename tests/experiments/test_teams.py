@@ -16,6 +16,7 @@ from scrubjay.experiments import RECIPES, Run, resume, train
 from scrubjay.experiments.config import from_json, to_json
 from scrubjay.experiments.equilibrium import gains, untrained
 from scrubjay.experiments.methods import METHODS, with_method
+from scrubjay.experiments.recipes import uav_small
 from scrubjay.experiments.team_engine import TeamEngine
 from scrubjay.experiments.team_evaluation import PolicyActor, evaluate_team, rules
 from scrubjay.experiments.team_task import TeamTaskConfig
@@ -79,7 +80,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(team_run, tmp_path, assert_same):
 
 def test_a_config_of_a_team_survives_its_file():
     for name in METHODS:
-        config = with_method(RECIPES["uav-small"](), name)
+        config = with_method(uav_small(), name)
         assert from_json(to_json(config)) == config
 
 
