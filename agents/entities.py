@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from gymnasium import spaces
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from scrubjay.agents.encoders import ObservationEncoder, VectorEncoder
@@ -17,11 +19,9 @@ ADJACENCY = "adjacency"
 class EntityEncoder(nn.Module):
     """Encodes one agent's observation, its sets included, as one vector.
 
-    A leaf NAME of two axes with a sibling NAME_mask is a set: each element passes a linear layer and SiLU, and
-    mean, maximum and the logarithm of one plus the number of those present stand for all (Zaheer et al. 2017,
-    arXiv 1703.06114). So neither order nor padding matters, and no parameter depends on the padded size. All other
-    leaves but `adjacency` go through an `ObservationEncoder`. Raises TypeError on an unsupported space and
-    ValueError on a mask whose shape does not fit its set.
+    A leaf NAME of two axes with a sibling NAME_mask is a set, for a `SetEncoder`: neither order nor padding matters,
+    and no parameter depends on the padded size. All other leaves but `adjacency` go through an `ObservationEncoder`.
+    Raises TypeError on an unsupported space and ValueError on a mask whose shape does not fit its set.
     """
 
     def __init__(self, space: spaces.Space, dim: int) -> None:
@@ -36,6 +36,7 @@ class EntityEncoder(nn.Module):
             raise TypeError(f"observation space {space} holds no features; a policy needs something to see")
         self.plain = ObservationEncoder(spaces.Dict(plain), dim) if plain else None
         self.elements = nn.ModuleList()
+        width = dim * bool(plain)
         for name in self.sets:
             leaf, mask = leaves[name], leaves[f"{name}_mask"]
             if not isinstance(leaf, spaces.Box) or mask.shape != leaf.shape[:1]:
@@ -43,11 +44,13 @@ class EntityEncoder(nn.Module):
                     f"set {name!r} is {leaf} and its mask {mask}; expected a Box [elements, features] and one bit "
                     "for each element"
                 )
-            self.elements.append(
-                VectorEncoder(spaces.Box(leaf.low[0], leaf.high[0], dtype=leaf.dtype.type), dim)
-            )
-        widths = dim * bool(plain) + (2 * dim + 1) * len(self.sets)
-        self.project = nn.Linear(widths, dim) if self.sets else None
+            encoder = SetEncoder(leaf, dim)
+            self.elements.append(encoder)
+            width += encoder.width
+        self.project = nn.Linear(width, dim) if self.sets else None
+        if self.project is not None:
+            nn.init.orthogonal_(self.project.weight, math.sqrt(2))
+            nn.init.zeros_(self.project.bias)
 
     def forward(self, leaves: dict[str, Tensor]) -> Float[Tensor, "batch dim"]:
         """Return one vector per observation; the leaves are `[batch, *shape]`."""
@@ -55,16 +58,35 @@ class EntityEncoder(nn.Module):
         if self.project is None:
             return parts[0]
         for name, encode in zip(self.sets, self.elements, strict=True):
-            present = leaves[f"{name}_mask"] > 0
-            parts.append(_pool(encode, leaves[name], present[..., None]))
+            parts.append(encode(leaves[name], leaves[f"{name}_mask"] > 0))
         return nn.functional.silu(self.project(torch.cat(parts, dim=-1)))
 
 
-def _pool(encode: nn.Module, elements: Tensor, present: Tensor) -> Tensor:
-    # Padding may hold anything, NaN included; zeros before the encoder keep its gradient clean too.
-    encoded = encode(elements.masked_fill(~present, 0).flatten(0, 1)).unflatten(0, elements.shape[:2])
-    count = present.sum(dim=1).to(encoded.dtype)
-    mean = encoded.masked_fill(~present, 0).sum(dim=1) / count.clamp_min(1)
-    # SiLU is never below -0.28: a lower number cannot win, and unlike -inf it may be multiplied by zero.
-    largest = encoded.masked_fill(~present, -1).amax(dim=1) * (count > 0)
-    return torch.cat([mean, largest, count.log1p()], dim=-1)
+class SetEncoder(nn.Module):
+    """Encodes a padded set, as wide as `width` says: the mean of its elements, two weighted means, their number.
+
+    Elements pass a linear layer and SiLU; a learned vector each weighs them by a softmax, as one seed of the pooling
+    by attention of Lee et al. 2019 (arXiv 1810.00825) does. An empty set is zeros.
+    """
+
+    def __init__(self, space: spaces.Box, dim: int) -> None:
+        super().__init__()
+        element = spaces.Box(space.low[0], space.high[0], dtype=space.dtype.type)
+        self.encoder = VectorEncoder(element, dim)
+        self.scores = nn.Linear(dim, 2, bias=False)
+        self.width = 3 * dim + 1
+
+    def forward(
+        self, elements: Float[Tensor, "batch elements features"], present: Bool[Tensor, "batch elements"]
+    ) -> Float[Tensor, "batch width"]:
+        """Return one vector per set; elements that are not `present` may hold anything."""
+        # Zeros before the encoder, so that NaN in padding does not reach its gradient either.
+        clean = elements.masked_fill(~present[..., None], 0)
+        encoded = self.encoder(clean.flatten(0, 1)).unflatten(0, present.shape)
+        absent = ~present[:, None]
+        # Finite, so that the softmax of an empty set is, too.
+        weights = self.scores(encoded).transpose(1, 2).masked_fill(absent, -1e9).softmax(dim=-1)
+        count = present.sum(dim=1, keepdim=True).to(encoded.dtype)
+        even = (1 / count.clamp_min(1))[..., None].expand(-1, 1, weights.shape[-1])
+        means = torch.cat([even, weights], dim=1).masked_fill(absent, 0) @ encoded
+        return torch.cat([means.flatten(1), count.log1p()], dim=-1)

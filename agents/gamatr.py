@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -44,13 +45,23 @@ class GAMATR:
 
     With `normalize_values` the policy's critic speaks in units of the returns' running deviation, from their running
     mean; who wants values in units of reward applies `value_mean` and `value_deviation`.
+    With `agents` only these move, by mode `independent` and actors of their own; the others stay as they are.
     Raises ValueError if the policy's actors do not fit the mode.
     """
 
-    def __init__(self, policy: TeamPolicy, config: GAMATRConfig | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        policy: TeamPolicy,
+        config: GAMATRConfig | None = None,
+        seed: int = 0,
+        agents: Sequence[int] | None = None,
+    ) -> None:
         self.policy = policy
         self.config = config if config is not None else GAMATRConfig()
         _check_actors(policy, self.config)
+        if agents is not None and (self.config.mode != "independent" or policy.config.shared):
+            raise ValueError(f"agents={agents} alone can move only with mode='independent' and shared=False")
+        self.agents = range(policy.num_agents) if agents is None else agents
         self.critic_optimizer = torch.optim.Adam(
             policy.critic_parameters(), lr=self.config.critic_learning_rate, eps=1e-5, fused=True
         )
@@ -124,7 +135,7 @@ class GAMATR:
         distribution = partial(policy.distribution, batch.segment)
         old = None
         if config.mode == "independent":
-            steps = independent_steps(policy, batch, config)
+            steps = independent_steps(policy, batch, config, self.agents)
         elif config.mode == "sequential":
             steps = sequential_steps(policy, batch, config, self.generator)
         elif config.mode == "consensus":

@@ -35,7 +35,7 @@ def metagame_steps(
     agents = range(policy.num_agents)
     before = [flatten(policy.actor_parameters(agent)).detach() for agent in agents]
     old = [frozen(partial(policy.distribution, batch.segment, agent)) for agent in agents]
-    steps = independent_steps(policy, batch, config)
+    steps = independent_steps(policy, batch, config, agents)
     ratios = torch.stack(
         [batch.log_ratio(step.policy, agent).exp() for agent, step in enumerate(steps)], dim=2
     )

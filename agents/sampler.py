@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,8 @@ class EpisodeStats:
     """Number of actions."""
     success: float | None = None
     """What the environment said under `info["success"]` at the end, if it did."""
+    measures: dict[str, float] = field(default_factory=dict)
+    """Means over its steps of what else was measured, in samplers that do."""
 
 
 class Sampler:
@@ -141,9 +143,7 @@ class Sampler:
             "starts": self._starts.tolist(),
             "returns": self._returns.tolist(),
             "lengths": self._lengths.tolist(),
-            "episodes": [
-                (episode.episode_return, episode.length, episode.success) for episode in self._episodes
-            ],
+            "episodes": [asdict(episode) for episode in self._episodes],
             "env": save_env(self.env) if self.exact else None,
         }
 
@@ -161,7 +161,7 @@ class Sampler:
         else:
             _log.warning("saved on %s, going on on %s: not exactly", state["device"], self.policy.device.type)
             self._generator.manual_seed(int(state["generator"].sum()))
-        self._episodes = [EpisodeStats(*episode) for episode in state["episodes"]]
+        self._episodes = [EpisodeStats(**episode) for episode in state["episodes"]]
         if state["env"] is None or not self.exact:
             # A seed that depends on how far the run has come: the first episodes are not played again.
             self._begin(

@@ -11,13 +11,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from scrubjay.agents.team_network import TeamNetwork, hearing
-from scrubjay.memory import MemoryConfig, State
+from scrubjay.memory import MemoryConfig
 
 CriticKind = Literal["attention", "pooled", "local"]
 
 
 class TeamCritic(nn.Module):
-    """Judges each agent's prospects by its own features and a view of the team, after a `TeamNetwork`.
+    """Judges each agent's prospects by its own features and a view of the team; `network` makes the features.
 
     `attention`: an agent attends over all living agents' features; `pooled`: their mean; `local`: its own alone.
     """
@@ -30,24 +30,21 @@ class TeamCritic(nn.Module):
         self.kind = kind
         self.network = TeamNetwork(space, memory, graph_rounds, graph_heads)
         self.attention = TeamAttention(dim, graph_heads) if kind == "attention" else None
-        self.judge = nn.Sequential(
-            nn.Linear(dim if kind == "local" else 2 * dim, dim), nn.SiLU(), nn.Linear(dim, 1)
-        )
+        hidden, value = nn.Linear(dim if kind == "local" else 2 * dim, dim), nn.Linear(dim, 1)
+        for layer, gain in ((hidden, math.sqrt(2)), (value, 1.0)):
+            nn.init.orthogonal_(layer.weight, gain)
+            nn.init.zeros_(layer.bias)
+        self.judge = nn.Sequential(hidden, nn.SiLU(), value)
 
     def forward(
-        self,
-        leaves: dict[str, Tensor],
-        alive: Bool[Tensor, "batch time agents"] | None,
-        state: State,
-        start: Bool[Tensor, "batch time"] | None,
-    ) -> tuple[Float[Tensor, "batch time agents"], State]:
-        """Return values and the memory's state; arguments as in `TeamNetwork`."""
-        features, state = self.network(leaves, alive, state, start)
+        self, features: Float[Tensor, "*leading agents dim"], alive: Bool[Tensor, "*leading agents"] | None
+    ) -> Float[Tensor, "*leading agents"]:
+        """Return the value of each agent's prospects from what the critic's `network` made of the team."""
         if self.attention is not None:
             features = torch.cat([features, self.attention(features, alive)], dim=-1)
         elif self.kind == "pooled":
             features = torch.cat([features, _mean(features, alive).expand_as(features)], dim=-1)
-        return self.judge(features).squeeze(-1), state
+        return self.judge(features).squeeze(-1)
 
 
 class TeamAttention(nn.Module):

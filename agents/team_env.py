@@ -13,24 +13,50 @@ from jaxtyping import Bool, Float
 class TeamStep(Protocol):
     """What one step of every row came to. A row whose episode ended shows the first step of its next one."""
 
-    observations: Mapping[str, np.ndarray]
-    """Leaves of every agent's observation, `[rows, agents, ...]`; a space that is no Dict has the one leaf ""."""
-    alive: Bool[np.ndarray, "rows agents"]
-    """Who acts next."""
-    rewards: Float[np.ndarray, "rows agents"]
-    """Reward of the action just taken; 0 for those who were not alive."""
-    terminated: Bool[np.ndarray, "rows agents"]
-    """True where the action ended the agent's own episode for good."""
-    truncated: Bool[np.ndarray, " rows"]
-    """True where the row's episode was cut off."""
-    ended: Bool[np.ndarray, " rows"]
-    """True where a new episode has begun: the row was cut off, or nobody is left in it."""
-    final_observations: Mapping[str, np.ndarray]
-    """What the ended rows saw last, `[ended rows, agents, ...]`, in the order of rows."""
-    final_alive: Bool[np.ndarray, "ended agents"]
-    """Who was still alive then."""
-    infos: Mapping[str, Float[np.ndarray, " rows"]]
-    """What was measured in the step, such as the sum of rates."""
+    @property
+    def observations(self) -> Mapping[str, np.ndarray]:
+        """Leaves of every agent's observation, `[rows, agents, ...]`; a space that is no Dict has the one leaf ""."""
+        ...
+
+    @property
+    def alive(self) -> Bool[np.ndarray, "rows agents"]:
+        """Who acts next."""
+        ...
+
+    @property
+    def rewards(self) -> Float[np.ndarray, "rows agents"]:
+        """Reward of the action just taken; 0 for those who were not alive."""
+        ...
+
+    @property
+    def terminated(self) -> Bool[np.ndarray, "rows agents"]:
+        """True where the action ended the agent's own episode for good."""
+        ...
+
+    @property
+    def truncated(self) -> Bool[np.ndarray, " rows"]:
+        """True where the row's episode was cut off."""
+        ...
+
+    @property
+    def ended(self) -> Bool[np.ndarray, " rows"]:
+        """True where a new episode has begun: the row was cut off, or nobody is left in it."""
+        ...
+
+    @property
+    def final_observations(self) -> Mapping[str, np.ndarray]:
+        """What the ended rows saw last, `[ended rows, agents, ...]`, in the order of rows."""
+        ...
+
+    @property
+    def final_alive(self) -> Bool[np.ndarray, "ended agents"]:
+        """Who was still alive then."""
+        ...
+
+    @property
+    def infos(self) -> Mapping[str, Float[np.ndarray, " rows"]]:
+        """What was measured in the step, such as the sum of rates."""
+        ...
 
 
 class TeamEnv(Protocol):

@@ -31,40 +31,66 @@ class TeamNetwork(nn.Module):
         leaves: dict[str, Tensor],
         alive: Bool[Tensor, "batch time agents"] | None,
         state: State,
-        start: Bool[Tensor, "batch time"] | None,
+        start: Bool[Tensor, "batch time"],
         agent: int | None = None,
-    ) -> tuple[Float[Tensor, "batch time streams dim"], State]:
-        """Return features and memory states of all agents' streams, or of `agent`'s alone.
+    ) -> tuple[Float[Tensor, "batch time *agents dim"], State]:
+        """Return every agent's features in a segment, and its memory's state, `[batch, agents, ...]`.
 
-        Leaves are `[batch, time, agents, ...]`, states `[batch, streams, ...]`; `alive=None` means that all are.
-        Without rounds, one agent's features depend on its own observation alone.
+        Leaves are `[batch, time, agents, ...]`; `alive=None` means that all are. Given `agent`, all of this is of
+        that agent alone, without an axis for agents; without rounds its own observation is then all that counts.
         """
-        if agent is not None and not self.rounds:
-            leaves = {key: leaf[:, :, agent : agent + 1] for key, leaf in leaves.items()}
-        leading = next(iter(leaves.values())).shape[:3]
-        encoded = self.encoder({key: leaf.flatten(0, 2) for key, leaf in leaves.items()}).unflatten(
-            0, leading
+        nodes = self._nodes(leaves, alive, agent, axis=2)
+        if agent is not None:
+            return self.memory(nodes, state, start)
+        agents = nodes.shape[2]
+        outputs, state = self.memory(
+            nodes.transpose(1, 2).flatten(0, 1), _fold(state), start.repeat_interleave(agents, dim=0)
         )
+        return outputs.unflatten(0, (-1, agents)).transpose(1, 2), _unfold(state, agents)
+
+    def step(
+        self,
+        leaves: dict[str, Tensor],
+        alive: Bool[Tensor, "rows agents"] | None,
+        state: State,
+        start: Bool[Tensor, "rows"] | None = None,
+        agent: int | None = None,
+    ) -> tuple[Float[Tensor, "rows *agents dim"], State]:
+        """Return the same for one step; leaves are `[rows, agents, ...]`."""
+        features = self._nodes(leaves, alive, agent, axis=1)
+        agents = 1 if agent is not None else features.shape[1]
+        if agent is None:
+            features, state = features.flatten(0, 1), _fold(state)
+        if start is not None:
+            state = self.memory.reset_state(state, start.repeat_interleave(agents, dim=0))
+        features, state = self.memory.step(features, state)
+        if agent is None:
+            return features.unflatten(0, (-1, agents)), _unfold(state, agents)
+        return features, state
+
+    def initial_state(self, rows: int, agents: int | None = None) -> State:
+        """Return newborn states, `[rows, agents, ...]`, or `[rows, ...]` of one agent alone."""
+        if agents is None:
+            return self.memory.initial_state(rows)
+        return _unfold(self.memory.initial_state(rows * agents), agents)
+
+    def _nodes(self, leaves: dict[str, Tensor], alive: Tensor | None, agent: int | None, axis: int) -> Tensor:
+        """Return nodes before they remember, for leaves whose agents lie along `axis`."""
+        if agent is not None and not self.rounds:
+            return self._encode({key: leaf.select(axis, agent) for key, leaf in leaves.items()}, axis)
+        nodes = self._encode(leaves, axis + 1)
         if self.rounds:
             hears = hearing(leaves.get(ADJACENCY), alive)
             for attend in self.rounds:
-                encoded = attend(encoded, hears)
-            if agent is not None:
-                encoded = encoded[:, :, agent : agent + 1]
-        batch, time, streams = encoded.shape[:3]
-        inputs = encoded.transpose(1, 2).reshape(batch * streams, time, -1)
-        if start is not None:
-            start = start.repeat_interleave(streams, dim=0)
-        outputs, after = self.memory(
-            inputs, {key: value.flatten(0, 1) for key, value in state.items()}, start
-        )
-        features = outputs.unflatten(0, (batch, streams)).transpose(1, 2)
-        return features, {key: value.unflatten(0, (batch, streams)) for key, value in after.items()}
+                nodes = attend(nodes, hears)
+        return nodes if agent is None else nodes.select(axis, agent)
 
-    def initial_state(self, rows: int, streams: int) -> State:
-        """Return newborn states, `[rows, streams, ...]`."""
-        state = self.memory.initial_state(rows * streams)
-        return {key: value.unflatten(0, (rows, streams)) for key, value in state.items()}
+    def _encode(self, leaves: dict[str, Tensor], leading: int) -> Tensor:
+        if leading == 1:
+            return self.encoder(leaves)
+        shape = next(iter(leaves.values())).shape[:leading]
+        flat = {key: leaf.flatten(0, leading - 1) for key, leaf in leaves.items()}
+        return self.encoder(flat).unflatten(0, shape)
 
 
 def hearing(
@@ -88,3 +114,11 @@ def hearing(
     if hears is None:
         return None
     return hears | torch.eye(hears.shape[-1], dtype=torch.bool, device=hears.device)
+
+
+def _fold(state: State) -> State:
+    return {key: value.flatten(0, 1) for key, value in state.items()}
+
+
+def _unfold(state: State, agents: int) -> State:
+    return {key: value.unflatten(0, (-1, agents)) for key, value in state.items()}

@@ -139,13 +139,22 @@ class TeamPolicy(nn.Module):
         """Return the critic's parameters."""
         return list(self.critic.parameters())
 
+    @property
+    def critic_remembers(self) -> bool:
+        """Whether a value depends on more than the present."""
+        return bool(self.critic.network.initial_state(1))
+
     @torch.no_grad()
     def initial_state(self, rows: int) -> State:
         """Return all memories' states at the birth of an episode, `[rows, agents, ...]`."""
-        streams = self.num_agents if self.config.shared else 1
-        actors = [actor.network.initial_state(rows, streams) for actor in self._actors]
-        critic = self.critic.network.initial_state(rows, self.num_agents)
-        return {**_named("actor", _side_by_side(actors)), **_named("critic", critic)}
+        if self.config.shared:
+            actor = self._actors[0].network.initial_state(rows, self.num_agents)
+        else:
+            actor = _side_by_side([actor.network.initial_state(rows) for actor in self._actors])
+        return {
+            **_named("actor", actor),
+            **_named("critic", self.critic.network.initial_state(rows, self.num_agents)),
+        }
 
     @torch.no_grad()
     def step(
@@ -157,14 +166,26 @@ class TeamPolicy(nn.Module):
         generator: torch.Generator | None = None,
         deterministic: bool = False,
     ) -> TeamPolicyStep:
-        """Act once in every row; leaves are `[rows, agents, ...]`, `start` marks rows at an episode's first step."""
-        leaves, living, start = _one_step(observation, alive, start)
-        distribution, actor_state = self._act(leaves, living, _of("actor", state), start)
-        values, critic_state = self.critic(leaves, living, _of("critic", state), start)
-        action = distribution.mode() if deterministic else distribution.sample(generator)
-        state = {**_named("actor", actor_state), **_named("critic", critic_state)}
-        log_prob = distribution.log_prob(action)
-        return TeamPolicyStep(action.squeeze(1), log_prob.squeeze(1), values.squeeze(1), state)
+        """Act once in every row and judge; leaves are `[rows, agents, ...]`, `start` marks an episode's first step."""
+        leaves, living = _visible(observation, alive)
+        action, log_prob, actor = self._choose(leaves, living, state, start, generator, deterministic)
+        features, critic = self.critic.network.step(leaves, living, _of("critic", state), start)
+        value = self.critic(features, living)
+        return TeamPolicyStep(action, log_prob, value, {**_named("actor", actor), **_named("critic", critic)})
+
+    @torch.no_grad()
+    def choose(
+        self,
+        observation: Observation,
+        alive: Bool[Tensor, "rows agents"],
+        state: State,
+        start: Bool[Tensor, "rows"] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Float[Tensor, "rows agents"], State]:
+        """Return actions, their log-probabilities and the state as `step` does, the critic left where it was."""
+        leaves, living = _visible(observation, alive)
+        action, log_prob, actor = self._choose(leaves, living, state, start, generator, deterministic=False)
+        return action, log_prob, {**state, **_named("actor", actor)}
 
     @torch.no_grad()
     def value(
@@ -175,9 +196,9 @@ class TeamPolicy(nn.Module):
         start: Bool[Tensor, "rows"] | None = None,
     ) -> Float[Tensor, "rows agents"]:
         """Return the values of one observation per agent, of which nothing is remembered."""
-        leaves, living, start = _one_step(observation, alive, start)
-        values, _ = self.critic(leaves, living, _of("critic", state), start)
-        return values.squeeze(1)
+        leaves, living = _visible(observation, alive)
+        features, _ = self.critic.network.step(leaves, living, _of("critic", state), start)
+        return self.critic(features, living)
 
     def distribution(self, segment: TeamSegment, agent: int | None = None) -> Distribution:
         """Return what the actors would do in a segment, with gradients, over `[batch, time, agents]`.
@@ -187,20 +208,28 @@ class TeamPolicy(nn.Module):
         """
         leaves, living = _visible(segment.observations, segment.alive)
         state = detach_state(_of("actor", segment.state))
-        if agent is None:
-            return self._act(leaves, living, state, segment.starts)[0]
         if self.config.shared:
-            return self._act(leaves, living, state, segment.starts)[0].agent(agent)
+            (actor,) = self._actors
+            features, _ = actor.network(leaves, living, state, segment.starts)
+            everybody = actor.own(features, 0)
+            return everybody if agent is None else everybody.agent(agent)
+
+        def features_of(one: int) -> Tensor:
+            return self._actors[one].network(leaves, living, _stream(state, one), segment.starts, one)[0]
+
+        if agent is None:
+            return stack_agents([actor.own(features_of(one), one) for one, actor in enumerate(self._actors)])
         actor = self._actors[agent]
-        features, _ = actor.network(leaves, living, _stream(state, agent), segment.starts, agent)
-        features = features.squeeze(2)
-        return actor.everybody(features) if self.config.joint else actor.own(features, agent)
+        return (
+            actor.everybody(features_of(agent)) if self.config.joint else actor.own(features_of(agent), agent)
+        )
 
     def values(self, segment: TeamSegment) -> Float[Tensor, "batch time agents"]:
         """Return the critic's values of a segment, with gradients that end at the segment's border."""
         leaves, living = _visible(segment.observations, segment.alive)
         state = detach_state(_of("critic", segment.state))
-        return self.critic(leaves, living, state, segment.starts)[0]
+        features, _ = self.critic.network(leaves, living, state, segment.starts)
+        return self.critic(features, living)
 
     def act(
         self,
@@ -232,19 +261,29 @@ class TeamPolicy(nn.Module):
         """Return sampled actions as the environment wants them: in bounds, right dtype."""
         return self._actors[0].to_env(actions)
 
-    def _act(
-        self, leaves: dict[str, Tensor], alive: Tensor | None, state: State, start: Tensor | None
-    ) -> tuple[Distribution, State]:
+    def _choose(
+        self,
+        leaves: dict[str, Tensor],
+        alive: Tensor | None,
+        state: State,
+        start: Tensor | None,
+        generator: torch.Generator | None,
+        deterministic: bool,
+    ) -> tuple[Tensor, Tensor, State]:
+        state = _of("actor", state)
         if self.config.shared:
             (actor,) = self._actors
-            features, state = actor.network(leaves, alive, state, start)
-            return actor.own(features, 0), state
-        distributions, states = [], []
-        for agent, actor in enumerate(self._actors):
-            features, after = actor.network(leaves, alive, _stream(state, agent), start, agent)
-            distributions.append(actor.own(features.squeeze(2), agent))
-            states.append(after)
-        return stack_agents(distributions), _side_by_side(states)
+            features, state = actor.network.step(leaves, alive, state, start)
+            distribution = actor.own(features, 0)
+        else:
+            distributions, states = [], []
+            for agent, actor in enumerate(self._actors):
+                features, after = actor.network.step(leaves, alive, _stream(state, agent), start, agent)
+                distributions.append(actor.own(features, agent))
+                states.append(after)
+            distribution, state = stack_agents(distributions), _side_by_side(states)
+        action = distribution.mode() if deterministic else distribution.sample(generator)
+        return action, distribution.log_prob(action), state
 
     @property
     def _actors(self) -> list[TeamActor]:
@@ -264,17 +303,6 @@ def _visible(observation: Observation, alive: Tensor) -> tuple[dict[str, Tensor]
     }, alive
 
 
-def _one_step(
-    observation: Observation, alive: Tensor, start: Tensor | None
-) -> tuple[dict[str, Tensor], Tensor | None, Tensor | None]:
-    leaves, living = _visible(observation, alive)
-    return (
-        {key: leaf.unsqueeze(1) for key, leaf in leaves.items()},
-        None if living is None else living.unsqueeze(1),
-        None if start is None else start.unsqueeze(1),
-    )
-
-
 def _named(part: str, state: State) -> State:
     return {f"{part}/{key}": value for key, value in state.items()}
 
@@ -285,10 +313,8 @@ def _of(part: str, state: State) -> State:
 
 
 def _stream(state: State, agent: int) -> State:
-    return {key: value[:, agent : agent + 1] for key, value in state.items()}
+    return {key: value[:, agent] for key, value in state.items()}
 
 
 def _side_by_side(states: list[State]) -> State:
-    if len(states) == 1:
-        return states[0]
-    return {key: torch.cat([state[key] for state in states], dim=1) for key in states[0]}
+    return {key: torch.stack([state[key] for state in states], dim=1) for key in states[0]}

@@ -28,8 +28,6 @@ class TeamEpisodeStats(EpisodeStats):
 
     returns: tuple[float, ...] = ()
     """Undiscounted sum of rewards of each agent."""
-    measures: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Mean over the episode's steps of each number among the environment's infos."""
 
 
 class TeamSampler:
@@ -56,6 +54,8 @@ class TeamSampler:
         self._leaves = leaf_spaces(env.single_observation_space)
         self._generator = torch.Generator(device=policy.device).manual_seed(seed)
         self._episodes: list[TeamEpisodeStats] = []
+        # Values of the present alone need no stepping: the whole segment's are computed at once.
+        self._judges_later = not policy.critic_remembers
         self._begin(seed)
 
     @property
@@ -86,12 +86,14 @@ class TeamSampler:
         first_state = self._state
         for t in range(length):
             starts[t] = self._starts
-            action, log_prob, value, self._state = self.policy.step(
-                _at(observations, t, device), alive[t].to(device), self._state, self._start(), self._generator
-            )
+            seen = (_at(observations, t, device), alive[t].to(device), self._state, self._start())
+            if self._judges_later:
+                action, log_prob, self._state = self.policy.choose(*seen, self._generator)
+            else:
+                action, log_prob, value, self._state = self.policy.step(*seen, self._generator)
+                values.append(value)
             actions.append(action)
             log_probs.append(log_prob)
-            values.append(value)
             env_actions = self.policy.env_actions(action)
             before = time.perf_counter()
             step = self.env.step(env_actions)
@@ -106,9 +108,14 @@ class TeamSampler:
                 if step.truncated.any():
                     cut = torch.from_numpy(np.flatnonzero(step.truncated))
                     bootstrap_values[t, cut] = self._final_values(step, cut)
-        last_values = self.policy.value(
-            _at(observations, length, device), alive[length].to(device), self._state, self._start()
-        )
+        if self._judges_later:
+            every = {key: leaf.flatten(0, 1).to(device) for key, leaf in observations.items()}
+            judged = self.policy.value(from_leaves(every), alive.flatten(0, 1).to(device), self._state)
+            *values, last_values = judged.unflatten(0, (length + 1, self.num_envs))
+        else:
+            last_values = self.policy.value(
+                _at(observations, length, device), alive[length].to(device), self._state, self._start()
+            )
         self._current = {key: leaf[length].copy() for key, leaf in written.items()}
         self._alive = lives[length].copy()
         seen = {key: leaf[:length].to(device).transpose(0, 1) for key, leaf in observations.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -25,8 +25,10 @@ from scrubjay.agents.trust_region import (
 Surrogate = Callable[[Distribution], Tensor]
 
 
-def independent_steps(policy: TeamPolicy, batch: TeamBatch, config: GAMATRConfig) -> list[TrustRegionStep]:
-    """Let every actor improve its own surrogate as if the others stayed as they are.
+def independent_steps(
+    policy: TeamPolicy, batch: TeamBatch, config: GAMATRConfig, agents: Sequence[int]
+) -> list[TrustRegionStep]:
+    """Let every actor of `agents` improve its own surrogate as if the others stayed as they are.
 
     A shared actor takes one step for all, within every agent's limit.
     """
@@ -42,10 +44,10 @@ def independent_steps(policy: TeamPolicy, batch: TeamBatch, config: GAMATRConfig
             config.kl_limit,
         )
         return [step]
-    naturals = natural_gradients(policy, batch, config)
+    naturals = natural_gradients(policy, batch, config, agents)
     return [
         agent_step(policy, batch, config, agent, limit, natural=natural)
-        for agent, (natural, limit) in enumerate(zip(naturals, kl_limits(naturals, config), strict=True))
+        for agent, natural, limit in zip(agents, naturals, kl_limits(naturals, config), strict=True)
     ]
 
 
@@ -63,7 +65,7 @@ def sequential_steps(
         return _shared_sequence(policy, batch, config, order)
     limits = [config.kl_limit] * len(order)
     if config.kl_budget == "allocated":
-        limits = kl_limits(natural_gradients(policy, batch, config), config)
+        limits = kl_limits(natural_gradients(policy, batch, config, range(policy.num_agents)), config)
     factor = torch.ones_like(batch.weights[:, :, 0])
     steps = []
     for agent in order:
@@ -132,8 +134,10 @@ def agent_step(
     )
 
 
-def natural_gradients(policy: TeamPolicy, batch: TeamBatch, config: GAMATRConfig) -> list[NaturalGradient]:
-    """Return the natural gradient of every agent's own surrogate, all under the present weights."""
+def natural_gradients(
+    policy: TeamPolicy, batch: TeamBatch, config: GAMATRConfig, agents: Sequence[int]
+) -> list[NaturalGradient]:
+    """Return the natural gradient of every one of these agents' own surrogate, all under the present weights."""
     return [
         natural_gradient(
             policy.actor_parameters(agent),
@@ -142,7 +146,7 @@ def natural_gradients(policy: TeamPolicy, batch: TeamBatch, config: GAMATRConfig
             batch.weights[:, :, agent],
             config,
         )
-        for agent in range(policy.num_agents)
+        for agent in agents
     ]
 
 

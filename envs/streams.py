@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64, UInt64
+from jaxtyping import Float32, Int64, UInt64
 
 # SplitMix64: the increment is odd (2^64 / golden ratio); the other two multiply inside the finaliser.
 _INCREMENT = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
+_LOW_24 = np.uint64(2**24 - 1)
+_UNIT = np.float32(2.0**-24)
 
 
 class RowStreams:
@@ -50,6 +52,22 @@ class RowStreams:
     def permutations(self, rows: Int64[np.ndarray, " some"], size: int) -> Int64[np.ndarray, "some size"]:
         """Draw one uniform permutation of 0 .. `size` - 1 per row."""
         return np.argsort(self.words(rows, size), axis=1)
+
+    def uniforms(self, rows: Int64[np.ndarray, " some"], count: int) -> Float32[np.ndarray, "some count"]:
+        """Draw `count` numbers from 0 (included) to 1 (excluded) per row."""
+        return (self.words(rows, count) >> np.uint64(40)).astype(np.float32) * _UNIT
+
+    def normals(self, rows: Int64[np.ndarray, " some"], count: int) -> Float32[np.ndarray, "some count"]:
+        """Draw `count` standard normal numbers per row, none beyond 5.8 standard deviations.
+
+        Paper: Box, Muller 1958, "A note on the generation of random normal deviates"; a pair from every word.
+        """
+        words = self.words(rows, (count + 1) // 2)
+        first = (words >> np.uint64(40)).astype(np.float32) * _UNIT
+        angle = (words & _LOW_24).astype(np.float32) * (_UNIT * np.float32(2 * np.pi))
+        # Contiguous all the way: numpy's functions may round strided arrays otherwise, and so by company.
+        radius = np.sqrt(np.float32(-2) * np.log(1 - first))
+        return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=1)[:, :count]
 
 
 def generator_at(state: Any) -> np.random.Generator:

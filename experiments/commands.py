@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import gymnasium
 from tyro.conf import Positional
 
+from scrubjay.agents.team_policy import TeamPolicy
 from scrubjay.envs import list_environments
 from scrubjay.experiments.arguments import UsageError, choose, parse, take_flag
 from scrubjay.experiments.cluster import RayOptions, connect, describe_cluster
 from scrubjay.experiments.config import TrainConfig
-from scrubjay.experiments.environments import EnvConfig
+from scrubjay.experiments.environments import EnvConfig, parse_setting
+from scrubjay.experiments.methods import METHODS
 from scrubjay.experiments.overrides import override, with_settings
 from scrubjay.experiments.recipes import RECIPES, describe
 from scrubjay.experiments.run import Run, default_path, lock
 from scrubjay.experiments.seeding import derive_seed
 from scrubjay.experiments.stopping import Interrupted
+from scrubjay.experiments.team_task import TeamTaskConfig
 from scrubjay.memory import list_memories, make
+
+if TYPE_CHECKING:
+    from scrubjay.experiments.team_play import TeamActor
 
 
 def train(words: Sequence[str]) -> int:
@@ -87,6 +95,10 @@ class EvalOptions:
     """Of the episodes."""
     sample: bool = False
     """Draw actions at random from the policy instead of taking its favourite."""
+    best_response: bool = False
+    """Of a team: let each agent learn alone against the others, and tell what it gains; before training and after."""
+    response_steps: int = 50_000
+    """Environment steps each agent has for that."""
 
 
 def evaluate(words: Sequence[str]) -> int:
@@ -96,8 +108,14 @@ def evaluate(words: Sequence[str]) -> int:
     remaining = list(words)
     settings = take_flag(remaining, "--set")
     options = parse(EvalOptions, remaining, "scrubjay eval")
+    with _bad_input():
+        run = Run.load(options.run)
+    if isinstance(run.config, TeamTaskConfig):
+        return _evaluate_team(run, run.config, settings, options)
     run, config = _load(options.run)
     with _bad_input():
+        if options.best_response:
+            raise ValueError(f"--best-response is of teams; {run.path} is a run of one agent")
         env = with_settings(config.env, settings)
         env.make().close()
         policy = run.policy
@@ -113,6 +131,61 @@ def evaluate(words: Sequence[str]) -> int:
             print(f"{words_for_it}  {summary[name]:.3f}  [{low:.3f}, {high:.3f}]  95 % interval")
     print(f"length   {summary['episodic_length']:.1f} steps, {options.episodes} episodes")
     return 0
+
+
+def _evaluate_team(run: Run, config: TeamTaskConfig, settings: Sequence[str], options: EvalOptions) -> int:
+    from scrubjay.experiments.team_evaluation import PolicyActor, evaluate_team
+
+    with _bad_input():
+        env = with_settings(config.env, settings)
+        config = dataclasses.replace(config, env=env)
+        policy = config.make_policy()
+        policy.load_state_dict(run.team_policy.state_dict())
+        if options.episodes < 1:
+            raise ValueError(f"episodes={options.episodes}: at least 1 is needed")
+    seed = derive_seed(options.seed, "evaluation")
+    actor = PolicyActor(policy.eval(), deterministic=not options.sample)
+    summary = evaluate_team(actor, env, options.episodes, seed).summary()
+    changed = ", ".join(f"{name}={value}" for name, value in env.kwargs.items())
+    print(f"{config.recipe} {config.label} s{config.seed} at step {run.step:,}: {env.id} {changed}".rstrip())
+    low, high = summary.pop("episodic_return_low"), summary.pop("episodic_return_high")
+    print(f"return of the team  {summary.pop('episodic_return'):.3f}  [{low:.3f}, {high:.3f}]  95 % interval")
+    print(f"length  {summary.pop('episodic_length'):.1f} steps, {summary.pop('episodes')} episodes")
+    if summary:
+        print(_table([(name, f"{value:.4g}") for name, value in summary.items()]))
+    if options.best_response:
+        _print_gains(config, policy, options)
+    return 0
+
+
+def _print_gains(config: TeamTaskConfig, policy: TeamPolicy, options: EvalOptions) -> None:
+    from scrubjay.experiments.equilibrium import gains, untrained
+    from scrubjay.experiments.progress import ProgressDisplay
+
+    for when, team in (("before training", untrained(config)), ("after", policy)):
+        total = options.response_steps * team.num_agents
+        with ProgressDisplay(f"best responses {when}", total, 0) as display:
+            told = gains(
+                team,
+                config,
+                options.response_steps,
+                options.episodes,
+                options.seed,
+                lambda agent, done: display.update(agent * options.response_steps + done, {}),
+            )
+        print(
+            f"{when}: epsilon {max(gain.gain for gain in told):.3f}, as far as {options.response_steps:,} steps find it"
+        )
+        rows = [
+            (
+                f"agent {agent}",
+                f"return {gain.before:.3f}",
+                f"gains {gain.gain:+.3f}",
+                f"[{gain.low:+.3f}, {gain.high:+.3f}]",
+            )
+            for agent, gain in enumerate(told)
+        ]
+        print(_table(rows))
 
 
 @dataclass(frozen=True)
@@ -143,25 +216,36 @@ def plot(words: Sequence[str]) -> int:
 
 @dataclass(frozen=True)
 class PlayOptions:
-    """Write one episode to an animated GIF, by a trained policy or at random."""
+    """Write one episode to an animated GIF, by a trained policy or at random, or of UAVs by a rule of thumb."""
 
     what: Positional[str]
-    """A run's directory; or for a random policy the id of an environment, or a recipe for its environment."""
+    """A run's directory; or for a random policy the id of an environment, or a recipe for its environment; or uav."""
     out: Path | None = None
     """File to write; default: episode.gif in the run, or in the current folder."""
     seed: int = 1
     """Of the episode."""
     max_steps: int = 500
     """Where to cut a long episode."""
+    policy: str | None = None
+    """Of uav: random, static or follow; default: follow."""
+    preset: str | None = None
+    """Of uav: small, paper or city; default: small."""
+    coverage: Path | None = None
+    """Of uav: file for a map of what a user would get at every place at the end; its ending chooses the format."""
 
 
 def play(words: Sequence[str]) -> int:
-    """`scrubjay play RUN|ENV_ID|RECIPE [--out FILE.gif] [--set name=value]`."""
+    """`scrubjay play RUN|ENV_ID|RECIPE|uav [--out FILE.gif] [--set name=value]`."""
     from scrubjay.experiments import play as player
 
     remaining = list(words)
     settings = take_flag(remaining, "--set")
     options = parse(PlayOptions, remaining, "scrubjay play")
+    if options.what == "uav":
+        return _play_uav(options, settings)
+    for flag in ("policy", "preset", "coverage"):
+        if getattr(options, flag) is not None:
+            raise UsageError(f"--{flag} belongs to: scrubjay play uav")
     folder, policy = Path(), None
     with _bad_input():
         if Path(options.what).exists():
@@ -175,6 +259,30 @@ def play(words: Sequence[str]) -> int:
         frames, total = player.play(env, out, policy, options.seed, options.max_steps)
     print(f"{out}: {frames} frames, return {total:g}")
     return 0
+
+
+def _play_uav(options: PlayOptions, settings: Sequence[str]) -> int:
+    from scrubjay.envs.uav import parallel_env
+    from scrubjay.experiments.coverage import plot_coverage
+    from scrubjay.experiments.team_play import play_team
+
+    actor = _uav_actor(options.policy or "follow", options.seed)
+    with _bad_input():
+        changes = dict(map(parse_setting, settings))
+        env = parallel_env(options.preset or "small", render_mode="rgb_array", **changes)
+        out = options.out or Path("episode.gif")
+        episode = play_team(env, actor, out, options.seed, options.max_steps)
+        covered = [str(plot_coverage(env.world, options.coverage))] if options.coverage else []
+    print(f"{out}: {episode.frames} frames, return {sum(episode.returns.values()):g}")
+    print(_table([(name, f"{value:.4g}") for name, value in episode.measures.items()]))
+    print(*covered, sep="\n", end="\n" if covered else "")
+    return 0
+
+
+def _uav_actor(name: str, seed: int) -> TeamActor:
+    from scrubjay.envs.uav.heuristics import HEURISTICS
+
+    return HEURISTICS[choose("policy", name, list(HEURISTICS))](seed)
 
 
 @dataclass(frozen=True)
@@ -242,6 +350,7 @@ def compare(words: Sequence[str]) -> int:
     options = parse(CompareOptions, words[:cut], "scrubjay compare")
     for kind, names, known in (
         ("memory", options.memories, list_memories()),
+        ("method", options.methods, list(METHODS)),
         ("recipe", options.recipes, list(RECIPES)),
     ):
         for name in names:

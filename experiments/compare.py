@@ -24,12 +24,14 @@ from scrubjay.experiments.device import one_thread
 from scrubjay.experiments.evaluation import evaluate
 from scrubjay.experiments.overrides import override
 from scrubjay.experiments.parallel import prepare, run_in_processes
-from scrubjay.experiments.recipes import LONGER
+from scrubjay.experiments.recipes import LONGER, RECIPES
 from scrubjay.experiments.run import Run, write_atomically
 from scrubjay.experiments.seeding import derive_seed
 from scrubjay.experiments.statistics import bootstrap_interval, interquartile_mean
 from scrubjay.experiments.stopping import Interrupted
 from scrubjay.experiments.supervised import SupervisedConfig
+from scrubjay.experiments.team_report import team_tables
+from scrubjay.experiments.team_task import TeamTaskConfig
 
 LONGER_FILE = "longer.json"
 
@@ -39,7 +41,9 @@ class CompareOptions:
     """Train memories x recipes x seeds and tabulate; running it again goes on. Flags after `--` go to train."""
 
     memories: tuple[str, ...] = ("none", "gru")
-    """Names of memories."""
+    """Names of memories, for recipes of one agent."""
+    methods: tuple[str, ...] = ("gamatr", "hatrpo", "mappo")
+    """Names of methods, for recipes of several agents."""
     recipes: tuple[str, ...] = ("tmaze",)
     """Names of recipes."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -53,7 +57,7 @@ class CompareOptions:
         """Raise ValueError on numbers and lists that cannot work, before any training."""
         if self.jobs < 1:
             raise ValueError(f"jobs={self.jobs}: at least 1 process is needed")
-        for name in ("memories", "recipes", "seeds"):
+        for name in ("memories", "methods", "recipes", "seeds"):
             if not getattr(self, name):
                 raise ValueError(f"--{name} is empty; name at least one")
 
@@ -62,10 +66,11 @@ def run_compare(options: CompareOptions, train_flags: Sequence[str] = ()) -> int
     """Train what is not trained yet, test on longer tasks, write tables and plots; return the exit code."""
     runs = []
     for recipe in options.recipes:
-        for memory in options.memories:
+        flag, contenders = _contenders(options, recipe)
+        for contender in contenders:
             for seed in options.seeds:
-                config = override(recipe, [*train_flags, "--memory", memory, "--seed", str(seed)])
-                runs.append(prepare(config, options.out / f"{recipe}-{memory}-s{seed}"))
+                config = override(recipe, [flag, contender, *train_flags, "--seed", str(seed)])
+                runs.append(prepare(config, options.out / f"{recipe}-{contender}-s{seed}"))
     try:
         run_in_processes(runs, options.jobs)
     except Interrupted as stop:
@@ -74,6 +79,13 @@ def run_compare(options: CompareOptions, train_flags: Sequence[str] = ()) -> int
     for path in write_report(runs, options.out, _command(options, train_flags)):
         print(path)
     return 0
+
+
+def _contenders(options: CompareOptions, recipe: str) -> tuple[str, tuple[str, ...]]:
+    """Return the flag that names who contends on a recipe, and the names."""
+    if isinstance(RECIPES[recipe](), TeamTaskConfig):
+        return "--method", options.methods
+    return "--memory", options.memories
 
 
 def write_report(runs: Sequence[Run], out: Path, command: str) -> list[Path]:
@@ -90,6 +102,7 @@ def write_report(runs: Sequence[Run], out: Path, command: str) -> list[Path]:
         if isinstance(run.config, SupervisedConfig):
             supervised.setdefault(run.config.axes, []).append(run)
     sections = [_header(runs, command), _final_table(runs), *_longer_tables(runs, longer)]
+    sections += team_tables(runs, out)
     for alike in supervised.values():
         sections += [*_size_table(alike), *_accuracy_tables(alike)]
     write_atomically(out / "table.md", "\n\n".join(sections) + "\n")
@@ -162,8 +175,9 @@ def _how_to_read(seeds: int) -> str:
 
 
 def _final_table(runs: Sequence[Run]) -> str:
+    contender = "method" if isinstance(runs[0].config, TeamTaskConfig) else "memory"
     lines = [
-        "| recipe | memory | score after training | steps | wall time of training, s | steps/s |",
+        f"| recipe | {contender} | score after training | steps | wall time of training, s | steps/s |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -249,7 +263,11 @@ def _cell(scores: Sequence[float]) -> str:
 
 
 def _command(options: CompareOptions, train_flags: Sequence[str]) -> str:
-    words = ["scrubjay", "compare", "--memories", *options.memories, "--recipes", *options.recipes]
+    words = ["scrubjay", "compare"]
+    for name in dict.fromkeys(_contenders(options, recipe)[0] for recipe in options.recipes):
+        chosen = options.methods if name == "--method" else options.memories
+        words += ["--methods" if name == "--method" else "--memories", *chosen]
+    words += ["--recipes", *options.recipes]
     words += ["--seeds", *map(str, options.seeds), "--jobs", str(options.jobs), "--out", str(options.out)]
     return shlex.join([*words, "--", *train_flags] if train_flags else words)
 

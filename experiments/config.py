@@ -17,6 +17,7 @@ from scrubjay.experiments.device import resolve_device
 from scrubjay.experiments.environments import EnvConfig
 from scrubjay.experiments.metrics import OnUpdate
 from scrubjay.experiments.sequence_task import SequenceTaskConfig
+from scrubjay.experiments.team_task import TeamTaskConfig
 from scrubjay.memory import MemoryConfig, name_of, serialization
 
 
@@ -176,7 +177,7 @@ class TrainConfig:
 
 
 _KINDS: dict[str, type[Any]] = {
-    config.kind: config for config in (TrainConfig, BalletProbeConfig, SequenceTaskConfig)
+    config.kind: config for config in (TrainConfig, BalletProbeConfig, SequenceTaskConfig, TeamTaskConfig)
 }
 
 

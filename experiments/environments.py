@@ -40,7 +40,7 @@ class EnvConfig:
         kwargs: dict[str, Any] = dict(self.kwargs)
         if render_mode is not None:
             kwargs["render_mode"] = render_mode
-        function = _callable(self.id)
+        function = named_callable(self.id)
         try:
             if function is not None:
                 return function(**kwargs)
@@ -65,7 +65,7 @@ class EnvConfig:
         count = self.num_envs if num_envs is None else num_envs
         with self.make() as env:  # a bad id or setting is best reported by one environment
             offers_batch = env.spec is not None and env.spec.vector_entry_point is not None
-        if offers_batch and _callable(self.id) is None and not self.subprocesses:
+        if offers_batch and named_callable(self.id) is None and not self.subprocesses:
             batched = self._make_batched(count)
             if batched is not None:
                 return batched
@@ -107,7 +107,7 @@ def importing_id(name: str) -> str:
     return f"scrubjay.envs:{name}" if name.startswith("scrubjay/") else name
 
 
-def _callable(name: str) -> Callable[..., gymnasium.Env[Any, Any]] | None:
+def named_callable(name: str) -> Callable[..., gymnasium.Env[Any, Any]] | None:
     """Return the function `module:callable` names; None if `name` is a gymnasium id."""
     module, colon, attribute = name.partition(":")
     if not colon or "/" in attribute or re.search(r"-v\d+$", attribute):

@@ -14,6 +14,9 @@ from scrubjay.agents.sampler import EpisodeStats
 WINDOW = 100
 """Episodes behind each point of a curve: charts show the mean of the last so many."""
 
+Episode = tuple[float, int, float | None, dict[str, float]]
+"""Return, length, success if told, and what else was measured."""
+
 OnUpdate = Callable[[int, dict[str, float]], None]
 """Called after each update with the step and the row of metrics."""
 
@@ -27,16 +30,17 @@ class EpisodeWindow:
     """Means over the last `WINDOW` finished episodes."""
 
     def __init__(self) -> None:
-        self._episodes: deque[tuple[float, int, float | None]] = deque(maxlen=WINDOW)
+        self._episodes: deque[Episode] = deque(maxlen=WINDOW)
 
     def extend(self, episodes: Iterable[EpisodeStats]) -> None:
         """Add finished episodes, oldest first."""
         for episode in episodes:
             success = None if episode.success is None else float(episode.success)
-            self._episodes.append((float(episode.episode_return), int(episode.length), success))
+            told = (float(episode.episode_return), int(episode.length), success, dict(episode.measures))
+            self._episodes.append(told)
 
     def means(self) -> dict[str, float]:
-        """Return charts/episodic_return, charts/episodic_length and, where told, charts/success."""
+        """Return charts/episodic_return, charts/episodic_length and, where told, charts/success and measures."""
         if not self._episodes:
             return {}
         count = len(self._episodes)
@@ -47,13 +51,15 @@ class EpisodeWindow:
         successes = [episode[2] for episode in self._episodes if episode[2] is not None]
         if successes:
             means["charts/success"] = sum(successes) / len(successes)
+        for name in self._episodes[-1][3]:
+            means[f"charts/{name}"] = sum(episode[3].get(name, 0.0) for episode in self._episodes) / count
         return means
 
-    def get_state(self) -> list[tuple[float, int, float | None]]:
+    def get_state(self) -> list[Episode]:
         """Return the window as plain data."""
         return list(self._episodes)
 
-    def set_state(self, state: Iterable[tuple[float, int, float | None]]) -> None:
+    def set_state(self, state: Iterable[Episode]) -> None:
         """Take back what `get_state` returned."""
         self._episodes = deque(state, maxlen=WINDOW)
 

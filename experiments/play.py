@@ -24,20 +24,25 @@ def play(
     try:
         act = _random_actor(env, seed) if policy is None else _actor(policy)
         observation, _ = env.reset(seed=seed)
-        frames, total, start, over = [_frame(env, env_config.id)], 0.0, True, False
+        frames, total, start, over = [picture(env, env_config.id)], 0.0, True, False
         while not over and len(frames) <= max_steps:
             observation, reward, terminated, truncated, _ = env.step(act(observation, start))
-            frames.append(_frame(env, env_config.id))
+            frames.append(picture(env, env_config.id))
             total, start, over = total + float(reward), False, bool(terminated or truncated)
         per_second = float(env.metadata.get("render_fps") or 10)
     finally:
         env.close()
+    write_gif(frames, out, per_second)
+    return len(frames), total
+
+
+def write_gif(frames: list[Image.Image], out: Path | str, per_second: float) -> None:
+    """Write pictures as an animation that goes round for ever and rests a second on the last one."""
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     # Each frame lasts at least 20 ms (viewers slow shorter ones down), the last one a second.
     durations = [max(20, round(1000 / per_second))] * (len(frames) - 1) + [1000]
     frames[0].save(out, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
-    return len(frames), total
 
 
 def _actor(policy: Policy) -> Callable[[Any, bool], Any]:
@@ -56,8 +61,12 @@ def _random_actor(env: Any, seed: int) -> Callable[[Any, bool], Any]:
     return lambda observation, start: env.action_space.sample()
 
 
-def _frame(env: Any, name: str) -> Image.Image:
-    pixels = env.render()
+def picture(env: Any, name: str) -> Image.Image:
+    """Return what the environment, called `name` in the error, renders. Raises ValueError if it does not."""
+    try:
+        pixels = env.render()
+    except NotImplementedError:
+        pixels = None
     if not isinstance(pixels, np.ndarray) or pixels.ndim != 3:
         raise ValueError(f"environment {name!r} renders no pictures (render_mode 'rgb_array')")
     return Image.fromarray(pixels.astype(np.uint8))

@@ -66,6 +66,7 @@ def describe_row(row: dict[str, float]) -> str:
         parts.append(f"success {row['charts/success']:.2f}")
     if "charts/episodic_return" in row:
         parts.append(f"return {row['charts/episodic_return']:.2f}")
-    rates = "/".join(f"{row[f'time/SPS_{part}'] / 1000:.1f}k" for part in ("env", "policy", "learner"))
-    parts.append(f"{row['charts/SPS']:,.0f} steps/s (env/policy/learner alone {rates})")
+    if "charts/SPS" in row:
+        rates = "/".join(f"{row[f'time/SPS_{part}'] / 1000:.1f}k" for part in ("env", "policy", "learner"))
+        parts.append(f"{row['charts/SPS']:,.0f} steps/s (env/policy/learner alone {rates})")
     return "  ".join(parts)

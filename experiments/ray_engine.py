@@ -12,13 +12,16 @@ import ray
 from ray.exceptions import RayError
 
 from scrubjay.agents.policy import Policy
-from scrubjay.agents.rllib import SegmentPPO, SegmentPPOConfig
+from scrubjay.agents.rllib import SegmentPPOConfig
+from scrubjay.agents.rllib.algorithm import SegmentAlgorithm
+from scrubjay.agents.rllib.config import SegmentAlgorithmConfig
 from scrubjay.experiments.cluster import RayOptions, connect, free_cpus
 from scrubjay.experiments.config import TrainConfig
 from scrubjay.experiments.engine import Engine
 from scrubjay.experiments.local import evaluate_policy
 from scrubjay.experiments.metrics import EpisodeWindow
 from scrubjay.experiments.seeding import derive_seed
+from scrubjay.experiments.team_task import TeamTaskConfig
 
 _log = logging.getLogger(__name__)
 
@@ -30,6 +33,8 @@ _PATIENCE = 120.0
 class RayEngine(Engine):
     """Runners and learners of a `TrainConfig` on a Ray cluster; this process holds the run directory.
 
+    For other experiments, a subclass says what policy is learned, by which algorithm, and how it is evaluated.
+
     After each update this process has the newest weights and learner's state, so that the loss of a runner,
     a learner or a node costs one update at most: runners are restarted by Ray, for a learner everything is
     built anew from here. What a lost runner's episodes had come to is lost; it begins new ones.
@@ -37,7 +42,7 @@ class RayEngine(Engine):
 
     model: Policy
 
-    def __init__(self, config: TrainConfig, run_dir: Path, options: RayOptions) -> None:
+    def __init__(self, config: TrainConfig | TeamTaskConfig, run_dir: Path, options: RayOptions) -> None:
         self.options = options
         self._joined = connect(options)
         try:
@@ -55,34 +60,39 @@ class RayEngine(Engine):
 
     def _build(self) -> None:
         self.episodes = EpisodeWindow()
-        with self.config.env.make() as env:
-            self.model = Policy(env.observation_space, env.action_space, self.config.policy)
+        self.model = self._make_policy()
         self._parts: dict[str, Any] = {"policy": self.model.state_dict(), "learner": None}
         self.algorithm = self._start(self.options.num_env_runners)
         self.algorithm.set_parts(self._parts)
 
-    def _start(self, num_env_runners: int) -> SegmentPPO:
+    def _make_policy(self) -> Any:
+        with self.config.env.make() as env:
+            return Policy(env.observation_space, env.action_space, self.config.policy)
+
+    def _algorithm_config(self) -> SegmentAlgorithmConfig:
         config = self.config
+        return SegmentPPOConfig().segments(
+            vector_env=config.env.make_vector,
+            num_envs=config.env.num_envs,
+            segment_length=config.segment_length,
+            policy=config.policy,
+            ppo=config.ppo,
+            sampling_seed=derive_seed(config.seed, "sampling", self.step),
+            minibatch_seed=derive_seed(config.seed, "minibatches"),
+        )
+
+    def _start(self, num_env_runners: int) -> SegmentAlgorithm:
         algorithm_config = (
-            SegmentPPOConfig()
-            .segments(
-                vector_env=config.env.make_vector,
-                num_envs=config.env.num_envs,
-                segment_length=config.segment_length,
-                policy=config.policy,
-                ppo=config.ppo,
-                sampling_seed=derive_seed(config.seed, "sampling", self.step),
-                minibatch_seed=derive_seed(config.seed, "minibatches"),
-            )
+            self._algorithm_config()
             .env_runners(num_env_runners=num_env_runners)
             .learners(
                 num_learners=self.options.num_learners,
-                num_gpus_per_learner=1 if config.device == "cuda" else 0,
+                num_gpus_per_learner=1 if self.config.device == "cuda" else 0,
             )
             .debugging(log_level="ERROR")
         )
         algorithm = algorithm_config.build_algo()
-        assert isinstance(algorithm, SegmentPPO)
+        assert isinstance(algorithm, SegmentAlgorithm)
         with contextlib.suppress(OSError):  # RLlib makes a folder in the user's home, which stays empty
             Path(str(algorithm.logdir)).rmdir()
         return algorithm

@@ -6,13 +6,17 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from scrubjay.agents.gamatr import GAMATRConfig
 from scrubjay.agents.policy import PolicyConfig
 from scrubjay.agents.ppo import PPOConfig
+from scrubjay.agents.team_policy import TeamPolicyConfig
 from scrubjay.experiments.ballet_probe import BalletProbeConfig
 from scrubjay.experiments.config import Experiment, TrainConfig
 from scrubjay.experiments.environments import EnvConfig
 from scrubjay.experiments.sequence_task import SequenceTaskConfig
 from scrubjay.experiments.suites import MQAR, Induction, Needle, SelectiveCopy
+from scrubjay.experiments.team_task import TeamTaskConfig
+from scrubjay.experiments.teams import TeamEnvConfig
 from scrubjay.memory import MemoryConfig, make_config
 
 AnyExperiment = TypeVar("AnyExperiment", bound=Experiment)
@@ -192,7 +196,49 @@ def ppo() -> TrainConfig:
     )
 
 
-RECIPES: dict[str, Callable[[], TrainConfig | BalletProbeConfig | SequenceTaskConfig]] = {
+def uav_small() -> TeamTaskConfig:
+    """Two flying base stations learn where to fly and on which sub-channel to serve users below."""
+    return TeamTaskConfig(
+        recipe="uav-small",
+        env=TeamEnvConfig(kwargs={"preset_or_config": "small"}, num_envs=64),
+        total_steps=500_000,
+    )
+
+
+def uav_paper() -> TeamTaskConfig:
+    """The same with four base stations, of the size that papers use."""
+    return TeamTaskConfig(
+        recipe="uav-paper",
+        env=TeamEnvConfig(kwargs={"preset_or_config": "paper"}, num_envs=64),
+        total_steps=500_000,
+    )
+
+
+def uav_city() -> TeamTaskConfig:
+    """The same with ten base stations, a hundred users and three hot spots."""
+    return TeamTaskConfig(
+        recipe="uav-city",
+        env=TeamEnvConfig(kwargs={"preset_or_config": "city"}, num_envs=32),
+        total_steps=500_000,
+    )
+
+
+def spread() -> TeamTaskConfig:
+    """Three agents cover three landmarks without bumping into each other: simple_spread_v3 (extra `mpe`)."""
+    return TeamTaskConfig(
+        recipe="spread",
+        method="hatrpo",
+        env=TeamEnvConfig("mpe2.simple_spread_v3:parallel_env", {"N": 3, "max_cycles": 25}, num_envs=40),
+        policy=TeamPolicyConfig(
+            memory=make_config("none", dim=64), graph_rounds=0, critic="pooled", shared=False
+        ),
+        learner=GAMATRConfig(mode="sequential"),
+        total_steps=200_000,
+        segment_length=25,
+    )
+
+
+RECIPES: dict[str, Callable[[], TrainConfig | BalletProbeConfig | SequenceTaskConfig | TeamTaskConfig]] = {
     "tmaze": tmaze,
     "tmaze-demo": tmaze_demo,
     "repeat-previous": repeat_previous,
@@ -211,6 +257,10 @@ RECIPES: dict[str, Callable[[], TrainConfig | BalletProbeConfig | SequenceTaskCo
     "multikey-needle": multikey_needle,
     "selective-copy": selective_copy,
     "induction": induction,
+    "uav-small": uav_small,
+    "uav-paper": uav_paper,
+    "uav-city": uav_city,
+    "spread": spread,
     "ppo": ppo,
 }
 

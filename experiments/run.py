@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from scrubjay.agents.policy import Policy
+from scrubjay.agents.team_policy import TeamPolicy
 from scrubjay.experiments.checkpoint import checkpoint_step, latest_checkpoint, load_weights
 from scrubjay.experiments.config import Experiment, TrainConfig, from_json, to_json
+from scrubjay.experiments.team_task import TeamTaskConfig
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
@@ -94,13 +96,26 @@ class Run:
         """The policy at the newest checkpoint, on the CPU; raises ValueError if there is none yet, TypeError if none will be."""
         if not isinstance(self.config, TrainConfig):
             raise TypeError(f"{self.path} is a run of kind {self.config.kind!r}, which has no policy")
+        checkpoint = self._checkpoint()
+        with self.config.env.make() as env:
+            policy = Policy(env.observation_space, env.action_space, self.config.policy)
+        policy.load_state_dict(load_weights(checkpoint))
+        return policy.eval()
+
+    @cached_property
+    def team_policy(self) -> TeamPolicy:
+        """The team's policy at the newest checkpoint, on the CPU; raises as `policy`."""
+        if not isinstance(self.config, TeamTaskConfig):
+            raise TypeError(f"{self.path} is a run of kind {self.config.kind!r}, which has no team")
+        policy = self.config.make_policy()
+        policy.load_state_dict(load_weights(self._checkpoint()))
+        return policy.eval()
+
+    def _checkpoint(self) -> Path:
         latest = self.latest
         if latest is None:
             raise ValueError(f"{self.path} has no checkpoint yet; go on with: scrubjay resume {self.path}")
-        with self.config.env.make() as env:
-            policy = Policy(env.observation_space, env.action_space, self.config.policy)
-        policy.load_state_dict(load_weights(latest))
-        return policy.eval()
+        return latest
 
 
 def default_path(config: Experiment) -> Path:

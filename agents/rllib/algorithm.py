@@ -1,4 +1,4 @@
-"""PPO over segments as an RLlib algorithm: RLlib places, restarts and counts; the maths is ours."""
+"""Learning from segments as an RLlib algorithm: RLlib places, restarts and counts; the maths is ours."""
 
 from __future__ import annotations
 
@@ -7,16 +7,13 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import ray
 import torch
-from gymnasium.vector import VectorEnv
 from ray.exceptions import RayError
 from ray.rllib.algorithms.algorithm import Algorithm
-from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import COMPONENT_LEARNER_GROUP, DEFAULT_MODULE_ID
-from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
     EPISODE_RETURN_MEAN,
@@ -24,98 +21,8 @@ from ray.rllib.utils.metrics import (
     NUM_ENV_STEPS_SAMPLED_LIFETIME,
 )
 
-from scrubjay.agents.policy import PolicyConfig
-from scrubjay.agents.ppo import PPOConfig
-from scrubjay.agents.rllib.learner import SegmentLearner
-from scrubjay.agents.rllib.module import MemoryModule
-from scrubjay.agents.rllib.runner import Sample, SegmentRunner
+from scrubjay.agents.rllib.runner import Sample
 from scrubjay.agents.sampler import EpisodeStats
-from scrubjay.agents.segment import Segment
-
-
-class SegmentPPOConfig(AlgorithmConfig):
-    """Configures `SegmentPPO`; `env_runners(num_env_runners=)` and `learners(num_learners=)` are RLlib's own.
-
-    Example:
-        config = (
-            SegmentPPOConfig()
-            .segments(vector_env=EnvConfig("CartPole-v1").make_vector, num_envs=32)
-            .env_runners(num_env_runners=2)
-        )
-        algorithm = config.build_algo()
-        algorithm.train()
-    """
-
-    def __init__(self, algo_class: type[Algorithm] | None = None) -> None:
-        super().__init__(algo_class=algo_class or SegmentPPO)
-        self.vector_env: Callable[[int], VectorEnv] | None = None
-        self.num_envs = 16
-        self.segment_length = 64
-        self.policy = PolicyConfig()
-        self.ppo = PPOConfig()
-        self.sampling_seed = 0
-        self.minibatch_seed = 0
-        self.env_runner_cls = SegmentRunner
-        # A dead runner is tried again at once; RLlib's default is to leave it for a minute.
-        self.fault_tolerance(
-            restart_failed_env_runners=True,
-            delay_between_env_runner_restarts_s=1.0,
-            env_runner_health_probe_timeout_s=5.0,
-        )
-        self.env_runners(num_env_runners=0, create_local_env_runner=False)
-
-    def segments(
-        self,
-        *,
-        vector_env: Callable[[int], VectorEnv] | None = None,
-        num_envs: int | None = None,
-        segment_length: int | None = None,
-        policy: PolicyConfig | None = None,
-        ppo: PPOConfig | None = None,
-        sampling_seed: int | None = None,
-        minibatch_seed: int | None = None,
-    ) -> Self:
-        """Set what is sampled and learned; what is not given stays as it is.
-
-        `vector_env` makes that many environments, of autoreset mode SAME_STEP; it is pickled to the workers.
-        `num_envs` are the rows of all runners together, shared out as evenly as can be.
-        """
-        given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        for name, value in given.items():
-            if value is not None:
-                setattr(self, name, value)
-        return self
-
-    def rows_of(self, worker_index: int) -> tuple[int, int]:
-        """Return the first row and the number of rows of a runner; runners count from 1, 0 is the local one."""
-        if worker_index == 0:
-            return 0, self.num_envs
-        rows, left = divmod(self.num_envs, self.num_env_runners or 1)
-        before = worker_index - 1
-        return before * rows + min(before, left), rows + (before < left)
-
-    def validate(self) -> None:
-        """Raise ValueError naming what does not fit."""
-        super().validate()
-        if self.vector_env is None:
-            raise ValueError("vector_env is not set; call segments(vector_env=...)")
-        for name in ("num_env_runners", "num_learners"):
-            if getattr(self, name) > self.num_envs:
-                raise ValueError(
-                    f"{name}={getattr(self, name)} is more than num_envs={self.num_envs}: "
-                    "each needs a row; use more environments"
-                )
-
-    def get_default_rl_module_spec(self) -> RLModuleSpec:
-        """Return the module that holds `policy`."""
-        return RLModuleSpec(
-            module_class=MemoryModule,
-            model_config={"policy": self.policy, "max_seq_len": self.segment_length},
-        )
-
-    def get_default_learner_class(self) -> type[SegmentLearner]:
-        """Return `SegmentLearner`."""
-        return SegmentLearner
 
 
 @dataclass
@@ -132,7 +39,7 @@ class Update:
     """Weights and learner's state after it."""
 
 
-class SegmentPPO(Algorithm):
+class SegmentAlgorithm(Algorithm):
     """Samples a segment from every runner, updates by all of them, and sends the new weights with the next call.
 
     Runners that die are restarted by Ray and begin new episodes; until then an iteration has fewer rows.
@@ -143,11 +50,6 @@ class SegmentPPO(Algorithm):
     config: Any
     learner_group: Any
     env_runner_group: Any
-
-    @classmethod
-    def get_default_config(cls) -> SegmentPPOConfig:
-        """Return a new config."""
-        return SegmentPPOConfig()
 
     def setup(self, config: Any) -> None:
         """Build runners and learners; called by RLlib."""
@@ -203,7 +105,8 @@ class SegmentPPO(Algorithm):
         """Make one iteration; called by RLlib."""
         samples = self._collect()
         began = time.perf_counter()
-        segment = Segment.cat([sample.segment for sample in samples])
+        segments: list[Any] = [sample.segment for sample in samples]
+        segment = type(segments[0]).cat(segments)
         num_learners = self.config.num_learners
         if num_learners:
             parts = torch.arange(segment.num_rows).tensor_split(num_learners)
@@ -222,13 +125,12 @@ class SegmentPPO(Algorithm):
         self._log(self.last_update)
 
     def _collect(self) -> list[Sample]:
-        """Sample until there are rows for every minibatch and learner, which takes one call if no runner is gone."""
+        """Sample until there are rows enough, which takes one call if no runner is gone."""
         group = self.env_runner_group
         weights = ray.put(self._weights)
-        needed = max(self.config.ppo.num_minibatches, self.config.num_learners, 1)
         samples: list[Sample] = []
         retry, deadline = False, time.monotonic() + _PATIENCE
-        while sum(sample.segment.num_rows for sample in samples) < needed:
+        while sum(sample.segment.num_rows for sample in samples) < self.config.rows_needed:
             if retry:
                 time.sleep(0.5)
                 self.restore_env_runners(group)

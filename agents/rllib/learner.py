@@ -10,13 +10,11 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.learner.training_data import TrainingData
 
-from scrubjay.agents.peers import Peers
-from scrubjay.agents.policy import Policy
-from scrubjay.agents.ppo import PPO
+from scrubjay.agents.peers import Alone, Peers
 
 
 class SegmentLearner(TorchLearner):
-    """Updates the policy of a `MemoryModule` by `PPO`; with several learners, as one would by the whole batch."""
+    """Updates a module's policy by the learner that the `SegmentAlgorithmConfig` makes."""
 
     config: Any
 
@@ -25,45 +23,45 @@ class SegmentLearner(TorchLearner):
         if self.config.num_learners:
             torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         super().build()
-        peers = Peers() if self.config.num_learners > 1 else None
-        self.ppo = PPO(self.policy, self.config.ppo, self.config.minibatch_seed, peers)
+        peers = Peers() if self.config.num_learners > 1 else Alone()
+        self.learner = self.config.make_learner(self.policy, peers)
 
     @property
-    def policy(self) -> Policy:
+    def policy(self) -> Any:
         """The policy inside the module."""
         module: Any = self.module[DEFAULT_MODULE_ID].unwrapped()
         return module.policy
 
     def configure_optimizers(self) -> None:
-        """Register nothing with RLlib: the optimizer is PPO's own."""
+        """Register nothing with RLlib: optimizers are the learner's own."""
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """Register nothing, see `configure_optimizers`."""
 
     def compute_loss_for_module(self, **_: Any) -> Any:
         """Never called: `update` is ours."""
-        raise NotImplementedError("SegmentLearner computes its loss in PPO")
+        raise NotImplementedError("SegmentLearner's losses are its learner's own")
 
     def update(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, *, training_data: TrainingData, return_state: bool = False, **_: Any
     ) -> dict[str, Any]:
         """Make one update by the segment in `training_data.batch`; return its metrics and, if asked, the state."""
         segment: Any = training_data.batch
-        metrics = self.ppo.update(segment.to(self.policy.device))
+        metrics = self.learner.update(segment.to(self.policy.device))
         return {"metrics": metrics, "parts": self.get_parts() if return_state else None}
 
     def get_parts(self) -> dict[str, Any]:
         """Return the policy's weights, on the CPU, and what else the learner knows."""
         return {
             "policy": _on_cpu(self.policy.state_dict()),
-            "learner": _on_cpu(self.ppo.get_state()),
+            "learner": _on_cpu(self.learner.get_state()),
         }
 
     def set_parts(self, parts: dict[str, Any]) -> None:
         """Go on from what `get_parts` returned."""
         self.policy.load_state_dict(parts["policy"])
         if parts["learner"] is not None:
-            self.ppo.set_state(parts["learner"])
+            self.learner.set_state(parts["learner"])
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Return RLlib's state of a learner and ours."""

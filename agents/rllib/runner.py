@@ -14,9 +14,9 @@ from ray.rllib.env import INPUT_ENV_SPACES
 from ray.rllib.env.env_runner import EnvRunner
 from torch import Tensor
 
-from scrubjay.agents.policy import Policy
-from scrubjay.agents.sampler import EpisodeStats, Sampler
+from scrubjay.agents.sampler import EpisodeStats
 from scrubjay.agents.segment import Segment
+from scrubjay.agents.team_segment import TeamSegment
 
 
 @dataclass
@@ -25,14 +25,14 @@ class Sample:
 
     first_row: int
     """Its first row among those of all runners."""
-    segment: Segment
+    segment: Segment | TeamSegment
     episodes: list[EpisodeStats]
     seconds: dict[str, float]
     """Time spent in the environment and in the policy."""
 
 
 class SegmentRunner(EnvRunner):
-    """Its share of the `num_envs` rows of a `SegmentPPOConfig`, stepped by our sampler."""
+    """Its share of the `num_envs` rows of a `SegmentAlgorithmConfig`, stepped by the sampler that it makes."""
 
     config: Any
 
@@ -41,14 +41,12 @@ class SegmentRunner(EnvRunner):
         if self.worker_index:
             torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         self.first_row, rows = self.config.rows_of(self.worker_index or 0)
-        self.envs = self.config.vector_env(rows)
-        self.policy = Policy(
-            self.envs.single_observation_space, self.envs.single_action_space, self.config.policy
-        )
+        self.envs = self.config.make_envs(rows)
+        self.policy = self.config.make_policy(self.envs)
         seed = self.config.sampling_seed + self.first_row
         if self.worker_index and ray.get_runtime_context().was_current_actor_reconstructed:
             seed = secrets.randbits(31)  # the first episodes are not played again
-        self.sampler = Sampler(self.envs, self.policy, self.config.segment_length, seed)
+        self.sampler = self.config.make_sampler(self.envs, self.policy, seed)
 
     def sample(self, weights: dict[str, Tensor] | None = None, **_: Any) -> Sample:
         """Return the next segment, by a policy of these weights if given."""
@@ -79,7 +77,7 @@ class SegmentRunner(EnvRunner):
 
     def get_spaces(self) -> dict[str, Any]:
         """Return the spaces of the environment and of the one module."""
-        spaces = self.envs.single_observation_space, self.envs.single_action_space
+        spaces = self.config.spaces_of(self.envs)
         return {INPUT_ENV_SPACES: spaces, DEFAULT_MODULE_ID: spaces}
 
     def assert_healthy(self) -> None:

@@ -4,7 +4,8 @@
 
 Every contestant plays the same random actions on one CPU thread, turn by turn: a plain loop over single
 environments, gymnasium's SyncVectorEnv over them, and ours. A single environment is a batch of one row, numpy's
-overhead included, so read the column of steps per second before that of ratios. Prints medians as a table. Options: `--help`.
+overhead included, so read the column of steps per second before that of ratios. The downlink of UAVs has many
+agents and no SyncVectorEnv; a step there is one of all UAVs. Prints medians as a table. Options: `--help`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import tyro
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import scrubjay.envs  # noqa: F401  (registers the environments)
+from scrubjay.envs import uav
 
 _TASKS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("scrubjay/TMaze-v0", {"corridor_length": 50}),
@@ -67,6 +69,10 @@ def main(bench: EnvsBench) -> None:
             loop, sync, ours = _measure(bench, env_id, options, rows)
             name = ", ".join([env_id.split("/")[1], *(f"{key}={value}" for key, value in options.items())])
             print(f"| {name} | {rows} | {loop:,.0f} | {sync:,.0f} | {ours:,.0f} | {ours / loop:.0f} |")
+    for preset in uav.PRESETS:
+        for rows in bench.rows:
+            loop, ours = _measure_uav(bench, preset, rows)
+            print(f"| UAV-v0, {preset} | {rows} | {loop:,.0f} | | {ours:,.0f} | {ours / loop:.0f} |")
 
 
 def _measure(bench: EnvsBench, env_id: str, options: dict[str, Any], rows: int) -> tuple[float, float, float]:
@@ -98,12 +104,33 @@ def _measure(bench: EnvsBench, env_id: str, options: dict[str, Any], rows: int) 
     return loop_rate, sync_rate, our_rate
 
 
+def _measure_uav(bench: EnvsBench, preset: str, rows: int) -> tuple[float, float]:
+    singles = [uav.parallel_env(preset) for _ in range(rows)]
+    for row, env in enumerate(singles):
+        env.reset(seed=bench.seed + row)
+
+    def loop(actions: np.ndarray) -> None:
+        for env, action in zip(singles, actions, strict=True):
+            env.step(dict(zip(env.possible_agents, action, strict=True)))
+            if not env.agents:
+                env.reset()
+
+    ours = uav.teams(rows, preset)
+    ours.reset(seed=bench.seed)
+    shape = (bench.batched_steps, rows, len(ours.possible_agents), 3)
+    actions = np.random.default_rng(bench.seed).integers(0, ours.single_action_space.nvec, shape)
+    few = actions[: bench.single_steps]
+    rates = [(_rate(loop, few), _rate(ours.step, actions)) for _ in range(bench.repeats)]
+    loop_rate, our_rate = (statistics.median(column) for column in zip(*rates, strict=True))
+    return loop_rate, our_rate
+
+
 def _rate(step: Callable[[np.ndarray], Any], actions: np.ndarray) -> float:
     """Return environment steps per second."""
     begin = time.perf_counter()
     for batch in actions:
         step(batch)
-    return actions.size / (time.perf_counter() - begin)
+    return actions.shape[0] * actions.shape[1] / (time.perf_counter() - begin)
 
 
 if __name__ == "__main__":

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import pickle
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
+from mpe2 import simple_spread_v3
 from ray.rllib.core.columns import Columns
+from ray.rllib.core.learner.training_data import TrainingData
 
-from scrubjay.agents import PolicyConfig
-from scrubjay.agents.rllib import MemoryModule, SegmentPPOConfig
+from scrubjay.agents import PPO, PolicyConfig, PPOConfig, TeamPolicyConfig
+from scrubjay.agents.gamatr import GAMATR, GAMATRConfig
+from scrubjay.agents.rllib import (
+    MemoryModule,
+    SegmentGAMATR,
+    SegmentGAMATRConfig,
+    SegmentPPO,
+    SegmentPPOConfig,
+    TeamModule,
+)
+from scrubjay.agents.rllib.runner import SegmentRunner
+from scrubjay.envs.teams import ParallelTeams
 from scrubjay.experiments import EnvConfig
 from scrubjay.memory import list_memories, make_config
 
@@ -40,6 +55,83 @@ def test_more_processes_than_rows_are_refused_by_name():
 def test_an_environment_is_needed():
     with pytest.raises(ValueError, match="vector_env is not set"):
         SegmentPPOConfig().validate()
+    with pytest.raises(ValueError, match="team_env is not set"):
+        SegmentGAMATRConfig().validate()
+
+
+def make_teams(num_envs):
+    return ParallelTeams(lambda: simple_spread_v3.parallel_env(N=3, max_cycles=5), num_envs)
+
+
+def ppo_config():
+    return SegmentPPOConfig().segments(
+        vector_env=EnvConfig("scrubjay/TMaze-v0", {"corridor_length": 2}).make_vector,
+        num_envs=4,
+        segment_length=8,
+        policy=PolicyConfig(memory=make_config("gru", dim=16)),
+        ppo=PPOConfig(num_minibatches=2),
+        minibatch_seed=3,
+    )
+
+
+def team_config(mode: Any = "sequential", shared=True):
+    return SegmentGAMATRConfig().segments(
+        team_env=make_teams,
+        num_envs=4,
+        segment_length=8,
+        policy=TeamPolicyConfig(memory=make_config("gru", dim=16), graph_rounds=1, shared=shared),
+        gamatr=GAMATRConfig(mode=mode, minibatches=2),
+        learner_seed=3,
+    )
+
+
+def ours(config, policy):
+    if isinstance(config, SegmentPPOConfig):
+        return PPO(policy, config.ppo, seed=3)
+    return GAMATR(policy, config.gamatr, seed=3)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [ppo_config(), team_config(), team_config(shared=False), team_config("clip")],
+    ids=["ppo", "gamatr", "gamatr-separate", "gamatr-clip"],
+)
+def test_rllibs_learner_makes_the_update_that_ours_makes(config, assert_equal):
+    """Bit for bit, whole batches and what is remembered of them included, after a way through processes."""
+    runner = SegmentRunner(config=pickle.loads(pickle.dumps(config)), worker_index=0)
+    policy = config.make_policy(runner.envs)
+    learner = config.build_learner(spaces=runner.get_spaces())
+    local = ours(config, policy)
+    learner.set_parts({"policy": policy.state_dict(), "learner": None})
+    born = {name: value.clone() for name, value in policy.state_dict().items()}
+    for _ in range(2):
+        segment = runner.sample(policy.state_dict()).segment
+        expected = local.update(segment)
+        rows = torch.arange(4)
+        sent = pickle.loads(pickle.dumps(type(segment).cat([segment.rows(rows[:3]), segment.rows(rows[3:])])))
+        answer = learner.update(training_data=TrainingData(batch=sent), return_state=True)
+        assert_equal(answer["metrics"], expected)
+        assert_equal(answer["parts"]["policy"], dict(policy.state_dict()))
+        assert_equal(answer["parts"]["learner"], local.get_state())
+    runner.stop()
+    assert any(not torch.equal(value, born[name]) for name, value in policy.state_dict().items())
+
+
+def test_several_learners_of_a_trust_region_are_refused():
+    with pytest.raises(ValueError, match=r"num_learners=2: .* use 0, in the driver, or 1"):
+        team_config().learners(num_learners=2).validate()
+    for number in (0, 1):
+        team_config().learners(num_learners=number).validate()
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "config"), [(SegmentPPO, ppo_config()), (SegmentGAMATR, team_config())]
+)
+def test_configs_name_their_algorithm_and_keep_what_is_not_given(algorithm, config):
+    assert config.algo_class is algorithm
+    assert type(algorithm.get_default_config()) is type(config)
+    changed = config.copy().segments(num_envs=7)
+    assert (changed.num_envs, changed.segment_length, changed.policy) == (7, 8, config.policy)
 
 
 def module(memory="gru", action_space=None):
@@ -107,6 +199,10 @@ def test_rllib_draws_from_the_policy_it_is_given(space, numbers):
 def test_what_cannot_be_built_is_refused_by_name():
     with pytest.raises(TypeError, match=r"model_config\['policy'\] is 'gru': expected a PolicyConfig"):
         MemoryModule(observation_space=BOX, action_space=BOX, model_config={"policy": "gru"})
+    with pytest.raises(TypeError, match="expected a TeamPolicyConfig"):
+        TeamModule(observation_space=BOX, action_space=BOX, model_config={"policy": PolicyConfig()})
+    with pytest.raises(TypeError, match="expected tuples with one part per agent"):
+        TeamModule(observation_space=BOX, action_space=BOX, model_config={"policy": TeamPolicyConfig()})
     for space in (spaces.MultiBinary(2), spaces.Discrete(3, start=1)):
         with pytest.raises(TypeError, match="RLlib has no distribution"):
             module(action_space=space)

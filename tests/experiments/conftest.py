@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,30 @@ def assert_same() -> Callable[[Run, Run], None]:
         assert {**run.result, "seconds": 0} == {**reference.result, "seconds": 0}
 
     return compare
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[Path]:
+    """Start Ray for a file's tests; return a folder whose modules workers can import.
+
+    Four CPUs, whatever the machine has: the tests are about processes, not about speed.
+    """
+    import ray  # not for every test of this folder
+
+    folder = tmp_path_factory.mktemp("modules")
+    source = pytestconfig.rootpath / "src"  # workers run what is tested, not what is installed
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        patch.delenv("RAY_ADDRESS", raising=False)
+        ray.init(
+            address="local",
+            num_cpus=4,
+            include_dashboard=False,
+            log_to_driver=False,
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{folder}{os.pathsep}{source}"}},
+        )
+        yield folder
+        ray.shutdown()
 
 
 @pytest.fixture

@@ -27,22 +27,8 @@ from scrubjay.memory import list_memories, make_config
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _cluster(tmp_path_factory):
-    """Four CPUs, whatever the machine has: these tests are about processes, not about speed."""
-    folder = tmp_path_factory.mktemp("modules")
-    (folder / "faulty.py").write_text(FAULTY)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(folder))
-        patch.delenv("RAY_ADDRESS", raising=False)
-        ray.init(
-            address="local",
-            num_cpus=4,
-            include_dashboard=False,
-            log_to_driver=False,
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}},
-        )
-        yield
-        ray.shutdown()
+def _faulty(cluster):
+    (cluster / "faulty.py").write_text(FAULTY)
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:

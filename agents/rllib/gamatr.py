@@ -1,0 +1,124 @@
+"""GA-MATR over segments of teams as an RLlib algorithm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Self
+
+from gymnasium import spaces
+from ray.rllib.algorithms.algorithm import Algorithm
+
+from scrubjay.agents.gamatr import GAMATR, GAMATRConfig
+from scrubjay.agents.peers import Alone
+from scrubjay.agents.rllib.algorithm import SegmentAlgorithm
+from scrubjay.agents.rllib.config import SegmentAlgorithmConfig
+from scrubjay.agents.rllib.team_module import TeamModule
+from scrubjay.agents.team_env import TeamEnv
+from scrubjay.agents.team_policy import TeamPolicy, TeamPolicyConfig
+from scrubjay.agents.team_sampler import TeamSampler
+
+
+class SegmentGAMATRConfig(SegmentAlgorithmConfig):
+    """Configures `SegmentGAMATR`; `env_runners(num_env_runners=)` and `learners(num_learners=)` are RLlib's own.
+
+    Any number of env runners sample, each whole teams; one learner takes the whole batch, in the driver
+    (`num_learners=0`) or in a process of its own (1).
+
+    Example:
+        config = (
+            SegmentGAMATRConfig()
+            .segments(team_env=TeamEnvConfig().make_teams, num_envs=32)
+            .env_runners(num_env_runners=2)
+        )
+        algorithm = config.build_algo()
+        algorithm.train()
+    """
+
+    module_class = TeamModule
+
+    def __init__(self, algo_class: type[Algorithm] | None = None) -> None:
+        super().__init__(algo_class=algo_class or SegmentGAMATR)
+        self.team_env: Callable[[int], TeamEnv] | None = None
+        self.policy = TeamPolicyConfig()
+        self.gamatr = GAMATRConfig()
+        self.learner_seed = 0
+
+    def segments(
+        self,
+        *,
+        team_env: Callable[[int], TeamEnv] | None = None,
+        num_envs: int | None = None,
+        segment_length: int | None = None,
+        policy: TeamPolicyConfig | None = None,
+        gamatr: GAMATRConfig | None = None,
+        sampling_seed: int | None = None,
+        learner_seed: int | None = None,
+    ) -> Self:
+        """Set what is sampled and learned; what is not given stays as it is.
+
+        `team_env` makes that many rows of teams; it is pickled to the workers. `num_envs` are the rows of all
+        runners together, shared out as evenly as can be. `learner_seed` draws minibatches and the order of agents.
+        """
+        return self._set_given(
+            team_env=team_env,
+            num_envs=num_envs,
+            segment_length=segment_length,
+            policy=policy,
+            gamatr=gamatr,
+            sampling_seed=sampling_seed,
+            learner_seed=learner_seed,
+        )
+
+    def validate(self) -> None:
+        """Raise ValueError naming what does not fit."""
+        if (self.num_learners or 0) > 1:
+            raise ValueError(
+                f"num_learners={self.num_learners}: a trust region is searched in the whole batch by one learner; "
+                "use 0, in the driver, or 1, in a process of its own"
+            )
+        super().validate()
+        if self.team_env is None:
+            raise ValueError("team_env is not set; call segments(team_env=...)")
+
+    def make_envs(self, rows: int) -> TeamEnv:
+        """Return so many teams."""
+        assert self.team_env is not None
+        return self.team_env(rows)
+
+    def spaces_of(self, envs: TeamEnv) -> tuple[spaces.Tuple, spaces.Tuple]:
+        """Return the spaces of one team: a tuple with one part per agent."""
+        agents = len(envs.possible_agents)
+        return (
+            spaces.Tuple([envs.single_observation_space] * agents),
+            spaces.Tuple([envs.single_action_space] * agents),
+        )
+
+    def make_policy(self, envs: TeamEnv) -> TeamPolicy:
+        """Return a new policy for such teams."""
+        agents = len(envs.possible_agents)
+        return TeamPolicy(envs.single_observation_space, envs.single_action_space, agents, self.policy)
+
+    def make_sampler(self, envs: TeamEnv, policy: TeamPolicy, seed: int) -> TeamSampler:
+        """Return a sampler of these teams."""
+        return TeamSampler(envs, policy, self.segment_length, seed)
+
+    def make_learner(self, policy: TeamPolicy, peers: Alone) -> GAMATR:
+        """Return GA-MATR, which never has peers: see `validate`."""
+        return GAMATR(policy, self.gamatr, self.learner_seed)
+
+    @property
+    def rows_needed(self) -> int:
+        """One for every minibatch."""
+        return self.gamatr.minibatches
+
+
+class SegmentGAMATR(SegmentAlgorithm):
+    """`GAMATR` of a team's policy, sampled by any number of processes and learned by one.
+
+    A row of a batch is a whole team, whose agents stay aligned however rows are shared out.
+    """
+
+    @classmethod
+    def get_default_config(cls) -> SegmentGAMATRConfig:
+        """Return a new config."""
+        return SegmentGAMATRConfig()

@@ -1,0 +1,62 @@
+"""UAV base stations over ground users: where to fly, which sub-channel, what power.
+
+    from scrubjay.envs import uav
+
+    env = uav.parallel_env("small", render_mode="rgb_array")     # PettingZoo
+    teams = uav.teams(256, "paper", num_uavs=3)                  # 256 of them at once
+
+Importing this registers `scrubjay/UAV-v0` with PettingZoo, in both of its forms.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from scrubjay.envs.uav.config import PRESETS, UAVConfig, resolve_config
+
+if TYPE_CHECKING:
+    from pettingzoo import AECEnv
+
+    from scrubjay.envs.uav.batch import UAVTeams
+    from scrubjay.envs.uav.parallel import UAVDownlink
+
+__all__ = ["PRESETS", "UAVConfig", "env", "parallel_env", "resolve_config", "teams"]
+
+
+def parallel_env(
+    preset_or_config: str | UAVConfig = "small", *, render_mode: str | None = None, **overrides: Any
+) -> UAVDownlink:
+    """Return a PettingZoo ParallelEnv of a preset (small, paper, city) or config, fields changed by `overrides`.
+
+    Raises ValueError for an unknown preset, field or value.
+    """
+    from scrubjay.envs.uav.parallel import UAVDownlink
+
+    return UAVDownlink(resolve_config(preset_or_config, **overrides), render_mode)
+
+
+def env(
+    preset_or_config: str | UAVConfig = "small", *, render_mode: str | None = None, **overrides: Any
+) -> AECEnv[str, Any, Any]:
+    """Return the same as a PettingZoo AECEnv, in which agents act one after another."""
+    from pettingzoo.utils import parallel_to_aec
+
+    return parallel_to_aec(parallel_env(preset_or_config, render_mode=render_mode, **overrides))
+
+
+def teams(num_envs: int, preset_or_config: str | UAVConfig = "small", **overrides: Any) -> UAVTeams:
+    """Return `num_envs` of them stepped at once."""
+    from scrubjay.envs.uav.batch import UAVTeams
+
+    return UAVTeams(num_envs, resolve_config(preset_or_config, **overrides))
+
+
+def _register() -> None:
+    import pettingzoo
+
+    if "scrubjay/UAV-v0" not in pettingzoo.parallel_registry:
+        pettingzoo.register("parallel", "scrubjay/UAV-v0", "scrubjay.envs.uav:parallel_env")
+        pettingzoo.register("aec", "scrubjay/UAV-v0", "scrubjay.envs.uav:env")
+
+
+_register()

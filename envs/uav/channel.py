@@ -1,0 +1,340 @@
+"""Radio channels between UAVs and the ground: pure functions of arrays, each from its published source.
+
+Angles are in degrees, distances in metres, frequencies in hertz, losses in decibels; gains, SINR and powers are
+linear. Everything broadcasts and keeps the precision it is given (float32 stays float32).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.optimize import minimize_scalar
+
+SPEED_OF_LIGHT_M_S = 3e8
+"""As 3GPP's formulas and the published tables round it; 0.006 dB below the loss of the exact number."""
+Array = Float[np.ndarray, "..."]
+Numbers = float | np.floating | Array
+
+_DECIBEL = math.log(10) / 10
+
+
+class Surroundings(NamedTuple):
+    """Constants of the air-to-ground channel over one kind of built-up area."""
+
+    a: float
+    """Of the sigmoid of the line-of-sight probability, in degrees."""
+    b: float
+    """Of the same, per degree."""
+    line_of_sight_db: float
+    """Mean loss beyond free space where the UAV is in sight."""
+    blocked_db: float
+    """Mean loss beyond free space where it is not."""
+
+
+SURROUNDINGS: Mapping[str, Surroundings] = MappingProxyType(
+    {
+        "suburban": Surroundings(4.88, 0.43, 0.1, 21.0),
+        "urban": Surroundings(9.61, 0.16, 1.0, 20.0),
+        "dense_urban": Surroundings(12.08, 0.11, 1.6, 23.0),
+        "highrise": Surroundings(27.23, 0.08, 2.3, 34.0),
+    }
+)
+"""Fitted to 2 GHz: Al-Hourani, Kandeepan, Lardner, "Optimal LAP Altitude for Maximum Coverage", 2014."""
+
+
+def db_to_linear(decibels: Numbers) -> Array:
+    """Return the ratio of powers: 3 dB is about 2."""
+    return np.exp(np.multiply(decibels, _DECIBEL))
+
+
+def linear_to_db(ratio: Numbers) -> Array:
+    """Return the decibels of a ratio of powers."""
+    return 10 * np.log10(ratio)
+
+
+def dbm_to_w(power_dbm: Numbers) -> Array:
+    """Return watts: 30 dBm is 1 W."""
+    return db_to_linear(np.subtract(power_dbm, 30))
+
+
+def w_to_dbm(power_w: Numbers) -> Array:
+    """Return decibels above one milliwatt."""
+    return linear_to_db(power_w) + 30
+
+
+def elevation_deg(ground_distance_m: Numbers, height_m: Numbers) -> Array:
+    """Return the angle in degrees under which a user sees the UAV: 0 at the horizon, 90 overhead."""
+    return np.arctan2(height_m, ground_distance_m) * (180 / math.pi)  # np.degrees is three times as slow
+
+
+def free_space_path_loss_db(distance_m: Numbers, frequency_hz: float) -> Array:
+    """Return 20 log10(4 pi f d / c), Friis's loss between isotropic antennas at that distance in space."""
+    return 20 * np.log10(distance_m) + 20 * math.log10(4 * math.pi * frequency_hz / SPEED_OF_LIGHT_M_S)
+
+
+def los_probability(elevation_deg: Numbers, environment: str) -> Array:
+    """Return the probability that nothing stands between a user and a UAV seen under that angle in DEGREES.
+
+    Raises:
+        ValueError: for an unknown environment, or an angle outside 0 to 90 degrees.
+
+    Source: Al-Hourani et al. 2014, P = 1 / (1 + a exp(-b (theta - a))).
+    """
+    surroundings = _surroundings(environment)
+    angles = np.asarray(elevation_deg)
+    if angles.size and not (angles.min() >= 0 and angles.max() <= 90):
+        raise ValueError(f"elevation_deg spans {angles.min()} to {angles.max()}: it is in degrees, 0 to 90")
+    return _los_probability(angles, surroundings)
+
+
+def mean_path_loss_db(
+    ground_distance_m: Numbers, height_m: Numbers, frequency_hz: float, environment: str
+) -> Array:
+    """Return the path loss averaged, in decibels, over being in sight and not.
+
+    Args:
+        ground_distance_m: from the user to the point below the UAV.
+        height_m: of the UAV above the user.
+        frequency_hz: of the carrier.
+        environment: one of `SURROUNDINGS`.
+
+    Raises:
+        ValueError: for an unknown environment, a negative distance, or a height or frequency not above 0.
+
+    Source: Al-Hourani et al. 2014, free space plus P_los eta_los + (1 - P_los) eta_nlos.
+    """
+    surroundings, ground, height = _checked(ground_distance_m, height_m, frequency_hz, environment)
+    loss = 10 * np.log10(ground * ground + height * height)
+    loss += 20 * math.log10(4 * math.pi * frequency_hz / SPEED_OF_LIGHT_M_S)
+    loss += _excess_db(ground, height, surroundings)
+    return loss
+
+
+def mean_gain(ground_distance_m: Numbers, height_m: Numbers, frequency_hz: float, environment: str) -> Array:
+    """Return 10^(-L/10) of `mean_path_loss_db`, without its logarithm: what a simulation needs at every step."""
+    surroundings, ground, height = _checked(ground_distance_m, height_m, frequency_hz, environment)
+    gain = _excess_db(ground, height, surroundings)
+    gain *= -_DECIBEL
+    gain = np.exp(gain)
+    gain /= ground * ground + height * height
+    gain *= (SPEED_OF_LIGHT_M_S / (4 * math.pi * frequency_hz)) ** 2
+    return gain
+
+
+def max_coverage_elevation_deg(environment: str) -> float:
+    """Return the elevation of the UAV, seen from the edge of its cell, that makes the cell widest.
+
+    For any path loss allowed at the edge and any carrier, the height that covers the most ground is the radius
+    times this angle's tangent: from R = d cos(theta) and a fixed mean loss, 20 log10 R is a constant plus
+    20 log10 cos(theta) - eta(theta), whose maximum is sought here.
+
+    Raises:
+        ValueError: for an unknown environment.
+
+    Source: the problem is Al-Hourani et al. 2014's; the numbers are computed, not taken from a table.
+    """
+    surroundings = _surroundings(environment)
+
+    def shortfall_db(angle: float) -> float:
+        seen = _los_probability(np.asarray(angle), surroundings)
+        excess = surroundings.blocked_db + (surroundings.line_of_sight_db - surroundings.blocked_db) * seen
+        return float(excess - 20 * math.log10(math.cos(math.radians(angle))))
+
+    # Over high-rises there is a second, lower maximum near the horizon: the search starts from the best degree.
+    best = min(range(1, 89), key=shortfall_db)
+    found = minimize_scalar(
+        shortfall_db, bounds=(best - 1, best + 1), method="bounded", options={"xatol": 1e-9}
+    )
+    return float(found.x)
+
+
+def sinr(
+    power_w: Float[np.ndarray, "*rows uavs"],
+    gain: Float[np.ndarray, "*rows uavs users"],
+    sub_channel: Int[np.ndarray, "*rows uavs"],
+    noise_w: float,
+) -> Float[np.ndarray, "*rows uavs users"]:
+    """Return the signal-to-interference-and-noise ratio that every user would have from every UAV.
+
+    Other UAVs on the same sub-channel interfere; those on others do not. A UAV that is silent has power 0.
+
+    Raises:
+        ValueError: if the noise is not above 0.
+    """
+    if not noise_w > 0:
+        raise ValueError(f"noise_w={noise_w}: it must be above 0")
+    received = gain * power_w[..., None]
+    rivals = sub_channel[..., :, None] == sub_channel[..., None, :]
+    rivals &= ~np.eye(rivals.shape[-1], dtype=bool)
+    # The others are summed, not taken as all less one's own: a weak interferer would drown in the rounding.
+    unwanted = rivals.astype(received.dtype) @ received
+    unwanted += noise_w
+    received /= unwanted
+    return received
+
+
+def rate_bps(sinr: Numbers, bandwidth_hz: Numbers) -> Array:
+    """Return Shannon's capacity B log2(1 + SINR) in bit/s."""
+    return np.log1p(sinr) * (bandwidth_hz / math.log(2))
+
+
+def noise_w(bandwidth_hz: float, density_dbm_per_hz: float = -174.0) -> float:
+    """Return the power of white noise in a band; -174 dBm/Hz is thermal noise at 290 K."""
+    return float(dbm_to_w(density_dbm_per_hz)) * bandwidth_hz
+
+
+def tr36777_los_probability(ground_distance_m: Numbers, height_m: Numbers, scenario: str) -> Array:
+    """Return the probability of line of sight to an aerial terminal.
+
+    Args:
+        ground_distance_m: horizontal distance d2D.
+        height_m: of the aerial end above ground: 22.5 to 300 m, RMa-AV 10 to 300 m, the lower end excluded.
+        scenario: urban macro, urban micro or rural macro cell with aerial vehicles.
+
+    Raises:
+        ValueError: for an unknown scenario, a negative distance or a height outside the stated range.
+
+    Source: 3GPP TR 36.777, table B-1. It states the link from a base station on a mast to a UAV; for a UAV that
+    IS the base station the same link is read the other way round.
+    """
+    ground, height = _aerial(ground_distance_m, height_m, scenario)
+    logarithm = np.log10(height)
+    if scenario == "UMa-AV":
+        near, scale, sure = 460 * logarithm - 700, 4300 * logarithm - 3800, height > 100
+    elif scenario == "UMi-AV":
+        near, scale, sure = 294.05 * logarithm - 432.94, 233.98 * logarithm - 0.95, False
+    else:
+        near, scale = 1350.8 * logarithm - 1602, np.maximum(15021 * logarithm - 16053, 1000)
+        sure = height > 40
+    near = np.maximum(near, 18)
+    share = near / np.maximum(ground, near)
+    return np.where(sure, 1.0, share + np.exp(-ground / scale) * (1 - share))
+
+
+def tr36777_path_loss_db(
+    ground_distance_m: Numbers,
+    height_m: Numbers,
+    frequency_hz: float,
+    scenario: str,
+    line_of_sight: bool | np.ndarray,
+    mast_height_m: float | None = None,
+) -> Array:
+    """Return the path loss to an aerial terminal, without shadowing.
+
+    Args:
+        ground_distance_m: horizontal distance d2D.
+        height_m: of the aerial end above ground, as in `tr36777_los_probability`. The formula without line of
+            sight is stated up to 100 m (UMa-AV) or 40 m (RMa-AV), above which there always is one.
+        frequency_hz: of the carrier, in HERTZ (the report's formulas take gigahertz).
+        scenario: urban macro, urban micro or rural macro cell with aerial vehicles.
+        line_of_sight: whether there is one; broadcasts.
+        mast_height_m: of the other end; default the report's base station (25, 10 and 35 m). A UAV that serves
+            a user in the street is this link with its roles swapped: give the user's 1.5 m.
+
+    Raises:
+        ValueError: for an unknown scenario, a negative distance, a height outside the range or a frequency not
+            above 0.
+
+    Source: 3GPP TR 36.777, table B-2.
+    """
+    ground, height = _aerial(ground_distance_m, height_m, scenario)
+    _check_frequency(frequency_hz)
+    mast = _MAST_HEIGHT_M[scenario] if mast_height_m is None else mast_height_m
+    # Right above the mast's head the far-field formulas would leave their range: they begin at a metre.
+    distance = np.maximum(np.hypot(ground, height - mast), 1)
+    far, high, carrier = np.log10(distance), np.log10(height), 20 * math.log10(frequency_hz / 1e9)
+    fortieth = 20 * math.log10(40 * math.pi / 3) + carrier
+    if scenario == "UMa-AV":
+        seen = 28 + 22 * far + carrier
+        blocked = -17.5 + (46 - 7 * high) * far + fortieth
+    elif scenario == "UMi-AV":
+        free = free_space_path_loss_db(distance, frequency_hz)
+        seen = np.maximum(free, 30.9 + (22.25 - 0.5 * high) * far + carrier)
+        blocked = np.maximum(seen, 32.4 + (43.2 - 7.6 * high) * far + carrier)
+    else:
+        seen = np.maximum(23.9 - 1.8 * high, 20) * far + fortieth
+        blocked = np.maximum(seen, -12 + (35 - 5.3 * high) * far + fortieth)
+    return np.where(line_of_sight, seen, blocked)
+
+
+def tr36777_shadowing_db(height_m: Numbers, scenario: str, line_of_sight: bool | np.ndarray) -> Array:
+    """Return the standard deviation of log-normal shadowing around `tr36777_path_loss_db`.
+
+    Raises:
+        ValueError: for an unknown scenario or a height outside the range.
+
+    Source: 3GPP TR 36.777, table B-3.
+    """
+    _, height = _aerial(0.0, height_m, scenario)
+    if scenario == "UMa-AV":
+        seen, blocked = 4.64 * np.exp(-0.0066 * height), 6.0
+    elif scenario == "UMi-AV":
+        seen, blocked = np.maximum(5 * np.exp(-0.01 * height), 2), 8.0
+    else:
+        seen, blocked = 4.2 * np.exp(-0.0046 * height), 6.0
+    return np.where(line_of_sight, seen, blocked)
+
+
+_MAST_HEIGHT_M: Mapping[str, float] = MappingProxyType({"UMa-AV": 25.0, "UMi-AV": 10.0, "RMa-AV": 35.0})
+
+
+def _surroundings(environment: str) -> Surroundings:
+    if environment not in SURROUNDINGS:
+        raise ValueError(f"environment={environment!r}: it is one of {', '.join(SURROUNDINGS)}")
+    return SURROUNDINGS[environment]
+
+
+def _los_probability(angles: Array, surroundings: Surroundings) -> Array:
+    # a exp(-b (theta - a)) = exp(ln a + b a - b theta): one multiplication and one addition before the exponential.
+    falling = angles * -surroundings.b
+    falling += math.log(surroundings.a) + surroundings.a * surroundings.b
+    falling = np.exp(falling)
+    falling += 1
+    return 1 / falling
+
+
+def _excess_db(ground: np.ndarray, height: np.ndarray, surroundings: Surroundings) -> np.ndarray:
+    loss = _los_probability(elevation_deg(ground, height), surroundings)
+    loss *= surroundings.line_of_sight_db - surroundings.blocked_db
+    loss += surroundings.blocked_db
+    return loss
+
+
+def _checked(
+    ground_distance_m: Numbers, height_m: Numbers, frequency_hz: float, environment: str
+) -> tuple[Surroundings, np.ndarray, np.ndarray]:
+    surroundings = _surroundings(environment)
+    _check_frequency(frequency_hz)
+    ground, height = np.asarray(ground_distance_m), np.asarray(height_m)
+    _check_ground(ground)
+    if height.size and not height.min() > 0:
+        raise ValueError(f"height_m={height.min()}: a UAV flies above its users, above 0")
+    return surroundings, ground, height
+
+
+def _aerial(ground_distance_m: Numbers, height_m: Numbers, scenario: str) -> tuple[np.ndarray, np.ndarray]:
+    if scenario not in _MAST_HEIGHT_M:
+        raise ValueError(f"scenario={scenario!r}: it is one of {', '.join(_MAST_HEIGHT_M)}")
+    ground, height = np.asarray(ground_distance_m), np.asarray(height_m)
+    _check_ground(ground)
+    lowest = 10 if scenario == "RMa-AV" else 22.5
+    if height.size and not (height.min() > lowest and height.max() <= 300):
+        raise ValueError(
+            f"height_m spans {height.min()} to {height.max()}: {scenario} is stated above {lowest} and up to 300 m"
+        )
+    return ground, height
+
+
+def _check_ground(ground: np.ndarray) -> None:
+    if ground.size and not ground.min() >= 0:
+        raise ValueError(f"ground_distance_m={ground.min()}: a distance is at least 0")
+
+
+def _check_frequency(frequency_hz: float) -> None:
+    if not frequency_hz > 0:
+        raise ValueError(f"frequency_hz={frequency_hz}: it must be above 0")

@@ -1,0 +1,341 @@
+"""The downlink itself, many rows at once: flight, users, radio, reward; rules only, no episodes' bookkeeping."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float32, Float64, Int64
+
+from scrubjay.envs.streams import RowStreams
+from scrubjay.envs.uav.channel import dbm_to_w, mean_gain, noise_w, sinr
+from scrubjay.envs.uav.config import UAVConfig
+from scrubjay.envs.uav.energy import propulsion_power_w
+from scrubjay.envs.uav.mobility import Walk, begin_walk, walk
+
+Rows = Int64[np.ndarray, " rows"]
+
+
+class UAVWorld:
+    """`num_envs` areas of `num_uavs` UAVs over `num_users` users each; R, M and K below.
+
+    One step, in this order:
+
+    1. Flying UAVs move, change sub-channel and power. A move that would leave the area or the heights allowed
+       stops at the border and is penalised.
+    2. Users walk.
+    3. Every user joins the flying UAV of the strongest mean gain, the first of equals. All flying UAVs radiate
+       for the whole slot; the users of one share its time equally: rate = B log2(1 + SINR) / users of the UAV.
+    4. Pairs of flying UAVs no farther apart than `min_distance_m` collide: both are penalised, none is lost.
+    5. UAVs with an empty battery, and those that fail by chance, drop out for good. They still have the reward
+       of this step.
+
+    Reward of a UAV that flew during the step, in units of bit/s/Hz times `reward_per_bps_hz`: the sum of its
+    users' rates over B, which is their mean spectral efficiency; less `fairness_weight` times the standard
+    deviation over all users of rate K / (B flying UAVs) ("std"), or times Jain's index of all users' rates
+    ("jain"); less the penalties, which have no unit. "team" gives each the mean over the flying.
+
+    Arrays of results (`rate_bps`, `collisions`, ...) are of the last step. Every row depends on nothing but its own
+    stream and actions, to the last bit.
+    """
+
+    row_arrays = (
+        "time",
+        "alive",
+        "position_m",
+        "displacement_m",
+        "channel",
+        "power_level",
+        "battery_j",
+        "user_position_m",
+        "user_velocity_m_s",
+        "user_goal",
+        "hot_spot_m",
+        "association",
+        "load",
+        "own_bps_hz",
+        "efficiency",
+        "rate_bps",
+        "rate_sum_bps",
+        "collisions",
+    )
+
+    def __init__(self, num_envs: int, config: UAVConfig) -> None:
+        rows, uavs, users = num_envs, config.num_uavs, config.num_users
+        self.config = config
+        self.num_envs = num_envs
+        self.streams = RowStreams(num_envs, np.random.default_rng())
+        self.all_rows = np.arange(num_envs)
+        self._uavs = np.arange(uavs)
+        self.time: Int64[np.ndarray, " R"] = np.zeros(rows, dtype=np.int64)
+        """Steps since the episode began."""
+        self.alive: Bool[np.ndarray, "R M"] = np.zeros((rows, uavs), dtype=np.bool_)
+        self.position_m: Float32[np.ndarray, "R M 3"] = np.zeros((rows, uavs, 3), dtype=np.float32)
+        self.displacement_m: Float32[np.ndarray, "R M 3"] = np.zeros((rows, uavs, 3), dtype=np.float32)
+        """Way flown in the last step."""
+        self.channel: Int64[np.ndarray, "R M"] = np.zeros((rows, uavs), dtype=np.int64)
+        self.power_level: Int64[np.ndarray, "R M"] = np.zeros((rows, uavs), dtype=np.int64)
+        self.battery_j: Float32[np.ndarray, "R M"] = np.zeros((rows, uavs), dtype=np.float32)
+        """Energy left; 0 throughout where batteries last."""
+        self.user_position_m: Float32[np.ndarray, "R K 2"] = np.zeros((rows, users, 2), dtype=np.float32)
+        self.user_velocity_m_s: Float32[np.ndarray, "R K 2"] = np.zeros((rows, users, 2), dtype=np.float32)
+        self.user_goal: Float32[np.ndarray, "R K 2"] = np.zeros((rows, users, 2), dtype=np.float32)
+        self.hot_spot_m: Float32[np.ndarray, "R H 2"] = np.zeros((rows, config.hot_spots, 2), np.float32)
+        self.association: Int64[np.ndarray, "R K"] = np.zeros((rows, users), dtype=np.int64)
+        """UAV that served each user in the last slot; -1 where none flew."""
+        self.load: Int64[np.ndarray, "R M"] = np.zeros((rows, uavs), dtype=np.int64)
+        """Number of users each UAV served."""
+        self.own_bps_hz: Float32[np.ndarray, "R M"] = np.zeros((rows, uavs), dtype=np.float32)
+        """Sum of the rates of each UAV's users over B: their mean spectral efficiency."""
+        self.efficiency: Float32[np.ndarray, "R K"] = np.zeros((rows, users), dtype=np.float32)
+        """log2(1 + SINR) of each user, bit/s/Hz, before time is shared."""
+        self.rate_bps: Float32[np.ndarray, "R K"] = np.zeros((rows, users), dtype=np.float32)
+        self.rate_sum_bps: Float32[np.ndarray, "R K"] = np.zeros((rows, users), dtype=np.float32)
+        """Rates summed over the episode's steps."""
+        self.collisions: Int64[np.ndarray, "R M"] = np.zeros((rows, uavs), dtype=np.int64)
+        """Number of UAVs each collided with in the last step."""
+        self.uav_offset_m: Float32[np.ndarray, "3 R M M"] = np.zeros((3, rows, uavs, uavs), np.float32)
+        """Where UAV j is as seen from UAV i, at [:, row, i, j]; this and the next two follow from positions."""
+        self.user_offset_m: Float32[np.ndarray, "2 R M K"] = np.zeros((2, rows, uavs, users), np.float32)
+        """Where users are as seen from each UAV, over ground."""
+        self.user_distance_m: Float32[np.ndarray, "R M K"] = np.zeros((rows, uavs, users), np.float32)
+        """Distance over ground from each UAV to each user."""
+        self._moves = move_table_m(config)
+        self._move_energy_j = _move_energy_j(config)
+        self._low = np.array([0, 0, config.min_height_m if config.flight_3d else config.height_m], np.float32)
+        self._high = np.array(
+            [config.area_m, config.area_m, config.max_height_m if config.flight_3d else config.height_m],
+            np.float32,
+        )
+        self._unit_power_w = np.float32(float(dbm_to_w(config.max_power_dbm)) / config.power_levels)
+        self._noise_w = noise_w(config.bandwidth_hz, config.noise_dbm_per_hz)
+
+    @property
+    def power_w(self) -> Float32[np.ndarray, "R M"]:
+        """Power each UAV radiates; 0 for those that do not fly."""
+        return self._power_w(slice(None))
+
+    def begin(self, rows: Rows) -> None:
+        """Start a new episode in each of `rows`."""
+        config, count, uavs = self.config, len(rows), self.config.num_uavs
+        fewest = uavs if config.min_uavs is None else config.min_uavs
+        flying = fewest + self.streams.integers(rows, uavs - fewest + 1, 1)
+        self.time[rows] = 0
+        self.alive[rows] = self._uavs < flying
+        start = self.streams.uniforms(rows, 2 * uavs).reshape(count, uavs, 2)
+        self.position_m[rows, :, :2] = start * np.float32(config.area_m)
+        self.position_m[rows, :, 2] = config.height_m
+        self.displacement_m[rows] = 0
+        self.channel[rows] = self.streams.integers(rows, config.num_channels, uavs)
+        self.power_level[rows] = config.power_levels - 1
+        self.battery_j[rows] = config.battery_j or 0
+        self.collisions[rows] = 0
+        users = begin_walk(config, self.streams, rows)
+        self.user_position_m[rows] = users.position_m
+        self.user_velocity_m_s[rows] = users.velocity_m_s
+        self.user_goal[rows] = users.goal
+        self.hot_spot_m[rows] = users.hot_spot_m
+        self._locate(rows)
+        self._transmit(rows)
+        self.rate_sum_bps[rows] = 0
+
+    def advance(self, actions: Int64[np.ndarray, "R M 3"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Take a step in every row; return rewards (float64 `[R, M]`), terminated `[R, M]`, truncated `[R]`.
+
+        Actions must be allowed ones, of those that do not fly too, though these do nothing.
+        """
+        alive = self.alive
+        outside = self._fly(actions, alive)
+        users = Walk(self.user_position_m, self.user_velocity_m_s, self.user_goal, self.hot_spot_m)
+        walk(self.config, self.streams, self.all_rows, users)
+        self.user_position_m, self.user_velocity_m_s = users.position_m, users.velocity_m_s
+        self.user_goal = users.goal
+        self._locate(slice(None))
+        own = self._transmit(slice(None))
+        self.rate_sum_bps += self.rate_bps
+        self.collisions = self._collide()
+        rewards = self._rewards(own, outside)
+        self.time = self.time + 1
+        terminated = self._drop_out(actions[..., 0])
+        self.alive = alive & ~terminated
+        return rewards, terminated, self.time >= self.config.max_steps
+
+    def measures(self) -> dict[str, Float64[np.ndarray, " R"]]:
+        """Return what the last step came to: rates over the users of each row, and the number of collisions."""
+        rates = self.rate_bps
+        total, squares = _moments(rates)
+        place = 0.05 * (self.config.num_users - 1)
+        below = int(place)
+        above = min(below + 1, self.config.num_users - 1)
+        ordered = np.partition(rates, (below, above), axis=1)
+        fifth = ordered[:, below] * (below + 1 - place) + ordered[:, above] * (place - below)
+        return {
+            "sum_rate_bps": total,
+            "fifth_percentile_rate_bps": fifth.astype(np.float64),
+            "jain": _jain(total, squares, self.config.num_users),
+            "collisions": self.collisions.sum(axis=1) / 2,
+        }
+
+    def uav_within(self, distance_m: float, rows: Rows | slice = slice(None)) -> Bool[np.ndarray, "rows M M"]:
+        """Say which pairs of flying UAVs are not farther apart than that, each UAV and itself included."""
+        east, north, up = self.uav_offset_m[:, rows]
+        alive = self.alive[rows]
+        near = east * east + north * north + up * up <= np.float32(distance_m) ** 2
+        near &= alive[:, :, None]
+        near &= alive[:, None, :]
+        return near
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return copies of all that changes over time, random streams included."""
+        values = {name: getattr(self, name).copy() for name in self.row_arrays}
+        return {"streams": self.streams.position.copy(), **values}
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raise ValueError if `state` is not of such a world of as many rows."""
+        for name, values in self.state().items():
+            if name not in state:
+                raise ValueError(f"state lacks {name!r}; pass what get_state() returned")
+            given = np.asarray(state[name])
+            if (given.dtype, given.shape) != (values.dtype, values.shape):
+                raise ValueError(
+                    f"state[{name!r}] is {given.dtype}{given.shape}; expected {values.dtype}{values.shape}"
+                )
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go back to where `state` was called. Raises ValueError, and changes nothing, where it does not fit."""
+        self.check_state(state)
+        self.streams.position = np.array(state["streams"])
+        for name in self.row_arrays:
+            setattr(self, name, np.array(state[name]))
+        self._locate(slice(None))
+
+    def _fly(self, actions: np.ndarray, alive: np.ndarray) -> Bool[np.ndarray, "R M"]:
+        step = self._moves[actions[..., 0]] * alive[..., None]
+        target = self.position_m + step
+        reached = np.minimum(np.maximum(target, self._low), self._high)
+        self.displacement_m = reached - self.position_m
+        self.position_m = reached
+        self.channel, self.power_level = actions[..., 1].copy(), actions[..., 2].copy()
+        beyond = reached != target
+        return beyond[..., 0] | beyond[..., 1] | beyond[..., 2]
+
+    def _power_w(self, rows: Rows | slice) -> Float32[np.ndarray, "rows M"]:
+        return (self.power_level[rows] + 1).astype(np.float32) * self._unit_power_w * self.alive[rows]
+
+    def _transmit(self, rows: Rows | slice) -> Float64[np.ndarray, "rows M"]:
+        """Serve the users of `rows` for a slot; return the sum of rates over B of each UAV."""
+        gain = self._gain(rows)
+        count, uavs, users = gain.shape
+        association = _first_of_largest(gain)
+        # numpy reads flat places several times as fast as pairs of indices.
+        uav = association + (np.arange(count) * uavs)[:, None]
+        ratio = sinr(self._power_w(rows), gain, self.channel[rows], self._noise_w)
+        served = ratio.ravel().take(uav * users + np.arange(users))
+        efficiency = np.log1p(served) * np.float32(1 / np.log(2))
+        load = np.bincount(uav.ravel(), minlength=count * uavs)
+        shared = efficiency / load.take(uav)
+        own = np.bincount(uav.ravel(), shared.ravel(), count * uavs).reshape(count, uavs)
+        rate = (shared * self.config.bandwidth_hz).astype(np.float32)
+        somebody = np.any(self.alive[rows], axis=1, keepdims=True)
+        association[~somebody[:, 0]] = -1
+        self.association[rows], self.efficiency[rows], self.rate_bps[rows] = association, efficiency, rate
+        self.load[rows] = load.reshape(count, uavs) * somebody
+        self.own_bps_hz[rows] = own
+        return own
+
+    def _locate(self, rows: Rows | slice) -> None:
+        """Work out who is where as seen from each UAV."""
+        uav = np.moveaxis(self.position_m[rows], 2, 0).copy()
+        user = np.moveaxis(self.user_position_m[rows], 2, 0).copy()
+        self.uav_offset_m[:, rows] = uav[:, :, None, :] - uav[:, :, :, None]
+        offset = user[:, :, None, :] - uav[:2, :, :, None]
+        self.user_offset_m[:, rows] = offset
+        offset *= offset
+        self.user_distance_m[rows] = np.sqrt(offset[0] + offset[1])
+
+    def _gain(self, rows: Rows | slice) -> Float32[np.ndarray, "rows M K"]:
+        ground = self.user_distance_m[rows]
+        # A full copy, because numpy may round broadcast operands otherwise than contiguous ones, and slower.
+        height = np.broadcast_to(self.position_m[rows, :, 2, None], ground.shape).copy()
+        gain = mean_gain(ground, height, self.config.frequency_hz, self.config.environment)
+        gain *= self.alive[rows].astype(np.float32)[:, :, None]
+        return gain
+
+    def _collide(self) -> Int64[np.ndarray, "R M"]:
+        close = self.uav_within(self.config.min_distance_m)
+        close[:, self._uavs, self._uavs] = False
+        return close.sum(axis=2)
+
+    def _rewards(self, own: np.ndarray, outside: np.ndarray) -> Float64[np.ndarray, "R M"]:
+        config, alive = self.config, self.alive
+        flying = alive.sum(axis=1)
+        if config.fairness != "none":
+            total, squares = _moments(self.rate_bps)
+            if config.fairness == "jain":
+                own = own * _jain(total, squares, config.num_users)[:, None]
+            else:
+                mean = total / config.num_users
+                spread = np.sqrt(np.maximum(squares / config.num_users - mean * mean, 0))
+                scale = config.fairness_weight * config.num_users / config.bandwidth_hz
+                own = own - (scale * spread / np.maximum(flying, 1))[:, None]
+        rewards = own * config.reward_per_bps_hz
+        rewards -= config.collision_penalty * self.collisions + config.boundary_penalty * outside
+        rewards *= alive
+        if config.reward == "team":
+            rewards = (rewards.sum(axis=1) / np.maximum(flying, 1))[:, None] * alive
+        return rewards
+
+    def _drop_out(self, moves: np.ndarray) -> Bool[np.ndarray, "R M"]:
+        lost = np.zeros_like(self.alive)
+        if self.config.battery_j is not None:
+            used = self._move_energy_j[moves] + self.power_w * np.float32(self.config.slot_s)
+            self.battery_j = np.maximum(self.battery_j - used * self.alive, 0)
+            lost |= self.battery_j <= 0
+        if self.config.drop_probability:
+            drawn = self.streams.uniforms(self.all_rows, self.config.num_uavs)
+            lost |= drawn < np.float32(self.config.drop_probability)
+        return lost & self.alive
+
+
+def move_table_m(config: UAVConfig) -> Float32[np.ndarray, "moves 3"]:
+    """Return the displacement of every move: hover, then headings counter-clockwise from east; again for climb, sink.
+
+    Level moves are 0 .. D, climbing ones D + 1 .. 2 D + 1, sinking ones after that, with D directions.
+    """
+    angle = np.arange(config.directions) * (2 * np.pi / config.directions)
+    level = np.zeros((1 + config.directions, 3))
+    # Rounded, so that "north" does not drift east by a sine's last bit.
+    level[1:, 0], level[1:, 1] = np.round(np.cos(angle), 12), np.round(np.sin(angle), 12)
+    level *= config.max_speed_m_s * config.slot_s
+    climb = np.array([0, 0, config.max_climb_m_s * config.slot_s])
+    moves = [level, level + climb, level - climb] if config.flight_3d else [level]
+    return np.concatenate(moves).astype(np.float32)
+
+
+def _move_energy_j(config: UAVConfig) -> Float32[np.ndarray, " moves"]:
+    """Return the propulsion energy of every move for one slot; a move stopped by the border costs as much."""
+    speed = move_table_m(config).astype(np.float64) / config.slot_s
+    power = propulsion_power_w(np.hypot(speed[:, 0], speed[:, 1]), speed[:, 2])
+    return (power * config.slot_s).astype(np.float32)
+
+
+def _first_of_largest(values: Float32[np.ndarray, "R M K"]) -> Int64[np.ndarray, "R K"]:
+    """Return `values.argmax(axis=1)`, several times as fast where M is small."""
+    largest = values == values.max(axis=1, keepdims=True)
+    count = values.shape[1]
+    rank = np.arange(count, 0, -1, dtype=np.uint8 if count < 256 else np.int64)
+    return count - (largest * rank[:, None]).max(axis=1).astype(np.int64)
+
+
+def _moments(rates: Float32[np.ndarray, "R K"]) -> tuple[np.ndarray, np.ndarray]:
+    exact = rates.astype(np.float64)
+    return exact.sum(axis=1), (exact * exact).sum(axis=1)
+
+
+def _jain(total: np.ndarray, squares: np.ndarray, users: int) -> Float64[np.ndarray, " R"]:
+    """Return Jain's index (sum)^2 / (K sum of squares): 1 where all have the same, 1 / K where one has all.
+
+    0 where nobody has anything. Source: Jain, Chiu, Hawe 1984.
+    """
+    return total * total / np.maximum(users * squares, np.finfo(np.float64).tiny)

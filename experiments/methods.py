@@ -1,0 +1,72 @@
+"""Who contends on multi-agent recipes: GA-MATR, its ablations, and what others do."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from scrubjay.experiments.team_task import TeamTaskConfig
+from scrubjay.memory import make_config
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a contender changes about GA-MATR."""
+
+    description: str
+    """In a line."""
+    policy: dict[str, Any] = field(default_factory=dict)
+    """Fields of `TeamPolicyConfig`."""
+    learner: dict[str, Any] = field(default_factory=dict)
+    """Fields of `GAMATRConfig`."""
+    memory: str | None = None
+    """The memory, if not the recipe's."""
+
+
+_NO_GRAPH: dict[str, Any] = {"graph_rounds": 0, "critic": "pooled"}
+
+METHODS: dict[str, Method] = {
+    "gamatr": Method("graph attention, recurrence, attention critic, trust region; one set of weights"),
+    "hatrpo": Method(
+        "one agent's trust region after the other, weights of their own, no graph",
+        {**_NO_GRAPH, "shared": False},
+        {"mode": "sequential"},
+    ),
+    "itrpo": Method(
+        "every agent its own trust region and its own view, no graph",
+        {"graph_rounds": 0, "critic": "local", "shared": False},
+        {"mode": "independent"},
+    ),
+    "mappo": Method("clipped steps, shared weights, central critic, no graph", _NO_GRAPH, {"mode": "clip"}),
+    "happo": Method(
+        "clipped steps, one agent after the other, weights of their own, no graph",
+        {**_NO_GRAPH, "shared": False},
+        {"mode": "clip_sequential"},
+    ),
+    "matrpo": Method(
+        "trust regions that agree with their neighbours' by ADMM, no graph",
+        {**_NO_GRAPH, "shared": False, "joint": True},
+        {"mode": "consensus"},
+    ),
+    "matrl": Method(
+        "independent trust regions, mixed by the equilibrium of a game of old and new policies",
+        {**_NO_GRAPH, "shared": False},
+        {"mode": "metagame"},
+    ),
+    "gamatr-no-graph": Method("GA-MATR whose agents hear nobody", {"graph_rounds": 0}),
+    "gamatr-no-recurrence": Method("GA-MATR that remembers nothing", memory="none"),
+    "gamatr-no-attention-critic": Method(
+        "GA-MATR whose critic takes the mean of all agents", {"critic": "pooled"}
+    ),
+}
+
+
+def with_method(config: TeamTaskConfig, name: str) -> TeamTaskConfig:
+    """Return the same experiment with another contender. Raises KeyError on an unknown name."""
+    method = METHODS[name]
+    policy = dataclasses.replace(config.policy, **method.policy)
+    if method.memory is not None:
+        policy = dataclasses.replace(policy, memory=make_config(method.memory, dim=policy.memory.dim))
+    learner = dataclasses.replace(config.learner, **method.learner)
+    return dataclasses.replace(config, method=name, policy=policy, learner=learner)

@@ -1,0 +1,136 @@
+"""What teams came to beyond their return: what the environment measured, beside rules and in teams of other sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from scrubjay.experiments.device import one_thread
+from scrubjay.experiments.run import Run, write_atomically
+from scrubjay.experiments.seeding import derive_seed
+from scrubjay.experiments.statistics import bootstrap_interval, interquartile_mean
+from scrubjay.experiments.team_evaluation import Actor, PolicyActor, evaluate_team, rules
+from scrubjay.experiments.team_task import TeamTaskConfig
+
+SIZES: dict[str, tuple[str, tuple[int, ...]]] = {"uav-three": ("num_uavs", (2, 3, 4, 6, 8, 10))}
+"""Of which recipes teams are tested at other sizes than they were trained at: the setting, and its values."""
+
+_EPISODES = 100
+_HIDDEN = ("episodes", "episodic_return_low", "episodic_return_high", "episodic_length", "step", "seconds")
+
+Scores = dict[str, float]
+
+
+def team_tables(runs: Sequence[Run], out: Path) -> list[str]:
+    """Return a table of measures for each recipe of teams, and where there are other sizes one for each measure.
+
+    Rules play the episodes that the runs' results are of. Kept in `out`, computed once.
+    """
+    tables = []
+    teams = [run for run in runs if isinstance(run.config, TeamTaskConfig)]
+    for recipe in dict.fromkeys(run.config.recipe for run in teams):
+        alike = [run for run in teams if run.config.recipe == recipe]
+        tables.append(_measures(alike, out))
+        if recipe in SIZES:
+            tables += _other_sizes(alike, out)
+    return tables
+
+
+def _measures(runs: Sequence[Run], out: Path) -> str:
+    config = _config(runs[0])
+    scores: dict[str, list[Scores]] = {}
+    for run in runs:
+        scores.setdefault(run.config.label, []).append(run.result)
+    for rule, make in rules(config.env).items():
+        for seed in dict.fromkeys(run.config.seed for run in runs):
+            file = out / f"{config.recipe}-rule-{rule}-s{seed}.json"
+            scores.setdefault(f"rule: {rule}", []).append(
+                _kept(file, lambda make=make, seed=seed: _play(make(seed), config, seed))
+            )
+    names = [name for name in next(iter(scores.values()))[0] if name not in _HIDDEN]
+    lines = [f"{config.recipe}, means over {_EPISODES} episodes:", "", f"| method | {' | '.join(names)} |"]
+    lines.append("| --- " * (len(names) + 1) + "|")
+    for label, results in scores.items():
+        cells = [_cell([result[name] for result in results]) for name in names]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _other_sizes(runs: Sequence[Run], out: Path) -> list[str]:
+    config = _config(runs[0])
+    name, values = SIZES[config.recipe]
+    scores: dict[str, dict[int, list[Scores]]] = {}
+    for value in values:
+        resized = dataclasses.replace(
+            config, env=dataclasses.replace(config.env, kwargs={**config.env.kwargs, name: value})
+        )
+        for run in runs:
+            if _config(run).policy.shared:
+                file = run.path / f"{name}-{value}.json"
+                played = _kept(
+                    file,
+                    lambda run=run, resized=resized: _play(_resized(run, resized), resized, run.config.seed),
+                )
+                scores.setdefault(run.config.label, {}).setdefault(value, []).append(played)
+        for rule, make in rules(config.env).items():
+            for seed in dict.fromkeys(run.config.seed for run in runs):
+                file = out / f"{config.recipe}-rule-{rule}-s{seed}-{name}-{value}.json"
+                played = _kept(
+                    file, lambda make=make, seed=seed, resized=resized: _play(make(seed), resized, seed)
+                )
+                scores.setdefault(f"rule: {rule}", {}).setdefault(value, []).append(played)
+    measures = [name for name in next(iter(scores.values()))[values[0]][0] if name not in _HIDDEN]
+    tables = []
+    for measure in measures:
+        lines = [
+            f"{config.recipe}, trained at {name} {config.env.kwargs[name]}, {measure} at:",
+            "",
+            f"| method | {' | '.join(map(str, values))} |",
+            "| --- " * (len(values) + 1) + "|",
+        ]
+        for label, by_value in scores.items():
+            cells = [_cell([played[measure] for played in by_value[value]]) for value in values]
+            lines.append(f"| {label} | {' | '.join(cells)} |")
+        tables.append("\n".join(lines))
+    return tables
+
+
+def _config(run: Run) -> TeamTaskConfig:
+    assert isinstance(run.config, TeamTaskConfig)
+    return run.config
+
+
+def _resized(run: Run, resized: TeamTaskConfig) -> Actor:
+    """Return the trained policy, acting in teams of another size."""
+    policy = dataclasses.replace(_config(run), env=resized.env).make_policy()
+    policy.load_state_dict(run.team_policy.state_dict())
+    return PolicyActor(policy.eval())
+
+
+def _play(actor: Actor, config: TeamTaskConfig, seed: int) -> Scores:
+    with one_thread():
+        return evaluate_team(actor, config.env, _EPISODES, derive_seed(seed, "evaluation")).summary()
+
+
+def _kept(file: Path, play: Callable[[], Scores]) -> Scores:
+    if not file.exists():
+        write_atomically(file, json.dumps(play()) + "\n")
+    return json.loads(file.read_text())
+
+
+def _cell(scores: Sequence[float]) -> str:
+    number = _short(interquartile_mean(scores))
+    if len(scores) == 1:
+        return number
+    low, high = bootstrap_interval(scores)
+    return f"{number} [{_short(low)}, {_short(high)}]"
+
+
+def _short(value: float) -> str:
+    """Return a number in three or four digits, large ones in thousands or millions."""
+    for scale, suffix in ((1e6, " M"), (1e3, " k")):
+        if abs(value) >= 10 * scale:
+            return f"{value / scale:.4g}{suffix}"
+    return f"{value:.3g}"

@@ -1,0 +1,158 @@
+"""The PettingZoo environment and the batched one from outside: their interfaces and what they refuse."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+import warnings
+from typing import Any, cast
+
+import numpy as np
+import pettingzoo
+import pytest
+from gymnasium.error import ResetNeeded
+from pettingzoo.test import api_test, parallel_api_test, parallel_seed_test, render_test
+
+from scrubjay.envs import uav
+from scrubjay.envs.uav.config import PRESETS, UAVConfig
+
+every_preset = pytest.mark.parametrize("preset", PRESETS)
+
+
+@every_preset
+def test_pettingzoos_own_test_of_parallel_environments(preset):
+    parallel_api_test(uav.parallel_env(preset), num_cycles=150)
+
+
+def test_pettingzoos_own_test_where_uavs_drop_out():
+    parallel_api_test(uav.parallel_env("small", num_uavs=4, drop_probability=0.1), num_cycles=150)
+
+
+@every_preset
+def test_pettingzoos_own_test_of_seeds(preset):
+    parallel_seed_test(lambda: uav.parallel_env(preset), num_cycles=60)
+
+
+def test_pettingzoos_own_test_of_environments_that_act_in_turn():
+    with warnings.catch_warnings():
+        # Observations are dicts of several arrays, which the test was not written for.
+        warnings.simplefilter("ignore")
+        api_test(uav.env("small"), num_cycles=120)
+
+
+def test_pettingzoos_own_test_of_rendering():
+    def make(render_mode: str) -> Any:
+        # It also makes an environment for a window, which it never opens and we do not have.
+        return uav.env("small", max_steps=3, render_mode=None if render_mode == "human" else render_mode)
+
+    render_test(cast(Any, make))
+
+
+def test_registered_with_pettingzoo_in_both_forms():
+    single: Any = pettingzoo.make("parallel", "scrubjay/UAV-v0", preset_or_config="paper")
+    assert single.config == UAVConfig.paper()
+    assert pettingzoo.make("aec", "scrubjay/UAV-v0", num_uavs=3).possible_agents == [
+        "uav_0",
+        "uav_1",
+        "uav_2",
+    ]
+
+
+def test_import_loads_nothing_heavy_and_may_be_repeated():
+    code = (
+        "import importlib, sys, scrubjay.envs.uav as uav\n"
+        "importlib.reload(uav)\n"
+        "uav.parallel_env('small').reset(seed=0)\n"
+        "print([name for name in ('torch', 'ray', 'PIL', 'matplotlib') if name in sys.modules])\n"
+    )
+    command = [sys.executable, "-W", "error", "-c", code]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def same(left, right):
+    assert left.keys() == right.keys()
+    for name in left:
+        assert left[name].dtype == right[name].dtype
+        np.testing.assert_array_equal(left[name], right[name])
+
+
+def test_state_of_the_environment_alone_knows_who_flies():
+    env, other = (uav.parallel_env("small", num_uavs=4, drop_probability=0.2) for _ in range(2))
+    env.reset(seed=5)
+    act = {agent: np.array([1, 0, 2]) for agent in env.possible_agents}
+    while len(env.agents) == 4:
+        env.step(act)
+    state = pickle.loads(pickle.dumps(env.get_state()))
+    other.set_state(state)
+    while env.agents:
+        one, two = env.step(act), other.step(act)
+        assert one[1:] == two[1:]
+        np.testing.assert_array_equal(env.state(), other.state())
+    same(env.reset()[0]["uav_0"], other.reset()[0]["uav_0"])
+
+
+def test_results_and_states_are_copies():
+    teams, twin = uav.teams(3, "small", max_steps=5), uav.teams(3, "small", max_steps=5)
+    for each in (teams, twin):
+        each.reset(seed=0)
+    rng = np.random.default_rng(0)
+    for _ in range(12):
+        actions = rng.integers(0, teams.single_action_space.nvec, (3, 2, 3))
+        spoiled, intact = teams.step(actions), twin.step(actions)
+        np.testing.assert_array_equal(spoiled.rewards, intact.rewards)
+        same(spoiled.observations, intact.observations)
+        for values in (spoiled.observations, spoiled.final_observations, spoiled.infos, teams.get_state()):
+            for array in values.values():
+                if isinstance(array, np.ndarray):
+                    array[...] = 0
+        for array in spoiled:
+            if isinstance(array, np.ndarray):
+                array[...] = 0
+
+
+@every_preset
+def test_pictures_keep_their_size_and_change(preset):
+    env = uav.parallel_env(preset, render_mode="rgb_array")
+    env.reset(seed=0)
+    frames: list[Any] = [env.render()]
+    for _ in range(3):
+        env.step({agent: np.array([1, 0, 1]) for agent in env.agents})
+        frames.append(env.render())
+    assert len({frame.shape for frame in frames}) == 1
+    assert len({frame.tobytes() for frame in frames}) == 4
+    assert uav.parallel_env(preset).render() is None
+
+
+def test_wrong_use_is_refused_by_name():
+    env = uav.parallel_env("small")
+    with pytest.raises(ResetNeeded):
+        env.step({})
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="no action for uav_1"):
+        env.step({"uav_0": [0, 0, 0]})
+    with pytest.raises(ValueError, match="action of uav_1"):
+        env.step({"uav_0": np.array([0, 0, 0]), "uav_1": np.array([5, 0, 0])})
+    with pytest.raises(ValueError, match="render_mode='ascii'"):
+        uav.parallel_env("small", render_mode="ascii")
+    with pytest.raises(ResetNeeded):
+        uav.parallel_env("small", render_mode="rgb_array").render()
+    with pytest.raises(ValueError, match="num_envs=0"):
+        uav.teams(0)
+    teams = uav.teams(2)
+    for call in (lambda: teams.step(np.zeros((2, 2, 3), dtype=int)), teams.get_state):
+        with pytest.raises(ResetNeeded):
+            call()
+    teams.reset(seed=0)
+    for actions in (np.zeros((2, 2)), np.zeros((2, 2, 3)), np.full((2, 2, 3), 2) + 3, np.full((2, 2, 3), -1)):
+        with pytest.raises(ValueError, match="actions"):
+            teams.step(actions)
+    state = teams.get_state()
+    with pytest.raises(ValueError, match="settings"):
+        uav.teams(2, num_users=13).set_state(state)
+    with pytest.raises(ValueError, match="expected"):
+        uav.teams(3).set_state(state)
+    with pytest.raises(ValueError, match="lacks 'channel'"):
+        teams.set_state({name: values for name, values in state.items() if name != "channel"})
+    with pytest.raises(ValueError, match="lacks 'agents'"):
+        env.set_state({name: values for name, values in env.get_state().items() if name != "agents"})

@@ -1,0 +1,186 @@
+"""Runs of teams: trained, killed, resumed, judged, compared, by the command and from Python."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from scrubjay.agents.gamatr import GAMATRConfig
+from scrubjay.agents.team_policy import TeamPolicyConfig
+from scrubjay.experiments import RECIPES, Run, resume, train
+from scrubjay.experiments.config import from_json, to_json
+from scrubjay.experiments.equilibrium import gains, untrained
+from scrubjay.experiments.methods import METHODS, with_method
+from scrubjay.experiments.team_engine import TeamEngine
+from scrubjay.experiments.team_evaluation import PolicyActor, evaluate_team, rules
+from scrubjay.experiments.team_task import TeamTaskConfig
+from scrubjay.experiments.teams import TeamEnvConfig
+from scrubjay.memory import make_config
+
+UAV = "scrubjay.envs.uav:parallel_env"
+SPREAD = "mpe2.simple_spread_v3:parallel_env"
+
+
+def make_team(**fields: Any) -> TeamTaskConfig:
+    """3 updates of two base stations over four users: a second or so."""
+    settings: dict[str, Any] = {
+        "recipe": "tiny-team",
+        "env": TeamEnvConfig(UAV, {"num_users": 4, "max_steps": 6}, num_envs=4),
+        "policy": TeamPolicyConfig(memory=make_config("gru", dim=16), graph_rounds=1, graph_heads=2),
+        "learner": GAMATRConfig(critic_epochs=1, minibatches=2),
+        "total_steps": 96,
+        "segment_length": 8,
+        "device": "cpu",
+        "eval_episodes": 4,
+    }
+    return TeamTaskConfig(**{**settings, **fields})
+
+
+@pytest.fixture(scope="module")
+def team_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train(make_team(), tmp_path_factory.mktemp("teams") / "finished")
+
+
+def test_a_run_tells_what_was_measured_and_its_policy_acts(team_run):
+    result = team_run.result
+    assert result["step"] == 96
+    assert result["episodes"] == 4
+    assert result["episodic_length"] == 6
+    assert 0 < result["jain"] <= 1
+    assert result["sum_rate_bps"] > result["fifth_percentile_rate_bps"] >= 0
+    assert {"charts/episodic_return", "charts/jain", "losses/kl"} <= team_run.metrics()[-1].keys()
+    assert (team_run.path / "curve.png").exists()
+    env = team_run.config.env.make()
+    observations, _ = env.reset(seed=0)
+    stacked = {
+        key: np.stack([observations[a][key] for a in env.agents]) for key in observations[env.agents[0]]
+    }
+    actions, _ = team_run.team_policy.act(stacked, np.ones(2, dtype=bool))
+    assert all(
+        env.action_space(agent).contains(action) for agent, action in zip(env.agents, actions, strict=True)
+    )
+
+
+def test_a_stopped_run_goes_on_to_the_same_end(team_run, tmp_path, assert_same):
+    run = Run.create(team_run.config, tmp_path / "stopped")
+    with TeamEngine(run.config, run.path) as engine:
+        engine.update()
+        engine.update()
+        engine.save()
+    assert run.step == 64
+    resume(run.path)
+    assert_same(run, team_run)
+
+
+def test_a_config_of_a_team_survives_its_file():
+    for name in METHODS:
+        config = with_method(RECIPES["uav-small"](), name)
+        assert from_json(to_json(config)) == config
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains(name, tmp_path):
+    config = with_method(make_team(total_steps=32, eval_episodes=0), name)
+    run = train(config, tmp_path / name)
+    assert run.config.label == name
+    assert np.isfinite(run.metrics()[-1]["losses/kl"])
+
+
+@pytest.mark.parametrize("name", ["hcam", "titans", "sink"])
+def test_any_memory_serves_a_team(name, tmp_path):
+    config = make_team(total_steps=32, eval_episodes=0).with_memory(make_config(name, dim=16))
+    assert train(config, tmp_path / name).config.label == f"gamatr-on-{name}"
+
+
+def test_pettingzoos_own_environments_train(tmp_path):
+    pytest.importorskip("mpe2")
+    config = dataclasses.replace(
+        RECIPES["spread"](), env=TeamEnvConfig(SPREAD, {"N": 2, "max_cycles": 5}, num_envs=4), total_steps=100
+    )
+    run = train(config, tmp_path / "spread")
+    assert run.result["episodic_length"] == 5
+    assert run.result["episodic_return"] < 0
+
+
+def test_judging_does_not_depend_on_how_many_rows_play():
+    env = make_team().env
+    follow = rules(env)["follow"](0)
+    few, many = (evaluate_team(follow, env, episodes, seed=3) for episodes in (2, 5))
+    np.testing.assert_allclose(few.returns, many.returns[:2], rtol=1e-6)
+    with pytest.raises(ValueError, match="episodes=0"):
+        evaluate_team(follow, env, 0)
+
+
+def test_best_responses_change_one_agent_and_are_measured_on_the_same_episodes():
+    config = make_team()
+    policy = untrained(config)
+    told = gains(policy, config, steps=32, episodes=4)
+    again = gains(policy, config, steps=32, episodes=4)
+    assert told == again
+    assert [gain.before for gain in told] == [gain.before for gain in again]
+    assert all(gain.low <= gain.gain <= gain.high for gain in told)
+    returns = evaluate_team(PolicyActor(policy, deterministic=False), config.env, 4, 0).returns
+    assert returns.shape == (4, 2)
+
+
+def test_the_command_trains_judges_and_says_what_an_agent_gains(tmp_path, scrubjay):
+    flags = ["--set", "num_users=4", "--set", "max_steps=6", "--env.num-envs", "4", "--segment-length", "6"]
+    code, _, err = scrubjay(
+        "train",
+        "uav-small",
+        "--method",
+        "itrpo",
+        "--run-dir",
+        "run",
+        "--total-steps",
+        "48",
+        *flags,
+        "--quiet",
+    )
+    assert code == 0, err
+    code, out, err = scrubjay(
+        "eval", "run", "--episodes", "3", "--best-response", "--response-steps", "24", "--set", "num_users=5"
+    )
+    assert code == 0, err
+    assert "sum_rate_bps" in out
+    assert "before training: epsilon" in out
+    assert "agent 1" in out
+
+
+def test_a_comparison_sets_methods_beside_rules(tmp_path, scrubjay):
+    code, _, err = scrubjay(
+        "compare", "--recipes", "uav-small", "--methods", "gamatr", "mappo", "--seeds", "0", "--jobs", "1",
+        "--out", "out", "--", "--set", "num_users=4", "--set", "max_steps=6", "--env.num-envs", "4",
+        "--segment-length", "6", "--total-steps", "24", "--eval-episodes", "3",
+    )  # fmt: skip
+    assert code == 0, err
+    table = (tmp_path / "out" / "table.md").read_text()
+    for row in ("gamatr", "mappo", "rule: follow", "rule: static", "rule: random"):
+        assert f"| {row} |" in table
+    assert "jain" in table
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("train", "uav-small", "--method", "trpo"), "unknown method 'trpo'; choose from gamatr"),
+        (("train", "uav-small", "--set", "num_uav=3"), "did you mean 'num_uavs'"),
+        (("train", "uav-small", "--env", "nothing"), "write module:callable"),
+        (("train", "uav-small", "--learner.kl-limit", "0"), "kl_limit=0.0"),
+        (("train", "uav-small", "--engine", "ray", "--num-learners", "2"), "num_learners=2"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(words, message, refused):
+    assert message in refused(*words)
+
+
+def test_a_finished_result_is_written_once(team_run):
+    text = Path(team_run.path / "result.json").read_text()
+    resume(team_run.path)
+    assert Path(team_run.path / "result.json").read_text() == text
+    assert json.loads(text) == team_run.result
