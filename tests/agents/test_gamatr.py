@@ -326,7 +326,7 @@ def test_allocated_budgets_follow_the_gains() -> None:
     segment = play(policy, lambda actions: actions.float() * torch.tensor([1.0, 0.0, 0.0]))
     segment.values.zero_()
     batch = learner.batch(segment)
-    gains = [natural.gain for natural in natural_gradients(policy, batch, learner.config)]
+    gains = [natural.gain for natural in natural_gradients(policy, batch, learner.config, range(3))]
     assert gains[0] > 0
     assert gains[1:] == [0.0, 0.0]
     old = frozen(partial(policy.distribution, segment))
