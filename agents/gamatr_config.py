@@ -28,7 +28,7 @@ class GAMATRConfig(TrustRegionConfig):
     """Whether to bring each agent's advantages to mean 0 and deviation 1."""
     gamma: float = 0.95
     """Discount per step; 1 for episodes that end by themselves."""
-    gae_lambda: float = 0.95
+    gae_lambda: float = 0.8
     """Trust in rewards (1) over the critic (0) when estimating advantages."""
     entropy_coefficient: float = 0.0
     """Weight of the bonus for undecided policies."""

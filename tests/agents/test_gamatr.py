@@ -123,8 +123,8 @@ def test_updates_climb_a_game_solved_exactly(mode: str) -> None:
         scores.append(expected_reward(policy, climbing))
     best = 2.25
     assert scores[-1] > scores[0] + 0.75 * (best - scores[0])
-    # On exact expectations a step may lose what the sample misled it to, no more.
-    assert min(np.diff(scores)) > -0.06
+    if mode in TRUST_MODES:  # what a step may lose is what its sample misled it to, no more
+        assert min(np.diff(scores)) > -0.06
 
 
 @pytest.mark.parametrize(
@@ -182,8 +182,8 @@ def test_alone_all_ways_are_plain_trpo() -> None:
         segment.bootstrap_values[:, :, 0],
         segment.terminated[:, :, 0],
         segment.truncated,
-        0.95,
-        0.95,
+        GAMATRConfig().gamma,
+        GAMATRConfig().gae_lambda,
     )
     advantages = (advantages - advantages.mean()) / advantages.std(correction=0)
     before = segment.log_probs[:, :, 0]
