@@ -47,16 +47,13 @@ class EntityEncoder(nn.Module):
             encoder = SetEncoder(leaf, dim)
             self.elements.append(encoder)
             width += encoder.width
-        self.project = nn.Linear(width, dim) if self.sets else None
-        if self.project is not None:
-            nn.init.orthogonal_(self.project.weight, math.sqrt(2))
-            nn.init.zeros_(self.project.bias)
+        self.project = nn.Linear(width, dim)
+        nn.init.orthogonal_(self.project.weight, math.sqrt(2))
+        nn.init.zeros_(self.project.bias)
 
     def forward(self, leaves: dict[str, Tensor]) -> Float[Tensor, "batch dim"]:
         """Return one vector per observation; the leaves are `[batch, *shape]`."""
         parts = [] if self.plain is None else [self.plain(leaves)]
-        if self.project is None:
-            return parts[0]
         for name, encode in zip(self.sets, self.elements, strict=True):
             parts.append(encode(leaves[name], leaves[f"{name}_mask"] > 0))
         return nn.functional.silu(self.project(torch.cat(parts, dim=-1)))

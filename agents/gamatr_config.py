@@ -26,17 +26,17 @@ class GAMATRConfig(TrustRegionConfig):
     """Whether an agent improves its own reward, or the mean of all living agents' rewards, which is noisier."""
     normalize_advantage: bool = True
     """Whether to bring each agent's advantages to mean 0 and deviation 1."""
-    gamma: float = 0.95
+    gamma: float = 0.97
     """Discount per step; 1 for episodes that end by themselves."""
-    gae_lambda: float = 0.8
+    gae_lambda: float = 0.95
     """Trust in rewards (1) over the critic (0) when estimating advantages."""
     entropy_coefficient: float = 0.0
     """Weight of the bonus for undecided policies."""
-    critic_learning_rate: float = 1e-3
+    critic_learning_rate: float = 3e-3
     """Adam's step size for the critic."""
     curvature_share: float = 0.25
     """Part of the batch's rows that the Fisher information is averaged over; gradient and divergence take all."""
-    critic_epochs: int = 3
+    critic_epochs: int = 5
     """The critic's passes over each batch."""
     minibatches: int = 4
     """Gradient steps per pass, of the critic and of clipped actors; a minibatch is a set of whole rows."""

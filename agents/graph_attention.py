@@ -31,6 +31,9 @@ class GraphAttention(nn.Module):
         self.source, self.target = nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.score = nn.Parameter(torch.empty(heads, dim // heads))
         self.bias = nn.Parameter(torch.zeros(dim))
+        # Heard quietly at first: two agents that hear each other at full strength from the start are so alike that
+        # they learn to fly together, and stay there.
+        self.scale = nn.Parameter(torch.full((dim,), 0.1))
         for weight in (self.source.weight, self.target.weight, self.score):
             nn.init.xavier_uniform_(weight)
 
@@ -39,7 +42,7 @@ class GraphAttention(nn.Module):
     ) -> Float[Tensor, "*leading nodes dim"]:
         """Return the nodes after one round; `hears[..., i, j]`: i hears j. Each must hear itself. None: all do."""
         path = self.dense if nodes.shape[-2] <= DENSE_NODES else self.sparse
-        return nodes + nn.functional.silu(path(self.norm(nodes), hears))
+        return nodes + self.scale * nn.functional.silu(path(self.norm(nodes), hears))
 
     def dense(self, nodes: Tensor, hears: Tensor | None) -> Tensor:
         """Return what is heard, computed over all pairs of nodes."""

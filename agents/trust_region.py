@@ -54,13 +54,17 @@ Experience = tuple[Callable[[], Distribution], Float[Tensor, "..."]]
 Product = Callable[[Float[Tensor, "numbers"]], Float[Tensor, "numbers"]]
 
 
+_LENGTHS = 3
+"""How often a difference is taken, each time over a shorter step, before one that is too long is put up with."""
+
+
 @dataclass(frozen=True)
 class TrustRegionConfig:
     """How steps to the border of a trust region are found. Raises ValueError on an impossible setting."""
 
     cg_iterations: int = 10
     """Most iterations of conjugate gradient, each one product with the Fisher information."""
-    cg_tolerance: float = 0.2
+    cg_tolerance: float = 0.1
     """Residual, relative to the gradient, below which no more are made: the gain is then within some percent."""
     damping: float = 0.1
     """What is added to the Fisher information's diagonal when solving; noisier gradients deserve more."""
@@ -201,15 +205,20 @@ def derivative_along(
     origin = flatten(parameters)
     precision = torch.finfo(origin.dtype)
     # Balances rounding, which counts for 1 / step, with the cubic term, which counts for step^2.
-    step = (
-        precision.eps ** (1 / 3) * max(1.0, float(origin.norm())) / max(float(vector.norm()), precision.tiny)
-    )
-    place(parameters, origin.add(vector, alpha=step))
-    ahead = function()
-    place(parameters, origin.sub(vector, alpha=step))
-    behind = function()
-    place(parameters, origin)
-    return (ahead - behind).div_(2 * step)
+    balance = precision.eps ** (1 / 3)
+    step = balance * max(1.0, float(origin.norm())) / max(float(vector.norm()), precision.tiny)
+    tries = _LENGTHS
+    while True:
+        place(parameters, origin.add(vector, alpha=step))
+        ahead = function()
+        place(parameters, origin.sub(vector, alpha=step))
+        change = (ahead - function()).div_(2)
+        place(parameters, origin)
+        size, tries = float(change.square().mean().sqrt()), tries - 1
+        if size <= 10 * balance or not tries:
+            return change.div_(step)
+        # The function is steep: so long a step leaves the region in which it is straight.
+        step *= balance / size if math.isfinite(size) else balance
 
 
 def natural_gradient(

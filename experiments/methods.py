@@ -12,7 +12,7 @@ from scrubjay.memory import make_config
 
 @dataclass(frozen=True)
 class Method:
-    """What a contender changes about GA-MATR."""
+    """What a contender sets, beside what the recipe does."""
 
     description: str
     """In a line."""
@@ -27,7 +27,16 @@ class Method:
 _NO_GRAPH: dict[str, Any] = {"graph_rounds": 0, "critic": "pooled"}
 
 METHODS: dict[str, Method] = {
-    "gamatr": Method("graph attention, recurrence, attention critic, trust region; one set of weights"),
+    "gamatr": Method(
+        "graph attention, recurrence, attention critic, one agent's trust region after the other",
+        {"shared": False},
+        {"mode": "sequential"},
+    ),
+    "gamatr-shared": Method(
+        "the same with one actor for all, which serves teams of any size",
+        {"shared": True},
+        {"mode": "independent"},
+    ),
     "hatrpo": Method(
         "one agent's trust region after the other, weights of their own, no graph",
         {**_NO_GRAPH, "shared": False},
@@ -38,7 +47,11 @@ METHODS: dict[str, Method] = {
         {"graph_rounds": 0, "critic": "local", "shared": False},
         {"mode": "independent"},
     ),
-    "mappo": Method("clipped steps, shared weights, central critic, no graph", _NO_GRAPH, {"mode": "clip"}),
+    "mappo": Method(
+        "clipped steps, shared weights, central critic, no graph",
+        {**_NO_GRAPH, "shared": True},
+        {"mode": "clip"},
+    ),
     "happo": Method(
         "clipped steps, one agent after the other, weights of their own, no graph",
         {**_NO_GRAPH, "shared": False},
@@ -54,10 +67,16 @@ METHODS: dict[str, Method] = {
         {**_NO_GRAPH, "shared": False},
         {"mode": "metagame"},
     ),
-    "gamatr-no-graph": Method("GA-MATR whose agents hear nobody", {"graph_rounds": 0}),
-    "gamatr-no-recurrence": Method("GA-MATR that remembers nothing", memory="none"),
+    "gamatr-no-graph": Method(
+        "GA-MATR whose agents hear nobody", {"shared": False, "graph_rounds": 0}, {"mode": "sequential"}
+    ),
+    "gamatr-no-recurrence": Method(
+        "GA-MATR that remembers nothing", {"shared": False}, {"mode": "sequential"}, memory="none"
+    ),
     "gamatr-no-attention-critic": Method(
-        "GA-MATR whose critic takes the mean of all agents", {"critic": "pooled"}
+        "GA-MATR whose critic takes the mean of all agents",
+        {"shared": False, "critic": "pooled"},
+        {"mode": "sequential"},
     ),
 }
 

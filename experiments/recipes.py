@@ -201,7 +201,9 @@ def uav_small() -> TeamTaskConfig:
     return TeamTaskConfig(
         recipe="uav-small",
         env=TeamEnvConfig(kwargs={"preset": "small"}, num_envs=64),
-        total_steps=500_000,
+        # Actors of their own: two that share one take long to find out that one should go left and the other right.
+        policy=TeamPolicyConfig(shared=False),
+        total_steps=200_000,
     )
 
 
@@ -210,16 +212,30 @@ def uav_paper() -> TeamTaskConfig:
     return TeamTaskConfig(
         recipe="uav-paper",
         env=TeamEnvConfig(kwargs={"preset": "paper"}, num_envs=64),
-        total_steps=500_000,
+        policy=TeamPolicyConfig(shared=False),
+        total_steps=200_000,
+    )
+
+
+def uav_three() -> TeamTaskConfig:
+    """Three base stations with one common actor, which then flies in teams of two to ten."""
+    return TeamTaskConfig(
+        recipe="uav-three",
+        method="gamatr-shared",
+        env=TeamEnvConfig(kwargs={"preset": "paper", "num_uavs": 3}, num_envs=64),
+        learner=GAMATRConfig(mode="independent"),
+        total_steps=200_000,
     )
 
 
 def uav_city() -> TeamTaskConfig:
-    """The same with ten base stations, a hundred users and three hot spots."""
+    """Ten base stations with one common actor over a hundred users and three hot spots."""
     return TeamTaskConfig(
         recipe="uav-city",
+        method="gamatr-shared",
         env=TeamEnvConfig(kwargs={"preset": "city"}, num_envs=32),
-        total_steps=500_000,
+        learner=GAMATRConfig(mode="independent"),
+        total_steps=200_000,
     )
 
 
@@ -259,6 +275,7 @@ RECIPES: dict[str, Callable[[], TrainConfig | BalletProbeConfig | SequenceTaskCo
     "induction": induction,
     "uav-small": uav_small,
     "uav-paper": uav_paper,
+    "uav-three": uav_three,
     "uav-city": uav_city,
     "spread": spread,
     "ppo": ppo,

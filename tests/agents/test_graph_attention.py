@@ -53,7 +53,11 @@ def test_large_graphs_go_over_edges_and_small_ones_over_pairs(monkeypatch: pytes
     expected = {}
     for nodes in (DENSE_NODES, DENSE_NODES + 1):
         x, hears = case(nodes, density=0.1, graphs=(1,))
-        expected[nodes] = x, hears, x + torch.nn.functional.silu(attention.dense(attention.norm(x), hears))
+        expected[nodes] = (
+            x,
+            hears,
+            x + attention.scale * torch.nn.functional.silu(attention.dense(attention.norm(x), hears)),
+        )
         torch.testing.assert_close(attention(x, hears), expected[nodes][2])
     monkeypatch.setattr(GraphAttention, "dense", None)
     x, hears, y = expected[DENSE_NODES + 1]
