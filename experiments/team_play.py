@@ -83,7 +83,7 @@ def cast_team(
         if what == "uav" and learned is not None:
             env = _task(learned).env
     if preset is not None:
-        env = TeamEnvConfig(kwargs={"preset_or_config": preset})
+        env = TeamEnvConfig(kwargs={"preset": preset})
     env = with_settings(env, settings)
     actor = _by_name(policy, env, seed) if learned is None else PolicyActor(_fitted(learned, env))
     return Cast(env, actor, Path() if run is None else run.path)
