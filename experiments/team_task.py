@@ -111,6 +111,11 @@ class TeamTaskConfig:
             raise ValueError(
                 f"num_learners={ray.num_learners}: a trust region takes the whole batch in one learner; use 0 or 1"
             )
+        if self.learner.minibatches > self.env.num_envs:
+            raise ValueError(
+                f"learner.minibatches={self.learner.minibatches}: at most env.num_envs={self.env.num_envs}, "
+                "as a minibatch is a set of whole teams"
+            )
         GAMATR(self.make_policy(), self.learner)
 
     def run(
