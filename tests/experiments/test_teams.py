@@ -102,6 +102,7 @@ def test_any_memory_serves_a_team(name, tmp_path):
 @pytest.mark.parametrize("recipe", ["uav-small", "spread"])
 def test_a_method_is_what_it_says_whatever_the_recipe_had(recipe):
     config = RECIPES[recipe]()
+    assert isinstance(config, TeamTaskConfig)
     full, plain = with_method(config, "gamatr").policy, with_method(config, "hatrpo").policy
     assert full.graph_rounds > 0
     assert (full.critic, plain.critic, plain.graph_rounds) == ("attention", "pooled", 0)
