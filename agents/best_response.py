@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator
-
-from torch import Tensor
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 from scrubjay.agents.gamatr import GAMATR, GAMATRConfig
 from scrubjay.agents.team_env import TeamEnv
-from scrubjay.agents.team_policy import TeamPolicy
+from scrubjay.agents.team_policy import TeamActor, TeamPolicy
 from scrubjay.agents.team_sampler import TeamSampler
 
 
 def separate(policy: TeamPolicy) -> TeamPolicy:
-    """Return a copy that acts alike, with an actor of its own for every agent."""
-    if not policy.config.shared:
+    """Return a copy that acts alike, with an actor of its own for every agent, which models nobody else."""
+    if not policy.config.shared and not policy.config.joint:
         return copy.deepcopy(policy)
-    config = dataclasses.replace(policy.config, shared=False)
+    config = dataclasses.replace(policy.config, shared=False, joint=False)
     apart = TeamPolicy(policy.observation_space, policy.action_space, policy.num_agents, config)
-    apart.load_state_dict(dict(_weights(policy)))
+    apart.critic.load_state_dict(policy.critic.state_dict())
+    for agent in range(policy.num_agents):
+        before = cast("TeamActor", policy.actors[0 if policy.config.shared else agent])
+        after = cast("TeamActor", apart.actors[agent])
+        after.network.load_state_dict(before.network.state_dict())
+        after.heads[0].load_state_dict(before.heads[agent if policy.config.joint else 0].state_dict())
     return apart.to(policy.device)
 
 
@@ -32,17 +36,23 @@ def best_response(
     steps: int,
     segment_length: int,
     seed: int = 0,
+    learned: Mapping[str, Any] | None = None,
     on_update: Callable[[int], None] | None = None,
 ) -> TeamPolicy:
     """Return the team after `agent` alone has learned for `steps` environment steps by its own trust region.
 
-    The other actors stay as they are; the critic goes on learning. What it reaches is a lower bound on what the agent
-    could gain, so a small gain is no proof of an equilibrium. `on_update` is told the steps made.
+    It seeks its own reward, whatever the team was trained for. The other actors stay as they are; the critic goes on
+    learning. What it reaches is a lower bound on what the agent could gain, so a small gain is no proof of an
+    equilibrium. `learned` is the `GAMATR.get_state` of who trained the policy, since only that knows in what units
+    its critic speaks; None for an untrained one. `on_update` is told the steps made.
     """
     team = separate(policy)
     env = make_env()
     try:
-        learner = GAMATR(team, dataclasses.replace(config, mode="independent"), seed, agents=(agent,))
+        alone = dataclasses.replace(config, mode="independent", advantage="own")
+        learner = GAMATR(team, alone, seed, agents=(agent,))
+        if learned is not None:
+            learner.set_state({**learner.get_state(), "value_moments": learned["value_moments"]})
         sampler = TeamSampler(env, team, segment_length, seed)
         done = 0
         while done < steps:
@@ -54,13 +64,3 @@ def best_response(
     finally:
         env.close()
     return team
-
-
-def _weights(policy: TeamPolicy) -> Iterator[tuple[str, Tensor]]:
-    shared = "actors.0."
-    for name, value in policy.state_dict().items():
-        if not name.startswith(shared):
-            yield name, value
-            continue
-        for agent in range(policy.num_agents):
-            yield f"actors.{agent}.{name.removeprefix(shared)}", value

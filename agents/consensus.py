@@ -52,9 +52,11 @@ def consensus_steps(
     for _ in range(config.consensus_rounds):
         pulls = [torch.zeros_like(batch.weights) for _ in members]
         for (first, second), dual in duals.items():
-            mean = (members[first].change + members[second].change) / 2
-            pulls[first] += penalty * mean - dual
-            pulls[second] += penalty * mean + dual
+            both = members[first].seen * members[second].seen
+            half_gap = (members[first].change - members[second].change) * both / 2
+            # Their mean, or where one of them is not there what the other has by itself.
+            pulls[first] += penalty * (members[first].change - half_gap) - dual
+            pulls[second] += penalty * (members[second].change + half_gap) + dual
         for member, pull in zip(members, pulls, strict=True):
             member.move(pull, penalty * sum(member.agent in edge for edge in edges))
         gaps = []

@@ -19,7 +19,6 @@ parameters were not to be had, so nothing here reproduces the paper's numbers. W
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -71,8 +70,6 @@ class GAMATR:
             else None
         )
         self.generator = torch.Generator().manual_seed(seed)
-        self.seconds = {"actor": 0.0, "critic": 0.0}
-        """Wall time spent so far on either."""
         self._moments = torch.zeros(3, dtype=torch.float64)  # weight, mean and mean square of returns
 
     @property
@@ -97,14 +94,9 @@ class GAMATR:
                 f"minibatches={self.config.minibatches} is more than the {segment.num_rows} rows of the batch; "
                 "use more environments or fewer minibatches"
             )
-        began = time.perf_counter()
         batch, returns, metrics = self._prepare(segment)
         metrics |= self._move_actors(batch)
-        between = time.perf_counter()
-        metrics |= self._fit_critic(batch, returns)
-        self.seconds["actor"] += between - began
-        self.seconds["critic"] += time.perf_counter() - between
-        return metrics
+        return metrics | self._fit_critic(batch, returns)
 
     def batch(self, segment: TeamSegment) -> TeamBatch:
         """Return the segment with the advantages that an update of the actors would work with."""

@@ -14,7 +14,7 @@ DENSE_NODES = 32
 
 
 class GraphAttention(nn.Module):
-    """Adds to each node what it attends to among those it hears, itself included.
+    """Adds to each node what it attends to among those it hears, itself included, by a learned scale that begins low.
 
     GATv2 (Brody et al. 2021, arXiv 2105.14491, equation 7) on normalised nodes: the score of hearing j from i is
     a . LeakyReLU(W_l x_j + W_r x_i), per head. Up to `DENSE_NODES` nodes it is computed over all pairs, beyond over

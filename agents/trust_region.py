@@ -7,7 +7,7 @@ limit, and is shortened until the exact divergence is within the limit and the s
 multiplied by vectors only, in one of three ways, which agree at the policy that is looked at:
 
 - `difference`: J'MJv, with J the derivative of the distribution's `outputs`, M its `fisher`, and Jv a central
-  difference of `outputs` along v: for any layer that has a gradient, at two runs of the policy per product.
+  difference of `outputs` along v: for any layer that has a gradient, at two runs of the policy per product, more where it is steep.
 - `gauss_newton`: the same with Jv as the derivative of `u -> J'u`, which reverse mode gives, so that one graph
   serves all products; no forward mode is needed, which torch lacks for its fused LSTM and attention kernels.
 - `double_backward`: the gradient of the product of v with the gradient of the mean divergence.

@@ -32,13 +32,14 @@ if TYPE_CHECKING:
 
 
 def train(words: Sequence[str]) -> int:
-    """`scrubjay train RECIPE [--memory NAME] [--env ID] [--set name=value] [--any.field value]`."""
+    """`scrubjay train RECIPE [--memory NAME] [--method NAME] [--env ID] [--set name=value] [--any.field value]`."""
     if not words or words[0] in ("-h", "--help"):
         print(
-            "usage: scrubjay train RECIPE [--memory NAME] [--env ID|module:callable] [--set NAME=VALUE ...]\n"
+            "usage: scrubjay train RECIPE [--memory NAME] [--method NAME] [--env ID|module:callable]\n"
+            "                      [--set NAME=VALUE ...]\n"
             "                      [--run-dir DIR] [--quiet] [--any.field VALUE ...]\n"
             "                      [--engine ray [--num-env-runners N] [--num-learners N] [--address HOST:PORT]]\n\n"
-            f"{_table(_recipes())}\n\nscrubjay train RECIPE --help lists every field and its default."
+            f"{_table(_recipes())}\n\nmethods, of recipes with several agents\n{_table(_methods())}\n\nscrubjay train RECIPE --help lists every field and its default."
         )
         return 0
     remaining = list(words[1:])
@@ -96,7 +97,8 @@ class EvalOptions:
     sample: bool = False
     """Draw actions at random from the policy instead of taking its favourite."""
     best_response: bool = False
-    """Of a team: let each agent learn alone against the others, and tell what it gains; before training and after."""
+    """Of a team: let each agent learn alone against the others, and tell what it gains; before training and after.
+    This unpickles the learner's state: only for runs you trust."""
     response_steps: int = 50_000
     """Environment steps each agent has for that."""
 
@@ -139,12 +141,12 @@ def _evaluate_team(run: Run, config: TeamTaskConfig, settings: Sequence[str], op
     with _bad_input():
         env = with_settings(config.env, settings)
         config = dataclasses.replace(config, env=env)
-        policy = config.make_policy()
-        policy.load_state_dict(run.team_policy.state_dict())
-        if options.episodes < 1:
-            raise ValueError(f"episodes={options.episodes}: at least 1 is needed")
+        policy = run.team_policy_in(env)
+        for name in ("episodes", "response_steps"):
+            if getattr(options, name) < 1:
+                raise ValueError(f"{name}={getattr(options, name)}: at least 1 is needed")
     seed = derive_seed(options.seed, "evaluation")
-    actor = PolicyActor(policy.eval(), deterministic=not options.sample)
+    actor = PolicyActor(policy, deterministic=not options.sample)
     summary = evaluate_team(actor, env, options.episodes, seed).summary()
     changed = ", ".join(f"{name}={value}" for name, value in env.kwargs.items())
     print(f"{config.recipe} {config.label} s{config.seed} at step {run.step:,}: {env.id} {changed}".rstrip())
@@ -154,15 +156,18 @@ def _evaluate_team(run: Run, config: TeamTaskConfig, settings: Sequence[str], op
     if summary:
         print(_table([(name, f"{value:.4g}") for name, value in summary.items()]))
     if options.best_response:
-        _print_gains(config, policy, options)
+        _print_gains(run, config, policy, options)
     return 0
 
 
-def _print_gains(config: TeamTaskConfig, policy: TeamPolicy, options: EvalOptions) -> None:
+def _print_gains(run: Run, config: TeamTaskConfig, policy: TeamPolicy, options: EvalOptions) -> None:
+    from scrubjay.experiments.checkpoint import load_training
     from scrubjay.experiments.equilibrium import gains, untrained
     from scrubjay.experiments.progress import ProgressDisplay
 
-    for when, team in (("before training", untrained(config)), ("after", policy)):
+    assert run.latest is not None  # where the policy came from
+    learned = load_training(run.latest)["learner"]
+    for when, team, known in (("before training", untrained(config), None), ("after", policy, learned)):
         total = options.response_steps * team.num_agents
         with ProgressDisplay(f"best responses {when}", total, 0) as display:
             told = gains(
@@ -171,6 +176,7 @@ def _print_gains(config: TeamTaskConfig, policy: TeamPolicy, options: EvalOption
                 options.response_steps,
                 options.episodes,
                 options.seed,
+                known,
                 lambda agent, done: display.update(agent * options.response_steps + done, {}),
             )
         print(
@@ -315,12 +321,13 @@ def show(words: Sequence[str]) -> int:
     """`scrubjay list`."""
     if words and words[0] in ("-h", "--help"):
         print(
-            "usage: scrubjay list\n\nShow recipes, memories with the bytes of state per agent, and environments."
+            "usage: scrubjay list\n\nShow recipes, methods, memories with the bytes of state per agent, and environments."
         )
         return 0
     if words:
         raise UsageError(f"unexpected argument {words[0]!r}: list takes none")
     print(f"recipes\n{_table(_recipes())}\n")
+    print(f"methods (of recipes with several agents)\n{_table(_methods())}\n")
     memories = []
     for name in list_memories():
         memory = make(name, dim=64)
@@ -513,7 +520,7 @@ def _load(path: Path) -> tuple[Run, TrainConfig]:
     with _bad_input():
         run = Run.load(path)
         if not isinstance(run.config, TrainConfig):
-            raise TypeError(f"{path} is a run of kind {run.config.kind!r}: it has no policy to act")
+            raise TypeError(f"{path} is a run of kind {run.config.kind!r}: it has no policy of one agent")
         return run, run.config
 
 
@@ -528,6 +535,10 @@ def _bad_input() -> Iterator[None]:
 
 def _recipes() -> list[tuple[str, str]]:
     return [(name, describe(recipe)) for name, recipe in RECIPES.items()]
+
+
+def _methods() -> list[tuple[str, str]]:
+    return [(name, method.description) for name, method in METHODS.items()]
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

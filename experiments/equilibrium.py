@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,11 +40,12 @@ def gains(
     steps: int,
     episodes: int = 100,
     seed: int = 0,
+    learned: Mapping[str, Any] | None = None,
     on_update: Callable[[int, int], None] | None = None,
 ) -> list[Gain]:
     """Return each agent's gain after learning alone for `steps`; the largest is the team's epsilon.
 
-    Actions are drawn from the policies, as an equilibrium is one of random policies; both teams play episodes of the
+    `learned` is as in `best_response`; actions are drawn from the policies, as an equilibrium is one of random policies; both teams play episodes of the
     same seeds. `on_update` is told the agent and its steps.
     """
 
@@ -62,6 +64,7 @@ def gains(
             steps,
             config.segment_length,
             derive_seed(seed, "sampling"),
+            learned,
             None if on_update is None else lambda done, agent=agent: on_update(agent, done),
         )
         difference = play(team)[:, agent] - before[:, agent]

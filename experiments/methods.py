@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from scrubjay.agents.team_policy import TeamPolicyConfig
 from scrubjay.experiments.team_task import TeamTaskConfig
 from scrubjay.memory import make_config
 
@@ -24,17 +25,19 @@ class Method:
     """The memory, if not the recipe's."""
 
 
+# Said, since a recipe may have neither.
+_GRAPH: dict[str, Any] = {"graph_rounds": TeamPolicyConfig.graph_rounds, "critic": TeamPolicyConfig.critic}
 _NO_GRAPH: dict[str, Any] = {"graph_rounds": 0, "critic": "pooled"}
 
 METHODS: dict[str, Method] = {
     "gamatr": Method(
         "graph attention, recurrence, attention critic, one agent's trust region after the other",
-        {"shared": False},
+        {**_GRAPH, "shared": False},
         {"mode": "sequential"},
     ),
     "gamatr-shared": Method(
         "the same with one actor for all, which serves teams of any size",
-        {"shared": True},
+        {**_GRAPH, "shared": True},
         {"mode": "independent"},
     ),
     "hatrpo": Method(
@@ -68,14 +71,19 @@ METHODS: dict[str, Method] = {
         {"mode": "metagame"},
     ),
     "gamatr-no-graph": Method(
-        "GA-MATR whose agents hear nobody", {"shared": False, "graph_rounds": 0}, {"mode": "sequential"}
+        "GA-MATR whose agents hear nobody",
+        {**_GRAPH, "shared": False, "graph_rounds": 0},
+        {"mode": "sequential"},
     ),
     "gamatr-no-recurrence": Method(
-        "GA-MATR that remembers nothing", {"shared": False}, {"mode": "sequential"}, memory="none"
+        "GA-MATR that remembers nothing",
+        {**_GRAPH, "shared": False},
+        {"mode": "sequential"},
+        memory="none",
     ),
     "gamatr-no-attention-critic": Method(
         "GA-MATR whose critic takes the mean of all agents",
-        {"shared": False, "critic": "pooled"},
+        {**_GRAPH, "shared": False, "critic": "pooled"},
         {"mode": "sequential"},
     ),
 }

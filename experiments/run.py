@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from datetime import datetime
@@ -14,6 +15,7 @@ from scrubjay.agents.team_policy import TeamPolicy
 from scrubjay.experiments.checkpoint import checkpoint_step, latest_checkpoint, load_weights
 from scrubjay.experiments.config import Experiment, TrainConfig, from_json, to_json
 from scrubjay.experiments.team_task import TeamTaskConfig
+from scrubjay.experiments.teams import TeamEnvConfig
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
@@ -105,10 +107,22 @@ class Run:
     @cached_property
     def team_policy(self) -> TeamPolicy:
         """The team's policy at the newest checkpoint, on the CPU; raises as `policy`."""
+        return self.team_policy_in()
+
+    def team_policy_in(self, env: TeamEnvConfig | None = None) -> TeamPolicy:
+        """Return it for another environment, of more agents, say; raises as `policy`, ValueError also if it does not fit."""
         if not isinstance(self.config, TeamTaskConfig):
             raise TypeError(f"{self.path} is a run of kind {self.config.kind!r}, which has no team")
-        policy = self.config.make_policy()
-        policy.load_state_dict(load_weights(self._checkpoint()))
+        weights = load_weights(self._checkpoint())
+        env = env or self.config.env
+        policy = dataclasses.replace(self.config, env=env).make_policy()
+        try:
+            policy.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(
+                f"the policy of {self.path} does not fit {env.kwargs}: it learned in {self.config.env.kwargs}; what an "
+                "agent sees and can do must be alike, and only policy.shared=True serves teams of other sizes"
+            ) from error
         return policy.eval()
 
     def _checkpoint(self) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from scrubjay.agents.gamatr import GAMATR
@@ -13,6 +14,8 @@ from scrubjay.experiments.metrics import EpisodeWindow
 from scrubjay.experiments.seeding import derive_seed
 from scrubjay.experiments.team_evaluation import PolicyActor, evaluate_team
 from scrubjay.experiments.team_task import TeamTaskConfig
+
+_log = logging.getLogger(__name__)
 
 
 class TeamEngine(LocalEngine):
@@ -36,8 +39,12 @@ class TeamEngine(LocalEngine):
 
 
 def evaluate_result(policy: TeamPolicy, config: TeamTaskConfig) -> dict[str, Any]:
-    """Return the summary of the episodes that belong to a run's result; empty if none are asked for."""
+    """Return the summary of the episodes that belong to a run's result; empty if none are asked for or none ends."""
     if not config.eval_episodes:
         return {}
     seed = derive_seed(config.seed, "evaluation")
-    return evaluate_team(PolicyActor(policy), config.env, config.eval_episodes, seed).summary()
+    try:
+        return evaluate_team(PolicyActor(policy), config.env, config.eval_episodes, seed).summary()
+    except ValueError as error:  # the training was fine; the environment never ends
+        _log.warning("not evaluated: %s", error)
+        return {}

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from jaxtyping import Bool
 
-from scrubjay.agents.team_env import TeamEnv
 from scrubjay.agents.team_policy import TeamPolicy
 from scrubjay.envs.uav.heuristics import HEURISTICS
 from scrubjay.experiments.statistics import normal_interval
@@ -24,12 +23,15 @@ class Actor(Protocol):
 
     def __call__(
         self,
-        env: TeamEnv,
+        env: Any,
         observations: Mapping[str, np.ndarray],
         alive: Bool[np.ndarray, "rows agents"],
         start: Bool[np.ndarray, " rows"],
     ) -> np.ndarray:
-        """Return actions `[rows, agents, ...]`; `start` marks rows whose episode begins."""
+        """Return actions `[rows, agents, ...]`; `start` marks rows whose episode begins.
+
+        `env` is what is acted in, rows of teams or one ParallelEnv; rules may look at it.
+        """
         ...
 
 
@@ -42,7 +44,7 @@ class PolicyActor:
         self._state: Any = None
 
     def __call__(
-        self, env: TeamEnv, observations: Mapping[str, np.ndarray], alive: np.ndarray, start: np.ndarray
+        self, env: Any, observations: Mapping[str, np.ndarray], alive: np.ndarray, start: np.ndarray
     ) -> np.ndarray:
         """Return the policy's actions."""
         actions, self._state = self.policy.act(observations, alive, self._state, start, self.deterministic)
@@ -84,9 +86,10 @@ class TeamScores:
 def evaluate_team(
     actor: Actor, env_config: TeamEnvConfig, episodes: int = 100, seed: int = 0, max_steps: int = 100_000
 ) -> TeamScores:
-    """Play whole episodes; no global generator is changed.
+    """Play whole episodes, in the order of rows; no global generator is changed.
 
-    Every row plays a fixed share, since the first to finish would be the shortest. Raises ValueError if fewer than
+    Every row plays a fixed share, since the first to finish would be the shortest. Under one seed two actors so have
+    their k-th episodes in the same row. Raises ValueError if fewer than
     1 episode is asked for, or an episode is longer than `max_steps`.
     """
     if episodes < 1:
@@ -94,8 +97,7 @@ def evaluate_team(
     rows = min(episodes, MAX_ROWS)
     shares = np.array([episodes // rows + (row < episodes % rows) for row in range(rows)])
     env = env_config.make_teams(rows)
-    finished: list[tuple[np.ndarray, int, dict[str, float]]] = []
-    done = np.zeros(rows, dtype=int)
+    finished: list[list[tuple[np.ndarray, int, dict[str, float]]]] = [[] for _ in range(rows)]
     try:
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -108,22 +110,23 @@ def evaluate_team(
                 returns, lengths = returns + step.rewards, lengths + 1
                 sums = {name: sums.get(name, 0.0) + values for name, values in step.infos.items()}
                 for row in np.flatnonzero(step.ended):
-                    if done[row] < shares[row]:
+                    if len(finished[row]) < shares[row]:
                         means = {name: float(total[row] / lengths[row]) for name, total in sums.items()}
-                        finished.append((returns[row].copy(), int(lengths[row]), means))
-                        done[row] += 1
+                        finished[row].append((returns[row].copy(), int(lengths[row]), means))
                     returns[row] = lengths[row] = 0
                     for total in sums.values():
                         total[row] = 0.0
-                if (done >= shares).all():
+                if all(len(own) == share for own, share in zip(finished, shares, strict=True)):
                     break
                 observations, alive, start = step.observations, step.alive, step.ended
             else:
                 raise ValueError(f"{env_config.id}: an episode did not end within {max_steps:,} steps")
     finally:
         env.close()
+    episodes_by_row = [episode for own in finished for episode in own]
+    returns_of, lengths_of, measures_of = zip(*episodes_by_row, strict=True)
     return TeamScores(
-        returns=np.stack([episode[0] for episode in finished]),
-        lengths=np.array([episode[1] for episode in finished]),
-        measures={name: np.array([episode[2][name] for episode in finished]) for name in finished[0][2]},
+        returns=np.stack(returns_of),
+        lengths=np.array(lengths_of),
+        measures={name: np.array([means[name] for means in measures_of]) for name in measures_of[0]},
     )

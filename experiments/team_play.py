@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gymnasium import spaces
 from pettingzoo import ParallelEnv
 
-from scrubjay.agents.team_policy import TeamPolicy
+from scrubjay.agents.observations import leaf_spaces, leaf_values
 from scrubjay.experiments.arguments import UsageError, did_you_mean
 from scrubjay.experiments.overrides import with_settings
 from scrubjay.experiments.play import picture, write_gif
 from scrubjay.experiments.recipes import RECIPES
 from scrubjay.experiments.run import Run
-from scrubjay.experiments.team_evaluation import PolicyActor, rules
+from scrubjay.experiments.team_evaluation import Actor, PolicyActor, rules
 from scrubjay.experiments.team_task import TeamTaskConfig
 from scrubjay.experiments.teams import TeamEnvConfig
-
-TeamActor = Callable[[Any, Mapping[str, np.ndarray], np.ndarray, np.ndarray], np.ndarray]
-"""From the environment, leaves of observations `[rows, agents, ...]`, who is alive `[rows, agents]` and which rows
-begin an episode `[rows]`, to actions `[rows, agents, ...]`; a rule or a policy."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +27,7 @@ class Cast:
 
     env: TeamEnvConfig
     """The environment of the team."""
-    actor: TeamActor
+    actor: Actor
     """Who acts for all of it."""
     folder: Path
     """Where what is written belongs, if nothing else is said: the run's directory, or the current one."""
@@ -83,14 +77,16 @@ def cast_team(
         if what == "uav" and learned is not None:
             env = _task(learned).env
     if preset is not None:
+        if env.id != TeamEnvConfig.id:
+            raise UsageError(f"--preset is of uav, not of {env.id}")
         env = TeamEnvConfig(kwargs={"preset": preset})
     env = with_settings(env, settings)
-    actor = _by_name(policy, env, seed) if learned is None else PolicyActor(_fitted(learned, env))
+    actor = _by_name(policy, env, seed) if learned is None else PolicyActor(learned.team_policy_in(env))
     return Cast(env, actor, Path() if run is None else run.path)
 
 
 def play_team(
-    env: ParallelEnv[Any, Any, Any], actor: TeamActor, out: Path | str, seed: int = 0, max_steps: int = 500
+    env: ParallelEnv[Any, Any, Any], actor: Actor, out: Path | str, seed: int = 0, max_steps: int = 500
 ) -> TeamEpisode:
     """Write one episode of a team, whose agents are alike, to a GIF; the environment is left as it ended.
 
@@ -129,13 +125,14 @@ def play_team(
 def _batch(env: ParallelEnv[Any, Any, Any], observations: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Return the leaves of all agents' observations as one row `[1, agents, ...]`; zeros for who is gone."""
     space = env.observation_space(env.possible_agents[0])
-    leaves = space.spaces if isinstance(space, spaces.Dict) else {"": space}
-    batch = {}
-    for leaf, part in leaves.items():
-        batch[leaf] = np.zeros((1, len(env.possible_agents), *(part.shape or ())), dtype=part.dtype)
-        for column, agent in enumerate(env.possible_agents):
-            if agent in observations:
-                batch[leaf][0, column] = observations[agent][leaf] if leaf else observations[agent]
+    batch = {
+        name: np.zeros((1, len(env.possible_agents), *(leaf.shape or ())), dtype=leaf.dtype)
+        for name, leaf in leaf_spaces(space).items()
+    }
+    for column, agent in enumerate(env.possible_agents):
+        if agent in observations:
+            for name, value in leaf_values(observations[agent]).items():
+                batch[name][0, column] = value
     return batch
 
 
@@ -150,21 +147,8 @@ def _task(run: Run) -> TeamTaskConfig:
     return run.config
 
 
-def _fitted(run: Run, env: TeamEnvConfig) -> TeamPolicy:
-    """Return the run's policy for an environment with another number of agents, say."""
-    policy = dataclasses.replace(_task(run), env=env).make_policy()
-    try:
-        policy.load_state_dict(run.team_policy.state_dict())
-    except RuntimeError as error:
-        raise ValueError(
-            f"the policy of {run.path} does not fit {env.kwargs}: it learned in {_task(run).env.kwargs}, and "
-            "what an agent sees and can do must be alike"
-        ) from error
-    return policy.eval()
-
-
-def _by_name(name: str | None, env: TeamEnvConfig, seed: int) -> TeamActor:
-    known: dict[str, Callable[[int], TeamActor]] = {"random": _at_random, **rules(env)}
+def _by_name(name: str | None, env: TeamEnvConfig, seed: int) -> Actor:
+    known: dict[str, Callable[[int], Actor]] = {"random": _at_random, **rules(env)}
     name = name or ("follow" if "follow" in known else "random")
     if name not in known:
         choices = f"{', '.join(known)}, or the directory of a team's run"
@@ -172,7 +156,7 @@ def _by_name(name: str | None, env: TeamEnvConfig, seed: int) -> TeamActor:
     return known[name](seed)
 
 
-def _at_random(seed: int) -> TeamActor:
+def _at_random(seed: int) -> Actor:
     def act(
         env: ParallelEnv[Any, Any, Any], observations: Any, alive: np.ndarray, start: np.ndarray
     ) -> np.ndarray:

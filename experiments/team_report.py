@@ -17,7 +17,6 @@ from scrubjay.experiments.team_task import TeamTaskConfig
 SIZES: dict[str, tuple[str, tuple[int, ...]]] = {"uav-three": ("num_uavs", (2, 3, 4, 6, 8, 10))}
 """Of which recipes teams are tested at other sizes than they were trained at: the setting, and its values."""
 
-_EPISODES = 100
 _HIDDEN = ("episodes", "episodic_return_low", "episodic_return_high", "episodic_length", "step", "seconds")
 
 Scores = dict[str, float]
@@ -30,6 +29,7 @@ def team_tables(runs: Sequence[Run], out: Path) -> list[str]:
     """
     tables = []
     teams = [run for run in runs if isinstance(run.config, TeamTaskConfig)]
+    teams = [run for run in teams if "episodic_return" in run.result]  # else it was not evaluated
     for recipe in dict.fromkeys(run.config.recipe for run in teams):
         alike = [run for run in teams if run.config.recipe == recipe]
         tables.append(_measures(alike, out))
@@ -50,7 +50,11 @@ def _measures(runs: Sequence[Run], out: Path) -> str:
                 _kept(file, lambda make=make, seed=seed: _play(make(seed), config, seed))
             )
     names = [name for name in next(iter(scores.values()))[0] if name not in _HIDDEN]
-    lines = [f"{config.recipe}, means over {_EPISODES} episodes:", "", f"| method | {' | '.join(names)} |"]
+    lines = [
+        f"{config.recipe}, means over {config.eval_episodes} episodes:",
+        "",
+        f"| method | {' | '.join(names)} |",
+    ]
     lines.append("| --- " * (len(names) + 1) + "|")
     for label, results in scores.items():
         cells = [_cell([result[name] for result in results]) for name in names]
@@ -71,7 +75,9 @@ def _other_sizes(runs: Sequence[Run], out: Path) -> list[str]:
                 file = run.path / f"{name}-{value}.json"
                 played = _kept(
                     file,
-                    lambda run=run, resized=resized: _play(_resized(run, resized), resized, run.config.seed),
+                    lambda run=run, resized=resized: _play(
+                        PolicyActor(run.team_policy_in(resized.env)), resized, run.config.seed
+                    ),
                 )
                 scores.setdefault(run.config.label, {}).setdefault(value, []).append(played)
         for rule, make in rules(config.env).items():
@@ -102,16 +108,11 @@ def _config(run: Run) -> TeamTaskConfig:
     return run.config
 
 
-def _resized(run: Run, resized: TeamTaskConfig) -> Actor:
-    """Return the trained policy, acting in teams of another size."""
-    policy = dataclasses.replace(_config(run), env=resized.env).make_policy()
-    policy.load_state_dict(run.team_policy.state_dict())
-    return PolicyActor(policy.eval())
-
-
 def _play(actor: Actor, config: TeamTaskConfig, seed: int) -> Scores:
     with one_thread():
-        return evaluate_team(actor, config.env, _EPISODES, derive_seed(seed, "evaluation")).summary()
+        return evaluate_team(
+            actor, config.env, config.eval_episodes, derive_seed(seed, "evaluation")
+        ).summary()
 
 
 def _kept(file: Path, play: Callable[[], Scores]) -> Scores:

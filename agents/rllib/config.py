@@ -82,6 +82,11 @@ class SegmentAlgorithmConfig(AlgorithmConfig, ABC):
                     f"{name}={getattr(self, name)} is more than num_envs={self.num_envs}: "
                     "each needs a row; use more environments"
                 )
+        if self.rows_needed > self.num_envs:
+            raise ValueError(
+                f"num_envs={self.num_envs}: an update takes at least {self.rows_needed} rows, one for each minibatch; "
+                "use more environments or fewer minibatches"
+            )
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
         """Return the module that holds `policy`."""

@@ -347,6 +347,26 @@ def test_consensus_brings_neighbours_together() -> None:
     assert disagreements[-1] < 0.5 * disagreements[0]
 
 
+def test_those_who_never_meet_have_nothing_to_agree_on() -> None:
+    alive = torch.zeros(64, 4, 2, dtype=torch.bool)
+    alive[::2, :, 0] = alive[1::2, :, 1] = True
+    told = []
+    for penalty, rounds in ((1e-6, 1), (100.0, 10)):
+        config = GAMATRConfig(
+            mode="consensus",
+            consensus_penalty=penalty,
+            consensus_rounds=rounds,
+            kl_limit=1e-4,
+            cg_iterations=20,
+            cg_tolerance=1e-3,
+            damping=1e-4,
+        )
+        policy = policy_for("consensus", agents=2)
+        told.append(GAMATR(policy, config).update(play(policy, climbing, alive=alive)))
+    for name in ("losses/kl", "losses/improvement"):
+        assert told[1][name] == pytest.approx(told[0][name], rel=0.1)
+
+
 def test_the_metagame_follows_new_policies_that_all_profit_from() -> None:
     generator = torch.Generator().manual_seed(0)
     ratios = torch.rand(50, 4, 3, generator=generator) + 0.5
@@ -484,6 +504,7 @@ def test_actors_that_do_not_fit_the_mode_are_refused(fields: dict, actors: dict,
         ({"gamma": 1.5}, "gamma"),
         ({"critic_epochs": 0}, "critic_epochs"),
         ({"entropy_coefficient": -1.0}, "entropy_coefficient"),
+        ({"entropy_coefficient": 0.01, "mode": "consensus"}, "no place for a bonus"),
         ({"consensus_penalty": math.nan}, "consensus_penalty"),
         ({"damping": -1.0}, "damping"),
     ],

@@ -52,6 +52,11 @@ def test_more_processes_than_rows_are_refused_by_name():
         config.copy().learners(num_learners=3).validate()
 
 
+def test_more_minibatches_than_rows_are_refused_by_name():
+    with pytest.raises(ValueError, match="num_envs=3: an update takes at least 4 rows"):
+        SegmentGAMATRConfig().segments(num_envs=3, gamatr=GAMATRConfig(minibatches=4)).validate()
+
+
 def test_an_environment_is_needed():
     with pytest.raises(ValueError, match="vector_env is not set"):
         SegmentPPOConfig().validate()

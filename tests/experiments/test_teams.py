@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from scrubjay.experiments.config import from_json, to_json
 from scrubjay.experiments.equilibrium import gains, untrained
 from scrubjay.experiments.methods import METHODS, with_method
 from scrubjay.experiments.recipes import uav_small
-from scrubjay.experiments.team_engine import TeamEngine
+from scrubjay.experiments.team_engine import TeamEngine, evaluate_result
 from scrubjay.experiments.team_evaluation import PolicyActor, evaluate_team, rules
 from scrubjay.experiments.team_task import TeamTaskConfig
 from scrubjay.experiments.teams import TeamEnvConfig
@@ -98,6 +99,16 @@ def test_any_memory_serves_a_team(name, tmp_path):
     assert train(config, tmp_path / name).config.label == f"gamatr-on-{name}"
 
 
+@pytest.mark.parametrize("recipe", ["uav-small", "spread"])
+def test_a_method_is_what_it_says_whatever_the_recipe_had(recipe):
+    config = RECIPES[recipe]()
+    assert isinstance(config, TeamTaskConfig)
+    full, plain = with_method(config, "gamatr").policy, with_method(config, "hatrpo").policy
+    assert full.graph_rounds > 0
+    assert (full.critic, plain.critic, plain.graph_rounds) == ("attention", "pooled", 0)
+    assert with_method(with_method(config, "itrpo"), "gamatr") == with_method(config, "gamatr")
+
+
 def test_pettingzoos_own_environments_train(tmp_path):
     pytest.importorskip("mpe2")
     config = dataclasses.replace(
@@ -115,6 +126,23 @@ def test_judging_does_not_depend_on_how_many_rows_play():
     np.testing.assert_allclose(few.returns, many.returns[:2], rtol=1e-6)
     with pytest.raises(ValueError, match="episodes=0"):
         evaluate_team(follow, env, 0)
+
+
+def test_episodes_are_in_the_order_of_rows_however_long_they_are():
+    env = dataclasses.replace(
+        make_team().env, kwargs={"num_users": 4, "max_steps": 30, "drop_probability": 0.2}
+    )
+    scores = evaluate_team(rules(env)["follow"](0), env, 3, seed=3)
+    alone = [evaluate_team(rules(env)["follow"](0), env, 1, seed=3 + row) for row in range(3)]
+    assert list(scores.lengths) == [int(one.lengths[0]) for one in alone]
+    assert sorted(scores.lengths) != list(scores.lengths)
+
+
+def test_an_environment_that_never_ends_is_trained_all_the_same(monkeypatch, caplog):
+    never = functools.partial(evaluate_team, max_steps=3)
+    monkeypatch.setattr("scrubjay.experiments.team_engine.evaluate_team", never)
+    assert evaluate_result(untrained(make_team()), make_team()) == {}
+    assert "did not end" in caplog.text
 
 
 def test_best_responses_change_one_agent_and_are_measured_on_the_same_episodes():
@@ -151,6 +179,15 @@ def test_the_command_trains_judges_and_says_what_an_agent_gains(tmp_path, scrubj
     assert "sum_rate_bps" in out
     assert "before training: epsilon" in out
     assert "agent 1" in out
+    for words, message in (
+        (("eval", "run", "--set", "num_uavs=3"), "does not fit"),
+        (("eval", "run", "--best-response", "--response-steps", "0"), "response_steps=0"),
+        (("export", "run"), "no policy of one agent"),
+    ):
+        code, out, err = scrubjay(*words)
+        assert (code, out) == (2, "")
+        assert message in err
+        assert err.count("\n") == 1
 
 
 def test_a_comparison_sets_methods_beside_rules(tmp_path, scrubjay):
@@ -164,6 +201,8 @@ def test_a_comparison_sets_methods_beside_rules(tmp_path, scrubjay):
     for row in ("gamatr", "mappo", "rule: follow", "rule: static", "rule: random"):
         assert f"| {row} |" in table
     assert "jain" in table
+    assert "means over 3 episodes" in table
+    assert {json.loads(file.read_text())["episodes"] for file in (tmp_path / "out").glob("*-rule-*")} == {3}
 
 
 @pytest.mark.parametrize(
@@ -173,7 +212,7 @@ def test_a_comparison_sets_methods_beside_rules(tmp_path, scrubjay):
         (("train", "uav-small", "--set", "num_uav=3"), "did you mean 'num_uavs'"),
         (("train", "uav-small", "--env", "nothing"), "write module:callable"),
         (("train", "uav-small", "--learner.kl-limit", "0"), "kl_limit=0.0"),
-        (("train", "uav-small", "--env.num-envs", "3"), "learner.minibatches=4"),
+        (("train", "uav-small", "--env.num-envs", "3"), "learner.minibatches=4: at most env.num_envs=3"),
         (("train", "uav-small", "--engine", "ray", "--num-learners", "2"), "num_learners=2"),
     ],
 )
