@@ -192,7 +192,7 @@ def test_the_command_trains_judges_and_says_what_an_agent_gains(tmp_path, scrubj
 
 def test_a_comparison_sets_methods_beside_rules(tmp_path, scrubjay):
     code, _, err = scrubjay(
-        "compare", "--recipes", "uav-small", "--methods", "gamatr", "mappo", "--seeds", "0", "--jobs", "1",
+        "compare", "--recipes", "uav-small", "--methods", "gamatr", "mappo", "--seeds", "0", "--jobs", "2",
         "--out", "out", "--", "--set", "num_users=4", "--set", "max_steps=6", "--env.num-envs", "4",
         "--segment-length", "6", "--total-steps", "24", "--eval-episodes", "3",
     )  # fmt: skip
