@@ -64,10 +64,16 @@ class TeamEnv(Protocol):
 
     num_envs: int
     possible_agents: list[str]
-    single_observation_space: spaces.Space
-    """Of one agent."""
-    single_action_space: spaces.Space
-    """Of one agent."""
+
+    @property
+    def single_observation_space(self) -> spaces.Space:
+        """Of one agent."""
+        ...
+
+    @property
+    def single_action_space(self) -> spaces.Space:
+        """Of one agent."""
+        ...
 
     def reset(
         self, *, seed: int | None = None

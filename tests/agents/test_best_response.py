@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ def make_env() -> UAVTeams:
     return uav.teams(4, num_users=4, max_steps=6)
 
 
-def make_policy(**fields: bool) -> TeamPolicy:
+def make_policy(**fields: Any) -> TeamPolicy:
     torch.manual_seed(0)
     env = make_env()
     config = TeamPolicyConfig(make_config("gru", dim=8), graph_rounds=1, graph_heads=2, **fields)

@@ -6,6 +6,7 @@ from gymnasium import spaces
 from pettingzoo import ParallelEnv
 from PIL import Image, ImageSequence
 
+from scrubjay.agents.gamatr import GAMATRConfig
 from scrubjay.agents.team_policy import TeamPolicy, TeamPolicyConfig
 from scrubjay.envs import uav
 from scrubjay.experiments import train
@@ -122,8 +123,9 @@ def test_rules_of_thumb_are_played_from_the_command_line(policy, preset, tmp_pat
 def team_run(tmp_path_factory):
     """A run of two base stations over four users, as soon as it has weights."""
     config = TeamTaskConfig(
-        env=TeamEnvConfig(kwargs={"num_users": 4, "max_steps": 3}, num_envs=4),
-        total_steps=12,
+        env=TeamEnvConfig(kwargs={"num_users": 4, "max_steps": 3}, num_envs=2),
+        learner=GAMATRConfig(minibatches=2),
+        total_steps=6,
         segment_length=3,
         device="cpu",
         eval_episodes=0,
