@@ -76,18 +76,22 @@ def test_a_team_is_played_to_its_end(tmp_path):
         assert len(list(ImageSequence.Iterator(gif))) == 5
 
 
+def still(env: object, observations: object, alive: np.ndarray, start: np.ndarray) -> np.ndarray:
+    return np.array([[0, 0]])
+
+
 def test_a_long_episode_is_cut(tmp_path):
-    episode = play_team(Relay(), lambda *given: np.array([[0, 0]]), tmp_path / "relay.gif", max_steps=2)
+    episode = play_team(Relay(), still, tmp_path / "relay.gif", max_steps=2)
     assert episode.frames == 3
     with pytest.raises(ValueError, match="max_steps=0"):
-        play_team(Relay(), lambda *given: np.array([[0, 0]]), tmp_path / "relay.gif", max_steps=0)
+        play_team(Relay(), still, tmp_path / "relay.gif", max_steps=0)
 
 
 def test_an_env_that_renders_nothing(tmp_path):
     for render in (lambda self: None, ParallelEnv.render):
         unseen = type("Unseen", (Relay,), {"render": render})
         with pytest.raises(ValueError, match="relay"):
-            play_team(unseen(), lambda *given: np.array([[0, 0]]), tmp_path / "relay.gif")
+            play_team(unseen(), still, tmp_path / "relay.gif")
 
 
 def test_a_policy_that_remembers_is_played(tmp_path):
