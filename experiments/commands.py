@@ -520,7 +520,8 @@ def _load(path: Path) -> tuple[Run, TrainConfig]:
     with _bad_input():
         run = Run.load(path)
         if not isinstance(run.config, TrainConfig):
-            raise TypeError(f"{path} is a run of kind {run.config.kind!r}: it has no policy of one agent")
+            lacks = "of one agent" if isinstance(run.config, TeamTaskConfig) else "to act"
+            raise TypeError(f"{path} is a run of kind {run.config.kind!r}: it has no policy {lacks}")
         return run, run.config
 
 
