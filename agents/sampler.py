@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
@@ -34,7 +36,41 @@ class EpisodeStats:
     """Means over its steps of what else was measured, in samplers that do."""
 
 
-class Sampler:
+class RowSampler(ABC):
+    """What samplers of all kinds share: a stream of random numbers, and leaves of observations for rows."""
+
+    policy: Any
+    _generator: torch.Generator
+    _leaves: dict[str, spaces.Space]
+    _starts: np.ndarray
+
+    def restart(self, seed: int) -> None:
+        """Begin a new episode in every row, and draw everything from `seed` on."""
+        self._generator.manual_seed(seed)
+        self._begin(seed)
+
+    @abstractmethod
+    def _begin(self, seed: int) -> None:
+        """Begin a new episode in every row."""
+
+    def _start(self) -> Tensor | None:
+        return torch.from_numpy(self._starts).to(self.policy.device) if self._starts.any() else None
+
+    def _empty_leaves(self, *leading: int) -> dict[str, Tensor]:
+        return {
+            key: torch.empty(*leading, *(leaf.shape or ()), dtype=leaf_dtype(leaf))
+            for key, leaf in self._leaves.items()
+        }
+
+    def _restore_generator(self, state: dict[str, Any]) -> None:
+        if state["device"] == self.policy.device.type:
+            self._generator.set_state(state["generator"])
+        else:
+            _log.warning("saved on %s, going on on %s: not exactly", state["device"], self.policy.device.type)
+            self._generator.manual_seed(int(state["generator"].sum()))
+
+
+class Sampler(RowSampler):
     """Collects segments of `segment_length` steps from every row of `env`, carrying states between them.
 
     Everything but the environment is computed on the policy's device. Raises ValueError if `env` does not
@@ -116,10 +152,10 @@ class Sampler:
             actions=torch.stack(actions, dim=1),
             log_probs=torch.stack(log_probs, dim=1),
             values=torch.stack(values, dim=1),
-            rewards=_batch_first(rewards, device),
-            starts=_batch_first(starts, device),
-            terminated=_batch_first(terminated, device),
-            truncated=_batch_first(truncated, device),
+            rewards=batch_first(rewards, device),
+            starts=batch_first(starts, device),
+            terminated=batch_first(terminated, device),
+            truncated=batch_first(truncated, device),
             bootstrap_values=bootstrap_values.transpose(0, 1),
             last_values=last_values,
             state=first_state,
@@ -156,11 +192,7 @@ class Sampler:
             raise ValueError(
                 f"the state is of {len(state['lengths'])} environments; this sampler has {self.num_envs}"
             )
-        if state["device"] == self.policy.device.type:
-            self._generator.set_state(state["generator"])
-        else:
-            _log.warning("saved on %s, going on on %s: not exactly", state["device"], self.policy.device.type)
-            self._generator.manual_seed(int(state["generator"].sum()))
+        self._restore_generator(state)
         self._episodes = [EpisodeStats(**episode) for episode in state["episodes"]]
         if state["env"] is None or not self.exact:
             # A seed that depends on how far the run has come: the first episodes are not played again.
@@ -175,11 +207,6 @@ class Sampler:
         self._returns = np.array(state["returns"], dtype=np.float64)
         self._lengths = np.array(state["lengths"], dtype=np.int64)
 
-    def restart(self, seed: int) -> None:
-        """Begin a new episode in every row, and draw everything from `seed` on."""
-        self._generator.manual_seed(seed)
-        self._begin(seed)
-
     def _begin(self, seed: int) -> None:
         observation, _ = self.env.reset(seed=seed)
         self._current = {key: leaf.numpy() for key, leaf in self._empty_leaves(self.num_envs).items()}
@@ -189,15 +216,6 @@ class Sampler:
         self._starts = np.ones(self.num_envs, dtype=np.bool_)
         self._returns = np.zeros(self.num_envs)
         self._lengths = np.zeros(self.num_envs, dtype=np.int64)
-
-    def _start(self) -> Tensor | None:
-        return torch.from_numpy(self._starts).to(self.policy.device) if self._starts.any() else None
-
-    def _empty_leaves(self, *leading: int) -> dict[str, Tensor]:
-        return {
-            key: torch.empty(*leading, *(leaf.shape or ()), dtype=leaf_dtype(leaf))
-            for key, leaf in self._leaves.items()
-        }
 
     def _finish_episodes(self, infos: dict[str, Any]) -> None:
         for row in np.flatnonzero(self._starts).tolist():
@@ -233,7 +251,8 @@ def _at(observations: dict[str, Tensor], t: int, device: torch.device) -> Observ
     return from_leaves({key: leaf[t].to(device) for key, leaf in observations.items()})
 
 
-def _batch_first(array: np.ndarray, device: torch.device) -> Tensor:
+def batch_first(array: np.ndarray, device: torch.device) -> Tensor:
+    """Return what was written time first as a tensor whose rows come first."""
     return torch.from_numpy(array).to(device).transpose(0, 1)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,13 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scrubjay.agents.observations import from_leaves, leaf_dtype, leaf_spaces
-from scrubjay.agents.sampler import EpisodeStats
+from scrubjay.agents.observations import from_leaves, leaf_spaces
+from scrubjay.agents.sampler import EpisodeStats, RowSampler, batch_first
 from scrubjay.agents.team_env import TeamEnv, TeamStep
 from scrubjay.agents.team_policy import TeamPolicy
 from scrubjay.agents.team_segment import TeamSegment
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,7 +27,7 @@ class TeamEpisodeStats(EpisodeStats):
     """Undiscounted sum of rewards of each agent."""
 
 
-class TeamSampler:
+class TeamSampler(RowSampler):
     """Collects segments of `segment_length` steps from every row of `env`, carrying states between them.
 
     Everything but the environment is computed on the policy's device. Raises ValueError on an empty segment, or if
@@ -125,10 +122,10 @@ class TeamSampler:
             actions=torch.stack(actions, dim=1),
             log_probs=torch.stack(log_probs, dim=1),
             values=torch.stack(values, dim=1),
-            rewards=_batch_first(rewards, device),
-            starts=_batch_first(starts, device),
-            terminated=_batch_first(terminated, device),
-            truncated=_batch_first(truncated, device),
+            rewards=batch_first(rewards, device),
+            starts=batch_first(starts, device),
+            terminated=batch_first(terminated, device),
+            truncated=batch_first(truncated, device),
             bootstrap_values=bootstrap_values.transpose(0, 1),
             last_values=last_values,
             state=first_state,
@@ -167,11 +164,7 @@ class TeamSampler:
             raise ValueError(
                 f"the state is of {len(state['lengths'])} environments; this sampler has {self.num_envs}"
             )
-        if state["device"] == self.policy.device.type:
-            self._generator.set_state(state["generator"])
-        else:
-            _log.warning("saved on %s, going on on %s: not exactly", state["device"], self.policy.device.type)
-            self._generator.manual_seed(int(state["generator"].sum()))
+        self._restore_generator(state)
         self._episodes = [
             TeamEpisodeStats(**{**episode, "returns": tuple(episode["returns"])})
             for episode in state["episodes"]
@@ -191,11 +184,6 @@ class TeamSampler:
         self._lengths = np.array(state["lengths"], dtype=np.int64)
         self._measures = {name: np.array(total) for name, total in state["measures"].items()}
 
-    def restart(self, seed: int) -> None:
-        """Begin a new episode in every row, and draw everything from `seed` on."""
-        self._generator.manual_seed(seed)
-        self._begin(seed)
-
     def _begin(self, seed: int) -> None:
         observations, alive = self.env.reset(seed=seed)
         empty = self._empty_leaves(self.num_envs, self.num_agents)
@@ -208,15 +196,6 @@ class TeamSampler:
         self._returns = np.zeros((self.num_envs, self.num_agents))
         self._lengths = np.zeros(self.num_envs, dtype=np.int64)
         self._measures: dict[str, np.ndarray] = {}
-
-    def _start(self) -> Tensor | None:
-        return torch.from_numpy(self._starts).to(self.policy.device) if self._starts.any() else None
-
-    def _empty_leaves(self, *leading: int) -> dict[str, Tensor]:
-        return {
-            key: torch.empty(*leading, *(leaf.shape or ()), dtype=leaf_dtype(leaf))
-            for key, leaf in self._leaves.items()
-        }
 
     def _count(self, step: TeamStep) -> None:
         self._returns += step.rewards
@@ -265,7 +244,3 @@ def _write(leaves: dict[str, np.ndarray], t: int, values: Mapping[str, np.ndarra
 
 def _at(observations: dict[str, Tensor], t: int, device: torch.device) -> Any:
     return from_leaves({key: leaf[t].to(device) for key, leaf in observations.items()})
-
-
-def _batch_first(array: np.ndarray, device: torch.device) -> Tensor:
-    return torch.from_numpy(array).to(device).transpose(0, 1)

@@ -50,16 +50,10 @@ def _measures(runs: Sequence[Run], out: Path) -> str:
                 _kept(file, lambda make=make, seed=seed: _play(make(seed), config, seed))
             )
     names = [name for name in next(iter(scores.values()))[0] if name not in _HIDDEN]
-    lines = [
-        f"{config.recipe}, means over {config.eval_episodes} episodes:",
-        "",
-        f"| method | {' | '.join(names)} |",
-    ]
-    lines.append("| --- " * (len(names) + 1) + "|")
-    for label, results in scores.items():
-        cells = [_cell([result[name] for result in results]) for name in names]
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    rows = {
+        label: [[result[name] for result in results] for name in names] for label, results in scores.items()
+    }
+    return _table(f"{config.recipe}, means over {config.eval_episodes} episodes:", names, rows)
 
 
 def _other_sizes(runs: Sequence[Run], out: Path) -> list[str]:
@@ -88,19 +82,24 @@ def _other_sizes(runs: Sequence[Run], out: Path) -> list[str]:
                 )
                 scores.setdefault(f"rule: {rule}", {}).setdefault(value, []).append(played)
     measures = [name for name in next(iter(scores.values()))[values[0]][0] if name not in _HIDDEN]
-    tables = []
-    for measure in measures:
-        lines = [
+    return [
+        _table(
             f"{config.recipe}, trained at {name} {config.env.kwargs[name]}, {measure} at:",
-            "",
-            f"| method | {' | '.join(map(str, values))} |",
-            "| --- " * (len(values) + 1) + "|",
-        ]
-        for label, by_value in scores.items():
-            cells = [_cell([played[measure] for played in by_value[value]]) for value in values]
-            lines.append(f"| {label} | {' | '.join(cells)} |")
-        tables.append("\n".join(lines))
-    return tables
+            [str(value) for value in values],
+            {
+                label: [[played[measure] for played in by_value[value]] for value in values]
+                for label, by_value in scores.items()
+            },
+        )
+        for measure in measures
+    ]
+
+
+def _table(title: str, columns: Sequence[str], rows: dict[str, list[list[float]]]) -> str:
+    """Return a table with a row for each method, and in each column its scores over seeds."""
+    lines = [title, "", f"| method | {' | '.join(columns)} |", "| --- " * (len(columns) + 1) + "|"]
+    lines += [f"| {label} | {' | '.join(map(_cell, cells))} |" for label, cells in rows.items()]
+    return "\n".join(lines)
 
 
 def _config(run: Run) -> TeamTaskConfig:
