@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+from tyro.conf import Positional
 
 from scrubjay.agents.policy import Policy
 from scrubjay.agents.sampler import final_success
@@ -13,6 +15,25 @@ from scrubjay.experiments.environments import EnvConfig
 from scrubjay.experiments.statistics import normal_interval, wilson_interval
 
 MAX_COPIES = 64
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """Play whole episodes with a trained policy. `--set name=value` changes the environment."""
+
+    run: Positional[Path]
+    """The run's directory."""
+    episodes: int = 100
+    """How many."""
+    seed: int = 1
+    """Of the episodes."""
+    sample: bool = False
+    """Draw actions at random from the policy instead of taking its favourite."""
+    best_response: bool = False
+    """Of a team: let each agent learn alone against the others, and tell what it gains; before training and after.
+    This unpickles the learner's state: only for runs you trust."""
+    response_steps: int = 50_000
+    """Environment steps each agent has for that."""
 
 
 @dataclass(frozen=True)

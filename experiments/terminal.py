@@ -1,0 +1,36 @@
+"""What verbs of the command share: errors of one line, numbers, tables."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import gymnasium
+
+from scrubjay.experiments.arguments import UsageError
+
+
+@contextlib.contextmanager
+def bad_input() -> Iterator[None]:
+    """Turn the errors of checks on what the user gave into one line; elsewhere errors keep their traceback."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError, ImportError, gymnasium.error.Error) as error:
+        raise UsageError(" ".join(str(error).split())) from error
+
+
+def whole_number(name: str, value: str) -> int:
+    """Return `value` as a number; raises ValueError naming it."""
+    try:
+        return int(value)
+    except ValueError:
+        raise ValueError(f"{name}={value!r}: expected a whole number") from None
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of words as indented columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
