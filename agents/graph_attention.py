@@ -33,7 +33,7 @@ class GraphAttention(nn.Module):
         self.bias = nn.Parameter(torch.zeros(dim))
         # Heard quietly at first: two agents that hear each other at full strength from the start are so alike that
         # they learn to fly together, and stay there.
-        self.scale = nn.Parameter(torch.full((dim,), 0.1))
+        self.scale = nn.Parameter(torch.full((dim,), 0.01))
         for weight in (self.source.weight, self.target.weight, self.score):
             nn.init.xavier_uniform_(weight)
 

@@ -33,7 +33,7 @@ class TeamPolicyConfig:
 
     memory: MemoryConfig = dataclasses.field(default_factory=lambda: make_config("gru"))
     """The memory of each agent's stream; every layer has its width."""
-    graph_rounds: int = 2
+    graph_rounds: int = 1
     """How often agents hear their neighbours within a step; 0: never."""
     graph_heads: int = 4
     """Attention heads, of the graph and of the critic; they divide the memory's width."""

@@ -244,13 +244,12 @@ def spread() -> TeamTaskConfig:
     return TeamTaskConfig(
         recipe="spread",
         method="hatrpo",
-        env=TeamEnvConfig("mpe2.simple_spread_v3:parallel_env", {"N": 3, "max_cycles": 25}, num_envs=10),
+        env=TeamEnvConfig("mpe2.simple_spread_v3:parallel_env", {"N": 3, "max_cycles": 25}, num_envs=40),
         policy=TeamPolicyConfig(
             memory=make_config("none", dim=64), graph_rounds=0, critic="pooled", shared=False
         ),
         learner=GAMATRConfig(mode="sequential", advantage="team"),
         total_steps=200_000,
-        segment_length=100,
     )
 
 
