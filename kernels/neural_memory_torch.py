@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
-from scrubjay.kernels.dispatch import any_dual, is_traced
+from scrubjay.kernels.dispatch import without_own_gradient
 from scrubjay.kernels.neural_memory_chunk import (
     ChunkGradient,
     Coefficients,
@@ -104,7 +104,7 @@ def run_chunks(problem: Problem, by_hand: bool) -> tuple[Tensor, Tensor, NeuralS
     layers = Layers(*(unpack(part.flatten(0, 1), shape) for part in state))
     plan = _Plan(shape, _Borders(by_row(fresh), by_row(cut), incomplete), learned, read_before_write)
     arguments = (plan, tokens, weights, layers)
-    by_hand = by_hand and not shape.norm and not _is_transformed(*tokens, *weights, *state)
+    by_hand = by_hand and not shape.norm and not without_own_gradient(*tokens, *weights, *state)
     y, squared, after = _by_hand(*arguments) if by_hand else _loop(*arguments)
     y = y.view(count, batch, heads, chunk_size, width).permute(1, 0, 3, 2, 4).reshape(query.shape)
     surprise = squared.detach().sqrt().view(count, batch, heads, chunk_size)
@@ -113,11 +113,6 @@ def run_chunks(problem: Problem, by_hand: bool) -> tuple[Tensor, Tensor, NeuralS
         *(torch.cat([x.flatten(1) for x in part], dim=1).view(batch, heads, shape.size) for part in after)
     )
     return y, surprise, after
-
-
-def _is_transformed(*tensors: Tensor) -> bool:
-    """Return whether a graph is recorded or a derivative taken that only plain operations have."""
-    return is_traced() or torch._C._are_functorch_transforms_active() or any_dual(*tensors)
 
 
 def _loop(plan: _Plan, tokens: Tokens, weights, layers: Layers, kept: list | None = None, every: int = 1):
