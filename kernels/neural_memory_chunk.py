@@ -108,7 +108,7 @@ class ChunkGradient:
         self.slopes: list[Tensor] = []
         self.curved: list[Tensor] = []
         for layer in range(len(weights) - 1, 0, -1):
-            _, slope, bend = _silu(kept.products[layer - 1])
+            _, slope, bend = _silu(kept.products[layer - 1], bend=True)
             inner = self.deltas[0] @ self.anchored[layer].mT
             self.slopes.insert(0, slope)
             self.curved.insert(0, bend.mul_(inner))
@@ -121,6 +121,7 @@ class ChunkGradient:
         self.delta, self.momentum, self.grad_inputs, self.grad_steps = [], [], [], []
         ends = [torch.zeros_like(at.end_retained) for _ in range(3)]
         mixed, trace = torch.zeros_like(at.end_mixed), torch.zeros_like(at.end_trace)
+        less_mixed, less_trace = -at.end_mixed, -at.end_trace
         for layer, (x, step) in enumerate(zip(self.inputs, self.steps, strict=True)):
             delta, momentum = self.delta_before[layer], self.momentum_before[layer]
             to_delta, to_momentum = grad_delta[layer], grad_momentum[layer]
@@ -133,9 +134,9 @@ class ChunkGradient:
             by_delta, by_momentum = step @ to_delta.mT, step @ to_momentum.mT
             mixed -= row_inner(x, by_delta)
             trace -= row_inner(x, by_momentum)
-            self.grad_inputs.append((at.end_mixed * by_delta).addcmul_(at.end_trace, by_momentum).neg_())
-            grad_step = (at.end_mixed * x) @ to_delta
-            self.grad_steps.append(grad_step.baddbmm_(at.end_trace * x, to_momentum).neg_())
+            self.grad_inputs.append((less_mixed * by_delta).addcmul_(less_trace, by_momentum))
+            grad_step = (less_mixed * x) @ to_delta
+            self.grad_steps.append(grad_step.baddbmm_(less_trace * x, to_momentum))
         self.end = mixed, trace, ends[0], ends[1], ends[2]
 
     def read(self, grad_y: Tensor, grad_weights: list[Tensor]) -> None:
@@ -145,7 +146,7 @@ class ChunkGradient:
         alike = torch.zeros_like(at.read_mixed)
         grad = grad_y
         for layer in range(len(self.weights) - 1, -1, -1):
-            x, slope = _silu(kept.reads[layer - 1])[:2] if layer else (self.here.query, None)
+            x, slope, _ = _silu(kept.reads[layer - 1], bend=False) if layer else (self.here.query, None, None)
             other, step = self.inputs[layer], self.steps[layer]
             similarity = x @ other.mT
             self.grad_steps[layer].baddbmm_((at.read_mixed * similarity).mT, grad, alpha=-1)
@@ -160,7 +161,7 @@ class ChunkGradient:
             grad_weights[layer].baddbmm_(x.mT, grad)
             self.delta[layer].baddbmm_((at.read_retained * x).mT, grad)
             self.momentum[layer].baddbmm_((at.read_built * x).mT, grad)
-            below = torch.baddbmm(grad @ self.weights[layer].mT, grad_similarity, other)
+            below = (grad @ self.weights[layer].mT).baddbmm_(grad_similarity, other)
             below.addcmul_(at.read_retained, by_delta).addcmul_(at.read_built, by_momentum)
             grad = below if slope is None else below.mul_(slope)
         self.grad_query = grad + grad_y if self.shape.residual else grad
@@ -175,20 +176,23 @@ class ChunkGradient:
         grad_deltas = [taken * grad for grad in self.grad_steps]
         if is_clipped(shape):
             self._unclip(grad_deltas)
-        self.anchor = [torch.zeros_like(w) for w in self.weights]
+        self.anchor: list[Tensor] = []
         grad_products: list[Tensor] = []
         for layer, slope in enumerate(slopes):
             upper = self.anchored[layer + 1]
-            grad_inner = grad_deltas[layer] * slope
             grad_products.append(self.curved[layer].mul_(grad_deltas[layer]))
+            grad_inner = grad_deltas[layer].mul_(slope)
             grad_deltas[layer + 1].baddbmm_(grad_inner, upper)
-            self.anchor[layer + 1].baddbmm_(grad_inner.mT, deltas[layer + 1])
+            self.anchor.append(grad_inner.mT @ deltas[layer + 1])
         self.grad_error = grad_deltas[-1]
         grad_products.append(self.grad_error)
         for layer in range(len(self.weights) - 1, -1, -1):
             if layer < len(self.weights) - 1:
                 grad_products[layer].addcmul_(self.grad_inputs[layer + 1], slopes[layer])
-            self.anchor[layer].baddbmm_(self.inputs[layer].mT, grad_products[layer])
+            if layer:
+                self.anchor[layer - 1].baddbmm_(self.inputs[layer].mT, grad_products[layer])
+            else:
+                self.anchor.insert(0, self.inputs[0].mT @ grad_products[0])
             self.grad_inputs[layer].baddbmm_(grad_products[layer], self.anchored[layer].mT)
         for whole, part in zip(grad_weights, self.anchor, strict=True):
             whole += part
@@ -223,10 +227,10 @@ def _inner(a: Tensor, b: Tensor) -> Float[Tensor, "R 1 1"]:
     return (a * b).sum((-1, -2), keepdim=True)
 
 
-def _silu(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return SiLU and its first and second derivatives."""
+def _silu(x: Tensor, bend: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return SiLU, its first derivative and, if asked for, its second."""
     gate = torch.sigmoid(x)
     shut = 1 - gate
     active = x * gate
     slope = torch.addcmul(gate, active, shut)
-    return active, slope, shut * (slope + gate - active * gate)
+    return active, slope, shut.mul_((slope + gate).addcmul_(active, gate, value=-1)) if bend else shut

@@ -219,10 +219,10 @@ def _read(
     for layer, step in enumerate(trace.steps):
         if layer:
             x = functional.silu(products[-1])
-        product = torch.baddbmm(x @ weights[layer], at.read_retained * x, layers.delta[layer])
-        product = torch.baddbmm(product, at.read_built * x, layers.momentum[layer])
+        product = _plus(x @ weights[layer], at.read_retained * x, layers.delta[layer])
+        product = _plus(product, at.read_built * x, layers.momentum[layer])
         alike = at.read_mixed * (x @ trace.inputs[layer].mT)
-        products.append(torch.baddbmm(product, alike, step, alpha=-1))
+        products.append(_plus(product, alike, step, -1))
     return [*products, finish(query, products[-1], shape)]
 
 
@@ -230,9 +230,16 @@ def _advance(at: Coefficients, inputs, steps, delta, momentum) -> tuple[list[Ten
     after_delta, after_momentum = [], []
     for x, step, d, s in zip(inputs, steps, delta, momentum, strict=True):
         kept = torch.addcmul(at.end_retained * d, at.end_built, s)
-        after_delta.append(torch.baddbmm(kept, (at.end_mixed * x).mT, step, alpha=-1))
-        after_momentum.append(torch.baddbmm(at.end_kept * s, (at.end_trace * x).mT, step, alpha=-1))
+        after_delta.append(_plus(kept, (at.end_mixed * x).mT, step, -1))
+        after_momentum.append(_plus(at.end_kept * s, (at.end_trace * x).mT, step, -1))
     return after_delta, after_momentum
+
+
+def _plus(total: Tensor, a: Tensor, b: Tensor, factor: int = 1) -> Tensor:
+    """Return `total`, which nobody else needs, plus a factor of a b: in place but where a graph may be recorded."""
+    if torch.is_grad_enabled() or without_own_gradient():
+        return torch.baddbmm(total, a, b, alpha=factor)
+    return total.baddbmm_(a, b, alpha=factor)
 
 
 def _by_hand(plan: _Plan, tokens: Tokens, weights, layers: Layers):
@@ -294,7 +301,8 @@ def _pull_back(plan: _Plan, every: int, flat, kept: list[tuple[Layers | None, Ke
     """
     depth = len(plan.shape.layers)
     tokens, weights, _ = _split(flat, depth)
-    grads = Layers(*(list(grad_after[depth * k : depth * (k + 1)]) for k in range(3)))
+    # Copies, which are added to.
+    grads = Layers(*([x.clone() for x in grad_after[depth * k : depth * (k + 1)]] for k in range(3)))
     grad_tokens = Tokens(*(torch.empty_like(x) for x in tokens))
     grad_weights = [torch.zeros_like(w) for w in weights]
     for group in reversed(_parts(range(len(kept)), _group(tokens, every))):
@@ -341,22 +349,15 @@ def _replay(
 
 def _back(chunk: ChunkGradient, border: _Borders, grad_y, grads: Layers, grad_weights) -> Layers:
     """Return the gradients before a chunk from those behind it."""
-    grad_delta, grad_momentum, grad_anchor = grads
-    if border.incomplete is None:
-        grad_delta = [d + a for d, a in zip(grad_delta, grad_anchor, strict=True)]
-        grad_anchor = None
-    else:
-        moved = [a.masked_fill(border.incomplete, 0) for a in grad_anchor]
-        grad_delta = [d + a for d, a in zip(grad_delta, moved, strict=True)]
-        grad_anchor = [a - b for a, b in zip(grad_anchor, moved, strict=True)]
-    chunk.leave(grad_delta, grad_momentum)
+    owed = [] if border.incomplete is None else [a.masked_fill(~border.incomplete, 0) for a in grads.anchor]
+    for layer, (to_delta, to_anchor) in enumerate(zip(grads.delta, grads.anchor, strict=True)):
+        to_delta.add_(to_anchor - owed[layer] if owed else to_anchor)
+    chunk.leave(grads.delta, grads.momentum)
     chunk.read(grad_y, grad_weights)
     chunk.write(grad_weights)
-    if grad_anchor is None:
-        grad_anchor = chunk.anchor
-    else:
-        grad_anchor = [a + b for a, b in zip(grad_anchor, chunk.anchor, strict=True)]
-    grads = Layers(chunk.delta, chunk.momentum, grad_anchor)
+    for grad_anchor, rest in zip(chunk.anchor, owed, strict=False):
+        grad_anchor.add_(rest)
+    grads = Layers(chunk.delta, chunk.momentum, chunk.anchor)
     for mask in (border.fresh, border.cut):
         if mask is not None:
             grads = Layers(*([x.masked_fill(mask, 0) for x in part] for part in grads))
