@@ -102,6 +102,11 @@ def any_dual(*tensors: Tensor | None) -> bool:
     return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
+def without_own_gradient(*tensors: Tensor | None) -> bool:
+    """Return whether a graph is recorded or a derivative taken that only plain operations have."""
+    return is_traced() or torch._C._are_functorch_transforms_active() or any_dual(*tensors)
+
+
 def is_traced() -> bool:
     """Return whether a graph is being recorded, by compile, export or make_fx, so that no value may be looked at."""
     recording = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY)

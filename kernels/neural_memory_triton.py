@@ -36,8 +36,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from scrubjay.kernels.launch import Launch, with_dense_rows
-from scrubjay.kernels.neural_memory_torch import Coefficients, coefficients_of
-from scrubjay.kernels.neural_network import NetworkShape, NeuralState, Problem, error_share
+from scrubjay.kernels.neural_memory_chunk import Coefficients, coefficients_of
+from scrubjay.kernels.neural_network import NetworkShape, NeuralState, Problem
 
 
 @triton.jit
@@ -857,18 +857,18 @@ def run_walk(problem: Problem) -> tuple[Tensor, Tensor, NeuralState]:
         problem.query,
         problem.key,
         problem.value,
-        _rule(layout, step_size, error_share(log_momentum, problem.chunk_size), coefficients),
+        _rule(layout, step_size, coefficients),
         *problem.weights,
         *problem.state,
     )
     return y, squared.sqrt().view(batch, heads, time).transpose(1, 2), NeuralState(*after)
 
 
-def _rule(layout: Layout, step_size: Tensor, share: Tensor, at: Coefficients) -> Tensor:
+def _rule(layout: Layout, step_size: Tensor, at: Coefficients) -> Tensor:
     """Lay out what each chunk's tokens multiply, in the order in which the kernels find it."""
     rows, count, _ = step_size.shape
     ends = (at.end_retained, at.end_built, at.end_kept)
-    parts = [step_size, at.read_retained, at.read_built, at.end_mixed, at.end_trace, *ends, share]
+    parts = [step_size, at.read_retained, at.read_built, at.end_mixed, at.end_trace, *ends, at.share]
     first = torch.cat([part.reshape(rows, count, -1) for part in parts], dim=-1)
     padding = step_size.new_zeros(rows, count, layout.mixed - first.shape[-1])
     mixed = at.read_mixed.reshape(rows, count, -1)

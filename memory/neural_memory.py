@@ -34,10 +34,10 @@ from torch.nn import functional
 from scrubjay.kernels import Gates, NeuralState, neural_memory, neural_memory_step, neural_recall
 from scrubjay.memory.base import MemoryConfig, State
 from scrubjay.memory.chunk_grid import ChunkGrid
+from scrubjay.memory.neural_memory_heads import Convolution, heads_of, split_heads, unit
 from scrubjay.memory.window import shift_window
 
 _WIDEST_HEAD, _NARROWEST_HEAD = 64, 8
-_EPSILON = 1e-6
 # What is read in the first steps of an episode is small, and its rounding must stay so.
 _READ_EPSILON = 1e-4
 
@@ -155,7 +155,7 @@ class NeuralMemory(nn.Module):
             projected = (taken * self.convolution).sum(1)
             # A copy: a view would keep the oldest input alive.
             after["tail"] = taken[:, 1:].clone()
-        query, key, value = self._heads(projected)
+        query, key, value = split_heads(projected, self.heads)
         y, surprise, learned = neural_memory_step(
             query,
             key,
@@ -185,14 +185,16 @@ class NeuralMemory(nn.Module):
         """Return what a segment recalls, its surprises, and the state after it."""
         projected = self.project_in(x)
         after: State = {}
+        convolution = None
         if self.config.convolution > 1:
             tail = state["tail"]
-            inputs = projected.to(tail.dtype)
-            after["tail"] = shift_window(tail, inputs, age, start)
-            projected = _convolve(torch.cat([tail, inputs], dim=1), self.convolution, grid.step)
+            projected = projected.to(tail.dtype)
+            after["tail"] = shift_window(tail, projected, age, start)
+            convolution = Convolution(self.convolution, tail, grid.step)
+        query, key, value = heads_of(projected, self.heads, convolution)
         every = self.config.bptt_chunks
         y, surprise, learned = self._learn(
-            grid.lay(projected),
+            (grid.lay(query), grid.lay(key), grid.lay(value)),
             grid.lay(self.gates(x)),
             _learned(state),
             grid.valid,
@@ -210,22 +212,22 @@ class NeuralMemory(nn.Module):
     ) -> tuple[Float[Tensor, "batch chunk_size dim"], Float[Tensor, "batch chunk_size"], State]:
         """Return what one chunk recalls, its surprises, and the state after; for a memory without a convolution."""
         y, surprise, learned = self._learn(
-            self.project_in(x), self.gates(x), _learned(state), valid, None, None
+            heads_of(self.project_in(x), self.heads), self.gates(x), _learned(state), valid, None, None
         )
         return self._finish(x, y), surprise.mean(-1), learned._asdict()
 
     def recall(self, query: Float[Tensor, "batch time dim"], state: State) -> Float[Tensor, "batch time dim"]:
         """Return what queries recall of all that was learned before the present chunk, ungated; nothing is learned."""
-        heads = _unit(functional.silu(query).unflatten(-1, (self.heads, self.width)))
+        heads = unit(functional.silu(query).unflatten(-1, (self.heads, self.width)))
         options = {name: self._options[name] for name in ("residual", "norm")}
         y = neural_recall(heads, list(self.weights), state["anchor"], **options)
         return self.out(self.out_norm(y).flatten(-2))
 
     def _learn(
-        self, projected: Tensor, logits: Tensor, learned: NeuralState, valid, fresh, cut
+        self, heads: tuple[Tensor, Tensor, Tensor], logits: Tensor, learned: NeuralState, valid, fresh, cut
     ) -> tuple[Tensor, Tensor, NeuralState]:
         return neural_memory(
-            *self._heads(projected),
+            *heads,
             self._gates(logits),
             list(self.weights),
             learned,
@@ -244,11 +246,6 @@ class NeuralMemory(nn.Module):
             "residual": config.residual,
             "norm": config.norm,
         }
-
-    def _heads(self, projected: Float[Tensor, "*batch 3*dim"]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries and keys of at most unit length, and values, per head."""
-        query, key, value = functional.silu(projected).unflatten(-1, (3, self.heads, self.width)).unbind(-3)
-        return _unit(query), _unit(key), value
 
     def _gates(self, logits: Float[Tensor, "*batch 3*heads"]) -> Gates:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -284,26 +281,5 @@ def _learned(state: State) -> NeuralState:
     return NeuralState(*(state[name] for name in NeuralState._fields))
 
 
-def _unit(x: Tensor) -> Tensor:
-    return x * torch.rsqrt((x * x).sum(-1, keepdim=True) + _EPSILON)
-
-
 def _logit(probability: Tensor, out: Tensor) -> None:
     out.copy_(torch.logit(probability))
-
-
-def _convolve(
-    inputs: Float[Tensor, "batch taps-1+time width"],
-    taps: Float[Tensor, "taps width"],
-    step: Int[Tensor, "batch time"],
-) -> Float[Tensor, "batch time width"]:
-    """Return each step's sum over its episode's last inputs, the newest under the last tap."""
-    length, count = step.shape[1], len(taps)
-    out = inputs[:, count - 1 :] * taps[-1]
-    young = bool((step < count - 1).any())
-    for back in range(1, count):
-        shifted = inputs[:, count - 1 - back : count - 1 - back + length]
-        if young:
-            shifted = torch.where((step >= back)[..., None], shifted, 0)
-        out = torch.addcmul(out, shifted, taps[count - 1 - back])
-    return out

@@ -150,7 +150,9 @@ def shift_window(
 ) -> Float[Tensor, "batch window dim"]:
     """Return the last `window` inputs after a segment, zero where they are of another episode or of none."""
     window = recent.shape[1]
-    inputs = torch.cat([recent, x.to(recent.dtype)], dim=1)[:, -window:]
+    # The old ones only where they are left: a copy of a whole segment costs as much as a pass over it.
+    behind = recent[:, min(x.shape[1], window) :]
+    inputs = torch.cat([behind, x[:, -window:].to(recent.dtype)], dim=1)
     index = torch.arange(window, device=age.device)
     return torch.where((index >= window - advance_age(age, start)[:, None])[..., None], inputs, 0)
 

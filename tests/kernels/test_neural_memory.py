@@ -193,6 +193,35 @@ def test_derivatives_equal_finite_differences_twice(depth):
     assert torch.autograd.gradgradcheck(function, inputs)
 
 
+@pytest.mark.parametrize("every", [2, 3, 20])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("borders", [False, True])
+def test_chunks_gone_through_a_second_time_have_the_same_gradients(every, depth, borders, monkeypatch):
+    case: dict[str, Any] = {"depth": depth, "borders": borders, "chunks": 19}
+    expected = run(draw(**case), "torch")
+    # Groups of chunks whose rule is formed at once end inside the segment, too.
+    monkeypatch.setattr(torch_path, "_MOST_TIES", 6 * 4 * 4**2)
+    monkeypatch.setattr(torch_path, "_interval", lambda *_: every)
+    found = run(draw(**case), "torch")
+    torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
+
+
+def test_states_of_many_bytes_are_kept_at_some_borders_alone(monkeypatch):
+    def saved_and_gradients():
+        arguments, saved = draw(borders=False, width=80, chunks=25, chunk_size=2, heads=4), []
+        arguments["weights"] = [weight / 10 for weight in arguments["weights"]]
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.numel()) or x, lambda x: x):
+            _, gradients = run(arguments, "torch")
+        return sum(saved), gradients
+
+    few, found = saved_and_gradients()
+    monkeypatch.setattr(torch_path, "_MOST_KEPT", 2**40)
+    all_of_them, expected = saved_and_gradients()
+    states = 25 * 2 * 2 * 4 * 2 * 80 * 82
+    assert all_of_them - few > 0.4 * states
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
 def test_a_matrix_with_chunks_of_one_and_no_momentum_is_the_delta_rule():
     arguments = draw(depth=1, chunk_size=1, chunks=12, borders=False)
     steps = arguments["gates"].step_size

@@ -316,7 +316,7 @@ def test_all_that_a_gradient_needs_is_saved_by_autograd_which_frees_it():
     with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
         y, _ = module(torch.randn(2, 64, 8), module.initial_state(2))
     chunks, size = 4, module.initial_state(2)["delta_0"].numel()
-    # Deltas, momenta and anchored weights at the start of every chunk are among it.
+    # Deltas and momenta at the start of every chunk are among it, and what takes a product to form again.
     assert sum(x.numel() for x in saved) > 3 * chunks * size
     kept = weakref.ref(max(saved, key=torch.numel))
     saved.clear()
