@@ -130,7 +130,8 @@ def here(
 
     def run(*words: object) -> tuple[int, str, str]:
         code = main([str(word) for word in words])
-        return (code, *capsys.readouterr())
+        out, err = capsys.readouterr()
+        return code, out, err
 
     return run
 
