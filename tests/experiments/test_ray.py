@@ -40,8 +40,6 @@ from scrubjay.experiments.team_task import TeamTaskConfig
 from scrubjay.experiments.teams import TeamEnvConfig
 from scrubjay.memory import list_memories, make_config
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 
 @pytest.fixture(scope="module", autouse=True)
 def _faulty(cluster):

@@ -19,9 +19,6 @@ from scrubjay.experiments.local import LocalEngine
 UPDATES = 120
 
 
-pytestmark = pytest.mark.xdist_group("resume")  # one reference for both
-
-
 @pytest.fixture(autouse=True)
 def _one_thread(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
