@@ -4,6 +4,26 @@ import pytest
 import torch
 
 LONGEST = ("test_docs.py", "test_interpreted.py", "test_machine_code.py")
+WHOLE = ("test_ray.py", "test_resume.py")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Leave the files of WHOLE to one process each, whose clusters and runs they share; deal other tests singly.
+
+    By hand, as xdist's loadgroup loses its groups under pytest 9.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    if config.getvalue("dist") != "load":
+        return None
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0]
+            return file if file.endswith(WHOLE) else nodeid
+
+    return Scheduling(config, log)
 
 
 def pytest_collection_modifyitems(items):

@@ -16,7 +16,7 @@ from gymnasium.envs.registration import load_env_creator
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from scrubjay.envs import list_environments
@@ -150,8 +150,10 @@ def test_a_generator_set_by_the_user_is_obeyed(env_id, options):
 
 
 @every_case
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(seed=st.integers(0, 2**40), mode=st.sampled_from([AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP]))
+@example(seed=1, mode=AutoresetMode.SAME_STEP)
+@example(seed=2, mode=AutoresetMode.NEXT_STEP)
 def test_batch_equals_sync_vector_env(env_id, options, seed, mode):
     rng = np.random.default_rng(seed)
     num_envs = int(rng.integers(1, 6))
@@ -192,7 +194,7 @@ def test_sync_mode_of_make_vec_works(env_id, options):
 
 
 @every_case
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(seed=st.integers(0, 2**32), before=st.integers(0, 80))
 def test_state_goes_back_to_the_very_same_future(env_id, options, seed, before):
     def play(env, steps):

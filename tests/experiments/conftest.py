@@ -34,7 +34,7 @@ def make_tiny(memory: str = "gru", **fields: Any) -> TrainConfig:
     return TrainConfig(**{**settings, **fields})
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny() -> Callable[..., TrainConfig]:
     return make_tiny
 
@@ -116,6 +116,22 @@ def scrubjay(start: Callable[..., subprocess.Popen[str]]) -> Callable[..., tuple
         process = start(*words)
         out, err = process.communicate()
         return process.returncode, out, err
+
+    return run
+
+
+@pytest.fixture
+def here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """As `scrubjay`, without the seconds that a process takes to begin: main in this one, in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def run(*words: object) -> tuple[int, str, str]:
+        code = main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        return code, out, err
 
     return run
 

@@ -20,15 +20,9 @@ from scrubjay.experiments.run import lock
 TINY = ["--total-steps", "64", "--env.num-envs", "4", "--segment-length", "8", "--eval-episodes", "3"]
 
 
-def test_train_eval_plot_play_in_one_go(scrubjay, tmp_path, monkeypatch, capsys):
-    """Train as a process; the rest in this one. As processes test_docs.py runs all of them."""
-    monkeypatch.chdir(tmp_path)
-
-    def run_here(*words):
-        code = main([str(word) for word in words])
-        return (code, *capsys.readouterr())
-
-    code, out, err = scrubjay(
+def test_train_eval_plot_play_in_one_go(here, tmp_path):
+    """In this process; as processes test_docs.py runs all of them."""
+    code, out, err = here(
         "train", "tmaze", "--memory", "lstm", "--set", "corridor_length=3", "--seed", 7, *TINY
     )
     assert (code, err) == (0, "")
@@ -39,7 +33,7 @@ def test_train_eval_plot_play_in_one_go(scrubjay, tmp_path, monkeypatch, capsys)
     assert run.config.env.kwargs["corridor_length"] == 3  # type: ignore[attr-defined]
     assert "steps/s" in out
 
-    code, out, err = run_here("eval", path, "--episodes", 6, "--set", "corridor_length=20")
+    code, out, err = here("eval", path, "--episodes", 6, "--set", "corridor_length=20")
     assert (code, err) == (0, "")
     assert "corridor_length=20" in out
     assert "95 % interval" in out
@@ -47,11 +41,11 @@ def test_train_eval_plot_play_in_one_go(scrubjay, tmp_path, monkeypatch, capsys)
 
     for verb, file in (("plot", "curve.png"), ("play", "episode.gif")):
         (run.path / file).unlink(missing_ok=True)
-        code, out, err = run_here(verb, path)
+        code, out, err = here(verb, path)
         assert (code, err) == (0, "")
         assert (run.path / file).stat().st_size > 1000
 
-    code, out, _ = run_here("resume", path)
+    code, out, _ = here("resume", path)
     assert code == 0
     assert "is finished" in out
 
@@ -119,14 +113,14 @@ def test_bad_input_to_a_run(finished_run, capsys):
         assert name in capsys.readouterr().err
 
 
-def test_a_module_beside_the_user_is_found(scrubjay, tmp_path):
+def test_a_module_beside_the_user_is_found(here, tmp_path):
     (tmp_path / "my_env.py").write_text(
         "import gymnasium, scrubjay.envs\n"
         "def maze(corridor_length=3):\n"
         "    return gymnasium.make('scrubjay/TMaze-v0', corridor_length=corridor_length)\n"
     )
     flags = ["--env.num-envs", "4", "--total-steps", "64", "--segment-length", "8", "--eval-episodes", "2"]
-    code, out, err = scrubjay("train", "ppo", "--env", "my_env:maze", *flags, "--run-dir", "r")
+    code, out, err = here("train", "ppo", "--env", "my_env:maze", *flags, "--run-dir", "r")
     assert code == 0, err
     assert "done:" in out
 
@@ -177,16 +171,22 @@ def test_list_names_all(capsys):
         assert name in out
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "tmaze", "--help"], ["list"]], ids=" ".join)
-def test_the_command_starts_without_heavy_imports(words):
+def test_the_command_starts_without_heavy_imports():
+    """One process for all, the lightest command first: what one imports stays for the next."""
     program = (
         "import sys\nfrom scrubjay.experiments.cli import main\n"
-        f"try: main({words!r})\nexcept SystemExit: pass\n"
-        "print([name for name in ('ray', 'matplotlib', 'tensorboard', 'langchain_core', 'torch_geometric', "
-        "'onnx') if name in sys.modules], 'torch' in sys.modules)"
+        "HEAVY = 'ray', 'matplotlib', 'tensorboard', 'langchain_core', 'torch_geometric', 'onnx'\n"
+        "for words in ['--help'], ['train', 'tmaze', '--help'], ['list']:\n"
+        "    try: main(words)\n"
+        "    except SystemExit: pass\n"
+        "    print('loaded', words[0], [n for n in HEAVY if n in sys.modules], 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == f"[] {words != ['--help']}"
+    assert [line for line in done.stdout.splitlines() if line.startswith("loaded ")] == [
+        "loaded --help [] False",
+        "loaded train [] True",
+        "loaded list [] True",
+    ]
 
 
 def test_overrides_reach_their_fields():

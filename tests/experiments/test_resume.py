@@ -16,7 +16,7 @@ import pytest
 from scrubjay.experiments import EnvConfig, Run, resume, train
 from scrubjay.experiments.local import LocalEngine
 
-UPDATES = 200
+UPDATES = 120
 
 
 @pytest.fixture(autouse=True)
@@ -43,11 +43,16 @@ def tear(checkpoint: Path) -> None:
     os.truncate(weights, weights.stat().st_size // 2)
 
 
-def test_killed_and_torn_and_resumed_equals_never_stopped(tiny, start, tmp_path, assert_same):
-    config = long_enough_to_kill(tiny, memory="lstm")
-    reference = train(config, tmp_path / "reference")
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory, tiny: Callable) -> Run:
+    """What a run comes to that nobody stops."""
+    return train(long_enough_to_kill(tiny, memory="lstm"), tmp_path_factory.mktemp("runs") / "reference")
+
+
+def test_killed_and_torn_and_resumed_equals_never_stopped(reference, start, tmp_path, assert_same):
+    config = reference.config
     run = Run.create(config, tmp_path / "killed")
-    for step in (1, 2000):
+    for step in (1, 1200):
         process = start("resume", run.path, "--quiet")
         wait_for_step(process, run, step)
         process.kill()
@@ -62,9 +67,8 @@ def test_killed_and_torn_and_resumed_equals_never_stopped(tiny, start, tmp_path,
     assert_same(run, reference)
 
 
-def test_ctrl_c_finishes_the_update_and_says_how_to_go_on(tiny, start, tmp_path, assert_same):
-    config = long_enough_to_kill(tiny)
-    reference = train(config, tmp_path / "reference")
+def test_ctrl_c_finishes_the_update_and_says_how_to_go_on(reference, start, tmp_path, assert_same):
+    config = reference.config
     run = Run.create(config, tmp_path / "stopped")
     process = start("resume", run.path)
     wait_for_step(process, run, 1)

@@ -157,9 +157,9 @@ def test_best_responses_change_one_agent_and_are_measured_on_the_same_episodes()
     assert returns.shape == (4, 2)
 
 
-def test_the_command_trains_judges_and_says_what_an_agent_gains(tmp_path, scrubjay):
+def test_the_command_trains_judges_and_says_what_an_agent_gains(here):
     flags = ["--set", "num_users=4", "--set", "max_steps=6", "--env.num-envs", "4", "--segment-length", "6"]
-    code, _, err = scrubjay(
+    code, _, err = here(
         "train",
         "uav-small",
         "--method",
@@ -172,7 +172,7 @@ def test_the_command_trains_judges_and_says_what_an_agent_gains(tmp_path, scrubj
         "--quiet",
     )
     assert code == 0, err
-    code, out, err = scrubjay(
+    code, out, err = here(
         "eval", "run", "--episodes", "3", "--best-response", "--response-steps", "24", "--set", "num_users=5"
     )
     assert code == 0, err
@@ -184,14 +184,14 @@ def test_the_command_trains_judges_and_says_what_an_agent_gains(tmp_path, scrubj
         (("eval", "run", "--best-response", "--response-steps", "0"), "response_steps=0"),
         (("export", "run"), "no policy of one agent"),
     ):
-        code, out, err = scrubjay(*words)
+        code, out, err = here(*words)
         assert (code, out) == (2, "")
         assert message in err
         assert err.count("\n") == 1
 
 
-def test_a_comparison_sets_methods_beside_rules(tmp_path, scrubjay):
-    code, _, err = scrubjay(
+def test_a_comparison_sets_methods_beside_rules(tmp_path, here):
+    code, _, err = here(
         "compare", "--recipes", "uav-small", "--methods", "gamatr", "mappo", "--seeds", "0", "--jobs", "2",
         "--out", "out", "--", "--set", "num_users=4", "--set", "max_steps=6", "--env.num-envs", "4",
         "--segment-length", "6", "--total-steps", "24", "--eval-episodes", "3",

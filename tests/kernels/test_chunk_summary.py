@@ -226,8 +226,8 @@ def test_the_ops_differentiate_like_plain_torch(kind, steps):
         assert operation(lambda c: torch.ops.scrubjay.chunk_summary(c, lengths, kind, "torch"), inputs[0])
 
 
-@pytest.mark.parametrize("path", ["reference", "torch"])
-@pytest.mark.parametrize("kind", KINDS)
+# Each kind and each path: what is checked here, of signatures and shapes, does not lie in a pair of them.
+@pytest.mark.parametrize(("path", "kind"), [("reference", "mean"), ("torch", "last"), ("torch", "max")])
 def test_the_ops_are_registered_as_torch_wants_them(path, kind):
     arguments = draw(2, 2, 3, 5, (2,), starts=0.3, dtype=torch.float32)
     for name in NAMES:
@@ -333,9 +333,9 @@ def test_steps_are_rounded_as_they_are_stored(steps):
         assert torch.equal(found, wanted)
 
 
-@pytest.mark.parametrize("steps", [1, 6])
 @pytest.mark.parametrize(
-    ("kind", "backend"), [("mean", "inductor"), ("last", "aot_eager"), ("max", "aot_eager")]
+    ("kind", "backend", "steps"),
+    [("mean", "inductor", 1), ("mean", "inductor", 6), ("last", "aot_eager", 6), ("max", "aot_eager", 1)],
 )
 def test_compiles_whole_with_gradients(kind, backend, steps):
     def run(contents, summaries, x, time, start):
@@ -378,8 +378,7 @@ class _Both(torch.nn.Module):
         )
 
 
-@pytest.mark.parametrize("steps", [1, 6])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "steps"), [("mean", 1), ("last", 6), ("max", 1), ("max", 6)])
 def test_exports_with_a_dynamic_batch(kind, steps):
     module = _Both(kind)
     example = draw(2, 2, 3, steps, (2, 2))
