@@ -28,13 +28,51 @@ from scrubjay.memory.context.layer_attention import attention_modules
 from scrubjay.memory.context.prompts import chat_prompt
 
 _STORED = Path(__file__).with_name("retrieval_heads.json")
-_SUBJECTS = "baker sailor doctor farmer painter teacher soldier miller lawyer tailor weaver hunter".split()
-_VERBS = "watched mended carried bought forgot cleaned painted borrowed described sold hid counted".split()
-_OBJECTS = "ladder lantern basket barrel letter blanket saddle kettle mirror wagon hammer candle".split()
-_PLACES = "near the river;behind the church;in the old market;before the storm;after supper;at the harbour;".split(
-    ";"
-)
-_NAMES = "Almond Basalt Cobalt Dahlia Ember Fennel Garnet Heron Indigo Juniper Kestrel Laurel".split()
+_SUBJECTS = [
+    "baker",
+    "sailor",
+    "doctor",
+    "farmer",
+    "painter",
+    "teacher",
+    "soldier",
+    "miller",
+    "lawyer",
+    "tailor",
+]
+_VERBS = [
+    "watched",
+    "mended",
+    "carried",
+    "bought",
+    "forgot",
+    "cleaned",
+    "painted",
+    "borrowed",
+    "sold",
+    "counted",
+]
+_OBJECTS = [
+    "ladder",
+    "lantern",
+    "basket",
+    "barrel",
+    "letter",
+    "blanket",
+    "saddle",
+    "kettle",
+    "mirror",
+    "wagon",
+]
+_PLACES = [
+    " near the river",
+    " behind the church",
+    " in the old market",
+    " before the storm",
+    " after supper",
+    "",
+]
+_NAMES = ["Almond", "Basalt", "Cobalt", "Dahlia", "Ember", "Fennel", "Garnet", "Heron", "Indigo", "Juniper"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +106,7 @@ class RetrievalHeads:
         return sorted((h for h in range(len(row)) if row[h] >= share * max(row)), key=lambda h: -row[h])
 
 
-def retrieval_heads(model: PreTrainedModel, tokenizer: Any, *, probes: int = 20) -> RetrievalHeads:
+def retrieval_heads(model: PreTrainedModel, tokenizer: Any, *, probes: int = 12) -> RetrievalHeads:
     """Return stored scores where the architecture is known, else measure them."""
     stored = _stored().get(architecture(model))
     if stored is not None:
@@ -81,7 +119,7 @@ def measure_retrieval_heads(
     model: PreTrainedModel,
     tokenizer: Any,
     *,
-    probes: int = 20,
+    probes: int = 12,
     sentences: int = 30,
     seed: int = 0,
     progress: bool = False,
@@ -134,8 +172,7 @@ def _probes(count: int, sentences: int, seed: int) -> Iterator[_Probe]:
     pick = random.Random(seed)
     for number in range(count):
         text = [
-            f"The {pick.choice(_SUBJECTS)} {pick.choice(_VERBS)} the {pick.choice(_OBJECTS)}"
-            f" {pick.choice(_PLACES)}".strip() + "."
+            f"The {pick.choice(_SUBJECTS)} {pick.choice(_VERBS)} the {pick.choice(_OBJECTS)}{pick.choice(_PLACES)}."
             for _ in range(sentences)
         ]
         names = pick.sample(_NAMES, 3)
