@@ -452,6 +452,15 @@ def sweep(words: Sequence[str]) -> int:
         return run_sweep(Sweep(remaining[0], params, tuple(remaining[1:])), out, address, jobs)
 
 
+def inspect(words: Sequence[str]) -> int:
+    """`scrubjay inspect MODEL --text FILE [--layers N ...] [--out PNG]`."""
+    from scrubjay.experiments.inspect import InspectOptions, inspect_model
+
+    options = parse(InspectOptions, words, "scrubjay inspect")
+    with _bad_input():
+        return inspect_model(options)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "resume": resume,
@@ -464,6 +473,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "compare": compare,
     "launch": launch,
     "sweep": sweep,
+    "inspect": inspect,
 }
 
 

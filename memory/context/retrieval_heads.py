@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -208,3 +209,12 @@ def _score(model: PreTrainedModel, tokenizer: Any, probe: _Probe) -> Float[Tenso
         in_needle = (best >= len(lead)) & (best < len(lead) + len(value))
         scores.append((in_needle & (tokens[0, best] == wanted)).float().mean(dim=-1))
     return torch.stack(scores)
+
+
+if __name__ == "__main__":
+    from scrubjay.memory.context.models import load_model
+
+    (source,) = sys.argv[1:]
+    model, tokenizer = load_model(source)
+    measured = measure_retrieval_heads(model, tokenizer, progress=True)
+    store(model, measured, f"python -m {__spec__.name} {source}")
