@@ -32,6 +32,8 @@ class CacheShape:
     """Layers that attend."""
     batch: int
     """Rows."""
+    heads: int
+    """Heads of queries."""
     key_heads: int
     """Heads of keys and values."""
     key_width: int
@@ -203,8 +205,11 @@ class ContextPolicy(ABC):
         """Return an empty memory for one layer."""
 
     @abstractmethod
-    def nbytes(self, tokens: int, shape: CacheShape) -> int:
-        """Return the bytes that a cache of this shape holds with the model after `tokens` tokens of every row."""
+    def nbytes(self, tokens: int, shape: CacheShape, at_once: bool = True) -> int:
+        """Return the bytes that a cache of this shape holds with the model after `tokens` tokens of every row.
+
+        `at_once` says whether they came in one call or one by one, which is the same to a policy of `any_cut`.
+        """
 
 
 def _join_valid(held: Held, valid: Tensor | None, step: Step) -> Tensor | None:

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from scrubjay.memory.context.base import CacheShape, ContextPolicy, Held, LayerMemory, Step
+from scrubjay.memory.context.eviction import keep_best, take
 
 # Queries whose weights exist at once.
 _LONGEST_PIECE = 128
@@ -63,7 +64,7 @@ class H2OPolicy(ContextPolicy):
         """Return an empty memory for one layer."""
         return H2OMemory(self)
 
-    def nbytes(self, tokens: int, shape: CacheShape) -> int:
+    def nbytes(self, tokens: int, shape: CacheShape, at_once: bool = True) -> int:
         """Return the bytes of what is kept, and of a float32 sum for each key."""
         sums = 4 * shape.layers * shape.batch * shape.key_heads
         return int(self.kept(torch.tensor(tokens))) * (shape.token_bytes + sums)
@@ -109,7 +110,11 @@ class H2OMemory(LayerMemory):
         scores = query.reshape(batch, groups, -1, width) @ keys.mT * scale
         scores = scores.unflatten(2, (heads // groups, length)).float().masked_fill(hidden, float("-inf"))
         weights = torch.softmax(scores, dim=-1)
-        seen = weights.detach() if not step.padded else weights.detach() * (step.time >= 0)[:, None, None, :, None]
+        seen = (
+            weights.detach()
+            if not step.padded
+            else weights.detach() * (step.time >= 0)[:, None, None, :, None]
+        )
         self._received = seen.sum(dim=(2, 3))
         out = weights.to(values.dtype).flatten(2, 3) @ values
         return out.unflatten(2, (heads // groups, length)).flatten(1, 2)
@@ -123,7 +128,9 @@ class H2OMemory(LayerMemory):
         joined = {"keys": origin(keys), "values": values, "sums": sums}
         if count:
             sums[:, :, :count] += self.state["sums"]
-            joined |= {name: torch.cat([self.state[name], joined[name]], dim=2) for name in ("keys", "values")}
+            joined |= {
+                name: torch.cat([self.state[name], joined[name]], dim=2) for name in ("keys", "values")
+            }
         slots = step.once(f"slots {count}", lambda: self._slots(step, count))
         kept = step.once("kept", lambda: self.policy.kept(step.after))
         most = step.once("most", lambda: int(kept.max()))
@@ -133,24 +140,9 @@ class H2OMemory(LayerMemory):
         last = step.once(f"last {count}", lambda: slots.amax(dim=1, keepdim=True) + 1)
         safe = (slots >= 0) & ((slots < self.policy.num_sinks) | (slots >= last - self.policy.last))
         worth = sums.masked_fill(safe[:, None], float("inf")).masked_fill((slots < 0)[:, None], float("-inf"))
-        best = worth.topk(most, dim=-1).indices
-        # Where a row keeps fewer than another, it has nothing in its first columns.
-        best = best.masked_fill(torch.arange(most, device=best.device) >= kept[:, None, None], -1)
-        best = best.sort(dim=-1).values.clamp(min=0)
-        self.state = {"sums": sums.gather(2, best)}
-        for name in ("keys", "values"):
-            index = best[..., None].expand(-1, -1, -1, joined[name].shape[-1])
-            self.state[name] = joined[name].gather(2, index)
-
-    def crop(self, columns: int, count: Int[Tensor, " batch"]) -> None:
-        """Forget the last tokens, where none was dropped; what attention they gave stays counted."""
-        if int(count.max()) >= self.policy.budget:
-            raise ValueError(
-                f"crop: a budget of {self.policy.budget} has dropped tokens that would be read again; save the "
-                "cache before you try something, and load it"
-            )
-        kept = int(count.max()) - columns
-        self.state = {name: tensor[:, :, :kept] for name, tensor in self.state.items()}
+        best = keep_best(worth, kept, most)
+        self.state = {name: take(joined[name], best) for name in ("keys", "values")}
+        self.state["sums"] = sums.gather(2, best)
 
     def _slots(self, step: Step, count: int) -> Int[Tensor, "batch columns"]:
         """Return the slot of every column, those kept and the new, -1 for none."""

@@ -47,7 +47,7 @@ class SinksPolicy(ContextPolicy):
         """Return an empty memory for one layer."""
         return StreamMemory(self.budget, self.num_sinks)
 
-    def nbytes(self, tokens: int, shape: CacheShape) -> int:
+    def nbytes(self, tokens: int, shape: CacheShape, at_once: bool = True) -> int:
         """Return the bytes of at most `budget` tokens' keys and values."""
         return min(tokens, self.budget) * shape.token_bytes
 

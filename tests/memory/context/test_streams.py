@@ -51,7 +51,10 @@ def test_a_window_is_the_same_after_millions_of_tokens(begin, tiny_llama):
         cache.count = begin
         positions = begin + torch.arange(60)[None]
         first = model(ids[:, :20], position_ids=positions[:, :20], cache=cache).logits
-        rest = [model(ids[:, i : i + 1], position_ids=positions[:, i : i + 1], cache=cache).logits for i in range(20, 60)]
+        rest = [
+            model(ids[:, i : i + 1], position_ids=positions[:, i : i + 1], cache=cache).logits
+            for i in range(20, 60)
+        ]
     far = torch.cat([first, *rest], dim=1)
     torch.testing.assert_close(far[:, 20:], expected[:, 20:], atol=1e-4, rtol=1e-4)
 
