@@ -243,6 +243,15 @@ def compare(words: Sequence[str]) -> int:
     return run_compare(options, words[cut + 1 :])
 
 
+def inspect(words: Sequence[str]) -> int:
+    """`scrubjay inspect MODEL --text FILE [--layers N ...] [--out PNG]`."""
+    from scrubjay.experiments.inspect import InspectOptions, inspect_model
+
+    options = parse(InspectOptions, words, "scrubjay inspect")
+    with bad_input():
+        return inspect_model(options)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "resume": resume,
@@ -255,6 +264,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "compare": compare,
     "launch": launch,
     "sweep": sweep,
+    "inspect": inspect,
 }
 
 
