@@ -23,6 +23,7 @@ VERBS = {
     "compare": "train memories x recipes x seeds, and tabulate",
     "launch": "train on a Ray cluster, as a job of its head",
     "sweep": "train many settings at once, and stop early what falls behind",
+    "longcontext": "measure what context policies keep of a long text, and its cost",
 }
 
 

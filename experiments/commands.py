@@ -452,6 +452,15 @@ def sweep(words: Sequence[str]) -> int:
         return run_sweep(Sweep(remaining[0], params, tuple(remaining[1:])), out, address, jobs)
 
 
+def longcontext(words: Sequence[str]) -> int:
+    """`scrubjay longcontext perplexity|haystack|speed|agreement TEXT [--methods NAME ...] [--out DIR]`."""
+    try:
+        from scrubjay.experiments.longcontext.commands import longcontext
+    except ModuleNotFoundError as error:
+        raise UsageError(f"longcontext needs more: pip install 'scrubjay[lm]' ({error})") from error
+    return longcontext(words)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "resume": resume,
@@ -464,6 +473,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "compare": compare,
     "launch": launch,
     "sweep": sweep,
+    "longcontext": longcontext,
 }
 
 
