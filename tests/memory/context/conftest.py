@@ -1,0 +1,31 @@
+"""A model small enough for laws."""
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+
+@pytest.fixture
+def tiny_llama():
+    """Return a random Llama: `tiny_llama(dtype=torch.float64)`."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    def build(dtype=torch.float32, seed=0, **fields):
+        torch.manual_seed(seed)
+        sizes = {
+            "vocab_size": 64,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 512,
+            "initializer_range": 0.3,
+            "bos_token_id": 1,
+            "eos_token_id": None,
+            "pad_token_id": 0,
+        }
+        return LlamaForCausalLM(LlamaConfig(**sizes | fields)).to(dtype).eval()
+
+    return build
