@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel
 from scrubjay.experiments.longcontext.examples import Example, string_match_all
 from scrubjay.experiments.longcontext.reading import held_bytes, read, resident_bytes, stopwatch, tokenize
 from scrubjay.memory import context
+from scrubjay.memory.context.infiniretri import InfiniRetri
 
 
 @dataclass(frozen=True)
@@ -64,4 +66,23 @@ def answer(
         elapsed.cpu,
         held_bytes(cache),
         resident_bytes(),
+    )
+
+
+def answer_from_kept(
+    model: PreTrainedModel, tokenizer: Any, reader: InfiniRetri, example: Example, block: int
+) -> Answer:
+    """Let InfiniRetri keep sentences of an example's text, and answer from these under the full cache.
+
+    So the model is asked in the same words as under a policy.
+    """
+    with stopwatch() as elapsed:
+        kept = reader.read(example.context, example.question, max_new_tokens=1, progress=False)
+    shorter = dataclasses.replace(example, context=" ".join(kept.sentences))
+    given = answer(model, tokenizer, context.make("full"), shorter, block)
+    return dataclasses.replace(
+        given,
+        tokens=kept.tokens_read,
+        wall=given.wall + elapsed.wall,
+        cpu=given.cpu + elapsed.cpu,
     )

@@ -7,6 +7,7 @@ scrubjay longcontext haystack novels.deb --tasks single_1 multikey_1 variable_tr
 from __future__ import annotations
 
 import dataclasses
+import functools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from scrubjay.experiments.longcontext.answering import Answer, answer
+from scrubjay.experiments.longcontext.answering import Answer, answer, answer_from_kept
 from scrubjay.experiments.longcontext.examples import Example, fit, token_counter
 from scrubjay.experiments.longcontext.needles import Needles, split_sentences
 from scrubjay.experiments.longcontext.options import MeasureOptions
@@ -23,9 +24,12 @@ from scrubjay.experiments.longcontext.ruler import list_tasks, make_example
 from scrubjay.experiments.progress import ProgressDisplay
 from scrubjay.experiments.run import write_atomically
 from scrubjay.experiments.stopping import Interrupted, StopRequest
+from scrubjay.memory.context.infiniretri import InfiniRetri
 
 NEEDLE = "needle"
 """The task whose one needle stands at a given depth."""
+INFINIRETRI = "infiniretri"
+"""The method that keeps sentences, not keys."""
 _ONE_NEEDLE = Needles(new_tokens=24)
 
 
@@ -72,6 +76,13 @@ class HaystackOptions(MeasureOptions):
         if self.samples < 1:
             raise ValueError(f"samples={self.samples}: at least 1 is needed")
 
+    def check_method(self, name: str) -> None:
+        """Raise ValueError if no method of that name can have this budget."""
+        if name != INFINIRETRI:
+            super().check_method(name)
+        elif self.budget < 2:
+            raise ValueError(f"budget={self.budget}: {INFINIRETRI} needs at least 2")
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -104,7 +115,14 @@ def run_haystack(options: HaystackOptions, command: str) -> list[Path]:
     model, tokenizer = options.load_model()
     records = Records(options.out / "answers.jsonl")
 
+    @functools.cache
+    def reader() -> InfiniRetri:
+        # Half for what is kept, half for what is new.
+        return InfiniRetri(model, tokenizer, chunk_tokens=options.budget // 2)
+
     def ask(method: str, example: Example) -> Answer:
+        if method == INFINIRETRI:
+            return answer_from_kept(model, tokenizer, reader(), example, options.block)
         return answer(model, tokenizer, options.policy(method), example, options.block)
 
     with StopRequest() as stop:

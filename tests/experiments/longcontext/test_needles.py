@@ -38,8 +38,8 @@ def solve(task, example):
     values = collections.defaultdict(list)
     for key, value in re.findall(r"The secret \w+ of (\S+) is (\S+)\.", example.context):
         values[key].append(value)
-    keys = re.search(r"of (\S+(?:, \S+)*(?: and \S+)?), as told", example.question)
-    return " ".join(value for key in re.split(r", | and ", keys[1]) for value in values[key])
+    (keys,) = re.findall(r"of (\S+(?:, \S+)*(?: and \S+)?), as told", example.question)
+    return " ".join(value for key in re.split(r", | and ", keys) for value in values[key])
 
 
 @pytest.mark.parametrize("task", list_tasks())
