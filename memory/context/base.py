@@ -32,6 +32,8 @@ class CacheShape:
     """Layers that attend."""
     batch: int
     """Rows."""
+    heads: int
+    """Heads of queries."""
     key_heads: int
     """Heads of keys and values."""
     key_width: int
@@ -136,18 +138,17 @@ class LayerMemory(ABC):
     ) -> Float[Tensor, "batch heads length value_width"]:
         """Return what the new tokens read, and keep of them what the policy keeps."""
         out, first = [], 0
-        while first < step.length:
-            part = step.part(first, min(self.piece(step, first), step.length - first))
-            columns = slice(first, first + part.length)
+        for length in step.once("pieces", lambda: self.pieces(step)):
+            part, columns = step.part(first, length), slice(first, first + length)
             new = (query[:, :, columns], keys[:, :, columns], values[:, :, columns])
             out.append(self.generate(*new, self.retrieve(new[0], part, scale), part, scale))
             self.compress(*new, part, scale)
-            first += part.length
+            first += length
         return out[0] if len(out) == 1 else torch.cat(out, dim=2)
 
-    def piece(self, step: Step, first: int) -> int:
-        """Return how many columns from `first` on are attended at once; by default all."""
-        return step.length - first
+    def pieces(self, step: Step) -> list[int]:
+        """Return how many columns are attended at once, one number after another; by default all."""
+        return [step.length]
 
     def retrieve(self, query: Tensor, step: Step, scale: float) -> Held | None:
         """Return what of the kept the piece's queries read, None for nothing; by default all."""
@@ -196,14 +197,19 @@ class ContextPolicy(ABC):
     """Whether tokens are moved to other positions than the model gave them."""
     can_crop: ClassVar[bool] = False
     """Whether a cache can be cropped after any number of tokens."""
+    any_cut: ClassVar[bool] = True
+    """Whether a text is read alike however it is cut into calls."""
 
     @abstractmethod
     def build(self) -> LayerMemory:
         """Return an empty memory for one layer."""
 
     @abstractmethod
-    def nbytes(self, tokens: int, shape: CacheShape) -> int:
-        """Return the bytes that a cache of this shape holds with the model after `tokens` tokens of every row."""
+    def nbytes(self, tokens: int, shape: CacheShape, at_once: bool = True) -> int:
+        """Return the bytes that a cache of this shape holds with the model after `tokens` tokens of every row.
+
+        `at_once` says whether they came in one call or one by one, which is the same to a policy of `any_cut`.
+        """
 
 
 def _join_valid(held: Held, valid: Tensor | None, step: Step) -> Tensor | None:

@@ -240,7 +240,13 @@ class PolicyLayer(CacheLayerMixin):
         if self.shape is None:
             batch, heads, _, width = keys.shape
             self.shape = CacheShape(
-                len(self._cache.layers), batch, heads, width, values.shape[-1], keys.element_size()
+                len(self._cache.layers),
+                batch,
+                query.shape[1],
+                heads,
+                width,
+                values.shape[-1],
+                keys.element_size(),
             )
         return out
 

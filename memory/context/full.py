@@ -23,7 +23,7 @@ class FullPolicy(ContextPolicy):
         """Return an empty memory for one layer."""
         return FullMemory()
 
-    def nbytes(self, tokens: int, shape: CacheShape) -> int:
+    def nbytes(self, tokens: int, shape: CacheShape, at_once: bool = True) -> int:
         """Return the bytes of all tokens' keys and values."""
         return tokens * shape.token_bytes
 

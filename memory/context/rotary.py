@@ -65,12 +65,12 @@ class Rotary:
         # As the model does it, in the model's precision.
         taken = given[..., None].float() * self._frequencies.to(given.device, torch.float32)
         angle = self.angle(wanted) - taken.double()
-        return Turn(angle.cos()[:, None].float(), angle.sin()[:, None].float())
+        return Turn(angle.cos()[:, None], angle.sin()[:, None])
 
     def move(self, by: Int[Tensor, "batch length"]) -> Turn:
         """Return what moves tokens that lie at exact positions `by` positions on."""
         angle = self.angle(by)
-        return Turn(angle.cos()[:, None].float(), angle.sin()[:, None].float())
+        return Turn(angle.cos()[:, None], angle.sin()[:, None])
 
     def angle(self, position: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length pairs"]:
         """Return the exact angles of positions."""

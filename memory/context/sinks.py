@@ -47,7 +47,7 @@ class SinksPolicy(ContextPolicy):
         """Return an empty memory for one layer."""
         return StreamMemory(self.budget, self.num_sinks)
 
-    def nbytes(self, tokens: int, shape: CacheShape) -> int:
+    def nbytes(self, tokens: int, shape: CacheShape, at_once: bool = True) -> int:
         """Return the bytes of at most `budget` tokens' keys and values."""
         return min(tokens, self.budget) * shape.token_bytes
 
@@ -66,9 +66,12 @@ class StreamMemory(LayerMemory):
             return super().attend(query, keys, values, step, scale)
         return self._read_one(query, keys, values, step, scale)
 
-    def piece(self, step: Step, first: int) -> int:
+    def pieces(self, step: Step) -> list[int]:
         """Return all columns where gradients need them, otherwise some."""
-        return step.length if torch.is_grad_enabled() else _PIECE
+        if torch.is_grad_enabled():
+            return [step.length]
+        whole, rest = divmod(step.length, _PIECE)
+        return [_PIECE] * whole + [rest] * (rest > 0)
 
     def generate(self, query, keys, values, held, step, scale) -> Tensor:
         """Read the band of the window and the sinks, each at its own turn of the query, in one softmax."""

@@ -26,6 +26,6 @@ class WindowPolicy(ContextPolicy):
         """Return an empty memory for one layer."""
         return StreamMemory(self.budget, num_sinks=0)
 
-    def nbytes(self, tokens: int, shape: CacheShape) -> int:
+    def nbytes(self, tokens: int, shape: CacheShape, at_once: bool = True) -> int:
         """Return the bytes of at most `budget` tokens' keys and values."""
         return min(tokens, self.budget) * shape.token_bytes

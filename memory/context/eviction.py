@@ -1,0 +1,23 @@
+"""Eviction by heads: every key head keeps its own best columns, and the memory of the rest is freed."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def keep_best(
+    worth: Float[Tensor, "batch key_heads columns"], kept: Int[Tensor, " batch"], most: int
+) -> Int[Tensor, "batch key_heads most"]:
+    """Return which columns each head keeps, in order: the `kept` worthiest of a row, after fillers up to `most`."""
+    best = worth.topk(most, dim=-1).indices
+    best = best.masked_fill(torch.arange(most, device=best.device) >= kept[:, None, None], -1)
+    return best.sort(dim=-1).values.clamp(min=0)
+
+
+def take(
+    table: Float[Tensor, "batch key_heads columns width"], columns: Int[Tensor, "batch key_heads chosen"]
+) -> Float[Tensor, "batch key_heads chosen width"]:
+    """Return each head's own columns of a table."""
+    return table.gather(2, columns[..., None].expand(-1, -1, -1, table.shape[-1]))

@@ -1,0 +1,304 @@
+"""The laws of context policies, on every one registered."""
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from scrubjay.memory import context
+
+# Sizes that have dropped much after 40 tokens, and sizes that have dropped nothing.
+SMALL = {
+    "full": {},
+    "h2o": {"budget": 12, "recent": 5, "num_sinks": 2, "interval": 3},
+    "sinks": {"budget": 8, "num_sinks": 2},
+    "snapkv": {"budget": 12, "window": 4, "num_sinks": 2},
+    "window": {"budget": 8},
+}
+LARGE = {
+    "full": {},
+    "h2o": {"budget": 64},
+    "sinks": {"budget": 64},
+    "snapkv": {"budget": 64},
+    "window": {"budget": 64},
+}
+# What tokens have done to these cannot be undone.
+CROP_NOTHING = {"h2o", "snapkv"}
+POLICIES = context.list_policies()
+
+
+@pytest.fixture(scope="module")
+def text():
+    return torch.randint(2, 64, (2, 40), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def model(tiny_llama):
+    return tiny_llama()
+
+
+def small(name):
+    return context.make(name, **SMALL[name])
+
+
+@torch.no_grad()
+def read(model, cache, ids, cuts=None, mask=None):
+    """Return the logits of a text fed in pieces that end at `cuts`."""
+    ends = [*(cuts or []), ids.shape[1]]
+    out, begin = [], cache.get_seq_length() if mask is not None else 0
+    for end in ends:
+        options = {} if mask is None else {"attention_mask": mask[:, :end]}
+        out.append(model(ids[:, begin:end], cache=cache, **options).logits)
+        begin = end
+    return torch.cat(out, dim=1)
+
+
+def close(left, right):
+    torch.testing.assert_close(left, right, atol=1e-4, rtol=1e-4)
+
+
+def pad(ids, by):
+    """Return a batch of the first row, shortened and padded on the left, and the second, and its mask."""
+    length = ids.shape[1]
+    padded = torch.cat([torch.zeros(1, by, dtype=torch.long), ids[:1, : length - by]], dim=1)
+    mask = torch.arange(length) >= torch.tensor([[by], [0]])
+    return torch.cat([padded, ids[1:2]]), mask.long()
+
+
+def test_every_policy_is_in_the_suite():
+    assert SMALL.keys() == LARGE.keys() == set(POLICIES)
+
+
+@pytest.mark.parametrize("cuts", [[], [1, 2, 3, 30, 31], list(range(1, 40))])
+@pytest.mark.parametrize("name", POLICIES)
+def test_nothing_dropped_is_full_attention(name, cuts, model, text):
+    expected = read(model, DynamicCache(config=model.config), text)
+    policy = context.make(name, **LARGE[name])
+    close(read(model, context.PolicyCache(policy, model), text, cuts), expected)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_something_is_dropped_when_the_text_is_long(name, model, text):
+    if name == "full":
+        return
+    expected = read(model, DynamicCache(config=model.config), text)
+    logits = read(model, context.PolicyCache(small(name), model), text, list(range(1, 40)))
+    assert (logits - expected)[:, 39:].abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_bytes_are_as_stated(name, model, text):
+    policy = small(name)
+    cache = context.PolicyCache(policy, model)
+    assert cache.nbytes() == 0
+    for count in range(1, 41):
+        read(model, cache, text[:, count - 1 : count])
+        assert cache.nbytes() == policy.nbytes(count, cache.shape(), at_once=False)
+    for count in (2, 7, 8, 9, 12, 13, 40):
+        cache.reset()
+        read(model, cache, text[:, :count])
+        assert cache.nbytes() == policy.nbytes(count, cache.shape())
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_token_by_token_is_all_at_once(name, model, text):
+    policy = small(name)
+    if not policy.any_cut:
+        pytest.skip(f"{name} treats a prompt differently, as it says")
+    expected = read(model, context.PolicyCache(policy, model), text)
+    for cuts in (list(range(1, 40)), [3, 4, 5, 25, 26], [20]):
+        close(read(model, context.PolicyCache(policy, model), text, cuts), expected)
+
+
+@pytest.mark.parametrize("by", [1, 7, 30])
+@pytest.mark.parametrize("name", POLICIES)
+def test_rows_are_strangers(name, by, model, text):
+    policy = small(name)
+    ids, mask = pad(text, by)
+    cuts = [32, 33, 34, 35, 38]
+    logits = read(model, context.PolicyCache(policy, model), ids, cuts, mask)
+    alone = read(model, context.PolicyCache(policy, model), text[1:2], cuts)
+    close(logits[1:], alone)
+    short = text[:1, : 40 - by]
+    alone = read(model, context.PolicyCache(policy, model), short, [cut - by for cut in cuts])
+    close(logits[:1, by:], alone)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_padding_between_turns(name, model, text):
+    policy = small(name)
+    ids = text.clone()
+    mask = torch.ones_like(ids)
+    mask[0, 20:24] = 0
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    cache = context.PolicyCache(policy, model)
+    with torch.no_grad():
+        out = [
+            model(ids[:, a:b], attention_mask=mask[:, :b], position_ids=positions[:, a:b], cache=cache).logits
+            for a, b in ((0, 20), (20, 36), (36, 37), (37, 40))
+        ]
+    logits = torch.cat(out, dim=1)
+    seen = torch.cat([ids[:1, :20], ids[:1, 24:]], dim=1)
+    alone = read(model, context.PolicyCache(policy, model), seen, [20, 32, 33])
+    close(torch.cat([logits[:1, :20], logits[:1, 24:]], dim=1), alone)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_generate_in_a_padded_batch_and_turn_after_turn(name, model, text):
+    policy = small(name)
+    options = {"do_sample": False, "max_new_tokens": 6}
+    ids, mask = pad(text, 9)
+    together = model.generate(ids, attention_mask=mask, cache=context.PolicyCache(policy, model), **options)
+    for row, prompt in enumerate((text[:1, :31], text[1:])):
+        cache = context.PolicyCache(policy, model)
+        first = model.generate(prompt, cache=cache, **options)
+        assert torch.equal(first[0, -6:], together[row, -6:])
+        assert cache.get_seq_length() == first.shape[1] - 1
+        # The next turn feeds what is new, and goes on as one who has read it all in these pieces.
+        turn = torch.cat([first, text[:1, :5]], dim=1)
+        # Told, since the model may have said the padding's token.
+        second = model.generate(turn, attention_mask=torch.ones_like(turn), cache=cache, **options)
+        again = context.PolicyCache(policy, model)
+        length = prompt.shape[1]
+        cuts = [*range(length, length + 6), turn.shape[1]]
+        logits = read(model, again, second[:, :-1], [*cuts, *range(cuts[-1] + 1, second.shape[1] - 1)])
+        assert torch.equal(logits[0, turn.shape[1] - 1 :].argmax(dim=-1), second[0, turn.shape[1] :])
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_crop_takes_back_tokens_or_says_that_it_cannot(name, model, text):
+    policy = small(name)
+    cache = context.PolicyCache(policy, model)
+    read(model, cache, text[:, :5])
+    if name in CROP_NOTHING:
+        with pytest.raises(ValueError, match="cannot be cropped"):
+            cache.crop(-2)
+    else:
+        read(model, cache, text[:, 20:22])
+        cache.crop(-2)
+    assert cache.get_seq_length() == 5
+    assert cache.nbytes() == policy.nbytes(5, cache.shape())
+    close(read(model, cache, text[:, 5:]), read(model, context.PolicyCache(policy, model), text, [5])[:, 5:])
+    if policy.can_crop:
+        cache.crop(-30)
+        rest = read(model, cache, text[:, 10:], [1, 2])
+        close(rest, read(model, context.PolicyCache(policy, model), text, [5, 10, 11, 12])[:, 10:])
+    else:
+        assert not cache.is_croppable
+        with pytest.raises(ValueError, match="crop"):
+            cache.crop(-30)
+    with pytest.raises(ValueError, match="negative"):
+        cache.crop(3)
+    with pytest.raises(ValueError, match="has seen"):
+        cache.crop(-1000)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_reset_forgets(name, model, text):
+    cache = context.PolicyCache(small(name), model)
+    read(model, cache, text.flip(1))
+    cache.reset()
+    assert cache.nbytes() == cache.get_seq_length() == 0
+    close(read(model, cache, text), read(model, context.PolicyCache(cache.policy, model), text))
+
+
+@pytest.mark.parametrize("padding", [0, 5])
+@pytest.mark.parametrize("name", POLICIES)
+def test_rows_are_reordered_and_repeated(name, padding, model, text):
+    ids, mask = pad(text, padding)
+    rows = torch.tensor([1, 0, 0])
+    cache = context.PolicyCache(small(name), model)
+    read(model, cache, ids[:, :30], mask=mask[:, :30])
+    cache.reorder_cache(rows)
+    expected = read(model, context.PolicyCache(cache.policy, model), ids[rows], [30, 31], mask[rows])[:, 30:]
+    close(read(model, cache, ids[rows], [31], mask[rows]), expected)
+
+
+@pytest.mark.parametrize("padding", [0, 5])
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_conversation_is_saved_and_goes_on(name, padding, model, text, tmp_path):
+    ids, mask = pad(text, padding)
+    policy = small(name)
+    cache = context.PolicyCache(policy, model)
+    read(model, cache, ids[:, :30], [20, 21], mask[:, :30])
+    cache.save(tmp_path / "cache.safetensors")
+    expected = read(model, cache, ids, [31, 32], mask)
+    loaded = context.PolicyCache.load(tmp_path / "cache.safetensors", policy, model)
+    assert loaded.get_seq_length() == 30
+    assert torch.equal(read(model, loaded, ids, [31, 32], mask), expected)
+    assert loaded.nbytes() == cache.nbytes()
+    with pytest.raises(ValueError, match="saved with"):
+        other = context.make("sinks", budget=9)
+        context.PolicyCache.load(tmp_path / "cache.safetensors", other, model)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_beams(name, model, text):
+    options = {"do_sample": False, "max_new_tokens": 5, "num_beams": 3}
+    cache = context.PolicyCache(small(name), model)
+    out = model.generate(text, cache=cache, **options)
+    alone = model.generate(text[1:], cache=context.PolicyCache(small(name), model), **options)
+    assert torch.equal(out[1:], alone)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_gradients_reach_every_parameter(name, model, text):
+    logits = model(text, cache=context.PolicyCache(small(name), model)).logits
+    logits[:, -1].square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in model.parameters())
+
+
+def test_sizes_that_cannot_work_are_told():
+    with pytest.raises(ValueError, match="choose from"):
+        context.make("sink")
+    with pytest.raises(ValueError, match="its fields are budget, num_sinks"):
+        context.make("sinks", windows=3)
+    with pytest.raises(ValueError, match="budget=4"):
+        context.make("sinks", budget=4)
+    with pytest.raises(ValueError, match="num_sinks=-1"):
+        context.make("sinks", num_sinks=-1)
+    with pytest.raises(ValueError, match="budget=0"):
+        context.make("window", budget=0)
+
+
+def test_a_policy_of_ones_own(model, text):
+    class Mine(type(context.make("full"))):
+        pass
+
+    context.register("mine", Mine)
+    try:
+        assert context.name_of(context.make("mine")) == "mine"
+        with pytest.raises(ValueError, match="already registered"):
+            context.register("mine", Mine)
+    finally:
+        from scrubjay.memory.context import registry
+
+        del registry._POLICIES["mine"]
+    with pytest.raises(ValueError, match="not registered"):
+        context.name_of(Mine())
+
+
+def test_a_mask_of_the_new_tokens_alone_is_refused(model, text):
+    cache = context.PolicyCache(context.make("full"), model)
+    read(model, cache, text[:, :30])
+    with pytest.raises(ValueError, match="all tokens seen so far"):
+        model(text[:, 30:], attention_mask=torch.ones(2, 10), cache=cache)
+
+
+def test_a_model_that_went_back_to_other_attention_is_told(model, text):
+    cache = context.PolicyCache(context.make("full"), model)
+    model.set_attn_implementation("sdpa")
+    with pytest.raises(RuntimeError, match="does not call the policy"):
+        read(model, cache, text)
+
+
+def test_without_a_cache_of_ours_the_model_is_as_before(model, text):
+    ids, mask = pad(text, 7)
+    with torch.no_grad():
+        expected = model(ids, attention_mask=mask).logits
+        generated = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=5)
+        context.PolicyCache(context.make("full"), model)
+        logits = model(ids, attention_mask=mask).logits
+        assert torch.equal(
+            model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=5), generated
+        )
+    close(logits[mask.bool()], expected[mask.bool()])

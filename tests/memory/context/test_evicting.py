@@ -1,0 +1,93 @@
+"""H2O and SnapKV against their definitions, done by hand in a model of one layer and one key head."""
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from scrubjay.memory import context
+
+
+@pytest.fixture
+def model(tiny_llama):
+    return tiny_llama(dtype=torch.float64, num_hidden_layers=1, num_key_value_heads=1)
+
+
+def weights_of(model, ids, positions=None):
+    """Return the logits of the last token, and what all heads attend to."""
+    model.set_attn_implementation("eager")
+    out = model(ids, position_ids=positions, cache=DynamicCache(config=model.config), output_attentions=True)
+    return out.logits[:, -1], out.attentions[0][0].sum(dim=0)
+
+
+@torch.no_grad()
+def test_h2o_drops_what_received_least(model):
+    ids = torch.randint(2, 64, (1, 40))
+    budget, recent, num_sinks = 10, 4, 1
+    kept, sums, expected = [], torch.zeros(0, dtype=torch.float64), []
+    for t in range(40):
+        kept, sums = [*kept, t], torch.cat([sums, sums.new_zeros(1)])
+        logits, weights = weights_of(model, ids[:, kept])
+        expected.append(logits)
+        sums += weights[-1]
+        if len(kept) == budget:
+            worst = num_sinks + int(sums[num_sinks : budget - recent].argmin())
+            kept.pop(worst)
+            sums = torch.cat([sums[:worst], sums[worst + 1 :]])
+    policy = context.make("h2o", budget=budget, recent=recent, num_sinks=num_sinks, interval=1)
+    logits = model(ids, cache=context.PolicyCache(policy, model)).logits
+    torch.testing.assert_close(logits, torch.stack(expected, dim=1), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_snapkv_keeps_what_the_window_attends_to(model):
+    ids = torch.randint(2, 64, (1, 41))
+    budget, window, num_sinks = 14, 4, 2
+    _, weights = weights_of(model, ids[:, :40])
+    score = weights[36:, num_sinks:36].sum(dim=0)
+    pooled = torch.nn.functional.avg_pool1d(score[None, None], 3, 1, 1)[0, 0]
+    best = num_sinks + pooled.topk(budget - window - num_sinks).indices
+    kept = torch.tensor([0, 1, *sorted(best.tolist()), 36, 37, 38, 39, 40])
+    expected, _ = weights_of(model, ids[:, kept], kept[None])
+    cache = context.PolicyCache(
+        context.make("snapkv", budget=budget, window=window, num_sinks=num_sinks, kernel=3), model
+    )
+    model(ids[:, :40], cache=cache)
+    logits = model(ids[:, 40:], cache=cache).logits[:, -1]
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("h2o", {"budget": 10, "recent": 4, "num_sinks": 1, "interval": 3}),
+        ("snapkv", {"budget": 12, "window": 4, "num_sinks": 1}),
+    ],
+)
+@torch.no_grad()
+def test_heads_keep_different_tokens_and_all_the_sink(name, fields, tiny_llama):
+    model = tiny_llama(num_hidden_layers=1)
+    ids = 2 + torch.randperm(60)[None]  # so that a value tells its token
+    full = context.PolicyCache(context.make("full"), model)
+    model(ids, cache=full)
+    cache = context.PolicyCache(context.make(name, **fields), model)
+    model(ids, cache=cache)
+    sets = []
+    values, all_values = (c.layers[0].memory.state["values"][0] for c in (cache, full))
+    for head in range(2):
+        place = torch.cdist(values[head], all_values[head]).argmin(dim=1).tolist()
+        assert place == sorted(place)
+        assert place[0] == 0
+        assert place[-3:] == [57, 58, 59]
+        sets.append(place)
+    assert sets[0] != sets[1]
+
+
+def test_sizes_that_cannot_work_are_told():
+    with pytest.raises(ValueError, match="budget=8: too small"):
+        context.make("h2o", budget=8)
+    with pytest.raises(ValueError, match="interval=0"):
+        context.make("h2o", interval=0)
+    with pytest.raises(ValueError, match="budget=35"):
+        context.make("snapkv", budget=35)
+    with pytest.raises(ValueError, match="kernel=4: must be odd"):
+        context.make("snapkv", kernel=4)
