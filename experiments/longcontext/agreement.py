@@ -23,7 +23,6 @@ from scrubjay.experiments.longcontext.reading import Elapsed, held_bytes, read, 
 from scrubjay.experiments.longcontext.records import Records, header, markdown, settle
 from scrubjay.experiments.progress import ProgressDisplay
 from scrubjay.experiments.run import write_atomically
-from scrubjay.experiments.stopping import Interrupted, StopRequest
 from scrubjay.memory import context
 
 FULL = "full"
@@ -73,7 +72,7 @@ class Written:
 def run_agreement(options: AgreementOptions, command: str) -> list[Path]:
     """Measure what is missing, write the table, and return its path.
 
-    Raises ValueError on options that cannot be, `Interrupted` when asked to stop; stretches completed are kept then.
+    Raises ValueError on options that cannot be. After Ctrl-C, stretches that were completed are not read again.
     """
     options.check()
     text = options.read()
@@ -86,18 +85,13 @@ def run_agreement(options: AgreementOptions, command: str) -> list[Path]:
     methods = [FULL, *(name for name in options.methods if name != FULL)]
     generator = random.Random(options.seed)
     starts = [generator.randint(0, len(tokens) - options.length) for _ in range(options.prompts)]
-    with (
-        StopRequest() as stop,
-        ProgressDisplay("agreement, stretches", len(starts), 0, not options.quiet) as display,
-    ):
+    with ProgressDisplay("agreement, stretches", len(starts), 0, not options.quiet) as display:
         for count, start in enumerate(starts, start=1):
             missing = [name for name in methods if not records.find(start=start, method=name)]
             if missing:
                 stretch = tokens[start : start + options.length]
                 for row in compare(model, stretch, options, missing):
                     records.append({"start": start, **row})
-                    if stop.signal_number is not None:
-                        raise Interrupted(options.out, stop.signal_number)
                 display.update(count, {})
     rows = [row for row in records.rows if row["start"] in starts]
     write_atomically(options.out / "table.md", f"{header(command)}\n\n{_table(rows, methods, options)}\n")

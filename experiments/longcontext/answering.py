@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -70,16 +72,28 @@ def answer(
 
 
 def answer_from_kept(
-    model: PreTrainedModel, tokenizer: Any, reader: InfiniRetri, example: Example, block: int
+    model: PreTrainedModel,
+    tokenizer: Any,
+    reader: InfiniRetri,
+    example: Example,
+    block: int,
+    folder: Path,
+    quiet: bool,
 ) -> Answer:
     """Let InfiniRetri keep sentences of an example's text, and answer from these under the full cache.
 
-    So the model is asked in the same words as under a policy.
+    So the model is asked in the same words as under a policy. How far it has read is kept in `folder` until it is
+    done, for a text may take hours; the time told is then that since it was last begun.
     """
+    name = hashlib.sha256(example.prompt.encode()).hexdigest()[:16]
+    state = folder / f"reading-{name}.json"
     with stopwatch() as elapsed:
-        kept = reader.read(example.context, example.question, max_new_tokens=1, progress=False)
+        kept = reader.read(
+            example.context, example.question, state=state, max_new_tokens=1, progress=not quiet
+        )
     shorter = dataclasses.replace(example, context=" ".join(kept.sentences))
     given = answer(model, tokenizer, context.make("full"), shorter, block)
+    state.unlink()
     return dataclasses.replace(
         given,
         tokens=kept.tokens_read,

@@ -39,9 +39,9 @@ def longcontext(words: Sequence[str]) -> int:
     try:
         with one_thread():
             written = run(options, f"scrubjay longcontext {shlex.join(words)}")
-    except Interrupted as stop:
+    except KeyboardInterrupt as stop:
         print("\nstopped; the same command goes on")
-        return stop.exit_code
+        return stop.exit_code if isinstance(stop, Interrupted) else 130
     except (ValueError, OSError, ImportError) as error:
         raise UsageError(" ".join(str(error).split())) from error
     print(*written, sep="\n")

@@ -47,7 +47,7 @@ def token_counter(tokenizer: Any) -> Callable[[Example], int]:
     """Return a function that counts the tokens of an example: those to read and those to write."""
 
     def count(example: Example) -> int:
-        return len(tokenizer(example.render(tokenizer))["input_ids"]) + example.new_tokens
+        return len(tokenizer(example.render(tokenizer), verbose=False)["input_ids"]) + example.new_tokens
 
     return count
 

@@ -23,7 +23,6 @@ from scrubjay.experiments.longcontext.records import Records, header, markdown, 
 from scrubjay.experiments.longcontext.ruler import list_tasks, make_example
 from scrubjay.experiments.progress import ProgressDisplay
 from scrubjay.experiments.run import write_atomically
-from scrubjay.experiments.stopping import Interrupted, StopRequest
 from scrubjay.memory.context.infiniretri import InfiniRetri
 
 NEEDLE = "needle"
@@ -105,7 +104,7 @@ Answering = Callable[[str, Example], Answer]
 def run_haystack(options: HaystackOptions, command: str) -> list[Path]:
     """Measure what is missing, write table and picture, and return their paths.
 
-    Raises ValueError on options that cannot be, `Interrupted` when asked to stop; nothing measured is lost then.
+    Raises ValueError on options that cannot be. An answer is on disk as soon as it is given, and Ctrl-C loses none.
     """
     from scrubjay.experiments.longcontext.plots import plot_haystack
 
@@ -122,11 +121,12 @@ def run_haystack(options: HaystackOptions, command: str) -> list[Path]:
 
     def ask(method: str, example: Example) -> Answer:
         if method == INFINIRETRI:
-            return answer_from_kept(model, tokenizer, reader(), example, options.block)
+            return answer_from_kept(
+                model, tokenizer, reader(), example, options.block, options.out, options.quiet
+            )
         return answer(model, tokenizer, options.policy(method), example, options.block)
 
-    with StopRequest() as stop:
-        fill(records, options, sentences, token_counter(tokenizer), ask, stop)
+    fill(records, options, sentences, token_counter(tokenizer), ask)
     wanted = [row for row in records.rows if _asked(row, options)]
     sections = [header(command), _how_to_read(options), _scores(wanted, options), _costs(wanted, options)]
     write_atomically(options.out / "table.md", "\n\n".join(sections) + "\n")
@@ -145,12 +145,12 @@ def cells(options: HaystackOptions) -> list[Cell]:
 
 
 def make_cell(cell: Cell, sentences: Sequence[str], count: Callable[[Example], int], seed: int) -> Example:
-    """Return the example of a cell; equal seeds give equal examples."""
-    seed = seed * 1_000_003 + cell.sample
+    """Return the example of a cell; equal seeds give equal examples, and every cell has its own."""
+    own = f"{seed} {cell}"
     if cell.task != NEEDLE:
-        return make_example(cell.task, cell.length, count, sentences, seed)
+        return make_example(cell.task, cell.length, count, sentences, own)
     return fit(
-        lambda size: _ONE_NEEDLE.build(size, random.Random(seed), sentences, cell.depth), cell.length, count
+        lambda size: _ONE_NEEDLE.build(size, random.Random(own), sentences, cell.depth), cell.length, count
     )
 
 
@@ -160,7 +160,6 @@ def fill(
     sentences: Sequence[str],
     count: Callable[[Example], int],
     ask: Answering,
-    stop: StopRequest,
 ) -> None:
     """Ask what has not been asked yet, a record per answer."""
     missing = [
@@ -178,8 +177,6 @@ def fill(
                 records.append({**dataclasses.asdict(cell), "method": method, **dataclasses.asdict(given)})
                 done += cell.length
                 display.update(done, {})
-                if stop.signal_number is not None:
-                    raise Interrupted(options.out, stop.signal_number)
 
 
 def _asked(row: dict[str, Any], options: HaystackOptions) -> bool:
@@ -193,9 +190,11 @@ def _asked(row: dict[str, Any], options: HaystackOptions) -> bool:
 
 
 def _how_to_read(options: HaystackOptions) -> str:
+    whole = [m for m in options.methods if m != INFINIRETRI and not options.policy(m).any_cut]
+    but = f", but at once under {', '.join(whole)}" if whole else ""
     return (
-        f"{options.model} reads in blocks of {options.block} tokens under a budget of {options.budget} keys (full "
-        f"has none), and answers greedily. Scores: mean part of the references found, in percent."
+        f"{options.model} reads in blocks of {options.block} tokens{but}, under a budget of {options.budget} keys (full "
+        f"has none; {INFINIRETRI} reads chunks of half as many), and answers greedily. Scores: mean part of the references found, in percent."
     )
 
 

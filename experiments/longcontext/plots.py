@@ -88,6 +88,7 @@ def plot_haystack(rows: Sequence[dict[str, Any]], methods: Sequence[str], out: P
                     )
         image = axes.imshow(scores, cmap="viridis", vmin=0, vmax=100, aspect="auto")
         axes.set_title(method, fontsize=10)
+        axes.tick_params(labelbottom=True)
         axes.set_xticks(range(len(lengths)), [_short(length) for length in lengths], fontsize=8)
         axes.set_yticks(range(len(places)), [_place(task, depth) for task, depth in places], fontsize=8)
     figure.supxlabel("tokens", fontsize=9)

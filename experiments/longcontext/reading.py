@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import Cache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from scrubjay.memory import context
 
@@ -42,10 +42,13 @@ def stopwatch() -> Iterator[Elapsed]:
 
 @torch.no_grad()
 def read(
-    model: PreTrainedModel, cache: Cache, tokens: Int[Tensor, " time"], block: int
+    model: PreTrainedModel, cache: context.PolicyCache, tokens: Int[Tensor, " time"], block: int
 ) -> Iterator[Float[Tensor, " vocabulary"]]:
-    """Read the tokens in blocks; yield after each the logits of the token that follows."""
-    for piece in tokens.split(block):
+    """Read the tokens in blocks; yield after each the logits of the token that follows.
+
+    A policy that chooses at the end of a prompt reads all as one block, or the end of each would choose.
+    """
+    for piece in tokens.split(block if cache.policy.any_cut else len(tokens)):
         yield model(piece[None].to(model.device), cache=cache, logits_to_keep=1).logits[0, -1]
 
 
@@ -57,7 +60,10 @@ def recompute(model: PreTrainedModel, tokens: Int[Tensor, " time"]) -> Float[Ten
 
 @torch.no_grad()
 def losses(
-    model: PreTrainedModel, cache: Cache, tokens: Int[Tensor, " time"], targets: Int[Tensor, " time"]
+    model: PreTrainedModel,
+    cache: context.PolicyCache,
+    tokens: Int[Tensor, " time"],
+    targets: Int[Tensor, " time"],
 ) -> Float[Tensor, " time"]:
     """Read one block; return the negative log-likelihood, in nats, of the token after each of its tokens."""
     logits = model(tokens[None].to(model.device), cache=cache).logits[0]

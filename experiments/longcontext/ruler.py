@@ -38,7 +38,7 @@ def list_tasks() -> list[str]:
 
 
 def make_example(
-    task: str, length: int, count: Callable[[Example], int], sentences: Sequence[str], seed: int
+    task: str, length: int, count: Callable[[Example], int], sentences: Sequence[str], seed: int | str
 ) -> Example:
     """Return an example that needs at most `length` tokens by `count`, answer included, and is as long as it can be.
 

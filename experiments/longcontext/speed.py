@@ -5,6 +5,7 @@ scrubjay longcontext speed novels.deb --methods full sinks --budget 256 --contex
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +28,6 @@ from scrubjay.experiments.longcontext.reading import (
 from scrubjay.experiments.longcontext.records import Records, header, markdown, settle
 from scrubjay.experiments.progress import ProgressDisplay
 from scrubjay.experiments.run import write_atomically
-from scrubjay.experiments.stopping import Interrupted, StopRequest
 from scrubjay.memory import context
 
 
@@ -61,7 +61,14 @@ class SpeedOptions(MeasureOptions):
         for name in ("steps", "repeats"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: at least 1 is needed")
-        if min(self.contexts) < self.budget:
+        lengths = sorted(self.contexts)
+        between = self.steps * self.repeats
+        if any(after - before <= between for before, after in itertools.pairwise(lengths)):
+            raise ValueError(
+                f"contexts={self.contexts}: they must be more than steps x repeats = {between} tokens apart, for "
+                "those are read on the way"
+            )
+        if lengths[0] < self.budget:
             raise ValueError(f"contexts={self.contexts}: each must have at least budget={self.budget} tokens")
 
     def contestants(self, length: int) -> list[str]:
@@ -72,7 +79,7 @@ class SpeedOptions(MeasureOptions):
 def run_speed(options: SpeedOptions, command: str) -> list[Path]:
     """Measure what is missing, write table and picture, and return their paths.
 
-    Raises ValueError on options that cannot be, `Interrupted` when asked to stop; lengths completed are kept then.
+    Raises ValueError on options that cannot be. After Ctrl-C, the lengths that were completed are not timed again.
     """
     from scrubjay.experiments.longcontext.plots import plot_speed
 
@@ -85,8 +92,7 @@ def run_speed(options: SpeedOptions, command: str) -> list[Path]:
     if len(tokens) < needed:
         raise ValueError(f"contexts={options.contexts}: {options.text} has only {len(tokens)} tokens")
     records = Records(options.out / "turns.jsonl")
-    with StopRequest() as stop:
-        _measure(model, tokens, options, records, stop)
+    _measure(model, tokens, options, records)
     rows = [row for row in records.rows if row["context"] in options.contexts]
     write_atomically(options.out / "table.md", f"{header(command)}\n\n{_table(rows, options)}\n")
     return [options.out / "table.md", plot_speed(rows, options.out / "speed.png")]
@@ -97,7 +103,6 @@ def _measure(
     tokens: Int[Tensor, " time"],
     options: SpeedOptions,
     records: Records,
-    stop: StopRequest,
 ) -> None:
     caches: dict[str, context.PolicyCache] = {}
     plan = {
@@ -112,14 +117,17 @@ def _measure(
     done = 0
     with ProgressDisplay("speed, tokens read", total, 0, not options.quiet) as display:
         for length, names in plan.items():
+            for name in set(caches) - set(options.contestants(length)):
+                del caches[name]
             for name in names:
                 if name == RECOMPUTE:
                     continue
-                cache = caches.setdefault(name, context.PolicyCache(options.policy(name), model))
+                if name not in caches:
+                    caches[name] = context.PolicyCache(options.policy(name), model)
+                cache = caches[name]
                 before = cache.get_seq_length()
                 for count, _ in enumerate(read(model, cache, tokens[before:length], options.block), start=1):
                     display.update(done + min(count * options.block, length - before), {})
-                    _heed(stop, options.out)
                 done += length - before
             records.keep(
                 lambda row, length=length, names=names: row["context"] != length or row["method"] not in names
@@ -130,12 +138,6 @@ def _measure(
                         {"context": length, "method": name, "repeat": repeat}
                         | _turn(model, caches.get(name), tokens, length + repeat * options.steps, options)
                     )
-                    _heed(stop, options.out)
-
-
-def _heed(stop: StopRequest, out: Path) -> None:
-    if stop.signal_number is not None:
-        raise Interrupted(out, stop.signal_number)
 
 
 def _turn(
