@@ -461,6 +461,15 @@ def longcontext(words: Sequence[str]) -> int:
     return longcontext(words)
 
 
+def inspect(words: Sequence[str]) -> int:
+    """`scrubjay inspect MODEL --text FILE [--layers N ...] [--out PNG]`."""
+    from scrubjay.experiments.inspect import InspectOptions, inspect_model
+
+    options = parse(InspectOptions, words, "scrubjay inspect")
+    with _bad_input():
+        return inspect_model(options)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "resume": resume,
@@ -474,6 +483,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "launch": launch,
     "sweep": sweep,
     "longcontext": longcontext,
+    "inspect": inspect,
 }
 
 

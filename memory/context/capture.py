@@ -7,7 +7,7 @@ only the rows asked for are computed, in the layers asked for, next to the model
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -62,13 +62,8 @@ def attention_weights(
             raise _Enough
 
     wrappers = {layer: _Capture(layer, heads[layer], rows, keep) for layer in heads}
-    with wrapped_attention(model, wrappers):
-        try:
-            model.base_model(
-                input_ids, attention_mask=attention_mask, cache=cache, use_cache=cache is not None
-            )
-        except _Enough:
-            pass
+    with wrapped_attention(model, wrappers), suppress(_Enough):
+        model.base_model(input_ids, attention_mask=attention_mask, cache=cache, use_cache=cache is not None)
     return captured
 
 
@@ -91,10 +86,9 @@ class _Capture:
         value: Tensor,
         mask: Tensor | None,
         *,
-        scaling: float | None = None,
+        scaling: float,
         **options: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         heads = range(query.shape[1]) if self.heads is None else self.heads
         if not all(0 <= head < query.shape[1] for head in heads):
             raise ValueError(f"heads {list(heads)} of layer {self.layer}: it has {query.shape[1]}, from 0")

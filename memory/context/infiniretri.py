@@ -8,7 +8,7 @@ over, so the cost is linear in the text's length, memory does not grow, and the 
 Beyond the paper: the weights are those of retrieval heads in one layer, where the paper sums all heads of the last
 layer; the forward pass ends at that layer, and only the question's rows of weights are computed, where the paper
 runs eager attention in all layers; and the attention sink is taken out before neighbours are summed, so that it
-does not smear into the first sentence.
+does not smear into the first sentence, as phrases do not into the sentences beside them.
 """
 
 from __future__ import annotations
@@ -107,10 +107,10 @@ class InfiniRetri:
         before, after = self._prompt(question)
         tokens = [token for sentence in sentences for token in sentence.tokens]
         prompt = torch.tensor([before + tokens + after], device=self.model.device)
-        weights = attention_weights(
-            self.model, prompt, {self.layer: self.heads}, slice(-len(after), None)
-        )[self.layer][0]
-        scores = phrase_scores(weights, slice(len(before), len(before) + len(tokens)), self.phrase)
+        weights = attention_weights(self.model, prompt, {self.layer: self.heads}, slice(-len(after), None))[
+            self.layer
+        ][0]
+        scores = phrase_scores(weights, len(before), [len(s.tokens) for s in sentences], self.phrase)
         return _keep(sentences, scores, self.top_k, self.chunk_tokens)
 
     def _chunks(self, sentences: Iterable[Sentence]) -> Iterator[list[Sentence]]:
@@ -142,7 +142,8 @@ class InfiniRetri:
         before, after = self._prompt(question)
         tokens = [token for sentence in sentences for token in sentence.tokens]
         prompt = torch.tensor([before + tokens + after], device=self.model.device)
-        answer = self.model.generate(
+        model: Any = self.model  # to type checkers its `generate` is a tensor
+        answer = model.generate(
             prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=max_new_tokens
         )
         return self.tokenizer.decode(answer[0, prompt.shape[1] :], skip_special_tokens=True).strip()
@@ -154,17 +155,23 @@ class InfiniRetri:
 
 
 def phrase_scores(
-    weights: Float[Tensor, "heads rows keys"], context: slice, phrase: int
+    weights: Float[Tensor, "heads rows keys"], first: int, lengths: Sequence[int], phrase: int
 ) -> Float[Tensor, "tokens"]:
-    """Return how much the rows attend to the `phrase` tokens around each token of the context.
+    """Return how much the rows attend to the `phrase` tokens around each token of the sentences of these lengths.
 
-    What lies outside the context, and the sink at key 0 wherever the context begins, counts nothing.
+    They begin at key `first` and fill the keys after it. A phrase does not reach into other sentences; what lies
+    outside them, and the sink at key 0 wherever they begin, counts nothing.
     """
-    received = weights.sum(dim=(0, 1))
+    received = weights.sum(dim=(0, 1)).double()
     received[0] = 0
-    received = received[context]
-    around = functional.pad(received, ((phrase - 1) // 2, phrase // 2))
-    return around.unfold(0, phrase, 1).sum(dim=-1)
+    total = functional.pad(received[first : first + sum(lengths)].cumsum(0), (1, 0))
+    size = torch.tensor(list(lengths), device=weights.device)
+    end = size.cumsum(0).repeat_interleave(size)
+    start = end - size.repeat_interleave(size)
+    at = torch.arange(len(end), device=weights.device)
+    low = torch.maximum(at - (phrase - 1) // 2, start)
+    high = torch.minimum(at + phrase // 2 + 1, end)
+    return (total[high] - total[low]).float()
 
 
 def _keep(

@@ -2,7 +2,8 @@
 
 Transformers looks the attention function up by name in its AttentionInterface. One function of ours is registered
 there under a name of its own; it runs the wrappers of the layer it is called for around SDPA, which is also what
-the other layers run. Outside the block a model has what it had before.
+the other layers run. Outside the block a model has what it had before. Caches with a policy do not work inside, and
+say so.
 """
 
 from __future__ import annotations
@@ -30,12 +31,9 @@ _wrappers: WeakKeyDictionary[nn.Module, list[Wrapper]] = WeakKeyDictionary()
 
 def attention_modules(model: PreTrainedModel) -> dict[int, nn.Module]:
     """Return the softmax attention modules of a decoder by layer index, lowest first."""
-    found = {
-        module.layer_idx: module
-        for module in model.modules()
-        if type(module).__name__.endswith("Attention") and isinstance(getattr(module, "layer_idx", None), int)
-    }
-    return dict(sorted(found.items()))
+    found = [module for module in model.modules() if type(module).__name__.endswith("Attention")]
+    layers = {getattr(module, "layer_idx", None): module for module in found}
+    return {layer: layers[layer] for layer in sorted(layer for layer in layers if isinstance(layer, int))}
 
 
 @contextmanager
@@ -48,11 +46,13 @@ def wrapped_attention(model: PreTrainedModel, wrappers: Mapping[int, Wrapper]) -
     unknown = sorted(set(wrappers) - set(modules))
     if unknown:
         raise ValueError(f"layers {unknown}: the model has attention in layers {sorted(modules)}")
-    before = model.config._attn_implementation
+    before = str(model.config._attn_implementation)
     _register()
     model.set_attn_implementation(_NAME)
     if model.config._attn_implementation != _NAME:
-        raise ValueError(f"{type(model).__name__} does not take attention functions of transformers' AttentionInterface")
+        raise ValueError(
+            f"{type(model).__name__} does not take attention functions of transformers' AttentionInterface"
+        )
     for layer, wrapper in wrappers.items():
         _wrappers.setdefault(modules[layer], []).append(wrapper)
     try:
@@ -72,9 +72,9 @@ def _register() -> None:
 def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, Tensor | None]:
-    if options.get("policy_layer") is not None:
-        raise ValueError("the attention of single layers is wrapped, which a PolicyCache cannot follow; give a plain cache")
-    return _nest(sdpa_attention_forward, _wrappers.get(module, []))(module, query, key, value, mask, **options)
+    return _nest(sdpa_attention_forward, _wrappers.get(module, []))(
+        module, query, key, value, mask, **options
+    )
 
 
 def _nest(attention: Attention, wrappers: list[Wrapper]) -> Attention:

@@ -46,13 +46,13 @@ class Bookmark:
 
     def parts(self, sentences: Iterable[str], cut: Callable[[str], Iterable[Sentence]]) -> Iterator[Sentence]:
         """Give the cut sentences that are not read yet. Raises ValueError if those before are not what was read."""
-        at = 0
+        at, read = 0, self.characters
         for text in sentences:
-            if at + len(text) <= self.characters:  # not cut: that takes the tokenizer's time
+            if at + len(text) <= read:  # not cut: that takes the tokenizer's time
                 at = self._skip(text, at)
                 continue
             for part in cut(text):
-                if at < self.characters:
+                if at < read:
                     at = self._skip(part.text, at)
                     continue
                 self._check(at)
@@ -95,7 +95,9 @@ class Bookmark:
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} holds no place in a text ({error}); delete it to begin anew") from error
         if settings != self.settings:
-            raise ValueError(f"{path} is of another question or other settings; give another file, or delete it")
+            raise ValueError(
+                f"{path} is of another question or other settings; give another file, or delete it"
+            )
 
     def _skip(self, text: str, at: int) -> int:
         self._digest.update(text.encode())

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -28,13 +29,51 @@ from scrubjay.memory.context.layer_attention import attention_modules
 from scrubjay.memory.context.prompts import chat_prompt
 
 _STORED = Path(__file__).with_name("retrieval_heads.json")
-_SUBJECTS = "baker sailor doctor farmer painter teacher soldier miller lawyer tailor weaver hunter".split()
-_VERBS = "watched mended carried bought forgot cleaned painted borrowed described sold hid counted".split()
-_OBJECTS = "ladder lantern basket barrel letter blanket saddle kettle mirror wagon hammer candle".split()
-_PLACES = "near the river;behind the church;in the old market;before the storm;after supper;at the harbour;".split(
-    ";"
-)
-_NAMES = "Almond Basalt Cobalt Dahlia Ember Fennel Garnet Heron Indigo Juniper Kestrel Laurel".split()
+_SUBJECTS = [
+    "baker",
+    "sailor",
+    "doctor",
+    "farmer",
+    "painter",
+    "teacher",
+    "soldier",
+    "miller",
+    "lawyer",
+    "tailor",
+]
+_VERBS = [
+    "watched",
+    "mended",
+    "carried",
+    "bought",
+    "forgot",
+    "cleaned",
+    "painted",
+    "borrowed",
+    "sold",
+    "counted",
+]
+_OBJECTS = [
+    "ladder",
+    "lantern",
+    "basket",
+    "barrel",
+    "letter",
+    "blanket",
+    "saddle",
+    "kettle",
+    "mirror",
+    "wagon",
+]
+_PLACES = [
+    " near the river",
+    " behind the church",
+    " in the old market",
+    " before the storm",
+    " after supper",
+    "",
+]
+_NAMES = ["Almond", "Basalt", "Cobalt", "Dahlia", "Ember", "Fennel", "Garnet", "Heron", "Indigo", "Juniper"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +107,7 @@ class RetrievalHeads:
         return sorted((h for h in range(len(row)) if row[h] >= share * max(row)), key=lambda h: -row[h])
 
 
-def retrieval_heads(model: PreTrainedModel, tokenizer: Any, *, probes: int = 20) -> RetrievalHeads:
+def retrieval_heads(model: PreTrainedModel, tokenizer: Any, *, probes: int = 12) -> RetrievalHeads:
     """Return stored scores where the architecture is known, else measure them."""
     stored = _stored().get(architecture(model))
     if stored is not None:
@@ -81,7 +120,7 @@ def measure_retrieval_heads(
     model: PreTrainedModel,
     tokenizer: Any,
     *,
-    probes: int = 20,
+    probes: int = 12,
     sentences: int = 30,
     seed: int = 0,
     progress: bool = False,
@@ -134,8 +173,7 @@ def _probes(count: int, sentences: int, seed: int) -> Iterator[_Probe]:
     pick = random.Random(seed)
     for number in range(count):
         text = [
-            f"The {pick.choice(_SUBJECTS)} {pick.choice(_VERBS)} the {pick.choice(_OBJECTS)}"
-            f" {pick.choice(_PLACES)}".strip() + "."
+            f"The {pick.choice(_SUBJECTS)} {pick.choice(_VERBS)} the {pick.choice(_OBJECTS)}{pick.choice(_PLACES)}."
             for _ in range(sentences)
         ]
         names = pick.sample(_NAMES, 3)
@@ -171,3 +209,12 @@ def _score(model: PreTrainedModel, tokenizer: Any, probe: _Probe) -> Float[Tenso
         in_needle = (best >= len(lead)) & (best < len(lead) + len(value))
         scores.append((in_needle & (tokens[0, best] == wanted)).float().mean(dim=-1))
     return torch.stack(scores)
+
+
+if __name__ == "__main__":
+    from scrubjay.memory.context.models import load_model
+
+    (source,) = sys.argv[1:]
+    model, tokenizer = load_model(source)
+    measured = measure_retrieval_heads(model, tokenizer, progress=True)
+    store(model, measured, f"python -m {__spec__.name} {source}")

@@ -38,7 +38,9 @@ def sink_bias(model: PreTrainedModel, gammas: Mapping[int, float | Sequence[floa
         if not all(g > 0 and math.isfinite(g) for g in each):
             raise ValueError(f"gammas of layer {layer}: {each} must be positive and finite")
         if layer in modules and getattr(modules[layer], "sliding_window", None) is not None:
-            raise ValueError(f"layer {layer} slides over its last tokens and loses token 0; choose full layers")
+            raise ValueError(
+                f"layer {layer} slides over its last tokens and loses token 0; choose full layers"
+            )
         wrappers[layer] = _Bias(layer, [math.log(g) for g in each])
     with wrapped_attention(model, wrappers):
         yield
@@ -59,13 +61,14 @@ class _Bias:
         value: Tensor,
         mask: Tensor | None,
         *,
-        scaling: float | None = None,
+        scaling: float,
         **options: Any,
     ) -> tuple[Tensor, Tensor | None]:
         heads, width = query.shape[1], value.shape[-1]
-        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         if len(self.biases) not in (1, heads):
-            raise ValueError(f"layer {self.layer} has {heads} heads; give one gamma, or {heads}, not {len(self.biases)}")
+            raise ValueError(
+                f"layer {self.layer} has {heads} heads; give one gamma, or {heads}, not {len(self.biases)}"
+            )
         bias = torch.tensor(self.biases, dtype=query.dtype, device=query.device) / scaling
         at_zero = torch.zeros(*key.shape[:3], 1, dtype=key.dtype, device=key.device)
         at_zero.scatter_(2, _first(mask, key)[:, None, None, None].expand(-1, key.shape[1], 1, 1), 1)

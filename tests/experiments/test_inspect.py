@@ -1,0 +1,65 @@
+"""`scrubjay inspect` on a small random model: the numbers add up, the picture is there, bad input is named."""
+
+import matplotlib.image
+import pytest
+import torch
+
+from scrubjay.experiments.cli import main
+
+pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    path = tmp_path_factory.mktemp("model")
+    words = Tokenizer(
+        models.WordLevel({"?": 0, "the": 1, "jay": 2, "hid": 3, "a": 4, "worm": 5}, unk_token="?")
+    )
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?", eos_token="?").save_pretrained(path)
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 6, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 3}
+    config = LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=1, eos_token_id=None)
+    LlamaForCausalLM(config).save_pretrained(path)
+    (path / "text.txt").write_text("the jay hid a worm " * 40)
+    return path
+
+
+def test_numbers_and_picture(folder, tmp_path, capsys):
+    picture = tmp_path / "deep" / "maps.png"
+    words = [
+        "inspect",
+        str(folder),
+        "--text",
+        str(folder / "text.txt"),
+        "--layers",
+        "0",
+        "2",
+        "--out",
+        str(picture),
+    ]
+    assert main(words) == 0
+    told = capsys.readouterr().out
+    assert "sink rate 0.00" in told  # random heads attend evenly: to each of 64 tokens at most 1/n
+    assert "in 3 sequences of 64 tokens" in told
+    assert "retrieval heads" in told
+    assert matplotlib.image.imread(picture).shape[1] > 1000
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (["--text", "nowhere.txt"], "nowhere.txt"),
+        (["--layers", "9"], "layers [9]"),
+        (["--tokens", "1"], "tokens=1"),
+    ],
+)
+def test_bad_input_is_named(folder, words, names, capsys):
+    words = words if "--text" in words else ["--text", str(folder / "text.txt"), *words]
+    assert main(["inspect", str(folder), *words]) == 2
+    error = capsys.readouterr().err
+    assert names in error
+    assert error.count("\n") == 1
