@@ -75,16 +75,16 @@ def run_agreement(options: AgreementOptions, command: str) -> list[Path]:
     Raises ValueError on options that cannot be. After Ctrl-C, stretches that were completed are not read again.
     """
     options.check()
-    text = options.read()
     settle(options.out, options.settings())
     model, tokenizer = options.load_model()
-    tokens = tokenize(tokenizer, text)
-    if len(tokens) < options.length:
-        raise ValueError(f"length={options.length}: {options.text} has only {len(tokens)} tokens")
+    tokens = tokenize(tokenizer, options.read())
+    last = len(tokens) - options.length
+    if last < 0:
+        raise ValueError(f"length={options.length}: the text has only {len(tokens)} tokens")
     records = Records(options.out / "stretches.jsonl")
     methods = [FULL, *(name for name in options.methods if name != FULL)]
     generator = random.Random(options.seed)
-    starts = [generator.randint(0, len(tokens) - options.length) for _ in range(options.prompts)]
+    starts = [generator.randint(0, last) for _ in range(options.prompts)]
     with ProgressDisplay("agreement, stretches", len(starts), 0, not options.quiet) as display:
         for count, start in enumerate(starts, start=1):
             missing = [name for name in methods if not records.find(start=start, method=name)]

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxtyping import Int
+from torch import Tensor
 from transformers import PreTrainedModel
 from tyro.conf import Positional
 
 from scrubjay.experiments.device import resolve_device
+from scrubjay.experiments.longcontext.reading import tokenize
 from scrubjay.experiments.longcontext.texts import read_text
 from scrubjay.memory import context
 
@@ -19,8 +22,9 @@ from scrubjay.memory import context
 class MeasureOptions:
     """Options of every measurement."""
 
-    text: Positional[Path]
-    """A .txt file, or Debian's r-cran-janeaustenr .deb (apt-get download r-cran-janeaustenr)."""
+    text: Positional[tuple[Path, ...]]
+    """A .txt file, or Debian's r-cran-janeaustenr .deb (apt-get download r-cran-janeaustenr); of several, one after
+    the other."""
     title: str | None = None
     """Which of the texts in a .deb, by its first letters: northanger. Default: all in turn."""
     model: str = "smollm2"
@@ -45,6 +49,11 @@ class MeasureOptions:
 
     def check(self) -> None:
         """Raise ValueError on names and numbers that cannot work, before anything is loaded."""
+        if not self.text:
+            raise ValueError("no text is given: name a .txt file or a .deb of novels")
+        for path in self.text:
+            if not path.is_file():
+                raise ValueError(f"there is no file {path}")
         if not self.methods:
             raise ValueError("--methods is empty; name at least one")
         for name in self.methods:
@@ -70,7 +79,16 @@ class MeasureOptions:
 
     def read(self) -> str:
         """Return the text."""
-        return read_text(self.text, self.title)
+        return "\n\n\n".join(read_text(path, self.title) for path in self.text)
+
+    def excerpt(self, tokenizer: Any, length: int) -> Int[Tensor, " time"]:
+        """Return the first tokens of the text. Raises ValueError if it has fewer."""
+        tokens = tokenize(tokenizer, self.read())
+        if len(tokens) < length:
+            raise ValueError(
+                f"{', '.join(map(str, self.text))}: {length} tokens are needed, {len(tokens)} are there"
+            )
+        return tokens[:length]
 
     def load_model(self) -> tuple[PreTrainedModel, Any]:
         """Return model and tokenizer."""

@@ -25,7 +25,6 @@ from scrubjay.experiments.longcontext.reading import (
     recompute,
     resident_bytes,
     stopwatch,
-    tokenize,
 )
 from scrubjay.experiments.longcontext.records import Records, header, markdown, settle
 from scrubjay.experiments.progress import ProgressDisplay
@@ -75,12 +74,9 @@ def run_perplexity(options: PerplexityOptions, command: str) -> list[Path]:
     from scrubjay.experiments.longcontext.plots import plot_perplexity
 
     options.check()
-    text = options.read()
     settle(options.out, options.settings())
     model, tokenizer = options.load_model()
-    tokens = tokenize(tokenizer, text)[: options.tokens + 1]
-    if len(tokens) <= options.tokens:
-        raise ValueError(f"tokens={options.tokens}: {options.text} has only {len(tokens)}")
+    tokens = options.excerpt(tokenizer, options.tokens + 1)
     with StopRequest() as stop:
         for name in options.methods:
             _stream(model, tokens, options, name, stop)

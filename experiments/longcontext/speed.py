@@ -23,7 +23,6 @@ from scrubjay.experiments.longcontext.reading import (
     read,
     recompute,
     stopwatch,
-    tokenize,
 )
 from scrubjay.experiments.longcontext.records import Records, header, markdown, settle
 from scrubjay.experiments.progress import ProgressDisplay
@@ -84,13 +83,9 @@ def run_speed(options: SpeedOptions, command: str) -> list[Path]:
     from scrubjay.experiments.longcontext.plots import plot_speed
 
     options.check()
-    text = options.read()
     settle(options.out, options.settings())
     model, tokenizer = options.load_model()
-    needed = max(options.contexts) + options.steps * options.repeats
-    tokens = tokenize(tokenizer, text)[:needed]
-    if len(tokens) < needed:
-        raise ValueError(f"contexts={options.contexts}: {options.text} has only {len(tokens)} tokens")
+    tokens = options.excerpt(tokenizer, max(options.contexts) + options.steps * options.repeats)
     records = Records(options.out / "turns.jsonl")
     _measure(model, tokens, options, records)
     rows = [row for row in records.rows if row["context"] in options.contexts]

@@ -72,7 +72,7 @@ def test_a_stopped_stream_goes_on_to_the_same_end(run, text, model_folder, tmp_p
     flags = ("--methods", "sinks", "--budget", 24, "--block", 32)
     whole = Curve(rows(run("perplexity", *flags, "--tokens", 224, out="whole") / "sinks.jsonl"))
     options = PerplexityOptions(
-        text=text,
+        text=(text,),
         model=str(model_folder),
         methods=("sinks",),
         budget=24,
@@ -166,7 +166,7 @@ def test_the_grid_is_filled_once(run):
 def test_cells_have_needles_where_they_say_and_differ_by_sample(model, text):
     _, tokenizer = model
     options = HaystackOptions(
-        text=text, lengths=(300,), depths=(0.0, 50.0, 100.0), tasks=("needle", "single_1"), samples=2
+        text=(text,), lengths=(300,), depths=(0.0, 50.0, 100.0), tasks=("needle", "single_1"), samples=2
     )
     sentences, count = split_sentences(text.read_text()), token_counter(tokenizer)
     seen = set()
@@ -216,7 +216,7 @@ def test_divergence_is_that_of_the_two_distributions(run, model, text):
     )
     full, window = rows(out / "stretches.jsonl")
     assert (full["method"], full["divergence"], full["agreement"]) == ("full", 0, 1)
-    options = AgreementOptions(text=text, budget=8, length=60, new_tokens=5)
+    options = AgreementOptions(text=(text,), budget=8, length=60, new_tokens=5)
     start = random.Random(0).randint(0, len(tokenize(tokenizer, text.read_text())) - 60)
     assert start == window["start"]
     stretch = tokenize(tokenizer, text.read_text())[start : start + 60]
@@ -230,19 +230,21 @@ def test_divergence_is_that_of_the_two_distributions(run, model, text):
     assert window["agreement"] == (cut.tokens == whole.tokens).double().mean().item()
 
 
-def test_results_of_other_settings_are_not_mixed(run, text, capsys, tmp_path):
+def test_results_of_other_settings_are_not_mixed(run, text, model_folder, capsys, tmp_path):
     out = run("perplexity", "--methods", "full", "--tokens", 40, "--budget", 16)
     words = ["longcontext", "perplexity", str(text), "--out", str(out), "--budget", "8", "--methods", "full"]
     assert cli.main(words) == 2
     assert "choose another --out" in capsys.readouterr().err
     for flags, told in (
+        (["--tokens", "900", "--model", str(model_folder)], "901 tokens are needed, "),
         (["--methods", "sink"], "did you mean 'sinks'"),
         (["--tokens", "0"], "tokens=0"),
         (["--recompute", "9", "--tokens", "12"], "recompute=9"),
     ):
         assert cli.main(["longcontext", "perplexity", str(text), "--out", str(tmp_path / "n"), *flags]) == 2
         assert told in capsys.readouterr().err
-    assert not (tmp_path / "n").exists()
+    assert cli.main(["longcontext", "perplexity", str(tmp_path / "none.txt")]) == 2
+    assert "no file" in capsys.readouterr().err
 
 
 def test_a_line_cut_off_is_dropped(tmp_path):
