@@ -57,8 +57,8 @@ class InfiniRetri:
         model: PreTrainedModel,
         tokenizer: Any,
         *,
-        chunk_tokens: int = 512,
-        top_k: int = 60,
+        chunk_tokens: int = 1024,
+        top_k: int = 40,
         phrase: int = 8,
         layer: int | None = None,
         heads: Sequence[int] | None = None,
@@ -92,14 +92,14 @@ class InfiniRetri:
         length = len(text) if isinstance(text, str) else None
         with Watch(bookmark, length, enabled=progress) as watch:
             for chunk in self._chunks(bookmark.parts(split_sentences(text), self._cut)):
-                kept = self.select([*bookmark.kept, *chunk], question)
+                kept = self.select([*bookmark.place.kept, *chunk], question)
                 bookmark.turn(chunk, kept)
                 watch.update()
-        sentences = bookmark.kept
+        sentences = bookmark.place.kept
         return Retrieved(
             tuple(sentence.text.strip() for sentence in sentences),
             self._answer(sentences, question, max_new_tokens),
-            bookmark.tokens,
+            bookmark.place.tokens,
         )
 
     def select(self, sentences: Sequence[Sentence], question: str) -> list[Sentence]:

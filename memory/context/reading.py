@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 SAVE_SECONDS = 5.0
 """Time between savings."""
@@ -28,6 +28,16 @@ class Sentence:
     """Its tokens, alone."""
 
 
+class Place(NamedTuple):
+    """How far a text is read."""
+
+    characters: int
+    tokens: int
+    kept: list[Sentence]
+    digest: str
+    """SHA-256 of what was read."""
+
+
 class Bookmark:
     """How far a text is read, and what was kept of it: in memory, and in a file if a path is given.
 
@@ -36,23 +46,22 @@ class Bookmark:
 
     def __init__(self, path: Path | None, settings: str) -> None:
         self.path, self.settings = path, settings
-        self.kept: list[Sentence] = []
-        self.characters = self.tokens = 0
+        self.place = Place(0, 0, [], hashlib.sha256().hexdigest())
         self._digest = hashlib.sha256()
+        self._skipped = False
         self._saved = time.monotonic()
-        self._expected = None
         if path is not None and path.exists():
             self._load(path)
 
     def parts(self, sentences: Iterable[str], cut: Callable[[str], Iterable[Sentence]]) -> Iterator[Sentence]:
         """Give the cut sentences that are not read yet. Raises ValueError if those before are not what was read."""
-        at, read = 0, self.characters
+        at, place = 0, self.place
         for text in sentences:
-            if at + len(text) <= read:  # not cut: that takes the tokenizer's time
+            if at + len(text) <= place.characters:  # not cut: that takes the tokenizer's time
                 at = self._skip(text, at)
                 continue
             for part in cut(text):
-                if at < read:
+                if at < place.characters:
                     at = self._skip(part.text, at)
                     continue
                 self._check(at)
@@ -61,11 +70,16 @@ class Bookmark:
 
     def turn(self, chunk: Iterable[Sentence], kept: list[Sentence]) -> None:
         """Note that a chunk was read and what is kept since."""
-        for sentence in chunk:
-            self._digest.update(sentence.text.encode())
-            self.characters += len(sentence.text)
-            self.tokens += len(sentence.tokens)
-        self.kept = kept
+        chunk = list(chunk)
+        text = "".join(sentence.text for sentence in chunk)
+        self._digest.update(text.encode(errors="surrogatepass"))
+        # In one go: Ctrl-C may come between any two statements.
+        self.place = Place(
+            self.place.characters + len(text),
+            self.place.tokens + sum(len(sentence.tokens) for sentence in chunk),
+            kept,
+            self._digest.hexdigest(),
+        )
         if time.monotonic() - self._saved > SAVE_SECONDS:
             self.save()
 
@@ -77,21 +91,21 @@ class Bookmark:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         state = {
             "settings": self.settings,
-            "characters": self.characters,
-            "tokens": self.tokens,
-            "digest": self._digest.hexdigest(),
-            "kept": [[sentence.text, sentence.tokens] for sentence in self.kept],
+            "characters": self.place.characters,
+            "tokens": self.place.tokens,
+            "digest": self.place.digest,
+            "kept": [[sentence.text, sentence.tokens] for sentence in self.place.kept],
         }
         beside = self.path.with_name(self.path.name + ".new")
-        beside.write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
+        beside.write_text(json.dumps(state), encoding="utf-8")
         os.replace(beside, self.path)
 
     def _load(self, path: Path) -> None:
         try:
             state = json.loads(path.read_text(encoding="utf-8"))
-            settings, self._expected = state["settings"], state["digest"]
-            self.characters, self.tokens = state["characters"], state["tokens"]
-            self.kept = [Sentence(text, tuple(tokens)) for text, tokens in state["kept"]]
+            settings = state["settings"]
+            kept = [Sentence(text, tuple(tokens)) for text, tokens in state["kept"]]
+            self.place = Place(state["characters"], state["tokens"], kept, state["digest"])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} holds no place in a text ({error}); delete it to begin anew") from error
         if settings != self.settings:
@@ -100,14 +114,14 @@ class Bookmark:
             )
 
     def _skip(self, text: str, at: int) -> int:
-        self._digest.update(text.encode())
+        self._digest.update(text.encode(errors="surrogatepass"))
         return at + len(text)
 
     def _check(self, at: int) -> None:
         """Compare what was skipped, once, with what was read."""
-        if self._expected is not None and (at, self._digest.hexdigest()) != (self.characters, self._expected):
+        if not self._skipped and (at, self._digest.hexdigest()) != (self.place.characters, self.place.digest):
             raise ValueError(f"{self.path} is of another text; give another file, or delete it")
-        self._expected = None
+        self._skipped = True
 
 
 class Watch:
@@ -117,10 +131,10 @@ class Watch:
         self._bookmark, self._characters, self._enabled = bookmark, characters, enabled
         self._live = sys.stderr.isatty()
         self._began = self._said = time.monotonic()
-        self._first: tuple[int, int] | None = None
+        self._first = bookmark.place
 
     def __enter__(self) -> Self:
-        self._first = self._bookmark.characters, self._bookmark.tokens
+        self._first = self._bookmark.place
         return self
 
     def __exit__(
@@ -139,12 +153,16 @@ class Watch:
         print(self._line(now), end="" if self._live else "\n", file=sys.stderr, flush=True)
 
     def _line(self, now: float) -> str:
-        mark = self._bookmark
-        characters, tokens = self._first or (0, 0)
+        place, first = self._bookmark.place, self._first
         seconds = max(now - self._began, 1e-9)
-        parts = [f"read {mark.tokens:,} tokens"]
+        parts = [f"read {place.tokens:,} tokens"]
         if self._characters:
-            left = (self._characters - mark.characters) * seconds / max(mark.characters - characters, 1)
-            parts += [f"{mark.characters / self._characters:.0%}", f"ETA {left:,.0f} s"]
-        parts += [f"{(mark.tokens - tokens) / seconds:,.0f} tokens/s", f"{len(mark.kept)} sentences kept"]
+            left = (
+                (self._characters - place.characters) * seconds / max(place.characters - first.characters, 1)
+            )
+            parts += [f"{place.characters / self._characters:.0%}", f"ETA {left:,.0f} s"]
+        parts += [
+            f"{(place.tokens - first.tokens) / seconds:,.0f} tokens/s",
+            f"{len(place.kept)} sentences kept",
+        ]
         return ("\r" if self._live else "") + "  ".join(parts)

@@ -151,10 +151,10 @@ def test_smollm2_finds_a_needle(smollm2):
         ["sold the lamp", "mended a boat", "sang in church"],
     )
     pick = random.Random(0)
-    hay = [f"{pick.choice(subjects)} {pick.choice(verbs)} on day {number}." for number in range(70)]
-    hay.insert(20, "The secret number of amber-otter is 4718273.")
-    got = InfiniRetri(model, tokenizer, chunk_tokens=256, top_k=24).read(
-        " ".join(hay), "What is the secret number of amber-otter?", progress=False, max_new_tokens=20
+    hay = [f"{pick.choice(subjects)} {pick.choice(verbs)} on day {number}." for number in range(36)]
+    hay.insert(10, "The secret number of amber-otter is 4718273.")
+    got = InfiniRetri(model, tokenizer, chunk_tokens=200, top_k=16).read(
+        " ".join(hay), "What is the secret number of amber-otter?", progress=False, max_new_tokens=18
     )
     assert "The secret number of amber-otter is 4718273." in got.sentences
     assert "4718273" in got.answer
