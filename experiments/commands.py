@@ -481,9 +481,9 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "demo": demo,
     "compare": compare,
     "launch": launch,
+    "inspect": inspect,
     "sweep": sweep,
     "longcontext": longcontext,
-    "inspect": inspect,
 }
 
 
