@@ -24,6 +24,7 @@ VERBS = {
     "launch": "train on a Ray cluster, as a job of its head",
     "inspect": "show a language model's attention: sinks, retrieval heads, maps",
     "sweep": "train many settings at once, and stop early what falls behind",
+    "longcontext": "measure what context policies keep of a long text, and its cost",
 }
 
 

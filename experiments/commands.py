@@ -243,6 +243,15 @@ def compare(words: Sequence[str]) -> int:
     return run_compare(options, words[cut + 1 :])
 
 
+def longcontext(words: Sequence[str]) -> int:
+    """`scrubjay longcontext perplexity|haystack|speed|agreement TEXT [--methods NAME ...] [--out DIR]`."""
+    try:
+        from scrubjay.experiments.longcontext.commands import longcontext
+    except ModuleNotFoundError as error:
+        raise UsageError(f"longcontext needs more: pip install 'scrubjay[lm]' ({error})") from error
+    return longcontext(words)
+
+
 def inspect(words: Sequence[str]) -> int:
     """`scrubjay inspect MODEL --text FILE [--layers N ...] [--out PNG]`."""
     from scrubjay.experiments.inspect import InspectOptions, inspect_model
@@ -263,8 +272,9 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "demo": demo,
     "compare": compare,
     "launch": launch,
-    "sweep": sweep,
     "inspect": inspect,
+    "sweep": sweep,
+    "longcontext": longcontext,
 }
 
 

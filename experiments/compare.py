@@ -161,7 +161,7 @@ def _header(runs: Sequence[Run], command: str) -> str:
     return (
         f"`{command}`\n\n"
         f"scrubjay {scrubjay.__version__}{f' at {commit}' if commit else ''}, torch {torch.__version__}, "
-        f"{_processor()}, one thread per run, {date.today()}. {_how_to_read(seeds)}"
+        f"{processor()}, one thread per run, {date.today()}. {_how_to_read(seeds)}"
     )
 
 
@@ -272,7 +272,8 @@ def _command(options: CompareOptions, train_flags: Sequence[str]) -> str:
     return shlex.join([*words, "--", *train_flags] if train_flags else words)
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return the name of this machine's processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

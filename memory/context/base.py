@@ -185,6 +185,14 @@ class LayerMemory(ABC):
         """Keep of each state the given rows, in their order, repeated where they repeat."""
         self.state = {name: x.index_select(0, rows.to(x.device)) for name, x in self.state.items()}
 
+    def saved(self) -> dict[str, Tensor]:
+        """Return all that `restore` needs to go on; by default the state."""
+        return self.state
+
+    def restore(self, saved: dict[str, Tensor]) -> None:
+        """Take up what `saved` returned."""
+        self.state = saved
+
     def nbytes(self, place: str | None = None) -> int:
         """Return the bytes of the state: with the model, or those offloaded to "cpu" or "disk"."""
         return 0 if place else sum(tensor.nbytes for tensor in self.state.values())

@@ -166,7 +166,7 @@ class PolicyCache(Cache):
         tensors = {
             f"{index}.{name}": tensor.detach().contiguous()
             for index, layer in enumerate(self.layers)
-            for name, tensor in layer.memory.state.items()
+            for name, tensor in layer.memory.saved().items()
         }
         if not isinstance(self.count, int):
             tensors["count"] = self.count
@@ -197,11 +197,13 @@ class PolicyCache(Cache):
             for name, value in ours.items():
                 if about.get(name) != value:
                     raise ValueError(f"{path} was saved with {name} {about.get(name)}, not {value}")
+            saved: list[dict[str, Tensor]] = [{} for _ in cache.layers]
             for name in names - {"count"}:
                 index, _, part = name.partition(".")
-                cache.layers[int(index)].memory.state[part] = file.get_tensor(name)
+                saved[int(index)][part] = file.get_tensor(name)
             cache.count = file.get_tensor("count") if "count" in names else about["seen"]
-        for layer in cache.layers:
+        for layer, tensors in zip(cache.layers, saved, strict=True):
+            layer.memory.restore(tensors)
             layer.seen = about["seen"]
             layer.shape = CacheShape(**about["shape"]) if about["shape"] else None
         return cache

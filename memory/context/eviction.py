@@ -10,8 +10,11 @@ from torch import Tensor
 def keep_best(
     worth: Float[Tensor, "batch key_heads columns"], kept: Int[Tensor, " batch"], most: int
 ) -> Int[Tensor, "batch key_heads most"]:
-    """Return which columns each head keeps, in order: the `kept` worthiest of a row, after fillers up to `most`."""
-    best = worth.topk(most, dim=-1).indices
+    """Return which columns each head keeps, in order: the `kept` worthiest of a row, after fillers up to `most`.
+
+    Of equals, as pooling makes them, the earlier is the worthier.
+    """
+    best = worth.sort(dim=-1, descending=True, stable=True).indices[..., :most]
     best = best.masked_fill(torch.arange(most, device=best.device) >= kept[:, None, None], -1)
     return best.sort(dim=-1).values.clamp(min=0)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from scrubjay.memory.context.base import CacheShape, ContextPolicy, Held, LayerMemory, Step
 from scrubjay.memory.context.eviction import keep_best, take
+from scrubjay.memory.context.slots import attend_at_slots, unturn
 
 # Queries whose weights exist at once.
 _LONGEST_PIECE = 128
@@ -96,48 +97,32 @@ class H2OMemory(LayerMemory):
     ) -> Tensor:
         """Attend causally at slot positions, and note what attention each key receives."""
         count = 0 if held is None else held.keys.shape[2]
-        slots = step.once(f"slots {count}", lambda: self._slots(step, count))
-        new = slots[:, count:]
-        place = step.once(f"place {count}", lambda: step.rotary.turn(step.given, new.clamp(min=0)))
-        query, keys = place(query), place(keys)
-        if held is not None:
-            old = step.once(f"move {count}", lambda: step.rotary.move(slots[:, :count].clamp(min=0)))
-            keys = torch.cat([old(held.keys), keys], dim=2)
-            values = torch.cat([held.values, values], dim=2)
-        hidden = step.once(f"hidden {count}", lambda: _hidden(slots, new))
-        batch, heads, length, width = query.shape
-        groups = keys.shape[1]
-        scores = query.reshape(batch, groups, -1, width) @ keys.mT * scale
-        scores = scores.unflatten(2, (heads // groups, length)).float().masked_fill(hidden, float("-inf"))
-        weights = torch.softmax(scores, dim=-1)
-        seen = (
-            weights.detach()
-            if not step.padded
-            else weights.detach() * (step.time >= 0)[:, None, None, :, None]
-        )
-        self._received = seen.sum(dim=(2, 3))
-        out = weights.to(values.dtype).flatten(2, 3) @ values
-        return out.unflatten(2, (heads // groups, length)).flatten(1, 2)
+        slots = step.once("slots", lambda: self._slots(step, count))
+        out, weights = attend_at_slots(query, keys, values, held, slots, step, scale)
+        given = weights.detach()
+        if step.padded:
+            given = given * (step.time >= 0)[:, None, None, :, None]
+        self._received = given.sum(dim=(2, 3))
+        return out
 
     def compress(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scale: float) -> None:
         """Append, and drop the least attended of a row that is full."""
         count = self.state["keys"].shape[2] if self.state else 0
-        origin = step.once("origin", lambda: step.rotary.turn(step.given, torch.zeros_like(step.given)))
         sums, self._received = self._received, None
         assert sums is not None
-        joined = {"keys": origin(keys), "values": values, "sums": sums}
+        joined = {"keys": unturn(keys, step), "values": values, "sums": sums}
         if count:
             sums[:, :, :count] += self.state["sums"]
             joined |= {
                 name: torch.cat([self.state[name], joined[name]], dim=2) for name in ("keys", "values")
             }
-        slots = step.once(f"slots {count}", lambda: self._slots(step, count))
+        slots = step.once("slots", lambda: self._slots(step, count))
         kept = step.once("kept", lambda: self.policy.kept(step.after))
         most = step.once("most", lambda: int(kept.max()))
         if slots.shape[1] == most and not step.padded:
             self.state = joined
             return
-        last = step.once(f"last {count}", lambda: slots.amax(dim=1, keepdim=True) + 1)
+        last = step.once("last", lambda: slots.amax(dim=1, keepdim=True) + 1)
         safe = (slots >= 0) & ((slots < self.policy.num_sinks) | (slots >= last - self.policy.last))
         worth = sums.masked_fill(safe[:, None], float("inf")).masked_fill((slots < 0)[:, None], float("-inf"))
         best = keep_best(worth, kept, most)
@@ -150,11 +135,3 @@ class H2OMemory(LayerMemory):
         old = torch.arange(count, device=kept.device) - count + kept
         new = torch.where(step.time < 0, -1, kept + step.time - step.before[:, None])
         return torch.cat([old, new], dim=1)
-
-
-def _hidden(slots: Int[Tensor, "batch columns"], new: Int[Tensor, "batch length"]) -> Tensor:
-    """Return which columns each new token does not read; padding reads itself, as a softmax must read something."""
-    hidden = (slots[:, None, :] > new[:, :, None]) | (slots < 0)[:, None, :]
-    own = torch.arange(slots.shape[1], device=slots.device)
-    own = own == own[-new.shape[1] :, None]
-    return (hidden & ~own)[:, None, None]

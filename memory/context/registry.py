@@ -7,15 +7,19 @@ import difflib
 from typing import Any
 
 from scrubjay.memory.context.base import ContextPolicy
+from scrubjay.memory.context.chunks import ChunksPolicy
 from scrubjay.memory.context.full import FullPolicy
 from scrubjay.memory.context.h2o import H2OPolicy
+from scrubjay.memory.context.recycled import RecycledPolicy
 from scrubjay.memory.context.sinks import SinksPolicy
 from scrubjay.memory.context.snapkv import SnapKVPolicy
 from scrubjay.memory.context.window import WindowPolicy
 
 _POLICIES: dict[str, type[ContextPolicy]] = {
+    "chunks": ChunksPolicy,
     "full": FullPolicy,
     "h2o": H2OPolicy,
+    "recycled": RecycledPolicy,
     "sinks": SinksPolicy,
     "snapkv": SnapKVPolicy,
     "window": WindowPolicy,

@@ -123,7 +123,7 @@ class SnapKVMemory(LayerMemory):
     ) -> Float[Tensor, "batch key_heads held"]:
         """Return how much the window attends to the neighbourhood of each key, infinity for what is kept anyway."""
         query, keys = self.state["queries"], self.state["keys"]
-        batch, heads, asked, width = query.shape
+        batch, _, asked, width = query.shape
         groups, columns = keys.shape[1:3]
         slot = torch.arange(columns, device=keys.device) - columns + count[:, None]
         row = torch.arange(asked, device=keys.device)

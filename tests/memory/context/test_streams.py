@@ -1,5 +1,7 @@
 """Sinks and windows against texts cut by hand, and over texts that do not end."""
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import DynamicCache
@@ -87,7 +89,12 @@ def test_rotary_positions_that_cannot_be_moved_are_refused(tiny_llama):
         )
     from transformers import CohereConfig, CohereForCausalLM, GPT2Config, GPT2LMHeadModel
 
-    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    sizes: dict[str, Any] = {
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+    }
     cohere = CohereForCausalLM(CohereConfig(**sizes, num_attention_heads=2, pad_token_id=0))
     with pytest.raises(ValueError, match="other pairs"):
         context.PolicyCache(policy, cohere)

@@ -1,0 +1,33 @@
+"""What was measured along a text that a model read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Curve:
+    """Losses and costs of the blocks of a text: `nats[i]` is the loss of token `i + 1`, all else is per block."""
+
+    def __init__(self, rows: Sequence[dict[str, Any]]) -> None:
+        self.nats: NDArray[np.float64] = np.concatenate([row["nats"] for row in rows])
+        self.ends = np.cumsum([len(row["nats"]) for row in rows])
+        self.rows = rows
+
+    def perplexity(self, first: int = 0, last: int | None = None) -> float:
+        """Return the perplexity of a stretch."""
+        return math.exp(self.nats[first:last].mean())
+
+    def per_block(self, name: str) -> NDArray[np.float64]:
+        """Return a number of each block: cpu, wall, resident or cache_bytes."""
+        return np.array([row[name] for row in self.rows], dtype=float)
+
+    def milliseconds(self, clock: str, first: float = 0.0) -> float:
+        """Return the time per token from a fraction `first` of the blocks on."""
+        begin = int(first * len(self.rows))
+        tokens = sum(len(row["nats"]) for row in self.rows[begin:])
+        return 1000 * self.per_block(clock)[begin:].sum() / tokens

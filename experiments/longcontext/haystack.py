@@ -1,0 +1,229 @@
+"""What a model finds in a long text under context policies: a needle by length and depth, and RULER's tasks.
+
+scrubjay longcontext haystack novels.deb --lengths 1024 2048 --depths 0 50 100 --methods full sinks infiniretri
+scrubjay longcontext haystack novels.deb --tasks single_1 multikey_1 variable_tracking --lengths 4096
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from scrubjay.experiments.longcontext.answering import Answer, answer, answer_from_kept
+from scrubjay.experiments.longcontext.examples import Example, fit, token_counter
+from scrubjay.experiments.longcontext.needles import Needles, split_sentences
+from scrubjay.experiments.longcontext.options import MeasureOptions
+from scrubjay.experiments.longcontext.records import Records, header, markdown, settle
+from scrubjay.experiments.longcontext.ruler import list_tasks, make_example
+from scrubjay.experiments.progress import ProgressDisplay
+from scrubjay.experiments.run import write_atomically
+from scrubjay.memory.context.infiniretri import InfiniRetri
+
+NEEDLE = "needle"
+"""The task whose one needle stands at a given depth."""
+INFINIRETRI = "infiniretri"
+"""The method that keeps sentences, not keys."""
+_ONE_NEEDLE = Needles(new_tokens=24)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HaystackOptions(MeasureOptions):
+    """Ask about texts of several lengths; tabulate and draw what each method finds. Running it again goes on."""
+
+    methods: tuple[str, ...] = (
+        "full",
+        "window",
+        "sinks",
+        "h2o",
+        "snapkv",
+        "chunks",
+        "recycled",
+        "infiniretri",
+    )
+    """Names of context policies, and infiniretri."""
+    tasks: tuple[str, ...] = (NEEDLE,)
+    """needle, at each of the depths; or tasks of RULER: single_1, multikey_2, variable_tracking, ..."""
+    lengths: tuple[int, ...] = (1024, 2048, 4096, 8192)
+    """Tokens of text, question and answer, at most."""
+    depths: tuple[float, ...] = (0.0, 25.0, 50.0, 75.0, 100.0)
+    """Where the needle stands, in percent of the text."""
+    samples: int = 1
+    """Examples of each length and depth, or length and task; the same for all methods."""
+    out: Path = Path("runs/haystack")
+    """Directory of the results; the same command goes on where it was stopped."""
+
+    EXTENSIBLE = (*MeasureOptions.EXTENSIBLE, "tasks", "lengths", "depths", "samples")
+
+    def check(self) -> None:
+        """Raise ValueError on names and numbers that cannot work, before anything is loaded."""
+        super().check()
+        for name in ("tasks", "lengths", "depths"):
+            if not getattr(self, name):
+                raise ValueError(f"--{name} is empty; name at least one")
+        for task in self.tasks:
+            if task not in (NEEDLE, *list_tasks()):
+                raise ValueError(f"unknown task {task!r}; choose from {', '.join([NEEDLE, *list_tasks()])}")
+        for depth in self.depths:
+            if not 0 <= depth <= 100:
+                raise ValueError(f"depth={depth}: it is a percentage, from 0 to 100")
+        if self.samples < 1:
+            raise ValueError(f"samples={self.samples}: at least 1 is needed")
+
+    def check_method(self, name: str) -> None:
+        """Raise ValueError if no method of that name can have this budget."""
+        if name != INFINIRETRI:
+            super().check_method(name)
+        elif self.budget < 2:
+            raise ValueError(f"budget={self.budget}: {INFINIRETRI} needs at least 2")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One example of the grid."""
+
+    task: str
+    """Its task."""
+    length: int
+    """Tokens it may have."""
+    depth: float | None
+    """Depth of its needle, if that is given."""
+    sample: int
+    """Which of its kind it is."""
+
+
+Answering = Callable[[str, Example], Answer]
+"""Answers an example by a method."""
+
+
+def run_haystack(options: HaystackOptions, command: str) -> list[Path]:
+    """Measure what is missing, write table and picture, and return their paths.
+
+    Raises ValueError on options that cannot be. An answer is on disk as soon as it is given, and Ctrl-C loses none.
+    """
+    from scrubjay.experiments.longcontext.plots import plot_haystack
+
+    options.check()
+    sentences = split_sentences(options.read())
+    settle(options.out, options.settings())
+    model, tokenizer = options.load_model()
+    records = Records(options.out / "answers.jsonl")
+
+    @functools.cache
+    def reader() -> InfiniRetri:
+        # Half for what is kept, half for what is new.
+        return InfiniRetri(model, tokenizer, chunk_tokens=options.budget // 2)
+
+    def ask(method: str, example: Example) -> Answer:
+        if method == INFINIRETRI:
+            return answer_from_kept(
+                model, tokenizer, reader(), example, options.block, options.out, options.quiet
+            )
+        return answer(model, tokenizer, options.policy(method), example, options.block)
+
+    fill(records, options, sentences, token_counter(tokenizer), ask)
+    wanted = [row for row in records.rows if _asked(row, options)]
+    sections = [header(command), _how_to_read(options), _scores(wanted, options), _costs(wanted, options)]
+    write_atomically(options.out / "table.md", "\n\n".join(sections) + "\n")
+    return [options.out / "table.md", plot_haystack(wanted, options.methods, options.out / "map.png")]
+
+
+def cells(options: HaystackOptions) -> list[Cell]:
+    """Return the grid, short texts first."""
+    return [
+        Cell(task, length, depth, sample)
+        for length in sorted(options.lengths)
+        for task in options.tasks
+        for depth in (options.depths if task == NEEDLE else (None,))
+        for sample in range(options.samples)
+    ]
+
+
+def make_cell(cell: Cell, sentences: Sequence[str], count: Callable[[Example], int], seed: int) -> Example:
+    """Return the example of a cell; equal seeds give equal examples, and every cell has its own."""
+    own = f"{seed} {cell}"
+    if cell.task != NEEDLE:
+        return make_example(cell.task, cell.length, count, sentences, own)
+    return fit(
+        lambda size: _ONE_NEEDLE.build(size, random.Random(own), sentences, cell.depth), cell.length, count
+    )
+
+
+def fill(
+    records: Records,
+    options: HaystackOptions,
+    sentences: Sequence[str],
+    count: Callable[[Example], int],
+    ask: Answering,
+) -> None:
+    """Ask what has not been asked yet, a record per answer."""
+    missing = [
+        (cell, methods)
+        for cell in cells(options)
+        if (methods := [m for m in options.methods if not records.find(**dataclasses.asdict(cell), method=m)])
+    ]
+    total = sum(cell.length * len(methods) for cell, methods in missing)
+    with ProgressDisplay("haystack, tokens", total, 0, not options.quiet) as display:
+        done = 0
+        for cell, methods in missing:
+            example = make_cell(cell, sentences, count, options.seed)
+            for method in methods:
+                given = ask(method, example)
+                records.append({**dataclasses.asdict(cell), "method": method, **dataclasses.asdict(given)})
+                done += cell.length
+                display.update(done, {})
+
+
+def _asked(row: dict[str, Any], options: HaystackOptions) -> bool:
+    return (
+        row["task"] in options.tasks
+        and row["length"] in options.lengths
+        and (row["depth"] is None or row["depth"] in options.depths)
+        and row["sample"] < options.samples
+        and row["method"] in options.methods
+    )
+
+
+def _how_to_read(options: HaystackOptions) -> str:
+    whole = [m for m in options.methods if m != INFINIRETRI and not options.policy(m).any_cut]
+    but = f", but at once under {', '.join(whole)}" if whole else ""
+    return (
+        f"{options.model} reads in blocks of {options.block} tokens{but}, under a budget of {options.budget} keys (full "
+        f"has none; {INFINIRETRI} reads chunks of half as many), and answers greedily. Scores: mean part of the references found, in percent."
+    )
+
+
+def _scores(rows: Sequence[dict[str, Any]], options: HaystackOptions) -> str:
+    lines = []
+    for task in options.tasks:
+        for method in options.methods:
+            own = [row for row in rows if row["task"] == task and row["method"] == method]
+            means = [
+                fmean(r["score"] for r in own if r["length"] == length) for length in sorted(options.lengths)
+            ]
+            lines.append([f"{task}, {method}", len(own), *(f"{100 * mean:.0f}" for mean in means)])
+    return markdown(["task, method", "answers", *(f"{n:,}" for n in sorted(options.lengths))], lines)
+
+
+def _costs(rows: Sequence[dict[str, Any]], options: HaystackOptions) -> str:
+    lines = []
+    for length in sorted(options.lengths):
+        for method in options.methods:
+            own = [row for row in rows if row["length"] == length and row["method"] == method]
+            lines.append(
+                [
+                    f"{length:,}, {method}",
+                    f"{fmean(row['cpu'] for row in own):.1f}",
+                    f"{fmean(row['wall'] for row in own):.1f}",
+                    f"{1000 * fmean(row['cpu'] / row['tokens'] for row in own):.2f}",
+                    f"{max(row['cache_bytes'] for row in own) / 2**20:.1f}",
+                    f"{max(row['resident'] for row in own) / 2**20:,.0f}",
+                ]
+            )
+    columns = ["length, method", "CPU s per answer", "wall s", "CPU ms/token", "cache, MiB", "process, MiB"]
+    return markdown(columns, lines)

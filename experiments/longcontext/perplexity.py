@@ -1,0 +1,245 @@
+"""Perplexity of a text under context policies, streamed: how it, time and memory go with the position.
+
+scrubjay longcontext perplexity novels.deb --title northanger --methods window sinks --budget 256 --tokens 20000
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from scrubjay.experiments.longcontext.curve import Curve
+from scrubjay.experiments.longcontext.options import MeasureOptions
+from scrubjay.experiments.longcontext.reading import (
+    RECOMPUTE,
+    held_bytes,
+    losses,
+    recompute,
+    resident_bytes,
+    stopwatch,
+)
+from scrubjay.experiments.longcontext.records import Records, header, markdown, settle
+from scrubjay.experiments.progress import ProgressDisplay
+from scrubjay.experiments.run import write_atomically
+from scrubjay.experiments.stopping import Interrupted, StopRequest
+from scrubjay.memory import context
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerplexityOptions(MeasureOptions):
+    """Stream a text through a model under each policy; tabulate and draw perplexity, time and memory by position.
+
+    More `--tokens` than before go on from where the same directory ended.
+    """
+
+    methods: tuple[str, ...] = ("window", "sinks")
+    """Names of context policies."""
+    tokens: int = 20_000
+    """Tokens of the text to predict."""
+    recompute: int = 0
+    """Random positions at which the last `budget` tokens are read afresh, to compare with; slow."""
+    save_every: int = 20
+    """Blocks between two copies of the cache on disk, from which a stopped run goes on."""
+    out: Path = Path("runs/perplexity")
+    """Directory of the results; the same command goes on where it was stopped."""
+
+    EXTENSIBLE = (*MeasureOptions.EXTENSIBLE, "tokens", "recompute", "save_every")
+
+    def check(self) -> None:
+        """Raise ValueError on names and numbers that cannot work, before anything is loaded."""
+        super().check()
+        for name, least in (("tokens", 1), ("recompute", 0), ("save_every", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}")
+        if self.recompute > max(0, self.tokens - self.budget):
+            raise ValueError(
+                f"recompute={self.recompute}: only tokens after the first budget={self.budget} of "
+                f"tokens={self.tokens} can be recomputed; choose fewer"
+            )
+
+
+def run_perplexity(options: PerplexityOptions, command: str) -> list[Path]:
+    """Measure what is missing, write table and picture, and return their paths.
+
+    Raises ValueError on options that cannot be, `Interrupted` when asked to stop; nothing measured is lost then.
+    """
+    from scrubjay.experiments.longcontext.plots import plot_perplexity
+
+    options.check()
+    settle(options.out, options.settings())
+    model, tokenizer = options.load_model()
+    tokens = options.excerpt(tokenizer, options.tokens + 1)
+    with StopRequest() as stop:
+        for name in options.methods:
+            _stream(model, tokens, options, name, stop)
+        if options.recompute:
+            _recompute(model, tokens, options, stop)
+    curves = {name: Curve(Records(options.out / f"{name}.jsonl").rows) for name in options.methods}
+    sections = [header(command), _totals(curves, options.budget), _segments(curves)]
+    if options.recompute:
+        sections.append(_against_recompute(curves, Records(options.out / f"{RECOMPUTE}.jsonl"), options))
+    write_atomically(options.out / "table.md", "\n\n".join(sections) + "\n")
+    return [options.out / "table.md", plot_perplexity(curves, options.out / "curve.png")]
+
+
+def _stream(
+    model: PreTrainedModel,
+    tokens: Int[Tensor, " time"],
+    options: PerplexityOptions,
+    name: str,
+    stop: StopRequest,
+) -> None:
+    """Append a row per block to the method's file, and go on from the last saved cache."""
+    policy, records = options.policy(name), Records(options.out / f"{name}.jsonl")
+    total = len(tokens) - 1
+    if sum(len(row["nats"]) for row in records.rows) >= total:
+        return
+    saved = sorted(options.out.glob(f"{name}-at-*.safetensors"))
+    done = int(saved[-1].stem.rpartition("-")[2]) if saved else 0
+    cache = (
+        context.PolicyCache.load(saved[-1], policy, model) if saved else context.PolicyCache(policy, model)
+    )
+    records.keep(lambda row: row["first"] + len(row["nats"]) <= done)
+    with ProgressDisplay(f"perplexity {name}", total, done, not options.quiet) as display:
+        for count, first in enumerate(range(done, total, options.block), start=1):
+            last = min(first + options.block, total)
+            with stopwatch() as elapsed:
+                nats = losses(model, cache, tokens[first:last], tokens[first + 1 : last + 1])
+            records.append(
+                {
+                    "first": first,
+                    "nats": [round(value, 5) for value in nats.tolist()],
+                    "wall": elapsed.wall,
+                    "cpu": elapsed.cpu,
+                    "resident": resident_bytes(),
+                    "cache_bytes": held_bytes(cache),
+                }
+            )
+            display.update(last, {})
+            if last == total or count % options.save_every == 0 or stop.signal_number is not None:
+                _save(cache, options.out, name, last)
+            if stop.signal_number is not None:
+                raise Interrupted(options.out, stop.signal_number)
+
+
+def _save(cache: context.PolicyCache, out: Path, name: str, tokens: int) -> None:
+    """Write the cache to a file whose name tells how far it has read, and then drop older ones."""
+    aside = out / f".{name}.writing"
+    cache.save(aside)
+    # Of equal width, so that names sort as numbers do.
+    path = aside.rename(out / f"{name}-at-{tokens:012d}.safetensors")
+    for older in out.glob(f"{name}-at-*.safetensors"):
+        if older != path:
+            older.unlink()
+
+
+def _sample(options: PerplexityOptions) -> list[int]:
+    """Return the sorted numbers of the tokens to predict afresh."""
+    later = range(options.budget, options.tokens)
+    return sorted(random.Random(options.seed).sample(later, options.recompute))
+
+
+def _recompute(
+    model: PreTrainedModel, tokens: Int[Tensor, " time"], options: PerplexityOptions, stop: StopRequest
+) -> None:
+    records = Records(options.out / f"{RECOMPUTE}.jsonl")
+    known = {row["position"] for row in records.rows}
+    sample = [position for position in _sample(options) if position not in known]
+    with ProgressDisplay(RECOMPUTE, len(sample), 0, not options.quiet) as display:
+        for count, position in enumerate(sample, start=1):
+            window = tokens[position + 1 - options.budget : position + 1]
+            with stopwatch() as elapsed:
+                logits = recompute(model, window)
+            nats = -logits.float().log_softmax(dim=-1)[tokens[position + 1]].item()
+            records.append({"position": position, "nats": nats, "wall": elapsed.wall, "cpu": elapsed.cpu})
+            display.update(count, {})
+            if stop.signal_number is not None:
+                raise Interrupted(options.out, stop.signal_number)
+
+
+def _totals(curves: dict[str, Curve], budget: int) -> str:
+    rows = []
+    for name, curve in curves.items():
+        total = len(curve.nats)
+        resident = curve.per_block("resident") / 2**20
+        rows.append(
+            [
+                name,
+                f"{total:,}",
+                f"{curve.perplexity():.2f}",
+                f"{curve.perplexity(min(budget, total - 1)):.2f}",
+                f"{curve.perplexity(total * 3 // 4):.2f}",
+                f"{curve.milliseconds('cpu'):.2f}",
+                f"{curve.milliseconds('cpu', 0.75):.2f}",
+                f"{curve.milliseconds('wall'):.2f}",
+                f"{curve.per_block('cache_bytes').max() / 2**20:.2f}",
+                f"{resident[len(resident) // 4]:,.0f} / {resident.max():,.0f}",
+            ]
+        )
+    columns = [
+        "method",
+        "tokens",
+        "perplexity",
+        f"after {budget}",
+        "last quarter",
+        "CPU ms/token",
+        "last quarter, ms",
+        "wall ms/token",
+        "cache, MiB",
+        "process at 1/4 / most, MiB",
+    ]
+    return markdown(columns, rows)
+
+
+def _segments(curves: dict[str, Curve]) -> str:
+    longest = max(len(curve.nats) for curve in curves.values())
+    edges = [0, 256]
+    while edges[-1] * 2 < longest:
+        edges.append(edges[-1] * 2)
+    edges = [*(edge for edge in edges if edge < longest), longest]
+    rows = [
+        [f"{first:,} to {last:,}", *(_stretch(curve, first, last) for curve in curves.values())]
+        for first, last in itertools.pairwise(edges)
+    ]
+    return "Perplexity by position:\n\n" + markdown(["tokens", *curves], rows)
+
+
+def _stretch(curve: Curve, first: int, last: int) -> str:
+    return f"{curve.perplexity(first, last):.2f}" if first < len(curve.nats) else ""
+
+
+def _against_recompute(curves: dict[str, Curve], records: Records, options: PerplexityOptions) -> str:
+    sample = set(_sample(options))
+    fresh = {row["position"]: row["nats"] for row in records.rows if row["position"] in sample}
+    positions = np.array(sorted(fresh))
+    nats = np.array([fresh[position] for position in positions])
+    seconds = np.mean([row["cpu"] for row in records.rows])
+    rows = [[RECOMPUTE, f"{math.exp(nats.mean()):.2f}", "1.000", "", f"{1000 * seconds:,.0f}"]]
+    for name, curve in curves.items():
+        own = curve.nats[positions]
+        more = own - nats
+        error = more.std(ddof=1) / math.sqrt(len(more)) if len(more) > 1 else math.nan
+        rows.append(
+            [
+                name,
+                f"{math.exp(own.mean()):.2f}",
+                f"{math.exp(more.mean()):.3f}",
+                f"{more.mean():+.4f} ± {error:.4f}",
+                f"{curve.milliseconds('cpu'):.2f}",
+            ]
+        )
+    return (
+        f"At {len(positions)} random positions, the same for all; recompute reads the last {options.budget} tokens "
+        "afresh for each:\n\n"
+        + markdown(
+            ["method", "perplexity", "of recompute", "nats more, ± standard error", "CPU ms/token"], rows
+        )
+    )

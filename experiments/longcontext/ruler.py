@@ -1,0 +1,148 @@
+"""RULER's eleven tasks that need no data set (Hsieh et al. 2024, arXiv 2404.06654), by its rules, in our words.
+
+Eight are needles in haystacks; the others trace variables, or ask for the most common words. The two left out are
+questions on SQuAD and HotpotQA, which no package holds.
+"""
+
+from __future__ import annotations
+
+import random
+import string
+from collections.abc import Callable, Sequence
+
+from scrubjay.experiments.longcontext.examples import Example, fit
+from scrubjay.experiments.longcontext.needles import NOISE, Needles, insert, words
+
+NEEDLES = {
+    "single_1": Needles(hay="noise"),
+    "single_2": Needles(),
+    "single_3": Needles(value_kind="uuid"),
+    "multikey_1": Needles(keys=4),
+    "multikey_2": Needles(hay="needles"),
+    "multikey_3": Needles(hay="needles", key_kind="uuid", value_kind="uuid"),
+    "multivalue": Needles(values=4),
+    "multiquery": Needles(keys=4, queries=4),
+}
+HOPS = 4
+"""Assignments of one variable to the next."""
+COMMON = 10
+"""Words that the task of common words asks for."""
+SHORT = 4096
+"""Length below which words are repeated less often."""
+_TASKS: dict[str, Callable[[int, int, random.Random], Example]] = {}
+
+
+def list_tasks() -> list[str]:
+    """Return the names of the tasks."""
+    return [*NEEDLES, *_TASKS]
+
+
+def make_example(
+    task: str, length: int, count: Callable[[Example], int], sentences: Sequence[str], seed: int | str
+) -> Example:
+    """Return an example that needs at most `length` tokens by `count`, answer included, and is as long as it can be.
+
+    Equal seeds give equal examples. Raises ValueError on an unknown task, or a length too short for it, or too long:
+    the words for `common_words` end before 100k tokens.
+    """
+    if task in NEEDLES:
+        needles = NEEDLES[task]
+        return fit(lambda size: needles.build(size, random.Random(seed), sentences), length, count)
+    if task not in _TASKS:
+        raise ValueError(f"unknown task {task!r}; choose from {', '.join(list_tasks())}")
+    return fit(lambda size: _TASKS[task](size, length, random.Random(seed)), length, count)
+
+
+def variable_tracking(size: int, length: int, rng: random.Random) -> Example:
+    """Return a chain of assignments in `size` lines of noise; asked for are all variables of one value."""
+    shown, shown_names, shown_value = _chain(5, 3, rng)
+    context, names, value = _chain(size, 5, rng)
+    example = f"{shown}\n\n{_ask(shown_value)}\n{_answer(shown_value)} {', '.join(shown_names)}"
+    return Example(
+        "Follow the assignments of variables in the text.\n\n"
+        f"{example}\n\nAnd now another text, with other variables.",
+        context,
+        _ask(value),
+        _answer(value),
+        tuple(names),
+        30,
+    )
+
+
+def common_words(size: int, length: int, rng: random.Random) -> Example:
+    """Return a numbered list of `10 + size` words, ten of them far more frequent; asked for are these ten."""
+    pool = sorted({word for part in ("adjective", "noun", "verb") for word in words(part)})
+    often, seldom = (30, 3) if length >= SHORT else (6, 1)
+    shown_count, shown_often, shown_seldom = (40, 10, 3) if length >= SHORT else (20, 3, 1)
+    if COMMON + size + shown_count > len(pool):
+        raise ValueError(f"length={length}: there are only {len(pool)} words; choose a shorter one")
+    drawn = rng.sample(pool, COMMON + size + shown_count)
+    shown, shown_common = _word_list(drawn[:shown_count], shown_often, shown_seldom, rng)
+    context, common = _word_list(drawn[shown_count:], often, seldom, rng)
+    question = "Which ten words are the most common in the list?"
+    prefix = "The ten most common words are:"
+    return Example(
+        "Here is a numbered list of words, of which some come up more often than others.\n\n"
+        f"{shown}\n\n{question}\n{prefix} {', '.join(shown_common)}\n\nAnd now another list.",
+        context,
+        question,
+        prefix,
+        tuple(common),
+        120,
+    )
+
+
+def frequent_words(size: int, length: int, rng: random.Random) -> Example:
+    """Return `100 x size` made-up words, the k-th of them as frequent as k to the -2; asked for are ranks 2 to 4.
+
+    The place of the most frequent is taken by dots.
+    """
+    vocabulary: dict[str, None] = {}
+    while len(vocabulary) < max(5, length // 50):
+        vocabulary.setdefault("".join(rng.choices(string.ascii_lowercase, k=6)))
+    coded = list(vocabulary)
+    # The sum of k to the -2 is pi squared / 6 = 1.6449.
+    counts = [int(100 * size / 1.6449 / rank**2) + 1 for rank in range(1, len(coded) + 1)]
+    text = [word for word, many in zip(["...", *coded[1:]], counts, strict=True) for _ in range(many)]
+    rng.shuffle(text)
+    return Example(
+        "Read the following coded text and count how often each coded word comes up. The dots are no words.",
+        " ".join(text),
+        "Which three coded words, the dots aside, are the most frequent in the text?",
+        "The three most frequent coded words are:",
+        tuple(coded[1:4]),
+        50,
+    )
+
+
+_TASKS |= {
+    "variable_tracking": variable_tracking,
+    "common_words": common_words,
+    "frequent_words": frequent_words,
+}
+
+
+def _chain(size: int, letters: int, rng: random.Random) -> tuple[str, list[str], str]:
+    names: dict[str, None] = {}
+    while len(names) < HOPS + 1:
+        names.setdefault("".join(rng.choices(string.ascii_uppercase, k=letters)))
+    order, value = list(names), str(rng.randint(10_000, 99_999))
+    sources = [value, *(f"VAR {name}" for name in order)]
+    lines = [f"VAR {name} = {source}" for name, source in zip(order, sources, strict=False)]
+    places = sorted(rng.randint(0, size) for _ in lines)
+    return "\n".join(insert([NOISE] * size, lines, places)), order, value
+
+
+def _ask(value: str) -> str:
+    return f"Which variables have the value {value} in the text? Name all five."
+
+
+def _answer(value: str) -> str:
+    return f"The five variables with the value {value} are:"
+
+
+def _word_list(drawn: Sequence[str], often: int, seldom: int, rng: random.Random) -> tuple[str, list[str]]:
+    common, rest = list(drawn[:COMMON]), drawn[COMMON:]
+    listed = common * often + list(rest) * seldom
+    rng.shuffle(listed)
+    return " ".join(f"{number}. {word}" for number, word in enumerate(listed, start=1)), common

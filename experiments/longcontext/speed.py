@@ -1,0 +1,194 @@
+"""Time per written token at growing lengths of context: policies, the full cache, and reading all afresh.
+
+scrubjay longcontext speed novels.deb --methods full sinks --budget 256 --contexts 1024 4096 8192
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from scrubjay.experiments.longcontext.options import MeasureOptions
+from scrubjay.experiments.longcontext.reading import (
+    RECOMPUTE,
+    held_bytes,
+    read,
+    recompute,
+    stopwatch,
+)
+from scrubjay.experiments.longcontext.records import Records, header, markdown, settle
+from scrubjay.experiments.progress import ProgressDisplay
+from scrubjay.experiments.run import write_atomically
+from scrubjay.memory import context
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedOptions(MeasureOptions):
+    """Time the next token after contexts of several lengths, by turns in one process, against `recompute`.
+
+    recompute keeps no cache and reads the last `budget` tokens afresh for every token, as StreamingLLM's peer does.
+    """
+
+    methods: tuple[str, ...] = ("full", "sinks")
+    """Names of context policies."""
+    contexts: tuple[int, ...] = (1024, 4096, 8192)
+    """Tokens read before the clock starts."""
+    full_until: int = 8192
+    """Longest context for the method full, which must hold all of it."""
+    steps: int = 8
+    """Tokens timed in a turn; of recompute, one."""
+    repeats: int = 5
+    """Turns of each contestant at each length."""
+    out: Path = Path("runs/speed")
+    """Directory of the results; the same command goes on where it was stopped."""
+
+    EXTENSIBLE = (*MeasureOptions.EXTENSIBLE, "contexts", "full_until")
+
+    def check(self) -> None:
+        """Raise ValueError on names and numbers that cannot work, before anything is loaded."""
+        super().check()
+        if not self.contexts:
+            raise ValueError("--contexts is empty; name at least one")
+        for name in ("steps", "repeats"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: at least 1 is needed")
+        lengths = sorted(self.contexts)
+        between = self.steps * self.repeats
+        if any(after - before <= between for before, after in itertools.pairwise(lengths)):
+            raise ValueError(
+                f"contexts={self.contexts}: they must be more than steps x repeats = {between} tokens apart, for "
+                "those are read on the way"
+            )
+        if lengths[0] < self.budget:
+            raise ValueError(f"contexts={self.contexts}: each must have at least budget={self.budget} tokens")
+
+    def contestants(self, length: int) -> list[str]:
+        """Return who is timed after so many tokens."""
+        return [RECOMPUTE, *(m for m in self.methods if m != "full" or length <= self.full_until)]
+
+
+def run_speed(options: SpeedOptions, command: str) -> list[Path]:
+    """Measure what is missing, write table and picture, and return their paths.
+
+    Raises ValueError on options that cannot be. After Ctrl-C, the lengths that were completed are not timed again.
+    """
+    from scrubjay.experiments.longcontext.plots import plot_speed
+
+    options.check()
+    settle(options.out, options.settings())
+    model, tokenizer = options.load_model()
+    tokens = options.excerpt(tokenizer, max(options.contexts) + options.steps * options.repeats)
+    records = Records(options.out / "turns.jsonl")
+    _measure(model, tokens, options, records)
+    rows = [row for row in records.rows if row["context"] in options.contexts]
+    write_atomically(options.out / "table.md", f"{header(command)}\n\n{_table(rows, options)}\n")
+    return [options.out / "table.md", plot_speed(rows, options.out / "speed.png")]
+
+
+def _measure(
+    model: PreTrainedModel,
+    tokens: Int[Tensor, " time"],
+    options: SpeedOptions,
+    records: Records,
+) -> None:
+    caches: dict[str, context.PolicyCache] = {}
+    plan = {
+        length: [
+            name
+            for name in options.contestants(length)
+            if len(records.find(context=length, method=name)) < options.repeats
+        ]
+        for length in sorted(options.contexts)
+    }
+    total = sum(max((n for n in plan if name in plan[n]), default=0) for name in options.methods)
+    done = 0
+    with ProgressDisplay("speed, tokens read", total, 0, not options.quiet) as display:
+        for length, names in plan.items():
+            for name in set(caches) - set(options.contestants(length)):
+                del caches[name]
+            for name in names:
+                if name == RECOMPUTE:
+                    continue
+                if name not in caches:
+                    caches[name] = context.PolicyCache(options.policy(name), model)
+                cache = caches[name]
+                before = cache.get_seq_length()
+                for count, _ in enumerate(read(model, cache, tokens[before:length], options.block), start=1):
+                    display.update(done + min(count * options.block, length - before), {})
+                done += length - before
+            records.keep(
+                lambda row, length=length, names=names: row["context"] != length or row["method"] not in names
+            )
+            for repeat in range(options.repeats):
+                for name in names:
+                    records.append(
+                        {"context": length, "method": name, "repeat": repeat}
+                        | _turn(model, caches.get(name), tokens, length + repeat * options.steps, options)
+                    )
+
+
+def _turn(
+    model: PreTrainedModel,
+    cache: context.PolicyCache | None,
+    tokens: Int[Tensor, " time"],
+    place: int,
+    options: SpeedOptions,
+) -> dict[str, Any]:
+    """Time the tokens from `place` on, one by one; without a cache a single one."""
+    steps = options.steps if cache is not None else 1
+    with stopwatch() as elapsed:
+        if cache is None:
+            recompute(model, tokens[place + 1 - options.budget : place + 1])
+        else:
+            for _ in read(model, cache, tokens[place : place + steps], 1):
+                pass
+    return {
+        "wall": elapsed.wall / steps,
+        "cpu": elapsed.cpu / steps,
+        "cache_bytes": 0 if cache is None else held_bytes(cache),
+    }
+
+
+def _table(rows: Sequence[dict[str, Any]], options: SpeedOptions) -> str:
+    lines = []
+    for length in sorted(options.contexts):
+        times = {
+            name: {
+                clock: [row[clock] for row in rows if row["context"] == length and row["method"] == name]
+                for clock in ("cpu", "wall", "cache_bytes")
+            }
+            for name in options.contestants(length)
+        }
+        fresh = statistics.median(times[RECOMPUTE]["cpu"])
+        for name, time in times.items():
+            cpu = statistics.median(time["cpu"])
+            lines.append(
+                [
+                    f"{length:,}, {name}",
+                    f"{1000 * cpu:.1f}",
+                    f"{1000 * min(time['cpu']):.1f} to {1000 * max(time['cpu']):.1f}",
+                    f"{1000 * statistics.median(time['wall']):.1f}",
+                    f"{fresh / cpu:.1f}",
+                    f"{max(time['cache_bytes']) / 2**20:.1f}",
+                ]
+            )
+    columns = [
+        "context, method",
+        "CPU ms/token",
+        "least to most",
+        "wall ms/token",
+        "times as fast as recompute",
+        "cache, MiB",
+    ]
+    return (
+        f"Medians of {options.repeats} turns of {options.steps} tokens (recompute: of one), contestants by turns in one "
+        f"process; budget {options.budget}.\n\n" + markdown(columns, lines)
+    )

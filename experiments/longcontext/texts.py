@@ -1,0 +1,119 @@
+"""Long texts that anyone can get: plain files, and the novels of Jane Austen as Debian packs them.
+
+    apt-get download r-cran-janeaustenr
+
+The package holds the six novels as character vectors of R. They are read from the .deb, or from the Rdata.rdb
+within it, without R: a row of blocks, each its inflated length (4 bytes, big endian) and a zlib stream, which holds
+one vector in R's XDR serialisation (R Internals, section 1.8).
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+import tarfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+_VECTOR_OF_STRINGS, _STRING = 16, 9
+_DATABASE = "data/Rdata.rdb"
+
+
+def read_text(path: Path | str, title: str | None = None) -> str:
+    """Return the text of a .txt file, or of a .deb or .rdb of novels: one of them by its title, or all in turn.
+
+    A title is told by its first letters, whatever their case: "northanger" is Northanger Abbey.
+    Raises ValueError on another kind of file, or a title that is not there, naming those that are.
+    """
+    path = Path(path)
+    if path.suffix in (".deb", ".rdb"):
+        texts = read_novels(path)
+        if title is None:
+            return "\n\n\n".join(texts.values())
+        wanted = _letters(title)
+        for name, text in texts.items():
+            if wanted and _letters(name).startswith(wanted):
+                return text
+        raise ValueError(f"{path} has no text titled {title!r}; it has {', '.join(texts)}")
+    if path.suffix != ".txt":
+        raise ValueError(f"{path}: give a .txt file, or r-cran-janeaustenr's .deb or Rdata.rdb")
+    if title is not None:
+        raise ValueError(f"title={title!r}: {path} is a single text; leave the title out")
+    return path.read_text()
+
+
+def read_novels(path: Path | str) -> dict[str, str]:
+    """Return the texts of a .deb or .rdb by title, which is a text's first line.
+
+    Raises ValueError if the file is damaged or holds no character vectors.
+    """
+    path = Path(path)
+    data = path.read_bytes()
+    if path.suffix == ".deb":
+        data = _database_of(data, path)
+    try:
+        texts = [_lines(block) for block in _blocks(data)]
+    except (struct.error, zlib.error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged, or no database of texts: {error}") from error
+    if not texts:
+        raise ValueError(f"{path} is empty")
+    return {lines[0].title(): "\n".join(lines) for lines in texts}
+
+
+def _letters(title: str) -> str:
+    return re.sub(r"[^a-z]", "", title.lower())
+
+
+def _database_of(package: bytes, path: Path) -> bytes:
+    """Return Rdata.rdb out of a Debian package: an `ar` archive, in which a tar archive holds the files."""
+    if not package.startswith(b"!<arch>\n"):
+        raise ValueError(f"{path} is no Debian package")
+    place = 8
+    while place + 60 <= len(package):
+        name, size = package[place : place + 16].decode(), int(package[place + 48 : place + 58])
+        if name.startswith("data.tar"):
+            with tarfile.open(fileobj=io.BytesIO(package[place + 60 : place + 60 + size])) as files:
+                for member in files:
+                    file = files.extractfile(member) if member.name.endswith(_DATABASE) else None
+                    if file is not None:
+                        return file.read()
+        place += 60 + size + size % 2
+    raise ValueError(f"{path} holds no {_DATABASE}; get it with: apt-get download r-cran-janeaustenr")
+
+
+def _blocks(data: bytes) -> Iterator[bytes]:
+    place = 0
+    while place < len(data):
+        (length,) = struct.unpack_from(">I", data, place)
+        stream = zlib.decompressobj()
+        block = stream.decompress(data[place + 4 :])
+        if len(block) != length:
+            raise zlib.error(f"a block of {length} bytes has {len(block)}")
+        yield block
+        place = len(data) - len(stream.unused_data)
+
+
+def _lines(block: bytes) -> list[str]:
+    if block[:2] != b"X\n":
+        raise struct.error("not in R's XDR format")
+    (version,) = struct.unpack_from(">i", block, 2)
+    place = 14
+    if version >= 3:
+        # Version 3 names its encoding here.
+        place += 4 + struct.unpack_from(">i", block, place)[0]
+    kind, count = struct.unpack_from(">ii", block, place)
+    if kind & 0xFF != _VECTOR_OF_STRINGS or count < 1:
+        raise struct.error(f"R type {kind & 0xFF} with {count} elements, where lines of text were expected")
+    place += 8
+    lines = []
+    for _ in range(count):
+        kind, length = struct.unpack_from(">ii", block, place)
+        if kind & 0xFF != _STRING:
+            raise struct.error(f"R type {kind & 0xFF} where a string was expected")
+        place += 8
+        # -1 is R's missing string.
+        lines.append(block[place : place + max(length, 0)].decode())
+        place += max(length, 0)
+    return lines

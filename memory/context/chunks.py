@@ -1,0 +1,233 @@
+"""Chunks: nothing is lost; every key head reads the chunks of the text that suit the query, and the last tokens.
+
+LongHeads (Lu et al. 2024, arXiv 2402.10685): the text is cut into chunks; a head reads the first, the latest and
+those that score best, moved together to positions without gaps, so that a text may be much longer than those of
+training. A chunk's score is Quest's (Tang et al. 2024, arXiv 2406.10774, equation 2): the most that any key within
+the chunk's smallest and largest coordinates could score, taken of unturned keys; it needs none of the queries of
+the chunk, as LongHeads' does, and so serves a cache that is fed token by token. Chunks lie in memory or on disk
+and are fetched; with the model stay the scores' two vectors a chunk.
+
+The queries of a prompt choose together in pieces of 64, as in InfLLM (Xiao et al. 2024, arXiv 2402.04617), a token
+that is generated chooses alone. `kernels.chunk_retrieval` has the same shape but does not fit: it reads all chunks
+at positions of their own, from the model's memory, and has no causal part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from scrubjay.memory.context.base import CacheShape, ContextPolicy, Held, LayerMemory, Step
+from scrubjay.memory.context.slots import attend_at_slots, unturn
+from scrubjay.memory.context.store import ChunkStore, Place
+
+# Queries that choose together.
+_PIECE = 64
+
+
+@dataclass(frozen=True)
+class ChunksPolicy(ContextPolicy):
+    """Keep everything, and read the first chunk, the last ones and the best between, `budget` tokens in all."""
+
+    budget: int = 1024
+    """Tokens read, beside those of the present call."""
+    chunk_size: int = 16
+    """Tokens in a chunk."""
+    local_chunks: int | None = None
+    """Chunks before the present one that are always read; by default half of all read."""
+    store: Place = "cpu"
+    """Where chunks lie: "model" is with the model, "cpu" in memory, "disk" in a temporary file."""
+    folder: str | None = None
+    """Where temporary files are made; by default where the system has them."""
+
+    moves_positions: ClassVar[bool] = True
+    any_cut: ClassVar[bool] = False
+    can_crop: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.store not in ("model", "cpu", "disk"):
+            raise ValueError(f"store={self.store!r}; choose 'model', 'cpu' or 'disk'")
+        if self.chunk_size < 1:
+            raise ValueError(f"chunk_size={self.chunk_size}: must be at least 1")
+        if self.local < 0:
+            raise ValueError(f"local_chunks={self.local}: must not be negative")
+        if self.chosen < 1:
+            raise ValueError(
+                f"budget={self.budget}: must be at least {(self.local + 3) * self.chunk_size}, for the first chunk, "
+                f"{self.local} local ones, the present one and one to choose, of {self.chunk_size} tokens each"
+            )
+
+    @property
+    def local(self) -> int:
+        """Chunks before the present one that are always read."""
+        return self.budget // self.chunk_size // 2 if self.local_chunks is None else self.local_chunks
+
+    @property
+    def chosen(self) -> int:
+        """Chunks that are chosen: all but the first, the local and the present."""
+        return self.budget // self.chunk_size - self.local - 2
+
+    def build(self) -> LayerMemory:
+        """Return an empty memory for one layer."""
+        return ChunksMemory(self)
+
+    def nbytes(self, tokens: int, shape: CacheShape, at_once: bool = True) -> int:
+        """Return the bytes of the scores' vectors, and of the chunks where they lie with the model."""
+        chunks = -(-tokens // self.chunk_size)
+        bounds = 2 * shape.layers * shape.batch * shape.key_heads * shape.key_width * shape.itemsize
+        return chunks * (bounds + self.chunk_size * shape.token_bytes * (self.store == "model"))
+
+
+class ChunksMemory(LayerMemory):
+    """State: `lows` and `highs`, each chunk's smallest and largest coordinates; keys and values are in a store."""
+
+    def __init__(self, policy: ChunksPolicy) -> None:
+        super().__init__()
+        self.policy = policy
+        self._store: ChunkStore | None = None
+        self._chunk_bytes = 0
+        self._width = 0
+
+    def pieces(self, step: Step) -> list[int]:
+        """Return pieces whose queries choose together."""
+        whole, rest = divmod(step.length, _PIECE)
+        return [_PIECE] * whole + [rest] * (rest > 0)
+
+    def retrieve(self, query: Tensor, step: Step, scale: float) -> Held | None:
+        """Return the first chunk, those chosen, and those up to the present, as they follow in the text."""
+        if self._store is None:
+            return None
+        size, local = self.policy.chunk_size, self.policy.local
+        present = step.before // size
+        nearest = torch.arange(-local, 1, device=present.device) + present[:, None]
+        nearest = nearest.masked_fill((nearest < 0) | (nearest * size >= step.before[:, None]), -1)
+        first = torch.where(present > local, 0, -1)[:, None]
+        always = torch.cat([first, nearest], dim=1)[:, None].expand(
+            -1, query.shape[1] // self._shared(query), -1
+        )
+        chunks = torch.cat([always, self._choose(query, step, present - local)], dim=2)
+        chunks = chunks.sort(dim=-1).values
+        keys, values = self.load(chunks)
+        # Heads choose differently but as many, and what they choose has no holes: slots are the same for all.
+        token = chunks[:, 0, :, None] * size + torch.arange(size, device=chunks.device)
+        valid = ((chunks[:, 0, :, None] >= 0) & (token < step.before[:, None, None])).flatten(1)
+        return Held(keys, values, valid)
+
+    def load(self, chosen: Int[Tensor, "batch key_heads chunks"]) -> tuple[Tensor, Tensor]:
+        """Fetch chunks from where they lie; a negative one is any."""
+        assert self._store is not None
+        table = self._store.fetch(chosen.clamp(min=0))
+        return table[..., : self._width], table[..., self._width :]
+
+    def generate(
+        self, query: Tensor, keys: Tensor, values: Tensor, held: Held | None, step: Step, scale: float
+    ) -> Tensor:
+        """Attend causally at slot positions."""
+
+        def slots() -> Tensor:
+            if held is None or held.valid is None:
+                return step.time
+            old = held.valid.cumsum(dim=1)
+            new = torch.where(step.time < 0, -1, old[:, -1:] + step.time - step.before[:, None])
+            return torch.cat([torch.where(held.valid, old - 1, -1), new], dim=1)
+
+        return attend_at_slots(query, keys, values, held, step.once("slots", slots), step, scale)[0]
+
+    def compress(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scale: float) -> None:
+        """Put new tokens into the store, and renew what their chunks are chosen by."""
+        table = torch.cat([unturn(keys, step), values], dim=-1).detach()
+        if self._store is None:
+            self._open(table, keys.shape[-1])
+        assert self._store is not None
+        self._store.write(table, step.time)
+        first = step.once("first chunk", lambda: int(step.before.min()) // self.policy.chunk_size)
+        self._bound(first, step.after)
+
+    def crop(self, columns: int, count: Int[Tensor, " batch"]) -> None:
+        """Forget the last tokens."""
+        left = count - columns
+        first = int(left.min()) // self.policy.chunk_size
+        self.state = {name: tensor[:, :, :first] for name, tensor in self.state.items()}
+        self._bound(first, left)
+
+    def reorder(self, rows: Int[Tensor, " chosen"]) -> None:
+        """Keep the given rows, in their order, in the store as well."""
+        super().reorder(rows)
+        if self._store is not None:
+            self._chunk_bytes = self._chunk_bytes // self._store.rows * len(rows)
+            self._store.reorder(rows)
+
+    def saved(self) -> dict[str, Tensor]:
+        """Return the state, and all that is in the store."""
+        if self._store is None:
+            return self.state
+        chunks = self.state["lows"].shape[2]
+        return self.state | {"chunks": self._store.all(chunks), "width": torch.tensor(self._width)}
+
+    def restore(self, saved: dict[str, Tensor]) -> None:
+        """Take up what `saved` returned, in a new store."""
+        if "chunks" in saved:
+            table = saved["chunks"]
+            self._open(table, int(saved["width"]))
+            assert self._store is not None
+            self._store.write(table, torch.arange(table.shape[2]).expand(len(table), -1))
+        self.state = {name: saved[name] for name in ("lows", "highs") if name in saved}
+
+    def nbytes(self, place: str | None = None) -> int:
+        """Return the bytes with the model, or those of the chunks in the store."""
+        chunks = self.state["lows"].shape[2] * self._chunk_bytes if self.state else 0
+        if place is not None:
+            return chunks if place == self.policy.store else 0
+        return super().nbytes() + chunks * (self.policy.store == "model")
+
+    def _open(self, table: Tensor, width: int) -> None:
+        self._width = width
+        self._store = ChunkStore(self.policy.store, self.policy.folder, table, self.policy.chunk_size)
+        self._chunk_bytes = table[:, :, 0].nbytes * self.policy.chunk_size
+
+    def _bound(self, first: int, count: Int[Tensor, " batch"]) -> None:
+        """Renew the bounds of all chunks from `first` on, of rows that have `count` tokens."""
+        assert self._store is not None
+        size = self.policy.chunk_size
+        chunks = -(-int(count.max()) // size)
+        keys = self._store.all(chunks, first)[..., : self._width]
+        place = first * size + torch.arange(keys.shape[2], device=keys.device)
+        none = (place >= count[:, None])[:, None, :, None]
+        for name, extreme, nothing in (
+            ("lows", torch.amin, float("inf")),
+            ("highs", torch.amax, float("-inf")),
+        ):
+            new = extreme(keys.masked_fill(none, nothing).unflatten(2, (-1, size)), dim=3)
+            if name in self.state:
+                new = torch.cat([self.state[name][:, :, :first], new], dim=2)
+            self.state[name] = new
+
+    def _shared(self, query: Tensor) -> int:
+        return query.shape[1] // self.state["lows"].shape[1]
+
+    def _choose(
+        self, query: Float[Tensor, "batch heads length width"], step: Step, end: Int[Tensor, " batch"]
+    ) -> Int[Tensor, "batch key_heads chosen"]:
+        """Return the best chunks between the first and `end`, -1 where there are not so many."""
+        lows, highs = self.state["lows"], self.state["highs"]
+        chunk = torch.arange(lows.shape[2], device=lows.device)
+        open_ = (chunk >= 1) & (chunk < end[:, None])
+        number = step.once("number", lambda: min(self.policy.chosen, max(int(end.max()) - 1, 0)))
+        if number == 0:
+            return chunk.new_full((*lows.shape[:2], 0), -1)
+        query = unturn(query, step).detach().unflatten(1, (lows.shape[1], -1)).flatten(2, 3)
+        safe = open_[:, None, :, None]
+        scores = query.clamp(min=0) @ highs.where(safe, 0).mT + query.clamp(max=0) @ lows.where(safe, 0).mT
+        scores = (scores * query.shape[-1] ** -0.5).float().masked_fill(~open_[:, None, None], float("-inf"))
+        # Each query has one vote to spread.
+        votes = torch.softmax(scores, dim=-1).nan_to_num(0)
+        if step.padded:
+            votes = votes.unflatten(2, (-1, step.length)) * (step.time >= 0)[:, None, None, :, None]
+            votes = votes.flatten(2, 3)
+        votes = votes.sum(dim=2).masked_fill(~open_[:, None], -1)
+        best = votes.topk(number, dim=-1)
+        return best.indices.masked_fill(best.values < 0, -1)

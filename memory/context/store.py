@@ -1,0 +1,90 @@
+"""Where chunks of keys and values lie that nothing is read of at the moment: with the model, in memory, on disk."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+import weakref
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Place = Literal["model", "cpu", "disk"]
+
+
+class ChunkStore:
+    """A growing table `[chunks, batch, heads, chunk_size, width]`, on disk in a temporary file that goes with it."""
+
+    def __init__(self, place: Place, folder: str | None, like: Tensor, chunk_size: int) -> None:
+        batch, heads, _, width = like.shape
+        self._place, self._folder = place, folder
+        self._device = like.device
+        self._inner = (batch, heads, chunk_size, width)
+        self._dtype = like.dtype
+        self._table = self._allocate(0)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the table."""
+        return self._inner[0]
+
+    def write(
+        self, new: Float[Tensor, "batch heads length width"], time: Int[Tensor, "batch length"]
+    ) -> None:
+        """Put tokens at their places in their rows' texts; those of negative time nowhere."""
+        size = self._inner[2]
+        chunks = -(-(int(time.max()) + 1) // size)
+        if chunks > len(self._table):
+            grown = self._allocate(max(chunks, 2 * len(self._table)))
+            if self._place != "disk":
+                grown[: len(self._table)] = self._table
+            self._table = grown
+        row, column = (time >= 0).nonzero(as_tuple=True)
+        here = time[row, column].to(self._table.device)
+        token = new.detach().transpose(1, 2)[row, column].to(self._table.device)
+        self._table[here // size, row.to(here.device), :, here % size] = token
+
+    def fetch(self, chunks: Int[Tensor, "batch heads chosen"]) -> Float[Tensor, "batch heads tokens width"]:
+        """Return the tokens of chosen chunks, on the model's device."""
+        chunks = chunks.to(self._table.device)
+        row = torch.arange(self._inner[0], device=chunks.device)[:, None, None]
+        head = torch.arange(self._inner[1], device=chunks.device)[:, None]
+        return self._table[chunks, row, head].flatten(2, 3).to(self._device, non_blocking=True)
+
+    def all(self, chunks: int, first: int = 0) -> Float[Tensor, "batch heads tokens width"]:
+        """Return the tokens of chunks from `first` to `chunks`, on the model's device."""
+        return self._table[first:chunks].permute(1, 2, 0, 3, 4).flatten(2, 3).to(self._device)
+
+    def reorder(self, rows: Int[Tensor, " chosen"]) -> None:
+        """Keep the given rows, in their order."""
+        old = self._table
+        self._inner = (len(rows), *self._inner[1:])
+        self._close()
+        self._table = self._allocate(len(old))
+        torch.index_select(old, 1, rows.to(old.device), out=self._table)
+
+    def _allocate(self, chunks: int) -> Tensor:
+        shape = (chunks, *self._inner)
+        if self._place != "disk":
+            return torch.zeros(
+                shape, dtype=self._dtype, device=self._device if self._place == "model" else "cpu"
+            )
+        if chunks == 0:
+            handle, self._path = tempfile.mkstemp(prefix="scrubjay-", suffix=".chunks", dir=self._folder)
+            os.close(handle)
+            self._close = weakref.finalize(self, _remove, self._path)
+            return torch.zeros(shape, dtype=self._dtype)
+        if not os.path.exists(self._path):
+            self._allocate(0)
+        return torch.from_file(self._path, shared=True, size=math.prod(shape), dtype=self._dtype).view(shape)
+
+    def _close(self) -> None:
+        """Remove the file, if there is one."""
+
+
+def _remove(path: str) -> None:
+    if os.path.exists(path):
+        os.remove(path)
