@@ -23,6 +23,7 @@ VERBS = {
     "compare": "train memories x recipes x seeds, and tabulate",
     "launch": "train on a Ray cluster, as a job of its head",
     "sweep": "train many settings at once, and stop early what falls behind",
+    "chat": "talk to a local language model, as long as you like",
 }
 
 

@@ -452,6 +452,17 @@ def sweep(words: Sequence[str]) -> int:
         return run_sweep(Sweep(remaining[0], params, tuple(remaining[1:])), out, address, jobs)
 
 
+def chat(words: Sequence[str]) -> int:
+    """`scrubjay chat [--model NAME|FOLDER|FILE.gguf] [--policy NAME] [--budget N]`."""
+    from rich.console import Console
+
+    from scrubjay.experiments.chat import Chat, ChatOptions
+
+    options = parse(ChatOptions, words, "scrubjay chat")
+    with _bad_input():
+        return Chat(options, Console()).run()
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "resume": resume,
@@ -464,6 +475,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "compare": compare,
     "launch": launch,
     "sweep": sweep,
+    "chat": chat,
 }
 
 
