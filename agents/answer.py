@@ -10,10 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from scrubjay.agents.answer_text import AnswerText
-from scrubjay.agents.constrained_json import Constraint
+from scrubjay.agents.constrained_json import CALL_BEGIN, Constraint
 from scrubjay.agents.kept_conversations import Conversation
 from scrubjay.agents.loaded_model import LoadedModel
 from scrubjay.agents.sampling import Sampling
+from scrubjay.memory.context.full import FullPolicy
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class AnswerConfig:
     """Makes the draws repeatable."""
     stop: tuple[str, ...] = ()
     """The answer ends before the first of these texts."""
+    call_bias: float = 0.0
+    """Added to the logit with which a tool call would begin, at the answer's first token."""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -38,7 +41,8 @@ class Answer:
     """Iterate over it once: pieces of text as they come, some empty, one or more tokens each.
 
     The conversation has read `prompt` but for `new_tokens`. Raises ValueError if `max_tokens` is too small for
-    the shortest answer that the constraint admits.
+    the shortest answer that the constraint admits, and if a policy that keeps everything must read more than
+    the model was trained on.
     """
 
     def __init__(
@@ -56,6 +60,11 @@ class Answer:
         self.prompt_tokens = self.cached_tokens + len(new_tokens)
         self.tokens = 0
         self.finish_reason = "stop"
+        if self._outgrown(self.prompt_tokens + 1):
+            raise ValueError(
+                f"the prompt has {self.prompt_tokens} tokens, and {loaded.name} was trained on texts of "
+                f"{loaded.trained_length}; choose a policy that goes on, such as policy='sinks'"
+            )
         self._closed = False
         self._text = AnswerText(loaded.tokenizer, config.stop)
         self._shown = 0
@@ -105,16 +114,28 @@ class Answer:
     def _ended(self) -> bool:
         if self._closed or self._text.stopped or (self._constraint is not None and self._constraint.finished):
             return True
-        if self.tokens >= self._config.max_tokens:
+        if self.tokens >= self._config.max_tokens or self._outgrown(self.prompt_tokens + self.tokens):
             self.finish_reason = "length"
             return True
         return False
+
+    def _outgrown(self, length: int) -> bool:
+        """Return whether a text of this length is too long for the model, with a cache that keeps all of it."""
+        longest = self._loaded.trained_length
+        return (
+            longest is not None
+            and length > longest
+            and isinstance(self._conversation.cache.policy, FullPolicy)
+        )
 
     def _next(self, logits: Float[Tensor, "vocabulary"]) -> list[int]:
         """Return the next token, or several where there is no choice."""
         constraint, choose = self._constraint, self._config.sampling.choose
         if constraint is None:
             return [choose(logits, self._generator)]
+        if self._config.call_bias and self.tokens == 0:
+            logits = logits.clone()
+            logits[self._loaded.tokenize(CALL_BEGIN)[0]] += self._config.call_bias
         forced = constraint.forced()
         if forced:
             constraint.accept(forced)

@@ -145,9 +145,9 @@ def _merged(spoken: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _tools_text(tools: Sequence[dict[str, Any]]) -> str:
     listed = "\n".join(json.dumps(_described(tool), ensure_ascii=False) for tool in tools)
     return (
-        f"You can call functions. These are all there are, as JSON:\n{listed}\n\n"
-        "When a function can help, call it and say nothing else. A call is written like this:\n"
-        f'{CALL_BEGIN}\n{{"name": "the function", "arguments": {{"the argument": "its value"}}}}\n{CALL_END}'
+        f"# Functions\n\nThese functions may be called:\n<tools>\n{listed}\n</tools>\n\n"
+        f"A call is JSON with the function's name and its arguments, between {CALL_BEGIN} and {CALL_END}, and "
+        f'nothing else:\n{CALL_BEGIN}\n{{"name": <name>, "arguments": <arguments as JSON>}}\n{CALL_END}'
     )
 
 

@@ -92,7 +92,7 @@ class Constraint:
         letter = self._token("a")
         # Letters are allowed inside strings, and there braces are letters too.
         inside_string = letter is not None and allowed[letter]
-        for text in ('"', "a") if inside_string else ("}", "]", "0", "1", "null", "true", '"'):
+        for text in ('"', "a") if inside_string else ("}", "]", '"', "0", "1", "null", "true"):
             token = self._token(text)
             if token is not None and allowed[token]:
                 return token

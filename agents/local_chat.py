@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import torch
 from langchain_core.callbacks import CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
+from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput, ModelProfile
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
@@ -68,6 +68,8 @@ class LocalChatModel(BaseChatModel):
     """Tokens of an answer at most."""
     stop: list[str] | None = None
     """An answer ends before the first of these texts."""
+    call_bias: float = 0.0
+    """Makes a model that may call a tool do so more often; small ones want some 4, in units of logits."""
     max_conversations: int = 8
     """Conversations whose caches are kept; what was used longest ago goes first."""
     chat_template: str | None = None
@@ -105,6 +107,19 @@ class LocalChatModel(BaseChatModel):
                 policy = dataclasses.replace(cast("Any", policy), budget=self.budget)
         self._context_policy = policy
         return self
+
+    def _resolve_model_profile(self) -> ModelProfile:
+        # No `max_input_tokens`: the policy bounds the cache, not the text.
+        return ModelProfile(
+            text_inputs=True,
+            text_outputs=True,
+            image_inputs=False,
+            tool_calling=True,
+            tool_choice=True,
+            tool_call_streaming=True,
+            structured_output=True,
+            temperature=True,
+        )
 
     @property
     def loaded(self) -> LoadedModel:
@@ -353,12 +368,13 @@ class LocalChatModel(BaseChatModel):
         """Return the settings of one call: what the call says, else what the model says."""
         field = {
             name: given.get(name, getattr(self, name))
-            for name in ("temperature", "top_p", "seed", "max_tokens")
+            for name in ("temperature", "top_p", "seed", "max_tokens", "call_bias")
         }
         return AnswerConfig(
             max_tokens=field["max_tokens"],
             sampling=Sampling(field["temperature"], field["top_p"]),
             seed=field["seed"],
+            call_bias=field["call_bias"],
             stop=tuple(stop if stop is not None else self.stop or ()),
         )
 

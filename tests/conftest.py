@@ -44,24 +44,21 @@ def smollm2():
 
 @pytest.fixture(scope="session")
 def tiny_chat():
-    """A random Llama of two layers that follows no instruction, and a tokenizer of 400 tokens with a chat template."""
+    """Return a random Llama of two layers, which follows no instruction, and a tokenizer of bytes with a chat template.
+
+    A byte a token: what was said and is read again as text is the same tokens. Those of ASCII alone are said.
+    """
     pytest.importorskip("transformers")
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    raw = Tokenizer(models.BPE())
+    marks = ["<|im_start|>", "<|im_end|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = Tokenizer(models.BPE(vocab={token: place for place, token in enumerate(marks + alphabet)}, merges=[]))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=["<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    call = '<tool_call>\n{"name": "magic_function", "arguments": {"input": 3}}\n</tool_call>'
-    raw.train_from_iterator([call] * 9 + ["Hello, what is the weather? It is sunny."] * 3, trainer)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|im_end|>"
+        tokenizer_object=raw, bos_token=marks[0], eos_token=marks[1], pad_token=marks[1]
     )
     tokenizer.chat_template = (
         "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
@@ -77,10 +74,16 @@ def tiny_chat():
         max_position_embeddings=4096,
         # Far from zero: the likeliest token must not hang on the last bit of float32.
         initializer_range=0.5,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=0,
+        eos_token_id=1,
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = LlamaForCausalLM(config).eval()
+    said = tokenizer("".join(map(chr, range(32, 127)))).input_ids
+    with torch.no_grad():
+        silent = torch.ones(len(tokenizer), dtype=torch.bool).index_fill(0, torch.tensor(said), False)
+        model.lm_head.weight[silent] = 0
+        # Quotes are said often, so that the strings of JSON end soon.
+        model.lm_head.weight[tokenizer('"').input_ids] *= 4
     return model, tokenizer

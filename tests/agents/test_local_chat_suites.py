@@ -16,6 +16,8 @@ from scrubjay.agents import LocalChatModel
 
 
 class _Chat:
+    ready: object
+
     @pytest.fixture(autouse=True)
     def _ready(self, tiny_chat):
         type(self).ready = tiny_chat
@@ -38,6 +40,8 @@ class TestUnit(_Chat, ChatModelUnitTests):
 
 
 class _Integration(_Chat):
+    another: str
+
     @pytest.fixture(autouse=True)
     def _another(self, tiny_chat, tmp_path_factory):
         folder = tmp_path_factory.getbasetemp() / "another"
@@ -48,7 +52,7 @@ class _Integration(_Chat):
 
     @property
     def chat_model_params(self):
-        return {"model": self.ready, "temperature": 0, "max_tokens": 64}
+        return {"model": self.ready, "temperature": 0, "max_tokens": 120}
 
     @property
     def model_override_value(self):
