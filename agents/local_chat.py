@@ -127,6 +127,11 @@ class LocalChatModel(BaseChatModel):
         return self._load(self.model)
 
     @property
+    def context_policy(self) -> context.ContextPolicy:
+        """What the cache keeps."""
+        return self._context_policy
+
+    @property
     def _llm_type(self) -> str:
         return "scrubjay-local"
 

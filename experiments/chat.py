@@ -85,7 +85,7 @@ class Chat:
                 else:
                     self.answer(line)
             except (ValueError, OSError) as error:
-                console.print(f"[red]{_plain(error)}[/red]")
+                console.out(error, style="red", highlight=False)
         return 0
 
     def answer(self, text: str) -> None:
@@ -128,7 +128,7 @@ class Chat:
             )
         if name == "/help":
             for known, what in _COMMANDS.items():
-                self._console.print(f"{known:<8} {what}", highlight=False, markup=False)
+                self._console.out(f"{known:<8} {what}", highlight=False)
         elif name == "/reset":
             self._start()
             self._console.print("forgotten")
@@ -180,22 +180,31 @@ class Chat:
         self._messages = [SystemMessage(self.options.system)] if self.options.system else []
 
     def _model(self, policy: str, budget: int) -> Any:
+        from pydantic import ValidationError
+
         from scrubjay.agents import LocalChatModel
 
         options = self.options
-        return LocalChatModel(
-            model=options.model,
-            policy=policy,
-            budget=budget,
-            temperature=options.temperature,
-            top_p=options.top_p,
-            max_tokens=options.max_tokens,
-            seed=options.seed,
-            device=options.device,
-        )
+        try:
+            return LocalChatModel(
+                model=options.model,
+                policy=policy,
+                budget=budget,
+                temperature=options.temperature,
+                top_p=options.top_p,
+                max_tokens=options.max_tokens,
+                seed=options.seed,
+                device=options.device,
+            )
+        except ValidationError as error:
+            # Without the frame that pydantic puts around the reason.
+            reasons = (part["msg"].removeprefix("Value error, ") for part in error.errors())
+            raise ValueError("; ".join(reasons)) from None
 
     def _described(self) -> str:
-        return f"policy {self._chat.policy}, budget {self._chat.budget}"
+        policy = self._chat.context_policy
+        sizes = ", ".join(f"{name} {value}" for name, value in vars(policy).items())
+        return f"policy {self._chat.policy}" + (f" ({sizes})" if sizes else "")
 
     def _read(self) -> str | None:
         """Return the next line, None at the end of the input; Ctrl-C here clears the line."""
@@ -233,12 +242,3 @@ def _interruptible() -> Iterator[threading.Event]:
 
 def _bytes(count: int) -> str:
     return f"{count / 2**20:.1f} MiB"
-
-
-def _plain(error: Exception) -> str:
-    """Return an error in one line, without the frame that pydantic puts around it."""
-    from pydantic import ValidationError
-
-    if isinstance(error, ValidationError):
-        return "; ".join(part["msg"].removeprefix("Value error, ") for part in error.errors())
-    return " ".join(str(error).split())

@@ -54,7 +54,9 @@ def tiny_chat():
 
     marks = ["<|im_start|>", "<|im_end|>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    raw = Tokenizer(models.BPE(vocab={token: place for place, token in enumerate(marks + alphabet)}, merges=[]))
+    raw = Tokenizer(
+        models.BPE(vocab={token: place for place, token in enumerate(marks + alphabet)}, merges=[])
+    )
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(

@@ -99,3 +99,8 @@ class TestSmolLM2(_Integration, ChatModelIntegrationTests):
     @pytest.fixture(autouse=True)
     def _ready(self, smollm2):
         type(self).ready = smollm2
+
+    @property
+    def chat_model_params(self):
+        # It calls no tool of its own accord, but knows when it might.
+        return {"model": self.ready, "temperature": 0, "max_tokens": 40, "call_bias": 4}
