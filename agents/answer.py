@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -81,7 +81,7 @@ class Answer:
                 f"max_tokens={config.max_tokens}: the shortest valid answer has {len(shortest)} tokens"
             )
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Generator[str]:
         conversation = self._conversation
         logits = self._loaded.read(self._new_tokens, conversation.cache)
         conversation.text = conversation.asked = self._prompt

@@ -10,6 +10,7 @@ import dataclasses
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import closing
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, cast
@@ -310,14 +311,15 @@ class LocalChatModel(BaseChatModel):
                 yield chunk
 
         try:
-            for piece in answer:
-                if wanted.tools:
-                    for chunk in chunks(splitter.push(piece)):
-                        called = called or bool(cast("AIMessageChunk", chunk.message).tool_call_chunks)
-                        yield chunk
-                elif piece:
-                    yield from chunks(iter([piece]))
-            yield from chunks(splitter.finish())
+            with closing(iter(answer)) as pieces:
+                for piece in pieces:
+                    if wanted.tools:
+                        for chunk in chunks(splitter.push(piece)):
+                            called = called or bool(cast("AIMessageChunk", chunk.message).tool_call_chunks)
+                            yield chunk
+                    elif piece:
+                        yield from chunks(iter([piece]))
+                yield from chunks(splitter.finish())
         except GeneratorExit:
             self._kept.put(conversation)
             raise
