@@ -64,7 +64,7 @@ def test_a_conversation_goes_on_from_disk(talk, tmp_path):
 
 def test_mistakes_are_told_and_end_nothing(talk, tmp_path):
     code, out, _ = talk(
-        "/sav", "/save", "/policy sinkz", "/policy sinks x", f"/load {tmp_path}", "/help", "/quit", "no"
+        "/saves", "/save", "/policy sinkz", "/policy sinks x", f"/load {tmp_path}", "/help", "/quit", "no"
     )
     assert code == 0
     for told in (
