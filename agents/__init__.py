@@ -1,4 +1,9 @@
-"""Policies and learners: things that act, holding any memory."""
+"""Policies, learners and chat models: things that act, holding any memory."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from scrubjay.agents.advantages import generalized_advantage
 from scrubjay.agents.gamatr import GAMATR
@@ -12,12 +17,16 @@ from scrubjay.agents.team_policy import TeamPolicy, TeamPolicyConfig, TeamPolicy
 from scrubjay.agents.team_sampler import TeamEpisodeStats, TeamSampler
 from scrubjay.agents.team_segment import TeamSegment
 
+if TYPE_CHECKING:
+    from scrubjay.agents.local_chat import LocalChatModel
+
 __all__ = [
     "GAMATR",
     "PPO",
     "EpisodeStats",
     "Evaluation",
     "GAMATRConfig",
+    "LocalChatModel",
     "Observation",
     "PPOConfig",
     "Policy",
@@ -35,3 +44,12 @@ __all__ = [
     "TeamStep",
     "generalized_advantage",
 ]
+
+# On first use: who trains policies must not wait for langchain and transformers.
+_LATER = {"LocalChatModel": "local_chat"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)

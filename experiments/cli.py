@@ -22,9 +22,10 @@ VERBS = {
     "demo": "train with and without a memory, and compare: a few minutes",
     "compare": "train memories x recipes x seeds, and tabulate",
     "launch": "train on a Ray cluster, as a job of its head",
-    "inspect": "show a language model's attention: sinks, retrieval heads, maps",
     "sweep": "train many settings at once, and stop early what falls behind",
+    "inspect": "show a language model's attention: sinks, retrieval heads, maps",
     "longcontext": "measure what context policies keep of a long text, and its cost",
+    "chat": "talk to a local language model, as long as you like",
 }
 
 

@@ -261,6 +261,17 @@ def inspect(words: Sequence[str]) -> int:
         return inspect_model(options)
 
 
+def chat(words: Sequence[str]) -> int:
+    """`scrubjay chat [--model NAME|FOLDER|FILE.gguf] [--policy NAME] [--budget N]`."""
+    from rich.console import Console
+
+    from scrubjay.experiments.chat import Chat, ChatOptions
+
+    options = parse(ChatOptions, words, "scrubjay chat")
+    with bad_input():
+        return Chat(options, Console()).run()
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "resume": resume,
@@ -272,9 +283,10 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "demo": demo,
     "compare": compare,
     "launch": launch,
-    "inspect": inspect,
     "sweep": sweep,
+    "inspect": inspect,
     "longcontext": longcontext,
+    "chat": chat,
 }
 
 

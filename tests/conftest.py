@@ -60,3 +60,52 @@ def smollm2():
     from scrubjay.memory import context
 
     return context.load_model("smollm2")
+
+
+@pytest.fixture(scope="session")
+def tiny_chat():
+    """Return a random Llama of two layers, which follows no instruction, and a tokenizer of bytes with a chat template.
+
+    A byte a token: what was said and is read again as text is the same tokens. Those of ASCII alone are said.
+    """
+    pytest.importorskip("transformers")
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    marks = ["<|im_start|>", "<|im_end|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = Tokenizer(
+        models.BPE(vocab={token: place for place, token in enumerate(marks + alphabet)}, merges=[])
+    )
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token=marks[0], eos_token=marks[1], pad_token=marks[1]
+    )
+    tokenizer.chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        # Far from zero: the likeliest token must not hang on the last bit of float32.
+        initializer_range=0.5,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config).eval()
+    said = tokenizer("".join(map(chr, range(32, 127)))).input_ids
+    with torch.no_grad():
+        silent = torch.ones(len(tokenizer), dtype=torch.bool).index_fill(0, torch.tensor(said), False)
+        model.lm_head.weight[silent] = 0
+        # Quotes are said often, so that the strings of JSON end soon.
+        model.lm_head.weight[tokenizer('"').input_ids] *= 4
+    return model, tokenizer

@@ -1,0 +1,121 @@
+"""What a model has read and said already, kept so that the next turn reads only what is new."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+_TEXT, _CACHE = "conversation.json", "cache.safetensors"
+
+
+@dataclass
+class Conversation:
+    """A cache, and the text that it holds.
+
+    Texts are compared, not tokens: what a model said need not be how its tokenizer cuts the same words.
+    """
+
+    cache: Any
+    """A `PolicyCache`; how many tokens it has seen is `cache.get_seq_length()`."""
+    model: str
+    """Name of the model that reads it."""
+    thread: str | None = None
+    """The caller's name for it."""
+    text: str = ""
+    """All that was read and said."""
+    pending: list[int] = field(default_factory=list)
+    """Tokens at the end of `text` that were said but not read yet."""
+    asked: str = ""
+    """The prompt of the last answer."""
+    asked_length: int = 0
+    """Tokens of that prompt."""
+    asked_last: int = 0
+    """Its last token."""
+
+    def save(self, folder: Path) -> None:
+        """Write it into `folder`, which may exist."""
+        folder.mkdir(parents=True, exist_ok=True)
+        about = {name: value for name, value in vars(self).items() if name not in ("cache", "thread")}
+        about["seen"] = self.cache.get_seq_length()
+        self.cache.save(folder / f"{_CACHE}.new")
+        (folder / f"{_TEXT}.new").write_text(
+            json.dumps(about, ensure_ascii=False, indent=1), encoding="utf-8"
+        )
+        # Stopped between the two, they would not belong together: `load` compares what was seen.
+        for name in (_CACHE, _TEXT):
+            (folder / f"{name}.new").replace(folder / name)
+
+    @classmethod
+    def load(cls, folder: Path, policy: Any, model: Any, thread: str | None) -> Conversation:
+        """Return the conversation that `save` wrote. Raises ValueError on a folder that holds none."""
+        from scrubjay.memory.context import PolicyCache
+
+        try:
+            about = json.loads((folder / _TEXT).read_text(encoding="utf-8"))
+            seen = about.pop("seen")
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise ValueError(f"{folder} holds no saved conversation: {error}") from error
+        cache = PolicyCache.load(folder / _CACHE, policy, model)
+        if cache.get_seq_length() != seen:
+            raise ValueError(
+                f"{folder} was saved in part: its cache has seen {cache.get_seq_length()}, not {seen}"
+            )
+        return cls(cache, thread=thread, **about)
+
+
+class KeptConversations:
+    """The conversations used last, at most `limit` of them; safe to use from several threads.
+
+    Who takes a conversation has it alone: another call that would go on with it meanwhile starts anew.
+    """
+
+    def __init__(self, limit: int) -> None:
+        if limit < 0:
+            raise ValueError(f"max_conversations={limit}: must not be negative")
+        self._limit = limit
+        self._kept: OrderedDict[int, Conversation] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def take(self, text: str, model: str, thread: str | None) -> Conversation | None:
+        """Remove and return the conversation that a prompt goes on with or asks again, the longest of them."""
+        with self._lock:
+            return self._pop(
+                lambda kept: (
+                    kept.model == model and kept.thread == thread and text.startswith((kept.text, kept.asked))
+                ),
+                prefer=lambda kept: len(kept.text) if text.startswith(kept.text) else len(kept.asked),
+            )
+
+    def newest(self, thread: str | None) -> Conversation | None:
+        """Return the conversation used last under this name, which stays."""
+        with self._lock:
+            found = [kept for kept in self._kept.values() if kept.thread == thread]
+            return found[-1] if found else None
+
+    def put(self, conversation: Conversation) -> None:
+        """Keep a conversation as the one used last; a name has one, and what was used longest ago may go."""
+        with self._lock:
+            if conversation.thread is not None:
+                self._pop(lambda kept: kept.thread == conversation.thread)
+            self._kept[id(conversation)] = conversation
+            while len(self._kept) > self._limit:
+                self._kept.popitem(last=False)
+
+    def forget(self, thread: str | None) -> None:
+        """Drop all conversations of this name."""
+        with self._lock:
+            while self._pop(lambda kept: kept.thread == thread):
+                pass
+
+    def _pop(self, wanted: Any, prefer: Any = lambda kept: 0) -> Conversation | None:
+        found = [key for key, kept in self._kept.items() if wanted(kept)]
+        if not found:
+            return None
+        return self._kept.pop(max(found, key=lambda key: prefer(self._kept[key])))
