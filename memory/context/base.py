@@ -98,7 +98,12 @@ class Step:
 
     def _part(self, first: int, length: int) -> Step:
         columns = slice(first, first + length)
-        before, after = (self.before + (self.time[:, :c] >= 0).sum(dim=1) for c in (first, first + length))
+        if self.padded:
+            before, after = (
+                self.before + (self.time[:, :c] >= 0).sum(dim=1) for c in (first, first + length)
+            )
+        else:
+            before, after = self.before + first, self.before + first + length
         return Step(
             self.time[:, columns],
             self.given[:, columns],

@@ -90,8 +90,10 @@ class RecycledMemory(FullMemory):
             if old is None:
                 old = torch.ones(len(keys), copied, dtype=torch.bool, device=keys.device)
             self.state["copied_valid"] = torch.cat([old, step.time >= 0], dim=1)
-        copy = (self.state[name] for name in ("copied_keys", "copied_values"))
-        return causal_attention(query, *copy, self.state.get("copied_valid"), scale)
+        copy = self.state
+        return causal_attention(
+            query, copy["copied_keys"], copy["copied_values"], copy.get("copied_valid"), scale
+        )
 
     def crop(self, columns: int, count: Int[Tensor, " batch"]) -> None:
         """Cut the last columns off, and the copy, so that the next token reads everything."""

@@ -53,6 +53,7 @@ class Rotary:
                 f"{type(model).__name__} has rope_type={kind!r}, whose angles change with the length of the "
                 "text; use the policy 'full'"
             )
+        self._dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
         self._check_pairs(model)
 
     @property
@@ -65,12 +66,15 @@ class Rotary:
         # As the model does it, in the model's precision.
         taken = given[..., None].float() * self._frequencies.to(given.device, torch.float32)
         angle = self.angle(wanted) - taken.double()
-        return Turn(angle.cos()[:, None], angle.sin()[:, None])
+        return self._turn(angle)
 
     def move(self, by: Int[Tensor, "batch length"]) -> Turn:
         """Return what moves tokens that lie at exact positions `by` positions on."""
         angle = self.angle(by)
-        return Turn(angle.cos()[:, None], angle.sin()[:, None])
+        return self._turn(angle)
+
+    def _turn(self, angle: Tensor) -> Turn:
+        return Turn(angle.cos()[:, None].to(self._dtype), angle.sin()[:, None].to(self._dtype))
 
     def angle(self, position: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length pairs"]:
         """Return the exact angles of positions."""

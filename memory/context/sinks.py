@@ -16,6 +16,7 @@ from typing import ClassVar
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch.nn import functional
 
 from scrubjay.kernels import sink_attention
 from scrubjay.memory.context.base import CacheShape, ContextPolicy, LayerMemory, Step
@@ -80,34 +81,53 @@ class StreamMemory(LayerMemory):
         key_time = self._key_time(step)
         if held is not None:
             keys, values = torch.cat([held.keys, keys], dim=2), torch.cat([held.values, values], dim=2)
-        in_window = place(query)
-        if self.num_sinks:
-            # One score per key: a sink lies in a second half of the width, and meets the query turned for it.
-            slot = step.once(
-                "slot", lambda: step.rotary.turn(step.given, step.time.clamp(max=self.slots - 1))
-            )
-            query = torch.cat([in_window, slot(query)], dim=-1)
-            is_sink = (key_time >= 0) & (key_time < self.num_sinks)
-            keys = torch.cat(
-                [
-                    keys.masked_fill(is_sink[:, None, :, None], 0),
-                    keys.masked_fill(~is_sink[:, None, :, None], 0),
-                ],
-                dim=-1,
-            )
-        else:
-            query = in_window
-        return sink_attention(
-            query.transpose(1, 2),
-            keys.transpose(1, 2),
-            values.transpose(1, 2),
-            query_time,
-            key_time,
-            torch.zeros_like(query_time),
-            window=self.window,
-            num_sinks=self.num_sinks,
-            scale=scale,
-        ).transpose(1, 2)
+        in_window, width = place(query), values.shape[-1]
+        query, keys = (
+            self._with_sink_scores(query, in_window, keys, key_time, step)
+            if self.num_sinks
+            else (in_window, keys)
+        )
+        # As wide as keys, which torch's fused attention on a CPU asks for.
+        padded = functional.pad(values, (0, keys.shape[-1] - width)).to(keys.dtype)
+        return (
+            sink_attention(
+                query.transpose(1, 2),
+                keys.transpose(1, 2),
+                padded.transpose(1, 2),
+                query_time,
+                key_time,
+                torch.zeros_like(query_time),
+                window=self.window,
+                num_sinks=self.num_sinks,
+                scale=scale,
+            )[..., :width]
+            .transpose(1, 2)
+            .to(values.dtype)
+        )
+
+    def _with_sink_scores(
+        self, query: Tensor, in_window: Tensor, keys: Tensor, key_time: Tensor, step: Step
+    ) -> tuple[Tensor, Tensor]:
+        """Return queries and keys of which the product is a sink's score at its own turn of the query.
+
+        They are as many coordinates wider as there are sinks: a query has its scores there, the sinks a one.
+        """
+        sink = torch.arange(self.num_sinks, device=keys.device)
+        is_sink = step.once(f"is sink {keys.shape[2]}", lambda: key_time[:, :, None] == sink)
+        column = step.once(f"sinks {keys.shape[2]}", lambda: is_sink.byte().argmax(dim=1))
+        slot = step.once("slot", lambda: step.rotary.turn(step.given, step.time.clamp(max=self.slots - 1)))
+        batch, groups, _, width = keys.shape
+        sinks = keys.gather(2, column[:, None, :, None].expand(-1, groups, -1, width))
+        # Half precision would round the scores twice.
+        dtype = torch.promote_types(query.dtype, torch.float32)
+        scores = (slot(query).reshape(batch, groups, -1, width).to(dtype) @ sinks.to(dtype).mT).view(
+            *query.shape[:3], -1
+        )
+        ones = is_sink[:, None].expand(-1, groups, -1, -1)
+        keys = keys.masked_fill(ones.any(dim=-1, keepdim=True), 0)
+        return torch.cat([in_window, scores], dim=-1).to(dtype), torch.cat(
+            [keys, ones.to(keys.dtype)], -1
+        ).to(dtype)
 
     def compress(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scale: float) -> None:
         """Fill each slot with the last token that belongs there."""

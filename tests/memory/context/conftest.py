@@ -26,6 +26,7 @@ def tiny_llama():
             "eos_token_id": None,
             "pad_token_id": 0,
         }
-        return LlamaForCausalLM(LlamaConfig(**sizes | fields)).to(dtype).eval()
+        model = LlamaForCausalLM(LlamaConfig(**sizes | fields))
+        return model.to(dtype).eval()  # pyright: ignore[reportArgumentType]
 
     return build

@@ -5,6 +5,7 @@ import torch
 from transformers import DynamicCache
 
 from scrubjay.memory import context
+from scrubjay.memory.context.full import FullPolicy
 
 # Sizes that have dropped much after 40 tokens, and sizes that have dropped nothing.
 SMALL = {
@@ -80,6 +81,15 @@ def test_nothing_dropped_is_full_attention(name, cuts, model, text):
     expected = read(model, DynamicCache(config=model.config), text)
     policy = context.make(name, **LARGE[name])
     close(read(model, context.PolicyCache(policy, model), text, cuts), expected)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_half_precision_is_near(name, tiny_llama, text):
+    model = tiny_llama(dtype=torch.bfloat16, initializer_range=0.1)
+    expected = read(model, DynamicCache(config=model.config), text)
+    logits = read(model, context.PolicyCache(context.make(name, **LARGE[name]), model), text, [30, 31, 32])
+    assert logits.dtype == torch.bfloat16
+    torch.testing.assert_close(logits, expected, atol=0.02, rtol=0.05)
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -269,7 +279,7 @@ def test_sizes_that_cannot_work_are_told():
 
 
 def test_a_policy_of_ones_own(model, text):
-    class Mine(type(context.make("full"))):
+    class Mine(FullPolicy):
         pass
 
     context.register("mine", Mine)
