@@ -6,12 +6,17 @@ import pytest
 import torch
 
 LONGEST = ("test_docs.py", "test_interpreted.py", "test_machine_code.py")
-WHOLE = ("test_ray.py", "test_resume.py")
+TOGETHER = {
+    "test_ray.py": "cluster",
+    "test_resume.py": "run",
+    "test_infiniretri.py": "smollm2",
+    "test_retrieval_heads.py": "smollm2",
+}
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Leave the files of WHOLE to one process each, whose clusters and runs they share; deal other tests singly.
+    """Leave the files of TOGETHER that share something costly to one process; deal other tests singly.
 
     By hand, as xdist's loadgroup loses its groups under pytest 9.
     """
@@ -22,8 +27,7 @@ def pytest_xdist_make_scheduler(config, log):
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid):
-            file = nodeid.partition("::")[0]
-            return file if file.endswith(WHOLE) else nodeid
+            return TOGETHER.get(nodeid.partition("::")[0].rpartition("/")[2], nodeid)
 
     return Scheduling(config, log)
 

@@ -45,9 +45,11 @@ def test_environments_import_neither_torch_nor_ray():
     assert modules_after("import scrubjay.envs").isdisjoint({"torch", "ray"})
 
 
-def test_agents_and_experiments_do_not_start_ray_or_draw():
+def test_agents_and_experiments_do_not_start_ray_or_draw_or_load_language_models():
     rooms = "scrubjay.memory, scrubjay.envs, scrubjay.agents, scrubjay.experiments, scrubjay.experiments.cli"
-    assert modules_after(f"import {rooms}").isdisjoint({"ray", "matplotlib"})
+    assert modules_after(f"import {rooms}").isdisjoint(
+        {"ray", "matplotlib", "transformers", "langchain_core"}
+    )
 
 
 def test_the_rooms_are_not_importable_by_their_bare_names():

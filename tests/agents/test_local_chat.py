@@ -64,7 +64,7 @@ def test_a_kept_conversation_gives_the_answers_of_a_fresh_one(chat, policy, budg
 def test_the_cache_stays_within_its_budget_and_is_told(chat, tiny_chat):
     model = chat(budget=24)
     *_, last = talk(model, QUESTIONS)
-    shape = context.CacheShape(2, 1, 2, 8, 8, 4)
+    shape = context.CacheShape(2, 1, heads=4, key_heads=2, key_width=8, value_width=8, itemsize=4)
     assert last.usage_metadata is not None
     assert last.response_metadata["cache_bytes"] == model.cache_bytes() == 24 * shape.token_bytes
     assert last.usage_metadata["total_tokens"] > 24

@@ -21,8 +21,15 @@ def folder(tmp_path_factory):
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?", eos_token="?").save_pretrained(path)
     torch.manual_seed(0)
-    sizes = {"vocab_size": 6, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 3}
-    config = LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=1, eos_token_id=None)
+    config = LlamaConfig(
+        vocab_size=6,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        eos_token_id=None,
+    )
     LlamaForCausalLM(config).save_pretrained(path)
     (path / "text.txt").write_text("the jay hid a worm " * 40)
     return path
