@@ -75,7 +75,7 @@ def _check(node: ast.AST) -> None:
 
 def _number(value: Any) -> Any:
     """Return a value that is a real number within the limits. Raises ValueError otherwise."""
-    if not isinstance(value, int | float) or not math.isfinite(value):
+    if not isinstance(value, int | float) or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError("a value on the way is not a finite real number")
     if isinstance(value, int) and value.bit_length() > MOST_BITS:
         raise ValueError(f"a whole number grows beyond {MOST_BITS} bits")

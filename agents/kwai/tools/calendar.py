@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any
 
 from scrubjay.agents.kwai.tools.base import Answer
@@ -41,11 +41,11 @@ _SIGNS = {
 }
 
 
-def _day(day: date, around: Around) -> tuple[str, dict[str, Any]]:
+def _day(day: date, around: Around, year: dict[str, datetime]) -> tuple[str, dict[str, Any]]:
     lunar = to_lunar(day)
     week = day.isocalendar().week
     sign = lunar.getSolar().getXingZuo()
-    terms = [name for name, instant in solar_terms(day.year).items() if instant.date() == day]
+    terms = [name for name, instant in year.items() if instant.date() == day]
     festivals = [name for name in lunar.getFestivals() if name in _FESTIVALS]
     marks = around.say(
         ", ".join([TERMS[name] for name in terms] + [_FESTIVALS[name] for name in festivals]),
@@ -73,7 +73,9 @@ def _run(around: Around, start: str, end: str | None) -> Answer:
     last = first if end is None else parse_day(end, around.clock)
     first, last = min(first, last), max(first, last)
     count = (last - first).days + 1
-    days = [_day(first + timedelta(number), around) for number in range(min(count, MOST_DAYS))]
+    shown = [first + timedelta(number) for number in range(min(count, MOST_DAYS))]
+    years = {year: solar_terms(year) for year in {day.year for day in shown}}
+    days = [_day(day, around, years[day.year]) for day in shown]
     lines = [words for words, _ in days]
     if count > MOST_DAYS:
         lines.append(

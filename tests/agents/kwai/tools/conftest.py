@@ -18,6 +18,13 @@ def pytest_pyfunc_call(pyfuncitem):
     return True
 
 
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request, client_address):
+        """Say nothing of clients that hang up, as they should."""
+
+
 class Site:
     """A server whose routes map a path to `(content type, body)`, or to a function of the handler."""
 
@@ -49,9 +56,7 @@ class Site:
             def log_message(self, *_):
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.server.handle_error = lambda *_: None  # of clients that hang up, as they should
+        self.server = Server(("127.0.0.1", 0), Handler)
         self.port = self.server.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}/"
         self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True)
