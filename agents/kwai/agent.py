@@ -14,7 +14,7 @@ from langchain_core.runnables.utils import AddableDict
 from langchain_core.tools import BaseTool
 from langchain_core.tools import tool as as_tool
 
-from scrubjay.agents.kwai.context import Context, spoken
+from scrubjay.agents.kwai.context import Context, passages, spoken
 from scrubjay.agents.kwai.drive import Loop, adrive, drive
 from scrubjay.agents.kwai.executor import Executor
 from scrubjay.agents.kwai.limits import Limits, Meter
@@ -84,7 +84,7 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
         self._count_tokens, self._clock, self._max_steps = count_tokens, clock, max_steps
         self._prompts = load_prompts(self.profile.language)
         self._context = Context(
-            self.profile, self._prompts, self.limits.context_tokens, count_tokens, max_steps
+            self.profile, self._prompts, list(self.tools.values()), self.limits, count_tokens, max_steps
         )
         self._executor = Executor(self.tools, self._prompts, self.limits, count_tokens, approve)
         self._planner = self._make_planner(planning) if self.tools else None
@@ -150,7 +150,11 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
         turn = Turn(
             asked=cast("HumanMessage", messages[-1]),
             dialogue=spoken(messages[:-1]),
-            knowledge=knowledge,
+            knowledge=tuple(
+                passage
+                for document in knowledge
+                for passage in passages(document, self.limits.result_tokens, self._count_tokens)
+            ),
             meter=Meter(self.limits, self._count_tokens),
             clock=self._clock,
             tainted=any(isinstance(message, ToolMessage) and self._taints(message) for message in messages),
@@ -176,18 +180,17 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
         return tool is None or not is_trusted(tool)
 
     def _make_planner(self, planning: str) -> Planner:
-        tools = list(self.tools.values())
         if planning == "json":
-            return Planner(self._model, tools, False, self._context)
+            return Planner(self._model, self.tools, False, self._context)
         try:
-            bound = cast("Any", self._model).bind_tools(tools)
+            bound = cast("Any", self._model).bind_tools(list(self.tools.values()))
         except (NotImplementedError, AttributeError):
             if planning == "native":
                 raise TypeError(
                     f"planning='native': {type(self._model).__name__} cannot bind tools; use planning='json'"
                 ) from None
-            return Planner(self._model, tools, False, self._context)
-        return Planner(bound, tools, True, self._context)
+            return Planner(self._model, self.tools, False, self._context)
+        return Planner(bound, self.tools, True, self._context)
 
 
 def _by_name(tools: Sequence[BaseTool | Callable[..., Any]]) -> dict[str, BaseTool]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from scrubjay.agents.kwai.events import Step
+from scrubjay.agents.kwai.limits import Limits
 from scrubjay.agents.kwai.plans import FINISH, NOTHING
 from scrubjay.agents.kwai.profile import Profile
 from scrubjay.agents.kwai.prompts import Prompts
@@ -26,41 +27,34 @@ class Context:
         self,
         profile: Profile,
         prompts: Prompts,
-        budget: int,
+        tools: Sequence[BaseTool],
+        limits: Limits,
         count_tokens: Callable[[str], int],
         max_steps: int,
     ) -> None:
         self.prompts = prompts
-        self._profile, self._budget, self._count_tokens, self._max_steps = (
-            profile,
-            budget,
-            count_tokens,
-            max_steps,
-        )
+        self._profile, self._budget, self._max_steps = profile, limits.context_tokens, max_steps
+        self._count_tokens = count_tokens
+        self._tool_lines = _describe(tools, prompts)
 
-    def to_plan(self, turn: Turn, tools: Sequence[BaseTool] | None) -> list[BaseMessage]:
-        """Return the prompt for one plan: of `tools` as text, or for a model that was given them if None."""
+    def to_plan(self, turn: Turn, native: bool) -> list[BaseMessage]:
+        """Return the prompt for one plan: for a model that was given the tools, or with the tools as text."""
         say = self.prompts.say
         system = self._system(turn, say("rules", steps=self._max_steps))
-        if tools is None:
-            ending = [say("goal", question=turn.question), say("native_task")]
-            return self._fit(system, turn, ending, turn.transcript, self._reflection(turn))
-        ending = [
-            say("goal", question=turn.question),
-            f"{say('tools')}\n{self._describe(tools)}",
-            *([turn.reflection] if turn.reflection else []),
-            say("json_task"),
-        ]
-        return self._fit(system, turn, ending, None, [])
+        goal = say("goal", question=turn.question)
+        if native:
+            return self._fit(turn, system, [goal, say("native_task")], native=True)
+        tools = f"{say('tools')}\n{self._tool_lines}"
+        reflection = [turn.reflection] if turn.reflection else []
+        return self._fit(turn, system, [goal, tools, *reflection, say("json_task")])
 
     def to_conclude(self, turn: Turn, stopped: str | None) -> list[BaseMessage]:
         """Return the prompt for the answer."""
         say = self.prompts.say
-        system = self._system(turn, say("conclude"))
         ending = [say("goal", question=turn.question)]
         if stopped:
             ending.append(say("stopped", reason=stopped))
-        return self._fit(system, turn, ending, None, [])
+        return self._fit(turn, self._system(turn, say("conclude")), ending)
 
     def reflection(self, step: Step) -> str:
         """Return why the plan after `step`, which found nothing, should be another one."""
@@ -98,60 +92,76 @@ class Context:
             parts.append(say("instructions", instructions=profile.instructions))
         return "\n\n".join([*parts, date, task])
 
-    def _reflection(self, turn: Turn) -> list[BaseMessage]:
-        return [HumanMessage(turn.reflection)] if turn.reflection else []
+    def _fit(self, turn: Turn, system: str, ending: list[str], native: bool = False) -> list[BaseMessage]:
+        """Return system, dialogue, one message of knowledge, memories, tasks and `ending`; and if `native`, the calls.
 
-    def _describe(self, tools: Sequence[BaseTool]) -> str:
-        functions = [convert_to_openai_tool(tool)["function"] for tool in tools]
-        for name, meaning in ((FINISH, "finish_tool"), (NOTHING, "nothing_tool")):
-            functions.append({"name": name, "description": self.prompts.say(meaning), "parameters": {}})
-        return "\n".join(json.dumps(function, ensure_ascii=False) for function in functions)
+        Whole items within the budget, and a note of what is missing. Raises ValueError if the question does not fit.
+        """
+        from scrubjay.memory.packer import pack  # on the first question: it brings torch along
 
-    def _fit(
-        self,
-        system: str,
-        turn: Turn,
-        ending: list[str],
-        transcript: list[BaseMessage] | None,
-        after: list[BaseMessage],
-    ) -> list[BaseMessage]:
-        """Return system, dialogue, and one message of knowledge, memories, tasks and `ending`, within the budget."""
-        say, left = self.prompts.say, self._budget
-        left -= sum(self._count_tokens(text) for text in [system, *ending, *turn.knowledge])
-        left -= sum(self._count_tokens(message.text) for message in [*(transcript or []), *after])
-        sections: list[str] = []
-        if turn.knowledge:
-            sections.append("\n".join([say("knowledge"), *turn.knowledge]))
-        tasks = [] if transcript is not None else [self.render_step(step) for step in turn.steps]
-        tasks, left = self._newest(tasks, left)
-        memories, left = self._best([self.render_memory(record) for record in turn.recalled], left)
-        spoken, left = self._newest([message.text for message in turn.dialogue], left)
-        if memories:
-            sections.append("\n".join([say("memories"), *memories]))
-        if tasks:
-            sections.append("\n".join([say("tasks"), *tasks]))
-        dialogue = list(turn.dialogue[len(turn.dialogue) - len(spoken) :]) if spoken else []
+        say = self.prompts.say
+        steps = [self.render_step(step) for step in turn.steps]
+        knowledge = [_Item(text, "knowledge") for text in turn.knowledge]
+        memories = [_Item(self.render_memory(record), "memories") for record in turn.recalled]
+        reflection = [turn.reflection] if native and turn.reflection else []
+        try:
+            packed = pack(
+                [system, *ending, *reflection, *([self._tool_lines] if native else [])],
+                [*turn.dialogue, *steps],
+                [*knowledge, *memories],
+                self._budget,
+                self._count_tokens,
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"context_tokens={self._budget}: the profile, the tools and the question do not fit; "
+                "raise Limits.context_tokens, or shorten them"
+            ) from error
+        shown_steps = min(len(packed.recent), len(steps))
+        spoken_count = len(packed.recent) - shown_steps
+        sections = [
+            "\n".join([say(name), *items])
+            for name in ("knowledge", "memories")
+            if (items := [item.text for item in packed.recalled if item.name == name])
+        ]
+        if packed.note:
+            sections.append(packed.note)
+        if shown_steps and not native:
+            sections.append("\n".join([say("tasks"), *steps[-shown_steps:]]))
         return [
             SystemMessage(system),
-            *dialogue,
+            *turn.dialogue[len(turn.dialogue) - spoken_count :],
             HumanMessage(_with_attachments(turn.asked, "\n\n".join([*sections, *ending]))),
-            *(transcript or []),
-            *after,
+            *(self._calls(turn, shown_steps) if native else []),
+            *(HumanMessage(text) for text in reflection),
         ]
 
-    def _newest(self, items: list[str], left: int) -> tuple[list[str], int]:
-        kept, left = self._best(items[::-1], left)
-        return kept[::-1], left
+    def _calls(self, turn: Turn, shown: int) -> list[BaseMessage]:
+        """Return this question's calls and results; results before the last `shown` are left out, their calls not."""
+        hidden = {step.call_id for step in turn.steps[: len(turn.steps) - shown]}
+        note = self.prompts.say("left_out")
+        return [
+            message.model_copy(update={"content": note})
+            if isinstance(message, ToolMessage) and message.tool_call_id in hidden
+            else message
+            for message in turn.transcript
+        ]
 
-    def _best(self, items: list[str], left: int) -> tuple[list[str], int]:
-        kept: list[str] = []
-        for item in items:
-            cost = self._count_tokens(item)
-            if cost > left:
-                break
-            kept.append(item)
-            left -= cost
-        return kept, left
+
+class _Item(NamedTuple):
+    text: str
+    name: str
+
+
+def passages(text: str, tokens: int, count_tokens: Callable[[str], int]) -> list[str]:
+    """Return `text` in pieces of whole paragraphs of about `tokens`; a longer paragraph is a piece by itself."""
+    pieces: list[str] = []
+    for paragraph in filter(None, (part.strip() for part in text.split("\n\n"))):
+        if pieces and count_tokens(pieces[-1]) + count_tokens(paragraph) <= tokens:
+            pieces[-1] = f"{pieces[-1]}\n\n{paragraph}"
+        else:
+            pieces.append(paragraph)
+    return pieces
 
 
 def spoken(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
@@ -171,3 +181,10 @@ def _with_attachments(asked: HumanMessage, text: str) -> str | list[str | dict[s
         return text
     others = [block for block in asked.content if isinstance(block, dict) and block.get("type") != "text"]
     return [{"type": "text", "text": text}, *others]
+
+
+def _describe(tools: Sequence[BaseTool], prompts: Prompts) -> str:
+    functions = [convert_to_openai_tool(tool)["function"] for tool in tools]
+    for name, meaning in ((FINISH, "finish_tool"), (NOTHING, "nothing_tool")):
+        functions.append({"name": name, "description": prompts.say(meaning), "parameters": {}})
+    return "\n".join(json.dumps(function, ensure_ascii=False) for function in functions)

@@ -6,13 +6,12 @@ text, JSON repaired, one request to correct it. What no rung holds ends the plan
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator
 from dataclasses import dataclass
 from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.runnables import Runnable
-from langchain_core.tools import BaseTool
 
 from scrubjay.agents.kwai.context import Context
 from scrubjay.agents.kwai.effects import AskModel, Effect
@@ -51,14 +50,13 @@ class Planner:
     """Plans one task a time."""
 
     def __init__(
-        self, model: Runnable[Any, Any], tools: Sequence[BaseTool], native: bool, context: Context
+        self, model: Runnable[Any, Any], names: Collection[str], native: bool, context: Context
     ) -> None:
-        self._model, self._tools, self._native, self._context = model, tools, native, context
-        self._names = {tool.name for tool in tools}
+        self._model, self._names, self._native, self._context = model, names, native, context
 
     def decide(self, turn: Turn) -> Generator[Effect, Any, Decision]:
         """Ask for the next task, at most twice."""
-        prompt = self._context.to_plan(turn, None if self._native else self._tools)
+        prompt = self._context.to_plan(turn, self._native)
         rungs: list[str] = []
         for _ in range(2):
             reply: AIMessage = yield AskModel(self._model, prompt)

@@ -52,6 +52,10 @@ def make(replies, tools=(born,), **options):
     return KwaiAgent(model, tools, **options), model
 
 
+def added(parts):
+    return reduce(operator.add, parts)
+
+
 def comparable(result):
     """Return a result without what differs by run: ids and moments."""
     ids = {step.call_id: str(step.index) for step in result["steps"]}
@@ -92,7 +96,7 @@ def test_it_plans_runs_and_concludes(replies):
 def test_parts_of_a_stream_add_up_to_the_result(replies):
     whole = comparable(make(replies)[0].invoke(QUESTION))
     parts = list(make(replies)[0].stream(QUESTION))
-    assert comparable(reduce(operator.add, parts)) == whole
+    assert comparable(added(parts)) == whole
     assert [part["answer"] for part in parts if part.get("answer")] == ["97 ", "years ", "apart."]
     messages = []
     for part in parts:
@@ -104,7 +108,7 @@ def test_parts_of_a_stream_add_up_to_the_result(replies):
 def test_the_event_loop_gives_the_same(replies):
     async def both():
         streamed = [part async for part in make(replies)[0].astream(QUESTION)]
-        return await make(replies)[0].ainvoke(QUESTION), reduce(operator.add, streamed)
+        return await make(replies)[0].ainvoke(QUESTION), added(streamed)
 
     whole = comparable(make(replies)[0].invoke(QUESTION))
     assert [comparable(result) for result in asyncio.run(both())] == [whole, whole]
