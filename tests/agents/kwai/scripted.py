@@ -24,7 +24,7 @@ class ScriptedModel(BaseChatModel):
     Usage is a word a token, so that a test can count it by hand.
     """
 
-    replies: list[Any] = Field(default_factory=list)
+    replies: list[Any] = Field(default_factory=list, repr=False)
     rule: Callable[[list[BaseMessage]], Reply] | None = None
     binds: bool = True
     _sent: list[list[BaseMessage]] = PrivateAttr(default_factory=list)
@@ -98,9 +98,9 @@ class ScriptedModel(BaseChatModel):
         )
 
 
-def call(name: str, /, id: str = "call_1", text: str = "", **arguments: Any) -> AIMessage:
+def call(name: str, /, id: str = "call_1", said: str = "", **arguments: Any) -> AIMessage:
     """Return a reply that calls one tool."""
-    return AIMessage(text, tool_calls=[{"name": name, "args": arguments, "id": id, "type": "tool_call"}])
+    return AIMessage(said, tool_calls=[{"name": name, "args": arguments, "id": id, "type": "tool_call"}])
 
 
 def plan(task_name: str, tool: str, /, **arguments: Any) -> str:

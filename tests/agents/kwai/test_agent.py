@@ -33,7 +33,7 @@ async def abroad(name: str) -> str:
 
 NATIVE = [
     call("born", id="a", name="Ada"),
-    call("born", id="b", text="Now the other one", name="Alan"),
+    call("born", id="b", said="Now the other one", name="Alan"),
     "I have both years.",
     "97 years apart.",
 ]
