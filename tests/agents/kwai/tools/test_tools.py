@@ -1,6 +1,8 @@
 """Tools as a planner meets them: chosen by name, called, refused, without network."""
 
 import socket
+import subprocess
+import sys
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -127,7 +129,7 @@ def test_a_wrong_call_is_answered_with_the_arguments():
 
 
 def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "simpleeval", None)
+    monkeypatch.setitem(sys.modules, "simpleeval", None)
     (tool,) = make_tools(["calculator"])
     message = call(tool, expression="1 + 1")
     assert message.status == "error"
@@ -179,3 +181,10 @@ def test_answers_are_recorded_and_given_again_without_network(tmp_path, serve):
     assert call(chinese, url=site.url).status == "error"  # recorded in another language
     assert call(tools[0], url=site.url + "other").status == "error"
     assert site.paths == ["/"]
+
+
+def test_importing_the_tools_imports_nothing_that_they_are_made_with():
+    code = "import sys, scrubjay.agents.kwai.tools; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    made_with = {"ddgs", "primp", "trafilatura", "lxml", "holidays", "lunar_python", "simpleeval", "torch"}
+    assert made_with.isdisjoint(done.stdout.split())
