@@ -3,6 +3,7 @@
 import gzip
 import socket
 import time
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -184,13 +185,18 @@ def test_a_page_that_is_too_long_is_cut_and_says_so(serve):
 
 def test_a_packed_page_is_unpacked_up_to_the_limit(serve):
     def packed(body):
-        return lambda handler: handler.answer("text/plain", gzip.compress(body), Content_Encoding="gzip")
+        content = gzip.compress(body)
+        return lambda handler: handler.answer("text/plain", content, Content_Encoding="gzip")
 
     site = serve({"/page": packed(b"jay " * 50), "/bomb": packed(b"\0" * 30_000_000)})
     web = Web(WebConfig(allow_private=True, most_bytes=1000))
     assert web.get(site.url + "page").text == "jay " * 50
+    tracemalloc.start()
     page = web.get(site.url + "bomb")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
     assert (len(page.content), page.truncated) == (1000, True)
+    assert peak < 5_000_000
 
 
 @pytest.mark.parametrize("kind", ["image/png", "application/octet-stream", "application/zip"])
@@ -218,6 +224,8 @@ def test_a_server_that_is_silent_is_left():
 
 @pytest.mark.parametrize("where", ["header", "body", "endless"])
 def test_a_server_that_drips_is_left_at_the_deadline(serve, where):
+    finished = []
+
     def drip(handler):
         if where == "header":
             handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Drip: ")
@@ -228,10 +236,12 @@ def test_a_server_that_drips_is_left_at_the_deadline(serve, where):
             handler.wfile.write(b"x")
             handler.wfile.flush()
             time.sleep(0.02)
+        finished.append(where)
 
     site = serve({"/": drip})
     with pytest.raises(Unreachable, match=r"no complete answer within 0\.3 s"):
         Web(WebConfig(allow_private=True, total_seconds=0.3)).get(site.url)
+    assert not finished
 
 
 def test_an_answer_that_ends_early_is_not_taken_for_whole(serve):
