@@ -10,10 +10,12 @@ from scrubjay.memory.check import MemoryLawError, check_memory
 from scrubjay.memory.registry import list_memories, make, make_config, name_of, register
 
 if TYPE_CHECKING:
+    from scrubjay.memory.bank import MemoryBank
     from scrubjay.memory.sequence import SequenceConfig, SequenceModel, match_parameters
 
 __all__ = [
     "Memory",
+    "MemoryBank",
     "MemoryConfig",
     "MemoryLawError",
     "SequenceConfig",
@@ -29,11 +31,16 @@ __all__ = [
     "register",
 ]
 
-_SEQUENCE = ("SequenceConfig", "SequenceModel", "match_parameters")
+# On first use: a memory alone must import neither huggingface_hub nor a database.
+_LATER = {
+    "MemoryBank": "bank",
+    "SequenceConfig": "sequence",
+    "SequenceModel": "sequence",
+    "match_parameters": "sequence",
+}
 
 
 def __getattr__(name: str) -> Any:
-    # On first use: a memory alone must not import huggingface_hub.
-    if name not in _SEQUENCE:
+    if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.sequence"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)

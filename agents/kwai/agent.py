@@ -1,0 +1,231 @@
+"""The agent: a langchain Runnable around the loop."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from functools import reduce
+from typing import Any, cast
+
+from langchain_core.messages import BaseMessage, HumanMessage, ToolMessage, convert_to_messages
+from langchain_core.runnables import Runnable, RunnableConfig, ensure_config
+from langchain_core.runnables.config import patch_config
+from langchain_core.runnables.utils import AddableDict
+from langchain_core.tools import BaseTool
+from langchain_core.tools import tool as as_tool
+
+from scrubjay.agents.kwai.context import Context, passages, spoken
+from scrubjay.agents.kwai.drive import Loop, adrive, drive
+from scrubjay.agents.kwai.executor import Executor
+from scrubjay.agents.kwai.limits import Limits, Meter
+from scrubjay.agents.kwai.loop import Parts, take_turn
+from scrubjay.agents.kwai.planner import Planner
+from scrubjay.agents.kwai.plans import FINISH, NOTHING, Call
+from scrubjay.agents.kwai.profile import Profile
+from scrubjay.agents.kwai.prompts import load_prompts
+from scrubjay.agents.kwai.recall import Recall
+from scrubjay.agents.kwai.remembering import Remembers
+from scrubjay.agents.kwai.text import clean, estimate_tokens
+from scrubjay.agents.kwai.transcript import mend
+from scrubjay.agents.kwai.turn import Turn
+from scrubjay.agents.kwai.untrusted import is_trusted
+
+_PLANNING = ("auto", "native", "json")
+
+
+class KwaiAgent(Runnable[Any, dict[str, Any]]):
+    """Answers questions with tools and a memory, as KwaiAgents does (Pan et al. 2023, arXiv 2312.04889).
+
+    Input: a question, messages that end with one, or `{"messages": ..., "knowledge": [documents]}`. Output: a
+    dictionary of `messages` (the input's, every call with its result, the answer), `answer`, `steps`, `events`,
+    `stopped` (finished, steps, tool_calls, tokens, seconds, no_progress or unreadable_plan), `usage`, and
+    `tainted`. `stream` yields the same in parts that add up to it, the answer as it is written.
+
+    `config={"configurable": {"namespace": (...), "thread_id": ...}}` says whose memory and which conversation.
+    What the model or the memory raises is raised; what a tool raises is told to the planner.
+    """
+
+    def __init__(
+        self,
+        model: Runnable[Any, Any],
+        tools: Sequence[BaseTool | Callable[..., Any]] = (),
+        profile: Profile | None = None,
+        memory: Remembers | None = None,
+        max_steps: int = 5,
+        *,
+        limits: Limits | None = None,
+        planning: str = "auto",
+        approve: Callable[[Call], bool] | None = None,
+        namespace: tuple[str, ...] = (),
+        recalled: int = 6,
+        count_tokens: Callable[[str], int] = estimate_tokens,
+        clock: Callable[[], datetime] = lambda: datetime.now().astimezone(),
+    ) -> None:
+        """Put an agent together.
+
+        `planning`: native tool calls, plans as JSON text, or what the model offers. `approve` is asked before a
+        tool with `metadata={"side_effect": True}` runs after text from outside was read; without it, it does not
+        run. `recalled`: records of `memory` shown before each step. Raises ValueError or TypeError on what cannot
+        work.
+        """
+        if max_steps < 1:
+            raise ValueError(
+                f"max_steps={max_steps}: must be at least 1; an agent without tools plans nothing"
+            )
+        if planning not in _PLANNING:
+            raise ValueError(f"planning={planning!r}: choose from {', '.join(_PLANNING)}")
+        if recalled < 0:
+            raise ValueError(f"recalled={recalled}: must not be negative")
+        self.name = "KwaiAgent"
+        self.profile = profile or Profile()
+        self.limits = limits or Limits()
+        self.tools = _by_name(tools)
+        self._model, self._memory, self._namespace, self._recalled = model, memory, namespace, recalled
+        self._count_tokens, self._clock, self._max_steps = count_tokens, clock, max_steps
+        self._prompts = load_prompts(self.profile.language)
+        self._context = Context(
+            self.profile, self._prompts, list(self.tools.values()), self.limits, count_tokens, max_steps
+        )
+        self._executor = Executor(self.tools, self._prompts, self.limits, count_tokens, approve)
+        self._planner = self._make_planner(planning) if self.tools else None
+
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> dict[str, Any]:
+        """Answer, and return the whole result."""
+        return self._call_with_config(self._invoke, input, config, **kwargs)
+
+    async def ainvoke(
+        self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Answer on the event loop, and return the whole result."""
+        return await self._acall_with_config(self._ainvoke, input, config, **kwargs)
+
+    def stream(
+        self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> Iterator[dict[str, Any]]:
+        """Answer in parts that add up to the whole result."""
+        yield from self._transform_stream_with_config(iter([input]), self._stream, config, **kwargs)
+
+    async def astream(
+        self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Answer on the event loop in parts that add up to the whole result."""
+
+        async def once() -> AsyncIterator[Any]:
+            yield input
+
+        async for part in self._atransform_stream_with_config(once(), self._astream, config, **kwargs):
+            yield part
+
+    def _invoke(self, input: Any, run_manager: Any, config: RunnableConfig) -> dict[str, Any]:
+        config = patch_config(config, callbacks=run_manager.get_child())
+        return dict(_add(drive(self._begin(input, config), config, streaming=False)))
+
+    async def _ainvoke(self, input: Any, run_manager: Any, config: RunnableConfig) -> dict[str, Any]:
+        config = patch_config(config, callbacks=run_manager.get_child())
+        return dict(
+            _add([part async for part in adrive(self._begin(input, config), config, streaming=False)])
+        )
+
+    def _stream(
+        self, inputs: Iterator[Any], run_manager: Any, config: RunnableConfig
+    ) -> Iterator[dict[str, Any]]:
+        config = patch_config(config, callbacks=run_manager.get_child())
+        for part in drive(self._begin(_only(list(inputs)), config), config, streaming=True):
+            yield AddableDict(part)
+
+    async def _astream(
+        self, inputs: AsyncIterator[Any], run_manager: Any, config: RunnableConfig
+    ) -> AsyncIterator[dict[str, Any]]:
+        config = patch_config(config, callbacks=run_manager.get_child())
+        whole = _only([part async for part in inputs])
+        async for part in adrive(self._begin(whole, config), config, streaming=True):
+            yield AddableDict(part)
+
+    def _begin(self, input: Any, config: RunnableConfig) -> Loop:
+        messages, knowledge = _read_input(input)
+        messages = mend(messages, self._prompts)
+        configurable = ensure_config(config).get("configurable", {})
+        thread = {"thread": configurable["thread_id"]} if "thread_id" in configurable else {}
+        namespace = tuple(configurable.get("namespace", self._namespace))
+        turn = Turn(
+            asked=cast("HumanMessage", messages[-1]),
+            dialogue=spoken(messages[:-1]),
+            knowledge=tuple(
+                passage
+                for document in knowledge
+                for passage in passages(document, self.limits.result_tokens, self._count_tokens)
+            ),
+            meter=Meter(self.limits, self._count_tokens),
+            clock=self._clock,
+            tainted=any(isinstance(message, ToolMessage) and self._taints(message) for message in messages),
+        )
+        parts = Parts(
+            self._model,
+            self._planner,
+            self._executor,
+            Recall(self._memory if self._recalled else None, namespace, self._recalled, **thread),
+            self._context,
+            self._prompts,
+            self._max_steps,
+        )
+
+        def loop() -> Loop:
+            yield {"messages": messages, "answer": "", "steps": [], "events": []}
+            yield from take_turn(parts, turn)
+
+        return loop()
+
+    def _taints(self, message: ToolMessage) -> bool:
+        tool = self.tools.get(message.name or "")
+        return tool is None or not is_trusted(tool)
+
+    def _make_planner(self, planning: str) -> Planner:
+        if planning == "json":
+            return Planner(self._model, self.tools, False, self._context)
+        try:
+            bound = cast("Any", self._model).bind_tools(list(self.tools.values()))
+        except (NotImplementedError, AttributeError):
+            if planning == "native":
+                raise TypeError(
+                    f"planning='native': {type(self._model).__name__} cannot bind tools; use planning='json'"
+                ) from None
+            return Planner(self._model, self.tools, False, self._context)
+        return Planner(bound, self.tools, True, self._context)
+
+
+def _by_name(tools: Sequence[BaseTool | Callable[..., Any]]) -> dict[str, BaseTool]:
+    by_name: dict[str, BaseTool] = {}
+    for given in tools:
+        known = given if isinstance(given, BaseTool) else as_tool(given)
+        if known.name in by_name or known.name in (FINISH, NOTHING):
+            raise ValueError(f"tool {known.name!r}: the name is taken; give it another one")
+        by_name[known.name] = known
+    return by_name
+
+
+def _read_input(input: Any) -> tuple[list[BaseMessage], tuple[str, ...]]:
+    knowledge: Any = ()
+    if isinstance(input, Mapping):
+        knowledge = input.get("knowledge", ())
+        if "messages" not in input:
+            raise ValueError(f"the input has keys {', '.join(map(str, input))}; it needs 'messages'")
+        input = input["messages"]
+    if isinstance(input, str):
+        messages: list[BaseMessage] = [HumanMessage(input)]
+    elif isinstance(input, BaseMessage):
+        messages = [input]
+    else:
+        messages = convert_to_messages(input)
+    if not messages or not isinstance(messages[-1], HumanMessage):
+        raise ValueError("the last message must be the user's question")
+    if isinstance(knowledge, str):
+        knowledge = (knowledge,)
+    return messages, tuple(clean(getattr(document, "page_content", document)) for document in knowledge)
+
+
+def _only(inputs: list[Any]) -> Any:
+    return inputs[0] if len(inputs) == 1 else reduce(lambda left, right: left + right, inputs)
+
+
+def _add(parts: Any) -> AddableDict:
+    return reduce(lambda left, right: left + right, parts, AddableDict())

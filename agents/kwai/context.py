@@ -1,0 +1,190 @@
+"""What the model is shown: who it is and the question always, then as much of the rest as its budget holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_openai_tool
+
+from scrubjay.agents.kwai.events import Step
+from scrubjay.agents.kwai.limits import Limits
+from scrubjay.agents.kwai.plans import FINISH, NOTHING
+from scrubjay.agents.kwai.profile import Profile
+from scrubjay.agents.kwai.prompts import Prompts
+from scrubjay.agents.kwai.remembering import Remembered
+from scrubjay.agents.kwai.turn import Turn
+from scrubjay.agents.kwai.untrusted import fence
+
+
+class Context:
+    """Writes the agent's prompts. Tools and memories never get into the system message."""
+
+    def __init__(
+        self,
+        profile: Profile,
+        prompts: Prompts,
+        tools: Sequence[BaseTool],
+        limits: Limits,
+        count_tokens: Callable[[str], int],
+        max_steps: int,
+    ) -> None:
+        self.prompts = prompts
+        self._profile, self._budget, self._max_steps = profile, limits.context_tokens, max_steps
+        self._count_tokens = count_tokens
+        self._tool_lines = _describe(tools, prompts)
+
+    def to_plan(self, turn: Turn, native: bool) -> list[BaseMessage]:
+        """Return the prompt for one plan: for a model that was given the tools, or with the tools as text."""
+        say = self.prompts.say
+        system = self._system(turn, say("rules", steps=self._max_steps))
+        goal = say("goal", question=turn.question)
+        if native:
+            return self._fit(turn, system, [goal, say("native_task")], native=True)
+        tools = f"{say('tools')}\n{self._tool_lines}"
+        reflection = [turn.reflection] if turn.reflection else []
+        return self._fit(turn, system, [goal, tools, *reflection, say("json_task")])
+
+    def to_conclude(self, turn: Turn, stopped: str | None) -> list[BaseMessage]:
+        """Return the prompt for the answer."""
+        say = self.prompts.say
+        ending = [say("goal", question=turn.question)]
+        if stopped:
+            ending.append(say("stopped", reason=stopped))
+        return self._fit(turn, self._system(turn, say("conclude")), ending)
+
+    def reflection(self, step: Step) -> str:
+        """Return why the plan after `step`, which found nothing, should be another one."""
+        problem = "reflection_error" if step.status == "error" else "reflection_empty"
+        return self.prompts.say("reflection", problem=self.prompts.say(problem))
+
+    def render_step(self, step: Step) -> str:
+        """Return a finished task as text, its result as data."""
+        arguments = json.dumps(step.arguments, ensure_ascii=False)
+        line = self.prompts.say(
+            "task", index=step.index, task_name=step.task_name, tool=step.tool, arguments=arguments
+        )
+        source = " ".join([step.tool, *step.sources])
+        return (
+            f"{line}\n{fence(step.result, source, 'trusted tool' if step.trusted else 'tool', self.prompts)}"
+        )
+
+    def render_memory(self, record: Remembered) -> str:
+        """Return a recalled record as data, with who worded it."""
+        return fence(record.text, f"memory {record.kind} {record.id}", record.trust, self.prompts)
+
+    def _system(self, turn: Turn, task: str) -> str:
+        say, profile, now = self.prompts.say, self._profile, turn.clock()
+        date = say(
+            "date",
+            date=now.date().isoformat(),
+            weekday=self.prompts.weekdays[now.weekday()],
+            time=now.strftime("%H:%M"),
+            zone=now.tzname() or "local",
+        )
+        parts = [say("identity", name=profile.name)]
+        if profile.bio:
+            parts.append(say("bio", bio=profile.bio))
+        if profile.instructions:
+            parts.append(say("instructions", instructions=profile.instructions))
+        return "\n\n".join([*parts, date, task])
+
+    def _fit(self, turn: Turn, system: str, ending: list[str], native: bool = False) -> list[BaseMessage]:
+        """Return system, dialogue, one message of knowledge, memories, tasks and `ending`; and if `native`, the calls.
+
+        Whole items within the budget, and a note of what is missing. Raises ValueError if the question does not fit.
+        """
+        from scrubjay.memory.packer import pack  # on the first question: it brings torch along
+
+        say = self.prompts.say
+        steps = [self.render_step(step) for step in turn.steps]
+        knowledge = [_Item(text, "knowledge") for text in turn.knowledge]
+        memories = [_Item(self.render_memory(record), "memories") for record in turn.recalled]
+        reflection = [turn.reflection] if native and turn.reflection else []
+        try:
+            packed = pack(
+                [system, *ending, *reflection, *([self._tool_lines] if native else [])],
+                [*turn.dialogue, *steps],
+                [*knowledge, *memories],
+                self._budget,
+                self._count_tokens,
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"context_tokens={self._budget}: the profile, the tools and the question do not fit; "
+                "raise Limits.context_tokens, or shorten them"
+            ) from error
+        shown_steps = min(len(packed.recent), len(steps))
+        spoken_count = len(packed.recent) - shown_steps
+        sections = [
+            "\n".join([say(name), *items])
+            for name in ("knowledge", "memories")
+            if (items := [item.text for item in packed.recalled if item.name == name])
+        ]
+        if packed.note:
+            sections.append(packed.note)
+        if shown_steps and not native:
+            sections.append("\n".join([say("tasks"), *steps[-shown_steps:]]))
+        return [
+            SystemMessage(system),
+            *turn.dialogue[len(turn.dialogue) - spoken_count :],
+            HumanMessage(_with_attachments(turn.asked, "\n\n".join([*sections, *ending]))),
+            *(self._calls(turn, shown_steps) if native else []),
+            *(HumanMessage(text) for text in reflection),
+        ]
+
+    def _calls(self, turn: Turn, shown: int) -> list[BaseMessage]:
+        """Return this question's calls and results; results before the last `shown` are left out, their calls not."""
+        hidden = {step.call_id for step in turn.steps[: len(turn.steps) - shown]}
+        note = self.prompts.say("left_out")
+        return [
+            message.model_copy(update={"content": note})
+            if isinstance(message, ToolMessage) and message.tool_call_id in hidden
+            else message
+            for message in turn.transcript
+        ]
+
+
+class _Item(NamedTuple):
+    text: str
+    name: str
+
+
+def passages(text: str, tokens: int, count_tokens: Callable[[str], int]) -> list[str]:
+    """Return `text` in pieces of whole paragraphs of about `tokens`; a longer paragraph is a piece by itself."""
+    pieces: list[str] = []
+    for paragraph in filter(None, (part.strip() for part in text.split("\n\n"))):
+        if pieces and count_tokens(pieces[-1]) + count_tokens(paragraph) <= tokens:
+            pieces[-1] = f"{pieces[-1]}\n\n{paragraph}"
+        else:
+            pieces.append(paragraph)
+    return pieces
+
+
+def spoken(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
+    """Return what user and agent said to each other: no system messages, no calls, no results."""
+    said: list[BaseMessage] = []
+    for message in messages:
+        if isinstance(message, HumanMessage):
+            said.append(HumanMessage(message.content))
+        elif isinstance(message, AIMessage) and not message.tool_calls and message.text.strip():
+            said.append(AIMessage(message.text))
+    return said
+
+
+def _with_attachments(asked: HumanMessage, text: str) -> str | list[str | dict[str, Any]]:
+    """Return `text` with the pictures and files that came with the question."""
+    if isinstance(asked.content, str):
+        return text
+    others = [block for block in asked.content if isinstance(block, dict) and block.get("type") != "text"]
+    return [{"type": "text", "text": text}, *others]
+
+
+def _describe(tools: Sequence[BaseTool], prompts: Prompts) -> str:
+    functions = [convert_to_openai_tool(tool)["function"] for tool in tools]
+    for name, meaning in ((FINISH, "finish_tool"), (NOTHING, "nothing_tool")):
+        functions.append({"name": name, "description": prompts.say(meaning), "parameters": {}})
+    return "\n".join(json.dumps(function, ensure_ascii=False) for function in functions)

@@ -1,0 +1,126 @@
+"""Runs a planned call, or says why not: whatever happens, the call gets its ToolMessage and the planner a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from langchain_core.messages import ToolMessage
+from langchain_core.tools import BaseTool, ToolException
+
+from scrubjay.agents.kwai.effects import Do, Effect, RunTool, ToolTimeoutError
+from scrubjay.agents.kwai.limits import Limits
+from scrubjay.agents.kwai.plans import Call
+from scrubjay.agents.kwai.prompts import Prompts
+from scrubjay.agents.kwai.text import clean
+from scrubjay.agents.kwai.turn import Turn
+from scrubjay.agents.kwai.untrusted import cut, fence, has_side_effect, is_trusted, sources_of
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What came of a call."""
+
+    text: str
+    """The result, or why there is none; cut to the limit, without marks."""
+    status: Literal["success", "error"]
+    trusted: bool = True
+    """Whether nobody outside could have worded it."""
+    ran: bool = False
+    """Whether the tool was started."""
+    sources: tuple[str, ...] = ()
+    artifact: Any = None
+
+
+class Executor:
+    """Runs one call at a time, within the limits."""
+
+    def __init__(
+        self,
+        tools: Mapping[str, BaseTool],
+        prompts: Prompts,
+        limits: Limits,
+        count_tokens: Callable[[str], int],
+        approve: Callable[[Call], bool] | None,
+    ) -> None:
+        self._tools, self._prompts, self._limits = tools, prompts, limits
+        self._count_tokens, self._approve = count_tokens, approve
+
+    def run(self, call: Call, turn: Turn, step: int) -> Generator[Effect, Any, Observation]:
+        """Run `call`, unless a limit, a repetition or missing approval is in the way."""
+        say, tool = self._prompts.say, self._tools.get(call.name)
+        if tool is None:
+            names = ", ".join(self._tools)
+            return Observation(say("unknown_tool", tool=call.name, tools=names), "error")
+        earlier = turn.meter.repeats(call.name, call.arguments)
+        if earlier is not None:
+            return Observation(say("repeated", tool=call.name, step=earlier), "error")
+        if turn.tainted and has_side_effect(tool):
+            approve = self._approve
+            if approve is None or not (yield Do(lambda: approve(call))):
+                return Observation(say("blocked", tool=call.name), "error")
+        turn.meter.ran(call.name, call.arguments, step)
+        seconds = turn.meter.seconds_for_a_tool()
+        try:
+            returned = yield RunTool(tool, call, seconds)
+        except ToolTimeoutError:
+            return Observation(say("timed_out", tool=call.name, seconds=f"{seconds:g}"), "error", ran=True)
+        except Exception as error:  # noqa: BLE001  the planner is told
+            return self._failure(tool, call, error)
+        return self._success(tool, call, returned)
+
+    def message(self, call: Call, observation: Observation) -> ToolMessage:
+        """Return the result as history keeps it, outside text between marks."""
+        text = observation.text
+        if observation.ran:
+            source = " ".join([call.name, *observation.sources])
+            trust = "trusted tool" if observation.trusted else "tool"
+            text = fence(text, source, trust, self._prompts)
+        return ToolMessage(
+            text,
+            tool_call_id=call.id,
+            name=call.safe_name,
+            status=observation.status,
+            artifact=observation.artifact,
+        )
+
+    def postponed(self, call: Call) -> ToolMessage:
+        """Return the answer to a call that came with another one."""
+        return ToolMessage(
+            self._prompts.say("postponed"), tool_call_id=call.id, name=call.safe_name, status="error"
+        )
+
+    def _failure(self, tool: BaseTool, call: Call, error: Exception) -> Observation:
+        if _is_validation_error(error):
+            # The arguments are the model's own words, so this text is not from outside.
+            text = self._prompts.say("bad_arguments", tool=call.name, error=_briefly(error))
+            return Observation(self._cut(text), "error", ran=False)
+        reason = str(error) if isinstance(error, ToolException) else f"{type(error).__name__}: {error}"
+        text = self._prompts.say("tool_failed", tool=call.name, error=clean(reason))
+        return Observation(self._cut(text), "error", is_trusted(tool), ran=True)
+
+    def _success(self, tool: BaseTool, call: Call, returned: Any) -> Observation:
+        artifact, status = None, "success"
+        if isinstance(returned, ToolMessage):
+            artifact, status, text = returned.artifact, returned.status, returned.text
+        else:
+            text = str(returned)
+        text = clean(text).strip()
+        sources = sources_of(call.arguments, artifact)
+        return Observation(self._cut(text), status, is_trusted(tool), True, sources, artifact)
+
+    def _cut(self, text: str) -> str:
+        return cut(text, self._limits.result_tokens, self._count_tokens, self._prompts)
+
+
+def _is_validation_error(error: Exception) -> bool:
+    from pydantic import ValidationError
+    from pydantic.v1 import ValidationError as OldValidationError
+
+    return isinstance(error, ValidationError | OldValidationError)
+
+
+def _briefly(error: Any) -> str:
+    problems = [f"{'.'.join(map(str, item['loc'])) or 'arguments'}: {item['msg']}" for item in error.errors()]
+    return clean("; ".join(problems))

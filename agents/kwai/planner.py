@@ -1,0 +1,121 @@
+"""The next task, from a model that calls tools itself or from one that writes its plan as JSON.
+
+Each reply goes down a ladder until a rung holds: calls the provider parsed, calls it could not parse, JSON in the
+text, JSON repaired, one request to correct it. What no rung holds ends the planning, not the turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Generator
+from dataclasses import dataclass
+from typing import Any
+
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from langchain_core.runnables import Runnable
+
+from scrubjay.agents.kwai.context import Context
+from scrubjay.agents.kwai.effects import AskModel, Effect
+from scrubjay.agents.kwai.plans import (
+    FINISH,
+    NOTHING,
+    Call,
+    PlanError,
+    check_arguments,
+    read_arguments,
+    read_plan,
+)
+from scrubjay.agents.kwai.text import clean
+from scrubjay.agents.kwai.turn import Turn
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the planner wants."""
+
+    calls: tuple[Call, ...]
+    """The first is the task; others came with it and wait. None: the work is finished."""
+    task_name: str
+    """What the task is to find out."""
+    rungs: tuple[str, ...]
+    """The attempts at reading it, the last one held, unless `unreadable`."""
+    message: AIMessage | None = None
+    """What goes into the history."""
+    draft: str = ""
+    """Text in place of a call."""
+    unreadable: bool = False
+    """Whether no attempt held."""
+
+
+class Planner:
+    """Plans one task a time."""
+
+    def __init__(
+        self, model: Runnable[Any, Any], names: Collection[str], native: bool, context: Context
+    ) -> None:
+        self._model, self._names, self._native, self._context = model, names, native, context
+
+    def decide(self, turn: Turn) -> Generator[Effect, Any, Decision]:
+        """Ask for the next task, at most twice."""
+        prompt = self._context.to_plan(turn, self._native)
+        rungs: list[str] = []
+        for _ in range(2):
+            reply: AIMessage = yield AskModel(self._model, prompt)
+            turn.meter.spend(prompt, reply)
+            try:
+                return self._read(reply, rungs)
+            except PlanError as error:
+                rungs.append(f"unreadable: {error}")
+                correction = self._context.prompts.say("reask", error=error)
+                # As text: a call without a result must not be sent back.
+                said: list[BaseMessage] = [AIMessage(clean(reply.text) or "…"), HumanMessage(correction)]
+                prompt = [*prompt, *said]
+        return Decision((), "", tuple(rungs), unreadable=True)
+
+    def _read(self, reply: AIMessage, rungs: list[str]) -> Decision:
+        if reply.tool_calls:
+            calls = [Call(clean(call["name"]), check_arguments(call["args"])) for call in reply.tool_calls]
+            return self._decision(reply, calls, "", [*rungs, "tool_calls"])
+        if reply.invalid_tool_calls:
+            calls = [
+                Call(clean(str(call["name"] or "")), read_arguments(call["args"]))
+                for call in reply.invalid_tool_calls
+            ]
+            return self._decision(reply, calls, "", [*rungs, "invalid_tool_calls"])
+        if not self._native:
+            plan = read_plan(reply.text)
+            return self._decision(reply, [plan.call], plan.task_name, [*rungs, plan.rung])
+        try:
+            plan = read_plan(reply.text)
+        except PlanError:
+            pass
+        else:
+            # Small models write the call they mean as text; any other JSON is an answer.
+            if plan.finishes or plan.call.name in self._names:
+                return self._decision(reply, [plan.call], plan.task_name, [*rungs, plan.rung])
+        return Decision((), "", (*rungs, "text"), draft=clean(reply.text).strip())
+
+    def _decision(self, reply: AIMessage, calls: list[Call], task_name: str, rungs: list[str]) -> Decision:
+        if calls[0].name in (FINISH, NOTHING):
+            return Decision((), "", tuple(rungs))
+        said = "" if rungs[-1] in ("json", "prose", "repaired") else clean(reply.text).strip()
+        task_name = task_name or said or calls[0].name
+        return Decision(tuple(calls), task_name, tuple(rungs), _recorded(reply, calls, said or task_name))
+
+
+def _recorded(reply: AIMessage, calls: list[Call], said: str) -> AIMessage:
+    """Return the reply as history keeps it: every call with a name that providers accept and an id of its own."""
+    return AIMessage(
+        content=said,
+        tool_calls=[
+            {
+                "name": call.safe_name,
+                "args": call.arguments,
+                "id": call.id,
+                "type": "tool_call",
+            }
+            for call in calls
+        ],
+        usage_metadata=reply.usage_metadata,
+        response_metadata=reply.response_metadata,
+        id=reply.id,
+    )

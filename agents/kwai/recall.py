@@ -1,0 +1,72 @@
+"""When the agent writes to its memory and what it looks up: KwaiAgents' memory update and memory retrieval."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+from scrubjay.agents.kwai.effects import Do, Effect
+from scrubjay.agents.kwai.events import Step
+from scrubjay.agents.kwai.remembering import Remembered, Remembers
+from scrubjay.agents.kwai.turn import Turn
+
+
+class Recall:
+    """Keeps the three kinds of KwaiAgents apart: supplied knowledge, conversation, and tasks with their results.
+
+    What a tool worded, or an answer written after reading it, is kept with `trust="tool"`. It is shown as data when
+    it comes up again, taints the question it comes up for, and never gets into the profile.
+    """
+
+    def __init__(
+        self, memory: Remembers | None, namespace: tuple[str, ...], k: int, **provenance: Any
+    ) -> None:
+        self._memory, self._namespace, self._k = memory, namespace, k
+        self._provenance = provenance
+
+    def remember_question(self, turn: Turn) -> Generator[Effect, Any, None]:
+        """Keep the question and what was supplied with it."""
+        for document in turn.knowledge:
+            yield from self._add(turn, document, "knowledge", "user")
+        yield from self._add(turn, turn.question, "conversation", "user", role="user")
+
+    def remember_step(self, turn: Turn, step: Step) -> Generator[Effect, Any, None]:
+        """Keep a task and its result, if it found anything."""
+        if step.sufficient:
+            text = f"{step.task_name}\n{step.result}"
+            trust = "agent" if step.trusted and not turn.tainted else "tool"
+            yield from self._add(turn, text, "task", trust, tool=step.tool, urls=list(step.sources))
+
+    def remember_answer(self, turn: Turn, answer: str) -> Generator[Effect, Any, None]:
+        """Keep the answer."""
+        trust = "tool" if turn.tainted else "agent"
+        yield from self._add(turn, answer, "conversation", trust, role="assistant")
+
+    def recall(self, turn: Turn) -> Generator[Effect, Any, None]:
+        """Look up what may help with the next step; what this question itself wrote is known already."""
+        memory = self._memory
+        if memory is None:
+            return
+        query = turn.question
+        if turn.steps:
+            query = f"{query}\n{turn.steps[-1].task_name}"
+        wanted = self._k + len(turn.written)
+        hits: list[Remembered] = list(
+            (yield Do(lambda: memory.search(query, k=wanted, namespace=self._namespace)))
+        )
+        known = {message.text for message in turn.dialogue}
+        turn.recalled = [hit for hit in hits if hit.id not in turn.written and hit.text not in known][
+            : self._k
+        ]
+        turn.tainted = turn.tainted or any(hit.trust == "tool" for hit in turn.recalled)
+
+    def _add(
+        self, turn: Turn, text: str, kind: str, trust: str, **provenance: Any
+    ) -> Generator[Effect, Any, None]:
+        memory = self._memory
+        if memory is not None and text.strip():
+            more = self._provenance | provenance
+            added = yield Do(
+                lambda: memory.add(text, kind=kind, namespace=self._namespace, trust=trust, **more)
+            )
+            turn.written.add(added)

@@ -1,0 +1,52 @@
+"""What the agent remembers with: anything that keeps, searches and lists records as `scrubjay.memory.MemoryBank` does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+
+class Remembered(Protocol):
+    """A record that was found."""
+
+    @property
+    def id(self) -> str:
+        """Its name in the memory."""
+        ...
+
+    @property
+    def text(self) -> str:
+        """What was said or found."""
+        ...
+
+    @property
+    def kind(self) -> str:
+        """knowledge, conversation, task or episode."""
+        ...
+
+    @property
+    def trust(self) -> str:
+        """Who worded it: user, agent or tool."""
+        ...
+
+
+class Remembers(Protocol):
+    """A memory that outlives the conversation; it must stand calls from several threads."""
+
+    def add(
+        self,
+        text: str,
+        kind: str = ...,
+        namespace: Sequence[str] = ...,
+        *,
+        trust: str = ...,
+        **provenance: Any,
+    ) -> str:
+        """Keep `text` and return its id."""
+        ...
+
+    def search(
+        self, query: str, k: int = ..., *, namespace: Sequence[str] | None = ...
+    ) -> Sequence[Remembered]:
+        """Return up to `k` records, best first, of `namespace` and all within it."""
+        ...

@@ -1,0 +1,29 @@
+"""Text that can be stored, sent and counted, whatever a model or a tool wrote."""
+
+from __future__ import annotations
+
+import re
+
+_WIDE = re.compile(r"[\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]")
+
+
+def clean(text: str) -> str:
+    """Return `text` without lone surrogates and null characters, which neither UTF-8 nor every store can hold."""
+    return text.replace("\x00", "").encode("utf-8", "replace").decode("utf-8")
+
+
+def clean_value(value: object) -> object:
+    """Return a JSON value whose strings are clean."""
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, dict):
+        return {clean(str(key)): clean_value(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [clean_value(item) for item in value]
+    return value
+
+
+def estimate_tokens(text: str) -> int:
+    """Return about how many tokens `text` has: one for a Chinese, Japanese or Korean character, else one for four."""
+    wide = len(_WIDE.findall(text))
+    return wide + (len(text) - wide + 3) // 4

@@ -1,0 +1,54 @@
+"""One question on its way to an answer: what is known, done and spent so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from langchain_core.messages import BaseMessage, HumanMessage
+
+from scrubjay.agents.kwai.events import Action, Event, Step
+from scrubjay.agents.kwai.limits import Meter
+from scrubjay.agents.kwai.remembering import Remembered
+from scrubjay.agents.kwai.text import clean
+
+
+@dataclass
+class Turn:
+    """The state of one question; nothing of it outlives the answer but what memory was given."""
+
+    asked: HumanMessage
+    """The user's message."""
+    dialogue: list[BaseMessage]
+    """What user and agent said before."""
+    knowledge: tuple[str, ...]
+    """Documents supplied with the question."""
+    meter: Meter
+    clock: Callable[[], datetime]
+    tainted: bool = False
+    """Whether text that somebody outside could have worded was read."""
+    steps: list[Step] = field(default_factory=list)
+    transcript: list[BaseMessage] = field(default_factory=list)
+    """Calls and results of this question, each call with its result."""
+    recalled: list[Remembered] = field(default_factory=list)
+    """What memory brought up for the next step."""
+    written: set[str] = field(default_factory=set)
+    """Records that this question itself made."""
+    reflection: str | None = None
+    """Why the next plan should differ from the last."""
+    draft: str = ""
+    """What the planner said instead of planning on."""
+    events: int = 0
+
+    @property
+    def question(self) -> str:
+        """The user's words."""
+        return clean(self.asked.text)
+
+    def event(self, action: Action, text: str) -> dict[str, Any]:
+        """Return an update that says what happened."""
+        event = Event(self.events, action, text, self.clock())
+        self.events += 1
+        return {"events": [event]}

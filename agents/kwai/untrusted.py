@@ -1,0 +1,63 @@
+"""Text from outside is data: marked where it begins and ends, with where it came from, and unable to forge the marks.
+
+Delimiters and provenance do not make a model safe by themselves (adaptive attacks, arXiv 2606.26479); the flag that
+keeps tools with side effects shut after such text was read does not rely on the model at all.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+from langchain_core.tools import BaseTool
+
+from scrubjay.agents.kwai.prompts import Prompts
+from scrubjay.agents.kwai.text import clean
+
+_MARKS = re.compile(r"<{2,}|>{2,}|[«»《》]{2,}|[＜＞]{2,}")
+
+
+def fence(text: str, source: str, trust: str, prompts: Prompts) -> str:
+    """Return `text` between two marks that it cannot contain, naming its `source` and `trust`."""
+    number = secrets.token_hex(4)
+    note = prompts.say("data_note", source=_one_line(source), trust=_one_line(trust))
+    return f"<<<{note} {number}>>>\n{_MARKS.sub(_defuse, clean(text))}\n<<<END {number}>>>"
+
+
+def cut(text: str, tokens: int, count_tokens: Callable[[str], int], prompts: Prompts) -> str:
+    """Return the head of `text` of at most about `tokens`, with a note of how much is missing."""
+    if count_tokens(text) <= tokens:
+        return text
+    low, high = 0, len(text)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if count_tokens(text[:middle]) <= tokens else (low, middle - 1)
+    return f"{text[:low]}\n{prompts.say('cut', count=len(text) - low)}"
+
+
+def is_trusted(tool: BaseTool) -> bool:
+    """Return whether nobody outside can word this tool's results: `metadata={"untrusted": False}`, as a calculator's."""
+    return (tool.metadata or {}).get("untrusted", True) is False
+
+
+def has_side_effect(tool: BaseTool) -> bool:
+    """Return whether this tool changes things outside: `metadata={"side_effect": True}`."""
+    return bool((tool.metadata or {}).get("side_effect", False))
+
+
+def sources_of(arguments: dict[str, Any], artifact: Any) -> tuple[str, ...]:
+    """Return the addresses that a result came from, as its artifact or else the call names them."""
+    named = artifact.get("urls") if isinstance(artifact, dict) else None
+    if isinstance(named, list | tuple):
+        return tuple(clean(str(url)) for url in named)
+    return (clean(arguments["url"]),) if isinstance(arguments.get("url"), str) else ()
+
+
+def _defuse(marks: re.Match[str]) -> str:
+    return " ".join(marks.group())
+
+
+def _one_line(text: str) -> str:
+    return _MARKS.sub(_defuse, " ".join(clean(text).split()))[:200]

@@ -1,0 +1,323 @@
+"""A memory bank: what an agent was told, did and read, kept in one file and recalled by words and by meaning.
+
+One record type for knowledge, conversation, task and episode. Nothing is overwritten: a new truth supersedes an
+old one, whose validity ends; `forget` alone deletes, and does so physically. Writing needs no language model.
+
+Recall has HCAM's shape over text (Lampinen et al. 2021, arXiv 2105.14039): a query is scored against summaries of
+chunks (a conversation's segments, a document's sections), then against the records inside the chosen ones; words
+nominate too, and reciprocal ranks fuse both. Without embeddings words alone nominate.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+from scrubjay.memory.bank_document import split_document
+from scrubjay.memory.bank_duplicates import unpack_marks
+from scrubjay.memory.bank_recall import Filter, join_namespace, recall, split_namespace
+from scrubjay.memory.bank_record import (
+    KINDS,
+    TRUSTS,
+    Hit,
+    Record,
+    Time,
+    check_choice,
+    check_choices,
+    check_namespace,
+    to_datetime,
+    to_seconds,
+)
+from scrubjay.memory.bank_store import Store
+from scrubjay.memory.bank_vectors import VectorIndex, stored_dimension, unit_vectors
+from scrubjay.memory.bank_write import Draft, Writer, check_text, encode_provenance
+
+_COLUMNS = (
+    "id, text, kind, namespace, trust, provenance, created, observed, renewed, valid_from, valid_to, importance, "
+    "supersedes, sayings"
+)
+
+
+class Embeddings(Protocol):
+    """What turns texts into vectors; any langchain embeddings do."""
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Return a vector per text to remember."""
+        ...
+
+    def embed_query(self, text: str) -> list[float]:
+        """Return the vector of a question."""
+        ...
+
+
+class MemoryBank:
+    """Memories in an SQLite file, or in memory (`":memory:"`); safe for threads and several processes.
+
+    `clock` returns the present moment. Raises ValueError on a file of a newer Scrubjay.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        embeddings: Embeddings | None = None,
+        clock: Callable[[], Time] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._embeddings, self._clock = embeddings, clock
+        self._store = Store(path)
+        self._index: VectorIndex | None = None
+
+    def add(
+        self,
+        text: str,
+        kind: str = "conversation",
+        namespace: Sequence[str] = (),
+        importance: float | None = None,
+        observed: Time | None = None,
+        valid_from: Time | None = None,
+        valid_to: Time | None = None,
+        trust: str = "user",
+        supersedes: str | None = None,
+        merge: bool = True,
+        **provenance: Any,
+    ) -> str:
+        """Remember a text and return its id, when it is safe from the death of this process.
+
+        A text that says no more than a record of the same namespace, kind, trust and validity does joins it, and the
+        id is that record's; `merge=False` keeps every text apart, as a log of turns must. `supersedes` names the
+        record whose validity ends where this one's begins. `importance` is from 0 to 1; `provenance` is anything that
+        JSON can hold. Raises ValueError or TypeError on what cannot be stored.
+        """
+        draft = self._draft(
+            text,
+            kind,
+            namespace,
+            importance,
+            observed,
+            valid_from,
+            valid_to,
+            trust,
+            supersedes,
+            merge,
+            provenance,
+        )
+        return self._write([draft])[0]
+
+    def add_document(
+        self,
+        text: str,
+        kind: str = "knowledge",
+        namespace: Sequence[str] = (),
+        passage_length: int = 600,
+        importance: float | None = None,
+        observed: Time | None = None,
+        trust: str = "user",
+        **provenance: Any,
+    ) -> list[str]:
+        """Remember a document by its passages and return their ids; a section's passages are one chunk.
+
+        Sections begin at Markdown headings; passages have at most `passage_length` characters and carry their
+        heading as provenance `section`. All is written, or nothing. Raises ValueError if the text is blank.
+        """
+        drafts = []
+        for number, (heading, passages) in enumerate(split_document(text, passage_length)):
+            for passage in passages:
+                draft = self._draft(
+                    passage, kind, namespace, importance, observed, None, None, trust, None, True,
+                    {**provenance, "section": heading},
+                )  # fmt: skip
+                drafts.append(draft._replace(section=number))
+        if not drafts:
+            raise ValueError("text has no passage; pass a document that is not blank")
+        return self._write(drafts)
+
+    def search(
+        self,
+        query: str,
+        k: int = 10,
+        kinds: Iterable[str] | str | None = None,
+        namespace: Sequence[str] | None = None,
+        at: Time | None = None,
+        explain: bool = False,
+        trusts: Iterable[str] | str | None = None,
+    ) -> list[Hit]:
+        """Return up to `k` records, best first, that hold now or held `at` a moment.
+
+        `namespace` includes all that it contains: `("user",)` finds `("user", "ada")`'s. `trusts=("user", "agent")`
+        leaves out what tools said. `explain` fills the hits' `explanation`. Raises ValueError on k < 1.
+        """
+        if k < 1:
+            raise ValueError(f"k={k}: must be at least 1")
+        now = to_seconds(self._clock(), "clock()")
+        filter = Filter(
+            at=now if at is None else to_seconds(at, "at"),
+            kinds=check_choices("kinds", kinds, KINDS),
+            namespace=None if namespace is None else join_namespace(check_namespace(namespace)),
+            trusts=check_choices("trusts", trusts, TRUSTS),
+        )
+        vector = None
+        if self._embeddings is not None and query.strip():
+            vector = unit_vectors([self._embeddings.embed_query(query)], 1)[0]
+        with self._store.reading() as connection:
+            index = None if vector is None else self._refreshed_index(connection, len(vector))
+            hits = []
+            for number, score, why in recall(connection, query, vector, index, filter, now, k):
+                row = connection.execute(
+                    f"SELECT {_COLUMNS} FROM records WHERE number = ?", (number,)
+                ).fetchone()
+                hits.append(Hit(**_fields(row), score=score, explanation=why if explain else None))
+        return hits
+
+    def get(self, id: str) -> Record | None:
+        """Return the record, valid or not; None if there is none."""
+        with self._store.reading() as connection:
+            row = connection.execute(f"SELECT {_COLUMNS} FROM records WHERE id = ?", (id,)).fetchone()
+        return Record(**_fields(row)) if row else None
+
+    def recent(self, n: int, kind: str | None = None, namespace: Sequence[str] | None = None) -> list[Record]:
+        """Return the last `n` records that hold now, the newest last."""
+        if n < 0:
+            raise ValueError(f"n={n}: must not be negative")
+        condition, values = Filter(
+            at=to_seconds(self._clock(), "clock()"),
+            kinds=None if kind is None else (check_choice("kind", kind, KINDS),),
+            namespace=None if namespace is None else join_namespace(check_namespace(namespace)),
+            trusts=None,
+        ).condition()
+        with self._store.reading() as connection:
+            rows = connection.execute(
+                f"SELECT {_COLUMNS} FROM records WHERE {condition} ORDER BY renewed DESC, number DESC LIMIT ?",
+                [*values, n],
+            ).fetchall()
+        return [Record(**_fields(row)) for row in reversed(rows)]
+
+    def sayings(self, id: str) -> list[str]:
+        """Return every wording of a record, the first one first."""
+        with self._store.reading() as connection:
+            rows = connection.execute(
+                "SELECT 0, text FROM records WHERE id = ?1 UNION ALL SELECT sayings.rowid, sayings.text "
+                "FROM sayings JOIN records USING (number) WHERE id = ?1 ORDER BY 1",
+                (id,),
+            ).fetchall()
+        return [text for _, text in rows]
+
+    def forget(self, id: str) -> bool:
+        """Delete a record for good: text, wordings, embedding and index entries; return whether there was one.
+
+        Its bytes are overwritten in the file; another process that reads at this moment may delay that.
+        """
+        with self._store.writing() as connection:
+            row = connection.execute("SELECT number, marks FROM records WHERE id = ?", (id,)).fetchone()
+            if row is None:
+                return False
+            number, marks = row
+            connection.executemany(
+                "DELETE FROM marks WHERE mark = ? AND number = ?",
+                [(mark, number) for mark in unpack_marks(marks)],
+            )
+            connection.execute("DELETE FROM words WHERE rowid = ?", (number,))
+            if sqlite3.sqlite_version_info < (3, 42):
+                connection.execute("INSERT INTO words (words) VALUES ('optimize')")
+            connection.execute("DELETE FROM records WHERE number = ?", (number,))
+            connection.execute("UPDATE facts SET value = value + 1 WHERE name = 'deletions'")
+        self._store.erase_traces()
+        return True
+
+    def close(self) -> None:
+        """Close the file."""
+        self._store.close()
+
+    def __len__(self) -> int:
+        """Return how many records there are, those that no longer hold included."""
+        with self._store.reading() as connection:
+            return connection.execute("SELECT COUNT(*) FROM records").fetchone()[0]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _draft(
+        self,
+        text,
+        kind,
+        namespace,
+        importance,
+        observed,
+        valid_from,
+        valid_to,
+        trust,
+        supersedes,
+        merge,
+        provenance,
+    ) -> Draft:
+        if not isinstance(text, str):
+            raise TypeError(f"text={text!r}: pass a string")
+        if not text.strip():
+            raise ValueError(f"text={text!r}: there is nothing to remember")
+        check_text("text", text)
+        if importance is not None and not 0 <= importance <= 1:
+            raise ValueError(f"importance={importance}: must be from 0 to 1")
+        now = to_seconds(self._clock(), "clock()")
+        start = None if valid_from is None else to_seconds(valid_from, "valid_from")
+        end = None if valid_to is None else to_seconds(valid_to, "valid_to")
+        if start is not None and end is not None and start >= end:
+            raise ValueError(f"valid_from={valid_from}, valid_to={valid_to}: it must end after it begins")
+        return Draft(
+            text=text,
+            kind=check_choice("kind", kind, KINDS),
+            namespace=join_namespace(check_namespace(namespace)),
+            trust=check_choice("trust", trust, TRUSTS),
+            provenance=encode_provenance(provenance),
+            created=now,
+            observed=now if observed is None else to_seconds(observed, "observed"),
+            valid_from=start,
+            valid_to=end,
+            importance=0.5 if importance is None else float(importance),
+            supersedes=supersedes,
+            merge=merge and supersedes is None,
+            vector=None,
+        )
+
+    def _write(self, drafts: list[Draft]) -> list[str]:
+        if self._embeddings is not None:
+            texts = [draft.text for draft in drafts]
+            # Before the transaction: others must not wait for a model.
+            vectors = unit_vectors(self._embeddings.embed_documents(texts), len(texts))
+            drafts = [draft._replace(vector=v) for draft, v in zip(drafts, vectors, strict=True)]
+        with self._store.writing() as connection:
+            if drafts[0].vector is not None:
+                dimension = len(drafts[0].vector)
+                _check_dimension(stored_dimension(connection), dimension)
+                connection.execute("UPDATE facts SET value = ? WHERE name = 'dimension'", (dimension,))
+            writer = Writer(connection)
+            return [writer.write(draft) for draft in drafts]
+
+    def _refreshed_index(self, connection: sqlite3.Connection, dimension: int) -> VectorIndex:
+        _check_dimension(stored_dimension(connection), dimension)
+        if self._index is None:
+            self._index = VectorIndex(dimension)
+        self._index.refresh(connection)
+        return self._index
+
+
+def _fields(row: tuple) -> dict[str, Any]:
+    fields: dict[str, Any] = dict(zip(_COLUMNS.split(", "), row, strict=True))
+    fields["namespace"] = split_namespace(fields["namespace"])
+    fields["provenance"] = json.loads(fields["provenance"])
+    for name in ("created", "observed", "renewed", "valid_from", "valid_to"):
+        if fields[name] is not None:
+            fields[name] = to_datetime(fields[name])
+    return fields
+
+
+def _check_dimension(stored: int | None, dimension: int) -> None:
+    if stored is not None and stored != dimension:
+        raise ValueError(
+            f"the bank's embeddings have {stored} numbers, these give {dimension}; "
+            "open it with the embeddings it was written with"
+        )

@@ -1,0 +1,120 @@
+"""What a memory bank stores and returns: one record type for every kind of memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+KINDS = ("knowledge", "conversation", "task", "episode")
+TRUSTS = ("user", "agent", "tool")
+
+Time = datetime | float
+"""A moment: a datetime (one without a zone is UTC), or seconds since 1970."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why a hit is where it is: `score` is `fused * recency * importance`."""
+
+    keyword_rank: int | None
+    """Place among the records that share words with the query, from 1; None if not among them."""
+    dense_rank: int | None
+    """Place among the records whose embeddings are like the query's; None if not among them."""
+    chunk_rank: int | None
+    """Place of the record's chunk among chunk summaries, from 1; None without embeddings."""
+    cosine: float | None
+    """Similarity of the record's embedding to the query's."""
+    fused: float
+    """Sum over the ranks of `1 / (60 + rank)`."""
+    recency: float
+    """Factor for age, 1.1 for the present moment down to 0.9."""
+    importance: float
+    """Factor for importance, 0.9 to 1.1."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """A memory as it was written; nothing but `valid_to`, `renewed` and `sayings` changes later."""
+
+    id: str
+    """Its name in the bank."""
+    text: str
+    """What is remembered."""
+    kind: str
+    """knowledge, conversation, task or episode."""
+    namespace: tuple[str, ...]
+    """Whose memory it is, the widest circle first: `("user", "ada")`."""
+    trust: str
+    """Who said it: user, agent or tool."""
+    provenance: dict[str, Any]
+    """Where it came from, in the writer's words."""
+    created: datetime
+    """When it was written."""
+    observed: datetime
+    """When it was first seen or said."""
+    renewed: datetime
+    """When it was last said again."""
+    valid_from: datetime | None
+    """Since when it holds; None for always."""
+    valid_to: datetime | None
+    """Until when it held; None while it does."""
+    importance: float
+    """From 0 to 1; 0.5 is neutral."""
+    supersedes: str | None
+    """The record that this one replaced."""
+    sayings: int
+    """How often it was said, in these words or nearly."""
+
+
+@dataclass(frozen=True)
+class Hit(Record):
+    """A record found by a search."""
+
+    score: float = field(kw_only=True)
+    """Higher is better; comparable within one search only."""
+    explanation: Explanation | None = field(default=None, kw_only=True)
+    """How the score came about, where it was asked for."""
+
+
+def to_seconds(moment: Time, name: str) -> float:
+    """Return seconds since 1970. Raises TypeError naming the argument."""
+    if isinstance(moment, datetime):
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    if isinstance(moment, bool) or not isinstance(moment, int | float):
+        raise TypeError(f"{name}={moment!r}: pass a datetime or seconds since 1970")
+    return float(moment)
+
+
+def to_datetime(seconds: float) -> datetime:
+    """Return the moment in UTC."""
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def check_namespace(namespace: Sequence[str]) -> tuple[str, ...]:
+    """Return the namespace as a tuple. Raises TypeError or ValueError if it is not one of non-empty words."""
+    if isinstance(namespace, str) or not all(isinstance(part, str) for part in namespace):
+        raise TypeError(f'namespace={namespace!r}: pass a tuple of strings such as ("user", "ada")')
+    if any(not part or "\x1f" in part for part in namespace):
+        raise ValueError(f"namespace={namespace!r}: its parts must be non-empty, without U+001F")
+    return tuple(namespace)
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
+    """Return the value. Raises ValueError if it is not among the choices."""
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}; choose from {', '.join(choices)}")
+    return value
+
+
+def check_choices(
+    name: str, values: Iterable[str] | str | None, choices: tuple[str, ...]
+) -> tuple[str, ...] | None:
+    """Return the values, one or several; None for all. Raises ValueError if one is not a choice, or none is given."""
+    if values is None:
+        return None
+    chosen = tuple(check_choice(name, v, choices) for v in ((values,) if isinstance(values, str) else values))
+    if not chosen:
+        raise ValueError(f"{name} is empty; choose from {', '.join(choices)}, or None for all")
+    return chosen

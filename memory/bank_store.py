@@ -1,0 +1,145 @@
+"""The file of a memory bank: an SQLite database that several processes may read and write at once.
+
+Write-ahead log, one writer at a time, readers never wait. What a commit has acknowledged survives the death of
+the process (kill -9); a power cut may take the last commits, never the file. Deleted content is overwritten.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+_PATIENCE = 30.0  # seconds to wait for another process's write
+
+_MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        """CREATE TABLE records (
+            number INTEGER PRIMARY KEY AUTOINCREMENT,
+            id TEXT NOT NULL UNIQUE,
+            text TEXT NOT NULL,
+            kind TEXT NOT NULL,
+            namespace TEXT NOT NULL,
+            trust TEXT NOT NULL,
+            provenance TEXT NOT NULL,
+            created REAL NOT NULL,
+            observed REAL NOT NULL,
+            renewed REAL NOT NULL,
+            valid_from REAL,
+            valid_to REAL,
+            importance REAL NOT NULL,
+            supersedes TEXT,
+            sayings INTEGER NOT NULL DEFAULT 1,
+            chunk INTEGER NOT NULL,
+            digest BLOB NOT NULL,
+            marks BLOB NOT NULL)""",
+        "CREATE INDEX records_by_digest ON records (digest)",
+        "CREATE INDEX records_by_place ON records (namespace, kind, number)",
+        "CREATE INDEX records_by_time ON records (renewed, number)",
+        "CREATE INDEX records_by_chunk ON records (chunk)",
+        """CREATE TABLE sayings (
+            number INTEGER NOT NULL REFERENCES records ON DELETE CASCADE,
+            text TEXT NOT NULL,
+            observed REAL NOT NULL,
+            provenance TEXT NOT NULL)""",
+        "CREATE INDEX sayings_by_record ON sayings (number)",
+        "CREATE TABLE marks (mark INTEGER, number INTEGER, PRIMARY KEY (mark, number)) WITHOUT ROWID",
+        "CREATE TABLE vectors (number INTEGER PRIMARY KEY REFERENCES records ON DELETE CASCADE, vector BLOB NOT NULL)",
+        "CREATE TABLE facts (name TEXT PRIMARY KEY, value) WITHOUT ROWID",
+        "INSERT INTO facts VALUES ('deletions', 0), ('dimension', NULL)",
+        """CREATE VIRTUAL TABLE words USING fts5(
+            scope, body, tokenize = "porter unicode61 remove_diacritics 2")""",
+        "INSERT INTO words (words, rank) VALUES ('rank', 'bm25(0.0, 1.0)')",
+    ),
+)
+
+
+class Store:
+    """A connection for all threads of a process. Raises ValueError on a file of a newer Scrubjay."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = str(path)
+        self._lock = threading.RLock()
+        self._connection = sqlite3.connect(
+            self.path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
+        )
+        try:
+            self._prepare()
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file; a second time does nothing."""
+        with self._lock:
+            self._connection.close()
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """Give the connection for reads that see one state of the file."""
+        with self._transaction("BEGIN") as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """Give the connection, the only writer of the file; all is written at the end, or nothing."""
+        with self._transaction("BEGIN IMMEDIATE") as connection:
+            yield connection
+
+    def erase_traces(self) -> None:
+        """Empty the write-ahead log, which still holds what was deleted, unless another process reads it now."""
+        with self._lock:
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    @contextlib.contextmanager
+    def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            if self._connection.in_transaction:  # a search inside a write of the same thread
+                yield self._connection
+                return
+            self._connection.execute(begin)
+            try:
+                yield self._connection
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+
+    def _prepare(self) -> None:
+        connection = self._connection
+        connection.execute("PRAGMA secure_delete = ON")
+        connection.execute("PRAGMA foreign_keys = ON")
+        self._use_log()
+        connection.execute("PRAGMA synchronous = NORMAL")
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version == len(_MIGRATIONS):
+            return
+        with self.writing():
+            (version,) = connection.execute(
+                "PRAGMA user_version"
+            ).fetchone()  # another process may have migrated
+            if version > len(_MIGRATIONS):
+                raise ValueError(
+                    f"{self.path!r} has layout {version}, this Scrubjay knows up to {len(_MIGRATIONS)}; "
+                    "upgrade scrubjay to open it"
+                )
+            for statement in (s for migration in _MIGRATIONS[version:] for s in migration):
+                connection.execute(statement)
+            if version == 0 and sqlite3.sqlite_version_info >= (3, 42):
+                connection.execute("INSERT INTO words (words, rank) VALUES ('secure-delete', 1)")
+            connection.execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")
+
+    def _use_log(self) -> None:
+        """Switch to the write-ahead log; SQLite does not wait here for others who do the same, so we do."""
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                self._connection.execute("PRAGMA journal_mode = WAL").fetchone()
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)

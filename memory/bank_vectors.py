@@ -1,0 +1,136 @@
+"""The dense arm: embeddings in memory, scored first by chunk, then inside the chosen chunks, as HCAM does.
+
+Lampinen et al. 2021, arXiv 2105.14039: a chunk's summary is the mean of what it holds; attention goes to the
+chunks whose summaries score best, and only there to single memories. Here both scores are cosines.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+
+class Near(NamedTuple):
+    """A record near a query: its number, cosine and the place of its chunk among the summaries, from 1."""
+
+    number: int
+    cosine: float
+    chunk_rank: int
+
+
+class VectorIndex:
+    """The embeddings of a bank, kept up with its file, whoever writes it."""
+
+    def __init__(self, dimension: int) -> None:
+        self._dimension = dimension
+        self._clear()
+
+    def refresh(self, connection: sqlite3.Connection) -> None:
+        """Read what was written since; what was deleted goes."""
+        (deletions,) = connection.execute("SELECT value FROM facts WHERE name = 'deletions'").fetchone()
+        if deletions != self._deletions:
+            self._drop_missing(connection)
+            self._deletions = deletions
+        rows = connection.execute(
+            "SELECT number, vector, chunk, namespace, kind FROM vectors JOIN records USING (number) "
+            "WHERE number > ? ORDER BY number",
+            (self._newest,),
+        )
+        while batch := rows.fetchmany(8192):
+            self._append(batch)
+
+    def nearest(
+        self, query: np.ndarray, allows: Callable[[str, str], bool], top_chunks: int, limit: int
+    ) -> list[Near]:
+        """Return up to `limit` records of the `top_chunks` best chunks whose namespace and kind are allowed."""
+        allowed = np.array([allows(*scope) for scope in self._scopes], dtype=bool)
+        if not allowed.any():
+            return []
+        sums = self._sums[: len(self._chunks)]
+        norms = np.sqrt(np.einsum("md,md->m", sums, sums))
+        coarse = sums @ query / np.maximum(norms, 1e-12)
+        coarse[~allowed[self._scope_of_chunk[: len(self._chunks)]]] = -np.inf
+        best = _largest(coarse, top_chunks)
+        best = best[np.isfinite(coarse[best])]
+        place = np.zeros(len(self._chunks), dtype=np.int64)
+        place[best] = np.arange(1, len(best) + 1)
+        place_of_row = place[self._chunk_of_row[: self._count]]
+        rows = np.flatnonzero(place_of_row)
+        fine = self._matrix[rows] @ query
+        return [
+            Near(int(self._numbers[rows[i]]), float(fine[i]), int(place_of_row[rows[i]]))
+            for i in _largest(fine, limit)
+        ]
+
+    def _clear(self) -> None:
+        self._count, self._newest, self._deletions = 0, 0, 0
+        self._numbers = np.zeros(0, dtype=np.int64)
+        self._matrix = np.zeros((0, self._dimension), dtype=np.float32)
+        self._chunk_of_row = np.zeros(0, dtype=np.int64)
+        self._chunks: dict[int, int] = {}
+        self._sums = np.zeros((0, self._dimension), dtype=np.float32)
+        self._scope_of_chunk = np.zeros(0, dtype=np.int64)
+        self._scopes: dict[tuple[str, str], int] = {}
+
+    def _append(self, batch: list[tuple[int, bytes, int, str, str]]) -> None:
+        first, last = self._count, self._count + len(batch)
+        self._numbers = _with_room(self._numbers, last)
+        self._matrix = _with_room(self._matrix, last)
+        self._chunk_of_row = _with_room(self._chunk_of_row, last)
+        for row, (number, blob, chunk, namespace, kind) in enumerate(batch, first):
+            scope = self._scopes.setdefault((namespace, kind), len(self._scopes))
+            index = self._chunks.setdefault(chunk, len(self._chunks))
+            if index >= len(self._sums):
+                self._sums = _with_room(self._sums, index + 1)
+                self._scope_of_chunk = _with_room(self._scope_of_chunk, index + 1)
+            self._numbers[row], self._chunk_of_row[row], self._scope_of_chunk[index] = number, index, scope
+            self._matrix[row] = np.frombuffer(blob, dtype=np.float32)
+            self._sums[index] += self._matrix[row]
+        self._count, self._newest = last, int(self._numbers[last - 1])
+
+    def _drop_missing(self, connection: sqlite3.Connection) -> None:
+        there = np.array([n for (n,) in connection.execute("SELECT number FROM vectors")], dtype=np.int64)
+        kept = np.flatnonzero(np.isin(self._numbers[: self._count], there))
+        self._numbers, self._matrix = self._numbers[kept], self._matrix[kept]
+        self._chunk_of_row, self._count = self._chunk_of_row[kept], len(kept)
+        self._sums = np.zeros_like(self._sums)
+        np.add.at(self._sums, self._chunk_of_row, self._matrix)
+
+
+def stored_dimension(connection: sqlite3.Connection) -> int | None:
+    """Return the length of the bank's embeddings, None while it has none."""
+    return connection.execute("SELECT value FROM facts WHERE name = 'dimension'").fetchone()[0]
+
+
+def unit_vectors(vectors: list[list[float]], count: int) -> Float[np.ndarray, "count dimension"]:
+    """Return embeddings at length 1. Raises ValueError unless they are `count` finite vectors of one length."""
+    if len(vectors) != count or len({len(vector) for vector in vectors}) != 1:
+        raise ValueError(
+            f"{count} texts got {len(vectors)} embeddings; each text needs one, all equally long"
+        )
+    array = np.array(vectors, dtype=np.float32)
+    if not np.isfinite(array).all():
+        raise ValueError("an embedding is not finite; check the model that made it")
+    return array / np.maximum(np.linalg.norm(array, axis=1, keepdims=True), 1e-12)
+
+
+def _largest(scores: np.ndarray, count: int) -> np.ndarray:
+    """Return where the largest scores are, best first, the earlier of equals first."""
+    if count < len(scores):
+        bound = np.partition(scores, len(scores) - count)[len(scores) - count]
+        chosen = np.flatnonzero(scores >= bound)
+    else:
+        chosen = np.arange(len(scores))
+    return chosen[np.argsort(-scores[chosen], kind="stable")][:count]
+
+
+def _with_room(array: np.ndarray, rows: int) -> np.ndarray:
+    if rows <= len(array):
+        return array
+    grown = np.zeros((max(rows, len(array) * 3 // 2, 64), *array.shape[1:]), dtype=array.dtype)
+    grown[: len(array)] = array
+    return grown

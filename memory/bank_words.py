@@ -1,0 +1,65 @@
+"""Words of a text as the keyword index sees them: Latin words by Porter stems, Chinese, Japanese, Korean by pairs.
+
+SQLite's tokenizer takes a run of Chinese for one word and so finds nothing in it. Pairs of neighbouring
+characters need no dictionary and recall more than a dictionary's words do.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_UNSPACED = (
+    "\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uac00-\ud7af\U00020000-\U000323af"
+)
+_RUN = re.compile(f"[{_UNSPACED}]+")
+_WORD = re.compile(r"[^\W_]+")
+_MOST_TERMS = 48
+
+_STOP_WORDS = """
+a about after all also am an and any are as at be been before being but by can could d did do does
+doing down for from had has have having he her here hers him his how i if in into is it its just ll
+m may me might more most my no nor not now o of off on once only or other our ours out over own re s
+same shall she should so some such t than that the their theirs them then there these they this
+those through to too under until up us ve very was we were what when where which while who whom
+whose why will with would you your yours
+"""
+STOP_WORDS = frozenset(_STOP_WORDS.split())
+"""Words too common to search for."""
+
+
+def index_text(text: str) -> str:
+    """Return the text to index: runs of unspaced script as pairs of characters, and the run's last one alone."""
+    return _RUN.sub(lambda run: f" {' '.join(_pairs(run[0]))} {run[0][-1]} ", normalise(text))
+
+
+def match_expression(query: str) -> str | None:
+    """Return the FTS5 expression that any word of the query satisfies, None if it has no words."""
+    terms = [word for word in words(query) if word not in STOP_WORDS] or words(query)
+    # A lone character of an unspaced script is the beginning of a pair, or the last one of a run.
+    quoted = (f'"{term}"*' if len(term) == 1 and _RUN.match(term) else f'"{term}"' for term in terms)
+    return " OR ".join(list(dict.fromkeys(quoted))[:_MOST_TERMS]) or None
+
+
+def words(text: str) -> list[str]:
+    """Return the words of a text in order, lower-cased; pairs of characters in unspaced script."""
+    found: list[str] = []
+    for word in _WORD.findall(normalise(text).lower()):
+        position = 0
+        for run in _RUN.finditer(word):
+            if run.start() > position:
+                found.append(word[position : run.start()])
+            found += _pairs(run[0])
+            position = run.end()
+        if position < len(word):
+            found.append(word[position:])
+    return found
+
+
+def normalise(text: str) -> str:
+    """Return the text with wide, narrow and composed forms made one."""
+    return unicodedata.normalize("NFKC", text)
+
+
+def _pairs(run: str) -> list[str]:
+    return [run[i : i + 2] for i in range(len(run) - 1)] or [run]
