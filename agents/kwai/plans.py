@@ -100,16 +100,18 @@ def _candidates(text: str) -> Iterator[tuple[str, Any]]:
         pass
     text = text[:_LONGEST_REPAIRED]  # what follows takes time that grows with the square of the length
     decoder, place = json.JSONDecoder(), text.find("{")
-    first = place
+    first, failed = place, False
     for _ in range(_OBJECTS_TRIED):
         if place < 0:
             break
         try:
             value, end = decoder.raw_decode(text, place)
         except (ValueError, RecursionError):
-            place = text.find("{", place + 1)
+            failed, place = True, text.find("{", place + 1)
             continue
-        yield "prose", value
+        # After a broken object, this one may be a part of it: repair does better than to take a part for the plan.
+        if not failed or "command" in value:
+            yield "prose", value
         place = text.find("{", end)
     if first >= 0:
         from json_repair import loads  # 0.1 s, and only ever for a model that needs it
