@@ -1,12 +1,14 @@
 """Recall from a bank: two arms nominate, reciprocal ranks fuse them, recency and importance nudge.
 
-Reciprocal rank fusion with the constant 60: Cormack, Clarke and Büttcher 2009. The factors for recency and
-importance move a score by at most a tenth each: they settle near ties and never bury what fits best.
+Reciprocal rank fusion with the constant 60: Cormack, Clarke and Büttcher 2009. Its scores are close together, a
+first place and a sixth 8 % apart, so the factors for recency and importance move one by 2 % each at most: both at
+their worst cost the best record five places.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import sqlite3
 from dataclasses import dataclass
 
@@ -17,7 +19,7 @@ from scrubjay.memory.bank_vectors import Near, VectorIndex
 from scrubjay.memory.bank_words import match_expression
 
 _FUSION = 60
-_SWAY = 0.1
+_SWAY = 0.02
 _HALF_LIFE = 30 * 86400.0  # seconds in which recency halves
 _TOP_CHUNKS = 256
 _DEPTH = 4
@@ -82,7 +84,7 @@ def recall(
 ) -> list[tuple[int, float, Explanation]]:
     """Return number, score and explanation of the `k` best records, best first."""
     depth = max(_DEPTH * k, _LEAST_DEPTH)
-    keyword = {number: rank for rank, number in enumerate(_keyword(connection, query, filter, depth), 1)}
+    keyword = _keyword(connection, query, filter, depth)
     near: dict[int, tuple[int, Near]] = {}
     if vector is not None and index is not None:
         near = {
@@ -110,10 +112,11 @@ def recall(
     return found[:k]
 
 
-def _keyword(connection: sqlite3.Connection, query: str, filter: Filter, limit: int) -> list[int]:
+def _keyword(connection: sqlite3.Connection, query: str, filter: Filter, limit: int) -> dict[int, float]:
+    """Return the rank of each record that shares words with the query; equals share the mean of their places."""
     expression = match_expression(query)
     if expression is None:
-        return []
+        return {}
     expression = f"body : ({expression})"
     scopes = [[_scope_word(kind) for kind in filter.kinds]] if filter.kinds is not None else []
     if filter.namespace:
@@ -122,11 +125,15 @@ def _keyword(connection: sqlite3.Connection, query: str, filter: Filter, limit: 
         expression = f"scope : ({' OR '.join(names)}) AND {expression}"
     condition, values = filter.condition()
     rows = connection.execute(
-        f"SELECT number FROM words JOIN records ON number = words.rowid WHERE words MATCH ? AND {condition} "
+        f"SELECT number, rank FROM words JOIN records ON number = words.rowid WHERE words MATCH ? AND {condition} "
         "ORDER BY rank LIMIT ?",
         [expression, *values, limit],
     )
-    return [number for (number,) in rows]
+    ranks: dict[int, float] = {}
+    for _, equals in itertools.groupby(rows, key=lambda row: row[1]):
+        numbers = [number for number, _ in equals]
+        ranks.update(dict.fromkeys(numbers, len(ranks) + (len(numbers) + 1) / 2))
+    return ranks
 
 
 def _dense(
