@@ -7,6 +7,7 @@ their worst cost the best record five places.
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import itertools
 import sqlite3
@@ -22,6 +23,9 @@ _FUSION = 60
 _SWAY = 0.02
 _HALF_LIFE = 30 * 86400.0  # seconds in which recency halves
 _TOP_CHUNKS = 256
+_TOP_CHUNKS_BY_WORDS = 128
+_SHARING = 1000
+_SPREAD = [(sign * distance, 0.8 * 0.5**distance) for distance in (1, 2, 3, 4) for sign in (-1, 1)]
 _DEPTH = 4
 _LEAST_DEPTH = 60
 
@@ -125,12 +129,26 @@ def _keyword(connection: sqlite3.Connection, query: str, filter: Filter, limit: 
         expression = f"scope : ({' OR '.join(names)}) AND {expression}"
     condition, values = filter.condition()
     rows = connection.execute(
-        f"SELECT number, rank FROM words JOIN records ON number = words.rowid WHERE words MATCH ? AND {condition} "
-        "ORDER BY rank LIMIT ?",
-        [expression, *values, limit],
-    )
+        "SELECT number, -rank, chunk, place FROM words JOIN records ON number = words.rowid "
+        f"WHERE words MATCH ? AND {condition} ORDER BY rank LIMIT ?",
+        [expression, *values, _SHARING],
+    ).fetchall()
+    scores = {number: score for number, score, _, _ in rows}
+    around: dict[tuple[int, int], float] = collections.defaultdict(float)
+    coarse: dict[int, float] = collections.defaultdict(float)
+    for _, score, chunk, place in rows:
+        coarse[chunk] += score * score
+        for distance, share in _SPREAD:
+            around[chunk, place + distance] += share * score
+    chosen = sorted(coarse, key=coarse.__getitem__, reverse=True)[:_TOP_CHUNKS_BY_WORDS]
+    for number, chunk, place in _select(
+        connection, "number, chunk, place", chosen, condition, values, "chunk"
+    ):
+        if (chunk, place) in around:
+            scores[number] = scores.get(number, 0.0) + around[chunk, place]
+    best = sorted(scores.items(), key=lambda scored: -scored[1])[:limit]
     ranks: dict[int, float] = {}
-    for _, equals in itertools.groupby(rows, key=lambda row: row[1]):
+    for _, equals in itertools.groupby(best, key=lambda scored: scored[1]):
         numbers = [number for number, _ in equals]
         ranks.update(dict.fromkeys(numbers, len(ranks) + (len(numbers) + 1) / 2))
     return ranks
@@ -151,14 +169,14 @@ def _dense(
         wanted *= 4
 
 
-def _select(connection, columns, numbers, condition="1", values=()) -> list[tuple]:
+def _select(connection, columns, numbers, condition="1", values=(), key="number") -> list[tuple]:
     numbers = list(numbers)
     rows: list[tuple] = []
     for first in range(0, len(numbers), 500):  # older SQLites take at most 999 values
         some = numbers[first : first + 500]
         marks = ", ".join("?" * len(some))
         rows += connection.execute(
-            f"SELECT {columns} FROM records WHERE number IN ({marks}) AND {condition}", [*some, *values]
+            f"SELECT {columns} FROM records WHERE {key} IN ({marks}) AND {condition}", [*some, *values]
         )
     return rows
 
