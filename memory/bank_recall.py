@@ -25,7 +25,8 @@ _HALF_LIFE = 30 * 86400.0  # seconds in which recency halves
 _TOP_CHUNKS = 256
 _TOP_CHUNKS_BY_WORDS = 128
 _SHARING = 1000
-_SPREAD = [(sign * distance, 0.8 * 0.5**distance) for distance in (1, 2, 3, 4) for sign in (-1, 1)]
+_SHARES = (0.4, 0.2, 0.1, 0.05)  # of a score, lent to neighbours in the chunk, one step away, two, and so on
+_SPREAD = [(sign * step, share) for step, share in enumerate(_SHARES, 1) for sign in (-1, 1)]
 _DEPTH = 4
 _LEAST_DEPTH = 60
 

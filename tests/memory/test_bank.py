@@ -207,6 +207,7 @@ def test_words_and_embeddings_both_nominate_and_the_explanation_adds_up(clock):
     with MemoryBank(":memory:", Letters(), clock=clock) as bank:
         for text in ("ocelot", "a dog", "tool ecology"):
             bank.add(text)
+            clock.now += DAY
         hits = {hit.text: hit for hit in bank.search("ocelot dogs", explain=True)}
         assert why(hits["a dog"]).keyword_rank is not None
         assert why(hits["tool ecology"]).keyword_rank is None
@@ -224,10 +225,21 @@ def test_recency_and_importance_move_a_record_by_few_places(bank, clock):
     clock.now += 4000 * DAY
     for colour in ("blue", "grey", "pink", "brown", "black", "white"):
         bank.add(f"the {colour} boat sails")
+        clock.now += timedelta(hours=1)
     assert bank.search("boat")[-1].id == old
     assert [hit.id for hit in bank.search("red boat")].index(old) <= 2
     grave = bank.add("the green boat sails", importance=1.0)
     assert bank.search("boat")[0].id == grave
+
+
+def test_a_reply_is_found_by_its_question_in_the_same_segment_only(bank, clock):
+    bank.add("Shall we paint the fence?")
+    reply = bank.add("Gladly, on Sunday.")
+    clock.now += DAY
+    other = bank.add("Gladly, some time.")
+    found = [hit.id for hit in bank.search("fence")]
+    assert reply in found
+    assert other not in found
 
 
 @settings(max_examples=20, deadline=None)
