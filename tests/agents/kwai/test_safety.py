@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from langchain_core.messages import ToolMessage
-from langchain_core.tools import tool
+from langchain_core.tools import ToolException, tool
+from pydantic import TypeAdapter, ValidationError
 
 from scrubjay.agents.kwai import KwaiAgent
 from scrubjay.agents.kwai.prompts import load_prompts
@@ -88,6 +90,28 @@ def test_they_stay_open_while_nothing_from_outside_was_read(outside, first):
     result = KwaiAgent(ScriptedModel(replies=[*first, SEND, "ok", "Done."]), tools).invoke("Send it")
     assert sent == ["secrets"]
     assert result["steps"][-1].status == "success"
+
+
+def validation_error():
+    with pytest.raises(ValidationError) as caught:
+        TypeAdapter(dict[Literal["rules"], int]).validate_python({ORDER: 1})
+    return caught.value
+
+
+@pytest.mark.parametrize("error", [ValueError(ORDER), ToolException(ORDER), validation_error()], ids=["value", "tool", "schema"])
+def test_an_error_that_quotes_a_page_is_outside_text_too(outside, error):
+    sent, tools = outside
+
+    @tool
+    def parse() -> str:
+        """Parse a page."""
+        raise error
+
+    model = ScriptedModel(replies=[call("parse"), SEND, "no", "Done."])
+    result = KwaiAgent(model, [parse, *tools]).invoke("Go")
+    assert sent == []
+    assert ORDER in result["steps"][0].result
+    assert result["messages"][2].text.startswith("<<<DATA from parse")
 
 
 @pytest.mark.parametrize("answer", [True, False])
