@@ -92,7 +92,7 @@ def test_any_text_as_plan(replies, native):
     check(KwaiAgent(model, [echo, crash, quits], max_steps=4).invoke("Why?"))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(native_replies() | texts, min_size=10, max_size=10))
 @example([call("quits", id="a")] * 10)
 @example([AIMessage("", tool_calls=[{"name": "echo", "args": {}, "id": None}] * 3)] * 10)

@@ -98,7 +98,9 @@ def validation_error():
     return caught.value
 
 
-@pytest.mark.parametrize("error", [ValueError(ORDER), ToolException(ORDER), validation_error()], ids=["value", "tool", "schema"])
+@pytest.mark.parametrize(
+    "error", [ValueError(ORDER), ToolException(ORDER), validation_error()], ids=["value", "tool", "schema"]
+)
 def test_an_error_that_quotes_a_page_is_outside_text_too(outside, error):
     sent, tools = outside
 
