@@ -18,8 +18,8 @@ Time = datetime | float
 class Explanation:
     """Why a hit is where it is: `score` is `fused * recency * importance`."""
 
-    keyword_rank: int | None
-    """Place among the records that share words with the query, from 1; None if not among them."""
+    keyword_rank: float | None
+    """Place among the records that share words with the query, from 1, equals in the middle of theirs; else None."""
     dense_rank: int | None
     """Place among the records whose embeddings are like the query's; None if not among them."""
     chunk_rank: int | None
@@ -29,9 +29,9 @@ class Explanation:
     fused: float
     """Sum over the ranks of `1 / (60 + rank)`."""
     recency: float
-    """Factor for age, 1.1 for the present moment down to 0.9."""
+    """Factor for age, 1.02 for the present moment down to 0.98."""
     importance: float
-    """Factor for importance, 0.9 to 1.1."""
+    """Factor for importance, 0.98 to 1.02."""
 
 
 @dataclass(frozen=True)

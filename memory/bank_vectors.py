@@ -13,6 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+SHARES = (0.2, 0.1, 0.05, 0.025)
+"""What part of its score a record lends to neighbours in its chunk, one step away, two, and so on."""
+
 
 class Near(NamedTuple):
     """A record near a query: its number, cosine and the place of its chunk among the summaries, from 1."""
@@ -60,10 +63,12 @@ class VectorIndex:
         place[best] = np.arange(1, len(best) + 1)
         place_of_row = place[self._chunk_of_row[: self._count]]
         rows = np.flatnonzero(place_of_row)
+        rows = rows[np.argsort(self._chunk_of_row[rows], kind="stable")]
         fine = self._matrix[rows] @ query
+        shared = _shared_in_chunk(fine, self._chunk_of_row[rows])
         return [
             Near(int(self._numbers[rows[i]]), float(fine[i]), int(place_of_row[rows[i]]))
-            for i in _largest(fine, limit)
+            for i in _largest(shared, limit)
         ]
 
     def _clear(self) -> None:
@@ -116,6 +121,16 @@ def unit_vectors(vectors: list[list[float]], count: int) -> Float[np.ndarray, "c
     if not np.isfinite(array).all():
         raise ValueError("an embedding is not finite; check the model that made it")
     return array / np.maximum(np.linalg.norm(array, axis=1, keepdims=True), 1e-12)
+
+
+def _shared_in_chunk(scores: np.ndarray, chunks: np.ndarray) -> np.ndarray:
+    """Return scores with a share of what each neighbour's in its chunk has above the mean; chunks are together."""
+    shared, lent = scores.copy(), np.maximum(scores - scores.mean(), 0)
+    for distance, share in enumerate(SHARES, 1):
+        together = np.where(chunks[distance:] == chunks[:-distance], share, 0)
+        shared[distance:] += together * lent[:-distance]
+        shared[:-distance] += together * lent[distance:]
+    return shared
 
 
 def _largest(scores: np.ndarray, count: int) -> np.ndarray:

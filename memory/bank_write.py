@@ -121,6 +121,7 @@ class Writer:
         valid_from = draft.valid_from
         if valid_from is None and draft.supersedes is not None:
             valid_from = draft.observed
+        chunk, place = self._place(draft)
         row: dict[str, Any] = {
             "id": id,
             "text": draft.text,
@@ -137,13 +138,14 @@ class Writer:
             "supersedes": draft.supersedes,
             "digest": digest,
             "marks": duplicates.pack_marks(marks),
-            "chunk": self._chunk(draft),
+            "chunk": chunk,
+            "place": place,
         }
         number = connection.execute(
             f"INSERT INTO records ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", list(row.values())
         ).lastrowid
         assert number is not None
-        if row["chunk"] == 0:
+        if chunk == 0:
             self._open_chunk(draft, number)
         connection.execute(
             "INSERT INTO words (rowid, scope, body) VALUES (?, ?, ?)",
@@ -156,21 +158,23 @@ class Writer:
             connection.execute("INSERT INTO vectors VALUES (?, ?)", (number, draft.vector.tobytes()))
         return id
 
-    def _chunk(self, draft: Draft) -> int:
-        """Return the chunk that the draft goes on with, 0 if it begins one."""
+    def _place(self, draft: Draft) -> tuple[int, int]:
+        """Return the chunk that the draft goes on with, and its place there; chunk 0 for one that it begins."""
         if draft.section is not None:
-            return self._chunk_of_section.get(draft.section, 0)
-        last = self._connection.execute(
-            "SELECT chunk, renewed FROM records WHERE namespace = ? AND kind = ? ORDER BY number DESC LIMIT 1",
-            (draft.namespace, draft.kind),
+            chunk = self._chunk_of_section.get(draft.section, 0)
+        else:
+            last = self._connection.execute(
+                "SELECT chunk, renewed FROM records WHERE namespace = ? AND kind = ? ORDER BY number DESC LIMIT 1",
+                (draft.namespace, draft.kind),
+            ).fetchone()
+            # A document's sections, whose chunks are below zero, are complete.
+            goes_on = last is not None and last[0] > 0 and abs(draft.observed - last[1]) <= _PAUSE
+            chunk = last[0] if goes_on else 0
+        (newest,) = self._connection.execute(
+            "SELECT MAX(place) FROM records WHERE chunk = ?", (chunk,)
         ).fetchone()
-        # A document's sections, whose chunks are below zero, are complete.
-        if last is None or last[0] < 0 or abs(draft.observed - last[1]) > _PAUSE:
-            return 0
-        (length,) = self._connection.execute(
-            "SELECT COUNT(*) FROM records WHERE chunk = ?", (last[0],)
-        ).fetchone()
-        return last[0] if length < _CHUNK_LENGTH else 0
+        place = 0 if newest is None else newest + 1
+        return (0, 0) if draft.section is None and place == _CHUNK_LENGTH else (chunk, place)
 
     def _open_chunk(self, draft: Draft, number: int) -> None:
         chunk = number if draft.section is None else -number

@@ -73,7 +73,17 @@ class _Packing:
         recalled = self._fitting(room - self._sum(self._last(window)), window)
         # Recalled items may leave room; more of the past then needs no recall.
         window = self._window(room - self._sum(recalled))
-        return self._packed(window, recalled)
+        packed = self._packed(window, recalled)
+        while packed.tokens > self.budget:  # a shorter note may have more tokens than the one set aside
+            window, recalled = (window, recalled[:-1]) if recalled else (window - 1, recalled)
+            packed = self._packed(window, recalled)
+        while window < len(self.recent):  # and a shorter one leaves room
+            window += 1
+            longer = self._packed(window, recalled)
+            if longer.tokens > self.budget:
+                break
+            packed = longer
+        return packed
 
     def _window(self, room: int) -> int:
         """Return how many of the last items fit."""
@@ -116,7 +126,10 @@ def _note(turns: int, memories: int) -> str:
 
 
 def _without_repeats(items: Sequence[Any]) -> tuple[Any, ...]:
-    return tuple({_text(item): item for item in reversed(items)}.values())[::-1]
+    first: dict[str, Any] = {}
+    for item in items:
+        first.setdefault(_text(item), item)
+    return tuple(first.values())
 
 
 def _text(item: Any) -> str:

@@ -93,11 +93,11 @@ class Executor:
 
     def _failure(self, tool: BaseTool, call: Call, error: Exception) -> Observation:
         if _is_validation_error(error):
-            # The arguments are the model's own words, so this text is not from outside.
             text = self._prompts.say("bad_arguments", tool=call.name, error=_briefly(error))
-            return Observation(self._cut(text), "error", ran=False)
-        reason = str(error) if isinstance(error, ToolException) else f"{type(error).__name__}: {error}"
-        text = self._prompts.say("tool_failed", tool=call.name, error=clean(reason))
+        else:
+            reason = str(error) if isinstance(error, ToolException) else f"{type(error).__name__}: {error}"
+            text = self._prompts.say("tool_failed", tool=call.name, error=clean(reason))
+        # Even an error may quote what a server sent.
         return Observation(self._cut(text), "error", is_trusted(tool), ran=True)
 
     def _success(self, tool: BaseTool, call: Call, returned: Any) -> Observation:

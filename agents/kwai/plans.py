@@ -14,7 +14,7 @@ from scrubjay.agents.kwai.text import clean, clean_value
 FINISH = "task_complete"
 NOTHING = "do_nothing"
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
-_LONGEST = 20_000
+_LONGEST_REPAIRED = 8_000
 _OBJECTS_TRIED = 20
 
 
@@ -63,7 +63,7 @@ def read_plan(text: str) -> Plan:
     object, `args` may be called `arguments`, and the first object of a list counts.
     """
     problem = PlanError("it has no JSON object")
-    for rung, value in _candidates(text[:_LONGEST]):
+    for rung, value in _candidates(text):
         try:
             return _as_plan(value, rung)
         except PlanError as error:
@@ -74,7 +74,7 @@ def read_plan(text: str) -> Plan:
 def read_arguments(text: object) -> dict[str, Any]:
     """Return the arguments that `text`, which a provider could not parse, was meant to be. Raises PlanError."""
     if isinstance(text, str):
-        for _, value in _candidates(text[:_LONGEST]):
+        for _, value in _candidates(text):
             if isinstance(value, dict):
                 return check_arguments(value)
     raise PlanError("the arguments are not a JSON object")
@@ -98,17 +98,20 @@ def _candidates(text: str) -> Iterator[tuple[str, Any]]:
         return
     except (ValueError, RecursionError):
         pass
+    text = text[:_LONGEST_REPAIRED]  # what follows takes time that grows with the square of the length
     decoder, place = json.JSONDecoder(), text.find("{")
-    first = place
+    first, failed = place, False
     for _ in range(_OBJECTS_TRIED):
         if place < 0:
             break
         try:
             value, end = decoder.raw_decode(text, place)
         except (ValueError, RecursionError):
-            place = text.find("{", place + 1)
+            failed, place = True, text.find("{", place + 1)
             continue
-        yield "prose", value
+        # After a broken object, this one may be a part of it: repair does better than to take a part for the plan.
+        if not failed or "command" in value:
+            yield "prose", value
         place = text.find("{", end)
     if first >= 0:
         from json_repair import loads  # 0.1 s, and only ever for a model that needs it

@@ -27,6 +27,7 @@ class ScriptedModel(BaseChatModel):
     replies: list[Any] = Field(default_factory=list, repr=False)
     rule: Callable[[list[BaseMessage]], Reply] | None = None
     binds: bool = True
+    model: str = "scripted"
     _sent: list[list[BaseMessage]] = PrivateAttr(default_factory=list)
     _lock: Any = PrivateAttr(default_factory=threading.Lock)
 

@@ -23,7 +23,7 @@ texts = st.text(st.characters(), max_size=40) | st.sampled_from(NASTY)
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | texts,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
-    max_leaves=6,
+    max_leaves=4,
 )
 names = st.sampled_from(["echo", "crash", "quits", "task_complete", "no such tool!", ""]) | texts
 
@@ -82,26 +82,26 @@ def check(result):
     assert {step.call_id for step in result["steps"]} <= set(called)
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(texts | plan_texts(), min_size=20, max_size=20), st.booleans())
-@example(["[" * 100_000] * 20, False)
-@example(['{"a":' * 100_000] * 20, False)
-@example(['{"command": {"name": "echo", "args": {"text": NaN}}}'] * 20, False)
+@settings(max_examples=40, deadline=None)
+@given(st.lists(texts | plan_texts(), min_size=10, max_size=10), st.booleans())
+@example(["[" * 100_000] * 10, False)
+@example(['{"a":' * 100_000] * 10, False)
+@example(['{"command": {"name": "echo", "args": {"text": NaN}}}'] * 10, False)
 def test_any_text_as_plan(replies, native):
     model = ScriptedModel(replies=replies, binds=native)
     check(KwaiAgent(model, [echo, crash, quits], max_steps=4).invoke("Why?"))
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(native_replies() | texts, min_size=20, max_size=20))
-@example([call("quits", id="a")] * 20)
-@example([AIMessage("", tool_calls=[{"name": "echo", "args": {}, "id": None}] * 3)] * 20)
+@settings(max_examples=25, deadline=None)
+@given(st.lists(native_replies() | texts, min_size=10, max_size=10))
+@example([call("quits", id="a")] * 10)
+@example([AIMessage("", tool_calls=[{"name": "echo", "args": {}, "id": None}] * 3)] * 10)
 def test_any_calls_as_plan(replies):
     check(KwaiAgent(ScriptedModel(replies=replies), [echo, crash, quits], max_steps=4).invoke("Why?"))
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.lists(native_replies(), min_size=20, max_size=20))
+@settings(max_examples=10, deadline=None)
+@given(st.lists(native_replies(), min_size=10, max_size=10))
 def test_any_calls_on_the_event_loop(replies):
     agent = KwaiAgent(ScriptedModel(replies=replies), [echo, crash, quits], max_steps=3)
     check(asyncio.run(agent.ainvoke("Why?")))

@@ -1,0 +1,132 @@
+"""When the agent writes to its memory, what it looks up, and whose memory it is."""
+
+from __future__ import annotations
+
+import asyncio
+
+from langchain_core.runnables import RunnableConfig
+from langchain_core.tools import tool
+
+from scrubjay.agents.kwai import KwaiAgent
+from scrubjay.memory import MemoryBank
+
+from .scripted import ScriptedModel, call
+
+
+@tool
+def weather(city: str) -> str:
+    """Return the weather."""
+    return f"rain in {city}"
+
+
+class Watched(MemoryBank):
+    """A real bank that notes the order of calls."""
+
+    def __init__(self):
+        super().__init__(":memory:")
+        self.calls = []
+
+    def add(self, text, *args, **kwargs):
+        self.calls.append(("add", kwargs["kind"], text))
+        return super().add(text, *args, **kwargs)
+
+    def search(self, query, *args, **kwargs):
+        self.calls.append(("search", query))
+        return super().search(query, *args, **kwargs)
+
+
+def test_it_writes_the_question_once_and_looks_up_before_every_plan():
+    with Watched() as bank:
+        model = ScriptedModel(replies=[call("weather", said="look outside", city="Bern"), "ok", "Rain."])
+        KwaiAgent(model, [weather], memory=bank).invoke(
+            {"messages": "Umbrella?", "knowledge": "Bern is wet."}
+        )
+        assert bank.calls == [
+            ("add", "knowledge", "Bern is wet."),
+            ("add", "conversation", "Umbrella?"),
+            ("search", "Umbrella?"),
+            ("add", "task", "look outside\nrain in Bern"),
+            ("search", "Umbrella?\nlook outside"),
+            ("add", "conversation", "Rain."),
+        ]
+
+
+def test_what_was_said_long_ago_comes_back():
+    with MemoryBank(":memory:") as bank:
+        agent = KwaiAgent(ScriptedModel(rule=lambda messages: "Noted."), memory=bank)
+        agent.invoke("My sister Vera lives in Lisbon.")
+        for number in range(30):
+            agent.invoke(f"Remark {number} about nothing in particular.")
+        model = ScriptedModel(replies=["In Lisbon."])
+        KwaiAgent(model, memory=bank).invoke("Where does my sister live?")
+    assert "Vera lives in Lisbon" in model.sent[0][-1].text
+
+
+def test_trust_says_who_worded_a_record():
+    with MemoryBank(":memory:") as bank:
+        model = ScriptedModel(replies=["Hello, Ada.", call("weather", city="Bern"), "ok", "Rain, they say."])
+        KwaiAgent(model, memory=bank).invoke("I am Ada.")
+        KwaiAgent(model, [weather], memory=bank).invoke("Umbrella?")
+        trust = {record.text: (record.kind, record.trust) for record in bank.recent(9)}
+        (task,) = bank.recent(1, kind="task")
+    assert trust == {
+        "I am Ada.": ("conversation", "user"),
+        "Hello, Ada.": ("conversation", "agent"),
+        "Umbrella?": ("conversation", "user"),
+        "weather\nrain in Bern": ("task", "tool"),
+        "Rain, they say.": ("conversation", "tool"),
+    }
+    assert task.provenance["tool"] == "weather"
+
+
+def test_a_failure_is_not_remembered():
+    @tool
+    def broken() -> str:
+        """Fail."""
+        raise RuntimeError("wires crossed")
+
+    with MemoryBank(":memory:") as bank:
+        KwaiAgent(ScriptedModel(replies=[call("broken"), "no", "Unknown."]), [broken], memory=bank).invoke(
+            "Try"
+        )
+        assert not bank.recent(9, kind="task")
+
+
+def test_users_do_not_see_each_other_s_memories():
+    with MemoryBank(":memory:") as bank:
+        model = ScriptedModel(rule=lambda messages: "Fine.")
+        agent = KwaiAgent(model, memory=bank, namespace=("user", "ada"))
+        bob: RunnableConfig = {"configurable": {"namespace": ("user", "bob"), "thread_id": "t1"}}
+        agent.invoke("The code of the safe is 4711.")
+        agent.invoke("What is the code of the safe?", bob)
+        agent.invoke("What is the code of the safe?")
+        assert bank.recent(1, namespace=("user", "bob"))[0].provenance["thread"] == "t1"
+    shown = ["4711" in prompt[-1].text for prompt in model.sent]
+    assert shown == [True, False, True]
+
+
+def test_what_the_conversation_shows_is_not_recalled_again():
+    with MemoryBank(":memory:") as bank:
+        model = ScriptedModel(rule=lambda messages: "Hello, Ada.")
+        agent = KwaiAgent(model, memory=bank)
+        first = agent.invoke("I am Ada.")
+        agent.invoke([*first["messages"], ("user", "Who is Ada?")])
+    assert model.sent[1][-1].text == "QUESTION: Who is Ada?"
+
+
+def test_a_knowledge_document_is_shown_in_whole_passages_and_kept():
+    document = "\n\n".join(f"Paragraph {number}: " + "words " * 300 for number in range(100))
+    with MemoryBank(":memory:") as bank:
+        model = ScriptedModel(replies=["Much."])
+        KwaiAgent(model, memory=bank).invoke(
+            {"messages": "What is in paragraph 99?", "knowledge": [document]}
+        )
+        assert len(bank.recent(999, kind="knowledge")) > 10
+    assert "left out" in model.sent[0][-1].text
+    assert "Paragraph 0" in model.sent[0][-1].text
+
+
+def test_the_event_loop_remembers_too():
+    with MemoryBank(":memory:") as bank:
+        asyncio.run(KwaiAgent(ScriptedModel(replies=["Hi."]), memory=bank).ainvoke("Hello"))
+        assert [record.text for record in bank.recent(9)] == ["Hello", "Hi."]
