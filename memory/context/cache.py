@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from os import PathLike
@@ -9,7 +10,7 @@ from typing import Any, Self
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
@@ -20,6 +21,11 @@ from scrubjay.memory.context.base import CacheShape, ContextPolicy, Step
 from scrubjay.memory.context.registry import name_of
 from scrubjay.memory.context.rotary import Rotary
 
+BROKEN_OFF = (
+    "an earlier call with this cache was broken off, by Ctrl-C or an error, when some layers had read its tokens "
+    "and others had not; reset the cache and read again, or load a saved one"
+)
+
 
 class PolicyCache(Cache):
     """The memories of all layers of one model under one policy, for one batch of texts.
@@ -27,7 +33,8 @@ class PolicyCache(Cache):
     Switches the model to this package's attention function. Padding, on the left of a prompt, is told by
     `attention_mask`, as ever. What has been seen can be generated from again and again.
 
-    Raises ValueError on a model that the policy cannot serve.
+    Raises ValueError on a model that the policy cannot serve, RuntimeError when read into after a call that was
+    broken off.
     """
 
     layers: list[PolicyLayer]
@@ -68,6 +75,8 @@ class PolicyCache(Cache):
         batch, _, length, _ = keys.shape
         if self._step is not None and self._step.seen == seen and self._step.length == length:
             return self._step
+        if any(layer.seen != seen for layer in self.layers):
+            raise RuntimeError(BROKEN_OFF)
         device = keys.device
         column = torch.arange(length, device=device)
         new = None
@@ -132,7 +141,12 @@ class PolicyCache(Cache):
         for layer in self.layers:
             layer.memory.crop(-tokens_to_remove, count)
             layer.seen += tokens_to_remove
-        self.count += tokens_to_remove
+        # A row may have had fewer tokens, and padding before them.
+        self.count = (
+            self.count + tokens_to_remove
+            if isinstance(self.count, int)
+            else (self.count + tokens_to_remove).clamp(min=0)
+        )
         self._step = None
 
     def reorder_cache(self, beam_idx: Int[Tensor, " chosen"]) -> None:
@@ -183,30 +197,60 @@ class PolicyCache(Cache):
     def load(cls, path: str | PathLike[str], policy: ContextPolicy, model: PreTrainedModel) -> Self:
         """Return the cache that `save` wrote, to go on as if it had not been away.
 
-        Raises ValueError on a file of another policy, other sizes, or another number of layers.
+        Raises ValueError on a file that is damaged, of another policy, or of a model of other sizes or precision.
         """
         cache = cls(policy, model)
-        with safe_open(path, framework="pt", device=str(model.device)) as file:
-            about = json.loads((file.metadata() or {}).get("scrubjay", "{}"))
-            names = set(file.keys())
-            ours = {
-                "policy": name_of(policy),
-                "fields": dataclasses.asdict(policy),  # pyright: ignore[reportArgumentType]
-                "layers": len(cache.layers),
-            }
-            for name, value in ours.items():
-                if about.get(name) != value:
-                    raise ValueError(f"{path} was saved with {name} {about.get(name)}, not {value}")
-            saved: list[dict[str, Tensor]] = [{} for _ in cache.layers]
-            for name in names - {"count"}:
-                index, _, part = name.partition(".")
-                saved[int(index)][part] = file.get_tensor(name)
-            cache.count = file.get_tensor("count") if "count" in names else about["seen"]
+        ours = {
+            "policy": name_of(policy),
+            "fields": dataclasses.asdict(policy),  # pyright: ignore[reportArgumentType]
+            "layers": len(cache.layers),
+        }
+        saved: list[dict[str, Tensor]] = [{} for _ in cache.layers]
+        try:
+            with safe_open(path, framework="pt", device=str(model.device)) as file:
+                about = json.loads((file.metadata() or {}).get("scrubjay", "{}"))
+                for name, value in ours.items():
+                    if about.get(name) != value:
+                        raise ValueError(f"{path} was saved with {name} {about.get(name)}, not {value}")
+                cache._check_shape(about["shape"], model, path)
+                names = set(file.keys())
+                for name in names - {"count"}:
+                    index, _, part = name.partition(".")
+                    saved[int(index)][part] = file.get_tensor(name)
+                cache.count = file.get_tensor("count") if "count" in names else about["seen"]
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged, or no saved cache: {error}") from error
         for layer, tensors in zip(cache.layers, saved, strict=True):
             layer.memory.restore(tensors)
             layer.seen = about["seen"]
             layer.shape = CacheShape(**about["shape"]) if about["shape"] else None
         return cache
+
+    def _check_shape(
+        self, shape: dict[str, int] | None, model: PreTrainedModel, path: str | PathLike[str]
+    ) -> None:
+        if shape is None:
+            return
+        heads = self._config.num_attention_heads
+        ours = {
+            "heads": heads,
+            "key_heads": getattr(self._config, "num_key_value_heads", None) or heads,
+            "key_width": getattr(self._config, "head_dim", None) or self._config.hidden_size // heads,
+            "itemsize": model.dtype.itemsize,
+        }
+        for name, value in ours.items():
+            if shape[name] != value:
+                raise ValueError(f"{path} is of a model with {name}={shape[name]}, not {value}")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return a cache of the same model that goes its own way, as for several questions about one text."""
+        for shared in (self._config, self.rotary, self.policy):
+            memo[id(shared)] = shared
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        for name, value in vars(self).items():
+            setattr(twin, name, None if name == "_step" else copy.deepcopy(value, memo))
+        return twin
 
     def _count_tensor(self) -> Int[Tensor, " batch"]:
         return torch.as_tensor(self.count).expand(self.shape().batch)
@@ -224,6 +268,7 @@ class PolicyLayer(CacheLayerMixin):
         """Forget everything."""
         self.memory = self._cache.policy.build()
         self.seen = 0
+        self._attending = False
         self.shape: CacheShape | None = None
 
     def attend(
@@ -236,9 +281,13 @@ class PolicyLayer(CacheLayerMixin):
         scale: float,
     ) -> Float[Tensor, "batch heads length value_width"]:
         """Return what the new tokens read, and keep what the policy keeps of them."""
+        if self._attending:
+            raise RuntimeError(BROKEN_OFF)
         step = self._cache.step(keys, self.seen, mask, position_ids)
+        self._attending = True
         out = self.memory.attend(query, keys, values, step, scale)
         self.seen += step.length
+        self._attending = False
         if self.shape is None:
             batch, heads, _, width = keys.shape
             self.shape = CacheShape(

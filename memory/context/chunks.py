@@ -149,7 +149,7 @@ class ChunksMemory(LayerMemory):
 
     def crop(self, columns: int, count: Int[Tensor, " batch"]) -> None:
         """Forget the last tokens."""
-        left = count - columns
+        left = (count - columns).clamp(min=0)
         first = int(left.min()) // self.policy.chunk_size
         self.state = {name: tensor[:, :, :first] for name, tensor in self.state.items()}
         self._bound(first, left)
@@ -196,7 +196,7 @@ class ChunksMemory(LayerMemory):
         chunks = -(-int(count.max()) // size)
         keys = self._store.all(chunks, first)[..., : self._width]
         place = first * size + torch.arange(keys.shape[2], device=keys.device)
-        none = (place >= count[:, None])[:, None, :, None]
+        none = (place >= count.to(keys.device)[:, None])[:, None, :, None]
         for name, extreme, nothing in (
             ("lows", torch.amin, float("inf")),
             ("highs", torch.amax, float("-inf")),

@@ -161,6 +161,9 @@ class StreamMemory(LayerMemory):
             for name, new in (("keys", keys), ("values", values)):
                 self.state[name] = torch.cat([self.state[name], new], dim=2) if held else new
         else:
+            if self.state["keys"].is_inference() and not torch.is_inference_mode_enabled():
+                # Read in inference mode, and so not to be written to outside of it.
+                self.state = {name: tensor.clone() for name, tensor in self.state.items()}
             ring = self.num_sinks + (count - self.num_sinks) % self.window
             self.state["keys"][:, :, ring : ring + 1] = keys
             self.state["values"][:, :, ring : ring + 1] = values

@@ -38,8 +38,10 @@ class ChunkStore:
         size = self._inner[2]
         chunks = -(-(int(time.max()) + 1) // size)
         if chunks > len(self._table):
+            on_disk = self._place == "disk" and len(self._table) > 0 and os.path.exists(self._path)
             grown = self._allocate(max(chunks, 2 * len(self._table)))
-            if self._place != "disk":
+            # The longer file begins with the shorter one, unless somebody has tidied that away.
+            if not on_disk:
                 grown[: len(self._table)] = self._table
             self._table = grown
         row, column = (time >= 0).nonzero(as_tuple=True)
@@ -66,6 +68,18 @@ class ChunkStore:
         self._table = self._allocate(len(old))
         torch.index_select(old, 1, rows.to(old.device), out=self._table)
 
+    def __deepcopy__(self, memo: dict[int, object]) -> ChunkStore:
+        """Return a table of the same content, on disk in a file of its own."""
+        twin = object.__new__(ChunkStore)
+        twin._place, twin._folder, twin._device = self._place, self._folder, self._device
+        twin._inner, twin._dtype = self._inner, self._dtype
+        twin._table = twin._allocate(0)
+        if len(self._table):
+            twin._table = twin._allocate(len(self._table)).copy_(self._table)
+        return twin
+
+    # What is made in inference mode could not be written to outside of it.
+    @torch.inference_mode(False)
     def _allocate(self, chunks: int) -> Tensor:
         shape = (chunks, *self._inner)
         if self._place != "disk":

@@ -1,5 +1,7 @@
 """The laws of context policies, on every one registered."""
 
+import copy
+
 import pytest
 import torch
 from transformers import DynamicCache
@@ -210,6 +212,85 @@ def test_crop_takes_back_tokens_or_says_that_it_cannot(name, model, text):
         cache.crop(-1000)
 
 
+@pytest.mark.parametrize("name", [name for name in POLICIES if name not in CROP_NOTHING])
+def test_crop_takes_back_a_rows_padding_too(name, model, text):
+    policy = context.make(name, **LARGE[name])
+    ids, mask = pad(text[:, :10], 8)
+    cache = context.PolicyCache(policy, model)
+    read(model, cache, ids, mask=mask)
+    cache.crop(-5)
+    ids, mask = (
+        torch.cat([ids[:, :5], text[:, 20:26]], 1),
+        torch.cat([mask[:, :5], torch.ones(2, 6)], 1).long(),
+    )
+    expected = read(model, context.PolicyCache(policy, model), ids, mask=mask)[:, 5:]
+    close(read(model, cache, ids, mask=mask), expected)
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_call_that_was_broken_off_is_told(layer, model, text):
+    cache = context.PolicyCache(small("sinks"), model)
+    read(model, cache, text[:, :10])
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    # After the layer has attended, or while it does.
+    hook = model.model.layers[layer].mlp.register_forward_pre_hook(stop)
+    if layer == 1:
+        hook.remove()
+        generate, cache.layers[1].memory.generate = cache.layers[1].memory.generate, stop
+    with pytest.raises(KeyboardInterrupt):
+        read(model, cache, text[:, 10:20])
+    hook.remove()
+    if layer == 1:
+        cache.layers[1].memory.generate = generate
+    for length in (10, 1):
+        with pytest.raises(RuntimeError, match="broken off"):
+            read(model, cache, text[:, 10 : 10 + length])
+    cache.reset()
+    close(read(model, cache, text), read(model, context.PolicyCache(cache.policy, model), text))
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_copy_goes_its_own_way(name, model, text):
+    cache = context.PolicyCache(small(name), model)
+    read(model, cache, text[:, :20])
+    twin = copy.deepcopy(cache)
+    # One after the other outgrow their room.
+    there = read(model, twin, text.flip(1)[:, :20])
+    here = read(model, cache, text[:, 20:])
+    for more, logits in ((text[:, 20:], here), (text.flip(1)[:, :20], there)):
+        alone = context.PolicyCache(cache.policy, model)
+        joined = torch.cat([text[:, :20], more, text[:, :3]], dim=1)
+        expected = read(model, alone, joined, [20, 40, 41, 42])
+        close(logits, expected[:, 20:40])
+        own = cache if logits is here else twin
+        close(read(model, own, text[:, :3], [1, 2]), expected[:, 40:])
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_read_in_inference_mode_and_outside_of_it(name, model, text):
+    expected = read(model, context.PolicyCache(small(name), model), text, [19, 20, 21])
+    cache = context.PolicyCache(small(name), model)
+    with torch.inference_mode():
+        begin = read(model, cache, text[:, :19]).clone()
+    close(torch.cat([begin, read(model, cache, text[:, 19:], [1, 2])], dim=1), expected)
+
+
+def test_a_file_somebody_tidied_away_takes_nothing_along(model, text, tmp_path):
+    policy = context.make("chunks", **SMALL["chunks"], folder=str(tmp_path))
+    cache, whole = (context.PolicyCache(policy, model) for _ in range(2))
+    read(model, whole, text, [20])
+    expected = read(model, whole, text[:, :1])
+    kept = set(tmp_path.iterdir())
+    read(model, cache, text[:, :20])
+    for file in set(tmp_path.iterdir()) - kept:
+        file.unlink()
+    read(model, cache, text[:, 20:])
+    close(read(model, cache, text[:, :1]), expected)
+
+
 @pytest.mark.parametrize("name", POLICIES)
 def test_reset_forgets(name, model, text):
     cache = context.PolicyCache(small(name), model)
@@ -233,7 +314,7 @@ def test_rows_are_reordered_and_repeated(name, padding, model, text):
 
 @pytest.mark.parametrize("padding", [0, 5])
 @pytest.mark.parametrize("name", POLICIES)
-def test_a_conversation_is_saved_and_goes_on(name, padding, model, text, tmp_path):
+def test_a_conversation_is_saved_and_goes_on(name, padding, model, tiny_llama, text, tmp_path):
     ids, mask = pad(text, padding)
     policy = small(name)
     cache = context.PolicyCache(policy, model)
@@ -247,6 +328,14 @@ def test_a_conversation_is_saved_and_goes_on(name, padding, model, text, tmp_pat
     other = context.make("sinks", budget=9)
     with pytest.raises(ValueError, match="saved with"):
         context.PolicyCache.load(tmp_path / "cache.safetensors", other, model)
+    with pytest.raises(ValueError, match="key_heads=2, not 4"):
+        context.PolicyCache.load(tmp_path / "cache.safetensors", policy, tiny_llama(num_key_value_heads=4))
+    with pytest.raises(ValueError, match="itemsize=4, not 2"):
+        context.PolicyCache.load(tmp_path / "cache.safetensors", policy, tiny_llama(dtype=torch.bfloat16))
+    with (tmp_path / "cache.safetensors").open("r+b") as file:
+        file.truncate(100)
+    with pytest.raises(ValueError, match="damaged"):
+        context.PolicyCache.load(tmp_path / "cache.safetensors", policy, model)
 
 
 @pytest.mark.parametrize("name", POLICIES)
