@@ -57,7 +57,8 @@ class Embeddings(Protocol):
 class MemoryBank:
     """Memories in an SQLite file, or in memory (`":memory:"`); safe for threads and several processes.
 
-    `clock` returns the present moment. Raises ValueError on a file of a newer Scrubjay.
+    `clock` returns the present moment. `dense_weight` is what a place among embeddings counts where a place among
+    words counts 1: less for a weak model, more for questions that share few words with their answers. Raises ValueError on a file of a newer Scrubjay.
     """
 
     def __init__(
@@ -65,8 +66,11 @@ class MemoryBank:
         path: str | Path,
         embeddings: Embeddings | None = None,
         clock: Callable[[], Time] = lambda: datetime.now(UTC),
+        dense_weight: float = 0.5,
     ) -> None:
-        self._embeddings, self._clock = embeddings, clock
+        if dense_weight < 0:
+            raise ValueError(f"dense_weight={dense_weight}: must not be negative")
+        self._embeddings, self._clock, self._dense_weight = embeddings, clock, dense_weight
         self._store = Store(path)
         self._index: VectorIndex | None = None
 
@@ -164,7 +168,9 @@ class MemoryBank:
         with self._store.reading() as connection:
             index = None if vector is None else self._refreshed_index(connection, len(vector))
             hits = []
-            for number, score, why in recall(connection, query, vector, index, filter, now, k):
+            for number, score, why in recall(
+                connection, query, vector, index, self._dense_weight, filter, now, k
+            ):
                 row = connection.execute(
                     f"SELECT {_COLUMNS} FROM records WHERE number = ?", (number,)
                 ).fetchone()

@@ -83,6 +83,7 @@ def recall(
     query: str,
     vector: np.ndarray | None,
     index: VectorIndex | None,
+    dense_weight: float,
     filter: Filter,
     now: float,
     k: int,
@@ -100,8 +101,8 @@ def recall(
         connection, "number, renewed, importance", keyword.keys() | near.keys()
     ):
         dense_rank, place = near.get(number, (None, None))
-        ranks = [rank for rank in (keyword.get(number), dense_rank) if rank is not None]
-        fused = sum(1 / (_FUSION + rank) for rank in ranks)
+        ranked = ((1.0, keyword.get(number)), (dense_weight, dense_rank))
+        fused = sum(weight / (_FUSION + rank) for weight, rank in ranked if rank is not None)
         age = max(0.0, now - renewed)
         explanation = Explanation(
             keyword_rank=keyword.get(number),

@@ -27,7 +27,7 @@ class Explanation:
     cosine: float | None
     """Similarity of the record's embedding to the query's."""
     fused: float
-    """Sum over the ranks of `1 / (60 + rank)`."""
+    """Sum over the ranks of `weight / (60 + rank)`, weight 1 for words, the bank's `dense_weight` for embeddings."""
     recency: float
     """Factor for age, 1.02 for the present moment down to 0.98."""
     importance: float

@@ -63,7 +63,7 @@ class Store:
 
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
         self._connection = sqlite3.connect(
             self.path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
         )
@@ -98,16 +98,16 @@ class Store:
     @contextlib.contextmanager
     def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
         with self._lock:
-            if self._connection.in_transaction:  # a search inside a write of the same thread
-                yield self._connection
-                return
             self._connection.execute(begin)
             try:
                 yield self._connection
+                self._connection.execute("COMMIT")
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                if (
+                    self._connection.in_transaction
+                ):  # some errors, a full disk's for one, have ended it already
+                    self._connection.execute("ROLLBACK")
                 raise
-            self._connection.execute("COMMIT")
 
     def _prepare(self) -> None:
         connection = self._connection
@@ -119,9 +119,8 @@ class Store:
         if version == len(_MIGRATIONS):
             return
         with self.writing():
-            (version,) = connection.execute(
-                "PRAGMA user_version"
-            ).fetchone()  # another process may have migrated
+            # Again: another process may have migrated.
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
             if version > len(_MIGRATIONS):
                 raise ValueError(
                     f"{self.path!r} has layout {version}, this Scrubjay knows up to {len(_MIGRATIONS)}; "

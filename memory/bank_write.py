@@ -167,9 +167,10 @@ class Writer:
                 "SELECT chunk, renewed FROM records WHERE namespace = ? AND kind = ? ORDER BY number DESC LIMIT 1",
                 (draft.namespace, draft.kind),
             ).fetchone()
+            chunk = 0
             # A document's sections, whose chunks are below zero, are complete.
-            goes_on = last is not None and last[0] > 0 and abs(draft.observed - last[1]) <= _PAUSE
-            chunk = last[0] if goes_on else 0
+            if last is not None and last[0] > 0 and abs(draft.observed - last[1]) <= _PAUSE:
+                chunk = last[0]
         (newest,) = self._connection.execute(
             "SELECT MAX(place) FROM records WHERE chunk = ?", (chunk,)
         ).fetchone()

@@ -204,7 +204,7 @@ def test_what_is_forgotten_is_gone_from_the_file(tmp_path, embeddings):
 
 
 def test_words_and_embeddings_both_nominate_and_the_explanation_adds_up(clock):
-    with MemoryBank(":memory:", Letters(), clock=clock) as bank:
+    with MemoryBank(":memory:", Letters(), clock=clock, dense_weight=0.3) as bank:
         for text in ("ocelot", "a dog", "tool ecology"):
             bank.add(text)
             clock.now += DAY
@@ -214,8 +214,9 @@ def test_words_and_embeddings_both_nominate_and_the_explanation_adds_up(clock):
         assert why(hits["tool ecology"]).dense_rank is not None
         for hit in hits.values():
             found = why(hit)
-            ranks = [rank for rank in (found.keyword_rank, found.dense_rank) if rank]
-            assert found.fused == pytest.approx(sum(1 / (60 + rank) for rank in ranks))
+            assert found.fused == pytest.approx(
+                sum(w / (60 + rank) for w, rank in ((1, found.keyword_rank), (0.3, found.dense_rank)) if rank)
+            )
             assert hit.score == pytest.approx(found.fused * found.recency * found.importance)
         assert bank.search("ocelot")[0].explanation is None
 
