@@ -5,12 +5,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from scrubjay.memory.base import Memory, MemoryConfig, State, detach_state
-from scrubjay.memory.check import MemoryLawError, check_memory
-from scrubjay.memory.registry import list_memories, make, make_config, name_of, register
-
 if TYPE_CHECKING:
     from scrubjay.memory.bank import MemoryBank
+    from scrubjay.memory.base import Memory, MemoryConfig, State, detach_state
+    from scrubjay.memory.check import MemoryLawError, check_memory
+    from scrubjay.memory.registry import list_memories, make, make_config, name_of, register
     from scrubjay.memory.sequence import SequenceConfig, SequenceModel, match_parameters
 
 __all__ = [
@@ -31,16 +30,18 @@ __all__ = [
     "register",
 ]
 
-# On first use: a memory alone must import neither huggingface_hub nor a database.
-_LATER = {
-    "MemoryBank": "bank",
-    "SequenceConfig": "sequence",
-    "SequenceModel": "sequence",
-    "match_parameters": "sequence",
+_HOMES = {
+    "bank": ("MemoryBank",),
+    "base": ("Memory", "MemoryConfig", "State", "detach_state"),
+    "check": ("MemoryLawError", "check_memory"),
+    "registry": ("list_memories", "make", "make_config", "name_of", "register"),
+    "sequence": ("SequenceConfig", "SequenceModel", "match_parameters"),
 }
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LATER:
+    # On first use: a bank of texts must not wait for torch, nor a memory of vectors for a database.
+    if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)

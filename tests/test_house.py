@@ -36,9 +36,15 @@ def modules_after(statement: str) -> set[str]:
 
 
 def test_memory_imports_no_framework():
-    loaded = modules_after("import scrubjay.memory")
+    loaded = modules_after("import scrubjay.memory; scrubjay.memory.make('gru', dim=8)")
     assert "torch" in loaded
     assert loaded.isdisjoint(HEAVY)
+
+
+def test_a_bank_of_texts_does_not_load_torch():
+    loaded = modules_after("import scrubjay.memory; scrubjay.memory.MemoryBank(':memory:')")
+    assert "sqlite3" in loaded
+    assert loaded.isdisjoint({*HEAVY, "torch"})
 
 
 def test_environments_import_neither_torch_nor_ray():
