@@ -300,7 +300,12 @@ class LocalChatModel(BaseChatModel):
         )
         constraint = wanted.constraint(loaded)
         conversation, new_tokens = self._open(loaded, prompt, _thread(kwargs))
-        answer = Answer(loaded, conversation, prompt, new_tokens, config, constraint)
+        try:
+            answer = Answer(loaded, conversation, prompt, new_tokens, config, constraint)
+        except ValueError:
+            if conversation.text:
+                self._kept.put(conversation)
+            raise
         splitter, called = CallSplitter(), False
 
         def chunks(parts: Iterator[str | CallPart]) -> Iterator[ChatGenerationChunk]:
@@ -355,7 +360,8 @@ class LocalChatModel(BaseChatModel):
                 return kept, new
         # Asked again: back to where the last answer began, and read the last token again for what comes next.
         if kept is not None and crop(kept, kept.asked_length - 1):
-            return kept, [kept.asked_last, *loaded.tokenize(prompt[len(kept.asked) :])]
+            kept.text, kept.pending = kept.asked, [kept.asked_last]
+            return kept, kept.pending + loaded.tokenize(prompt[len(kept.asked) :])
         new = loaded.tokenize(prompt)
         cache = context.PolicyCache(self._context_policy, loaded.model)
         return Conversation(cache, loaded.name, thread), new
