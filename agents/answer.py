@@ -14,7 +14,6 @@ from scrubjay.agents.constrained_json import CALL_BEGIN, Constraint
 from scrubjay.agents.kept_conversations import Conversation
 from scrubjay.agents.loaded_model import LoadedModel
 from scrubjay.agents.sampling import Sampling
-from scrubjay.memory.context.full import FullPolicy
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,8 @@ class Answer:
     """Iterate over it once: pieces of text as they come, some empty, one or more tokens each.
 
     The conversation has read `prompt` but for `new_tokens`. Raises ValueError if `max_tokens` is too small for
-    the shortest answer that the constraint admits, and if a policy that keeps everything must read more than
-    the model was trained on.
+    the shortest answer that the constraint admits, and if the text outgrows what the model was trained on under a
+    policy that leaves tokens at their positions.
     """
 
     def __init__(
@@ -120,12 +119,10 @@ class Answer:
         return False
 
     def _outgrown(self, length: int) -> bool:
-        """Return whether a text of this length is too long for the model, with a cache that keeps all of it."""
+        """Return whether a text of this length has positions that the model was not trained on."""
         longest = self._loaded.trained_length
         return (
-            longest is not None
-            and length > longest
-            and isinstance(self._conversation.cache.policy, FullPolicy)
+            longest is not None and length > longest and not self._conversation.cache.policy.moves_positions
         )
 
     def _next(self, logits: Float[Tensor, "vocabulary"]) -> list[int]:

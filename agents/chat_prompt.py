@@ -84,14 +84,16 @@ def _spoken(message: BaseMessage, native: bool, marks: Sequence[str]) -> dict[st
             return {"role": "tool", "name": message.name or "", "content": content}
         return {"role": "user", "content": f"<tool_response>\n{content}\n</tool_response>"}
     if isinstance(message, AIMessage):
-        calls = [{"name": call["name"], "arguments": call["args"]} for call in message.tool_calls]
+        calls = [
+            {"name": call["name"], "arguments": _unmarked(call["args"], marks)} for call in message.tool_calls
+        ]
         if native and calls:
             return {
                 "role": "assistant",
                 "content": content,
                 "tool_calls": [{"type": "function", "function": call} for call in calls],
             }
-        written = (_unmarked(call_text(**call), marks) for call in calls)
+        written = (call_text(**call) for call in calls)
         return {"role": "assistant", "content": content + "\n".join(written)}
     if isinstance(message, SystemMessage):
         return {"role": "system", "content": content}
@@ -117,12 +119,17 @@ def _text(message: BaseMessage) -> str:
     return "".join(texts)
 
 
-def _unmarked(text: str, marks: Sequence[str]) -> str:
-    """Return the text with the template's own marks broken: what is quoted must not end a turn or begin one."""
-    for mark in marks:
-        # A zero-width space shows nothing, and no tokenizer takes the rest for the mark.
-        text = text.replace(mark, f"{mark[0]}\u200b{mark[1:]}")
-    return text
+def _unmarked(said: Any, marks: Sequence[str]) -> Any:
+    """Return text, or JSON of texts, with the template's marks broken: a quote must not end a turn or begin one."""
+    if isinstance(said, dict):
+        return {_unmarked(name, marks): _unmarked(value, marks) for name, value in said.items()}
+    if isinstance(said, list):
+        return [_unmarked(value, marks) for value in said]
+    if isinstance(said, str):
+        for mark in marks:
+            # A zero-width space shows nothing, and no tokenizer takes the rest for the mark.
+            said = said.replace(mark, f"{mark[0]}\u200b{mark[1:]}")
+    return said
 
 
 def _merged(spoken: list[dict[str, Any]]) -> list[dict[str, Any]]:

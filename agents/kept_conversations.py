@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
+import uuid
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-_TEXT, _CACHE = "conversation.json", "cache.safetensors"
+_TEXT = "conversation.json"
 
 
 @dataclass
@@ -40,14 +41,15 @@ class Conversation:
         """Write it into `folder`, which may exist."""
         folder.mkdir(parents=True, exist_ok=True)
         about = {name: value for name, value in vars(self).items() if name not in ("cache", "thread")}
-        about["seen"] = self.cache.get_seq_length()
-        self.cache.save(folder / f"{_CACHE}.new")
-        (folder / f"{_TEXT}.new").write_text(
-            json.dumps(about, ensure_ascii=False, indent=1), encoding="utf-8"
-        )
-        # Stopped between the two, they would not belong together: `load` compares what was seen.
-        for name in (_CACHE, _TEXT):
-            (folder / f"{name}.new").replace(folder / name)
+        # Under a name of its own, which the text tells: until the text is replaced, whole, the last one holds.
+        about["cache"] = f"cache-{uuid.uuid4().hex[:12]}.safetensors"
+        self.cache.save(folder / about["cache"])
+        before = _about(folder).get("cache") if (folder / _TEXT).exists() else None
+        new = folder / f"{_TEXT}.new"
+        new.write_text(json.dumps(about, ensure_ascii=False, indent=1), encoding="utf-8")
+        new.replace(folder / _TEXT)
+        if before is not None:
+            (folder / Path(before).name).unlink(missing_ok=True)
 
     @classmethod
     def load(cls, folder: Path, policy: Any, model: Any, thread: str | None) -> Conversation:
@@ -55,16 +57,21 @@ class Conversation:
         from scrubjay.memory.context import PolicyCache
 
         try:
-            about = json.loads((folder / _TEXT).read_text(encoding="utf-8"))
-            seen = about.pop("seen")
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+            about = _about(folder)
+            cache = PolicyCache.load(folder / Path(about.pop("cache")).name, policy, model)
+            return cls(cache, thread=thread, **about)
+        except (OSError, KeyError, TypeError) as error:
             raise ValueError(f"{folder} holds no saved conversation: {error}") from error
-        cache = PolicyCache.load(folder / _CACHE, policy, model)
-        if cache.get_seq_length() != seen:
-            raise ValueError(
-                f"{folder} was saved in part: its cache has seen {cache.get_seq_length()}, not {seen}"
-            )
-        return cls(cache, thread=thread, **about)
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    try:
+        about = json.loads((folder / _TEXT).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{folder} holds no saved conversation: {error}") from error
+    if not isinstance(about, dict):
+        raise ValueError(f"{folder} holds no saved conversation: {_TEXT} is no JSON object")  # noqa: TRY004
+    return about
 
 
 class KeptConversations:

@@ -38,8 +38,8 @@ class LoadedModel:
         """Tokens that end an answer: end of turn, and any other mark that only templates write."""
         ends = getattr(self.model.generation_config, "eos_token_id", None)
         ends = ends if isinstance(ends, list) else [ends]
-        ends += [self.tokenizer.eos_token_id, *self.tokenizer.all_special_ids]
-        return frozenset(end for end in ends if end is not None)
+        marks = [self.tokenizer.eos_token_id, *self.tokenizer.all_special_ids]
+        return frozenset(end for end in [*ends, *marks] if end is not None)
 
     @cached_property
     def vocabulary(self) -> Any:
@@ -65,8 +65,9 @@ class LoadedModel:
     def read(self, tokens: Sequence[int], cache: Any) -> Float[Tensor, "vocabulary"]:
         """Let the model read tokens into the cache, in blocks; return the logits of what comes next."""
         logits = None
-        for begin in range(0, len(tokens), _FEED_BLOCK):
-            block = torch.tensor([list(tokens[begin : begin + _FEED_BLOCK])], device=self.model.device)
+        size = max(len(tokens), 1) if cache.policy.chooses_by_end else _FEED_BLOCK
+        for begin in range(0, len(tokens), size):
+            block = torch.tensor([list(tokens[begin : begin + size])], device=self.model.device)
             with self._lock, torch.no_grad():
                 logits = self.model(input_ids=block, cache=cache, logits_to_keep=1).logits
         if logits is None:

@@ -11,7 +11,6 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import closing
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,13 +19,10 @@ from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput, ModelProfile
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.tool import tool_call_chunk
-from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
-from langchain_core.output_parsers.base import OutputParserLike
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableMap, RunnablePassthrough, ensure_config
+from langchain_core.runnables import Runnable, RunnableConfig, ensure_config
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
-from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import PrivateAttr, model_validator
 
 from scrubjay.agents.answer import Answer, AnswerConfig, crop
@@ -36,6 +32,7 @@ from scrubjay.agents.chat_prompt import write_prompt
 from scrubjay.agents.kept_conversations import Conversation, KeptConversations
 from scrubjay.agents.loaded_model import LoadedModel, load
 from scrubjay.agents.sampling import Sampling
+from scrubjay.agents.structured_output import parsed
 from scrubjay.memory import context
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -192,15 +189,7 @@ class LocalChatModel(BaseChatModel):
             response_format=wanted,
             ls_structured_output_format={"kwargs": {"method": method}, "schema": schema},
         )
-        parser: OutputParserLike = JsonOutputParser()
-        if isinstance(schema, type) and is_basemodel_subclass(schema):
-            parser = PydanticOutputParser(pydantic_object=schema)
-        if not include_raw:
-            return model | parser
-        parsed = RunnablePassthrough.assign(
-            parsed=itemgetter("raw") | parser, parsing_error=lambda _: None
-        ).with_fallbacks([RunnablePassthrough.assign(parsed=lambda _: None)], exception_key="parsing_error")
-        return RunnableMap(raw=model) | parsed
+        return parsed(model, schema, include_raw)
 
     def get_token_ids(self, text: str) -> list[int]:
         """Return the tokens of a text, by the model's own tokenizer."""
@@ -300,7 +289,12 @@ class LocalChatModel(BaseChatModel):
         )
         constraint = wanted.constraint(loaded)
         conversation, new_tokens = self._open(loaded, prompt, _thread(kwargs))
-        answer = Answer(loaded, conversation, prompt, new_tokens, config, constraint)
+        try:
+            answer = Answer(loaded, conversation, prompt, new_tokens, config, constraint)
+        except ValueError:
+            if conversation.text:
+                self._kept.put(conversation)
+            raise
         splitter, called = CallSplitter(), False
 
         def chunks(parts: Iterator[str | CallPart]) -> Iterator[ChatGenerationChunk]:
@@ -355,7 +349,8 @@ class LocalChatModel(BaseChatModel):
                 return kept, new
         # Asked again: back to where the last answer began, and read the last token again for what comes next.
         if kept is not None and crop(kept, kept.asked_length - 1):
-            return kept, [kept.asked_last, *loaded.tokenize(prompt[len(kept.asked) :])]
+            kept.text, kept.pending = kept.asked, [kept.asked_last]
+            return kept, kept.pending + loaded.tokenize(prompt[len(kept.asked) :])
         new = loaded.tokenize(prompt)
         cache = context.PolicyCache(self._context_policy, loaded.model)
         return Conversation(cache, loaded.name, thread), new

@@ -86,6 +86,8 @@ class Chat:
                     self.answer(line)
             except (ValueError, OSError) as error:
                 console.out(error, style="red", highlight=False)
+            except KeyboardInterrupt:
+                console.print("\nstopped at once; the next answer reads the conversation again")
         return 0
 
     def answer(self, text: str) -> None:
@@ -222,7 +224,7 @@ class Chat:
 
 @contextmanager
 def _interruptible() -> Iterator[threading.Event]:
-    """Give an event that Ctrl-C sets: an answer ends between two tokens, its cache whole; the second stops at once."""
+    """Give an event that Ctrl-C sets: an answer ends between two tokens, its cache whole; a second one raises at once."""
     stopped = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stopped

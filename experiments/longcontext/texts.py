@@ -41,7 +41,7 @@ def read_text(path: Path | str, title: str | None = None) -> str:
         raise ValueError(f"{path}: give a .txt file, or r-cran-janeaustenr's .deb or Rdata.rdb")
     if title is not None:
         raise ValueError(f"title={title!r}: {path} is a single text; leave the title out")
-    return path.read_text()
+    return path.read_text(encoding="utf-8")
 
 
 def read_novels(path: Path | str) -> dict[str, str]:

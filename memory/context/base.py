@@ -212,6 +212,8 @@ class ContextPolicy(ABC):
     """Whether a cache can be cropped after any number of tokens."""
     any_cut: ClassVar[bool] = True
     """Whether a text is read alike however it is cut into calls."""
+    chooses_by_end: ClassVar[bool] = False
+    """Whether the end of a call chooses what is read later: a prompt should come in one call, its question last."""
 
     @abstractmethod
     def build(self) -> LayerMemory:

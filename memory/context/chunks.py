@@ -101,21 +101,25 @@ class ChunksMemory(LayerMemory):
         """Return the first chunk, those chosen, and those up to the present, as they follow in the text."""
         if self._store is None:
             return None
-        size, local = self.policy.chunk_size, self.policy.local
-        present = step.before // size
-        nearest = torch.arange(-local, 1, device=present.device) + present[:, None]
-        nearest = nearest.masked_fill((nearest < 0) | (nearest * size >= step.before[:, None]), -1)
-        first = torch.where(present > local, 0, -1)[:, None]
-        always = torch.cat([first, nearest], dim=1)[:, None].expand(
-            -1, query.shape[1] // self._shared(query), -1
-        )
-        chunks = torch.cat([always, self._choose(query, step, present - local)], dim=2)
+        size = self.policy.chunk_size
+        always = step.once("always", lambda: self._always(step))
+        always = always[:, None].expand(-1, query.shape[1] // self._shared(query), -1)
+        end = step.once("end", lambda: step.before // size - self.policy.local)
+        chunks = torch.cat([always, self._choose(query, step, end)], dim=2)
         chunks = chunks.sort(dim=-1).values
         keys, values = self.load(chunks)
         # Heads choose differently but as many, and what they choose has no holes: slots are the same for all.
         token = chunks[:, 0, :, None] * size + torch.arange(size, device=chunks.device)
         valid = ((chunks[:, 0, :, None] >= 0) & (token < step.before[:, None, None])).flatten(1)
         return Held(keys, values, valid)
+
+    def _always(self, step: Step) -> Int[Tensor, "batch always"]:
+        """Return the first chunk and those up to the present, -1 where there are not so many."""
+        size, local = self.policy.chunk_size, self.policy.local
+        present = step.before // size
+        nearest = torch.arange(-local, 1, device=present.device) + present[:, None]
+        nearest = nearest.masked_fill((nearest < 0) | (nearest * size >= step.before[:, None]), -1)
+        return torch.cat([torch.where(present > local, 0, -1)[:, None], nearest], dim=1)
 
     def load(self, chosen: Int[Tensor, "batch key_heads chunks"]) -> tuple[Tensor, Tensor]:
         """Fetch chunks from where they lie; a negative one is any."""
@@ -220,8 +224,11 @@ class ChunksMemory(LayerMemory):
         if number == 0:
             return chunk.new_full((*lows.shape[:2], 0), -1)
         query = unturn(query, step).detach().unflatten(1, (lows.shape[1], -1)).flatten(2, 3)
-        safe = open_[:, None, :, None]
-        scores = query.clamp(min=0) @ highs.where(safe, 0).mT + query.clamp(max=0) @ lows.where(safe, 0).mT
+        if step.padded:
+            # The bounds of chunks that a row has not reached are infinite.
+            safe = open_[:, None, :, None]
+            highs, lows = highs.where(safe, 0), lows.where(safe, 0)
+        scores = query.clamp(min=0) @ highs.mT + query.clamp(max=0) @ lows.mT
         scores = (scores * query.shape[-1] ** -0.5).float().masked_fill(~open_[:, None, None], float("-inf"))
         # Each query has one vote to spread.
         votes = torch.softmax(scores, dim=-1).nan_to_num(0)

@@ -128,7 +128,8 @@ class InfiniRetri:
 
     def _cut(self, text: str) -> list[Sentence]:
         """Return a sentence whole, or in halves and halves of halves that fit into a chunk."""
-        tokens = self.tokenizer(text, add_special_tokens=False).input_ids
+        # A mark of the chat template within a text is quoted there: it must not end the user's turn.
+        tokens = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
         if len(tokens) <= self.chunk_tokens or len(text) == 1:
             return [Sentence(text, tuple(tokens))]
         middle = len(text) // 2

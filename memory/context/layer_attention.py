@@ -48,18 +48,20 @@ def wrapped_attention(model: PreTrainedModel, wrappers: Mapping[int, Wrapper]) -
         raise ValueError(f"layers {unknown}: the model has attention in layers {sorted(modules)}")
     before = str(model.config._attn_implementation)
     _register()
-    model.set_attn_implementation(_NAME)
-    if model.config._attn_implementation != _NAME:
-        raise ValueError(
-            f"{type(model).__name__} does not take attention functions of transformers' AttentionInterface"
-        )
-    for layer, wrapper in wrappers.items():
-        _wrappers.setdefault(modules[layer], []).append(wrapper)
+    added = []
     try:
+        model.set_attn_implementation(_NAME)
+        if model.config._attn_implementation != _NAME:
+            raise ValueError(
+                f"{type(model).__name__} does not take attention functions of transformers' AttentionInterface"
+            )
+        for layer, wrapper in wrappers.items():
+            added.append((_wrappers.setdefault(modules[layer], []), wrapper))
+            added[-1][0].append(wrapper)
         yield
     finally:
-        for layer, wrapper in wrappers.items():
-            _wrappers[modules[layer]].remove(wrapper)
+        for own, wrapper in added:
+            own.remove(wrapper)
         model.set_attn_implementation(before)
 
 

@@ -36,6 +36,7 @@ class RecycledPolicy(ContextPolicy):
     """First tokens, which are always read."""
 
     any_cut: ClassVar[bool] = False
+    chooses_by_end: ClassVar[bool] = True
     can_crop: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -28,6 +28,8 @@ from scrubjay.memory.context.capture import capture_attention
 from scrubjay.memory.context.layer_attention import attention_modules
 from scrubjay.memory.context.prompts import chat_prompt
 
+# Cosine of two models' embeddings: strangers' is near 0, a fine-tune's near 1.
+_ALIKE = 0.9
 _STORED = Path(__file__).with_name("retrieval_heads.json")
 _SUBJECTS = [
     "baker",
@@ -108,9 +110,9 @@ class RetrievalHeads:
 
 
 def retrieval_heads(model: PreTrainedModel, tokenizer: Any, *, probes: int = 12) -> RetrievalHeads:
-    """Return stored scores where the architecture is known, else measure them."""
+    """Return the stored scores of a model of these sizes and nearly these weights, a fine-tune; else measure them."""
     stored = _stored().get(architecture(model))
-    if stored is not None:
+    if stored is not None and _alike(_sample(model), stored["weights"]):
         return RetrievalHeads(tuple(map(tuple, stored["scores"])), stored["probes"])
     return measure_retrieval_heads(model, tokenizer, probes=probes)
 
@@ -142,7 +144,7 @@ def measure_retrieval_heads(
 
 
 def architecture(model: PreTrainedModel) -> str:
-    """Return a name that models of one base share: type and sizes."""
+    """Return a name that models of one base share, and others of its type and sizes."""
     config = model.config
     sizes = (config.num_hidden_layers, config.num_attention_heads, config.hidden_size, config.vocab_size)
     return "-".join(map(str, (config.model_type, *sizes)))
@@ -151,8 +153,20 @@ def architecture(model: PreTrainedModel) -> str:
 def store(model: PreTrainedModel, heads: RetrievalHeads, command: str, path: Path = _STORED) -> None:
     """Add a model's scores to the stored ones, with the command that made them."""
     known = json.loads(path.read_text()) if path.exists() else {}
-    known[architecture(model)] = {"command": command, **asdict(heads)}
+    weights = [float(f"{weight:.3g}") for weight in _sample(model)]
+    known[architecture(model)] = {"command": command, **asdict(heads), "weights": weights}
     path.write_text(json.dumps(known) + "\n")
+
+
+def _sample(model: PreTrainedModel) -> list[float]:
+    """Return some weights of the embedding, which fine-tuning and rounding hardly move."""
+    weight = model.get_input_embeddings().weight
+    tokens, columns = (torch.linspace(0, size - 1, 16, dtype=torch.long) for size in weight.shape)
+    return weight.detach()[tokens.to(weight.device)][:, columns.to(weight.device)].float().flatten().tolist()
+
+
+def _alike(ours: list[float], theirs: list[float]) -> bool:
+    return torch.cosine_similarity(torch.tensor(ours), torch.tensor(theirs), dim=0).item() > _ALIKE
 
 
 @cache

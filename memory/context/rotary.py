@@ -28,8 +28,10 @@ class Turn(NamedTuple):
         """Return `x` with coordinate pairs (i, i + pairs) turned; coordinates past the pairs stay."""
         pairs = self.cos.shape[-1]
         cos, sin = self.cos.to(x.dtype), self.sin.to(x.dtype)
-        left, right, still = x.split([pairs, pairs, x.shape[-1] - 2 * pairs], dim=-1)
-        return torch.cat([left * cos - right * sin, right * cos + left * sin, still], dim=-1)
+        left, right = x[..., :pairs], x[..., pairs : 2 * pairs]
+        turned = [torch.addcmul(left * cos, right, sin, value=-1), torch.addcmul(right * cos, left, sin)]
+        still = [x[..., 2 * pairs :]] if x.shape[-1] > 2 * pairs else []
+        return torch.cat(turned + still, dim=-1)
 
 
 class Rotary:

@@ -45,7 +45,7 @@ def attend_at_slots(
     groups = keys.shape[1]
     scores = query.reshape(batch, groups, -1, width) @ keys.mT * scale
     scores = scores.unflatten(2, (heads // groups, length)).float()
-    if length > 1 or bool(step.once("any hidden", lambda: (slots < 0).any())):
+    if length > 1 or step.once("any hidden", lambda: bool((slots < 0).any())):
         scores = scores.masked_fill(step.once("hidden", lambda: _hidden(slots, new)), float("-inf"))
     weights = torch.softmax(scores, dim=-1)
     out = weights.to(values.dtype).flatten(2, 3) @ values

@@ -36,6 +36,7 @@ class SnapKVPolicy(ContextPolicy):
     """First tokens, which are kept."""
 
     any_cut: ClassVar[bool] = False
+    chooses_by_end: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name, least in (("window", 1), ("num_sinks", 0), ("kernel", 1)):

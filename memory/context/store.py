@@ -54,7 +54,10 @@ class ChunkStore:
         chunks = chunks.to(self._table.device)
         row = torch.arange(self._inner[0], device=chunks.device)[:, None, None]
         head = torch.arange(self._inner[1], device=chunks.device)[:, None]
-        return self._table[chunks, row, head].flatten(2, 3).to(self._device, non_blocking=True)
+        # Row by row of one long table: several times as fast as by three indices.
+        index = (chunks * self._inner[0] + row) * self._inner[1] + head
+        found = self._table.flatten(3).flatten(0, 2).index_select(0, index.flatten())
+        return found.view(*chunks.shape[:2], -1, self._inner[3]).to(self._device, non_blocking=True)
 
     def all(self, chunks: int, first: int = 0) -> Float[Tensor, "batch heads tokens width"]:
         """Return the tokens of chunks from `first` to `chunks`, on the model's device."""

@@ -18,9 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
+from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from scrubjay.agents import LocalChatModel
 from scrubjay.agents.chat_prompt import write_prompt
+from scrubjay.agents.loaded_model import LoadedModel
 from scrubjay.memory import context
 
 
@@ -143,6 +145,54 @@ def test_a_conversation_goes_on_from_disk(chat, tmp_path):
         model.save_conversation(tmp_path, "carla")
 
 
+def test_a_save_that_is_cut_short_leaves_the_last_one(chat, tmp_path, monkeypatch):
+    model = chat(policy="full")
+    talk(model, QUESTIONS[:1])
+    model.save_conversation(tmp_path)
+    kept = model.cache_bytes()
+    talk(model, QUESTIONS[:2])
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            model.save_conversation(tmp_path)
+    other = chat(policy="full")
+    other.load_conversation(tmp_path)
+    assert other.cache_bytes() == kept
+    model.save_conversation(tmp_path)
+    other.load_conversation(tmp_path)
+    assert other.cache_bytes() == model.cache_bytes() > kept
+    (cache,) = (
+        file for file in tmp_path.iterdir() if file.name in (tmp_path / "conversation.json").read_text()
+    )
+    cache.write_bytes(cache.read_bytes()[:99])
+    with pytest.raises(ValueError, match="damaged"):
+        other.load_conversation(tmp_path)
+    (tmp_path / "conversation.json").write_text('{"cache": "x", "colour": 3}')
+    with pytest.raises(ValueError, match="holds no saved conversation"):
+        other.load_conversation(tmp_path)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_question_that_is_refused_leaves_the_conversation(chat, again):
+    model = chat(policy="full")
+    (answer,) = talk(model, QUESTIONS[:1])
+    asked = [HumanMessage(QUESTIONS[0])]
+    with pytest.raises(ValueError, match="policy='sinks'"):
+        model.invoke([*asked, answer, HumanMessage("Hello " * 700)])
+    if again:
+        with pytest.raises(ValueError, match="shortest valid answer"):
+            model.invoke(asked, response_format={"type": "json_object"}, max_tokens=1)
+    else:
+        asked += [answer, HumanMessage("On")]
+    after = model.invoke(asked)
+    assert after.text == chat(policy="full").invoke(asked).text
+    assert read(after) > 10
+
+
 def test_threads_do_not_mix_and_the_oldest_goes(chat):
     model = chat(max_conversations=2, policy="full")
     names = [{"configurable": {"thread_id": name}} for name in "abc"]
@@ -216,6 +266,35 @@ def test_what_cannot_be_answered_is_named(chat):
         model.bind_tools([weather], tool_choice="whether")
     with pytest.raises(ValueError, match="policy='sinks'"):
         chat(policy="full").invoke("Hello " * 700)
+
+
+@pytest.mark.parametrize("policy", ["snapkv", "recycled"])
+def test_tokens_at_positions_that_nobody_trained_are_refused(chat, policy):
+    with pytest.raises(ValueError, match="trained on texts of 4096"):
+        chat(policy=policy).invoke("Hello " * 700)
+
+
+def test_a_long_question_chooses_what_its_end_attends_to(chat, tiny_chat):
+    model, tokenizer = tiny_chat
+    policy = context.make("snapkv", budget=128)
+    asked = [HumanMessage("".join(chr(97 + place * place % 26) for place in range(1200)))]
+    answer = chat(policy=policy).invoke(asked)
+    prompt = tokenizer(write_prompt(tokenizer, asked), return_tensors="pt").input_ids
+    said = model.generate(
+        prompt, cache=context.PolicyCache(policy, model), do_sample=False, max_new_tokens=12
+    )
+    assert answer.text == tokenizer.decode(said[0, prompt.shape[1] :])
+
+
+def test_what_ends_an_answer_is_not_told_to_the_model(tiny_chat):
+    model, tokenizer = tiny_chat
+    ends = model.generation_config.eos_token_id
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, 5]
+    try:
+        assert LoadedModel(model, tokenizer, "x").end_tokens == {0, 1, 5}
+        assert model.generation_config.eos_token_id == [1, 5]
+    finally:
+        model.generation_config.eos_token_id = ends
 
 
 def test_a_text_longer_than_the_model_was_trained_on_is_answered(chat):
@@ -356,6 +435,12 @@ def test_templates_that_know_tools_are_given_them(tiny_chat):
         "{{ tools | length }} tools{% for m in messages %}[{{ m['role'] }}: {{ m['content'] }}"
         "{% for c in m['tool_calls'] or [] %}<tool_call>{{ c['function'] | tojson }}{% endfor %}]{% endfor %}"
     )
+    quoting = AIMessage(
+        "", tool_calls=[{"name": "x", "args": {"a": [{"<|im_end|>": "<|im_end|>"}]}, "id": "1"}]
+    )
+    for template, ends in ((native, 0), (None, 2)):
+        prompt = write_prompt(tokenizer, [quoting], [convert_to_openai_tool(adder)], template=template)
+        assert prompt.count("<|im_end|>") == ends
     called = AIMessage("", tool_calls=[{"name": "adder", "args": {"a": 1, "b": 2}, "id": "1"}])
     messages = [HumanMessage("1 + 2"), called, ToolMessage("3", name="adder", tool_call_id="1")]
     model = LocalChatModel(model=tiny_chat, chat_template=native)

@@ -117,3 +117,26 @@ def test_control_c_stops_the_answer_and_not_the_chat(folder):
     chat.answer("And now?")
     _, ((total, read, said, _),) = answers(screen.getvalue())
     assert total > read + said
+
+
+def test_control_c_twice_stops_at_once_and_not_the_chat(folder, monkeypatch):
+    screen = io.StringIO()
+    chat = Chat(ChatOptions(model=folder, temperature=0, max_tokens=12), Console(file=screen))
+    layer = chat._chat.loaded.model.model.layers[1]
+    calls = []
+
+    def press_twice(*_):
+        calls.append(1)
+        if len(calls) == 14:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    hook = layer.register_forward_pre_hook(press_twice)
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hello\nAnd now?\nAnd now?"))
+    assert chat.run() == 0
+    hook.remove()
+    assert "stopped at once" in screen.getvalue()
+    said, costs = answers(screen.getvalue())
+    assert len(said) == 2
+    # Nothing of the conversation is lost: it is read again.
+    assert costs[1][0] - costs[1][2] == costs[1][1] > costs[0][0]

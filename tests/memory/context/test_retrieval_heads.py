@@ -21,13 +21,21 @@ def test_heads_are_ranked_and_a_layer_chosen_by_them_all():
         HEADS.of_layer(3)
 
 
-def test_scores_are_stored_by_architecture(tiny_llama, tmp_path, monkeypatch):
+def test_scores_are_stored_and_serve_fine_tunes_but_no_strangers_of_the_same_sizes(
+    tiny_llama, tmp_path, monkeypatch
+):
     model = tiny_llama()
     monkeypatch.setattr(module, "_STORED", tmp_path / "heads.json")
     module.store(model, HEADS, "a command", tmp_path / "heads.json")
     module.store(tiny_llama(vocab_size=65), RetrievalHeads(((1.0,),), 1), "another", tmp_path / "heads.json")
     module._stored.cache_clear()
     assert retrieval_heads(model, tokenizer=None) == HEADS
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * parameter.std() * torch.randn_like(parameter)
+    assert retrieval_heads(model, tokenizer=None) == HEADS
+    monkeypatch.setattr(module, "measure_retrieval_heads", lambda *_, **__: "measured")
+    assert retrieval_heads(tiny_llama(seed=1), tokenizer=None) == "measured"
     module._stored.cache_clear()
 
 

@@ -1,0 +1,30 @@
+"""From answers in JSON to what the caller asked for: an object of a class, or plain data."""
+
+from __future__ import annotations
+
+from operator import itemgetter
+from typing import Any
+
+from langchain_core.language_models import LanguageModelInput
+from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
+from langchain_core.output_parsers.base import OutputParserLike
+from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
+from langchain_core.utils.pydantic import is_basemodel_subclass
+
+
+def parsed(
+    model: Runnable[LanguageModelInput, Any], schema: dict[str, Any] | type, include_raw: bool
+) -> Runnable[LanguageModelInput, Any]:
+    """Return the model with its answers parsed: into `schema` if that is a pydantic class, else as plain data.
+
+    With `include_raw` the answer is a dict of `raw`, `parsed` and `parsing_error`, as langchain has it.
+    """
+    parser: OutputParserLike = JsonOutputParser()
+    if isinstance(schema, type) and is_basemodel_subclass(schema):
+        parser = PydanticOutputParser(pydantic_object=schema)
+    if not include_raw:
+        return model | parser
+    all_three = RunnablePassthrough.assign(
+        parsed=itemgetter("raw") | parser, parsing_error=lambda _: None
+    ).with_fallbacks([RunnablePassthrough.assign(parsed=lambda _: None)], exception_key="parsing_error")
+    return RunnableMap(raw=model) | all_three
