@@ -239,7 +239,8 @@ def test_a_call_that_was_broken_off_is_told(layer, model, text):
     hook = model.model.layers[layer].mlp.register_forward_pre_hook(stop)
     if layer == 1:
         hook.remove()
-        generate, cache.layers[1].memory.generate = cache.layers[1].memory.generate, stop
+        generate = cache.layers[1].memory.generate
+        cache.layers[1].memory.generate = stop  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(KeyboardInterrupt):
         read(model, cache, text[:, 10:20])
     hook.remove()
