@@ -160,7 +160,7 @@ def store(model: PreTrainedModel, heads: RetrievalHeads, command: str, path: Pat
 
 def _sample(model: PreTrainedModel) -> list[float]:
     """Return some weights of the embedding, which fine-tuning and rounding hardly move."""
-    weight = model.get_input_embeddings().weight
+    weight: Any = model.get_input_embeddings().weight  # to type checkers a module
     tokens, columns = (torch.linspace(0, size - 1, 16, dtype=torch.long) for size in weight.shape)
     return weight.detach()[tokens.to(weight.device)][:, columns.to(weight.device)].float().flatten().tolist()
 
