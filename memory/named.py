@@ -1,0 +1,55 @@
+"""Config classes by name: what the registries of memories and of context policies share."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any, Generic, TypeVar
+
+Config = TypeVar("Config")
+
+
+class Registry(dict[str, type[Config]], Generic[Config]):
+    """Frozen dataclasses by their names; `kind` is the word for one in errors, `adder` how users add theirs."""
+
+    def __init__(self, kind: str, adder: str, known: Mapping[str, type[Config]]) -> None:
+        super().__init__(known)
+        self.kind, self.adder = kind, adder
+
+    def register(self, name: str, config_class: type[Config]) -> None:
+        """Add a class under `name`. Raises ValueError if the name is taken."""
+        if name in self:
+            raise ValueError(
+                f"{self.kind} {name!r} is already registered as {self[name].__name__}; choose another name"
+            )
+        self[name] = config_class
+
+    def names(self) -> list[str]:
+        """Return all names, sorted."""
+        return sorted(self)
+
+    def configure(self, name: str, **fields: Any) -> Config:
+        """Return the named config, defaults where `fields` is silent.
+
+        Raises ValueError on an unknown name or field, naming the choices.
+        """
+        if name not in self:
+            close = difflib.get_close_matches(name, self, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"unknown {self.kind} {name!r}; choose from {', '.join(self.names())}{hint}")
+        known = [field.name for field in dataclasses.fields(self[name])]  # pyright: ignore[reportArgumentType]
+        unknown = sorted(set(fields) - set(known))
+        if unknown:
+            raise ValueError(
+                f"{self.kind} {name!r} has no field {', '.join(unknown)}; "
+                f"its fields are {', '.join(known) or 'none'}"
+            )
+        return self[name](**fields)
+
+    def name_of(self, config: Config) -> str:
+        """Return the name a config's class is registered under. Raises ValueError if it is not."""
+        for name, config_class in self.items():
+            if type(config) is config_class:
+                return name
+        raise ValueError(f"{type(config).__name__} is not registered; call {self.adder} first")
