@@ -1,21 +1,9 @@
-"""A real web server on this machine, and tests that are coroutines."""
+"""A real web server on this machine."""
 
-import asyncio
-import inspect
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_pyfunc_call(pyfuncitem):
-    """Run the coroutines of langchain's standard tests without a plugin."""
-    if not inspect.iscoroutinefunction(pyfuncitem.obj):
-        return None
-    names = inspect.signature(pyfuncitem.obj).parameters
-    asyncio.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
-    return True
 
 
 class Server(ThreadingHTTPServer):
