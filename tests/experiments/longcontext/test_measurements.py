@@ -21,7 +21,7 @@ from scrubjay.experiments.longcontext.examples import Example, token_counter
 from scrubjay.experiments.longcontext.haystack import HaystackOptions, cells, make_cell
 from scrubjay.experiments.longcontext.needles import split_sentences
 from scrubjay.experiments.longcontext.perplexity import PerplexityOptions, run_perplexity
-from scrubjay.experiments.longcontext.reading import recompute, tokenize
+from scrubjay.experiments.longcontext.reading import read, recompute, tokenize
 from scrubjay.experiments.longcontext.records import Records, settle
 from scrubjay.experiments.stopping import Interrupted, StopRequest
 from scrubjay.memory import context
@@ -228,6 +228,29 @@ def test_divergence_is_that_of_the_two_distributions(run, model, text):
     assert expected > 0.01
     assert window["divergence"] == pytest.approx(expected, rel=1e-3)
     assert window["agreement"] == (cut.tokens == whole.tokens).double().mean().item()
+
+
+def test_half_precision_halves_the_cache(run, text, capsys):
+    held = {}
+    for dtype in ("float32", "bfloat16"):
+        flags = ("--methods", "sinks", "--budget", 16, "--tokens", 60, "--block", 16, "--dtype", dtype)
+        held[dtype] = rows(run("perplexity", *flags, out=dtype) / "sinks.jsonl")[-1]["cache_bytes"]
+    assert held["float32"] == 2 * held["bfloat16"]
+    assert cli.main(["longcontext", "perplexity", str(text), "--dtype", "int8"]) == 2
+    assert "dtype='int8'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["snapkv", "recycled", "chunks"])
+def test_a_prompt_is_cut_only_where_its_end_does_not_choose(name, model):
+    language, _ = model
+    policy = context.make(name, budget=80)
+    calls = []
+    handle = language.register_forward_pre_hook(
+        lambda _, args, __: calls.append(args[0].shape[1]), with_kwargs=True
+    )
+    with handle:
+        list(read(language, context.PolicyCache(policy, language), torch.arange(90), 32))
+    assert calls == ([32, 32, 26] if name == "chunks" else [90])
 
 
 def test_results_of_other_settings_are_not_mixed(run, text, model_folder, capsys, tmp_path):
