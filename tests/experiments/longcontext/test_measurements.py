@@ -198,6 +198,19 @@ def test_turns_are_timed_once_for_each(run):
     assert (out / "speed.png").stat().st_size > 1000
 
 
+def test_timed_tokens_come_one_by_one(run, model, monkeypatch):
+    kind, lengths = type(model[0]), []
+    forward = kind.forward
+
+    def noted(self, input_ids, **keywords):
+        lengths.append(input_ids.shape[1])
+        return forward(self, input_ids, **keywords)
+
+    monkeypatch.setattr(kind, "forward", noted)
+    run("speed", "--methods", "snapkv", "--budget", 40, "--steps", 3, "--repeats", 1, "--contexts", 48)
+    assert lengths == [48, 40, 1, 1, 1]  # the prompt, recompute, and the steps
+
+
 def test_a_policy_that_drops_nothing_agrees_with_full(run):
     out = run(
         *("agreement", "--methods", "sinks", "window", "--budget", 128, "--length", 60, "--prompts", 2),
