@@ -90,6 +90,29 @@ class Store:
         with self._transaction("BEGIN IMMEDIATE") as connection:
             yield connection
 
+    def add_tables(self, name: str, migrations: tuple[tuple[str, ...], ...]) -> None:
+        """Bring tables kept beside the records up to date; each `name` counts migrations of its own.
+
+        Raises ValueError on tables of a newer Scrubjay.
+        """
+        with self.reading() as connection:
+            known = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'layouts'").fetchone()
+            if known and _layout(connection, name) == len(migrations):
+                return
+        with self.writing() as connection:
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS layouts (name TEXT PRIMARY KEY, version INTEGER NOT NULL) WITHOUT ROWID"
+            )
+            version = _layout(connection, name)
+            if version > len(migrations):
+                raise ValueError(
+                    f"{self.path!r} has {name} of layout {version}, this Scrubjay knows up to {len(migrations)}; "
+                    "upgrade scrubjay to open it"
+                )
+            for statement in (s for migration in migrations[version:] for s in migration):
+                connection.execute(statement)
+            connection.execute("INSERT OR REPLACE INTO layouts VALUES (?, ?)", (name, len(migrations)))
+
     def erase_traces(self) -> None:
         """Empty the write-ahead log, which still holds what was deleted, unless another process reads it now."""
         with self._lock:
@@ -143,3 +166,8 @@ class Store:
                 if "locked" not in str(error) or time.monotonic() > deadline:
                     raise
                 time.sleep(0.01)
+
+
+def _layout(connection: sqlite3.Connection, name: str) -> int:
+    row = connection.execute("SELECT version FROM layouts WHERE name = ?", (name,)).fetchone()
+    return row[0] if row else 0
