@@ -63,7 +63,7 @@ class Store:
 
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._connection = sqlite3.connect(
             self.path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
         )
@@ -86,7 +86,10 @@ class Store:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """Give the connection, the only writer of the file; all is written at the end, or nothing."""
+        """Give the connection, the only writer of the file; all is written at the end, or nothing.
+
+        Inside another `writing` of the same thread it is part of that one.
+        """
         with self._transaction("BEGIN IMMEDIATE") as connection:
             yield connection
 
@@ -114,13 +117,20 @@ class Store:
             connection.execute("INSERT OR REPLACE INTO layouts VALUES (?, ?)", (name, len(migrations)))
 
     def erase_traces(self) -> None:
-        """Empty the write-ahead log, which still holds what was deleted, unless another process reads it now."""
+        """Empty the write-ahead log, which still holds what was deleted, unless another process reads it now.
+
+        Inside `writing` it does nothing: do it after.
+        """
         with self._lock:
-            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            if not self._connection.in_transaction:
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     @contextlib.contextmanager
     def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
         with self._lock:
+            if self._connection.in_transaction:  # this thread's own, as it holds the lock
+                yield self._connection
+                return
             self._connection.execute(begin)
             try:
                 yield self._connection

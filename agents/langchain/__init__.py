@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scrubjay.agents.langchain.checkpointer import Checkpointer
+    from scrubjay.agents.langchain.store import BankStore
 
-__all__ = ["Checkpointer"]
+__all__ = ["BankStore", "Checkpointer"]
 
-_HOME_OF = {"Checkpointer": "checkpointer"}
+_HOME_OF = {"BankStore": "store", "Checkpointer": "checkpointer"}
 _NEEDED = ("langchain", "langgraph")
 
 
