@@ -11,11 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scrubjay.agents.langchain.checkpointer import Checkpointer
+    from scrubjay.agents.langchain.history import BankChatMessageHistory
+    from scrubjay.agents.langchain.retriever import BankRetriever
     from scrubjay.agents.langchain.store import BankStore
 
-__all__ = ["BankStore", "Checkpointer"]
+__all__ = ["BankChatMessageHistory", "BankRetriever", "BankStore", "Checkpointer"]
 
-_HOME_OF = {"BankStore": "store", "Checkpointer": "checkpointer"}
+_HOME_OF = {
+    "BankChatMessageHistory": "history",
+    "BankRetriever": "retriever",
+    "BankStore": "store",
+    "Checkpointer": "checkpointer",
+}
 _NEEDED = ("langchain", "langgraph")
 
 
