@@ -14,14 +14,16 @@ if TYPE_CHECKING:
     from scrubjay.agents.langchain.history import BankChatMessageHistory
     from scrubjay.agents.langchain.retriever import BankRetriever
     from scrubjay.agents.langchain.store import BankStore
+    from scrubjay.agents.langchain.tools import memory_tools
 
-__all__ = ["BankChatMessageHistory", "BankRetriever", "BankStore", "Checkpointer"]
+__all__ = ["BankChatMessageHistory", "BankRetriever", "BankStore", "Checkpointer", "memory_tools"]
 
 _HOME_OF = {
     "BankChatMessageHistory": "history",
     "BankRetriever": "retriever",
     "BankStore": "store",
     "Checkpointer": "checkpointer",
+    "memory_tools": "tools",
 }
 _NEEDED = ("langchain", "langgraph")
 
