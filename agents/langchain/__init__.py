@@ -12,14 +12,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from scrubjay.agents.langchain.checkpointer import Checkpointer
     from scrubjay.agents.langchain.history import BankChatMessageHistory
+    from scrubjay.agents.langchain.middleware import BankMiddleware
     from scrubjay.agents.langchain.retriever import BankRetriever
     from scrubjay.agents.langchain.store import BankStore
     from scrubjay.agents.langchain.tools import memory_tools
 
-__all__ = ["BankChatMessageHistory", "BankRetriever", "BankStore", "Checkpointer", "memory_tools"]
+__all__ = [
+    "BankChatMessageHistory",
+    "BankMiddleware",
+    "BankRetriever",
+    "BankStore",
+    "Checkpointer",
+    "memory_tools",
+]
 
 _HOME_OF = {
     "BankChatMessageHistory": "history",
+    "BankMiddleware": "middleware",
     "BankRetriever": "retriever",
     "BankStore": "store",
     "Checkpointer": "checkpointer",
