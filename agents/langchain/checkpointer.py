@@ -86,6 +86,7 @@ class Checkpointer(BaseCheckpointSaver[str]):
         thread, namespace, parent = _address(config)
         versions = checkpoint["channel_versions"]
         known = get_checkpoint_metadata(config, metadata)
+        run = known.get("run_id")
         body = self.serde.dumps_typed({**checkpoint, "channel_values": {}})
         described = self.serde.dumps_typed(known)
         dumped = {
@@ -111,7 +112,7 @@ class Checkpointer(BaseCheckpointSaver[str]):
                     namespace,
                     checkpoint["id"],
                     parent,
-                    known.get("run_id"),
+                    None if run is None else str(run),
                     *body,
                     *described,
                     json.dumps(channels, separators=(",", ":")),
@@ -159,9 +160,11 @@ class Checkpointer(BaseCheckpointSaver[str]):
     ) -> Iterator[CheckpointTuple]:
         """Yield checkpoints, newest first; `filter` is what their metadata must equal."""
         condition, values = _condition(config, before)
+        most = -1 if filter or limit is None else limit
         with self._store.reading() as connection:
             numbers = connection.execute(
-                f"SELECT number FROM checkpoints WHERE {condition} ORDER BY id DESC, number DESC", values
+                f"SELECT number FROM checkpoints WHERE {condition} ORDER BY id DESC, number DESC LIMIT ?",
+                [*values, most],
             ).fetchall()
         yield from islice((t for (n,) in numbers if (t := self._numbered(n, filter)) is not None), limit)
 
