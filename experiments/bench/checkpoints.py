@@ -35,7 +35,7 @@ THEIRS, THEIRS_ALIKE, OURS = "SqliteSaver", "SqliteSaver, synchronous = NORMAL",
 class CheckpointsBench:
     """Sizes of the measurement."""
 
-    turns: tuple[int, ...] = (20, 100, 300)
+    turns: tuple[int, ...] = (20, 100)
     """Lengths of the conversation."""
     words: int = 50
     """Words of an answer."""
