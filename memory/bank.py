@@ -5,7 +5,7 @@ old one, whose validity ends; `forget` alone deletes, and does so physically. Wr
 
 Recall has HCAM's shape over text (Lampinen et al. 2021, arXiv 2105.14039): a query is scored against summaries of
 chunks (a conversation's segments, a document's sections), then against the records inside the chosen ones; words
-nominate too, and reciprocal ranks fuse both. Without embeddings words alone nominate.
+nominate too, and both scores are summed, each as far as it is sure. Without embeddings words alone nominate.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class Embeddings(Protocol):
 class MemoryBank:
     """Memories in an SQLite file, or in memory (`":memory:"`); safe for threads and several processes.
 
-    `clock` returns the present moment. `dense_weight` is what a place among embeddings counts where a place among
-    words counts 1: less for a weak model, more for questions that share few words with their answers. Raises ValueError on a file of a newer Scrubjay.
+    `clock` returns the present moment. `dense_weight` is what embeddings count where words count 1. Raises ValueError on
+    a file of a newer Scrubjay.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class MemoryBank:
         path: str | Path,
         embeddings: Embeddings | None = None,
         clock: Callable[[], Time] = lambda: datetime.now(UTC),
-        dense_weight: float = 0.5,
+        dense_weight: float = 1.0,
     ) -> None:
         if dense_weight < 0:
             raise ValueError(f"dense_weight={dense_weight}: must not be negative")

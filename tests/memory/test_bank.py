@@ -214,10 +214,8 @@ def test_words_and_embeddings_both_nominate_and_the_explanation_adds_up(clock):
         assert why(hits["tool ecology"]).dense_rank is not None
         for hit in hits.values():
             found = why(hit)
-            assert found.fused == pytest.approx(
-                sum(w / (60 + rank) for w, rank in ((1, found.keyword_rank), (0.3, found.dense_rank)) if rank)
-            )
-            assert hit.score == pytest.approx(found.fused * found.recency * found.importance)
+            total = found.from_words + found.from_embeddings
+            assert hit.score == pytest.approx(total * found.recency * found.importance)
         assert bank.search("ocelot")[0].explanation is None
 
 
