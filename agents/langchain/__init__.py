@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from scrubjay.agents.langchain.checkpointer import Checkpointer
     from scrubjay.agents.langchain.history import BankChatMessageHistory
     from scrubjay.agents.langchain.middleware import BankMiddleware
+    from scrubjay.agents.langchain.minilm import MiniLMEmbeddings
     from scrubjay.agents.langchain.retriever import BankRetriever
     from scrubjay.agents.langchain.store import BankStore
     from scrubjay.agents.langchain.tools import memory_tools
@@ -23,6 +24,7 @@ __all__ = [
     "BankRetriever",
     "BankStore",
     "Checkpointer",
+    "MiniLMEmbeddings",
     "memory_tools",
 ]
 
@@ -32,6 +34,7 @@ _HOME_OF = {
     "BankRetriever": "retriever",
     "BankStore": "store",
     "Checkpointer": "checkpointer",
+    "MiniLMEmbeddings": "minilm",
     "memory_tools": "tools",
 }
 _NEEDED = ("langchain", "langgraph")

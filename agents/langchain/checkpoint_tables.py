@@ -1,9 +1,13 @@
-"""The tables of checkpoints: what a graph's steps left, values of channels shared by the steps they did not change in."""
+"""The tables of checkpoints. A channel's value is shared by the steps that did not change it, an item of a list by all
+lists of the thread that grew from the one it came in.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
+import struct
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -29,6 +33,12 @@ MIGRATIONS = (
             type TEXT NOT NULL,
             value BLOB NOT NULL,
             UNIQUE (thread, number))""",
+        """CREATE TABLE list_items (
+            thread TEXT NOT NULL,
+            number INTEGER NOT NULL,
+            type TEXT NOT NULL,
+            value BLOB NOT NULL,
+            UNIQUE (thread, number))""",
         """CREATE TABLE writes (
             thread TEXT NOT NULL,
             namespace TEXT NOT NULL,
@@ -44,12 +54,26 @@ MIGRATIONS = (
 )
 COLUMNS = "thread, namespace, id, parent, run, type, checkpoint, metadata_type, metadata, channels"
 
+TABLES = {
+    "checkpoints": COLUMNS,
+    "channel_values": "thread, number, type, value",
+    "list_items": "thread, number, type, value",
+    "writes": "thread, namespace, checkpoint, task, place, path, channel, type, value",
+}
+"""Every table that holds parts of a thread, with its columns, the thread first."""
+
+Typed = tuple[str, bytes]
+"""What a serializer makes of a value: how to read it, and its bytes."""
+
+_LIST = ""  # the type of a value that lies in `list_items`; no serializer's
+_ITEM = struct.Struct("<q16s")  # number, digest
+
 
 class Found(NamedTuple):
     """A checkpoint as stored."""
 
     row: tuple
-    channels: dict[str, tuple[str, bytes]]
+    channels: dict[str, Typed | list[Typed]]
     writes: list[tuple[str, str, str, bytes]]
 
 
@@ -58,11 +82,9 @@ def read(connection: sqlite3.Connection, condition: str, values: list[Any]) -> F
     row = connection.execute(f"SELECT {COLUMNS} FROM checkpoints WHERE {condition}", values).fetchone()
     if row is None:
         return None
-    channels = {}
-    for name, (number, _) in json.loads(row[-1]).items():
-        channels[name] = connection.execute(
-            "SELECT type, value FROM channel_values WHERE thread = ? AND number = ?", (row[0], number)
-        ).fetchone()
+    channels = {
+        name: _read_value(connection, row[0], number) for name, (number, _) in json.loads(row[-1]).items()
+    }
     writes = connection.execute(
         "SELECT task, channel, type, value FROM writes WHERE thread = ? AND namespace = ? AND checkpoint = ? "
         "ORDER BY path, task, place",
@@ -82,14 +104,14 @@ def channel_numbers(
     return json.loads(row[0]) if row else {}
 
 
-def add_value(connection: sqlite3.Connection, thread: str, type: str, value: bytes) -> int:
-    """Return the number of a new value, unique in its thread."""
-    (number,) = connection.execute(
-        "INSERT INTO channel_values SELECT ?1, COALESCE(MAX(number), 0) + 1, ?2, ?3 FROM channel_values "
-        "WHERE thread = ?1 RETURNING number",
-        (thread, type, value),
-    ).fetchone()
-    return number
+def add_value(
+    connection: sqlite3.Connection, thread: str, value: Typed | list[Typed], before: int | None
+) -> int:
+    """Return the number of a new value, unique in its thread; a list's items that were in `before` are not kept again."""
+    if isinstance(value, list):
+        known = {} if before is None else {d: n for n, d in _items(connection, thread, before)}
+        value = _LIST, b"".join(_ITEM.pack(*_add_item(connection, thread, item, known)) for item in value)
+    return _insert(connection, "channel_values", thread, value)
 
 
 def delete(connection: sqlite3.Connection, numbers: Sequence[int], threads: set[str]) -> None:
@@ -109,8 +131,50 @@ def delete(connection: sqlite3.Connection, numbers: Sequence[int], threads: set[
             )
             for number, _ in json.loads(channels).values()
         }
-        there = connection.execute("SELECT number FROM channel_values WHERE thread = ?", (thread,)).fetchall()
-        connection.executemany(
-            "DELETE FROM channel_values WHERE thread = ? AND number = ?",
-            [(thread, number) for (number,) in there if number not in held],
-        )
+        _keep(connection, "channel_values", thread, held)
+        _keep(connection, "list_items", thread, {i for n in held for i, _ in _items(connection, thread, n)})
+
+
+def _read_value(connection: sqlite3.Connection, thread: str, number: int) -> Typed | list[Typed]:
+    type, value = _row(connection, "channel_values", thread, number)
+    if type != _LIST:
+        return type, value
+    return [_row(connection, "list_items", thread, item) for item, _ in _ITEM.iter_unpack(value)]
+
+
+def _items(connection: sqlite3.Connection, thread: str, number: int) -> list[tuple[int, bytes]]:
+    """Return number and digest of each item of a list; none of another value."""
+    type, value = _row(connection, "channel_values", thread, number)
+    return [*_ITEM.iter_unpack(value)] if type == _LIST else []
+
+
+def _add_item(
+    connection: sqlite3.Connection, thread: str, item: Typed, known: dict[bytes, int]
+) -> tuple[int, bytes]:
+    digest = hashlib.blake2b(f"{item[0]}\0".encode() + item[1], digest_size=16).digest()
+    if digest not in known:
+        known[digest] = _insert(connection, "list_items", thread, item)
+    return known[digest], digest
+
+
+def _row(connection: sqlite3.Connection, table: str, thread: str, number: int) -> Typed:
+    return connection.execute(
+        f"SELECT type, value FROM {table} WHERE thread = ? AND number = ?", (thread, number)
+    ).fetchone()
+
+
+def _insert(connection: sqlite3.Connection, table: str, thread: str, value: Typed) -> int:
+    (number,) = connection.execute(
+        f"INSERT INTO {table} SELECT ?1, COALESCE(MAX(number), 0) + 1, ?2, ?3 FROM {table} "
+        "WHERE thread = ?1 RETURNING number",
+        (thread, *value),
+    ).fetchone()
+    return number
+
+
+def _keep(connection: sqlite3.Connection, table: str, thread: str, numbers: set[int]) -> None:
+    there = connection.execute(f"SELECT number FROM {table} WHERE thread = ?", (thread,)).fetchall()
+    connection.executemany(
+        f"DELETE FROM {table} WHERE thread = ? AND number = ?",
+        [(thread, number) for (number,) in there if number not in numbers],
+    )

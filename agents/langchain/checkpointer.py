@@ -1,7 +1,7 @@
 """LangGraph's checkpoints in an SQLite file: a graph goes on where it stopped, in whatever process.
 
-A channel's value is written once per version, not once per step, so a conversation's file grows with what is new
-in it. Beyond what a graph itself needs, threads are copied, pruned and cleared of runs.
+A channel's value is written once per version, not once per step, and a message once per thread, so a conversation's file
+grows with what is new in it. Beyond what a graph itself needs, threads are copied, pruned and cleared of runs.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
 
+from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import run_in_executor
 from langgraph.checkpoint.base import (
@@ -32,7 +33,9 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from scrubjay.agents.langchain.checkpoint_tables import (
     COLUMNS,
     MIGRATIONS,
+    TABLES,
     Found,
+    Typed,
     add_value,
     channel_numbers,
     delete,
@@ -83,10 +86,11 @@ class Checkpointer(BaseCheckpointSaver[str]):
         thread, namespace, parent = _address(config)
         versions = checkpoint["channel_versions"]
         known = get_checkpoint_metadata(config, metadata)
+        run = known.get("run_id")
         body = self.serde.dumps_typed({**checkpoint, "channel_values": {}})
         described = self.serde.dumps_typed(known)
         dumped = {
-            name: self.serde.dumps_typed(value)
+            name: self._typed(value)
             for name, value in checkpoint["channel_values"].items()
             if name in new_versions
         }
@@ -99,8 +103,8 @@ class Checkpointer(BaseCheckpointSaver[str]):
                 if name not in dumped and version is not None and held and held[1] == version:
                     channels[name] = (held[0], version)
                 else:
-                    kind, content = dumped.get(name) or self.serde.dumps_typed(value)
-                    channels[name] = (add_value(connection, thread, kind, content), version)
+                    typed = dumped.get(name) or self._typed(value)
+                    channels[name] = (add_value(connection, thread, typed, held and held[0]), version)
             connection.execute(
                 f"INSERT OR REPLACE INTO checkpoints ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
@@ -108,7 +112,7 @@ class Checkpointer(BaseCheckpointSaver[str]):
                     namespace,
                     checkpoint["id"],
                     parent,
-                    known.get("run_id"),
+                    None if run is None else str(run),
                     *body,
                     *described,
                     json.dumps(channels, separators=(",", ":")),
@@ -156,16 +160,18 @@ class Checkpointer(BaseCheckpointSaver[str]):
     ) -> Iterator[CheckpointTuple]:
         """Yield checkpoints, newest first; `filter` is what their metadata must equal."""
         condition, values = _condition(config, before)
+        most = -1 if filter or limit is None else limit
         with self._store.reading() as connection:
             numbers = connection.execute(
-                f"SELECT number FROM checkpoints WHERE {condition} ORDER BY id DESC, number DESC", values
+                f"SELECT number FROM checkpoints WHERE {condition} ORDER BY id DESC, number DESC LIMIT ?",
+                [*values, most],
             ).fetchall()
         yield from islice((t for (n,) in numbers if (t := self._numbered(n, filter)) is not None), limit)
 
     def delete_thread(self, thread_id: str) -> None:
         """Delete all of a thread for good."""
         with self._store.writing() as connection:
-            for table in ("checkpoints", "writes", "channel_values"):
+            for table in TABLES:
                 connection.execute(f"DELETE FROM {table} WHERE thread = ?", (str(thread_id),))
         self._store.erase_traces()
 
@@ -187,11 +193,7 @@ class Checkpointer(BaseCheckpointSaver[str]):
                 raise ValueError(
                     f"target_thread_id={target!r} has checkpoints; delete that thread first, or copy to a new one"
                 )
-            for table, columns in (
-                ("checkpoints", COLUMNS),
-                ("channel_values", "thread, number, type, value"),
-                ("writes", "thread, namespace, checkpoint, task, place, path, channel, type, value"),
-            ):
+            for table, columns in TABLES.items():
                 others = columns.partition(", ")[2]
                 connection.execute(
                     f"INSERT OR REPLACE INTO {table} ({columns}) SELECT ?, {others} FROM {table} WHERE thread = ?",
@@ -293,7 +295,10 @@ class Checkpointer(BaseCheckpointSaver[str]):
         thread, namespace, id, parent, _, type, body, metadata_type, metadata, _ = found.row
         checkpoint = self.serde.loads_typed((type, body))
         checkpoint["channel_values"] = {
-            name: self.serde.loads_typed(value) for name, value in found.channels.items()
+            name: [*map(self.serde.loads_typed, value)]
+            if isinstance(value, list)
+            else self.serde.loads_typed(value)
+            for name, value in found.channels.items()
         }
         return CheckpointTuple(
             _config(thread, namespace, id),
@@ -302,6 +307,12 @@ class Checkpointer(BaseCheckpointSaver[str]):
             _config(thread, namespace, parent) if parent else None,
             [self._write(*row) for row in found.writes],
         )
+
+    def _typed(self, value: Any) -> Typed | list[Typed]:
+        """Return a value as bytes, a list of messages as bytes of each."""
+        if type(value) is list and value and all(isinstance(item, BaseMessage) for item in value):
+            return [self.serde.dumps_typed(item) for item in value]
+        return self.serde.dumps_typed(value)
 
     def _write(self, task: str, channel: str, type: str, value: bytes) -> PendingWrite:
         return task, channel, self.serde.loads_typed((type, value))

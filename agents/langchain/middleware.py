@@ -16,7 +16,7 @@ from scrubjay.agents.kwai.prompts import load_prompts
 from scrubjay.agents.kwai.text import clean, estimate_tokens
 from scrubjay.agents.kwai.untrusted import fence, is_trusted, telling_tools
 from scrubjay.memory.bank import MemoryBank
-from scrubjay.memory.bank_record import KINDS, TRUSTS, check_choices, check_namespace
+from scrubjay.memory.bank_record import KINDS, TRUSTS, Hit, check_choices, check_namespace
 from scrubjay.memory.packer import pack
 
 _TRUSTED = "scrubjay_trusted"
@@ -73,11 +73,7 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
         place = _question(state["messages"])
         if place is None or not (query := clean(state["messages"][place].text).strip()):
             return {"recalled": []}
-        known = {clean(message.text).strip() for message in state["messages"]}
-        hits = self._bank.search(
-            query, k=self._k + len(known), namespace=self._whose(runtime), **self._search
-        )
-        new = [hit for hit in hits if hit.text.strip() not in known][: self._k]
+        new = self._recall(query, self._whose(runtime), state["messages"])
         return {
             "recalled": [
                 {"id": hit.id, "kind": hit.kind, "trust": hit.trust, "text": hit.text} for hit in new
@@ -108,34 +104,28 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
         with telling_tools(_is_tainted(request.state)):
             return _marked(await handler(request), request)
 
-    def after_agent(self, state: BankState, runtime: Runtime[Any]) -> dict[str, Any] | None:
+    def after_agent(self, state: BankState, runtime: Runtime[Any]) -> None:
         """Keep the user's words and the answer, as a log: equal ones stay apart."""
-        messages, place = state["messages"], _question(state["messages"])
-        if place is None:
-            return None
-        first = place
-        while first > 0 and isinstance(messages[first - 1], HumanMessage):
-            first -= 1
-        answer_trust = "tool" if _is_tainted(state) else "agent"
-        said = [(message, "user", "user") for message in messages[first : place + 1]]
-        answer = messages[-1]
-        if isinstance(answer, AIMessage) and not answer.tool_calls:
-            said.append((answer, answer_trust, "assistant"))
         thread = get_config().get("configurable", {}).get("thread_id")
+        provenance = {} if thread is None else {"thread": str(thread)}
         namespace = self._whose(runtime)
         drafts = [
-            self._bank.draft(
-                clean(message.text),
-                namespace=namespace,
-                trust=trust,
-                merge=False,
-                role=role,
-                **({} if thread is None else {"thread": str(thread)}),
-            )
-            for message, trust, role in said
-            if clean(message.text).strip()
+            self._bank.draft(text, namespace=namespace, trust=trust, merge=False, role=role, **provenance)
+            for text, trust, role in _said(state)
+            if text.strip()
         ]
         self._bank.write(self._bank.embedded(drafts))
+
+    def _recall(self, query: str, namespace: tuple[str, ...], messages: Sequence[BaseMessage]) -> list[Hit]:
+        """Return the best records that are not said in the thread itself."""
+        known = {clean(message.text).strip() for message in messages}
+        wanted = 2 * self._k
+        while True:
+            hits = self._bank.search(query, k=wanted, namespace=namespace, **self._search)
+            new = [hit for hit in hits if hit.text.strip() not in known]
+            if len(new) >= self._k or len(hits) < wanted:
+                return new[: self._k]
+            wanted *= 4
 
     def _whose(self, runtime: Runtime[Any]) -> tuple[str, ...]:
         namespace = self._namespace
@@ -169,9 +159,29 @@ class _Item(NamedTuple):
     text: str
 
 
+def _is_asked(message: BaseMessage) -> bool:
+    """Return whether the user wrote this, not a middleware in the user's place, as a summary."""
+    return isinstance(message, HumanMessage) and "lc_source" not in message.additional_kwargs
+
+
 def _question(messages: Sequence[BaseMessage]) -> int | None:
     """Return where the user's last words are."""
-    return next((i for i in reversed(range(len(messages))) if isinstance(messages[i], HumanMessage)), None)
+    return next((i for i in reversed(range(len(messages))) if _is_asked(messages[i])), None)
+
+
+def _said(state: Any) -> list[tuple[str, str, str]]:
+    """Return text, trust and role of what the user said since the last answer, and of the answer."""
+    messages, place = state["messages"], _question(state["messages"])
+    if place is None:
+        return []
+    first = place
+    while first > 0 and _is_asked(messages[first - 1]):
+        first -= 1
+    said = [(clean(message.text), "user", "user") for message in messages[first : place + 1]]
+    answer = messages[-1]
+    if isinstance(answer, AIMessage) and not answer.tool_calls:
+        said.append((clean(answer.text), "tool" if _is_tainted(state) else "agent", "assistant"))
+    return said
 
 
 def _before(memories: str, asked: BaseMessage) -> str | list[Any]:
@@ -183,10 +193,14 @@ def _before(memories: str, asked: BaseMessage) -> str | list[Any]:
 
 def _is_tainted(state: Any) -> bool:
     """Return whether the agent has seen text that somebody outside may have worded."""
-    return bool(state.get("recalled_untrusted")) or any(
-        isinstance(message, ToolMessage) and not message.additional_kwargs.get(_TRUSTED)
-        for message in state["messages"]
-    )
+    return bool(state.get("recalled_untrusted")) or any(map(_is_outside, state["messages"]))
+
+
+def _is_outside(message: BaseMessage) -> bool:
+    if isinstance(message, ToolMessage):
+        return not message.additional_kwargs.get(_TRUSTED)
+    # A summary may tell what a tool said.
+    return isinstance(message, HumanMessage) and not _is_asked(message)
 
 
 def _marked(result: Any, request: ToolCallRequest) -> Any:

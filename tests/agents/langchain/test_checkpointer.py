@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import operator
 import os
 import signal
@@ -14,11 +15,12 @@ from typing import Annotated, Any, TypedDict
 from uuid import uuid4
 
 import pytest
+from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.channels.delta import DeltaChannel
 from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.conformance import checkpointer_test, validate
 from langgraph.checkpoint.conformance.capabilities import Capability
-from langgraph.graph import START, StateGraph
+from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.types import Command, interrupt
 
 from scrubjay.agents.langchain import Checkpointer
@@ -124,6 +126,38 @@ def test_an_unchanged_value_is_written_once(saver, tmp_path):
     connection.close()
     # Once as the graph's input, once as the channel.
     assert sum(marker.encode() in value for (value,) in values) == 2
+
+
+def rows(path, table):
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        return connection.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0]
+
+
+def test_a_message_is_written_once_however_long_the_talk(saver, tmp_path):
+    def answer(state):
+        state["messages"][0].content += "!"  # even one changed in place is told apart
+        return {"messages": [AIMessage(f"answer {len(state['messages'])}")]}
+
+    graph = StateGraph(MessagesState)
+    graph.add_node("answer", answer)
+    graph.add_edge(START, "answer")
+    compiled = graph.compile(checkpointer=saver)
+    turns = 12
+    for turn in range(turns):
+        compiled.invoke({"messages": [HumanMessage(f"question {turn}")]}, thread())
+    whole = compiled.get_state(thread()).values["messages"]
+    assert whole[0].text == "question 0" + "!" * turns
+    assert [m.text for m in whole[1:3]] == ["answer 1", "question 1"]
+    lengths = [len(state.values.get("messages", [])) for state in compiled.get_state_history(thread())]
+    assert lengths[::3] == [*range(2 * turns, 0, -2)]
+    assert rows(tmp_path / "graph.db", "list_items") == 2 * turns + turns
+    saver.copy_thread("t", "copy")
+    saver.delete_thread("t")
+    assert compiled.get_state(thread("copy")).values["messages"] == whole
+    saver.prune(["copy"])
+    assert compiled.get_state(thread("copy")).values["messages"] == whole
+    assert rows(tmp_path / "graph.db", "list_items") == 2 * turns
+    assert rows(tmp_path / "graph.db", "channel_values") <= 4
 
 
 def test_what_is_deleted_is_in_no_file_any_more(saver, tmp_path):

@@ -149,6 +149,19 @@ def test_only_whole_records_within_the_budget_and_a_note_of_the_rest(bank):
         BankMiddleware(bank, token_budget=5)
 
 
+def test_a_summary_is_not_the_users_words(bank):
+    summary = HumanMessage("Here is a summary: acorns.", additional_kwargs={"lc_source": "summarization"})
+    made, model = agent(bank, "Fine.")
+    bank.add("Ada gathers acorns.", namespace=ADA)
+    made.invoke({"messages": [summary, HumanMessage("And what does Ada gather?")]})
+    assert model.sent[0][1].text == summary.text
+    assert "Ada gathers acorns." in model.sent[0][2].text
+    assert [(r.text, r.trust) for r in bank.recent(2)] == [
+        ("And what does Ada gather?", "user"),
+        ("Fine.", "tool"),  # the summary may tell what a tool said
+    ]
+
+
 def test_whose_memory_may_depend_on_the_run(bank):
     bank.add("Bob likes plums.", namespace=("user", "bob"))
     model = ScriptedModel(replies=["Plums.", "Nothing."])

@@ -124,7 +124,7 @@ def test_order_compares_what_has_an_order(store):
 
 def test_words_find_and_rank_what_no_vector_was_made_for(store):
     store.put(("notes",), "bird", {"text": "The scrub jay caches acorns."})
-    store.put(("notes",), "town", {"text": "Bern lies on the Aare."})
+    store.put(("notes",), "town", {"text": "Bern lies on a river."})
     store.put(("notes",), "鸟", {"text": "灌丛鸦储藏橡子。"})
     found = store.search(("notes",), query="Which bird caches acorns?")
     assert found[0].key == "bird"
