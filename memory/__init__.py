@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scrubjay.memory.bank import MemoryBank
+    from scrubjay.memory.bank_surprise import SurpriseConfig
     from scrubjay.memory.base import Memory, MemoryConfig, State, detach_state
     from scrubjay.memory.check import MemoryLawError, check_memory
     from scrubjay.memory.registry import list_memories, make, make_config, name_of, register
@@ -20,6 +21,7 @@ __all__ = [
     "SequenceConfig",
     "SequenceModel",
     "State",
+    "SurpriseConfig",
     "check_memory",
     "detach_state",
     "list_memories",
@@ -32,6 +34,7 @@ __all__ = [
 
 _HOMES = {
     "bank": ("MemoryBank",),
+    "bank_surprise": ("SurpriseConfig",),
     "base": ("Memory", "MemoryConfig", "State", "detach_state"),
     "check": ("MemoryLawError", "check_memory"),
     "registry": ("list_memories", "make", "make_config", "name_of", "register"),

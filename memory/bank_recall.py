@@ -5,7 +5,7 @@ Ingber 2023, arXiv 2210.11934). But no weight serves all queries: one that share
 learns little from words, one in a language that the embeddings never saw learns nothing from them. So an arm's part is
 weighed by what its scores themselves tell:
 
-- words: by how much of the query the best record covers, and how far it stands above the tenth best;
+- words: by how much of the query the best record covers, to the power of 1.5, and how far it stands above the tenth;
 - embeddings: by the cube of how far the best cosine stands above the mean of all.
 """
 
@@ -140,7 +140,7 @@ def _word_weight(keyword: Keyword) -> float:
         return 0.0
     best, *crowd = heapq.nlargest(_CROWD, keyword.scores.values())
     distinction = 1 - crowd[-1] / best if len(crowd) == _CROWD - 1 else 1.0
-    return keyword.coverage * max(distinction, _LEAST_DISTINCTION) / best
+    return keyword.coverage**1.5 * max(distinction, _LEAST_DISTINCTION) / best
 
 
 def _ranks(scores: dict[int, float]) -> dict[int, float]:
