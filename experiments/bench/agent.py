@@ -80,13 +80,13 @@ def contestants(steps: int) -> dict[str, Callable[[], Any]]:
 
     model = Script(steps=steps)
     question = "What is the sum of all these numbers?"
-    asked = {"messages": [("user", question)]}
-    deep = {"recursion_limit": 4 * steps + 10}
+    asked: Any = {"messages": [("user", question)]}
+    deep: Any = {"recursion_limit": 4 * steps + 10}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its deprecation in favour of langchain's, which adds to it
         prebuilt = create_react_agent(model, [add])
     bound = model.bind_tools([add])
-    graph = StateGraph(MessagesState)
+    graph: Any = StateGraph(MessagesState)
     graph.add_node("model", lambda state: {"messages": [bound.invoke(state["messages"])]})
     graph.add_node("tools", ToolNode([add]))
     graph.add_edge(START, "model")

@@ -134,7 +134,7 @@ def multiply(source: Path, path: Path, copies: int) -> None:
         connection.execute("BEGIN")
         connection.execute(
             f"INSERT INTO records ({', '.join(columns)}) SELECT "
-            f"{', '.join(moved.get(c, c) for c in columns)} FROM records WHERE number <= {size}",
+            f"{', '.join(str(moved.get(c, c)) for c in columns)} FROM records WHERE number <= {size}",
             offset,
         )
         connection.execute(

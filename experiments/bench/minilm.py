@@ -11,11 +11,11 @@ import hashlib
 import importlib.util
 import sqlite3
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from langchain_core.embeddings import Embeddings
 from torch.nn import functional
 from transformers import AutoModel, AutoTokenizer
 
@@ -23,7 +23,7 @@ _MOST_TOKENS = 256
 _BATCH = 32
 
 
-class MiniLM:
+class MiniLM(Embeddings):
     """Unit vectors of 384 numbers, the mean over at most 256 tokens; kept in the SQLite file `cache`.
 
     Raises ModuleNotFoundError without the package that has the weights.
@@ -41,7 +41,7 @@ class MiniLM:
             "CREATE TABLE IF NOT EXISTS vectors (hash BLOB PRIMARY KEY, vector BLOB) WITHOUT ROWID"
         )
 
-    def embed_documents(self, texts: Sequence[str]) -> list[list[float]]:
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Return a vector per text."""
         missing = sorted({text for text in texts if self._kept(text) is None}, key=len)
         for first in range(0, len(missing), _BATCH):
