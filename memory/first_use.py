@@ -25,6 +25,7 @@ def imported_on_first_use(
             extra = (extras or {}).get((error.name or "").partition(".")[0])
             if extra is None:
                 raise
-            raise ImportError(f"{name} needs {error.name}: pip install 'scrubjay[{extra}]'") from error
+            message = f"{name} needs {error.name}: pip install 'scrubjay[{extra}]'"
+            raise ModuleNotFoundError(message, name=error.name) from error
 
     return get

@@ -6,8 +6,9 @@ and the middleware need the extra `langgraph`.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from scrubjay.memory.first_use import imported_on_first_use
 
 if TYPE_CHECKING:
     from scrubjay.agents.langchain.checkpointer import Checkpointer
@@ -28,28 +29,17 @@ __all__ = [
     "memory_tools",
 ]
 
-_HOME_OF = {
-    "BankChatMessageHistory": "history",
-    "BankMiddleware": "middleware",
-    "BankRetriever": "retriever",
-    "BankStore": "store",
-    "Checkpointer": "checkpointer",
-    "MiniLMEmbeddings": "minilm",
-    "memory_tools": "tools",
-}
-_NEEDED = ("langchain", "langgraph")
-
-
-def __getattr__(name: str) -> Any:
-    # On first use: each face loads only the framework that it needs.
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        home = importlib.import_module(f"{__name__}.{_HOME_OF[name]}")
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in _NEEDED:
-            raise
-        raise ModuleNotFoundError(
-            f"{name} needs {error.name}: pip install 'scrubjay[langgraph]'", name=error.name
-        ) from error
-    return getattr(home, name)
+# Each face loads only the framework that it needs.
+__getattr__ = imported_on_first_use(
+    __name__,
+    {
+        "checkpointer": ["Checkpointer"],
+        "history": ["BankChatMessageHistory"],
+        "middleware": ["BankMiddleware"],
+        "minilm": ["MiniLMEmbeddings"],
+        "retriever": ["BankRetriever"],
+        "store": ["BankStore"],
+        "tools": ["memory_tools"],
+    },
+    extras={"langchain": "langgraph", "langgraph": "langgraph"},
+)

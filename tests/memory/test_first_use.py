@@ -8,7 +8,13 @@ import pytest
 
 from scrubjay.memory.first_use import imported_on_first_use
 
-PACKAGES = ["scrubjay.memory", "scrubjay.memory.context", "scrubjay.agents", "scrubjay.experiments"]
+PACKAGES = [
+    "scrubjay.memory",
+    "scrubjay.memory.context",
+    "scrubjay.agents",
+    "scrubjay.agents.langchain",
+    "scrubjay.experiments",
+]
 
 
 @pytest.mark.parametrize("package", PACKAGES)
