@@ -43,6 +43,9 @@ class VectorIndex:
         if deletions != self._deletions:
             self._drop_missing(connection)
             self._deletions = deletions
+        (highest,) = connection.execute("SELECT MAX(number) FROM vectors").fetchone()
+        if highest is not None and highest > self._newest:
+            self._reserve(self._count + highest - self._newest)
         rows = connection.execute(
             "SELECT number, vector, chunk, namespace, kind FROM vectors JOIN records USING (number) "
             "WHERE number > ? ORDER BY number",
@@ -106,13 +109,16 @@ class VectorIndex:
         self._scope_of_chunk = np.zeros(0, dtype=np.int64)
         self._scopes: dict[tuple[str, str], int] = {}
 
+    def _reserve(self, rows: int) -> None:
+        # At once, as to grow by steps needs room for both, twice the whole; what is never filled takes no memory.
+        self._numbers = _with_room(self._numbers, rows)
+        self._matrix = _with_room(self._matrix, rows)
+        self._chunk_of_row = _with_room(self._chunk_of_row, rows)
+
     def _append(self, batch: list[tuple[int, bytes, int, str, str]]) -> None:
         first, last = self._count, self._count + len(batch)
         rows = slice(first, last)
         numbers, blobs, chunks, namespaces, kinds = zip(*batch, strict=True)
-        self._numbers = _with_room(self._numbers, last)
-        self._matrix = _with_room(self._matrix, last)
-        self._chunk_of_row = _with_room(self._chunk_of_row, last)
         self._numbers[rows] = numbers
         self._matrix[rows] = np.frombuffer(b"".join(blobs), dtype=np.float32).reshape(len(batch), -1)
         self._chunk_of_row[rows] = [self._chunks.setdefault(chunk, len(self._chunks)) for chunk in chunks]
