@@ -272,6 +272,13 @@ def chat(words: Sequence[str]) -> int:
         return Chat(options, Console()).run()
 
 
+def memory(words: Sequence[str]) -> int:
+    """`scrubjay memory add|search|show|forget|import|export FILE ...`."""
+    from scrubjay.experiments.bank_commands import memory
+
+    return memory(words)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "resume": resume,
@@ -287,6 +294,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "inspect": inspect,
     "longcontext": longcontext,
     "chat": chat,
+    "memory": memory,
 }
 
 
