@@ -19,11 +19,16 @@ from scrubjay.agents.kwai.text import clean
 _MARKS = re.compile(r"<{2,}|>{2,}|[«»《》]{2,}|[＜＞]{2,}")
 
 
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE)
+# Letters that no reader sees and a model reads all the same.
+_HIDDEN = re.compile("[\U000e0000-\U000e007f]")
+
+
 def fence(text: str, source: str, trust: str, prompts: Prompts) -> str:
     """Return `text` between two marks that it cannot contain, naming its `source` and `trust`."""
     number = secrets.token_hex(4)
     note = prompts.say("data_note", source=_one_line(source), trust=_one_line(trust))
-    return f"<<<{note} {number}>>>\n{_MARKS.sub(_defuse, clean(text))}\n<<<END {number}>>>"
+    return f"<<<{note} {number}>>>\n{_MARKS.sub(_defuse, _HIDDEN.sub('', clean(text)))}\n<<<END {number}>>>"
 
 
 def cut(text: str, tokens: int, count_tokens: Callable[[str], int], prompts: Prompts) -> str:
@@ -45,6 +50,16 @@ def is_trusted(tool: BaseTool) -> bool:
 def has_side_effect(tool: BaseTool) -> bool:
     """Return whether this tool changes things outside: `metadata={"side_effect": True}`."""
     return bool((tool.metadata or {}).get("side_effect", False))
+
+
+def addresses(arguments: Any) -> list[str]:
+    """Return the addresses, `scheme://...`, in the texts of a JSON value."""
+    if isinstance(arguments, str):
+        return [found.rstrip(".,;:!?)]}>\"'") for found in _ADDRESS.findall(arguments)]
+    inner = arguments.values() if isinstance(arguments, dict) else arguments
+    return (
+        [found for value in inner for found in addresses(value)] if isinstance(arguments, dict | list) else []
+    )
 
 
 def sources_of(arguments: dict[str, Any], artifact: Any) -> tuple[str, ...]:
