@@ -279,6 +279,25 @@ def memory(words: Sequence[str]) -> int:
     return memory(words)
 
 
+def agent(words: Sequence[str]) -> int:
+    """`scrubjay agent [QUESTION] [--model NAME] [--tools NAME,...] [--memory FILE]`."""
+    from scrubjay.experiments.agent import run_agent
+    from scrubjay.experiments.agent_options import AgentOptions
+
+    options = parse(AgentOptions, words, "scrubjay agent")
+    with bad_input():
+        return run_agent(options)
+
+
+def kagentbench(words: Sequence[str]) -> int:
+    """`scrubjay kagentbench FILE [PREDICTIONS]`."""
+    from scrubjay.experiments.kagentbench import KAgentBenchOptions, run_kagentbench
+
+    options = parse(KAgentBenchOptions, words, "scrubjay kagentbench")
+    with bad_input():
+        return run_kagentbench(options)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "resume": resume,
@@ -294,7 +313,9 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "inspect": inspect,
     "longcontext": longcontext,
     "chat": chat,
+    "agent": agent,
     "memory": memory,
+    "kagentbench": kagentbench,
 }
 
 

@@ -38,8 +38,8 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
 
     Input: a question, messages that end with one, or `{"messages": ..., "knowledge": [documents]}`. Output: a
     dictionary of `messages` (the input's, every call with its result, the answer), `answer`, `steps`, `events`,
-    `stopped` (finished, steps, tool_calls, tokens, seconds, no_progress or unreadable_plan), `usage`, and
-    `tainted`. `stream` yields the same in parts that add up to it, the answer as it is written.
+    `stopped` (finished, steps, tool_calls, tokens, seconds, no_progress or unreadable_plan), `usage`, `tainted`,
+    `knowledge`, and `recalled`, the records that memory brought up last. `stream` yields the same in parts that add up to it, the answer as it is written.
 
     `config={"configurable": {"namespace": (...), "thread_id": ...}}` says whose memory and which conversation.
     Knowledge is data as what tools return is, and taints as it does, but for a Document that its owner vouches for

@@ -56,6 +56,8 @@ def take_turn(parts: Parts, turn: Turn) -> Loop:
         "stopped": stopped,
         "usage": turn.meter.usage,
         "tainted": turn.tainted,
+        "knowledge": [passage.text for passage in turn.knowledge],
+        "recalled": turn.recalled,
     }
 
 

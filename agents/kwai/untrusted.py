@@ -53,13 +53,18 @@ def has_side_effect(tool: BaseTool) -> bool:
 
 
 def addresses(arguments: Any) -> list[str]:
-    """Return the addresses, `scheme://...`, in the texts of a JSON value."""
-    if isinstance(arguments, str):
-        return [found.rstrip(".,;:!?)]}>\"'") for found in _ADDRESS.findall(arguments)]
-    inner = arguments.values() if isinstance(arguments, dict) else arguments
-    return (
-        [found for value in inner for found in addresses(value)] if isinstance(arguments, dict | list) else []
-    )
+    """Return the addresses, `scheme://...`, in the texts of a JSON value, names of fields included."""
+    found: list[str] = []
+    waiting = [arguments]  # not by recursion: a model chooses how deep it is
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            found += [address.rstrip(".,;:!?)]}>\"'") for address in _ADDRESS.findall(value)]
+        elif isinstance(value, dict):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, list):
+            waiting += value
+    return found
 
 
 def sources_of(arguments: dict[str, Any], artifact: Any) -> tuple[str, ...]:
