@@ -240,7 +240,7 @@ def test_a_replay_has_network_tools_without_a_network(tmp_path):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--tools", "calculater"], "did you mean 'calculator'"),
+        (["--tools", "calc"], "did you mean 'calculator'"),
         (["--tools", ""], "--tools is empty"),
         (["--tools", "no_such_module:f"], "No module named 'no_such_module'"),
         (["--tools", "json:nothing"], "no function or tool 'nothing'"),

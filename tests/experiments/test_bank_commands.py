@@ -78,7 +78,7 @@ def test_a_record_cannot_steer_the_terminal(here):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["seach", "m.db"], "did you mean 'search'"),
+        (["searches", "m.db"], "did you mean 'search'"),
         (["search", "m.db", "x"], "there is no memory m.db"),
         (["export", "m.db"], "there is no memory m.db"),
         (["add", "no/m.db", "x"], "there is no folder no"),
