@@ -22,7 +22,7 @@ _LONGEST_SHOWN = 300
 
 def run_agent(options: AgentOptions) -> int:
     """Answer what is asked; return the exit code. Raises ValueError or ImportError on options that cannot work."""
-    from scrubjay.agents.kwai import KwaiAgent, Profile
+    from scrubjay.agents.kwai import KwaiAgent, Limits, Profile
 
     options.check()
     profile = Profile(options.name, options.bio, options.instructions, options.language)
@@ -38,6 +38,7 @@ def run_agent(options: AgentOptions) -> int:
             profile,
             bank,
             options.max_steps,
+            limits=Limits(seconds=options.max_seconds),
             planning=options.planning,
             approve=_approval(options),
             namespace=read_namespace(options.namespace) or (),
@@ -90,7 +91,7 @@ class Conversation:
             if part.get("answer") and not options.json:
                 print(printable(part["answer"]), end="", flush=True)
             result = part if result is None else result + part
-        self._messages, self._knowledge = result["messages"], []
+        self._messages = result["messages"]
         if options.json:
             print(json.dumps(summarise(question, result), ensure_ascii=False, default=str), flush=True)
         else:

@@ -47,6 +47,8 @@ class AgentOptions:
     """Tokens kept, where the policy has a budget."""
     max_steps: int = 5
     """Tools called for one question at most."""
+    max_seconds: float = 300.0
+    """Time for one question, looked at between calls; a slow model needs more."""
     planning: Literal["auto", "native", "json"] = "auto"
     """How the model plans: by native calls of tools, or as JSON text."""
     language: Literal["en", "zh"] = "en"
@@ -86,8 +88,8 @@ class AgentOptions:
             raise ValueError("--record needs the network, --replay does without: give one of them")
         if self.replay is not None and not self.replay.is_file():
             raise ValueError(f"there is no file {self.replay} to replay; --record {self.replay} makes one")
-        for name in ("max_steps", "export_templates"):
-            if getattr(self, name) < 1:
+        for name in ("max_steps", "max_seconds", "export_templates"):
+            if not getattr(self, name) >= 1:
                 raise ValueError(f"{name}={getattr(self, name)}: at least 1 is needed")
         for path in self.knowledge:
             if not path.is_file():

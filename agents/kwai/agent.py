@@ -28,7 +28,7 @@ from scrubjay.agents.kwai.remembering import Remembers
 from scrubjay.agents.kwai.text import clean, estimate_tokens
 from scrubjay.agents.kwai.transcript import mend
 from scrubjay.agents.kwai.turn import Supplied, Turn
-from scrubjay.agents.kwai.untrusted import is_trusted
+from scrubjay.agents.kwai.untrusted import TAINTED, is_trusted
 
 _PLANNING = ("auto", "native", "json")
 
@@ -39,7 +39,8 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
     Input: a question, messages that end with one, or `{"messages": ..., "knowledge": [documents]}`. Output: a
     dictionary of `messages` (the input's, every call with its result, the answer), `answer`, `steps`, `events`,
     `stopped` (finished, steps, tool_calls, tokens, seconds, no_progress or unreadable_plan), `usage`, `tainted`,
-    `knowledge`, and `recalled`, the records that memory brought up last. `stream` yields the same in parts that add up to it, the answer as it is written.
+    `knowledge`, and `recalled`, the records that memory brought up last. `stream` yields the same in parts that add
+    up to it, the answer as it is written.
 
     `config={"configurable": {"namespace": (...), "thread_id": ...}}` says whose memory and which conversation.
     Knowledge is data as what tools return is, and taints as it does, but for a Document that its owner vouches for
@@ -159,8 +160,7 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
             ),
             meter=Meter(self.limits, self._count_tokens),
             clock=self._clock,
-            tainted=any(isinstance(message, ToolMessage) and self._taints(message) for message in messages)
-            or not all(document.trusted for document in knowledge),
+            tainted=any(map(self._taints, messages)) or not all(document.trusted for document in knowledge),
         )
         parts = Parts(
             self._model,
@@ -178,7 +178,9 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
 
         return loop()
 
-    def _taints(self, message: ToolMessage) -> bool:
+    def _taints(self, message: BaseMessage) -> bool:
+        if not isinstance(message, ToolMessage):
+            return bool(message.response_metadata.get(TAINTED))
         tool = self.tools.get(message.name or "")
         return tool is None or not is_trusted(tool)
 

@@ -14,8 +14,8 @@ from scrubjay.agents.kwai.turn import Turn
 class Recall:
     """Keeps the three kinds of KwaiAgents apart: supplied knowledge, conversation, and tasks with their results.
 
-    What a tool or a supplied document worded, or an answer written after reading it, is kept with `trust="tool"`. It is shown as data when
-    it comes up again, taints the question it comes up for, and never gets into the profile.
+    What a tool or a supplied document worded, or an answer written after reading it, is kept with `trust="tool"`. It
+    is shown as data when it comes up again, taints the question it comes up for, and never gets into the profile.
     """
 
     def __init__(

@@ -173,8 +173,9 @@ def test_side_effects_after_outside_text_are_asked_for(ask, flags, typed, termin
 
 def test_knowledge_comes_from_files(ask, tmp_path):
     (tmp_path / "birds.txt").write_text("Jays cache acorns.")
-    *_, model = ask(["Acorns."], "What do jays cache?", "--tools", "none", "--knowledge", "birds.txt")
-    assert "Jays cache acorns." in model.sent[0][-1].text
+    words = ["--tools", "none", "--knowledge", "birds.txt"]
+    *_, model = ask(["Acorns.", "Jays."], *words, lines="What do jays cache?\nWho does?\n")
+    assert all("Jays cache acorns." in prompt[-1].text for prompt in model.sent)
 
 
 @pytest.fixture

@@ -89,8 +89,7 @@ def build(spec: ToolSpec, around: Around) -> StructuredTool:
     """Return the langchain tool of `spec`.
 
     Its `metadata` says whether it has side effects (none has), whether its output is untrusted, and which packages it
-    needs; its artifact is
-    `{"urls", "data", "recorded"}`. Failures are returned to the planner as a ToolMessage with status "error".
+    needs; its artifact is `{"urls", "data", "recorded"}`. Failures are returned to the planner as a ToolMessage with status "error".
     """
     fields: dict[str, Any] = {
         argument.name: (
