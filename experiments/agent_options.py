@@ -158,8 +158,8 @@ def choose_tools(options: AgentOptions, has_route: Callable[[], bool] | None = N
             working = [
                 one
                 for one in make_tools("auto", **made)
-                if all(importlib.util.find_spec(name) for name in one.metadata["packages"])
-                and not (offline and one.metadata["untrusted"])
+                if all(importlib.util.find_spec(name) for name in (one.metadata or {})["packages"])
+                and not (offline and (one.metadata or {})["untrusted"])
             ]
             chosen += working
         elif ":" in word:

@@ -2,6 +2,7 @@
 
 import io
 import json
+from datetime import timedelta
 
 import pytest
 
@@ -36,9 +37,12 @@ def test_a_search_looks_back_to_what_held_then(here):
     (now,) = map(json.loads, here("memory", "search", "m.db", "Vera", "--json")[1].splitlines())
     assert (now["text"], now["supersedes"]) == ("Vera lives in Porto", old)
     with MemoryBank("m.db") as bank:
-        ended = bank.get(old).valid_to
-    moment = ended.replace(microsecond=ended.microsecond - 1 if ended.microsecond else 0)
-    found = here("memory", "search", "m.db", "Lisbon", "--at", moment.isoformat(), "--json")[1]
+        record = bank.get(old)
+    assert record is not None
+    ended = record.valid_to
+    assert ended is not None
+    before = (ended - timedelta(microseconds=1)).isoformat()
+    found = here("memory", "search", "m.db", "Lisbon", "--at", before, "--json")[1]
     assert json.loads(found.splitlines()[0])["id"] == old
     assert f"until {ended.astimezone():%Y-%m-%d}" in here("memory", "show", "m.db", old)[1]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from langchain_core.documents import Document
 from langchain_core.messages import AIMessage
-from langchain_core.tools import ToolException, tool
+from langchain_core.tools import StructuredTool, ToolException, tool
 
 from scrubjay.agents.kwai import KwaiAgent, Profile
 from scrubjay.agents.kwai.prompts import load_prompts
@@ -77,15 +77,17 @@ class World:
         for language in ("en", "zh"):
             arguments = {"url": PAGE, "question": None, "start": 0}
             replay.add("browse", language, arguments, Answer(shown, (PAGE,)), date(2026, 11, 1))
-        (self.browse,) = make_tools(["browse"], language=attempt["language"], offline=True, replay=replay)
+        (browse,) = make_tools(["browse"], language=attempt["language"], offline=True, replay=replay)
+        assert isinstance(browse, StructuredTool)
         self.opened = []
-        look = self.browse.func
+        look = browse.func
+        assert look is not None
 
         def watched(**arguments):
             self.opened.append(arguments["url"])
             return look(**arguments)
 
-        self.browse.func = watched
+        browse.func = watched
 
         @tool
         def look_up(topic: str) -> str:
@@ -117,7 +119,7 @@ class World:
         changing = [send_mail, delete_file, buy, save_memory]
         for one in changing:
             one.metadata = {"side_effect": True}
-        self.tools = [self.browse, look_up, *changing]
+        self.tools = [browse, look_up, *changing]
 
     def change(self, name, **arguments):
         self.done.append((name, arguments))
