@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from scrubjay.memory.first_use import imported_on_first_use
 
 if TYPE_CHECKING:
     from scrubjay.agents.advantages import generalized_advantage
@@ -44,49 +45,21 @@ __all__ = [
     "generalized_advantage",
 ]
 
-_HOMES = {
-    "advantages": ("generalized_advantage",),
-    "gamatr": ("GAMATR",),
-    "gamatr_config": ("GAMATRConfig",),
-    "local_chat": ("LocalChatModel",),
-    "policy": (
-        "Evaluation",
-        "Policy",
-        "PolicyConfig",
-        "PolicyStep",
-    ),
-    "ppo": (
-        "PPO",
-        "PPOConfig",
-    ),
-    "sampler": (
-        "EpisodeStats",
-        "Sampler",
-    ),
-    "segment": (
-        "Observation",
-        "Segment",
-    ),
-    "team_env": (
-        "TeamEnv",
-        "TeamStep",
-    ),
-    "team_policy": (
-        "TeamPolicy",
-        "TeamPolicyConfig",
-        "TeamPolicyStep",
-    ),
-    "team_sampler": (
-        "TeamEpisodeStats",
-        "TeamSampler",
-    ),
-    "team_segment": ("TeamSegment",),
-}
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-
-
-def __getattr__(name: str) -> Any:
-    # On first use: an agent that talks must not wait for torch.
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+# An agent that talks must not wait for torch.
+__getattr__ = imported_on_first_use(
+    __name__,
+    {
+        "advantages": ["generalized_advantage"],
+        "gamatr": ["GAMATR"],
+        "gamatr_config": ["GAMATRConfig"],
+        "local_chat": ["LocalChatModel"],
+        "policy": ["Evaluation", "Policy", "PolicyConfig", "PolicyStep"],
+        "ppo": ["PPO", "PPOConfig"],
+        "sampler": ["EpisodeStats", "Sampler"],
+        "segment": ["Observation", "Segment"],
+        "team_env": ["TeamEnv", "TeamStep"],
+        "team_policy": ["TeamPolicy", "TeamPolicyConfig", "TeamPolicyStep"],
+        "team_sampler": ["TeamEpisodeStats", "TeamSampler"],
+        "team_segment": ["TeamSegment"],
+    },
+)

@@ -80,7 +80,6 @@ class LocalChatModel(BaseChatModel):
     """Whether `invoke` goes through the stream, so that callbacks see tokens."""
 
     _kept: KeptConversations = PrivateAttr()
-    _context_policy: context.ContextPolicy = PrivateAttr()
     _held: dict[str, LoadedModel] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="before")
@@ -98,12 +97,7 @@ class LocalChatModel(BaseChatModel):
         if self.dtype not in _DTYPES:
             raise ValueError(f"dtype={self.dtype!r}: choose from {', '.join(_DTYPES)}")
         self._kept = KeptConversations(self.max_conversations)
-        policy = self.policy
-        if isinstance(policy, str):
-            policy = context.make(policy)
-            if hasattr(policy, "budget"):
-                policy = dataclasses.replace(cast("Any", policy), budget=self.budget)
-        self._context_policy = policy
+        _ = self.context_policy
         return self
 
     def _resolve_model_profile(self) -> ModelProfile:
@@ -126,8 +120,13 @@ class LocalChatModel(BaseChatModel):
 
     @property
     def context_policy(self) -> context.ContextPolicy:
-        """What the cache keeps."""
-        return self._context_policy
+        """What the cache of a new conversation keeps; one that has begun stays with what it began with."""
+        if not isinstance(self.policy, str):
+            return self.policy
+        policy = context.make(self.policy)
+        if hasattr(policy, "budget"):
+            policy = dataclasses.replace(cast("Any", policy), budget=self.budget)
+        return policy
 
     @property
     def _llm_type(self) -> str:
@@ -135,7 +134,7 @@ class LocalChatModel(BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        return {"model": self._name(self.model), "policy": repr(self._context_policy)}
+        return {"model": self._name(self.model), "policy": repr(self.context_policy)}
 
     def bind_tools(
         self,
@@ -218,7 +217,7 @@ class LocalChatModel(BaseChatModel):
 
         Raises ValueError if the folder holds none, or one of another model or policy.
         """
-        read = Conversation.load(Path(folder), self._context_policy, self.loaded.model, thread_id)
+        read = Conversation.load(Path(folder), self.context_policy, self.loaded.model, thread_id)
         if read.model != self.loaded.name:
             raise ValueError(
                 f"{folder} holds a conversation of model {read.model!r}, not {self.loaded.name!r}"
@@ -352,7 +351,7 @@ class LocalChatModel(BaseChatModel):
             kept.text, kept.pending = kept.asked, [kept.asked_last]
             return kept, kept.pending + loaded.tokenize(prompt[len(kept.asked) :])
         new = loaded.tokenize(prompt)
-        cache = context.PolicyCache(self._context_policy, loaded.model)
+        cache = context.PolicyCache(self.context_policy, loaded.model)
         return Conversation(cache, loaded.name, thread), new
 
     def _load(self, source: Any) -> LoadedModel:

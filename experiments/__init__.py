@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from scrubjay.memory.first_use import imported_on_first_use
 
 if TYPE_CHECKING:
     from scrubjay.experiments.cluster import RayOptions
@@ -26,21 +27,16 @@ __all__ = [
     "with_memory",
 ]
 
-_HOMES = {
-    "RECIPES": "recipes",
-    "EnvConfig": "environments",
-    "RayOptions": "cluster",
-    "Run": "run",
-    "TrainConfig": "config",
-    "evaluate": "evaluation",
-    "resume": "training",
-    "train": "training",
-    "with_memory": "recipes",
-}
-
-
-def __getattr__(name: str) -> Any:
-    # On first use: importing the command must not import torch.
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+# Importing the command must not import torch.
+__getattr__ = imported_on_first_use(
+    __name__,
+    {
+        "cluster": ["RayOptions"],
+        "config": ["TrainConfig"],
+        "environments": ["EnvConfig"],
+        "evaluation": ["evaluate"],
+        "recipes": ["RECIPES", "with_memory"],
+        "run": ["Run"],
+        "training": ["resume", "train"],
+    },
+)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from scrubjay.memory.first_use import imported_on_first_use
 
 if TYPE_CHECKING:
     from scrubjay.memory.bank import MemoryBank
@@ -30,18 +31,14 @@ __all__ = [
     "register",
 ]
 
-_HOMES = {
-    "bank": ("MemoryBank",),
-    "base": ("Memory", "MemoryConfig", "State", "detach_state"),
-    "check": ("MemoryLawError", "check_memory"),
-    "registry": ("list_memories", "make", "make_config", "name_of", "register"),
-    "sequence": ("SequenceConfig", "SequenceModel", "match_parameters"),
-}
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-
-
-def __getattr__(name: str) -> Any:
-    # On first use: a bank of texts must not wait for torch, nor a memory of vectors for a database.
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+# A bank of texts must not wait for torch, nor a memory of vectors for a database.
+__getattr__ = imported_on_first_use(
+    __name__,
+    {
+        "bank": ["MemoryBank"],
+        "base": ["Memory", "MemoryConfig", "State", "detach_state"],
+        "check": ["MemoryLawError", "check_memory"],
+        "registry": ["list_memories", "make", "make_config", "name_of", "register"],
+        "sequence": ["SequenceConfig", "SequenceModel", "match_parameters"],
+    },
+)

@@ -99,7 +99,7 @@ class MemoryBank:
         record whose validity ends where this one's begins. `importance` is from 0 to 1; `provenance` is anything that
         JSON can hold. Raises ValueError or TypeError on what cannot be stored.
         """
-        draft = self._draft(
+        draft = self.draft(
             text,
             kind,
             namespace,
@@ -110,9 +110,71 @@ class MemoryBank:
             trust,
             supersedes,
             merge,
-            provenance,
+            **provenance,
         )
-        return self._write([draft])[0]
+        return self.write(self.embedded([draft]))[0]
+
+    @property
+    def store(self) -> Store:
+        """The file, for tables that belong to the records and transactions that write both."""
+        return self._store
+
+    def draft(
+        self,
+        text: str,
+        kind: str = "conversation",
+        namespace: Sequence[str] = (),
+        importance: float | None = None,
+        observed: Time | None = None,
+        valid_from: Time | None = None,
+        valid_to: Time | None = None,
+        trust: str = "user",
+        supersedes: str | None = None,
+        merge: bool = True,
+        **provenance: Any,
+    ) -> Draft:
+        """Return what `add` would write, checked. Raises ValueError or TypeError as `add` does."""
+        if not isinstance(text, str):
+            raise TypeError(f"text={text!r}: pass a string")
+        if not text.strip():
+            raise ValueError(f"text={text!r}: there is nothing to remember")
+        check_text("text", text)
+        if importance is not None and not 0 <= importance <= 1:
+            raise ValueError(f"importance={importance}: must be from 0 to 1")
+        now = to_seconds(self._clock(), "clock()")
+        start = None if valid_from is None else to_seconds(valid_from, "valid_from")
+        end = None if valid_to is None else to_seconds(valid_to, "valid_to")
+        if start is not None and end is not None and start >= end:
+            raise ValueError(f"valid_from={valid_from}, valid_to={valid_to}: it must end after it begins")
+        return Draft(
+            text=text,
+            kind=check_choice("kind", kind, KINDS),
+            namespace=join_namespace(check_namespace(namespace)),
+            trust=check_choice("trust", trust, TRUSTS),
+            provenance=encode_provenance(provenance),
+            created=now,
+            observed=now if observed is None else to_seconds(observed, "observed"),
+            valid_from=start,
+            valid_to=end,
+            importance=0.5 if importance is None else float(importance),
+            supersedes=supersedes,
+            merge=merge and supersedes is None,
+            vector=None,
+        )
+
+    def embedded(self, drafts: list[Draft]) -> list[Draft]:
+        """Return the drafts with their embeddings: before a transaction, as others must not wait for a model."""
+        vectors = self._embed([draft.text for draft in drafts])
+        return [draft._replace(vector=v) for draft, v in zip(drafts, vectors, strict=True)]
+
+    def write(self, drafts: list[Draft]) -> list[str]:
+        """Write embedded drafts, all or nothing, and return the ids of the records that say what they do."""
+        if not drafts:
+            return []
+        with self._store.writing() as connection:
+            self._note_dimension(connection, drafts[0].vector)
+            writer = Writer(connection)
+            return [writer.write(draft) for draft in drafts]
 
     def add_document(
         self,
@@ -133,14 +195,14 @@ class MemoryBank:
         drafts = []
         for number, (heading, passages) in enumerate(split_document(text, passage_length)):
             for passage in passages:
-                draft = self._draft(
-                    passage, kind, namespace, importance, observed, None, None, trust, None, True,
-                    {**provenance, "section": heading},
+                draft = self.draft(
+                    passage, kind, namespace, importance, observed, trust=trust,
+                    **{**provenance, "section": heading},
                 )  # fmt: skip
                 drafts.append(draft._replace(section=number))
         if not drafts:
             raise ValueError("text has no passage; pass a document that is not blank")
-        return self._write(drafts)
+        return self.write(self.embedded(drafts))
 
     def search(
         self,
@@ -280,59 +342,8 @@ class MemoryBank:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _draft(
-        self,
-        text,
-        kind,
-        namespace,
-        importance,
-        observed,
-        valid_from,
-        valid_to,
-        trust,
-        supersedes,
-        merge,
-        provenance,
-    ) -> Draft:
-        if not isinstance(text, str):
-            raise TypeError(f"text={text!r}: pass a string")
-        if not text.strip():
-            raise ValueError(f"text={text!r}: there is nothing to remember")
-        check_text("text", text)
-        if importance is not None and not 0 <= importance <= 1:
-            raise ValueError(f"importance={importance}: must be from 0 to 1")
-        now = to_seconds(self._clock(), "clock()")
-        start = None if valid_from is None else to_seconds(valid_from, "valid_from")
-        end = None if valid_to is None else to_seconds(valid_to, "valid_to")
-        if start is not None and end is not None and start >= end:
-            raise ValueError(f"valid_from={valid_from}, valid_to={valid_to}: it must end after it begins")
-        return Draft(
-            text=text,
-            kind=check_choice("kind", kind, KINDS),
-            namespace=join_namespace(check_namespace(namespace)),
-            trust=check_choice("trust", trust, TRUSTS),
-            provenance=encode_provenance(provenance),
-            created=now,
-            observed=now if observed is None else to_seconds(observed, "observed"),
-            valid_from=start,
-            valid_to=end,
-            importance=0.5 if importance is None else float(importance),
-            supersedes=supersedes,
-            merge=merge and supersedes is None,
-            vector=None,
-        )
-
-    def _write(self, drafts: list[Draft]) -> list[str]:
-        # Before the transaction: others must not wait for a model.
-        vectors = self._embed([draft.text for draft in drafts])
-        drafts = [draft._replace(vector=v) for draft, v in zip(drafts, vectors, strict=True)]
-        with self._store.writing() as connection:
-            self._note_dimension(connection, vectors[0])
-            writer = Writer(connection)
-            return [writer.write(draft) for draft in drafts]
-
     def _embed(self, texts: list[str]) -> Sequence[np.ndarray | None]:
-        if self._embeddings is None:
+        if self._embeddings is None or not texts:
             return [None] * len(texts)
         return list(unit_vectors(self._embeddings.embed_documents(texts), len(texts)))
 

@@ -63,7 +63,7 @@ class Store:
 
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._connection = sqlite3.connect(
             self.path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
         )
@@ -86,18 +86,51 @@ class Store:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """Give the connection, the only writer of the file; all is written at the end, or nothing."""
+        """Give the connection, the only writer of the file; all is written at the end, or nothing.
+
+        Inside another `writing` of the same thread it is part of that one.
+        """
         with self._transaction("BEGIN IMMEDIATE") as connection:
             yield connection
 
+    def add_tables(self, name: str, migrations: tuple[tuple[str, ...], ...]) -> None:
+        """Bring tables kept beside the records up to date; each `name` counts migrations of its own.
+
+        Raises ValueError on tables of a newer Scrubjay.
+        """
+        with self.reading() as connection:
+            known = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'layouts'").fetchone()
+            if known and _layout(connection, name) == len(migrations):
+                return
+        with self.writing() as connection:
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS layouts (name TEXT PRIMARY KEY, version INTEGER NOT NULL) WITHOUT ROWID"
+            )
+            version = _layout(connection, name)
+            if version > len(migrations):
+                raise ValueError(
+                    f"{self.path!r} has {name} of layout {version}, this Scrubjay knows up to {len(migrations)}; "
+                    "upgrade scrubjay to open it"
+                )
+            for statement in (s for migration in migrations[version:] for s in migration):
+                connection.execute(statement)
+            connection.execute("INSERT OR REPLACE INTO layouts VALUES (?, ?)", (name, len(migrations)))
+
     def erase_traces(self) -> None:
-        """Empty the write-ahead log, which still holds what was deleted, unless another process reads it now."""
+        """Empty the write-ahead log, which still holds what was deleted, unless another process reads it now.
+
+        Inside `writing` it does nothing: do it after.
+        """
         with self._lock:
-            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            if not self._connection.in_transaction:
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     @contextlib.contextmanager
     def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
         with self._lock:
+            if self._connection.in_transaction:  # this thread's own, as it holds the lock
+                yield self._connection
+                return
             self._connection.execute(begin)
             try:
                 yield self._connection
@@ -143,3 +176,8 @@ class Store:
                 if "locked" not in str(error) or time.monotonic() > deadline:
                     raise
                 time.sleep(0.01)
+
+
+def _layout(connection: sqlite3.Connection, name: str) -> int:
+    row = connection.execute("SELECT version FROM layouts WHERE name = ?", (name,)).fetchone()
+    return row[0] if row else 0

@@ -15,6 +15,7 @@ from langchain_core.tools import BaseTool, StructuredTool, Tool
 
 from scrubjay.agents.kwai.effects import AskModel, Do, Effect, RunTool, ToolTimeoutError
 from scrubjay.agents.kwai.text import clean
+from scrubjay.agents.kwai.untrusted import telling_tools
 
 Update = dict[str, Any]
 Loop = Generator[Update | Effect, Any, None]
@@ -107,7 +108,7 @@ async def _acarry_out(effect: RunTool | Do, config: RunnableConfig) -> Any:
         return await asyncio.to_thread(effect.function)
     running: asyncio.Future[Any]
     if _is_async(effect.tool):
-        running = asyncio.ensure_future(effect.tool.ainvoke(_as_tool_call(effect), config))
+        running = asyncio.ensure_future(_ainvoke(effect, config))
     else:
         # Not in the event loop's own threads: asyncio.run would wait for one that never ends.
         running = asyncio.wrap_future(_in_thread(lambda: _invoke(effect, config)))
@@ -141,7 +142,13 @@ def _in_thread(function: Callable[[], Any]) -> Future[Any]:
 
 
 def _invoke(run: RunTool, config: RunnableConfig) -> Any:
-    return run.tool.invoke(_as_tool_call(run), config)
+    with telling_tools(run.tainted):
+        return run.tool.invoke(_as_tool_call(run), config)
+
+
+async def _ainvoke(run: RunTool, config: RunnableConfig) -> Any:
+    with telling_tools(run.tainted):
+        return await run.tool.ainvoke(_as_tool_call(run), config)
 
 
 def _as_tool_call(run: RunTool) -> dict[str, Any]:

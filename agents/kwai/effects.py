@@ -38,6 +38,8 @@ class RunTool:
     tool: BaseTool
     call: Call
     seconds: float
+    tainted: bool
+    """Whether text from outside was read before."""
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ class Executor:
         turn.meter.ran(call.name, call.arguments, step)
         seconds = turn.meter.seconds_for_a_tool()
         try:
-            returned = yield RunTool(tool, call, seconds)
+            returned = yield RunTool(tool, call, seconds, turn.tainted)
         except ToolTimeoutError:
             return Observation(say("timed_out", tool=call.name, seconds=f"{seconds:g}"), "error", ran=True)
         except Exception as error:  # noqa: BLE001  the planner is told

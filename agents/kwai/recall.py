@@ -67,6 +67,14 @@ class Recall:
         if memory is not None and text.strip():
             more = self._provenance | provenance
             added = yield Do(
-                lambda: memory.add(text, kind=kind, namespace=self._namespace, trust=trust, **more)
+                # A conversation is a log: what is said twice stays there twice.
+                lambda: memory.add(
+                    text,
+                    kind=kind,
+                    namespace=self._namespace,
+                    trust=trust,
+                    merge=kind != "conversation",
+                    **more,
+                )
             )
             turn.written.add(added)

@@ -40,9 +40,10 @@ class Remembers(Protocol):
         namespace: Sequence[str] = ...,
         *,
         trust: str = ...,
+        merge: bool = ...,
         **provenance: Any,
     ) -> str:
-        """Keep `text` and return its id."""
+        """Keep `text` and return its id; with `merge`, it may join a record that says the same."""
         ...
 
     def search(

@@ -6,9 +6,11 @@ keeps tools with side effects shut after such text was read does not rely on the
 
 from __future__ import annotations
 
+import contextlib
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 from langchain_core.tools import BaseTool
@@ -16,8 +18,8 @@ from langchain_core.tools import BaseTool
 from scrubjay.agents.kwai.prompts import Prompts
 from scrubjay.agents.kwai.text import clean
 
+_tainted: ContextVar[bool] = ContextVar("tainted", default=True)
 _MARKS = re.compile(r"<{2,}|>{2,}|[«»《》]{2,}|[＜＞]{2,}")
-
 
 TAINTED = "scrubjay_tainted"
 """In the metadata of an answer that was written after text from outside was read."""
@@ -68,6 +70,21 @@ def addresses(arguments: Any) -> list[str]:
         elif isinstance(value, list):
             waiting += value
     return found
+
+
+@contextlib.contextmanager
+def telling_tools(tainted: bool) -> Iterator[None]:
+    """Let the tools that run inside know whether text from outside was read before they were called."""
+    token = _tainted.set(tainted)
+    try:
+        yield
+    finally:
+        _tainted.reset(token)
+
+
+def is_tainted() -> bool:
+    """Return, inside a tool, whether whoever called it had read text from outside; where nobody tells, True."""
+    return _tainted.get()
 
 
 def sources_of(arguments: dict[str, Any], artifact: Any) -> tuple[str, ...]:

@@ -190,7 +190,7 @@ def _asked(row: dict[str, Any], options: HaystackOptions) -> bool:
 
 
 def _how_to_read(options: HaystackOptions) -> str:
-    whole = [m for m in options.methods if m != INFINIRETRI and not options.policy(m).any_cut]
+    whole = [m for m in options.methods if m != INFINIRETRI and options.policy(m).chooses_by_end]
     but = f", but at once under {', '.join(whole)}" if whole else ""
     return (
         f"{options.model} reads in blocks of {options.block} tokens{but}, under a budget of {options.budget} keys (full "

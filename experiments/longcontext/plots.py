@@ -30,8 +30,9 @@ def plot_perplexity(curves: dict[str, Curve], out: Path | str) -> Path:
         means = [curve.perplexity(first, last) for first, last in itertools.pairwise(edges)]
         quality.plot((edges[1:] + edges[:-1]) / 2, means, color=shades[name], label=name, linewidth=2)
         sizes = np.diff(curve.ends, prepend=0)
-        milliseconds = 1000 * curve.per_block("cpu") / sizes
-        speed.plot(curve.ends, _smooth(milliseconds), color=shades[name], label=name, linewidth=2)
+        whole = 2 * sizes >= sizes.max()  # a short block, as the last may be, costs more for each token
+        milliseconds = 1000 * curve.per_block("cpu")[whole] / sizes[whole]
+        speed.plot(curve.ends[whole], _smooth(milliseconds), color=shades[name], label=name, linewidth=2)
         memory.plot(
             curve.ends, curve.per_block("resident") / 2**30, color=shades[name], label=name, linewidth=2
         )

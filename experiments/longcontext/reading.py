@@ -49,7 +49,7 @@ def read(
 
     A policy that chooses at the end of a prompt reads all as one block, or the end of each would choose.
     """
-    for piece in tokens.split(block if cache.policy.any_cut else len(tokens)):
+    for piece in tokens.split(cache.policy.call_length(len(tokens), block)):
         yield model(piece[None].to(model.device), cache=cache, logits_to_keep=1).logits[0, -1]
 
 

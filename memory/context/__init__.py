@@ -6,11 +6,11 @@ A policy says what a cache generates, compresses, retrieves and loads; `PolicyCa
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scrubjay.memory.context.base import CacheShape, ContextPolicy, LayerMemory, Step
 from scrubjay.memory.context.registry import list_policies, make, name_of, register
+from scrubjay.memory.first_use import imported_on_first_use
 
 if TYPE_CHECKING:
     from scrubjay.memory.context.cache import PolicyCache
@@ -29,17 +29,7 @@ __all__ = [
     "register",
 ]
 
-# On first use: policies alone must not import transformers.
-_LATER = {"PolicyCache": "cache", "load_model": "models"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _LATER:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        module = importlib.import_module(f"{__name__}.{_LATER[name]}")
-    except ModuleNotFoundError as error:
-        if error.name != "transformers":
-            raise
-        raise ImportError(f"{name} needs transformers: pip install 'scrubjay[lm]'") from error
-    return getattr(module, name)
+# Policies alone must not import transformers.
+__getattr__ = imported_on_first_use(
+    __name__, {"cache": ["PolicyCache"], "models": ["load_model"]}, {"transformers": "lm"}
+)

@@ -38,13 +38,16 @@ def policy_attention(
     key: Float[Tensor, "batch key_heads held width"],
     value: Float[Tensor, "batch key_heads held value_width"],
     attention_mask: Tensor | None,
-    scaling: float | None = None,
     dropout: float = 0.0,
+    scaling: float | None = None,
     policy_layer: PolicyLayer | None = None,
     position_ids: Tensor | None = None,
     **unused: object,
 ) -> tuple[Float[Tensor, "batch length heads value_width"], None]:
-    """Return what the tokens read through their policy; without one, of all keys, causally."""
+    """Return what the tokens read through their policy; without one, of all keys, causally.
+
+    Parameters are in the order of transformers' SDPA, by which packages that wrap every attention function call.
+    """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if unused.get("softcap") is not None:
         raise ValueError(

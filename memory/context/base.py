@@ -215,6 +215,10 @@ class ContextPolicy(ABC):
     chooses_by_end: ClassVar[bool] = False
     """Whether the end of a call chooses what is read later: a prompt should come in one call, its question last."""
 
+    def call_length(self, prompt: int, block: int) -> int:
+        """Return how many tokens of a prompt to read in one call, where blocks of `block` would do."""
+        return max(prompt, 1) if self.chooses_by_end else block
+
     @abstractmethod
     def build(self) -> LayerMemory:
         """Return an empty memory for one layer."""

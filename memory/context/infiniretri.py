@@ -31,6 +31,8 @@ from scrubjay.memory.context.reading import Bookmark, Sentence, Watch
 from scrubjay.memory.context.retrieval_heads import retrieval_heads
 from scrubjay.memory.context.sentences import split_sentences
 
+_LENGTHS_APART = 64
+
 
 @dataclass(frozen=True)
 class Retrieved:
@@ -106,10 +108,12 @@ class InfiniRetri:
         """Return the sentences to keep of these, in their order."""
         before, after = self._prompt(question)
         tokens = [token for sentence in sentences for token in sentence.tokens]
-        prompt = torch.tensor([before + tokens + after], device=self.model.device)
-        weights = attention_weights(self.model, prompt, {self.layer: self.heads}, slice(-len(after), None))[
-            self.layer
-        ][0]
+        length = len(before + tokens + after)
+        # What stands after the question, unread: a processor's library builds code anew for every length it meets.
+        unread = after[-1:] * (-length % _LENGTHS_APART)
+        prompt = torch.tensor([before + tokens + after + unread], device=self.model.device)
+        rows = slice(length - len(after), length)
+        weights = attention_weights(self.model, prompt, {self.layer: self.heads}, rows)[self.layer][0]
         scores = phrase_scores(weights, len(before), [len(s.tokens) for s in sentences], self.phrase)
         return _keep(sentences, scores, self.top_k, self.chunk_tokens)
 

@@ -72,10 +72,16 @@ def _register() -> None:
 
 
 def _attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout: float = 0.0,
+    **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
     return _nest(sdpa_attention_forward, _wrappers.get(module, []))(
-        module, query, key, value, mask, **options
+        module, query, key, value, mask, dropout=dropout, **options
     )
 
 

@@ -1,9 +1,9 @@
 """Recycled attention: decode on a small copy of the cache, and refresh the copy by a full step now and then.
 
 RefreshKV (Xu et al. 2024, arXiv 2411.05787): nothing is lost, since the whole cache stays; but of `stride` tokens
-all but one read only what the last full step attended to, pooled along the text by maximum (kernel 7) and over
-the query heads of a key head by maximum, and what came since. The paper also skips full steps while queries
-stay alike; here every `stride`-th is full. Prompts are read in full.
+all but one read only what the last full step attended to, pooled along the text by maximum and over the query
+heads of a key head by maximum, and what came since. The paper also skips full steps while queries stay alike; here
+every `stride`-th is full. Prompts are read in full.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ class RecycledPolicy(ContextPolicy):
     """Tokens read between full steps, and `stride` of them are of since the last one."""
     stride: int = 10
     """A token in so many reads everything."""
-    kernel: int = 7
-    """Width of the pooling along the text, an odd number."""
+    kernel: int = 15
+    """Width of the pooling along the text, an odd number. The paper's 7 reads half a number of seven digits where each
+    is a token."""
     num_sinks: int = 4
     """First tokens, which are always read."""
 

@@ -30,8 +30,9 @@ class SnapKVPolicy(ContextPolicy):
     """Tokens kept of a prompt; what is generated adds up to `window - 1` more before it is compressed."""
     window: int = 32
     """Last tokens, which choose and are kept."""
-    kernel: int = 5
-    """Width of the pooling along the text, an odd number."""
+    kernel: int = 15
+    """Width of the pooling along the text, an odd number. The paper's 5 or 7 keep half a number of seven digits where
+    each is a token."""
     num_sinks: int = 4
     """First tokens, which are kept."""
 

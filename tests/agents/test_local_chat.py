@@ -63,6 +63,16 @@ def test_a_kept_conversation_gives_the_answers_of_a_fresh_one(chat, policy, budg
         assert before is None or read(answer) >= before.usage_metadata["total_tokens"] - 1
 
 
+def test_a_budget_set_later_holds_for_the_next_conversation(chat):
+    model = chat(budget=24)
+    bytes_of = {}
+    for budget in (24, 48):
+        model.budget = budget
+        *_, last = talk(model, QUESTIONS, {"configurable": {"thread_id": f"of {budget}"}})
+        bytes_of[budget] = last.response_metadata["cache_bytes"]
+    assert bytes_of[48] == 2 * bytes_of[24]
+
+
 def test_the_cache_stays_within_its_budget_and_is_told(chat, tiny_chat):
     model = chat(budget=24)
     *_, last = talk(model, QUESTIONS)

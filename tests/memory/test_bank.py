@@ -377,3 +377,22 @@ def test_several_processes_write_one_file(tmp_path):
     with MemoryBank(path) as bank:
         assert len(bank) == 4 * 30
         assert all(record.sayings == 3 for record in bank.recent(200) if record.text.startswith("shared"))
+
+
+def test_what_is_written_together_is_there_together():
+    with MemoryBank(":memory:") as bank:
+        first = bank.add("Ada lives in Bern.")
+
+        def move_what_was_forgotten():
+            with bank.store.writing():
+                bank.forget(first)
+                bank.add("Ada lives in Basel.", supersedes=first)
+
+        with pytest.raises(ValueError, match="no such record"):
+            move_what_was_forgotten()
+        assert [record.text for record in bank.recent(9)] == ["Ada lives in Bern."]
+        with bank.store.writing():
+            bank.write(bank.embedded([bank.draft("Ada lives in Basel."), bank.draft("So does Vera.")]))
+            bank.forget(first)
+        assert [record.text for record in bank.recent(9)] == ["Ada lives in Basel.", "So does Vera."]
+        assert bank.write([]) == []

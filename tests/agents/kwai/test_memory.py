@@ -51,6 +51,17 @@ def test_it_writes_the_question_once_and_looks_up_before_every_plan():
         ]
 
 
+def test_two_equal_turns_stay_two_and_a_finding_stays_one():
+    with MemoryBank(":memory:") as bank:
+        for _ in range(2):
+            model = ScriptedModel(replies=[call("weather", said="look", city="Bern"), "ok", "Rain."])
+            KwaiAgent(model, [weather], memory=bank).invoke("Umbrella?")
+        said = [record.text for record in bank.recent(9, kind="conversation")]
+        (task,) = bank.recent(9, kind="task")
+    assert said == ["Umbrella?", "Rain.", "Umbrella?", "Rain."]
+    assert task.sayings == 2
+
+
 def test_what_was_said_long_ago_comes_back():
     with MemoryBank(":memory:") as bank:
         agent = KwaiAgent(ScriptedModel(rule=lambda messages: "Noted."), memory=bank)

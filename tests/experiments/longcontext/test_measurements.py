@@ -21,7 +21,7 @@ from scrubjay.experiments.longcontext.examples import Example, token_counter
 from scrubjay.experiments.longcontext.haystack import HaystackOptions, cells, make_cell
 from scrubjay.experiments.longcontext.needles import split_sentences
 from scrubjay.experiments.longcontext.perplexity import PerplexityOptions, run_perplexity
-from scrubjay.experiments.longcontext.reading import recompute, tokenize
+from scrubjay.experiments.longcontext.reading import read, recompute, tokenize
 from scrubjay.experiments.longcontext.records import Records, settle
 from scrubjay.experiments.stopping import Interrupted, StopRequest
 from scrubjay.memory import context
@@ -198,6 +198,19 @@ def test_turns_are_timed_once_for_each(run):
     assert (out / "speed.png").stat().st_size > 1000
 
 
+def test_timed_tokens_come_one_by_one(run, model, monkeypatch):
+    kind, lengths = type(model[0]), []
+    forward = kind.forward
+
+    def noted(self, input_ids, **keywords):
+        lengths.append(input_ids.shape[1])
+        return forward(self, input_ids, **keywords)
+
+    monkeypatch.setattr(kind, "forward", noted)
+    run("speed", "--methods", "snapkv", "--budget", 40, "--steps", 3, "--repeats", 1, "--contexts", 48)
+    assert lengths == [48, 40, 1, 1, 1]  # the prompt, recompute, and the steps
+
+
 def test_a_policy_that_drops_nothing_agrees_with_full(run):
     out = run(
         *("agreement", "--methods", "sinks", "window", "--budget", 128, "--length", 60, "--prompts", 2),
@@ -228,6 +241,29 @@ def test_divergence_is_that_of_the_two_distributions(run, model, text):
     assert expected > 0.01
     assert window["divergence"] == pytest.approx(expected, rel=1e-3)
     assert window["agreement"] == (cut.tokens == whole.tokens).double().mean().item()
+
+
+def test_half_precision_halves_the_cache(run, text, capsys):
+    held = {}
+    for dtype in ("float32", "bfloat16"):
+        flags = ("--methods", "sinks", "--budget", 16, "--tokens", 60, "--block", 16, "--dtype", dtype)
+        held[dtype] = rows(run("perplexity", *flags, out=dtype) / "sinks.jsonl")[-1]["cache_bytes"]
+    assert held["float32"] == 2 * held["bfloat16"]
+    assert cli.main(["longcontext", "perplexity", str(text), "--dtype", "int8"]) == 2
+    assert "dtype='int8'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["snapkv", "recycled", "chunks"])
+def test_a_prompt_is_cut_only_where_its_end_does_not_choose(name, model):
+    language, _ = model
+    policy = context.make(name, budget=80)
+    calls = []
+    handle = language.register_forward_pre_hook(
+        lambda _, args, __: calls.append(args[0].shape[1]), with_kwargs=True
+    )
+    with handle:
+        list(read(language, context.PolicyCache(policy, language), torch.arange(90), 32))
+    assert calls == ([32, 32, 26] if name == "chunks" else [90])
 
 
 def test_results_of_other_settings_are_not_mixed(run, text, model_folder, capsys, tmp_path):

@@ -1,0 +1,180 @@
+"""The tables of checkpoints. A channel's value is shared by the steps that did not change it, an item of a list by all
+lists of the thread that grew from the one it came in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import struct
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+MIGRATIONS = (
+    (
+        """CREATE TABLE checkpoints (
+            number INTEGER PRIMARY KEY,
+            thread TEXT NOT NULL,
+            namespace TEXT NOT NULL,
+            id TEXT NOT NULL,
+            parent TEXT,
+            run TEXT,
+            type TEXT NOT NULL,
+            checkpoint BLOB NOT NULL,
+            metadata_type TEXT NOT NULL,
+            metadata BLOB NOT NULL,
+            channels TEXT NOT NULL,
+            UNIQUE (thread, namespace, id))""",
+        "CREATE INDEX checkpoints_by_run ON checkpoints (run) WHERE run IS NOT NULL",
+        """CREATE TABLE channel_values (
+            thread TEXT NOT NULL,
+            number INTEGER NOT NULL,
+            type TEXT NOT NULL,
+            value BLOB NOT NULL,
+            UNIQUE (thread, number))""",
+        """CREATE TABLE list_items (
+            thread TEXT NOT NULL,
+            number INTEGER NOT NULL,
+            type TEXT NOT NULL,
+            value BLOB NOT NULL,
+            UNIQUE (thread, number))""",
+        """CREATE TABLE writes (
+            thread TEXT NOT NULL,
+            namespace TEXT NOT NULL,
+            checkpoint TEXT NOT NULL,
+            task TEXT NOT NULL,
+            place INTEGER NOT NULL,
+            path TEXT NOT NULL,
+            channel TEXT NOT NULL,
+            type TEXT NOT NULL,
+            value BLOB NOT NULL,
+            UNIQUE (thread, namespace, checkpoint, task, place))""",
+    ),
+)
+COLUMNS = "thread, namespace, id, parent, run, type, checkpoint, metadata_type, metadata, channels"
+
+TABLES = {
+    "checkpoints": COLUMNS,
+    "channel_values": "thread, number, type, value",
+    "list_items": "thread, number, type, value",
+    "writes": "thread, namespace, checkpoint, task, place, path, channel, type, value",
+}
+"""Every table that holds parts of a thread, with its columns, the thread first."""
+
+Typed = tuple[str, bytes]
+"""What a serializer makes of a value: how to read it, and its bytes."""
+
+_LIST = ""  # the type of a value that lies in `list_items`; no serializer's
+_ITEM = struct.Struct("<q16s")  # number, digest
+
+
+class Found(NamedTuple):
+    """A checkpoint as stored."""
+
+    row: tuple
+    channels: dict[str, Typed | list[Typed]]
+    writes: list[tuple[str, str, str, bytes]]
+
+
+def read(connection: sqlite3.Connection, condition: str, values: list[Any]) -> Found | None:
+    """Return the first checkpoint that meets a condition, with its values and writes; None if none does."""
+    row = connection.execute(f"SELECT {COLUMNS} FROM checkpoints WHERE {condition}", values).fetchone()
+    if row is None:
+        return None
+    channels = {
+        name: _read_value(connection, row[0], number) for name, (number, _) in json.loads(row[-1]).items()
+    }
+    writes = connection.execute(
+        "SELECT task, channel, type, value FROM writes WHERE thread = ? AND namespace = ? AND checkpoint = ? "
+        "ORDER BY path, task, place",
+        row[:3],
+    ).fetchall()
+    return Found(row, channels, writes)
+
+
+def channel_numbers(
+    connection: sqlite3.Connection, thread: str, namespace: str, id: str | None
+) -> dict[str, tuple[int, Any]]:
+    """Return for each channel of a checkpoint the number of its value, and its version."""
+    row = connection.execute(
+        "SELECT channels FROM checkpoints WHERE thread = ? AND namespace = ? AND id = ?",
+        (thread, namespace, id),
+    ).fetchone()
+    return json.loads(row[0]) if row else {}
+
+
+def add_value(
+    connection: sqlite3.Connection, thread: str, value: Typed | list[Typed], before: int | None
+) -> int:
+    """Return the number of a new value, unique in its thread; a list's items that were in `before` are not kept again."""
+    if isinstance(value, list):
+        known = {} if before is None else {d: n for n, d in _items(connection, thread, before)}
+        value = _LIST, b"".join(_ITEM.pack(*_add_item(connection, thread, item, known)) for item in value)
+    return _insert(connection, "channel_values", thread, value)
+
+
+def delete(connection: sqlite3.Connection, numbers: Sequence[int], threads: set[str]) -> None:
+    """Delete checkpoints, their writes, and the values that no checkpoint of these threads holds any more."""
+    for number in numbers:
+        connection.execute(
+            "DELETE FROM writes WHERE (thread, namespace, checkpoint) = "
+            "(SELECT thread, namespace, id FROM checkpoints WHERE number = ?)",
+            (number,),
+        )
+        connection.execute("DELETE FROM checkpoints WHERE number = ?", (number,))
+    for thread in threads:
+        held = {
+            number
+            for (channels,) in connection.execute(
+                "SELECT channels FROM checkpoints WHERE thread = ?", (thread,)
+            )
+            for number, _ in json.loads(channels).values()
+        }
+        _keep(connection, "channel_values", thread, held)
+        _keep(connection, "list_items", thread, {i for n in held for i, _ in _items(connection, thread, n)})
+
+
+def _read_value(connection: sqlite3.Connection, thread: str, number: int) -> Typed | list[Typed]:
+    type, value = _row(connection, "channel_values", thread, number)
+    if type != _LIST:
+        return type, value
+    return [_row(connection, "list_items", thread, item) for item, _ in _ITEM.iter_unpack(value)]
+
+
+def _items(connection: sqlite3.Connection, thread: str, number: int) -> list[tuple[int, bytes]]:
+    """Return number and digest of each item of a list; none of another value."""
+    type, value = _row(connection, "channel_values", thread, number)
+    return [*_ITEM.iter_unpack(value)] if type == _LIST else []
+
+
+def _add_item(
+    connection: sqlite3.Connection, thread: str, item: Typed, known: dict[bytes, int]
+) -> tuple[int, bytes]:
+    digest = hashlib.blake2b(f"{item[0]}\0".encode() + item[1], digest_size=16).digest()
+    if digest not in known:
+        known[digest] = _insert(connection, "list_items", thread, item)
+    return known[digest], digest
+
+
+def _row(connection: sqlite3.Connection, table: str, thread: str, number: int) -> Typed:
+    return connection.execute(
+        f"SELECT type, value FROM {table} WHERE thread = ? AND number = ?", (thread, number)
+    ).fetchone()
+
+
+def _insert(connection: sqlite3.Connection, table: str, thread: str, value: Typed) -> int:
+    (number,) = connection.execute(
+        f"INSERT INTO {table} SELECT ?1, COALESCE(MAX(number), 0) + 1, ?2, ?3 FROM {table} "
+        "WHERE thread = ?1 RETURNING number",
+        (thread, *value),
+    ).fetchone()
+    return number
+
+
+def _keep(connection: sqlite3.Connection, table: str, thread: str, numbers: set[int]) -> None:
+    there = connection.execute(f"SELECT number FROM {table} WHERE thread = ?", (thread,)).fetchall()
+    connection.executemany(
+        f"DELETE FROM {table} WHERE thread = ? AND number = ?",
+        [(thread, number) for (number,) in there if number not in numbers],
+    )

@@ -1,0 +1,210 @@
+"""Memory for `langchain.agents.create_agent`: recalled before each model call, written after the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Annotated, Any, NamedTuple, NotRequired, cast
+
+from langchain.agents.middleware import AgentMiddleware, AgentState
+from langchain.agents.middleware.types import ModelRequest, PrivateStateAttr
+from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, ToolMessage
+from langgraph.config import get_config
+from langgraph.prebuilt.tool_node import ToolCallRequest
+from langgraph.runtime import Runtime
+
+from scrubjay.agents.kwai.prompts import load_prompts
+from scrubjay.agents.kwai.text import clean, estimate_tokens
+from scrubjay.agents.kwai.untrusted import fence, is_trusted, telling_tools
+from scrubjay.memory.bank import MemoryBank
+from scrubjay.memory.bank_record import KINDS, TRUSTS, Hit, check_choices, check_namespace
+from scrubjay.memory.packer import pack
+
+_TRUSTED = "scrubjay_trusted"
+
+Namespace = Sequence[str] | Callable[[Runtime[Any]], Sequence[str]]
+
+
+class BankState(AgentState[Any]):
+    """What the agent's state has besides messages: what was recalled, and whether any of it came from a tool."""
+
+    recalled: NotRequired[Annotated[list[dict[str, str]], PrivateStateAttr]]
+    recalled_untrusted: NotRequired[Annotated[bool, PrivateStateAttr]]
+
+
+class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
+    """Shows the model what a bank recalls for the user's last words, and keeps those and the answer.
+
+    `namespace` says whose memory it is, or is a function of LangGraph's runtime that does. Up to `k` records go before
+    the user's words as data between marks, never into the system prompt and never into the thread: whole records
+    within `token_budget`, with a note of what is missing. An answer after a record or a tool's result that somebody
+    outside may have worded is kept with `trust="tool"`; a tool is trusted if its metadata says `untrusted: False`.
+    `language` of the marks: en or zh. Raises ValueError or TypeError on what cannot be.
+    """
+
+    state_schema = BankState
+
+    def __init__(
+        self,
+        bank: MemoryBank,
+        namespace: Namespace = (),
+        *,
+        k: int = 6,
+        token_budget: int = 1000,
+        kinds: Sequence[str] | None = None,
+        trusts: Sequence[str] | None = None,
+        language: str = "en",
+        count_tokens: Callable[[str], int] = estimate_tokens,
+    ) -> None:
+        super().__init__()
+        if k < 1:
+            raise ValueError(f"k={k}: must be at least 1")
+        self._bank, self._k, self._budget, self._count_tokens = bank, k, token_budget, count_tokens
+        self._namespace = namespace if callable(namespace) else check_namespace(namespace)
+        self._search = {
+            "kinds": check_choices("kinds", kinds, KINDS),
+            "trusts": check_choices("trusts", trusts, TRUSTS),
+        }
+        self._prompts = load_prompts(language)
+        # Tried on a record that cannot fit, as the note of what is missing must fit beside the heading.
+        self._pack([{"id": "", "kind": "", "trust": "", "text": "word " * (token_budget + 1)}])
+
+    def before_model(self, state: BankState, runtime: Runtime[Any]) -> dict[str, Any] | None:
+        """Recall what may help with the user's last words; what the thread says already is left out."""
+        place = _question(state["messages"])
+        if place is None or not (query := clean(state["messages"][place].text).strip()):
+            return {"recalled": []}
+        new = self._recall(query, self._whose(runtime), state["messages"])
+        return {
+            "recalled": [
+                {"id": hit.id, "kind": hit.kind, "trust": hit.trust, "text": hit.text} for hit in new
+            ],
+            "recalled_untrusted": state.get("recalled_untrusted", False)
+            or any(hit.trust == "tool" for hit in new),
+        }
+
+    def wrap_model_call(self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Any]) -> Any:
+        """Show what was recalled."""
+        return handler(self._with_memories(request))
+
+    async def awrap_model_call(
+        self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[Any]]
+    ) -> Any:
+        """Show what was recalled."""
+        return await handler(self._with_memories(request))
+
+    def wrap_tool_call(self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Any]) -> Any:
+        """Tell the tool whether text from outside was read, and note on its result whether it is such."""
+        with telling_tools(_is_tainted(request.state)):
+            return _marked(handler(request), request)
+
+    async def awrap_tool_call(
+        self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Awaitable[Any]]
+    ) -> Any:
+        """Do as `wrap_tool_call`."""
+        with telling_tools(_is_tainted(request.state)):
+            return _marked(await handler(request), request)
+
+    def after_agent(self, state: BankState, runtime: Runtime[Any]) -> None:
+        """Keep the user's words and the answer, as a log: equal ones stay apart."""
+        thread = get_config().get("configurable", {}).get("thread_id")
+        provenance = {} if thread is None else {"thread": str(thread)}
+        namespace = self._whose(runtime)
+        drafts = [
+            self._bank.draft(text, namespace=namespace, trust=trust, merge=False, role=role, **provenance)
+            for text, trust, role in _said(state)
+            if text.strip()
+        ]
+        self._bank.write(self._bank.embedded(drafts))
+
+    def _recall(self, query: str, namespace: tuple[str, ...], messages: Sequence[BaseMessage]) -> list[Hit]:
+        """Return the best records that are not said in the thread itself."""
+        known = {clean(message.text).strip() for message in messages}
+        wanted = 2 * self._k
+        while True:
+            hits = self._bank.search(query, k=wanted, namespace=namespace, **self._search)
+            new = [hit for hit in hits if hit.text.strip() not in known]
+            if len(new) >= self._k or len(hits) < wanted:
+                return new[: self._k]
+            wanted *= 4
+
+    def _whose(self, runtime: Runtime[Any]) -> tuple[str, ...]:
+        namespace = self._namespace
+        return check_namespace(namespace(runtime)) if callable(namespace) else namespace
+
+    def _with_memories(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
+        recalled = cast("BankState", request.state).get("recalled", [])
+        place = _question(request.messages)
+        if not recalled or place is None:
+            return request
+        asked = request.messages[place]
+        shown = asked.model_copy(update={"content": _before(self._pack(recalled), asked)})
+        messages = [*request.messages[:place], cast("AnyMessage", shown), *request.messages[place + 1 :]]
+        return request.override(messages=messages)
+
+    def _pack(self, recalled: list[dict[str, str]]) -> str:
+        items = [_Item(record, self._fence(record)) for record in recalled]
+        try:
+            packed = pack([self._prompts.say("memories")], [], items, self._budget, self._count_tokens)
+        except ValueError as error:
+            raise ValueError(f"token_budget={self._budget}: not even the heading fits; raise it") from error
+        return "\n".join(getattr(item, "text", item) for item in packed.items)
+
+    def _fence(self, record: dict[str, str]) -> str:
+        source = f"memory {record['kind']} {record['id']}"
+        return fence(record["text"], source, record["trust"], self._prompts)
+
+
+class _Item(NamedTuple):
+    record: dict[str, str]
+    text: str
+
+
+def _is_asked(message: BaseMessage) -> bool:
+    """Return whether the user wrote this, not a middleware in the user's place, as a summary."""
+    return isinstance(message, HumanMessage) and "lc_source" not in message.additional_kwargs
+
+
+def _question(messages: Sequence[BaseMessage]) -> int | None:
+    """Return where the user's last words are."""
+    return next((i for i in reversed(range(len(messages))) if _is_asked(messages[i])), None)
+
+
+def _said(state: Any) -> list[tuple[str, str, str]]:
+    """Return text, trust and role of what the user said since the last answer, and of the answer."""
+    messages, place = state["messages"], _question(state["messages"])
+    if place is None:
+        return []
+    first = place
+    while first > 0 and _is_asked(messages[first - 1]):
+        first -= 1
+    said = [(clean(message.text), "user", "user") for message in messages[first : place + 1]]
+    answer = messages[-1]
+    if isinstance(answer, AIMessage) and not answer.tool_calls:
+        said.append((clean(answer.text), "tool" if _is_tainted(state) else "agent", "assistant"))
+    return said
+
+
+def _before(memories: str, asked: BaseMessage) -> str | list[Any]:
+    """Return a message's content with memories before it."""
+    if isinstance(asked.content, str):
+        return f"{memories}\n\n{asked.content}"
+    return [{"type": "text", "text": memories}, *asked.content]
+
+
+def _is_tainted(state: Any) -> bool:
+    """Return whether the agent has seen text that somebody outside may have worded."""
+    return bool(state.get("recalled_untrusted")) or any(map(_is_outside, state["messages"]))
+
+
+def _is_outside(message: BaseMessage) -> bool:
+    if isinstance(message, ToolMessage):
+        return not message.additional_kwargs.get(_TRUSTED)
+    # A summary may tell what a tool said.
+    return isinstance(message, HumanMessage) and not _is_asked(message)
+
+
+def _marked(result: Any, request: ToolCallRequest) -> Any:
+    if not isinstance(result, ToolMessage):
+        return result
+    trusted = request.tool is not None and is_trusted(request.tool)
+    return result.model_copy(update={"additional_kwargs": {**result.additional_kwargs, _TRUSTED: trusted}})

@@ -1,0 +1,126 @@
+"""What a LangGraph conversation costs to keep: our checkpointer against langgraph-checkpoint-sqlite (extra `bench`).
+
+    OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.bench.checkpoints
+
+A graph of two nodes answers turn after turn, in turn over each saver, in one process; a turn has three messages and
+four checkpoints. Prints medians as a table. Options: `--help`.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import tyro
+from langchain_core.messages import AIMessage, HumanMessage
+from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.graph import START, MessagesState, StateGraph
+
+from scrubjay.agents.langchain import Checkpointer
+
+THEIRS, THEIRS_ALIKE, OURS = "SqliteSaver", "SqliteSaver, synchronous = NORMAL", "Checkpointer"
+
+
+@dataclass(frozen=True)
+class CheckpointsBench:
+    """Sizes of the measurement."""
+
+    turns: tuple[int, ...] = (20, 100)
+    """Lengths of the conversation."""
+    words: int = 50
+    """Words of an answer."""
+    repeats: int = 3
+    """Conversations with each saver."""
+    reads: int = 10
+    """Times the last state is read after each."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one conversation took."""
+
+    write: float
+    """Milliseconds per turn, the graph's own work included."""
+    read: float
+    """Milliseconds to read the last state."""
+    size: float
+    """Megabytes of the file."""
+
+
+def main(bench: CheckpointsBench) -> None:
+    """Measure and print the table."""
+    print(
+        f"medians of {bench.repeats}, 1 thread, {os.cpu_count()} CPUs; langgraph {version('langgraph')}, "
+        f"langgraph-checkpoint-sqlite {version('langgraph-checkpoint-sqlite')}; ours syncs as NORMAL does: a power cut "
+        "may take the last commits, kill -9 none\n"
+    )
+    print("| turns | saver | a turn, ms | ratio | last state read, ms | ratio | file, MB | ratio |")
+    print("|---|---|---|---|---|---|---|---|")
+    for turns in bench.turns:
+        costs: dict[str, list[Cost]] = {THEIRS: [], THEIRS_ALIKE: [], OURS: []}
+        for repeat in range(bench.repeats):
+            for name, found in costs.items():
+                print(f"{turns} turns, {repeat + 1} of {bench.repeats}: {name}", file=sys.stderr)
+                found.append(_measure(name, turns, bench))
+        ours = costs[OURS]
+        for name, found in costs.items():
+            cells = []
+            for field in ("write", "read", "size"):
+                cost, own = (statistics.median(getattr(c, field) for c in some) for some in (found, ours))
+                cells += [f"{cost:.2f}", f"{cost / own:.2f}"]
+            print(f"| {turns} | {name} | {' | '.join(cells)} |", flush=True)
+
+
+def _measure(name: str, turns: int, bench: CheckpointsBench) -> Cost:
+    config: Any = {"configurable": {"thread_id": "thread"}}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "graph.db"
+        with _saver(name, path) as saver:
+            graph = _graph(saver, bench.words)
+            start = time.perf_counter()
+            for turn in range(turns):
+                graph.invoke({"messages": [HumanMessage(f"question {turn}")]}, config)
+            written = time.perf_counter()
+            for _ in range(bench.reads):
+                assert len(graph.get_state(config).values["messages"]) == 3 * turns
+            read = time.perf_counter()
+        return Cost(
+            (written - start) / turns * 1e3, (read - written) / bench.reads * 1e3, path.stat().st_size / 1e6
+        )
+
+
+@contextmanager
+def _saver(name: str, path: Path) -> Iterator[BaseCheckpointSaver]:
+    if name == OURS:
+        with Checkpointer(path) as saver:
+            yield saver
+        return
+    from langgraph.checkpoint.sqlite import SqliteSaver
+
+    with closing(sqlite3.connect(path, check_same_thread=False)) as connection:
+        if name == THEIRS_ALIKE:
+            connection.execute("PRAGMA synchronous = NORMAL")
+        yield SqliteSaver(connection)
+
+
+def _graph(saver: BaseCheckpointSaver, words: int) -> Any:
+    graph = StateGraph(MessagesState)
+    graph.add_node("think", lambda state: {"messages": [AIMessage("thought " * words)]})
+    graph.add_node("answer", lambda state: {"messages": [AIMessage("word " * words)]})
+    graph.add_edge(START, "think")
+    graph.add_edge("think", "answer")
+    return graph.compile(checkpointer=saver)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(CheckpointsBench))

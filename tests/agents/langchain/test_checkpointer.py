@@ -1,0 +1,321 @@
+"""The third party's conformance suite, and what a graph's user relies on: resumption, branches, deletion, kill -9."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import operator
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from typing import Annotated, Any, TypedDict
+from uuid import uuid4
+
+import pytest
+from langchain_core.messages import AIMessage, HumanMessage
+from langgraph.channels.delta import DeltaChannel
+from langgraph.checkpoint.base import empty_checkpoint
+from langgraph.checkpoint.conformance import checkpointer_test, validate
+from langgraph.checkpoint.conformance.capabilities import Capability
+from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.types import Command, interrupt
+
+from scrubjay.agents.langchain import Checkpointer
+from scrubjay.memory import MemoryBank
+
+TESTS = {
+    "put": 17,
+    "put_writes": 10,
+    "get_tuple": 10,
+    "list": 16,
+    "delete_thread": 5,
+    "delete_for_runs": 7,
+    "copy_thread": 8,
+    "prune": 8,
+}
+
+
+class Counted(TypedDict):
+    steps: Annotated[list, operator.add]
+    constant: str
+
+
+def thread(name: str = "t", **more: Any) -> Any:
+    return {"configurable": {"thread_id": name, **more}}
+
+
+def counting(saver, nodes=3):
+    """Return a graph that notes its nodes in order; the second asks before it goes on."""
+    graph = StateGraph(Counted)
+    for number in range(nodes):
+
+        def node(state, number=number):
+            return {"steps": [interrupt("go on?") if number == 1 else str(number)]}
+
+        graph.add_node(str(number), node)
+        graph.add_edge(START if number == 0 else str(number - 1), str(number))
+    return graph.compile(checkpointer=saver)
+
+
+@pytest.fixture
+def saver(tmp_path):
+    with Checkpointer(tmp_path / "graph.db") as saver:
+        yield saver
+
+
+@pytest.mark.parametrize("capability", [c.value for c in Capability])
+async def test_conformance(capability, tmp_path):
+    @checkpointer_test(name="Checkpointer")
+    async def files():
+        with Checkpointer(tmp_path / f"{uuid4()}.db") as saver:
+            yield saver
+
+    report = (await validate(files, capabilities={capability})).results[capability]
+    assert report.failures == []
+    assert report.tests_passed >= TESTS[capability]
+
+
+def test_a_graph_goes_on_in_another_process_where_it_asked(tmp_path):
+    with Checkpointer(tmp_path / "graph.db") as saver:
+        asked = counting(saver).invoke({"steps": [], "constant": "c"}, thread())
+        assert asked["__interrupt__"][0].value == "go on?"
+    with Checkpointer(tmp_path / "graph.db") as saver:
+        graph = counting(saver)
+        assert graph.get_state(thread()).next == ("1",)
+        assert graph.invoke(Command(resume="yes"), thread())["steps"] == ["0", "yes", "2"]
+
+
+async def test_an_async_graph_does_the_same(tmp_path):
+    with Checkpointer(tmp_path / "graph.db") as saver:
+        graph = counting(saver)
+        await asyncio.gather(
+            *(graph.ainvoke({"steps": [], "constant": "c"}, thread(str(n))) for n in range(8))
+        )
+        done = await asyncio.gather(*(graph.ainvoke(Command(resume=n), thread(str(n))) for n in range(8)))
+        assert [state["steps"][1] for state in done] == list(range(8))
+        past = [state async for state in graph.aget_state_history(thread("3"))]
+        assert [state.next for state in past] == [(), ("2",), ("1",), ("0",), ("__start__",)]
+
+
+def test_branches_of_the_past_do_not_mix(saver):
+    graph = counting(saver)
+    graph.invoke({"steps": [], "constant": "c"}, thread())
+    asking = graph.get_state(thread()).config
+    for word in ("left", "right", "left again"):
+        branch = graph.update_state(asking, {"steps": [word]}, as_node="1")
+        assert graph.invoke(None, branch)["steps"] == ["0", word, "2"]
+    ends = [s.values["steps"][1] for s in graph.get_state_history(thread()) if not s.next]
+    assert ends == ["left again", "right", "left"]
+
+
+def test_an_unchanged_value_is_written_once(saver, tmp_path):
+    marker = "0123456789abcdef" * 64
+    graph = StateGraph(Counted)
+    graph.add_node("only", lambda state: {"steps": ["x"]})
+    graph.add_edge(START, "only")
+    compiled = graph.compile(checkpointer=saver)
+    compiled.invoke({"steps": [], "constant": marker}, thread())
+    for _ in range(5):
+        compiled.invoke({"steps": ["y"]}, thread())
+    assert compiled.get_state(thread()).values["constant"] == marker
+    with sqlite3.connect(tmp_path / "graph.db") as connection:
+        values = connection.execute("SELECT value FROM channel_values").fetchall()
+    connection.close()
+    # Once as the graph's input, once as the channel.
+    assert sum(marker.encode() in value for (value,) in values) == 2
+
+
+def rows(path, table):
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        return connection.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0]
+
+
+def test_a_message_is_written_once_however_long_the_talk(saver, tmp_path):
+    def answer(state):
+        return {"messages": [AIMessage(f"answer {len(state['messages'])}")]}
+
+    graph = StateGraph(MessagesState)
+    graph.add_node("answer", answer)
+    graph.add_edge(START, "answer")
+    compiled = graph.compile(checkpointer=saver)
+    turns = 12
+    for turn in range(turns):
+        compiled.invoke({"messages": [HumanMessage(f"question {turn}")]}, thread())
+    whole = compiled.get_state(thread()).values["messages"]
+    assert [m.text for m in whole[:3]] == ["question 0", "answer 1", "question 1"]
+    lengths = [len(state.values.get("messages", [])) for state in compiled.get_state_history(thread())]
+    assert lengths[::3] == [*range(2 * turns, 0, -2)]
+    assert rows(tmp_path / "graph.db", "list_items") == 2 * turns
+    saver.copy_thread("t", "copy")
+    saver.delete_thread("t")
+    assert compiled.get_state(thread("copy")).values["messages"] == whole
+    saver.prune(["copy"])
+    assert compiled.get_state(thread("copy")).values["messages"] == whole
+    assert rows(tmp_path / "graph.db", "list_items") == 2 * turns
+    assert rows(tmp_path / "graph.db", "channel_values") <= 4
+
+
+def test_a_message_changed_in_place_is_told_apart(saver):
+    message, config = HumanMessage("first"), thread(checkpoint_ns="")
+    for version in (1, 2):
+        checkpoint = empty_checkpoint() | {
+            "channel_values": {"m": [message]},
+            "channel_versions": {"m": version},
+        }
+        config = saver.put(config, checkpoint, {}, {"m": version})
+        message.content = "second"
+    assert [t.checkpoint["channel_values"]["m"][0].text for t in saver.list(thread())] == ["second", "first"]
+
+
+def test_what_is_deleted_is_in_no_file_any_more(saver, tmp_path):
+    secret = "the-secret-of-the-thread"
+    graph = counting(saver)
+    graph.invoke({"steps": [secret], "constant": secret}, thread("gone"))
+    graph.invoke({"steps": ["kept-word"], "constant": ""}, thread("kept"))
+    saver.delete_thread("gone")
+    content = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert secret.encode() not in content
+    assert b"kept-word" in content
+    assert graph.get_state(thread("kept")).values["steps"] == ["kept-word", "0"]
+
+
+def test_deleting_a_run_leaves_values_that_others_hold(saver):
+    graph = StateGraph(Counted)
+    graph.add_node("only", lambda state: {"steps": ["x"]})
+    graph.add_edge(START, "only")
+    compiled = graph.compile(checkpointer=saver)
+    compiled.invoke({"steps": [], "constant": "shared"}, {**thread(), "metadata": {"run_id": "first"}})
+    compiled.invoke({"steps": []}, {**thread(), "metadata": {"run_id": "second"}})
+    saver.delete_for_runs(["first"])
+    assert {t.metadata["run_id"] for t in saver.list(thread())} == {"second"}
+    assert compiled.get_state(thread()).values == {"steps": ["x", "x"], "constant": "shared"}
+
+
+def test_pruning_keeps_what_delta_channels_are_rebuilt_from(saver, tmp_path):
+    class Delta(TypedDict):
+        log: Annotated[list, DeltaChannel(lambda state, writes: [*state, *(w for ws in writes for w in ws)], list, snapshot_frequency=4)]  # fmt: skip
+
+    graph = StateGraph(Delta)
+    graph.add_node("only", lambda state: {"log": [len(state["log"])]})
+    graph.add_edge(START, "only")
+    compiled = graph.compile(checkpointer=saver)
+    for turns in range(1, 8):
+        compiled.invoke({"log": ["asked"]}, thread())
+        whole = compiled.get_state(thread()).values["log"]
+        assert len(whole) == 2 * turns
+        saver.prune(["t"])
+        assert compiled.get_state(thread()).values["log"] == whole
+        assert sum(1 for _ in saver.list(thread())) < 14
+
+
+def test_a_copy_goes_its_own_way(saver):
+    graph = counting(saver)
+    graph.invoke({"steps": [], "constant": "c"}, thread("a"))
+    saver.copy_thread("a", "b")
+    assert graph.invoke(Command(resume="b"), thread("b"))["steps"] == ["0", "b", "2"]
+    saver.delete_thread("b")
+    assert graph.invoke(Command(resume="a"), thread("a"))["steps"] == ["0", "a", "2"]
+    with pytest.raises(ValueError, match=r"target_thread_id='a' has checkpoints"):
+        saver.copy_thread("a", "a")
+
+
+def test_listing_everywhere_survives_equal_ids_and_a_deletion_on_the_way(saver):
+    graph = counting(saver)
+    graph.invoke({"steps": [], "constant": "c"}, thread("a"))
+    saver.copy_thread("a", "b")
+    assert sum(1 for _ in saver.list(None)) == 2 * sum(1 for _ in saver.list(thread("a")))
+    listing = saver.list(None)
+    first = next(listing).config["configurable"]["thread_id"]
+    saver.delete_thread("a" if first == "b" else "b")
+    assert {t.config["configurable"]["thread_id"] for t in listing} == {first}
+    assert [*saver.list(thread(first), filter={"source": "input"}, limit=0)] == []
+
+
+def test_errors_name_what_is_wrong(saver):
+    with pytest.raises(ValueError, match="names no thread"):
+        saver.get_tuple({"configurable": {}})
+    with pytest.raises(ValueError, match="names no checkpoint"):
+        saver.put_writes(thread(), [("a", 1)], "task")
+    with pytest.raises(ValueError, match="strategy='some'; choose from keep_latest, delete"):
+        saver.prune(["t"], strategy="some")
+
+
+def test_a_bank_and_its_graphs_share_a_file(tmp_path):
+    path = tmp_path / "all.db"
+    with MemoryBank(path) as bank, Checkpointer(path) as saver:
+        bank.add("Ada lives in Bern.")
+        counting(saver).invoke({"steps": [], "constant": "c"}, thread())
+        bank.add("Ada moved to Basel.")
+    with Checkpointer(path) as saver, MemoryBank(path) as bank:
+        assert len(bank) == 2
+        assert counting(saver).get_state(thread()).next == ("1",)
+
+
+def test_a_file_of_a_newer_layout_is_refused(tmp_path):
+    Checkpointer(tmp_path / "graph.db").close()
+    with sqlite3.connect(tmp_path / "graph.db") as connection:
+        connection.execute("UPDATE layouts SET version = 99")
+    connection.close()
+    with pytest.raises(ValueError, match=r"layout 99.*upgrade scrubjay"):
+        Checkpointer(tmp_path / "graph.db")
+
+
+def test_threads_lose_nothing(saver):
+    def write(name):
+        config = thread(name, checkpoint_ns="")
+        for step in range(20):
+            checkpoint = empty_checkpoint() | {"channel_values": {"n": step}, "channel_versions": {"n": step}}
+            config = saver.put(config, checkpoint, {"step": step}, {"n": step})
+            saver.put_writes(config, [("n", step)], f"task {step}")
+
+    workers = [threading.Thread(target=write, args=(str(n),)) for n in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for name in "0123":
+        assert [t.checkpoint["channel_values"]["n"] for t in saver.list(thread(name))] == [*range(19, -1, -1)]
+        assert all(t.pending_writes[0][2] == t.metadata["step"] for t in saver.list(thread(name)))
+
+
+WRITER = """
+import sys
+from langgraph.checkpoint.base import empty_checkpoint
+from scrubjay.agents.langchain import Checkpointer
+config, step = {"configurable": {"thread_id": sys.argv[2], "checkpoint_ns": ""}}, 0
+with Checkpointer(sys.argv[1]) as saver:
+    while True:
+        step += 1
+        checkpoint = empty_checkpoint() | {"channel_values": {"n": step}, "channel_versions": {"n": step}}
+        config = saver.put(config, checkpoint, {"step": step}, {"n": step})
+        saver.put_writes(config, [("n", step)], "task")
+        print(step, flush=True)
+"""
+
+
+def test_two_processes_are_killed_and_nothing_acknowledged_is_lost(tmp_path):
+    path = str(tmp_path / "graph.db")
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, path, name], stdout=subprocess.PIPE, text=True)
+        for name in "ab"
+    ]
+    acknowledged = {}
+    for writer, name in zip(writers, "ab", strict=True):
+        assert writer.stdout is not None
+        for line in writer.stdout:
+            if int(line) >= 30:
+                break
+        os.kill(writer.pid, signal.SIGKILL)
+        acknowledged[name] = int(([line, *writer.stdout])[-1])
+        writer.stdout.close()
+        writer.wait()
+    with Checkpointer(path) as saver:
+        for name, last in acknowledged.items():
+            steps = [t.metadata["step"] for t in saver.list(thread(name))]
+            assert steps[0] in (last, last + 1)
+            assert steps == [*range(steps[0], 0, -1)]
+            written = [t for t in saver.list(thread(name)) if t.metadata["step"] <= last]
+            assert all(t.pending_writes == [("task", "n", t.metadata["step"])] for t in written)

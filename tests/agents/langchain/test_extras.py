@@ -1,0 +1,45 @@
+"""Each face loads what it needs, when it is used; without the extra it says which one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import scrubjay.agents.langchain as faces
+
+WITHOUT = """
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("langchain", "langgraph"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+import scrubjay.agents.langchain as faces
+assert "langchain_core" not in sys.modules
+for name in faces.__all__:
+    try:
+        getattr(faces, name)
+        print(name, "works")
+    except ModuleNotFoundError as error:
+        print(name, error)
+"""
+
+
+def test_without_the_extra_the_rest_works_and_the_error_names_it():
+    done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=True)
+    said = dict(line.split(" ", 1) for line in done.stdout.splitlines())
+    needing = {"BankMiddleware": "langchain", "BankStore": "langgraph", "Checkpointer": "langgraph"}
+    for name, text in said.items():
+        if name in needing:
+            assert text.startswith(f"{name} needs {needing[name]}")
+            assert text.endswith("pip install 'scrubjay[langgraph]'")
+        else:
+            assert text == "works"
+    assert said.keys() == set(faces.__all__)
+
+
+def test_all_names_are_there():
+    assert all(callable(getattr(faces, name)) for name in faces.__all__)
+    assert not hasattr(faces, "BankNothing")

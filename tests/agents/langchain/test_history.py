@@ -1,0 +1,172 @@
+"""Messages come back as they went in, to every process; their words are recalled; clearing leaves nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from langchain_core.chat_history import InMemoryChatMessageHistory
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    ChatMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+)
+from langchain_core.runnables import RunnableLambda
+from langchain_core.runnables.history import RunnableWithMessageHistory
+
+from scrubjay.agents.langchain import BankChatMessageHistory
+from scrubjay.memory import MemoryBank
+
+WHOLE = [
+    SystemMessage("Be brief.", id="s"),
+    HumanMessage([{"type": "text", "text": "What is this?"}, {"type": "image", "base64": "AAAA", "mime_type": "image/png"}], name="ada"),
+    AIMessage(
+        "",
+        id="run-1",
+        tool_calls=[{"name": "look", "args": {"at": [1, {"x": None}]}, "id": "c1", "type": "tool_call"}],
+        invalid_tool_calls=[{"name": "look", "args": "{", "id": "c2", "error": "e", "type": "invalid_tool_call"}],
+        usage_metadata={"input_tokens": 3, "output_tokens": 4, "total_tokens": 7, "input_token_details": {"cache_read": 1}},
+        response_metadata={"model_name": "m"},
+        additional_kwargs={"k": [1]},
+    ),
+    ToolMessage("A bird.", tool_call_id="c1", artifact={"urls": ["u"]}, status="error", name="look"),
+    AIMessage([{"type": "reasoning", "reasoning": "hm"}, {"type": "text", "text": "A bird."}]),
+    AIMessageChunk("part", tool_call_chunks=[{"name": "n", "args": "{", "id": "i", "index": 0, "type": "tool_call_chunk"}]),
+    ChatMessage("other", role="critic"),
+]  # fmt: skip
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5), lambda s: st.lists(s, max_size=2) | st.dictionaries(st.text(max_size=3), s, max_size=2))  # fmt: skip
+MESSAGES = st.one_of(
+    st.builds(lambda content, kwargs: HumanMessage(content, additional_kwargs=kwargs), st.text(), st.dictionaries(st.text(max_size=3), JSON, max_size=2)),
+    st.builds(lambda content, id: AIMessage(content, id=id), st.text(), st.none() | st.text(min_size=1)),
+    st.builds(lambda content, artifact: ToolMessage(content, tool_call_id="c", artifact=artifact), st.text(), JSON),
+)  # fmt: skip
+
+
+@pytest.fixture
+def bank(tmp_path):
+    with MemoryBank(tmp_path / "bank.db") as bank:
+        yield bank
+
+
+def test_messages_survive_whole(bank, tmp_path):
+    BankChatMessageHistory(bank, "t").add_messages(WHOLE)
+    with MemoryBank(tmp_path / "bank.db") as other:
+        back = BankChatMessageHistory(other, "t").messages
+    assert back == WHOLE
+    assert [type(message) for message in back] == [type(message) for message in WHOLE]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.one_of(st.lists(MESSAGES, max_size=3), st.just("clear")), max_size=8))
+def test_it_does_what_the_one_in_memory_does(steps):
+    with MemoryBank(":memory:") as bank:
+        ours, reference = BankChatMessageHistory(bank, "t", ("ada",)), InMemoryChatMessageHistory()
+        neighbour = BankChatMessageHistory(bank, "t", ("bob",))
+        neighbour.add_messages([HumanMessage("stays")])
+        for step in steps:
+            for history in (ours, reference):
+                history.clear() if step == "clear" else history.add_messages(step)
+            assert ours.messages == reference.messages
+        assert BankChatMessageHistory(bank, "t", ("ada",)).messages == reference.messages
+        said = [m for m in reference.messages if m.text.replace("\0", "").strip()]
+        assert len(bank) == 1 + len(said)
+        assert neighbour.messages == [HumanMessage("stays")]
+
+
+def test_words_are_recalled_with_who_said_them(bank):
+    history = BankChatMessageHistory(bank, "t", ("ada",))
+    history.add_user_message("I gather acorns.")
+    history.add_ai_message("Noted: acorns.")
+    history.add_messages(WHOLE[2:4])
+    history.add_messages([AIMessage("The page says acorns are birds.")])
+    history.add_user_message("I gather acorns.")
+    trust = [(r.text, r.trust, r.provenance["role"]) for r in bank.recent(9, namespace=("ada",))]
+    assert trust == [
+        ("I gather acorns.", "user", "user"),
+        ("Noted: acorns.", "agent", "assistant"),
+        ("A bird.", "tool", "tool"),
+        ("The page says acorns are birds.", "tool", "assistant"),
+        ("I gather acorns.", "user", "user"),
+    ]
+    assert bank.search("acorns")[0].provenance["thread"] == "t"
+
+
+def test_clearing_leaves_nothing_in_the_file(bank, tmp_path):
+    history = BankChatMessageHistory(bank, "t")
+    history.add_messages([HumanMessage("the-secret-word"), AIMessage("the-secret-answer")])
+    BankChatMessageHistory(bank, "u").add_user_message("kept-word")
+    assert len(history.messages) == 2
+    history.clear()
+    assert history.messages == []
+    assert [record.text for record in bank.recent(9)] == ["kept-word"]
+    content = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert b"secret" not in content
+    assert b"kept-word" in content
+
+
+def test_what_json_cannot_hold_keeps_nothing_of_its_turn(bank):
+    history = BankChatMessageHistory(bank, "t")
+    with pytest.raises(TypeError, match="of type 'tool' must be JSON"):
+        history.add_messages([HumanMessage("fine"), ToolMessage("x", tool_call_id="c", artifact=object())])
+    assert history.messages == []
+    assert len(bank) == 0
+
+
+def test_another_process_and_threads_write_the_same_thread(bank, tmp_path):
+    history = BankChatMessageHistory(bank, "t")
+    code = (
+        "import sys; from scrubjay.memory import MemoryBank; from scrubjay.agents.langchain import *\n"
+        "with MemoryBank(sys.argv[1]) as bank:\n"
+        "    for n in range(20): BankChatMessageHistory(bank, 't').add_user_message(f'other {n}')"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "bank.db")])
+    workers = [
+        threading.Thread(
+            target=lambda name=name: [history.add_user_message(f"{name} {n}") for n in range(10)]
+        )
+        for name in ("a", "b")
+    ]
+    for worker in workers:
+        worker.start()
+    seen = 0
+    while other.poll() is None or any(worker.is_alive() for worker in workers):
+        now = history.messages
+        assert len(now) >= seen
+        seen = len(now)
+    assert other.returncode == 0
+    for name, count in (("a", 10), ("b", 10), ("other", 20)):
+        said = [m.text for m in history.messages if m.text.startswith(f"{name} ")]
+        assert said == [f"{name} {n}" for n in range(count)]
+
+
+def test_a_clearing_elsewhere_is_seen(bank, tmp_path):
+    history = BankChatMessageHistory(bank, "t")
+    history.add_user_message("before")
+    assert len(history.messages) == 1
+    with MemoryBank(tmp_path / "bank.db") as other:
+        BankChatMessageHistory(other, "t").clear()
+        BankChatMessageHistory(other, "t").add_user_message("after")
+    assert [m.text for m in history.messages] == ["after"]
+
+
+async def test_a_chain_with_history_remembers(bank):
+    chain = RunnableWithMessageHistory(
+        RunnableLambda(lambda messages: AIMessage(f"I know {len(messages)}.")),
+        lambda session_id: BankChatMessageHistory(bank, session_id),
+    )
+    config = {"configurable": {"session_id": "s"}}
+    assert chain.invoke([HumanMessage("one")], config).text == "I know 1."
+    assert (await chain.ainvoke([HumanMessage("two")], config)).text == "I know 3."
+    assert [m.text for m in await BankChatMessageHistory(bank, "s").aget_messages()] == [
+        "one",
+        "I know 1.",
+        "two",
+        "I know 3.",
+    ]

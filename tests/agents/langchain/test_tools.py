@@ -1,0 +1,159 @@
+"""The standard suites for tools on all four; what a tainted agent may write; no way into another's memory."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import Any
+
+import pytest
+from langchain_core.tools import tool
+from langchain_tests.integration_tests import ToolsIntegrationTests
+
+from scrubjay.agents.kwai import KwaiAgent
+from scrubjay.agents.kwai.untrusted import has_side_effect, is_trusted, telling_tools
+from scrubjay.agents.langchain import memory_tools
+from scrubjay.memory import MemoryBank
+
+from ..kwai.scripted import ScriptedModel, call
+
+ADA = ("user", "ada")
+
+
+@pytest.fixture
+def bank():
+    with MemoryBank(":memory:") as bank:
+        yield bank
+
+
+@pytest.fixture
+def tools(bank) -> dict[str, Any]:
+    return {tool.name: tool for tool in memory_tools(bank, ADA)}
+
+
+class _Standard(ToolsIntegrationTests):
+    number: int
+
+    @pytest.fixture(autouse=True)
+    def _open(self, bank):
+        self.bank = bank
+
+    @property
+    def tool_constructor(self) -> Any:
+        return memory_tools(self.bank, ADA)[self.number]
+
+
+class TestSearch(_Standard):
+    number = 0
+    tool_invoke_params_example = {"query": "acorns"}
+
+
+class TestSave(_Standard):
+    number = 1
+    tool_invoke_params_example = {"text": "Ada gathers acorns."}
+
+
+class TestUpdate(_Standard):
+    number = 2
+
+    @property
+    def tool_invoke_params_example(self):
+        return {
+            "id": self.bank.add("A page: Ada lives in Bern.", namespace=ADA, trust="tool"),
+            "text": "Ada lives in Basel.",
+        }
+
+
+class TestForget(_Standard):
+    number = 3
+
+    @property
+    def tool_invoke_params_example(self):
+        return {"id": self.bank.add("A page: Ada lives in Bern.", namespace=ADA, trust="tool")}
+
+
+def run(tool, **arguments):
+    return tool.invoke({"name": tool.name, "args": arguments, "id": "c", "type": "tool_call"})
+
+
+def test_a_fact_is_saved_found_corrected_and_forgotten(bank, tools):
+    with telling_tools(False):
+        saved = run(tools["save_memory"], text="Ada lives in Bern.").artifact["id"]
+        (found,) = run(tools["search_memory"], query="Where does Ada live?").artifact["records"]
+        assert (found["id"], found["text"], found["trust"]) == (saved, "Ada lives in Bern.", "agent")
+        moved = run(tools["update_memory"], id=saved, text="Ada lives in Basel.").artifact["id"]
+        listed = run(tools["search_memory"], query="Where does Ada live?").text
+        assert [json.loads(line)["text"] for line in listed.splitlines()] == ["Ada lives in Basel."]
+        assert bank.get(moved).supersedes == saved
+        assert bank.get(saved).valid_to is not None
+        run(tools["forget_memory"], id=moved)
+        assert bank.get(moved) is None
+        assert "Nothing is remembered" in run(tools["search_memory"], query="Ada").text
+
+
+def test_after_text_from_outside_only_its_own_kind_can_be_changed(bank, tools):
+    said = bank.add("Ada lives in Bern.", namespace=ADA)
+    for told in (telling_tools(True), contextlib.nullcontext()):  # told so, or told nothing
+        with told:
+            for name, arguments in (("update_memory", {"text": "Ada lives in Rome."}), ("forget_memory", {})):
+                refused = run(tools[name], id=said, **arguments)
+                assert refused.status == "error"
+                assert "comes from the user and stays" in refused.text
+    saved = run(tools["save_memory"], text="A page says Ada lives in Rome.").artifact["id"]
+    assert bank.get(saved).trust == "tool"
+    moved = run(tools["update_memory"], id=saved, text="A page says Ada lives in Oslo.").artifact["id"]
+    assert bank.get(moved).trust == "tool"
+    assert bank.get(said).valid_to is None
+
+
+def test_other_namespaces_cannot_be_reached(bank, tools):
+    id = bank.add("Bob lives in Bonn.", namespace=("user", "bob"))
+    with telling_tools(False):
+        assert run(tools["search_memory"], query="Bob").artifact["records"] == []
+        for name, arguments in (("update_memory", {"text": "x"}), ("forget_memory", {})):
+            refused = run(tools[name], id=id, **arguments)
+            assert (refused.status, "no memory" in refused.text) == ("error", True)
+    assert bank.get(id).valid_to is None
+
+
+def test_metadata_is_what_an_agent_asks_for(bank, tools):
+    assert {name: (has_side_effect(tool), is_trusted(tool)) for name, tool in tools.items()} == {
+        "search_memory": (False, False),
+        "save_memory": (True, True),
+        "update_memory": (True, True),
+        "forget_memory": (True, True),
+    }
+    search = memory_tools(bank, ADA, trusts=("user", "agent"))[0]
+    assert is_trusted(search)
+    bank.add("A page says hello.", namespace=ADA, trust="tool")
+    assert run(search, query="hello").artifact["records"] == []
+
+
+def test_what_cannot_be_is_said(bank, tools):
+    with pytest.raises(ValueError, match="k=0"):
+        memory_tools(bank, ADA, k=0)
+    with pytest.raises(ValueError, match="trusts='nobody'"):
+        memory_tools(bank, ADA, trusts=("nobody",))
+    assert "nothing to remember" in run(tools["save_memory"], text=" ").text
+
+
+@tool
+def page() -> str:
+    """Read a page."""
+    return "Ada lives in Rome."
+
+
+async def test_the_agent_tells_its_tools_what_was_read(bank):
+    def agent(*replies, **options):
+        tools = [page, *memory_tools(bank, ADA)]
+        return KwaiAgent(ScriptedModel(replies=[*replies]), tools, **options)
+
+    await agent(call("save_memory", text="Ada likes figs."), "ok", "Saved.").ainvoke("Remember figs.")
+    agent(
+        call("page"), call("save_memory", text="Ada lives in Rome."), "ok", "Saved.", approve=lambda _: True
+    ).invoke("Read.")
+    agent(call("page"), call("save_memory", text="Ada lives in Oslo."), "ok", "No.").invoke("Read.")
+    assert [(r.text, r.trust) for r in bank.recent(9)] == [
+        ("Ada likes figs.", "agent"),
+        ("Ada lives in Rome.", "tool"),
+    ]
