@@ -30,7 +30,7 @@ from scrubjay.experiments.seeding import derive_seed
 from scrubjay.experiments.statistics import bootstrap_interval, interquartile_mean
 from scrubjay.experiments.stopping import Interrupted
 from scrubjay.experiments.supervised import SupervisedConfig
-from scrubjay.experiments.team_report import team_tables
+from scrubjay.experiments.team_report import team_plots, team_tables
 from scrubjay.experiments.team_task import TeamTaskConfig
 
 LONGER_FILE = "longer.json"
@@ -51,7 +51,7 @@ class CompareOptions:
     jobs: int = 2
     """Processes at once."""
     out: Path = Path("runs/compare")
-    """Directory of all runs, table.md, curves.png and longer.png."""
+    """Directory of all runs, table.md, curves.png and the other plots."""
 
     def check(self) -> None:
         """Raise ValueError on numbers and lists that cannot work, before any training."""
@@ -91,8 +91,8 @@ def _contenders(options: CompareOptions, recipe: str) -> tuple[str, tuple[str, .
 def write_report(runs: Sequence[Run], out: Path, command: str) -> list[Path]:
     """Write table.md, curves.png and, where tests reach beyond training, plots of these; return their paths.
 
-    longer.png for trained policies; for supervised experiments one plot for each size of the task, such as
-    lengths.png and items.png, and state.png where results tell the bytes of state.
+    longer.png for trained policies, RECIPE-sizes.png for teams; for supervised experiments one plot for each size of
+    the task, such as lengths.png and items.png, and state.png where results tell the bytes of state.
     """
     from scrubjay.experiments.plot import plot_longer, plot_runs
 
@@ -106,7 +106,7 @@ def write_report(runs: Sequence[Run], out: Path, command: str) -> list[Path]:
     for alike in supervised.values():
         sections += [*_size_table(alike), *_accuracy_tables(alike)]
     write_atomically(out / "table.md", "\n\n".join(sections) + "\n")
-    written = [out / "table.md", plot_runs(runs, out / "curves.png")]
+    written = [out / "table.md", plot_runs(runs, out / "curves.png"), *team_plots(runs, out)]
     tables = [(run, longer[run.path]) for run in runs if longer[run.path]]
     if tables:
         written.append(plot_longer(tables, out / "longer.png"))

@@ -28,14 +28,32 @@ def team_tables(runs: Sequence[Run], out: Path) -> list[str]:
     Rules play the episodes that the runs' results are of. Kept in `out`, computed once.
     """
     tables = []
-    teams = [run for run in runs if isinstance(run.config, TeamTaskConfig)]
-    teams = [run for run in teams if "episodic_return" in run.result]  # else it was not evaluated
-    for recipe in dict.fromkeys(run.config.recipe for run in teams):
-        alike = [run for run in teams if run.config.recipe == recipe]
+    for recipe, alike in _evaluated(runs).items():
         tables.append(_measures(alike, out))
         if recipe in SIZES:
-            tables += _other_sizes(alike, out)
+            tables += _size_tables(alike, out)
     return tables
+
+
+def team_plots(runs: Sequence[Run], out: Path) -> list[Path]:
+    """Draw the measures at other sizes for each recipe that is tested there, and return the paths."""
+    from scrubjay.experiments.team_plots import plot_sizes
+
+    paths = []
+    for recipe, alike in _evaluated(runs).items():
+        if recipe in SIZES:
+            name, trained = SIZES[recipe][0], int(_config(alike[0]).env.kwargs[SIZES[recipe][0]])
+            paths.append(plot_sizes(_at_sizes(alike, out), name, trained, out / f"{recipe}-sizes.png"))
+    return paths
+
+
+def _evaluated(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Return the runs of teams that were judged at their end, by recipe."""
+    by_recipe: dict[str, list[Run]] = {}
+    for run in runs:
+        if isinstance(run.config, TeamTaskConfig) and "episodic_return" in run.result:
+            by_recipe.setdefault(run.config.recipe, []).append(run)
+    return by_recipe
 
 
 def _measures(runs: Sequence[Run], out: Path) -> str:
@@ -56,7 +74,8 @@ def _measures(runs: Sequence[Run], out: Path) -> str:
     return _table(f"{config.recipe}, means over {config.eval_episodes} episodes:", names, rows)
 
 
-def _other_sizes(runs: Sequence[Run], out: Path) -> list[str]:
+def _at_sizes(runs: Sequence[Run], out: Path) -> dict[str, dict[int, list[Scores]]]:
+    """Return what shared actors and rules come to at every size, by label and size, one entry for each seed."""
     config = _config(runs[0])
     name, values = SIZES[config.recipe]
     scores: dict[str, dict[int, list[Scores]]] = {}
@@ -81,6 +100,12 @@ def _other_sizes(runs: Sequence[Run], out: Path) -> list[str]:
                     file, lambda make=make, seed=seed, resized=resized: _play(make(seed), resized, seed)
                 )
                 scores.setdefault(f"rule: {rule}", {}).setdefault(value, []).append(played)
+    return scores
+
+
+def _size_tables(runs: Sequence[Run], out: Path) -> list[str]:
+    config, scores = _config(runs[0]), _at_sizes(runs, out)
+    name, values = SIZES[config.recipe]
     measures = [name for name in next(iter(scores.values()))[values[0]][0] if name not in _HIDDEN]
     return [
         _table(

@@ -8,6 +8,7 @@ from scrubjay.memory.first_use import imported_on_first_use
 
 if TYPE_CHECKING:
     from scrubjay.memory.bank import MemoryBank
+    from scrubjay.memory.bank_surprise import SurpriseConfig
     from scrubjay.memory.base import Memory, MemoryConfig, State, detach_state
     from scrubjay.memory.check import MemoryLawError, check_memory
     from scrubjay.memory.registry import list_memories, make, make_config, name_of, register
@@ -21,6 +22,7 @@ __all__ = [
     "SequenceConfig",
     "SequenceModel",
     "State",
+    "SurpriseConfig",
     "check_memory",
     "detach_state",
     "list_memories",
@@ -36,6 +38,7 @@ __getattr__ = imported_on_first_use(
     __name__,
     {
         "bank": ["MemoryBank"],
+        "bank_surprise": ["SurpriseConfig"],
         "base": ["Memory", "MemoryConfig", "State", "detach_state"],
         "check": ["MemoryLawError", "check_memory"],
         "registry": ["list_memories", "make", "make_config", "name_of", "register"],

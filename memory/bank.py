@@ -5,7 +5,7 @@ old one, whose validity ends; `forget` alone deletes, and does so physically. Wr
 
 Recall has HCAM's shape over text (Lampinen et al. 2021, arXiv 2105.14039): a query is scored against summaries of
 chunks (a conversation's segments, a document's sections), then against the records inside the chosen ones; words
-nominate too, and reciprocal ranks fuse both. Without embeddings words alone nominate.
+nominate too, and both scores are summed, each as far as it is sure. Without embeddings words alone nominate.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 
@@ -40,6 +40,9 @@ from scrubjay.memory.bank_transfer import BATCH, Restorer, check_row, read_rows
 from scrubjay.memory.bank_vectors import VectorIndex, stored_dimension, unit_vectors
 from scrubjay.memory.bank_write import Draft, Writer, check_text, encode_provenance
 
+if TYPE_CHECKING:
+    from scrubjay.memory.bank_surprise import Surprise, SurpriseConfig
+
 _COLUMNS = (
     "id, text, kind, namespace, trust, provenance, created, observed, renewed, valid_from, valid_to, importance, "
     "supersedes, sayings"
@@ -61,8 +64,9 @@ class Embeddings(Protocol):
 class MemoryBank:
     """Memories in an SQLite file, or in memory (`":memory:"`); safe for threads and several processes.
 
-    `clock` returns the present moment. `dense_weight` is what a place among embeddings counts where a place among
-    words counts 1: less for a weak model, more for questions that share few words with their answers. Raises ValueError on a file of a newer Scrubjay.
+    `clock` returns the present moment. `dense_weight` is what embeddings count where words count 1. `surprise` puts a
+    neural memory beside the records (`memory/bank_surprise.py`), off unless asked for. Raises ValueError on a file of a
+    newer Scrubjay.
     """
 
     def __init__(
@@ -70,13 +74,18 @@ class MemoryBank:
         path: str | Path,
         embeddings: Embeddings | None = None,
         clock: Callable[[], Time] = lambda: datetime.now(UTC),
-        dense_weight: float = 0.5,
+        dense_weight: float = 0.7,
+        surprise: SurpriseConfig | None = None,
     ) -> None:
         if dense_weight < 0:
             raise ValueError(f"dense_weight={dense_weight}: must not be negative")
+        if surprise is not None and embeddings is None:
+            raise ValueError(f"surprise={surprise}: it is found in embeddings; pass some")
         self._embeddings, self._clock, self._dense_weight = embeddings, clock, dense_weight
         self._store = Store(path)
         self._index: VectorIndex | None = None
+        self._surprise_config = surprise
+        self._surprise: Surprise | None = None
 
     def add(
         self,
@@ -165,7 +174,9 @@ class MemoryBank:
     def embedded(self, drafts: list[Draft]) -> list[Draft]:
         """Return the drafts with their embeddings: before a transaction, as others must not wait for a model."""
         vectors = self._embed([draft.text for draft in drafts])
-        return [draft._replace(vector=v) for draft, v in zip(drafts, vectors, strict=True)]
+        drafts = [draft._replace(vector=v) for draft, v in zip(drafts, vectors, strict=True)]
+        surprise = None if not drafts or vectors[0] is None else self._surprised(len(vectors[0]))
+        return drafts if surprise is None else surprise.judged(drafts)
 
     def write(self, drafts: list[Draft]) -> list[str]:
         """Write embedded drafts, all or nothing, and return the ids of the records that say what they do."""
@@ -231,6 +242,9 @@ class MemoryBank:
         vector = None
         if self._embeddings is not None and query.strip():
             vector = unit_vectors([self._embeddings.embed_query(query)], 1)[0]
+            surprise = self._surprised(len(vector))
+            if surprise is not None and surprise.config.recall_weight:
+                vector = surprise.recalled(vector)
         with self._store.reading() as connection:
             index = None if vector is None else self._refreshed_index(connection, len(vector))
             hits = []
@@ -351,6 +365,13 @@ class MemoryBank:
         if vector is not None:
             _check_dimension(stored_dimension(connection), len(vector))
             connection.execute("UPDATE facts SET value = ? WHERE name = 'dimension'", (len(vector),))
+
+    def _surprised(self, dimension: int) -> Surprise | None:
+        if self._surprise_config is not None and self._surprise is None:
+            from scrubjay.memory.bank_surprise import Surprise  # it brings torch along
+
+            self._surprise = Surprise(self._store, self._surprise_config, dimension)
+        return self._surprise
 
     def _refreshed_index(self, connection: sqlite3.Connection, dimension: int) -> VectorIndex:
         _check_dimension(stored_dimension(connection), dimension)

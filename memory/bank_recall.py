@@ -1,34 +1,36 @@
-"""Recall from a bank: two arms nominate, reciprocal ranks fuse them, recency and importance nudge.
+"""Recall from a bank: two arms score, each as far as it is sure of itself; recency and importance nudge.
 
-Reciprocal rank fusion with the constant 60: Cormack, Clarke and Büttcher 2009. Its scores are close together, a
-first place and a sixth 8 % apart, so the factors for recency and importance move one by 2 % each at most: both at
-their worst cost the best record five places.
+Scores are summed, each a part of its arm's best, as a convex combination beats a fusion of ranks (Bruch, Gai and
+Ingber 2023, arXiv 2210.11934). But no weight serves all queries: one that shares only a name with a hundred records
+learns little from words, one in a language that the embeddings never saw learns nothing from them. So an arm's part is
+weighed by what its scores themselves tell:
+
+- words: by how much of the query the best record covers, to the power of 1.5, and how far it stands above the tenth;
+- embeddings: by the cube of how far the best cosine stands above the mean of all.
 """
 
 from __future__ import annotations
 
-import collections
 import hashlib
+import heapq
 import itertools
 import sqlite3
 from dataclasses import dataclass
 
 import numpy as np
 
+from scrubjay.memory.bank_keyword import Keyword, keyword_scores
 from scrubjay.memory.bank_record import Explanation
+from scrubjay.memory.bank_store import select
 from scrubjay.memory.bank_vectors import Near, VectorIndex
-from scrubjay.memory.bank_words import match_expression
 
-_FUSION = 60
 _SWAY = 0.02
 _HALF_LIFE = 30 * 86400.0  # seconds in which recency halves
 _TOP_CHUNKS = 256
-_TOP_CHUNKS_BY_WORDS = 128
-_SHARING = 1000
-_SHARES = (0.4, 0.2, 0.1, 0.05)  # of a score, lent to neighbours in the chunk, one step away, two, and so on
-_SPREAD = [(sign * step, share) for step, share in enumerate(_SHARES, 1) for sign in (-1, 1)]
 _DEPTH = 4
 _LEAST_DEPTH = 60
+_CROWD = 10  # the best word match is compared with the one of this place
+_LEAST_DISTINCTION = 0.02  # words alone must rank even where all score alike
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,13 @@ class Filter:
             parts.append("namespace >= ? AND namespace < ?")
             values += [self.namespace, self.namespace[:-1] + "\x20"]
         return " AND ".join(parts), values
+
+    def scope(self) -> str:
+        """Return the beginning of an expression of FTS5 that only records of these kinds and namespace match."""
+        parts = [[_scope_word(kind) for kind in self.kinds]] if self.kinds is not None else []
+        if self.namespace:
+            parts.append([_scope_word(self.namespace)])
+        return "".join(f"scope : ({' OR '.join(names)}) AND " for names in parts)
 
     def allows(self, namespace: str, kind: str) -> bool:
         """Return whether records of this namespace and kind may be seen."""
@@ -90,97 +99,79 @@ def recall(
 ) -> list[tuple[int, float, Explanation]]:
     """Return number, score and explanation of the `k` best records, best first."""
     depth = max(_DEPTH * k, _LEAST_DEPTH)
-    keyword = _keyword(connection, query, filter, depth)
-    near: dict[int, tuple[int, Near]] = {}
+    keyword = keyword_scores(connection, query, filter.scope(), *filter.condition())
+    by_words = heapq.nlargest(depth, keyword.scores, key=lambda number: (keyword.scores[number], number))
+    near: dict[int, Near] = {}
+    mean = 0.0
     if vector is not None and index is not None:
-        near = {
-            n.number: (rank, n) for rank, n in enumerate(_dense(connection, vector, index, filter, depth), 1)
-        }
+        mean, nearest = _dense(connection, vector, index, filter, depth, by_words)
+        near = {n.number: n for n in nearest}
+    word_weight = _word_weight(keyword)
+    excess = {number: max(0.0, place.score - mean) for number, place in near.items()}
+    dense_weight *= max(excess.values(), default=0.0) ** 2
+    keyword_ranks = _ranks({number: keyword.scores[number] for number in by_words})
+    dense_ranks = _ranks({number: place.score for number, place in near.items()})
     found = []
-    for number, renewed, importance in _select(
-        connection, "number, renewed, importance", keyword.keys() | near.keys()
-    ):
-        dense_rank, place = near.get(number, (None, None))
-        ranked = ((1.0, keyword.get(number)), (dense_weight, dense_rank))
-        fused = sum(weight / (_FUSION + rank) for weight, rank in ranked if rank is not None)
+    for number, renewed, importance in select(connection, "number, renewed, importance", {*by_words, *near}):
+        place = near.get(number)
+        from_words = word_weight * keyword.scores.get(number, 0.0)
+        from_embeddings = dense_weight * excess.get(number, 0.0)
         age = max(0.0, now - renewed)
         explanation = Explanation(
-            keyword_rank=keyword.get(number),
-            dense_rank=dense_rank,
+            keyword_rank=keyword_ranks.get(number),
+            dense_rank=dense_ranks.get(number),
             chunk_rank=place.chunk_rank if place else None,
             cosine=place.cosine if place else None,
-            fused=fused,
+            from_words=from_words,
+            from_embeddings=from_embeddings,
             recency=1 + _SWAY * (2 * 0.5 ** (age / _HALF_LIFE) - 1),
             importance=1 + _SWAY * (2 * importance - 1),
         )
-        found.append((number, fused * explanation.recency * explanation.importance, explanation))
-    found.sort(key=lambda hit: (-hit[1], -hit[0]))
-    return found[:k]
+        score = (from_words + from_embeddings) * explanation.recency * explanation.importance
+        # Below the mean all scores are 0: the more alike, the better even there.
+        found.append((number, score, explanation, place.score if place else -np.inf))
+    found.sort(key=lambda hit: (-hit[1], -hit[3], -hit[0]))
+    return [(number, score, explanation) for number, score, explanation, _ in found[:k]]
 
 
-def _keyword(connection: sqlite3.Connection, query: str, filter: Filter, limit: int) -> dict[int, float]:
-    """Return the rank of each record that shares words with the query; equals share the mean of their places."""
-    expression = match_expression(query)
-    if expression is None:
-        return {}
-    expression = f"body : ({expression})"
-    scopes = [[_scope_word(kind) for kind in filter.kinds]] if filter.kinds is not None else []
-    if filter.namespace:
-        scopes.append([_scope_word(filter.namespace)])
-    for names in scopes:
-        expression = f"scope : ({' OR '.join(names)}) AND {expression}"
-    condition, values = filter.condition()
-    rows = connection.execute(
-        "SELECT number, -rank, chunk, place FROM words JOIN records ON number = words.rowid "
-        f"WHERE words MATCH ? AND {condition} ORDER BY rank LIMIT ?",
-        [expression, *values, _SHARING],
-    ).fetchall()
-    scores = {number: score for number, score, _, _ in rows}
-    around: dict[tuple[int, int], float] = collections.defaultdict(float)
-    coarse: dict[int, float] = collections.defaultdict(float)
-    for _, score, chunk, place in rows:
-        coarse[chunk] += score * score
-        for distance, share in _SPREAD:
-            around[chunk, place + distance] += share * score
-    chosen = sorted(coarse, key=coarse.__getitem__, reverse=True)[:_TOP_CHUNKS_BY_WORDS]
-    for number, chunk, place in _select(
-        connection, "number, chunk, place", chosen, condition, values, "chunk"
-    ):
-        if (chunk, place) in around:
-            scores[number] = scores.get(number, 0.0) + around[chunk, place]
-    best = sorted(scores.items(), key=lambda scored: -scored[1])[:limit]
+def _word_weight(keyword: Keyword) -> float:
+    """Return what makes of BM25 a part of the best score, weighed by how sure words are."""
+    if not keyword.scores:
+        return 0.0
+    best, *crowd = heapq.nlargest(_CROWD, keyword.scores.values())
+    distinction = 1 - crowd[-1] / best if len(crowd) == _CROWD - 1 else 1.0
+    return keyword.coverage**1.5 * max(distinction, _LEAST_DISTINCTION) / best
+
+
+def _ranks(scores: dict[int, float]) -> dict[int, float]:
+    """Return places by score from 1; equals share the mean of theirs."""
+    best = sorted(scores, key=lambda number: -scores[number])
     ranks: dict[int, float] = {}
-    for _, equals in itertools.groupby(best, key=lambda scored: scored[1]):
-        numbers = [number for number, _ in equals]
+    for _, equals in itertools.groupby(best, key=lambda number: scores[number]):
+        numbers = list(equals)
         ranks.update(dict.fromkeys(numbers, len(ranks) + (len(numbers) + 1) / 2))
     return ranks
 
 
 def _dense(
-    connection: sqlite3.Connection, vector: np.ndarray, index: VectorIndex, filter: Filter, limit: int
-) -> list[Near]:
+    connection: sqlite3.Connection,
+    vector: np.ndarray,
+    index: VectorIndex,
+    filter: Filter,
+    limit: int,
+    also: list[int],
+) -> tuple[float, list[Near]]:
+    """Return the mean cosine of all that may be seen, and the nearest that hold, with those of `also`."""
     condition, values = filter.condition()
     wanted = limit
     while True:
         # What no longer holds is in the index still: look deeper until enough is left.
-        near = index.nearest(vector, filter.allows, _TOP_CHUNKS, wanted)
-        allowed = {n for (n,) in _select(connection, "number", [n.number for n in near], condition, values)}
+        mean, near = index.nearest(vector, filter.allows, _TOP_CHUNKS, wanted, also)
+        allowed = {n for (n,) in select(connection, "number", [n.number for n in near], condition, values)}
         kept = [n for n in near if n.number in allowed]
         if len(kept) >= limit or len(near) < wanted:
-            return kept[:limit]
+            return mean, kept
         wanted *= 4
-
-
-def _select(connection, columns, numbers, condition="1", values=(), key="number") -> list[tuple]:
-    numbers = list(numbers)
-    rows: list[tuple] = []
-    for first in range(0, len(numbers), 500):  # older SQLites take at most 999 values
-        some = numbers[first : first + 500]
-        marks = ", ".join("?" * len(some))
-        rows += connection.execute(
-            f"SELECT {columns} FROM records WHERE {key} IN ({marks}) AND {condition}", [*some, *values]
-        )
-    return rows
 
 
 def _scope_word(name: str) -> str:

@@ -16,18 +16,20 @@ Time = datetime | float
 
 @dataclass(frozen=True)
 class Explanation:
-    """Why a hit is where it is: `score` is `fused * recency * importance`."""
+    """Why a hit is where it is: `score` is `(from_words + from_embeddings) * recency * importance`."""
 
     keyword_rank: float | None
     """Place among the records that share words with the query, from 1, equals in the middle of theirs; else None."""
-    dense_rank: int | None
-    """Place among the records whose embeddings are like the query's; None if not among them."""
+    dense_rank: float | None
+    """Place among the records whose embeddings were compared with the query's; None without embeddings."""
     chunk_rank: int | None
     """Place of the record's chunk among chunk summaries, from 1; None without embeddings."""
     cosine: float | None
     """Similarity of the record's embedding to the query's."""
-    fused: float
-    """Sum over the ranks of `weight / (60 + rank)`, weight 1 for words, the bank's `dense_weight` for embeddings."""
+    from_words: float
+    """Score as a part of the best one's, times how sure words are."""
+    from_embeddings: float
+    """How far above the mean of all the record stands, times how sure embeddings are and the bank's `dense_weight`."""
     recency: float
     """Factor for age, 1.02 for the present moment down to 0.98."""
     importance: float

@@ -10,7 +10,7 @@ import contextlib
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 _PATIENCE = 30.0  # seconds to wait for another process's write
@@ -176,6 +176,26 @@ class Store:
                 if "locked" not in str(error) or time.monotonic() > deadline:
                     raise
                 time.sleep(0.01)
+
+
+def select(
+    connection: sqlite3.Connection,
+    columns: str,
+    numbers: Iterable[int],
+    condition: str = "1",
+    values: Sequence[object] = (),
+    key: str = "number",
+) -> list[tuple]:
+    """Return columns of the records whose `key` is among `numbers` and that meet the condition, in no order."""
+    numbers = list(numbers)
+    rows: list[tuple] = []
+    for first in range(0, len(numbers), 500):  # older SQLites take at most 999 values
+        some = numbers[first : first + 500]
+        marks = ", ".join("?" * len(some))
+        rows += connection.execute(
+            f"SELECT {columns} FROM records WHERE {key} IN ({marks}) AND {condition}", [*some, *values]
+        )
+    return rows
 
 
 def _layout(connection: sqlite3.Connection, name: str) -> int:

@@ -7,7 +7,7 @@ chunks whose summaries score best, and only there to single memories. Here both 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,11 +18,16 @@ SHARES = (0.2, 0.1, 0.05, 0.025)
 
 
 class Near(NamedTuple):
-    """A record near a query: its number, cosine and the place of its chunk among the summaries, from 1."""
+    """A record near a query."""
 
     number: int
+    """Its number."""
     cosine: float
-    chunk_rank: int
+    """Its own cosine."""
+    score: float
+    """That, and what neighbours in its chunk lend."""
+    chunk_rank: int | None
+    """Place of its chunk among the chosen summaries, from 1; None if it was not chosen."""
 
 
 class VectorIndex:
@@ -47,28 +52,46 @@ class VectorIndex:
             self._append(batch)
 
     def nearest(
-        self, query: np.ndarray, allows: Callable[[str, str], bool], top_chunks: int, limit: int
-    ) -> list[Near]:
-        """Return up to `limit` records of the `top_chunks` best chunks whose namespace and kind are allowed."""
+        self,
+        query: np.ndarray,
+        allows: Callable[[str, str], bool],
+        top_chunks: int,
+        limit: int,
+        also: Sequence[int] = (),
+    ) -> tuple[float, list[Near]]:
+        """Return the mean cosine of all that is allowed, and up to `limit` records of the `top_chunks` best chunks.
+
+        Allowed are namespaces and kinds; records with numbers in `also` come behind, whatever their chunk.
+        """
         allowed = np.array([allows(*scope) for scope in self._scopes], dtype=bool)
         if not allowed.any():
-            return []
-        sums = self._sums[: len(self._chunks)]
-        norms = np.sqrt(np.einsum("md,md->m", sums, sums))
-        coarse = sums @ query / np.maximum(norms, 1e-12)
-        coarse[~allowed[self._scope_of_chunk[: len(self._chunks)]]] = -np.inf
-        best = _largest(coarse, top_chunks)
-        best = best[np.isfinite(coarse[best])]
-        place = np.zeros(len(self._chunks), dtype=np.int64)
+            return 0.0, []
+        chunks = len(self._chunks)
+        sizes, sums = self._sizes[:chunks], self._sums[:chunks] @ query
+        allowed_chunks = allowed[self._scope_of_chunk[:chunks]] & (sizes > 0)
+        coarse = np.where(allowed_chunks, sums / self._norms[:chunks], -np.inf)
+        best = _largest(coarse, min(top_chunks, int(allowed_chunks.sum())))
+        place = np.zeros(chunks, dtype=np.int64)
         place[best] = np.arange(1, len(best) + 1)
-        place_of_row = place[self._chunk_of_row[: self._count]]
-        rows = np.flatnonzero(place_of_row)
+        known = np.searchsorted(self._numbers[: self._count], also)
+        known = known[known < self._count]
+        known = known[np.isin(self._numbers[known], also)]
+        looked = place > 0
+        looked[self._chunk_of_row[known]] = True
+        rows = np.flatnonzero(looked[self._chunk_of_row[: self._count]])
         rows = rows[np.argsort(self._chunk_of_row[rows], kind="stable")]
         fine = self._matrix[rows] @ query
         shared = _shared_in_chunk(fine, self._chunk_of_row[rows])
-        return [
-            Near(int(self._numbers[rows[i]]), float(fine[i]), int(place_of_row[rows[i]]))
-            for i in _largest(shared, limit)
+        place_of_row = place[self._chunk_of_row[rows]]
+        chosen = _largest(
+            np.where(place_of_row > 0, shared, -np.inf), min(limit, int((place_of_row > 0).sum()))
+        )
+        behind = np.flatnonzero(np.isin(rows, known))
+        taken = [*chosen, *np.setdiff1d(behind, chosen)]
+        mean = float(sums[allowed_chunks].sum() / max(1, sizes[allowed_chunks].sum()))
+        return mean, [
+            Near(int(self._numbers[rows[i]]), float(fine[i]), float(shared[i]), int(place_of_row[i]) or None)
+            for i in taken
         ]
 
     def _clear(self) -> None:
@@ -78,32 +101,48 @@ class VectorIndex:
         self._chunk_of_row = np.zeros(0, dtype=np.int64)
         self._chunks: dict[int, int] = {}
         self._sums = np.zeros((0, self._dimension), dtype=np.float32)
+        self._norms = np.zeros(0, dtype=np.float32)
+        self._sizes = np.zeros(0, dtype=np.int64)
         self._scope_of_chunk = np.zeros(0, dtype=np.int64)
         self._scopes: dict[tuple[str, str], int] = {}
 
     def _append(self, batch: list[tuple[int, bytes, int, str, str]]) -> None:
         first, last = self._count, self._count + len(batch)
+        rows = slice(first, last)
+        numbers, blobs, chunks, namespaces, kinds = zip(*batch, strict=True)
         self._numbers = _with_room(self._numbers, last)
         self._matrix = _with_room(self._matrix, last)
         self._chunk_of_row = _with_room(self._chunk_of_row, last)
-        for row, (number, blob, chunk, namespace, kind) in enumerate(batch, first):
-            scope = self._scopes.setdefault((namespace, kind), len(self._scopes))
-            index = self._chunks.setdefault(chunk, len(self._chunks))
-            if index >= len(self._sums):
-                self._sums = _with_room(self._sums, index + 1)
-                self._scope_of_chunk = _with_room(self._scope_of_chunk, index + 1)
-            self._numbers[row], self._chunk_of_row[row], self._scope_of_chunk[index] = number, index, scope
-            self._matrix[row] = np.frombuffer(blob, dtype=np.float32)
-            self._sums[index] += self._matrix[row]
-        self._count, self._newest = last, int(self._numbers[last - 1])
+        self._numbers[rows] = numbers
+        self._matrix[rows] = np.frombuffer(b"".join(blobs), dtype=np.float32).reshape(len(batch), -1)
+        self._chunk_of_row[rows] = [self._chunks.setdefault(chunk, len(self._chunks)) for chunk in chunks]
+        self._sums = _with_room(self._sums, len(self._chunks))
+        self._norms = _with_room(self._norms, len(self._chunks))
+        self._sizes = _with_room(self._sizes, len(self._chunks))
+        self._scope_of_chunk = _with_room(self._scope_of_chunk, len(self._chunks))
+        self._scope_of_chunk[self._chunk_of_row[rows]] = [
+            self._scopes.setdefault(scope, len(self._scopes)) for scope in zip(namespaces, kinds, strict=True)
+        ]
+        self._summarise(self._chunk_of_row[rows], self._matrix[rows])
+        self._count, self._newest = last, numbers[-1]
 
     def _drop_missing(self, connection: sqlite3.Connection) -> None:
         there = np.array([n for (n,) in connection.execute("SELECT number FROM vectors")], dtype=np.int64)
         kept = np.flatnonzero(np.isin(self._numbers[: self._count], there))
         self._numbers, self._matrix = self._numbers[kept], self._matrix[kept]
         self._chunk_of_row, self._count = self._chunk_of_row[kept], len(kept)
-        self._sums = np.zeros_like(self._sums)
-        np.add.at(self._sums, self._chunk_of_row, self._matrix)
+        self._sums[:], self._norms[:], self._sizes[:] = 0, 1, 0
+        self._summarise(self._chunk_of_row, self._matrix)
+
+    def _summarise(self, chunks: np.ndarray, vectors: np.ndarray) -> None:
+        """Add vectors to the sums of their chunks."""
+        if not len(chunks):
+            return
+        order = np.argsort(chunks, kind="stable")
+        touched, firsts = np.unique(chunks[order], return_index=True)
+        self._sums[touched] += np.add.reduceat(vectors[order], firsts)
+        self._sizes[touched] += np.diff([*firsts, len(chunks)])
+        self._norms[touched] = np.maximum(np.linalg.norm(self._sums[touched], axis=1), 1e-12)
 
 
 def stored_dimension(connection: sqlite3.Connection) -> int | None:

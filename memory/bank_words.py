@@ -33,12 +33,17 @@ def index_text(text: str) -> str:
     return _RUN.sub(lambda run: f" {' '.join(_pairs(run[0]))} {run[0][-1]} ", normalise(text))
 
 
-def match_expression(query: str) -> str | None:
-    """Return the FTS5 expression that any word of the query satisfies, None if it has no words."""
+def match_terms(query: str) -> list[str]:
+    """Return the words of a query, each once and as FTS5 wants them; stop words only where there is nothing else."""
     terms = [word for word in words(query) if word not in STOP_WORDS] or words(query)
     # A lone character of an unspaced script is the beginning of a pair, or the last one of a run.
-    quoted = (f'"{term}"*' if len(term) == 1 and _RUN.match(term) else f'"{term}"' for term in terms)
-    return " OR ".join(list(dict.fromkeys(quoted))[:_MOST_TERMS]) or None
+    quoted = (f'"{term}"*' if len(term) == 1 and is_unspaced(term) else f'"{term}"' for term in terms)
+    return list(dict.fromkeys(quoted))[:_MOST_TERMS]
+
+
+def is_unspaced(term: str) -> bool:
+    """Return whether a word is of a script without spaces between words."""
+    return _RUN.match(term.strip('"*')) is not None
 
 
 def words(text: str) -> list[str]:

@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -45,6 +46,8 @@ _TASKS: tuple[tuple[str, dict[str, Any]], ...] = (
 class EnvsBench:
     """Sizes of the measurement."""
 
+    only: str = ""
+    """Measure only environments whose name holds this, such as `UAV`; all if empty."""
     rows: tuple[int, ...] = (256, 1024)
     """Numbers of environments in a batch."""
     single_steps: int = 20
@@ -58,21 +61,29 @@ class EnvsBench:
 
 
 def main(bench: EnvsBench) -> None:
-    """Measure and print the table."""
+    """Measure and print the table. Raises ValueError if `only` is in no environment's name."""
+    contests = {name: contest for name, contest in _contests(bench).items() if bench.only in name}
+    if not contests:
+        raise ValueError(f"only={bench.only!r} is in none of: {'; '.join(_contests(bench))}")
     print(
         f"random actions, 1 thread; medians of {bench.repeats}; {os.cpu_count()} CPUs, numpy {np.__version__}\n"
     )
     print("| environment | rows | loop, steps/s | SyncVectorEnv, steps/s | ours, steps/s | ours / loop |")
     print("|---|---|---|---|---|---|")
+    for name, contest in contests.items():
+        for rows in bench.rows:
+            loop, *sync, ours = contest(rows)
+            cells = [f"{loop:,.0f}", f"{sync[0]:,.0f}" if sync else "", f"{ours:,.0f}", f"{ours / loop:.0f}"]
+            print(f"| {name} | {rows} | {' | '.join(cells)} |", flush=True)
+
+
+def _contests(bench: EnvsBench) -> dict[str, Callable[[int], tuple[float, ...]]]:
+    """Return by name what measures an environment with so many rows."""
+    contests: dict[str, Callable[[int], tuple[float, ...]]] = {}
     for env_id, options in _TASKS:
-        for rows in bench.rows:
-            loop, sync, ours = _measure(bench, env_id, options, rows)
-            name = ", ".join([env_id.split("/")[1], *(f"{key}={value}" for key, value in options.items())])
-            print(f"| {name} | {rows} | {loop:,.0f} | {sync:,.0f} | {ours:,.0f} | {ours / loop:.0f} |")
-    for preset in uav.PRESETS:
-        for rows in bench.rows:
-            loop, ours = _measure_uav(bench, preset, rows)
-            print(f"| UAV-v0, {preset} | {rows} | {loop:,.0f} | | {ours:,.0f} | {ours / loop:.0f} |")
+        name = ", ".join([env_id.split("/")[1], *(f"{key}={value}" for key, value in options.items())])
+        contests[name] = partial(_measure, bench, env_id, options)
+    return contests | {f"UAV-v0, {preset}": partial(_measure_uav, bench, preset) for preset in uav.PRESETS}
 
 
 def _measure(bench: EnvsBench, env_id: str, options: dict[str, Any], rows: int) -> tuple[float, float, float]:

@@ -20,6 +20,7 @@ from scrubjay.experiments.methods import METHODS, with_method
 from scrubjay.experiments.recipes import uav_small
 from scrubjay.experiments.team_engine import TeamEngine, evaluate_result
 from scrubjay.experiments.team_evaluation import PolicyActor, evaluate_team, rules
+from scrubjay.experiments.team_report import SIZES
 from scrubjay.experiments.team_task import TeamTaskConfig
 from scrubjay.experiments.teams import TeamEnvConfig
 from scrubjay.memory import make_config
@@ -203,6 +204,24 @@ def test_a_comparison_sets_methods_beside_rules(tmp_path, here):
     assert "jain" in table
     assert "means over 3 episodes" in table
     assert {json.loads(file.read_text())["episodes"] for file in (tmp_path / "out").glob("*-rule-*")} == {3}
+
+
+def test_a_shared_actor_is_compared_with_rules_in_teams_of_other_sizes(tmp_path, here, monkeypatch):
+    monkeypatch.setitem(SIZES, "uav-three", ("num_uavs", (2, 3)))
+    code, out, err = here(
+        "compare", "--recipes", "uav-three", "--methods", "gamatr-shared", "hatrpo", "--seeds", "0", "--jobs", "1",
+        "--out", "out", "--", "--set", "num_users=6", "--set", "max_steps=6", "--env.num-envs", "4",
+        "--segment-length", "6", "--total-steps", "24", "--eval-episodes", "3",
+    )  # fmt: skip
+    assert code == 0, err
+    assert out.endswith("out/uav-three-sizes.png\n")
+    table = (tmp_path / "out" / "table.md").read_text()
+    returns = table.partition("trained at num_uavs 3, episodic_return at:")[2].partition("\n\nuav-three")[0]
+    labels = [line.split(" | ")[0].removeprefix("| ") for line in returns.strip().splitlines()]
+    # HATRPO has an actor for each of three, and none for others.
+    assert labels == ["method", "---", "gamatr-shared", "rule: random", "rule: static", "rule: follow"]
+    png = (tmp_path / "out" / "uav-three-sizes.png").read_bytes()
+    assert png.startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scrubjay.memory import MemoryBank
+from scrubjay.memory import MemoryBank, bank_keyword
 from scrubjay.memory.bank_document import split_document
 
 DAY = timedelta(days=1)
@@ -214,11 +214,24 @@ def test_words_and_embeddings_both_nominate_and_the_explanation_adds_up(clock):
         assert why(hits["tool ecology"]).dense_rank is not None
         for hit in hits.values():
             found = why(hit)
-            assert found.fused == pytest.approx(
-                sum(w / (60 + rank) for w, rank in ((1, found.keyword_rank), (0.3, found.dense_rank)) if rank)
-            )
-            assert hit.score == pytest.approx(found.fused * found.recency * found.importance)
+            total = found.from_words + found.from_embeddings
+            assert hit.score == pytest.approx(total * found.recency * found.importance)
         assert bank.search("ocelot")[0].explanation is None
+
+
+def test_words_that_too_many_records_hold_choose_none_but_weigh(bank, monkeypatch):
+    monkeypatch.setattr(bank_keyword, "_MOST_MATCHES", 5)
+    bank.add("an early boat", merge=False)
+    bank.add("a heron by the water", merge=False)
+    bank.add("a heron by the boat", merge=False)
+    for n in range(40):
+        bank.add(f"boat number {n}", kind="task")
+    assert texts(bank.search("heron boat", kinds="conversation"))[0] == "a heron by the boat"
+    found = texts(bank.search("heron boat", k=50))
+    assert found[0] == "a heron by the boat"
+    assert "a heron by the water" in found
+    # The newest five, and their neighbours: the chunk of 16 begins at 32.
+    assert set(texts(bank.search("boat", k=50))) == {f"boat number {n}" for n in range(32, 40)}
 
 
 def test_recency_and_importance_move_a_record_by_few_places(bank, clock):

@@ -3,7 +3,7 @@ import sqlite3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scrubjay.memory.bank_words import index_text, match_expression
+from scrubjay.memory.bank_words import index_text, match_terms
 
 HAN = st.text(alphabet="天地玄黄宇宙洪荒日月盈昃", min_size=1, max_size=12)
 
@@ -12,9 +12,9 @@ def found(text: str, query: str) -> bool:
     connection = sqlite3.connect(":memory:")
     connection.execute("CREATE VIRTUAL TABLE t USING fts5(body, tokenize = 'porter unicode61')")
     connection.execute("INSERT INTO t VALUES (?)", (index_text(text),))
-    expression = match_expression(query)
-    return expression is not None and bool(
-        connection.execute("SELECT 1 FROM t WHERE t MATCH ?", (expression,)).fetchall()
+    terms = match_terms(query)
+    return bool(terms) and bool(
+        connection.execute("SELECT 1 FROM t WHERE t MATCH ?", (" OR ".join(terms),)).fetchall()
     )
 
 
@@ -42,6 +42,6 @@ def test_words_are_found_by_their_stem_width_and_accent():
 
 
 def test_stop_words_count_only_where_there_is_nothing_else():
-    assert match_expression("Where is the cat?") == '"cat"'
-    assert match_expression("To be or not to be") == '"to" OR "be" OR "or" OR "not"'
-    assert match_expression("?!") is None
+    assert match_terms("Where is the cat? The cat!") == ['"cat"']
+    assert match_terms("To be or not to be") == ['"to"', '"be"', '"or"', '"not"']
+    assert match_terms("?!") == []

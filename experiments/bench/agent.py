@@ -1,0 +1,144 @@
+"""What an agent adds to the time of its model and tools: KwaiAgent against a bare LangGraph loop.
+
+    pip install langgraph
+    OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.bench.agent
+
+Both get the same model, which replies from a script at once, and the same tool, which adds two numbers; they take turns
+in one process. A step is a call of the model, a call of the tool, and all between. Prints a table. Options: `--help`.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import tyro
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.runnables import Runnable
+from langchain_core.tools import tool
+from langchain_core.utils.function_calling import convert_to_openai_tool
+
+from scrubjay.agents.kwai import KwaiAgent, Limits
+from scrubjay.memory import MemoryBank
+
+_SHORT = 1  # steps of the shorter of two answers whose difference is the time of steps
+
+
+@dataclass(frozen=True)
+class AgentBench:
+    """Sizes of the measurement."""
+
+    steps: tuple[int, ...] = (5, 20)
+    """Tools run before the answer."""
+    repeats: int = 30
+    """Answers of each."""
+
+
+class Script(BaseChatModel):
+    """Calls the tool so many times, with other numbers each time, then answers."""
+
+    steps: int
+
+    @property
+    def _llm_type(self) -> str:
+        return "script"
+
+    def bind_tools(self, tools: Any, **kwargs: Any) -> Runnable[Any, AIMessage]:
+        """Return the model with tools, as a provider's has them."""
+        return self.bind(tools=[convert_to_openai_tool(one) for one in tools], **kwargs)
+
+    def _generate(
+        self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, **kwargs: Any
+    ) -> ChatResult:
+        done = sum(isinstance(message, ToolMessage) for message in messages)
+        usage = {"input_tokens": 10, "output_tokens": 5, "total_tokens": 15}
+        if done < self.steps and "tools" in kwargs:
+            call = {"name": "add", "args": {"a": done, "b": 1}, "id": f"call_{done}", "type": "tool_call"}
+            reply = AIMessage("", tool_calls=[call], usage_metadata=usage)
+        else:
+            reply = AIMessage("The sum is known.", usage_metadata=usage)
+        return ChatResult(generations=[ChatGeneration(message=reply)])
+
+
+@tool
+def add(a: int, b: int) -> int:
+    """Add two numbers."""
+    return a + b
+
+
+def contestants(steps: int) -> dict[str, Callable[[], Any]]:
+    """Return what answers one question, by name, the peer first."""
+    from langgraph.graph import END, START, MessagesState, StateGraph
+    from langgraph.prebuilt import ToolNode, create_react_agent, tools_condition
+
+    model = Script(steps=steps)
+    question = "What is the sum of all these numbers?"
+    asked: Any = {"messages": [("user", question)]}
+    deep: Any = {"recursion_limit": 4 * steps + 10}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its deprecation in favour of langchain's, which adds to it
+        prebuilt = create_react_agent(model, [add])
+    bound = model.bind_tools([add])
+    graph: Any = StateGraph(MessagesState)
+    graph.add_node("model", lambda state: {"messages": [bound.invoke(state["messages"])]})
+    graph.add_node("tools", ToolNode([add]))
+    graph.add_edge(START, "model")
+    graph.add_conditional_edges("model", tools_condition, {"tools": "tools", END: END})
+    graph.add_edge("tools", "model")
+    by_hand = graph.compile()
+    limits = Limits(tool_calls=steps + 1)
+    ours = KwaiAgent(model, [add], max_steps=steps + 1, limits=limits)
+    bank = MemoryBank(":memory:")
+    remembering = KwaiAgent(model, [add], max_steps=steps + 1, limits=limits, memory=bank)
+    return {
+        "LangGraph, a graph of model and tools": lambda: by_hand.invoke(asked, deep),
+        "LangGraph's create_react_agent": lambda: prebuilt.invoke(asked, deep),
+        "KwaiAgent": lambda: ours.invoke(question),
+        "KwaiAgent with a MemoryBank": lambda: remembering.invoke(question),
+    }
+
+
+def measure(steps: int, repeats: int) -> dict[str, float]:
+    """Return the median seconds of the processor for an answer of each, taken in turns; the first round warms up."""
+    running = contestants(steps)
+    seconds: dict[str, list[float]] = {name: [] for name in running}
+    for _ in range(repeats + 1):
+        for name, answer in running.items():
+            began = time.process_time()
+            result = answer()
+            seconds[name].append(time.process_time() - began)
+            ran = sum(isinstance(message, ToolMessage) for message in result["messages"])
+            if ran != steps:
+                raise RuntimeError(f"{name} ran {ran} tools instead of {steps}")
+    return {name: statistics.median(times[1:]) for name, times in seconds.items()}
+
+
+def main() -> None:
+    """Measure and print."""
+    config = tyro.cli(AgentBench, description=__doc__)
+    short = measure(_SHORT, config.repeats)
+    versions = ", ".join(f"{name} {version(name)}" for name in ("langchain-core", "langgraph"))
+    print(
+        f"Milliseconds of the processor, all threads, medians of {config.repeats} answers; {versions}; one thread\n"
+    )
+    headers = "".join(f" answer of {steps} steps | each further step |" for steps in config.steps)
+    print(f"| agent |{headers}\n|{'---|' * (2 * len(config.steps) + 1)}")
+    rows: dict[str, list[float]] = {name: [] for name in short}
+    for steps in config.steps:
+        for name, seconds in measure(steps, config.repeats).items():
+            rows[name] += [seconds, (seconds - short[name]) / (steps - _SHORT)]
+    first = next(iter(rows.values()))
+    for name, row in rows.items():
+        cells = (f"{1000 * value:.2f} ({value / base:.2f}x)" for value, base in zip(row, first, strict=True))
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()

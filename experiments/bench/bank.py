@@ -1,0 +1,229 @@
+"""What a memory bank costs: writing, searching, opening, disk and memory, from a thousand records to a million.
+
+    OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.bench.bank
+
+Texts are 12 words out of 50,000 as unevenly frequent as a language's, with a number of their own; vectors are drawn at
+random around one of 2,000 centres. Times are of the processor, so that other work on the machine does not count; a
+search's hold the question's own embedding, which costs nothing here. Every bank is searched in a process of its own.
+Banks beyond `--writes` records are copies of the one of so many, made in SQL, put together; banks in `--folder` are
+used again by the next run. Prints tables. Options: `--help`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import resource
+import shutil
+import sqlite3
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+from scrubjay.memory import MemoryBank
+
+_VOCABULARY, _WORDS, _CENTRES = 50_000, 12, 2_000
+_TENTHS = 10
+
+
+@dataclass(frozen=True)
+class BankBench:
+    """Sizes of the measurement."""
+
+    folder: Path = Path(tempfile.gettempdir()) / "scrubjay-banks"
+    """Where the banks are made; a million records need 6 GB."""
+    writes: int = 100_000
+    """Single writes of the first table."""
+    sizes: tuple[int, ...] = (1_000, 10_000, 100_000, 1_000_000)
+    """Records of the banks that are searched."""
+    searches: int = 100
+    """Searches of each."""
+    dimension: int = 384
+    """Numbers of an embedding."""
+
+
+class Texts:
+    """Texts and questions by seed."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = np.random.default_rng(seed)
+        frequency = 1 / (np.arange(_VOCABULARY) + 10.0)
+        self._total = np.cumsum(frequency / frequency.sum())
+        self._written = 0
+
+    def write(self) -> str:
+        """Return a text that was not there before."""
+        self._written += 1
+        return f"{self._draw(_WORDS)} n{self._written}"
+
+    def ask(self) -> str:
+        """Return a question of five words."""
+        return self._draw(5)
+
+    def _draw(self, count: int) -> str:
+        return " ".join(f"w{word}" for word in np.searchsorted(self._total, self._random.random(count)))
+
+
+class CheapEmbeddings:
+    """A vector by the hash of a text: one of the centres, and noise."""
+
+    def __init__(self, dimension: int) -> None:
+        self._dimension = dimension
+        self._centres = np.random.default_rng(0).standard_normal((_CENTRES, dimension), dtype=np.float32)
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Return a vector per text."""
+        return [self.embed_query(text) for text in texts]
+
+    def embed_query(self, text: str) -> list[float]:
+        """Return a question's vector."""
+        random = np.random.default_rng(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()))
+        noise = random.standard_normal(self._dimension, dtype=np.float32)
+        return (self._centres[random.integers(_CENTRES)] + noise).tolist()
+
+
+def milliseconds(action: Callable[[], object], count: int, name: str) -> tuple[float, float]:
+    """Return the median and the 99th percentile of the processor's time of an action."""
+    times, said = [], time.monotonic()
+    for number in range(count):
+        began = time.process_time()
+        action()
+        times.append(1000 * (time.process_time() - began))
+        if time.monotonic() - said > 10:
+            said = time.monotonic()
+            print(f"{name}: {number:,}/{count:,}", file=sys.stderr, flush=True)
+    return float(np.median(times)), float(np.quantile(times, 0.99))
+
+
+def fill(path: Path, embeddings: CheapEmbeddings | None, size: int) -> list[tuple[float, float]]:
+    """Write a bank of `size` records one by one; return what `milliseconds` says of each tenth."""
+    texts = Texts(0)
+    part = path.with_suffix(".part")
+    for left in part.parent.glob(f"{part.name}*"):
+        left.unlink()
+    with MemoryBank(part, embeddings) as bank:
+        found = [
+            milliseconds(
+                lambda: bank.add(texts.write()), size // _TENTHS, f"{path.name}, {tenth + 1} of {_TENTHS}"
+            )
+            for tenth in range(_TENTHS)
+        ]
+    part.rename(path)
+    return found
+
+
+def multiply(source: Path, path: Path, copies: int) -> None:
+    """Make a bank of so many copies of another's records."""
+    part = path.with_suffix(".part")
+    for left in part.parent.glob(f"{part.name}*"):
+        left.unlink()
+    shutil.copy(source, part)
+    connection = sqlite3.connect(part, isolation_level=None)
+    columns = [row[1] for row in connection.execute("PRAGMA table_info(records)")]
+    moved = {"number": "number + ?1", "chunk": "chunk + ?1", "id": "id || ?1"}
+    (size,) = connection.execute("SELECT MAX(number) FROM records").fetchone()
+    for copy in range(1, copies):
+        offset = (copy * size,)
+        connection.execute("BEGIN")
+        connection.execute(
+            f"INSERT INTO records ({', '.join(columns)}) SELECT "
+            f"{', '.join(str(moved.get(c, c)) for c in columns)} FROM records WHERE number <= {size}",
+            offset,
+        )
+        connection.execute(
+            f"INSERT INTO words (rowid, scope, body) SELECT rowid + ?1, scope, body FROM words WHERE rowid <= {size}",
+            offset,
+        )
+        connection.execute(
+            f"INSERT INTO marks SELECT mark, number + ?1 FROM marks WHERE number <= {size}", offset
+        )
+        connection.execute(
+            f"INSERT INTO vectors SELECT number + ?1, vector FROM vectors WHERE number <= {size}", offset
+        )
+        connection.execute("COMMIT")
+        print(f"{path.name}: {copy + 1} of {copies} copies", file=sys.stderr, flush=True)
+    connection.close()
+    part.rename(path)
+
+
+def searched(path: Path, embeddings: CheapEmbeddings | None, searches: int) -> dict[str, float]:
+    """Return what searches of a bank cost: milliseconds of the first, the median, the 99th percentile; and bytes."""
+    texts = Texts(1)
+    before = _most_memory()
+    with MemoryBank(path, embeddings) as bank:
+        first, _ = milliseconds(lambda: bank.search(texts.ask()), 1, f"{path.name}, the first search")
+        median, worst = milliseconds(lambda: bank.search(texts.ask()), searches, f"{path.name}, searches")
+        return {"first": first, "median": median, "worst": worst, "memory": _most_memory() - before}
+
+
+def flat_scan(size: int, dimension: int) -> float:
+    """Return the median milliseconds of one product of `size` vectors with a query, and its best ten."""
+    vectors = np.random.default_rng(0).standard_normal((size, dimension), dtype=np.float32)
+
+    def scan() -> np.ndarray:
+        return np.argpartition(vectors @ vectors[0], -10)[-10:]
+
+    return milliseconds(scan, 20, "flat scan")[0]
+
+
+def main() -> None:
+    """Measure and print."""
+    config = tyro.cli(BankBench, description=__doc__)
+    config.folder.mkdir(parents=True, exist_ok=True)
+    embeddings = CheapEmbeddings(config.dimension)
+    print(f"SQLite {sqlite3.sqlite_version}, numpy {np.__version__}, one thread\n")
+    base = config.folder / f"vectors_{config.writes}.db"
+    columns = {
+        "words": _remembered(config.folder / f"words_{config.writes}.db", None, config.writes),
+        "words and vectors": _remembered(base, embeddings, config.writes),
+    }
+    print("Milliseconds of a write, median / 99th percentile, by how many were written before:\n")
+    print(f"| records | {' | '.join(columns)} |\n|---|---|---|")
+    for tenth, cells in enumerate(zip(*columns.values(), strict=True)):
+        shown = " | ".join(f"{median:.2f} / {worst:.2f}" for median, worst in cells)
+        print(f"| {tenth * config.writes // _TENTHS:,} | {shown} |")
+    print("\nMilliseconds of a search for 10, median / 99th percentile, and of the first after opening:\n")
+    print(
+        "| records | MB on disk | words | words and vectors | first | MB of memory | flat scan of vectors |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for size in config.sizes:
+        path = config.folder / f"vectors_{size}.db"
+        if not path.exists():
+            if size > config.writes:
+                multiply(base, path, size // config.writes)
+            else:
+                fill(path, embeddings, size)
+        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+            words = pool.apply(searched, (path, None, config.searches))
+            both = pool.apply(searched, (path, embeddings, config.searches))
+            flat = pool.apply(flat_scan, (size, config.dimension))
+        print(
+            f"| {size:,} | {path.stat().st_size / 1e6:,.0f} | {words['median']:.1f} / {words['worst']:.1f} | "
+            f"{both['median']:.1f} / {both['worst']:.1f} | {both['first']:,.0f} | {both['memory'] / 1e6:,.0f} | "
+            f"{flat:.1f} |",
+            flush=True,
+        )
+
+
+def _remembered(path: Path, embeddings: CheapEmbeddings | None, size: int) -> list[tuple[float, float]]:
+    """Return what `fill` returned, from the file beside the bank if it was filled before."""
+    notes = path.with_suffix(".json")
+    if not (path.exists() and notes.exists()):
+        notes.write_text(json.dumps(fill(path, embeddings, size)))
+    return json.loads(notes.read_text())
+
+
+def _most_memory() -> int:
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+if __name__ == "__main__":
+    main()
