@@ -26,6 +26,9 @@ VERBS = {
     "inspect": "show a language model's attention: sinks, retrieval heads, maps",
     "longcontext": "measure what context policies keep of a long text, and its cost",
     "chat": "talk to a local language model, as long as you like",
+    "agent": "ask an agent that plans, calls tools and remembers",
+    "memory": "search, show, add to, export or import an agent's memory",
+    "kagentbench": "score an agent's predictions on KAgentBench",
 }
 
 

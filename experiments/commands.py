@@ -272,6 +272,32 @@ def chat(words: Sequence[str]) -> int:
         return Chat(options, Console()).run()
 
 
+def memory(words: Sequence[str]) -> int:
+    """`scrubjay memory add|search|show|forget|import|export FILE ...`."""
+    from scrubjay.experiments.bank_commands import memory
+
+    return memory(words)
+
+
+def agent(words: Sequence[str]) -> int:
+    """`scrubjay agent [QUESTION] [--model NAME] [--tools NAME,...] [--memory FILE]`."""
+    from scrubjay.experiments.agent import run_agent
+    from scrubjay.experiments.agent_options import AgentOptions
+
+    options = parse(AgentOptions, words, "scrubjay agent")
+    with bad_input():
+        return run_agent(options)
+
+
+def kagentbench(words: Sequence[str]) -> int:
+    """`scrubjay kagentbench FILE [PREDICTIONS]`."""
+    from scrubjay.experiments.kagentbench import KAgentBenchOptions, run_kagentbench
+
+    options = parse(KAgentBenchOptions, words, "scrubjay kagentbench")
+    with bad_input():
+        return run_kagentbench(options)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "resume": resume,
@@ -287,6 +313,9 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "inspect": inspect,
     "longcontext": longcontext,
     "chat": chat,
+    "agent": agent,
+    "memory": memory,
+    "kagentbench": kagentbench,
 }
 
 

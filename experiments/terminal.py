@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 
 import gymnasium
 
 from scrubjay.experiments.arguments import UsageError
+
+# Control characters but tab and line feed, and those that turn the direction of writing or show nothing at all.
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\U000e0000-\U000e007f]")
 
 
 @contextlib.contextmanager
@@ -34,3 +38,8 @@ def table(rows: Sequence[Sequence[str]]) -> str:
         "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     )
+
+
+def printable(text: str) -> str:
+    """Return `text` without what would steer the terminal: a page that an agent read must not write over its screen."""
+    return _STEERING.sub("\N{REPLACEMENT CHARACTER}", text)

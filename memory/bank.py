@@ -10,12 +10,15 @@ nominate too, and both scores are summed, each as far as it is sure. Without emb
 
 from __future__ import annotations
 
+import itertools
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import numpy as np
 
 from scrubjay.memory.bank_document import split_document
 from scrubjay.memory.bank_duplicates import unpack_marks
@@ -33,6 +36,7 @@ from scrubjay.memory.bank_record import (
     to_seconds,
 )
 from scrubjay.memory.bank_store import Store
+from scrubjay.memory.bank_transfer import BATCH, Restorer, check_row, read_rows
 from scrubjay.memory.bank_vectors import VectorIndex, stored_dimension, unit_vectors
 from scrubjay.memory.bank_write import Draft, Writer, check_text, encode_provenance
 
@@ -169,12 +173,9 @@ class MemoryBank:
 
     def embedded(self, drafts: list[Draft]) -> list[Draft]:
         """Return the drafts with their embeddings: before a transaction, as others must not wait for a model."""
-        if self._embeddings is None or not drafts:
-            return drafts
-        texts = [draft.text for draft in drafts]
-        vectors = unit_vectors(self._embeddings.embed_documents(texts), len(texts))
+        vectors = self._embed([draft.text for draft in drafts])
         drafts = [draft._replace(vector=v) for draft, v in zip(drafts, vectors, strict=True)]
-        surprise = self._surprised(len(vectors[0]))
+        surprise = None if not drafts or vectors[0] is None else self._surprised(len(vectors[0]))
         return drafts if surprise is None else surprise.judged(drafts)
 
     def write(self, drafts: list[Draft]) -> list[str]:
@@ -182,10 +183,7 @@ class MemoryBank:
         if not drafts:
             return []
         with self._store.writing() as connection:
-            if drafts[0].vector is not None:
-                dimension = len(drafts[0].vector)
-                _check_dimension(stored_dimension(connection), dimension)
-                connection.execute("UPDATE facts SET value = ? WHERE name = 'dimension'", (dimension,))
+            self._note_dimension(connection, drafts[0].vector)
             writer = Writer(connection)
             return [writer.write(draft) for draft in drafts]
 
@@ -292,6 +290,35 @@ class MemoryBank:
             ).fetchall()
         return [text for _, text in rows]
 
+    def export(self) -> Iterator[dict[str, Any]]:
+        """Yield every record as JSON values, the oldest first: those that no longer hold and all wordings included.
+
+        What other threads and processes write meanwhile may be among them.
+        """
+        last = 0
+        while True:
+            with self._store.reading() as connection:
+                last, rows = read_rows(connection, last)
+            if not rows:
+                return
+            yield from rows
+
+    def restore(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[bool]:
+        """Write what `export` gave, and yield of each record whether it was new; ids that are there stay untouched.
+
+        Hundreds are written at once, and those yielded for are safe: going on after a break begins from the start.
+        Raises ValueError or TypeError on what is no such record.
+        """
+        rows, restorer = iter(rows), Restorer()
+        while batch := list(itertools.islice(rows, BATCH)):
+            for row in batch:
+                check_row(row)
+            vectors = self._embed([row["text"] for row in batch])
+            with self._store.writing() as connection:
+                self._note_dimension(connection, vectors[0])
+                new = [restorer.restore(connection, row, v) for row, v in zip(batch, vectors, strict=True)]
+            yield from new
+
     def forget(self, id: str) -> bool:
         """Delete a record for good: text, wordings, embedding and index entries; return whether there was one.
 
@@ -328,6 +355,16 @@ class MemoryBank:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _embed(self, texts: list[str]) -> Sequence[np.ndarray | None]:
+        if self._embeddings is None or not texts:
+            return [None] * len(texts)
+        return list(unit_vectors(self._embeddings.embed_documents(texts), len(texts)))
+
+    def _note_dimension(self, connection: sqlite3.Connection, vector: np.ndarray | None) -> None:
+        if vector is not None:
+            _check_dimension(stored_dimension(connection), len(vector))
+            connection.execute("UPDATE facts SET value = ? WHERE name = 'dimension'", (len(vector),))
 
     def _surprised(self, dimension: int) -> Surprise | None:
         if self._surprise_config is not None and self._surprise is None:

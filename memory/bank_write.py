@@ -46,9 +46,7 @@ class Writer:
 
     def write(self, draft: Draft) -> str:
         """Return the id of the record that now says what the draft does."""
-        scope = f"{draft.namespace}\0{draft.kind}\0{draft.trust}"
-        meaning = duplicates.meaning_of(draft.text, draft.vector)
-        digest, marks = duplicates.digest_of(scope, draft.text), duplicates.marks_of(scope, meaning)
+        meaning, digest, marks = fingerprint(draft)
         if draft.merge:
             same = self._find_same(draft, meaning, digest, marks)
             if same is not None:
@@ -117,13 +115,19 @@ class Writer:
         )
 
     def _insert(self, draft: Draft, digest: bytes, marks: list[int]) -> str:
-        id, connection = uuid.uuid4().hex, self._connection
-        valid_from = draft.valid_from
-        if valid_from is None and draft.supersedes is not None:
-            valid_from = draft.observed
+        id = uuid.uuid4().hex
+        if draft.valid_from is None and draft.supersedes is not None:
+            draft = draft._replace(valid_from=draft.observed)
         chunk, place = self._place(draft)
+        columns = {"id": id, "renewed": draft.observed, "chunk": chunk, "place": place}
+        number = self.insert(draft, digest, marks, columns)
+        if chunk == 0:
+            self._open_chunk(draft, number)
+        return id
+
+    def insert(self, draft: Draft, digest: bytes, marks: list[int], columns: dict[str, Any]) -> int:
+        """Write a record, with what a draft does not say in `columns`, and what finds it; return its number."""
         row: dict[str, Any] = {
-            "id": id,
             "text": draft.text,
             "kind": draft.kind,
             "namespace": draft.namespace,
@@ -131,22 +135,19 @@ class Writer:
             "provenance": draft.provenance,
             "created": draft.created,
             "observed": draft.observed,
-            "renewed": draft.observed,
-            "valid_from": valid_from,
+            "valid_from": draft.valid_from,
             "valid_to": draft.valid_to,
             "importance": draft.importance,
             "supersedes": draft.supersedes,
             "digest": digest,
             "marks": duplicates.pack_marks(marks),
-            "chunk": chunk,
-            "place": place,
+            **columns,
         }
+        connection = self._connection
         number = connection.execute(
             f"INSERT INTO records ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", list(row.values())
         ).lastrowid
         assert number is not None
-        if chunk == 0:
-            self._open_chunk(draft, number)
         connection.execute(
             "INSERT INTO words (rowid, scope, body) VALUES (?, ?, ?)",
             (number, scope_words(draft.namespace, draft.kind), index_text(draft.text)),
@@ -156,7 +157,7 @@ class Writer:
         )
         if draft.vector is not None:
             connection.execute("INSERT INTO vectors VALUES (?, ?)", (number, draft.vector.tobytes()))
-        return id
+        return number
 
     def _place(self, draft: Draft) -> tuple[int, int]:
         """Return the chunk that the draft goes on with, and its place there; chunk 0 for one that it begins."""
@@ -182,6 +183,13 @@ class Writer:
         if draft.section is not None:
             self._chunk_of_section[draft.section] = chunk
         self._connection.execute("UPDATE records SET chunk = ? WHERE number = ?", (chunk, number))
+
+
+def fingerprint(draft: Draft) -> tuple[duplicates.Meaning, bytes, list[int]]:
+    """Return what a draft says, the hash of its text, and the marks by which its like is found."""
+    scope = f"{draft.namespace}\0{draft.kind}\0{draft.trust}"
+    meaning = duplicates.meaning_of(draft.text, draft.vector)
+    return meaning, duplicates.digest_of(scope, draft.text), duplicates.marks_of(scope, meaning)
 
 
 def encode_provenance(provenance: dict[str, Any]) -> str:

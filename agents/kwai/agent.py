@@ -27,8 +27,8 @@ from scrubjay.agents.kwai.recall import Recall
 from scrubjay.agents.kwai.remembering import Remembers
 from scrubjay.agents.kwai.text import clean, estimate_tokens
 from scrubjay.agents.kwai.transcript import mend
-from scrubjay.agents.kwai.turn import Turn
-from scrubjay.agents.kwai.untrusted import is_trusted
+from scrubjay.agents.kwai.turn import Supplied, Turn
+from scrubjay.agents.kwai.untrusted import TAINTED, is_trusted
 
 _PLANNING = ("auto", "native", "json")
 
@@ -38,11 +38,14 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
 
     Input: a question, messages that end with one, or `{"messages": ..., "knowledge": [documents]}`. Output: a
     dictionary of `messages` (the input's, every call with its result, the answer), `answer`, `steps`, `events`,
-    `stopped` (finished, steps, tool_calls, tokens, seconds, no_progress or unreadable_plan), `usage`, and
-    `tainted`. `stream` yields the same in parts that add up to it, the answer as it is written.
+    `stopped` (finished, steps, tool_calls, tokens, seconds, no_progress or unreadable_plan), `usage`, `tainted`,
+    `knowledge`, and `recalled`, the records that memory brought up last. `stream` yields the same in parts that add
+    up to it, the answer as it is written.
 
     `config={"configurable": {"namespace": (...), "thread_id": ...}}` says whose memory and which conversation.
-    What the model or the memory raises is raised; what a tool raises is told to the planner.
+    Knowledge is data as what tools return is, and taints as it does, but for a Document that its owner vouches for
+    with `metadata={"untrusted": False}`. What the model or the memory raises is raised; what a tool raises is told to
+    the planner.
     """
 
     def __init__(
@@ -63,10 +66,10 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
     ) -> None:
         """Put an agent together.
 
-        `planning`: native tool calls, plans as JSON text, or what the model offers. `approve` is asked before a
-        tool with `metadata={"side_effect": True}` runs after text from outside was read; without it, it does not
-        run. `recalled`: records of `memory` shown before each step. Raises ValueError or TypeError on what cannot
-        work.
+        `planning`: native tool calls, plans as JSON text, or what the model offers. `approve` is asked, after text
+        from outside was read, before a tool with `metadata={"side_effect": True}` runs, and before a tool that is
+        not `{"untrusted": False}` is given an address that only the model wrote; without it, neither is run.
+        `recalled`: records of `memory` shown before each step. Raises ValueError or TypeError on what cannot work.
         """
         if max_steps < 1:
             raise ValueError(
@@ -81,7 +84,7 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
         self.limits = limits or Limits()
         self.tools = _by_name(tools)
         self._model, self._memory, self._namespace, self._recalled = model, memory, namespace, recalled
-        self._count_tokens, self._clock, self._max_steps = count_tokens, clock, max_steps
+        self._count_tokens, self._clock, self.max_steps = count_tokens, clock, max_steps
         self._prompts = load_prompts(self.profile.language)
         self._context = Context(
             self.profile, self._prompts, list(self.tools.values()), self.limits, count_tokens, max_steps
@@ -151,13 +154,13 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
             asked=cast("HumanMessage", messages[-1]),
             dialogue=spoken(messages[:-1]),
             knowledge=tuple(
-                passage
+                Supplied(passage, document.trusted)
                 for document in knowledge
-                for passage in passages(document, self.limits.result_tokens, self._count_tokens)
+                for passage in passages(document.text, self.limits.result_tokens, self._count_tokens)
             ),
             meter=Meter(self.limits, self._count_tokens),
             clock=self._clock,
-            tainted=any(isinstance(message, ToolMessage) and self._taints(message) for message in messages),
+            tainted=any(map(self._taints, messages)) or not all(document.trusted for document in knowledge),
         )
         parts = Parts(
             self._model,
@@ -166,7 +169,7 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
             Recall(self._memory if self._recalled else None, namespace, self._recalled, **thread),
             self._context,
             self._prompts,
-            self._max_steps,
+            self.max_steps,
         )
 
         def loop() -> Loop:
@@ -175,7 +178,9 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
 
         return loop()
 
-    def _taints(self, message: ToolMessage) -> bool:
+    def _taints(self, message: BaseMessage) -> bool:
+        if not isinstance(message, ToolMessage):
+            return bool(message.response_metadata.get(TAINTED))
         tool = self.tools.get(message.name or "")
         return tool is None or not is_trusted(tool)
 
@@ -203,7 +208,7 @@ def _by_name(tools: Sequence[BaseTool | Callable[..., Any]]) -> dict[str, BaseTo
     return by_name
 
 
-def _read_input(input: Any) -> tuple[list[BaseMessage], tuple[str, ...]]:
+def _read_input(input: Any) -> tuple[list[BaseMessage], tuple[Supplied, ...]]:
     knowledge: Any = ()
     if isinstance(input, Mapping):
         knowledge = input.get("knowledge", ())
@@ -220,7 +225,12 @@ def _read_input(input: Any) -> tuple[list[BaseMessage], tuple[str, ...]]:
         raise ValueError("the last message must be the user's question")
     if isinstance(knowledge, str):
         knowledge = (knowledge,)
-    return messages, tuple(clean(getattr(document, "page_content", document)) for document in knowledge)
+    return messages, tuple(_supplied(document) for document in knowledge)
+
+
+def _supplied(document: Any) -> Supplied:
+    text = clean(getattr(document, "page_content", document))
+    return Supplied(text, getattr(document, "metadata", {}).get("untrusted", True) is False)
 
 
 def _only(inputs: list[Any]) -> Any:

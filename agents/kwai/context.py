@@ -16,7 +16,7 @@ from scrubjay.agents.kwai.plans import FINISH, NOTHING
 from scrubjay.agents.kwai.profile import Profile
 from scrubjay.agents.kwai.prompts import Prompts
 from scrubjay.agents.kwai.remembering import Remembered
-from scrubjay.agents.kwai.turn import Turn
+from scrubjay.agents.kwai.turn import Supplied, Turn
 from scrubjay.agents.kwai.untrusted import fence
 
 
@@ -76,6 +76,10 @@ class Context:
         """Return a recalled record as data, with who worded it."""
         return fence(record.text, f"memory {record.kind} {record.id}", record.trust, self.prompts)
 
+    def render_knowledge(self, passage: Supplied) -> str:
+        """Return a supplied passage, as data unless the user vouches for it."""
+        return passage.text if passage.trusted else fence(passage.text, "knowledge", "supplied", self.prompts)
+
     def _system(self, turn: Turn, task: str) -> str:
         say, profile, now = self.prompts.say, self._profile, turn.clock()
         date = say(
@@ -101,7 +105,7 @@ class Context:
 
         say = self.prompts.say
         steps = [self.render_step(step) for step in turn.steps]
-        knowledge = [_Item(text, "knowledge") for text in turn.knowledge]
+        knowledge = [_Item(self.render_knowledge(passage), "knowledge") for passage in turn.knowledge]
         memories = [_Item(self.render_memory(record), "memories") for record in turn.recalled]
         reflection = [turn.reflection] if native and turn.reflection else []
         try:

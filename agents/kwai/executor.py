@@ -15,7 +15,7 @@ from scrubjay.agents.kwai.plans import Call
 from scrubjay.agents.kwai.prompts import Prompts
 from scrubjay.agents.kwai.text import clean
 from scrubjay.agents.kwai.turn import Turn
-from scrubjay.agents.kwai.untrusted import cut, fence, has_side_effect, is_trusted, sources_of
+from scrubjay.agents.kwai.untrusted import addresses, cut, fence, has_side_effect, is_trusted, sources_of
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,11 @@ class Executor:
         earlier = turn.meter.repeats(call.name, call.arguments)
         if earlier is not None:
             return Observation(say("repeated", tool=call.name, step=earlier), "error")
-        if turn.tainted and has_side_effect(tool):
+        objection = _objection(tool, call, turn)
+        if objection:
             approve = self._approve
             if approve is None or not (yield Do(lambda: approve(call))):
-                return Observation(say("blocked", tool=call.name), "error")
+                return Observation(say(objection, tool=call.name), "error")
         turn.meter.ran(call.name, call.arguments, step)
         seconds = turn.meter.seconds_for_a_tool()
         try:
@@ -112,6 +113,20 @@ class Executor:
 
     def _cut(self, text: str) -> str:
         return cut(text, self._limits.result_tokens, self._count_tokens, self._prompts)
+
+
+def _objection(tool: BaseTool, call: Call, turn: Turn) -> str | None:
+    """Return why a call needs approval once text from outside was read, which may have asked for it.
+
+    It changes things; or it goes to an address that nobody gave, in which the model may have written what it knows.
+    """
+    if not turn.tainted:
+        return None
+    if has_side_effect(tool):
+        return "blocked"
+    if is_trusted(tool):
+        return None
+    return None if all(map(turn.was_given, addresses(call.arguments))) else "blocked_address"
 
 
 def _is_validation_error(error: Exception) -> bool:

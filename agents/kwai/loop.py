@@ -22,6 +22,7 @@ from scrubjay.agents.kwai.prompts import Prompts
 from scrubjay.agents.kwai.recall import Recall
 from scrubjay.agents.kwai.text import clean
 from scrubjay.agents.kwai.turn import Turn
+from scrubjay.agents.kwai.untrusted import TAINTED
 
 Update = dict[str, Any]
 
@@ -56,6 +57,8 @@ def take_turn(parts: Parts, turn: Turn) -> Loop:
         "stopped": stopped,
         "usage": turn.meter.usage,
         "tainted": turn.tainted,
+        "knowledge": [passage.text for passage in turn.knowledge],
+        "recalled": turn.recalled,
     }
 
 
@@ -134,6 +137,10 @@ def _conclude(parts: Parts, turn: Turn, stopped: str) -> Generator[Update | Effe
         answer = AIMessage(turn.draft)
     else:
         answer = yield from _write(parts, turn, None if stopped == "finished" else stopped)
+    if turn.tainted:
+        # It may pass an order on: the next question, which sees it without what it rests on, must know.
+        metadata = answer.response_metadata | {TAINTED: True}
+        answer = answer.model_copy(update={"response_metadata": metadata})
     yield turn.event("conclusion", answer.text) | {"messages": [answer]}
     yield from parts.recall.remember_answer(turn, answer.text)
 

@@ -14,8 +14,8 @@ from scrubjay.agents.kwai.turn import Turn
 class Recall:
     """Keeps the three kinds of KwaiAgents apart: supplied knowledge, conversation, and tasks with their results.
 
-    What a tool worded, or an answer written after reading it, is kept with `trust="tool"`. It is shown as data when
-    it comes up again, taints the question it comes up for, and never gets into the profile.
+    What a tool or a supplied document worded, or an answer written after reading it, is kept with `trust="tool"`. It
+    is shown as data when it comes up again, taints the question it comes up for, and never gets into the profile.
     """
 
     def __init__(
@@ -26,8 +26,8 @@ class Recall:
 
     def remember_question(self, turn: Turn) -> Generator[Effect, Any, None]:
         """Keep the question and what was supplied with it."""
-        for document in turn.knowledge:
-            yield from self._add(turn, document, "knowledge", "user")
+        for passage in turn.knowledge:
+            yield from self._add(turn, passage.text, "knowledge", "user" if passage.trusted else "tool")
         yield from self._add(turn, turn.question, "conversation", "user", role="user")
 
     def remember_step(self, turn: Turn, step: Step) -> Generator[Effect, Any, None]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from langchain_core.messages import BaseMessage, HumanMessage
 
@@ -13,6 +14,14 @@ from scrubjay.agents.kwai.events import Action, Event, Step
 from scrubjay.agents.kwai.limits import Meter
 from scrubjay.agents.kwai.remembering import Remembered
 from scrubjay.agents.kwai.text import clean
+
+
+class Supplied(NamedTuple):
+    """A passage that came with the question."""
+
+    text: str
+    trusted: bool
+    """Whether the user vouches for it."""
 
 
 @dataclass
@@ -23,7 +32,7 @@ class Turn:
     """The user's message."""
     dialogue: list[BaseMessage]
     """What user and agent said before."""
-    knowledge: tuple[str, ...]
+    knowledge: tuple[Supplied, ...]
     """Documents supplied with the question."""
     meter: Meter
     clock: Callable[[], datetime]
@@ -46,6 +55,19 @@ class Turn:
     def question(self) -> str:
         """The user's words."""
         return clean(self.asked.text)
+
+    def was_given(self, address: str) -> bool:
+        """Return whether somebody else wrote this address: the user, or a source that did not hear it from us."""
+        said = [message.text for message in self.dialogue if isinstance(message, HumanMessage)]
+        said += [passage.text for passage in self.knowledge]
+        said += [record.text for record in self.recalled if record.trust == "user"]
+        # A tool may repeat what it was called with.
+        said += [
+            step.result
+            for step in self.steps
+            if not step.trusted and address not in json.dumps(step.arguments, ensure_ascii=False)
+        ]
+        return any(address in text for text in [self.question, *said])
 
     def event(self, action: Action, text: str) -> dict[str, Any]:
         """Return an update that says what happened."""

@@ -21,12 +21,19 @@ from scrubjay.agents.kwai.text import clean
 _tainted: ContextVar[bool] = ContextVar("tainted", default=True)
 _MARKS = re.compile(r"<{2,}|>{2,}|[«»《》]{2,}|[＜＞]{2,}")
 
+TAINTED = "scrubjay_tainted"
+"""In the metadata of an answer that was written after text from outside was read."""
+
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE)
+# Letters that no reader sees and a model reads all the same.
+_HIDDEN = re.compile("[\U000e0000-\U000e007f]")
+
 
 def fence(text: str, source: str, trust: str, prompts: Prompts) -> str:
     """Return `text` between two marks that it cannot contain, naming its `source` and `trust`."""
     number = secrets.token_hex(4)
     note = prompts.say("data_note", source=_one_line(source), trust=_one_line(trust))
-    return f"<<<{note} {number}>>>\n{_MARKS.sub(_defuse, clean(text))}\n<<<END {number}>>>"
+    return f"<<<{note} {number}>>>\n{_MARKS.sub(_defuse, _HIDDEN.sub('', clean(text)))}\n<<<END {number}>>>"
 
 
 def cut(text: str, tokens: int, count_tokens: Callable[[str], int], prompts: Prompts) -> str:
@@ -48,6 +55,21 @@ def is_trusted(tool: BaseTool) -> bool:
 def has_side_effect(tool: BaseTool) -> bool:
     """Return whether this tool changes things outside: `metadata={"side_effect": True}`."""
     return bool((tool.metadata or {}).get("side_effect", False))
+
+
+def addresses(arguments: Any) -> list[str]:
+    """Return the addresses, `scheme://...`, in the texts of a JSON value, names of fields included."""
+    found: list[str] = []
+    waiting = [arguments]  # not by recursion: a model chooses how deep it is
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            found += [address.rstrip(".,;:!?)]}>\"'") for address in _ADDRESS.findall(value)]
+        elif isinstance(value, dict):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, list):
+            waiting += value
+    return found
 
 
 @contextlib.contextmanager

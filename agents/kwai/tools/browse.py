@@ -101,4 +101,5 @@ BROWSE = ToolSpec(
     ),
     run=_run,
     network=True,
+    packages=("trafilatura",),
 )

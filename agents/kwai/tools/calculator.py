@@ -192,4 +192,5 @@ CALCULATOR = ToolSpec(
     ),
     arguments=(Argument("expression", str, Bilingual("the expression", "算术表达式")),),
     run=_run,
+    packages=("simpleeval",),
 )

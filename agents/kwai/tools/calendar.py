@@ -100,4 +100,5 @@ CALENDAR = ToolSpec(
         Argument("end", str | None, Bilingual("the last day, if several", "结束日期（可选）"), None),
     ),
     run=_run,
+    packages=("lunar_python",),
 )

@@ -128,4 +128,5 @@ HOLIDAYS = ToolSpec(
         ),
     ),
     run=_run,
+    packages=("holidays",),
 )

@@ -130,4 +130,5 @@ LUNAR_DATE = ToolSpec(
         Argument("leap_month", bool, Bilingual("the lunar month is the leap one", "农历月是否为闰月"), False),
     ),
     run=_run,
+    packages=("lunar_python",),
 )

@@ -90,4 +90,5 @@ SOLAR_TERMS = ToolSpec(
         Argument("year", int | None, Bilingual("the year; this one if left out", "年份，默认今年"), None),
     ),
     run=_run,
+    packages=("lunar_python",),
 )

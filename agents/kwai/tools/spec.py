@@ -81,13 +81,15 @@ class ToolSpec:
     """In the order of the call."""
     network: bool = False
     """It needs the network, and what it returns was written by strangers."""
+    packages: tuple[str, ...] = ()
+    """What must be installed for it to answer."""
 
 
 def build(spec: ToolSpec, around: Around) -> StructuredTool:
     """Return the langchain tool of `spec`.
 
-    Its `metadata` says whether it has side effects (none has) and whether its output is untrusted; its artifact is
-    `{"urls", "data", "recorded"}`. Failures are returned to the planner as a ToolMessage with status "error".
+    Its `metadata` says whether it has side effects (none has), whether its output is untrusted, and which packages it
+    needs; its artifact is `{"urls", "data", "recorded"}`. Failures are returned to the planner as a ToolMessage with status "error".
     """
     fields: dict[str, Any] = {
         argument.name: (
@@ -113,7 +115,12 @@ def build(spec: ToolSpec, around: Around) -> StructuredTool:
         response_format="content_and_artifact",
         handle_tool_error=str,
         handle_validation_error=lambda error: _describe(spec, error, around),
-        metadata={"side_effect": False, "untrusted": spec.network, "zh_name": spec.zh_name},
+        metadata={
+            "side_effect": False,
+            "untrusted": spec.network,
+            "zh_name": spec.zh_name,
+            "packages": spec.packages,
+        },
     )
 
 

@@ -62,4 +62,5 @@ WEB_SEARCH = ToolSpec(
     ),
     run=_run,
     network=True,
+    packages=("ddgs",),
 )

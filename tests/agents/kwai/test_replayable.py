@@ -25,7 +25,7 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
     max_leaves=4,
 )
-names = st.sampled_from(["echo", "crash", "quits", "task_complete", "no such tool!", ""]) | texts
+names = st.sampled_from(["echo", "crash", "quits", "mail", "task_complete", "no such tool!", ""]) | texts
 
 
 @st.composite
@@ -98,6 +98,40 @@ def test_any_text_as_plan(replies, native):
 @example([AIMessage("", tool_calls=[{"name": "echo", "args": {}, "id": None}] * 3)] * 10)
 def test_any_calls_as_plan(replies):
     check(KwaiAgent(ScriptedModel(replies=replies), [echo, crash, quits], max_steps=4).invoke("Why?"))
+
+
+deep = {"text": "https://a.example"}
+for _ in range(250):
+    deep = {"text": [deep]}
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(native_replies(), min_size=8, max_size=8), texts | st.just("https://a.example/x"), st.booleans()
+)
+@example([call("echo", id="deep", **deep)] * 8, "hi", True)
+@example([call("mail", id="m", text={"https://a.example/4711": 1})] * 8, "see https://a.example", False)
+def test_any_calls_after_outside_text_change_nothing_without_approval(replies, shown, approves):
+    asked, done = [], []
+
+    @tool
+    def mail(text: object = None) -> str:
+        """Send something."""
+        done.append(text)
+        return "sent"
+
+    mail.metadata = {"side_effect": True}
+
+    def approve(planned):
+        asked.append(planned.name)
+        return approves
+
+    # The worst case: whatever else is called, the tool that changes things is called too.
+    script = [call("echo", id="first", text=shown or "-"), *replies[:3], call("mail", id="last", text="x")]
+    model = ScriptedModel(replies=[*script, *replies])
+    agent = KwaiAgent(model, [echo, crash, quits, mail], max_steps=6, approve=approve)
+    check(agent.invoke("Why?"))
+    assert len(done) <= asked.count("mail") * approves
 
 
 @settings(max_examples=10, deadline=None)

@@ -1,0 +1,122 @@
+"""`scrubjay memory`, as it is typed."""
+
+import io
+import json
+from datetime import timedelta
+
+import pytest
+
+from scrubjay.memory import MemoryBank
+
+
+def ids(out):
+    return [line.split()[0] for line in out.splitlines() if line and not line.startswith(" ")]
+
+
+def test_what_is_added_is_found_explained_shown_and_forgotten(here):
+    code, added, _ = here("memory", "add", "m.db", "Vera lives in Lisbon", "--namespace", "user/ada")
+    assert code == 0
+    here("memory", "add", "m.db", "Jays cache acorns", "--kind", "task", "--trust", "tool")
+    code, out, _ = here("memory", "search", "m.db", "Where does Vera live?", "--explain")
+    assert code == 0
+    assert ids(out) == [added.strip()]
+    heading, text, why = out.splitlines()
+    assert heading.split()[2:] == ["knowledge", *heading.split()[3:5], "user"]
+    assert text.strip() == "Vera lives in Lisbon"
+    assert "keyword_rank 1" in why
+    assert here("memory", "search", "m.db", "Vera", "--namespace", "user/bob")[1] == ""
+    assert len(ids(here("memory", "search", "m.db", "jays", "--kinds", "task", "--trusts", "tool")[1])) == 1
+    assert "namespace: ['user', 'ada']" in here("memory", "show", "m.db", added.strip())[1]
+    assert here("memory", "forget", "m.db", added.strip())[1] == "forgotten: 1\n"
+    assert here("memory", "search", "m.db", "Vera")[1:] == ("", "nothing found\n")
+
+
+def test_a_search_looks_back_to_what_held_then(here):
+    old = here("memory", "add", "m.db", "Vera lives in Lisbon")[1].strip()
+    here("memory", "add", "m.db", "Vera lives in Porto", "--supersedes", old)
+    (now,) = map(json.loads, here("memory", "search", "m.db", "Vera", "--json")[1].splitlines())
+    assert (now["text"], now["supersedes"]) == ("Vera lives in Porto", old)
+    with MemoryBank("m.db") as bank:
+        record = bank.get(old)
+    assert record is not None
+    ended = record.valid_to
+    assert ended is not None
+    before = (ended - timedelta(microseconds=1)).isoformat()
+    found = here("memory", "search", "m.db", "Lisbon", "--at", before, "--json")[1]
+    assert json.loads(found.splitlines()[0])["id"] == old
+    assert f"until {ended.astimezone():%Y-%m-%d}" in here("memory", "show", "m.db", old)[1]
+
+
+def test_an_export_read_back_is_the_same_file(here, tmp_path, monkeypatch):
+    (tmp_path / "birds.md").write_text("# Jays\n\nThey cache acorns.\n\n# Eels\n\nThey travel.\n")
+    assert here("memory", "import", "m.db", "birds.md")[1] == "birds.md: 2 passages\n"
+    here("memory", "add", "m.db", "They cache acorns, jays do", "--trust", "user")
+    assert here("memory", "export", "m.db", "--out", "all.jsonl")[0] == 0
+    written = (tmp_path / "all.jsonl").read_text()
+    assert here("memory", "import", "n.db", "all.jsonl")[1] == "all.jsonl: 3 new, 0 were there\n"
+    assert here("memory", "import", "n.db", "all.jsonl")[1] == "all.jsonl: 0 new, 3 were there\n"
+    assert here("memory", "export", "n.db")[1] == written
+    monkeypatch.setattr("sys.stdin", io.StringIO(written))
+    assert here("memory", "import", "o.db", "-")[1] == "-: 3 new, 0 were there\n"
+    with MemoryBank("m.db") as bank:
+        records = bank.recent(9)
+    # A document is not trusted unless its reader says so.
+    assert [record.trust for record in records] == ["tool", "tool", "user"]
+    assert records[0].provenance == {"source": "birds.md", "section": "Jays"}
+
+
+def test_a_text_from_the_standard_input(here, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("from a pipe\n"))
+    id = here("memory", "add", "m.db", "-")[1].strip()
+    assert "from a pipe" in here("memory", "show", "m.db", id)[1]
+
+
+def test_a_record_cannot_steer_the_terminal(here):
+    here("memory", "add", "m.db", "red \x1b[31m alert \x9b2J \u202egnirts")
+    for words in (["show", "m.db"], ["search", "m.db", "alert"]):
+        out = here("memory", *words)[1]
+        assert "alert" in out
+        assert not set(out) & {"\x1b", "\x9b", "\u202e"}
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["searches", "m.db"], "did you mean 'search'"),
+        (["search", "m.db", "x"], "there is no memory m.db"),
+        (["export", "m.db"], "there is no memory m.db"),
+        (["add", "no/m.db", "x"], "there is no folder no"),
+        (["import", "m.db"], "import needs a file"),
+        (["import", "m.db", "no.md"], "there is no file no.md"),
+        (["add", "m.db", "x", "--kind", "rumour"], "rumour"),
+    ],
+)
+def test_mistakes_are_one_line_and_write_nothing(refused, words, told):
+    assert told in refused("memory", *words)
+
+
+def test_mistakes_in_a_file_are_named(here, tmp_path):
+    id = here("memory", "add", "m.db", "one")[1].strip()
+    (tmp_path / "bad.jsonl").write_text('\n{"id": 1\n')
+    (tmp_path / "worse.jsonl").write_text('{"id": "a"}\n')
+    (tmp_path / "no.db").write_text("This is a letter, and long enough to be taken for a database by nobody.")
+    for words, told in (
+        (["import", "m.db", "bad.jsonl"], "bad.jsonl, line 2 is not JSON"),
+        (["import", "m.db", "worse.jsonl"], "lacks text"),
+        (["search", "no.db", "x"], "no.db is no memory"),
+        (["show", "m.db", "abc"], "no record 'abc'"),
+        (["forget", "m.db", id, "abc"], "no record 'abc'"),
+        (["search", "m.db", "one", "--at", "noon"], "at='noon'"),
+        (["search", "m.db", "one", "--k", "0"], "k=0"),
+    ):
+        code, out, err = here("memory", *words)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert told in err
+    assert ids(here("memory", "show", "m.db")[1]) == [id]
+
+
+def test_help_names_every_action(here):
+    code, out, _ = here("memory")
+    assert code == 0
+    for action in ("add", "search", "show", "forget", "import", "export"):
+        assert f"  {action} " in out

@@ -1,0 +1,177 @@
+"""A bank written out and read back is the same bank: records, wordings, chunks, and so what a search finds."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scrubjay.memory import MemoryBank
+
+words = st.sampled_from(
+    [
+        "jay",
+        "acorn",
+        "cache",
+        "winter",
+        "tree",
+        "the",
+        "not",
+        "7",
+        "42",
+        "Lisbon",
+        "松鸦",
+        "藏",
+        "橡果",
+        "冬天",
+    ]
+)
+texts = st.lists(words, min_size=1, max_size=8).map(" ".join) | st.text(
+    st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20
+).filter(str.strip)
+moments = st.floats(0, 4e9, allow_nan=False)
+
+
+@st.composite
+def histories(draw):
+    """Return calls of add, add_document and forget, the latter by place among the ids so far."""
+    add = st.fixed_dictionaries(
+        {
+            "text": texts,
+            "kind": st.sampled_from(["knowledge", "conversation", "task", "episode"]),
+            "namespace": st.sampled_from([(), ("user",), ("user", "ada")]),
+            "observed": moments,
+            "trust": st.sampled_from(["user", "agent", "tool"]),
+            "importance": st.floats(0, 1),
+            "merge": st.booleans(),
+            "thread": st.none() | texts,
+        }
+    )
+    replace = st.tuples(st.just("supersede"), st.integers(0, 30), texts)
+    forget = st.tuples(st.just("forget"), st.integers(0, 30))
+    document = st.lists(texts, min_size=1, max_size=4).map(lambda parts: "\n\n# Next\n\n".join(parts))
+    return draw(st.lists(add | replace | forget | document, min_size=1, max_size=12))
+
+
+def write(bank, history):
+    ids = []
+    for step in history:
+        if isinstance(step, dict):
+            ids.append(bank.add(**step))
+        elif isinstance(step, str):
+            ids += bank.add_document(step, observed=5.0, source="made up")
+        elif ids and step[0] == "forget":
+            bank.forget(ids.pop(step[1] % len(ids)))
+        elif ids:
+            # As a user: nobody else may replace what a user said.
+            ids.append(bank.add(step[2], supersedes=ids[step[1] % len(ids)]))
+
+
+def bank_of(history):
+    bank = MemoryBank(":memory:", clock=lambda: 2e9)
+    write(bank, history)
+    return bank
+
+
+def found(bank, query):
+    return [(hit.id, hit.score) for hit in bank.search(query, k=20)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(histories(), texts)
+def test_a_bank_read_back_is_the_same(history, query):
+    with bank_of(history) as bank, MemoryBank(":memory:", clock=lambda: 2e9) as copy:
+        rows = json.loads(json.dumps(list(bank.export())))
+        assert list(copy.restore(rows)) == [True] * len(bank)
+        for row in rows:
+            assert copy.get(row["id"]) == bank.get(row["id"])
+            assert copy.sayings(row["id"]) == bank.sayings(row["id"])
+        ours, theirs = found(bank, query), found(copy, query)
+        assert sorted(id for id, _ in ours) == sorted(id for id, _ in theirs)
+        if not any(step[0] == "forget" for step in history if isinstance(step, tuple)):
+            # How sure words are counts records by the last one's number, forgotten ones included.
+            assert ours == theirs
+        # Chunks are called anew, and hold the same records in the same order.
+        again = list(copy.export())
+        assert [row | {"chunk": 0} for row in again] == [row | {"chunk": 0} for row in rows]
+        names = {(row["chunk"], other["chunk"]) for row, other in zip(rows, again, strict=True)}
+        assert len(names) == len({name for name, _ in names}) == len({name for _, name in names})
+        assert list(copy.restore(rows)) == [False] * len(bank)
+
+
+@settings(max_examples=20, deadline=None)
+@given(histories(), texts)
+def test_a_bank_read_back_goes_on_as_the_first_would(history, text):
+    with bank_of(history) as bank, MemoryBank(":memory:", clock=lambda: 2e9) as copy:
+        list(copy.restore(bank.export()))
+        one, other = (b.get(b.add(text)) for b in (bank, copy))
+        assert one is not None
+        assert other is not None
+        assert (one.text, one.sayings) == (other.text, other.sayings)
+
+
+def test_what_no_longer_holds_and_who_replaced_it_is_written_out():
+    with MemoryBank(":memory:", clock=lambda: 100.0) as bank:
+        old = bank.add("Vera lives in Lisbon", thread="t1")
+        new = bank.add("Vera lives in Porto", supersedes=old)
+        first, second = bank.export()
+    assert (first["id"], first["valid_to"], first["provenance"]) == (old, 100.0, {"thread": "t1"})
+    assert (second["id"], second["supersedes"]) == (new, old)
+
+
+class Letters:
+    def embed_query(self, text):
+        return [0.01, *(float(text.lower().count(letter)) for letter in "abcdefgh")]
+
+    def embed_documents(self, texts):
+        return [self.embed_query(text) for text in texts]
+
+
+def test_the_bank_that_reads_makes_its_own_embeddings():
+    with MemoryBank(":memory:") as bank, MemoryBank(":memory:", Letters()) as copy:
+        bank.add("a bad cab")
+        bank.add("feed")
+        list(copy.restore(bank.export()))
+        assert copy.search("bac", k=1)[0].text == "a bad cab"
+
+
+def test_more_than_one_batch_keeps_its_chunks():
+    with MemoryBank(":memory:", clock=lambda: 5.0) as bank, MemoryBank(":memory:", clock=lambda: 5.0) as copy:
+        for number in range(1203):
+            bank.add(f"number {number}", merge=False)
+        list(copy.restore(bank.export()))
+        chunks = [row["chunk"] for row in copy.export()]
+        assert chunks == [row["chunk"] for row in bank.export()]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"id": ""}, "id=''"),
+        ({"text": None}, "text=None"),
+        ({"text": "\ud800"}, "half a character"),
+        ({"kind": "rumour"}, "kind='rumour'"),
+        ({"namespace": "user"}, "namespace='user'"),
+        ({"namespace": ["a\x1fb"]}, "U\\+001F"),
+        ({"provenance": []}, "provenance=\\[\\]"),
+        ({"observed": True}, "observed=True"),
+        ({"created": float("nan")}, "created=nan"),
+        ({"valid_to": "now"}, "valid_to='now'"),
+        ({"importance": 2}, "importance=2"),
+        ({"chunk": 0}, "chunk=0"),
+        ({"place": -1}, "place=-1"),
+        ({"sayings": [{}]}, "sayings=\\{\\}"),
+    ],
+)
+def test_what_is_no_record_is_refused_by_name_and_nothing_is_written(changes, told):
+    with MemoryBank(":memory:") as bank:
+        bank.add("one")
+        rows = list(bank.export())
+        with MemoryBank(":memory:") as copy:
+            with pytest.raises((ValueError, TypeError), match=told):
+                list(copy.restore([*rows, {**rows[0], "id": "second", **changes}]))
+            with pytest.raises((ValueError, TypeError), match="lacks text"):
+                list(copy.restore([{name: rows[0][name] for name in rows[0] if name != "text"}]))
+            with pytest.raises(TypeError, match="not list"):
+                list(copy.restore(json.loads("[[]]")))
+            assert len(copy) == 0
