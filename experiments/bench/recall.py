@@ -20,8 +20,9 @@ from pathlib import Path
 import torch
 import tyro
 
+from scrubjay.agents.langchain import MiniLMEmbeddings
 from scrubjay.experiments.bench import recall_arms as arms
-from scrubjay.experiments.bench.minilm import MiniLM
+from scrubjay.experiments.bench.kept_embeddings import KeptEmbeddings
 from scrubjay.experiments.bench.recall_sets import read_bfcl, read_locomo
 from scrubjay.experiments.conversations import ABILITIES, LANGUAGES, Conversation, Question, converse
 from scrubjay.memory import SurpriseConfig
@@ -100,7 +101,9 @@ def corpora(config: RecallBench) -> list[Corpus]:
     return found
 
 
-def ask(arm: arms.Arm, conversations: Iterable[Conversation], embeddings: MiniLM) -> list[list[Answered]]:
+def ask(
+    arm: arms.Arm, conversations: Iterable[Conversation], embeddings: KeptEmbeddings
+) -> list[list[Answered]]:
     """Return every question of every conversation with what the arm recalls for it."""
     answered = []
     for conversation in conversations:
@@ -153,7 +156,7 @@ def main() -> None:
     """Measure and print."""
     config = tyro.cli(RecallBench, description=__doc__)
     torch.set_num_threads(1)
-    embeddings = MiniLM(config.cache)
+    embeddings = KeptEmbeddings(MiniLMEmbeddings(), config.cache)
     measured = corpora(config)
     results: dict[str, dict[str, list[list[Answered]]]] = {}
     for arm, make in ARMS.items():
