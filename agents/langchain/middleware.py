@@ -60,10 +60,8 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
             raise ValueError(f"k={k}: must be at least 1")
         self._bank, self._k, self._budget, self._count_tokens = bank, k, token_budget, count_tokens
         self._namespace = namespace if callable(namespace) else check_namespace(namespace)
-        self._search = {
-            "kinds": check_choices("kinds", kinds, KINDS),
-            "trusts": check_choices("trusts", trusts, TRUSTS),
-        }
+        self._kinds = check_choices("kinds", kinds, KINDS)
+        self._trusts = check_choices("trusts", trusts, TRUSTS)
         self._prompts = load_prompts(language)
         # Tried on a record that cannot fit, as the note of what is missing must fit beside the heading.
         self._pack([{"id": "", "kind": "", "trust": "", "text": "word " * (token_budget + 1)}])
@@ -107,7 +105,7 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
     def after_agent(self, state: BankState, runtime: Runtime[Any]) -> None:
         """Keep the user's words and the answer, as a log: equal ones stay apart."""
         thread = get_config().get("configurable", {}).get("thread_id")
-        provenance = {} if thread is None else {"thread": str(thread)}
+        provenance: dict[str, Any] = {} if thread is None else {"thread": str(thread)}
         namespace = self._whose(runtime)
         drafts = [
             self._bank.draft(text, namespace=namespace, trust=trust, merge=False, role=role, **provenance)
@@ -121,7 +119,9 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
         known = {clean(message.text).strip() for message in messages}
         wanted = 2 * self._k
         while True:
-            hits = self._bank.search(query, k=wanted, namespace=namespace, **self._search)
+            hits = self._bank.search(
+                query, k=wanted, kinds=self._kinds, namespace=namespace, trusts=self._trusts
+            )
             new = [hit for hit in hits if hit.text.strip() not in known]
             if len(new) >= self._k or len(hits) < wanted:
                 return new[: self._k]

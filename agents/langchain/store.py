@@ -126,7 +126,7 @@ class BankStore(BaseStore):
         self._bank.store.erase_traces()
         return count
 
-    def _read(self, op: Op) -> Any:
+    def _read(self, op: GetOp | SearchOp | ListNamespacesOp) -> Any:
         if isinstance(op, ListNamespacesOp):
             return self._namespaces(op)
         found: list[Any] = self._search(op) if isinstance(op, SearchOp) else self._get(op)
@@ -165,7 +165,10 @@ class BankStore(BaseStore):
         while len(found) < wanted:  # from the same depth for every page, so that pages fit together
             hits = self._bank.search(str(op.query), k=depth, namespace=(_ROOT, *op.namespace_prefix))
             for hit in hits:
-                place = (hit.namespace[1:], hit.provenance.get("key"))
+                key = hit.provenance.get("key")
+                if key is None:  # no item's: written to the bank beside the store
+                    continue
+                place = (hit.namespace[1:], key)
                 for item in () if place in found else self._get(GetOp(*place)):
                     if meets(item.value, op.filter):
                         fields = {name: getattr(item, name) for name in Item.__slots__}

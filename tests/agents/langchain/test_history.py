@@ -13,12 +13,13 @@ from langchain_core.chat_history import InMemoryChatMessageHistory
 from langchain_core.messages import (
     AIMessage,
     AIMessageChunk,
+    BaseMessage,
     ChatMessage,
     HumanMessage,
     SystemMessage,
     ToolMessage,
 )
-from langchain_core.runnables import RunnableLambda
+from langchain_core.runnables import RunnableConfig, RunnableLambda
 from langchain_core.runnables.history import RunnableWithMessageHistory
 
 from scrubjay.agents.langchain import BankChatMessageHistory
@@ -38,8 +39,8 @@ WHOLE = [
     ),
     ToolMessage("A bird.", tool_call_id="c1", artifact={"urls": ["u"]}, status="error", name="look"),
     AIMessage([{"type": "reasoning", "reasoning": "hm"}, {"type": "text", "text": "A bird."}]),
-    AIMessageChunk("part", tool_call_chunks=[{"name": "n", "args": "{", "id": "i", "index": 0, "type": "tool_call_chunk"}]),
-    ChatMessage("other", role="critic"),
+    AIMessageChunk(content="part", tool_call_chunks=[{"name": "n", "args": "{", "id": "i", "index": 0, "type": "tool_call_chunk"}]),
+    ChatMessage(content="other", role="critic"),
 ]  # fmt: skip
 JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5), lambda s: st.lists(s, max_size=2) | st.dictionaries(st.text(max_size=3), s, max_size=2))  # fmt: skip
 MESSAGES = st.one_of(
@@ -157,11 +158,14 @@ def test_a_clearing_elsewhere_is_seen(bank, tmp_path):
 
 
 async def test_a_chain_with_history_remembers(bank):
+    def answer(messages: list[BaseMessage]) -> AIMessage:
+        return AIMessage(f"I know {len(messages)}.")
+
     chain = RunnableWithMessageHistory(
-        RunnableLambda(lambda messages: AIMessage(f"I know {len(messages)}.")),
+        RunnableLambda(answer),
         lambda session_id: BankChatMessageHistory(bank, session_id),
     )
-    config = {"configurable": {"session_id": "s"}}
+    config: RunnableConfig = {"configurable": {"session_id": "s"}}
     assert chain.invoke([HumanMessage("one")], config).text == "I know 1."
     assert (await chain.ainvoke([HumanMessage("two")], config)).text == "I know 3."
     assert [m.text for m in await BankChatMessageHistory(bank, "s").aget_messages()] == [

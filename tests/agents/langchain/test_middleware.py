@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from langchain.agents import create_agent
@@ -40,9 +40,9 @@ def bank():
         yield bank
 
 
-def agent(bank, *replies, tools=(), saver=None, more=(), **options) -> tuple[Any, ScriptedModel]:
+def agent(bank, *replies, tools=(), saver=None, more=(), **options: Any) -> tuple[Any, ScriptedModel]:
     model = ScriptedModel(replies=[*replies])
-    middleware = [BankMiddleware(bank, **({"namespace": ADA} | options)), *more]
+    middleware = [BankMiddleware(bank, ADA, **options), *more]
     made = create_agent(
         model, list(tools), system_prompt="Be brief.", middleware=middleware, checkpointer=saver
     )
@@ -177,7 +177,8 @@ def test_pictures_stay_with_the_question_and_an_empty_one_recalls_nothing(bank):
     picture = {"type": "image", "base64": "AAAA", "mime_type": "image/png"}
     made, model = agent(bank, "A bird.", "Nothing.")
     made.invoke({"messages": [HumanMessage([{"type": "text", "text": "Which bird?"}, picture])]})
-    assert [block["type"] for block in model.sent[0][1].content] == ["text", "text", "image"]
+    blocks = cast("list[dict[str, Any]]", model.sent[0][1].content)
+    assert [block["type"] for block in blocks] == ["text", "text", "image"]
     made.invoke({"messages": [HumanMessage([picture])]})
     assert model.sent[1][1].content == [picture]
 

@@ -45,12 +45,18 @@ class _Standard(ToolsIntegrationTests):
 
 class TestSearch(_Standard):
     number = 0
-    tool_invoke_params_example = {"query": "acorns"}
+
+    @property
+    def tool_invoke_params_example(self):
+        return {"query": "acorns"}
 
 
 class TestSave(_Standard):
     number = 1
-    tool_invoke_params_example = {"text": "Ada gathers acorns."}
+
+    @property
+    def tool_invoke_params_example(self):
+        return {"text": "Ada gathers acorns."}
 
 
 class TestUpdate(_Standard):
