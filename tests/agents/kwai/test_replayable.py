@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -100,7 +101,7 @@ def test_any_calls_as_plan(replies):
     check(KwaiAgent(ScriptedModel(replies=replies), [echo, crash, quits], max_steps=4).invoke("Why?"))
 
 
-deep = {"text": "https://a.example"}
+deep: dict[str, Any] = {"text": "https://a.example"}
 for _ in range(250):
     deep = {"text": [deep]}
 
