@@ -105,7 +105,7 @@ def _saver(name: str, path: Path) -> Iterator[BaseCheckpointSaver]:
         with Checkpointer(path) as saver:
             yield saver
         return
-    from langgraph.checkpoint.sqlite import SqliteSaver
+    from langgraph.checkpoint.sqlite import SqliteSaver  # pyright: ignore[reportMissingImports]
 
     with closing(sqlite3.connect(path, check_same_thread=False)) as connection:
         if name == THEIRS_ALIKE:
