@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tyro.conf import Positional
 
 from scrubjay.experiments.bank_commands import open_bank
+from scrubjay.experiments.local_model import open_local_model
 
 if TYPE_CHECKING:
     from langchain_core.tools import BaseTool
@@ -112,25 +113,16 @@ def load_model(options: AgentOptions) -> Any:
                 f"model={options.model!r} needs more: pip install langchain langchain-{provider}"
             ) from None
         return init_chat_model(options.model, temperature=options.temperature, max_tokens=options.max_tokens)
-    from pydantic import ValidationError
-
-    from scrubjay.agents import LocalChatModel
-
-    try:
-        model = LocalChatModel(
-            model=options.model,
-            policy=options.policy,
-            budget=options.budget,
-            temperature=0.0 if options.temperature is None else options.temperature,
-            max_tokens=512 if options.max_tokens is None else options.max_tokens,
-            call_bias=options.call_bias,
-            seed=options.seed,
-            device=options.device,
-        )
-    except ValidationError as error:
-        # Without the frame that pydantic puts around the reason.
-        reasons = (part["msg"].removeprefix("Value error, ") for part in error.errors())
-        raise ValueError("; ".join(reasons)) from None
+    model = open_local_model(
+        model=options.model,
+        policy=options.policy,
+        budget=options.budget,
+        temperature=0.0 if options.temperature is None else options.temperature,
+        max_tokens=512 if options.max_tokens is None else options.max_tokens,
+        call_bias=options.call_bias,
+        seed=options.seed,
+        device=options.device,
+    )
     _ = model.loaded  # before anything is written
     return model
 

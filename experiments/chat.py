@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from scrubjay.experiments.arguments import did_you_mean
+from scrubjay.experiments.local_model import open_local_model
 
 _THREAD = "chat"
 _MESSAGES = "messages.json"
@@ -182,26 +183,17 @@ class Chat:
         self._messages = [SystemMessage(self.options.system)] if self.options.system else []
 
     def _model(self, policy: str, budget: int) -> Any:
-        from pydantic import ValidationError
-
-        from scrubjay.agents import LocalChatModel
-
         options = self.options
-        try:
-            return LocalChatModel(
-                model=options.model,
-                policy=policy,
-                budget=budget,
-                temperature=options.temperature,
-                top_p=options.top_p,
-                max_tokens=options.max_tokens,
-                seed=options.seed,
-                device=options.device,
-            )
-        except ValidationError as error:
-            # Without the frame that pydantic puts around the reason.
-            reasons = (part["msg"].removeprefix("Value error, ") for part in error.errors())
-            raise ValueError("; ".join(reasons)) from None
+        return open_local_model(
+            model=options.model,
+            policy=policy,
+            budget=budget,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            max_tokens=options.max_tokens,
+            seed=options.seed,
+            device=options.device,
+        )
 
     def _described(self) -> str:
         policy = self._chat.context_policy

@@ -106,14 +106,7 @@ class Store:
             connection.execute(
                 "CREATE TABLE IF NOT EXISTS layouts (name TEXT PRIMARY KEY, version INTEGER NOT NULL) WITHOUT ROWID"
             )
-            version = _layout(connection, name)
-            if version > len(migrations):
-                raise ValueError(
-                    f"{self.path!r} has {name} of layout {version}, this Scrubjay knows up to {len(migrations)}; "
-                    "upgrade scrubjay to open it"
-                )
-            for statement in (s for migration in migrations[version:] for s in migration):
-                connection.execute(statement)
+            self._migrate(migrations, _layout(connection, name), f"{name} of layout")
             connection.execute("INSERT OR REPLACE INTO layouts VALUES (?, ?)", (name, len(migrations)))
 
     def erase_traces(self) -> None:
@@ -154,16 +147,19 @@ class Store:
         with self.writing():
             # Again: another process may have migrated.
             (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version > len(_MIGRATIONS):
-                raise ValueError(
-                    f"{self.path!r} has layout {version}, this Scrubjay knows up to {len(_MIGRATIONS)}; "
-                    "upgrade scrubjay to open it"
-                )
-            for statement in (s for migration in _MIGRATIONS[version:] for s in migration):
-                connection.execute(statement)
+            self._migrate(_MIGRATIONS, version, "layout")
             if version == 0 and sqlite3.sqlite_version_info >= (3, 42):
                 connection.execute("INSERT INTO words (words, rank) VALUES ('secure-delete', 1)")
             connection.execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")
+
+    def _migrate(self, migrations: Sequence[Sequence[str]], version: int, what: str) -> None:
+        if version > len(migrations):
+            raise ValueError(
+                f"{self.path!r} has {what} {version}, this Scrubjay knows up to {len(migrations)}; "
+                "upgrade scrubjay to open it"
+            )
+        for statement in (s for migration in migrations[version:] for s in migration):
+            self._connection.execute(statement)
 
     def _use_log(self) -> None:
         """Switch to the write-ahead log; SQLite does not wait here for others who do the same, so we do."""

@@ -18,6 +18,7 @@ from scrubjay.agents.kwai.prompts import Prompts
 from scrubjay.agents.kwai.remembering import Remembered
 from scrubjay.agents.kwai.turn import Supplied, Turn
 from scrubjay.agents.kwai.untrusted import fence
+from scrubjay.memory.packer import pack
 
 
 class Context:
@@ -101,8 +102,6 @@ class Context:
 
         Whole items within the budget, and a note of what is missing. Raises ValueError if the question does not fit.
         """
-        from scrubjay.memory.packer import pack  # on the first question: it brings torch along
-
         say = self.prompts.say
         steps = [self.render_step(step) for step in turn.steps]
         knowledge = [_Item(self.render_knowledge(passage), "knowledge") for passage in turn.knowledge]

@@ -108,10 +108,11 @@ class InfiniRetri:
         """Return the sentences to keep of these, in their order."""
         before, after = self._prompt(question)
         tokens = [token for sentence in sentences for token in sentence.tokens]
-        length = len(before + tokens + after)
+        asked = before + tokens + after
+        length = len(asked)
         # What stands after the question, unread: a processor's library builds code anew for every length it meets.
         unread = after[-1:] * (-length % _LENGTHS_APART)
-        prompt = torch.tensor([before + tokens + after + unread], device=self.model.device)
+        prompt = torch.tensor([asked + unread], device=self.model.device)
         rows = slice(length - len(after), length)
         weights = attention_weights(self.model, prompt, {self.layer: self.heads}, rows)[self.layer][0]
         scores = phrase_scores(weights, len(before), [len(s.tokens) for s in sentences], self.phrase)
