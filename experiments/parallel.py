@@ -19,13 +19,19 @@ from scrubjay.experiments.config import Experiment
 from scrubjay.experiments.progress import PLAIN_SECONDS, describe_row
 from scrubjay.experiments.run import CONFIG, METRICS, Run
 from scrubjay.experiments.stopping import Interrupted, StopRequest
+from scrubjay.experiments.terminal import bad_input
 
 LOG = "log.txt"
 
 
 def prepare(config: Experiment, path: Path) -> Run:
-    """Return the run at `path`, made if absent. Raises UsageError if another experiment lives there."""
+    """Return the run at `path`, made if absent.
+
+    Raises UsageError if the experiment cannot run, or if another lives there.
+    """
     if not (path / CONFIG).exists():
+        with bad_input():
+            config.check()
         return Run.create(config, path)
     run = Run.load(path)
     if run.config != config:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import scrubjay
-from scrubjay.experiments.compare import processor
+from scrubjay.experiments.device import processor
 from scrubjay.experiments.run import write_atomically
 
 SETTINGS = "settings.json"

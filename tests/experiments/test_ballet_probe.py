@@ -16,7 +16,7 @@ from scrubjay.envs.ballet import MOVE_AT, SHAPE_AT, SLOT_SIZE, SLOTS, BalletVect
 from scrubjay.experiments import RECIPES, Run, resume, train, with_memory
 from scrubjay.experiments.accuracy_plots import plot_spans
 from scrubjay.experiments.ballet_probe import BalletProbe, BalletProbeConfig, watch
-from scrubjay.experiments.compare import write_report
+from scrubjay.experiments.comparison_report import write_report
 from scrubjay.experiments.config import from_json, to_json
 from scrubjay.experiments.probe_engine import ProbeEngine, accuracy
 from scrubjay.memory import list_memories, make_config

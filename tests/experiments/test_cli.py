@@ -252,6 +252,13 @@ def test_compare_tabulates_and_tests_beyond_training(monkeypatch, tmp_path):
         assert (tmp_path / file).stat().st_size > 5000
 
 
+def test_compare_refuses_what_cannot_run_before_anything_is_written(tmp_path, capsys):
+    words = ["compare", "--memories", "none", "--recipes", "tmaze", "--out", str(tmp_path / "out")]
+    assert main([*words, "--", "--set", "corridor_length=0"]) == 2
+    assert "corridor_length" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_failing_process_is_reported_with_its_reason(tmp_path, tiny):
     from scrubjay.experiments.parallel import run_in_processes
 

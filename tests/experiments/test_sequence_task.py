@@ -11,7 +11,7 @@ import torch
 
 from scrubjay.experiments import RECIPES, Run, resume, train, with_memory
 from scrubjay.experiments.cli import main
-from scrubjay.experiments.compare import write_report
+from scrubjay.experiments.comparison_report import write_report
 from scrubjay.experiments.config import from_json, to_json
 from scrubjay.experiments.overrides import override
 from scrubjay.experiments.sequence_engine import SequenceEngine, accuracy, make_model
