@@ -111,18 +111,22 @@ def mean_path_loss_db(
     surroundings, ground, height = _checked(ground_distance_m, height_m, frequency_hz, environment)
     loss = 10 * np.log10(ground * ground + height * height)
     loss += 20 * math.log10(4 * math.pi * frequency_hz / SPEED_OF_LIGHT_M_S)
-    loss += _excess_db(ground, height, surroundings)
+    seen = _los_probability(elevation_deg(ground, height), surroundings)
+    loss += seen * (surroundings.line_of_sight_db - surroundings.blocked_db) + surroundings.blocked_db
     return loss
 
 
 def mean_gain(ground_distance_m: Numbers, height_m: Numbers, frequency_hz: float, environment: str) -> Array:
     """Return 10^(-L/10) of `mean_path_loss_db`, without its logarithm: what a simulation needs at every step."""
     surroundings, ground, height = _checked(ground_distance_m, height_m, frequency_hz, environment)
-    gain = _excess_db(ground, height, surroundings)
-    gain *= -_DECIBEL
+    gain = _los_probability(elevation_deg(ground, height), surroundings)
+    # Of the excess and the carrier at once, in one multiplication and one addition before the exponential.
+    gain *= (surroundings.blocked_db - surroundings.line_of_sight_db) * _DECIBEL
+    gain += (
+        2 * math.log(SPEED_OF_LIGHT_M_S / (4 * math.pi * frequency_hz)) - surroundings.blocked_db * _DECIBEL
+    )
     gain = np.exp(gain)
     gain /= ground * ground + height * height
-    gain *= (SPEED_OF_LIGHT_M_S / (4 * math.pi * frequency_hz)) ** 2
     return gain
 
 
@@ -296,13 +300,6 @@ def _los_probability(angles: Array, surroundings: Surroundings) -> Array:
     falling = np.exp(falling)
     falling += 1
     return 1 / falling
-
-
-def _excess_db(ground: np.ndarray, height: np.ndarray, surroundings: Surroundings) -> np.ndarray:
-    loss = _los_probability(elevation_deg(ground, height), surroundings)
-    loss *= surroundings.line_of_sight_db - surroundings.blocked_db
-    loss += surroundings.blocked_db
-    return loss
 
 
 def _checked(

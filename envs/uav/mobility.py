@@ -66,9 +66,11 @@ def _walk_to_waypoints(config: UAVConfig, streams: RowStreams, rows: Rows, users
     distance = np.sqrt(way[..., 0] ** 2 + way[..., 1] ** 2)
     stride = np.float32(config.user_speed_m_s) * slot
     arrived = distance <= stride
-    part = stride / np.maximum(distance, max(stride, np.float32(1e-6)))
-    users.velocity_m_s = way * (part / slot)[..., None]
-    users.position_m = np.where(arrived[..., None], users.goal, users.position_m + way * part[..., None])
+    # Of both coordinates: numpy is slow where it has to spread numbers over an axis of two.
+    part = np.repeat(stride / np.maximum(distance, max(stride, np.float32(1e-6))), 2).reshape(way.shape)
+    there = np.repeat(arrived, 2).reshape(way.shape)
+    users.velocity_m_s = way * (part / slot)
+    users.position_m = np.where(there, users.goal, users.position_m + way * part)
     some = np.flatnonzero(arrived.any(axis=1))
     if some.size:
         # All users of such a row draw, so that a row's stream does not depend on other rows.

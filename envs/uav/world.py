@@ -249,10 +249,16 @@ class UAVWorld:
         uav = np.moveaxis(self.position_m[rows], 2, 0).copy()
         user = np.moveaxis(self.user_position_m[rows], 2, 0).copy()
         self.uav_offset_m[:, rows] = uav[:, :, None, :] - uav[:, :, :, None]
-        offset = user[:, :, None, :] - uav[:2, :, :, None]
-        self.user_offset_m[:, rows] = offset
-        offset *= offset
-        self.user_distance_m[rows] = np.sqrt(offset[0] + offset[1])
+        # For all rows in place: the arrays are large, and a step has to write each but once.
+        whole = isinstance(rows, slice)
+        offset = np.subtract(
+            user[:, :, None, :], uav[:2, :, :, None], out=self.user_offset_m if whole else None
+        )
+        distance = np.multiply(offset[0], offset[0], out=self.user_distance_m if whole else None)
+        distance += offset[1] * offset[1]
+        np.sqrt(distance, out=distance)
+        if not whole:
+            self.user_offset_m[:, rows], self.user_distance_m[rows] = offset, distance
 
     def _gain(self, rows: Rows | slice) -> Float32[np.ndarray, "rows M K"]:
         ground = self.user_distance_m[rows]
