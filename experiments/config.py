@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 from scrubjay.agents.policy import Policy, PolicyConfig
 from scrubjay.agents.ppo import PPO, PPOConfig
@@ -16,6 +16,7 @@ from scrubjay.experiments.cluster import RayOptions
 from scrubjay.experiments.device import resolve_device
 from scrubjay.experiments.environments import EnvConfig
 from scrubjay.experiments.metrics import OnUpdate
+from scrubjay.experiments.sampled import SampledConfig
 from scrubjay.experiments.sequence_task import SequenceTaskConfig
 from scrubjay.experiments.team_task import TeamTaskConfig
 from scrubjay.memory import MemoryConfig, name_of, serialization
@@ -76,8 +77,8 @@ class Experiment(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class TrainConfig:
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(SampledConfig):
     """A reinforcement-learning experiment: a policy with a memory learns one environment by PPO."""
 
     kind: ClassVar[str] = "train"
@@ -90,46 +91,13 @@ class TrainConfig:
     """Who learns."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
     """How."""
-    total_steps: int = 500_000
-    """Environment steps of the whole run, over all copies; rounded up to whole updates."""
     segment_length: int = 64
     """Steps per copy between updates: gradients reach this far back, the memory's state further."""
-    seed: int = 0
-    """Source of all randomness: weights, environments, actions, minibatches."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the policy computes; auto takes the GPU if there is one."""
-    checkpoint_seconds: float = 30.0
-    """Time between checkpoints; a killed run loses at most this much work."""
-    eval_episodes: int = 100
-    """Episodes played by the trained policy at the end, for result.json; 0 for none."""
-
-    def __post_init__(self) -> None:
-        for name in ("total_steps", "segment_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
-        for name in ("seed", "checkpoint_seconds", "eval_episodes"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
 
     @property
     def label(self) -> str:
         """The memory's registered name."""
         return name_of(self.policy.memory)
-
-    @property
-    def steps_per_update(self) -> int:
-        """Environment steps in one segment over all copies."""
-        return self.env.num_envs * self.segment_length
-
-    @property
-    def memory(self) -> MemoryConfig:
-        """The policy's memory."""
-        return self.policy.memory
-
-    @property
-    def planned_steps(self) -> int:
-        """`total_steps`, rounded up to whole updates."""
-        return -(-self.total_steps // self.steps_per_update) * self.steps_per_update
 
     @property
     def success_without_memory(self) -> float | None:
@@ -157,23 +125,15 @@ class TrainConfig:
         with self.env.make() as env:
             PPO(Policy(env.observation_space, env.action_space, self.policy), self.ppo)
 
-    def run(
-        self,
-        run_dir: Path,
-        progress: bool = False,
-        ray: RayOptions | None = None,
-        on_update: OnUpdate | None = None,
-    ) -> None:
-        """Train, in this process or on Ray, going on from the newest checkpoint in `run_dir` if there is one."""
-        from scrubjay.experiments.engine import train_with  # the engines themselves read configs
+    def engine(self, on_ray: bool) -> Callable[..., Any]:
+        """Return the engine of one process, or of many."""
+        if on_ray:
+            from scrubjay.experiments.ray_engine import RayEngine
+
+            return RayEngine
         from scrubjay.experiments.local import LocalEngine
 
-        engine: Any = LocalEngine
-        if ray is not None:
-            from scrubjay.experiments.ray_engine import RayEngine  # imports Ray
-
-            engine = functools.partial(RayEngine, options=ray)
-        train_with(engine, self, run_dir, progress, on_update)  # pyright: ignore[reportArgumentType]  (sees this file twice)
+        return LocalEngine
 
 
 _KINDS: dict[str, type[Any]] = {

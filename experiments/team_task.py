@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 from scrubjay.agents.gamatr import GAMATR, GAMATRConfig
 from scrubjay.agents.team_policy import TeamPolicy, TeamPolicyConfig
 from scrubjay.experiments.cluster import RayOptions
 from scrubjay.experiments.device import resolve_device
-from scrubjay.experiments.metrics import OnUpdate
+from scrubjay.experiments.sampled import SampledConfig
 from scrubjay.experiments.teams import TeamEnvConfig
 from scrubjay.memory import MemoryConfig, name_of
 
 
-@dataclass(frozen=True)
-class TeamTaskConfig:
+@dataclass(frozen=True, kw_only=True)
+class TeamTaskConfig(SampledConfig):
     """A multi-agent experiment: every agent of a team acts by its own observations and by what it hears."""
 
     kind: ClassVar[str] = "team"
@@ -33,46 +32,13 @@ class TeamTaskConfig:
     """Who learns."""
     learner: GAMATRConfig = field(default_factory=GAMATRConfig)
     """How."""
-    total_steps: int = 500_000
-    """Environment steps of the whole run, over all rows; a step of a team is one. Rounded up to whole updates."""
     segment_length: int = 25
     """Steps per row between updates: gradients reach this far back, the memory's state further."""
-    seed: int = 0
-    """Source of all randomness: weights, environments, actions, the order of agents."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the policy computes; auto takes the GPU if there is one."""
-    checkpoint_seconds: float = 30.0
-    """Time between checkpoints; a killed run loses at most this much work."""
-    eval_episodes: int = 100
-    """Episodes played by the trained team at the end, for result.json; 0 for none."""
-
-    def __post_init__(self) -> None:
-        for name in ("total_steps", "segment_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
-        for name in ("seed", "checkpoint_seconds", "eval_episodes"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
 
     @property
     def label(self) -> str:
         """The method's name."""
         return self.method
-
-    @property
-    def steps_per_update(self) -> int:
-        """Environment steps in one segment over all rows."""
-        return self.env.num_envs * self.segment_length
-
-    @property
-    def memory(self) -> MemoryConfig:
-        """The policy's memory."""
-        return self.policy.memory
-
-    @property
-    def planned_steps(self) -> int:
-        """`total_steps`, rounded up to whole updates."""
-        return -(-self.total_steps // self.steps_per_update) * self.steps_per_update
 
     @property
     def success_without_memory(self) -> None:
@@ -118,20 +84,12 @@ class TeamTaskConfig:
             )
         GAMATR(self.make_policy(), self.learner)
 
-    def run(
-        self,
-        run_dir: Path,
-        progress: bool = False,
-        ray: RayOptions | None = None,
-        on_update: OnUpdate | None = None,
-    ) -> None:
-        """Train, in this process or on Ray, going on from the newest checkpoint in `run_dir` if there is one."""
-        from scrubjay.experiments.engine import train_with  # the engines themselves read configs
+    def engine(self, on_ray: bool) -> Callable[..., Any]:
+        """Return the engine of one process, or of many."""
+        if on_ray:
+            from scrubjay.experiments.team_ray_engine import TeamRayEngine
+
+            return TeamRayEngine
         from scrubjay.experiments.team_engine import TeamEngine
 
-        engine: Any = TeamEngine
-        if ray is not None:
-            from scrubjay.experiments.team_ray_engine import TeamRayEngine  # imports Ray
-
-            engine = functools.partial(TeamRayEngine, options=ray)
-        train_with(engine, self, run_dir, progress, on_update)
+        return TeamEngine
