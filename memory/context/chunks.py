@@ -2,10 +2,11 @@
 
 LongHeads (Lu et al. 2024, arXiv 2402.10685): the text is cut into chunks; a head reads the first, the latest and
 those that score best, moved together to positions without gaps, so that a text may be much longer than those of
-training. A chunk's score is Quest's (Tang et al. 2024, arXiv 2406.10774, equation 2): the most that any key within
-the chunk's smallest and largest coordinates could score, taken of unturned keys; it needs none of the queries of
-the chunk, as LongHeads' does, and so serves a cache that is fed token by token. Chunks lie in memory or on disk
-and are fetched; with the model stay the scores' two vectors a chunk.
+training. A chunk's score is that of the mean of its keys, unturned, as in MoBA (Lu et al. 2025, arXiv 2502.13189);
+it needs none of the queries of the chunk, as LongHeads' does, and so serves a cache that is fed token by token. What
+any key within a chunk's smallest and largest coordinates could score, as in Quest (Tang et al. 2024, arXiv
+2406.10774), is twice the memory and so loose a bound that it loses what is asked for. Chunks lie in memory or on
+disk and are fetched; with the model stays one vector a chunk.
 
 The queries of a prompt choose together in pieces of 64, as in InfLLM (Xiao et al. 2024, arXiv 2402.04617), a token
 that is generated chooses alone. `kernels.chunk_retrieval` has the same shape but does not fit: it reads all chunks
@@ -35,7 +36,7 @@ class ChunksPolicy(ContextPolicy):
 
     budget: int = 1024
     """Tokens read, beside those of the present call."""
-    chunk_size: int = 16
+    chunk_size: int = 8
     """Tokens in a chunk."""
     local_chunks: int | None = None
     """Chunks before the present one that are always read; by default half of all read."""
@@ -76,20 +77,21 @@ class ChunksPolicy(ContextPolicy):
         return ChunksMemory(self)
 
     def nbytes(self, tokens: int, shape: CacheShape, at_once: bool = True) -> int:
-        """Return the bytes of the scores' vectors, and of the chunks where they lie with the model."""
-        chunks = -(-tokens // self.chunk_size)
-        bounds = 2 * shape.layers * shape.batch * shape.key_heads * shape.key_width * shape.itemsize
-        return chunks * (bounds + self.chunk_size * shape.token_bytes * (self.store == "model"))
+        """Return the bytes of the means of full chunks, and of all chunks where they lie with the model."""
+        full, begun = tokens // self.chunk_size, -(-tokens // self.chunk_size)
+        mean = shape.layers * shape.batch * shape.key_heads * shape.key_width * shape.itemsize
+        return full * mean + begun * self.chunk_size * shape.token_bytes * (self.store == "model")
 
 
 class ChunksMemory(LayerMemory):
-    """State: `lows` and `highs`, each chunk's smallest and largest coordinates; keys and values are in a store."""
+    """State: `means` of the keys of each full chunk, turned to position 0; keys and values are in a store."""
 
     def __init__(self, policy: ChunksPolicy) -> None:
         super().__init__()
         self.policy = policy
         self._store: ChunkStore | None = None
         self._chunk_bytes = 0
+        self._begun = 0  # chunks of the longest row, the one it is in included
         self._width = 0
 
     def pieces(self, step: Step) -> list[int]:
@@ -103,9 +105,9 @@ class ChunksMemory(LayerMemory):
             return None
         size = self.policy.chunk_size
         always = step.once("always", lambda: self._always(step))
-        always = always[:, None].expand(-1, query.shape[1] // self._shared(query), -1)
+        always = always[:, None].expand(-1, self._store.heads, -1)
         end = step.once("end", lambda: step.before // size - self.policy.local)
-        chunks = torch.cat([always, self._choose(query, step, end)], dim=2)
+        chunks = torch.cat([always, self._choose(query, step, end, scale)], dim=2)
         chunks = chunks.sort(dim=-1).values
         keys, values = self.load(chunks)
         # Heads choose differently but as many, and what they choose has no holes: slots are the same for all.
@@ -142,21 +144,26 @@ class ChunksMemory(LayerMemory):
         return attend_at_slots(query, keys, values, held, step.once("slots", slots), step, scale)[0]
 
     def compress(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scale: float) -> None:
-        """Put new tokens into the store, and renew what their chunks are chosen by."""
+        """Put new tokens into the store, and take the means of chunks that are full."""
         table = torch.cat([unturn(keys, step), values], dim=-1).detach()
         if self._store is None:
             self._open(table, keys.shape[-1])
         assert self._store is not None
         self._store.write(table, step.time)
-        first = step.once("first chunk", lambda: int(step.before.min()) // self.policy.chunk_size)
-        self._bound(first, step.after)
+        size = self.policy.chunk_size
+        self._begun = step.once("begun", lambda: -(-int(step.after.max()) // size))
+        if step.once("any full", lambda: bool((step.after // size > step.before // size).any())):
+            first = step.once("first chunk", lambda: int(step.before.min()) // size)
+            self._take_means(first, step.once("full", lambda: int(step.after.max()) // size))
 
     def crop(self, columns: int, count: Int[Tensor, " batch"]) -> None:
         """Forget the last tokens."""
         left = (count - columns).clamp(min=0)
-        first = int(left.min()) // self.policy.chunk_size
-        self.state = {name: tensor[:, :, :first] for name, tensor in self.state.items()}
-        self._bound(first, left)
+        full, self._begun = (
+            int(left.max()) // self.policy.chunk_size,
+            -(-int(left.max()) // self.policy.chunk_size),
+        )
+        self.state = {name: tensor[:, :, :full] for name, tensor in self.state.items()}
 
     def reorder(self, rows: Int[Tensor, " chosen"]) -> None:
         """Keep the given rows, in their order, in the store as well."""
@@ -169,8 +176,7 @@ class ChunksMemory(LayerMemory):
         """Return the state, and all that is in the store."""
         if self._store is None:
             return self.state
-        chunks = self.state["lows"].shape[2]
-        return self.state | {"chunks": self._store.all(chunks), "width": torch.tensor(self._width)}
+        return self.state | {"chunks": self._store.all(self._begun), "width": torch.tensor(self._width)}
 
     def restore(self, saved: dict[str, Tensor]) -> None:
         """Take up what `saved` returned, in a new store."""
@@ -179,11 +185,12 @@ class ChunksMemory(LayerMemory):
             self._open(table, int(saved["width"]))
             assert self._store is not None
             self._store.write(table, torch.arange(table.shape[2]).expand(len(table), -1))
-        self.state = {name: saved[name] for name in ("lows", "highs") if name in saved}
+            self._begun = table.shape[2] // self.policy.chunk_size
+        self.state = {"means": saved["means"]} if "means" in saved else {}
 
     def nbytes(self, place: str | None = None) -> int:
         """Return the bytes with the model, or those of the chunks in the store."""
-        chunks = self.state["lows"].shape[2] * self._chunk_bytes if self.state else 0
+        chunks = self._begun * self._chunk_bytes
         if place is not None:
             return chunks if place == self.policy.store else 0
         return super().nbytes() + chunks * (self.policy.store == "model")
@@ -193,43 +200,34 @@ class ChunksMemory(LayerMemory):
         self._store = ChunkStore(self.policy.store, self.policy.folder, table, self.policy.chunk_size)
         self._chunk_bytes = table[:, :, 0].nbytes * self.policy.chunk_size
 
-    def _bound(self, first: int, count: Int[Tensor, " batch"]) -> None:
-        """Renew the bounds of all chunks from `first` on, of rows that have `count` tokens."""
+    def _take_means(self, first: int, full: int) -> None:
+        """Take the means of chunks from `first` on, `full` in all; of a row with fewer they are never looked at."""
         assert self._store is not None
-        size = self.policy.chunk_size
-        chunks = -(-int(count.max()) // size)
-        keys = self._store.all(chunks, first)[..., : self._width]
-        place = first * size + torch.arange(keys.shape[2], device=keys.device)
-        none = (place >= count.to(keys.device)[:, None])[:, None, :, None]
-        for name, extreme, nothing in (
-            ("lows", torch.amin, float("inf")),
-            ("highs", torch.amax, float("-inf")),
-        ):
-            new = extreme(keys.masked_fill(none, nothing).unflatten(2, (-1, size)), dim=3)
-            if name in self.state:
-                new = torch.cat([self.state[name][:, :, :first], new], dim=2)
-            self.state[name] = new
-
-    def _shared(self, query: Tensor) -> int:
-        return query.shape[1] // self.state["lows"].shape[1]
+        keys = self._store.all(full, first)[..., : self._width]
+        new = keys.unflatten(2, (-1, self.policy.chunk_size)).mean(dim=3)
+        if "means" in self.state:
+            new = torch.cat([self.state["means"][:, :, :first], new], dim=2)
+        self.state["means"] = new
 
     def _choose(
-        self, query: Float[Tensor, "batch heads length width"], step: Step, end: Int[Tensor, " batch"]
+        self,
+        query: Float[Tensor, "batch heads length width"],
+        step: Step,
+        end: Int[Tensor, " batch"],
+        scale: float,
     ) -> Int[Tensor, "batch key_heads chosen"]:
         """Return the best chunks between the first and `end`, -1 where there are not so many."""
-        lows, highs = self.state["lows"], self.state["highs"]
-        chunk = torch.arange(lows.shape[2], device=lows.device)
-        open_ = (chunk >= 1) & (chunk < end[:, None])
         number = step.once("number", lambda: min(self.policy.chosen, max(int(end.max()) - 1, 0)))
+        assert self._store is not None
+        groups = self._store.heads
         if number == 0:
-            return chunk.new_full((*lows.shape[:2], 0), -1)
-        query = unturn(query, step).detach().unflatten(1, (lows.shape[1], -1)).flatten(2, 3)
-        if step.padded:
-            # The bounds of chunks that a row has not reached are infinite.
-            safe = open_[:, None, :, None]
-            highs, lows = highs.where(safe, 0), lows.where(safe, 0)
-        scores = query.clamp(min=0) @ highs.mT + query.clamp(max=0) @ lows.mT
-        scores = (scores * query.shape[-1] ** -0.5).float().masked_fill(~open_[:, None, None], float("-inf"))
+            return end.new_full((len(end), groups, 0), -1)
+        means = self.state["means"]
+        chunk = torch.arange(means.shape[2], device=means.device)
+        open_ = (chunk >= 1) & (chunk < end[:, None])
+        query = unturn(query, step).detach().unflatten(1, (groups, -1)).flatten(2, 3)
+        scores = (query @ means.mT * scale).float()
+        scores = scores.masked_fill(~open_[:, None, None], float("-inf"))
         # Each query has one vote to spread.
         votes = torch.softmax(scores, dim=-1).nan_to_num(0)
         if step.padded:

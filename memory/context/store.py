@@ -31,6 +31,11 @@ class ChunkStore:
         """Rows of the table."""
         return self._inner[0]
 
+    @property
+    def heads(self) -> int:
+        """Heads of the table."""
+        return self._inner[1]
+
     def write(
         self, new: Float[Tensor, "batch heads length width"], time: Int[Tensor, "batch length"]
     ) -> None:

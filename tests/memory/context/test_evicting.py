@@ -1,4 +1,4 @@
-"""H2O and SnapKV against their definitions, done by hand in a model of one layer and one key head."""
+"""H2O, SnapKV and chunks against their definitions, done by hand in a model of one layer and one key head."""
 
 import pytest
 import torch
@@ -56,6 +56,28 @@ def test_snapkv_keeps_what_the_window_attends_to(model):
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
 
 
+@torch.no_grad()
+def test_chunks_reads_those_whose_mean_key_suits(model):
+    """The first chunk, three chosen, two local and the present one, moved together."""
+    ids = torch.randint(2, 64, (1, 50))
+    layer = model.model.layers[0]
+    inward = layer.input_layernorm(model.model.embed_tokens(ids[0]))
+    keys = layer.self_attn.k_proj(inward)
+    query = layer.self_attn.q_proj(inward[-1]).view(-1, keys.shape[-1])
+    means = keys[:48].view(12, 4, -1).mean(dim=1)
+    votes = (query @ means[1:10].T * layer.self_attn.scaling).softmax(dim=-1).sum(dim=0)
+    best = 1 + votes.topk(3).indices
+    kept = torch.tensor(
+        [t for chunk in (0, *best.sort().values.tolist(), 10, 11) for t in range(4 * chunk, 4 * chunk + 4)]
+    )
+    kept = torch.cat([kept, torch.tensor([48, 49])])
+    expected, _ = weights_of(model, ids[:, kept])
+    cache = context.PolicyCache(context.make("chunks", budget=28, chunk_size=4, local_chunks=2), model)
+    model(ids[:, :49], cache=cache)
+    logits = model(ids[:, 49:], cache=cache).logits[:, -1]
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("name", "fields"),
     [
@@ -91,3 +113,5 @@ def test_sizes_that_cannot_work_are_told():
         context.make("snapkv", budget=35)
     with pytest.raises(ValueError, match="kernel=4: must be odd"):
         context.make("snapkv", kernel=4)
+    with pytest.raises(ValueError, match="budget=24: must be at least 32"):
+        context.make("chunks", budget=24, local_chunks=1)
