@@ -8,7 +8,10 @@ import uuid
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scrubjay.agents.loaded_model import LoadedModel
 
 _TEXT = "conversation.json"
 
@@ -22,8 +25,8 @@ class Conversation:
 
     cache: Any
     """A `PolicyCache`; how many tokens it has seen is `cache.get_seq_length()`."""
-    model: str
-    """Name of the model that reads it."""
+    model: LoadedModel
+    """The model that reads it."""
     thread: str | None = None
     """The caller's name for it."""
     text: str = ""
@@ -41,6 +44,7 @@ class Conversation:
         """Write it into `folder`, which may exist."""
         folder.mkdir(parents=True, exist_ok=True)
         about = {name: value for name, value in vars(self).items() if name not in ("cache", "thread")}
+        about["model"] = self.model.name
         # Under a name of its own, which the text tells: until the text is replaced, whole, the last one holds.
         about["cache"] = f"cache-{uuid.uuid4().hex[:12]}.safetensors"
         self.cache.save(folder / about["cache"])
@@ -52,16 +56,23 @@ class Conversation:
             (folder / Path(before).name).unlink(missing_ok=True)
 
     @classmethod
-    def load(cls, folder: Path, policy: Any, model: Any, thread: str | None) -> Conversation:
-        """Return the conversation that `save` wrote. Raises ValueError on a folder that holds none."""
+    def load(cls, folder: Path, policy: Any, model: LoadedModel, thread: str | None) -> Conversation:
+        """Return the conversation that `save` wrote.
+
+        Raises ValueError on a folder that holds none, or one of a model of another name or of another policy.
+        """
         from scrubjay.memory.context import PolicyCache
 
         try:
             about = _about(folder)
-            cache = PolicyCache.load(folder / Path(about.pop("cache")).name, policy, model)
-            return cls(cache, thread=thread, **about)
+            cache = PolicyCache.load(folder / Path(about.pop("cache")).name, policy, model.model)
+            name = about.pop("model")
+            read = cls(cache, model, thread=thread, **about)
         except (OSError, KeyError, TypeError) as error:
             raise ValueError(f"{folder} holds no saved conversation: {error}") from error
+        if name != model.name:
+            raise ValueError(f"{folder} holds a conversation of model {name!r}, not {model.name!r}")
+        return read
 
 
 def _about(folder: Path) -> dict[str, Any]:
@@ -90,12 +101,12 @@ class KeptConversations:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def take(self, text: str, model: str, thread: str | None) -> Conversation | None:
+    def take(self, text: str, model: LoadedModel, thread: str | None) -> Conversation | None:
         """Remove and return the conversation that a prompt goes on with or asks again, the longest of them."""
         with self._lock:
             return self._pop(
                 lambda kept: (
-                    kept.model == model and kept.thread == thread and text.startswith((kept.text, kept.asked))
+                    kept.model is model and kept.thread == thread and text.startswith((kept.text, kept.asked))
                 ),
                 prefer=lambda kept: len(kept.text) if text.startswith(kept.text) else len(kept.asked),
             )

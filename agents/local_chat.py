@@ -35,7 +35,6 @@ from scrubjay.agents.sampling import Sampling
 from scrubjay.agents.structured_output import parsed
 from scrubjay.memory import context
 
-_DTYPES = ("float32", "bfloat16", "float16", "float64")
 # What hosted models take and a local one has no use for; others' code may pass it.
 _HOSTED = {"api_key", "base_url", "timeout", "max_retries"}
 
@@ -80,7 +79,7 @@ class LocalChatModel(BaseChatModel):
     """Whether `invoke` goes through the stream, so that callbacks see tokens."""
 
     _kept: KeptConversations = PrivateAttr()
-    _held: dict[str, LoadedModel] = PrivateAttr(default_factory=dict)
+    _held: dict[str | tuple[int, ...], LoadedModel] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
@@ -94,8 +93,7 @@ class LocalChatModel(BaseChatModel):
     @model_validator(mode="after")
     def _check(self) -> LocalChatModel:
         self._answer_config(None, {})
-        if self.dtype not in _DTYPES:
-            raise ValueError(f"dtype={self.dtype!r}: choose from {', '.join(_DTYPES)}")
+        context.check_dtype(self.dtype)
         self._kept = KeptConversations(self.max_conversations)
         _ = self.context_policy
         return self
@@ -217,12 +215,7 @@ class LocalChatModel(BaseChatModel):
 
         Raises ValueError if the folder holds none, or one of another model or policy.
         """
-        read = Conversation.load(Path(folder), self.context_policy, self.loaded.model, thread_id)
-        if read.model != self.loaded.name:
-            raise ValueError(
-                f"{folder} holds a conversation of model {read.model!r}, not {self.loaded.name!r}"
-            )
-        self._kept.put(read)
+        self._kept.put(Conversation.load(Path(folder), self.context_policy, self.loaded, thread_id))
 
     def forget_conversation(self, thread_id: str | None = None) -> None:
         """Drop what is kept under this name; None drops all that have no name."""
@@ -341,7 +334,7 @@ class LocalChatModel(BaseChatModel):
         self, loaded: LoadedModel, prompt: str, thread: str | None
     ) -> tuple[Conversation, Sequence[int]]:
         """Return the conversation that the prompt goes on with, or a new one, and what it has not read."""
-        kept = self._kept.take(prompt, loaded.name, thread)
+        kept = self._kept.take(prompt, loaded, thread)
         if kept is not None and prompt.startswith(kept.text):
             new = kept.pending + loaded.tokenize(prompt[len(kept.text) :])
             if new:
@@ -352,13 +345,14 @@ class LocalChatModel(BaseChatModel):
             return kept, kept.pending + loaded.tokenize(prompt[len(kept.asked) :])
         new = loaded.tokenize(prompt)
         cache = context.PolicyCache(self.context_policy, loaded.model)
-        return Conversation(cache, loaded.name, thread), new
+        return Conversation(cache, loaded, thread), new
 
     def _load(self, source: Any) -> LoadedModel:
-        name = self._name(source)
-        if name not in self._held:
-            self._held[name] = load(source, getattr(torch, self.dtype), self.device)
-        return self._held[name]
+        # Ready models are told apart by themselves: two may have one name.
+        key = tuple(map(id, source)) if isinstance(source, tuple) else str(source)
+        if key not in self._held:
+            self._held[key] = load(source, getattr(torch, self.dtype), self.device)
+        return self._held[key]
 
     def _name(self, source: Any) -> str:
         if isinstance(source, tuple):

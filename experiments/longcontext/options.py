@@ -18,8 +18,6 @@ from scrubjay.experiments.longcontext.reading import tokenize
 from scrubjay.experiments.longcontext.texts import read_text
 from scrubjay.memory import context
 
-_DTYPES = ("float32", "bfloat16", "float16")
-
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureOptions:
@@ -63,8 +61,7 @@ class MeasureOptions:
             raise ValueError("--methods is empty; name at least one")
         for name in self.methods:
             self.check_method(name)
-        if self.dtype not in _DTYPES:
-            raise ValueError(f"dtype={self.dtype!r}: choose from {', '.join(_DTYPES)}")
+        context.check_dtype(self.dtype)
         if self.block < 1:
             raise ValueError(f"block={self.block}: at least 1 token is read at once")
 

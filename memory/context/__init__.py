@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from scrubjay.memory.context.base import CacheShape, ContextPolicy, LayerMemory, Step
+from scrubjay.memory.context.dtypes import check_dtype
 from scrubjay.memory.context.registry import list_policies, make, name_of, register
 from scrubjay.memory.first_use import imported_on_first_use
 
@@ -22,6 +23,7 @@ __all__ = [
     "LayerMemory",
     "PolicyCache",
     "Step",
+    "check_dtype",
     "list_policies",
     "load_model",
     "make",

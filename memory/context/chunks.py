@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from scrubjay.memory.context.base import CacheShape, ContextPolicy, Held, LayerMemory, Step
 from scrubjay.memory.context.slots import attend_at_slots, unturn
-from scrubjay.memory.context.store import ChunkStore, Place
+from scrubjay.memory.context.store import ChunkStore, Place, Places
 
 # Queries that choose together.
 _PIECE = 64
@@ -110,10 +110,14 @@ class ChunksMemory(LayerMemory):
         chunks = torch.cat([always, self._choose(query, step, end, scale)], dim=2)
         chunks = chunks.sort(dim=-1).values
         keys, values = self.load(chunks)
-        # Heads choose differently but as many, and what they choose has no holes: slots are the same for all.
-        token = chunks[:, 0, :, None] * size + torch.arange(size, device=chunks.device)
-        valid = ((chunks[:, 0, :, None] >= 0) & (token < step.before[:, None, None])).flatten(1)
-        return Held(keys, values, valid)
+        # Heads and layers choose differently but as many, and without holes: slots are the same for all.
+        return Held(keys, values, step.once("valid", lambda: self._valid(chunks[:, 0], step)))
+
+    def _valid(self, chunks: Int[Tensor, "batch chunks"], step: Step) -> Bool[Tensor, "batch tokens"]:
+        """Return which tokens of chunks there are: of all heads and layers alike, for the full ones are chosen."""
+        size = self.policy.chunk_size
+        token = chunks[:, :, None] * size + torch.arange(size, device=chunks.device)
+        return ((chunks[:, :, None] >= 0) & (token < step.before[:, None, None])).flatten(1)
 
     def _always(self, step: Step) -> Int[Tensor, "batch always"]:
         """Return the first chunk and those up to the present, -1 where there are not so many."""
@@ -149,7 +153,7 @@ class ChunksMemory(LayerMemory):
         if self._store is None:
             self._open(table, keys.shape[-1])
         assert self._store is not None
-        self._store.write(table, step.time)
+        self._store.write(table, step.once("places", lambda: Places.of(step.time)))
         size = self.policy.chunk_size
         self._begun = step.once("begun", lambda: -(-int(step.after.max()) // size))
         if step.once("any full", lambda: bool((step.after // size > step.before // size).any())):
@@ -184,7 +188,7 @@ class ChunksMemory(LayerMemory):
             table = saved["chunks"]
             self._open(table, int(saved["width"]))
             assert self._store is not None
-            self._store.write(table, torch.arange(table.shape[2]).expand(len(table), -1))
+            self._store.write(table, Places.of(torch.arange(table.shape[2]).expand(len(table), -1)))
             self._begun = table.shape[2] // self.policy.chunk_size
         self.state = {"means": saved["means"]} if "means" in saved else {}
 
@@ -222,17 +226,18 @@ class ChunksMemory(LayerMemory):
         groups = self._store.heads
         if number == 0:
             return end.new_full((len(end), groups, 0), -1)
-        means = self.state["means"]
-        chunk = torch.arange(means.shape[2], device=means.device)
-        open_ = (chunk >= 1) & (chunk < end[:, None])
+        # The first chunk is read anyway, and so are those from the end on.
+        means = self.state["means"][:, :, 1 : step.once("last", lambda: int(end.max()))]
         query = unturn(query, step).detach().unflatten(1, (groups, -1)).flatten(2, 3)
         scores = (query @ means.mT * scale).float()
-        scores = scores.masked_fill(~open_[:, None, None], float("-inf"))
         # Each query has one vote to spread.
-        votes = torch.softmax(scores, dim=-1).nan_to_num(0)
-        if step.padded:
-            votes = votes.unflatten(2, (-1, step.length)) * (step.time >= 0)[:, None, None, :, None]
-            votes = votes.flatten(2, 3)
-        votes = votes.sum(dim=2).masked_fill(~open_[:, None], -1)
-        best = votes.topk(number, dim=-1)
-        return best.indices.masked_fill(best.values < 0, -1)
+        if not step.padded:
+            return torch.softmax(scores, dim=-1).sum(dim=2).topk(number, dim=-1).indices + 1
+        closed = step.once(
+            "closed", lambda: torch.arange(1, means.shape[2] + 1, device=end.device) >= end[:, None]
+        )
+        scores = scores.masked_fill(closed[:, None, None], float("-inf"))
+        votes = torch.softmax(scores, dim=-1).nan_to_num(0).unflatten(2, (-1, step.length))
+        votes = (votes * (step.time >= 0)[:, None, None, :, None]).sum(dim=(2, 3))
+        best = votes.masked_fill(closed[:, None], -1).topk(number, dim=-1)
+        return (best.indices + 1).masked_fill(best.values < 0, -1)

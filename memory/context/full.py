@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from scrubjay.memory.context.base import CacheShape, ContextPolicy, LayerMemory, Step
 from scrubjay.memory.context.dense import causal_attention
+from scrubjay.memory.context.room import append, columns_of_room, shrink
 
 
 @dataclass(frozen=True)
@@ -24,34 +25,52 @@ class FullPolicy(ContextPolicy):
         return FullMemory()
 
     def nbytes(self, tokens: int, shape: CacheShape, at_once: bool = True) -> int:
-        """Return the bytes of all tokens' keys and values."""
-        return tokens * shape.token_bytes
+        """Return the bytes of all tokens' keys and values, and of the room for the next ones."""
+        return columns_of_room(tokens) * shape.token_bytes
 
 
 class FullMemory(LayerMemory):
-    """State: `keys` and `values` of every column, and `valid` once a row has had padding."""
+    """State: room for `keys` and `values`, of which the first `columns` are held; `valid` once a row has had padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.columns = 0
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scale: float) -> Tensor:
         """Return what the new tokens read of everything up to themselves."""
         self.compress(query, keys, values, step, scale)
-        held = self.state
-        return causal_attention(query, held["keys"], held["values"], held.get("valid"), scale)
+        return causal_attention(query, self.held("keys"), self.held("values"), self.state.get("valid"), scale)
+
+    def held(self, name: str) -> Float[Tensor, "batch key_heads columns width"]:
+        """Return the columns held of `keys` or `values`."""
+        return self.state[name][:, :, : self.columns]
 
     def compress(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scale: float) -> None:
         """Append."""
-        if "keys" in self.state:
-            keys = torch.cat([self.state["keys"], keys], dim=2)
-            values = torch.cat([self.state["values"], values], dim=2)
+        for name, new in (("keys", keys), ("values", values)):
+            self.state[name] = append(self.state.get(name), self.columns, new)
+        self.columns += step.length
         if step.padded:
             old = self.state.get("valid")
             if old is None:
                 old = torch.ones(len(step.time), step.seen, dtype=torch.bool, device=keys.device)
             self.state["valid"] = torch.cat([old, step.time >= 0], dim=1)
-        self.state |= {"keys": keys, "values": values}
 
     def crop(self, columns: int, count: Int[Tensor, " batch"]) -> None:
         """Cut the last columns off."""
-        for name, axis in (("keys", 2), ("values", 2), ("valid", 1)):
-            if name in self.state:
-                tensor = self.state[name]
-                self.state[name] = tensor.narrow(axis, 0, tensor.shape[axis] - columns)
+        self.columns -= columns
+        for name in ("keys", "values"):
+            self.state[name] = shrink(self.state[name], self.columns)
+        if "valid" in self.state:
+            self.state["valid"] = self.state["valid"][:, : self.columns]
+
+    def saved(self) -> dict[str, Tensor]:
+        """Return the state without the spare room."""
+        return self.state | {name: self.held(name) for name in ("keys", "values") if name in self.state}
+
+    def restore(self, saved: dict[str, Tensor]) -> None:
+        """Take up what `saved` returned, and make room for more."""
+        self.state = dict(saved)
+        if "keys" in saved:
+            self.columns = saved["keys"].shape[2]
+            self.state |= {name: append(None, 0, saved[name]) for name in ("keys", "values")}

@@ -20,6 +20,7 @@ from scrubjay.memory.context.base import CacheShape, ContextPolicy, LayerMemory,
 from scrubjay.memory.context.dense import causal_attention
 from scrubjay.memory.context.eviction import keep_best, take
 from scrubjay.memory.context.full import FullMemory
+from scrubjay.memory.context.room import columns_of_room
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,10 @@ class RecycledPolicy(ContextPolicy):
         return RecycledMemory(self)
 
     def nbytes(self, tokens: int, shape: CacheShape, at_once: bool = True) -> int:
-        """Return the bytes of all tokens and of the copy."""
+        """Return the bytes of all tokens, with the room for the next ones, and of the copy."""
         since = 0 if at_once else max(tokens - 1, 0) % self.stride
-        return (tokens + min(self.copied, tokens - since) + since) * shape.token_bytes
+        copied = min(self.copied, tokens - since) + since
+        return (columns_of_room(tokens) + copied) * shape.token_bytes
 
 
 class RecycledMemory(FullMemory):
@@ -105,16 +107,16 @@ class RecycledMemory(FullMemory):
 
     def saved(self) -> dict[str, Tensor]:
         """Return the state, and how long ago the copy was made."""
-        return self.state | {"since": torch.tensor(self._since)}
+        return super().saved() | {"since": torch.tensor(self._since)}
 
     def restore(self, saved: dict[str, Tensor]) -> None:
         """Take up what `saved` returned."""
-        self._since = int(saved.pop("since"))
-        self.state = saved
+        self._since = int(saved["since"])
+        super().restore({name: tensor for name, tensor in saved.items() if name != "since"})
 
     def _refresh(self, query: Float[Tensor, "batch heads 1 width"], scale: float) -> None:
         """Copy what the last query attends to."""
-        keys, valid = self.state["keys"].detach(), self.state.get("valid")
+        keys, valid = self.held("keys").detach(), self.state.get("valid")
         batch, groups, columns, width = keys.shape
         most = min(self.policy.copied, columns)
         count = torch.full((batch,), columns, device=keys.device) if valid is None else valid.sum(dim=1)
@@ -135,4 +137,4 @@ class RecycledMemory(FullMemory):
         if valid is not None:
             best = order.gather(2, best)
             self.state["copied_valid"] = torch.arange(most, device=keys.device) >= most - kept[:, None]
-        self.state |= {f"copied_{name}": take(self.state[name], best) for name in ("keys", "values")}
+        self.state |= {f"copied_{name}": take(self.held(name), best) for name in ("keys", "values")}

@@ -6,13 +6,29 @@ import math
 import os
 import tempfile
 import weakref
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 Place = Literal["model", "cpu", "disk"]
+
+
+class Places(NamedTuple):
+    """Where new tokens lie in their rows' texts: those that do, in no order."""
+
+    row: Int[Tensor, " tokens"]
+    column: Int[Tensor, " tokens"]
+    time: Int[Tensor, " tokens"]
+    longest: int
+    """Tokens of the longest row."""
+
+    @classmethod
+    def of(cls, time: Int[Tensor, "batch length"]) -> Places:
+        """Return the places of tokens of these times; of negative time they have none."""
+        row, column = (time >= 0).nonzero(as_tuple=True)
+        return cls(row, column, time[row, column], int(time.max()) + 1)
 
 
 class ChunkStore:
@@ -36,12 +52,10 @@ class ChunkStore:
         """Heads of the table."""
         return self._inner[1]
 
-    def write(
-        self, new: Float[Tensor, "batch heads length width"], time: Int[Tensor, "batch length"]
-    ) -> None:
-        """Put tokens at their places in their rows' texts; those of negative time nowhere."""
+    def write(self, new: Float[Tensor, "batch heads length width"], places: Places) -> None:
+        """Put tokens at their places in their rows' texts."""
         size = self._inner[2]
-        chunks = -(-(int(time.max()) + 1) // size)
+        chunks = -(-places.longest // size)
         if chunks > len(self._table):
             on_disk = self._place == "disk" and len(self._table) > 0 and os.path.exists(self._path)
             grown = self._allocate(max(chunks, 2 * len(self._table)))
@@ -49,10 +63,9 @@ class ChunkStore:
             if not on_disk:
                 grown[: len(self._table)] = self._table
             self._table = grown
-        row, column = (time >= 0).nonzero(as_tuple=True)
-        here = time[row, column].to(self._table.device)
-        token = new.detach().transpose(1, 2)[row, column].to(self._table.device)
-        self._table[here // size, row.to(here.device), :, here % size] = token
+        here = places.time.to(self._table.device)
+        token = new.detach().transpose(1, 2)[places.row, places.column].to(self._table.device)
+        self._table[here // size, places.row.to(here.device), :, here % size] = token
 
     def fetch(self, chunks: Int[Tensor, "batch heads chosen"]) -> Float[Tensor, "batch heads tokens width"]:
         """Return the tokens of chosen chunks, on the model's device."""

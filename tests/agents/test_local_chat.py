@@ -155,12 +155,24 @@ def test_a_conversation_goes_on_from_disk(chat, tmp_path):
         model.save_conversation(tmp_path, "carla")
 
 
+def test_ready_models_of_one_name_are_two(tiny_chat):
+    one, tokenizer = tiny_chat
+    other = type(one)(one.config).eval()
+    both, alone = (
+        LocalChatModel(model=m, temperature=0, max_tokens=12) for m in (tiny_chat, (other, tokenizer))
+    )
+    both.invoke(QUESTIONS[0])
+    assert both.bind(model=(other, tokenizer)).invoke(QUESTIONS[0]).text == alone.invoke(QUESTIONS[0]).text
+    assert read(both.bind(model=(other, tokenizer)).invoke(QUESTIONS[0])) > 0
+    assert both._load((other, tokenizer)).model is other
+
+
 def test_a_save_that_is_cut_short_leaves_the_last_one(chat, tmp_path, monkeypatch):
     model = chat(policy="full")
     talk(model, QUESTIONS[:1])
     model.save_conversation(tmp_path)
     kept = model.cache_bytes()
-    talk(model, QUESTIONS[:2])
+    talk(model, [QUESTIONS[0], "Tell me more. " * 20])
 
     def killed(*_):
         raise KeyboardInterrupt

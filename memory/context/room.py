@@ -1,0 +1,47 @@
+"""Room ahead of a growing cache: a token is written into it, and what is there already is not copied for every one."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+BLOCK = 256
+"""Columns by which room grows."""
+
+
+def columns_of_room(columns: int) -> int:
+    """Return how many columns there is room for where `columns` are held."""
+    return -(-columns // BLOCK) * BLOCK
+
+
+def append(
+    room: Float[Tensor, "batch heads room width"] | None,
+    held: int,
+    new: Float[Tensor, "batch heads length width"],
+) -> Float[Tensor, "batch heads more width"]:
+    """Return the room with new columns after the first `held`: the same tensor, or where they do not fit, a larger one.
+
+    Gradients need what was there before untouched, and so get a new one each time.
+    """
+    total = held + new.shape[2]
+    if room is not None and total <= room.shape[2] and not _must_not_change(room, new):
+        room[:, :, held:total] = new
+        return room
+    spare = new.new_zeros(*new.shape[:2], columns_of_room(total) - total, new.shape[3])
+    before = [] if room is None else [room[:, :, :held]]
+    return torch.cat([*before, new, spare], dim=2)
+
+
+def shrink(
+    room: Float[Tensor, "batch heads room width"], held: int
+) -> Float[Tensor, "batch heads less width"]:
+    """Return the room when only the first `held` columns are left; what is no longer needed of it is freed."""
+    columns = columns_of_room(held)
+    return room if columns == room.shape[2] else room[:, :, :columns].clone()
+
+
+def _must_not_change(room: Tensor, new: Tensor) -> bool:
+    # What is made in inference mode may not be written to outside of it.
+    outlived = room.is_inference() and not torch.is_inference_mode_enabled()
+    return outlived or room.requires_grad or (torch.is_grad_enabled() and new.requires_grad)
