@@ -204,7 +204,7 @@ def test_what_is_forgotten_is_gone_from_the_file(tmp_path, embeddings):
 
 
 def test_words_and_embeddings_both_nominate_and_the_explanation_adds_up(clock):
-    with MemoryBank(":memory:", Letters(), clock=clock, dense_weight=0.3) as bank:
+    with MemoryBank(":memory:", Letters(), clock=clock, dense_weight=1.5) as bank:
         for text in ("ocelot", "a dog", "tool ecology"):
             bank.add(text)
             clock.now += DAY
@@ -221,8 +221,8 @@ def test_words_and_embeddings_both_nominate_and_the_explanation_adds_up(clock):
 
 def test_words_that_too_many_records_hold_choose_none_but_weigh(bank, monkeypatch):
     monkeypatch.setattr(bank_keyword, "_MOST_MATCHES", 5)
-    bank.add("an early boat", merge=False)
     bank.add("a heron by the water", merge=False)
+    bank.add("an early boat", merge=False)
     bank.add("a heron by the boat", merge=False)
     for n in range(40):
         bank.add(f"boat number {n}", kind="task")
