@@ -112,7 +112,10 @@ def _count(connection: sqlite3.Connection, expression: str) -> int:
 
 
 def _largest_score(connection: sqlite3.Connection, counts: dict[str, int]) -> float:
-    (records,) = connection.execute("SELECT MAX(rowid) FROM words").fetchone()
+    # Numbers are never given twice, and counting rows would take as long as there are many.
+    (records,) = connection.execute(
+        "SELECT seq - (SELECT value FROM facts WHERE name = 'deletions') FROM sqlite_sequence WHERE name = 'records'"
+    ).fetchone()
     # A pair of characters that nobody wrote may straddle two words; a word that nobody wrote is one unmet.
     terms = [count for term, count in counts.items() if count or not is_unspaced(term)]
     weights = (math.log((records - count + 0.5) / (count + 0.5)) for count in terms if 2 * count < records)
