@@ -17,7 +17,7 @@ _POWER = 1.5
 
 
 def shares(scores: np.ndarray, temperature: float) -> np.ndarray:
-    """Return the softmax of scores [records], over the best 60 of them; the rest is measured by that."""
+    """Return the softmax of scores [records] over the best 60; what is below has as little as its score tells."""
     if not len(scores):
         return np.zeros(0)
     raised = np.exp((scores.astype(np.float64) - scores.max()) / max(temperature, 1e-6))

@@ -3,6 +3,9 @@
 Lampinen et al. 2021, arXiv 2105.14039: a chunk's summary is the mean of what it holds; attention goes to the
 chunks whose summaries score best, and only there to single memories. Here both scores are cosines; inside, they are
 told in standard deviations of all that are looked at, as one model's cosines lie from 0 to 1 and another's above 0.7.
+
+The products are numpy's: they wait for memory, torch's are no faster (`experiments/bench/bank.md`), and who embeds by
+a service need not have it.
 """
 
 from __future__ import annotations
