@@ -38,7 +38,7 @@ class BankBench:
     """Sizes of the measurement."""
 
     folder: Path = Path(tempfile.gettempdir()) / "scrubjay-banks"
-    """Where the banks are made; a million records need 6 GB."""
+    """Where the banks are made; a million records need 4 GB."""
     writes: int = 100_000
     """Single writes of the first table."""
     sizes: tuple[int, ...] = (1_000, 10_000, 100_000, 1_000_000)
