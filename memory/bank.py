@@ -64,9 +64,9 @@ class Embeddings(Protocol):
 class MemoryBank:
     """Memories in an SQLite file, or in memory (`":memory:"`); safe for threads and several processes.
 
-    `clock` returns the present moment. `dense_weight` is what embeddings count where words count 1. `surprise` puts a
-    neural memory beside the records (`memory/bank_surprise.py`), off unless asked for. Raises ValueError on a file of a
-    newer Scrubjay.
+    `clock` returns the present moment. `dense_weight` is what embeddings count where words count 1, each times how
+    sure it is (`memory/bank_recall.py`). `surprise` puts a neural memory beside the records (`memory/bank_surprise.py`),
+    off unless asked for. Raises ValueError on a file of a newer Scrubjay.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class MemoryBank:
         path: str | Path,
         embeddings: Embeddings | None = None,
         clock: Callable[[], Time] = lambda: datetime.now(UTC),
-        dense_weight: float = 0.7,
+        dense_weight: float = 4.0,
         surprise: SurpriseConfig | None = None,
     ) -> None:
         if dense_weight < 0:

@@ -2,7 +2,8 @@
 
 Candidates share a mark: bands of a MinHash of the content words (Broder 1997), and of the signs of random
 projections of the embedding (Charikar 2002). A candidate is the same if the new text says nothing more:
-its words are among the candidate's, or its embedding is very near; and numbers, names, negation are alike.
+its words are among the candidate's, or its embedding is very near; and numbers, names, negation are alike. The signs
+of embeddings agree by chance with those of ever more records, so these are compared before a text is read.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from scrubjay.memory.bank_words import STOP_WORDS, normalise, words
 _BANDS, _ROWS = 6, 3
 _PLANES, _SIGNS = 8, 12
 _OVERLAP = 0.75
-_COSINE = 0.97  # bread and milk, in one sentence, are 0.965 alike to a small multilingual model
+COSINE = 0.97  # bread and milk, in one sentence, are 0.965 alike to a small multilingual model
 _SENTENCE_START = re.compile(r"(?:^|[.!?:;\n]\s*)[A-Z](?=[a-z'’ ])")
 _NEGATION = re.compile(
     r"\b(not|no|never|none|nor|neither|without|cannot|stopped|quit|hardly)\b|n['’]t\b|[不没無无未别非]",
@@ -41,6 +42,13 @@ class Meaning(NamedTuple):
     denies: bool
     asks: bool
     vector: np.ndarray | None
+
+
+class Marks(NamedTuple):
+    """Signed 64-bit numbers of which texts that say the same most likely share one."""
+
+    by_words: list[int]
+    by_vector: list[int]
 
 
 def meaning_of(text: str, vector: np.ndarray | None) -> Meaning:
@@ -72,7 +80,7 @@ def says_no_more(new: Meaning, old: Meaning) -> bool:
         return True
     if new.vector is None or old.vector is None:
         return False
-    return float(new.vector @ old.vector) >= _COSINE
+    return float(new.vector @ old.vector) >= COSINE
 
 
 def _in_order(meaning: Meaning, names: frozenset[str]) -> list[str]:
@@ -84,19 +92,21 @@ def digest_of(scope: str, text: str) -> bytes:
     return hashlib.blake2b("\0".join([scope, *normalise(text).split()]).encode(), digest_size=16).digest()
 
 
-def marks_of(scope: str, meaning: Meaning) -> list[int]:
-    """Return signed 64-bit numbers of which texts that say the same most likely share one."""
-    bands: list[bytes] = []
+def marks_of(scope: str, meaning: Meaning) -> Marks:
+    """Return the marks of a text among those of its scope."""
+    by_words: list[bytes] = []
+    by_vector: list[bytes] = []
     if meaning.stems:
         hashes = np.array([_hash(stem.encode()) for stem in meaning.stems], dtype=np.uint64)
         mixed = hashes[:, None] * _MULTIPLIERS
         mixed ^= mixed >> np.uint64(32)
         smallest = (mixed * _MULTIPLIERS).min(axis=0).reshape(_BANDS, _ROWS)
-        bands += [b"w%d" % i + row.tobytes() for i, row in enumerate(smallest)]
+        by_words = [b"w%d" % i + row.tobytes() for i, row in enumerate(smallest)]
     if meaning.vector is not None:
         signs = (meaning.vector @ _planes(len(meaning.vector)) > 0).reshape(_PLANES, _SIGNS)
-        bands += [b"v%d" % i + row.tobytes() for i, row in enumerate(signs)]
-    return [_hash(scope.encode() + band) - 2**63 for band in bands]
+        by_vector = [b"v%d" % i + row.tobytes() for i, row in enumerate(signs)]
+    mark = scope.encode()
+    return Marks(*([_hash(mark + band) - 2**63 for band in bands] for bands in (by_words, by_vector)))
 
 
 def pack_marks(marks: list[int]) -> bytes:

@@ -1,6 +1,7 @@
-"""The keyword arm: BM25 over the words of records, and a share of a record's score for its neighbours in the chunk.
+"""The keyword arm: BM25 over the words of records, as shares of one whole, some of it lent to neighbours in the chunk.
 
-BM25 is that of SQLite's FTS5 (Robertson & Zaragoza 2009), whose time grows with the records that match. So words that
+BM25 is that of SQLite's FTS5 (Robertson & Zaragoza 2009): a sum of log-odds, which would make shares by themselves if
+words came independently; as they do not, it is divided by 2.5. Its time grows with the records that match: words that
 too many records hold choose none: they only weigh what rarer words chose. Where all are that common, the newest
 records that hold the rarest of them are looked at.
 """
@@ -13,13 +14,16 @@ import math
 import sqlite3
 from typing import NamedTuple
 
+import numpy as np
+
+from scrubjay.memory.bank_lending import PORTIONS, lent, shares
 from scrubjay.memory.bank_store import select
 from scrubjay.memory.bank_words import is_unspaced, match_terms
 
 _TOP_CHUNKS = 128
-_SHARING = 1000  # records that lend
-_SHARES = (0.4, 0.2, 0.1, 0.05)  # of a score, lent to neighbours in the chunk, one step away, two, and so on
-_SPREAD = [(sign * step, share) for step, share in enumerate(_SHARES, 1) for sign in (-1, 1)]
+_SHARING = 1000  # records that have shares
+_SPREAD = [(sign * step, portion) for step, portion in enumerate(PORTIONS, 1) for sign in (-1, 1)]
+_TEMPERATURE = 2.5
 _MOST_MATCHES = 10_000
 _LARGEST_FACTOR = 2.2  # of a word's weight, in a text that says nothing else
 
@@ -28,9 +32,9 @@ class Keyword(NamedTuple):
     """What words know about a query."""
 
     scores: dict[int, float]
-    """BM25 and shares, by number of record."""
+    """Shares of one whole and what neighbours lend, by number of record."""
     coverage: float
-    """The best score as a part of what a record of all the query's words could have, at most 1."""
+    """The best BM25 as a part of what a record of all the query's words could have, at most 1."""
 
 
 def keyword_scores(
@@ -41,24 +45,25 @@ def keyword_scores(
     `scope` begins every expression of FTS5, `condition` in SQL with its `values` says which records hold.
     """
     counts = {term: _count(connection, f"{scope}body : {term}") for term in match_terms(query)}
-    if not any(counts.values()):
+    rows = _matches(connection, counts, scope, condition, values) if any(counts.values()) else []
+    if not rows:
         return Keyword({}, 0.0)
-    rows = _matches(connection, counts, scope, condition, values)
-    scores = {number: score for number, score, _, _ in rows}
+    numbers, bm25, chunks, places = zip(*rows, strict=True)
+    share = shares(np.array(bm25), _TEMPERATURE)
+    scores = dict(zip(numbers, share.tolist(), strict=True))
     around: dict[tuple[int, int], float] = collections.defaultdict(float)
     coarse: dict[int, float] = collections.defaultdict(float)
-    for _, score, chunk, place in rows:
-        coarse[chunk] += score * score
-        for distance, share in _SPREAD:
-            around[chunk, place + distance] += share * score
+    for given, chunk, place in zip(lent(share).tolist(), chunks, places, strict=True):
+        coarse[chunk] += given
+        for distance, portion in _SPREAD:
+            around[chunk, place + distance] += portion * given
     chosen = sorted(coarse, key=coarse.__getitem__, reverse=True)[:_TOP_CHUNKS]
     for number, chunk, place in select(
         connection, "number, chunk, place", chosen, condition, values, "chunk"
     ):
         if (chunk, place) in around:
             scores[number] = scores.get(number, 0.0) + around[chunk, place]
-    best = max(scores.values(), default=0.0)
-    return Keyword(scores, min(1.0, best / _largest_score(connection, counts)))
+    return Keyword(scores, min(1.0, bm25[0] / _largest_score(connection, counts)))
 
 
 def _matches(
@@ -107,7 +112,10 @@ def _count(connection: sqlite3.Connection, expression: str) -> int:
 
 
 def _largest_score(connection: sqlite3.Connection, counts: dict[str, int]) -> float:
-    (records,) = connection.execute("SELECT MAX(rowid) FROM words").fetchone()
+    # Numbers are never given twice, and counting rows would take as long as there are many.
+    (records,) = connection.execute(
+        "SELECT seq - (SELECT value FROM facts WHERE name = 'deletions') FROM sqlite_sequence WHERE name = 'records'"
+    ).fetchone()
     # A pair of characters that nobody wrote may straddle two words; a word that nobody wrote is one unmet.
     terms = [count for term, count in counts.items() if count or not is_unspaced(term)]
     weights = (math.log((records - count + 0.5) / (count + 0.5)) for count in terms if 2 * count < records)

@@ -1,12 +1,15 @@
-"""Recall from a bank: two arms score, each as far as it is sure of itself; recency and importance nudge.
+"""Recall from a bank: two arms share out one whole each, and count as far as they are sure.
 
-Scores are summed, each a part of its arm's best, as a convex combination beats a fusion of ranks (Bruch, Gai and
-Ingber 2023, arXiv 2210.11934). But no weight serves all queries: one that shares only a name with a hundred records
-learns little from words, one in a language that the embeddings never saw learns nothing from them. So an arm's part is
-weighed by what its scores themselves tell:
+What a record gets:
 
-- words: by how much of the query the best record covers, to the power of 1.5, and how far it stands above the tenth;
-- embeddings: by the cube of how far the best cosine stands above the mean of all.
+1. Each arm's scores become shares of one whole by a softmax, and records lend some of theirs to neighbours in the chunk
+   (`memory/bank_lending.py`): BM25 by words, cosines by embeddings.
+2. Shares of both arms are summed, as convex combinations beat fusions of ranks (Bruch, Gai and Ingber 2023, arXiv
+   2210.11934), but with weights that the query's own scores tell, since no weights serve all queries: words know
+   little of a query that shares but a name with a hundred records, embeddings little of one in a language that they
+   never saw. Words weigh the part of the query that the best record covers, to the power of 1.5; embeddings the share
+   of the best record, since an arm to which all is alike spreads its whole thin, times the bank's `dense_weight`.
+3. Recency and importance each move the sum by 2 % at most: they decide between equals.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scrubjay.memory.bank_keyword import Keyword, keyword_scores
+from scrubjay.memory.bank_keyword import keyword_scores
 from scrubjay.memory.bank_record import Explanation
 from scrubjay.memory.bank_store import select
 from scrubjay.memory.bank_vectors import Near, VectorIndex
@@ -29,8 +32,6 @@ _HALF_LIFE = 30 * 86400.0  # seconds in which recency halves
 _TOP_CHUNKS = 256
 _DEPTH = 4
 _LEAST_DEPTH = 60
-_CROWD = 10  # the best word match is compared with the one of this place
-_LEAST_DISTINCTION = 0.02  # words alone must rank even where all score alike
 
 
 @dataclass(frozen=True)
@@ -102,20 +103,17 @@ def recall(
     keyword = keyword_scores(connection, query, filter.scope(), *filter.condition())
     by_words = heapq.nlargest(depth, keyword.scores, key=lambda number: (keyword.scores[number], number))
     near: dict[int, Near] = {}
-    mean = 0.0
     if vector is not None and index is not None:
-        mean, nearest = _dense(connection, vector, index, filter, depth, by_words)
-        near = {n.number: n for n in nearest}
-    word_weight = _word_weight(keyword)
-    excess = {number: max(0.0, place.score - mean) for number, place in near.items()}
-    dense_weight *= max(excess.values(), default=0.0) ** 2
+        near = {n.number: n for n in _dense(connection, vector, index, filter, depth, by_words)}
+    word_weight = keyword.coverage**1.5
+    dense_weight *= max((place.share for place in near.values()), default=0.0)
     keyword_ranks = _ranks({number: keyword.scores[number] for number in by_words})
     dense_ranks = _ranks({number: place.score for number, place in near.items()})
     found = []
     for number, renewed, importance in select(connection, "number, renewed, importance", {*by_words, *near}):
         place = near.get(number)
         from_words = word_weight * keyword.scores.get(number, 0.0)
-        from_embeddings = dense_weight * excess.get(number, 0.0)
+        from_embeddings = dense_weight * place.score if place else 0.0
         age = max(0.0, now - renewed)
         explanation = Explanation(
             keyword_rank=keyword_ranks.get(number),
@@ -128,19 +126,8 @@ def recall(
             importance=1 + _SWAY * (2 * importance - 1),
         )
         score = (from_words + from_embeddings) * explanation.recency * explanation.importance
-        # Below the mean all scores are 0: the more alike, the better even there.
-        found.append((number, score, explanation, place.score if place else -np.inf))
-    found.sort(key=lambda hit: (-hit[1], -hit[3], -hit[0]))
-    return [(number, score, explanation) for number, score, explanation, _ in found[:k]]
-
-
-def _word_weight(keyword: Keyword) -> float:
-    """Return what makes of BM25 a part of the best score, weighed by how sure words are."""
-    if not keyword.scores:
-        return 0.0
-    best, *crowd = heapq.nlargest(_CROWD, keyword.scores.values())
-    distinction = 1 - crowd[-1] / best if len(crowd) == _CROWD - 1 else 1.0
-    return keyword.coverage**1.5 * max(distinction, _LEAST_DISTINCTION) / best
+        found.append((number, score, explanation))
+    return heapq.nsmallest(k, found, key=lambda hit: (-hit[1], -hit[0]))
 
 
 def _ranks(scores: dict[int, float]) -> dict[int, float]:
@@ -160,17 +147,17 @@ def _dense(
     filter: Filter,
     limit: int,
     also: list[int],
-) -> tuple[float, list[Near]]:
-    """Return the mean cosine of all that may be seen, and the nearest that hold, with those of `also`."""
+) -> list[Near]:
+    """Return the nearest that hold, and those of `also`."""
     condition, values = filter.condition()
     wanted = limit
     while True:
         # What no longer holds is in the index still: look deeper until enough is left.
-        mean, near = index.nearest(vector, filter.allows, _TOP_CHUNKS, wanted, also)
+        near = index.nearest(vector, filter.allows, _TOP_CHUNKS, wanted, also)
         allowed = {n for (n,) in select(connection, "number", [n.number for n in near], condition, values)}
         kept = [n for n in near if n.number in allowed]
         if len(kept) >= limit or len(near) < wanted:
-            return mean, kept
+            return kept
         wanted *= 4
 
 

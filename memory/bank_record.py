@@ -27,9 +27,9 @@ class Explanation:
     cosine: float | None
     """Similarity of the record's embedding to the query's."""
     from_words: float
-    """Score as a part of the best one's, times how sure words are."""
+    """Its share by words and what neighbours lend it, times how sure words are."""
     from_embeddings: float
-    """How far above the mean of all the record stands, times how sure embeddings are and the bank's `dense_weight`."""
+    """Its share by embeddings and what neighbours lend it, times how sure they are and the bank's `dense_weight`."""
     recency: float
     """Factor for age, 1.02 for the present moment down to 0.98."""
     importance: float

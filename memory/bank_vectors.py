@@ -1,7 +1,11 @@
 """The dense arm: embeddings in memory, scored first by chunk, then inside the chosen chunks, as HCAM does.
 
 Lampinen et al. 2021, arXiv 2105.14039: a chunk's summary is the mean of what it holds; attention goes to the
-chunks whose summaries score best, and only there to single memories. Here both scores are cosines.
+chunks whose summaries score best, and only there to single memories. Here both scores are cosines; inside, they are
+told in standard deviations of all that are looked at, as one model's cosines lie from 0 to 1 and another's above 0.7.
+
+The products are numpy's: they wait for memory, torch's are no faster (`experiments/bench/bank.md`), and who embeds by
+a service need not have it.
 """
 
 from __future__ import annotations
@@ -13,8 +17,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-SHARES = (0.2, 0.1, 0.05, 0.025)
-"""What part of its score a record lends to neighbours in its chunk, one step away, two, and so on."""
+from scrubjay.memory.bank_lending import PORTIONS, lent, shares
+
+_TEMPERATURE = 1.5  # standard deviations
 
 
 class Near(NamedTuple):
@@ -24,6 +29,8 @@ class Near(NamedTuple):
     """Its number."""
     cosine: float
     """Its own cosine."""
+    share: float
+    """What the query's embedding gives it of one whole."""
     score: float
     """That, and what neighbours in its chunk lend."""
     chunk_rank: int | None
@@ -61,18 +68,17 @@ class VectorIndex:
         top_chunks: int,
         limit: int,
         also: Sequence[int] = (),
-    ) -> tuple[float, list[Near]]:
-        """Return the mean cosine of all that is allowed, and up to `limit` records of the `top_chunks` best chunks.
+    ) -> list[Near]:
+        """Return up to `limit` records of the `top_chunks` best chunks, best first.
 
         Allowed are namespaces and kinds; records with numbers in `also` come behind, whatever their chunk.
         """
         allowed = np.array([allows(*scope) for scope in self._scopes], dtype=bool)
         if not allowed.any():
-            return 0.0, []
+            return []
         chunks = len(self._chunks)
-        sizes, sums = self._sizes[:chunks], self._sums[:chunks] @ query
-        allowed_chunks = allowed[self._scope_of_chunk[:chunks]] & (sizes > 0)
-        coarse = np.where(allowed_chunks, sums / self._norms[:chunks], -np.inf)
+        allowed_chunks = allowed[self._scope_of_chunk[:chunks]] & (self._sizes[:chunks] > 0)
+        coarse = np.where(allowed_chunks, self._sums[:chunks] @ query / self._norms[:chunks], -np.inf)
         best = _largest(coarse, min(top_chunks, int(allowed_chunks.sum())))
         place = np.zeros(chunks, dtype=np.int64)
         place[best] = np.arange(1, len(best) + 1)
@@ -84,17 +90,22 @@ class VectorIndex:
         rows = np.flatnonzero(looked[self._chunk_of_row[: self._count]])
         rows = rows[np.argsort(self._chunk_of_row[rows], kind="stable")]
         fine = self._matrix[rows] @ query
-        shared = _shared_in_chunk(fine, self._chunk_of_row[rows])
+        share = shares(fine, _TEMPERATURE * float(fine.std()) if len(fine) else 0.0)
+        score = _with_neighbours(share, self._chunk_of_row[rows])
         place_of_row = place[self._chunk_of_row[rows]]
         chosen = _largest(
-            np.where(place_of_row > 0, shared, -np.inf), min(limit, int((place_of_row > 0).sum()))
+            np.where(place_of_row > 0, score, -np.inf), min(limit, int((place_of_row > 0).sum()))
         )
         behind = np.flatnonzero(np.isin(rows, known))
-        taken = [*chosen, *np.setdiff1d(behind, chosen)]
-        mean = float(sums[allowed_chunks].sum() / max(1, sizes[allowed_chunks].sum()))
-        return mean, [
-            Near(int(self._numbers[rows[i]]), float(fine[i]), float(shared[i]), int(place_of_row[i]) or None)
-            for i in taken
+        return [
+            Near(
+                number=int(self._numbers[rows[i]]),
+                cosine=float(fine[i]),
+                share=float(share[i]),
+                score=float(score[i]),
+                chunk_rank=int(place_of_row[i]) or None,
+            )
+            for i in [*chosen, *np.setdiff1d(behind, chosen)]
         ]
 
     def _clear(self) -> None:
@@ -168,14 +179,14 @@ def unit_vectors(vectors: list[list[float]], count: int) -> Float[np.ndarray, "c
     return array / np.maximum(np.linalg.norm(array, axis=1, keepdims=True), 1e-12)
 
 
-def _shared_in_chunk(scores: np.ndarray, chunks: np.ndarray) -> np.ndarray:
-    """Return scores with a share of what each neighbour's in its chunk has above the mean; chunks are together."""
-    shared, lent = scores.copy(), np.maximum(scores - scores.mean(), 0)
-    for distance, share in enumerate(SHARES, 1):
-        together = np.where(chunks[distance:] == chunks[:-distance], share, 0)
-        shared[distance:] += together * lent[:-distance]
-        shared[:-distance] += together * lent[distance:]
-    return shared
+def _with_neighbours(share: np.ndarray, chunks: np.ndarray) -> np.ndarray:
+    """Return shares with what neighbours in the chunk lend; a chunk's records stand together, in order."""
+    score, given = share.copy(), lent(share)
+    for distance, portion in enumerate(PORTIONS, 1):
+        together = np.where(chunks[distance:] == chunks[:-distance], portion, 0)
+        score[distance:] += together * given[:-distance]
+        score[:-distance] += together * given[distance:]
+    return score
 
 
 def _largest(scores: np.ndarray, count: int) -> np.ndarray:

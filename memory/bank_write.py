@@ -56,7 +56,7 @@ class Writer:
         return self._insert(draft, digest, marks)
 
     def _find_same(
-        self, draft: Draft, meaning: duplicates.Meaning, digest: bytes, marks: list[int]
+        self, draft: Draft, meaning: duplicates.Meaning, digest: bytes, marks: duplicates.Marks
     ) -> int | None:
         validity = "valid_from IS ? AND valid_to IS ?"
         ends = (draft.valid_from, draft.valid_to)
@@ -65,15 +65,7 @@ class Writer:
         ).fetchone()
         if row:
             return row[0]
-        candidates: set[int] = set()
-        for mark in marks:
-            candidates.update(
-                number
-                for (number,) in self._connection.execute(
-                    "SELECT number FROM marks WHERE mark = ? ORDER BY number DESC LIMIT ?",
-                    (mark, _CANDIDATES),
-                )
-            )
+        candidates = self._candidates(marks.by_words) | self._near(draft.vector, marks.by_vector)
         for number in sorted(candidates):
             row = self._connection.execute(
                 "SELECT text, vector FROM records LEFT JOIN vectors USING (number) "
@@ -86,6 +78,28 @@ class Writer:
             if duplicates.says_no_more(meaning, duplicates.meaning_of(row[0], vector)):
                 return number
         return None
+
+    def _candidates(self, marks: list[int]) -> set[int]:
+        return {
+            number
+            for mark in marks
+            for (number,) in self._connection.execute(
+                "SELECT number FROM marks WHERE mark = ? ORDER BY number DESC LIMIT ?", (mark, _CANDIDATES)
+            )
+        }
+
+    def _near(self, vector: np.ndarray | None, marks: list[int]) -> set[int]:
+        """Return the candidates whose embeddings are near enough to say the same."""
+        candidates = self._candidates(marks)
+        if vector is None or not candidates:
+            return set()
+        places = ", ".join("?" * len(candidates))
+        rows = self._connection.execute(
+            f"SELECT number, vector FROM vectors WHERE number IN ({places})", [*candidates]
+        ).fetchall()
+        numbers, blobs = zip(*rows, strict=True)
+        cosines = np.frombuffer(b"".join(blobs), dtype=np.float32).reshape(len(rows), -1) @ vector
+        return {number for number, c in zip(numbers, cosines, strict=True) if c >= duplicates.COSINE}
 
     def _join(self, number: int, draft: Draft) -> str:
         self._connection.execute(
@@ -114,7 +128,7 @@ class Writer:
             "UPDATE records SET valid_to = MIN(?, COALESCE(valid_to, ?)) WHERE number = ?", (end, end, number)
         )
 
-    def _insert(self, draft: Draft, digest: bytes, marks: list[int]) -> str:
+    def _insert(self, draft: Draft, digest: bytes, marks: duplicates.Marks) -> str:
         id = uuid.uuid4().hex
         if draft.valid_from is None and draft.supersedes is not None:
             draft = draft._replace(valid_from=draft.observed)
@@ -125,7 +139,7 @@ class Writer:
             self._open_chunk(draft, number)
         return id
 
-    def insert(self, draft: Draft, digest: bytes, marks: list[int], columns: dict[str, Any]) -> int:
+    def insert(self, draft: Draft, digest: bytes, marks: duplicates.Marks, columns: dict[str, Any]) -> int:
         """Write a record, with what a draft does not say in `columns`, and what finds it; return its number."""
         row: dict[str, Any] = {
             "text": draft.text,
@@ -140,7 +154,7 @@ class Writer:
             "importance": draft.importance,
             "supersedes": draft.supersedes,
             "digest": digest,
-            "marks": duplicates.pack_marks(marks),
+            "marks": duplicates.pack_marks([*marks.by_words, *marks.by_vector]),
             **columns,
         }
         connection = self._connection
@@ -153,7 +167,8 @@ class Writer:
             (number, scope_words(draft.namespace, draft.kind), index_text(draft.text)),
         )
         connection.executemany(
-            "INSERT OR IGNORE INTO marks VALUES (?, ?)", [(mark, number) for mark in marks]
+            "INSERT OR IGNORE INTO marks VALUES (?, ?)",
+            [(mark, number) for mark in (*marks.by_words, *marks.by_vector)],
         )
         if draft.vector is not None:
             connection.execute("INSERT INTO vectors VALUES (?, ?)", (number, draft.vector.tobytes()))
@@ -185,7 +200,7 @@ class Writer:
         self._connection.execute("UPDATE records SET chunk = ? WHERE number = ?", (chunk, number))
 
 
-def fingerprint(draft: Draft) -> tuple[duplicates.Meaning, bytes, list[int]]:
+def fingerprint(draft: Draft) -> tuple[duplicates.Meaning, bytes, duplicates.Marks]:
     """Return what a draft says, the hash of its text, and the marks by which its like is found."""
     scope = f"{draft.namespace}\0{draft.kind}\0{draft.trust}"
     meaning = duplicates.meaning_of(draft.text, draft.vector)

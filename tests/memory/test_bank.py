@@ -204,7 +204,7 @@ def test_what_is_forgotten_is_gone_from_the_file(tmp_path, embeddings):
 
 
 def test_words_and_embeddings_both_nominate_and_the_explanation_adds_up(clock):
-    with MemoryBank(":memory:", Letters(), clock=clock, dense_weight=0.3) as bank:
+    with MemoryBank(":memory:", Letters(), clock=clock, dense_weight=1.5) as bank:
         for text in ("ocelot", "a dog", "tool ecology"):
             bank.add(text)
             clock.now += DAY
@@ -221,8 +221,8 @@ def test_words_and_embeddings_both_nominate_and_the_explanation_adds_up(clock):
 
 def test_words_that_too_many_records_hold_choose_none_but_weigh(bank, monkeypatch):
     monkeypatch.setattr(bank_keyword, "_MOST_MATCHES", 5)
-    bank.add("an early boat", merge=False)
     bank.add("a heron by the water", merge=False)
+    bank.add("an early boat", merge=False)
     bank.add("a heron by the boat", merge=False)
     for n in range(40):
         bank.add(f"boat number {n}", kind="task")
@@ -409,3 +409,39 @@ def test_what_is_written_together_is_there_together():
             bank.forget(first)
         assert [record.text for record in bank.recent(9)] == ["Ada lives in Basel.", "So does Vera."]
         assert bank.write([]) == []
+
+
+def test_what_was_forgotten_leaves_no_trace_in_how_sure_words_are(clock):
+    banks = MemoryBank(":memory:", clock=clock), MemoryBank(":memory:", clock=clock)
+    with banks[0], banks[1]:
+        gone = [banks[1].add(f"filler number {n}", kind="task") for n in range(40)]
+        for bank in banks:
+            for text in ("the heron nests", "a boat", "a late boat", "an oar", "the mill"):
+                bank.add(text, merge=False)
+        for id in gone:
+            banks[1].forget(id)
+        never, after = ([(h.text, h.score) for h in bank.search("heron boat")] for bank in banks)
+    assert never == after
+
+
+def test_near_embeddings_are_found_among_many_that_share_marks_by_chance():
+    class Meant:
+        """A direction for each subject, which a wording moves by about 7 degrees."""
+
+        def embed_query(self, text):
+            subject, _, wording = text.partition(" ")
+            centre = np.random.default_rng(list(subject.encode())).standard_normal(64)
+            moved = np.random.default_rng(list(wording.encode())).standard_normal(64)
+            return (centre + 0.12 * moved).tolist()
+
+        def embed_documents(self, texts):
+            return [self.embed_query(text) for text in texts]
+
+    subjects = [f"{first}{second}" for first in "abcde" for second in "fghijk"]
+    with MemoryBank(":memory:", Meant()) as bank:
+        for subject in subjects:
+            bank.add(f"{subject} seen")
+        assert len(bank) == len(subjects)
+        for subject in subjects:
+            bank.add(f"{subject} observed")
+        assert len(bank) <= 1.15 * len(subjects)

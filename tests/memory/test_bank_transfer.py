@@ -61,7 +61,9 @@ def write(bank, history):
         elif isinstance(step, str):
             ids += bank.add_document(step, observed=5.0, source="made up")
         elif ids and step[0] == "forget":
-            bank.forget(ids.pop(step[1] % len(ids)))
+            gone = ids[step[1] % len(ids)]
+            bank.forget(gone)
+            ids = [id for id in ids if id != gone]  # a text that joined a record has that one's
         elif ids:
             # As a user: nobody else may replace what a user said.
             ids.append(bank.add(step[2], supersedes=ids[step[1] % len(ids)]))
@@ -86,11 +88,7 @@ def test_a_bank_read_back_is_the_same(history, query):
         for row in rows:
             assert copy.get(row["id"]) == bank.get(row["id"])
             assert copy.sayings(row["id"]) == bank.sayings(row["id"])
-        ours, theirs = found(bank, query), found(copy, query)
-        assert sorted(id for id, _ in ours) == sorted(id for id, _ in theirs)
-        if not any(step[0] == "forget" for step in history if isinstance(step, tuple)):
-            # How sure words are counts records by the last one's number, forgotten ones included.
-            assert ours == theirs
+        assert found(bank, query) == found(copy, query)
         # Chunks are called anew, and hold the same records in the same order.
         again = list(copy.export())
         assert [row | {"chunk": 0} for row in again] == [row | {"chunk": 0} for row in rows]
