@@ -90,13 +90,15 @@ class Writer:
 
     def _near(self, vector: np.ndarray | None, marks: list[int]) -> set[int]:
         """Return the candidates whose embeddings are near enough to say the same."""
-        candidates = self._candidates(marks)
-        if vector is None or not candidates:
+        if vector is None:
             return set()
+        candidates = self._candidates(marks)
         places = ", ".join("?" * len(candidates))
         rows = self._connection.execute(
             f"SELECT number, vector FROM vectors WHERE number IN ({places})", [*candidates]
         ).fetchall()
+        if not rows:
+            return set()
         numbers, blobs = zip(*rows, strict=True)
         cosines = np.frombuffer(b"".join(blobs), dtype=np.float32).reshape(len(rows), -1) @ vector
         return {number for number, c in zip(numbers, cosines, strict=True) if c >= duplicates.COSINE}
