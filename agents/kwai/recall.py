@@ -50,11 +50,12 @@ class Recall:
         query = turn.question
         if turn.steps:
             query = f"{query}\n{turn.steps[-1].task_name}"
-        wanted = self._k + len(turn.written)
+        # Some of what is found may be in view already.
+        wanted = self._k + len(turn.written) + len(turn.window)
         hits: list[Remembered] = list(
             (yield Do(lambda: memory.search(query, k=wanted, namespace=self._namespace)))
         )
-        known = {message.text for message in turn.dialogue}
+        known = {message.text for message in turn.window}
         turn.recalled = [hit for hit in hits if hit.id not in turn.written and hit.text not in known][
             : self._k
         ]
