@@ -35,16 +35,17 @@ class Context:
         max_steps: int,
     ) -> None:
         self.prompts = prompts
-        self._profile, self._budget, self._max_steps = profile, limits.context_tokens, max_steps
+        self._profile, self._max_steps = profile, max_steps
+        self._budget, self._dialogue = limits.context_tokens, limits.dialogue_tokens
         self._count_tokens = count_tokens
         self._has_tools, self._tool_lines = bool(tools), _describe(tools, prompts)
 
     def window(self, dialogue: Sequence[BaseMessage]) -> list[BaseMessage]:
-        """Return the last turns, as many as half of the budget holds, from a place that stays for several questions.
+        """Return the last turns, as many as may be shown, from a place that stays for several questions.
 
         So a prompt begins as the one before it did, and a model that keeps what it has read goes on from there.
         """
-        first, room = len(dialogue), self._budget // 2
+        first, room = len(dialogue), min(self._dialogue, self._budget // 2)
         while first > 0 and (room := room - self._count_tokens(dialogue[first - 1].text)) >= 0:
             first -= 1
         if first:
