@@ -74,7 +74,7 @@ class Context:
             return self._fit(turn, self._system(say("converse")), [self._date(turn), turn.question])
         ending = [self._date(turn), say("goal", question=turn.question)]
         if stopped:
-            ending.append(say("stopped", reason=stopped))
+            ending.append(say("stopped", reason=say(f"because_{stopped}")))
         return self._fit(turn, self._system(say("conclude")), ending)
 
     def reflection(self, step: Step) -> str:
@@ -142,6 +142,7 @@ class Context:
                 self._budget,
                 self._count_tokens,
                 omitted=len(turn.dialogue) - len(turn.window),
+                note=self._missing,
             )
         except ValueError as error:
             raise ValueError(
@@ -166,6 +167,13 @@ class Context:
             *(self._calls(turn, shown_steps) if native else []),
             *(HumanMessage(text) for text in reflection),
         ]
+
+    def _missing(self, turns: int, memories: int) -> str:
+        say, counts = self.prompts.say, {"missing_turns": turns, "missing_memories": memories}
+        what = [say(name, count=count) for name, count in counts.items() if count]
+        if len(what) > 1:
+            what = [say("missing_both", one=what[0], other=what[1])]
+        return say("missing", what=what[0]) if what else ""
 
     def _calls(self, turn: Turn, shown: int) -> list[BaseMessage]:
         """Return this question's calls and results; results before the last `shown` are left out, their calls not."""
