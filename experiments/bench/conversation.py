@@ -45,6 +45,9 @@ Contestant = Literal["bank", "bank-alone", "words-alone", "sinks", "full"]
 _THREAD = "conversation"
 _EDGE = 20
 _SINKS = 4
+_FARTHEST = 100
+_AMONG = (1, 4, 6, 10)
+_BANKS = {"bank-alone": "with embeddings", "words-alone": "words alone"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +76,8 @@ class ConversationBench:
     """Turns that ask for a fact; what was told first is asked for last."""
     seeds: tuple[int, ...] = (0,)
     """Conversations."""
+    recall_seeds: int = 10
+    """Conversations whose facts are looked up in a bank of what the user said, with no model; a few seconds each."""
     save_every: int = 20
     """Turns between two copies of the cache on disk, from which a killed run goes on."""
     out: Path = Path("runs/conversation")
@@ -82,7 +87,7 @@ class ConversationBench:
 
     def settings(self) -> dict[str, Any]:
         """Return what results depend on."""
-        free = ("contestants", "seeds", "save_every", "out", "quiet")
+        free = ("contestants", "seeds", "recall_seeds", "save_every", "out", "quiet")
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in free}
 
     def script(self, seed: int) -> tuple[Conversation, tuple[Reminder, ...]]:
@@ -290,6 +295,46 @@ def run(options: ConversationBench, command: str, model: Any = None) -> list[Pat
     return [options.out / "table.md", _plot(held, options.out / "conversation.png")]
 
 
+def ranks(options: ConversationBench, contestant: Contestant, seed: int) -> dict[int, int]:
+    """Return at which place a bank of what the user said finds each fact, by the turn that asks; 100 if it does not."""
+    conversation, reminders = options.script(seed)
+    asked = {reminder.asked: conversation.turns[reminder.told].text for reminder in reminders}
+    found, now = {}, conversation.turns[0].observed
+    with MemoryBank(":memory:", _embeddings(contestant), clock=lambda: now) as bank:
+        for place, turn in enumerate(conversation.turns):
+            now = turn.observed
+            if place in asked:
+                texts = [hit.text for hit in bank.search(turn.text, k=_FARTHEST)]
+                found[place + 1] = texts.index(asked[place]) + 1 if asked[place] in texts else _FARTHEST
+            bank.add(turn.text, merge=False)
+    return found
+
+
+def _recall(options: ConversationBench) -> list[str]:
+    """Return a table of how many facts are among the first records found, of every turn that asks."""
+    if not options.recall_seeds:
+        return []
+    banks: tuple[Contestant, ...] = ("bank-alone", "words-alone")
+    rows = []
+    for contestant in banks:
+        with ProgressDisplay(f"recall {contestant}", options.recall_seeds, 0, not options.quiet) as display:
+            found = []
+            for seed in range(options.recall_seeds):
+                found.append(ranks(options, contestant, seed))
+                display.update(seed + 1, {})
+        for most in _AMONG:
+            counts = [sum(places[turn] <= most for places in found) for turn in options.asked]
+            rows.append([f"{_BANKS[contestant]}, first {most}", *counts])
+    title = (
+        f"Of {options.recall_seeds} conversations, those whose fact is among the first records that a bank of what the "
+        "user said finds for the question:"
+    )
+    return [
+        title,
+        markdown(["bank", *(f"asked at {turn}" for turn in options.asked)], rows),
+    ]
+
+
 Held = dict[tuple[str, int], list[dict[str, Any]]]
 
 
@@ -329,6 +374,7 @@ def _report(options: ConversationBench, held: Held, command: str) -> str:
                 "Conversations in which the fact was before the model, and in which its answer named it:",
                 markdown(["asked at turn", *options.contestants], asked),
                 *ended,
+                *_recall(options),
             ]
         )
         + "\n"

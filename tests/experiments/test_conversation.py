@@ -16,7 +16,9 @@ ASKED = (10, 40, 80, 120, 150)
 def options(out, **given):
     # A token of the small model is a byte: all is some four times as long as it would be.
     sizes = {"budget": 1600, "prompt_tokens": 1400, "max_tokens": 4, "turns": 150, "asked": ASKED}
-    return ConversationBench(**{**sizes, "save_every": 7, "quiet": True, "out": out, **given})
+    return ConversationBench(
+        **{**sizes, "save_every": 7, "recall_seeds": 0, "quiet": True, "out": out, **given}
+    )
 
 
 def read(out, name):
@@ -114,6 +116,13 @@ def test_a_killed_conversation_goes_on_to_the_same_records(
     assert not list(tmp_path.glob("*-at-*"))
     with pytest.raises(ValueError, match="budget=1600, now 1700"):
         run(options(tmp_path, budget=1700), "command", tiny_chat)
+
+
+def test_a_bank_finds_the_first_facts_among_hundreds_of_turns(tmp_path):
+    found = [conversation.ranks(options(tmp_path), "words-alone", seed) for seed in range(3)]
+    assert all(set(places) == set(ASKED) for places in found)
+    # By chance one of fifteen facts would be among six of a hundred turns.
+    assert sum(place <= 6 for places in found for place in places.values()) >= 10
 
 
 @pytest.mark.parametrize(
