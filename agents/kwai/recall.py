@@ -58,7 +58,8 @@ class Recall:
         hits: list[Remembered] = list(
             (yield Do(lambda: memory.search(query, k=wanted, namespace=self._namespace)))
         )
-        shown, own, turn.recalled = {message.text for message in turn.window}, 0, []
+        shown: set[str] = {message.text for message in turn.window}
+        own, turn.recalled = 0, []
         for hit in hits:
             if len(turn.recalled) == self._k:
                 break
