@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import threading
 import uuid
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +41,8 @@ class Conversation:
     """Tokens of that prompt."""
     asked_last: int = 0
     """Its last token."""
+    head: list[int] = field(default_factory=list)
+    """The tokens of the first prompt, with which the cache begins."""
 
     def save(self, folder: Path) -> None:
         """Write it into `folder`, which may exist."""
@@ -111,6 +115,37 @@ class KeptConversations:
                 prefer=lambda kept: len(kept.text) if text.startswith(kept.text) else len(kept.asked),
             )
 
+    def branch(
+        self, tokens: Sequence[int], model: LoadedModel, thread: str | None, policy: Any
+    ) -> Conversation | None:
+        """Return a conversation that has read only the beginning of a prompt, the longest that another one begins with.
+
+        A named one is taken for it, as a name has one; others are copied, if at least half of them is of use.
+        """
+        with self._lock:
+            found = [
+                # Never the whole prompt: its last token has to be read for what comes next.
+                (min(_shared(kept.head, tokens[:-1]), kept.cache.get_seq_length()), key)
+                for key, kept in self._kept.items()
+                if kept.model is model and kept.thread == thread and kept.cache.policy == policy
+            ]
+            length, key = max(found, default=(0, 0))
+            if not length:
+                return None
+            cache = self._kept[key].cache
+            seen = cache.get_seq_length()
+            if thread is not None:
+                del self._kept[key]
+            elif 2 * length >= seen:
+                cache = copy.deepcopy(cache)
+            else:
+                return None
+        try:
+            cache.crop(length - seen)
+        except (ValueError, NotImplementedError):  # the policy has dropped what would be read again
+            return None
+        return Conversation(cache, model, thread, head=list(tokens))
+
     def newest(self, thread: str | None) -> Conversation | None:
         """Return the conversation used last under this name, which stays."""
         with self._lock:
@@ -137,3 +172,9 @@ class KeptConversations:
         if not found:
             return None
         return self._kept.pop(max(found, key=lambda key: prefer(self._kept[key])))
+
+
+def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many tokens two texts have in common from the first on."""
+    pairs = zip(one, other, strict=False)
+    return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))

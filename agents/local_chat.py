@@ -343,9 +343,12 @@ class LocalChatModel(BaseChatModel):
         if kept is not None and crop(kept, kept.asked_length - 1):
             kept.text, kept.pending = kept.asked, [kept.asked_last]
             return kept, kept.pending + loaded.tokenize(prompt[len(kept.asked) :])
-        new = loaded.tokenize(prompt)
+        tokens = loaded.tokenize(prompt)
+        branched = self._kept.branch(tokens, loaded, thread, self.context_policy)
+        if branched is not None:
+            return branched, tokens[branched.cache.get_seq_length() :]
         cache = context.PolicyCache(self.context_policy, loaded.model)
-        return Conversation(cache, loaded, thread), new
+        return Conversation(cache, loaded, thread, head=tokens), tokens
 
     def _load(self, source: Any) -> LoadedModel:
         # Ready models are told apart by themselves: two may have one name.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import calendar
 import json
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -62,6 +62,20 @@ class Conversation:
     questions: tuple[Question, ...]
 
 
+@dataclass(frozen=True)
+class Reminder:
+    """A fact that is told in one turn and asked for in another, and never mentioned else."""
+
+    told: int
+    """Place of the turn that tells it."""
+    asked: int
+    """Place of the turn that asks for it."""
+    who: str
+    """Whom it is about."""
+    value: str
+    """What the answer must name."""
+
+
 def converse(language: str, seed: int, turns: int = 1000, people: int = 12) -> Conversation:
     """Return a conversation of so many turns about so many people; the same for the same arguments.
 
@@ -78,6 +92,40 @@ def converse(language: str, seed: int, turns: int = 1000, people: int = 12) -> C
     return _Talk(wording, random.Random(f"{language} {seed}"), turns, people).conversation()
 
 
+def remind(
+    language: str, seed: int, turns: int, told: int, asked: Sequence[int]
+) -> tuple[Conversation, tuple[Reminder, ...]]:
+    """Return a conversation with facts about one person in a row from place `told` on, each asked for much later.
+
+    What is told first is asked for last. Others have facts of the same kinds, and small talk names everybody. Raises
+    ValueError on places that are taken twice or out of range, on more of them than kinds of facts, and as `converse`.
+    """
+    wording, people = _wording()[language], 4
+    places = [told + number for number in range(len(asked))]
+    taken = {*places, *asked}
+    if len(taken) < 2 * len(asked) or not all(0 <= place < turns for place in taken):
+        raise ValueError(
+            f"told={told}, asked={tuple(asked)}: {turns} turns have no such places, one for each"
+        )
+    if len(asked) > len(wording["slots"]):
+        raise ValueError(f"asked={tuple(asked)}: there are facts of {len(wording['slots'])} kinds, no more")
+    least = 3 * people * (_SLOTS + _EVENTS + _EXCHANGES) + len(taken)
+    if turns < least:
+        raise ValueError(f"turns={turns}: at least {least} are needed")
+    talk = _Talk(wording, random.Random(f"remind {language} {seed}"), turns, people + 1)
+    who = talk.people.pop()
+    talk.free = [place for place in talk.free if place not in taken]
+    reminders = []
+    kinds = talk.draw.sample(sorted(wording["slots"]), len(asked))
+    for kind, place, later in zip(kinds, places, sorted(asked, reverse=True), strict=True):
+        slot = wording["slots"][kind]
+        value = talk.draw.choice(slot["values"])
+        talk.say(place, talk.draw.choice(slot["statements"]).format(who=who, value=value))
+        talk.said[later] = talk.draw.choice(slot["stated"] + slot["paraphrased"]).format(who=who)
+        reminders.append(Reminder(place, later, who, value))
+    return talk.conversation(), tuple(reminders)
+
+
 @cache
 def _wording() -> dict[str, Any]:
     return json.loads((Path(__file__).parent / "conversations.json").read_text(encoding="utf-8"))
@@ -87,6 +135,7 @@ class _Talk:
     def __init__(self, wording: dict[str, Any], draw: random.Random, turns: int, people: int) -> None:
         self.wording, self.draw = wording, draw
         self.people = draw.sample(wording["people"], people)
+        self.named = list(self.people)
         self.moments = self._moments(turns)
         self.said: dict[int, str] = {}
         self.replaces: dict[int, int] = {}
@@ -95,6 +144,7 @@ class _Talk:
         draw.shuffle(self.free)
 
     def conversation(self) -> Conversation:
+        """Fill the turns that are free."""
         drinks = {}
         for who in self.people:
             for kind in self.draw.sample(sorted(self.wording["exchanges"], key=str), _EXCHANGES):
@@ -132,7 +182,7 @@ class _Talk:
         for place, statement, value in zip(
             places, statements, self.draw.sample(slot["values"], versions), strict=False
         ):
-            self._say(place, statement.format(who=who, value=value))
+            self.say(place, statement.format(who=who, value=value))
         self.replaces.update(zip(places[1:], places, strict=False))
         if versions == 1:
             self._ask(self.draw.choice(slot[ability]).format(who=who), places, ability)
@@ -149,7 +199,7 @@ class _Talk:
     def _event(self, who: str, kind: dict[str, Any]) -> None:
         (place,) = self._places(1)
         date = self._date(self.moments[place] - timedelta(days=self.draw.randint(1, 9)))
-        self._say(place, kind["told"].format(who=who, date=date))
+        self.say(place, kind["told"].format(who=who, date=date))
         self._ask(self.draw.choice(kind["asked"]).format(who=who, date=date), (place,), "dated")
 
     def _exchange(self, who: str, kind: dict[str, Any]) -> None:
@@ -164,7 +214,7 @@ class _Talk:
     def _small_talk(self) -> str:
         names = self.draw.random() < _SAYING_NAMES
         return self.draw.choice(self.wording["people_talk" if names else "small_talk"]).format(
-            who=self.draw.choice(self.people),
+            who=self.draw.choice(self.named),
             thing=self.draw.choice(self.wording["things"]),
             place=self.draw.choice(self.wording["places"]),
         )
@@ -172,7 +222,8 @@ class _Talk:
     def _places(self, count: int) -> list[int]:
         return sorted(self.free.pop() for _ in range(count))
 
-    def _say(self, place: int, fact: str) -> None:
+    def say(self, place: int, fact: str) -> None:
+        """Tell a fact, in passing or at once."""
         opening, ending = (
             self.draw.choice(self.wording["openings"]),
             self.draw.choice(self.wording["endings"]),

@@ -39,18 +39,22 @@ def pack(
     recalled: Sequence[Any],
     budget: int,
     count_tokens: Callable[[str], int],
+    omitted: int = 0,
+    note: Callable[[int, int], str] | None = None,
 ) -> Packed:
     """Return the items that fit in `budget` tokens, none of them cut.
 
     Items are strings or have a `text`. `recent` is oldest first, `recalled` best first; a recalled item that is
     among the recent ones kept is not shown twice. Half of what pinned items leave is the recent window's own, the rest
-    goes to recalled items first. Raises ValueError if the pinned items and a note do not fit.
+    goes to recalled items first. `omitted` turns before the recent ones are not given, and the note counts them; `note` words
+    it for so many turns and memories, empty for none. Raises ValueError if the pinned items and a note do not fit.
     """
-    return _Packing(pinned, recent, recalled, budget, count_tokens).fit()
+    return _Packing(pinned, recent, recalled, budget, count_tokens, omitted, note or _note).fit()
 
 
 class _Packing:
-    def __init__(self, pinned, recent, recalled, budget, count_tokens) -> None:
+    def __init__(self, pinned, recent, recalled, budget, count_tokens, omitted, note) -> None:
+        self.omitted, self.note = omitted, note
         self.pinned, self.recent, self.budget, self.count = tuple(pinned), tuple(recent), budget, count_tokens
         self.recalled = _without_repeats(recalled)
         self.cost = {text: count_tokens(text) for text in map(_text, (*pinned, *recent, *self.recalled))}
@@ -60,8 +64,10 @@ class _Packing:
         if whole.tokens <= self.budget:
             return whole
         # The longest note there can be is set aside first; its true text is known only at the end.
-        most = len(self.recent), len(self.recalled)
-        reserve = max(self.count(_note(a, b)) for a in {0, most[0]} for b in {0, most[1]} if a or b)
+        most = self.omitted + len(self.recent), len(self.recalled)
+        reserve = max(
+            self.count(self.note(a, b)) for a in {self.omitted, most[0]} for b in {0, most[1]} if a or b
+        )
         fixed = self._sum(self.pinned) + reserve
         if fixed > self.budget:
             raise ValueError(
@@ -109,7 +115,7 @@ class _Packing:
         shown = {_text(item) for item in recent}
         recalled = tuple(item for item in recalled if _text(item) not in shown)
         missing = sum(_text(item) not in shown for item in self.recalled) - len(recalled)
-        note = _note(len(self.recent) - window, missing)
+        note = self.note(self.omitted + len(self.recent) - window, missing)
         tokens = self._sum((*self.pinned, *recalled, *recent)) + (self.count(note) if note else 0)
         return Packed(self.pinned, recalled, recent, note, tokens)
 

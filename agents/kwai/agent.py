@@ -150,9 +150,11 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
         configurable = ensure_config(config).get("configurable", {})
         thread = {"thread": configurable["thread_id"]} if "thread_id" in configurable else {}
         namespace = tuple(configurable.get("namespace", self._namespace))
+        dialogue = spoken(messages[:-1])
         turn = Turn(
             asked=cast("HumanMessage", messages[-1]),
-            dialogue=spoken(messages[:-1]),
+            dialogue=dialogue,
+            window=self._context.window(dialogue),
             knowledge=tuple(
                 Supplied(passage, document.trusted)
                 for document in knowledge

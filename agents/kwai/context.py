@@ -16,6 +16,7 @@ from scrubjay.agents.kwai.plans import FINISH, NOTHING
 from scrubjay.agents.kwai.profile import Profile
 from scrubjay.agents.kwai.prompts import Prompts
 from scrubjay.agents.kwai.remembering import Remembered
+from scrubjay.agents.kwai.text import clean
 from scrubjay.agents.kwai.turn import Supplied, Turn
 from scrubjay.agents.kwai.untrusted import fence
 from scrubjay.memory.packer import pack
@@ -34,28 +35,47 @@ class Context:
         max_steps: int,
     ) -> None:
         self.prompts = prompts
-        self._profile, self._budget, self._max_steps = profile, limits.context_tokens, max_steps
+        self._profile, self._max_steps = profile, max_steps
+        self._budget, self._dialogue = limits.context_tokens, limits.dialogue_tokens
         self._count_tokens = count_tokens
-        self._tool_lines = _describe(tools, prompts)
+        self._has_tools, self._tool_lines = bool(tools), _describe(tools, prompts)
+
+    def window(self, dialogue: Sequence[BaseMessage]) -> list[BaseMessage]:
+        """Return the last turns, as many as may be shown, from a place that stays for several questions.
+
+        So a prompt begins as the one before it did, and a model that keeps what it has read goes on from there.
+        """
+        first, room = len(dialogue), min(self._dialogue, self._budget // 2)
+        while first > 0 and (room := room - self._count_tokens(dialogue[first - 1].text)) >= 0:
+            first -= 1
+        if first:
+            block = 1 << max(0, (len(dialogue) - first).bit_length() - 2)
+            first = -(-first // block) * block
+        return list(dialogue[first:])
 
     def to_plan(self, turn: Turn, native: bool) -> list[BaseMessage]:
         """Return the prompt for one plan: for a model that was given the tools, or with the tools as text."""
         say = self.prompts.say
-        system = self._system(turn, say("rules", steps=self._max_steps))
-        goal = say("goal", question=turn.question)
+        system = self._system(say("rules", steps=self._max_steps))
+        goal = [self._date(turn), say("goal", question=turn.question)]
         if native:
-            return self._fit(turn, system, [goal, say("native_task")], native=True)
+            return self._fit(turn, system, [*goal, say("native_task")], native=True)
         tools = f"{say('tools')}\n{self._tool_lines}"
         reflection = [turn.reflection] if turn.reflection else []
-        return self._fit(turn, system, [goal, tools, *reflection, say("json_task")])
+        return self._fit(turn, system, [*goal, tools, *reflection, say("json_task")])
 
     def to_conclude(self, turn: Turn, stopped: str | None) -> list[BaseMessage]:
-        """Return the prompt for the answer."""
+        """Return the prompt for the answer; a bare one where there is nothing to draw a conclusion from.
+
+        KwaiAgents asks for that, too, if no task was planned, and small models follow nothing longer.
+        """
         say = self.prompts.say
-        ending = [say("goal", question=turn.question)]
+        if not (self._has_tools or turn.knowledge):
+            return self._fit(turn, self._system(say("converse")), [self._date(turn), turn.question])
+        ending = [self._date(turn), say("goal", question=turn.question)]
         if stopped:
-            ending.append(say("stopped", reason=stopped))
-        return self._fit(turn, self._system(turn, say("conclude")), ending)
+            ending.append(say("stopped", reason=say(f"because_{stopped}")))
+        return self._fit(turn, self._system(say("conclude")), ending)
 
     def reflection(self, step: Step) -> str:
         """Return why the plan after `step`, which found nothing, should be another one."""
@@ -74,28 +94,35 @@ class Context:
         )
 
     def render_memory(self, record: Remembered) -> str:
-        """Return a recalled record as data, with who worded it."""
-        return fence(record.text, f"memory {record.kind} {record.id}", record.trust, self.prompts)
+        """Return a recalled record, with who worded it: as data, unless user or agent did."""
+        if record.trust not in ("user", "agent"):
+            return fence(record.text, f"memory {record.kind} {record.id}", record.trust, self.prompts)
+        form = f"said_by_{record.trust}" if record.kind == "conversation" else "noted"
+        return self.prompts.say(form, text=clean(record.text))
 
     def render_knowledge(self, passage: Supplied) -> str:
         """Return a supplied passage, as data unless the user vouches for it."""
         return passage.text if passage.trusted else fence(passage.text, "knowledge", "supplied", self.prompts)
 
-    def _system(self, turn: Turn, task: str) -> str:
-        say, profile, now = self.prompts.say, self._profile, turn.clock()
-        date = say(
+    def _date(self, turn: Turn) -> str:
+        """Return the present moment; it stands with the question, as what goes before must not change by the minute."""
+        now = turn.clock()
+        return self.prompts.say(
             "date",
             date=now.date().isoformat(),
             weekday=self.prompts.weekdays[now.weekday()],
             time=now.strftime("%H:%M"),
             zone=now.tzname() or "local",
         )
+
+    def _system(self, task: str) -> str:
+        say, profile = self.prompts.say, self._profile
         parts = [say("identity", name=profile.name)]
         if profile.bio:
             parts.append(say("bio", bio=profile.bio))
         if profile.instructions:
             parts.append(say("instructions", instructions=profile.instructions))
-        return "\n\n".join([*parts, date, task])
+        return "\n\n".join([*parts, task])
 
     def _fit(self, turn: Turn, system: str, ending: list[str], native: bool = False) -> list[BaseMessage]:
         """Return system, dialogue, one message of knowledge, memories, tasks and `ending`; and if `native`, the calls.
@@ -110,10 +137,12 @@ class Context:
         try:
             packed = pack(
                 [system, *ending, *reflection, *([self._tool_lines] if native else [])],
-                [*turn.dialogue, *steps],
+                [*turn.window, *steps],
                 [*knowledge, *memories],
                 self._budget,
                 self._count_tokens,
+                omitted=len(turn.dialogue) - len(turn.window),
+                note=self._missing,
             )
         except ValueError as error:
             raise ValueError(
@@ -133,11 +162,18 @@ class Context:
             sections.append("\n".join([say("tasks"), *steps[-shown_steps:]]))
         return [
             SystemMessage(system),
-            *turn.dialogue[len(turn.dialogue) - spoken_count :],
+            *turn.window[len(turn.window) - spoken_count :],
             HumanMessage(_with_attachments(turn.asked, "\n\n".join([*sections, *ending]))),
             *(self._calls(turn, shown_steps) if native else []),
             *(HumanMessage(text) for text in reflection),
         ]
+
+    def _missing(self, turns: int, memories: int) -> str:
+        say, counts = self.prompts.say, {"missing_turns": turns, "missing_memories": memories}
+        what = [say(name, count=count) for name, count in counts.items() if count]
+        if len(what) > 1:
+            what = [say("missing_both", one=what[0], other=what[1])]
+        return say("missing", what=what[0]) if what else ""
 
     def _calls(self, turn: Turn, shown: int) -> list[BaseMessage]:
         """Return this question's calls and results; results before the last `shown` are left out, their calls not."""

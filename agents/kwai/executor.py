@@ -56,6 +56,8 @@ class Executor:
         earlier = turn.meter.repeats(call.name, call.arguments)
         if earlier is not None:
             return Observation(say("repeated", tool=call.name, step=earlier), "error")
+        if not turn.meter.seconds_left():
+            return Observation(say("too_late", tool=call.name), "error")
         objection = _objection(tool, call, turn)
         if objection:
             approve = self._approve
@@ -94,7 +96,7 @@ class Executor:
 
     def _failure(self, tool: BaseTool, call: Call, error: Exception) -> Observation:
         if _is_validation_error(error):
-            text = self._prompts.say("bad_arguments", tool=call.name, error=_briefly(error))
+            text = self._prompts.say("bad_arguments", tool=call.name, error=_briefly(error, self._prompts))
         else:
             reason = str(error) if isinstance(error, ToolException) else f"{type(error).__name__}: {error}"
             text = self._prompts.say("tool_failed", tool=call.name, error=clean(reason))
@@ -136,6 +138,15 @@ def _is_validation_error(error: Exception) -> bool:
     return isinstance(error, ValidationError | OldValidationError)
 
 
-def _briefly(error: Any) -> str:
-    problems = [f"{'.'.join(map(str, item['loc'])) or 'arguments'}: {item['msg']}" for item in error.errors()]
+def _briefly(error: Any, prompts: Prompts) -> str:
+    """Return what does not fit, argument by argument; the commonest mistakes in the prompts' language."""
+    problems = []
+    for item in error.errors():
+        kind, _, what = item["type"].partition("_")
+        said = item["msg"]
+        if item["type"] == "missing":
+            said = prompts.say("argument_missing")
+        elif what in ("type", "parsing"):
+            said = prompts.say("argument_type", kind=kind)
+        problems.append(f"{'.'.join(map(str, item['loc'])) or 'arguments'}: {said}")
     return clean("; ".join(problems))

@@ -33,6 +33,9 @@ class Limits:
     """Tokens kept of one tool's result; the rest is cut with a note."""
     context_tokens: int = 8_192
     """Tokens of one prompt."""
+    dialogue_tokens: int = 4_096
+    """Tokens of earlier turns in it, at most half of the prompt; 1 shows hardly any. Small models copy what they said before,
+    and answer better from memory alone."""
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from scrubjay.agents.kwai.prompts import load_prompts
 from scrubjay.agents.kwai.text import clean, clean_value
 
 FINISH = "task_complete"
@@ -19,7 +20,11 @@ _OBJECTS_TRIED = 20
 
 
 class PlanError(ValueError):
-    """The text holds no plan; the message says what is wrong, for the model to correct."""
+    """The text holds no plan: `reason` is the name of what is wrong among the agent's prompts, for the model to correct."""
+
+    def __init__(self, reason: str, **values: str) -> None:
+        self.reason, self.values = reason, values
+        super().__init__(load_prompts("en").say(reason, **values))
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ def read_plan(text: str) -> Plan:
     KwaiAgents' form, `{"task_name": ..., "command": {"name": ..., "args": {...}}}`; `command` may be the whole
     object, `args` may be called `arguments`, and the first object of a list counts.
     """
-    problem = PlanError("it has no JSON object")
+    problem = PlanError("plan_no_object")
     for rung, value in _candidates(text):
         try:
             return _as_plan(value, rung)
@@ -77,17 +82,17 @@ def read_arguments(text: object) -> dict[str, Any]:
         for _, value in _candidates(text):
             if isinstance(value, dict):
                 return check_arguments(value)
-    raise PlanError("the arguments are not a JSON object")
+    raise PlanError("plan_no_arguments")
 
 
 def check_arguments(arguments: object) -> dict[str, Any]:
     """Return `arguments` with clean strings. Raises PlanError unless they are a JSON object."""
     if not isinstance(arguments, dict):
-        raise PlanError(f"args must be a JSON object, not {type(arguments).__name__}")
+        raise PlanError("plan_arguments_type", kind=type(arguments).__name__)
     try:
         cleaned = json.loads(json.dumps(clean_value(arguments), allow_nan=False))
     except (TypeError, ValueError, RecursionError):
-        raise PlanError("args hold something that JSON has no form for") from None
+        raise PlanError("plan_arguments_value") from None
     return cleaned
 
 
@@ -126,15 +131,15 @@ def _as_plan(value: Any, rung: str) -> Plan:
     if isinstance(value, list):
         value = next((item for item in value if isinstance(item, dict)), None)
     if not isinstance(value, dict):
-        raise PlanError("it has no JSON object")
+        raise PlanError("plan_no_object")
     command = value.get("command", value)
     if isinstance(command, str):
         command = {"name": command, "args": value.get("args", {})}
     if not isinstance(command, dict):
-        raise PlanError("command must be an object with name and args")
+        raise PlanError("plan_command_type")
     name = command.get("name")
     if not isinstance(name, str) or not name.strip():
-        raise PlanError("command has no name")
+        raise PlanError("plan_no_name")
     arguments = command.get("args", command.get("arguments", {}))
     if isinstance(arguments, str):
         arguments = read_arguments(arguments) if arguments.strip() else {}

@@ -43,21 +43,34 @@ class Recall:
         yield from self._add(turn, answer, "conversation", trust, role="assistant")
 
     def recall(self, turn: Turn) -> Generator[Effect, Any, None]:
-        """Look up what may help with the next step; what this question itself wrote is known already."""
+        """Look up what may help with the next step; what this question itself wrote is known already.
+
+        Few of the records are the agent's own answers: what it was told or found is where they came from.
+        """
         memory = self._memory
         if memory is None:
             return
         query = turn.question
         if turn.steps:
             query = f"{query}\n{turn.steps[-1].task_name}"
-        wanted = self._k + len(turn.written)
+        # Of what is found, some is in view already, or is the agent's own.
+        wanted = 3 * self._k + len(turn.written) + len(turn.window)
         hits: list[Remembered] = list(
             (yield Do(lambda: memory.search(query, k=wanted, namespace=self._namespace)))
         )
-        known = {message.text for message in turn.dialogue}
-        turn.recalled = [hit for hit in hits if hit.id not in turn.written and hit.text not in known][
-            : self._k
-        ]
+        shown: set[str] = {message.text for message in turn.window}
+        own, turn.recalled = 0, []
+        for hit in hits:
+            if len(turn.recalled) == self._k:
+                break
+            if hit.id in turn.written or hit.text in shown:
+                continue
+            if hit.kind == "conversation" and hit.trust == "agent":
+                own += 1
+                if own > max(1, self._k // 3):
+                    continue
+            shown.add(hit.text)
+            turn.recalled.append(hit)
         turn.tainted = turn.tainted or any(hit.trust == "tool" for hit in turn.recalled)
 
     def _add(

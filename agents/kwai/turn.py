@@ -32,6 +32,8 @@ class Turn:
     """The user's message."""
     dialogue: list[BaseMessage]
     """What user and agent said before."""
+    window: list[BaseMessage]
+    """The last of it: as much as prompts show."""
     knowledge: tuple[Supplied, ...]
     """Documents supplied with the question."""
     meter: Meter

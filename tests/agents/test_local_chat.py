@@ -123,6 +123,68 @@ def test_a_stop_sequence_cuts_the_answer_where_it_begins(tiny_chat, data):
     assert read(going_on) > 10
 
 
+SYSTEM = SystemMessage("You remember what is shown, and you answer in few words.")
+
+
+@pytest.mark.parametrize("thread", [None, "anna"])
+@pytest.mark.parametrize("policy", ["full", "sinks", "chunks", "recycled", "snapkv"])
+def test_a_prompt_that_begins_as_another_did_reads_the_rest_and_answers_the_same(chat, policy, thread):
+    config = {"configurable": {"thread_id": thread}} if thread else None
+    model, fresh = chat(policy=policy), chat(policy=policy, max_conversations=0)
+    prompts = [
+        [SYSTEM, *(HumanMessage(f"{number} {what}") for number, what in enumerate(said))]
+        for said in (
+            ["It rained.", "Why?"],
+            ["It rained.", "When was it?"],
+            ["It rained.", "When?", "No."],
+            ["Oh."],
+        )
+    ]
+    saved = []
+    for messages in prompts:
+        answer, alone = model.invoke(messages, config), fresh.invoke(messages)
+        assert answer.text == alone.text
+        assert answer.usage_metadata["input_tokens"] == alone.usage_metadata["input_tokens"]
+        saved.append(read(answer))
+    assert saved[0] == 0
+    croppable = policy != "snapkv"
+    assert (min(saved[1:3]) > 90) is croppable
+    # Of two unnamed conversations each goes on; a name has one.
+    going_on = [*prompts[0], model.invoke(prompts[0], config), HumanMessage("On")]
+    assert model.invoke(going_on, config).text == fresh.invoke(going_on).text
+
+
+@given(
+    st.lists(
+        st.lists(st.sampled_from(["Rain.", "Sun?", "No, it is snow that fell."]), min_size=1, max_size=4),
+        max_size=5,
+    ),
+    st.sampled_from([40, 90, 1024]),
+    st.sampled_from([None, "anna"]),
+)
+@settings(deadline=None, max_examples=15)
+def test_whatever_was_read_before_changes_no_answer(tiny_chat, talks, budget, thread):
+    given = {"model": tiny_chat, "temperature": 0, "max_tokens": 6, "policy": "sinks", "budget": budget}
+    model, fresh = LocalChatModel(**given), LocalChatModel(**given, max_conversations=0)
+    config = {"configurable": {"thread_id": thread}} if thread else None
+    for said in talks:
+        messages = [SYSTEM, *map(HumanMessage, said)]
+        assert model.invoke(messages, config).text == fresh.invoke(messages).text
+
+
+def test_a_conversation_of_one_budget_is_no_beginning_for_another(chat):
+    model = chat(budget=1024)
+    model.invoke([SYSTEM, HumanMessage("It rained.")])
+    model.budget = 512
+    assert read(model.invoke([SYSTEM, HumanMessage("It snowed.")])) == 0
+
+
+def test_a_conversation_that_shares_little_is_not_copied(chat):
+    model = chat(policy="full")
+    model.invoke([SYSTEM, HumanMessage("It rained. " * 40)])
+    assert read(model.invoke([SYSTEM, HumanMessage("When?")])) == 0
+
+
 def test_a_stream_left_early_leaves_what_was_shown(chat):
     model = chat(max_tokens=30, policy="full")
     stream = model.stream("Hello")

@@ -5,12 +5,14 @@ import io
 import json
 import sys
 import threading
+import types
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 pytest.importorskip("langchain_core")
 
+from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage
 
 from scrubjay.agents.kwai.tools import WebConfig
@@ -274,6 +276,44 @@ def test_a_provider_needs_its_package(refused, monkeypatch):
     monkeypatch.setitem(sys.modules, "langchain.chat_models", None)
     told = refused("agent", "Hi", "--tools", "none", "--model", "openai:gpt-5")
     assert "model='openai:gpt-5' needs more: pip install langchain langchain-openai" in told
+
+
+@pytest.fixture
+def provider(monkeypatch):
+    """Install a provider's package under a name that langchain knows, whose model keeps what it was made with."""
+    pytest.importorskip("langchain")
+
+    class ChatFireworks(GenericFakeChatModel):
+        model: str
+        temperature: float | None = None
+        max_tokens: int | None = None
+
+        def __init__(self, **given):
+            super().__init__(messages=iter([AIMessage(f"I am {given['model']}.")]), **given)
+            made.append(self)
+
+    made: list[ChatFireworks] = []
+    package = types.ModuleType("langchain_fireworks")
+    package.ChatFireworks = ChatFireworks  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setitem(sys.modules, "langchain_fireworks", package)
+    return made
+
+
+def test_a_provider_s_model_is_made_by_its_package_and_answers(here, provider):
+    words = ["--model", "fireworks:small", "--temperature", "0.5", "--max-tokens", "9", "--tools", "none"]
+    code, out, _ = here("agent", "Who are you?", *words)
+    assert (code, out) == (0, "I am small.\n")
+    (model,) = provider
+    assert (model.model, model.temperature, model.max_tokens) == ("small", 0.5, 9)
+
+
+@pytest.mark.skipif(
+    not importlib.util.find_spec("langchain") or importlib.util.find_spec("langchain_anthropic") is not None,
+    reason="needs langchain, and not langchain-anthropic",
+)
+def test_a_provider_whose_package_is_missing_names_it(refused):
+    told = refused("agent", "Hi", "--tools", "none", "--model", "anthropic:claude")
+    assert "pip install langchain-anthropic" in told
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("langchain"), reason="needs langchain")

@@ -14,12 +14,13 @@ ITEMS = st.lists(st.text(alphabet="ab ", min_size=1, max_size=12), max_size=8)
     ITEMS,
     st.integers(0, 120),
     st.sampled_from([len, lambda text: len(text.split()), lambda _: 3]),
+    st.sampled_from([0, 0, 7, 1000]),
 )
 def test_whole_items_in_budget_and_a_note_exactly_if_some_are_missing(
-    pinned, recent, recalled, budget, count
+    pinned, recent, recalled, budget, count, omitted
 ):
     try:
-        packed = pack(pinned, recent, recalled, budget, count)
+        packed = pack(pinned, recent, recalled, budget, count, omitted)
     except ValueError:
         assert sum(map(count, pinned)) + 100 > budget
         return
@@ -29,7 +30,9 @@ def test_whole_items_in_budget_and_a_note_exactly_if_some_are_missing(
     shown = set(packed.recent)
     wanted = [item for item in dict.fromkeys(recalled) if item not in shown]
     assert [item for item in wanted if item in packed.recalled] == list(packed.recalled)
-    assert bool(packed.note) == (len(packed.recent) < len(recent) or len(packed.recalled) < len(wanted))
+    dropped = omitted + len(recent) - len(packed.recent)
+    assert bool(packed.note) == (dropped > 0 or len(packed.recalled) < len(wanted))
+    assert (f"{dropped} earlier turns" in packed.note) == (dropped > 0)
 
 
 def test_all_is_shown_where_it_fits_and_nothing_twice():

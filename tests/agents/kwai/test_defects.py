@@ -107,7 +107,7 @@ def test_5_every_date_exists_and_has_its_weekday():
         now = datetime(2023, 12, 31, 23, 59, tzinfo=zone) + timedelta(days=day)
         agent, model = json_agent("Hi.", tools=(), clock=lambda now=now: now)
         agent.invoke("Which day is it?")
-        (line,) = [line for line in model.sent[0][0].text.splitlines() if line.startswith("Now: ")]
+        (line,) = [line for line in model.sent[0][-1].text.splitlines() if line.startswith("Now: ")]
         shown = datetime.strptime(line.split(": ")[1].split(",")[0], "%Y-%m-%d")
         assert shown.date() == now.date()
         assert f", {english[now.weekday()]}, 23:59 (CST)" in line

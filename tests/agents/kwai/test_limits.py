@@ -10,8 +10,9 @@ import threading
 import pytest
 from langchain_core.tools import tool
 
-from scrubjay.agents.kwai import KwaiAgent, Limits
+from scrubjay.agents.kwai import KwaiAgent, Limits, Profile
 from scrubjay.agents.kwai.text import estimate_tokens
+from scrubjay.memory import MemoryBank
 
 from .replayable import assert_replayable
 from .scripted import ScriptedModel, call
@@ -215,3 +216,40 @@ def test_an_interrupt_while_a_tool_runs_ends_the_run_and_leaves_a_history():
         signal.signal(signal.SIGINT, before)
     assert_replayable(messages)
     assert [message.type for message in messages] == ["human", "ai", "tool"]
+
+
+@pytest.mark.parametrize(
+    ("language", "said"), [("en", "the time for this question is over"), ("zh", "时间已到")]
+)
+def test_a_tool_for_which_no_time_is_left_is_not_begun(monkeypatch, language, said):
+    # The plan takes all the time there is.
+    moments = iter([0.0])
+    monkeypatch.setattr("scrubjay.agents.kwai.limits.time.monotonic", lambda: next(moments, 61.0))
+    runs = []
+
+    @tool
+    def note(text: str) -> str:
+        """Note."""
+        runs.append(text)
+        return "noted"
+
+    model = ScriptedModel(replies=[call("note", text="x"), "Unknown."])
+    agent = KwaiAgent(model, [note], Profile(language=language), limits=Limits(seconds=60))
+    result = agent.invoke("Go")
+    assert runs == []
+    assert said in result["steps"][0].result
+    assert result["stopped"] == "seconds"
+    assert_replayable(result["messages"])
+
+
+@pytest.mark.parametrize(
+    ("language", "said"), [("en", "2 earlier turns and 1 memories"), ("zh", "2 轮更早的对话、1 条记忆")]
+)
+def test_what_is_left_out_is_told_in_the_language_of_the_prompts(language, said):
+    with MemoryBank(":memory:") as bank:
+        bank.add("lamp " * 400, kind="knowledge")
+        model = ScriptedModel(rule=lambda messages: "Hm.")
+        limits = Limits(context_tokens=300, dialogue_tokens=1)
+        agent = KwaiAgent(model, profile=Profile(language=language), memory=bank, limits=limits)
+        agent.invoke([("user", "Hello there"), ("ai", "Good day"), ("user", "Where is the lamp?")])
+    assert said in model.sent[0][-1].text

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
+import pytest
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import tool
 
-from scrubjay.agents.kwai import KwaiAgent
+from scrubjay.agents.kwai import KwaiAgent, Limits
+from scrubjay.agents.kwai.text import estimate_tokens
 from scrubjay.memory import MemoryBank
 
 from .scripted import ScriptedModel, call
@@ -122,7 +125,8 @@ def test_what_the_conversation_shows_is_not_recalled_again():
         agent = KwaiAgent(model, memory=bank)
         first = agent.invoke("I am Ada.")
         agent.invoke([*first["messages"], ("user", "Who is Ada?")])
-    assert model.sent[1][-1].text == "QUESTION: Who is Ada?"
+    assert "remembered" not in model.sent[1][-1].text
+    assert model.sent[1][-1].text.endswith("Who is Ada?")
 
 
 def test_a_knowledge_document_is_shown_in_whole_passages_and_kept():
@@ -141,3 +145,75 @@ def test_the_event_loop_remembers_too():
     with MemoryBank(":memory:") as bank:
         asyncio.run(KwaiAgent(ScriptedModel(replies=["Hi."]), memory=bank).ainvoke("Hello"))
         assert [record.text for record in bank.recent(9)] == ["Hello", "Hi."]
+
+
+def test_a_turn_that_is_no_longer_shown_is_recalled_and_the_prompt_stays_bounded():
+    talk = [f"It rained on the {number}th of them." for number in range(200)]
+    talk[2], talk[199] = "Vera lives in Lisbon.", "Where does Vera live?"
+    limits = Limits(context_tokens=400)
+    with MemoryBank(":memory:") as bank:
+        model = ScriptedModel(rule=lambda messages: "I see.")
+        agent = KwaiAgent(model, memory=bank, limits=limits)
+        messages = []
+        for text in talk:
+            messages = agent.invoke([*messages, ("user", text)])["messages"]
+    costs = [sum(estimate_tokens(message.text) for message in prompt) for prompt in model.sent]
+    assert max(costs) <= 400
+    assert "- user: Vera lives in Lisbon." in model.sent[-1][-1].text
+    assert "[left out for lack of room: " in model.sent[-1][-1].text
+    assert "Vera" not in "".join(message.text for message in model.sent[-1][:-1])
+
+
+def test_prompts_begin_alike_from_one_question_to_the_next():
+    model = ScriptedModel(rule=lambda messages: "I see.")
+    agent = KwaiAgent(model, limits=Limits(context_tokens=400))
+    messages = []
+    for number in range(100):
+        messages = agent.invoke([*messages, ("user", f"It rained on the {number}th of them.")])["messages"]
+    heads = [[message.text for message in prompt[:-1]] for prompt in model.sent]
+    kept = [after[: len(before)] == before for before, after in itertools.pairwise(heads)]
+    # Where the window moves it moves by several turns.
+    assert kept.count(False) < len(kept) / 3
+    assert all(len(head) > 5 for head in heads[20:])
+
+
+def test_no_earlier_turns_are_shown_where_none_are_wanted():
+    model = ScriptedModel(rule=lambda messages: "I see.")
+    agent = KwaiAgent(model, limits=Limits(dialogue_tokens=1))
+    first = agent.invoke("I am Ada.")
+    agent.invoke([*first["messages"], ("user", "Who am I?")])
+    assert [message.type for message in model.sent[1]] == ["system", "human"]
+    assert "2 earlier turns" in model.sent[1][-1].text
+
+
+def test_the_agent_s_own_answers_do_not_crowd_out_what_it_was_told():
+    with MemoryBank(":memory:") as bank:
+        for number in range(12):
+            bank.add(f"Vera, Vera, where does Vera live? {number}", trust="agent", merge=False)
+        bank.add("Vera has settled in Lisbon.")
+        bank.add("Vera has settled in Lisbon.", merge=False)
+        bank.add("Vera's letters come from Portugal.", trust="agent", kind="task")
+        model = ScriptedModel(rule=lambda messages: "In Lisbon.")
+        result = KwaiAgent(model, memory=bank).invoke("Where does Vera live?")
+    shown = [record.text for record in result["recalled"]]
+    assert shown.count("Vera has settled in Lisbon.") == 1
+    assert "Vera's letters come from Portugal." in shown
+    assert sum("Vera, Vera" in text for text in shown) == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "trust", "line"),
+    [
+        ("conversation", "user", "- user: The key is under the mat."),
+        ("conversation", "agent", "- you: The key is under the mat."),
+        ("knowledge", "user", "- The key is under the mat."),
+        ("task", "agent", "- The key is under the mat."),
+    ],
+)
+def test_a_record_that_nobody_outside_worded_is_shown_plainly(kind, trust, line):
+    with MemoryBank(":memory:") as bank:
+        bank.add("The key is under the mat.", kind=kind, trust=trust)
+        model = ScriptedModel(replies=["Under the mat."])
+        KwaiAgent(model, memory=bank).invoke("Where is the key?")
+    assert line in model.sent[0][-1].text.splitlines()
+    assert "DATA" not in model.sent[0][-1].text

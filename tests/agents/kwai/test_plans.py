@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from langchain_core.messages import AIMessage
 from langchain_core.tools import tool
 
-from scrubjay.agents.kwai import KwaiAgent
+from scrubjay.agents.kwai import KwaiAgent, Profile
 from scrubjay.agents.kwai.plans import PlanError, read_plan
 from scrubjay.agents.kwai.prompts import LANGUAGES, load_prompts
 
@@ -140,3 +140,28 @@ def test_values_are_never_read_as_templates(text):
         load_prompts("en").say("goal", question=f"$reason ${{x}} {text}")
         == f"QUESTION: $reason ${{x}} {text}"
     )
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        ("我去查一下。", "其中没有 JSON 对象"),
+        ('{"task_name": "x"}', "command 没有 name"),
+        ('{"command": {"name": "f", "args": [1]}}', "args 必须是 JSON 对象，而不是 list"),
+    ],
+)
+def test_a_chinese_planner_is_told_in_chinese_what_is_wrong_with_its_plan(reply, said):
+    model = ScriptedModel(replies=[reply, reply, "不知道。"], binds=False)
+    KwaiAgent(model, [look_up], Profile(language="zh")).invoke("什么时候？")
+    assert f"无法使用刚才的回复：{said}" in model.sent[1][-1].text
+    # It is told the end of the work, too, in words and not by a name of ours.
+    assert "unreadable_plan" not in model.sent[2][-1].text
+    assert "读不出计划" in model.sent[2][-1].text
+
+
+def test_a_chinese_planner_is_told_in_chinese_which_argument_is_missing():
+    model = ScriptedModel(
+        replies=[AIMessage("", tool_calls=[{"name": "look_up", "args": {}, "id": "a"}]), "好", "。"]
+    )
+    result = KwaiAgent(model, [look_up], Profile(language="zh")).invoke("什么时候？")
+    assert result["steps"][0].result == "look_up 的参数不符合要求：name: 缺少这个参数"
