@@ -97,7 +97,7 @@ def remind(
 ) -> tuple[Conversation, tuple[Reminder, ...]]:
     """Return a conversation with facts about one person in a row from place `told` on, each asked for much later.
 
-    What is told first is asked for last. Others have facts of the same kinds, and small talk names everybody. Raises
+    In other words than those it was told in; what is told first is asked for last. Others have facts of the same kinds, and small talk names everybody. Raises
     ValueError on places that are taken twice or out of range, on more of them than kinds of facts, and as `converse`.
     """
     wording, people = _wording()[language], 4
@@ -121,7 +121,7 @@ def remind(
         slot = wording["slots"][kind]
         value = talk.draw.choice(slot["values"])
         talk.say(place, talk.draw.choice(slot["statements"]).format(who=who, value=value))
-        talk.said[later] = talk.draw.choice(slot["stated"] + slot["paraphrased"]).format(who=who)
+        talk.said[later] = talk.draw.choice(slot["paraphrased"]).format(who=who)
         reminders.append(Reminder(place, later, who, value))
     return talk.conversation(), tuple(reminders)
 

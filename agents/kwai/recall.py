@@ -8,6 +8,7 @@ from typing import Any
 from scrubjay.agents.kwai.effects import Do, Effect
 from scrubjay.agents.kwai.events import Step
 from scrubjay.agents.kwai.remembering import Remembered, Remembers
+from scrubjay.agents.kwai.text import is_question
 from scrubjay.agents.kwai.turn import Turn
 
 
@@ -45,7 +46,8 @@ class Recall:
     def recall(self, turn: Turn) -> Generator[Effect, Any, None]:
         """Look up what may help with the next step; what this question itself wrote is known already.
 
-        Few of the records are the agent's own answers: what it was told or found is where they came from.
+        Few of the records are the agent's own answers, which came from what it was told or found, or questions asked
+        before, which are most like the question and tell nothing.
         """
         memory = self._memory
         if memory is None:
@@ -53,21 +55,21 @@ class Recall:
         query = turn.question
         if turn.steps:
             query = f"{query}\n{turn.steps[-1].task_name}"
-        # Of what is found, some is in view already, or is the agent's own.
-        wanted = 3 * self._k + len(turn.written) + len(turn.window)
+        # Of what is found, some is in view already, or tells little.
+        wanted = 4 * self._k + len(turn.written) + len(turn.window)
         hits: list[Remembered] = list(
             (yield Do(lambda: memory.search(query, k=wanted, namespace=self._namespace)))
         )
         shown: set[str] = {message.text for message in turn.window}
-        own, turn.recalled = 0, []
+        idle, turn.recalled = 0, []
         for hit in hits:
             if len(turn.recalled) == self._k:
                 break
             if hit.id in turn.written or hit.text in shown:
                 continue
-            if hit.kind == "conversation" and hit.trust == "agent":
-                own += 1
-                if own > max(1, self._k // 3):
+            if hit.kind == "conversation" and (hit.trust == "agent" or is_question(hit.text)):
+                idle += 1
+                if idle > max(1, self._k // 3):
                     continue
             shown.add(hit.text)
             turn.recalled.append(hit)

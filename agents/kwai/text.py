@@ -23,6 +23,11 @@ def clean_value(value: object) -> object:
     return value
 
 
+def is_question(text: str) -> bool:
+    """Return whether `text` ends in a question mark of any script, as what only asks does."""
+    return text.rstrip().endswith(("?", "？", "؟"))
+
+
 def estimate_tokens(text: str) -> int:
     """Return about how many tokens `text` has: one for a Chinese, Japanese or Korean character, else one for four."""
     wide = len(_WIDE.findall(text))

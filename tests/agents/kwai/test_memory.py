@@ -201,6 +201,19 @@ def test_the_agent_s_own_answers_do_not_crowd_out_what_it_was_told():
     assert sum("Vera, Vera" in text for text in shown) == 2
 
 
+@pytest.mark.parametrize("ending", ["?", "？ "])
+def test_questions_asked_before_do_not_crowd_out_what_was_said(ending):
+    with MemoryBank(":memory:") as bank:
+        for number in range(12):
+            bank.add(f"{number}: where does Vera live{ending}", merge=False)
+        bank.add("Vera has settled in Lisbon, they say.")
+        model = ScriptedModel(rule=lambda messages: "In Lisbon.")
+        result = KwaiAgent(model, memory=bank).invoke("Where does Vera live?")
+    shown = [record.text for record in result["recalled"]]
+    assert "Vera has settled in Lisbon, they say." in shown
+    assert sum("where does" in text for text in shown) == 2
+
+
 @pytest.mark.parametrize(
     ("kind", "trust", "line"),
     [
