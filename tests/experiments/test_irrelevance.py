@@ -45,6 +45,16 @@ def test_a_tool_that_is_called_is_counted_and_not_run():
     assert row["answer"] == "I cannot."
 
 
+def test_nothing_runs_whatever_an_obedient_planner_calls(tmp_path):
+    options = IrrelevanceBench(model="obedient", cases=30, quiet=True, out=tmp_path)
+    table = run(options, "command").read_text()
+    rows = [json.loads(line) for line in (tmp_path / "cases.jsonl").read_text().splitlines()]
+    assert len(rows) == 60
+    for row in rows:
+        assert (row["known"], row["asked"], row["ran"], row["in_order"]) == (2, 2, 0, True), row
+    assert "| json | 30 | 30 |" in table
+
+
 def test_a_crash_is_counted():
     (case,) = read_cases(1, 0)
     row = ask(GenericFakeChatModel(messages=iter([])), case, "json")
