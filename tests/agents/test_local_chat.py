@@ -17,6 +17,7 @@ pytest.importorskip("llguidance")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import tool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
@@ -129,7 +130,7 @@ SYSTEM = SystemMessage("You remember what is shown, and you answer in few words.
 @pytest.mark.parametrize("thread", [None, "anna"])
 @pytest.mark.parametrize("policy", ["full", "sinks", "chunks", "recycled", "snapkv"])
 def test_a_prompt_that_begins_as_another_did_reads_the_rest_and_answers_the_same(chat, policy, thread):
-    config = {"configurable": {"thread_id": thread}} if thread else None
+    config: RunnableConfig = {"configurable": {"thread_id": thread} if thread else {}}
     model, fresh = chat(policy=policy), chat(policy=policy, max_conversations=0)
     prompts = [
         [SYSTEM, *(HumanMessage(f"{number} {what}") for number, what in enumerate(said))]
@@ -166,7 +167,7 @@ def test_a_prompt_that_begins_as_another_did_reads_the_rest_and_answers_the_same
 def test_whatever_was_read_before_changes_no_answer(tiny_chat, talks, budget, thread):
     given = {"model": tiny_chat, "temperature": 0, "max_tokens": 6, "policy": "sinks", "budget": budget}
     model, fresh = LocalChatModel(**given), LocalChatModel(**given, max_conversations=0)
-    config = {"configurable": {"thread_id": thread}} if thread else None
+    config: RunnableConfig = {"configurable": {"thread_id": thread} if thread else {}}
     for said in talks:
         messages = [SYSTEM, *map(HumanMessage, said)]
         assert model.invoke(messages, config).text == fresh.invoke(messages).text
