@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
@@ -12,10 +11,10 @@ from typing import Any
 
 import torch
 
-import scrubjay
 from scrubjay.experiments.config import TrainConfig
-from scrubjay.experiments.device import one_thread, processor
+from scrubjay.experiments.device import one_thread
 from scrubjay.experiments.evaluation import evaluate
+from scrubjay.experiments.provenance import processor, version
 from scrubjay.experiments.recipes import LONGER
 from scrubjay.experiments.run import Run, write_atomically
 from scrubjay.experiments.seeding import derive_seed
@@ -89,18 +88,10 @@ def _score(summary: dict[str, Any]) -> float:
 
 
 def _header(runs: Sequence[Run], command: str) -> str:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent,
-        check=False,
-    ).stdout.strip()
     seeds = len({run.config.seed for run in runs})
     return (
         f"`{command}`\n\n"
-        f"scrubjay {scrubjay.__version__}{f' at {commit}' if commit else ''}, torch {torch.__version__}, "
-        f"{processor()}, one thread per run, {date.today()}. {_how_to_read(seeds)}"
+        f"{version()}, torch {torch.__version__}, {processor()}, one thread per run, {date.today()}. {_how_to_read(seeds)}"
     )
 
 

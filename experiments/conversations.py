@@ -97,8 +97,9 @@ def remind(
 ) -> tuple[Conversation, tuple[Reminder, ...]]:
     """Return a conversation with facts about one person in a row from place `told` on, each asked for much later.
 
-    In other words than those it was told in; what is told first is asked for last. Others have facts of the same kinds, and small talk names everybody. Raises
-    ValueError on places that are taken twice or out of range, on more of them than kinds of facts, and as `converse`.
+    In other words than those it was told in; what is told first is asked for last. Others have facts of the same kinds,
+    and small talk names everybody. Raises ValueError on places that are taken twice or out of range, on more of them
+    than kinds of facts, and as `converse`.
     """
     wording, people = _wording()[language], 4
     places = [told + number for number in range(len(asked))]

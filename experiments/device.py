@@ -1,12 +1,10 @@
-"""What computes: the processor, torch's device, and on how many threads."""
+"""Where and on how many threads torch computes."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import platform
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
@@ -30,15 +28,3 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def processor() -> str:
-    """Return the name of this machine's processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
-        platform.machine(),
-    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from gymnasium import spaces
 from jaxtyping import Bool, Float32
@@ -125,7 +127,7 @@ def _users(world: UAVWorld, rows: Rows | slice, seen: np.ndarray) -> Float32[np.
         np.arange(config.num_uavs, dtype=narrow)[:, None],
     )
     users = np.empty((*seen.shape, _USER), dtype=np.float32)
-    block = max(1, _BLOCK // max(1, users[0].size)) if len(users) else 1
+    block = max(1, _BLOCK // math.prod(users.shape[1:]))
     for first in range(0, len(users), block):
         some = slice(first, first + block)
         shown, out = seen[some].astype(np.float32), users[some]

@@ -5,8 +5,8 @@
 Facts told from turn 3 on are asked for as late as turn 200, between small talk and facts about others. Contestants:
 `bank`, the agent with a memory bank; `bank-alone`, the same whose prompt shows what is recalled and no earlier turns, and
 `words-alone`, that without embeddings; `sinks` and `full`, the model itself, which is given all that was said and whose
-cache holds the end of it, or all. The same command goes on where it was stopped; run in a process of its own, a contestant's memory is not mixed with another's.
-Writes a table and a picture. Options: `--help`.
+cache holds the end of it, or all. The same command goes on where it was stopped; run in a process of its own, a
+contestant's memory is not mixed with another's. Writes a table and a picture. Options: `--help`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _EDGE = 20
 _SINKS = 4
 _FARTHEST = 100
 _AMONG = (1, 4, 6, 10)
-_BANKS = {"bank-alone": "with embeddings", "words-alone": "words alone"}
+_BANKS: dict[Contestant, str] = {"bank-alone": "with embeddings", "words-alone": "words alone"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,9 +319,8 @@ def _recall(options: ConversationBench) -> list[str]:
     """Return a table of how many facts are among the first records found, of every turn that asks."""
     if not options.recall_seeds:
         return []
-    banks: tuple[Contestant, ...] = ("bank-alone", "words-alone")
     rows = []
-    for contestant in banks:
+    for contestant, name in _BANKS.items():
         with ProgressDisplay(f"recall {contestant}", options.recall_seeds, 0, not options.quiet) as display:
             found = []
             for seed in range(options.recall_seeds):
@@ -329,7 +328,7 @@ def _recall(options: ConversationBench) -> list[str]:
                 display.update(seed + 1, {})
         for most in _AMONG:
             counts = [sum(places[turn] <= most for places in found) for turn in options.asked]
-            rows.append([f"{_BANKS[contestant]}, first {most}", *counts])
+            rows.append([f"{name}, first {most}", *counts])
     title = (
         f"Of {options.recall_seeds} conversations, those whose fact is among the first records that a bank of what the "
         "user said finds for the question:"

@@ -121,23 +121,15 @@ class ObedientModel(GenericFakeChatModel):
     def for_case(cls, case: dict[str, Any], planning: str) -> ObedientModel:
         """Return one that plans as it is told to."""
         tools = make_tools(case["function"], [])
-        calls = [(tool.name, _made_up(tool.args_schema)) for tool in (tools[0], tools[-1])]
-        if planning == "native":
-            replies = [
-                AIMessage(
-                    "", tool_calls=[tool_call(name=name, args=arguments | {"again": place}, id=f"{place}")]
-                )
-                for place, (name, arguments) in enumerate(calls)
-            ]
-        else:
-            replies = [
-                AIMessage(
-                    json.dumps(
-                        {"task_name": "try", "command": {"name": name, "args": arguments | {"again": place}}}
-                    )
-                )
-                for place, (name, arguments) in enumerate(calls)
-            ]
+        replies = []
+        for place, tool in enumerate((tools[0], tools[-1])):
+            # Not the same call twice, which no agent runs.
+            arguments = {**_made_up(tool.args_schema), "again": place}
+            call = {"name": tool.name, "args": arguments}
+            if planning == "native":
+                replies.append(AIMessage("", tool_calls=[tool_call(**call, id=f"{place}")]))
+            else:
+                replies.append(AIMessage(json.dumps({"task_name": "try", "command": call})))
         return cls(messages=iter([*replies, AIMessage("No tool fits.")]))
 
     def bind_tools(self, tools: Any, **kwargs: Any) -> ObedientModel:
@@ -201,7 +193,18 @@ def run(options: IrrelevanceBench, command: str, model: Any = None) -> Path:
     settle(options.out, {k: v for k, v in dataclasses.asdict(options).items() if k not in free})
     records = Records(options.out / "cases.jsonl")
     obedient = model is None and options.model == "obedient"
-    chat = None if obedient else _open(options, model)
+    chat = (
+        None
+        if obedient
+        else LocalChatModel(
+            model=model or options.model,
+            dtype=options.dtype,
+            policy="full",
+            temperature=0,
+            max_tokens=options.max_tokens,
+            call_bias=options.call_bias,
+        )
+    )
     for planning in options.plannings:
         done = {row["id"] for row in records.find(planning=planning)}
         left = [case for case in cases if case["id"] not in done]
@@ -212,17 +215,6 @@ def run(options: IrrelevanceBench, command: str, model: Any = None) -> Path:
     table = options.out / "table.md"
     write_atomically(table, f"{header(command)}\n\n{_table(options, records)}\n")
     return table
-
-
-def _open(options: IrrelevanceBench, model: Any) -> LocalChatModel:
-    return LocalChatModel(
-        model=model or options.model,
-        dtype=options.dtype,
-        policy="full",
-        temperature=0,
-        max_tokens=options.max_tokens,
-        call_bias=options.call_bias,
-    )
 
 
 def _table(options: IrrelevanceBench, records: Records) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
@@ -13,8 +12,7 @@ from typing import Any
 
 import torch
 
-import scrubjay
-from scrubjay.experiments.device import processor
+from scrubjay.experiments.provenance import processor, version
 from scrubjay.experiments.run import write_atomically
 
 SETTINGS = "settings.json"
@@ -72,17 +70,9 @@ def settle(out: Path, settings: Mapping[str, Any]) -> None:
 
 def header(command: str) -> str:
     """Return what a reader of a table must know: the command, versions, the machine, the day."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent,
-        check=False,
-    ).stdout.strip()
-    at = f" at {commit}" if commit else ""
     return (
         f"`{command}`\n\n"
-        f"scrubjay {scrubjay.__version__}{at}, transformers {importlib.metadata.version('transformers')}, "
+        f"{version()}, transformers {importlib.metadata.version('transformers')}, "
         f"torch {torch.__version__}, Python {sys.version.split()[0]}, {processor()}, "
         f"{_plural(torch.get_num_threads(), 'thread')}, {date.today()}."
     )

@@ -162,12 +162,9 @@ class ChunksMemory(LayerMemory):
 
     def crop(self, columns: int, count: Int[Tensor, " batch"]) -> None:
         """Forget the last tokens."""
-        left = (count - columns).clamp(min=0)
-        full, self._begun = (
-            int(left.max()) // self.policy.chunk_size,
-            -(-int(left.max()) // self.policy.chunk_size),
-        )
-        self.state = {name: tensor[:, :, :full] for name, tensor in self.state.items()}
+        size, longest = self.policy.chunk_size, max(int(count.max()) - columns, 0)
+        self._begun = -(-longest // size)
+        self.state = {name: tensor[:, :, : longest // size] for name, tensor in self.state.items()}
 
     def reorder(self, rows: Int[Tensor, " chosen"]) -> None:
         """Keep the given rows, in their order, in the store as well."""
