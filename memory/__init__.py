@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scrubjay.memory.first_use import imported_on_first_use
+from scrubjay.kernels.first_use import imported_on_first_use
 
 if TYPE_CHECKING:
     from scrubjay.memory.bank import MemoryBank

@@ -22,6 +22,7 @@ import numpy as np
 
 from scrubjay.memory.bank_document import split_document
 from scrubjay.memory.bank_duplicates import unpack_marks
+from scrubjay.memory.bank_matrix import usable_device
 from scrubjay.memory.bank_recall import Filter, join_namespace, recall, split_namespace
 from scrubjay.memory.bank_record import (
     KINDS,
@@ -66,7 +67,9 @@ class MemoryBank:
 
     `clock` returns the present moment. `dense_weight` is what embeddings count where words count 1, each times how
     sure it is (`memory/bank_recall.py`). `surprise` puts a neural memory beside the records (`memory/bank_surprise.py`),
-    off unless asked for. Raises ValueError on a file of a newer Scrubjay.
+    off unless asked for. `device` holds the embeddings on one of torch's, "cuda" for one, where Triton scans them;
+    without it numpy does, and torch stays out. Raises ValueError on a file of a newer Scrubjay, and on a device that is
+    not there.
     """
 
     def __init__(
@@ -76,11 +79,15 @@ class MemoryBank:
         clock: Callable[[], Time] = lambda: datetime.now(UTC),
         dense_weight: float = 4.0,
         surprise: SurpriseConfig | None = None,
+        device: str | None = None,
     ) -> None:
         if dense_weight < 0:
             raise ValueError(f"dense_weight={dense_weight}: must not be negative")
         if surprise is not None and embeddings is None:
             raise ValueError(f"surprise={surprise}: it is found in embeddings; pass some")
+        if device is not None and embeddings is None:
+            raise ValueError(f"device={device!r}: it is to hold embeddings; pass some")
+        self._device = None if device is None else usable_device(device)
         self._embeddings, self._clock, self._dense_weight = embeddings, clock, dense_weight
         self._store = Store(path)
         self._index: VectorIndex | None = None
@@ -376,7 +383,7 @@ class MemoryBank:
     def _refreshed_index(self, connection: sqlite3.Connection, dimension: int) -> VectorIndex:
         _check_dimension(stored_dimension(connection), dimension)
         if self._index is None:
-            self._index = VectorIndex(dimension)
+            self._index = VectorIndex(dimension, self._device)
         self._index.refresh(connection)
         return self._index
 

@@ -4,22 +4,28 @@ Lampinen et al. 2021, arXiv 2105.14039: a chunk's summary is the mean of what it
 chunks whose summaries score best, and only there to single memories. Here both scores are cosines; inside, they are
 told in standard deviations of all that are looked at, as one model's cosines lie from 0 to 1 and another's above 0.7.
 
-The products are numpy's: they wait for memory, torch's are no faster (`experiments/bench/bank.md`), and who embeds by
-a service need not have it.
+Both are an exact scan by `scrubjay.kernels.nearest`: numpy's, so that who embeds by a service need not import torch,
+or on a device of torch (`memory/bank_matrix.py`).
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
+from scrubjay.kernels.nearest_numpy import largest
 from scrubjay.memory.bank_lending import PORTIONS, lent, shares
+from scrubjay.memory.bank_matrix import DeviceMatrix, Matrix, with_room
+
+if TYPE_CHECKING:
+    import torch
 
 _TEMPERATURE = 1.5  # standard deviations
+_BATCH = 8192  # embeddings read or added up at a time
 
 
 class Near(NamedTuple):
@@ -38,10 +44,10 @@ class Near(NamedTuple):
 
 
 class VectorIndex:
-    """The embeddings of a bank, kept up with its file, whoever writes it."""
+    """The embeddings of a bank, kept up with its file, whoever writes it; in numpy's memory unless on a device."""
 
-    def __init__(self, dimension: int) -> None:
-        self._dimension = dimension
+    def __init__(self, dimension: int, device: torch.device | None = None) -> None:
+        self._dimension, self._device = dimension, device
         self._clear()
 
     def refresh(self, connection: sqlite3.Connection) -> None:
@@ -58,7 +64,7 @@ class VectorIndex:
             "WHERE number > ? ORDER BY number",
             (self._newest,),
         )
-        while batch := rows.fetchmany(8192):
+        while batch := rows.fetchmany(_BATCH):
             self._append(batch)
 
     def nearest(
@@ -78,8 +84,7 @@ class VectorIndex:
             return []
         chunks = len(self._chunks)
         allowed_chunks = allowed[self._scope_of_chunk[:chunks]] & (self._sizes[:chunks] > 0)
-        coarse = np.where(allowed_chunks, self._sums[:chunks] @ query / self._norms[:chunks], -np.inf)
-        best = _largest(coarse, min(top_chunks, int(allowed_chunks.sum())))
+        best = self._sums.nearest(query, top_chunks, self._norms[:chunks], allowed_chunks)
         place = np.zeros(chunks, dtype=np.int64)
         place[best] = np.arange(1, len(best) + 1)
         known = np.searchsorted(self._numbers[: self._count], also)
@@ -89,11 +94,11 @@ class VectorIndex:
         looked[self._chunk_of_row[known]] = True
         rows = np.flatnonzero(looked[self._chunk_of_row[: self._count]])
         rows = rows[np.argsort(self._chunk_of_row[rows], kind="stable")]
-        fine = self._matrix[rows] @ query
+        fine = self._matrix.scores(query, rows)
         share = shares(fine, _TEMPERATURE * float(fine.std()) if len(fine) else 0.0)
         score = _with_neighbours(share, self._chunk_of_row[rows])
         place_of_row = place[self._chunk_of_row[rows]]
-        chosen = _largest(
+        chosen = largest(
             np.where(place_of_row > 0, score, -np.inf), min(limit, int((place_of_row > 0).sum()))
         )
         behind = np.flatnonzero(np.isin(rows, known))
@@ -111,10 +116,10 @@ class VectorIndex:
     def _clear(self) -> None:
         self._count, self._newest, self._deletions = 0, 0, 0
         self._numbers = np.zeros(0, dtype=np.int64)
-        self._matrix = np.zeros((0, self._dimension), dtype=np.float32)
+        self._matrix = self._empty()
         self._chunk_of_row = np.zeros(0, dtype=np.int64)
         self._chunks: dict[int, int] = {}
-        self._sums = np.zeros((0, self._dimension), dtype=np.float32)
+        self._sums = self._empty()
         self._norms = np.zeros(0, dtype=np.float32)
         self._sizes = np.zeros(0, dtype=np.int64)
         self._scope_of_chunk = np.zeros(0, dtype=np.int64)
@@ -122,34 +127,39 @@ class VectorIndex:
 
     def _reserve(self, rows: int) -> None:
         # At once, as to grow by steps needs room for both, twice the whole; what is never filled takes no memory.
-        self._numbers = _with_room(self._numbers, rows)
-        self._matrix = _with_room(self._matrix, rows)
-        self._chunk_of_row = _with_room(self._chunk_of_row, rows)
+        self._numbers = with_room(self._numbers, rows)
+        self._matrix.reserve(rows)
+        self._chunk_of_row = with_room(self._chunk_of_row, rows)
 
     def _append(self, batch: list[tuple[int, bytes, int, str, str]]) -> None:
         first, last = self._count, self._count + len(batch)
         rows = slice(first, last)
         numbers, blobs, chunks, namespaces, kinds = zip(*batch, strict=True)
         self._numbers[rows] = numbers
-        self._matrix[rows] = np.frombuffer(b"".join(blobs), dtype=np.float32).reshape(len(batch), -1)
+        vectors = np.frombuffer(bytearray().join(blobs), dtype=np.float32).reshape(len(batch), -1)
+        self._matrix[rows] = vectors
         self._chunk_of_row[rows] = [self._chunks.setdefault(chunk, len(self._chunks)) for chunk in chunks]
-        self._sums = _with_room(self._sums, len(self._chunks))
-        self._norms = _with_room(self._norms, len(self._chunks))
-        self._sizes = _with_room(self._sizes, len(self._chunks))
-        self._scope_of_chunk = _with_room(self._scope_of_chunk, len(self._chunks))
+        self._sums.reserve(len(self._chunks))
+        self._norms = with_room(self._norms, len(self._chunks))
+        self._sizes = with_room(self._sizes, len(self._chunks))
+        self._scope_of_chunk = with_room(self._scope_of_chunk, len(self._chunks))
         self._scope_of_chunk[self._chunk_of_row[rows]] = [
             self._scopes.setdefault(scope, len(self._scopes)) for scope in zip(namespaces, kinds, strict=True)
         ]
-        self._summarise(self._chunk_of_row[rows], self._matrix[rows])
+        self._summarise(self._chunk_of_row[rows], vectors)
         self._count, self._newest = last, numbers[-1]
 
     def _drop_missing(self, connection: sqlite3.Connection) -> None:
         there = np.array([n for (n,) in connection.execute("SELECT number FROM vectors")], dtype=np.int64)
         kept = np.flatnonzero(np.isin(self._numbers[: self._count], there))
-        self._numbers, self._matrix = self._numbers[kept], self._matrix[kept]
-        self._chunk_of_row, self._count = self._chunk_of_row[kept], len(kept)
-        self._sums[:], self._norms[:], self._sizes[:] = 0, 1, 0
-        self._summarise(self._chunk_of_row, self._matrix)
+        self._matrix.keep(kept)
+        self._numbers, self._chunk_of_row = self._numbers[kept], self._chunk_of_row[kept]
+        self._count = len(kept)
+        self._sums, self._norms[:], self._sizes[:] = self._empty(), 1, 0
+        self._sums.reserve(len(self._chunks))
+        for first in range(0, self._count, _BATCH):
+            rows = slice(first, first + _BATCH)
+            self._summarise(self._chunk_of_row[rows], self._matrix[rows])
 
     def _summarise(self, chunks: np.ndarray, vectors: np.ndarray) -> None:
         """Add vectors to the sums of their chunks."""
@@ -157,9 +167,15 @@ class VectorIndex:
             return
         order = np.argsort(chunks, kind="stable")
         touched, firsts = np.unique(chunks[order], return_index=True)
-        self._sums[touched] += np.add.reduceat(vectors[order], firsts)
+        sums = self._sums[touched] + np.add.reduceat(vectors[order], firsts)
+        self._sums[touched] = sums
         self._sizes[touched] += np.diff([*firsts, len(chunks)])
-        self._norms[touched] = np.maximum(np.linalg.norm(self._sums[touched], axis=1), 1e-12)
+        self._norms[touched] = np.maximum(np.linalg.norm(sums, axis=1), 1e-12)
+
+    def _empty(self) -> Matrix:
+        return (
+            Matrix(self._dimension) if self._device is None else DeviceMatrix(self._dimension, self._device)
+        )
 
 
 def stored_dimension(connection: sqlite3.Connection) -> int | None:
@@ -187,21 +203,3 @@ def _with_neighbours(share: np.ndarray, chunks: np.ndarray) -> np.ndarray:
         score[distance:] += together * given[:-distance]
         score[:-distance] += together * given[distance:]
     return score
-
-
-def _largest(scores: np.ndarray, count: int) -> np.ndarray:
-    """Return where the largest scores are, best first, the earlier of equals first."""
-    if count < len(scores):
-        bound = np.partition(scores, len(scores) - count)[len(scores) - count]
-        chosen = np.flatnonzero(scores >= bound)
-    else:
-        chosen = np.arange(len(scores))
-    return chosen[np.argsort(-scores[chosen], kind="stable")][:count]
-
-
-def _with_room(array: np.ndarray, rows: int) -> np.ndarray:
-    if rows <= len(array):
-        return array
-    grown = np.zeros((max(rows, len(array) * 3 // 2, 64), *array.shape[1:]), dtype=array.dtype)
-    grown[: len(array)] = array
-    return grown

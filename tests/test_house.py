@@ -28,7 +28,7 @@ def test_every_room_is_a_folder_through_its_link(room):
 
 
 def modules_after(statement: str) -> set[str]:
-    code = f"import sys; {statement}; print('\\n'.join(sys.modules))"
+    code = f"import sys\n{statement}\nprint('\\n'.join(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True, timeout=120
     )
@@ -45,6 +45,25 @@ def test_a_bank_of_texts_does_not_load_torch():
     loaded = modules_after("import scrubjay.memory; scrubjay.memory.MemoryBank(':memory:')")
     assert "sqlite3" in loaded
     assert loaded.isdisjoint({*HEAVY, "torch"})
+
+
+def test_a_bank_whose_embeddings_come_from_a_service_does_not_load_torch():
+    loaded = modules_after("""
+from scrubjay.memory import MemoryBank
+
+class Service:
+    def embed_query(self, text): return [1.0, float(len(text))]
+    def embed_documents(self, texts): return [self.embed_query(text) for text in texts]
+
+with MemoryBank(":memory:", Service()) as bank:
+    id = bank.add("Ada was born in 1815.")
+    bank.add("She wrote of engines.")
+    assert len(bank.search("Who?")) == 2
+    bank.forget(id)
+    assert len(bank.search("Who?")) == 1
+""")
+    assert "numpy" in loaded
+    assert "torch" not in loaded
 
 
 def test_environments_import_neither_torch_nor_ray():

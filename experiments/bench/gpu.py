@@ -6,7 +6,7 @@ Every op is compared, forward and gradients, with its torch path in float64; an 
 the run before anything is timed. Then chunk retrieval (a causal segment, and decode) and sink attention run
 against torch's `scaled_dot_product_attention`, and chunk retrieval against `parallel_nsa` of
 flash-linear-attention where that is installed, which is given its blocks where ours chooses them; and neural memory
-against its own torch path. Prints tables
+and the scan for the nearest rows against their own torch paths. Prints tables
 with the card and the versions. Options: `--help`.
 """
 
@@ -30,6 +30,7 @@ from scrubjay.kernels import (
     NeuralState,
     chunk_retrieval,
     chunk_summary,
+    nearest,
     neural_memory,
     sink_attention,
     write_steps,
@@ -60,6 +61,8 @@ class GPUBench:
     """Window of sink attention."""
     rows: int = 64
     """Rows of a decode step."""
+    embeddings: tuple[int, ...] = (100_000, 1_000_000)
+    """Rows of 384 numbers that are scanned."""
 
 
 def main(bench: GPUBench) -> None:
@@ -78,7 +81,7 @@ def main(bench: GPUBench) -> None:
     )
     for op, dtype, error in check("cuda", tuple(TOLERANCE)):
         print(f"| {op} | {str(dtype).removeprefix('torch.')} | {error:.1e} |", flush=True)
-    for table in (_segments, _decode, _sinks, _memories):
+    for table in (_segments, _decode, _sinks, _memories, _scans):
         print()
         for line in table(bench):
             print(line, flush=True)
@@ -108,6 +111,22 @@ def check(device: str, dtypes: tuple[torch.dtype, ...]) -> Iterator[tuple[str, t
                     f"{op} in {dtype}: error {error:.1e}, tolerance {TOLERANCE[dtype]:.0e}; nothing timed"
                 )
             yield op, dtype, error
+    for dtype in dtypes:
+        yield "nearest", dtype, _check_nearest(device, dtype)
+
+
+def _check_nearest(device: str, dtype: torch.dtype) -> float:
+    """Return the error of the scores, which no dtype may lower. Raises SystemExit on that, or on other rows."""
+    torch.manual_seed(0)
+    query, keys = (torch.randn(count, 40, device=device).to(dtype) for count in (2, 70))
+    allowed, norms = torch.rand(70, device=device) < 0.6, 1 + torch.rand(70, device=device)
+    exact = (query.double() @ keys.double().T / norms).masked_fill(~allowed, -math.inf)
+    right = exact.sort(dim=-1, descending=True)
+    found = nearest(query, keys, 20, norms=norms, allowed=allowed, implementation="triton")
+    error = _distance(found.scores, right.values[:, :20])
+    if not torch.equal(found.rows, right.indices[:, :20]) or not error < TOLERANCE[torch.float32]:
+        raise SystemExit(f"nearest in {dtype}: error {error:.1e}, or other rows; nothing timed")
+    return error
 
 
 def _outcome(tensors: list[Tensor], run: Callable[..., Tensor], implementation: str) -> list[Tensor]:
@@ -242,6 +261,29 @@ def _memories(bench: GPUBench) -> Iterator[str]:
 
             ours, theirs = _time(functools.partial(run, "triton")), _time(functools.partial(run, "torch"))
             yield f"| {length:,} | {name} | {_pair(ours)} | {_pair(theirs)} | {_ratio(theirs, ours)} |"
+
+
+def _scans(bench: GPUBench) -> Iterator[str]:
+    """One query against a table, as a memory bank on a GPU asks it."""
+    yield "nearest, the best 10 of rows of 384, a part of them allowed, ms and GB/s of the keys:\n"
+    yield "| rows | dtype | allowed | triton | torch | torch / triton |\n|---|---|---|---|---|---|"
+    for count in bench.embeddings:
+        for dtype in (torch.float32, torch.float16):
+            keys = torch.randn(count, 384, device="cuda", dtype=dtype)
+            for part in (1.0, 0.1):
+                allowed = torch.rand(count, device="cuda") < part
+
+                def run(path: Any, keys=keys, allowed=allowed) -> Tensor:
+                    return nearest(keys[:1], keys, 10, allowed=allowed, implementation=path).scores
+
+                ours, theirs = (
+                    _time(functools.partial(run, path), backward=False)[0] for path in ("triton", "torch")
+                )
+                speed = keys.numel() * keys.element_size() / ours / 1e6
+                yield (
+                    f"| {count:,} | {str(dtype).removeprefix('torch.')} | {part:.0%} | {ours:.3f} ({speed:,.0f} GB/s) | "
+                    f"{theirs:.3f} | {theirs / ours:.1f}x |"
+                )
 
 
 def _segments(bench: GPUBench) -> Iterator[str]:

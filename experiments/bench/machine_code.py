@@ -15,7 +15,7 @@ import tyro
 
 from scrubjay.kernels.launch import Build, Launch
 
-OPS = ("chunk_retrieval", "sink_attention", "chunk_summary", "neural_memory")
+OPS = ("chunk_retrieval", "sink_attention", "chunk_summary", "neural_memory", "nearest")
 # Bytes of shared memory one block may use, by compute capability.
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 TENSOR_CORE_INSTRUCTIONS = ("mma.sync", "wgmma", "tcgen05.mma")

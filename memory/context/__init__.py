@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from scrubjay.kernels.first_use import imported_on_first_use
 from scrubjay.memory.context.base import CacheShape, ContextPolicy, LayerMemory, Step
 from scrubjay.memory.context.dtypes import check_dtype
 from scrubjay.memory.context.registry import list_policies, make, name_of, register
-from scrubjay.memory.first_use import imported_on_first_use
 
 if TYPE_CHECKING:
     from scrubjay.memory.context.cache import PolicyCache

@@ -276,6 +276,35 @@ def test_embeddings_alone_rank_as_a_flat_scan_does(entries):
         )
 
 
+@settings(max_examples=15, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.text("abcde", min_size=1, max_size=6)), min_size=1, max_size=40)
+)
+def test_embeddings_held_by_torch_are_recalled_as_those_held_by_numpy_are(entries):
+    clock = Clock()
+    with (
+        MemoryBank(":memory:", Letters(), clock) as bank,
+        MemoryBank(":memory:", Letters(), clock, device="cpu") as other,
+    ):
+        for bank_or_other in (bank, other):
+            for space, text in entries:
+                bank_or_other.add(text, namespace=(str(space),), merge=False)
+            assert len(bank_or_other.search("abc", k=50)) == len(entries)
+            bank_or_other.forget(bank_or_other.recent(1)[0].id)
+            bank_or_other.add("bead", namespace=("0",), merge=False)
+        for namespace in ((), ("1",)):
+            ours = [bank_.search("a bc", 50, namespace=namespace, explain=True) for bank_ in (bank, other)]
+            assert texts(ours[0]) == texts(ours[1])
+            assert [hit.score for hit in ours[0]] == pytest.approx([hit.score for hit in ours[1]])
+
+
+def test_a_device_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match="device='nowhere': torch cannot hold embeddings there"):
+        MemoryBank(":memory:", Letters(), device="nowhere")
+    with pytest.raises(ValueError, match="device='cpu': it is to hold embeddings; pass some"):
+        MemoryBank(":memory:", device="cpu")
+
+
 def test_a_document_is_sections_of_whole_sentences_that_lose_nothing(bank):
     text = (
         "Intro here.\n\n# Cats\n\nCats purr. "

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from scrubjay.experiments.bench import gpu
-from scrubjay.kernels import chunk_summary_triton
+from scrubjay.kernels import chunk_summary_triton, nearest_triton
 
 
 def test_right_kernels_pass_the_gate():
     passed = list(gpu.check("cpu", (torch.float32, torch.float16)))
-    assert len(passed) == 14
+    assert len(passed) == 16
     assert all(0 < error < gpu.TOLERANCE[dtype] for _, dtype, error in passed)
 
 
@@ -37,3 +37,11 @@ def test_a_gradient_that_is_missing_or_not_a_number_ends_the_run_too(monkeypatch
         )
         with pytest.raises(SystemExit, match=r"chunk_summary in torch\.float32"):
             list(gpu.check("cpu", (torch.float32,)))
+
+
+@pytest.mark.parametrize("spoil", [lambda scores: scores.half().float(), lambda scores: -scores])
+def test_a_wrong_scan_ends_the_run_too(monkeypatch, spoil):
+    right = nearest_triton.scores
+    monkeypatch.setattr(nearest_triton, "scores", lambda *tensors, **more: spoil(right(*tensors, **more)))
+    with pytest.raises(SystemExit, match=r"nearest in torch\.float16: .* nothing timed"):
+        gpu._check_nearest("cpu", torch.float16)

@@ -6,9 +6,10 @@ import sys
 
 import pytest
 
-from scrubjay.memory.first_use import imported_on_first_use
+from scrubjay.kernels.first_use import imported_on_first_use
 
 PACKAGES = [
+    "scrubjay.kernels",
     "scrubjay.memory",
     "scrubjay.memory.context",
     "scrubjay.agents",
@@ -29,7 +30,7 @@ def test_every_exported_name_is_found_and_others_are_not(package):
 @pytest.mark.parametrize(
     ("packages", "heavy"),
     [
-        ("scrubjay.memory, scrubjay.agents, scrubjay.experiments", "torch"),
+        ("scrubjay.kernels, scrubjay.memory, scrubjay.agents, scrubjay.experiments", "torch"),
         ("scrubjay.memory.context", "transformers"),
     ],
 )

@@ -1,0 +1,81 @@
+"""The Triton kernel of the scan for the nearest rows under the interpreter, against the definition."""
+
+import pytest
+import torch
+
+from scrubjay.kernels import nearest, nearest_torch, nearest_triton, row_scores
+
+# queries, rows, width; sizes that are no power of two, more rows than a tile, wider than a tile.
+SHAPES = [(1, 70, 200), (3, 33, 20), (2, 5, 128), (1, 0, 7)]
+
+
+def draw(shape, dtype, whole=False):
+    queries, rows, width = shape
+    generator = torch.Generator().manual_seed(0)
+
+    def numbers(count):
+        if whole:
+            return torch.randint(-1, 2, (count, width), generator=generator).to(dtype)
+        return torch.randn(count, width, generator=generator).to(dtype)
+
+    norms = 2.0 ** torch.randint(0, 3, (rows,), generator=generator)
+    return numbers(queries), numbers(rows), norms, torch.rand(rows, generator=generator) < 0.6
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_kernel_finds_what_the_definition_does(shape, masked):
+    # Whole numbers: their products are exact, and many are equal.
+    query, keys, norms, allowed = draw(shape, torch.float32, whole=True)
+    options = {"norms": norms, "allowed": allowed} if masked else {}
+    if masked:
+        keys[~allowed] = float("nan")
+    for count in (1, 9, 80):
+        ours = nearest(query, keys, count, **options, implementation="triton")
+        right = nearest(query, keys, count, **options, implementation="reference")
+        assert torch.equal(ours.rows, right.rows)
+        assert torch.equal(ours.scores, right.scores)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_half_precision_and_strided_rows_are_summed_in_full(dtype):
+    query, keys, *_ = draw((2, 40, 300), dtype)
+    exact = query.double() @ keys.double().T
+    wide = torch.full((40, 2, 300), float("nan"), dtype=dtype)
+    wide[:, 1] = keys
+    rows = torch.tensor([39, 0, 0, 7])
+    for given in (keys, wide[:, 1], keys.T.contiguous().T):
+        found = nearest(query, given, 5, implementation="triton")
+        assert torch.equal(found.rows, exact.topk(5).indices)
+        assert torch.allclose(found.scores.double(), exact.topk(5).values, atol=1e-4)
+        listed = row_scores(query, given, rows, implementation="triton")
+        assert torch.allclose(listed.double(), exact[:, rows], atol=1e-4)
+
+
+def test_scores_of_every_sign_and_none_keep_their_order():
+    query = torch.ones(1, 1)
+    numbers = [0.0, -0.0, 1e-40, -1e-40, float("inf"), -float("inf"), float("nan"), 3e38, -3e38, 1.0, -1.0]
+    keys = torch.tensor(numbers)[:, None]
+    assert nearest(query, keys, 11, implementation="triton").rows.tolist() == [
+        [4, 7, 9, 2, 0, 1, 3, 10, 8, -1, -1]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("total += b_keys", "total = b_keys"),
+        ("scores = scores / norms", "scores = scores"),
+        ("p_scores += R", "p_scores += 0"),
+        ('tl.where(readable, scores, float("-inf"))', "scores"),
+    ],
+)
+def test_broken_kernels_are_caught(mutated, monkeypatch, old, new):
+    query, keys, norms, allowed = draw((2, 40, 200), torch.float32)
+    right = nearest(query, keys, 40, norms=norms, allowed=allowed, implementation="reference")
+    wrong = mutated(nearest_triton, old, new)
+    monkeypatch.setattr(nearest_triton, "scores", wrong.scores)
+    ours = nearest_torch.nearest(query, keys, 40, norms, allowed, "triton")
+    assert not torch.allclose(ours.scores, right.scores, atol=1e-3)
