@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 
+from scrubjay.memory.bank_approximate import ApproximateIndex
 from scrubjay.memory.bank_document import split_document
 from scrubjay.memory.bank_duplicates import unpack_marks
 from scrubjay.memory.bank_matrix import usable_device
@@ -36,9 +37,10 @@ from scrubjay.memory.bank_record import (
     to_datetime,
     to_seconds,
 )
+from scrubjay.memory.bank_segments import forget_in_segment, require_usearch
 from scrubjay.memory.bank_store import Store
 from scrubjay.memory.bank_transfer import BATCH, Restorer, check_row, read_rows
-from scrubjay.memory.bank_vectors import VectorIndex, stored_dimension, unit_vectors
+from scrubjay.memory.bank_vectors import DenseIndex, VectorIndex, stored_dimension, unit_vectors
 from scrubjay.memory.bank_write import Draft, Writer, check_text, encode_provenance
 
 if TYPE_CHECKING:
@@ -68,8 +70,9 @@ class MemoryBank:
     `clock` returns the present moment. `dense_weight` is what embeddings count where words count 1, each times how
     sure it is (`memory/bank_recall.py`). `surprise` puts a neural memory beside the records (`memory/bank_surprise.py`),
     off unless asked for. `device` holds the embeddings on one of torch's, "cuda" for one, where Triton scans them;
-    without it numpy does, and torch stays out. Raises ValueError on a file of a newer Scrubjay, and on a device that is
-    not there.
+    without it numpy does, and torch stays out. `approximate` holds no embeddings at all: beside the file an index of them
+    is kept, from which the nearest are found, not surely all of them (extra `ann`; `memory/bank_approximate.py`). Raises
+    ValueError on a file of a newer Scrubjay, on a device that is not there, and on what does not go together.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class MemoryBank:
         dense_weight: float = 4.0,
         surprise: SurpriseConfig | None = None,
         device: str | None = None,
+        approximate: bool = False,
     ) -> None:
         if dense_weight < 0:
             raise ValueError(f"dense_weight={dense_weight}: must not be negative")
@@ -87,10 +91,18 @@ class MemoryBank:
             raise ValueError(f"surprise={surprise}: it is found in embeddings; pass some")
         if device is not None and embeddings is None:
             raise ValueError(f"device={device!r}: it is to hold embeddings; pass some")
+        if approximate:
+            if embeddings is None or device is not None or str(path) in ("", ":memory:"):
+                raise ValueError(
+                    f"approximate=True with embeddings={embeddings!r}, device={device!r}, path={str(path)!r}: "
+                    "it needs embeddings and a file, and holds nothing on a device"
+                )
+            require_usearch()
+        self._approximate = approximate
         self._device = None if device is None else usable_device(device)
         self._embeddings, self._clock, self._dense_weight = embeddings, clock, dense_weight
         self._store = Store(path)
-        self._index: VectorIndex | None = None
+        self._index: DenseIndex | None = None
         self._surprise_config = surprise
         self._surprise: Surprise | None = None
 
@@ -252,6 +264,8 @@ class MemoryBank:
             surprise = self._surprised(len(vector))
             if surprise is not None and surprise.config.recall_weight:
                 vector = surprise.recalled(vector)
+            for _ in self.build_index():
+                pass
         with self._store.reading() as connection:
             index = None if vector is None else self._refreshed_index(connection, len(vector))
             hits = []
@@ -332,10 +346,13 @@ class MemoryBank:
         Its bytes are overwritten in the file; another process that reads at this moment may delay that.
         """
         with self._store.writing() as connection:
-            row = connection.execute("SELECT number, marks FROM records WHERE id = ?", (id,)).fetchone()
+            row = connection.execute(
+                "SELECT number, marks, vector FROM records LEFT JOIN vectors USING (number) WHERE id = ?",
+                (id,),
+            ).fetchone()
             if row is None:
                 return False
-            number, marks = row
+            number, marks, vector = row
             connection.executemany(
                 "DELETE FROM marks WHERE mark = ? AND number = ?",
                 [(mark, number) for mark in unpack_marks(marks)],
@@ -345,8 +362,23 @@ class MemoryBank:
                 connection.execute("INSERT INTO words (words) VALUES ('optimize')")
             connection.execute("DELETE FROM records WHERE number = ?", (number,))
             connection.execute("UPDATE facts SET value = value + 1 WHERE name = 'deletions'")
+            forget_in_segment(connection, self._store.path, number, vector)
         self._store.erase_traces()
         return True
+
+    def build_index(self) -> Iterator[tuple[int, int]]:
+        """Build what an `approximate` bank's index lacks, and yield how many records are in it, and of how many.
+
+        A search does so, too, which in a large bank takes minutes; what is built stays if this is broken off. Without
+        `approximate` there is nothing to build.
+        """
+        if self._approximate:
+            with self._store.reading() as connection:
+                dimension = stored_dimension(connection)
+            if dimension is not None:
+                if not isinstance(self._index, ApproximateIndex):
+                    self._index = ApproximateIndex(self._store, dimension)
+                yield from self._index.catch_up()
 
     def close(self) -> None:
         """Close the file."""
@@ -380,7 +412,7 @@ class MemoryBank:
             self._surprise = Surprise(self._store, self._surprise_config, dimension)
         return self._surprise
 
-    def _refreshed_index(self, connection: sqlite3.Connection, dimension: int) -> VectorIndex:
+    def _refreshed_index(self, connection: sqlite3.Connection, dimension: int) -> DenseIndex:
         _check_dimension(stored_dimension(connection), dimension)
         if self._index is None:
             self._index = VectorIndex(dimension, self._device)

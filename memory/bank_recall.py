@@ -25,11 +25,11 @@ import numpy as np
 from scrubjay.memory.bank_keyword import keyword_scores
 from scrubjay.memory.bank_record import Explanation
 from scrubjay.memory.bank_store import select
-from scrubjay.memory.bank_vectors import Near, VectorIndex
+from scrubjay.memory.bank_vectors import DenseIndex, Near
 
 _SWAY = 0.02
 _HALF_LIFE = 30 * 86400.0  # seconds in which recency halves
-_TOP_CHUNKS = 256
+TOP_CHUNKS = 256
 _DEPTH = 4
 _LEAST_DEPTH = 60
 
@@ -92,7 +92,7 @@ def recall(
     connection: sqlite3.Connection,
     query: str,
     vector: np.ndarray | None,
-    index: VectorIndex | None,
+    index: DenseIndex | None,
     dense_weight: float,
     filter: Filter,
     now: float,
@@ -143,7 +143,7 @@ def _ranks(scores: dict[int, float]) -> dict[int, float]:
 def _dense(
     connection: sqlite3.Connection,
     vector: np.ndarray,
-    index: VectorIndex,
+    index: DenseIndex,
     filter: Filter,
     limit: int,
     also: list[int],
@@ -153,7 +153,7 @@ def _dense(
     wanted = limit
     while True:
         # What no longer holds is in the index still: look deeper until enough is left.
-        near = index.nearest(vector, filter.allows, _TOP_CHUNKS, wanted, also)
+        near = index.nearest(vector, filter.allows, TOP_CHUNKS, wanted, also)
         allowed = {n for (n,) in select(connection, "number", [n.number for n in near], condition, values)}
         kept = [n for n in near if n.number in allowed]
         if len(kept) >= limit or len(near) < wanted:

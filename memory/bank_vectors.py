@@ -11,11 +11,12 @@ or on a device of torch (`memory/bank_matrix.py`).
 from __future__ import annotations
 
 import sqlite3
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from scrubjay.kernels.nearest_numpy import largest
 from scrubjay.memory.bank_lending import PORTIONS, lent, shares
@@ -43,11 +44,73 @@ class Near(NamedTuple):
     """Place of its chunk among the chosen summaries, from 1; None if it was not chosen."""
 
 
-class VectorIndex:
-    """The embeddings of a bank, kept up with its file, whoever writes it; in numpy's memory unless on a device."""
+class Looked(NamedTuple):
+    """Records that a query is compared with, those of a chunk together and in order."""
 
-    def __init__(self, dimension: int, device: torch.device | None = None) -> None:
-        self._dimension, self._device = dimension, device
+    numbers: Int[np.ndarray, "R"]
+    """Their numbers."""
+    chunks: Int[np.ndarray, "R"]
+    """What is the same for those of one chunk."""
+    cosines: Float[np.ndarray, "R"]
+    """How near they are."""
+    places: Int[np.ndarray, "R"]
+    """Place of their chunk among those chosen, from 1; 0 if it was not."""
+
+
+class DenseIndex(ABC):
+    """What finds records by a query's embedding: chunks first, which it chooses, then records inside them."""
+
+    @abstractmethod
+    def refresh(self, connection: sqlite3.Connection) -> None:
+        """Bring the index up to the state of the file that `connection` sees."""
+
+    @abstractmethod
+    def look(
+        self,
+        query: Float[np.ndarray, "D"],
+        allows: Callable[[str, str], bool],
+        top_chunks: int,
+        also: Sequence[int],
+    ) -> Looked:
+        """Return all records of the `top_chunks` best chunks that are allowed, and of the chunks of `also`."""
+
+    def nearest(
+        self,
+        query: np.ndarray,
+        allows: Callable[[str, str], bool],
+        top_chunks: int,
+        limit: int,
+        also: Sequence[int] = (),
+    ) -> list[Near]:
+        """Return up to `limit` records of the `top_chunks` best chunks, best first.
+
+        Allowed are namespaces and kinds; records with numbers in `also` come behind, whatever their chunk.
+        """
+        numbers, chunks, fine, places = self.look(query, allows, top_chunks, also)
+        share = shares(fine, _TEMPERATURE * float(fine.std()) if len(fine) else 0.0)
+        score = _with_neighbours(share, chunks)
+        chosen = largest(np.where(places > 0, score, -np.inf), min(limit, int((places > 0).sum())))
+        behind = np.flatnonzero(np.isin(numbers, also))
+        return [
+            Near(
+                number=int(numbers[i]),
+                cosine=float(fine[i]),
+                share=float(share[i]),
+                score=float(score[i]),
+                chunk_rank=int(places[i]) or None,
+            )
+            for i in [*chosen, *np.setdiff1d(behind, chosen)]
+        ]
+
+
+class VectorIndex(DenseIndex):
+    """The embeddings of a bank, kept up with its file, whoever writes it; in numpy's memory unless on a device.
+
+    Those of records with numbers above `after`.
+    """
+
+    def __init__(self, dimension: int, device: torch.device | None = None, after: int = 0) -> None:
+        self._dimension, self._device, self._after = dimension, device, after
         self._clear()
 
     def refresh(self, connection: sqlite3.Connection) -> None:
@@ -67,25 +130,19 @@ class VectorIndex:
         while batch := rows.fetchmany(_BATCH):
             self._append(batch)
 
-    def nearest(
+    def look(
         self,
-        query: np.ndarray,
+        query: Float[np.ndarray, "D"],
         allows: Callable[[str, str], bool],
         top_chunks: int,
-        limit: int,
-        also: Sequence[int] = (),
-    ) -> list[Near]:
-        """Return up to `limit` records of the `top_chunks` best chunks, best first.
-
-        Allowed are namespaces and kinds; records with numbers in `also` come behind, whatever their chunk.
-        """
+        also: Sequence[int],
+    ) -> Looked:
+        """Return all records of the `top_chunks` best chunks that are allowed, and of the chunks of `also`."""
         allowed = np.array([allows(*scope) for scope in self._scopes], dtype=bool)
-        if not allowed.any():
-            return []
         chunks = len(self._chunks)
+        place = np.zeros(chunks, dtype=np.int64)
         allowed_chunks = allowed[self._scope_of_chunk[:chunks]] & (self._sizes[:chunks] > 0)
         best = self._sums.nearest(query, top_chunks, self._norms[:chunks], allowed_chunks)
-        place = np.zeros(chunks, dtype=np.int64)
         place[best] = np.arange(1, len(best) + 1)
         known = np.searchsorted(self._numbers[: self._count], also)
         known = known[known < self._count]
@@ -94,27 +151,21 @@ class VectorIndex:
         looked[self._chunk_of_row[known]] = True
         rows = np.flatnonzero(looked[self._chunk_of_row[: self._count]])
         rows = rows[np.argsort(self._chunk_of_row[rows], kind="stable")]
-        fine = self._matrix.scores(query, rows)
-        share = shares(fine, _TEMPERATURE * float(fine.std()) if len(fine) else 0.0)
-        score = _with_neighbours(share, self._chunk_of_row[rows])
-        place_of_row = place[self._chunk_of_row[rows]]
-        chosen = largest(
-            np.where(place_of_row > 0, score, -np.inf), min(limit, int((place_of_row > 0).sum()))
+        chunk_of_row = self._chunk_of_row[rows]
+        return Looked(
+            self._numbers[rows], chunk_of_row, self._matrix.scores(query, rows), place[chunk_of_row]
         )
-        behind = np.flatnonzero(np.isin(rows, known))
-        return [
-            Near(
-                number=int(self._numbers[rows[i]]),
-                cosine=float(fine[i]),
-                share=float(share[i]),
-                score=float(score[i]),
-                chunk_rank=int(place_of_row[i]) or None,
-            )
-            for i in [*chosen, *np.setdiff1d(behind, chosen)]
-        ]
+
+    def closest(
+        self, query: Float[np.ndarray, "D"], count: int
+    ) -> tuple[Int[np.ndarray, "K"], Float[np.ndarray, "K"]]:
+        """Return numbers and cosines of the nearest records of any chunk, the best first."""
+        norms, allowed = np.ones(self._count, dtype=np.float32), np.ones(self._count, dtype=bool)
+        rows = self._matrix.nearest(query, count, norms, allowed)
+        return self._numbers[rows], self._matrix.scores(query, rows)
 
     def _clear(self) -> None:
-        self._count, self._newest, self._deletions = 0, 0, 0
+        self._count, self._newest, self._deletions = 0, self._after, 0
         self._numbers = np.zeros(0, dtype=np.int64)
         self._matrix = self._empty()
         self._chunk_of_row = np.zeros(0, dtype=np.int64)
@@ -150,7 +201,8 @@ class VectorIndex:
         self._count, self._newest = last, numbers[-1]
 
     def _drop_missing(self, connection: sqlite3.Connection) -> None:
-        there = np.array([n for (n,) in connection.execute("SELECT number FROM vectors")], dtype=np.int64)
+        rows = connection.execute("SELECT number FROM vectors WHERE number > ?", (self._after,))
+        there = np.array([number for (number,) in rows], dtype=np.int64)
         kept = np.flatnonzero(np.isin(self._numbers[: self._count], there))
         self._matrix.keep(kept)
         self._numbers, self._chunk_of_row = self._numbers[kept], self._chunk_of_row[kept]

@@ -29,6 +29,10 @@ import tyro
 
 from scrubjay.kernels import nearest
 from scrubjay.memory import MemoryBank
+from scrubjay.memory.bank_approximate import ApproximateIndex
+from scrubjay.memory.bank_recall import TOP_CHUNKS
+from scrubjay.memory.bank_store import Store
+from scrubjay.memory.bank_vectors import VectorIndex, unit_vectors
 
 _VOCABULARY, _WORDS, _CENTRES = 50_000, 12, 2_000
 _TENTHS = 10
@@ -46,6 +50,8 @@ class BankBench:
     """Records of the banks that are searched."""
     searches: int = 100
     """Searches of each."""
+    indexed: tuple[int, ...] = (100_000, 1_000_000)
+    """Records of the banks that are searched with an approximate index, too."""
     dimension: int = 384
     """Numbers of an embedding."""
 
@@ -76,7 +82,7 @@ class CheapEmbeddings:
     """A vector by the hash of a text: one of the centres, and noise."""
 
     def __init__(self, dimension: int) -> None:
-        self._dimension = dimension
+        self.dimension = dimension
         self._centres = np.random.default_rng(0).standard_normal((_CENTRES, dimension), dtype=np.float32)
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
@@ -86,7 +92,7 @@ class CheapEmbeddings:
     def embed_query(self, text: str) -> list[float]:
         """Return a question's vector."""
         random = np.random.default_rng(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()))
-        noise = random.standard_normal(self._dimension, dtype=np.float32)
+        noise = random.standard_normal(self.dimension, dtype=np.float32)
         return (self._centres[random.integers(_CENTRES)] + noise).tolist()
 
 
@@ -120,8 +126,8 @@ def fill(path: Path, embeddings: CheapEmbeddings | None, size: int) -> list[tupl
     return found
 
 
-def multiply(source: Path, path: Path, copies: int) -> None:
-    """Make a bank of so many copies of another's records."""
+def multiply(source: Path, path: Path, copies: int, embeddings: CheapEmbeddings) -> None:
+    """Make a bank of so many copies of another's records, with embeddings of their own."""
     part = path.with_suffix(".part")
     for left in part.parent.glob(f"{part.name}*"):
         left.unlink()
@@ -145,8 +151,12 @@ def multiply(source: Path, path: Path, copies: int) -> None:
         connection.execute(
             f"INSERT INTO marks SELECT mark, number + ?1 FROM marks WHERE number <= {size}", offset
         )
-        connection.execute(
-            f"INSERT INTO vectors SELECT number + ?1, vector FROM vectors WHERE number <= {size}", offset
+        connection.executemany(
+            "INSERT INTO vectors VALUES (?, ?)",
+            (
+                (number, unit_vectors([embeddings.embed_query(f"copy {number}")], 1)[0].tobytes())
+                for number in range(copy * size + 1, (copy + 1) * size + 1)
+            ),
         )
         connection.execute("COMMIT")
         print(f"{path.name}: {copy + 1} of {copies} copies", file=sys.stderr, flush=True)
@@ -154,14 +164,48 @@ def multiply(source: Path, path: Path, copies: int) -> None:
     part.rename(path)
 
 
-def searched(path: Path, embeddings: CheapEmbeddings | None, searches: int) -> dict[str, float]:
+def searched(
+    path: Path, embeddings: CheapEmbeddings | None, searches: int, approximate: bool = False
+) -> dict[str, float]:
     """Return what searches of a bank cost: milliseconds of the first, the median, the 99th percentile; and bytes."""
     texts = Texts(1)
     before = _most_memory()
-    with MemoryBank(path, embeddings) as bank:
+    with MemoryBank(path, embeddings, approximate=approximate) as bank:
         first, _ = milliseconds(lambda: bank.search(texts.ask()), 1, f"{path.name}, the first search")
         median, worst = milliseconds(lambda: bank.search(texts.ask()), searches, f"{path.name}, searches")
         return {"first": first, "median": median, "worst": worst, "memory": _most_memory() - before}
+
+
+def build(path: Path, embeddings: CheapEmbeddings) -> tuple[float, float]:
+    """Build the approximate index of a bank; return milliseconds of the processor a record, and bytes of its files."""
+    folder = Path(f"{path}-ann")
+    shutil.rmtree(folder, ignore_errors=True)
+    began, done = time.process_time(), 0
+    with MemoryBank(path, embeddings, approximate=True) as bank:
+        for done, count in bank.build_index():
+            print(f"{path.name}, index: {done:,}/{count:,}", file=sys.stderr, flush=True)
+    took = 1000 * (time.process_time() - began) / max(done, 1)
+    return took, sum(file.stat().st_size for file in folder.glob("*"))
+
+
+def recalled(path: Path, embeddings: CheapEmbeddings, searches: int) -> dict[bool, float]:
+    """Return the part of the exact ten nearest that are looked at in chosen chunks, by whether they are approximate."""
+    texts = Texts(1)
+    queries = unit_vectors([embeddings.embed_query(texts.ask()) for _ in range(searches)], searches)
+    store, found = Store(path), {}
+    exact, approximate = VectorIndex(embeddings.dimension), ApproximateIndex(store, embeddings.dimension)
+    for _ in approximate.catch_up():
+        pass
+    with store.reading() as connection:
+        exact.refresh(connection)
+        approximate.refresh(connection)
+        right = [exact.closest(query, 10)[0] for query in queries]
+        for index in (exact, approximate):
+            looked = [index.look(query, lambda *scope: True, TOP_CHUNKS, ()).numbers for query in queries]
+            hits = [np.isin(ten, numbers).mean() for ten, numbers in zip(right, looked, strict=True)]
+            found[index is approximate] = float(np.mean(hits))
+    store.close()
+    return found
 
 
 def flat_scan(size: int, dimension: int) -> tuple[float, float]:
@@ -201,7 +245,7 @@ def main() -> None:
         path = config.folder / f"vectors_{size}.db"
         if not path.exists():
             if size > config.writes:
-                multiply(base, path, size // config.writes)
+                multiply(base, path, size // config.writes, embeddings)
             else:
                 fill(path, embeddings, size)
         with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
@@ -212,6 +256,28 @@ def main() -> None:
             f"| {size:,} | {path.stat().st_size / 1e6:,.0f} | {words['median']:.1f} / {words['worst']:.1f} | "
             f"{both['median']:.1f} / {both['worst']:.1f} | {both['first']:,.0f} | {both['memory'] / 1e6:,.0f} | "
             f"{by_numpy:.1f} | {by_torch:.1f} |",
+            flush=True,
+        )
+    _approximations(config, embeddings)
+
+
+def _approximations(config: BankBench, embeddings: CheapEmbeddings) -> None:
+    print(
+        "\nThe same with `approximate=True`, and what part of the ten nearest records are in the chunks chosen:\n"
+    )
+    print(
+        "| records | build, ms a record | MB of index | words and vectors | first | MB of memory | recall, exact summaries "
+        "| approximate |\n|---|---|---|---|---|---|---|---|"
+    )
+    for size in config.indexed:
+        path = config.folder / f"vectors_{size}.db"
+        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+            took, index = pool.apply(build, (path, embeddings))
+            found = pool.apply(searched, (path, embeddings, config.searches, True))
+            recall = pool.apply(recalled, (path, embeddings, config.searches))
+        print(
+            f"| {size:,} | {took:.2f} | {index / 1e6:,.0f} | {found['median']:.1f} / {found['worst']:.1f} | "
+            f"{found['first']:,.0f} | {found['memory'] / 1e6:,.0f} | {recall[False]:.3f} | {recall[True]:.3f} |",
             flush=True,
         )
 
