@@ -33,7 +33,7 @@ ARMS: dict[str, arms.Arm] = {
     "FTS5 (Porter, BM25)": arms.keyword_index,
     "MemoryBank without embeddings": arms.bank(dense=False),
     "langchain InMemoryVectorStore": arms.vector_store,
-    "MemoryBank's embeddings alone": arms.bank(dense_weight=1e6),
+    "MemoryBank's embeddings alone": arms.bank_embeddings,
     "fusion as in mem0": arms.mem0_fusion,
     "rank fusion, 60, of FTS5 and cosine": arms.rank_fusion,
     "**MemoryBank**": arms.bank(),
@@ -51,7 +51,7 @@ class RecallBench:
 
     cache: Path = Path("vectors.db")
     """File that keeps embeddings from run to run."""
-    seeds: tuple[int, ...] = (3, 4, 5)
+    seeds: tuple[int, ...] = (6, 7, 8)
     """Made conversations of each language."""
     turns: int = 1000
     """Length of a made conversation."""
