@@ -4,8 +4,9 @@
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.bench.recall --cache vectors.db
 
 Made conversations by seed, in English and Chinese, and BFCL's questions about memory; with `--locomo FILE` also
-LoCoMo's, from a `locomo10.json`. Recall was tuned on seeds 100 to 104, on BFCL and on LoCoMo. A run that was stopped
-has kept its embeddings. Prints tables. Options: `--help`.
+LoCoMo's, from a `locomo10.json`, with `--memdaily FOLDER` MemDaily's in Chinese, from MemSim's `messages_and_QAs`. Recall
+was tuned on seeds 100 to 109, on BFCL, on LoCoMo and on other trajectories of MemDaily. A run that was stopped has kept
+its embeddings. Prints tables. Options: `--help`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import tyro
 from scrubjay.agents.langchain import MiniLMEmbeddings
 from scrubjay.experiments.bench import recall_arms as arms
 from scrubjay.experiments.bench.kept_embeddings import KeptEmbeddings
-from scrubjay.experiments.bench.recall_sets import read_bfcl, read_locomo
+from scrubjay.experiments.bench.recall_sets import read_bfcl, read_locomo, read_memdaily
 from scrubjay.experiments.conversations import ABILITIES, LANGUAGES, Conversation, Question, converse
 from scrubjay.memory import SurpriseConfig
 
@@ -57,6 +58,8 @@ class RecallBench:
     """Length of a made conversation."""
     locomo: Path | None = None
     """A `locomo10.json`."""
+    memdaily: Path | None = None
+    """MemSim's folder `messages_and_QAs`."""
 
 
 @dataclass
@@ -98,6 +101,8 @@ def corpora(config: RecallBench) -> list[Corpus]:
     found.append(Corpus("BFCL", tuple(read_bfcl())))
     if config.locomo is not None:
         found.append(Corpus("LoCoMo", tuple(read_locomo(config.locomo))))
+    if config.memdaily is not None:
+        found.append(Corpus("MemDaily, zh", tuple(read_memdaily(config.memdaily))))
     return found
 
 
