@@ -14,7 +14,6 @@ import math
 import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -90,8 +89,8 @@ class DenseIndex(ABC):
         allows: Callable[[str, str], bool],
         top_chunks: int,
         limit: int,
-        also: Sequence[int] = (),
-        bm25: Mapping[int, float] = MappingProxyType({}),
+        also: Sequence[int],
+        bm25: Mapping[int, float],
     ) -> Nearby:
         """Return up to `limit` records of the `top_chunks` best chunks, best first.
 
