@@ -18,7 +18,7 @@ import numpy as np
 
 from scrubjay.memory.bank_words import normalise
 
-_LEAST = 0.025  # With it they still order what words leave equal.
+_LEAST = 0.02  # With it they still order what words leave equal.
 _FILE = Path(__file__).with_suffix(".json")
 
 
@@ -43,7 +43,7 @@ def script_of(text: str) -> str:
 
 
 def fluency(embeddings: Embeddings, script: str) -> float:
-    """Return how well the embeddings know a script, from 0.025 to 1; 1 where there are no questions to try them on.
+    """Return how well the embeddings know a script, from 0.02 to 1; 1 where there are no questions to try them on.
 
     It is twice the probability by which a question's answer is nearer than another's, less one (the area under the
     receiver's curve, scaled so that chance is 0). One call embeds all 24 texts.

@@ -16,9 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from scrubjay.memory.bank_dates import take_dates
 from scrubjay.memory.bank_lending import PORTIONS, lent, shares
 from scrubjay.memory.bank_store import select
-from scrubjay.memory.bank_words import is_unspaced, match_terms
+from scrubjay.memory.bank_words import is_unspaced, match_terms, normalise
 
 _TOP_CHUNKS = 128
 _SHARING = 1000  # records that have shares
@@ -47,7 +48,8 @@ def keyword_scores(
 
     `scope` begins every expression of FTS5, `condition` in SQL with its `values` says which records hold.
     """
-    counts = {term: _count(connection, f"{scope}body : {term}") for term in match_terms(query)}
+    dates, rest = take_dates(normalise(query))
+    counts = {term: _count(connection, f"{scope}body : {term}") for term in [*dates, *match_terms(rest)]}
     rows = _matches(connection, counts, scope, condition, values) if any(counts.values()) else []
     if not rows:
         return Keyword({}, {}, 0.0)

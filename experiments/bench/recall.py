@@ -52,7 +52,7 @@ class RecallBench:
 
     cache: Path = Path("vectors.db")
     """File that keeps embeddings from run to run."""
-    seeds: tuple[int, ...] = (6, 7, 8)
+    seeds: tuple[int, ...] = (9, 10, 11)
     """Made conversations of each language."""
     turns: int = 1000
     """Length of a made conversation."""
