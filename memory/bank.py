@@ -16,13 +16,14 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from scrubjay.memory.bank_approximate import ApproximateIndex
 from scrubjay.memory.bank_document import split_document
 from scrubjay.memory.bank_duplicates import unpack_marks
+from scrubjay.memory.bank_fluency import Embeddings, fluency, script_of
 from scrubjay.memory.bank_matrix import usable_device
 from scrubjay.memory.bank_recall import Filter, join_namespace, recall, split_namespace
 from scrubjay.memory.bank_record import (
@@ -52,18 +53,6 @@ _COLUMNS = (
 )
 
 
-class Embeddings(Protocol):
-    """What turns texts into vectors; any langchain embeddings do."""
-
-    def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """Return a vector per text to remember."""
-        ...
-
-    def embed_query(self, text: str) -> list[float]:
-        """Return the vector of a question."""
-        ...
-
-
 class MemoryBank:
     """Memories in an SQLite file, or in memory (`":memory:"`); safe for threads and several processes.
 
@@ -80,7 +69,7 @@ class MemoryBank:
         path: str | Path,
         embeddings: Embeddings | None = None,
         clock: Callable[[], Time] = lambda: datetime.now(UTC),
-        dense_weight: float = 4.0,
+        dense_weight: float = 1.0,
         surprise: SurpriseConfig | None = None,
         device: str | None = None,
         approximate: bool = False,
@@ -101,6 +90,7 @@ class MemoryBank:
         self._approximate = approximate
         self._device = None if device is None else usable_device(device)
         self._embeddings, self._clock, self._dense_weight = embeddings, clock, dense_weight
+        self._fluencies: dict[str, float] = {}
         self._store = Store(path)
         self._index: DenseIndex | None = None
         self._surprise_config = surprise
@@ -258,8 +248,9 @@ class MemoryBank:
             namespace=None if namespace is None else join_namespace(check_namespace(namespace)),
             trusts=check_choices("trusts", trusts, TRUSTS),
         )
-        vector = None
+        vector, dense_weight = None, 0.0
         if self._embeddings is not None and query.strip():
+            dense_weight = self._dense_weight * self._fluency(self._embeddings, script_of(query))
             vector = unit_vectors([self._embeddings.embed_query(query)], 1)[0]
             surprise = self._surprised(len(vector))
             if surprise is not None and surprise.config.recall_weight:
@@ -269,9 +260,7 @@ class MemoryBank:
         with self._store.reading() as connection:
             index = None if vector is None else self._refreshed_index(connection, len(vector))
             hits = []
-            for number, score, why in recall(
-                connection, query, vector, index, self._dense_weight, filter, now, k
-            ):
+            for number, score, why in recall(connection, query, vector, index, dense_weight, filter, now, k):
                 row = connection.execute(
                     f"SELECT {_COLUMNS} FROM records WHERE number = ?", (number,)
                 ).fetchone()
@@ -399,6 +388,11 @@ class MemoryBank:
         if self._embeddings is None or not texts:
             return [None] * len(texts)
         return list(unit_vectors(self._embeddings.embed_documents(texts), len(texts)))
+
+    def _fluency(self, embeddings: Embeddings, script: str) -> float:
+        if script not in self._fluencies:
+            self._fluencies[script] = fluency(embeddings, script)
+        return self._fluencies[script]
 
     def _note_dimension(self, connection: sqlite3.Connection, vector: np.ndarray | None) -> None:
         if vector is not None:

@@ -26,6 +26,7 @@ _SPREAD = [(sign * step, portion) for step, portion in enumerate(PORTIONS, 1) fo
 _TEMPERATURE = 2.5
 _MOST_MATCHES = 10_000
 _LARGEST_FACTOR = 2.2  # of a word's weight, in a text that says nothing else
+_UNMET_PAIR = 0.25  # of a word's weight: a pair of characters that nobody wrote may straddle two words
 
 
 class Keyword(NamedTuple):
@@ -33,6 +34,8 @@ class Keyword(NamedTuple):
 
     scores: dict[int, float]
     """Shares of one whole and what neighbours lend, by number of record."""
+    bm25: dict[int, float]
+    """Of records that match themselves, by number."""
     coverage: float
     """The best BM25 as a part of what a record of all the query's words could have, at most 1."""
 
@@ -47,7 +50,7 @@ def keyword_scores(
     counts = {term: _count(connection, f"{scope}body : {term}") for term in match_terms(query)}
     rows = _matches(connection, counts, scope, condition, values) if any(counts.values()) else []
     if not rows:
-        return Keyword({}, 0.0)
+        return Keyword({}, {}, 0.0)
     numbers, bm25, chunks, places = zip(*rows, strict=True)
     share = shares(np.array(bm25), _TEMPERATURE)
     scores = dict(zip(numbers, share.tolist(), strict=True))
@@ -63,7 +66,8 @@ def keyword_scores(
     ):
         if (chunk, place) in around:
             scores[number] = scores.get(number, 0.0) + around[chunk, place]
-    return Keyword(scores, min(1.0, bm25[0] / _largest_score(connection, counts)))
+    coverage = min(1.0, bm25[0] / _largest_score(connection, counts))
+    return Keyword(scores, dict(zip(numbers, bm25, strict=True)), coverage)
 
 
 def _matches(
@@ -116,7 +120,10 @@ def _largest_score(connection: sqlite3.Connection, counts: dict[str, int]) -> fl
     (records,) = connection.execute(
         "SELECT seq - (SELECT value FROM facts WHERE name = 'deletions') FROM sqlite_sequence WHERE name = 'records'"
     ).fetchone()
-    # A pair of characters that nobody wrote may straddle two words; a word that nobody wrote is one unmet.
-    terms = [count for term, count in counts.items() if count or not is_unspaced(term)]
-    weights = (math.log((records - count + 0.5) / (count + 0.5)) for count in terms if 2 * count < records)
+    weights = (
+        math.log((records - count + 0.5) / (count + 0.5))
+        * (1 if count or not is_unspaced(term) else _UNMET_PAIR)
+        for term, count in counts.items()
+        if 2 * count < records
+    )
     return _LARGEST_FACTOR * sum(weights) or 1e-6

@@ -5,10 +5,11 @@ What a record gets:
 1. Each arm's scores become shares of one whole by a softmax, and records lend some of theirs to neighbours in the chunk
    (`memory/bank_lending.py`): BM25 by words, cosines by embeddings.
 2. Shares of both arms are summed, as convex combinations beat fusions of ranks (Bruch, Gai and Ingber 2023, arXiv
-   2210.11934), but with weights that the query's own scores tell, since no weights serve all queries: words know
-   little of a query that shares but a name with a hundred records, embeddings little of one in a language that they
-   never saw. Words weigh the part of the query that the best record covers, to the power of 1.5; embeddings the share
-   of the best record, since an arm to which all is alike spreads its whole thin, times the bank's `dense_weight`.
+   2210.11934), but with weights that the query's own scores tell, since no weights serve all queries. Words weigh the
+   part of the query that the best record covers, to the power of 1.5: they know little of a query that shares but a
+   name with a hundred records. Embeddings weigh how far the nearest record stands out from what chance would bring
+   near, in a logistic curve, times how well they know the query's script (`memory/bank_fluency.py`), times the bank's
+   `dense_weight`: where no record stands out none is meant.
 3. Recency and importance each move the sum by 2 % at most: they decide between equals.
 """
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import itertools
+import math
 import sqlite3
 from dataclasses import dataclass
 
@@ -25,13 +27,14 @@ import numpy as np
 from scrubjay.memory.bank_keyword import keyword_scores
 from scrubjay.memory.bank_record import Explanation
 from scrubjay.memory.bank_store import select
-from scrubjay.memory.bank_vectors import DenseIndex, Near
+from scrubjay.memory.bank_vectors import DenseIndex, Near, Nearby
 
 _SWAY = 0.02
 _HALF_LIFE = 30 * 86400.0  # seconds in which recency halves
 TOP_CHUNKS = 256
 _DEPTH = 4
 _LEAST_DEPTH = 60
+_HALF_SURE, _SURENESS_SCALE = 0.5, 0.75  # standard deviations
 
 
 @dataclass(frozen=True)
@@ -104,9 +107,10 @@ def recall(
     by_words = heapq.nlargest(depth, keyword.scores, key=lambda number: (keyword.scores[number], number))
     near: dict[int, Near] = {}
     if vector is not None and index is not None:
-        near = {n.number: n for n in _dense(connection, vector, index, filter, depth, by_words)}
+        nearby = _dense(connection, vector, index, filter, depth, by_words, keyword.bm25)
+        near = {n.number: n for n in nearby.records}
+        dense_weight /= 1 + math.exp((_HALF_SURE - nearby.excess) / _SURENESS_SCALE)
     word_weight = keyword.coverage**1.5
-    dense_weight *= max((place.share for place in near.values()), default=0.0)
     keyword_ranks = _ranks({number: keyword.scores[number] for number in by_words})
     dense_ranks = _ranks({number: place.score for number, place in near.items()})
     found = []
@@ -147,17 +151,18 @@ def _dense(
     filter: Filter,
     limit: int,
     also: list[int],
-) -> list[Near]:
+    bm25: dict[int, float],
+) -> Nearby:
     """Return the nearest that hold, and those of `also`."""
     condition, values = filter.condition()
     wanted = limit
     while True:
         # What no longer holds is in the index still: look deeper until enough is left.
-        near = index.nearest(vector, filter.allows, TOP_CHUNKS, wanted, also)
+        near, excess = index.nearest(vector, filter.allows, TOP_CHUNKS, wanted, also, bm25)
         allowed = {n for (n,) in select(connection, "number", [n.number for n in near], condition, values)}
         kept = [n for n in near if n.number in allowed]
         if len(kept) >= limit or len(near) < wanted:
-            return kept
+            return Nearby(kept, excess)
         wanted *= 4
 
 

@@ -10,9 +10,10 @@ or on a device of torch (`memory/bank_matrix.py`).
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import torch
 
 _TEMPERATURE = 1.5  # standard deviations
+_SHARED_WORD = 0.75
 _BATCH = 8192  # embeddings read or added up at a time
 
 
@@ -36,12 +38,19 @@ class Near(NamedTuple):
     """Its number."""
     cosine: float
     """Its own cosine."""
-    share: float
-    """What the query's embedding gives it of one whole."""
     score: float
-    """That, and what neighbours in its chunk lend."""
+    """What it has of one whole, and what neighbours in its chunk lend."""
     chunk_rank: int | None
     """Place of its chunk among the chosen summaries, from 1; None if it was not chosen."""
+
+
+class Nearby(NamedTuple):
+    """What embeddings know about a query."""
+
+    records: list[Near]
+    """The nearest, best first, and behind them what was asked for by number."""
+    excess: float
+    """By how many standard deviations the nearest is nearer than the nearest of as many unrelated ones would be."""
 
 
 class Looked(NamedTuple):
@@ -80,27 +89,32 @@ class DenseIndex(ABC):
         allows: Callable[[str, str], bool],
         top_chunks: int,
         limit: int,
-        also: Sequence[int] = (),
-    ) -> list[Near]:
+        also: Sequence[int],
+        bm25: Mapping[int, float],
+    ) -> Nearby:
         """Return up to `limit` records of the `top_chunks` best chunks, best first.
 
-        Allowed are namespaces and kinds; records with numbers in `also` come behind, whatever their chunk.
+        Allowed are namespaces and kinds; records with numbers in `also` come behind, whatever their chunk. A record
+        that shares a word with the query, as `bm25` tells by number, counts about twice.
         """
         numbers, chunks, fine, places = self.look(query, allows, top_chunks, also)
-        share = shares(fine, _TEMPERATURE * float(fine.std()) if len(fine) else 0.0)
-        score = _with_neighbours(share, chunks)
+        if not len(numbers):
+            return Nearby([], 0.0)
+        z = (fine - fine.mean()) / max(float(fine.std()), 1e-6)
+        shared = np.minimum([bm25.get(number, 0.0) for number in numbers.tolist()], 1.0)
+        score = _with_neighbours(shares(z / _TEMPERATURE + _SHARED_WORD * shared, 1.0), chunks)
         chosen = largest(np.where(places > 0, score, -np.inf), min(limit, int((places > 0).sum())))
         behind = np.flatnonzero(np.isin(numbers, also))
-        return [
+        records = [
             Near(
                 number=int(numbers[i]),
                 cosine=float(fine[i]),
-                share=float(share[i]),
                 score=float(score[i]),
                 chunk_rank=int(places[i]) or None,
             )
             for i in [*chosen, *np.setdiff1d(behind, chosen)]
         ]
+        return Nearby(records, float(z.max()) - math.sqrt(2 * math.log(len(z))))
 
 
 class VectorIndex(DenseIndex):

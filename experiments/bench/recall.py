@@ -4,8 +4,9 @@
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.bench.recall --cache vectors.db
 
 Made conversations by seed, in English and Chinese, and BFCL's questions about memory; with `--locomo FILE` also
-LoCoMo's, from a `locomo10.json`. Recall was tuned on seeds 100 to 104, on BFCL and on LoCoMo. A run that was stopped
-has kept its embeddings. Prints tables. Options: `--help`.
+LoCoMo's, from a `locomo10.json`, with `--memdaily FOLDER` MemDaily's in Chinese, from MemSim's `messages_and_QAs`. Recall
+was tuned on seeds 100 to 109, on BFCL, on LoCoMo and on other trajectories of MemDaily. A run that was stopped has kept
+its embeddings. Prints tables. Options: `--help`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import tyro
 from scrubjay.agents.langchain import MiniLMEmbeddings
 from scrubjay.experiments.bench import recall_arms as arms
 from scrubjay.experiments.bench.kept_embeddings import KeptEmbeddings
-from scrubjay.experiments.bench.recall_sets import read_bfcl, read_locomo
+from scrubjay.experiments.bench.recall_sets import read_bfcl, read_locomo, read_memdaily
 from scrubjay.experiments.conversations import ABILITIES, LANGUAGES, Conversation, Question, converse
 from scrubjay.memory import SurpriseConfig
 
@@ -33,7 +34,7 @@ ARMS: dict[str, arms.Arm] = {
     "FTS5 (Porter, BM25)": arms.keyword_index,
     "MemoryBank without embeddings": arms.bank(dense=False),
     "langchain InMemoryVectorStore": arms.vector_store,
-    "MemoryBank's embeddings alone": arms.bank(dense_weight=1e6),
+    "MemoryBank's embeddings alone": arms.bank_embeddings,
     "fusion as in mem0": arms.mem0_fusion,
     "rank fusion, 60, of FTS5 and cosine": arms.rank_fusion,
     "**MemoryBank**": arms.bank(),
@@ -51,12 +52,14 @@ class RecallBench:
 
     cache: Path = Path("vectors.db")
     """File that keeps embeddings from run to run."""
-    seeds: tuple[int, ...] = (3, 4, 5)
+    seeds: tuple[int, ...] = (6, 7, 8)
     """Made conversations of each language."""
     turns: int = 1000
     """Length of a made conversation."""
     locomo: Path | None = None
     """A `locomo10.json`."""
+    memdaily: Path | None = None
+    """MemSim's folder `messages_and_QAs`."""
 
 
 @dataclass
@@ -98,6 +101,8 @@ def corpora(config: RecallBench) -> list[Corpus]:
     found.append(Corpus("BFCL", tuple(read_bfcl())))
     if config.locomo is not None:
         found.append(Corpus("LoCoMo", tuple(read_locomo(config.locomo))))
+    if config.memdaily is not None:
+        found.append(Corpus("MemDaily, zh", tuple(read_memdaily(config.memdaily))))
     return found
 
 

@@ -19,6 +19,8 @@ from langchain_core.vectorstores import InMemoryVectorStore
 
 from scrubjay.experiments.conversations import Conversation, Question
 from scrubjay.memory import MemoryBank
+from scrubjay.memory.bank_recall import Filter, recall
+from scrubjay.memory.bank_vectors import VectorIndex, unit_vectors
 
 Recall = Callable[[Question, int], list[int]]
 """Returns places of turns, the best first."""
@@ -108,6 +110,25 @@ def bank(timely: bool = False, dense: bool = True, **options: Any) -> Arm:
         return recall
 
     return arm
+
+
+def bank_embeddings(conversation: Conversation, embeddings: Embeddings) -> Recall:
+    """Recall by the dense arm of a `MemoryBank` alone."""
+    kept = MemoryBank(":memory:", embeddings)
+    drafts = [kept.draft(turn.text, observed=turn.observed, merge=False) for turn in conversation.turns]
+    kept.write(kept.embedded(drafts))
+    index = VectorIndex(len(embeddings.embed_query("")))
+    now = conversation.turns[-1].observed.timestamp()
+    everything = Filter(at=now, kinds=None, namespace=None, trusts=None)
+
+    def recall_by_meaning(question: Question, k: int) -> list[int]:
+        vector = unit_vectors([embeddings.embed_query(question.text)], 1)[0]
+        with kept.store.reading() as connection:
+            index.refresh(connection)
+            found = recall(connection, "", vector, index, 1.0, everything, now, k)
+        return [number - 1 for number, _, _ in found]
+
+    return recall_by_meaning
 
 
 def _bm25(conversation: Conversation) -> Callable[[str, int], list[tuple[int, float]]]:

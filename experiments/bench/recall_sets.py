@@ -1,13 +1,15 @@
 """What recall is measured on: records to remember and questions that know the records which answer them.
 
-Made conversations, and two published sets that are read from where the user has them: BFCL's questions about memory
-(PyPI bfcl-eval, Patil et al. 2025, Apache-2.0) and LoCoMo (Maharana et al. 2024, arXiv 2402.17753).
+Made conversations, and three published sets that are read from where the user has them: BFCL's questions about memory
+(PyPI bfcl-eval, Patil et al. 2025, Apache-2.0), LoCoMo (Maharana et al. 2024, arXiv 2402.17753) and, in Chinese,
+MemDaily (Zhang et al. 2024, arXiv 2409.20163).
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import random
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -19,6 +21,7 @@ from scrubjay.experiments.conversations import Conversation, Question, Turn
 _LOCOMO_TIME = "%I:%M %p on %d %B, %Y"
 _LOCOMO_ADVERSARIAL = 5
 _LOCOMO_ABILITIES = {1: "multi-hop", 2: "temporal", 3: "open-domain", 4: "single-hop"}
+_MEMDAILY_POOL, _MEMDAILY_TUNED = 10, 600  # trajectories
 _BEGIN = datetime(2025, 1, 1, tzinfo=UTC)
 
 
@@ -73,6 +76,33 @@ def read_locomo(path: str | Path) -> Iterator[Conversation]:
             gold = frozenset(place[i] for i in ids if i in place)
             if item["category"] != _LOCOMO_ADVERSARIAL and gold:
                 asked.append(Question(item["question"], gold, _LOCOMO_ABILITIES[item["category"]]))
+        yield Conversation(tuple(turns), tuple(asked))
+
+
+def read_memdaily(folder: str | Path) -> Iterator[Conversation]:
+    """Yield 60 conversations of ten trajectories each, drawn from MemSim's folder `messages_and_QAs`.
+
+    A question's ability is the kind of its trajectory. The first 600 drawn are left out: recall was tuned on them.
+    """
+    trajectories = [
+        (path.stem.split("_")[1], trajectory)
+        for path in sorted(Path(folder).glob("*.json"))
+        for trajectory in json.loads(path.read_text(encoding="utf-8"))
+    ]
+    random.Random(0).shuffle(trajectories)
+    drawn = trajectories[_MEMDAILY_TUNED : 2 * _MEMDAILY_TUNED]
+    for first in range(0, len(drawn), _MEMDAILY_POOL):
+        turns: list[Turn] = []
+        asked = []
+        for kind, trajectory in drawn[first : first + _MEMDAILY_POOL]:
+            begin, messages = len(turns), trajectory["message_list"]
+            for message in messages:
+                year, month, day, hour, minute = map(int, re.findall(r"\d+", message["time"])[:5])
+                turns.append(Turn(message["message"], datetime(year, month, day, hour, minute, tzinfo=UTC)))
+            for item in trajectory["question_list"]:
+                places = frozenset(begin + step for step in item["target_step_id"] if step < len(messages))
+                if places:
+                    asked.append(Question(item["question"], places, kind))
         yield Conversation(tuple(turns), tuple(asked))
 
 
