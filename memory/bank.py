@@ -358,7 +358,7 @@ class MemoryBank:
     def build_index(self) -> Iterator[tuple[int, int]]:
         """Build what an `approximate` bank's index lacks, and yield how many records are in it, and of how many.
 
-        A search does so, too, which in a large bank takes minutes; what is built stays if this is broken off. Without
+        A search does so, too, which takes minutes for a million records; what is built stays if this is broken off. Without
         `approximate` there is nothing to build.
         """
         if self._approximate:

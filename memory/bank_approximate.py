@@ -16,13 +16,14 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from scrubjay.kernels.nearest_numpy import largest
-from scrubjay.memory.bank_segments import SEGMENT, Segments, last_id, require_usearch
+from scrubjay.memory.bank_segments import SEGMENT, Segments, last_record, require_usearch
 from scrubjay.memory.bank_store import Store, select
 from scrubjay.memory.bank_vectors import DenseIndex, Looked, VectorIndex
 
 _NEAREST = 128  # records whose chunks are chosen
-_ENOUGH = 32  # of them that a search must be allowed to see
-_DEEPEST = 16  # times as many are looked at for that
+_LEAST = 64  # asked of each segment, however many there are
+_ENOUGH = 32  # that a search must be allowed to see
+_DEEPEST = 16  # times as many are asked for in search of those
 
 
 class ApproximateIndex(DenseIndex):
@@ -42,14 +43,14 @@ class ApproximateIndex(DenseIndex):
     def catch_up(self) -> Iterator[tuple[int, int]]:
         """Build the segments that are missing, and yield how many records' numbers are indexed, of how many.
 
-        Outside a transaction, as it takes a quarter of a millisecond a record.
+        Outside a transaction, as it takes half a millisecond of the processor a record.
         """
         with self._store.reading() as connection:
             (highest,) = connection.execute("SELECT COALESCE(MAX(number), 0) FROM records").fetchone()
         graphs = []
         for place in range(highest // SEGMENT):
             with self._store.reading() as connection:
-                if last_id(connection, place) is None:  # all its records were forgotten
+                if last_record(connection, place) is None:  # all its records were forgotten
                     continue
                 try:
                     graphs.append(self._segments.opened(connection, place))
@@ -101,30 +102,29 @@ class ApproximateIndex(DenseIndex):
         self, query: Float[np.ndarray, "D"], allows: Callable[[str, str], bool]
     ) -> list[int]:
         """Return the chunks of the nearest records that are allowed, that of the nearest first."""
-        count = _NEAREST
+        each, depth = max(_LEAST, _NEAREST // (len(self._graphs) + 1)), 1
         while True:
-            nearest = self._nearest(query, count)
+            nearest = self._nearest(query, each * depth)
             rows = select(self._connection, "number, chunk, namespace, kind", nearest.tolist())
             chunk_of = {number: chunk for number, chunk, *scope in rows if allows(*scope)}
-            if len(chunk_of) >= _ENOUGH or len(nearest) < count:
+            if len(chunk_of) >= _ENOUGH or len(nearest) == len(self._tail) + sum(map(len, self._graphs)):
                 break
-            if count == _NEAREST * _DEEPEST:
+            if depth == _DEEPEST:
                 # Those allowed are few among all: read them.
                 chunk_of, nearest = self._scan(query, allows)
                 break
-            count *= 4
+            depth *= 4
         ordered = [chunk_of[number] for number in nearest.tolist() if number in chunk_of]
         return list(dict.fromkeys(ordered[:_NEAREST]))
 
-    def _nearest(self, query: Float[np.ndarray, "D"], count: int) -> Int[np.ndarray, "K"]:
-        """Return about the nearest records in all segments and beyond, the best first."""
-        numbers, cosines = self._tail.closest(query, count)
-        found = [(numbers, cosines)]
+    def _nearest(self, query: Float[np.ndarray, "D"], each: int) -> Int[np.ndarray, "K"]:
+        """Return about the nearest records, so many of each segment and of what no segment holds, the best first."""
+        found = [self._tail.closest(query, each)]
         for graph in self._graphs:
-            matches = graph.search(query, count)
+            matches = graph.search(query, each)
             found.append((matches.keys.astype(np.int64), 1 - matches.distances))
         numbers, cosines = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        return numbers[largest(cosines, count)]
+        return numbers[largest(cosines, len(cosines))]
 
     def _scan(
         self, query: Float[np.ndarray, "D"], allows: Callable[[str, str], bool]

@@ -3,8 +3,8 @@
 `bank.db-ann/` holds graphs of embeddings in half precision, HNSW (Malkov and Yashunin 2016, arXiv 1603.09320) by
 usearch, which are mapped into memory, not read. A segment is built once all its numbers are given, and only `forget`
 changes it after. So a build that was broken off goes on at the next segment, and whoever writes or reads, in however
-many processes, never waits for more than one. SQLite stays the truth: a file tells the id of the last record it was
-built of, and is built anew unless that record has that number in the bank.
+many processes, never waits for more than one. SQLite stays the truth: a file tells the last record it was built of,
+by a hash of its id, and is built anew if the bank has another in its place.
 
 What is forgotten: files are put in place, and records deleted, by the one writer that SQLite lets in. It overwrites the
 embedding of the record in the file; where it is there twice, or not at all, the file goes.
@@ -12,6 +12,7 @@ embedding of the record in the file; where it is there twice, or not at all, the
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sqlite3
 import struct
@@ -41,7 +42,7 @@ class _Trailer(NamedTuple):
     deletions: int
     """How many the bank had counted when the file was last written."""
     last: bytes
-    """The id of the last record."""
+    """What `last_record` gave."""
 
 
 class Segments:
@@ -66,7 +67,7 @@ class Segments:
                 )
             # More deletions: one of them was rolled back in the bank after it was done here.
             ahead = trailer.deletions > count_deletions(connection)
-            if ahead or trailer.last.decode("ascii", "replace") != last_id(connection, place):
+            if ahead or trailer.last != last_record(connection, place):
                 raise ValueError("it was built of records that the bank does not have")
             if place not in self._opened or self._opened[place][0] != stamp:
                 graph = _empty_graph(self._dimension)
@@ -101,7 +102,7 @@ class Segments:
                 numbers, vectors = zip(*rows, strict=True)
                 add(graph, np.array(numbers), np.stack([_half(vector) for vector in vectors]))
             with self._store.writing() as connection:
-                last = last_id(connection, place)
+                last = last_record(connection, place)
                 if last is None:
                     return None
                 # Again, if meanwhile something was forgotten, which may be of this segment.
@@ -117,7 +118,7 @@ def forget_in_segment(connection: sqlite3.Connection, bank: str, number: int, ve
     (path.parent / _PART).unlink(missing_ok=True)  # of a process that died
     if not path.exists():
         return
-    last = last_id(connection, place)
+    last = last_record(connection, place)
     try:
         trailer, data = _trailer(path), path.read_bytes()
     except ValueError:
@@ -130,9 +131,7 @@ def forget_in_segment(connection: sqlite3.Connection, bank: str, number: int, ve
         file.seek(data.find(held))
         file.write(bytes(len(held)))
         file.seek(trailer.length)
-        file.write(
-            _TRAILER.pack(*trailer._replace(deletions=count_deletions(connection), last=last.encode()))
-        )
+        file.write(_TRAILER.pack(*trailer._replace(deletions=count_deletions(connection), last=last)))
         file.flush()
         os.fsync(file.fileno())
 
@@ -142,12 +141,12 @@ def _bounds(place: int) -> tuple[int, int]:
     return place * SEGMENT, (place + 1) * SEGMENT
 
 
-def last_id(connection: sqlite3.Connection, place: int) -> str | None:
-    """Return the id of a segment's last record, None if all are forgotten."""
+def last_record(connection: sqlite3.Connection, place: int) -> bytes | None:
+    """Return what tells the last record of a segment from every other, None if all are forgotten."""
     row = connection.execute(
         "SELECT id FROM records WHERE number > ? AND number <= ? ORDER BY number DESC LIMIT 1", _bounds(place)
     ).fetchone()
-    return row[0] if row else None
+    return hashlib.blake2b(row[0].encode(), digest_size=32).digest() if row else None
 
 
 def add(graph: Any, numbers: Int[np.ndarray, "R"], vectors: Float[np.ndarray, "R D"]) -> None:
@@ -178,12 +177,12 @@ def _half(vector: bytes) -> np.ndarray:
     return np.frombuffer(vector, dtype=np.float32).astype(np.float16)
 
 
-def _save(graph: Any, path: Path, dimension: int, deletions: int, last: str) -> None:
+def _save(graph: Any, path: Path, dimension: int, deletions: int, last: bytes) -> None:
     path.parent.mkdir(exist_ok=True)
     part = path.parent / _PART
     graph.save(str(part))
     with open(part, "ab") as file:
-        file.write(_TRAILER.pack(_MARK, file.tell(), dimension, deletions, last.encode()))
+        file.write(_TRAILER.pack(_MARK, file.tell(), dimension, deletions, last))
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)

@@ -178,6 +178,9 @@ class VectorIndex(DenseIndex):
         rows = self._matrix.nearest(query, count, norms, allowed)
         return self._numbers[rows], self._matrix.scores(query, rows)
 
+    def __len__(self) -> int:
+        return self._count
+
     def _clear(self) -> None:
         self._count, self._newest, self._deletions = 0, self._after, 0
         self._numbers = np.zeros(0, dtype=np.int64)

@@ -94,6 +94,7 @@ def test_a_search_finds_what_the_exact_one_does(path):
 
 def test_few_that_may_be_seen_are_found_among_many_that_may_not(path, monkeypatch):
     monkeypatch.setattr(bank_approximate, "_NEAREST", 2)
+    monkeypatch.setattr(bank_approximate, "_LEAST", 1)
     monkeypatch.setattr(bank_approximate, "_ENOUGH", 4)
     monkeypatch.setattr(bank_approximate, "_DEEPEST", 4)
     with open_bank(path) as bank:
@@ -210,6 +211,17 @@ def test_files_of_another_bank_or_of_another_past_are_built_anew(path, tmp_path)
         with pytest.warns(UserWarning, match="built of records that the bank does not have"):
             assert bank.search("fact 1017")[0].id == ids[17]
         assert not held(other, "fact 17")
+
+
+def test_records_restored_under_ids_of_any_length_are_indexed_once(path, tmp_path):
+    fill(tmp_path / "other.db", 50)
+    with open_bank(path) as bank, open_bank(tmp_path / "other.db", approximate=False) as other:
+        rows = [
+            row | {"id": f"{row['text']} of the bank of the year before last, é"} for row in other.export()
+        ]
+        assert all(bank.restore(rows))
+        assert bank.search("fact 17")[0].text == "fact 17"
+        assert list(bank.build_index()) == []
 
 
 def test_a_broken_build_goes_on_where_it_was_and_all_may_vanish(path):
