@@ -75,8 +75,8 @@ def _work(parts: Parts, turn: Turn) -> Generator[Update | Effect, Any, str]:
             yield turn.event("fail", decision.rungs[-1])
             return "unreadable_plan"
         if not decision.calls:
-            turn.draft = decision.draft
-            yield turn.event("finish", decision.draft)
+            turn.draft = decision.message
+            yield turn.event("finish", turn.draft.text if turn.draft else "")
             return "finished"
         ran = yield from _step(parts, turn, decision)
         blocked = 0 if ran else blocked + 1
@@ -132,9 +132,9 @@ def _step(parts: Parts, turn: Turn, decision: Decision) -> Generator[Update | Ef
 
 def _conclude(parts: Parts, turn: Turn, stopped: str) -> Generator[Update | Effect, Any, None]:
     """Write the answer: the planner's own words if no task was run, else from all sources."""
-    if turn.draft and not turn.steps:
-        yield {"answer": turn.draft}
-        answer = AIMessage(turn.draft)
+    if turn.draft and turn.draft.text and not turn.steps:
+        answer = turn.draft
+        yield {"answer": answer.text}
     else:
         answer = yield from _write(parts, turn, None if stopped == "finished" else stopped)
     if turn.tainted:
@@ -161,4 +161,4 @@ def _write(parts: Parts, turn: Turn, stopped: str | None) -> Generator[Update | 
         prompt = [*prompt, HumanMessage(parts.prompts.say("ask_again"))]
     text = parts.prompts.say("no_answer")
     yield {"answer": text}
-    return AIMessage(text)
+    return AIMessage(text, response_metadata=reply.response_metadata)

@@ -24,6 +24,7 @@ from scrubjay.agents.kwai.plans import (
     read_arguments,
     read_plan,
 )
+from scrubjay.agents.kwai.replies import was_cut
 from scrubjay.agents.kwai.text import clean
 from scrubjay.agents.kwai.turn import Turn
 
@@ -39,9 +40,7 @@ class Decision:
     rungs: tuple[str, ...]
     """The attempts at reading it, the last one held, unless `unreadable`."""
     message: AIMessage | None = None
-    """What goes into the history."""
-    draft: str = ""
-    """Text in place of a call."""
+    """What goes into the history: the call, or text in its place."""
     unreadable: bool = False
     """Whether no attempt held."""
 
@@ -73,6 +72,10 @@ class Planner:
         return Decision((), "", tuple(rungs), unreadable=True)
 
     def _read(self, reply: AIMessage, rungs: list[str]) -> Decision:
+        cut = was_cut(reply)
+        if cut and (reply.tool_calls or reply.invalid_tool_calls):
+            # However valid it looks: what is missing of a mail's text, or of a path, was meant too.
+            raise PlanError("plan_cut")
         if reply.tool_calls:
             calls = [Call(clean(call["name"]), check_arguments(call["args"])) for call in reply.tool_calls]
             return self._decision(reply, calls, "", [*rungs, "tool_calls"])
@@ -82,18 +85,18 @@ class Planner:
                 for call in reply.invalid_tool_calls
             ]
             return self._decision(reply, calls, "", [*rungs, "invalid_tool_calls"])
-        if not self._native:
-            plan = read_plan(reply.text)
-            return self._decision(reply, [plan.call], plan.task_name, [*rungs, plan.rung])
         try:
             plan = read_plan(reply.text)
         except PlanError:
-            pass
+            if not self._native:
+                raise
         else:
-            # Small models write the call they mean as text; any other JSON is an answer.
-            if plan.finishes or plan.call.name in self._names:
+            # Small models write the call they mean as text; any other JSON in place of a native call is an answer.
+            if not self._native or plan.finishes or plan.call.name in self._names:
+                if cut and plan.rung == "repaired":
+                    raise PlanError("plan_cut")
                 return self._decision(reply, [plan.call], plan.task_name, [*rungs, plan.rung])
-        return Decision((), "", (*rungs, "text"), draft=clean(reply.text).strip())
+        return Decision((), "", (*rungs, "text"), _recorded(reply, [], clean(reply.text).strip()))
 
     def _decision(self, reply: AIMessage, calls: list[Call], task_name: str, rungs: list[str]) -> Decision:
         if calls[0].name in (FINISH, NOTHING):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from langchain_core.messages import BaseMessage, HumanMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 
 from scrubjay.agents.kwai.events import Action, Event, Step
 from scrubjay.agents.kwai.limits import Meter
@@ -49,7 +49,7 @@ class Turn:
     """Records that this question itself made."""
     reflection: str | None = None
     """Why the next plan should differ from the last."""
-    draft: str = ""
+    draft: AIMessage | None = None
     """What the planner said instead of planning on."""
     events: int = 0
 
