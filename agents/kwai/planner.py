@@ -64,8 +64,8 @@ class Planner:
                 return self._read(reply, rungs)
             except PlanError as error:
                 rungs.append(f"unreadable: {error}")
-                say = self._context.prompts.say
-                correction = say("reask", error=say(error.reason, **error.values))
+                prompts = self._context.prompts
+                correction = prompts.say("reask", error=error.phrase.said(prompts))
                 # As text: a call without a result must not be sent back.
                 said: list[BaseMessage] = [AIMessage(clean(reply.text) or "…"), HumanMessage(correction)]
                 prompt = [*prompt, *said]
