@@ -22,7 +22,8 @@ _LONGEST_SHOWN = 300
 
 def run_agent(options: AgentOptions) -> int:
     """Answer what is asked; return the exit code. Raises ValueError or ImportError on options that cannot work."""
-    from scrubjay.agents.kwai import KwaiAgent, Limits, Profile
+    from scrubjay.agents.kwai import KwaiAgent, Profile
+    from scrubjay.agents.kwai.limits import limits_for
 
     options.check()
     profile = Profile(options.name, options.bio, options.instructions, options.language)
@@ -38,7 +39,7 @@ def run_agent(options: AgentOptions) -> int:
             profile,
             bank,
             options.max_steps,
-            limits=Limits(seconds=options.max_seconds),
+            limits=limits_for(model, seconds=options.max_seconds),
             planning=options.planning,
             approve=_approval(options),
             namespace=read_namespace(options.namespace) or (),

@@ -44,8 +44,8 @@ class AgentOptions:
     """Text files to answer from, before anything that is looked up."""
     policy: str = "sinks"
     """What the cache of a local model keeps."""
-    budget: int = 1024
-    """Tokens kept, where the policy has a budget."""
+    budget: int = 4096
+    """Tokens kept, where the policy has a budget. Prompts take what --max-tokens leaves of it, so that none falls out of view."""
     max_steps: int = 5
     """Tools called for one question at most."""
     max_seconds: float = 300.0

@@ -17,7 +17,7 @@ from langchain_core.tools import tool as as_tool
 from scrubjay.agents.kwai.context import Context, passages, spoken
 from scrubjay.agents.kwai.drive import Loop, adrive, drive
 from scrubjay.agents.kwai.executor import Executor
-from scrubjay.agents.kwai.limits import Limits, Meter
+from scrubjay.agents.kwai.limits import Limits, Meter, counter_for, limits_for
 from scrubjay.agents.kwai.loop import Parts, take_turn
 from scrubjay.agents.kwai.planner import Planner
 from scrubjay.agents.kwai.plans import FINISH, NOTHING, Call
@@ -25,7 +25,7 @@ from scrubjay.agents.kwai.profile import Profile
 from scrubjay.agents.kwai.prompts import load_prompts
 from scrubjay.agents.kwai.recall import Recall
 from scrubjay.agents.kwai.remembering import Remembers
-from scrubjay.agents.kwai.text import clean, estimate_tokens
+from scrubjay.agents.kwai.text import clean
 from scrubjay.agents.kwai.transcript import mend
 from scrubjay.agents.kwai.turn import Supplied, Turn
 from scrubjay.agents.kwai.untrusted import TAINTED, is_trusted
@@ -61,7 +61,7 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
         approve: Callable[[Call], bool] | None = None,
         namespace: tuple[str, ...] = (),
         recalled: int = 6,
-        count_tokens: Callable[[str], int] = estimate_tokens,
+        count_tokens: Callable[[str], int] | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now().astimezone(),
     ) -> None:
         """Put an agent together.
@@ -69,7 +69,8 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
         `planning`: native tool calls, plans as JSON text, or what the model offers. `approve` is asked, after text
         from outside was read, before a tool with `metadata={"side_effect": True}` runs, and before a tool that is
         not `{"untrusted": False}` is given an address that only the model wrote; without it, neither is run.
-        `recalled`: records of `memory` shown before each step. Raises ValueError or TypeError on what cannot work.
+        `recalled`: records of `memory` shown before each step. `limits` and `count_tokens` are by default those of
+        `limits_for` and `counter_for`. Raises ValueError or TypeError on what cannot work.
         """
         if max_steps < 1:
             raise ValueError(
@@ -81,7 +82,8 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
             raise ValueError(f"recalled={recalled}: must not be negative")
         self.name = "KwaiAgent"
         self.profile = profile or Profile()
-        self.limits = limits or Limits()
+        self.limits = limits or limits_for(model)
+        count_tokens = count_tokens or counter_for(model)
         self.tools = _by_name(tools)
         self._model, self._memory, self._namespace, self._recalled = model, memory, namespace, recalled
         self._count_tokens, self._clock, self.max_steps = count_tokens, clock, max_steps
@@ -164,6 +166,8 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
             clock=self._clock,
             tainted=any(map(self._taints, messages)) or not all(document.trusted for document in knowledge),
         )
+        # Before anything is remembered, what cannot be asked is refused.
+        self._planner.prompt(turn) if self._planner else self._context.to_conclude(turn, None)
         parts = Parts(
             self._model,
             self._planner,

@@ -122,7 +122,7 @@ def _step(parts: Parts, turn: Turn, decision: Decision) -> Generator[Update | Ef
         parts.executor.message(call, observation),
         *(parts.executor.postponed(other) for other in waiting),
     ]
-    turn.transcript += pair
+    turn.transcript.append(pair)
     action = "observation" if step.status == "success" else "fail"
     yield turn.event(action, step.result) | {"messages": pair, "steps": [step]}
     if observation.ran:

@@ -53,9 +53,13 @@ class Planner:
     ) -> None:
         self._model, self._names, self._native, self._context = model, names, native, context
 
+    def prompt(self, turn: Turn) -> list[BaseMessage]:
+        """Return what the model is asked. Raises ValueError if the question does not fit."""
+        return self._context.to_plan(turn, self._native)
+
     def decide(self, turn: Turn) -> Generator[Effect, Any, Decision]:
         """Ask for the next task, at most twice."""
-        prompt = self._context.to_plan(turn, self._native)
+        prompt = self.prompt(turn)
         rungs: list[str] = []
         for _ in range(2):
             reply: AIMessage = yield AskModel(self._model, prompt)

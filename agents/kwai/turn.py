@@ -41,8 +41,8 @@ class Turn:
     tainted: bool = False
     """Whether text that somebody outside could have worded was read."""
     steps: list[Step] = field(default_factory=list)
-    transcript: list[BaseMessage] = field(default_factory=list)
-    """Calls and results of this question, each call with its result."""
+    transcript: list[list[BaseMessage]] = field(default_factory=list)
+    """Of each step its call, its result, and answers to calls that came with it."""
     recalled: list[Remembered] = field(default_factory=list)
     """What memory brought up for the next step."""
     written: set[str] = field(default_factory=set)
