@@ -43,6 +43,7 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
     up to it, the answer as it is written.
 
     `config={"configurable": {"namespace": (...), "thread_id": ...}}` says whose memory and which conversation.
+    System messages of the input are not shown to the model: what the agent is to do is told by its profile.
     Knowledge is data as what tools return is, and taints as it does, but for a Document that its owner vouches for
     with `metadata={"untrusted": False}`. What the model or the memory raises is raised; what a tool raises is told to
     the planner.
@@ -85,7 +86,8 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
         self.limits = limits or limits_for(model)
         count_tokens = count_tokens or counter_for(model)
         self.tools = _by_name(tools)
-        self._model, self._memory, self._namespace, self._recalled = model, memory, namespace, recalled
+        self._model, self._memory, self._recalled = model, memory, recalled
+        self._namespace = _as_namespace(namespace)
         self._count_tokens, self._clock, self.max_steps = count_tokens, clock, max_steps
         self._prompts = load_prompts(self.profile.language)
         self._context = Context(
@@ -151,7 +153,7 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
         messages = mend(messages, self._prompts)
         configurable = ensure_config(config).get("configurable", {})
         thread = {"thread": configurable["thread_id"]} if "thread_id" in configurable else {}
-        namespace = tuple(configurable.get("namespace", self._namespace))
+        namespace = _as_namespace(configurable.get("namespace", self._namespace))
         dialogue = spoken(messages[:-1])
         turn = Turn(
             asked=cast("HumanMessage", messages[-1]),
@@ -202,6 +204,12 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
                 ) from None
             return Planner(self._model, self.tools, False, self._context)
         return Planner(bound, self.tools, True, self._context)
+
+
+def _as_namespace(given: Any) -> tuple[str, ...]:
+    if isinstance(given, str):  # whose letters would be a namespace each
+        raise TypeError(f"namespace={given!r}: must be a tuple of names, such as {(given,)!r}")
+    return tuple(given)
 
 
 def _by_name(tools: Sequence[BaseTool | Callable[..., Any]]) -> dict[str, BaseTool]:

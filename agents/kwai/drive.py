@@ -15,6 +15,7 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, StructuredTool, Tool
 
 from scrubjay.agents.kwai.effects import AskModel, Effect, RunTool, ToolTimeoutError
+from scrubjay.agents.kwai.replies import said, without_thoughts
 from scrubjay.agents.kwai.text import clean
 from scrubjay.agents.kwai.untrusted import telling_tools
 
@@ -53,11 +54,18 @@ class _Written:
 
     def __init__(self) -> None:
         self._whole: AIMessageChunk | None = None
+        self._text, self._begun = "", False
 
     def add(self, chunk: AIMessageChunk) -> Iterator[Update]:
-        """Add a piece; give its text, if it has any."""
+        """Add a piece; give its text, if it has any that is not a thought."""
         self._whole = chunk if self._whole is None else self._whole + chunk
-        yield from _shown(chunk)
+        text = clean(chunk.text)
+        if not self._begun:
+            self._text += text
+            text = without_thoughts(self._text)
+            self._begun = bool(text)
+        if text:
+            yield {"answer": text}
 
     @property
     def message(self) -> AIMessage:
@@ -120,8 +128,8 @@ async def adrive(loop: Loop, config: RunnableConfig, streaming: bool) -> AsyncIt
 
 
 def _shown(message: AIMessage) -> Iterator[Update]:
-    if message.text:
-        yield {"answer": clean(message.text)}
+    if text := said(message):
+        yield {"answer": text}
 
 
 def _run_tool(run: RunTool, config: RunnableConfig) -> Any:
@@ -168,6 +176,9 @@ def _in_thread(function: Callable[[], Any]) -> Future[Any]:
 
 
 def _invoke(run: RunTool, config: RunnableConfig) -> Any:
+    if isinstance(run.tool, StructuredTool | Tool) and run.tool.func is None:
+        # As tools of MCP servers are; this thread has no event loop.
+        return asyncio.run(_ainvoke(run, config))
     with telling_tools(run.tainted):
         return run.tool.invoke(_as_tool_call(run), config)
 

@@ -20,7 +20,7 @@ from scrubjay.agents.kwai.executor import Executor
 from scrubjay.agents.kwai.planner import Decision, Planner
 from scrubjay.agents.kwai.prompts import Prompts
 from scrubjay.agents.kwai.recall import Recall
-from scrubjay.agents.kwai.text import clean
+from scrubjay.agents.kwai.replies import said
 from scrubjay.agents.kwai.turn import Turn
 from scrubjay.agents.kwai.untrusted import TAINTED
 
@@ -142,7 +142,8 @@ def _conclude(parts: Parts, turn: Turn, stopped: str) -> Generator[Update | Effe
         metadata = answer.response_metadata | {TAINTED: True}
         answer = answer.model_copy(update={"response_metadata": metadata})
     yield turn.event("conclusion", answer.text) | {"messages": [answer]}
-    yield from parts.recall.remember_answer(turn, answer.text)
+    if answer.text != parts.prompts.say("no_answer"):
+        yield from parts.recall.remember_answer(turn, answer.text)
 
 
 def _write(parts: Parts, turn: Turn, stopped: str | None) -> Generator[Update | Effect, Any, AIMessage]:
@@ -150,7 +151,7 @@ def _write(parts: Parts, turn: Turn, stopped: str | None) -> Generator[Update | 
     for _ in range(2):
         reply: AIMessage = yield AskModel(parts.model, prompt, answers=True)
         turn.meter.spend(prompt, reply)
-        text = clean(reply.text)
+        text = said(reply)
         if text.strip():
             return AIMessage(
                 text,

@@ -24,7 +24,7 @@ from scrubjay.agents.kwai.plans import (
     read_arguments,
     read_plan,
 )
-from scrubjay.agents.kwai.replies import was_cut
+from scrubjay.agents.kwai.replies import said, thinking, was_cut
 from scrubjay.agents.kwai.text import clean
 from scrubjay.agents.kwai.turn import Turn
 
@@ -71,8 +71,7 @@ class Planner:
                 prompts = self._context.prompts
                 correction = prompts.say("reask", error=error.phrase.said(prompts))
                 # As text: a call without a result must not be sent back.
-                said: list[BaseMessage] = [AIMessage(clean(reply.text) or "…"), HumanMessage(correction)]
-                prompt = [*prompt, *said]
+                prompt = [*prompt, AIMessage(said(reply) or "…"), HumanMessage(correction)]
         return Decision((), "", tuple(rungs), unreadable=True)
 
     def _read(self, reply: AIMessage, rungs: list[str]) -> Decision:
@@ -90,7 +89,7 @@ class Planner:
             ]
             return self._decision(reply, calls, "", [*rungs, "invalid_tool_calls"])
         try:
-            plan = read_plan(reply.text)
+            plan = read_plan(said(reply))
         except PlanError:
             if not self._native:
                 raise
@@ -100,20 +99,21 @@ class Planner:
                 if cut and plan.rung == "repaired":
                     raise PlanError("plan_cut")
                 return self._decision(reply, [plan.call], plan.task_name, [*rungs, plan.rung])
-        return Decision((), "", (*rungs, "text"), _recorded(reply, [], clean(reply.text).strip()))
+        return Decision((), "", (*rungs, "text"), _recorded(reply, [], said(reply).strip()))
 
     def _decision(self, reply: AIMessage, calls: list[Call], task_name: str, rungs: list[str]) -> Decision:
         if calls[0].name in (FINISH, NOTHING):
             return Decision((), "", tuple(rungs))
-        said = "" if rungs[-1] in ("json", "prose", "repaired") else clean(reply.text).strip()
-        task_name = task_name or said or calls[0].name
-        return Decision(tuple(calls), task_name, tuple(rungs), _recorded(reply, calls, said or task_name))
+        task_name = task_name or said(reply).strip()
+        message = _recorded(reply, calls, task_name)
+        return Decision(tuple(calls), task_name or calls[0].name, tuple(rungs), message)
 
 
-def _recorded(reply: AIMessage, calls: list[Call], said: str) -> AIMessage:
+def _recorded(reply: AIMessage, calls: list[Call], text: str) -> AIMessage:
     """Return the reply as history keeps it: every call with a name that providers accept and an id of its own."""
+    thoughts = thinking(reply) if calls else []
     return AIMessage(
-        content=said,
+        content=[*thoughts, *([{"type": "text", "text": text}] if text else [])] if thoughts else text,
         tool_calls=[
             {
                 "name": call.safe_name,
