@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+import inspect
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import reduce
 from typing import Any, cast
 
 from langchain_core.messages import BaseMessage, HumanMessage, ToolMessage, convert_to_messages
+from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables import Runnable, RunnableConfig, ensure_config
 from langchain_core.runnables.config import patch_config
 from langchain_core.runnables.utils import AddableDict
@@ -69,7 +71,8 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
 
         `planning`: native tool calls, plans as JSON text, or what the model offers. `approve` is asked, after text
         from outside was read, before a tool with `metadata={"side_effect": True}` runs, and before a tool that is
-        not `{"untrusted": False}` is given an address that only the model wrote; without it, neither is run.
+        not `{"untrusted": False}` is given an address that only the model wrote; without it, or unless it returns
+        True, neither is run.
         `recalled`: records of `memory` shown before each step. `limits` and `count_tokens` are by default those of
         `limits_for` and `counter_for`. Raises ValueError or TypeError on what cannot work.
         """
@@ -79,6 +82,10 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
             )
         if planning not in _PLANNING:
             raise ValueError(f"planning={planning!r}: choose from {', '.join(_PLANNING)}")
+        if inspect.iscoroutinefunction(approve):
+            raise TypeError(
+                "approve is a coroutine function; it runs in a thread: give a plain one that waits"
+            )
         if recalled < 0:
             raise ValueError(f"recalled={recalled}: must not be negative")
         self.name = "KwaiAgent"
@@ -233,18 +240,24 @@ def _read_input(input: Any) -> tuple[list[BaseMessage], tuple[Supplied, ...]]:
         messages: list[BaseMessage] = [HumanMessage(input)]
     elif isinstance(input, BaseMessage):
         messages = [input]
+    elif isinstance(input, Iterable | PromptValue):
+        messages = convert_to_messages(cast("Any", input))
     else:
-        messages = convert_to_messages(input)
+        raise TypeError(f"the input is {input!r}; give a question, messages, or a dictionary with 'messages'")
     if not messages or not isinstance(messages[-1], HumanMessage):
         raise ValueError("the last message must be the user's question")
+    if isinstance(messages[-1].content, str) and not messages[-1].content.strip():
+        raise ValueError("the question is empty")
     if isinstance(knowledge, str):
         knowledge = (knowledge,)
     return messages, tuple(_supplied(document) for document in knowledge)
 
 
 def _supplied(document: Any) -> Supplied:
-    text = clean(getattr(document, "page_content", document))
-    return Supplied(text, getattr(document, "metadata", {}).get("untrusted", True) is False)
+    text = getattr(document, "page_content", document)
+    if not isinstance(text, str):
+        raise TypeError(f"knowledge holds {document!r}; give texts or Documents")
+    return Supplied(clean(text), getattr(document, "metadata", {}).get("untrusted", True) is False)
 
 
 def _only(inputs: list[Any]) -> Any:

@@ -62,7 +62,8 @@ class Executor:
         objection = _objection(tool, call, turn)
         if objection:
             approve = self._approve
-            if approve is None or not (yield Do(lambda: approve(call))):
+            # Nothing but True: a coroutine that nobody awaits is no yes.
+            if approve is None or (yield Do(lambda: approve(call))) is not True:
                 return Observation(say(objection, tool=call.name), "error")
         turn.meter.ran(call.name, call.arguments, step)
         seconds = turn.meter.seconds_for_a_tool()

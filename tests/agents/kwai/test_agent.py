@@ -247,6 +247,13 @@ def test_the_profile_leads_every_prompt_in_its_language(language):
         (lambda model: KwaiAgent(model, [born], planning="native"), TypeError, "planning='json'"),
         (lambda model: KwaiAgent(model, profile=Profile(language="fr")), ValueError, "en, zh"),
         (lambda model: KwaiAgent(model).invoke([AIMessage("Hi")]), ValueError, "last message"),
+        (lambda model: KwaiAgent(model).invoke(" "), ValueError, "question is empty"),
+        (lambda model: KwaiAgent(model).invoke(None), TypeError, "the input is None"),
+        (
+            lambda model: KwaiAgent(model).invoke({"messages": "Hi", "knowledge": [None]}),
+            TypeError,
+            "knowledge holds None",
+        ),
         (lambda model: KwaiAgent(model).invoke({"question": "Hi"}), ValueError, "'messages'"),
     ],
 )

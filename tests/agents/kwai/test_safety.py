@@ -116,6 +116,29 @@ def test_an_error_that_quotes_a_page_is_outside_text_too(outside, error):
     assert result["messages"][2].text.startswith("<<<DATA from parse")
 
 
+def test_nothing_but_true_is_a_yes(outside):
+    """A coroutine that nobody awaits is true to an `if`."""
+
+    class Asks:
+        def __init__(self, answer):
+            self.answer = answer
+
+        def __call__(self, planned):
+            return self.answer
+
+    sent, tools = outside
+    for answer in ("no", 1, object(), None):
+        model = ScriptedModel(replies=[READ, SEND, "ok", "Done."])
+        KwaiAgent(model, tools, approve=Asks(answer)).invoke("Go")
+        assert sent == []
+
+    async def approve(planned):
+        return False
+
+    with pytest.raises(TypeError, match="approve is a coroutine function"):
+        KwaiAgent(ScriptedModel(), tools, approve=approve)
+
+
 @pytest.mark.parametrize("answer", [True, False])
 def test_the_user_may_approve(outside, answer):
     sent, tools = outside
