@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from hypothesis import example, given
@@ -132,9 +132,10 @@ def test_nothing_but_true_is_a_yes(outside):
         KwaiAgent(model, tools, approve=Asks(answer)).invoke("Go")
         assert sent == []
 
-    async def approve(planned):
+    async def asks(planned):
         return False
 
+    approve: Any = asks
     with pytest.raises(TypeError, match="approve is a coroutine function"):
         KwaiAgent(ScriptedModel(), tools, approve=approve)
 
