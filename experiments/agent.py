@@ -116,8 +116,8 @@ class Conversation:
             print(json.dumps(summarise(question, result), ensure_ascii=False, default=str), flush=True)
         else:
             print(flush=True)
-        if result["stopped"] != "finished" and not options.json:
-            _tell(f"the work stopped early: {result['stopped']}")
+            if result["stopped"] != "finished":
+                _tell(f"the work stopped early: {result['stopped']}")
         if was_cut(result["messages"][-1]):
             _tell("the answer ends at the model's limit of tokens; --max-tokens gives it more")
         if options.export is not None:

@@ -119,17 +119,11 @@ def test_an_error_that_quotes_a_page_is_outside_text_too(outside, error):
 def test_nothing_but_true_is_a_yes(outside):
     """A coroutine that nobody awaits is true to an `if`."""
 
-    class Asks:
-        def __init__(self, answer):
-            self.answer = answer
-
-        def __call__(self, planned):
-            return self.answer
-
     sent, tools = outside
-    for answer in ("no", 1, object(), None):
+    answers: list[Any] = ["no", 1, object(), None]
+    for answer in answers:
         model = ScriptedModel(replies=[READ, SEND, "ok", "Done."])
-        KwaiAgent(model, tools, approve=Asks(answer)).invoke("Go")
+        KwaiAgent(model, tools, approve=lambda planned, answer=answer: answer).invoke("Go")
         assert sent == []
 
     async def asks(planned):
