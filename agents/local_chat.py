@@ -127,6 +127,24 @@ class LocalChatModel(BaseChatModel):
         return policy
 
     @property
+    def tokens_in_view(self) -> int | None:
+        """Tokens of a prompt that the model still sees, all of them, when the longest answer ends; None: any number.
+
+        Raises ValueError if the policy's budget has no room for them.
+        """
+        lengths = [getattr(self.context_policy, "budget", None), self.loaded.trained_length]
+        known = [length for length in lengths if length is not None]
+        if not known:
+            return None
+        seen = min(known)
+        if seen <= self.max_tokens:
+            raise ValueError(
+                f"the model sees {seen} tokens (budget={self.budget}), and max_tokens={self.max_tokens} of an answer "
+                "leave none of a prompt; raise the budget or lower max_tokens"
+            )
+        return seen - self.max_tokens
+
+    @property
     def _llm_type(self) -> str:
         return "scrubjay-local"
 

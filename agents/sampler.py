@@ -37,21 +37,89 @@ class EpisodeStats:
 
 
 class RowSampler(ABC):
-    """What samplers of all kinds share: a stream of random numbers, and leaves of observations for rows."""
+    """What samplers of all kinds share: rows with what was seen and remembered last, and a state to go on from."""
 
     policy: Any
+    num_envs: int
     _generator: torch.Generator
     _leaves: dict[str, spaces.Space]
     _starts: np.ndarray
+    _returns: np.ndarray
+    _lengths: np.ndarray
+    _state: Any
+    _current: dict[str, np.ndarray]
+    _episodes: list[Any]
 
     def restart(self, seed: int) -> None:
         """Begin a new episode in every row, and draw everything from `seed` on."""
         self._generator.manual_seed(seed)
         self._begin(seed)
 
+    def pop_episodes(self) -> list[Any]:
+        """Return the episodes that ended since the last call, in order."""
+        episodes, self._episodes = self._episodes, []
+        return episodes
+
+    def get_state(self) -> dict[str, Any]:
+        """Return all that is needed to go on: tensors, plain values, and the environment's own state."""
+        return {
+            "generator": self._generator.get_state(),
+            "device": self.policy.device.type,
+            "memory": {key: value.clone() for key, value in self._state.items()},
+            "observation": {key: torch.from_numpy(value.copy()) for key, value in self._current.items()},
+            "starts": self._starts.tolist(),
+            "returns": self._returns.tolist(),
+            "lengths": self._lengths.tolist(),
+            "episodes": [asdict(episode) for episode in self._episodes],
+            "env": self._save_env() if self.exact else None,
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `get_state` returned; if not `exact`, new episodes begin in every row instead.
+
+        The policy must have been given the weights it had. Raises ValueError if the number of rows differs.
+        """
+        if len(state["lengths"]) != self.num_envs:
+            raise ValueError(
+                f"the state is of {len(state['lengths'])} environments; this sampler has {self.num_envs}"
+            )
+        self._restore_generator(state)
+        self._episodes = [self._episode(saved) for saved in state["episodes"]]
+        if state["env"] is None or not self.exact:
+            # A seed that depends on how far the run has come: the first episodes are not played again.
+            self._begin(
+                seed=int(torch.randint(2**31, (), generator=self._generator, device=self.policy.device))
+            )
+            return
+        self._load_env(state["env"])
+        self._restore_rows(state)
+
+    @property
+    @abstractmethod
+    def exact(self) -> bool:
+        """Whether `set_state` also restores the environment, so that the same steps follow."""
+
     @abstractmethod
     def _begin(self, seed: int) -> None:
         """Begin a new episode in every row."""
+
+    @abstractmethod
+    def _save_env(self) -> Any:
+        """Return the environment's own state."""
+
+    @abstractmethod
+    def _load_env(self, state: Any) -> None:
+        """Put the environment back into a state of its own."""
+
+    def _episode(self, saved: dict[str, Any]) -> Any:
+        return EpisodeStats(**saved)
+
+    def _restore_rows(self, state: dict[str, Any]) -> None:
+        self._state = {key: value.to(self.policy.device) for key, value in state["memory"].items()}
+        self._current = {key: value.cpu().numpy().copy() for key, value in state["observation"].items()}
+        self._starts = np.array(state["starts"], dtype=np.bool_)
+        self._returns = np.array(state["returns"], dtype=np.float64)
+        self._lengths = np.array(state["lengths"], dtype=np.int64)
 
     def _start(self) -> Tensor | None:
         return torch.from_numpy(self._starts).to(self.policy.device) if self._starts.any() else None
@@ -122,7 +190,7 @@ class Sampler(RowSampler):
         first_state = self._state
         for t in range(length):
             starts[t] = self._starts
-            seen = _at(observations, t, device)
+            seen = at_time(observations, t, device)
             action, log_prob, value, self._state = self.policy.step(
                 seen, self._state, self._start(), self._generator
             )
@@ -144,7 +212,7 @@ class Sampler(RowSampler):
                 cut = np.flatnonzero(truncated[t] & ~terminated[t])
                 if len(cut):
                     bootstrap_values[t, torch.from_numpy(cut)] = self._final_values(infos, cut)
-        last_values = self.policy.value(_at(observations, length, device), self._state, self._start())
+        last_values = self.policy.value(at_time(observations, length, device), self._state, self._start())
         self._current = {key: leaf[length].copy() for key, leaf in written.items()}
         seen = {key: leaf[:length].to(device).transpose(0, 1) for key, leaf in observations.items()}
         segment = Segment(
@@ -164,48 +232,11 @@ class Sampler(RowSampler):
         self.seconds["policy"] += time.perf_counter() - began - env_seconds
         return segment
 
-    def pop_episodes(self) -> list[EpisodeStats]:
-        """Return the episodes that ended since the last call, in order."""
-        episodes, self._episodes = self._episodes, []
-        return episodes
+    def _save_env(self) -> Any:
+        return save_env(self.env)
 
-    def get_state(self) -> dict[str, Any]:
-        """Return all that is needed to go on: tensors, plain values, and the environment's own state."""
-        return {
-            "generator": self._generator.get_state(),
-            "device": self.policy.device.type,
-            "memory": {key: value.clone() for key, value in self._state.items()},
-            "observation": {key: torch.from_numpy(value.copy()) for key, value in self._current.items()},
-            "starts": self._starts.tolist(),
-            "returns": self._returns.tolist(),
-            "lengths": self._lengths.tolist(),
-            "episodes": [asdict(episode) for episode in self._episodes],
-            "env": save_env(self.env) if self.exact else None,
-        }
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Go on from what `get_state` returned; if not `exact`, new episodes begin in every row instead.
-
-        The policy must have been given the weights it had. Raises ValueError if the number of rows differs.
-        """
-        if len(state["lengths"]) != self.num_envs:
-            raise ValueError(
-                f"the state is of {len(state['lengths'])} environments; this sampler has {self.num_envs}"
-            )
-        self._restore_generator(state)
-        self._episodes = [EpisodeStats(**episode) for episode in state["episodes"]]
-        if state["env"] is None or not self.exact:
-            # A seed that depends on how far the run has come: the first episodes are not played again.
-            self._begin(
-                seed=int(torch.randint(2**31, (), generator=self._generator, device=self.policy.device))
-            )
-            return
-        load_env(self.env, state["env"])
-        self._state = {key: value.to(self.policy.device) for key, value in state["memory"].items()}
-        self._current = {key: value.cpu().numpy().copy() for key, value in state["observation"].items()}
-        self._starts = np.array(state["starts"], dtype=np.bool_)
-        self._returns = np.array(state["returns"], dtype=np.float64)
-        self._lengths = np.array(state["lengths"], dtype=np.int64)
+    def _load_env(self, state: Any) -> None:
+        load_env(self.env, state)
 
     def _begin(self, seed: int) -> None:
         observation, _ = self.env.reset(seed=seed)
@@ -247,7 +278,8 @@ class Sampler(RowSampler):
         )
 
 
-def _at(observations: dict[str, Tensor], t: int, device: torch.device) -> Observation:
+def at_time(observations: dict[str, Tensor], t: int, device: torch.device) -> Observation:
+    """Return the observations of step `t` of leaves written time first, on `device`."""
     return from_leaves({key: leaf[t].to(device) for key, leaf in observations.items()})
 
 

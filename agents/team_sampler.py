@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from scrubjay.agents.observations import from_leaves, leaf_spaces
-from scrubjay.agents.sampler import EpisodeStats, RowSampler, batch_first
+from scrubjay.agents.sampler import EpisodeStats, RowSampler, at_time, batch_first
 from scrubjay.agents.team_env import TeamEnv, TeamStep
 from scrubjay.agents.team_policy import TeamPolicy
 from scrubjay.agents.team_segment import TeamSegment
@@ -83,7 +82,7 @@ class TeamSampler(RowSampler):
         first_state = self._state
         for t in range(length):
             starts[t] = self._starts
-            seen = (_at(observations, t, device), alive[t].to(device), self._state, self._start())
+            seen = (at_time(observations, t, device), alive[t].to(device), self._state, self._start())
             if self._judges_later:
                 action, log_prob, self._state = self.policy.choose(*seen, self._generator)
             else:
@@ -111,7 +110,7 @@ class TeamSampler(RowSampler):
             *values, last_values = judged.unflatten(0, (length + 1, self.num_envs))
         else:
             last_values = self.policy.value(
-                _at(observations, length, device), alive[length].to(device), self._state, self._start()
+                at_time(observations, length, device), alive[length].to(device), self._state, self._start()
             )
         self._current = {key: leaf[length].copy() for key, leaf in written.items()}
         self._alive = lives[length].copy()
@@ -134,54 +133,23 @@ class TeamSampler(RowSampler):
         self.seconds["policy"] += time.perf_counter() - began - env_seconds
         return segment
 
-    def pop_episodes(self) -> list[TeamEpisodeStats]:
-        """Return the episodes that ended since the last call, in order."""
-        episodes, self._episodes = self._episodes, []
-        return episodes
-
     def get_state(self) -> dict[str, Any]:
         """Return all that is needed to go on: tensors, plain values, and the environment's own state."""
-        return {
-            "generator": self._generator.get_state(),
-            "device": self.policy.device.type,
-            "memory": {key: value.clone() for key, value in self._state.items()},
-            "observation": {key: torch.from_numpy(value.copy()) for key, value in self._current.items()},
-            "alive": self._alive.tolist(),
-            "starts": self._starts.tolist(),
-            "returns": self._returns.tolist(),
-            "lengths": self._lengths.tolist(),
-            "measures": {name: total.tolist() for name, total in self._measures.items()},
-            "episodes": [dataclasses.asdict(episode) for episode in self._episodes],
-            "env": self.env.get_state() if self.exact else None,
-        }
+        measures = {name: total.tolist() for name, total in self._measures.items()}
+        return super().get_state() | {"alive": self._alive.tolist(), "measures": measures}
 
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Go on from what `get_state` returned; if not `exact`, new episodes begin in every row instead.
+    def _save_env(self) -> Any:
+        return self.env.get_state()
 
-        The policy must have been given the weights it had. Raises ValueError if the number of rows differs.
-        """
-        if len(state["lengths"]) != self.num_envs:
-            raise ValueError(
-                f"the state is of {len(state['lengths'])} environments; this sampler has {self.num_envs}"
-            )
-        self._restore_generator(state)
-        self._episodes = [
-            TeamEpisodeStats(**{**episode, "returns": tuple(episode["returns"])})
-            for episode in state["episodes"]
-        ]
-        if state["env"] is None or not self.exact:
-            # A seed that depends on how far the run has come: the first episodes are not played again.
-            self._begin(
-                seed=int(torch.randint(2**31, (), generator=self._generator, device=self.policy.device))
-            )
-            return
-        self.env.set_state(state["env"])
-        self._state = {key: value.to(self.policy.device) for key, value in state["memory"].items()}
-        self._current = {key: value.cpu().numpy().copy() for key, value in state["observation"].items()}
+    def _load_env(self, state: Any) -> None:
+        self.env.set_state(state)
+
+    def _episode(self, saved: dict[str, Any]) -> TeamEpisodeStats:
+        return TeamEpisodeStats(**{**saved, "returns": tuple(saved["returns"])})
+
+    def _restore_rows(self, state: dict[str, Any]) -> None:
+        super()._restore_rows(state)
         self._alive = np.array(state["alive"], dtype=np.bool_)
-        self._starts = np.array(state["starts"], dtype=np.bool_)
-        self._returns = np.array(state["returns"], dtype=np.float64)
-        self._lengths = np.array(state["lengths"], dtype=np.int64)
         self._measures = {name: np.array(total) for name, total in state["measures"].items()}
 
     def _begin(self, seed: int) -> None:
@@ -240,7 +208,3 @@ class TeamSampler(RowSampler):
 def _write(leaves: dict[str, np.ndarray], t: int, values: Mapping[str, np.ndarray]) -> None:
     for key, leaf in leaves.items():
         leaf[t] = values[key]
-
-
-def _at(observations: dict[str, Tensor], t: int, device: torch.device) -> Any:
-    return from_leaves({key: leaf[t].to(device) for key, leaf in observations.items()})

@@ -22,7 +22,8 @@ _LONGEST_SHOWN = 300
 
 def run_agent(options: AgentOptions) -> int:
     """Answer what is asked; return the exit code. Raises ValueError or ImportError on options that cannot work."""
-    from scrubjay.agents.kwai import KwaiAgent, Limits, Profile
+    from scrubjay.agents.kwai import KwaiAgent, Profile
+    from scrubjay.agents.kwai.limits import limits_for
 
     options.check()
     profile = Profile(options.name, options.bio, options.instructions, options.language)
@@ -38,15 +39,14 @@ def run_agent(options: AgentOptions) -> int:
             profile,
             bank,
             options.max_steps,
-            limits=Limits(seconds=options.max_seconds),
+            limits=limits_for(model, seconds=options.max_seconds),
             planning=options.planning,
             approve=_approval(options),
             namespace=read_namespace(options.namespace) or (),
         )
         conversation = Conversation(agent, options)
         if options.question is not None:
-            conversation.ask(options.question)
-            return 0
+            return 0 if conversation.ask(options.question) else 1
         return conversation.run()
 
 
@@ -59,7 +59,10 @@ class Conversation:
         self._messages: list[Any] = []
 
     def run(self) -> int:
-        """Answer lines until the input ends. On a terminal, Ctrl-C stops an answer and not the conversation."""
+        """Answer lines until the input ends; return the exit code.
+
+        On a terminal, Ctrl-C or a model that fails ends an answer and not the conversation.
+        """
         terminal = sys.stdin.isatty()
         if terminal:
             tools = ", ".join(self._agent.tools) or "none"
@@ -72,25 +75,42 @@ class Conversation:
             if not question.strip():
                 continue
             try:
-                self.ask(question)
+                if not self.ask(question) and not terminal:
+                    return 1
             except KeyboardInterrupt:
                 if not terminal:
                     raise
                 _tell("\nstopped; what was found out so far is remembered")
         return 0
 
-    def ask(self, question: str) -> None:
-        """Answer one question: steps on stderr while they happen, the answer on stdout as it is written."""
+    def ask(self, question: str) -> bool:
+        """Answer one question: steps on stderr while they happen, the answer on stdout as it is written.
+
+        Return whether there is an answer; where the model failed there is none, and the question is not gone on from.
+        """
         from langchain_core.messages import HumanMessage
 
+        from scrubjay.agents.kwai.replies import was_cut
+
         options, asked = self._options, [*self._messages, HumanMessage(question)]
+        failure = _failure_handler()
         result: Any = None
-        for part in self._agent.stream({"messages": asked, "knowledge": self._knowledge}):
-            for event in part.get("events", ()):
-                _show(event)
-            if part.get("answer") and not options.json:
-                print(printable(part["answer"]), end="", flush=True)
-            result = part if result is None else result + part
+        try:
+            for part in self._agent.stream(
+                {"messages": asked, "knowledge": self._knowledge}, {"callbacks": [failure]}
+            ):
+                for event in part.get("events", ()):
+                    _show(event)
+                if part.get("answer") and not options.json:
+                    print(printable(part["answer"]), end="", flush=True)
+                result = part if result is None else result + part
+        except Exception as error:
+            if error is not failure.error:
+                raise
+            if result is not None and result.get("answer") and not options.json:
+                print(flush=True)
+            _tell(f"scrubjay: model={options.model!r} failed: {_one_line(error)}")
+            return False
         self._messages = result["messages"]
         if options.json:
             print(json.dumps(summarise(question, result), ensure_ascii=False, default=str), flush=True)
@@ -98,8 +118,11 @@ class Conversation:
             print(flush=True)
             if result["stopped"] != "finished":
                 _tell(f"the work stopped early: {result['stopped']}")
+        if was_cut(result["messages"][-1]):
+            _tell("the answer ends at the model's limit of tokens; --max-tokens gives it more")
         if options.export is not None:
             self._export(result)
+        return True
 
     def _export(self, result: dict[str, Any]) -> None:
         assert self._options.export is not None
@@ -126,6 +149,29 @@ def summarise(question: str, result: dict[str, Any]) -> dict[str, Any]:
     rest = {name: result[name] for name in ("answer", "stopped", "tainted", "usage")}
     rest["recalled"] = [{"id": record.id, "text": record.text} for record in result["recalled"]]
     return {"question": question, **rest, "steps": steps}
+
+
+def _failure_handler() -> Any:
+    """Return a callback that keeps the last error which a model raised, whatever its provider calls it."""
+    from langchain_core.callbacks import BaseCallbackHandler
+
+    class Failure(BaseCallbackHandler):
+        error: BaseException | None = None
+
+        def on_llm_error(self, error: BaseException, **_: Any) -> None:
+            self.error = error
+
+    return Failure()
+
+
+def _one_line(error: Exception) -> str:
+    first: BaseException = error
+    while first.__cause__ is not None:
+        first = first.__cause__
+    # What providers call a connection error says why only at its root.
+    why = f" ({first})" if str(first) and str(first) not in str(error) else ""
+    text = printable(" ".join(f"{type(error).__name__}: {error}{why}".split()))
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]} …"
 
 
 def _show(event: Event) -> None:

@@ -44,12 +44,12 @@ class AgentOptions:
     """Text files to answer from, before anything that is looked up."""
     policy: str = "sinks"
     """What the cache of a local model keeps."""
-    budget: int = 1024
-    """Tokens kept, where the policy has a budget."""
+    budget: int = 4096
+    """Tokens kept, where the policy has a budget. Prompts take what --max-tokens leaves of it, so that none falls out of view."""
     max_steps: int = 5
     """Tools called for one question at most."""
     max_seconds: float = 300.0
-    """Time for one question, looked at between calls; a slow model needs more."""
+    """Time for one question, looked at between calls, and of each call to a provider; a slow model needs more."""
     planning: Literal["auto", "native", "json"] = "auto"
     """How the model plans: by native calls of tools, or as JSON text."""
     language: Literal["en", "zh"] = "en"
@@ -112,7 +112,17 @@ def load_model(options: AgentOptions) -> Any:
             raise ImportError(
                 f"model={options.model!r} needs more: pip install langchain langchain-{provider}"
             ) from None
-        return init_chat_model(options.model, temperature=options.temperature, max_tokens=options.max_tokens)
+        try:
+            return init_chat_model(
+                options.model,
+                temperature=options.temperature,
+                max_tokens=options.max_tokens,
+                timeout=options.max_seconds,
+            )
+        except ImportError:
+            raise
+        except Exception as error:  # such as a missing key, each provider in a class of its own
+            raise ValueError(f"model={options.model!r}: {error}") from error
     model = open_local_model(
         model=options.model,
         policy=options.policy,

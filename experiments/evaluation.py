@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,29 @@ from scrubjay.experiments.environments import EnvConfig
 from scrubjay.experiments.statistics import normal_interval, wilson_interval
 
 MAX_COPIES = 64
+
+
+def share_out(episodes: int) -> list[int]:
+    """Return how many episodes each copy of an environment plays, the first copies one more where it does not divide.
+
+    Raises ValueError if there are fewer than 1.
+    """
+    if episodes < 1:
+        raise ValueError(f"episodes={episodes}: at least 1 is needed")
+    copies = min(episodes, MAX_COPIES)
+    return [episodes // copies + (row < episodes % copies) for row in range(copies)]
+
+
+def describe(returns: Sequence[float] | np.ndarray, lengths: Sequence[int] | np.ndarray) -> dict[str, float]:
+    """Return the number of episodes, their mean return with its 95 % interval, and their mean length."""
+    low, high = normal_interval(returns)
+    return {
+        "episodes": len(returns),
+        "episodic_return": float(np.mean(returns)),
+        "episodic_return_low": low,
+        "episodic_return_high": high,
+        "episodic_length": float(np.mean(lengths)),
+    }
 
 
 @dataclass(frozen=True)
@@ -49,14 +73,7 @@ class EpisodeScores:
 
     def summary(self) -> dict[str, float]:
         """Return means with 95 % intervals: Wilson's for success that is yes or no, else the normal one."""
-        low, high = normal_interval(self.returns)
-        summary = {
-            "episodes": len(self.returns),
-            "episodic_return": float(np.mean(self.returns)),
-            "episodic_return_low": low,
-            "episodic_return_high": high,
-            "episodic_length": float(np.mean(self.lengths)),
-        }
+        summary = describe(self.returns, self.lengths)
         if self.successes:
             if set(self.successes) <= {0.0, 1.0}:
                 low, high = wilson_interval(round(sum(self.successes)), len(self.successes))
@@ -80,10 +97,8 @@ def evaluate(
     After `max_steps` steps of every copy the episodes still going on are left out, since nothing says that an
     environment ever ends. Raises ValueError if fewer than 1 episode is asked for or none ended.
     """
-    if episodes < 1:
-        raise ValueError(f"episodes={episodes}: at least 1 is needed")
-    copies = min(episodes, MAX_COPIES)
-    shares = [episodes // copies + (row < episodes % copies) for row in range(copies)]
+    shares = share_out(episodes)
+    copies = len(shares)
     finished: list[list[tuple[float, int, float | None]]] = [[] for _ in range(copies)]
     envs = env.make_vector(copies)
     training = policy.training

@@ -12,10 +12,8 @@ from jaxtyping import Bool
 
 from scrubjay.agents.team_policy import TeamPolicy
 from scrubjay.envs.uav.heuristics import HEURISTICS
-from scrubjay.experiments.statistics import normal_interval
+from scrubjay.experiments.evaluation import describe, share_out
 from scrubjay.experiments.teams import TeamEnvConfig
-
-MAX_ROWS = 64
 
 
 class Actor(Protocol):
@@ -71,15 +69,7 @@ class TeamScores:
 
     def summary(self) -> dict[str, float]:
         """Return means with 95 % intervals; a team's return is the sum over its agents."""
-        totals = self.returns.sum(axis=1)
-        low, high = normal_interval(totals)
-        summary = {
-            "episodes": len(totals),
-            "episodic_return": float(totals.mean()),
-            "episodic_return_low": low,
-            "episodic_return_high": high,
-            "episodic_length": float(self.lengths.mean()),
-        }
+        summary = describe(self.returns.sum(axis=1), self.lengths)
         return summary | {name: float(values.mean()) for name, values in self.measures.items()}
 
 
@@ -92,10 +82,8 @@ def evaluate_team(
     their k-th episodes in the same row. Raises ValueError if fewer than
     1 episode is asked for, or an episode is longer than `max_steps`.
     """
-    if episodes < 1:
-        raise ValueError(f"episodes={episodes}: at least 1 is needed")
-    rows = min(episodes, MAX_ROWS)
-    shares = np.array([episodes // rows + (row < episodes % rows) for row in range(rows)])
+    shares = share_out(episodes)
+    rows = len(shares)
     env = env_config.make_teams(rows)
     finished: list[list[tuple[np.ndarray, int, dict[str, float]]]] = [[] for _ in range(rows)]
     try:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+import inspect
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import reduce
 from typing import Any, cast
 
 from langchain_core.messages import BaseMessage, HumanMessage, ToolMessage, convert_to_messages
+from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables import Runnable, RunnableConfig, ensure_config
 from langchain_core.runnables.config import patch_config
 from langchain_core.runnables.utils import AddableDict
@@ -17,7 +19,7 @@ from langchain_core.tools import tool as as_tool
 from scrubjay.agents.kwai.context import Context, passages, spoken
 from scrubjay.agents.kwai.drive import Loop, adrive, drive
 from scrubjay.agents.kwai.executor import Executor
-from scrubjay.agents.kwai.limits import Limits, Meter
+from scrubjay.agents.kwai.limits import Limits, Meter, counter_for, limits_for
 from scrubjay.agents.kwai.loop import Parts, take_turn
 from scrubjay.agents.kwai.planner import Planner
 from scrubjay.agents.kwai.plans import FINISH, NOTHING, Call
@@ -25,7 +27,7 @@ from scrubjay.agents.kwai.profile import Profile
 from scrubjay.agents.kwai.prompts import load_prompts
 from scrubjay.agents.kwai.recall import Recall
 from scrubjay.agents.kwai.remembering import Remembers
-from scrubjay.agents.kwai.text import clean, estimate_tokens
+from scrubjay.agents.kwai.text import clean
 from scrubjay.agents.kwai.transcript import mend
 from scrubjay.agents.kwai.turn import Supplied, Turn
 from scrubjay.agents.kwai.untrusted import TAINTED, is_trusted
@@ -43,6 +45,7 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
     up to it, the answer as it is written.
 
     `config={"configurable": {"namespace": (...), "thread_id": ...}}` says whose memory and which conversation.
+    System messages of the input are not shown to the model: what the agent is to do is told by its profile.
     Knowledge is data as what tools return is, and taints as it does, but for a Document that its owner vouches for
     with `metadata={"untrusted": False}`. What the model or the memory raises is raised; what a tool raises is told to
     the planner.
@@ -61,15 +64,17 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
         approve: Callable[[Call], bool] | None = None,
         namespace: tuple[str, ...] = (),
         recalled: int = 6,
-        count_tokens: Callable[[str], int] = estimate_tokens,
+        count_tokens: Callable[[str], int] | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now().astimezone(),
     ) -> None:
         """Put an agent together.
 
         `planning`: native tool calls, plans as JSON text, or what the model offers. `approve` is asked, after text
         from outside was read, before a tool with `metadata={"side_effect": True}` runs, and before a tool that is
-        not `{"untrusted": False}` is given an address that only the model wrote; without it, neither is run.
-        `recalled`: records of `memory` shown before each step. Raises ValueError or TypeError on what cannot work.
+        not `{"untrusted": False}` is given an address that only the model wrote; without it, or unless it returns
+        True, neither is run.
+        `recalled`: records of `memory` shown before each step. `limits` and `count_tokens` are by default those of
+        `limits_for` and `counter_for`. Raises ValueError or TypeError on what cannot work.
         """
         if max_steps < 1:
             raise ValueError(
@@ -77,13 +82,19 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
             )
         if planning not in _PLANNING:
             raise ValueError(f"planning={planning!r}: choose from {', '.join(_PLANNING)}")
+        if inspect.iscoroutinefunction(approve):
+            raise TypeError(
+                "approve is a coroutine function; it runs in a thread: give a plain one that waits"
+            )
         if recalled < 0:
             raise ValueError(f"recalled={recalled}: must not be negative")
         self.name = "KwaiAgent"
         self.profile = profile or Profile()
-        self.limits = limits or Limits()
+        self.limits = limits or limits_for(model)
+        count_tokens = count_tokens or counter_for(model)
         self.tools = _by_name(tools)
-        self._model, self._memory, self._namespace, self._recalled = model, memory, namespace, recalled
+        self._model, self._memory, self._recalled = model, memory, recalled
+        self._namespace = _as_namespace(namespace)
         self._count_tokens, self._clock, self.max_steps = count_tokens, clock, max_steps
         self._prompts = load_prompts(self.profile.language)
         self._context = Context(
@@ -149,7 +160,7 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
         messages = mend(messages, self._prompts)
         configurable = ensure_config(config).get("configurable", {})
         thread = {"thread": configurable["thread_id"]} if "thread_id" in configurable else {}
-        namespace = tuple(configurable.get("namespace", self._namespace))
+        namespace = _as_namespace(configurable.get("namespace", self._namespace))
         dialogue = spoken(messages[:-1])
         turn = Turn(
             asked=cast("HumanMessage", messages[-1]),
@@ -164,6 +175,8 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
             clock=self._clock,
             tainted=any(map(self._taints, messages)) or not all(document.trusted for document in knowledge),
         )
+        # Before anything is remembered, what cannot be asked is refused.
+        self._planner.prompt(turn) if self._planner else self._context.to_conclude(turn, None)
         parts = Parts(
             self._model,
             self._planner,
@@ -200,6 +213,12 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
         return Planner(bound, self.tools, True, self._context)
 
 
+def _as_namespace(given: Any) -> tuple[str, ...]:
+    if isinstance(given, str):  # whose letters would be a namespace each
+        raise TypeError(f"namespace={given!r}: must be a tuple of names, such as {(given,)!r}")
+    return tuple(given)
+
+
 def _by_name(tools: Sequence[BaseTool | Callable[..., Any]]) -> dict[str, BaseTool]:
     by_name: dict[str, BaseTool] = {}
     for given in tools:
@@ -221,18 +240,24 @@ def _read_input(input: Any) -> tuple[list[BaseMessage], tuple[Supplied, ...]]:
         messages: list[BaseMessage] = [HumanMessage(input)]
     elif isinstance(input, BaseMessage):
         messages = [input]
+    elif isinstance(input, Iterable | PromptValue):
+        messages = convert_to_messages(cast("Any", input))
     else:
-        messages = convert_to_messages(input)
+        raise TypeError(f"the input is {input!r}; give a question, messages, or a dictionary with 'messages'")
     if not messages or not isinstance(messages[-1], HumanMessage):
         raise ValueError("the last message must be the user's question")
+    if isinstance(messages[-1].content, str) and not messages[-1].content.strip():
+        raise ValueError("the question is empty")
     if isinstance(knowledge, str):
         knowledge = (knowledge,)
     return messages, tuple(_supplied(document) for document in knowledge)
 
 
 def _supplied(document: Any) -> Supplied:
-    text = clean(getattr(document, "page_content", document))
-    return Supplied(text, getattr(document, "metadata", {}).get("untrusted", True) is False)
+    text = getattr(document, "page_content", document)
+    if not isinstance(text, str):
+        raise TypeError(f"knowledge holds {document!r}; give texts or Documents")
+    return Supplied(clean(text), getattr(document, "metadata", {}).get("untrusted", True) is False)
 
 
 def _only(inputs: list[Any]) -> Any:

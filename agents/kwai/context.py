@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
@@ -130,26 +130,38 @@ class Context:
         Whole items within the budget, and a note of what is missing. Raises ValueError if the question does not fit.
         """
         say = self.prompts.say
-        steps = [self.render_step(step) for step in turn.steps]
+        steps = (
+            [result.text for _, result, *_ in turn.transcript]
+            if native
+            else [self.render_step(step) for step in turn.steps]
+        )
         knowledge = [_Item(self.render_knowledge(passage), "knowledge") for passage in turn.knowledge]
         memories = [_Item(self.render_memory(record), "memories") for record in turn.recalled]
         reflection = [turn.reflection] if native and turn.reflection else []
-        try:
-            packed = pack(
-                [system, *ending, *reflection, *([self._tool_lines] if native else [])],
-                [*turn.window, *steps],
-                [*knowledge, *memories],
-                self._budget,
-                self._count_tokens,
-                omitted=len(turn.dialogue) - len(turn.window),
-                note=self._missing,
-            )
-        except ValueError as error:
-            raise ValueError(
-                f"context_tokens={self._budget}: the profile, the tools and the question do not fit; "
-                "raise Limits.context_tokens, or shorten them"
-            ) from error
-        shown_steps = min(len(packed.recent), len(steps))
+        pinned = [system, *ending, *reflection, *([self._tool_lines] if native else [])]
+        first = 0
+        while True:
+            calls = turn.transcript[first:] if native else []
+            try:
+                packed = pack(
+                    pinned,
+                    [*turn.window, *steps[first:]],
+                    [*knowledge, *memories],
+                    self._budget - sum(map(self._call_tokens, calls)),
+                    self._count_tokens,
+                    omitted=len(turn.dialogue) - len(turn.window) + first,
+                    note=self._missing,
+                )
+                break
+            except ValueError as error:
+                if not calls:
+                    needed = sum(map(self._count_tokens, pinned))
+                    raise ValueError(
+                        f"context_tokens={self._budget}: the profile, the tools and the question need {needed:,} and "
+                        "a note; give fewer tools, or raise Limits.context_tokens, for a local model by raising its budget"
+                    ) from error
+                first += 1  # what was done first goes before the question does
+        shown_steps = min(len(packed.recent), len(steps) - first)
         spoken_count = len(packed.recent) - shown_steps
         sections = [
             "\n".join([say(name), *items])
@@ -164,7 +176,7 @@ class Context:
             SystemMessage(system),
             *turn.window[len(turn.window) - spoken_count :],
             HumanMessage(_with_attachments(turn.asked, "\n\n".join([*sections, *ending]))),
-            *(self._calls(turn, shown_steps) if native else []),
+            *self._calls(calls, shown_steps),
             *(HumanMessage(text) for text in reflection),
         ]
 
@@ -175,16 +187,24 @@ class Context:
             what = [say("missing_both", one=what[0], other=what[1])]
         return say("missing", what=what[0]) if what else ""
 
-    def _calls(self, turn: Turn, shown: int) -> list[BaseMessage]:
-        """Return this question's calls and results; results before the last `shown` are left out, their calls not."""
-        hidden = {step.call_id for step in turn.steps[: len(turn.steps) - shown]}
+    def _calls(self, calls: Sequence[list[BaseMessage]], shown: int) -> list[BaseMessage]:
+        """Return calls and results; results before the last `shown` are left out, their calls not."""
         note = self.prompts.say("left_out")
-        return [
-            message.model_copy(update={"content": note})
-            if isinstance(message, ToolMessage) and message.tool_call_id in hidden
-            else message
-            for message in turn.transcript
-        ]
+        messages: list[BaseMessage] = []
+        for index, (call, result, *postponed) in enumerate(calls):
+            if index < len(calls) - shown:
+                result = result.model_copy(update={"content": note})
+            messages += [call, result, *postponed]
+        return messages
+
+    def _call_tokens(self, step: list[BaseMessage]) -> int:
+        """Return the tokens of a step's messages without its result."""
+        call, _, *postponed = step
+        assert isinstance(call, AIMessage)
+        made = [{"name": one["name"], "arguments": one["args"]} for one in call.tool_calls]
+        written = json.dumps(made, ensure_ascii=False)
+        texts = [call.text, written, self.prompts.say("left_out"), *(message.text for message in postponed)]
+        return sum(map(self._count_tokens, texts))
 
 
 class _Item(NamedTuple):

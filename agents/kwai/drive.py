@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
@@ -13,7 +14,8 @@ from langchain_core.messages import AIMessage, AIMessageChunk, message_chunk_to_
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, StructuredTool, Tool
 
-from scrubjay.agents.kwai.effects import AskModel, Do, Effect, RunTool, ToolTimeoutError
+from scrubjay.agents.kwai.effects import AskModel, Effect, RunTool, ToolTimeoutError
+from scrubjay.agents.kwai.replies import said, without_thoughts
 from scrubjay.agents.kwai.text import clean
 from scrubjay.agents.kwai.untrusted import telling_tools
 
@@ -21,79 +23,113 @@ Update = dict[str, Any]
 Loop = Generator[Update | Effect, Any, None]
 
 
-def drive(loop: Loop, config: RunnableConfig, streaming: bool) -> Iterator[Update]:
-    """Run `loop` to its end and yield its updates; with `streaming`, the answer comes as it is written."""
-    reply: Any = None
-    error: BaseException | None = None
-    try:
+class _Running:
+    """A loop while it runs: its effects and updates in order, each answered with `reply` or the error that came of it."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self.reply: Any = None
+        self._error: Exception | None = None
+
+    def __iter__(self) -> Iterator[Update | Effect]:
         while True:
+            reply, error, self.reply, self._error = self.reply, self._error, None, None
             try:
-                effect = loop.throw(error) if error is not None else loop.send(reply)
+                effect = self._loop.throw(error) if error is not None else self._loop.send(reply)
             except StopIteration:
                 return
-            reply = error = None
+            yield effect
+
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[None]:
+        """Leave to the loop what to do about an error."""
+        try:
+            yield
+        except Exception as caught:  # noqa: BLE001
+            self._error = caught
+
+
+class _Written:
+    """An answer as it is written."""
+
+    def __init__(self) -> None:
+        self._whole: AIMessageChunk | None = None
+        self._text, self._begun = "", False
+
+    def add(self, chunk: AIMessageChunk) -> Iterator[Update]:
+        """Add a piece; give its text, if it has any that is not a thought."""
+        self._whole = chunk if self._whole is None else self._whole + chunk
+        text = clean(chunk.text)
+        if not self._begun:
+            self._text += text
+            text = without_thoughts(self._text)
+            self._begun = bool(text)
+        if text:
+            yield {"answer": text}
+
+    @property
+    def message(self) -> AIMessage:
+        """All of it."""
+        if self._whole is None:
+            return AIMessage("")
+        message = message_chunk_to_message(self._whole)
+        assert isinstance(message, AIMessage)
+        return message
+
+
+def drive(loop: Loop, config: RunnableConfig, streaming: bool) -> Iterator[Update]:
+    """Run `loop` to its end and yield its updates; with `streaming`, the answer comes as it is written."""
+    with contextlib.closing(loop):
+        running = _Running(loop)
+        for effect in running:
             if isinstance(effect, dict):
                 yield effect
                 continue
-            try:
-                if isinstance(effect, AskModel):
-                    reply = yield from _ask(effect, config, streaming)
+            with running.answering():
+                if isinstance(effect, AskModel) and effect.answers and streaming:
+                    written = _Written()
+                    for chunk in effect.model.stream(effect.messages, config):
+                        yield from written.add(chunk)
+                    running.reply = written.message
+                elif isinstance(effect, AskModel):
+                    running.reply = effect.model.invoke(effect.messages, config)
+                    if effect.answers:
+                        yield from _shown(running.reply)
                 elif isinstance(effect, RunTool):
-                    reply = _run_tool(effect, config)
+                    running.reply = _run_tool(effect, config)
                 else:
-                    reply = effect.function()
-            except Exception as caught:  # noqa: BLE001  the loop decides
-                error = caught
-    finally:
-        loop.close()
+                    running.reply = effect.function()
 
 
 async def adrive(loop: Loop, config: RunnableConfig, streaming: bool) -> AsyncIterator[Update]:
     """Run `loop` as `drive` does, on the event loop."""
-    reply: Any = None
-    error: BaseException | None = None
-    try:
-        while True:
-            try:
-                effect = loop.throw(error) if error is not None else loop.send(reply)
-            except StopIteration:
-                return
-            reply = error = None
+    with contextlib.closing(loop):
+        running = _Running(loop)
+        for effect in running:
             if isinstance(effect, dict):
                 yield effect
                 continue
-            try:
+            with running.answering():
                 if isinstance(effect, AskModel) and effect.answers and streaming:
-                    whole: AIMessageChunk | None = None
+                    written = _Written()
                     async for chunk in effect.model.astream(effect.messages, config):
-                        whole = chunk if whole is None else whole + chunk
-                        if chunk.text:
-                            yield {"answer": clean(chunk.text)}
-                    reply = _as_message(whole)
+                        for update in written.add(chunk):
+                            yield update
+                    running.reply = written.message
                 elif isinstance(effect, AskModel):
-                    reply = await effect.model.ainvoke(effect.messages, config)
-                    if effect.answers and reply.text:
-                        yield {"answer": clean(reply.text)}
+                    running.reply = await effect.model.ainvoke(effect.messages, config)
+                    if effect.answers:
+                        for update in _shown(running.reply):
+                            yield update
+                elif isinstance(effect, RunTool):
+                    running.reply = await _arun_tool(effect, config)
                 else:
-                    reply = await _acarry_out(effect, config)
-            except Exception as caught:  # noqa: BLE001  the loop decides
-                error = caught
-    finally:
-        loop.close()
+                    running.reply = await asyncio.to_thread(effect.function)
 
 
-def _ask(effect: AskModel, config: RunnableConfig, streaming: bool) -> Generator[Update, None, AIMessage]:
-    if not (effect.answers and streaming):
-        message = effect.model.invoke(effect.messages, config)
-        if effect.answers and message.text:
-            yield {"answer": clean(message.text)}
-        return message
-    whole: AIMessageChunk | None = None
-    for chunk in effect.model.stream(effect.messages, config):
-        whole = chunk if whole is None else whole + chunk
-        if chunk.text:
-            yield {"answer": clean(chunk.text)}
-    return _as_message(whole)
+def _shown(message: AIMessage) -> Iterator[Update]:
+    if text := said(message):
+        yield {"answer": text}
 
 
 def _run_tool(run: RunTool, config: RunnableConfig) -> Any:
@@ -103,17 +139,15 @@ def _run_tool(run: RunTool, config: RunnableConfig) -> Any:
     return running.result()
 
 
-async def _acarry_out(effect: RunTool | Do, config: RunnableConfig) -> Any:
-    if isinstance(effect, Do):
-        return await asyncio.to_thread(effect.function)
+async def _arun_tool(run: RunTool, config: RunnableConfig) -> Any:
     running: asyncio.Future[Any]
-    if _is_async(effect.tool):
-        running = asyncio.ensure_future(_ainvoke(effect, config))
+    if _is_async(run.tool):
+        running = asyncio.ensure_future(_ainvoke(run, config))
     else:
         # Not in the event loop's own threads: asyncio.run would wait for one that never ends.
-        running = asyncio.wrap_future(_in_thread(lambda: _invoke(effect, config)))
+        running = asyncio.wrap_future(_in_thread(lambda: _invoke(run, config)))
     try:
-        done, _ = await asyncio.wait([running], timeout=effect.seconds)
+        done, _ = await asyncio.wait([running], timeout=run.seconds)
     except BaseException:
         running.cancel()
         raise
@@ -142,6 +176,9 @@ def _in_thread(function: Callable[[], Any]) -> Future[Any]:
 
 
 def _invoke(run: RunTool, config: RunnableConfig) -> Any:
+    if isinstance(run.tool, StructuredTool | Tool) and run.tool.func is None:
+        # As tools of MCP servers are; this thread has no event loop.
+        return asyncio.run(_ainvoke(run, config))
     with telling_tools(run.tainted):
         return run.tool.invoke(_as_tool_call(run), config)
 
@@ -159,11 +196,3 @@ def _is_async(tool: BaseTool) -> bool:
     if isinstance(tool, StructuredTool | Tool):
         return tool.coroutine is not None
     return type(tool)._arun is not BaseTool._arun
-
-
-def _as_message(whole: AIMessageChunk | None) -> AIMessage:
-    if whole is None:
-        return AIMessage("")
-    message = message_chunk_to_message(whole)
-    assert isinstance(message, AIMessage)
-    return message

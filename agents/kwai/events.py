@@ -22,6 +22,7 @@ Action = Literal[
     "chain_end",
 ]
 _SHORT = 100
+_NOTHING = ("", "null", "[]", "{}", '""')
 
 
 @dataclass(frozen=True)
@@ -72,5 +73,5 @@ class Step:
 
     @property
     def sufficient(self) -> bool:
-        """Whether the step found anything."""
-        return self.status == "success" and bool(self.result.strip())
+        """Whether the step found anything; JSON of nothing, as of a tool that returns None or no rows, is not."""
+        return self.status == "success" and self.result.strip() not in _NOTHING

@@ -10,6 +10,7 @@ from langchain_core.messages import ToolMessage
 from langchain_core.tools import BaseTool, ToolException
 
 from scrubjay.agents.kwai.effects import Do, Effect, RunTool, ToolTimeoutError
+from scrubjay.agents.kwai.faults import describe_faults
 from scrubjay.agents.kwai.limits import Limits
 from scrubjay.agents.kwai.plans import Call
 from scrubjay.agents.kwai.prompts import Prompts
@@ -61,7 +62,8 @@ class Executor:
         objection = _objection(tool, call, turn)
         if objection:
             approve = self._approve
-            if approve is None or not (yield Do(lambda: approve(call))):
+            # Nothing but True: a coroutine that nobody awaits is no yes.
+            if approve is None or (yield Do(lambda: approve(call))) is not True:
                 return Observation(say(objection, tool=call.name), "error")
         turn.meter.ran(call.name, call.arguments, step)
         seconds = turn.meter.seconds_for_a_tool()
@@ -96,7 +98,9 @@ class Executor:
 
     def _failure(self, tool: BaseTool, call: Call, error: Exception) -> Observation:
         if _is_validation_error(error):
-            text = self._prompts.say("bad_arguments", tool=call.name, error=_briefly(error, self._prompts))
+            text = self._prompts.say(
+                "bad_arguments", tool=call.name, error=describe_faults(error, self._prompts)
+            )
         else:
             reason = str(error) if isinstance(error, ToolException) else f"{type(error).__name__}: {error}"
             text = self._prompts.say("tool_failed", tool=call.name, error=clean(reason))
@@ -136,17 +140,3 @@ def _is_validation_error(error: Exception) -> bool:
     from pydantic.v1 import ValidationError as OldValidationError
 
     return isinstance(error, ValidationError | OldValidationError)
-
-
-def _briefly(error: Any, prompts: Prompts) -> str:
-    """Return what does not fit, argument by argument; the commonest mistakes in the prompts' language."""
-    problems = []
-    for item in error.errors():
-        kind, _, what = item["type"].partition("_")
-        said = item["msg"]
-        if item["type"] == "missing":
-            said = prompts.say("argument_missing")
-        elif what in ("type", "parsing"):
-            said = prompts.say("argument_type", kind=kind)
-        problems.append(f"{'.'.join(map(str, item['loc'])) or 'arguments'}: {said}")
-    return clean("; ".join(problems))

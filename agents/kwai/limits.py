@@ -11,6 +11,10 @@ from typing import Any
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.messages.ai import UsageMetadata, add_usage
 
+from scrubjay.agents.kwai.text import estimate_tokens
+
+_AROUND = 16
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -32,7 +36,7 @@ class Limits:
     result_tokens: int = 2_000
     """Tokens kept of one tool's result; the rest is cut with a note."""
     context_tokens: int = 8_192
-    """Tokens of one prompt."""
+    """Tokens of one prompt. Without limits of its own an agent takes no more than its model sees (`limits_for`)."""
     dialogue_tokens: int = 4_096
     """Tokens of earlier turns in it, at most half of the prompt; 1 shows hardly any. Small models copy what they said before,
     and answer better from memory alone."""
@@ -42,6 +46,26 @@ class Limits:
             value = getattr(self, field.name)
             if not value > 0:
                 raise ValueError(f"{field.name}={value}: a limit must be positive")
+
+
+def limits_for(model: Any, **given: Any) -> Limits:
+    """Return the default limits but for what is given, and with prompts that `model` sees whole.
+
+    A `LocalChatModel` tells how much that is. Of a longer prompt, the rules and the tools fall out of its cache first,
+    and nothing says so.
+    """
+    seen = getattr(model, "tokens_in_view", None)
+    if seen is not None and seen < Limits.context_tokens:
+        given = {"context_tokens": seen, "result_tokens": min(Limits.result_tokens, 1 + seen // 4)} | given
+    return Limits(**given)
+
+
+def counter_for(model: Any) -> Callable[[str], int]:
+    """Return how to count the tokens of a text: by the tokenizer of a model on this machine, else by estimate."""
+    if getattr(model, "tokens_in_view", None) is None:
+        return estimate_tokens
+    # What a template writes around a message is of its prompt, too.
+    return lambda text: model.get_num_tokens(text) + _AROUND
 
 
 class Meter:

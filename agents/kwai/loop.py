@@ -20,7 +20,7 @@ from scrubjay.agents.kwai.executor import Executor
 from scrubjay.agents.kwai.planner import Decision, Planner
 from scrubjay.agents.kwai.prompts import Prompts
 from scrubjay.agents.kwai.recall import Recall
-from scrubjay.agents.kwai.text import clean
+from scrubjay.agents.kwai.replies import said
 from scrubjay.agents.kwai.turn import Turn
 from scrubjay.agents.kwai.untrusted import TAINTED
 
@@ -75,8 +75,8 @@ def _work(parts: Parts, turn: Turn) -> Generator[Update | Effect, Any, str]:
             yield turn.event("fail", decision.rungs[-1])
             return "unreadable_plan"
         if not decision.calls:
-            turn.draft = decision.draft
-            yield turn.event("finish", decision.draft)
+            turn.draft = decision.message
+            yield turn.event("finish", turn.draft.text if turn.draft else "")
             return "finished"
         ran = yield from _step(parts, turn, decision)
         blocked = 0 if ran else blocked + 1
@@ -122,7 +122,7 @@ def _step(parts: Parts, turn: Turn, decision: Decision) -> Generator[Update | Ef
         parts.executor.message(call, observation),
         *(parts.executor.postponed(other) for other in waiting),
     ]
-    turn.transcript += pair
+    turn.transcript.append(pair)
     action = "observation" if step.status == "success" else "fail"
     yield turn.event(action, step.result) | {"messages": pair, "steps": [step]}
     if observation.ran:
@@ -132,9 +132,9 @@ def _step(parts: Parts, turn: Turn, decision: Decision) -> Generator[Update | Ef
 
 def _conclude(parts: Parts, turn: Turn, stopped: str) -> Generator[Update | Effect, Any, None]:
     """Write the answer: the planner's own words if no task was run, else from all sources."""
-    if turn.draft and not turn.steps:
-        yield {"answer": turn.draft}
-        answer = AIMessage(turn.draft)
+    if turn.draft and turn.draft.text and not turn.steps:
+        answer = turn.draft
+        yield {"answer": answer.text}
     else:
         answer = yield from _write(parts, turn, None if stopped == "finished" else stopped)
     if turn.tainted:
@@ -142,7 +142,8 @@ def _conclude(parts: Parts, turn: Turn, stopped: str) -> Generator[Update | Effe
         metadata = answer.response_metadata | {TAINTED: True}
         answer = answer.model_copy(update={"response_metadata": metadata})
     yield turn.event("conclusion", answer.text) | {"messages": [answer]}
-    yield from parts.recall.remember_answer(turn, answer.text)
+    if answer.text != parts.prompts.say("no_answer"):
+        yield from parts.recall.remember_answer(turn, answer.text)
 
 
 def _write(parts: Parts, turn: Turn, stopped: str | None) -> Generator[Update | Effect, Any, AIMessage]:
@@ -150,7 +151,7 @@ def _write(parts: Parts, turn: Turn, stopped: str | None) -> Generator[Update | 
     for _ in range(2):
         reply: AIMessage = yield AskModel(parts.model, prompt, answers=True)
         turn.meter.spend(prompt, reply)
-        text = clean(reply.text)
+        text = said(reply)
         if text.strip():
             return AIMessage(
                 text,
@@ -161,4 +162,4 @@ def _write(parts: Parts, turn: Turn, stopped: str | None) -> Generator[Update | 
         prompt = [*prompt, HumanMessage(parts.prompts.say("ask_again"))]
     text = parts.prompts.say("no_answer")
     yield {"answer": text}
-    return AIMessage(text)
+    return AIMessage(text, response_metadata=reply.response_metadata)

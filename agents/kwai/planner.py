@@ -24,6 +24,7 @@ from scrubjay.agents.kwai.plans import (
     read_arguments,
     read_plan,
 )
+from scrubjay.agents.kwai.replies import said, thinking, was_cut
 from scrubjay.agents.kwai.text import clean
 from scrubjay.agents.kwai.turn import Turn
 
@@ -39,9 +40,7 @@ class Decision:
     rungs: tuple[str, ...]
     """The attempts at reading it, the last one held, unless `unreadable`."""
     message: AIMessage | None = None
-    """What goes into the history."""
-    draft: str = ""
-    """Text in place of a call."""
+    """What goes into the history: the call, or text in its place."""
     unreadable: bool = False
     """Whether no attempt held."""
 
@@ -54,9 +53,13 @@ class Planner:
     ) -> None:
         self._model, self._names, self._native, self._context = model, names, native, context
 
+    def prompt(self, turn: Turn) -> list[BaseMessage]:
+        """Return what the model is asked. Raises ValueError if the question does not fit."""
+        return self._context.to_plan(turn, self._native)
+
     def decide(self, turn: Turn) -> Generator[Effect, Any, Decision]:
         """Ask for the next task, at most twice."""
-        prompt = self._context.to_plan(turn, self._native)
+        prompt = self.prompt(turn)
         rungs: list[str] = []
         for _ in range(2):
             reply: AIMessage = yield AskModel(self._model, prompt)
@@ -65,14 +68,17 @@ class Planner:
                 return self._read(reply, rungs)
             except PlanError as error:
                 rungs.append(f"unreadable: {error}")
-                say = self._context.prompts.say
-                correction = say("reask", error=say(error.reason, **error.values))
+                prompts = self._context.prompts
+                correction = prompts.say("reask", error=error.phrase.said(prompts))
                 # As text: a call without a result must not be sent back.
-                said: list[BaseMessage] = [AIMessage(clean(reply.text) or "…"), HumanMessage(correction)]
-                prompt = [*prompt, *said]
+                prompt = [*prompt, AIMessage(said(reply) or "…"), HumanMessage(correction)]
         return Decision((), "", tuple(rungs), unreadable=True)
 
     def _read(self, reply: AIMessage, rungs: list[str]) -> Decision:
+        cut = was_cut(reply)
+        if cut and (reply.tool_calls or reply.invalid_tool_calls):
+            # However valid it looks: what is missing of a mail's text, or of a path, was meant too.
+            raise PlanError("plan_cut")
         if reply.tool_calls:
             calls = [Call(clean(call["name"]), check_arguments(call["args"])) for call in reply.tool_calls]
             return self._decision(reply, calls, "", [*rungs, "tool_calls"])
@@ -82,31 +88,32 @@ class Planner:
                 for call in reply.invalid_tool_calls
             ]
             return self._decision(reply, calls, "", [*rungs, "invalid_tool_calls"])
-        if not self._native:
-            plan = read_plan(reply.text)
-            return self._decision(reply, [plan.call], plan.task_name, [*rungs, plan.rung])
         try:
-            plan = read_plan(reply.text)
+            plan = read_plan(said(reply))
         except PlanError:
-            pass
+            if not self._native:
+                raise
         else:
-            # Small models write the call they mean as text; any other JSON is an answer.
-            if plan.finishes or plan.call.name in self._names:
+            # Small models write the call they mean as text; any other JSON in place of a native call is an answer.
+            if not self._native or plan.finishes or plan.call.name in self._names:
+                if cut and plan.rung == "repaired":
+                    raise PlanError("plan_cut")
                 return self._decision(reply, [plan.call], plan.task_name, [*rungs, plan.rung])
-        return Decision((), "", (*rungs, "text"), draft=clean(reply.text).strip())
+        return Decision((), "", (*rungs, "text"), _recorded(reply, [], said(reply).strip()))
 
     def _decision(self, reply: AIMessage, calls: list[Call], task_name: str, rungs: list[str]) -> Decision:
         if calls[0].name in (FINISH, NOTHING):
             return Decision((), "", tuple(rungs))
-        said = "" if rungs[-1] in ("json", "prose", "repaired") else clean(reply.text).strip()
-        task_name = task_name or said or calls[0].name
-        return Decision(tuple(calls), task_name, tuple(rungs), _recorded(reply, calls, said or task_name))
+        task_name = task_name or said(reply).strip()
+        message = _recorded(reply, calls, task_name)
+        return Decision(tuple(calls), task_name or calls[0].name, tuple(rungs), message)
 
 
-def _recorded(reply: AIMessage, calls: list[Call], said: str) -> AIMessage:
+def _recorded(reply: AIMessage, calls: list[Call], text: str) -> AIMessage:
     """Return the reply as history keeps it: every call with a name that providers accept and an id of its own."""
+    thoughts = thinking(reply) if calls else []
     return AIMessage(
-        content=said,
+        content=[*thoughts, *([{"type": "text", "text": text}] if text else [])] if thoughts else text,
         tool_calls=[
             {
                 "name": call.safe_name,

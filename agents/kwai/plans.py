@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from scrubjay.agents.kwai.prompts import load_prompts
+from scrubjay.agents.kwai.prompts import Told
 from scrubjay.agents.kwai.text import clean, clean_value
 
 FINISH = "task_complete"
@@ -19,12 +19,8 @@ _LONGEST_REPAIRED = 8_000
 _OBJECTS_TRIED = 20
 
 
-class PlanError(ValueError):
-    """The text holds no plan: `reason` is the name of what is wrong among the agent's prompts, for the model to correct."""
-
-    def __init__(self, reason: str, **values: str) -> None:
-        self.reason, self.values = reason, values
-        super().__init__(load_prompts("en").say(reason, **values))
+class PlanError(Told, ValueError):
+    """The text holds no plan; the model is told what is wrong, to correct it."""
 
 
 @dataclass(frozen=True)

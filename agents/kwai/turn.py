@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from langchain_core.messages import BaseMessage, HumanMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 
 from scrubjay.agents.kwai.events import Action, Event, Step
 from scrubjay.agents.kwai.limits import Meter
@@ -41,15 +41,15 @@ class Turn:
     tainted: bool = False
     """Whether text that somebody outside could have worded was read."""
     steps: list[Step] = field(default_factory=list)
-    transcript: list[BaseMessage] = field(default_factory=list)
-    """Calls and results of this question, each call with its result."""
+    transcript: list[list[BaseMessage]] = field(default_factory=list)
+    """Of each step its call, its result, and answers to calls that came with it."""
     recalled: list[Remembered] = field(default_factory=list)
     """What memory brought up for the next step."""
     written: set[str] = field(default_factory=set)
     """Records that this question itself made."""
     reflection: str | None = None
     """Why the next plan should differ from the last."""
-    draft: str = ""
+    draft: AIMessage | None = None
     """What the planner said instead of planning on."""
     events: int = 0
 

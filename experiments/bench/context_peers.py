@@ -30,8 +30,8 @@ from scrubjay.experiments.longcontext.examples import Example, string_match_all,
 from scrubjay.experiments.longcontext.haystack import NEEDLE, Cell, make_cell
 from scrubjay.experiments.longcontext.needles import split_sentences
 from scrubjay.experiments.longcontext.reading import tokenize
-from scrubjay.experiments.longcontext.records import markdown
 from scrubjay.experiments.longcontext.texts import read_text
+from scrubjay.experiments.records import markdown
 from scrubjay.memory import context
 from scrubjay.memory.context.infiniretri import InfiniRetri
 

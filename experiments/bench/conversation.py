@@ -33,11 +33,11 @@ from scrubjay.agents import LocalChatModel
 from scrubjay.agents.kwai import KwaiAgent, Limits
 from scrubjay.agents.kwai.text import is_question
 from scrubjay.experiments.conversations import Conversation, Reminder, remind
+from scrubjay.experiments.cost import resident_bytes, stopwatch
 from scrubjay.experiments.device import one_thread
-from scrubjay.experiments.longcontext.reading import resident_bytes, stopwatch
-from scrubjay.experiments.longcontext.records import Records, header, markdown, settle
 from scrubjay.experiments.plot import colours, figure_of, save_figure
 from scrubjay.experiments.progress import ProgressDisplay
+from scrubjay.experiments.records import Records, header, markdown, settle
 from scrubjay.experiments.run import write_atomically
 from scrubjay.experiments.stopping import Interrupted, StopRequest
 from scrubjay.memory import MemoryBank

@@ -37,8 +37,8 @@ from scrubjay.agents.kwai import KwaiAgent, Limits
 from scrubjay.agents.kwai.prompts import load_prompts
 from scrubjay.agents.kwai.transcript import mend
 from scrubjay.experiments.device import one_thread
-from scrubjay.experiments.longcontext.records import Records, header, markdown, settle
 from scrubjay.experiments.progress import ProgressDisplay
+from scrubjay.experiments.records import Records, header, markdown, settle
 from scrubjay.experiments.run import write_atomically
 
 OUTSIDE = "The library in the market street is open from nine to five."

@@ -18,10 +18,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from scrubjay.experiments.cost import Elapsed, stopwatch
 from scrubjay.experiments.longcontext.options import MeasureOptions
-from scrubjay.experiments.longcontext.reading import Elapsed, held_bytes, read, stopwatch, tokenize
-from scrubjay.experiments.longcontext.records import Records, header, markdown, settle
+from scrubjay.experiments.longcontext.reading import held_bytes, read, tokenize
 from scrubjay.experiments.progress import ProgressDisplay
+from scrubjay.experiments.records import Records, header, markdown, settle
 from scrubjay.experiments.run import write_atomically
 from scrubjay.memory import context
 

@@ -19,9 +19,9 @@ from scrubjay.experiments.longcontext.answering import Answer, answer, answer_fr
 from scrubjay.experiments.longcontext.examples import Example, fit, token_counter
 from scrubjay.experiments.longcontext.needles import Needles, split_sentences
 from scrubjay.experiments.longcontext.options import MeasureOptions
-from scrubjay.experiments.longcontext.records import Records, header, markdown, settle
 from scrubjay.experiments.longcontext.ruler import list_tasks, make_example
 from scrubjay.experiments.progress import ProgressDisplay
+from scrubjay.experiments.records import Records, header, markdown, settle
 from scrubjay.experiments.run import write_atomically
 from scrubjay.memory.context.infiniretri import InfiniRetri
 

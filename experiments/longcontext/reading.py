@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,26 +14,6 @@ from scrubjay.memory import context
 
 RECOMPUTE = "recompute"
 """Name of the peer that keeps no cache."""
-
-
-@dataclass
-class Elapsed:
-    """Seconds that a block of code took."""
-
-    wall: float = 0.0
-    """On the clock."""
-    cpu: float = 0.0
-    """Of this process's processor time, which neighbours on the machine disturb less."""
-
-
-@contextmanager
-def stopwatch() -> Iterator[Elapsed]:
-    """Measure the block; the result is complete after it."""
-    _await_device()
-    elapsed, wall, cpu = Elapsed(), time.perf_counter(), time.process_time()
-    yield elapsed
-    _await_device()
-    elapsed.wall, elapsed.cpu = time.perf_counter() - wall, time.process_time() - cpu
 
 
 @torch.no_grad()
@@ -79,21 +54,3 @@ def held_bytes(cache: context.PolicyCache) -> int:
 def tokenize(tokenizer: Any, text: str) -> Int[Tensor, " time"]:
     """Return the tokens of a text that may be longer than the model was trained for."""
     return torch.tensor(tokenizer(text, verbose=False)["input_ids"])
-
-
-def resident_bytes() -> int:
-    """Return the memory of this process now, or where the system does not tell, its peak."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        import resource
-        import sys
-
-        # Darwin counts bytes, others kilobytes.
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def _await_device() -> None:
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()

@@ -93,9 +93,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Confi
 @pytest.fixture
 def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     """Start the real command in an empty directory, with no cluster of this process's to join."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
 
     def popen(*words: object) -> subprocess.Popen[str]:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         return subprocess.Popen(
             [sys.executable, "-m", "scrubjay.experiments.cli", *map(str, words)],
             cwd=tmp_path,

@@ -330,7 +330,7 @@ def folder(tiny_chat, tmp_path_factory):
 
 
 def test_a_model_from_disk_answers(here, folder):
-    words = ["--model", folder, "--max-tokens", "20", "--budget", "64"]
+    words = ["--model", folder, "--max-tokens", "20"]
     code, out, _ = here("agent", "Hello", "--tools", "none", *words)
     assert code == 0
     assert len(out) > 8
@@ -340,6 +340,17 @@ def test_a_model_from_disk_answers(here, folder):
     told = json.loads(here("agent", "Hello", "--tools", "time_delta", "--json", *words)[1])
     assert (told["stopped"], told["steps"], len(told["answer"])) == ("finished", [], 20)
     assert told["usage"]["output_tokens"] == 20
+
+
+@pytest.mark.parametrize(
+    ("budget", "told"),
+    [("600", "budget=600), and max_tokens=600 of an answer leave none"), ("800", "context_tokens=200: ")],
+)
+def test_what_the_cache_has_no_room_for_is_told_and_not_lost(here, folder, budget, told):
+    words = ["--model", folder, "--max-tokens", "600", "--budget", budget, "--tools", "time_delta"]
+    code, out, err = here("agent", "Hello", *words)
+    assert (code, out) == (2, "")
+    assert told in err.splitlines()[-1]
 
 
 @pytest.mark.slow

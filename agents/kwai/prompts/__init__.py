@@ -1,4 +1,4 @@
-"""What the agent says to its model, in each language a file of its own."""
+"""What the agent and its tools say to its model, in each language two files of their own."""
 
 from __future__ import annotations
 
@@ -35,10 +35,35 @@ class Prompts:
         return set(self._templates[name].get_identifiers())
 
 
+class Phrase:
+    """A named text with its values, for who knows the language; values may be phrases themselves."""
+
+    def __init__(self, name: str, /, **values: object) -> None:
+        self.name, self._values = name, values
+
+    def said(self, prompts: Prompts) -> str:
+        """Return the text in the language of `prompts`."""
+        values = {
+            name: value.said(prompts) if isinstance(value, Phrase) else value
+            for name, value in self._values.items()
+        }
+        return prompts.say(self.name, **values)
+
+
+class Told(Exception):
+    """An error that a model is told in its own language: `phrase`. As any error's, its text is English."""
+
+    def __init__(self, name: str, /, **values: object) -> None:
+        self.phrase = Phrase(name, **values)
+        super().__init__(self.phrase.said(load_prompts("en")))
+
+
 @cache
 def load_prompts(language: str) -> Prompts:
     """Return the wording of `language`. Raises ValueError on one that has none."""
     if language not in LANGUAGES:
         raise ValueError(f"language={language!r}: there are prompts in {', '.join(LANGUAGES)}")
-    text = resources.files(__name__).joinpath(f"{language}.toml").read_text(encoding="utf-8")
-    return Prompts(language, tomllib.loads(text))
+    wording: dict[str, Any] = {}
+    for file in (f"{language}.toml", f"tools_{language}.toml"):
+        wording |= tomllib.loads(resources.files(__name__).joinpath(file).read_text(encoding="utf-8"))
+    return Prompts(language, wording)

@@ -1,4 +1,4 @@
-"""What every tool gives: an answer, or one of three failures."""
+"""What every tool gives: an answer, or one of four failures."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from langchain_core.tools import ToolException
+
+from scrubjay.agents.kwai.prompts import Told, load_prompts
 
 Language = Literal["en", "zh"]
 
@@ -20,22 +22,23 @@ class ToolUnavailable(ToolException):
         self, tool: str, cause: str, hint: str = "", offline: bool = True, language: Language = "en"
     ) -> None:
         self.tool, self.cause, self.hint, self.offline = tool, cause, hint, offline
-        if language == "zh":
-            message = f"{tool} 不可用{'（离线）' * offline}：{cause}。{hint}"
-        else:
-            message = f"{tool} is unavailable{' (offline)' * offline}: {cause}. {hint}"
-        super().__init__(message.strip())
+        name = "tool_offline" if offline else "tool_unavailable"
+        super().__init__(load_prompts(language).say(name, tool=tool, cause=cause, hint=hint).strip())
 
 
-class Unreachable(OSError):
+class Mistaken(Told, ValueError):
+    """An argument with which the tool cannot work."""
+
+
+class Unreachable(Told, OSError):
     """A server did not answer, or not in time; `offline` says that the network, not the server, is the likely cause."""
 
-    def __init__(self, message: str, offline: bool = True) -> None:
-        super().__init__(message)
+    def __init__(self, name: str, /, offline: bool = True, **values: object) -> None:
+        super().__init__(name, **values)
         self.offline = offline
 
 
-class Refused(ValueError):
+class Refused(Told, ValueError):
     """An address or an answer is against the rules, such as a private address or a page of the wrong kind."""
 
 

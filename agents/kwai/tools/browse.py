@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from scrubjay.agents.kwai.tools.base import Answer
+from scrubjay.agents.kwai.tools.base import Answer, Mistaken
 from scrubjay.agents.kwai.tools.spec import Argument, Around, Bilingual, ToolSpec
 
 MOST_CHARACTERS = 6000
@@ -15,7 +15,7 @@ _WORDS = re.compile(r"[\u3400-\u9fff]|[^\W_]+")
 
 def _run(around: Around, url: str, question: str | None, start: int) -> Answer:
     if start < 0:
-        raise ValueError(f"start must be at least 0, got {start}")
+        raise Mistaken("page_start", start=start)
     page = around.web.get(url)
     if page.content_type in ("text/html", "application/xhtml+xml"):
         import trafilatura
@@ -29,7 +29,7 @@ def _run(around: Around, url: str, question: str | None, start: int) -> Answer:
             around.say(f"{page.url} has no text to read.", f"{page.url} 没有可读的正文。"), (page.url,), ""
         )
     if start >= len(text):
-        raise ValueError(f"the page has {len(text)} characters; start must be below, got {start}")
+        raise Mistaken("page_end", characters=len(text), start=start)
     rest = text[start:]
     shown = choose(rest, question, MOST_CHARACTERS, around.say("[passages left out]", "[此处略去]"))
     if page.truncated:

@@ -8,7 +8,8 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-from scrubjay.agents.kwai.tools.base import Answer
+from scrubjay.agents.kwai.prompts import Phrase
+from scrubjay.agents.kwai.tools.base import Answer, Mistaken
 from scrubjay.agents.kwai.tools.spec import Argument, Around, Bilingual, ToolSpec
 
 MOST_CHARACTERS = 500
@@ -27,15 +28,13 @@ _ALLOWED = (ast.Expression, ast.BinOp, ast.UnaryOp, ast.Compare, ast.Call, ast.N
 
 
 def calculate(expression: str) -> int | float | bool:
-    """Return the value of an expression. Raises ValueError that says what is wrong with it.
+    """Return the value of an expression. Raises Mistaken, a ValueError that says what is wrong with it.
 
     Knows numbers, `+ - * / // % ** ^` (a power), comparisons, `pi`, `e`, `tau` and the functions of `FUNCTIONS`;
     whole numbers are exact.
     """
     if len(expression) > MOST_CHARACTERS:
-        raise ValueError(
-            f"the expression has {len(expression)} characters; at most {MOST_CHARACTERS} are read"
-        )
+        raise Mistaken("sum_long", characters=len(expression), most=MOST_CHARACTERS)
     from simpleeval import InvalidExpression, SimpleEval
 
     written = expression.translate(_WRITTEN).strip().rstrip("=").strip()
@@ -46,39 +45,39 @@ def calculate(expression: str) -> int | float | bool:
             _check(node)
         value = evaluator.eval(written, previously_parsed=tree.body)
     except ZeroDivisionError:
-        raise ValueError(f"{expression!r} divides by zero") from None
+        raise Mistaken("sum_zero", expression=repr(expression)) from None
     except SyntaxError:
-        hint = "; write numbers without separators and 15% as 0.15" if {",", "%"} & set(written) else ""
-        raise ValueError(f"{expression!r} is not an expression{hint}") from None
+        hint = Phrase("sum_hint_signs") if {",", "%"} & set(written) else ""
+        raise Mistaken("sum_form", expression=repr(expression), hint=hint) from None
     except (RecursionError, MemoryError):
-        raise ValueError("the expression is nested too deeply; calculate it in parts") from None
+        raise Mistaken("sum_deep") from None
     except OverflowError:
-        raise ValueError(f"{expression!r} grows too large") from None
-    except ValueError:
+        raise Mistaken("sum_overflow", expression=repr(expression)) from None
+    except Mistaken:
         raise
+    except ValueError as error:  # of a function, on a value that it is not defined for
+        raise Mistaken("sum_undefined", error=error) from None
     except (InvalidExpression, TypeError) as error:
         known = ", ".join(sorted(FUNCTIONS))
-        raise ValueError(
-            f"{expression!r}: {error}; numbers, operators and these are known: {known}"
-        ) from None
+        raise Mistaken("sum_unknown", expression=repr(expression), error=error, known=known) from None
     return _number(value)
 
 
 def _check(node: ast.AST) -> None:
-    """Raise ValueError on what is no arithmetic: texts, lists, attributes, conditions."""
+    """Raise Mistaken on what is no arithmetic: texts, lists, attributes, conditions."""
     number = isinstance(node, ast.Constant) and type(node.value) in (int, float)
     if not number and not isinstance(node, (*_ALLOWED, *_OPERATORS)):
-        hint = "; write numbers without separators" if isinstance(node, ast.Tuple) else ""
+        hint = Phrase("sum_hint_separators") if isinstance(node, ast.Tuple) else ""
         what = type(node.value if isinstance(node, ast.Constant) else node).__name__.lower()
-        raise ValueError(f"only numbers, operators and functions can be calculated, not a {what}{hint}")
+        raise Mistaken("sum_kind", kind=what, hint=hint)
 
 
 def _number(value: Any) -> Any:
-    """Return a value that is a real number within the limits. Raises ValueError otherwise."""
+    """Return a value that is a real number within the limits. Raises Mistaken otherwise."""
     if not isinstance(value, int | float) or (isinstance(value, float) and not math.isfinite(value)):
-        raise ValueError("a value on the way is not a finite real number")
+        raise Mistaken("sum_not_real")
     if isinstance(value, int) and value.bit_length() > MOST_BITS:
-        raise ValueError(f"a whole number grows beyond {MOST_BITS} bits")
+        raise Mistaken("sum_bits", most=MOST_BITS)
     return value
 
 
@@ -86,9 +85,8 @@ def _power(base: Any, exponent: Any) -> Any:
     base, exponent = _number(base), _number(exponent)
     both_whole = isinstance(base, int) and isinstance(exponent, int)
     if both_whole and abs(base) > 1 and abs(exponent) * (abs(base).bit_length() - 1) > MOST_BITS:
-        raise ValueError(
-            f"{base if abs(base) < 10**20 else 'the number'} to the power of {exponent} is too large"
-        )
+        shown = base if abs(base) < 10**20 else Phrase("sum_the_number")
+        raise Mistaken("sum_power", base=shown, exponent=exponent)
     return base**exponent
 
 
@@ -103,7 +101,7 @@ def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _round(value: Any, digits: int = 0) -> Any:
     if not isinstance(digits, int) or abs(digits) > 100:
-        raise ValueError(f"round takes from -100 to 100 digits, got {digits}")
+        raise Mistaken("sum_digits", digits=digits)
     return round(value, digits) if digits else round(value)
 
 
@@ -111,9 +109,7 @@ def _counting(function: Callable[..., int]) -> Callable[..., int]:
     def call(*arguments: Any) -> int:
         for argument in arguments:
             if not isinstance(argument, int) or not 0 <= argument <= MOST_COUNT:
-                raise ValueError(
-                    f"{function.__name__} takes whole numbers from 0 to {MOST_COUNT}, got {argument}"
-                )
+                raise Mistaken("sum_counting", function=function.__name__, most=MOST_COUNT, argument=argument)
         return function(*arguments)
 
     return call

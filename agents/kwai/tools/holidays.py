@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 
-from scrubjay.agents.kwai.tools.base import Answer
+from scrubjay.agents.kwai.prompts import Phrase
+from scrubjay.agents.kwai.tools.base import Answer, Mistaken
 from scrubjay.agents.kwai.tools.moments import parse_day
 from scrubjay.agents.kwai.tools.spec import Argument, Around, Bilingual, ToolSpec
 
@@ -40,7 +41,7 @@ _SHORT = {"UK": "GB", "USA": "US", "AMERICA": "US", "BRITAIN": "GB", "ENGLAND": 
 def country_code(country: str) -> str:
     """Return the two-letter code of a country given by code or by English or Chinese name.
 
-    Raises ValueError with the closest known name.
+    Raises Mistaken with the closest known name.
     """
     from holidays.registry import COUNTRIES
 
@@ -54,8 +55,8 @@ def country_code(country: str) -> str:
     if wanted in known:
         return known[wanted]
     close = difflib.get_close_matches(wanted, known, n=1)
-    hint = f"; did you mean {known[close[0]]}?" if close else ""
-    raise ValueError(f"the holidays of {country!r} are not known; give an ISO code such as CN or US{hint}")
+    hint = Phrase("holidays_hint", code=known[close[0]]) if close else ""
+    raise Mistaken("holidays_country", country=repr(country), hint=hint)
 
 
 def _plain(name: str) -> str:
@@ -69,12 +70,10 @@ def _run(around: Around, country: str, year: int | None, region: str | None) -> 
     year = parse_day("today", around.clock).year if year is None else year
     place = getattr(holidays, code)
     if region is not None and region not in place.subdivisions:
-        choices = ", ".join(place.subdivisions) or "none"
-        raise ValueError(f"{code} has no region {region!r} here; its regions are: {choices}")
+        choices = ", ".join(place.subdivisions) or Phrase("holidays_none")
+        raise Mistaken("holidays_region", code=code, region=repr(region), regions=choices)
     if not place.start_year <= year <= place.end_year:
-        raise ValueError(
-            f"holidays of {code} are known from {place.start_year} to {place.end_year}, not in {year}"
-        )
+        raise Mistaken("holidays_year", code=code, first=place.start_year, last=place.end_year, year=year)
     wanted = around.say("en_US", "zh_CN")
     # Named even where there is no choice, or the machine's own language would count.
     languages = [

@@ -5,7 +5,8 @@ from __future__ import annotations
 from datetime import date
 from typing import TYPE_CHECKING, Any, Literal
 
-from scrubjay.agents.kwai.tools.base import Answer
+from scrubjay.agents.kwai.prompts import Phrase
+from scrubjay.agents.kwai.tools.base import Answer, Mistaken
 from scrubjay.agents.kwai.tools.moments import parse_day
 from scrubjay.agents.kwai.tools.spec import Argument, Around, Bilingual, ToolSpec
 
@@ -38,7 +39,7 @@ _ANIMALS = dict(
 
 
 def to_lunar(day: date) -> Lunar:
-    """Return the lunar date of a day. Raises ValueError outside of 1900 to 2100."""
+    """Return the lunar date of a day. Raises Mistaken outside of 1900 to 2100."""
     check_year(day.year)
     from lunar_python import Solar
 
@@ -46,17 +47,18 @@ def to_lunar(day: date) -> Lunar:
 
 
 def from_lunar(year: int, month: int, day: int, leap: bool) -> date:
-    """Return the day of a lunar date. Raises ValueError if there is no such date, naming what the year has."""
+    """Return the day of a lunar date. Raises Mistaken if there is no such date, naming what the year has."""
     check_year(year)
     from lunar_python import LunarYear
 
     found = LunarYear.fromYear(year).getMonth(-month if leap else month)
     if found is None:
         leap_month = LunarYear.fromYear(year).getLeapMonth()
-        has = f"its leap month is {leap_month}" if leap_month else "it has no leap month"
-        raise ValueError(f"lunar year {year} has no {'leap ' * leap}month {month}; {has}")
+        has = Phrase("lunar_has_leap", month=leap_month) if leap_month else Phrase("lunar_has_none")
+        wanted = Phrase("lunar_leap_month" if leap else "lunar_month", month=month)
+        raise Mistaken("lunar_no_month", year=year, month=wanted, has=has)
     if not 1 <= day <= found.getDayCount():
-        raise ValueError(f"that month of lunar year {year} has {found.getDayCount()} days, not {day}")
+        raise Mistaken("lunar_no_day", year=year, days=found.getDayCount(), day=day)
     from lunar_python import Lunar
 
     solar = Lunar.fromYmd(year, -month if leap else month, day).getSolar()
@@ -64,11 +66,9 @@ def from_lunar(year: int, month: int, day: int, leap: bool) -> date:
 
 
 def check_year(year: int) -> None:
-    """Raise ValueError outside of 1900 to 2100."""
+    """Raise Mistaken outside of 1900 to 2100."""
     if not FIRST_YEAR <= year <= LAST_YEAR:
-        raise ValueError(
-            f"lunar dates and solar terms are known from {FIRST_YEAR} to {LAST_YEAR}, not in {year}"
-        )
+        raise Mistaken("lunar_year", first=FIRST_YEAR, last=LAST_YEAR, year=year)
 
 
 def describe_lunar(lunar: Lunar, around: Around) -> str:
@@ -96,14 +96,12 @@ def lunar_data(lunar: Lunar) -> dict[str, Any]:
 def _run(around: Around, date: str, from_calendar: str, leap_month: bool) -> Answer:
     if from_calendar == "solar":
         if leap_month:
-            raise ValueError("leap_month is for lunar dates; from_calendar is 'solar'")
+            raise Mistaken("lunar_leap_solar")
         day = parse_day(date, around.clock)
     else:
         pieces = date.replace("/", "-").split("-")
         if len(pieces) != 3 or not all(piece.strip().isdecimal() for piece in pieces):
-            raise ValueError(
-                f"{date!r} is not a lunar date; write YEAR-MONTH-DAY in numbers, such as 2026-1-15"
-            )
+            raise Mistaken("lunar_form", date=repr(date))
         year, month, number = map(int, pieces)
         day = from_lunar(year, month, number, leap_month)
     lunar = to_lunar(day)

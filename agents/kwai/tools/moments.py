@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable
 from datetime import date, datetime
 
+from scrubjay.agents.kwai.tools.base import Mistaken
+
 _NOW = {"now", "现在", "此刻"}
 _TODAY = {"today", "今天", "今日"}
 _DATE = re.compile(r"(\d{1,4})\s*(?:[-/.]|年)\s*(\d{1,2})\s*(?:[-/.]|月)\s*(\d{1,2})\s*日?(?=\D|$)")
@@ -17,7 +19,7 @@ def parse_moment(text: str, now: Callable[[], datetime]) -> date | datetime:
     """Return the date, or the date and time, that `text` names.
 
     Knows `2026-02-17`, `2026/2/17`, `2026年2月17日`, each with or without `10:30`, `10:30:15` and an offset (`Z`,
-    `+08:00`), and `today`, `now`, `今天`, `现在`. Raises ValueError that says what is wrong, such as a 31st of June.
+    `+08:00`), and `today`, `now`, `今天`, `现在`. Raises Mistaken that says what is wrong, such as a 31st of June.
     """
     word = text.strip().lower()
     if word in _NOW:
@@ -26,23 +28,21 @@ def parse_moment(text: str, now: Callable[[], datetime]) -> date | datetime:
         return now().date()
     found = _DATE.match(word)
     if not found:
-        raise ValueError(f"{text!r} is not a date; write YYYY-MM-DD or YYYY-MM-DD HH:MM, year first")
+        raise Mistaken("moment_no_date", text=repr(text))
     year, month, day = map(int, found.groups())
     if not year >= 1:
-        raise ValueError(f"{text!r}: years from 1 to 9999 are known")
+        raise Mistaken("moment_year", text=repr(text))
     if not 1 <= month <= 12:
-        raise ValueError(f"{text!r}: there is no month {month}; write YYYY-MM-DD, year first")
+        raise Mistaken("moment_month", text=repr(text), month=month)
     last = calendar.monthrange(year, month)[1]
     if not 1 <= day <= last:
-        raise ValueError(f"{text!r} does not exist: month {month} of {year} has {last} days")
+        raise Mistaken("moment_day", text=repr(text), month=month, year=year, last=last)
     rest = word[found.end() :].strip()
     if not rest:
         return date(year, month, day)
     clock = _TIME.fullmatch(rest.upper())
     if not clock:
-        raise ValueError(
-            f"{text!r}: {rest!r} is not a time; write HH:MM or HH:MM:SS, with an offset such as +08:00"
-        )
+        raise Mistaken("moment_time_form", text=repr(text), rest=repr(rest))
     hour, minute, second, fraction, offset = clock.groups()
     try:
         zone = datetime.strptime(offset, "%z").tzinfo if offset else None
@@ -57,10 +57,10 @@ def parse_moment(text: str, now: Callable[[], datetime]) -> date | datetime:
             zone,
         )
     except ValueError as error:
-        raise ValueError(f"{text!r} is not a time: {error}") from None
+        raise Mistaken("moment_time", text=repr(text), error=error) from None
 
 
 def parse_day(text: str, now: Callable[[], datetime]) -> date:
-    """Return the day that `text` names, whatever its time. Raises ValueError as `parse_moment`."""
+    """Return the day that `text` names, whatever its time. Raises Mistaken as `parse_moment`."""
     moment = parse_moment(text, now)
     return moment.date() if isinstance(moment, datetime) else moment

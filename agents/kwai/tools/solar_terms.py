@@ -45,7 +45,7 @@ _SECOND = {"大雪": "DA_XUE", "冬至": "DONG_ZHI", "小寒": "XIAO_HAN", "大�
 def solar_terms(year: int) -> dict[str, datetime]:
     """Return the instants of a year's terms by Chinese name, in order, to the second, in UTC+8.
 
-    Raises ValueError outside of 1900 to 2100.
+    Raises Mistaken outside of 1900 to 2100.
     """
     check_year(year)
     from lunar_python import Solar

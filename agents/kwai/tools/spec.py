@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 from langchain_core.tools import StructuredTool, ToolException
 from pydantic import ConfigDict, Field, ValidationError, create_model
 
+from scrubjay.agents.kwai.faults import describe_faults
+from scrubjay.agents.kwai.prompts import Prompts, Told, load_prompts
 from scrubjay.agents.kwai.tools.base import Answer, Language, ToolUnavailable, Unreachable
 from scrubjay.agents.kwai.tools.replay import Replay
 from scrubjay.agents.kwai.tools.web import Web
@@ -50,6 +52,11 @@ class Around:
         """Return the one text or the other, by language."""
         return zh if self.language == "zh" else en
 
+    @property
+    def prompts(self) -> Prompts:
+        """What is said of a call that fails."""
+        return load_prompts(self.language)
+
 
 @dataclass(frozen=True)
 class Argument:
@@ -76,7 +83,7 @@ class ToolSpec:
     about: Bilingual
     """What it does, for the model."""
     run: Callable[..., Answer]
-    """`run(around, **arguments)`; raises ValueError on bad arguments and Unreachable without network."""
+    """`run(around, **arguments)`; raises Mistaken on bad arguments and Unreachable without network."""
     arguments: tuple[Argument, ...] = ()
     """In the order of the call."""
     network: bool = False
@@ -126,30 +133,29 @@ def build(spec: ToolSpec, around: Around) -> StructuredTool:
 
 def _answer(spec: ToolSpec, around: Around, arguments: dict[str, Any]) -> Answer:
     """Run the tool, or give what was recorded; raises ToolException or ToolUnavailable, nothing else."""
-    recording = around.replay if spec.network else None
+    recording, prompts = around.replay if spec.network else None, around.prompts
     try:
         if spec.network and around.offline:
-            raise Unreachable("the agent is set to work offline")
+            raise Unreachable("set_offline")
         answer = spec.run(around, **arguments)
     except Unreachable as error:
         recorded = recording.find(spec.name, around.language, arguments) if recording is not None else None
         if recorded:
             return recorded
-        hint = around.say(
-            "Use another tool, or answer from what is known and say so.",
-            "请改用其他工具，或根据已知信息回答并说明。",
-        )
-        raise ToolUnavailable(spec.name, str(error), hint, error.offline, around.language) from error
+        cause, hint = error.phrase.said(prompts), prompts.say("hint_other_tool")
+        raise ToolUnavailable(spec.name, cause, hint, error.offline, around.language) from error
     except ImportError as error:
-        cause = around.say("the package {} is not installed", "缺少软件包 {}").format(error.name or error)
+        cause = prompts.say("package_missing", package=error.name or error)
         hint = 'pip install "scrubjay[agent]"'
         raise ToolUnavailable(spec.name, cause, hint, offline=False, language=around.language) from error
     except ToolException:
         raise
     except ValueError as error:
-        raise ToolException(f"{spec.name}: {error}") from error
+        said = error.phrase.said(prompts) if isinstance(error, Told) else str(error)
+        raise ToolException(prompts.say("tool_error", tool=spec.name, error=said)) from error
     except Exception as error:  # of a library, on input nobody foresaw: the planner must see it and go on
-        raise ToolException(f"{spec.name} failed: {type(error).__name__}: {error}") from error
+        said = f"{type(error).__name__}: {error}"
+        raise ToolException(prompts.say("tool_failed", tool=spec.name, error=said)) from error
     if recording is not None:
         try:
             recording.add(spec.name, around.language, arguments, answer, around.clock().date())
@@ -161,13 +167,8 @@ def _answer(spec: ToolSpec, around: Around, arguments: dict[str, Any]) -> Answer
 
 
 def _describe(spec: ToolSpec, error: Any, around: Around) -> str:
+    prompts = around.prompts
     if not isinstance(error, ValidationError):
-        return f"{spec.name}: {error}"
-    faults = "; ".join(
-        f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors(include_url=False)
-    )
+        return prompts.say("tool_error", tool=spec.name, error=error)
     names = ", ".join(argument.name + ("" if argument.default is ... else "?") for argument in spec.arguments)
-    return around.say(
-        f"{spec.name} was called wrongly: {faults}. Its arguments are: {names}.",
-        f"{spec.name} 调用有误：{faults}。参数为：{names}。",
-    )
+    return prompts.say("called_wrongly", tool=spec.name, faults=describe_faults(error, prompts), names=names)

@@ -6,7 +6,7 @@ import calendar
 from datetime import date, datetime, timedelta, timezone
 from typing import NamedTuple
 
-from scrubjay.agents.kwai.tools.base import Answer
+from scrubjay.agents.kwai.tools.base import Answer, Mistaken
 from scrubjay.agents.kwai.tools.moments import parse_moment
 from scrubjay.agents.kwai.tools.spec import Argument, Around, Bilingual, ToolSpec
 
@@ -86,10 +86,10 @@ def _run(around: Around, start: str, end: str) -> Answer:
 
 
 def _moments(first: date | datetime, last: date | datetime) -> tuple[datetime, datetime]:
-    """Return both as datetimes of one clock. Raises ValueError if only one has a time zone."""
+    """Return both as datetimes of one clock. Raises Mistaken if only one has a time zone."""
     zones = [moment.tzinfo for moment in (first, last) if isinstance(moment, datetime)]
     if any(zones) and not all(zones):
-        raise ValueError("one time has an offset and the other has none; give both or neither")
+        raise Mistaken("moment_one_offset")
     # An offset rather than a zone, across whose changes of clock a difference would be an hour off.
     moment = next((moment for moment in (first, last) if isinstance(moment, datetime)), None)
     offset = moment.utcoffset() if moment else None

@@ -6,7 +6,7 @@ from datetime import date, timedelta
 from typing import Any
 from urllib.parse import urlencode
 
-from scrubjay.agents.kwai.tools.base import Answer, Refused
+from scrubjay.agents.kwai.tools.base import Answer, Mistaken, Refused
 from scrubjay.agents.kwai.tools.moments import parse_day
 from scrubjay.agents.kwai.tools.spec import Argument, Around, Bilingual, ToolSpec
 from scrubjay.agents.kwai.tools.wikipedia import read_json
@@ -59,11 +59,9 @@ def _run(around: Around, location: str, start: str | None, end: str | None) -> A
     last = first if end is None else parse_day(end, around.clock)
     first, last = min(first, last), max(first, last)
     if last > today + timedelta(AHEAD):
-        raise ValueError(
-            f"forecasts reach {AHEAD} days ahead, to {today + timedelta(AHEAD)}; asked for {last}"
-        )
+        raise Mistaken("weather_ahead", ahead=AHEAD, last=today + timedelta(AHEAD), day=last)
     if (last - first).days >= MOST_DAYS:
-        raise ValueError(f"at most {MOST_DAYS} days at once, not {(last - first).days + 1}")
+        raise Mistaken("weather_days", most=MOST_DAYS, count=(last - first).days + 1)
     place = _find(around, location)
     asked = {
         "latitude": place["latitude"],
@@ -93,7 +91,7 @@ def _find(around: Around, location: str) -> dict[str, Any]:
     asked = {"name": location.strip(), "count": 1, "language": around.language, "format": "json"}
     places = _ask(around, PLACES, asked).get("results")
     if not places:
-        raise Refused(f"no place is called {location!r}; give the name of a city, without its country")
+        raise Refused("weather_place", location=repr(location))
     return places[0]
 
 

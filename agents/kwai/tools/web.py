@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import SplitResult, quote, urljoin, urlsplit, urlunsplit
 
+from scrubjay.agents.kwai.prompts import Phrase
 from scrubjay.agents.kwai.tools.addresses import is_public
 from scrubjay.agents.kwai.tools.base import Refused, Unreachable
 
@@ -111,7 +112,7 @@ class Web:
             if isinstance(found, Page):
                 return found
             url = urljoin(urlunsplit(parts), found)
-        raise Refused(f"more than {self.config.most_redirects} redirects, the last to {_short(url)}")
+        raise Refused("web_redirects", most=self.config.most_redirects, url=_short(url))
 
     def _check(self, url: str) -> SplitResult:
         """Return the parts of an address that may be asked for. Raises Refused if it may not."""
@@ -120,14 +121,14 @@ class Web:
             host, _ = parts.hostname or "", parts.port  # which is checked as it is read
             host = host if ":" in host else host.encode("idna").decode()
         except ValueError as error:
-            raise Refused(f"{_short(url)} is not a web address: {error}") from None
+            raise Refused("web_no_address", url=_short(url), error=error) from None
         if parts.scheme not in ("http", "https") or not host:
-            raise Refused(f"{_short(url)} is not a web address: it must begin with http:// or https://")
+            raise Refused("web_scheme", url=_short(url))
         if parts.username is not None or parts.password is not None:
-            raise Refused("addresses with a user name or password are not opened")
+            raise Refused("web_password")
         port = _port(parts)
         if port not in self.config.ports and not self.config.allow_private:
-            raise Refused(f"port {port} is not one of the web ({', '.join(map(str, self.config.ports))})")
+            raise Refused("web_port", port=port, ports=", ".join(map(str, self.config.ports)))
         host = f"[{host}]" if ":" in host else host
         path = quote(parts.path or "/", safe="/%:=&+$,;@!'()*~-._")
         query = quote(parts.query, safe="/%:=&+$,;@!'()*~-._?[]|")
@@ -148,7 +149,7 @@ class Web:
             "Connection": "close",
         }
         target = parts.path + (f"?{parts.query}" if parts.query else "")
-        late = f"{host} gave no complete answer within {self.config.total_seconds:g} s"
+        seconds = f"{self.config.total_seconds:g}"
         watch = None
         try:
             connected = connection.sock = self._connect(parts.scheme, host, port, deadline)
@@ -164,21 +165,19 @@ class Web:
                 found = self._take(response, urlunsplit(parts))
         except (OSError, HTTPException, zlib.error, Refused) as error:
             if time.monotonic() >= deadline:  # what the watch cut off may look like anything
-                raise Unreachable(late, offline=False) from error
+                raise Unreachable("web_late", offline=False, host=host, seconds=seconds) from error
             if isinstance(error, Unreachable | Refused):
                 raise
-            how = (
-                "fell silent"
-                if isinstance(error, TimeoutError)
-                else f"broke off ({type(error).__name__}: {error})"
-            )
-            raise Unreachable(f"{host} {how}", offline=False) from error
+            if isinstance(error, TimeoutError):
+                raise Unreachable("web_silent", offline=False, host=host) from error
+            said = f"{type(error).__name__}: {error}"
+            raise Unreachable("web_broke_off", offline=False, host=host, error=said) from error
         finally:
             if watch:
                 watch.cancel()
             connection.close()
         if time.monotonic() >= deadline:
-            raise Unreachable(late, offline=False)
+            raise Unreachable("web_late", offline=False, host=host, seconds=seconds)
         return found
 
     def _take(self, response: HTTPResponse, url: str) -> Page | str:
@@ -186,14 +185,15 @@ class Web:
         if status in _REDIRECTS and where:
             return where
         if status == 429 or status >= 500:
-            raise Unreachable(f"{_short(url)} answers {status} {response.reason}", offline=False)
+            raise Unreachable(
+                "web_status", offline=False, url=_short(url), status=status, phrase=response.reason
+            )
         if status != 200:
-            raise Refused(f"{_short(url)} answers {status} {response.reason}")
+            raise Refused("web_status", url=_short(url), status=status, phrase=response.reason)
         kind = response.headers.get_content_type() if response.getheader("Content-Type") else "none"
         if kind not in self.config.content_types:
-            raise Refused(
-                f"{_short(url)} is {kind}, which is not read; only {', '.join(self.config.content_types)}"
-            )
+            kinds = ", ".join(self.config.content_types)
+            raise Refused("web_kind", url=_short(url), kind=kind, kinds=kinds)
         content, truncated = self._read(response)
         if response.length and not truncated:
             raise OSError(f"{response.length} bytes are missing")
@@ -203,7 +203,7 @@ class Web:
         """Return at most `most_bytes` of the body, unpacked piece by piece so that a small bomb stays small."""
         encoding = (response.getheader("Content-Encoding") or "identity").lower()
         if encoding not in ("identity", "gzip"):
-            raise Refused(f"the page is packed as {encoding!r}, which was not asked for")
+            raise Refused("web_packed", encoding=repr(encoding))
         unpack = zlib.decompressobj(wbits=31) if encoding == "gzip" else None
         limit, content = self.config.most_bytes, bytearray()
         while len(content) <= limit and (piece := response.read(_PIECE)):
@@ -220,16 +220,14 @@ class Web:
                 lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM),
             )
         except TimeoutError:
-            raise Unreachable(f"the name {host} could not be resolved in time") from None
+            raise Unreachable("web_name_late", host=host) from None
         except (OSError, UnicodeError) as error:
-            raise Unreachable(f"the name {host} could not be resolved ({error})") from error
+            raise Unreachable("web_name_unknown", host=host, error=error) from error
         addresses = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
         if not self.config.allow_private:
             for _, address in addresses:
                 if not is_public(str(address[0])):
-                    raise Refused(
-                        f"{host} is at {address[0]}, which is not a public address; it is not opened"
-                    )
+                    raise Refused("web_private", host=host, address=address[0])
         failure: Exception | None = None
         for family, address in addresses[:_ADDRESSES]:
             left = deadline - time.monotonic()
@@ -244,7 +242,7 @@ class Web:
                 plain.close()
                 failure = error
         raise Unreachable(
-            f"{host} cannot be reached ({failure or 'no address answered in time'})"
+            "web_unreachable", host=host, failure=failure or Phrase("web_no_answer")
         ) from failure
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scrubjay.agents.kwai.tools.base import Answer, Unreachable
+from scrubjay.agents.kwai.tools.base import Answer, Mistaken, Unreachable
 from scrubjay.agents.kwai.tools.spec import Argument, Around, Bilingual, ToolSpec
 from scrubjay.agents.kwai.tools.web import within
 
@@ -12,9 +12,9 @@ MOST_CHARACTERS = 500
 
 def _run(around: Around, query: str, count: int) -> Answer:
     if not query.strip():
-        raise ValueError("the query is empty; give some words to search for")
+        raise Mistaken("search_empty")
     if not 1 <= count <= 20:
-        raise ValueError(f"count must be from 1 to 20, got {count}")
+        raise Mistaken("search_count", most=20, count=count)
     from ddgs import DDGS
     from ddgs.exceptions import DDGSException
 
@@ -24,7 +24,7 @@ def _run(around: Around, query: str, count: int) -> Answer:
     try:
         hits = within(limits.total_seconds, lambda: search.text(query, region=region, max_results=count))
     except TimeoutError:
-        raise Unreachable(f"no engine answered within {limits.total_seconds:g} s", offline=False) from None
+        raise Unreachable("search_late", offline=False, seconds=f"{limits.total_seconds:g}") from None
     except DDGSException as error:
         # One exception for all: no network, limits of the engines, and nothing found.
         said = str(error)
@@ -32,7 +32,9 @@ def _run(around: Around, query: str, count: int) -> Answer:
             hits = []
         else:
             named = "dns" in said.lower() or "connect" in said.lower()
-            raise Unreachable("no search engine could be reached" if named else said[:200], named) from error
+            if named:
+                raise Unreachable("search_unreachable") from error
+            raise Unreachable("search_failed", offline=False, error=said[:200]) from error
     if not hits:
         return Answer(
             around.say("Nothing was found; try other words.", "没有找到结果，请换词再试。"), data=[]

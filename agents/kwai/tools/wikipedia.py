@@ -6,7 +6,7 @@ import json
 from typing import Any
 from urllib.parse import urlencode
 
-from scrubjay.agents.kwai.tools.base import Answer, Refused
+from scrubjay.agents.kwai.tools.base import Answer, Mistaken, Refused
 from scrubjay.agents.kwai.tools.spec import Argument, Around, Bilingual, ToolSpec
 from scrubjay.agents.kwai.tools.web import Page
 
@@ -20,14 +20,14 @@ def read_json(page: Page) -> Any:
     try:
         return json.loads("" if page.truncated else page.text)
     except ValueError:
-        raise Refused("the service answered with something that is not JSON") from None
+        raise Refused("web_not_json") from None
 
 
 def _run(around: Around, query: str, count: int) -> Answer:
     if not query.strip():
-        raise ValueError("the query is empty; give a name or some words")
+        raise Mistaken("wiki_empty")
     if not 1 <= count <= 5:
-        raise ValueError(f"count must be from 1 to 5, got {count}")
+        raise Mistaken("search_count", most=5, count=count)
     asked = {
         "action": "query",
         "format": "json",
@@ -46,7 +46,7 @@ def _run(around: Around, query: str, count: int) -> Answer:
         asked["variant"] = "zh-cn"
     found = read_json(around.web.get(f"{API.format(language=around.language)}?{urlencode(asked)}"))
     if "error" in found:
-        raise Refused(f"Wikipedia answers: {found['error'].get('info', found['error'])}")
+        raise Refused("wiki_refuses", error=found["error"].get("info", found["error"]))
     articles = sorted(found.get("query", {}).get("pages", []), key=lambda article: article.get("index", 0))
     data = [
         {

@@ -120,6 +120,24 @@ def test_a_coroutine_serves_as_a_tool_on_the_event_loop():
     assert result["steps"][0].result == "Ada lived in London"
 
 
+def test_a_tool_that_is_a_coroutine_alone_runs_without_an_event_loop_too():
+    """As the tools of MCP servers are."""
+    agent, _ = make([call("abroad", name="Ada"), "enough", "London."], [abroad])
+    assert agent.invoke("Where did Ada live?")["steps"][0].result == "Ada lived in London"
+
+    async def inside():
+        return make([call("abroad", name="Ada"), "enough", "London."], [abroad])[0].invoke("Where?")
+
+    assert asyncio.run(inside())["steps"][0].status == "success"
+
+
+def test_a_namespace_is_names_not_letters():
+    with pytest.raises(TypeError, match=r"namespace='ada': .*\('ada',\)"):
+        make(["Hi."], [], namespace="ada")
+    with pytest.raises(TypeError, match="namespace='ada'"):
+        make(["Hi."], [])[0].invoke("Hi", {"configurable": {"namespace": "ada"}})
+
+
 def test_without_tools_nothing_is_planned():
     agent, model = make(["Hello."], [])
     assert agent.invoke("Hi")["answer"] == "Hello."
@@ -229,6 +247,13 @@ def test_the_profile_leads_every_prompt_in_its_language(language):
         (lambda model: KwaiAgent(model, [born], planning="native"), TypeError, "planning='json'"),
         (lambda model: KwaiAgent(model, profile=Profile(language="fr")), ValueError, "en, zh"),
         (lambda model: KwaiAgent(model).invoke([AIMessage("Hi")]), ValueError, "last message"),
+        (lambda model: KwaiAgent(model).invoke(" "), ValueError, "question is empty"),
+        (lambda model: KwaiAgent(model).invoke(None), TypeError, "the input is None"),
+        (
+            lambda model: KwaiAgent(model).invoke({"messages": "Hi", "knowledge": [None]}),
+            TypeError,
+            "knowledge holds None",
+        ),
         (lambda model: KwaiAgent(model).invoke({"question": "Hi"}), ValueError, "'messages'"),
     ],
 )

@@ -72,11 +72,12 @@ def test_3_the_planner_sees_what_failed_and_is_asked_to_think_again(error, langu
     assert prompts.say("reflection", problem=problem) in model.sent[1][-1].text
 
 
-def test_3_an_empty_result_is_reflected_on_and_a_full_one_is_not():
+@pytest.mark.parametrize("found", ["  ", None, [], {}])
+def test_3_an_empty_result_is_reflected_on_and_a_full_one_is_not(found):
     @tool
-    def empty() -> str:
+    def empty() -> object:
         """Find nothing."""
-        return "  "
+        return found
 
     replies = [call("empty"), call("look_up", name="Ada"), "done", "1815."]
     model = ScriptedModel(replies=replies)

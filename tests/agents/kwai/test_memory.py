@@ -106,6 +106,13 @@ def test_a_failure_is_not_remembered():
         assert not bank.recent(9, kind="task")
 
 
+def test_that_there_is_no_answer_is_not_remembered():
+    with MemoryBank(":memory:") as bank:
+        result = KwaiAgent(ScriptedModel(replies=["", " "]), memory=bank).invoke("Who is Ada?")
+        assert result["messages"][-1].text
+        assert [record.text for record in bank.recent(9)] == ["Who is Ada?"]
+
+
 def test_users_do_not_see_each_other_s_memories():
     with MemoryBank(":memory:") as bank:
         model = ScriptedModel(rule=lambda messages: "Fine.")

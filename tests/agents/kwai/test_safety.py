@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from hypothesis import example, given
@@ -114,6 +114,24 @@ def test_an_error_that_quotes_a_page_is_outside_text_too(outside, error):
     assert sent == []
     assert ORDER in result["steps"][0].result
     assert result["messages"][2].text.startswith("<<<DATA from parse")
+
+
+def test_nothing_but_true_is_a_yes(outside):
+    """A coroutine that nobody awaits is true to an `if`."""
+
+    sent, tools = outside
+    answers: list[Any] = ["no", 1, object(), None]
+    for answer in answers:
+        model = ScriptedModel(replies=[READ, SEND, "ok", "Done."])
+        KwaiAgent(model, tools, approve=lambda planned, answer=answer: answer).invoke("Go")
+        assert sent == []
+
+    async def asks(planned):
+        return False
+
+    approve: Any = asks
+    with pytest.raises(TypeError, match="approve is a coroutine function"):
+        KwaiAgent(ScriptedModel(), tools, approve=approve)
 
 
 @pytest.mark.parametrize("answer", [True, False])

@@ -1,0 +1,49 @@
+"""What a model's reply says, to the user and about itself, in the forms that providers have for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from langchain_core.messages import AIMessage
+
+from scrubjay.agents.kwai.text import clean, clean_value
+
+_REASONS = ("finish_reason", "stop_reason", "stopReason", "done_reason")
+_CUT = ("length", "max_tokens", "model_length", "max_output_tokens")
+_OPEN, _CLOSE = "<think>", "</think>"
+
+
+def was_cut(reply: AIMessage) -> bool:
+    """Return whether the reply ended at its limit of tokens, and so may be half of what was meant."""
+    metadata = reply.response_metadata
+    reasons = [metadata.get(name) for name in _REASONS]
+    reasons.append((metadata.get("incomplete_details") or {}).get("reason"))
+    return any(str(reason).lower() in _CUT for reason in reasons)
+
+
+def said(reply: AIMessage) -> str:
+    """Return the clean text of a reply, without the thoughts that some models write in front of it."""
+    return without_thoughts(clean(reply.text))
+
+
+def without_thoughts(text: str) -> str:
+    """Return `text` from the end of the `<think>` block on that it begins with; of text that has not come so far, nothing.
+
+    So the beginnings of a text give beginnings of what the whole of it gives.
+    """
+    begun = text.lstrip()
+    if begun.startswith(_OPEN):
+        return begun.partition(_CLOSE)[2].lstrip()
+    return "" if _OPEN.startswith(begun) else text
+
+
+def thinking(reply: AIMessage) -> list[str | dict[Any, Any]]:
+    """Return the blocks of thought that a provider wants back with the calls that came of them (Anthropic's)."""
+    blocks = reply.content if isinstance(reply.content, list) else []
+    kept: list[str | dict[Any, Any]] = []
+    for block in blocks:
+        if isinstance(block, dict) and block.get("type") in ("thinking", "redacted_thinking"):
+            value = clean_value(block)
+            assert isinstance(value, dict)
+            kept.append(value)
+    return kept
