@@ -9,6 +9,7 @@ records that hold the rarest of them are looked at. A date is one word (`memory/
 from __future__ import annotations
 
 import collections
+import heapq
 import itertools
 import math
 import sqlite3
@@ -16,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scrubjay.memory.bank_dates import take_dates
+from scrubjay.memory.bank_dates import Day, read_dates
 from scrubjay.memory.bank_lending import PORTIONS, lent, shares
 from scrubjay.memory.bank_store import select
 from scrubjay.memory.bank_words import is_unspaced, match_terms, normalise
@@ -28,6 +29,10 @@ _TEMPERATURE = 2.5
 _MOST_MATCHES = 10_000
 _LARGEST_FACTOR = 2.2  # of a word's weight, in a text that says nothing else
 _UNMET_PAIR = 0.25  # of a word's weight: a pair of characters that nobody wrote may straddle two words
+
+
+_Row = tuple[int, float, int, int]
+"""Number of a record, BM25, chunk and place."""
 
 
 class Keyword(NamedTuple):
@@ -48,9 +53,10 @@ def keyword_scores(
 
     `scope` begins every expression of FTS5, `condition` in SQL with its `values` says which records hold.
     """
-    dates, rest = take_dates(normalise(query))
-    counts = {term: _count(connection, f"{scope}body : {term}") for term in [*dates, *match_terms(rest)]}
+    phrases, days, rest = read_dates(normalise(query))
+    counts = {term: _count(connection, f"{scope}body : {term}") for term in [*phrases, *match_terms(rest)]}
     rows = _matches(connection, counts, scope, condition, values) if any(counts.values()) else []
+    rows = _with_observed(rows, days, connection, condition, values) if days else rows
     if not rows:
         return Keyword({}, {}, 0.0)
     numbers, bm25, chunks, places = zip(*rows, strict=True)
@@ -74,8 +80,8 @@ def keyword_scores(
 
 def _matches(
     connection: sqlite3.Connection, counts: dict[str, int], scope: str, condition: str, values: list[object]
-) -> list[tuple[int, float, int, int]]:
-    """Return number, BM25, chunk and place of the best records that match and hold, best first."""
+) -> list[_Row]:
+    """Return the best records that match and hold, best first."""
     expression, oldest = _affordable(connection, counts, scope)
     wanted = 2 * _SHARING
     while True:
@@ -93,6 +99,31 @@ def _matches(
         if len(held) >= _SHARING or len(rows) < wanted:
             return [(number, score, *held[number]) for number, score in rows if number in held][:_SHARING]
         wanted *= 4
+
+
+def _with_observed(
+    rows: list[_Row], days: list[Day], connection: sqlite3.Connection, condition: str, values: list[object]
+) -> list[_Row]:
+    """Return the rows with the newest thousand that were observed on one of the days, for whom it is one more word."""
+    records = _records(connection)
+    first, last = connection.execute(
+        "SELECT (SELECT MIN(observed) FROM records), (SELECT MAX(observed) FROM records)"
+    ).fetchone()
+    if first is None:
+        return rows
+    score = {number: (bm25, chunk, place) for number, bm25, chunk, place in rows}
+    for begin, end in (span for day in days for span in day.spans(first, last)):
+        then = connection.execute(
+            f"SELECT number, chunk, place FROM records WHERE observed >= ? AND observed < ? AND {condition} "
+            "ORDER BY observed DESC LIMIT ?",
+            (begin, end, *values, _SHARING),
+        ).fetchall()
+        rarity = max(0.0, math.log((records - len(then) + 0.5) / (len(then) + 0.5)))
+        for number, chunk, place in then:
+            bm25, *_ = score.get(number, (0.0, chunk, place))
+            score[number] = (bm25 + rarity, chunk, place)
+    best = heapq.nlargest(_SHARING, score.items(), key=lambda item: (item[1][0], item[0]))
+    return [(number, *rest) for number, rest in best]
 
 
 def _affordable(connection: sqlite3.Connection, counts: dict[str, int], scope: str) -> tuple[str, int]:
@@ -117,11 +148,16 @@ def _count(connection: sqlite3.Connection, expression: str) -> int:
     return connection.execute("SELECT COUNT(*) FROM words WHERE words MATCH ?", (expression,)).fetchone()[0]
 
 
-def _largest_score(connection: sqlite3.Connection, counts: dict[str, int]) -> float:
+def _records(connection: sqlite3.Connection) -> int:
     # Numbers are never given twice, and counting rows would take as long as there are many.
-    (records,) = connection.execute(
-        "SELECT seq - (SELECT value FROM facts WHERE name = 'deletions') FROM sqlite_sequence WHERE name = 'records'"
-    ).fetchone()
+    return connection.execute(
+        "SELECT COALESCE(MAX(seq), 0) - (SELECT value FROM facts WHERE name = 'deletions') "
+        "FROM sqlite_sequence WHERE name = 'records'"
+    ).fetchone()[0]
+
+
+def _largest_score(connection: sqlite3.Connection, counts: dict[str, int]) -> float:
+    records = _records(connection)
     weights = (
         math.log((records - count + 0.5) / (count + 0.5))
         * (1 if count or not is_unspaced(term) else _UNMET_PAIR)

@@ -55,6 +55,7 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
             scope, body, tokenize = "porter unicode61 remove_diacritics 2")""",
         "INSERT INTO words (words, rank) VALUES ('rank', 'bm25(0.0, 1.0)')",
     ),
+    ("CREATE INDEX records_by_observation ON records (observed)",),
 )
 
 
