@@ -25,24 +25,35 @@ class KeptEmbeddings(Embeddings):
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Return a vector per text."""
-        missing = sorted({text for text in texts if self._find(text) is None}, key=len)
+        missing = sorted({text for text in texts if self._find(_hash(text)) is None}, key=len)
         for first in range(0, len(missing), _BATCH):
             batch = missing[first : first + _BATCH]
-            vectors = np.array(self._embeddings.embed_documents(batch), dtype=np.float32)
-            rows = [(_hash(text), vector.tobytes()) for text, vector in zip(batch, vectors, strict=True)]
-            self._kept.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", rows)
+            self._keep([_hash(text) for text in batch], self._embeddings.embed_documents(batch))
             if len(missing) > _BATCH:
                 print(f"embedded {first + len(batch):,}/{len(missing):,}", file=sys.stderr, flush=True)
-        return [np.frombuffer(self._find(text) or b"", dtype=np.float32).tolist() for text in texts]
+        return [_unpacked(self._find(_hash(text))) for text in texts]
 
     def embed_query(self, text: str) -> list[float]:
-        """Return the vector of a question."""
-        return self.embed_documents([text])[0]
+        """Return the vector of a question, which some models give another than a document of the same words."""
+        hash = _hash(text, person=b"query")
+        if self._find(hash) is None:
+            self._keep([hash], [self._embeddings.embed_query(text)])
+        return _unpacked(self._find(hash))
 
-    def _find(self, text: str) -> bytes | None:
-        row = self._kept.execute("SELECT vector FROM vectors WHERE hash = ?", (_hash(text),)).fetchone()
+    def _keep(self, hashes: list[bytes], vectors: list[list[float]]) -> None:
+        rows = [
+            (hash, np.array(v, dtype=np.float32).tobytes()) for hash, v in zip(hashes, vectors, strict=True)
+        ]
+        self._kept.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", rows)
+
+    def _find(self, hash: bytes) -> bytes | None:
+        row = self._kept.execute("SELECT vector FROM vectors WHERE hash = ?", (hash,)).fetchone()
         return None if row is None else row[0]
 
 
-def _hash(text: str) -> bytes:
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+def _unpacked(vector: bytes | None) -> list[float]:
+    return np.frombuffer(vector or b"", dtype=np.float32).tolist()
+
+
+def _hash(text: str, person: bytes = b"") -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16, person=person).digest()
