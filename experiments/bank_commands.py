@@ -20,6 +20,7 @@ from scrubjay.experiments.arguments import UsageError, choose, parse
 from scrubjay.experiments.embeddings import EmbeddingsName, make_embeddings
 from scrubjay.experiments.terminal import bad_input, printable
 from scrubjay.memory import MemoryBank
+from scrubjay.memory.bank_model import lacks_embeddings
 from scrubjay.memory.bank_record import Hit, Record
 from scrubjay.memory.bank_vectors import stored_dimension
 
@@ -46,19 +47,25 @@ def open_bank(path: Path, create: bool, embeddings: EmbeddingsName | None = None
 
 
 def open_for_recall(path: Path, create: bool, embeddings: EmbeddingsName | None) -> MemoryBank:
-    """Open a bank's file as `open_bank` does, and say so if it has embeddings that are left out now."""
+    """Open a bank's file as `open_bank` does, and say what its embeddings, or their lack, leave out now."""
     bank = open_bank(path, create, embeddings)
-    if embeddings is None:
-        with bank.store.reading() as connection:
-            dimension = stored_dimension(connection)
-        if dimension is not None:
-            names = " or ".join(get_args(EmbeddingsName))
-            print(
-                f"{path} was written with embeddings, which are left out: words alone count, and what is added now "
-                f"has none; --embeddings {names} changes that",
-                file=sys.stderr,
-                flush=True,
-            )
+    with bank.store.reading() as connection:
+        written, lacking = stored_dimension(connection) is not None, lacks_embeddings(connection)
+    if embeddings is None and written:
+        names = " or ".join(get_args(EmbeddingsName))
+        print(
+            f"{path} was written with embeddings, which are left out: words alone count, and what is added now has "
+            f"none; --embeddings {names} changes that",
+            file=sys.stderr,
+            flush=True,
+        )
+    if embeddings is not None and lacking:
+        print(
+            f"{path} has records without embeddings, which are found by words alone; exported, and imported into a new "
+            f"memory with --embeddings {embeddings}, all have some",
+            file=sys.stderr,
+            flush=True,
+        )
     return bank
 
 

@@ -6,6 +6,8 @@ not name its model, so one of its texts is embedded anew and compared with what 
 
 from __future__ import annotations
 
+import sqlite3
+
 import numpy as np
 from jaxtyping import Float
 
@@ -41,6 +43,15 @@ def check_model(store: Store, embeddings: Embeddings) -> bool:
             "that into a new bank, which embeds all anew"
         )
     return True
+
+
+def lacks_embeddings(connection: sqlite3.Connection) -> bool:
+    """Return whether the oldest or the newest record has no embedding; no other is looked at, however many there are."""
+    row = connection.execute(
+        "SELECT 1 FROM records WHERE number IN ((SELECT MIN(number) FROM records), (SELECT MAX(number) FROM records)) "
+        "AND NOT EXISTS (SELECT 1 FROM vectors WHERE vectors.number = records.number)"
+    ).fetchone()
+    return row is not None
 
 
 def check_dimension(dimension: int | None, vector: Float[np.ndarray, "D"]) -> None:

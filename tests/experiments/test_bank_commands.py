@@ -112,6 +112,13 @@ def test_embeddings_find_what_shares_no_word_and_are_not_left_out_unsaid(here, t
 
 
 @needs_e5
+def test_a_memory_begun_without_embeddings_says_so(here):
+    here("memory", "add", "m.db", "Der Arzt verschrieb ihr Tabletten.")
+    told = here("memory", "add", "m.db", "昨天伯尔尼下雨了。", "--embeddings", "e5")[2]
+    assert told.startswith("m.db has records without embeddings, which are found by words alone")
+
+
+@needs_e5
 def test_another_models_bank_is_refused_and_its_export_embedded_anew(here):
     with MemoryBank("m.db", Noise()) as bank:
         bank.add("Der Arzt verschrieb ihr Tabletten.")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from scrubjay.memory import MemoryBank
+from scrubjay.memory.bank_model import lacks_embeddings
 
 
 class Model:
@@ -126,6 +127,25 @@ def test_an_export_restored_elsewhere_is_embedded_by_the_model_there(path):
         assert list(copy.restore(bank.export())) == [True, True]
         assert model.asked == [["the first", "the second"]]
         check_vectors(copy, model)
+
+
+def test_records_that_lack_embeddings_are_noticed_at_both_ends(path):
+    with MemoryBank(path) as plain, MemoryBank(path, Model(1)) as dense:
+
+        def lacking():
+            with plain.store.reading() as connection:
+                return lacks_embeddings(connection)
+
+        assert not lacking()
+        dense.add("the first")
+        assert not lacking()
+        id = plain.add("the second")
+        assert lacking()
+        dense.add("the third")
+        assert not lacking()  # what is between is not looked at
+        plain.forget(id)
+        plain.add("the last")
+        assert lacking()
 
 
 def check_vectors(bank, model):
