@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from scrubjay.experiments.agent_options import AgentOptions, choose_tools, load_model
-from scrubjay.experiments.bank_commands import open_bank, read_namespace
+from scrubjay.experiments.bank_commands import open_for_recall, read_namespace
 from scrubjay.experiments.terminal import printable
 from scrubjay.experiments.tuning import append_records, why_not
 
@@ -32,7 +32,7 @@ def run_agent(options: AgentOptions) -> int:
     with contextlib.ExitStack() as closing:
         bank = None
         if options.memory is not None:
-            bank = closing.enter_context(open_bank(options.memory, create=True))
+            bank = closing.enter_context(open_for_recall(options.memory, True, options.embeddings))
         agent = KwaiAgent(
             model,
             tools,

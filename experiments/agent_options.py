@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tyro.conf import Positional
 
 from scrubjay.experiments.bank_commands import open_bank
+from scrubjay.experiments.embeddings import EmbeddingsName, make_embeddings
 from scrubjay.experiments.local_model import open_local_model
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class AgentOptions:
     """Names with commas between, auto for all that can work here, none, and your own as module:name."""
     memory: Path | None = None
     """File of a memory bank; begun if it is not there."""
+    embeddings: EmbeddingsName | None = None
+    """What the memory recalls by besides words: minilm for English, e5 for a hundred languages. One memory, one kind."""
     namespace: str = ""
     """Whose memory it is, from the widest circle: user/ada."""
     knowledge: tuple[Path, ...] = ()
@@ -98,6 +101,12 @@ class AgentOptions:
         for path in (self.memory, self.record, self.export):
             if path is not None and not path.absolute().parent.is_dir():
                 raise ValueError(f"there is no folder {path.parent} for {path.name}")
+        if self.embeddings is not None and self.memory is None:
+            raise ValueError(
+                f"--embeddings {self.embeddings} is how a memory recalls: give --memory FILE, too"
+            )
+        if self.embeddings is not None:
+            make_embeddings(self.embeddings)
         if self.memory is not None and self.memory.exists():
             open_bank(self.memory, create=False).close()
 

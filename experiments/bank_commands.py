@@ -12,14 +12,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from tyro.conf import Positional
 
 from scrubjay.experiments.arguments import UsageError, choose, parse
+from scrubjay.experiments.embeddings import EmbeddingsName, make_embeddings
 from scrubjay.experiments.terminal import bad_input, printable
 from scrubjay.memory import MemoryBank
+from scrubjay.memory.bank_model import lacks_embeddings
 from scrubjay.memory.bank_record import Hit, Record
+from scrubjay.memory.bank_vectors import stored_dimension
 
 Kind = Literal["knowledge", "conversation", "task", "episode"]
 Trust = Literal["user", "agent", "tool"]
@@ -27,16 +30,43 @@ _SILENT_SECONDS = 3.0
 """Before progress is told, and between two times."""
 
 
-def open_bank(path: Path, create: bool) -> MemoryBank:
-    """Open a bank's file. Raises ValueError if it is none, or is not there and must not be created."""
+def open_bank(path: Path, create: bool, embeddings: EmbeddingsName | None = None) -> MemoryBank:
+    """Open a bank's file. Raises ValueError if it is none, or is not there and must not be created.
+
+    Raises ModuleNotFoundError if what `embeddings` need is not there.
+    """
     if not create and not path.is_file():
         raise ValueError(f"there is no memory {path}; scrubjay memory add {path} TEXT begins one")
     if not path.parent.is_dir():
         raise ValueError(f"there is no folder {path.parent} for a memory")
+    made = None if embeddings is None else make_embeddings(embeddings)  # before a file is begun
     try:
-        return MemoryBank(path)
+        return MemoryBank(path, made)
     except sqlite3.DatabaseError as error:
         raise ValueError(f"{path} is no memory of Scrubjay: {error}") from None
+
+
+def open_for_recall(path: Path, create: bool, embeddings: EmbeddingsName | None) -> MemoryBank:
+    """Open a bank's file as `open_bank` does, and say what its embeddings, or their lack, leave out now."""
+    bank = open_bank(path, create, embeddings)
+    with bank.store.reading() as connection:
+        written, lacking = stored_dimension(connection) is not None, lacks_embeddings(connection)
+    if embeddings is None and written:
+        names = " or ".join(get_args(EmbeddingsName))
+        print(
+            f"{path} was written with embeddings, which are left out: words alone count, and what is added now has "
+            f"none; --embeddings {names} changes that",
+            file=sys.stderr,
+            flush=True,
+        )
+    if embeddings is not None and lacking:
+        print(
+            f"{path} has records without embeddings, which are found by words alone; exported, and imported into a new "
+            f"memory with --embeddings {embeddings}, all have some",
+            file=sys.stderr,
+            flush=True,
+        )
+    return bank
 
 
 def read_namespace(words: str | None) -> tuple[str, ...] | None:
@@ -62,12 +92,14 @@ class AddOptions:
     """Id of the record that no longer holds from now on."""
     importance: float = 0.5
     """From 0 to 1."""
+    embeddings: EmbeddingsName | None = None
+    """What it is to be found by besides its words: minilm for English, e5 for a hundred languages. One memory, one kind."""
 
 
 def add(options: AddOptions) -> int:
     """Add one record."""
     text = sys.stdin.read() if options.text == "-" else options.text
-    with open_bank(options.file, create=True) as bank:
+    with open_for_recall(options.file, True, options.embeddings) as bank:
         id = bank.add(
             text,
             options.kind,
@@ -99,6 +131,8 @@ class SearchOptions:
     """Only what these said."""
     at: str | None = None
     """What held then, as 2026-11-26 or 2026-11-26T08:30; default: what holds now."""
+    embeddings: EmbeddingsName | None = None
+    """Look by meaning, too, with those that the memory was written with."""
     explain: bool = False
     """Tell how each score came about."""
     json: bool = False
@@ -107,7 +141,7 @@ class SearchOptions:
 
 def search(options: SearchOptions) -> int:
     """Print what is found; the exit code is 0 even if it is nothing."""
-    with open_bank(options.file, create=False) as bank:
+    with open_for_recall(options.file, False, options.embeddings) as bank:
         hits = bank.search(
             options.query,
             options.k,
@@ -243,6 +277,8 @@ class ImportOptions:
     trust: Trust = "tool"
     """Of documents: user only for what you wrote or have read. What a tool worded, the agent does not act upon
     without your approval."""
+    embeddings: EmbeddingsName | None = None
+    """What all is to be found by besides its words: minilm for English, e5 for a hundred languages. One memory, one kind."""
 
 
 def import_(options: ImportOptions) -> int:
@@ -252,7 +288,7 @@ def import_(options: ImportOptions) -> int:
     for source in options.sources:
         if source != Path("-") and not source.is_file():
             raise ValueError(f"there is no file {source}")
-    with open_bank(options.file, create=True) as bank:
+    with open_for_recall(options.file, True, options.embeddings) as bank:
         for source in options.sources:
             if source == Path("-") or source.suffix == ".jsonl":
                 with _opened(source) as lines:
@@ -272,7 +308,7 @@ def import_(options: ImportOptions) -> int:
 
 ACTIONS: dict[str, tuple[str, type, Callable[[Any], int]]] = {
     "add": ("remember a text", AddOptions, add),
-    "search": ("find records by words", SearchOptions, search),
+    "search": ("find records by words, and by meaning", SearchOptions, search),
     "show": ("show records in full", ShowOptions, show),
     "forget": ("delete records for good", ForgetOptions, forget),
     "import": ("read exported records, or documents", ImportOptions, import_),

@@ -25,6 +25,7 @@ from scrubjay.memory.bank_document import split_document
 from scrubjay.memory.bank_duplicates import unpack_marks
 from scrubjay.memory.bank_fluency import Embeddings, fluency, script_of
 from scrubjay.memory.bank_matrix import usable_device
+from scrubjay.memory.bank_model import check_dimension, check_model
 from scrubjay.memory.bank_recall import Filter, join_namespace, recall, split_namespace
 from scrubjay.memory.bank_record import (
     KINDS,
@@ -61,7 +62,8 @@ class MemoryBank:
     off unless asked for. `device` holds the embeddings on one of torch's, "cuda" for one, where Triton scans them;
     without it numpy does, and torch stays out. `approximate` holds no embeddings at all: beside the file an index of them
     is kept, from which the nearest are found, not surely all of them (extra `ann`; `memory/bank_approximate.py`). Raises
-    ValueError on a file of a newer Scrubjay, on a device that is not there, and on what does not go together.
+    ValueError on a file of a newer Scrubjay, on a device that is not there, and on what does not go together; the first
+    search or write does on a file that was written with other embeddings (`memory/bank_model.py`).
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class MemoryBank:
         self._device = None if device is None else usable_device(device)
         self._embeddings, self._clock, self._dense_weight = embeddings, clock, dense_weight
         self._fluencies: dict[str, float] = {}
+        self._knows_model = False
         self._store = Store(path)
         self._index: DenseIndex | None = None
         self._surprise_config = surprise
@@ -250,6 +253,7 @@ class MemoryBank:
         )
         vector, dense_weight = None, 0.0
         if self._embeddings is not None and query.strip():
+            self._check_model()
             dense_weight = self._dense_weight * self._fluency(self._embeddings, script_of(query))
             vector = unit_vectors([self._embeddings.embed_query(query)], 1)[0]
             surprise = self._surprised(len(vector))
@@ -258,7 +262,7 @@ class MemoryBank:
             for _ in self.build_index():
                 pass
         with self._store.reading() as connection:
-            index = None if vector is None else self._refreshed_index(connection, len(vector))
+            index = None if vector is None else self._refreshed_index(connection, vector)
             hits = []
             for number, score, why in recall(connection, query, vector, index, dense_weight, filter, now, k):
                 row = connection.execute(
@@ -387,6 +391,7 @@ class MemoryBank:
     def _embed(self, texts: list[str]) -> Sequence[np.ndarray | None]:
         if self._embeddings is None or not texts:
             return [None] * len(texts)
+        self._check_model()
         return list(unit_vectors(self._embeddings.embed_documents(texts), len(texts)))
 
     def _fluency(self, embeddings: Embeddings, script: str) -> float:
@@ -394,9 +399,15 @@ class MemoryBank:
             self._fluencies[script] = fluency(embeddings, script)
         return self._fluencies[script]
 
+    def _check_model(self) -> None:
+        if self._embeddings is not None and not self._knows_model:
+            self._knows_model = check_model(self._store, self._embeddings)
+
     def _note_dimension(self, connection: sqlite3.Connection, vector: np.ndarray | None) -> None:
         if vector is not None:
-            _check_dimension(stored_dimension(connection), len(vector))
+            check_dimension(stored_dimension(connection), vector)
+            # Known before others had to wait, unless the file got its first embeddings after that.
+            self._check_model()
             connection.execute("UPDATE facts SET value = ? WHERE name = 'dimension'", (len(vector),))
 
     def _surprised(self, dimension: int) -> Surprise | None:
@@ -406,10 +417,10 @@ class MemoryBank:
             self._surprise = Surprise(self._store, self._surprise_config, dimension)
         return self._surprise
 
-    def _refreshed_index(self, connection: sqlite3.Connection, dimension: int) -> DenseIndex:
-        _check_dimension(stored_dimension(connection), dimension)
+    def _refreshed_index(self, connection: sqlite3.Connection, vector: np.ndarray) -> DenseIndex:
+        check_dimension(stored_dimension(connection), vector)
         if self._index is None:
-            self._index = VectorIndex(dimension, self._device)
+            self._index = VectorIndex(len(vector), self._device)
         self._index.refresh(connection)
         return self._index
 
@@ -422,11 +433,3 @@ def _fields(row: tuple) -> dict[str, Any]:
         if fields[name] is not None:
             fields[name] = to_datetime(fields[name])
     return fields
-
-
-def _check_dimension(stored: int | None, dimension: int) -> None:
-    if stored is not None and stored != dimension:
-        raise ValueError(
-            f"the bank's embeddings have {stored} numbers, these give {dimension}; "
-            "open it with the embeddings it was written with"
-        )

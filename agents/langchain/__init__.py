@@ -12,6 +12,7 @@ from scrubjay.kernels.first_use import imported_on_first_use
 
 if TYPE_CHECKING:
     from scrubjay.agents.langchain.checkpointer import Checkpointer
+    from scrubjay.agents.langchain.e5 import E5Embeddings
     from scrubjay.agents.langchain.history import BankChatMessageHistory
     from scrubjay.agents.langchain.middleware import BankMiddleware
     from scrubjay.agents.langchain.minilm import MiniLMEmbeddings
@@ -25,6 +26,7 @@ __all__ = [
     "BankRetriever",
     "BankStore",
     "Checkpointer",
+    "E5Embeddings",
     "MiniLMEmbeddings",
     "memory_tools",
 ]
@@ -34,6 +36,7 @@ __getattr__ = imported_on_first_use(
     __name__,
     {
         "checkpointer": ["Checkpointer"],
+        "e5": ["E5Embeddings"],
         "history": ["BankChatMessageHistory"],
         "middleware": ["BankMiddleware"],
         "minilm": ["MiniLMEmbeddings"],

@@ -134,7 +134,7 @@ def multiply(source: Path, path: Path, copies: int, embeddings: CheapEmbeddings)
     shutil.copy(source, part)
     connection = sqlite3.connect(part, isolation_level=None)
     columns = [row[1] for row in connection.execute("PRAGMA table_info(records)")]
-    moved = {"number": "number + ?1", "chunk": "chunk + ?1", "id": "id || ?1"}
+    moved = {"number": "number + ?1", "chunk": "chunk + ?1", "id": "id || ?1", "text": "text || ' ' || ?1"}
     (size,) = connection.execute("SELECT MAX(number) FROM records").fetchone()
     for copy in range(1, copies):
         offset = (copy * size,)
@@ -154,8 +154,10 @@ def multiply(source: Path, path: Path, copies: int, embeddings: CheapEmbeddings)
         connection.executemany(
             "INSERT INTO vectors VALUES (?, ?)",
             (
-                (number, unit_vectors([embeddings.embed_query(f"copy {number}")], 1)[0].tobytes())
-                for number in range(copy * size + 1, (copy + 1) * size + 1)
+                (number, unit_vectors([embeddings.embed_query(text)], 1)[0].tobytes())
+                for number, text in connection.execute(
+                    "SELECT number, text FROM records WHERE number > ?", offset
+                ).fetchall()
             ),
         )
         connection.execute("COMMIT")

