@@ -30,7 +30,6 @@ _MOST_MATCHES = 10_000
 _LARGEST_FACTOR = 2.2  # of a word's weight, in a text that says nothing else
 _UNMET_PAIR = 0.25  # of a word's weight: a pair of characters that nobody wrote may straddle two words
 
-
 _Row = tuple[int, float, int, int]
 """Number of a record, BM25, chunk and place."""
 
