@@ -41,7 +41,7 @@ def open_bank(path: Path, create: bool, embeddings: EmbeddingsName | None = None
         raise ValueError(f"there is no folder {path.parent} for a memory")
     made = None if embeddings is None else make_embeddings(embeddings)  # before a file is begun
     try:
-        return MemoryBank(path, made)
+        return MemoryBank(path, made, clock=lambda: datetime.now().astimezone())  # days are the user's
     except sqlite3.DatabaseError as error:
         raise ValueError(f"{path} is no memory of Scrubjay: {error}") from None
 

@@ -38,6 +38,7 @@ from scrubjay.memory.bank_record import (
     check_namespace,
     to_datetime,
     to_seconds,
+    zone_of,
 )
 from scrubjay.memory.bank_segments import forget_in_segment, require_usearch
 from scrubjay.memory.bank_store import Store
@@ -57,7 +58,7 @@ _COLUMNS = (
 class MemoryBank:
     """Memories in an SQLite file, or in memory (`":memory:"`); safe for threads and several processes.
 
-    `clock` returns the present moment. `dense_weight` is what embeddings count where words count 1, each times how
+    `clock` returns the present moment, and in its time zone days begin. `dense_weight` is what embeddings count where words count 1, each times how
     sure it is (`memory/bank_recall.py`). `surprise` puts a neural memory beside the records (`memory/bank_surprise.py`),
     off unless asked for. `device` holds the embeddings on one of torch's, "cuda" for one, where Triton scans them;
     without it numpy does, and torch stays out. `approximate` holds no embeddings at all: beside the file an index of them
@@ -239,13 +240,15 @@ class MemoryBank:
     ) -> list[Hit]:
         """Return up to `k` records, best first, that hold now or held `at` a moment.
 
-        A date in `query` means what was observed on that day or in that month (UTC), and what names it.
+        A date in `query` means what was observed on that day or in that month, where `clock` is, and what
+        names it.
         `namespace` includes all that it contains: `("user",)` finds `("user", "ada")`'s. `trusts=("user", "agent")`
         leaves out what tools said. `explain` fills the hits' `explanation`. Raises ValueError on k < 1.
         """
         if k < 1:
             raise ValueError(f"k={k}: must be at least 1")
-        now = to_seconds(self._clock(), "clock()")
+        moment = self._clock()
+        now = to_seconds(moment, "clock()")
         filter = Filter(
             at=now if at is None else to_seconds(at, "at"),
             kinds=check_choices("kinds", kinds, KINDS),
@@ -265,7 +268,9 @@ class MemoryBank:
         with self._store.reading() as connection:
             index = None if vector is None else self._refreshed_index(connection, vector)
             hits = []
-            for number, score, why in recall(connection, query, vector, index, dense_weight, filter, now, k):
+            for number, score, why in recall(
+                connection, query, vector, index, dense_weight, filter, now, k, zone_of(moment)
+            ):
                 row = connection.execute(
                     f"SELECT {_COLUMNS} FROM records WHERE number = ?", (number,)
                 ).fetchone()

@@ -1,9 +1,12 @@
 """Dates in a question: phrases for the keyword index, and the days whose records are meant.
 
 Day, month and year as words by themselves would find all that names any date: a record of another day of that month
-shares two of them. So a day and its month are one phrase, in any spelling, and with their year one more, since nothing
-is as sure a sign as the same date. And what was observed then is meant, though it does not say so, unless the question
-names the date as a bound ("as of", "until").
+shares two of them. So a day and its month are one phrase, and with their year one more, since nothing is as sure a sign
+as the same date. And what was observed then is meant, though it does not say so, unless the question names the date as
+a bound ("as of", "until").
+
+A date has digits and an English month, or is written 2025-03-23 or 2025年3月23日; each finds the others, but for
+2025-03-23, which is found by dates with a year alone.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, tzinfo
 from typing import NamedTuple
 
 from scrubjay.memory.bank_words import index_text
@@ -23,23 +26,30 @@ _MONTHS = (
 )  # fmt: skip
 _MONTH_OF = {name: month for month, names in enumerate(_MONTHS, 1) for name in names}
 _MONTH = rf"(?P<month>{'|'.join(sorted(_MONTH_OF, key=len, reverse=True))})\b\.?"
-_DAY = r"\b(?P<day>\d{1,2})(?:st|nd|rd|th)?\b"
+_DAY = r"\b(?P<day>\d{1,2})(?P<ordinal>st|nd|rd|th)?\b"
 _YEAR = r"\b(?P<year>\d{4})\b"
 _PATTERNS = [
-    re.compile(pattern, re.IGNORECASE)
+    # ASCII: else the Turkish dotless i is an i, too.
+    re.compile(pattern, re.IGNORECASE | re.ASCII)
     for pattern in (
         rf"{_DAY}(?: of)? {_MONTH}(?:,? {_YEAR})?",
         rf"\b{_MONTH} {_DAY}(?:,? {_YEAR})?",
         rf"\b{_MONTH},? {_YEAR}",
-        rf"{_YEAR}-(?P<month>\d\d)-(?P<day>\d\d)\b",
+        r"\b(?P<year>\d{4})(?P<sign>[-/])(?P<month>\d{1,2})(?P=sign)(?P<day>\d{1,2})(?!\d)",
         r"(?:(?P<year>\d{4}) ?年 ?)?(?P<month>\d{1,2}) ?月 ?(?P<day>\d{1,2}) ?[日号號]",
         r"(?P<year>\d{4}) ?年 ?(?P<month>\d{1,2}) ?月",
     )
 ]
-_BOUND = re.compile(
-    r"(?:\b(?:as of|until|till?|up to|before|after|since|by)(?: the)?|截至|截止|直到) ?(?:到|于)? ?$",
+_BOUND_BEFORE = re.compile(
+    r"(?:\b(?:as of|until|till?|up to|before|after|since|by)(?: the)?|截至|截止|直到|自从|自從) ?(?:到|于)? ?$",
     re.IGNORECASE,
 )
+_BOUND_AFTER = re.compile(r" ?(?:之前|以前|之后|以后|之後|以後|以来|以來|为止|為止|前|后|後|起)")
+_BEFORE_MONTHS = re.compile(
+    r"\b(?:on|in|of|from|to|since|by|until|till?|before|after|this|last|next|the) $", re.IGNORECASE
+)
+_VERBS = ("may", "march", "mar")
+_FIRST_MOMENT, _LAST_MOMENT = (datetime(year, 1, 1, tzinfo=UTC).timestamp() for year in (1, 9999))
 
 
 class Day(NamedTuple):
@@ -49,17 +59,19 @@ class Day(NamedTuple):
     month: int
     day: int | None
 
-    def spans(self, first: float, last: float) -> Iterator[tuple[float, float]]:
-        """Yield begin and end in seconds since 1970 (UTC) of each such day or month between two moments."""
-        years = range(datetime.fromtimestamp(first, UTC).year, datetime.fromtimestamp(last, UTC).year + 1)
-        for year in years if self.year is None else (self.year,):
-            with contextlib.suppress(ValueError):  # 29 February, or a year beyond all calendars
-                begin = datetime(year, self.month, self.day or 1, tzinfo=UTC)
+    def spans(self, first: float, last: float, zone: tzinfo) -> Iterator[tuple[float, float]]:
+        """Yield begin and end of each such day or month between two moments, in seconds since 1970."""
+        years = range(_year(first), _year(last) + 1) if self.year is None else (self.year,)
+        for year in years:
+            with contextlib.suppress(
+                ValueError, OverflowError
+            ):  # 29 February, or a year beyond all calendars
+                begin = datetime(year, self.month, self.day or 1, tzinfo=zone)
                 if self.day is None:
-                    end = datetime(year + self.month // 12, self.month % 12 + 1, 1, tzinfo=UTC).timestamp()
+                    end = datetime(year + self.month // 12, self.month % 12 + 1, 1, tzinfo=zone)
                 else:
-                    end = begin.timestamp() + 86400
-                yield begin.timestamp(), end
+                    end = begin + timedelta(days=1)
+                yield begin.timestamp(), end.timestamp()
 
 
 class Dates(NamedTuple):
@@ -74,27 +86,43 @@ class Dates(NamedTuple):
 
 
 def read_dates(query: str) -> Dates:
-    """Return the dates that a question names: in English, in Chinese or as 2025-03-23."""
+    """Return the dates that a question names, from the left, and each day once."""
     phrases: list[str] = []
     days: list[Day] = []
-
-    def take(match: re.Match[str]) -> str:
-        told = match.groupdict()
-        month = _MONTH_OF.get(told["month"].lower()) or int(told["month"])
-        day, year = (int(told[name]) if told.get(name) else None for name in ("day", "year"))
-        if not (1 <= month <= 12 and (day is None or 1 <= day <= 31)):
-            return match[0]
-        phrases.extend(_phrases(month, day, year))
-        if not _BOUND.search(match.string[: match.start()]):
-            days.append(Day(year, month, day))
-        return " "
-
-    for pattern in _PATTERNS:
-        query = pattern.sub(take, query)
-    return Dates(phrases, days, query)
+    rest, kept, begin = "", 0, 0
+    while found := [match for pattern in _PATTERNS if (match := pattern.search(query, begin))]:
+        match = min(found, key=re.Match.start)
+        day, begin = _day(match), match.start() + 1
+        if day is None:
+            continue
+        phrases += _phrases(*day)
+        if not (_BOUND_BEFORE.search(query[: match.start()]) or _BOUND_AFTER.match(query, match.end())):
+            days.append(day)
+        rest += query[kept : match.start()] + " "
+        kept = begin = match.end()
+    return Dates(list(dict.fromkeys(phrases)), list(dict.fromkeys(days)), rest + query[kept:])
 
 
-def _phrases(month: int, day: int | None, year: int | None) -> Iterator[str]:
+def _day(match: re.Match[str]) -> Day | None:
+    """Return what is written, None if it is no date."""
+    told = match.groupdict()
+    name = told["month"].lower()
+    month = _MONTH_OF.get(name) or int(name)
+    day, year = (int(told[part]) if told.get(part) else None for part in ("day", "year"))
+    if not 1 <= month <= 12 or not (day is None or 1 <= day <= 31):
+        return None
+    surely = told["month"] not in _VERBS or year is not None or told.get("ordinal")
+    if not surely and not _BEFORE_MONTHS.search(match.string[: match.start()]):
+        return None  # "we may 3 times"
+    return Day(year, month, day)
+
+
+def _year(seconds: float) -> int:
+    # A file may hold moments that no calendar has.
+    return datetime.fromtimestamp(min(max(seconds, _FIRST_MOMENT), _LAST_MOMENT), UTC).year
+
+
+def _phrases(year: int | None, month: int, day: int | None) -> Iterator[str]:
     names = _MONTHS[month - 1]
     if day is None:
         yield _any_of([*(f"{name} {year}" for name in names), f"{year}年{month}"])
@@ -102,13 +130,15 @@ def _phrases(month: int, day: int | None, year: int | None) -> Iterator[str]:
     english = [
         spelling
         for name in names
-        for number in (str(day), _ordinal(day))
+        for number in dict.fromkeys((str(day), f"{day:02}", _ordinal(day)))
         for spelling in (f"{number} {name}", f"{name} {number}")
     ] + [f"{_ordinal(day)} of {name}" for name in names]
-    yield _any_of([*english, f"{month}月{day}"])
+    chinese = dict.fromkeys((f"{month}月{day}", f"{month:02}月{day:02}"))
+    yield _any_of([*english, *chinese])
     if year is not None:
         dated = [f"{spelling} {year}" for spelling in english]
-        yield _any_of([*dated, f"{year}年{month}月{day}", f"{year} {month:02} {day:02}"])
+        digits = dict.fromkeys((f"{year} {month:02} {day:02}", f"{year} {month} {day}"))
+        yield _any_of([*dated, *(f"{year}年{spelling}" for spelling in chinese), *digits])
 
 
 def _ordinal(day: int) -> str:

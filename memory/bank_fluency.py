@@ -35,7 +35,7 @@ class Embeddings(Protocol):
 
 
 def script_of(text: str) -> str:
-    """Return the script of most letters by its Unicode name, lower-cased; Japanese is "hiragana", however much is Han."""
+    """Return the script of most letters by its Unicode name, lower-cased; where there is any kana, "hiragana"."""
     found = collections.Counter(_script(letter) for letter in normalise(text) if letter.isalpha())
     if found["hiragana"]:
         return "hiragana"
@@ -62,7 +62,7 @@ def fluency(embeddings: Embeddings, script: str) -> float:
 
 def _script(letter: str) -> str:
     name = unicodedata.name(letter, "").partition(" ")[0].lower()
-    return "hiragana" if name == "katakana" else name
+    return "hiragana" if name.startswith("katakana") else name
 
 
 @functools.cache

@@ -13,6 +13,7 @@ import heapq
 import itertools
 import math
 import sqlite3
+from datetime import tzinfo
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ import numpy as np
 from scrubjay.memory.bank_dates import Day, read_dates
 from scrubjay.memory.bank_lending import PORTIONS, lent, shares
 from scrubjay.memory.bank_store import select
-from scrubjay.memory.bank_words import is_unspaced, match_terms, normalise
+from scrubjay.memory.bank_words import STOP_WORDS, is_unspaced, match_terms, normalise
 
 _TOP_CHUNKS = 128
 _SHARING = 1000  # records that have shares
@@ -40,22 +41,30 @@ class Keyword(NamedTuple):
     scores: dict[int, float]
     """Shares of one whole and what neighbours lend, by number of record."""
     bm25: dict[int, float]
-    """Of records that match themselves, by number."""
+    """Of records that share words or a day themselves, by number."""
     coverage: float
     """The best BM25 as a part of what a record of all the query's words could have, at most 1."""
 
 
 def keyword_scores(
-    connection: sqlite3.Connection, query: str, scope: str, condition: str, values: list[object]
+    connection: sqlite3.Connection,
+    query: str,
+    scope: str,
+    condition: str,
+    values: list[object],
+    zone: tzinfo,
 ) -> Keyword:
-    """Return the scores of records that share words with the query, and of their neighbours in the chunk.
+    """Return the scores of records that share words or a day with the query, and of their neighbours in the chunk.
 
-    `scope` begins every expression of FTS5, `condition` in SQL with its `values` says which records hold.
+    `scope` begins every expression of FTS5, `condition` in SQL with its `values` says which records hold; `zone` is
+    where days begin.
     """
     phrases, days, rest = read_dates(normalise(query))
-    counts = {term: _count(connection, f"{scope}body : {term}") for term in [*phrases, *match_terms(rest)]}
+    # Stop words are searched for where there is nothing else, and a date is something.
+    terms = [term for term in match_terms(rest) if not (phrases and term.strip('"') in STOP_WORDS)]
+    counts = {term: _count(connection, f"{scope}body : {term}") for term in [*phrases, *terms]}
     rows = _matches(connection, counts, scope, condition, values) if any(counts.values()) else []
-    rows = _with_observed(rows, days, connection, condition, values) if days else rows
+    rows = _with_observed(rows, days, zone, connection, condition, values) if days else rows
     if not rows:
         return Keyword({}, {}, 0.0)
     numbers, bm25, chunks, places = zip(*rows, strict=True)
@@ -101,7 +110,12 @@ def _matches(
 
 
 def _with_observed(
-    rows: list[_Row], days: list[Day], connection: sqlite3.Connection, condition: str, values: list[object]
+    rows: list[_Row],
+    days: list[Day],
+    zone: tzinfo,
+    connection: sqlite3.Connection,
+    condition: str,
+    values: list[object],
 ) -> list[_Row]:
     """Return the rows with the newest thousand that were observed on one of the days, for whom it is one more word."""
     records = _records(connection)
@@ -110,17 +124,20 @@ def _with_observed(
     ).fetchone()
     if first is None:
         return rows
-    score = {number: (bm25, chunk, place) for number, bm25, chunk, place in rows}
-    for begin, end in (span for day in days for span in day.spans(first, last)):
+    rarity: dict[_Row, float] = {}
+    for begin, end in (span for day in days for span in day.spans(first, last, zone)):
         then = connection.execute(
-            f"SELECT number, chunk, place FROM records WHERE observed >= ? AND observed < ? AND {condition} "
+            f"SELECT number, 0.0, chunk, place FROM records WHERE observed >= ? AND observed < ? AND {condition} "
             "ORDER BY observed DESC LIMIT ?",
             (begin, end, *values, _SHARING),
         ).fetchall()
-        rarity = max(0.0, math.log((records - len(then) + 0.5) / (len(then) + 0.5)))
-        for number, chunk, place in then:
-            bm25, *_ = score.get(number, (0.0, chunk, place))
-            score[number] = (bm25 + rarity, chunk, place)
+        gain = max(0.0, math.log((records - len(then) + 0.5) / (len(then) + 0.5)))
+        # A day and its month, both named, are one sign.
+        rarity.update((row, max(gain, rarity.get(row, 0.0))) for row in then)
+    score = {number: (bm25, chunk, place) for number, bm25, chunk, place in rows}
+    for (number, none, chunk, place), gain in rarity.items():
+        bm25, *_ = score.get(number, (none,))
+        score[number] = (bm25 + gain, chunk, place)
     best = heapq.nlargest(_SHARING, score.items(), key=lambda item: (item[1][0], item[0]))
     return [(number, *rest) for number, rest in best]
 

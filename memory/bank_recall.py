@@ -21,6 +21,7 @@ import itertools
 import math
 import sqlite3
 from dataclasses import dataclass
+from datetime import tzinfo
 
 import numpy as np
 
@@ -100,10 +101,11 @@ def recall(
     filter: Filter,
     now: float,
     k: int,
+    zone: tzinfo,
 ) -> list[tuple[int, float, Explanation]]:
-    """Return number, score and explanation of the `k` best records, best first."""
+    """Return number, score and explanation of the `k` best records, best first; a day begins in `zone`."""
     depth = max(_DEPTH * k, _LEAST_DEPTH)
-    keyword = keyword_scores(connection, query, filter.scope(), *filter.condition())
+    keyword = keyword_scores(connection, query, filter.scope(), *filter.condition(), zone)
     by_words = heapq.nlargest(depth, keyword.scores, key=lambda number: (keyword.scores[number], number))
     near: dict[int, Near] = {}
     if vector is not None and index is not None:

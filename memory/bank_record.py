@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 from typing import Any
 
 KINDS = ("knowledge", "conversation", "task", "episode")
@@ -19,7 +19,7 @@ class Explanation:
     """Why a hit is where it is: `score` is `(from_words + from_embeddings) * recency * importance`."""
 
     keyword_rank: float | None
-    """Place among the records that share words with the query, from 1, equals in the middle of theirs; else None."""
+    """Place among the records that share words or a day with the query, from 1, equals in the middle of theirs; else None."""
     dense_rank: float | None
     """Place among the records whose embeddings were compared with the query's; None without embeddings."""
     chunk_rank: int | None
@@ -81,17 +81,28 @@ class Hit(Record):
 
 
 def to_seconds(moment: Time, name: str) -> float:
-    """Return seconds since 1970. Raises TypeError naming the argument."""
+    """Return seconds since 1970. Raises TypeError or ValueError naming the argument."""
     if isinstance(moment, datetime):
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     if isinstance(moment, bool) or not isinstance(moment, int | float):
         raise TypeError(f"{name}={moment!r}: pass a datetime or seconds since 1970")
+    try:
+        to_datetime(moment)
+    except (OverflowError, ValueError, OSError):
+        raise ValueError(
+            f"{name}={moment!r}: no calendar has that moment; pass seconds since 1970, not milliseconds"
+        ) from None
     return float(moment)
 
 
 def to_datetime(seconds: float) -> datetime:
     """Return the moment in UTC."""
     return datetime.fromtimestamp(seconds, UTC)
+
+
+def zone_of(moment: Time) -> tzinfo:
+    """Return the time zone of a moment, UTC if it tells none."""
+    return (moment.tzinfo if isinstance(moment, datetime) else None) or UTC
 
 
 def check_namespace(namespace: Sequence[str]) -> tuple[str, ...]:

@@ -95,7 +95,7 @@ class DenseIndex(ABC):
         """Return up to `limit` records of the `top_chunks` best chunks, best first.
 
         Allowed are namespaces and kinds; records with numbers in `also` come behind, whatever their chunk. A record
-        that shares a word with the query, as `bm25` tells by number, counts about twice.
+        that shares a word or a day with the query, as `bm25` tells by number, counts about twice.
         """
         numbers, chunks, fine, places = self.look(query, allows, top_chunks, also)
         if not len(numbers):

@@ -11,6 +11,7 @@ import math
 import re
 import sqlite3
 from collections.abc import Callable
+from datetime import UTC
 from typing import Any
 
 import numpy as np
@@ -125,7 +126,7 @@ def bank_embeddings(conversation: Conversation, embeddings: Embeddings) -> Recal
         vector = unit_vectors([embeddings.embed_query(question.text)], 1)[0]
         with kept.store.reading() as connection:
             index.refresh(connection)
-            found = recall(connection, "", vector, index, 1.0, everything, now, k)
+            found = recall(connection, "", vector, index, 1.0, everything, now, k, UTC)
         return [number - 1 for number, _, _ in found]
 
     return recall_by_meaning

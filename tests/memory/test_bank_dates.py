@@ -1,5 +1,5 @@
 import sqlite3
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from hypothesis import given
@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from scrubjay.memory import MemoryBank
 from scrubjay.memory.bank_dates import Day, read_dates
+from scrubjay.memory.bank_words import normalise
 
 SPELT = [
     "23 March 2025",
@@ -17,8 +18,13 @@ SPELT = [
     "2025年3月23日",
     "2025 年 3 月 23 号",
     "2025-03-23",
+    "2025/3/23",
 ]
 LONG_AGO = datetime(2001, 1, 1, tzinfo=UTC)
+
+
+def texts(hits):
+    return [hit.text for hit in hits]
 
 
 @pytest.mark.parametrize("asked", SPELT)
@@ -69,6 +75,12 @@ def test_a_date_with_its_year_counts_twice():
         ("As of 23 March 2025: who sings?", "As of : who sings?", []),
         ("Who sang until the 3rd of May or on 2025-05-04?", "Who sang until the or on ?", [Day(2025, 5, 4)]),
         ("Who may march?", "Who may march?", []),
+        ("Who may 20 times march 3 miles?", "Who may 20 times march 3 miles?", []),
+        ("On March 3 may I go?", "On may I go?", [Day(None, 3, 3)]),
+        ("on may 3, march 4 2025 march 5th", "on ,", [Day(None, 5, 3), Day(2025, 3, 4), Day(None, 3, 5)]),
+        ("4 March 2024 (2024-03-04)", "( )", [Day(2024, 3, 4)]),
+        ("aprıl 5", "aprıl 5", []),
+        ("３月５日のこと", "のこと", [Day(None, 3, 5)]),
         (
             "Was it 2025 or 23 degrees, 45 March or 2025-13-40?",
             "Was it 2025 or 23 degrees, 45 March or 2025-13-40?",
@@ -77,25 +89,34 @@ def test_a_date_with_its_year_counts_twice():
         ("2025年3月23日谁唱歌？", "谁唱歌？", [Day(2025, 3, 23)]),
         ("2025年12月谁唱歌？", "谁唱歌？", [Day(2025, 12, None)]),
         ("截至2025年3月23日谁唱歌？", "截至 谁唱歌？", []),
+        ("3月5日之前谁唱歌？", "之前谁唱歌？", []),
+        ("2024年3月5日以后谁唱歌？", "以后谁唱歌？", []),
     ],
 )
 def test_only_dates_are_taken_and_bounds_mean_no_day(query, rest, days):
+    query = normalise(query)
     found = read_dates(query)
-    assert " ".join(found.rest.split()) == rest
+    assert " ".join(found.rest.split()) == normalise(rest)
     assert found.days == days
     assert bool(found.phrases) == (found.rest != query)
 
 
-@given(st.datetimes(datetime(1971, 1, 2), datetime(2150, 1, 1), timezones=st.just(UTC)))
+ZONES = st.integers(-12, 14).map(lambda hours: timezone(timedelta(hours=hours)))
+
+
+@given(st.datetimes(datetime(1971, 1, 3), datetime(2150, 1, 1), timezones=ZONES))
 def test_a_moment_is_on_its_day_and_in_its_month_of_that_year_or_of_any(moment):
-    seconds = moment.timestamp()
+    seconds, zone = moment.timestamp(), moment.tzinfo
+    assert zone is not None
     for day in (moment.day, None):
-        (span,) = Day(moment.year, moment.month, day).spans(0, 0)
+        (span,) = Day(moment.year, moment.month, day).spans(0, 0, zone)
         assert span[0] <= seconds < span[1]
-        assert datetime.fromtimestamp(span[1], UTC).day == (1 if day is None else (moment + timedelta(1)).day)
-        spans = list(Day(None, moment.month, day).spans(seconds - 4e7, seconds + 4e7))
+        assert datetime.fromtimestamp(span[1], zone).day == (
+            1 if day is None else (moment + timedelta(1)).day
+        )
+        spans = list(Day(None, moment.month, day).spans(seconds - 4e7, seconds + 4e7, zone))
         assert sum(begin <= seconds < end for begin, end in spans) == 1
-    assert list(Day(moment.year, 2, 30).spans(0, seconds)) == []
+    assert list(Day(moment.year, 2, 30).spans(0, seconds, zone)) == []
 
 
 def test_what_was_observed_on_a_day_is_recalled_by_it_though_it_does_not_name_it():
@@ -110,9 +131,64 @@ def test_what_was_observed_on_a_day_is_recalled_by_it_though_it_does_not_name_it
         assert {hit.text for hit in hits[:3]} == {f"the heron ate fish {n} of day 39" for n in range(3)}
         assert {hit.observed.month for hit in bank.search("fish in March 2024", k=20)} == {3}
         assert {hit.observed.day for hit in bank.search("2024年2月9日", k=3)} == {9}
-        assert {hit.observed.day for hit in bank.search("on February 9th", kinds="task", k=3)} == set()
-        bound = bank.search("Which fish did the heron eat as of 9 February 2024?", k=3)
-        assert {hit.observed.day for hit in bound} != {9}
+        bank.add("a task", kind="task", observed=begin + timedelta(days=39))
+        bank.add("another task", kind="task", observed=begin + timedelta(days=40))
+        assert [hit.text for hit in bank.search("on February 9th", kinds="task")] == ["a task"]
+        bound = bank.search("Which fish did the heron eat as of 9 February 2024?", k=9)
+        assert texts(bound) == texts(bank.search("Which fish did the heron eat?", k=9))
+
+
+def test_words_beside_a_date_count_and_stop_words_do_not():
+    with MemoryBank(":memory:") as bank:
+        for n in range(40):
+            bank.add(f"What did I do? What did I do on it? I do {n}.", observed=LONG_AGO, merge=False)
+        right = bank.add(f"Dentist, paid 40 euros on 5 March {'and more ' * 9}", observed=LONG_AGO)
+        assert bank.search("What did I do on 5 March?", k=1)[0].id == right
+
+
+def test_a_day_named_twice_is_one_sign():
+    with MemoryBank(":memory:") as bank:
+        for day in range(40):
+            bank.add(
+                f"filler {day}", observed=datetime(2024, 2, 1, tzinfo=UTC) + timedelta(days=day), merge=False
+            )
+        once, twice, month = (
+            {
+                hit.text: hit.explanation.from_words
+                for hit in bank.search(query, k=40, explain=True)
+                if hit.explanation
+            }
+            for query in ("4 March 2024", "4 March 2024 2024-03-04", "4 March 2024 March 2024")
+        )
+    assert max(once, key=once.__getitem__) == "filler 32"
+    assert twice == once
+    assert max(month, key=month.__getitem__) == "filler 32"
+
+
+def test_days_begin_where_the_clock_is():
+    here = timezone(timedelta(hours=8))
+    with MemoryBank(":memory:", clock=lambda: datetime(2024, 6, 1, tzinfo=here)) as bank:
+        for hour in (-1, 1, 23, 25):
+            bank.add(
+                f"at {hour}", observed=datetime(2024, 3, 5, tzinfo=here) + timedelta(hours=hour), merge=False
+            )
+        assert set(texts(bank.search("5 March"))) >= {"at 1", "at 23"}
+        assert texts(bank.search("5 March", k=2)) == ["at 23", "at 1"]
+
+
+def test_a_moment_that_no_calendar_has_is_refused_and_harms_no_search(tmp_path):
+    path = tmp_path / "bank.db"
+    with MemoryBank(path) as bank:
+        for wrong in (1.7e12, float("nan"), float("inf")):
+            with pytest.raises(ValueError, match=r"observed=.*milliseconds"):
+                bank.add("a stamp", observed=wrong)
+        bank.add("a stamp", namespace=("other",))
+        right = bank.add("rain", observed=datetime(2024, 3, 5, tzinfo=UTC), namespace=("mine",))
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE records SET observed = 1.7e12 WHERE text = 'a stamp'")
+    connection.close()
+    with MemoryBank(path) as bank:
+        assert [hit.id for hit in bank.search("March 5", namespace=("mine",))] == [right]
 
 
 def test_a_bank_of_the_first_layout_is_brought_up_to_date(tmp_path):

@@ -112,6 +112,7 @@ def test_no_pairs_no_doubt():
         ("Ada 住在哪个城市里?", "cjk"),
         ("東京の天気", "hiragana"),
         ("コーヒー", "hiragana"),
+        ("ー", "hiragana"),
         ("그녀는 어디에 살아요?", "hangul"),
         ("Где она, Ada?", "cyrillic"),
         ("Ｗｈｅｒｅ", "latin"),
