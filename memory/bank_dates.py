@@ -44,12 +44,13 @@ _BOUND_BEFORE = re.compile(
     r"(?:\b(?:as of|until|till?|up to|before|after|since|by)(?: the)?|截至|截止|直到|自从|自從) ?(?:到|于)? ?$",
     re.IGNORECASE,
 )
-_BOUND_AFTER = re.compile(r" ?(?:之前|以前|之后|以后|之後|以後|以来|以來|为止|為止|前|后|後|起)")
+_BOUND_AFTER = re.compile(r" ?(?:之前|以前|之后|以后|之後|以後|以来|以來|为止|為止|前|[后後](?![来來]))")
 _BEFORE_MONTHS = re.compile(
     r"\b(?:on|in|of|from|to|since|by|until|till?|before|after|this|last|next|the) $", re.IGNORECASE
 )
 _VERBS = ("may", "march", "mar")
-_FIRST_MOMENT, _LAST_MOMENT = (datetime(year, 1, 1, tzinfo=UTC).timestamp() for year in (1, 9999))
+_FIRST_MOMENT, _LAST_MOMENT = (datetime(year, 1, 1, tzinfo=UTC).timestamp() for year in (2, 9999))
+_MOST_PHRASES = 16
 
 
 class Day(NamedTuple):
@@ -61,11 +62,10 @@ class Day(NamedTuple):
 
     def spans(self, first: float, last: float, zone: tzinfo) -> Iterator[tuple[float, float]]:
         """Yield begin and end of each such day or month between two moments, in seconds since 1970."""
-        years = range(_year(first), _year(last) + 1) if self.year is None else (self.year,)
+        years = range(_year(first, zone), _year(last, zone) + 1) if self.year is None else (self.year,)
         for year in years:
-            with contextlib.suppress(
-                ValueError, OverflowError
-            ):  # 29 February, or a year beyond all calendars
+            # 29 February, or a year beyond all calendars.
+            with contextlib.suppress(ValueError, OverflowError):
                 begin = datetime(year, self.month, self.day or 1, tzinfo=zone)
                 if self.day is None:
                     end = datetime(year + self.month // 12, self.month % 12 + 1, 1, tzinfo=zone)
@@ -86,11 +86,13 @@ class Dates(NamedTuple):
 
 
 def read_dates(query: str) -> Dates:
-    """Return the dates that a question names, from the left, and each day once."""
+    """Return the dates that a question names, the first eight or so from the left, and each day once."""
     phrases: list[str] = []
     days: list[Day] = []
     rest, kept, begin = "", 0, 0
-    while found := [match for pattern in _PATTERNS if (match := pattern.search(query, begin))]:
+    while len(phrases) < _MOST_PHRASES and (
+        found := [match for pattern in _PATTERNS if (match := pattern.search(query, begin))]
+    ):
         match = min(found, key=re.Match.start)
         day, begin = _day(match), match.start() + 1
         if day is None:
@@ -117,9 +119,9 @@ def _day(match: re.Match[str]) -> Day | None:
     return Day(year, month, day)
 
 
-def _year(seconds: float) -> int:
+def _year(seconds: float, zone: tzinfo) -> int:
     # A file may hold moments that no calendar has.
-    return datetime.fromtimestamp(min(max(seconds, _FIRST_MOMENT), _LAST_MOMENT), UTC).year
+    return datetime.fromtimestamp(min(max(seconds, _FIRST_MOMENT), _LAST_MOMENT), zone).year
 
 
 def _phrases(year: int | None, month: int, day: int | None) -> Iterator[str]:

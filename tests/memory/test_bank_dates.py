@@ -91,6 +91,7 @@ def test_a_date_with_its_year_counts_twice():
         ("截至2025年3月23日谁唱歌？", "截至 谁唱歌？", []),
         ("3月5日之前谁唱歌？", "之前谁唱歌？", []),
         ("2024年3月5日以后谁唱歌？", "以后谁唱歌？", []),
+        ("3月5日后来谁唱歌？", "后来谁唱歌？", [Day(None, 3, 5)]),
     ],
 )
 def test_only_dates_are_taken_and_bounds_mean_no_day(query, rest, days):
@@ -144,6 +145,15 @@ def test_words_beside_a_date_count_and_stop_words_do_not():
             bank.add(f"What did I do? What did I do on it? I do {n}.", observed=LONG_AGO, merge=False)
         right = bank.add(f"Dentist, paid 40 euros on 5 March {'and more ' * 9}", observed=LONG_AGO)
         assert bank.search("What did I do on 5 March?", k=1)[0].id == right
+
+
+def test_a_question_may_name_hundreds_of_dates():
+    with MemoryBank(":memory:") as bank:
+        right = bank.add("It rained.", observed=datetime(2024, 1, 2, tzinfo=UTC))
+        named = " ".join(
+            f"{1 + n % 28} {'January' if n < 28 else 'May'} {2024 + n // 28}" for n in range(300)
+        )
+        assert [hit.id for hit in bank.search(f"Did it rain on {named}?")] == [right]
 
 
 def test_a_day_named_twice_is_one_sign():
