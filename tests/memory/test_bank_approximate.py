@@ -163,6 +163,38 @@ def test_what_was_not_forgotten_after_all_is_still_found(path):
         assert held(path, "fact 8")
 
 
+@pytest.mark.parametrize("again", [20, 50], ids=["the same segment", "another segment"])
+@pytest.mark.parametrize("undone", [1, 2])
+def test_what_was_not_forgotten_is_still_found_once_something_else_is(path, undone, again):
+    ids = fill(path)
+    with open_bank(path) as bank:
+        bank.search("who")
+        with contextlib.suppress(KeyError), bank.store.writing():
+            for id in ids[10 : 10 + undone]:
+                bank.forget(id)
+            raise KeyError
+        for number in range(again, again + undone):
+            bank.forget(ids[number])
+            assert not held(path, f"fact {number}")
+    with open_bank(path) as bank:
+        assert bank.search("fact 10")[0].id == ids[10]
+        assert held(path, "fact 10")
+        assert held(path, "fact 50") == (again != 50)
+
+
+def test_what_is_forgotten_together_leaves_the_index_in_place(path):
+    ids = fill(path)
+    with open_bank(path) as bank:
+        bank.search("who")
+        before = [file.stat().st_ino for file in segments(path)]
+        with bank.store.writing():
+            for number in (10, 50, 11):
+                bank.forget(ids[number])
+        assert bank.search("fact 12")[0].id == ids[12]
+        assert [file.stat().st_ino for file in segments(path)] == before
+        assert not any(held(path, f"fact {number}") for number in (10, 50, 11))
+
+
 def test_all_of_a_segment_may_be_forgotten(path):
     ids = fill(path)
     with open_bank(path) as bank:
