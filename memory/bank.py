@@ -416,6 +416,7 @@ class MemoryBank:
             from scrubjay.memory.bank_surprise import Surprise  # it brings torch along
 
             self._surprise = Surprise(self._store, self._surprise_config, dimension)
+        self._store.if_undone(self._drop_kept)
         return self._surprise
 
     def _refreshed_index(self, connection: sqlite3.Connection, vector: np.ndarray) -> DenseIndex:
@@ -423,8 +424,12 @@ class MemoryBank:
         self._check_model()  # again, as others may have begun the file anew since
         if self._index is None:
             self._index = VectorIndex(len(vector), self._device)
+        self._store.if_undone(self._drop_kept)
         self._index.refresh(connection)
         return self._index
+
+    def _drop_kept(self) -> None:
+        self._index = self._surprise = None
 
 
 def _fields(row: tuple) -> dict[str, Any]:

@@ -163,6 +163,25 @@ def test_what_was_not_forgotten_after_all_is_still_found(path):
         assert held(path, "fact 8")
 
 
+def test_the_index_of_records_that_were_rolled_back_is_built_anew(path, monkeypatch):
+    for name in ("_NEAREST", "_LEAST", "_ENOUGH"):
+        monkeypatch.setattr(bank_approximate, name, 1)
+    fill(path, 70)
+    with open_bank(path) as bank:
+        with contextlib.suppress(KeyError), bank.store.writing():
+            bank.write(bank.embedded([bank.draft(f"phantom {n}", merge=False) for n in range(30)]))
+            bank.search("phantom 3")
+            raise KeyError
+        fill(path, 25, 70)
+        with pytest.warns(UserWarning, match="records that the bank does not have"):
+            bank.search("who")
+        for number in (3, 72, *range(80, 95)):
+            (hit,) = bank.search(f"fact {number}", 1, explain=True)
+            assert hit.text == f"fact {number}"
+            assert hit.explanation is not None
+            assert hit.explanation.chunk_rank == 1
+
+
 @pytest.mark.parametrize("again", [20, 50], ids=["the same segment", "another segment"])
 @pytest.mark.parametrize("undone", [1, 2])
 def test_what_was_not_forgotten_is_still_found_once_something_else_is(path, undone, again):
