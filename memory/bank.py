@@ -369,10 +369,9 @@ class MemoryBank:
         if self._approximate:
             with self._store.reading() as connection:
                 dimension = stored_dimension(connection)
-            if dimension is not None:
-                if not isinstance(self._index, ApproximateIndex):
-                    self._index = ApproximateIndex(self._store, dimension)
-                yield from self._index.catch_up()
+                index = None if dimension is None else self._kept_index(dimension)
+            if isinstance(index, ApproximateIndex):
+                yield from index.catch_up()
 
     def close(self) -> None:
         """Close the file."""
@@ -422,10 +421,18 @@ class MemoryBank:
     def _refreshed_index(self, connection: sqlite3.Connection, vector: np.ndarray) -> DenseIndex:
         check_dimension(stored_dimension(connection), vector)
         self._check_model()  # again, as others may have begun the file anew since
-        if self._index is None:
-            self._index = VectorIndex(len(vector), self._device)
+        index = self._kept_index(len(vector))
         self._store.if_undone(self._drop_kept)
-        self._index.refresh(connection)
+        index.refresh(connection)
+        return index
+
+    def _kept_index(self, dimension: int) -> DenseIndex:
+        """Return the one index of all threads; inside a transaction, as two might make one each."""
+        if self._index is None:
+            if self._approximate:
+                self._index = ApproximateIndex(self._store, dimension)
+            else:
+                self._index = VectorIndex(dimension, self._device)
         return self._index
 
     def _drop_kept(self) -> None:

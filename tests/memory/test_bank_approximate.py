@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from scrubjay.memory import MemoryBank, bank_approximate, bank_segments
+from scrubjay.memory import bank as bank_module
 
 pytest.importorskip("usearch", reason="needs 'scrubjay[ann]'")
 
@@ -305,6 +307,26 @@ def test_what_is_forgotten_while_a_segment_is_built_does_not_come_back(path, mon
         assert done == [True]
         assert not held(path, "fact 11")
         assert held(path, "fact 12")
+
+
+def test_threads_that_search_first_share_one_index_that_reads_only_what_is_new(path, monkeypatch):
+    ids, made, meeting = fill(path), [], threading.Barrier(2)
+    with open_bank(path) as bank:
+        bank.search("who")  # builds the segments
+
+    class Meeting(bank_approximate.ApproximateIndex):
+        def __init__(self, *arguments):
+            with contextlib.suppress(threading.BrokenBarrierError):
+                meeting.wait(0.5)  # for the other thread, if that makes one, too
+            super().__init__(*arguments)
+            made.append(self)
+
+    monkeypatch.setattr(bank_module, "ApproximateIndex", Meeting)
+    with open_bank(path) as bank:
+        with ThreadPoolExecutor(2) as pool:
+            found = list(pool.map(lambda number: bank.search(f"fact {number}")[0].id, (3, 128)))
+        assert found == [ids[3], ids[128]]
+        assert [len(index._tail) for index in made] == [130 % SMALL]
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="has no signal to spare")
