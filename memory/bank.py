@@ -25,7 +25,7 @@ from scrubjay.memory.bank_document import split_document
 from scrubjay.memory.bank_duplicates import unpack_marks
 from scrubjay.memory.bank_fluency import Embeddings, fluency, script_of
 from scrubjay.memory.bank_matrix import usable_device
-from scrubjay.memory.bank_model import check_dimension, check_model
+from scrubjay.memory.bank_model import Known, check_dimension, check_model
 from scrubjay.memory.bank_recall import Filter, join_namespace, recall, split_namespace
 from scrubjay.memory.bank_record import (
     KINDS,
@@ -94,7 +94,7 @@ class MemoryBank:
         self._device = None if device is None else usable_device(device)
         self._embeddings, self._clock, self._dense_weight = embeddings, clock, dense_weight
         self._fluencies: dict[str, float] = {}
-        self._knows_model = False
+        self._known: Known | None = None
         self._store = Store(path)
         self._index: DenseIndex | None = None
         self._surprise_config = surprise
@@ -374,10 +374,9 @@ class MemoryBank:
         if self._approximate:
             with self._store.reading() as connection:
                 dimension = stored_dimension(connection)
-            if dimension is not None:
-                if not isinstance(self._index, ApproximateIndex):
-                    self._index = ApproximateIndex(self._store, dimension)
-                yield from self._index.catch_up()
+                index = None if dimension is None else self._kept_index(dimension)
+            if isinstance(index, ApproximateIndex):
+                yield from index.catch_up()
 
     def close(self) -> None:
         """Close the file."""
@@ -406,13 +405,13 @@ class MemoryBank:
         return self._fluencies[script]
 
     def _check_model(self) -> None:
-        if self._embeddings is not None and not self._knows_model:
-            self._knows_model = check_model(self._store, self._embeddings)
+        if self._embeddings is not None:
+            self._known = check_model(self._store, self._embeddings, self._known)
 
     def _note_dimension(self, connection: sqlite3.Connection, vector: np.ndarray | None) -> None:
         if vector is not None:
             check_dimension(stored_dimension(connection), vector)
-            # Known before others had to wait, unless the file got its first embeddings after that.
+            # Known before others had to wait, unless the file's embeddings are all newer than that.
             self._check_model()
             connection.execute("UPDATE facts SET value = ? WHERE name = 'dimension'", (len(vector),))
 
@@ -421,14 +420,28 @@ class MemoryBank:
             from scrubjay.memory.bank_surprise import Surprise  # it brings torch along
 
             self._surprise = Surprise(self._store, self._surprise_config, dimension)
+        self._store.if_undone(self._drop_kept)
         return self._surprise
 
     def _refreshed_index(self, connection: sqlite3.Connection, vector: np.ndarray) -> DenseIndex:
         check_dimension(stored_dimension(connection), vector)
+        self._check_model()  # again, as others may have begun the file anew since
+        index = self._kept_index(len(vector))
+        self._store.if_undone(self._drop_kept)
+        index.refresh(connection)
+        return index
+
+    def _kept_index(self, dimension: int) -> DenseIndex:
+        """Return the one index of all threads; inside a transaction, as two might make one each."""
         if self._index is None:
-            self._index = VectorIndex(len(vector), self._device)
-        self._index.refresh(connection)
+            if self._approximate:
+                self._index = ApproximateIndex(self._store, dimension)
+            else:
+                self._index = VectorIndex(dimension, self._device)
         return self._index
+
+    def _drop_kept(self) -> None:
+        self._index = self._surprise = None
 
 
 def _fields(row: tuple) -> dict[str, Any]:

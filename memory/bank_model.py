@@ -7,6 +7,7 @@ not name its model, so one of its texts is embedded anew and compared with what 
 from __future__ import annotations
 
 import sqlite3
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -18,20 +19,35 @@ from scrubjay.memory.bank_vectors import stored_dimension, unit_vectors
 _LEAST_COSINE = 0.9  # a model at 4 bits and the same one at 32 are 0.98 alike
 
 
-def check_model(store: Store, embeddings: Embeddings) -> bool:
-    """Return whether a file has embeddings; it embeds the text of the newest record that has one.
+class Known(NamedTuple):
+    """A record whose stored embedding a model was seen to give."""
 
-    Raises ValueError if they are of another model.
+    number: int
+    """Its number."""
+    vector: bytes
+    """What is stored, as numbers are given again after a transaction that was rolled back."""
+
+
+def check_model(store: Store, embeddings: Embeddings, known: Known | None = None) -> Known | None:
+    """Return the record by which a model is known to be a file's, None if that has no embeddings.
+
+    While what is `known` from before is there, that is enough; else the text of the newest record with an embedding is
+    embedded. Raises ValueError if those stored are of another model.
     """
     with store.reading() as connection:
+        if (
+            known
+            and connection.execute("SELECT 1 FROM vectors WHERE number = ? AND vector = ?", known).fetchone()
+        ):
+            return known
         row = connection.execute(
-            "SELECT text, vector FROM records JOIN vectors USING (number) "
+            "SELECT number, text, vector FROM records JOIN vectors USING (number) "
             "WHERE number = (SELECT MAX(number) FROM vectors)"
         ).fetchone()
         dimension = stored_dimension(connection)
     if row is None:
-        return False
-    text, blob = row
+        return None
+    number, text, blob = row
     (vector,) = unit_vectors(embeddings.embed_documents([text]), 1)
     check_dimension(dimension, vector)
     # By their distance, as a text of which a model knows nothing may have a vector of length 0.
@@ -42,7 +58,7 @@ def check_model(store: Store, embeddings: Embeddings) -> bool:
             f"{1 - apart / 2:.2f} on one text; open it with the embeddings it was written with, or export it and restore "
             "that into a new bank, which embeds all anew"
         )
-    return True
+    return Known(number, blob)
 
 
 def lacks_embeddings(connection: sqlite3.Connection) -> bool:

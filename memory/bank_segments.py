@@ -7,11 +7,13 @@ many processes, never waits for more than one. SQLite stays the truth: a file te
 by a hash of its id, and is built anew if the bank has another in its place.
 
 What is forgotten: files are put in place, and records deleted, by the one writer that SQLite lets in. It overwrites the
-embedding of the record in the file; where it is there twice, or not at all, the file goes.
+embedding of the record in the file; where it is there twice, or not at all, the file goes. A file is ahead if it counts
+more deletions than the bank: one was rolled back there. It goes, too, before the bank counts as many again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import sqlite3
@@ -116,6 +118,11 @@ def forget_in_segment(connection: sqlite3.Connection, bank: str, number: int, ve
     place = (number - 1) // SEGMENT
     path = _path(bank, place)
     (path.parent / _PART).unlink(missing_ok=True)  # of a process that died
+    before = count_deletions(connection) - 1
+    for file in path.parent.glob("*.usearch"):
+        with contextlib.suppress(ValueError):  # told where it is opened
+            if _trailer(file).deletions > before:
+                file.unlink()
     if not path.exists():
         return
     last = last_record(connection, place)

@@ -10,7 +10,7 @@ import contextlib
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 _PATIENCE = 30.0  # seconds to wait for another process's write
@@ -65,6 +65,8 @@ class Store:
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
         self._lock = threading.RLock()
+        self._changes = 0
+        self._if_undone: set[Callable[[], None]] = set()
         self._connection = sqlite3.connect(
             self.path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
         )
@@ -93,6 +95,15 @@ class Store:
         """
         with self._transaction("BEGIN IMMEDIATE") as connection:
             yield connection
+
+    def if_undone(self, act: Callable[[], None]) -> None:
+        """Call `act`, once, if the transaction that this thread is in has changed something and is rolled back.
+
+        For what keeps in memory what it read there.
+        """
+        with self._lock:
+            if self._connection.in_transaction and self._connection.total_changes > self._changes:
+                self._if_undone.add(act)
 
     def add_tables(self, name: str, migrations: tuple[tuple[str, ...], ...]) -> None:
         """Bring tables kept beside the records up to date; each `name` counts migrations of its own.
@@ -126,6 +137,7 @@ class Store:
                 yield self._connection
                 return
             self._connection.execute(begin)
+            self._changes = self._connection.total_changes
             try:
                 yield self._connection
                 self._connection.execute("COMMIT")
@@ -134,7 +146,11 @@ class Store:
                     self._connection.in_transaction
                 ):  # some errors, a full disk's for one, have ended it already
                     self._connection.execute("ROLLBACK")
+                for act in self._if_undone:
+                    act()
                 raise
+            finally:
+                self._if_undone.clear()
 
     def _prepare(self) -> None:
         connection = self._connection

@@ -1,3 +1,4 @@
+import contextlib
 import multiprocessing
 import os
 import sqlite3
@@ -442,6 +443,46 @@ def test_what_is_written_together_is_there_together():
             bank.forget(first)
         assert [record.text for record in bank.recent(9)] == ["Ada lives in Basel.", "So does Vera."]
         assert bank.write([]) == []
+
+
+@pytest.mark.parametrize("transaction", ["reading", "writing"])
+def test_what_was_searched_before_it_was_rolled_back_leaves_no_trace(tmp_path, transaction):
+    path = tmp_path / "bank.db"
+
+    def told(bank):
+        return [(hit.text, hit.explanation) for hit in bank.search("a real record", explain=True)]
+
+    with MemoryBank(path, Letters(), lambda: START) as bank:
+        ids = [bank.add(text, merge=False) for text in ("quick brown foxes", "lazy dogs", "a real fox")]
+        before = told(bank)
+        with contextlib.suppress(KeyError), getattr(bank.store, transaction)():
+            bank.add("a phantom of nothing")
+            bank.forget(ids[2])
+            assert "a real fox" not in [text for text, _ in told(bank)]
+            raise KeyError
+        assert told(bank) == before
+        bank.add("a real record, beta")
+        bank.forget(ids[0])
+        with MemoryBank(path, Letters(), lambda: START) as fresh:
+            assert told(bank) == told(fresh)
+
+
+def test_an_index_is_kept_unless_what_it_read_was_rolled_back():
+    with MemoryBank(":memory:", Letters()) as bank:
+        id = bank.add("a real record")
+        bank.search("record")
+        kept = bank._index
+        with bank.store.writing():
+            bank.add("something else")
+            bank.search("record")
+        with pytest.raises(ValueError, match="no such record"):
+            bank.add("a third", supersedes="nobody")
+        with contextlib.suppress(KeyError), bank.store.writing():
+            bank.search("record")
+            bank.forget(id)
+            raise KeyError
+        assert len(bank.search("record")) == 2
+        assert bank._index is kept
 
 
 def test_what_was_forgotten_leaves_no_trace_in_how_sure_words_are(clock):

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from scrubjay.memory import MemoryBank, bank_approximate, bank_segments
+from scrubjay.memory import bank as bank_module
 
 pytest.importorskip("usearch", reason="needs 'scrubjay[ann]'")
 
@@ -163,6 +165,57 @@ def test_what_was_not_forgotten_after_all_is_still_found(path):
         assert held(path, "fact 8")
 
 
+def test_the_index_of_records_that_were_rolled_back_is_built_anew(path, monkeypatch):
+    for name in ("_NEAREST", "_LEAST", "_ENOUGH"):
+        monkeypatch.setattr(bank_approximate, name, 1)
+    fill(path, 70)
+    with open_bank(path) as bank:
+        with contextlib.suppress(KeyError), bank.store.writing():
+            bank.write(bank.embedded([bank.draft(f"phantom {n}", merge=False) for n in range(30)]))
+            bank.search("phantom 3")
+            raise KeyError
+        fill(path, 25, 70)
+        with pytest.warns(UserWarning, match="records that the bank does not have"):
+            bank.search("who")
+        for number in (3, 72, *range(80, 95)):
+            (hit,) = bank.search(f"fact {number}", 1, explain=True)
+            assert hit.text == f"fact {number}"
+            assert hit.explanation is not None
+            assert hit.explanation.chunk_rank == 1
+
+
+@pytest.mark.parametrize("again", [20, 50], ids=["the same segment", "another segment"])
+@pytest.mark.parametrize("undone", [1, 2])
+def test_what_was_not_forgotten_is_still_found_once_something_else_is(path, undone, again):
+    ids = fill(path)
+    with open_bank(path) as bank:
+        bank.search("who")
+        with contextlib.suppress(KeyError), bank.store.writing():
+            for id in ids[10 : 10 + undone]:
+                bank.forget(id)
+            raise KeyError
+        for number in range(again, again + undone):
+            bank.forget(ids[number])
+            assert not held(path, f"fact {number}")
+    with open_bank(path) as bank:
+        assert bank.search("fact 10")[0].id == ids[10]
+        assert held(path, "fact 10")
+        assert held(path, "fact 50") == (again != 50)
+
+
+def test_what_is_forgotten_together_leaves_the_index_in_place(path):
+    ids = fill(path)
+    with open_bank(path) as bank:
+        bank.search("who")
+        before = [file.stat().st_ino for file in segments(path)]
+        with bank.store.writing():
+            for number in (10, 50, 11):
+                bank.forget(ids[number])
+        assert bank.search("fact 12")[0].id == ids[12]
+        assert [file.stat().st_ino for file in segments(path)] == before
+        assert not any(held(path, f"fact {number}") for number in (10, 50, 11))
+
+
 def test_all_of_a_segment_may_be_forgotten(path):
     ids = fill(path)
     with open_bank(path) as bank:
@@ -254,6 +307,26 @@ def test_what_is_forgotten_while_a_segment_is_built_does_not_come_back(path, mon
         assert done == [True]
         assert not held(path, "fact 11")
         assert held(path, "fact 12")
+
+
+def test_threads_that_search_first_share_one_index_that_reads_only_what_is_new(path, monkeypatch):
+    ids, made, meeting = fill(path), [], threading.Barrier(2)
+    with open_bank(path) as bank:
+        bank.search("who")  # builds the segments
+
+    class Meeting(bank_approximate.ApproximateIndex):
+        def __init__(self, *arguments):
+            with contextlib.suppress(threading.BrokenBarrierError):
+                meeting.wait(0.5)  # for the other thread, if that makes one, too
+            super().__init__(*arguments)
+            made.append(self)
+
+    monkeypatch.setattr(bank_module, "ApproximateIndex", Meeting)
+    with open_bank(path) as bank:
+        with ThreadPoolExecutor(2) as pool:
+            found = list(pool.map(lambda number: bank.search(f"fact {number}")[0].id, (3, 128)))
+        assert found == [ids[3], ids[128]]
+        assert [len(index._tail) for index in made] == [130 % SMALL]
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="has no signal to spare")

@@ -1,5 +1,6 @@
 """One bank, one model: embeddings of another model are refused before anything is written or found."""
 
+import contextlib
 import hashlib
 import sqlite3
 
@@ -111,6 +112,51 @@ def test_where_nothing_embedded_is_left_another_model_may_begin(path):
         bank.forget(ids[0])
         bank.add("a third")
         assert bank.search("third", k=1)[0].text == "a third"
+
+
+def test_a_model_is_known_no_longer_than_what_it_was_known_by(path):
+    with MemoryBank(path, Model(1)) as one, MemoryBank(path) as plain, MemoryBank(path, Model(2)) as two:
+        for text in ("the first", "the second"):
+            one.add(text, merge=False)
+        drafts = one.embedded([one.draft("a third")])
+        for record in plain.recent(9):
+            plain.forget(record.id)
+        two.add("begun anew")
+        with pytest.raises(ValueError, match="other embeddings"):
+            one.write(drafts)
+        for way in WAYS.values():
+            with pytest.raises(ValueError, match="other embeddings"):
+                way(one, [{**row, "id": "another"} for row in two.export()])
+        assert [record.text for record in two.recent(9)] == ["begun anew"]
+
+
+def test_a_model_is_not_known_by_what_was_rolled_back(path):
+    with MemoryBank(path, Model(1)) as one, MemoryBank(path, Model(2)) as two:
+        with contextlib.suppress(KeyError), one.store.writing():
+            one.add("the first")
+            one.add("the second", merge=False)
+            raise KeyError
+        two.add("begun by another")
+        for way in (WAYS["add"], WAYS["search"]):
+            with pytest.raises(ValueError, match="other embeddings"):
+                way(one, [])
+        assert len(two) == 1
+
+
+def test_a_file_begun_anew_while_a_query_is_embedded_is_not_searched(path):
+    model = Model(1)
+    with MemoryBank(path, model) as one, MemoryBank(path, Model(2)) as two:
+        id = one.add("the first")
+        one.search("first")
+
+        def begin_anew(text):
+            if one.forget(id):
+                two.add("begun anew")
+            return Model.embed_query(model, text)
+
+        model.embed_query = begin_anew
+        with pytest.raises(ValueError, match="other embeddings"):
+            one.search("first")
 
 
 def test_the_same_model_at_fewer_bits_and_texts_of_which_it_knows_nothing_are_let_in(path):

@@ -1,3 +1,4 @@
+import contextlib
 import hashlib
 
 import numpy as np
@@ -107,3 +108,16 @@ def test_questions_are_searched_with_what_they_call_to_mind(tmp_path):
 def test_surprise_without_embeddings_is_refused():
     with pytest.raises(ValueError, match="pass some"):
         MemoryBank(":memory:", surprise=ON)
+
+
+@pytest.mark.parametrize("known", [0, 20])
+def test_what_was_rolled_back_was_never_learned(tmp_path, known):
+    with open_bank(tmp_path / "bank.db") as bank:
+        add(bank, *range(known))
+        with contextlib.suppress(KeyError), bank.store.writing():
+            add(bank, *range(100, 120))
+            raise KeyError
+        add(bank, *range(known, 50))
+        with open_bank(tmp_path / "other.db") as other:
+            add(other, *range(50))
+            assert learned(bank) == learned(other)
