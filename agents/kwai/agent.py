@@ -42,7 +42,8 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
     dictionary of `messages` (the input's, every call with its result, the answer), `answer`, `steps`, `events`,
     `stopped` (finished, steps, tool_calls, tokens, seconds, no_progress or unreadable_plan), `usage`, `tainted`,
     `knowledge`, and `recalled`, the records that memory brought up last. `stream` yields the same in parts that add
-    up to it, the answer as it is written.
+    up to it, the answer as it is written; thoughts whose block the model's template opens cannot be told from it until
+    they end, so a stream shows them, and `messages` and the memory have the answer without them.
 
     `config={"configurable": {"namespace": (...), "thread_id": ...}}` says whose memory and which conversation.
     System messages of the input are not shown to the model: what the agent is to do is told by its profile.
