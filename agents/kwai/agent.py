@@ -19,7 +19,7 @@ from langchain_core.tools import tool as as_tool
 from scrubjay.agents.kwai.context import Context, passages, spoken
 from scrubjay.agents.kwai.drive import Loop, adrive, drive
 from scrubjay.agents.kwai.executor import Executor
-from scrubjay.agents.kwai.limits import Limits, Meter, counter_for, limits_for
+from scrubjay.agents.kwai.limits import Limits, Meter, counter_for, limits_for, prompt_counter_for
 from scrubjay.agents.kwai.loop import Parts, take_turn
 from scrubjay.agents.kwai.planner import Planner
 from scrubjay.agents.kwai.plans import FINISH, NOTHING, Call
@@ -42,7 +42,8 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
     dictionary of `messages` (the input's, every call with its result, the answer), `answer`, `steps`, `events`,
     `stopped` (finished, steps, tool_calls, tokens, seconds, no_progress or unreadable_plan), `usage`, `tainted`,
     `knowledge`, and `recalled`, the records that memory brought up last. `stream` yields the same in parts that add
-    up to it, the answer as it is written.
+    up to it, the answer as it is written; thoughts whose block the model's template opens cannot be told from it until
+    they end, so a stream shows them, and `messages` and the memory have the answer without them.
 
     `config={"configurable": {"namespace": (...), "thread_id": ...}}` says whose memory and which conversation.
     System messages of the input are not shown to the model: what the agent is to do is told by its profile.
@@ -74,7 +75,7 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
         not `{"untrusted": False}` is given an address that only the model wrote; without it, or unless it returns
         True, neither is run.
         `recalled`: records of `memory` shown before each step. `limits` and `count_tokens` are by default those of
-        `limits_for` and `counter_for`. Raises ValueError or TypeError on what cannot work.
+        `limits_for`, `counter_for` and `prompt_counter_for`. Raises ValueError or TypeError on what cannot work.
         """
         if max_steps < 1:
             raise ValueError(
@@ -91,14 +92,16 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
         self.name = "KwaiAgent"
         self.profile = profile or Profile()
         self.limits = limits or limits_for(model)
+        count_in_prompt = count_tokens or prompt_counter_for(model)
         count_tokens = count_tokens or counter_for(model)
         self.tools = _by_name(tools)
         self._model, self._memory, self._recalled = model, memory, recalled
         self._namespace = _as_namespace(namespace)
-        self._count_tokens, self._clock, self.max_steps = count_tokens, clock, max_steps
+        self._count_tokens, self._count_in_prompt = count_tokens, count_in_prompt
+        self._clock, self.max_steps = clock, max_steps
         self._prompts = load_prompts(self.profile.language)
         self._context = Context(
-            self.profile, self._prompts, list(self.tools.values()), self.limits, count_tokens, max_steps
+            self.profile, self._prompts, list(self.tools.values()), self.limits, count_in_prompt, max_steps
         )
         self._executor = Executor(self.tools, self._prompts, self.limits, count_tokens, approve)
         self._planner = self._make_planner(planning) if self.tools else None
@@ -171,7 +174,7 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
                 for document in knowledge
                 for passage in passages(document.text, self.limits.result_tokens, self._count_tokens)
             ),
-            meter=Meter(self.limits, self._count_tokens),
+            meter=Meter(self.limits, self._count_in_prompt),
             clock=self._clock,
             tainted=any(map(self._taints, messages)) or not all(document.trusted for document in knowledge),
         )

@@ -57,7 +57,7 @@ class _Written:
         self._text, self._begun = "", False
 
     def add(self, chunk: AIMessageChunk) -> Iterator[Update]:
-        """Add a piece; give its text, if it has any that is not a thought."""
+        """Add a piece; give its text, if it has any that is not in a block of thought begun with `<think>`."""
         self._whole = chunk if self._whole is None else self._whole + chunk
         text = clean(chunk.text)
         if not self._begun:

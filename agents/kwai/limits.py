@@ -62,10 +62,15 @@ def limits_for(model: Any, **given: Any) -> Limits:
 
 def counter_for(model: Any) -> Callable[[str], int]:
     """Return how to count the tokens of a text: by the tokenizer of a model on this machine, else by estimate."""
-    if getattr(model, "tokens_in_view", None) is None:
+    return estimate_tokens if getattr(model, "tokens_in_view", None) is None else model.get_num_tokens
+
+
+def prompt_counter_for(model: Any) -> Callable[[str], int]:
+    """Return how to count what a text takes of a prompt: on this machine, what a template writes around it, too."""
+    count_tokens = counter_for(model)
+    if count_tokens is estimate_tokens:
         return estimate_tokens
-    # What a template writes around a message is of its prompt, too.
-    return lambda text: model.get_num_tokens(text) + _AROUND
+    return lambda text: count_tokens(text) + _AROUND
 
 
 class Meter:

@@ -22,18 +22,25 @@ def was_cut(reply: AIMessage) -> bool:
 
 
 def said(reply: AIMessage) -> str:
-    """Return the clean text of a reply, without the thoughts that some models write in front of it."""
-    return without_thoughts(clean(reply.text))
+    """Return the clean text of a whole reply, without the thoughts that some models write in front of it.
+
+    Where the prompt opens their block, as the templates of DeepSeek-R1 and QwQ do, only `</think>` tells of them: all
+    before it is thought, unless `<think>` stands there, too.
+    """
+    text = clean(reply.text)
+    thought, closed, rest = text.partition(_CLOSE)
+    return without_thoughts(rest.lstrip() if closed and _OPEN not in thought else text)
 
 
 def without_thoughts(text: str) -> str:
-    """Return `text` from the end of the `<think>` block on that it begins with; of text that has not come so far, nothing.
+    """Return `text` from the end of the `<think>` blocks on that it begins with; of text that has not come so far, nothing.
 
-    So the beginnings of a text give beginnings of what the whole of it gives.
+    So the beginnings of a text give beginnings of what the whole of it gives. Of a block that the prompt opened,
+    nothing is known before its end, so its text stays; `said` leaves it out.
     """
     begun = text.lstrip()
-    if begun.startswith(_OPEN):
-        return begun.partition(_CLOSE)[2].lstrip()
+    while begun.startswith(_OPEN):
+        text = begun = begun.partition(_CLOSE)[2].lstrip()
     return "" if _OPEN.startswith(begun) else text
 
 

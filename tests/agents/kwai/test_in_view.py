@@ -13,7 +13,7 @@ from pydantic import PrivateAttr
 
 from scrubjay.agents import LocalChatModel
 from scrubjay.agents.kwai import KwaiAgent, Limits, Profile
-from scrubjay.agents.kwai.limits import counter_for, limits_for
+from scrubjay.agents.kwai.limits import counter_for, limits_for, prompt_counter_for
 from scrubjay.agents.kwai.text import estimate_tokens
 from scrubjay.agents.kwai.tools import make_tools
 from scrubjay.experiments.agent_options import AgentOptions
@@ -95,9 +95,21 @@ def test_limits_follow_the_model_and_what_is_given_follows_nothing(tiny_chat):
     assert limits_for(model, seconds=9.0) == Limits(context_tokens=800, result_tokens=201, seconds=9.0)
     assert limits_for(model, context_tokens=9000).context_tokens == 9000
     assert KwaiAgent(model, limits=Limits()).limits == Limits()
-    assert counter_for(model)("jay") == 3 + 16
+    assert (counter_for(model)("jay"), prompt_counter_for(model)("jay")) == (3, 3 + 16)
     hosted = ScriptedModel()
     assert (limits_for(hosted), counter_for(hosted)) == (Limits(), estimate_tokens)
+    assert prompt_counter_for(hosted) == estimate_tokens
+
+
+@pytest.mark.parametrize("most", [11, 16])
+def test_of_a_long_result_as_many_tokens_are_kept_as_the_limit_says(tiny_chat, most):
+    model = Counting(model=tiny_chat, policy="full", max_tokens=300)
+    model._replies = [NATIVE[0], "ok", "Under oaks."]
+    result = KwaiAgent(model, [look_up], limits=limits_for(model, result_tokens=most)).invoke("Where?")
+    said = look_up.invoke({"topic": "jays"})
+    head, note = result["steps"][0].result.split("\n")
+    assert head == said[:most]
+    assert f"{len(said.strip()) - most} characters cut" in note
 
 
 def test_a_question_that_is_out_of_view_is_refused_before_it_is_remembered(tiny_chat):
