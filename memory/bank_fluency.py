@@ -16,6 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
+from scrubjay.memory.bank_vectors import unit_vectors
 from scrubjay.memory.bank_words import normalise
 
 _LEAST = 0.02  # With it they still order what words leave equal.
@@ -46,13 +47,14 @@ def fluency(embeddings: Embeddings, script: str) -> float:
     """Return how well the embeddings know a script, from 0.02 to 1; 1 where there are no questions to try them on.
 
     It is twice the probability by which a question's answer is nearer than another's, less one (the area under the
-    receiver's curve, scaled so that chance is 0). One call embeds all 24 texts.
+    receiver's curve, scaled so that chance is 0). One call embeds all 24 texts. Raises ValueError on embeddings that are
+    none.
     """
     pairs = _pairs().get(script)
     if pairs is None:
         return 1.0
-    vectors = np.array(embeddings.embed_documents([text for pair in pairs for text in pair]))
-    vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    texts = [text for pair in pairs for text in pair]
+    vectors = unit_vectors(embeddings.embed_documents(texts), len(texts))
     cosines = vectors[::2] @ vectors[1::2].T
     right = np.diag(cosines)
     others = ~np.eye(len(pairs), dtype=bool)

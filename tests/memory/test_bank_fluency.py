@@ -90,8 +90,8 @@ def test_fluency_is_the_share_of_pairs_in_the_right_order(vectors):
         for other in (cosine[i, j], cosine[j, i])
         if i != j
     ]
-    right = sum(one > 1e-9 for one in ahead)
-    ties = sum(abs(one) <= 1e-9 for one in ahead)  # which rounding decides
+    right = sum(one > 1e-5 for one in ahead)
+    ties = sum(abs(one) <= 1e-5 for one in ahead)  # which rounding decides
     assert len(ahead) == 264
     assert max(0.02, 2 * right / 264 - 1) - 1e-9 <= found <= max(0.02, 2 * (right + ties) / 264 - 1) + 1e-9
 
