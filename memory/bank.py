@@ -240,8 +240,7 @@ class MemoryBank:
     ) -> list[Hit]:
         """Return up to `k` records, best first, that hold now or held `at` a moment.
 
-        A date in `query` means what was observed on that day or in that month, where `clock` is, and what
-        names it.
+        A date in `query` means what names it and what was observed on that day, or in that month, where `clock` is.
         `namespace` includes all that it contains: `("user",)` finds `("user", "ada")`'s. `trusts=("user", "agent")`
         leaves out what tools said. `explain` fills the hits' `explanation`. Raises ValueError on k < 1.
         """

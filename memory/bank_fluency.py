@@ -50,7 +50,7 @@ def fluency(embeddings: Embeddings, script: str) -> float:
     receiver's curve, scaled so that chance is 0). One call embeds all 24 texts. Raises ValueError on embeddings that are
     none.
     """
-    pairs = _pairs().get(script)
+    pairs = question_pairs().get(script)
     if pairs is None:
         return 1.0
     texts = [text for pair in pairs for text in pair]
@@ -68,5 +68,6 @@ def _script(letter: str) -> str:
 
 
 @functools.cache
-def _pairs() -> dict[str, list[list[str]]]:
+def question_pairs() -> dict[str, list[list[str]]]:
+    """Return twelve questions and their answers by script."""
     return json.loads(_FILE.read_text(encoding="utf-8"))

@@ -21,7 +21,7 @@ import numpy as np
 from scrubjay.memory.bank_dates import Day, read_dates
 from scrubjay.memory.bank_lending import PORTIONS, lent, shares
 from scrubjay.memory.bank_store import select
-from scrubjay.memory.bank_words import STOP_WORDS, is_unspaced, match_terms, normalise
+from scrubjay.memory.bank_words import is_unspaced, match_terms, normalise
 
 _TOP_CHUNKS = 128
 _SHARING = 1000  # records that have shares
@@ -60,9 +60,8 @@ def keyword_scores(
     where days begin.
     """
     phrases, days, rest = read_dates(normalise(query))
-    # Stop words are searched for where there is nothing else, and a date is something.
-    terms = [term for term in match_terms(rest) if not (phrases and term.strip('"') in STOP_WORDS)]
-    counts = {term: _count(connection, f"{scope}body : {term}") for term in [*phrases, *terms]}
+    terms = [*phrases, *match_terms(rest, alone=not phrases)]
+    counts = {term: _count(connection, f"{scope}body : {term}") for term in terms}
     rows = _matches(connection, counts, scope, condition, values) if any(counts.values()) else []
     rows = _with_observed(rows, days, zone, connection, condition, values) if days else rows
     if not rows:
@@ -124,10 +123,10 @@ def _with_observed(
     ).fetchone()
     if first is None:
         return rows
-    rarity: dict[_Row, float] = {}
+    rarity: dict[tuple[int, int, int], float] = {}
     for begin, end in (span for day in days for span in day.spans(first, last, zone)):
         then = connection.execute(
-            f"SELECT number, 0.0, chunk, place FROM records WHERE observed >= ? AND observed < ? AND {condition} "
+            f"SELECT number, chunk, place FROM records WHERE observed >= ? AND observed < ? AND {condition} "
             "ORDER BY observed DESC LIMIT ?",
             (begin, end, *values, _SHARING),
         ).fetchall()
@@ -135,8 +134,8 @@ def _with_observed(
         # A day and its month, both named, are one sign.
         rarity.update((row, max(gain, rarity.get(row, 0.0))) for row in then)
     score = {number: (bm25, chunk, place) for number, bm25, chunk, place in rows}
-    for (number, none, chunk, place), gain in rarity.items():
-        bm25, *_ = score.get(number, (none,))
+    for (number, chunk, place), gain in rarity.items():
+        bm25 = score[number][0] if number in score else 0.0
         score[number] = (bm25 + gain, chunk, place)
     best = heapq.nlargest(_SHARING, score.items(), key=lambda item: (item[1][0], item[0]))
     return [(number, *rest) for number, rest in best]

@@ -33,9 +33,12 @@ def index_text(text: str) -> str:
     return _RUN.sub(lambda run: f" {' '.join(_pairs(run[0]))} {run[0][-1]} ", normalise(text))
 
 
-def match_terms(query: str) -> list[str]:
-    """Return the words of a query, each once and as FTS5 wants them; stop words only where there is nothing else."""
-    terms = [word for word in words(query) if word not in STOP_WORDS] or words(query)
+def match_terms(query: str, alone: bool = True) -> list[str]:
+    """Return the words of a query, each once and as FTS5 wants them.
+
+    Stop words are among them only where there is nothing else, and the query is searched for `alone`.
+    """
+    terms = [word for word in words(query) if word not in STOP_WORDS] or (words(query) if alone else [])
     # A lone character of an unspaced script is the beginning of a pair, or the last one of a run.
     quoted = (f'"{term}"*' if len(term) == 1 and is_unspaced(term) else f'"{term}"' for term in terms)
     return list(dict.fromkeys(quoted))[:_MOST_TERMS]

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-import resource
 import shutil
 import sqlite3
 import sys
@@ -27,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
+from scrubjay.experiments.cost import peak_bytes
 from scrubjay.kernels import nearest
 from scrubjay.memory import MemoryBank
 from scrubjay.memory.bank_approximate import ApproximateIndex
@@ -171,11 +171,11 @@ def searched(
 ) -> dict[str, float]:
     """Return what searches of a bank cost: milliseconds of the first, the median, the 99th percentile; and bytes."""
     texts = Texts(1)
-    before = _most_memory()
+    before = peak_bytes()
     with MemoryBank(path, embeddings, approximate=approximate) as bank:
         first, _ = milliseconds(lambda: bank.search(texts.ask()), 1, f"{path.name}, the first search")
         median, worst = milliseconds(lambda: bank.search(texts.ask()), searches, f"{path.name}, searches")
-        return {"first": first, "median": median, "worst": worst, "memory": _most_memory() - before}
+        return {"first": first, "median": median, "worst": worst, "memory": peak_bytes() - before}
 
 
 def build(path: Path, embeddings: CheapEmbeddings) -> tuple[float, float]:
@@ -290,10 +290,6 @@ def _remembered(path: Path, embeddings: CheapEmbeddings | None, size: int) -> li
     if not (path.exists() and notes.exists()):
         notes.write_text(json.dumps(fill(path, embeddings, size)))
     return json.loads(notes.read_text())
-
-
-def _most_memory() -> int:
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 if __name__ == "__main__":

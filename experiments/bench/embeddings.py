@@ -10,24 +10,23 @@ on the machine does not count. Prints tables. Options: `--help`.
 
 from __future__ import annotations
 
-import json
 import os
 import random
-import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version as version_of
-from pathlib import Path
 from typing import Any
 
 import tyro
 
 from scrubjay.agents.langchain import E5Embeddings, MiniLMEmbeddings, e5, minilm
+from scrubjay.experiments.cost import peak_bytes
 from scrubjay.experiments.provenance import processor, version
-from scrubjay.memory import bank_fluency
+from scrubjay.experiments.records import markdown
+from scrubjay.memory.bank_fluency import fluency, question_pairs
 
 # One token each, to either model.
 _WORDS = "house water day night sun tree road hand time year school city world music book white black green river light"
@@ -91,7 +90,7 @@ def _costs(bench: EmbeddingsBench, models: dict[str, Any], draw: random.Random) 
             cells += [f"{peer:.1f}", f"{ours:.1f} ({ours / peer:.1f}x)"]
         rows.append([_tokens(words), *cells])
     many = f"{bench.texts} a call"
-    return _table(["tokens, MiniLM / E5", "MiniLM, one a call", "E5", f"MiniLM, {many}", "E5"], rows)
+    return markdown(["tokens, MiniLM / E5", "MiniLM, one a call", "E5", f"MiniLM, {many}", "E5"], rows)
 
 
 def _tokens(words: int) -> str:
@@ -112,8 +111,8 @@ def _passes(bench: EmbeddingsBench, draw: random.Random) -> str:
         seconds.append(
             _by_turns({"E5": lambda p=parts: [engine.encode(part) for part in p]}, bench.repeats)["E5"]
         )
-        peaks.append(_peak_megabytes())
-    return _table(
+        peaks.append(peak_bytes() / 1e6)
+    return markdown(
         ["texts in a pass", "ms a text", "MB of memory, more than with the first"],
         [
             [size, f"{1e3 * cost / len(texts):.1f} ({cost / seconds[0]:.2f}x)", f"{peak - peaks[0]:.0f}"]
@@ -123,14 +122,9 @@ def _passes(bench: EmbeddingsBench, draw: random.Random) -> str:
 
 
 def _fluencies(models: dict[str, Any]) -> str:
-    file = Path(bank_fluency.__file__).with_suffix(".json")
-    scripts = json.loads(file.read_text(encoding="utf-8"))
-    return _table(
+    return markdown(
         ["script", *models],
-        [
-            [script, *(f"{bank_fluency.fluency(m, script):.2f}" for m in models.values())]
-            for script in scripts
-        ],
+        [[script, *(f"{fluency(m, script):.2f}" for m in models.values())] for script in question_pairs()],
     )
 
 
@@ -143,16 +137,6 @@ def _by_turns(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, fl
             call()
             seconds[name].append(time.process_time() - began)
     return {name: statistics.median(times[1:]) for name, times in seconds.items()}
-
-
-def _peak_megabytes() -> float:
-    # Darwin counts bytes, others kilobytes.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
-
-
-def _table(columns: list[str], rows: list[list[Any]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 if __name__ == "__main__":

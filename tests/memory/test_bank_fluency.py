@@ -1,18 +1,16 @@
-import json
 import math
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scrubjay.memory import MemoryBank, bank_fluency
-from scrubjay.memory.bank_fluency import fluency, script_of
+from scrubjay.memory import MemoryBank
+from scrubjay.memory.bank_fluency import fluency, question_pairs, script_of
 from scrubjay.memory.bank_words import is_unspaced, match_terms
 
-PAIRS = json.loads(Path(bank_fluency.__file__).with_suffix(".json").read_text(encoding="utf-8"))
+PAIRS = question_pairs()
 SCRIPTS = sorted(PAIRS)
 
 
