@@ -4,62 +4,48 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scrubjay.kernels.first_use import imported_on_first_use
+from scrubjay._lazy import face
 
 if TYPE_CHECKING:
-    from scrubjay.agents.advantages import generalized_advantage
-    from scrubjay.agents.gamatr import GAMATR
-    from scrubjay.agents.gamatr_config import GAMATRConfig
-    from scrubjay.agents.local_chat import LocalChatModel
-    from scrubjay.agents.policy import Evaluation, Policy, PolicyConfig, PolicyStep
-    from scrubjay.agents.ppo import PPO, PPOConfig
-    from scrubjay.agents.sampler import EpisodeStats, Sampler
-    from scrubjay.agents.segment import Observation, Segment
-    from scrubjay.agents.team_env import TeamEnv, TeamStep
-    from scrubjay.agents.team_policy import TeamPolicy, TeamPolicyConfig, TeamPolicyStep
-    from scrubjay.agents.team_sampler import TeamEpisodeStats, TeamSampler
-    from scrubjay.agents.team_segment import TeamSegment
-
-__all__ = [
-    "GAMATR",
-    "PPO",
-    "EpisodeStats",
-    "Evaluation",
-    "GAMATRConfig",
-    "LocalChatModel",
-    "Observation",
-    "PPOConfig",
-    "Policy",
-    "PolicyConfig",
-    "PolicyStep",
-    "Sampler",
-    "Segment",
-    "TeamEnv",
-    "TeamEpisodeStats",
-    "TeamPolicy",
-    "TeamPolicyConfig",
-    "TeamPolicyStep",
-    "TeamSampler",
-    "TeamSegment",
-    "TeamStep",
-    "generalized_advantage",
-]
+    from scrubjay.agents.chat.model import LocalChatModel as LocalChatModel
+    from scrubjay.agents.rl.advantages import generalized_advantage as generalized_advantage
+    from scrubjay.agents.rl.policy import Evaluation as Evaluation
+    from scrubjay.agents.rl.policy import Policy as Policy
+    from scrubjay.agents.rl.policy import PolicyConfig as PolicyConfig
+    from scrubjay.agents.rl.policy import PolicyStep as PolicyStep
+    from scrubjay.agents.rl.ppo import PPO as PPO
+    from scrubjay.agents.rl.ppo import PPOConfig as PPOConfig
+    from scrubjay.agents.rl.sampler import EpisodeStats as EpisodeStats
+    from scrubjay.agents.rl.sampler import Sampler as Sampler
+    from scrubjay.agents.rl.segment import Observation as Observation
+    from scrubjay.agents.rl.segment import Segment as Segment
+    from scrubjay.agents.teams.config import GAMATRConfig as GAMATRConfig
+    from scrubjay.agents.teams.env import TeamEnv as TeamEnv
+    from scrubjay.agents.teams.env import TeamStep as TeamStep
+    from scrubjay.agents.teams.gamatr import GAMATR as GAMATR
+    from scrubjay.agents.teams.policy import TeamPolicy as TeamPolicy
+    from scrubjay.agents.teams.policy import TeamPolicyConfig as TeamPolicyConfig
+    from scrubjay.agents.teams.policy import TeamPolicyStep as TeamPolicyStep
+    from scrubjay.agents.teams.sampler import TeamEpisodeStats as TeamEpisodeStats
+    from scrubjay.agents.teams.sampler import TeamSampler as TeamSampler
+    from scrubjay.agents.teams.segment import TeamSegment as TeamSegment
 
 # An agent that talks must not wait for torch.
-__getattr__ = imported_on_first_use(
+__all__, __getattr__, __dir__ = face(
     __name__,
     {
-        "advantages": ["generalized_advantage"],
-        "gamatr": ["GAMATR"],
-        "gamatr_config": ["GAMATRConfig"],
-        "local_chat": ["LocalChatModel"],
-        "policy": ["Evaluation", "Policy", "PolicyConfig", "PolicyStep"],
-        "ppo": ["PPO", "PPOConfig"],
-        "sampler": ["EpisodeStats", "Sampler"],
-        "segment": ["Observation", "Segment"],
-        "team_env": ["TeamEnv", "TeamStep"],
-        "team_policy": ["TeamPolicy", "TeamPolicyConfig", "TeamPolicyStep"],
-        "team_sampler": ["TeamEpisodeStats", "TeamSampler"],
-        "team_segment": ["TeamSegment"],
+        "chat.model": ["LocalChatModel"],
+        "rl.advantages": ["generalized_advantage"],
+        "rl.policy": ["Evaluation", "Policy", "PolicyConfig", "PolicyStep"],
+        "rl.ppo": ["PPO", "PPOConfig"],
+        "rl.sampler": ["EpisodeStats", "Sampler"],
+        "rl.segment": ["Observation", "Segment"],
+        "teams.config": ["GAMATRConfig"],
+        "teams.env": ["TeamEnv", "TeamStep"],
+        "teams.gamatr": ["GAMATR"],
+        "teams.policy": ["TeamPolicy", "TeamPolicyConfig", "TeamPolicyStep"],
+        "teams.sampler": ["TeamEpisodeStats", "TeamSampler"],
+        "teams.segment": ["TeamSegment"],
     },
+    packages=("embeddings", "kwai", "langchain", "rllib", "tools"),
 )

@@ -12,7 +12,7 @@ _ENTRY_POINTS: dict[str, tuple[str, str]] = {
         "scrubjay.envs.autoencode:Autoencode",
         "scrubjay.envs.autoencode:AutoencodeVector",
     ),
-    "scrubjay/Ballet-v0": ("scrubjay.envs.ballet:Ballet", "scrubjay.envs.ballet:BalletVector"),
+    "scrubjay/Ballet-v0": ("scrubjay.envs.ballet.env:Ballet", "scrubjay.envs.ballet.env:BalletVector"),
     "scrubjay/CountRecall-v0": (
         "scrubjay.envs.count_recall:CountRecall",
         "scrubjay.envs.count_recall:CountRecallVector",

@@ -4,39 +4,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scrubjay.kernels.first_use import imported_on_first_use
+from scrubjay._lazy import face
 
 if TYPE_CHECKING:
-    from scrubjay.experiments.cluster import RayOptions
-    from scrubjay.experiments.config import TrainConfig
-    from scrubjay.experiments.environments import EnvConfig
-    from scrubjay.experiments.evaluation import evaluate
-    from scrubjay.experiments.recipes import RECIPES, with_memory
-    from scrubjay.experiments.run import Run
-    from scrubjay.experiments.training import resume, train
-
-__all__ = [
-    "RECIPES",
-    "EnvConfig",
-    "RayOptions",
-    "Run",
-    "TrainConfig",
-    "evaluate",
-    "resume",
-    "train",
-    "with_memory",
-]
+    from scrubjay.experiments.evaluation.policy import evaluate as evaluate
+    from scrubjay.experiments.kinds.reinforcement import TrainConfig as TrainConfig
+    from scrubjay.experiments.recipes import RECIPES as RECIPES
+    from scrubjay.experiments.recipes import with_memory as with_memory
+    from scrubjay.experiments.run import Run as Run
+    from scrubjay.experiments.runs.cluster import RayOptions as RayOptions
+    from scrubjay.experiments.tasks.environments import EnvConfig as EnvConfig
+    from scrubjay.experiments.training import resume as resume
+    from scrubjay.experiments.training import train as train
 
 # Importing the command must not import torch.
-__getattr__ = imported_on_first_use(
+__all__, __getattr__, __dir__ = face(
     __name__,
     {
-        "cluster": ["RayOptions"],
-        "config": ["TrainConfig"],
-        "environments": ["EnvConfig"],
-        "evaluation": ["evaluate"],
+        "evaluation.policy": ["evaluate"],
+        "kinds.reinforcement": ["TrainConfig"],
         "recipes": ["RECIPES", "with_memory"],
         "run": ["Run"],
+        "runs.cluster": ["RayOptions"],
+        "tasks.environments": ["EnvConfig"],
         "training": ["resume", "train"],
     },
 )

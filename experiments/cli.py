@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 import scrubjay
-from scrubjay.experiments.arguments import UsageError, choose
+from scrubjay.experiments.words.arguments import UsageError, choose
 
 VERBS = {
     "train": "train a recipe: scrubjay train tmaze --memory gru",
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         verb = choose("verb", words[0], list(VERBS))
         # Each verb imports what it needs when it is called: --help must not wait for torch.
-        return importlib.import_module("scrubjay.experiments.commands").COMMANDS[verb](words[1:])
+        return importlib.import_module("scrubjay.experiments.commands.train").COMMANDS[verb](words[1:])
     except UsageError as error:
         print(f"scrubjay: {error}", file=sys.stderr)
         return 2

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from scrubjay.agents.policy import Policy
-from scrubjay.agents.team_policy import TeamPolicy
-from scrubjay.experiments.checkpoint import checkpoint_step, latest_checkpoint, load_weights
-from scrubjay.experiments.config import Experiment, TrainConfig, from_json, to_json
-from scrubjay.experiments.team_task import TeamTaskConfig
-from scrubjay.experiments.teams import TeamEnvConfig
-
-CONFIG = "config.json"
-METRICS = "metrics.jsonl"
-RESULT = "result.json"
-CHECKPOINTS = "checkpoints"
+from scrubjay.agents.rl.policy import Policy
+from scrubjay.agents.teams.policy import TeamPolicy
+from scrubjay.experiments.kinds import from_json, to_json
+from scrubjay.experiments.kinds.base import Experiment
+from scrubjay.experiments.kinds.team import TeamTaskConfig
+from scrubjay.experiments.runs.checkpoint import checkpoint_step, latest_checkpoint, load_weights
+from scrubjay.experiments.runs.directory import CHECKPOINTS, CONFIG, METRICS, RESULT, write_atomically
+from scrubjay.experiments.tasks.teams import TeamEnvConfig
 
 
 class Run:
@@ -140,31 +136,3 @@ def default_path(config: Experiment) -> Path:
         number += 1
         path = Path("runs") / f"{name}-{number}"
     return path
-
-
-def lock(path: Path) -> IO[str]:
-    """Return an open file that keeps every other process from training this run until it is closed.
-
-    The system lets go of it however the process ends. Raises ValueError if another one holds it.
-    """
-    file = (path / ".lock").open("w")
-    try:
-        import fcntl
-    except ImportError:  # Windows has no such locks; there it is left to the user
-        return file
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise ValueError(f"{path} is being trained by another process; wait for it or stop it") from None
-    return file
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small file so that a kill leaves the old one or the new one, never half."""
-    aside = path.with_name(f".{path.name}.writing")
-    with aside.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.rename(path)

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-from scrubjay.experiments.cluster import RayOptions
-from scrubjay.experiments.config import Experiment
+from scrubjay.experiments.kinds import make_engine
+from scrubjay.experiments.kinds.base import Experiment
+from scrubjay.experiments.kinds.engine import Engine
 from scrubjay.experiments.run import Run
+from scrubjay.experiments.runs.cluster import RayOptions
+from scrubjay.experiments.runs.device import one_thread
+from scrubjay.experiments.runs.directory import RESULT, write_atomically
+from scrubjay.experiments.runs.metrics import OnUpdate
+from scrubjay.experiments.runs.progress import ProgressDisplay
+from scrubjay.experiments.runs.stopping import Interrupted, StopRequest
 
 
 def train(
@@ -24,7 +32,7 @@ def train(
     """
     config.check(ray)
     run = Run.create(config, run_dir)
-    config.run(run.path, progress, ray)
+    go_on(run, progress, ray)
     return run
 
 
@@ -35,5 +43,45 @@ def resume(run_dir: Path | str, progress: bool = False, ray: RayOptions | None =
     """
     run = Run.load(run_dir)
     run.config.check(ray)
-    run.config.run(run.path, progress, ray)
+    go_on(run, progress, ray)
     return run
+
+
+def go_on(
+    run: Run, progress: bool = False, ray: RayOptions | None = None, on_update: OnUpdate | None = None
+) -> None:
+    """Train from the newest checkpoint, or from the start, to the end; then evaluate and plot.
+
+    Raises Interrupted after Ctrl-C or SIGTERM, a checkpoint written.
+    """
+    if run.finished:
+        return
+    config = run.config
+    with one_thread(), StopRequest() as stop, _engine(run, ray) as engine:
+        title = f"{config.recipe} {config.label} s{config.seed}"
+        with ProgressDisplay(title, config.planned_steps, engine.step, progress) as display:
+            while engine.step < config.planned_steps and stop.signal_number is None:
+                row = engine.update()
+                display.update(engine.step, row)
+                if on_update is not None:
+                    on_update(engine.step, row)
+        engine.save()
+        _draw(run)
+        if stop.signal_number is not None:
+            raise Interrupted(run.path, stop.signal_number)
+        write_atomically(run.path / RESULT, json.dumps(engine.result(), indent=2) + "\n")
+
+
+def _engine(run: Run, ray: RayOptions | None) -> Engine:
+    if ray is None:
+        return make_engine(run.config, run.path)
+    from scrubjay.experiments.kinds.distributed import make_ray_engine  # importing RLlib takes seconds
+
+    return make_ray_engine(run.config, run.path, ray)
+
+
+def _draw(run: Run) -> None:
+    from scrubjay.experiments.reports.curves import plot_runs  # matplotlib is slow to import
+
+    if any("charts/success" in row or "charts/episodic_return" in row for row in run.metrics()):
+        plot_runs([run], run.path / "curve.png")

@@ -5,61 +5,34 @@
 
 from __future__ import annotations
 
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING
 
-from scrubjay.kernels.first_use import imported_on_first_use
+from scrubjay._lazy import face
 
 if TYPE_CHECKING:
-    from scrubjay.kernels.chunk_retrieval import chunk_retrieval
-    from scrubjay.kernels.chunk_summary import chunk_summary, write_steps
-    from scrubjay.kernels.dispatch import force
-    from scrubjay.kernels.nearest import nearest, row_scores
-    from scrubjay.kernels.neural_memory import (
-        Gates,
-        NeuralState,
-        neural_memory,
-        neural_memory_step,
-        neural_recall,
-    )
-    from scrubjay.kernels.sink_attention import sink_attention, sink_slot
-
-__all__ = [
-    "Gates",
-    "NeuralState",
-    "chunk_retrieval",
-    "chunk_summary",
-    "force",
-    "nearest",
-    "neural_memory",
-    "neural_memory_step",
-    "neural_recall",
-    "row_scores",
-    "sink_attention",
-    "sink_slot",
-    "write_steps",
-]
+    from scrubjay.kernels.dispatch import force as force
+    from scrubjay.kernels.neural.op import Gates as Gates
+    from scrubjay.kernels.neural.op import NeuralState as NeuralState
+    from scrubjay.kernels.neural.op import neural_memory as neural_memory
+    from scrubjay.kernels.neural.op import neural_memory_step as neural_memory_step
+    from scrubjay.kernels.neural.op import neural_recall as neural_recall
+    from scrubjay.kernels.retrieval.op import chunk_retrieval as chunk_retrieval
+    from scrubjay.kernels.search.op import nearest as nearest
+    from scrubjay.kernels.search.op import row_scores as row_scores
+    from scrubjay.kernels.sinks.op import sink_attention as sink_attention
+    from scrubjay.kernels.sinks.op import sink_slot as sink_slot
+    from scrubjay.kernels.summary.op import chunk_summary as chunk_summary
+    from scrubjay.kernels.summary.op import write_steps as write_steps
 
 # Who searches arrays of numpy must not wait for torch.
-__getattr__ = imported_on_first_use(
+__all__, __getattr__, __dir__ = face(
     __name__,
     {
-        "chunk_retrieval": ["chunk_retrieval"],
-        "chunk_summary": ["chunk_summary", "write_steps"],
         "dispatch": ["force"],
-        "nearest": ["nearest", "row_scores"],
-        "neural_memory": ["Gates", "NeuralState", "neural_memory", "neural_memory_step", "neural_recall"],
-        "sink_attention": ["sink_attention", "sink_slot"],
+        "neural.op": ["Gates", "NeuralState", "neural_memory", "neural_memory_step", "neural_recall"],
+        "retrieval.op": ["chunk_retrieval"],
+        "search.op": ["nearest", "row_scores"],
+        "sinks.op": ["sink_attention", "sink_slot"],
+        "summary.op": ["chunk_summary", "write_steps"],
     },
 )
-
-
-class _Kernels(ModuleType):
-    def __setattr__(self, name: str, value: object) -> None:
-        # An op has the name of its module, which Python, having imported it, would put in the op's place.
-        named_alike = isinstance(value, ModuleType) and name in __all__
-        super().__setattr__(name, getattr(value, name) if named_alike else value)
-
-
-sys.modules[__name__].__class__ = _Kernels

@@ -4,44 +4,36 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scrubjay.kernels.first_use import imported_on_first_use
+from scrubjay._lazy import face
 
 if TYPE_CHECKING:
-    from scrubjay.memory.bank import MemoryBank
-    from scrubjay.memory.bank_surprise import SurpriseConfig
-    from scrubjay.memory.base import Memory, MemoryConfig, State, detach_state
-    from scrubjay.memory.check import MemoryLawError, check_memory
-    from scrubjay.memory.registry import list_memories, make, make_config, name_of, register
-    from scrubjay.memory.sequence import SequenceConfig, SequenceModel, match_parameters
-
-__all__ = [
-    "Memory",
-    "MemoryBank",
-    "MemoryConfig",
-    "MemoryLawError",
-    "SequenceConfig",
-    "SequenceModel",
-    "State",
-    "SurpriseConfig",
-    "check_memory",
-    "detach_state",
-    "list_memories",
-    "make",
-    "make_config",
-    "match_parameters",
-    "name_of",
-    "register",
-]
+    from scrubjay.memory.bank.bank import MemoryBank as MemoryBank
+    from scrubjay.memory.bank.surprise import SurpriseConfig as SurpriseConfig
+    from scrubjay.memory.contract.base import Memory as Memory
+    from scrubjay.memory.contract.base import MemoryConfig as MemoryConfig
+    from scrubjay.memory.contract.base import State as State
+    from scrubjay.memory.contract.base import detach_state as detach_state
+    from scrubjay.memory.contract.check import MemoryLawError as MemoryLawError
+    from scrubjay.memory.contract.check import check_memory as check_memory
+    from scrubjay.memory.registry import list_memories as list_memories
+    from scrubjay.memory.registry import make as make
+    from scrubjay.memory.registry import make_config as make_config
+    from scrubjay.memory.registry import name_of as name_of
+    from scrubjay.memory.registry import register as register
+    from scrubjay.memory.sequence import SequenceConfig as SequenceConfig
+    from scrubjay.memory.sequence import SequenceModel as SequenceModel
+    from scrubjay.memory.sequence import match_parameters as match_parameters
 
 # A bank of texts must not wait for torch, nor a memory of vectors for a database.
-__getattr__ = imported_on_first_use(
+__all__, __getattr__, __dir__ = face(
     __name__,
     {
-        "bank": ["MemoryBank"],
-        "bank_surprise": ["SurpriseConfig"],
-        "base": ["Memory", "MemoryConfig", "State", "detach_state"],
-        "check": ["MemoryLawError", "check_memory"],
+        "bank.bank": ["MemoryBank"],
+        "bank.surprise": ["SurpriseConfig"],
+        "contract.base": ["Memory", "MemoryConfig", "State", "detach_state"],
+        "contract.check": ["MemoryLawError", "check_memory"],
         "registry": ["list_memories", "make", "make_config", "name_of", "register"],
         "sequence": ["SequenceConfig", "SequenceModel", "match_parameters"],
     },
+    packages=("bank", "context", "contract", "heads", "reading", "titans"),
 )

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from scrubjay.memory.base import Memory, MemoryConfig, State
-from scrubjay.memory.flush import FlushPlan, cell_weights, one_buffer, stretched_weights
+from scrubjay.memory.contract.base import Memory, MemoryConfig, State
+from scrubjay.memory.parts.flush import FlushPlan, cell_weights, one_buffer, stretched_weights
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scrubjay.memory.base import Memory, MemoryConfig, State
-from scrubjay.memory.window import WindowAttention, advance_age, resolve_heads, shift_window
+from scrubjay.memory.contract.base import Memory, MemoryConfig, State
+from scrubjay.memory.parts.window import WindowAttention, advance_age, resolve_heads, shift_window
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from scrubjay.kernels import chunk_retrieval, chunk_summary
-from scrubjay.memory.base import Memory, MemoryConfig, State
-from scrubjay.memory.window import (
+from scrubjay.memory.contract.base import Memory, MemoryConfig, State
+from scrubjay.memory.parts.window import (
     WindowAttention,
     advance_age,
     distance_embedding,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from scrubjay.memory.base import Memory, MemoryConfig, State
+from scrubjay.memory.contract.base import Memory, MemoryConfig, State
 
 
 @dataclass(frozen=True)

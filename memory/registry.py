@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from scrubjay.memory.base import Memory, MemoryConfig
+from scrubjay.memory.contract.base import Memory, MemoryConfig
 from scrubjay.memory.gru import GRUConfig
 from scrubjay.memory.gtrxl import GTrXLConfig
 from scrubjay.memory.hcam import HCAMConfig
@@ -12,10 +12,10 @@ from scrubjay.memory.lstm import LSTMConfig
 from scrubjay.memory.named import Registry
 from scrubjay.memory.none import NoMemoryConfig
 from scrubjay.memory.sink import SinkConfig
-from scrubjay.memory.titans import TitansConfig
-from scrubjay.memory.titans_mac import TitansMACConfig
-from scrubjay.memory.titans_mag import TitansMAGConfig
-from scrubjay.memory.titans_mal import TitansMALConfig
+from scrubjay.memory.titans.lmm import TitansConfig
+from scrubjay.memory.titans.mac import TitansMACConfig
+from scrubjay.memory.titans.mag import TitansMAGConfig
+from scrubjay.memory.titans.mal import TitansMALConfig
 
 _CONFIGS: Registry[MemoryConfig] = Registry(
     "memory",

@@ -17,9 +17,9 @@ from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from scrubjay.memory.base import Memory, MemoryConfig, State
+from scrubjay.memory.contract.base import Memory, MemoryConfig, State
+from scrubjay.memory.parts.convolution import ShortConvolution
 from scrubjay.memory.serialization import decode, encode
-from scrubjay.memory.short_convolution import ShortConvolution
 
 _TOLERANCE = 0.01
 _NEIGHBOURS = "convolution"

@@ -8,7 +8,7 @@ import types
 import typing
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from scrubjay.memory.base import MemoryConfig
+from scrubjay.memory.contract.base import MemoryConfig
 from scrubjay.memory.registry import make_config, name_of
 
 T = TypeVar("T")

@@ -20,10 +20,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from scrubjay.kernels import sink_attention, sink_slot
-from scrubjay.memory.base import Memory, MemoryConfig, State
-from scrubjay.memory.rotary import rotary_frequencies, rotate
-from scrubjay.memory.window import advance_age, resolve_heads
+from scrubjay.kernels import sink_slot
+from scrubjay.memory.contract.base import Memory, MemoryConfig, State
+from scrubjay.memory.parts.rotary import rotary_frequencies, rotate
+from scrubjay.memory.parts.window import advance_age, resolve_heads
 
 _NARROWEST_HEAD = 4
 

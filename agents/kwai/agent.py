@@ -24,13 +24,13 @@ from scrubjay.agents.kwai.loop import Parts, take_turn
 from scrubjay.agents.kwai.planner import Planner
 from scrubjay.agents.kwai.plans import FINISH, NOTHING, Call
 from scrubjay.agents.kwai.profile import Profile
-from scrubjay.agents.kwai.prompts import load_prompts
 from scrubjay.agents.kwai.recall import Recall
 from scrubjay.agents.kwai.remembering import Remembers
-from scrubjay.agents.kwai.text import clean
 from scrubjay.agents.kwai.transcript import mend
 from scrubjay.agents.kwai.turn import Supplied, Turn
-from scrubjay.agents.kwai.untrusted import TAINTED, is_trusted
+from scrubjay.agents.language.prompts import load_prompts
+from scrubjay.agents.language.text import clean
+from scrubjay.agents.language.untrusted import TAINTED, is_trusted
 
 _PLANNING = ("auto", "native", "json")
 

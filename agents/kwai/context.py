@@ -14,12 +14,12 @@ from scrubjay.agents.kwai.events import Step
 from scrubjay.agents.kwai.limits import Limits
 from scrubjay.agents.kwai.plans import FINISH, NOTHING
 from scrubjay.agents.kwai.profile import Profile
-from scrubjay.agents.kwai.prompts import Prompts
 from scrubjay.agents.kwai.remembering import Remembered
-from scrubjay.agents.kwai.text import clean
 from scrubjay.agents.kwai.turn import Supplied, Turn
-from scrubjay.agents.kwai.untrusted import fence
-from scrubjay.memory.packer import pack
+from scrubjay.agents.language.packer import pack
+from scrubjay.agents.language.prompts import Prompts
+from scrubjay.agents.language.text import clean
+from scrubjay.agents.language.untrusted import fence
 
 
 class Context:

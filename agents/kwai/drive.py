@@ -16,8 +16,8 @@ from langchain_core.tools import BaseTool, StructuredTool, Tool
 
 from scrubjay.agents.kwai.effects import AskModel, Effect, RunTool, ToolTimeoutError
 from scrubjay.agents.kwai.replies import said, without_thoughts
-from scrubjay.agents.kwai.text import clean
-from scrubjay.agents.kwai.untrusted import telling_tools
+from scrubjay.agents.language.text import clean
+from scrubjay.agents.language.untrusted import telling_tools
 
 Update = dict[str, Any]
 Loop = Generator[Update | Effect, Any, None]

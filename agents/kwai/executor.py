@@ -10,13 +10,13 @@ from langchain_core.messages import ToolMessage
 from langchain_core.tools import BaseTool, ToolException
 
 from scrubjay.agents.kwai.effects import Do, Effect, RunTool, ToolTimeoutError
-from scrubjay.agents.kwai.faults import describe_faults
 from scrubjay.agents.kwai.limits import Limits
 from scrubjay.agents.kwai.plans import Call
-from scrubjay.agents.kwai.prompts import Prompts
-from scrubjay.agents.kwai.text import clean
 from scrubjay.agents.kwai.turn import Turn
-from scrubjay.agents.kwai.untrusted import addresses, cut, fence, has_side_effect, is_trusted, sources_of
+from scrubjay.agents.language.prompts import Prompts
+from scrubjay.agents.language.text import clean
+from scrubjay.agents.language.untrusted import addresses, cut, fence, has_side_effect, is_trusted, sources_of
+from scrubjay.agents.tools.faults import describe_faults
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.messages.ai import UsageMetadata, add_usage
 
-from scrubjay.agents.kwai.text import estimate_tokens
+from scrubjay.agents.language.text import estimate_tokens
 
 _AROUND = 16
 

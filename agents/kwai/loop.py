@@ -18,11 +18,11 @@ from scrubjay.agents.kwai.effects import AskModel, Effect
 from scrubjay.agents.kwai.events import Step
 from scrubjay.agents.kwai.executor import Executor
 from scrubjay.agents.kwai.planner import Decision, Planner
-from scrubjay.agents.kwai.prompts import Prompts
 from scrubjay.agents.kwai.recall import Recall
 from scrubjay.agents.kwai.replies import said
 from scrubjay.agents.kwai.turn import Turn
-from scrubjay.agents.kwai.untrusted import TAINTED
+from scrubjay.agents.language.prompts import Prompts
+from scrubjay.agents.language.untrusted import TAINTED
 
 Update = dict[str, Any]
 

@@ -25,8 +25,8 @@ from scrubjay.agents.kwai.plans import (
     read_plan,
 )
 from scrubjay.agents.kwai.replies import said, thinking, was_cut
-from scrubjay.agents.kwai.text import clean
 from scrubjay.agents.kwai.turn import Turn
+from scrubjay.agents.language.text import clean
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from scrubjay.agents.kwai.prompts import Told
-from scrubjay.agents.kwai.text import clean, clean_value
+from scrubjay.agents.language.prompts import Told
+from scrubjay.agents.language.text import clean, clean_value
 
 FINISH = "task_complete"
 NOTHING = "do_nothing"

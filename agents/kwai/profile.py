@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scrubjay.agents.kwai.prompts import LANGUAGES
+from scrubjay.agents.language.prompts import LANGUAGES
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any
 from scrubjay.agents.kwai.effects import Do, Effect
 from scrubjay.agents.kwai.events import Step
 from scrubjay.agents.kwai.remembering import Remembered, Remembers
-from scrubjay.agents.kwai.text import is_question
 from scrubjay.agents.kwai.turn import Turn
+from scrubjay.agents.language.text import is_question
 
 
 class Recall:

@@ -6,7 +6,7 @@ from typing import Any
 
 from langchain_core.messages import AIMessage
 
-from scrubjay.agents.kwai.text import clean, clean_value
+from scrubjay.agents.language.text import clean, clean_value
 
 _REASONS = ("finish_reason", "stop_reason", "stopReason", "done_reason")
 _CUT = ("length", "max_tokens", "model_length", "max_output_tokens")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 
-from scrubjay.agents.kwai.prompts import Prompts
+from scrubjay.agents.language.prompts import Prompts
 
 
 def mend(messages: Sequence[BaseMessage], prompts: Prompts) -> list[BaseMessage]:

@@ -13,7 +13,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from scrubjay.agents.kwai.events import Action, Event, Step
 from scrubjay.agents.kwai.limits import Meter
 from scrubjay.agents.kwai.remembering import Remembered
-from scrubjay.agents.kwai.text import clean
+from scrubjay.agents.language.text import clean
 
 
 class Supplied(NamedTuple):

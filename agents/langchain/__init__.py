@@ -8,38 +8,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scrubjay.kernels.first_use import imported_on_first_use
+from scrubjay._lazy import face
 
 if TYPE_CHECKING:
-    from scrubjay.agents.langchain.checkpointer import Checkpointer
-    from scrubjay.agents.langchain.e5 import E5Embeddings
-    from scrubjay.agents.langchain.history import BankChatMessageHistory
-    from scrubjay.agents.langchain.middleware import BankMiddleware
-    from scrubjay.agents.langchain.minilm import MiniLMEmbeddings
-    from scrubjay.agents.langchain.retriever import BankRetriever
-    from scrubjay.agents.langchain.store import BankStore
-    from scrubjay.agents.langchain.tools import memory_tools
-
-__all__ = [
-    "BankChatMessageHistory",
-    "BankMiddleware",
-    "BankRetriever",
-    "BankStore",
-    "Checkpointer",
-    "E5Embeddings",
-    "MiniLMEmbeddings",
-    "memory_tools",
-]
+    from scrubjay.agents.embeddings.e5 import E5Embeddings as E5Embeddings
+    from scrubjay.agents.embeddings.minilm import MiniLMEmbeddings as MiniLMEmbeddings
+    from scrubjay.agents.langchain.checkpointer import Checkpointer as Checkpointer
+    from scrubjay.agents.langchain.history import BankChatMessageHistory as BankChatMessageHistory
+    from scrubjay.agents.langchain.middleware import BankMiddleware as BankMiddleware
+    from scrubjay.agents.langchain.retriever import BankRetriever as BankRetriever
+    from scrubjay.agents.langchain.store import BankStore as BankStore
+    from scrubjay.agents.langchain.tools import memory_tools as memory_tools
 
 # Each face loads only the framework that it needs.
-__getattr__ = imported_on_first_use(
+__all__, __getattr__, __dir__ = face(
     __name__,
     {
+        ".embeddings.e5": ["E5Embeddings"],
+        ".embeddings.minilm": ["MiniLMEmbeddings"],
         "checkpointer": ["Checkpointer"],
-        "e5": ["E5Embeddings"],
         "history": ["BankChatMessageHistory"],
         "middleware": ["BankMiddleware"],
-        "minilm": ["MiniLMEmbeddings"],
         "retriever": ["BankRetriever"],
         "store": ["BankStore"],
         "tools": ["memory_tools"],

@@ -30,7 +30,7 @@ from langgraph.checkpoint.base import (
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
-from scrubjay.agents.langchain.checkpoint_tables import (
+from scrubjay.agents.langchain.checkpoints import (
     COLUMNS,
     MIGRATIONS,
     TABLES,
@@ -41,7 +41,7 @@ from scrubjay.agents.langchain.checkpoint_tables import (
     delete,
     read,
 )
-from scrubjay.memory.bank_store import Store
+from scrubjay.memory.bank.file.store import Store
 
 _T = TypeVar("_T")
 _PAGE = 64  # checkpoints that an async listing reads at a time

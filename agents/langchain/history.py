@@ -10,11 +10,11 @@ from typing import Any
 from langchain_core.chat_history import BaseChatMessageHistory
 from langchain_core.messages import BaseMessage, message_to_dict, messages_from_dict
 
-from scrubjay.agents.kwai.text import clean
-from scrubjay.memory.bank import MemoryBank
-from scrubjay.memory.bank_recall import join_namespace
-from scrubjay.memory.bank_record import check_namespace
-from scrubjay.memory.bank_write import Draft
+from scrubjay.agents.language.text import clean
+from scrubjay.memory.bank.bank import MemoryBank
+from scrubjay.memory.bank.file.record import check_namespace
+from scrubjay.memory.bank.search.recall import join_namespace
+from scrubjay.memory.bank.write import Draft
 
 _MIGRATIONS = (
     (

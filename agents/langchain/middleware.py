@@ -12,12 +12,12 @@ from langgraph.config import get_config
 from langgraph.prebuilt.tool_node import ToolCallRequest
 from langgraph.runtime import Runtime
 
-from scrubjay.agents.kwai.prompts import load_prompts
-from scrubjay.agents.kwai.text import clean, estimate_tokens
-from scrubjay.agents.kwai.untrusted import fence, is_trusted, telling_tools
-from scrubjay.memory.bank import MemoryBank
-from scrubjay.memory.bank_record import KINDS, TRUSTS, Hit, check_choices, check_namespace
-from scrubjay.memory.packer import pack
+from scrubjay.agents.language.packer import pack
+from scrubjay.agents.language.prompts import load_prompts
+from scrubjay.agents.language.text import clean, estimate_tokens
+from scrubjay.agents.language.untrusted import fence, is_trusted, telling_tools
+from scrubjay.memory.bank.bank import MemoryBank
+from scrubjay.memory.bank.file.record import KINDS, TRUSTS, Hit, check_choices, check_namespace
 
 _TRUSTED = "scrubjay_trusted"
 

@@ -9,8 +9,8 @@ from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables.config import run_in_executor
 
-from scrubjay.memory.bank import MemoryBank
-from scrubjay.memory.bank_record import Hit
+from scrubjay.memory.bank.bank import MemoryBank
+from scrubjay.memory.bank.file.record import Hit
 
 
 class BankRetriever(BaseRetriever):

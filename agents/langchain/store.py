@@ -32,9 +32,9 @@ from langgraph.store.base import (
     validate_op_namespace,
 )
 
-from scrubjay.agents.langchain.item_filter import meets
-from scrubjay.memory.bank import MemoryBank
-from scrubjay.memory.bank_recall import join_namespace, split_namespace
+from scrubjay.agents.langchain.filter import meets
+from scrubjay.memory.bank.bank import MemoryBank
+from scrubjay.memory.bank.search.recall import join_namespace, split_namespace
 
 _MIGRATIONS = (
     (

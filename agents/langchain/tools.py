@@ -13,10 +13,10 @@ from typing import Any, Literal
 from langchain_core.tools import BaseTool, ToolException
 from pydantic import BaseModel, Field
 
-from scrubjay.agents.kwai.text import clean
-from scrubjay.agents.kwai.untrusted import is_tainted
-from scrubjay.memory.bank import MemoryBank
-from scrubjay.memory.bank_record import TRUSTS, Hit, Record, check_choices, check_namespace
+from scrubjay.agents.language.text import clean
+from scrubjay.agents.language.untrusted import is_tainted
+from scrubjay.memory.bank.bank import MemoryBank
+from scrubjay.memory.bank.file.record import TRUSTS, Hit, Record, check_choices, check_namespace
 
 _CHANGES = {"side_effect": True, "untrusted": False}
 

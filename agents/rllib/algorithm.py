@@ -21,8 +21,8 @@ from ray.rllib.utils.metrics import (
     NUM_ENV_STEPS_SAMPLED_LIFETIME,
 )
 
+from scrubjay.agents.rl.sampler import EpisodeStats
 from scrubjay.agents.rllib.runner import Sample
-from scrubjay.agents.sampler import EpisodeStats
 
 
 @dataclass

@@ -10,7 +10,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 
-from scrubjay.agents.peers import Alone
+from scrubjay.agents.rl.peers import Alone
 from scrubjay.agents.rllib.learner import SegmentLearner
 from scrubjay.agents.rllib.runner import SegmentRunner
 

@@ -7,15 +7,35 @@ from typing import Self
 
 from gymnasium import spaces
 from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 
-from scrubjay.agents.gamatr import GAMATR, GAMATRConfig
-from scrubjay.agents.peers import Alone
+from scrubjay.agents.rl.peers import Alone
 from scrubjay.agents.rllib.algorithm import SegmentAlgorithm
 from scrubjay.agents.rllib.config import SegmentAlgorithmConfig
-from scrubjay.agents.rllib.team_module import TeamModule
-from scrubjay.agents.team_env import TeamEnv
-from scrubjay.agents.team_policy import TeamPolicy, TeamPolicyConfig
-from scrubjay.agents.team_sampler import TeamSampler
+from scrubjay.agents.teams.env import TeamEnv
+from scrubjay.agents.teams.gamatr import GAMATR, GAMATRConfig
+from scrubjay.agents.teams.policy import TeamPolicy, TeamPolicyConfig
+from scrubjay.agents.teams.sampler import TeamSampler
+
+
+class TeamModule(TorchRLModule):
+    """Holds a `TeamPolicy` for `SegmentGAMATR`; it has no forward pass for RLlib's own learners and env runners.
+
+    Its spaces are a team's, tuples with one part per agent; `model_config` has `policy`, a `TeamPolicyConfig`.
+    Raises TypeError if either is of another kind.
+    """
+
+    policy: TeamPolicy
+
+    def setup(self) -> None:
+        """Build the policy; called by RLlib."""
+        config = self.model_config.get("policy")
+        if not isinstance(config, TeamPolicyConfig):
+            raise TypeError(f"model_config['policy'] is {config!r}: expected a TeamPolicyConfig")
+        seen, done = self.observation_space, self.action_space
+        if not isinstance(seen, spaces.Tuple) or not isinstance(done, spaces.Tuple):
+            raise TypeError(f"spaces {seen} and {done}: expected tuples with one part per agent")
+        self.policy = TeamPolicy(seen.spaces[0], done.spaces[0], len(seen.spaces), config)
 
 
 class SegmentGAMATRConfig(SegmentAlgorithmConfig):

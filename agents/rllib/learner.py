@@ -10,7 +10,7 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.learner.training_data import TrainingData
 
-from scrubjay.agents.peers import Alone, Peers
+from scrubjay.agents.rl.peers import Alone, Peers
 
 
 class SegmentLearner(TorchLearner):

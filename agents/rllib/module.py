@@ -17,9 +17,9 @@ from ray.rllib.core.rl_module.apis.value_function_api import ValueFunctionAPI
 from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from torch import Tensor
 
-from scrubjay.agents.distributions import DiagonalGaussian
-from scrubjay.agents.observations import from_leaves, to_leaves, to_tensors
-from scrubjay.agents.policy import Policy, PolicyConfig
+from scrubjay.agents.rl.distributions import DiagonalGaussian
+from scrubjay.agents.rl.observations import from_leaves, to_leaves, to_tensors
+from scrubjay.agents.rl.policy import Policy, PolicyConfig
 
 
 class MemoryModule(TorchRLModule, ValueFunctionAPI):

@@ -9,13 +9,13 @@ from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 from ray.rllib.algorithms.algorithm import Algorithm
 
-from scrubjay.agents.peers import Alone
-from scrubjay.agents.policy import Policy, PolicyConfig
-from scrubjay.agents.ppo import PPO, PPOConfig
+from scrubjay.agents.rl.peers import Alone
+from scrubjay.agents.rl.policy import Policy, PolicyConfig
+from scrubjay.agents.rl.ppo import PPO, PPOConfig
+from scrubjay.agents.rl.sampler import Sampler
 from scrubjay.agents.rllib.algorithm import SegmentAlgorithm
 from scrubjay.agents.rllib.config import SegmentAlgorithmConfig
 from scrubjay.agents.rllib.module import MemoryModule
-from scrubjay.agents.sampler import Sampler
 
 
 class SegmentPPOConfig(SegmentAlgorithmConfig):

@@ -14,9 +14,9 @@ from ray.rllib.env import INPUT_ENV_SPACES
 from ray.rllib.env.env_runner import EnvRunner
 from torch import Tensor
 
-from scrubjay.agents.sampler import EpisodeStats
-from scrubjay.agents.segment import Segment
-from scrubjay.agents.team_segment import TeamSegment
+from scrubjay.agents.rl.sampler import EpisodeStats
+from scrubjay.agents.rl.segment import Segment
+from scrubjay.agents.teams.segment import TeamSegment
 
 
 @dataclass

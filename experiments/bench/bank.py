@@ -26,13 +26,12 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from scrubjay.experiments.cost import peak_bytes
-from scrubjay.kernels import nearest
+from scrubjay.experiments.runs.cost import peak_bytes
 from scrubjay.memory import MemoryBank
-from scrubjay.memory.bank_approximate import ApproximateIndex
-from scrubjay.memory.bank_recall import TOP_CHUNKS
-from scrubjay.memory.bank_store import Store
-from scrubjay.memory.bank_vectors import VectorIndex, unit_vectors
+from scrubjay.memory.bank.file.store import Store
+from scrubjay.memory.bank.search.approximate import ApproximateIndex
+from scrubjay.memory.bank.search.dense import VectorIndex, unit_vectors
+from scrubjay.memory.bank.search.recall import TOP_CHUNKS
 
 _VOCABULARY, _WORDS, _CENTRES = 50_000, 12, 2_000
 _TENTHS = 10
@@ -191,7 +190,7 @@ def build(path: Path, embeddings: CheapEmbeddings) -> tuple[float, float]:
 
 
 def recalled(path: Path, embeddings: CheapEmbeddings, searches: int) -> dict[bool, float]:
-    """Return the part of the exact ten nearest that are looked at in chosen chunks, by whether they are approximate."""
+    """Return the part of the exact ten op that are looked at in chosen chunks, by whether they are approximate."""
     texts = Texts(1)
     queries = unit_vectors([embeddings.embed_query(texts.ask()) for _ in range(searches)], searches)
     store, found = Store(path), {}
@@ -211,7 +210,7 @@ def recalled(path: Path, embeddings: CheapEmbeddings, searches: int) -> dict[boo
 
 
 def flat_scan(size: int, dimension: int) -> tuple[float, float]:
-    """Return the median milliseconds of a scan of `size` vectors for the nearest ten, by numpy and by torch."""
+    """Return the median milliseconds of a scan of `size` vectors for the op ten, by numpy and by torch."""
     import torch
 
     torch.set_num_threads(1)
@@ -265,7 +264,7 @@ def main() -> None:
 
 def _approximations(config: BankBench, embeddings: CheapEmbeddings) -> None:
     print(
-        "\nThe same with `approximate=True`, and what part of the ten nearest records are in the chunks chosen:\n"
+        "\nThe same with `approximate=True`, and what part of the ten op records are in the chunks chosen:\n"
     )
     print(
         "| records | build, ms a record | MB of index | words and vectors | first | MB of memory | recall, exact summaries "

@@ -6,7 +6,7 @@ Every op is compared, forward and gradients, with its torch path in float64; an 
 the run before anything is timed. Then chunk retrieval (a causal segment, and decode) and sink attention run
 against torch's `scaled_dot_product_attention`, and chunk retrieval against `parallel_nsa` of
 flash-linear-attention where that is installed, which is given its blocks where ours chooses them; and neural memory
-and the scan for the nearest rows against their own torch paths. Prints tables
+and the scan for the search_op rows against their own torch paths. Prints tables
 with the card and the versions. Options: `--help`.
 """
 
@@ -25,16 +25,7 @@ import tyro
 from torch import Tensor
 from torch.nn.functional import normalize, scaled_dot_product_attention
 
-from scrubjay.kernels import (
-    Gates,
-    NeuralState,
-    chunk_retrieval,
-    chunk_summary,
-    nearest,
-    neural_memory,
-    sink_attention,
-    write_steps,
-)
+from scrubjay.kernels import Gates, NeuralState, write_steps
 
 # Largest error, as a root mean square over that of the right values.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
@@ -289,7 +280,7 @@ def _scans(bench: GPUBench) -> Iterator[str]:
 def _segments(bench: GPUBench) -> Iterator[str]:
     """A causal segment, every query reading only chunks completed before it."""
     yield f"A causal segment, bfloat16, C={bench.chunk}, k={bench.top_k}, ms forward / forward and backward:\n"
-    yield "| T | chunk_retrieval (joint) | full attention | full / ours | parallel_nsa | nsa / ours |"
+    yield "| T | retrieval_op (joint) | full attention | full / ours | parallel_nsa | nsa / ours |"
     yield "|---|---|---|---|---|---|"
     for length in bench.lengths:
         query, keys, values = _draw(1, length, bench)
@@ -303,7 +294,7 @@ def _segments(bench: GPUBench) -> Iterator[str]:
 
 
 def _decode(bench: GPUBench) -> Iterator[str]:
-    yield f"Decode, {bench.rows} rows, bfloat16, ms:\n\n| keys | chunk_retrieval (joint) | full attention | full / ours |"
+    yield f"Decode, {bench.rows} rows, bfloat16, ms:\n\n| keys | retrieval_op (joint) | full attention | full / ours |"
     yield "|---|---|---|---|"
     for length in bench.lengths:
         query, keys, values = _draw(bench.rows, length, bench)
@@ -315,7 +306,7 @@ def _decode(bench: GPUBench) -> Iterator[str]:
 
 def _sinks(bench: GPUBench) -> Iterator[str]:
     yield f"sink_attention, window {bench.window}, 4 sinks, bfloat16, ms forward / forward and backward:\n"
-    yield "| T | sink_attention | full attention | full / ours |\n|---|---|---|---|"
+    yield "| T | sinks_op | full attention | full / ours |\n|---|---|---|---|"
     for length in bench.lengths:
         query, keys, values = _draw(1, length, bench)
         step = torch.arange(length, device="cuda")[None]

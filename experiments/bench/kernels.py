@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.profiler import ProfilerActivity, profile
 
-from scrubjay.kernels import chunk_retrieval, chunk_summary, sink_attention, write_steps
+from scrubjay.kernels import write_steps
 from scrubjay.memory.hcam import ReadWeights, hierarchical_attention
 
 
@@ -69,7 +69,7 @@ def main(bench: KernelsBench) -> None:
 
 def _full_attention(bench: KernelsBench) -> Iterator[str]:
     """Chunk retrieval of one softmax over the kept chunks against attention to everything."""
-    yield "Full attention over the history / chunk_retrieval (joint), selection included:\n"
+    yield "Full attention over the history / retrieval_op (joint), selection included:\n"
     yield "| keys | 1 query, 1 row | 1 query, 8 rows | 256 queries | 256 queries, forward and backward |"
     yield "|---|---|---|---|---|"
     for history in bench.histories:

@@ -30,15 +30,14 @@ from ray.rllib.algorithms.ppo import PPOConfig as RLlibPPOConfig
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
 from scrubjay.agents import PPO, Policy, Sampler
-from scrubjay.agents.segment import Segment
-from scrubjay.experiments.cluster import RayOptions
-from scrubjay.experiments.config import TrainConfig
-from scrubjay.experiments.engine import Engine
-from scrubjay.experiments.environments import importing_id
-from scrubjay.experiments.local import LocalEngine
-from scrubjay.experiments.ray_engine import RayEngine
+from scrubjay.agents.rl.segment import Segment
+from scrubjay.experiments.kinds.distributed import RayEngine
+from scrubjay.experiments.kinds.engine import Engine
+from scrubjay.experiments.kinds.reinforcement import LocalEngine, TrainConfig
 from scrubjay.experiments.recipes import RECIPES, with_memory
 from scrubjay.experiments.run import Run
+from scrubjay.experiments.runs.cluster import RayOptions
+from scrubjay.experiments.tasks.environments import importing_id
 
 
 @dataclass(frozen=True)

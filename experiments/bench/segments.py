@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from scrubjay.memory.hcam import HCAM, HCAMConfig
-from scrubjay.memory.window import resolve_heads
+from scrubjay.memory.parts.window import resolve_heads
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from statistics import median
 import torch
 import tyro
 
-from scrubjay.agents.gamatr import GAMATR
-from scrubjay.agents.team_sampler import TeamSampler
-from scrubjay.experiments.methods import with_method
+from scrubjay.agents.teams.gamatr import GAMATR
+from scrubjay.agents.teams.sampler import TeamSampler
+from scrubjay.experiments.kinds.team import TeamTaskConfig
 from scrubjay.experiments.recipes import RECIPES
-from scrubjay.experiments.team_task import TeamTaskConfig
+from scrubjay.experiments.recipes.methods import with_method
 
 
 @dataclass(frozen=True)

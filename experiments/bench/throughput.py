@@ -22,7 +22,7 @@ import tyro
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from scrubjay.agents import PPO, Policy, PolicyConfig, PPOConfig, Sampler
-from scrubjay.experiments.environments import EnvConfig
+from scrubjay.experiments.tasks.environments import EnvConfig
 from scrubjay.memory import make_config
 
 PARTS = ("env", "policy", "learner")

@@ -25,9 +25,9 @@ import tyro
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scrubjay.memory.chunk_grid import ChunkGrid
-from scrubjay.memory.neural_memory import NeuralMemory
-from scrubjay.memory.titans import TitansConfig
+from scrubjay.memory.parts.grid import ChunkGrid
+from scrubjay.memory.titans.lmm import TitansConfig
+from scrubjay.memory.titans.neural import NeuralMemory
 
 WIDEST_HEAD = 64
 ENGINE: Any = {"convolution": 1, "output_gate": False}

@@ -18,12 +18,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from scrubjay.experiments.cost import Elapsed, stopwatch
 from scrubjay.experiments.longcontext.options import MeasureOptions
 from scrubjay.experiments.longcontext.reading import held_bytes, read, tokenize
-from scrubjay.experiments.progress import ProgressDisplay
-from scrubjay.experiments.records import Records, header, markdown, settle
-from scrubjay.experiments.run import write_atomically
+from scrubjay.experiments.runs.cost import Elapsed, stopwatch
+from scrubjay.experiments.runs.directory import write_atomically
+from scrubjay.experiments.runs.progress import ProgressDisplay
+from scrubjay.experiments.runs.records import Records, header, markdown, settle
 from scrubjay.memory import context
 
 FULL = "full"

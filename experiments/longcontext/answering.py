@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from scrubjay.experiments.cost import resident_bytes, stopwatch
 from scrubjay.experiments.longcontext.examples import Example, string_match_all
 from scrubjay.experiments.longcontext.reading import held_bytes, read, tokenize
+from scrubjay.experiments.runs.cost import resident_bytes, stopwatch
 from scrubjay.memory import context
-from scrubjay.memory.context.infiniretri import InfiniRetri
+from scrubjay.memory.reading.infiniretri import InfiniRetri
 
 
 @dataclass(frozen=True)

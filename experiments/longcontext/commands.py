@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from scrubjay.experiments.arguments import UsageError, choose, parse
-from scrubjay.experiments.device import one_thread
 from scrubjay.experiments.longcontext.agreement import AgreementOptions, run_agreement
 from scrubjay.experiments.longcontext.haystack import HaystackOptions, run_haystack
 from scrubjay.experiments.longcontext.perplexity import PerplexityOptions, run_perplexity
 from scrubjay.experiments.longcontext.speed import SpeedOptions, run_speed
-from scrubjay.experiments.stopping import Interrupted
+from scrubjay.experiments.runs.device import one_thread
+from scrubjay.experiments.runs.stopping import Interrupted
+from scrubjay.experiments.words.arguments import UsageError, choose, parse
 
 MEASUREMENTS: dict[str, tuple[str, type, Callable[[Any, str], list[Path]]]] = {
     "perplexity": ("of a text, streamed: the curve, time and memory", PerplexityOptions, run_perplexity),

@@ -20,10 +20,10 @@ from scrubjay.experiments.longcontext.examples import Example, fit, token_counte
 from scrubjay.experiments.longcontext.needles import Needles, split_sentences
 from scrubjay.experiments.longcontext.options import MeasureOptions
 from scrubjay.experiments.longcontext.ruler import list_tasks, make_example
-from scrubjay.experiments.progress import ProgressDisplay
-from scrubjay.experiments.records import Records, header, markdown, settle
-from scrubjay.experiments.run import write_atomically
-from scrubjay.memory.context.infiniretri import InfiniRetri
+from scrubjay.experiments.runs.directory import write_atomically
+from scrubjay.experiments.runs.progress import ProgressDisplay
+from scrubjay.experiments.runs.records import Records, header, markdown, settle
+from scrubjay.memory.reading.infiniretri import InfiniRetri
 
 NEEDLE = "needle"
 """The task whose one needle stands at a given depth."""

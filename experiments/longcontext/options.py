@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from tyro.conf import Positional
 
-from scrubjay.experiments.device import resolve_device
 from scrubjay.experiments.longcontext.reading import tokenize
 from scrubjay.experiments.longcontext.texts import read_text
+from scrubjay.experiments.runs.device import resolve_device
 from scrubjay.memory import context
 
 

@@ -16,14 +16,14 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from scrubjay.experiments.cost import resident_bytes, stopwatch
 from scrubjay.experiments.longcontext.curve import Curve
 from scrubjay.experiments.longcontext.options import MeasureOptions
 from scrubjay.experiments.longcontext.reading import RECOMPUTE, held_bytes, losses, recompute
-from scrubjay.experiments.progress import ProgressDisplay
-from scrubjay.experiments.records import Records, header, markdown, settle
-from scrubjay.experiments.run import write_atomically
-from scrubjay.experiments.stopping import Interrupted, StopRequest
+from scrubjay.experiments.runs.cost import resident_bytes, stopwatch
+from scrubjay.experiments.runs.directory import write_atomically
+from scrubjay.experiments.runs.progress import ProgressDisplay
+from scrubjay.experiments.runs.records import Records, header, markdown, settle
+from scrubjay.experiments.runs.stopping import Interrupted, StopRequest
 from scrubjay.memory import context
 
 

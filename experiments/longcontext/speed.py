@@ -16,12 +16,12 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from scrubjay.experiments.cost import stopwatch
 from scrubjay.experiments.longcontext.options import MeasureOptions
 from scrubjay.experiments.longcontext.reading import RECOMPUTE, held_bytes, read, recompute
-from scrubjay.experiments.progress import ProgressDisplay
-from scrubjay.experiments.records import Records, header, markdown, settle
-from scrubjay.experiments.run import write_atomically
+from scrubjay.experiments.runs.cost import stopwatch
+from scrubjay.experiments.runs.directory import write_atomically
+from scrubjay.experiments.runs.progress import ProgressDisplay
+from scrubjay.experiments.runs.records import Records, header, markdown, settle
 from scrubjay.memory import context
 
 

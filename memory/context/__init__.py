@@ -8,30 +8,30 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scrubjay.kernels.first_use import imported_on_first_use
-from scrubjay.memory.context.base import CacheShape, ContextPolicy, LayerMemory, Step
-from scrubjay.memory.context.dtypes import check_dtype
-from scrubjay.memory.context.registry import list_policies, make, name_of, register
+from scrubjay._lazy import face
 
 if TYPE_CHECKING:
-    from scrubjay.memory.context.cache import PolicyCache
-    from scrubjay.memory.context.models import load_model
-
-__all__ = [
-    "CacheShape",
-    "ContextPolicy",
-    "LayerMemory",
-    "PolicyCache",
-    "Step",
-    "check_dtype",
-    "list_policies",
-    "load_model",
-    "make",
-    "name_of",
-    "register",
-]
+    from scrubjay.memory.context.cache import PolicyCache as PolicyCache
+    from scrubjay.memory.context.dtypes import check_dtype as check_dtype
+    from scrubjay.memory.context.models import load_model as load_model
+    from scrubjay.memory.context.policies.base import CacheShape as CacheShape
+    from scrubjay.memory.context.policies.base import ContextPolicy as ContextPolicy
+    from scrubjay.memory.context.policies.base import LayerMemory as LayerMemory
+    from scrubjay.memory.context.policies.base import Step as Step
+    from scrubjay.memory.context.registry import list_policies as list_policies
+    from scrubjay.memory.context.registry import make as make
+    from scrubjay.memory.context.registry import name_of as name_of
+    from scrubjay.memory.context.registry import register as register
 
 # Policies alone must not import transformers.
-__getattr__ = imported_on_first_use(
-    __name__, {"cache": ["PolicyCache"], "models": ["load_model"]}, {"transformers": "lm"}
+__all__, __getattr__, __dir__ = face(
+    __name__,
+    {
+        "cache": ["PolicyCache"],
+        "dtypes": ["check_dtype"],
+        "models": ["load_model"],
+        "policies.base": ["CacheShape", "ContextPolicy", "LayerMemory", "Step"],
+        "registry": ["list_policies", "make", "name_of", "register"],
+    },
+    extras={"transformers": "lm"},
 )

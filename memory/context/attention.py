@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from scrubjay.memory.context.dense import causal_attention
+from scrubjay.memory.context.parts.dense import causal_attention
 
 if TYPE_CHECKING:
     from scrubjay.memory.context.cache import PolicyLayer

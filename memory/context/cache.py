@@ -17,9 +17,9 @@ from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
 from scrubjay.memory.context.attention import ATTENTION, KEYWORD, register_attention
-from scrubjay.memory.context.base import CacheShape, ContextPolicy, Step
+from scrubjay.memory.context.parts.rotary import Rotary
+from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, Step
 from scrubjay.memory.context.registry import name_of
-from scrubjay.memory.context.rotary import Rotary
 
 BROKEN_OFF = (
     "an earlier call with this cache was broken off, by Ctrl-C or an error, when some layers had read its tokens "

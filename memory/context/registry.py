@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from scrubjay.memory.context.base import ContextPolicy
-from scrubjay.memory.context.chunks import ChunksPolicy
-from scrubjay.memory.context.full import FullPolicy
-from scrubjay.memory.context.h2o import H2OPolicy
-from scrubjay.memory.context.recycled import RecycledPolicy
-from scrubjay.memory.context.sinks import SinksPolicy
-from scrubjay.memory.context.snapkv import SnapKVPolicy
-from scrubjay.memory.context.window import WindowPolicy
+from scrubjay.memory.context.policies.base import ContextPolicy
+from scrubjay.memory.context.policies.chunks import ChunksPolicy
+from scrubjay.memory.context.policies.full import FullPolicy
+from scrubjay.memory.context.policies.h2o import H2OPolicy
+from scrubjay.memory.context.policies.recycled import RecycledPolicy
+from scrubjay.memory.context.policies.sinks import SinksPolicy
+from scrubjay.memory.context.policies.snapkv import SnapKVPolicy
+from scrubjay.memory.context.policies.window import WindowPolicy
 from scrubjay.memory.named import Registry
 
 _POLICIES: Registry[ContextPolicy] = Registry(

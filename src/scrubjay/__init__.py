@@ -1,3 +1,21 @@
 """Scrubjay: one long-context memory core for reinforcement-learning and language agents."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scrubjay._lazy import face
+
+if TYPE_CHECKING:
+    from scrubjay import agents as agents
+    from scrubjay import envs as envs
+    from scrubjay import experiments as experiments
+    from scrubjay import kernels as kernels
+    from scrubjay import memory as memory
+
 __version__ = "0.1.0"
+
+# `import scrubjay; scrubjay.memory.make("hcam", dim=64)` loads no other room.
+__all__, __getattr__, __dir__ = face(
+    __name__, {}, packages=("agents", "envs", "experiments", "kernels", "memory")
+)

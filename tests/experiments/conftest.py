@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from scrubjay.agents.policy import PolicyConfig
-from scrubjay.agents.ppo import PPOConfig
+from scrubjay.agents.rl.policy import PolicyConfig
+from scrubjay.agents.rl.ppo import PPOConfig
 from scrubjay.experiments import EnvConfig, Run, TrainConfig, train
-from scrubjay.experiments.checkpoint import load_weights
 from scrubjay.experiments.cli import main
-from scrubjay.experiments.metrics import is_timing
+from scrubjay.experiments.runs.checkpoint import load_weights
+from scrubjay.experiments.runs.metrics import is_timing
 from scrubjay.memory import make_config
 
 

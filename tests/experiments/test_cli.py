@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from scrubjay.experiments import Run, resume
-from scrubjay.experiments.arguments import UsageError
 from scrubjay.experiments.cli import VERBS, main
-from scrubjay.experiments.commands import COMMANDS
-from scrubjay.experiments.overrides import override
-from scrubjay.experiments.run import lock
+from scrubjay.experiments.commands.train import COMMANDS
+from scrubjay.experiments.recipes.overrides import override
+from scrubjay.experiments.runs.directory import lock
+from scrubjay.experiments.words.arguments import UsageError
 
 TINY = ["--total-steps", "64", "--env.num-envs", "4", "--segment-length", "8", "--eval-episodes", "3"]
 
@@ -229,7 +229,7 @@ def test_compare_tabulates_and_tests_beyond_training(monkeypatch, tmp_path):
         for run in runs:
             resume(run.path)
 
-    monkeypatch.setattr("scrubjay.experiments.compare.run_in_processes", run_here)
+    monkeypatch.setattr("scrubjay.experiments.commands.compare.run_in_processes", run_here)
     words = [
         "compare",
         "--memories",
@@ -260,7 +260,7 @@ def test_compare_refuses_what_cannot_run_before_anything_is_written(tmp_path, ca
 
 
 def test_a_failing_process_is_reported_with_its_reason(tmp_path, tiny):
-    from scrubjay.experiments.parallel import run_in_processes
+    from scrubjay.experiments.launching.parallel import run_in_processes
 
     run = Run.create(tiny(device="cuda"), tmp_path / "run")
     with pytest.raises(RuntimeError, match="device='cuda'"):

@@ -9,13 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from scrubjay.agents.policy import PolicyConfig
-from scrubjay.agents.ppo import PPOConfig
+from scrubjay.agents.rl.policy import PolicyConfig
+from scrubjay.agents.rl.ppo import PPOConfig
 from scrubjay.experiments import EnvConfig, Run, evaluate, train
-from scrubjay.experiments.evaluation import EpisodeScores
-from scrubjay.experiments.metrics import is_timing
-from scrubjay.experiments.play import play
-from scrubjay.experiments.plot import contenders, plot_runs
+from scrubjay.experiments.evaluation.policy import EpisodeScores
+from scrubjay.experiments.reports.curves import contenders, plot_runs
+from scrubjay.experiments.reports.episode import play
+from scrubjay.experiments.runs.metrics import is_timing
 from scrubjay.memory import make_config
 
 

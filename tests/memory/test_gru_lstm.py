@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from scrubjay.memory.base import Memory, State
-from scrubjay.memory.flush import FlushPlan
+from scrubjay.memory.contract.base import Memory, State
 from scrubjay.memory.gru import GRUConfig
 from scrubjay.memory.lstm import LSTMConfig
+from scrubjay.memory.parts.flush import FlushPlan
 
 DIM, BATCH, TIME = 10, 4, 23
 LAYERS = {GRUConfig: nn.GRU, LSTMConfig: nn.LSTM}

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from scrubjay.memory.base import State
+from scrubjay.memory.contract.base import State
 from scrubjay.memory.gtrxl import Gate, GTrXL, GTrXLConfig
 
 BATCH, TIME = 3, 40

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from scrubjay import memory
 from scrubjay.memory.hcam import HCAMConfig, ReadWeights, hierarchical_attention
-from scrubjay.memory.window import distance_embedding
+from scrubjay.memory.parts.window import distance_embedding
 
 
 class Oracle:

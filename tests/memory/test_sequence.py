@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from scrubjay.memory import SequenceConfig, SequenceModel, list_memories, make_config, match_parameters
-from scrubjay.memory.short_convolution import ShortConvolution
+from scrubjay.memory.parts.convolution import ShortConvolution
 
 VOCAB = 11
 

@@ -14,7 +14,7 @@ import pytest
 from langchain_core.tools import ToolException, tool
 
 from scrubjay.agents.kwai import KwaiAgent, Profile
-from scrubjay.agents.kwai.prompts import LANGUAGES, load_prompts
+from scrubjay.agents.language.prompts import LANGUAGES, load_prompts
 from scrubjay.memory import MemoryBank
 
 from .scripted import ScriptedModel, call, plan

@@ -14,9 +14,9 @@ from pydantic import PrivateAttr
 from scrubjay.agents import LocalChatModel
 from scrubjay.agents.kwai import KwaiAgent, Limits, Profile
 from scrubjay.agents.kwai.limits import counter_for, limits_for, prompt_counter_for
-from scrubjay.agents.kwai.text import estimate_tokens
-from scrubjay.agents.kwai.tools import make_tools
-from scrubjay.experiments.agent_options import AgentOptions
+from scrubjay.agents.language.text import estimate_tokens
+from scrubjay.agents.tools import make_tools
+from scrubjay.experiments.commands.agent import AgentOptions
 from scrubjay.memory import MemoryBank
 
 from .scripted import ScriptedModel, call, plan

@@ -13,9 +13,9 @@ from langchain_core.messages import AIMessage
 from langchain_core.tools import StructuredTool, ToolException, tool
 
 from scrubjay.agents.kwai import KwaiAgent, Profile
-from scrubjay.agents.kwai.prompts import load_prompts
-from scrubjay.agents.kwai.tools import Replay, make_tools
-from scrubjay.agents.kwai.tools.base import Answer
+from scrubjay.agents.language.prompts import load_prompts
+from scrubjay.agents.tools import Replay, make_tools
+from scrubjay.agents.tools.base import Answer
 from scrubjay.memory import MemoryBank
 
 from .replayable import assert_replayable

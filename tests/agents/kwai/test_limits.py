@@ -11,7 +11,7 @@ import pytest
 from langchain_core.tools import tool
 
 from scrubjay.agents.kwai import KwaiAgent, Limits, Profile
-from scrubjay.agents.kwai.text import estimate_tokens
+from scrubjay.agents.language.text import estimate_tokens
 from scrubjay.memory import MemoryBank
 
 from .replayable import assert_replayable

@@ -10,7 +10,7 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import tool
 
 from scrubjay.agents.kwai import KwaiAgent, Limits
-from scrubjay.agents.kwai.text import estimate_tokens
+from scrubjay.agents.language.text import estimate_tokens
 from scrubjay.memory import MemoryBank
 
 from .scripted import ScriptedModel, call

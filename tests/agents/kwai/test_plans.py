@@ -12,7 +12,7 @@ from langchain_core.tools import tool
 
 from scrubjay.agents.kwai import KwaiAgent, Profile
 from scrubjay.agents.kwai.plans import PlanError, read_plan
-from scrubjay.agents.kwai.prompts import LANGUAGES, load_prompts
+from scrubjay.agents.language.prompts import LANGUAGES, load_prompts
 
 from .scripted import ScriptedModel
 

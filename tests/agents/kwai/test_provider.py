@@ -18,8 +18,8 @@ from langchain_openai import ChatOpenAI
 from openai import OpenAIError
 
 from scrubjay.agents.kwai import KwaiAgent, Limits, Profile
-from scrubjay.agents.kwai.prompts import LANGUAGES, load_prompts
-from scrubjay.agents.kwai.tools import make_tools
+from scrubjay.agents.language.prompts import LANGUAGES, load_prompts
+from scrubjay.agents.tools import make_tools
 
 from .chat_completions import KEY, BreaksOff, Fails, Hangs, Says, calls, check, serve
 from .replayable import assert_replayable

@@ -13,8 +13,8 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, Tool
 from langchain_core.tools import ToolException, tool
 
 from scrubjay.agents.kwai import KwaiAgent, Limits
-from scrubjay.agents.kwai.prompts import load_prompts
 from scrubjay.agents.kwai.transcript import mend
+from scrubjay.agents.language.prompts import load_prompts
 
 from .replayable import assert_replayable
 from .scripted import ScriptedModel, call, plan

@@ -13,9 +13,9 @@ from langchain_core.tools import ToolException, tool
 from pydantic import TypeAdapter, ValidationError
 
 from scrubjay.agents.kwai import KwaiAgent
-from scrubjay.agents.kwai.prompts import load_prompts
-from scrubjay.agents.kwai.text import estimate_tokens
-from scrubjay.agents.kwai.untrusted import cut, fence
+from scrubjay.agents.language.prompts import load_prompts
+from scrubjay.agents.language.text import estimate_tokens
+from scrubjay.agents.language.untrusted import cut, fence
 from scrubjay.memory import MemoryBank
 
 from .scripted import ScriptedModel, call

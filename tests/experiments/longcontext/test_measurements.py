@@ -22,10 +22,10 @@ from scrubjay.experiments.longcontext.haystack import HaystackOptions, cells, ma
 from scrubjay.experiments.longcontext.needles import split_sentences
 from scrubjay.experiments.longcontext.perplexity import PerplexityOptions, run_perplexity
 from scrubjay.experiments.longcontext.reading import read, recompute, tokenize
-from scrubjay.experiments.records import Records, settle
-from scrubjay.experiments.stopping import Interrupted, StopRequest
+from scrubjay.experiments.runs.records import Records, settle
+from scrubjay.experiments.runs.stopping import Interrupted, StopRequest
 from scrubjay.memory import context
-from scrubjay.memory.context.infiniretri import InfiniRetri
+from scrubjay.memory.reading.infiniretri import InfiniRetri
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scrubjay.kernels import chunk_retrieval, chunk_retrieval_triton
-from scrubjay.kernels.retrieval_problem import Choice, Problem
+from scrubjay.kernels.retrieval import gpu, op
+from scrubjay.kernels.retrieval.problem import Choice, Problem
 
-SOURCE = Path(chunk_retrieval_triton.__file__)
+SOURCE = Path(gpu.__file__)
 
 # batch, time, chunks, length, heads, groups, coarse, width, top_k; sizes that are no power of two, k > valid.
 SHAPES = {
@@ -81,7 +81,7 @@ def outcome(arguments, run) -> dict[str, Any]:
 
 def definition(arguments) -> dict[str, torch.Tensor]:
     upcast = {n: v.double() if n in floating(arguments) else v for n, v in arguments.items()}
-    return outcome(upcast, functools.partial(chunk_retrieval, implementation="reference"))
+    return outcome(upcast, functools.partial(op, implementation="reference"))
 
 
 def distance(found, exact) -> dict[str, float]:
@@ -98,7 +98,7 @@ def assert_near(arguments, run, bound):
     assert all(error < bound for error in errors.values()), errors
 
 
-triton_path = functools.partial(chunk_retrieval, implementation="triton")
+triton_path = functools.partial(op, implementation="triton")
 
 
 @pytest.mark.usefixtures("poisoned")
@@ -288,8 +288,8 @@ def test_the_right_kernel_passes_where_wrong_ones_are_caught():
 @pytest.mark.parametrize(("right", "wrong"), MUTATIONS)
 def test_a_wrong_kernel_is_caught(right, wrong, mutated, monkeypatch):
     module = mutated(SOURCE, right, wrong)
-    monkeypatch.setattr(chunk_retrieval_triton, "forward", module.forward)
-    monkeypatch.setattr(chunk_retrieval_triton, "backward", module.backward)
+    monkeypatch.setattr(gpu, "forward", module.forward)
+    monkeypatch.setattr(gpu, "backward", module.backward)
     assert any(math.isnan(error) or error > 1e-3 for error in errors())
 
 

@@ -7,9 +7,9 @@ import torch
 from torch.library import opcheck
 
 import scrubjay.kernels
-from scrubjay.kernels import chunk_summary_triton
-from scrubjay.kernels.chunk_summary import chunk_summary, write_steps
 from scrubjay.kernels.dispatch import force
+from scrubjay.kernels.summary import gpu
+from scrubjay.kernels.summary.op import chunk_summary, write_steps
 
 KINDS: list[Any] = ["mean", "last", "max"]
 DTYPES = [torch.float32, torch.float16]
@@ -245,7 +245,7 @@ LATEST = "tl.max(tl.where(tile == tile_best[None, :], step[:, None], 0)"
     ],
 )
 def test_a_wrong_kernel_is_noticed(kind, old, new, mutated, monkeypatch):
-    mutant = mutated(chunk_summary_triton, old, new)
+    mutant = mutated(gpu, old, new)
     monkeypatch.setattr(scrubjay.kernels, "chunk_summary_triton", mutant)
     with pytest.raises(AssertionError):
         check_all(kind)

@@ -1,9 +1,10 @@
-"""The Triton kernel of the scan for the nearest rows under the interpreter, against the definition."""
+"""The Triton kernel of the scan for the op rows under the interpreter, against the definition."""
 
 import pytest
 import torch
 
-from scrubjay.kernels import nearest, nearest_torch, nearest_triton, row_scores
+from scrubjay.kernels import row_scores
+from scrubjay.kernels.search import gpu, tensors
 
 # queries, rows, width; sizes that are no power of two, more rows than a tile, wider than a tile.
 SHAPES = [(1, 70, 200), (3, 33, 20), (2, 5, 128), (1, 0, 7)]
@@ -75,7 +76,7 @@ def test_scores_of_every_sign_and_none_keep_their_order():
 def test_broken_kernels_are_caught(mutated, monkeypatch, old, new):
     query, keys, norms, allowed = draw((2, 40, 200), torch.float32)
     right = nearest(query, keys, 40, norms=norms, allowed=allowed, implementation="reference")
-    wrong = mutated(nearest_triton, old, new)
-    monkeypatch.setattr(nearest_triton, "scores", wrong.scores)
-    ours = nearest_torch.nearest(query, keys, 40, norms, allowed, "triton")
+    wrong = mutated(gpu, old, new)
+    monkeypatch.setattr(gpu, "scores", wrong.scores)
+    ours = tensors.nearest(query, keys, 40, norms, allowed, "triton")
     assert not torch.allclose(ours.scores, right.scores, atol=1e-3)

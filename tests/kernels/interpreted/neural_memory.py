@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from scrubjay.kernels import Gates, NeuralState, neural_memory, neural_memory_triton
+from scrubjay.kernels import Gates, NeuralState
+from scrubjay.kernels.neural import gpu
 
-SOURCE = Path(neural_memory_triton.__file__)
+SOURCE = Path(gpu.__file__)
 
 
 def draw(
@@ -27,7 +28,7 @@ def draw(
     hidden=5,
     dtype=torch.float32,
 ) -> dict[str, Any]:
-    """Return arguments of neural_memory in float32, of which about half the tokens' steps are clipped."""
+    """Return arguments of op in float32, of which about half the tokens' steps are clipped."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
@@ -266,6 +267,6 @@ def test_the_right_kernel_passes_where_wrong_ones_are_caught():
 )
 def test_a_wrong_kernel_is_caught(right, wrong, mutated, monkeypatch):
     module = mutated(SOURCE, right, wrong)
-    monkeypatch.setattr(neural_memory_triton, "forward", module.forward)
-    monkeypatch.setattr(neural_memory_triton, "backward", module.backward)
+    monkeypatch.setattr(gpu, "forward", module.forward)
+    monkeypatch.setattr(gpu, "backward", module.backward)
     assert any(math.isnan(error) or error > 1e-3 for error in mutants())

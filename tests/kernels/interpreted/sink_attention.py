@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import scrubjay.kernels
-from scrubjay.kernels import sink_attention_triton
-from scrubjay.kernels.sink_attention import sink_attention, sink_slot
+from scrubjay.kernels.sinks import gpu
+from scrubjay.kernels.sinks.op import sink_attention, sink_slot
 
 TENSORS = ["query", "keys", "values", "sink_logit"]
 
@@ -245,7 +245,7 @@ def check_far(arguments):
     ],
 )
 def test_the_comparison_notices_a_wrong_kernel(line, wrong, monkeypatch, tmp_path):
-    source = Path(sink_attention_triton.__file__).read_text()
+    source = Path(gpu.__file__).read_text()
     assert line in source
     path = tmp_path / "wrong_kernel.py"
     path.write_text(source.replace(line, wrong))

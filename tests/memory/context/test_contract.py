@@ -8,7 +8,7 @@ from transformers import DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from scrubjay.memory import context
-from scrubjay.memory.context.full import FullPolicy
+from scrubjay.memory.context.policies.full import FullPolicy
 
 # Sizes that have dropped much after 40 tokens, and sizes that have dropped nothing.
 SMALL = {

@@ -7,7 +7,7 @@ import torch
 from transformers import DynamicCache
 
 from scrubjay.memory import context
-from scrubjay.memory.context.rotary import Rotary
+from scrubjay.memory.context.parts.rotary import Rotary
 
 
 @pytest.mark.parametrize(("num_sinks", "budget"), [(0, 1), (0, 6), (1, 2), (3, 9)])

@@ -1,0 +1,104 @@
+"""A causal language model in memory, with what is shared by all who talk to it: tokenizer, vocabulary, lock."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from scrubjay.agents.chat.constraint import CALL_BEGIN
+
+_FEED_BLOCK = 512
+
+
+class LoadedModel:
+    """A transformers causal LM and its tokenizer.
+
+    Threads may share it: one block of tokens is read at a time, so that conversations take turns.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
+        self.model, self.tokenizer, self.name = model, tokenizer, name
+        self._lock = threading.Lock()
+
+    @property
+    def trained_length(self) -> int | None:
+        """Tokens of the longest text that the model saw in training, where its config tells."""
+        return getattr(self.model.config, "max_position_embeddings", None)
+
+    @cached_property
+    def end_tokens(self) -> frozenset[int]:
+        """Tokens that end an answer: end of turn, and any other mark that only templates write."""
+        ends = getattr(self.model.generation_config, "eos_token_id", None)
+        ends = ends if isinstance(ends, list) else [ends]
+        marks = [self.tokenizer.eos_token_id, *self.tokenizer.all_special_ids]
+        return frozenset(end for end in [*ends, *marks] if end is not None)
+
+    @cached_property
+    def vocabulary(self) -> Any:
+        """The vocabulary as the automaton of constrained answers reads it; built on first use, in a second."""
+        try:
+            from llguidance.hf import from_tokenizer
+        except ImportError as error:
+            raise ImportError(
+                "tools and structured output need llguidance; install it with: pip install 'scrubjay[lm]'"
+            ) from error
+        return from_tokenizer(self.tokenizer, eos_token=sorted(self.end_tokens))
+
+    @cached_property
+    def call_begin_is_token(self) -> bool:
+        """Whether `<tool_call>` is a special token of this vocabulary."""
+        token = self.tokenizer.get_vocab().get(CALL_BEGIN)
+        return token is not None and self.vocabulary.is_special_token(token)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Return the tokens of a prompt, whose marks are in the text already."""
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    def read(self, tokens: Sequence[int], cache: Any) -> Float[Tensor, "vocabulary"]:
+        """Let the model read tokens into the cache, in blocks; return the logits of what comes next."""
+        logits = None
+        size = cache.policy.call_length(len(tokens), _FEED_BLOCK)
+        for begin in range(0, len(tokens), size):
+            block = torch.tensor([list(tokens[begin : begin + size])], device=self.model.device)
+            with self._lock, torch.no_grad():
+                logits = self.model(input_ids=block, cache=cache, logits_to_keep=1).logits
+        if logits is None:
+            raise ValueError("there is nothing to read: the prompt has no new tokens")
+        return logits[0, -1].float()
+
+
+_loaded: weakref.WeakValueDictionary[Any, LoadedModel] = weakref.WeakValueDictionary()
+_loading = threading.Lock()
+
+
+def load(source: Any, dtype: torch.dtype, device: str) -> LoadedModel:
+    """Return the model of a name, folder, GGUF file or ready `(model, tokenizer)`; loaded once per process.
+
+    It stays in memory as long as somebody holds it.
+    """
+    from scrubjay.memory import context
+
+    with _loading:
+        if isinstance(source, tuple):
+            model, tokenizer = source
+            key: Any = (id(model), id(tokenizer))
+            if key not in _loaded:
+                name = getattr(model, "name_or_path", "") or type(model).__name__
+                found = LoadedModel(model, tokenizer, Path(name).name)
+                _loaded[key] = found
+                return found
+        else:
+            key = (str(source), dtype, device)
+            if key not in _loaded:
+                found = LoadedModel(*context.load_model(source, dtype, device), name=str(source))
+                _loaded[key] = found
+                return found
+        return _loaded[key]

@@ -1,0 +1,23 @@
+"""Sentence embeddings that need no network: their weights come as packages."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scrubjay._lazy import face
+
+if TYPE_CHECKING:
+    from scrubjay.agents.embeddings.e5 import E5Embeddings as E5Embeddings
+    from scrubjay.agents.embeddings.minilm import MiniLMEmbeddings as MiniLMEmbeddings
+    from scrubjay.agents.embeddings.registry import EmbeddingsName as EmbeddingsName
+    from scrubjay.agents.embeddings.registry import make_embeddings as make_embeddings
+
+# Neither loads what the other needs.
+__all__, __getattr__, __dir__ = face(
+    __name__,
+    {
+        "e5": ["E5Embeddings"],
+        "minilm": ["MiniLMEmbeddings"],
+        "registry": ["EmbeddingsName", "make_embeddings"],
+    },
+)

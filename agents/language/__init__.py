@@ -1,0 +1,1 @@
+"""What language agents share: prompts, texts that are not trusted, and the packer of a context budget."""

@@ -1,0 +1,103 @@
+"""Text from outside is data: marked where it begins and ends, with where it came from, and unable to forge the marks.
+
+Delimiters and provenance do not make a model safe by themselves (adaptive attacks, arXiv 2606.26479); the flag that
+keeps tools with side effects shut after such text was read does not rely on the model at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import secrets
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any
+
+from langchain_core.tools import BaseTool
+
+from scrubjay.agents.language.prompts import Prompts
+from scrubjay.agents.language.text import clean
+
+_tainted: ContextVar[bool] = ContextVar("tainted", default=True)
+_MARKS = re.compile(r"<{2,}|>{2,}|[«»《》]{2,}|[＜＞]{2,}")
+
+TAINTED = "scrubjay_tainted"
+"""In the metadata of an answer that was written after text from outside was read."""
+
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE)
+# Letters that no reader sees and a model reads all the same.
+_HIDDEN = re.compile("[\U000e0000-\U000e007f]")
+
+
+def fence(text: str, source: str, trust: str, prompts: Prompts) -> str:
+    """Return `text` between two marks that it cannot contain, naming its `source` and `trust`."""
+    number = secrets.token_hex(4)
+    note = prompts.say("data_note", source=_one_line(source), trust=_one_line(trust))
+    return f"<<<{note} {number}>>>\n{_MARKS.sub(_defuse, _HIDDEN.sub('', clean(text)))}\n<<<END {number}>>>"
+
+
+def cut(text: str, tokens: int, count_tokens: Callable[[str], int], prompts: Prompts) -> str:
+    """Return the head of `text` of at most about `tokens`, with a note of how much is missing."""
+    if count_tokens(text) <= tokens:
+        return text
+    low, high = 0, len(text)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if count_tokens(text[:middle]) <= tokens else (low, middle - 1)
+    return f"{text[:low]}\n{prompts.say('cut', count=len(text) - low)}"
+
+
+def is_trusted(tool: BaseTool) -> bool:
+    """Return whether nobody outside can word this tool's results: `metadata={"untrusted": False}`, as a calculator's."""
+    return (tool.metadata or {}).get("untrusted", True) is False
+
+
+def has_side_effect(tool: BaseTool) -> bool:
+    """Return whether this tool changes things outside: `metadata={"side_effect": True}`."""
+    return bool((tool.metadata or {}).get("side_effect", False))
+
+
+def addresses(arguments: Any) -> list[str]:
+    """Return the addresses, `scheme://...`, in the texts of a JSON value, names of fields included."""
+    found: list[str] = []
+    waiting = [arguments]  # not by recursion: a model chooses how deep it is
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            found += [address.rstrip(".,;:!?)]}>\"'") for address in _ADDRESS.findall(value)]
+        elif isinstance(value, dict):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, list):
+            waiting += value
+    return found
+
+
+@contextlib.contextmanager
+def telling_tools(tainted: bool) -> Iterator[None]:
+    """Let the tools that run inside know whether text from outside was read before they were called."""
+    token = _tainted.set(tainted)
+    try:
+        yield
+    finally:
+        _tainted.reset(token)
+
+
+def is_tainted() -> bool:
+    """Return, inside a tool, whether whoever called it had read text from outside; where nobody tells, True."""
+    return _tainted.get()
+
+
+def sources_of(arguments: dict[str, Any], artifact: Any) -> tuple[str, ...]:
+    """Return the addresses that a result came from, as its artifact or else the call names them."""
+    named = artifact.get("urls") if isinstance(artifact, dict) else None
+    if isinstance(named, list | tuple):
+        return tuple(clean(str(url)) for url in named)
+    return (clean(arguments["url"]),) if isinstance(arguments.get("url"), str) else ()
+
+
+def _defuse(marks: re.Match[str]) -> str:
+    return " ".join(marks.group())
+
+
+def _one_line(text: str) -> str:
+    return _MARKS.sub(_defuse, " ".join(clean(text).split()))[:200]

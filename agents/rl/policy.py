@@ -1,0 +1,158 @@
+"""A policy that remembers: encoder, memory, and heads for action and value."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from scrubjay.agents.rl.distributions import Distribution, make_action_head
+from scrubjay.agents.rl.encoders import ObservationEncoder
+from scrubjay.agents.rl.observations import from_leaves, is_batched, to_leaves, to_tensors
+from scrubjay.agents.rl.reconstruction import Reconstruction
+from scrubjay.agents.rl.segment import Observation, Segment
+from scrubjay.memory import MemoryConfig, State, detach_state, make_config
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """What a policy is built from, its spaces aside; every layer has the memory's width."""
+
+    memory: MemoryConfig = dataclasses.field(default_factory=lambda: make_config("none"))
+    """The memory between encoder and heads."""
+    reconstruction: bool = False
+    """Whether to add the head that redraws observations, for learners that use its loss."""
+
+
+class PolicyStep(NamedTuple):
+    """What a policy did with one observation per row, and what it remembers afterwards."""
+
+    action: Tensor
+    """Zero-based indices or unbounded numbers; `Policy.env_actions` makes them ready for an environment."""
+    log_prob: Float[Tensor, "batch"]
+    value: Float[Tensor, "batch"]
+    state: State
+
+
+class Evaluation(NamedTuple):
+    """What a policy thinks today of a segment it may have lived through under older weights."""
+
+    log_probs: Float[Tensor, "batch time"]
+    entropy: Float[Tensor, "batch time"]
+    values: Float[Tensor, "batch time"]
+    reconstruction_loss: Float[Tensor, ""]
+    """Zero unless the policy has the head for it."""
+
+
+class Policy(nn.Module):
+    """Acts, values and evaluates, for any memory and any supported pair of spaces.
+
+    Raises TypeError, naming the space, if it is not supported.
+    """
+
+    def __init__(
+        self, observation_space: spaces.Space, action_space: spaces.Space, config: PolicyConfig | None = None
+    ) -> None:
+        super().__init__()
+        self.config = config if config is not None else PolicyConfig()
+        self.observation_space = observation_space
+        self.action_space = action_space
+        dim = self.config.memory.dim
+        self.encoder = ObservationEncoder(observation_space, dim)
+        self.memory = self.config.memory.build()
+        self.actor = make_action_head(action_space, dim)
+        self.critic = nn.Linear(dim, 1)
+        nn.init.orthogonal_(self.critic.weight)
+        nn.init.zeros_(self.critic.bias)
+        self.reconstruction = Reconstruction(observation_space, dim) if self.config.reconstruction else None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters live."""
+        return self.critic.weight.device
+
+    def initial_state(self, batch_size: int) -> State:
+        """Return the memory's state at the birth of an episode."""
+        return self.memory.initial_state(batch_size)
+
+    @torch.no_grad()
+    def step(
+        self,
+        observation: Observation,
+        state: State,
+        start: Bool[Tensor, "batch"] | None = None,
+        generator: torch.Generator | None = None,
+        deterministic: bool = False,
+    ) -> PolicyStep:
+        """Act once in every row; `start` marks rows whose observation is the first of an episode."""
+        features, state = self._remember(observation, state, start)
+        distribution = self.actor(features)
+        action = distribution.mode() if deterministic else distribution.sample(generator)
+        return PolicyStep(action, distribution.log_prob(action), self.critic(features).squeeze(-1), state)
+
+    @torch.no_grad()
+    def value(
+        self, observation: Observation, state: State, start: Bool[Tensor, "batch"] | None = None
+    ) -> Float[Tensor, "batch"]:
+        """Return the value of one observation per row, of which nothing is remembered."""
+        features, _ = self._remember(observation, state, start)
+        return self.critic(features).squeeze(-1)
+
+    def act(
+        self,
+        observation: Any,
+        state: State | None = None,
+        start: Any = None,
+        deterministic: bool = True,
+    ) -> tuple[np.ndarray, State]:
+        """Return an action for the environment, and the state to hand back with the next observation.
+
+        Takes one observation or a batch, of arrays or tensors; `state=None` begins an episode in every row,
+        `start` in the marked ones. Raises ValueError if the observation's shape does not fit the space.
+        """
+        seen = to_tensors(self.observation_space, observation, self.device)
+        batched = is_batched(self.observation_space, seen)
+        if not batched:
+            seen = from_leaves({key: leaf[None] for key, leaf in to_leaves(seen).items()})
+        batch_size = next(iter(to_leaves(seen).values())).shape[0]
+        if state is None:
+            state = self.initial_state(batch_size)
+        if start is not None:
+            start = torch.as_tensor(start, dtype=torch.bool, device=self.device).reshape(batch_size)
+        step = self.step(seen, state, start, deterministic=deterministic)
+        actions = self.env_actions(step.action)
+        return (actions if batched else actions[0]), step.state
+
+    def env_actions(self, actions: Tensor) -> np.ndarray:
+        """Return a batch of sampled actions as the environment wants them: in bounds, right dtype."""
+        return self.actor.to_env(actions)
+
+    def evaluate(self, segment: Segment) -> Evaluation:
+        """Return log-probabilities, entropies and values of a segment, with gradients, in one pass.
+
+        Gradients end at the segment's border: the state before it is taken as constant.
+        """
+        batch, time = segment.starts.shape
+        leaves = {key: leaf.flatten(0, 1) for key, leaf in to_leaves(segment.observations).items()}
+        observations = from_leaves(leaves)
+        encoded = self.encoder(observations).unflatten(0, (batch, time))
+        features, _ = self.memory(encoded, detach_state(segment.state), segment.starts)
+        distribution: Distribution = self.actor(features)
+        values = self.critic(features).squeeze(-1)
+        if self.reconstruction is None:
+            reconstruction_loss = values.new_zeros(())
+        else:
+            reconstruction_loss = self.reconstruction(features.flatten(0, 1), observations)
+        log_probs, entropy = distribution.log_prob(segment.actions), distribution.entropy()
+        return Evaluation(log_probs, entropy, values, reconstruction_loss)
+
+    def _remember(self, observation: Observation, state: State, start: Tensor | None) -> tuple[Tensor, State]:
+        encoded = self.encoder(observation).unsqueeze(1)
+        features, state = self.memory(encoded, state, None if start is None else start.unsqueeze(1))
+        return features.squeeze(1), state

@@ -1,0 +1,206 @@
+"""Proximal policy optimisation, with backpropagation through time cut at the borders of segments."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from scrubjay.agents.rl.advantages import generalized_advantage
+from scrubjay.agents.rl.peers import Alone
+from scrubjay.agents.rl.policy import Policy
+from scrubjay.agents.rl.segment import Segment
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """Settings of `PPO`. Raises ValueError on an impossible one."""
+
+    learning_rate: float = 3e-4
+    """Adam's step size."""
+    gamma: float = 0.99
+    """Discount per step; 1 for episodes that end by themselves."""
+    gae_lambda: float = 0.95
+    """Trust in rewards (1) over the critic (0) when estimating advantages."""
+    clip: float = 0.2
+    """How far an action's probability may move, as a ratio, before its gradient is cut."""
+    epochs: int = 4
+    """Passes over each batch."""
+    num_minibatches: int = 4
+    """Gradient steps per pass; a minibatch is a set of whole rows."""
+    entropy_coefficient: float = 0.01
+    """Weight of the bonus for undecided policies."""
+    value_coefficient: float = 0.5
+    """Weight of the critic's squared error."""
+    reconstruction_coefficient: float = 0.0
+    """Weight of the reconstruction loss; above 0 the policy needs `reconstruction=True`."""
+    max_grad_norm: float = 0.5
+    """Norm to which longer gradients are shortened."""
+    normalize_advantage: bool = True
+    """Whether to bring advantages to mean 0 and deviation 1 over the whole batch."""
+    target_kl: float | None = None
+    """Divergence from the sampling policy, in nats, after which the remaining passes are skipped."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.gamma <= 1 or not 0 <= self.gae_lambda <= 1:
+            raise ValueError(f"gamma={self.gamma}, gae_lambda={self.gae_lambda}: both must lie in [0, 1]")
+        if self.epochs < 1 or self.num_minibatches < 1:
+            raise ValueError(
+                f"epochs={self.epochs}, num_minibatches={self.num_minibatches}: both must be at least 1"
+            )
+        for name in ("entropy_coefficient", "value_coefficient", "reconstruction_coefficient"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
+        if self.target_kl is not None and not self.target_kl > 0:
+            raise ValueError(f"target_kl={self.target_kl}: must be positive, or None for no limit")
+        if self.learning_rate <= 0 or self.clip <= 0 or self.max_grad_norm <= 0:
+            raise ValueError(
+                f"learning_rate={self.learning_rate}, clip={self.clip}, max_grad_norm={self.max_grad_norm}: "
+                "all must be positive"
+            )
+
+
+class PPO:
+    """Improves a policy on the segments it sampled itself.
+
+    Schulman et al. 2017 (arXiv 1707.06347), equations 7 and 9, with the critic's error left unclipped.
+    Each segment starts from the state that was carried into it, as constant; minibatches are whole rows.
+
+    With `peers`, learners in several processes make one update together: each is given some rows of the batch,
+    and all have the same seed. Minibatches, gradients and the advantages' normalisation are over all rows, so
+    the update is the one that a single learner would make of the whole batch.
+    """
+
+    def __init__(
+        self, policy: Policy, config: PPOConfig | None = None, seed: int = 0, peers: Alone | None = None
+    ) -> None:
+        self.policy = policy
+        self.peers = peers if peers is not None else Alone()
+        self.config = config if config is not None else PPOConfig()
+        if self.config.reconstruction_coefficient > 0 and policy.reconstruction is None:
+            raise ValueError(
+                f"reconstruction_coefficient={self.config.reconstruction_coefficient} needs a policy built with "
+                "PolicyConfig(reconstruction=True)"
+            )
+        self._parameters = list(policy.parameters())
+        self.optimizer = torch.optim.Adam(
+            self._parameters, lr=self.config.learning_rate, eps=1e-5, fused=True
+        )
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def update(self, segment: Segment) -> dict[str, float]:
+        """Take `epochs * num_minibatches` gradient steps and return the means of what was measured on the way.
+
+        Raises ValueError if the segment has fewer rows than there are minibatches.
+        """
+        advantages, returns = self.advantages(segment)
+        first, total = self.peers.place(segment.num_rows)
+        history: list[dict[str, Tensor]] = []
+        for _ in range(self.config.epochs):
+            epoch = []
+            for index in self.minibatches(total):
+                own = index[(index >= first) & (index < first + segment.num_rows)] - first
+                share = len(own) / len(index)
+                if not len(own):  # takes part all the same, with a row that does not count
+                    own = index.new_zeros(1)
+                own = own.to(segment.rewards.device)
+                loss, metrics = self.loss(segment.rows(own), advantages[own], returns[own])
+                metrics["losses/grad_norm"] = self.descend(loss * share)
+                epoch.append({name: value * share for name, value in metrics.items()})
+            history += epoch
+            if self.config.target_kl is not None:
+                divergence = torch.stack([metrics["losses/approx_kl"] for metrics in epoch]).mean()
+                if self.peers.sum(divergence) > self.config.target_kl:
+                    break
+        means = torch.stack([torch.stack(list(metrics.values())) for metrics in history]).mean(dim=0)
+        result = dict(zip(history[0], self.peers.sum(means).tolist(), strict=True))
+        _, error = self.peers.moments(returns - segment.values)
+        _, deviation = self.peers.moments(returns)
+        explained = 1 - error.square() / deviation.square().clamp_min(1e-8)
+        result["losses/explained_variance"] = explained.item()
+        return result
+
+    def advantages(self, segment: Segment) -> tuple[Float[Tensor, "batch time"], Float[Tensor, "batch time"]]:
+        """Return the segment's advantages, normalised over all of it if so configured, and its returns."""
+        advantages, returns = generalized_advantage(
+            segment.rewards,
+            segment.values,
+            segment.last_values,
+            segment.bootstrap_values,
+            segment.terminated,
+            segment.truncated,
+            self.config.gamma,
+            self.config.gae_lambda,
+        )
+        if self.config.normalize_advantage:
+            mean, deviation = self.peers.moments(advantages)
+            advantages = (advantages - mean) / (deviation + 1e-8)
+        return advantages, returns
+
+    def minibatches(self, num_rows: int) -> Iterator[Int[Tensor, "rows"]]:
+        """Yield the row indices of each minibatch of one pass, drawn from the learner's own generator.
+
+        Raises ValueError if there are fewer rows than minibatches.
+        """
+        if num_rows < self.config.num_minibatches:
+            raise ValueError(
+                f"num_minibatches={self.config.num_minibatches} is more than the {num_rows} rows of the batch; "
+                "use more environments or fewer minibatches"
+            )
+        order = torch.randperm(num_rows, generator=self.generator)
+        yield from order.tensor_split(self.config.num_minibatches)
+
+    def loss(
+        self, segment: Segment, advantages: Float[Tensor, "batch time"], returns: Float[Tensor, "batch time"]
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """Return the loss of some rows under the current weights, and its parts as detached scalars."""
+        config = self.config
+        evaluation = self.policy.evaluate(segment)
+        log_ratio = evaluation.log_probs - segment.log_probs
+        ratio = log_ratio.exp()
+        clipped = ratio.clamp(1 - config.clip, 1 + config.clip)
+        policy_loss = -torch.minimum(ratio * advantages, clipped * advantages).mean()
+        value_loss = 0.5 * (evaluation.values - returns).square().mean()
+        entropy = evaluation.entropy.mean()
+        loss = policy_loss + config.value_coefficient * value_loss - config.entropy_coefficient * entropy
+        if config.reconstruction_coefficient > 0:
+            loss = loss + config.reconstruction_coefficient * evaluation.reconstruction_loss
+        with torch.no_grad():
+            metrics = {
+                "losses/policy_loss": policy_loss.detach(),
+                "losses/value_loss": value_loss.detach(),
+                "losses/entropy": entropy.detach(),
+                "losses/reconstruction_loss": evaluation.reconstruction_loss.detach(),
+                # Schulman's estimator of KL(old || new): never negative and of low variance.
+                "losses/approx_kl": (log_ratio.expm1() - log_ratio).mean(),
+                "losses/clipfrac": ((ratio - 1).abs() > config.clip).to(ratio.dtype).mean(),
+            }
+        return loss, metrics
+
+    def descend(self, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """Take one gradient step down the loss and return the gradient's norm before it was shortened."""
+        for parameter in self._parameters:
+            parameter.grad = None
+        loss.backward()
+        self.peers.sum_gradients(self._parameters)
+        norm = nn.utils.clip_grad_norm_(self._parameters, self.config.max_grad_norm)
+        self.optimizer.step()
+        return norm.detach()
+
+    def get_state(self) -> dict[str, Any]:
+        """Return what the learner knows besides the policy's weights, as tensors and plain values."""
+        # Copied, since the optimizer hands out the very tensors that its next step overwrites.
+        return {
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "generator": self.generator.get_state(),
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `get_state` returned."""
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        self.generator.set_state(state["generator"])

@@ -1,0 +1,117 @@
+"""Self-supervised reconstruction: the memory's output must suffice to redraw what was just seen.
+
+Nothing else teaches a memory that is read without gradients what to keep. Lampinen et al. 2021
+(arXiv 2105.14039); its decoders are not published, so these mirror our encoders.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from gymnasium import spaces
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from scrubjay.agents.rl.encoders import (
+    Scale,
+    category_sizes,
+    channels_last,
+    halving_channels,
+    image_shape,
+    is_image,
+)
+from scrubjay.agents.rl.observations import leaf_spaces, to_leaves
+from scrubjay.agents.rl.segment import Observation
+
+
+class Reconstruction(nn.Module):
+    """Predicts the current observation from features and scores the prediction, summed over its leaves.
+
+    Images with bounds and MultiBinary: sigmoid cross-entropy, the mean over pixels or bits. Discrete and
+    MultiDiscrete: softmax cross-entropy, the mean over entries. Other boxes: mean squared error.
+    """
+
+    def __init__(self, space: spaces.Space, dim: int) -> None:
+        super().__init__()
+        self.leaves = leaf_spaces(space)
+        self.decoders = nn.ModuleList(_leaf_decoder(leaf, dim) for leaf in self.leaves.values())
+
+    def forward(self, features: Float[Tensor, "batch dim"], observation: Observation) -> Float[Tensor, ""]:
+        """Return the mean loss of redrawing each observation from the features of the same row."""
+        leaves = to_leaves(observation)
+        losses = [
+            decode(features, leaves[key]) for key, decode in zip(self.leaves, self.decoders, strict=True)
+        ]
+        return torch.stack(losses).sum()
+
+
+class _IndexDecoder(nn.Module):
+    starts: Tensor
+
+    def __init__(self, space: spaces.Discrete | spaces.MultiDiscrete, dim: int) -> None:
+        super().__init__()
+        sizes, starts = category_sizes(space)
+        self.sizes = sizes.tolist()
+        self.register_buffer("starts", torch.as_tensor(starts), persistent=False)
+        self.linear = nn.Linear(dim, sum(self.sizes))
+
+    def forward(self, features: Tensor, target: Tensor) -> Tensor:
+        logits = self.linear(features).split(self.sizes, dim=-1)
+        indices = (target.reshape(target.shape[0], -1) - self.starts).unbind(dim=-1)
+        losses = [functional.cross_entropy(*pair) for pair in zip(logits, indices, strict=True)]
+        return torch.stack(losses).mean()
+
+
+class _VectorDecoder(nn.Module):
+    def __init__(self, space: spaces.Box | spaces.MultiBinary, dim: int) -> None:
+        super().__init__()
+        self.scale = Scale(space)
+        self.binary = isinstance(space, spaces.MultiBinary)
+        self.linear = nn.Linear(dim, math.prod(space.shape))
+
+    def forward(self, features: Tensor, target: Tensor) -> Tensor:
+        predicted = self.linear(features)
+        target = self.scale(target).to(predicted.dtype).reshape(predicted.shape)
+        if self.binary:
+            return functional.binary_cross_entropy_with_logits(predicted, target)
+        return functional.mse_loss(predicted, target)
+
+
+class _ImageDecoder(nn.Module):
+    """Transposed convolutions that double a small map until it covers the image, then a crop."""
+
+    def __init__(self, space: spaces.Box, dim: int) -> None:
+        super().__init__()
+        self.scale = Scale(space)
+        self.channels_last = channels_last(space)
+        channels, self.height, self.width = image_shape(space)
+        hidden = halving_channels(self.height, self.width)[::-1]
+        factor = 2 ** len(hidden)
+        self.small = (hidden[0] if hidden else channels, -(-self.height // factor), -(-self.width // factor))
+        self.linear = nn.Linear(dim, math.prod(self.small))
+        layers: list[nn.Module] = []
+        for inputs, outputs in zip(hidden, [*hidden[1:], channels], strict=False):
+            layers += [nn.SiLU(), nn.ConvTranspose2d(inputs, outputs, kernel_size=4, stride=2, padding=1)]
+        self.convolutions = nn.Sequential(*layers)
+
+    def forward(self, features: Tensor, target: Tensor) -> Tensor:
+        predicted = self.convolutions(self.linear(features).unflatten(-1, self.small))
+        predicted = predicted[..., : self.height, : self.width]
+        target = self.scale(target).to(predicted.dtype)
+        if self.channels_last:
+            target = target.movedim(-1, 1)
+        if self.scale.bounded:
+            return functional.binary_cross_entropy_with_logits(predicted, target)
+        return functional.mse_loss(predicted, target)
+
+
+def _leaf_decoder(space: spaces.Space, dim: int) -> nn.Module:
+    if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
+        return _IndexDecoder(space, dim)
+    if isinstance(space, spaces.Box) and is_image(space):
+        return _ImageDecoder(space, dim)
+    if isinstance(space, (spaces.Box, spaces.MultiBinary)):
+        return _VectorDecoder(space, dim)
+    raise TypeError(f"no decoder for space {space}")

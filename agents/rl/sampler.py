@@ -1,0 +1,296 @@
+"""A sampler steps a vector environment with a policy and hands out dense segments."""
+
+from __future__ import annotations
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from torch import Tensor
+
+from scrubjay.agents.rl.observations import from_leaves, leaf_dtype, leaf_spaces, leaf_values
+from scrubjay.agents.rl.policy import Policy
+from scrubjay.agents.rl.segment import Observation, Segment
+from scrubjay.agents.rl.snapshots import can_restore, load_env, save_env
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EpisodeStats:
+    """One finished episode."""
+
+    episode_return: float
+    """Undiscounted sum of rewards."""
+    length: int
+    """Number of actions."""
+    success: float | None = None
+    """What the environment said under `info["success"]` at the end, if it did."""
+    measures: dict[str, float] = field(default_factory=dict)
+    """Means over its steps of what else was measured, in samplers that do."""
+
+
+class RowSampler(ABC):
+    """What samplers of all kinds share: rows with what was seen and remembered last, and a state to go on from."""
+
+    policy: Any
+    num_envs: int
+    _generator: torch.Generator
+    _leaves: dict[str, spaces.Space]
+    _starts: np.ndarray
+    _returns: np.ndarray
+    _lengths: np.ndarray
+    _state: Any
+    _current: dict[str, np.ndarray]
+    _episodes: list[Any]
+
+    def restart(self, seed: int) -> None:
+        """Begin a new episode in every row, and draw everything from `seed` on."""
+        self._generator.manual_seed(seed)
+        self._begin(seed)
+
+    def pop_episodes(self) -> list[Any]:
+        """Return the episodes that ended since the last call, in order."""
+        episodes, self._episodes = self._episodes, []
+        return episodes
+
+    def get_state(self) -> dict[str, Any]:
+        """Return all that is needed to go on: tensors, plain values, and the environment's own state."""
+        return {
+            "generator": self._generator.get_state(),
+            "device": self.policy.device.type,
+            "memory": {key: value.clone() for key, value in self._state.items()},
+            "observation": {key: torch.from_numpy(value.copy()) for key, value in self._current.items()},
+            "starts": self._starts.tolist(),
+            "returns": self._returns.tolist(),
+            "lengths": self._lengths.tolist(),
+            "episodes": [asdict(episode) for episode in self._episodes],
+            "env": self._save_env() if self.exact else None,
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `get_state` returned; if not `exact`, new episodes begin in every row instead.
+
+        The policy must have been given the weights it had. Raises ValueError if the number of rows differs.
+        """
+        if len(state["lengths"]) != self.num_envs:
+            raise ValueError(
+                f"the state is of {len(state['lengths'])} environments; this sampler has {self.num_envs}"
+            )
+        self._restore_generator(state)
+        self._episodes = [self._episode(saved) for saved in state["episodes"]]
+        if state["env"] is None or not self.exact:
+            # A seed that depends on how far the run has come: the first episodes are not played again.
+            self._begin(
+                seed=int(torch.randint(2**31, (), generator=self._generator, device=self.policy.device))
+            )
+            return
+        self._load_env(state["env"])
+        self._restore_rows(state)
+
+    @property
+    @abstractmethod
+    def exact(self) -> bool:
+        """Whether `set_state` also restores the environment, so that the same steps follow."""
+
+    @abstractmethod
+    def _begin(self, seed: int) -> None:
+        """Begin a new episode in every row."""
+
+    @abstractmethod
+    def _save_env(self) -> Any:
+        """Return the environment's own state."""
+
+    @abstractmethod
+    def _load_env(self, state: Any) -> None:
+        """Put the environment back into a state of its own."""
+
+    def _episode(self, saved: dict[str, Any]) -> Any:
+        return EpisodeStats(**saved)
+
+    def _restore_rows(self, state: dict[str, Any]) -> None:
+        self._state = {key: value.to(self.policy.device) for key, value in state["memory"].items()}
+        self._current = {key: value.cpu().numpy().copy() for key, value in state["observation"].items()}
+        self._starts = np.array(state["starts"], dtype=np.bool_)
+        self._returns = np.array(state["returns"], dtype=np.float64)
+        self._lengths = np.array(state["lengths"], dtype=np.int64)
+
+    def _start(self) -> Tensor | None:
+        return torch.from_numpy(self._starts).to(self.policy.device) if self._starts.any() else None
+
+    def _empty_leaves(self, *leading: int) -> dict[str, Tensor]:
+        return {
+            key: torch.empty(*leading, *(leaf.shape or ()), dtype=leaf_dtype(leaf))
+            for key, leaf in self._leaves.items()
+        }
+
+    def _restore_generator(self, state: dict[str, Any]) -> None:
+        if state["device"] == self.policy.device.type:
+            self._generator.set_state(state["generator"])
+        else:
+            _log.warning("saved on %s, going on on %s: not exactly", state["device"], self.policy.device.type)
+            self._generator.manual_seed(int(state["generator"].sum()))
+
+
+class Sampler(RowSampler):
+    """Collects segments of `segment_length` steps from every row of `env`, carrying states between them.
+
+    Everything but the environment is computed on the policy's device. Raises ValueError if `env` does not
+    begin the next episode in the step that ends one (`AutoresetMode.SAME_STEP`), or on an empty segment.
+    """
+
+    def __init__(self, env: VectorEnv, policy: Policy, segment_length: int, seed: int = 0) -> None:
+        # Gymnasium's own vector environments write metadata that all of them share: their attribute is safer.
+        mode = getattr(env, "autoreset_mode", env.metadata.get("autoreset_mode"))
+        if mode != AutoresetMode.SAME_STEP:
+            raise ValueError(
+                f"the environment's autoreset_mode is {mode}; build it with "
+                "vector_kwargs={'autoreset_mode': gymnasium.vector.AutoresetMode.SAME_STEP}"
+            )
+        if segment_length < 1:
+            raise ValueError(f"segment_length={segment_length}: a segment needs at least 1 step")
+        self.env = env
+        self.policy = policy
+        self.segment_length = segment_length
+        self.num_envs = env.num_envs
+        self.seconds = {"env": 0.0, "policy": 0.0}
+        """Wall time spent so far in the environment and in everything else."""
+        self._leaves = leaf_spaces(env.single_observation_space)
+        self._generator = torch.Generator(device=policy.device).manual_seed(seed)
+        self._episodes: list[EpisodeStats] = []
+        self._begin(seed)
+
+    @property
+    def exact(self) -> bool:
+        """Whether `set_state` also restores the environment, so that the same steps follow."""
+        return can_restore(self.env)
+
+    @torch.no_grad()
+    def collect(self) -> Segment:
+        """Return the next segment, in memory of its own."""
+        began = time.perf_counter()
+        env_seconds = 0.0
+        length, num_envs, device = self.segment_length, self.num_envs, self.policy.device
+        # Time first while writing, so that each step is one block; written through numpy, which is quicker
+        # for small arrays, and read through the tensors that share the memory.
+        observations = self._empty_leaves(length + 1, num_envs)
+        written = {key: leaf.numpy() for key, leaf in observations.items()}
+        for key, leaf in written.items():
+            leaf[0] = self._current[key]
+        rewards = np.empty((length, num_envs), dtype=np.float32)
+        starts, terminated, truncated = (np.empty((length, num_envs), dtype=np.bool_) for _ in range(3))
+        bootstrap_values = torch.zeros(length, num_envs, device=device)
+        actions, log_probs, values = [], [], []
+        first_state = self._state
+        for t in range(length):
+            starts[t] = self._starts
+            seen = at_time(observations, t, device)
+            action, log_prob, value, self._state = self.policy.step(
+                seen, self._state, self._start(), self._generator
+            )
+            actions.append(action)
+            log_probs.append(log_prob)
+            values.append(value)
+            env_actions = self.policy.env_actions(action)
+            before = time.perf_counter()
+            observation, reward, terminated[t], truncated[t], infos = self.env.step(env_actions)
+            env_seconds += time.perf_counter() - before
+            for key, leaf in leaf_values(observation).items():
+                written[key][t + 1] = leaf
+            rewards[t] = reward
+            self._returns += reward
+            self._lengths += 1
+            self._starts = terminated[t] | truncated[t]
+            if self._starts.any():
+                self._finish_episodes(infos)
+                cut = np.flatnonzero(truncated[t] & ~terminated[t])
+                if len(cut):
+                    bootstrap_values[t, torch.from_numpy(cut)] = self._final_values(infos, cut)
+        last_values = self.policy.value(at_time(observations, length, device), self._state, self._start())
+        self._current = {key: leaf[length].copy() for key, leaf in written.items()}
+        seen = {key: leaf[:length].to(device).transpose(0, 1) for key, leaf in observations.items()}
+        segment = Segment(
+            observations=from_leaves(seen),
+            actions=torch.stack(actions, dim=1),
+            log_probs=torch.stack(log_probs, dim=1),
+            values=torch.stack(values, dim=1),
+            rewards=batch_first(rewards, device),
+            starts=batch_first(starts, device),
+            terminated=batch_first(terminated, device),
+            truncated=batch_first(truncated, device),
+            bootstrap_values=bootstrap_values.transpose(0, 1),
+            last_values=last_values,
+            state=first_state,
+        )
+        self.seconds["env"] += env_seconds
+        self.seconds["policy"] += time.perf_counter() - began - env_seconds
+        return segment
+
+    def _save_env(self) -> Any:
+        return save_env(self.env)
+
+    def _load_env(self, state: Any) -> None:
+        load_env(self.env, state)
+
+    def _begin(self, seed: int) -> None:
+        observation, _ = self.env.reset(seed=seed)
+        self._current = {key: leaf.numpy() for key, leaf in self._empty_leaves(self.num_envs).items()}
+        for key, leaf in leaf_values(observation).items():
+            self._current[key][:] = leaf
+        self._state = self.policy.initial_state(self.num_envs)
+        self._starts = np.ones(self.num_envs, dtype=np.bool_)
+        self._returns = np.zeros(self.num_envs)
+        self._lengths = np.zeros(self.num_envs, dtype=np.int64)
+
+    def _finish_episodes(self, infos: dict[str, Any]) -> None:
+        for row in np.flatnonzero(self._starts).tolist():
+            success = final_success(infos, row)
+            self._episodes.append(EpisodeStats(float(self._returns[row]), int(self._lengths[row]), success))
+        self._returns[self._starts] = 0.0
+        self._lengths[self._starts] = 0
+
+    def _final_values(self, infos: dict[str, Any], rows: np.ndarray) -> Tensor:
+        """Return the values of the observations that truncated episodes ended with, their memories intact."""
+        if "final_obs" not in infos:
+            raise ValueError(
+                f"{self.env} truncated an episode without infos['final_obs']; its value is needed"
+            )
+        final = infos["final_obs"]
+        leaves = self._empty_leaves(len(rows))
+        if isinstance(final, np.ndarray) and final.dtype == object:
+            for position, row in enumerate(rows):
+                for key, leaf in leaf_values(final[row]).items():
+                    leaves[key][position] = torch.as_tensor(leaf)
+        else:
+            for key, leaf in leaf_values(final).items():
+                leaves[key].copy_(torch.from_numpy(leaf[rows]))
+        device = self.policy.device
+        index = torch.from_numpy(rows).to(device)
+        remembered = {key: value.index_select(0, index) for key, value in self._state.items()}
+        return self.policy.value(
+            from_leaves({key: leaf.to(device) for key, leaf in leaves.items()}), remembered
+        )
+
+
+def at_time(observations: dict[str, Tensor], t: int, device: torch.device) -> Observation:
+    """Return the observations of step `t` of leaves written time first, on `device`."""
+    return from_leaves({key: leaf[t].to(device) for key, leaf in observations.items()})
+
+
+def batch_first(array: np.ndarray, device: torch.device) -> Tensor:
+    """Return what was written time first as a tensor whose rows come first."""
+    return torch.from_numpy(array).to(device).transpose(0, 1)
+
+
+def final_success(infos: dict[str, Any], row: int) -> float | None:
+    """Return `info["success"]` of a row's last step: gymnasium 1.x keeps it in a dict of arrays and masks."""
+    final = infos.get("final_info", {})
+    if "success" not in final or not final.get("_success", infos["_final_info"])[row]:
+        return None
+    return float(final["success"][row])

@@ -1,0 +1,104 @@
+"""Days of the calendar: weekday, week, lunar date, solar term, festival, sign of the zodiac."""
+
+from __future__ import annotations
+
+from datetime import date, datetime, timedelta
+from typing import Any
+
+from scrubjay.agents.tools.base import Answer
+from scrubjay.agents.tools.lunar_date import describe_lunar, lunar_data, to_lunar
+from scrubjay.agents.tools.moments import parse_day
+from scrubjay.agents.tools.solar_terms import TERMS, solar_terms
+from scrubjay.agents.tools.spec import Argument, Around, Bilingual, ToolSpec
+
+MOST_DAYS = 31
+
+_WEEKDAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+_FESTIVALS = {
+    "除夕": "Chinese New Year's Eve",
+    "春节": "Chinese New Year",
+    "元宵节": "Lantern Festival",
+    "龙头节": "Dragon Head Raising",
+    "端午节": "Dragon Boat Festival",
+    "七夕节": "Qixi Festival",
+    "中秋节": "Mid-Autumn Festival",
+    "重阳节": "Double Ninth Festival",
+    "腊八节": "Laba Festival",
+}
+_SIGNS = {
+    "白羊": "Aries",
+    "金牛": "Taurus",
+    "双子": "Gemini",
+    "巨蟹": "Cancer",
+    "狮子": "Leo",
+    "处女": "Virgo",
+    "天秤": "Libra",
+    "天蝎": "Scorpio",
+    "射手": "Sagittarius",
+    "摩羯": "Capricorn",
+    "水瓶": "Aquarius",
+    "双鱼": "Pisces",
+}
+
+
+def _day(day: date, around: Around, year: dict[str, datetime]) -> tuple[str, dict[str, Any]]:
+    lunar = to_lunar(day)
+    week = day.isocalendar().week
+    sign = lunar.getSolar().getXingZuo()
+    terms = [name for name, instant in year.items() if instant.date() == day]
+    festivals = [name for name in lunar.getFestivals() if name in _FESTIVALS]
+    marks = around.say(
+        ", ".join([TERMS[name] for name in terms] + [_FESTIVALS[name] for name in festivals]),
+        "，".join(terms + festivals),
+    )
+    weekday = around.say(_WEEKDAYS[day.weekday()], "星期" + "一二三四五六日"[day.weekday()])
+    words = around.say(
+        f"{day} {weekday}, week {week}, {describe_lunar(lunar, around)}, {_SIGNS[sign]}",
+        f"{day} {weekday}，第{week}周，{describe_lunar(lunar, around)}，{sign}座",
+    )
+    data = {
+        "date": day.isoformat(),
+        "weekday": day.isoweekday(),
+        "week": week,
+        "lunar": lunar_data(lunar),
+        "solar_terms": terms,
+        "festivals": festivals,
+        "sign": sign,
+    }
+    return words + (around.say(f"; {marks}", f"；{marks}") if marks else ""), data
+
+
+def _run(around: Around, start: str, end: str | None) -> Answer:
+    first = parse_day(start, around.clock)
+    last = first if end is None else parse_day(end, around.clock)
+    first, last = min(first, last), max(first, last)
+    count = (last - first).days + 1
+    shown = [first + timedelta(number) for number in range(min(count, MOST_DAYS))]
+    years = {year: solar_terms(year) for year in {day.year for day in shown}}
+    days = [_day(day, around, years[day.year]) for day in shown]
+    lines = [words for words, _ in days]
+    if count > MOST_DAYS:
+        lines.append(
+            around.say(
+                f"({count - MOST_DAYS} more days are left out; ask for at most {MOST_DAYS} at once)",
+                f"（其余 {count - MOST_DAYS} 天未列出；每次最多查询 {MOST_DAYS} 天）",
+            )
+        )
+    return Answer("\n".join(lines), data=[data for _, data in days])
+
+
+CALENDAR = ToolSpec(
+    name="calendar",
+    zh_name="日历",
+    about=Bilingual(
+        "What a day is: weekday, week of the year, Chinese lunar date, solar term, traditional festival, star sign. "
+        f"One day or up to {MOST_DAYS}.",
+        f"查询日期：星期、周数、农历、节气、传统节日、星座；可查一天或最多 {MOST_DAYS} 天。",
+    ),
+    arguments=(
+        Argument("start", str, Bilingual("YYYY-MM-DD, or today", "日期 YYYY-MM-DD，或 今天"), "today"),
+        Argument("end", str | None, Bilingual("the last day, if several", "结束日期（可选）"), None),
+    ),
+    run=_run,
+    packages=("lunar_python",),
+)

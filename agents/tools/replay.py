@@ -1,0 +1,82 @@
+"""Recorded answers of network tools, one JSON object a line, for work without network and for tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import warnings
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from scrubjay.agents.tools.base import Answer, Language
+
+
+class Replay:
+    """Answers recorded in a JSONL file, which need not exist yet.
+
+    A line holds `tool`, `language`, `arguments`, `recorded` (YYYY-MM-DD), `text`, `urls` and `data`; of several for
+    one call the last holds. Lines are appended whole, so several processes may record into one file. A line that
+    cannot be read, such as one that a killed process left unfinished, is skipped with a warning.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._answers: dict[str, Answer] = {}
+        self._lock = threading.Lock()
+        content = self.path.read_bytes() if self.path.exists() else b""
+        for number, line in enumerate(content.splitlines(), 1):
+            if line.strip():
+                self._read(number, line)
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def find(self, tool: str, language: Language, arguments: dict[str, Any]) -> Answer | None:
+        """Return what was recorded for that call, marked with its day, or None."""
+        return self._answers.get(_key(tool, language, arguments))
+
+    def add(
+        self, tool: str, language: Language, arguments: dict[str, Any], answer: Answer, day: date
+    ) -> None:
+        """Append the answer of a call to the file."""
+        record = {
+            "tool": tool,
+            "language": language,
+            "arguments": arguments,
+            "recorded": day.isoformat(),
+            "text": answer.text,
+            "urls": list(answer.urls),
+            "data": answer.data,
+        }
+        line = json.dumps(record, ensure_ascii=False).encode()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self._lock:
+            self._answers[_key(tool, language, arguments)] = _answer(record)
+            file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                size = os.fstat(file).st_size
+                torn = size and os.pread(file, 1, size - 1) != b"\n"
+                os.write(file, (b"\n" if torn else b"") + line + b"\n")  # in one call: lines never mix
+            finally:
+                os.close(file)
+
+    def _read(self, number: int, line: bytes) -> None:
+        try:
+            record = json.loads(line)
+            self._answers[_key(record["tool"], record["language"], record["arguments"])] = _answer(record)
+        except (ValueError, KeyError, TypeError) as error:
+            warnings.warn(
+                f"{self.path}, line {number} is skipped: not a recorded answer ({type(error).__name__}: {error})",
+                stacklevel=3,
+            )
+
+
+def _key(tool: str, language: str, arguments: dict[str, Any]) -> str:
+    return json.dumps([tool, language, arguments], sort_keys=True, ensure_ascii=False)
+
+
+def _answer(record: dict[str, Any]) -> Answer:
+    day = date.fromisoformat(record["recorded"]).isoformat()
+    return Answer(str(record["text"]), tuple(record["urls"]), record["data"], day)

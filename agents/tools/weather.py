@@ -1,0 +1,146 @@
+"""Weather by Open-Meteo, which needs no key; its data are CC BY 4.0, its service free for non-commercial use."""
+
+from __future__ import annotations
+
+from datetime import date, timedelta
+from typing import Any
+from urllib.parse import urlencode
+
+from scrubjay.agents.tools.base import Answer, Mistaken, Refused
+from scrubjay.agents.tools.moments import parse_day
+from scrubjay.agents.tools.spec import Argument, Around, Bilingual, ToolSpec
+from scrubjay.agents.tools.wikipedia import read_json
+
+PLACES = "https://geocoding-api.open-meteo.com/v1/search"
+FORECAST = "https://api.open-meteo.com/v1/forecast"
+ARCHIVE = "https://archive-api.open-meteo.com/v1/archive"
+AHEAD, BEHIND = 15, 90
+"""Days after and before today that the forecast service knows; older ones are in the archive, from 1940 on."""
+MOST_DAYS = 31
+
+_DAILY = "weather_code,temperature_2m_max,temperature_2m_min,precipitation_sum,wind_speed_10m_max"
+_CURRENT = "temperature_2m,relative_humidity_2m,precipitation,weather_code,wind_speed_10m"
+_CODES = {
+    0: ("clear", "晴"),
+    1: ("mainly clear", "大致晴朗"),
+    2: ("partly cloudy", "多云"),
+    3: ("overcast", "阴"),
+    45: ("fog", "雾"),
+    48: ("freezing fog", "雾凇"),
+    51: ("light drizzle", "小毛毛雨"),
+    53: ("drizzle", "毛毛雨"),
+    55: ("heavy drizzle", "大毛毛雨"),
+    56: ("light freezing drizzle", "小冻毛毛雨"),
+    57: ("freezing drizzle", "冻毛毛雨"),
+    61: ("light rain", "小雨"),
+    63: ("rain", "中雨"),
+    65: ("heavy rain", "大雨"),
+    66: ("light freezing rain", "小冻雨"),
+    67: ("freezing rain", "冻雨"),
+    71: ("light snow", "小雪"),
+    73: ("snow", "中雪"),
+    75: ("heavy snow", "大雪"),
+    77: ("snow grains", "米雪"),
+    80: ("light showers", "小阵雨"),
+    81: ("showers", "阵雨"),
+    82: ("violent showers", "强阵雨"),
+    85: ("light snow showers", "小阵雪"),
+    86: ("snow showers", "阵雪"),
+    95: ("thunderstorm", "雷暴"),
+    96: ("thunderstorm with hail", "雷暴伴冰雹"),
+    99: ("thunderstorm with heavy hail", "雷暴伴大冰雹"),
+}
+"""Codes of the World Meteorological Organization (table 4677) that the service uses."""
+
+
+def _run(around: Around, location: str, start: str | None, end: str | None) -> Answer:
+    today = parse_day("today", around.clock)
+    first = today if start is None else parse_day(start, around.clock)
+    last = first if end is None else parse_day(end, around.clock)
+    first, last = min(first, last), max(first, last)
+    if last > today + timedelta(AHEAD):
+        raise Mistaken("weather_ahead", ahead=AHEAD, last=today + timedelta(AHEAD), day=last)
+    if (last - first).days >= MOST_DAYS:
+        raise Mistaken("weather_days", most=MOST_DAYS, count=(last - first).days + 1)
+    place = _find(around, location)
+    asked = {
+        "latitude": place["latitude"],
+        "longitude": place["longitude"],
+        "daily": _DAILY,
+        "timezone": "auto",
+        "start_date": first,
+        "end_date": last,
+    }
+    if start is None and end is None:
+        asked["current"] = _CURRENT
+    service = ARCHIVE if first < today - timedelta(BEHIND) else FORECAST
+    found = _ask(around, service, asked)
+    name = ", ".join(str(place[key]) for key in ("name", "admin1", "country") if place.get(key))
+    lines = [name]
+    if "current" in found:
+        lines.append(_now(found["current"], around))
+    daily = found.get("daily", {})
+    rows = [dict(zip(daily, values, strict=True)) for values in zip(*daily.values(), strict=True)]
+    lines += [_day(row, around) for row in rows]
+    lines.append(around.say("Source: Open-Meteo.com", "数据来源：Open-Meteo.com"))
+    return Answer("\n".join(lines), ("https://open-meteo.com/",), {"place": name, "days": rows})
+
+
+def _find(around: Around, location: str) -> dict[str, Any]:
+    """Return the best known place of that name. Raises Refused if there is none."""
+    asked = {"name": location.strip(), "count": 1, "language": around.language, "format": "json"}
+    places = _ask(around, PLACES, asked).get("results")
+    if not places:
+        raise Refused("weather_place", location=repr(location))
+    return places[0]
+
+
+def _ask(around: Around, service: str, asked: dict[str, Any]) -> dict[str, Any]:
+    return read_json(around.web.get(f"{service}?{urlencode(asked)}"))
+
+
+def _now(now: dict[str, Any], around: Around) -> str:
+    return around.say(
+        f"now ({now['time']}): {_sky(now, around)}, {now['temperature_2m']} °C, "
+        f"humidity {now['relative_humidity_2m']}%, wind {now['wind_speed_10m']} km/h",
+        f"现在（{now['time']}）：{_sky(now, around)}，{now['temperature_2m']} °C，"
+        f"湿度 {now['relative_humidity_2m']}%，风速 {now['wind_speed_10m']} 公里/时",
+    )
+
+
+def _day(row: dict[str, Any], around: Around) -> str:
+    day = date.fromisoformat(row["time"])
+    if row["temperature_2m_max"] is None:
+        return around.say(f"{day}: no data", f"{day}：无数据")
+    return around.say(
+        f"{day}: {_sky(row, around)}, {row['temperature_2m_min']} to {row['temperature_2m_max']} °C, "
+        f"precipitation {row['precipitation_sum']} mm, wind up to {row['wind_speed_10m_max']} km/h",
+        f"{day}：{_sky(row, around)}，{row['temperature_2m_min']} 至 {row['temperature_2m_max']} °C，"
+        f"降水 {row['precipitation_sum']} 毫米，最大风速 {row['wind_speed_10m_max']} 公里/时",
+    )
+
+
+def _sky(row: dict[str, Any], around: Around) -> str:
+    return around.say(*_CODES.get(row["weather_code"], ("unknown sky", "天气未知")))
+
+
+WEATHER = ToolSpec(
+    name="weather",
+    zh_name="天气",
+    about=Bilingual(
+        f"Weather of a city: now, on past days, or forecast up to {AHEAD} days ahead.",
+        f"查询城市天气：现在、过去或未来 {AHEAD} 天内。",
+    ),
+    arguments=(
+        Argument("location", str, Bilingual("name of the city", "城市名")),
+        Argument(
+            "start",
+            str | None,
+            Bilingual("first day, YYYY-MM-DD or today; now if left out", "开始日期，默认现在"),
+            None,
+        ),
+        Argument("end", str | None, Bilingual("last day, YYYY-MM-DD", "结束日期（可选）"), None),
+    ),
+    run=_run,
+    network=True,
+)

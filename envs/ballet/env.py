@@ -1,0 +1,377 @@
+"""Ballet: watch dancers perform one after the other, then walk up to the one who danced the named dance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+from gymnasium.spaces import Box, Dict, Discrete
+from gymnasium.vector import AutoresetMode
+from PIL import Image, ImageDraw, ImageFont
+
+from scrubjay.envs.ballet import world
+from scrubjay.envs.batched import BatchedEnv, Observations, Rows, is_integer
+from scrubjay.envs.drawing import BACKGROUND, INK, PALE
+from scrubjay.envs.single import SingleEnv
+from scrubjay.envs.streams import generator_at
+
+_NUM_DANCERS = 2
+_DELAY = 16
+
+SLOTS = 8
+"""Dancers that a symbolic observation has room for."""
+MOVE_AT, SHAPE_AT = 2, 11
+COLOUR_AT = SHAPE_AT + len(world.SHAPE_NAMES)
+SLOT_SIZE = COLOUR_AT + len(world.COLOUR_NAMES)
+"""Numbers in a slot; `MOVE_AT`, `SHAPE_AT` and `COLOUR_AT` are where its one-hot parts begin."""
+_SIZE = SLOTS * SLOT_SIZE + len(world.INSTRUCTIONS)
+_NEAREST = 3
+"""Cells from the agent's first place to every dancer: all are equally near."""
+_TIME_TO_CHOOSE = 72
+"""What the original's shortest choice phase has: 320 steps less the 248 of 8 dancers and a delay of 16."""
+
+_ZOOM = 4
+
+
+class Ballet(SingleEnv):
+    """DeepMind's Ballet, equal to the original step by step and pixel by pixel for the same seeds.
+
+    In a room of 9 x 9 cells stand `num_dancers` (n) dancers; the agent starts in the middle. Dance phase:
+    each dancer in turn makes the 16 moves of its own dance, the first of them shown by `reset`, then all
+    stand for `delay` (d) steps. Choice phase, from step n (15 + d): the instruction names the dance of one
+    dancer, the target. The agent's actions do nothing before that step nor in it; from the next one on it
+    walks. Entering any dancer's cell ends the episode.
+
+    Places, dances, colours and shapes differ between the dancers of an episode. Dances: 0 circle_cw,
+    circle_ccw, up_and_down, left_and_right, diagonal_uldr, 5 diagonal_urdl, plus_cw, plus_ccw, times_cw,
+    times_ccw, 10 zee, chevron_down, chevron_up.
+
+    Observation with `observation="rgb"`, a Dict:
+
+    =========== ====================== ==================================================================
+    key         space                  meaning
+    =========== ====================== ==================================================================
+    image       float32 [99, 99, 3]    11 x 11 cells of 9 x 9 pixels around the agent, red, green, blue
+                                       from 0 to 1; the agent white, walls 40/255, all else black
+    instruction Discrete(14)           0 watch, 1 + number of the dance; its text is in
+                                       `info["instruction"]`
+    =========== ====================== ==================================================================
+
+    Observation with `observation="symbolic"`, float32 [374]: 8 slots of 45 numbers, then the instruction,
+    one-hot, 14. Each dancer has a slot, drawn at random for the episode; the other slots are all zero.
+
+    ========= ============================================================================
+    in a slot meaning
+    ========= ============================================================================
+    0, 1      rows and columns from the agent to the dancer, divided by 8, from -1 to 1
+    2 .. 10   the move it made in this step, one-hot: N, NE, E, SE, S, SW, W, NW, none
+    11 .. 25  shape, one-hot, in the order of `scrubjay.envs.ballet.world.SHAPE_NAMES`
+    26 .. 44  colour, one-hot, in the order of `scrubjay.envs.ballet.world.COLOUR_NAMES`
+    ========= ============================================================================
+
+    Action, `Discrete(8)`: one cell to N, NE, E, SE, S, SW, W, NW (0 .. 7; N is up). A move into the wall,
+    diagonal ones included, leaves the agent where it is. Other numbers are refused, in every phase.
+
+    Reward: +1 on entering the target's cell, else 0.
+
+    End: `terminated` on entering a dancer's cell; `truncated` after `max_steps` steps. The last step's
+    `info["success"]` is 1.0 if the target was found, else 0.0.
+
+    Best: with memory return and success 1. Without memory 1/n.
+
+    Settings: `num_dancers` from 1 to 8; `delay` at least 1 (with 0 the original never starts the second
+    dance). `max_steps=None` is the original's 320 for a delay of 16 and 1024 for any other, or 72 more than
+    the first step of the choice phase where no dancer could be reached before (the original then ends all the same).
+    The paper's levels are 2, 4 and 8 dancers with delays of 16 and 48.
+
+    Units: places in cells, time in steps.
+
+    Paper: Lampinen et al. 2021, arXiv 2105.14039. Equal to the original means: all draws come from
+    `np_random`, in its order. Its own time step after the last one, which resets, is gymnasium's `reset`.
+    """
+
+    def __init__(
+        self,
+        num_dancers: int = _NUM_DANCERS,
+        delay: int = _DELAY,
+        observation: Literal["rgb", "symbolic"] = "rgb",
+        max_steps: int | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        super().__init__(
+            BalletVector(1, num_dancers, delay, observation, max_steps, render_mode, AutoresetMode.DISABLED)
+        )
+
+
+class BalletVector(BatchedEnv):
+    """`num_envs` ballets in one batch; rules and observations in `Ballet`."""
+
+    row_arrays = ("place", "dance", "colour", "shape", "slot", "target", "agent", "time")
+    metadata = {**BatchedEnv.metadata, "render_fps": 8}
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        num_dancers: int = _NUM_DANCERS,
+        delay: int = _DELAY,
+        observation: Literal["rgb", "symbolic"] = "rgb",
+        max_steps: int | None = None,
+        render_mode: str | None = None,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+    ) -> None:
+        if not is_integer(num_dancers) or not 1 <= num_dancers <= SLOTS:
+            raise ValueError(f"num_dancers={num_dancers!r}: expected an integer from 1 to {SLOTS}")
+        if not is_integer(delay) or delay < 1:
+            raise ValueError(f"delay={delay!r}: expected an integer of at least 1")
+        if observation not in ("rgb", "symbolic"):
+            raise ValueError(f"observation={observation!r}: choose from 'rgb', 'symbolic'")
+        self.num_dancers, self.delay, self.symbolic = int(num_dancers), int(delay), observation == "symbolic"
+        self._period = world.MOVES_PER_DANCE - 1 + self.delay
+        self.choice_step = self.num_dancers * self._period
+        if max_steps is None:
+            max_steps = 320 if self.delay == 16 else 1024
+            if max_steps < self.choice_step + _NEAREST:
+                max_steps = self.choice_step + _TIME_TO_CHOOSE
+        elif not is_integer(max_steps) or max_steps < self.choice_step + _NEAREST:
+            raise ValueError(
+                f"max_steps={max_steps!r}: expected None or an integer of at least "
+                f"{self.choice_step + _NEAREST}, the fewest steps in which a dancer can be reached"
+            )
+        self.max_steps = int(max_steps)
+        super().__init__(
+            num_envs,
+            _symbolic_space() if self.symbolic else _rgb_space(),
+            Discrete(8),
+            {
+                "num_dancers": self.num_dancers,
+                "delay": self.delay,
+                "observation": observation,
+                "max_steps": self.max_steps,
+            },
+            render_mode,
+            autoreset_mode,
+        )
+        self.success_without_memory = 1 / self.num_dancers
+        self.generators = np.random.default_rng().spawn(self.num_envs)
+        per_dancer = (self.num_envs, self.num_dancers)
+        self.place = np.zeros((*per_dancer, 2), dtype=np.int64)
+        self.dance, self.colour, self.shape, self.slot = (
+            np.zeros(per_dancer, dtype=np.int64) for _ in range(4)
+        )
+        self.agent = np.full((self.num_envs, 2), world.CENTRE)
+        self.target, self.time = (np.zeros(self.num_envs, dtype=np.int64) for _ in range(2))
+        self._still = np.zeros((self.num_envs, _SIZE), dtype=np.float32)
+
+    def seed_row(self, row: int, generator: np.random.Generator) -> None:
+        """Let all of a row's future episodes be drawn from `generator`, as the original draws them."""
+        self.generators[row] = generator
+
+    def get_state(self) -> dict[str, Any]:
+        """Return all that decides the future, the rows' generators included."""
+        states = [generator.bit_generator.state for generator in self.generators]
+        return {**super().get_state(), "generators": states}
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raise ValueError if `state` is of another kind, the rows' generators included."""
+        super().check_state(state)
+        states = state.get("generators", ())
+        if len(states) != self.num_envs:
+            raise ValueError(
+                f"state['generators'] has {len(states)} entries; expected one per row, {self.num_envs}"
+            )
+        for generator_state in states:
+            generator_at(generator_state)
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go back to exactly where `get_state` was called. Raises ValueError on a state of another kind."""
+        super().set_state(state)
+        for row, generator_state in enumerate(state["generators"]):
+            self._set_generator(row, generator_state)
+        self._draw_still(self._row)
+
+    def _set_generator(self, row: int, state: Mapping[str, Any]) -> None:
+        # In place where it can be: a single environment's `np_random` is its row's generator.
+        bit_generator = self.generators[row].bit_generator
+        if bit_generator.state["bit_generator"] == state["bit_generator"]:
+            bit_generator.state = state
+        else:
+            self.generators[row] = generator_at(state)
+
+    def _begin(self, rows: Rows) -> None:
+        count = self.num_dancers
+        for row in rows:
+            generator = self.generators[row]
+            # The order of these calls, and that whole lists are shuffled, is part of the original.
+            self.target[row] = generator.integers(count)
+            places = generator.permutation(len(world.PLACES))[:count]
+            dances = generator.permutation(len(world.DANCE_NAMES))[:count]
+            colours = generator.permutation(len(world.COLOUR_NAMES))
+            shapes = generator.permutation(len(world.SHAPE_NAMES))[:count]
+            self.place[row] = world.PLACES[places]
+            self.dance[row], self.colour[row], self.shape[row] = dances, colours[:count], shapes
+            # Colours that nobody wears are shuffled too: their order is a random one that costs no draw.
+            self.slot[row] = colours[-SLOTS:].argsort()[:count]
+        self.agent[rows] = world.CENTRE
+        self.time[rows] = 0
+        self._draw_still(rows)
+
+    def _advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        self.time += 1
+        walking = self.time > self.choice_step
+        if not walking.any():
+            terminated = np.zeros(self.num_envs, dtype=np.bool_)
+            return np.zeros(self.num_envs), terminated, self.time >= self.max_steps
+        agent = self.agent + world.MOVES[actions]
+        free = walking & ((agent > 0) & (agent < world.ROOM - 1)).all(axis=1)
+        self.agent = np.where(free[:, None], agent, self.agent)
+        met = (self.place == self.agent[:, None]).all(axis=2)
+        terminated = met.any(axis=1)
+        return self._found().astype(np.float64), terminated, (self.time >= self.max_steps) & ~terminated
+
+    def _found(self) -> np.ndarray:
+        return (self.place[self._row, self.target] == self.agent).all(axis=1)
+
+    def _dancing(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """For those of `rows` where someone moves in this step, return index in `rows`, dancer, move number."""
+        dancer, move = np.divmod(self.time[rows], self._period)
+        index = np.flatnonzero((dancer < self.num_dancers) & (move < world.MOVES_PER_DANCE))
+        return index, dancer[index], move[index]
+
+    def _instruction(self) -> np.ndarray:
+        named = self.dance[self._row, self.target] + 1
+        return np.where(self.time >= self.choice_step, named, 0)
+
+    def _observe(self, rows: Rows | slice) -> Observations:
+        rows = self._row[rows]
+        instruction = self._instruction()[rows]
+        if self.symbolic:
+            return self._symbols(rows, instruction)
+        return {"image": self._images(rows), "instruction": instruction}
+
+    def _draw_still(self, rows: np.ndarray) -> None:
+        """Draw the symbols of `rows` that hold while nobody has moved and nothing is asked."""
+        if not self.symbolic:
+            return
+        still = np.zeros((len(rows), _SIZE), dtype=np.float32)
+        slots = still[:, : SLOTS * SLOT_SIZE].reshape(len(rows), SLOTS, SLOT_SIZE)
+        index, slot = np.arange(len(rows))[:, None], self.slot[rows]
+        slots[index, slot, :2] = (self.place[rows] - world.CENTRE) / 8
+        slots[index, slot, MOVE_AT + world.NO_MOVE] = 1
+        slots[index, slot, SHAPE_AT + self.shape[rows]] = 1
+        slots[index, slot, COLOUR_AT + self.colour[rows]] = 1
+        self._still[rows] = still
+
+    def _symbols(self, rows: np.ndarray, instruction: np.ndarray) -> np.ndarray:
+        symbols = self._still[rows]
+        index, dancer, move = self._dancing(rows)
+        if len(index):
+            dance = self.dance[rows[index], dancer]
+            at = self.slot[rows[index], dancer] * SLOT_SIZE
+            symbols[index, at] += world.DANCE_OFFSETS[dance, move, 0] / np.float32(8)
+            symbols[index, at + 1] += world.DANCE_OFFSETS[dance, move, 1] / np.float32(8)
+            symbols[index, at + MOVE_AT + world.NO_MOVE] = 0
+            symbols[index, at + MOVE_AT + world.DANCE_MOVES[dance, move]] = 1
+        walked = self.agent[rows] - world.CENTRE
+        index = np.flatnonzero(walked.any(axis=1))
+        if len(index):
+            at = self.slot[rows[index]] * SLOT_SIZE
+            for axis in (0, 1):
+                symbols[index[:, None], at + axis] -= (walked[index, axis] / np.float32(8))[:, None]
+        symbols[np.arange(len(rows)), SLOTS * SLOT_SIZE + instruction] = 1
+        return symbols
+
+    def _places_now(self, rows: np.ndarray) -> np.ndarray:
+        """Return where all dancers of `rows` stand in this step, `[rows, dancers, 2]`."""
+        places = self.place[rows]
+        index, dancer, move = self._dancing(rows)
+        places[index, dancer] += world.DANCE_OFFSETS[self.dance[rows[index], dancer], move]
+        return places
+
+    def _images(self, rows: np.ndarray) -> np.ndarray:
+        images = np.empty((len(rows), world.ROOM, world.CELL, world.ROOM, world.CELL, 3), dtype=np.float32)
+        seen = self._places_now(rows) - self.agent[rows, None] + world.CENTRE
+        visible = np.all((seen >= 0) & (seen < world.ROOM), axis=2)
+        for i, row in enumerate(rows):
+            images[i] = world.background(*self.agent[row].tolist()).reshape(images.shape[1:])
+            for dancer in np.flatnonzero(visible[i]):
+                down, across = seen[i, dancer]
+                images[i, down, :, across] = world.tile(self.shape[row, dancer], self.colour[row, dancer])
+        return images.reshape(len(rows), world.ROOM * world.CELL, world.ROOM * world.CELL, 3)
+
+    def _summary(self) -> dict[str, np.ndarray]:
+        return {"success": self._found().astype(np.float64)}
+
+    def _info(self) -> dict[str, np.ndarray]:
+        return {"instruction": _INSTRUCTIONS[self._instruction()]}
+
+    def _caption(self, row: int) -> tuple[str, str]:
+        """Return the time, and what the agent is told and what happens."""
+        met = np.flatnonzero((self.place[row] == self.agent[row]).all(axis=1))
+        _, dancer, move = self._dancing(np.array([row]))
+        if len(met):
+            happens = f"dancer {_letter(met[0])}: {'right!' if met[0] == self.target[row] else 'wrong'}"
+        elif len(dancer):
+            dance = world.DANCE_NAMES[self.dance[row, dancer[0]]]
+            happens = f"{_letter(dancer[0])} dances {dance}, move {move[0] + 1} of 16"
+        else:
+            happens = "a pause" if self.time[row] < self.choice_step else "the agent chooses"
+        told = _INSTRUCTIONS[self._instruction()[row]]
+        return f"step {self.time[row]} of at most {self.max_steps}", f'"{told}"   {happens}'
+
+    def _frame(self, row: int) -> np.ndarray:
+        size = world.CELL * _ZOOM
+        room = np.full((world.ROOM, world.CELL, world.ROOM, world.CELL, 3), 0.0, dtype=np.float32)
+        room[[0, -1]] = room[:, :, [0, -1]] = 0.35
+        places = self._places_now(np.array([row]))[0]
+        room[self.agent[row, 0], 2:7, self.agent[row, 1], 2:7] = 1.0
+        for (down, across), shape, colour in zip(places, self.shape[row], self.colour[row], strict=True):
+            room[down, :, across] = world.tile(shape, colour)
+        side = world.ROOM * world.CELL
+        pixels = Image.fromarray((room.reshape(side, side, 3) * 255).round().astype(np.uint8))
+        image = Image.new("RGB", (world.ROOM * size, world.ROOM * size + 62), BACKGROUND)
+        image.paste(pixels.resize((side * _ZOOM, side * _ZOOM), Image.Resampling.NEAREST), (0, 62))
+        draw = ImageDraw.Draw(image)
+        font = ImageFont.load_default(size=16)
+        step, happens = self._caption(row)
+        draw.text((10, 8), step, fill=INK, font=font)
+        draw.text((10, 34), happens, fill=INK, font=font)
+        draw.text((264, 8), "white: the agent", fill=PALE, font=font)
+        for dancer, (down, across) in enumerate(self.place[row]):
+            # Letters stand in the corners of the blocks in which dancers move, over all else.
+            corner = ((across - 1) * size + 3, 62 + (down - 1) * size - 1)
+            draw.text(corner, _letter(dancer), fill=(190, 190, 190), font=font)
+            if self.time[row] >= self.choice_step and dancer == self.target[row]:
+                top = 62 + (down - 1) * size
+                box = ((across - 1) * size, top, (across + 2) * size - 1, top + 3 * size - 1)
+                draw.rectangle(box, outline=(90, 200, 110), width=3)
+        return np.asarray(image)
+
+    def _text(self, row: int) -> str:
+        room = np.full((world.ROOM, world.ROOM), " ")
+        room[[0, -1]] = room[:, [0, -1]] = "#"
+        room[tuple(self.agent[row])] = "A"
+        for dancer, place in enumerate(self._places_now(np.array([row]))[0]):
+            room[tuple(place)] = _letter(dancer)
+        return "\n".join([*self._caption(row), *("".join(cells) for cells in room)])
+
+
+_INSTRUCTIONS = np.array(world.INSTRUCTIONS, dtype=object)
+
+
+def _letter(dancer: int) -> str:
+    """Return the letter of the dancer that dances as number `dancer`; A is the agent."""
+    return "BCDEFGHI"[dancer]
+
+
+def _rgb_space() -> Dict:
+    side = world.ROOM * world.CELL
+    image = Box(0.0, 1.0, (side, side, 3), np.float32)
+    return Dict({"image": image, "instruction": Discrete(len(world.INSTRUCTIONS))})
+
+
+def _symbolic_space() -> Box:
+    low = np.zeros((SLOTS, SLOT_SIZE), dtype=np.float32)
+    low[:, :2] = -1
+    low = np.concatenate([low.ravel(), np.zeros(len(world.INSTRUCTIONS), dtype=np.float32)])
+    return Box(low, np.ones(_SIZE, dtype=np.float32))

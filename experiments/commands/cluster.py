@@ -1,0 +1,122 @@
+"""The verbs that need Ray: `scrubjay launch` and `scrubjay sweep`; and the engine's flags of all verbs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from scrubjay.experiments.recipes.overrides import override
+from scrubjay.experiments.run import default_path
+from scrubjay.experiments.runs.cluster import RayOptions, connect, describe_cluster
+from scrubjay.experiments.words.arguments import UsageError, choose, take_flag
+from scrubjay.experiments.words.terminal import bad_input, whole_number
+
+
+def launch(words: Sequence[str]) -> int:
+    """`scrubjay launch RECIPE --address http://HEAD:8265 [--detach] [--run-dir DIR] [flags of train]`."""
+    from scrubjay.experiments.launching.launch import follow, submit
+
+    if not words or words[0] in ("-h", "--help"):
+        print(
+            "usage: scrubjay launch RECIPE --address http://HEAD:8265 [--detach] [--run-dir DIR] [flags of train]\n"
+            "       scrubjay launch --resume DIR --address http://HEAD:8265 [--detach] [--num-env-runners N] ...\n\n"
+            "Train on a Ray cluster, as a job of its head, and follow its output; Ctrl-C leaves it running.\n"
+            "DIR is on the head, by default a new folder in ~/scrubjay."
+        )
+        return 0
+    remaining = [word for word in words if word not in ("--detach", "--quiet")]
+    addresses, run_dirs = take_flag(remaining, "--address"), take_flag(remaining, "--run-dir")
+    resumed = take_flag(remaining, "--resume")
+    if not addresses:
+        raise UsageError("launch needs --address http://HEAD:8265, where the cluster's dashboard listens")
+    # What is wrong with the flags is told here and now, not by a job minutes later.
+    checked = ["--engine", "ray", *remaining]
+    ray = take_engine(checked)
+    if ray is None:
+        raise UsageError("launch is of --engine ray; leave --engine away")
+    if resumed:
+        if run_dirs:
+            raise UsageError("--resume names the run directory; leave --run-dir away")
+        run_dir = resumed[-1]
+        if checked:
+            raise UsageError(f"unexpected argument {checked[0]!r}: the run's own config holds")
+        command = ["resume", run_dir]
+    else:
+        if not checked:
+            raise UsageError("launch needs a recipe, or --resume DIR")
+        config = override(checked[0], checked[1:])
+        with bad_input():
+            config.check(ray)
+        run_dir = run_dirs[-1] if run_dirs else f"~/scrubjay/{default_path(config).name}"
+        command = ["train", checked[0], "--run-dir", run_dir, *checked[1:]]
+    sizes = ["--num-env-runners", str(ray.num_env_runners), "--num-learners", str(ray.num_learners)]
+    quiet = ["--quiet"] if "--quiet" in words else []
+    with bad_input():
+        client, job = submit(addresses[-1], [*command, "--engine", "ray", *sizes, *quiet])
+    print(f"job {job} at {addresses[-1]}, run directory on its head: {run_dir}", flush=True)
+    if "--detach" in words:
+        print(_how_to_find(job, addresses[-1]))
+        return 0
+    try:
+        return follow(client, job)
+    except KeyboardInterrupt:
+        print(f"\njob {job} goes on; {_how_to_find(job, addresses[-1])}", flush=True)
+        return 130
+    except ConnectionError as error:
+        raise UsageError(f"{error}; {_how_to_find(job, addresses[-1])}") from error
+
+
+def _how_to_find(job: str, address: str) -> str:
+    at = f"--address {address} {job}"
+    return f"follow: ray job logs --follow {at}    stop: ray job stop {at}"
+
+
+def sweep(words: Sequence[str]) -> int:
+    """`scrubjay sweep RECIPE --param NAME=V1,V2 [--param ...] [--out DIR] [--jobs N] [flags of train]`."""
+    from scrubjay.experiments.launching.sweep import Sweep, parse_param, run_sweep
+
+    remaining = list(words)
+    if not remaining or remaining[0] in ("-h", "--help"):
+        print(
+            "usage: scrubjay sweep RECIPE --param NAME=V1,V2 [--param NAME=V1,V2 ...] [--out DIR] [--jobs N]\n"
+            "                      [--address HOST:PORT] [flags of train]\n\n"
+            "Train every combination, as many at once as there are CPUs (or N), and stop early what falls behind\n"
+            "(ASHA). NAME is a flag of train: memory, seed, ppo.learning-rate, set.corridor_length, ... The same\n"
+            "command goes on with what was stopped. Results are in DIR/table.md; default: runs/sweep. On a cluster\n"
+            "of several machines DIR must be on a file system that all of them share."
+        )
+        return 0
+    taken = {flag: take_flag(remaining, f"--{flag}") for flag in ("param", "out", "jobs", "address")}
+    if not taken["param"]:
+        raise UsageError("sweep needs at least one --param NAME=V1,V2")
+    out = Path(taken["out"][-1] if taken["out"] else "runs/sweep")
+    address = taken["address"][-1] if taken["address"] else None
+    with bad_input():
+        jobs = whole_number("jobs", taken["jobs"][-1]) if taken["jobs"] else None
+        params = tuple(map(parse_param, taken["param"]))
+        return run_sweep(Sweep(remaining[0], params, tuple(remaining[1:])), out, address, jobs)
+
+
+def take_engine(words: list[str]) -> RayOptions | None:
+    """Take the engine's flags from `words`; None means the local engine."""
+    engine = take_flag(words, "--engine") or ["local"]
+    given = {
+        field: values[-1]
+        for field in ("num_env_runners", "num_learners", "address")
+        if (values := take_flag(words, f"--{field.replace('_', '-')}"))
+    }
+    choose("engine", engine[-1], ["local", "ray"])
+    if engine[-1] == "local":
+        if given:
+            raise UsageError(f"--{next(iter(given)).replace('_', '-')} belongs to --engine ray")
+        return None
+    with bad_input():
+        numbers = {name: whole_number(name, value) for name, value in given.items() if name != "address"}
+        return RayOptions(**numbers, address=given.get("address"))
+
+
+def join(ray: RayOptions | None) -> None:
+    """Join the cluster and say which one it is."""
+    if ray is not None:
+        connect(ray)
+        print(describe_cluster(), flush=True)

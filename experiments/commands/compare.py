@@ -1,0 +1,80 @@
+"""Memories against each other: every memory on every recipe with every seed, then one table and its plots.
+
+scrubjay compare --memories none gru hcam --recipes tmaze repeat-previous --seeds 0 1 2 --jobs 2 --out DIR
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from scrubjay.experiments.kinds.team import TeamTaskConfig
+from scrubjay.experiments.launching.parallel import prepare, run_in_processes
+from scrubjay.experiments.recipes import RECIPES
+from scrubjay.experiments.recipes.overrides import override
+from scrubjay.experiments.reports.comparison import write_report
+from scrubjay.experiments.runs.stopping import Interrupted
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """Train memories x recipes x seeds and tabulate; running it again goes on. Flags after `--` go to train."""
+
+    memories: tuple[str, ...] = ("none", "gru")
+    """Names of memories, for recipes of one agent."""
+    methods: tuple[str, ...] = ("gamatr", "hatrpo", "mappo")
+    """Names of methods, for recipes of several agents."""
+    recipes: tuple[str, ...] = ("tmaze",)
+    """Names of recipes."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """One run each."""
+    jobs: int = 2
+    """Processes at once."""
+    out: Path = Path("runs/compare")
+    """Directory of all runs, table.md, curves.png and the other plots."""
+
+    def check(self) -> None:
+        """Raise ValueError on numbers and lists that cannot work, before any training."""
+        if self.jobs < 1:
+            raise ValueError(f"jobs={self.jobs}: at least 1 process is needed")
+        for name in ("memories", "methods", "recipes", "seeds"):
+            if not getattr(self, name):
+                raise ValueError(f"--{name} is empty; name at least one")
+
+
+def run_compare(options: CompareOptions, train_flags: Sequence[str] = ()) -> int:
+    """Train what is not trained yet, test on longer tasks, write tables and plots; return the exit code."""
+    runs = []
+    for recipe in options.recipes:
+        flag, contenders = _contenders(options, recipe)
+        for contender in contenders:
+            for seed in options.seeds:
+                config = override(recipe, [flag, contender, *train_flags, "--seed", str(seed)])
+                runs.append(prepare(config, options.out / f"{recipe}-{contender}-s{seed}"))
+    try:
+        run_in_processes(runs, options.jobs)
+    except Interrupted as stop:
+        print("\nstopped; the same command goes on")
+        return stop.exit_code
+    for path in write_report(runs, options.out, _command(options, train_flags)):
+        print(path)
+    return 0
+
+
+def _contenders(options: CompareOptions, recipe: str) -> tuple[str, tuple[str, ...]]:
+    """Return the flag that names who contends on a recipe, and the names."""
+    if isinstance(RECIPES[recipe](), TeamTaskConfig):
+        return "--method", options.methods
+    return "--memory", options.memories
+
+
+def _command(options: CompareOptions, train_flags: Sequence[str]) -> str:
+    words = ["scrubjay", "compare"]
+    for name in dict.fromkeys(_contenders(options, recipe)[0] for recipe in options.recipes):
+        chosen = options.methods if name == "--method" else options.memories
+        words += ["--methods" if name == "--method" else "--memories", *chosen]
+    words += ["--recipes", *options.recipes]
+    words += ["--seeds", *map(str, options.seeds), "--jobs", str(options.jobs), "--out", str(options.out)]
+    return shlex.join([*words, "--", *train_flags] if train_flags else words)

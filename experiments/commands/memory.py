@@ -1,0 +1,402 @@
+"""`scrubjay memory`: look into a memory bank and change it, one file and one word of what to do."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import sqlite3
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from tyro.conf import Positional
+
+from scrubjay.agents.embeddings import EmbeddingsName, make_embeddings
+from scrubjay.experiments.words.arguments import UsageError, choose, parse
+from scrubjay.experiments.words.terminal import bad_input, printable
+from scrubjay.memory import MemoryBank
+from scrubjay.memory.bank.file.record import Hit, Record
+from scrubjay.memory.bank.model import lacks_embeddings
+from scrubjay.memory.bank.search.dense import stored_dimension
+
+Kind = Literal["knowledge", "conversation", "task", "episode"]
+Trust = Literal["user", "agent", "tool"]
+_SILENT_SECONDS = 3.0
+"""Before progress is told, and between two times."""
+
+
+def open_bank(path: Path, create: bool, embeddings: EmbeddingsName | None = None) -> MemoryBank:
+    """Open a bank's file. Raises ValueError if it is none, or is not there and must not be created.
+
+    Raises ModuleNotFoundError if what `embeddings` need is not there.
+    """
+    if not create and not path.is_file():
+        raise ValueError(f"there is no memory {path}; scrubjay memory add {path} TEXT begins one")
+    if not path.parent.is_dir():
+        raise ValueError(f"there is no folder {path.parent} for a memory")
+    made = None if embeddings is None else make_embeddings(embeddings)  # before a file is begun
+    try:
+        return MemoryBank(path, made, clock=lambda: datetime.now().astimezone())  # days are the user's
+    except sqlite3.DatabaseError as error:
+        raise ValueError(f"{path} is no memory of Scrubjay: {error}") from None
+
+
+def open_for_recall(path: Path, create: bool, embeddings: EmbeddingsName | None) -> MemoryBank:
+    """Open a bank's file as `open_bank` does, and say what its embeddings, or their lack, leave out now."""
+    bank = open_bank(path, create, embeddings)
+    with bank.store.reading() as connection:
+        written, lacking = stored_dimension(connection) is not None, lacks_embeddings(connection)
+    if embeddings is None and written:
+        names = " or ".join(get_args(EmbeddingsName))
+        print(
+            f"{path} was written with embeddings, which are left out: words alone count, and what is added now has "
+            f"none; --embeddings {names} changes that",
+            file=sys.stderr,
+            flush=True,
+        )
+    if embeddings is not None and lacking:
+        print(
+            f"{path} has records without embeddings, which are found by words alone; exported, and imported into a new "
+            f"memory with --embeddings {embeddings}, all have some",
+            file=sys.stderr,
+            flush=True,
+        )
+    return bank
+
+
+def read_namespace(words: str | None) -> tuple[str, ...] | None:
+    """Return "user/ada" as `("user", "ada")`, "" as `()`, and None as None."""
+    return None if words is None else tuple(words.split("/")) if words else ()
+
+
+@dataclass(frozen=True)
+class AddOptions:
+    """Remember a text, and print its id. The text "-" is read from the standard input."""
+
+    file: Positional[Path]
+    """The memory; begun if it is not there."""
+    text: Positional[str]
+    """What to remember."""
+    kind: Kind = "knowledge"
+    """What it is."""
+    namespace: str = ""
+    """Whose memory it is, from the widest circle: user/ada."""
+    trust: Trust = "user"
+    """Who worded it. What a tool worded, the agent does not act upon without your approval."""
+    supersedes: str | None = None
+    """Id of the record that no longer holds from now on."""
+    importance: float = 0.5
+    """From 0 to 1."""
+    embeddings: EmbeddingsName | None = None
+    """What it is to be found by besides its words: minilm for English, e5 for a hundred languages. One memory, one kind."""
+
+
+def add(options: AddOptions) -> int:
+    """Add one record."""
+    text = sys.stdin.read() if options.text == "-" else options.text
+    with open_for_recall(options.file, True, options.embeddings) as bank:
+        id = bank.add(
+            text,
+            options.kind,
+            read_namespace(options.namespace) or (),
+            options.importance,
+            trust=options.trust,
+            supersedes=options.supersedes,
+            source="scrubjay memory add",
+        )
+    print(id)
+    return 0
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """Find records, best first: id, score, kind, when it was last said, who said it; then the text."""
+
+    file: Positional[Path]
+    """The memory."""
+    query: Positional[str]
+    """Words to look for."""
+    k: int = 10
+    """Records at most."""
+    kinds: tuple[Kind, ...] = ()
+    """Only these kinds."""
+    namespace: str | None = None
+    """Only this circle and those within it: user/ada."""
+    trusts: tuple[Trust, ...] = ()
+    """Only what these said."""
+    at: str | None = None
+    """What held then, as 2026-11-26 or 2026-11-26T08:30; default: what holds now."""
+    embeddings: EmbeddingsName | None = None
+    """Look by meaning, too, with those that the memory was written with."""
+    explain: bool = False
+    """Tell how each score came about."""
+    json: bool = False
+    """One JSON object a record."""
+
+
+def search(options: SearchOptions) -> int:
+    """Print what is found; the exit code is 0 even if it is nothing."""
+    with open_for_recall(options.file, False, options.embeddings) as bank:
+        hits = bank.search(
+            options.query,
+            options.k,
+            options.kinds or None,
+            read_namespace(options.namespace),
+            None if options.at is None else _read_moment(options.at),
+            options.explain,
+            options.trusts or None,
+        )
+    for hit in hits:
+        if options.json:
+            print(json.dumps(_as_json(hit), ensure_ascii=False))
+            continue
+        print(f"{hit.id}  {hit.score:.4f}  {_heading(hit)}")
+        print(_indented(hit.text))
+        if hit.explanation is not None:
+            why = dataclasses.asdict(hit.explanation).items()
+            told = (f"{name} {_number(value)}" for name, value in why if value is not None)
+            print(_indented(f"because: {', '.join(told)}"))
+    if not hits:
+        print("nothing found", file=sys.stderr)
+    return 0
+
+
+@dataclass(frozen=True)
+class ShowOptions:
+    """Show records in full: those named by id, or the last ones that hold."""
+
+    file: Positional[Path]
+    """The memory."""
+    ids: Positional[tuple[str, ...]] = ()
+    """Ids of records."""
+    last: int = 10
+    """How many, where no id is given."""
+    kind: Kind | None = None
+    """Of those, only this kind."""
+    namespace: str | None = None
+    """Of those, only this circle and those within it."""
+    json: bool = False
+    """One JSON object a record."""
+
+
+def show(options: ShowOptions) -> int:
+    """Print records with every field and every wording."""
+    with open_bank(options.file, create=False) as bank:
+        records = [_get(bank, id, options.file) for id in options.ids]
+        if not options.ids:
+            records = bank.recent(options.last, options.kind, read_namespace(options.namespace))
+        for record in records:
+            wordings = bank.sayings(record.id)
+            if options.json:
+                print(json.dumps(_as_json(record) | {"wordings": wordings}, ensure_ascii=False))
+                continue
+            print(f"{record.id}  {_heading(record)}")
+            print(_indented(record.text))
+            for name, value in _as_json(record).items():
+                if name not in ("id", "text", "kind", "trust", "renewed") and value not in (None, [], {}):
+                    print(_indented(f"{name}: {value}"))
+            for wording in wordings[1:]:
+                print(_indented(f"also said: {wording}"))
+        if not options.ids:
+            print(
+                f"{len(bank)} records in {options.file}, those that no longer hold included", file=sys.stderr
+            )
+    return 0
+
+
+@dataclass(frozen=True)
+class ForgetOptions:
+    """Delete records for good: their bytes are overwritten."""
+
+    file: Positional[Path]
+    """The memory."""
+    ids: Positional[tuple[str, ...]]
+    """Ids of records."""
+
+
+def forget(options: ForgetOptions) -> int:
+    """Delete all that are named, or none if one of them is not there."""
+    if not options.ids:
+        raise ValueError("forget needs the id of a record, as search prints it")
+    with open_bank(options.file, create=False) as bank:
+        for id in options.ids:
+            _get(bank, id, options.file)
+        for id in options.ids:
+            bank.forget(id)
+    print(f"forgotten: {len(set(options.ids))}")
+    return 0
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Write all records as JSON lines, with ids, wordings, provenance and what no longer holds."""
+
+    file: Positional[Path]
+    """The memory."""
+    out: Path | None = None
+    """File to write; default: the standard output."""
+
+
+def export(options: ExportOptions) -> int:
+    """Write records, in a file only whole."""
+    with open_bank(options.file, create=False) as bank:
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in bank.export())
+        lines = _told(lines, "exported", len(bank))
+        if options.out is None:
+            sys.stdout.writelines(lines)
+            return 0
+        new = options.out.with_name(f"{options.out.name}.new")
+        with new.open("w", encoding="utf-8") as file:
+            file.writelines(lines)
+        new.replace(options.out)
+        print(f"{options.out}: {len(bank)} records", file=sys.stderr)
+    return 0
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """Read exported records (.jsonl, or "-" for the standard input), or documents (text, Markdown) by their passages.
+
+    Exported records keep the trust they had: read only those of a bank you trust. Stopped, the same command goes on:
+    records that are there are left as they are.
+    """
+
+    file: Positional[Path]
+    """The memory; begun if it is not there."""
+    sources: Positional[tuple[Path, ...]]
+    """What to read."""
+    kind: Kind = "knowledge"
+    """Of documents."""
+    namespace: str = ""
+    """Of documents: user/ada."""
+    trust: Trust = "tool"
+    """Of documents: user only for what you wrote or have read. What a tool worded, the agent does not act upon
+    without your approval."""
+    embeddings: EmbeddingsName | None = None
+    """What all is to be found by besides its words: minilm for English, e5 for a hundred languages. One memory, one kind."""
+
+
+def import_(options: ImportOptions) -> int:
+    """Read one source after the other, and tell of each how much was new."""
+    if not options.sources:
+        raise ValueError("import needs a file to read: exported records (.jsonl), text or Markdown")
+    for source in options.sources:
+        if source != Path("-") and not source.is_file():
+            raise ValueError(f"there is no file {source}")
+    with open_for_recall(options.file, True, options.embeddings) as bank:
+        for source in options.sources:
+            if source == Path("-") or source.suffix == ".jsonl":
+                with _opened(source) as lines:
+                    written = list(_told(bank.restore(_rows(lines, source)), "read"))
+                print(f"{source}: {sum(written)} new, {len(written) - sum(written)} were there")
+                continue
+            ids = bank.add_document(
+                source.read_text("utf-8"),
+                options.kind,
+                read_namespace(options.namespace) or (),
+                trust=options.trust,
+                source=str(source),
+            )
+            print(f"{source}: {len(ids)} passages")
+    return 0
+
+
+ACTIONS: dict[str, tuple[str, type, Callable[[Any], int]]] = {
+    "add": ("remember a text", AddOptions, add),
+    "search": ("find records by words, and by meaning", SearchOptions, search),
+    "show": ("show records in full", ShowOptions, show),
+    "forget": ("delete records for good", ForgetOptions, forget),
+    "import": ("read exported records, or documents", ImportOptions, import_),
+    "export": ("write all records as JSON lines", ExportOptions, export),
+}
+
+
+def memory(words: Sequence[str]) -> int:
+    """`scrubjay memory ACTION FILE ...`."""
+    if not words or words[0] in ("-h", "--help"):
+        width = max(map(len, ACTIONS))
+        lines = "\n".join(f"  {name:<{width}}  {what}" for name, (what, *_) in ACTIONS.items())
+        print(
+            f"usage: scrubjay memory ACTION FILE ...\n\n{lines}\n\nscrubjay memory ACTION --help tells more."
+        )
+        return 0
+    name = choose("action", words[0], list(ACTIONS))
+    _, kind, act = ACTIONS[name]
+    options = parse(kind, words[1:], f"scrubjay memory {name}")
+    try:
+        with bad_input():
+            return act(options)
+    except sqlite3.DatabaseError as error:
+        raise UsageError(f"{options.file}: {error}") from error
+
+
+def _get(bank: MemoryBank, id: str, file: Path) -> Record:
+    record = bank.get(id)
+    if record is None:
+        raise ValueError(f"{file} has no record {id!r}; search and show print ids")
+    return record
+
+
+def _read_moment(text: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"at={text!r}: write a moment as 2026-11-26 or 2026-11-26T08:30") from None
+    return moment.astimezone() if moment.tzinfo is None else moment
+
+
+def _heading(record: Record) -> str:
+    when = record.renewed.astimezone().strftime("%Y-%m-%d %H:%M")
+    ended = f"  until {record.valid_to.astimezone():%Y-%m-%d %H:%M}" if record.valid_to else ""
+    return f"{record.kind}  {when}{ended}  {record.trust}"
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in printable(text).splitlines())
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
+
+
+def _as_json(record: Record | Hit) -> dict[str, Any]:
+    fields = dataclasses.asdict(record)
+    fields["namespace"] = list(record.namespace)
+    return {
+        name: value.isoformat() if isinstance(value, datetime) else value
+        for name, value in fields.items()
+        if name != "explanation" or value is not None
+    }
+
+
+def _rows(lines: Iterable[str], source: Path) -> Iterator[Any]:
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{source}, line {number} is not JSON: {error}") from None
+
+
+@contextlib.contextmanager
+def _opened(source: Path) -> Iterator[Iterable[str]]:
+    if source == Path("-"):
+        yield sys.stdin
+        return
+    with source.open(encoding="utf-8") as file:
+        yield file
+
+
+def _told(items: Iterable[Any], done: str, total: int | None = None) -> Iterator[Any]:
+    """Yield `items`, and say how many it were from time to time, where somebody waits."""
+    said = time.monotonic()
+    for count, item in enumerate(items, 1):
+        yield item
+        if time.monotonic() - said > _SILENT_SECONDS:
+            said = time.monotonic()
+            print(f"{done} {count:,}{'' if total is None else f' of {total:,}'}", file=sys.stderr, flush=True)

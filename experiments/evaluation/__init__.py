@@ -1,0 +1,1 @@
+"""Trained policies and teams, played and judged."""

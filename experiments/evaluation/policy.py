@@ -1,0 +1,135 @@
+"""How good a policy is: whole episodes, each environment copy playing its fixed share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tyro.conf import Positional
+
+from scrubjay.agents.rl.policy import Policy
+from scrubjay.agents.rl.sampler import final_success
+from scrubjay.experiments.runs.statistics import normal_interval, wilson_interval
+from scrubjay.experiments.tasks.environments import EnvConfig
+
+MAX_COPIES = 64
+
+
+def share_out(episodes: int) -> list[int]:
+    """Return how many episodes each copy of an environment plays, the first copies one more where it does not divide.
+
+    Raises ValueError if there are fewer than 1.
+    """
+    if episodes < 1:
+        raise ValueError(f"episodes={episodes}: at least 1 is needed")
+    copies = min(episodes, MAX_COPIES)
+    return [episodes // copies + (row < episodes % copies) for row in range(copies)]
+
+
+def describe(returns: Sequence[float] | np.ndarray, lengths: Sequence[int] | np.ndarray) -> dict[str, float]:
+    """Return the number of episodes, their mean return with its 95 % interval, and their mean length."""
+    low, high = normal_interval(returns)
+    return {
+        "episodes": len(returns),
+        "episodic_return": float(np.mean(returns)),
+        "episodic_return_low": low,
+        "episodic_return_high": high,
+        "episodic_length": float(np.mean(lengths)),
+    }
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """Play whole episodes with a trained policy. `--set name=value` changes the environment."""
+
+    run: Positional[Path]
+    """The run's directory."""
+    episodes: int = 100
+    """How many."""
+    seed: int = 1
+    """Of the episodes."""
+    sample: bool = False
+    """Draw actions at random from the policy instead of taking its favourite."""
+    best_response: bool = False
+    """Of a team: let each agent learn alone against the others, and tell what it gains; before training and after.
+    This unpickles the learner's state: only for runs you trust."""
+    response_steps: int = 50_000
+    """Environment steps each agent has for that."""
+
+
+@dataclass(frozen=True)
+class EpisodeScores:
+    """Finished episodes of one policy."""
+
+    returns: tuple[float, ...]
+    """Sum of rewards of each episode."""
+    lengths: tuple[int, ...]
+    """Steps of each episode."""
+    successes: tuple[float, ...]
+    """How well each succeeded, from 0 to 1; empty where the environment does not say."""
+
+    def summary(self) -> dict[str, float]:
+        """Return means with 95 % intervals: Wilson's for success that is yes or no, else the normal one."""
+        summary = describe(self.returns, self.lengths)
+        if self.successes:
+            if set(self.successes) <= {0.0, 1.0}:
+                low, high = wilson_interval(round(sum(self.successes)), len(self.successes))
+            else:
+                low, high = normal_interval(self.successes)
+            summary |= {"success": float(np.mean(self.successes)), "success_low": low, "success_high": high}
+        return summary
+
+
+def evaluate(
+    policy: Policy,
+    env: EnvConfig,
+    episodes: int = 100,
+    seed: int = 0,
+    deterministic: bool = True,
+    max_steps: int = 100_000,
+) -> EpisodeScores:
+    """Play whole episodes; neither the policy nor any global generator is changed.
+
+    Every copy of the environment plays a fixed share, since the first to finish would be the shortest.
+    After `max_steps` steps of every copy the episodes still going on are left out, since nothing says that an
+    environment ever ends. Raises ValueError if fewer than 1 episode is asked for or none ended.
+    """
+    shares = share_out(episodes)
+    copies = len(shares)
+    finished: list[list[tuple[float, int, float | None]]] = [[] for _ in range(copies)]
+    envs = env.make_vector(copies)
+    training = policy.training
+    policy.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(seed)
+            observations, _ = envs.reset(seed=seed)
+            start, state = np.ones(copies, dtype=bool), policy.initial_state(copies)
+            returns, lengths = np.zeros(copies), np.zeros(copies, dtype=int)
+            for _ in range(max_steps):
+                if all(len(done) >= share for done, share in zip(finished, shares, strict=True)):
+                    break
+                actions, state = policy.act(observations, state, start, deterministic=deterministic)
+                observations, rewards, terminated, truncated, infos = envs.step(actions)
+                returns, lengths = returns + rewards, lengths + 1
+                start = np.logical_or(terminated, truncated)
+                for row in np.flatnonzero(start):
+                    finished[row].append(
+                        (float(returns[row]), int(lengths[row]), final_success(infos, int(row)))
+                    )
+                    returns[row] = lengths[row] = 0
+    finally:
+        policy.train(training)
+        envs.close()
+    counted = [episode for done, share in zip(finished, shares, strict=True) for episode in done[:share]]
+    if not counted:
+        raise ValueError(f"{env.id}: no episode ended within {max_steps:,} steps")
+    told = [episode[2] for episode in counted if episode[2] is not None]
+    return EpisodeScores(
+        returns=tuple(episode[0] for episode in counted),
+        lengths=tuple(episode[1] for episode in counted),
+        successes=tuple(told) if len(told) == len(counted) else (),
+    )

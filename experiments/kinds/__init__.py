@@ -1,0 +1,41 @@
+"""Kinds of experiments, by their names in config.json: a config, which is data, and the engine that trains it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from scrubjay.experiments.kinds.ballet_probe import BalletProbeConfig, ProbeEngine
+from scrubjay.experiments.kinds.base import Experiment
+from scrubjay.experiments.kinds.engine import Engine
+from scrubjay.experiments.kinds.reinforcement import LocalEngine, TrainConfig
+from scrubjay.experiments.kinds.sequence import SequenceEngine, SequenceTaskConfig
+from scrubjay.experiments.kinds.team import TeamEngine, TeamTaskConfig
+from scrubjay.memory import serialization
+
+_KINDS: dict[str, tuple[type[Any], type[Engine]]] = {
+    "ballet-probe": (BalletProbeConfig, ProbeEngine),
+    "sequence-task": (SequenceTaskConfig, SequenceEngine),
+    "team": (TeamTaskConfig, TeamEngine),
+    "train": (TrainConfig, LocalEngine),
+}
+
+
+def make_engine(config: Experiment, run_dir: Path) -> Engine:
+    """Return what trains `config` in this process."""
+    return _KINDS[config.kind][1](config, run_dir)
+
+
+def to_json(config: Experiment) -> str:
+    """Return the text of config.json."""
+    return json.dumps(serialization.encode(config), indent=2) + "\n"
+
+
+def from_json(text: str) -> Experiment:
+    """Return the config `to_json` wrote. Raises ValueError naming what does not fit."""
+    fields = json.loads(text)
+    kind = fields.pop("kind", None)
+    if kind not in _KINDS:
+        raise ValueError(f"kind={kind!r} in config.json: choose from {', '.join(_KINDS)}")
+    return serialization.decode(_KINDS[kind][0], fields)

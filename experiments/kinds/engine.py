@@ -1,0 +1,148 @@
+"""What every kind of training shares: its record, its checkpoints, and how it goes on to the same end."""
+
+from __future__ import annotations
+
+import random
+import time
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import nn
+
+from scrubjay.experiments.kinds.base import Experiment
+from scrubjay.experiments.runs.checkpoint import (
+    checkpoint_step,
+    latest_checkpoint,
+    load_training,
+    load_weights,
+    save_checkpoint,
+)
+from scrubjay.experiments.runs.directory import CHECKPOINTS, METRICS, lock
+from scrubjay.experiments.runs.metrics import MetricsLog
+from scrubjay.experiments.runs.seeding import derive_seed
+
+
+class Engine(ABC):
+    """One run being trained in this process: a context manager that holds its lock and its files.
+
+    A subclass builds its parts in `_build` and says what one update is, what the parts must remember, and
+    what the result is. Seeds the global generators of torch, numpy and random.
+    """
+
+    model: nn.Module
+    """Whose weights are the checkpoint's; set in `_build`."""
+
+    def __init__(self, config: Experiment, run_dir: Path) -> None:
+        self.config: Any = config
+        self.folder = run_dir / CHECKPOINTS
+        self.step = 0
+        self.seconds = 0.0
+        self._lock = lock(run_dir)
+        latest = latest_checkpoint(self.folder)
+        _seed_everything(derive_seed(config.seed, "weights"))
+        self._build()
+        offset = 0
+        if latest is not None:
+            self.step = checkpoint_step(latest)
+            training = load_training(latest)
+            self.model.load_state_dict(load_weights(latest))
+            self._set_parts(training)
+            self.seconds = training["seconds"]
+            _restore_random_states(training["random"])
+            offset = training["metrics_bytes"]
+        self._metrics = MetricsLog(run_dir / METRICS, offset, self.step)
+        self._saved_at = time.monotonic()
+        self._saved_step = self.step
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._metrics.close()
+            self._close()
+        finally:
+            self._lock.close()
+
+    @abstractmethod
+    def _build(self) -> None:
+        """Make all parts, the model among them, as they are at step 0."""
+
+    @abstractmethod
+    def _learn(self) -> tuple[int, dict[str, float]]:
+        """Make one update; return its environment steps and what was measured."""
+
+    @abstractmethod
+    def _get_parts(self) -> dict[str, Any]:
+        """Return what the parts remember, the model's weights aside."""
+
+    @abstractmethod
+    def _set_parts(self, training: dict[str, Any]) -> None:
+        """Go on from what `_get_parts` returned."""
+
+    @abstractmethod
+    def _evaluate(self) -> dict[str, Any]:
+        """Return the result of the trained model."""
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Close what `_build` opened."""
+
+    def update(self) -> dict[str, float]:
+        """Make one update and record it; checkpoint if it is time. Returns the row."""
+        began = time.perf_counter()
+        steps, row = self._learn()
+        self.step += steps
+        spent = time.perf_counter() - began
+        self.seconds += spent
+        row = {**row, "charts/SPS": steps / spent, "time/seconds": self.seconds}
+        self._metrics.write(self.step, row)
+        if time.monotonic() - self._saved_at >= self.config.checkpoint_seconds:
+            self.save()
+        return row
+
+    def save(self) -> None:
+        """Write a checkpoint of everything that the future of the run depends on."""
+        if self.step == self._saved_step:
+            return
+        training = {
+            **self._get_parts(),
+            "seconds": self.seconds,
+            "metrics_bytes": self._metrics.sync(),
+            "random": _random_states(),
+        }
+        save_checkpoint(self.folder, self.step, self.model.state_dict(), training)
+        self._saved_at = time.monotonic()
+        self._saved_step = self.step
+
+    def result(self) -> dict[str, Any]:
+        """Evaluate; return what goes into result.json."""
+        return {"step": self.step, "seconds": self.seconds, **self._evaluate()}
+
+
+def _seed_everything(seed: int) -> None:
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002  (environments may use the global generator)
+    random.seed(seed)
+
+
+def _random_states() -> dict[str, Any]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": cuda,
+        "numpy": np.random.get_state(),  # noqa: NPY002
+        "python": random.getstate(),
+    }
+
+
+def _restore_random_states(states: dict[str, Any]) -> None:
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] and torch.cuda.is_available():
+        for index, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(state, index)
+    np.random.set_state(states["numpy"])  # noqa: NPY002
+    random.setstate(states["python"])

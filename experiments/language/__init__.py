@@ -1,0 +1,1 @@
+"""Agents that talk, as experiments: conversations, scores, prompt templates, tuning records."""

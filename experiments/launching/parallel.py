@@ -1,0 +1,136 @@
+"""Several runs at once, each in a process of its own, watched from here."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from scrubjay.experiments.kinds.base import Experiment
+from scrubjay.experiments.run import Run
+from scrubjay.experiments.runs.directory import CONFIG, METRICS
+from scrubjay.experiments.runs.progress import PLAIN_SECONDS, describe_row
+from scrubjay.experiments.runs.stopping import Interrupted, StopRequest
+from scrubjay.experiments.words.arguments import UsageError
+from scrubjay.experiments.words.terminal import bad_input
+
+LOG = "log.txt"
+
+
+def prepare(config: Experiment, path: Path) -> Run:
+    """Return the run at `path`, made if absent.
+
+    Raises UsageError if the experiment cannot run, or if another lives there.
+    """
+    if not (path / CONFIG).exists():
+        with bad_input():
+            config.check()
+        return Run.create(config, path)
+    run = Run.load(path)
+    if run.config != config:
+        raise UsageError(f"{path} holds a run with other settings; delete it or choose another directory")
+    return run
+
+
+def run_in_processes(runs: Sequence[Run], jobs: int) -> None:
+    """Start or resume every unfinished run, `jobs` at a time, one thread each, showing all of them.
+
+    After Ctrl-C waits for their last checkpoints and raises Interrupted. Raises RuntimeError with the last
+    line of its log if one fails; the others are stopped the same way first.
+    """
+    waiting = [run for run in runs if not run.finished]
+    active: dict[subprocess.Popen[bytes], Run] = {}
+    with StopRequest() as stop, _display(tuple(waiting)) as show:
+        try:
+            while (waiting or active) and stop.signal_number is None:
+                while waiting and len(active) < jobs:
+                    run = waiting.pop(0)
+                    active[_start(run)] = run
+                time.sleep(0.2)
+                show()
+                for process in [process for process in active if process.poll() is not None]:
+                    run = active.pop(process)
+                    if process.returncode != 0:
+                        raise RuntimeError(f"{run.path} failed: {_last_line(run.path / LOG)}")
+        finally:
+            for process in active:
+                process.terminate()  # asks for a checkpoint, as Ctrl-C does
+            for process in active:
+                process.wait()
+        if stop.signal_number is not None:
+            raise Interrupted(runs[0].path.parent, stop.signal_number)
+
+
+def _start(run: Run) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "scrubjay.experiments.cli", "resume", str(run.path), "--quiet"]
+    environment = {"OMP_NUM_THREADS": "1", **os.environ}
+    with (run.path / LOG).open("ab") as log:
+        # A session of its own: Ctrl-C at the terminal reaches the parent alone, which passes it on.
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+        )
+
+
+@contextlib.contextmanager
+def _display(runs: Sequence[Run]) -> Iterator[Callable[[], None]]:
+    console = Console()
+    live = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.percentage:>3.0f}%  {task.fields[numbers]}"),
+        TimeElapsedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    totals = {run.path: run.config.planned_steps for run in runs}
+    tasks = {run.path: live.add_task(_title(run), total=totals[run.path], numbers="") for run in runs}
+    said = {run.path: 0.0 for run in runs}
+    done: set[Path] = set()
+
+    def show() -> None:
+        for run in runs:
+            row = _last_row(run.path / METRICS)
+            if row is None or run.path in done:
+                continue
+            live.update(tasks[run.path], completed=row["step"], numbers=describe_row(row))
+            if run.finished:
+                done.add(run.path)
+            if not console.is_terminal and (
+                run.path in done or time.monotonic() - said[run.path] > PLAIN_SECONDS
+            ):
+                said[run.path] = time.monotonic()
+                share = row["step"] / totals[run.path]
+                print(f"{_title(run)}  {share:4.0%}  {describe_row(row)}", flush=True)
+
+    with live:
+        yield show
+        show()
+
+
+def _title(run: Run) -> str:
+    return f"{run.config.recipe} {run.config.label} s{run.config.seed}"
+
+
+def _last_row(path: Path) -> dict[str, float] | None:
+    """Return the last whole line of a growing file, reading only its end."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 4096))
+            lines = file.read().splitlines(keepends=True)
+    except FileNotFoundError:
+        return None
+    whole = [line for line in lines[-2:] if line.startswith(b"{") and line.endswith(b"\n")]
+    return json.loads(whole[-1]) if whole else None
+
+
+def _last_line(path: Path) -> str:
+    lines = path.read_text().strip().splitlines()
+    return lines[-1] if lines else "no message"

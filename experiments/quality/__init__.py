@@ -1,0 +1,1 @@
+"""Quality, measured: what a bank recalls, and what an agent says over many turns."""

@@ -1,0 +1,57 @@
+"""A recipe with command-line overrides: `tmaze --memory hcam --memory.chunk-size 8 --set corridor_length=20`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TypeVar
+
+from scrubjay.experiments.kinds.base import Experiment
+from scrubjay.experiments.kinds.reinforcement import TrainConfig
+from scrubjay.experiments.kinds.team import TeamTaskConfig
+from scrubjay.experiments.recipes import RECIPES, with_memory
+from scrubjay.experiments.recipes.methods import METHODS, with_method
+from scrubjay.experiments.tasks.environments import EnvConfig, parse_setting
+from scrubjay.experiments.tasks.teams import TeamEnvConfig
+from scrubjay.experiments.words.arguments import UsageError, choose, parse, take_flag
+from scrubjay.memory import list_memories
+
+AnyEnv = TypeVar("AnyEnv", bound=EnvConfig | TeamEnvConfig)
+
+
+def override(recipe: str, arguments: Sequence[str]) -> Experiment:
+    """Return the recipe's config with every flag applied; raises UsageError on a bad one.
+
+    `--memory NAME` chooses, and in multi-agent recipes `--method NAME` before it; then the flags of the chosen
+    memory (`--memory.FIELD`) and every field of the recipe's config (`--ppo.gamma`) follow. Where there is an
+    environment to choose, `--env ID` does, and `--set name=value` hands it a setting.
+    """
+    config: Experiment = RECIPES[choose("recipe", recipe, list(RECIPES))]()
+    remaining = list(arguments)
+    if isinstance(config, TeamTaskConfig):
+        for name in take_flag(remaining, "--method"):
+            config = with_method(config, choose("method", name, list(METHODS)))
+    for name in take_flag(remaining, "--memory"):
+        config = with_memory(config, choose("memory", name, list_memories()))
+    if isinstance(config, (TrainConfig, TeamTaskConfig)):
+        config = dataclasses.replace(config, env=_with_env(config.env, remaining))
+        remaining = [word.replace("--memory.", "--policy.memory.", 1) for word in remaining]
+    config = parse(type(config), remaining, f"scrubjay train {recipe}", config)
+    if isinstance(config, TrainConfig) and not config.env.id:
+        raise UsageError(f"recipe {recipe!r} needs --env: a gymnasium id or module:callable")
+    return config
+
+
+def _with_env(env: AnyEnv, words: list[str]) -> AnyEnv:
+    """Return the environment and settings that `words` name, and take them out of there."""
+    for name in take_flag(words, "--env") + take_flag(words, "--env.id"):
+        env = dataclasses.replace(env, id=name, kwargs={})
+    return with_settings(env, take_flag(words, "--set"))
+
+
+def with_settings(env: AnyEnv, settings: Sequence[str]) -> AnyEnv:
+    """Return the same environment with each `name=value` applied; raises UsageError on a bad one."""
+    try:
+        return dataclasses.replace(env, kwargs=env.kwargs | dict(map(parse_setting, settings)))
+    except ValueError as error:
+        raise UsageError(str(error)) from None

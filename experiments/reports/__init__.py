@@ -1,0 +1,1 @@
+"""Runs made visible: curves, films, tables and exported policies."""

@@ -1,0 +1,125 @@
+"""Coverage map: what a user would get at every place, given where UAVs are and what they send."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+from scrubjay.envs.uav import channel
+from scrubjay.envs.uav.rendering import channel_colour
+from scrubjay.envs.uav.world import UAVWorld
+from scrubjay.experiments.reports.curves import save_figure
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Values in the middle of every cell of a square grid; rows go north, columns east."""
+
+    sinr_db: Float[np.ndarray, "cells cells"]
+    """Signal-to-interference-and-noise ratio from the UAV of the strongest mean gain; -inf if none flies."""
+    rate_bps: Float[np.ndarray, "cells cells"]
+    """Rate of a user that joins there and shares its UAV's time with those it already serves."""
+    server: Int[np.ndarray, "cells cells"]
+    """Number of that UAV; -1 if none flies."""
+
+
+def coverage(world: UAVWorld, row: int = 0, cells: int = 160) -> Coverage:
+    """Return the coverage of one row of the world as it is now.
+
+    Raises ValueError if fewer than 2 cells are asked for.
+    """
+    if cells < 2:
+        raise ValueError(f"cells={cells}: at least 2 are needed")
+    config = world.config
+    middle = (np.arange(cells) + 0.5) * (config.area_m / cells)
+    flying = np.flatnonzero(world.alive[row])
+    if not flying.size:
+        nothing = np.zeros((cells, cells))
+        return Coverage(nothing - np.inf, nothing, np.full((cells, cells), -1))
+    uavs = world.position_m[row, flying].astype(float)
+    ground = np.hypot(middle - uavs[:, 0, None, None], middle[:, None] - uavs[:, 1, None, None]).reshape(
+        len(uavs), -1
+    )
+    gain = channel.mean_gain(ground, uavs[:, 2, None], config.frequency_hz, config.environment)
+    noise = channel.noise_w(config.bandwidth_hz, config.noise_dbm_per_hz)
+    ratios = channel.sinr(world.power_w[row, flying].astype(float), gain, world.channel[row, flying], noise)
+    server = gain.argmax(axis=0)
+    ratio = ratios[server, np.arange(server.size)]
+    served = (world.association[row] == flying[:, None]).sum(axis=1)
+    rate = channel.rate_bps(ratio, config.bandwidth_hz) / (served[server] + 1)
+    shape = (cells, cells)
+    return Coverage(
+        channel.linear_to_db(ratio).reshape(shape), rate.reshape(shape), flying[server].reshape(shape)
+    )
+
+
+def plot_coverage(world: UAVWorld, out: Path | str, row: int = 0) -> Path:
+    """Draw SINR and a newcomer's rate over the area, with UAVs and users, and return the path."""
+    found = coverage(world, row)
+    figure = Figure(figsize=(11, 4.9), dpi=120, layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    kilometres = world.config.area_m / 1000
+    extent = (0.0, kilometres, 0.0, kilometres)
+    heat = left.imshow(
+        found.sinr_db,
+        origin="lower",
+        extent=extent,
+        cmap="RdYlBu",
+        vmin=-30,
+        vmax=30,
+        interpolation="bilinear",
+    )
+    figure.colorbar(heat, ax=left, label="SINR in dB", extend="both", shrink=0.85)
+    left.set_title("signal to interference and noise", fontsize=10)
+    best = max(float(found.rate_bps.max()) / 1e3, 1.0)
+    heat = right.imshow(
+        np.maximum(found.rate_bps / 1e3, best / 300),
+        origin="lower",
+        extent=extent,
+        cmap="viridis",
+        norm=LogNorm(best / 300, best),
+        interpolation="bilinear",
+    )
+    figure.colorbar(heat, ax=right, label="rate in kbit/s", shrink=0.85)
+    right.set_title("rate of one more user at that place", fontsize=10)
+    left.set_ylabel("north in km")
+    for axes in (left, right):
+        axes.set_xlabel("east in km")
+        _place(axes, world, row, found.server, extent)
+    return save_figure(figure, out)
+
+
+def _place(
+    axes: Axes,
+    world: UAVWorld,
+    row: int,
+    server: Int[np.ndarray, "cells cells"],
+    extent: tuple[float, float, float, float],
+) -> None:
+    """Draw users, UAVs in the colour of their sub-channel, and the borders of their cells."""
+    cells = len(server)
+    middle = (np.arange(cells) + 0.5) * (extent[1] / cells)
+    for uav in np.unique(server):
+        axes.contour(middle, middle, server == uav, levels=[0.5], colors="white", linewidths=0.7)
+    users = world.user_position_m[row] / 1000
+    axes.scatter(users[:, 0], users[:, 1], s=9, c="black", linewidths=0.4, edgecolors="white", label="users")
+    for uav in np.flatnonzero(world.alive[row]):
+        east, north = world.position_m[row, uav, :2] / 1000
+        colour = np.array(channel_colour(int(world.channel[row, uav]))) / 255
+        axes.scatter(east, north, s=150, color=colour, marker="X", edgecolors="black", linewidths=1, zorder=3)
+        axes.annotate(
+            f"{uav}: channel {world.channel[row, uav]}",
+            (east, north),
+            xytext=(8, 6),
+            textcoords="offset points",
+            fontsize=7,
+            bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.8, "linewidth": 0},
+        )
+    axes.set_xlim(extent[:2])
+    axes.set_ylim(extent[2:])

@@ -1,0 +1,95 @@
+"""Watch a policy: one episode as an animated GIF."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tyro.conf import Positional
+
+from scrubjay.agents.rl.policy import Policy
+from scrubjay.experiments.tasks.environments import EnvConfig
+
+
+@dataclass(frozen=True)
+class PlayOptions:
+    """Write one episode to an animated GIF, by a trained policy, at random, or of UAVs by a rule of thumb."""
+
+    what: Positional[str]
+    """A run's directory; or the id of an environment, or a recipe for its environment; or uav."""
+    out: Path | None = None
+    """File to write; default: episode.gif in the run, or in the current folder."""
+    seed: int = 1
+    """Of the episode."""
+    max_steps: int = 500
+    """Where to cut a long episode."""
+    policy: str | None = None
+    """Of a team: a run's directory or random, of uav also static or follow; default: the run's own, else follow,
+    else random."""
+    preset: str | None = None
+    """Of uav: small, paper or city; default: as the run or recipe has it, else small."""
+    coverage: Path | None = None
+    """Of uav: file for a map of what a user would get at every place at the end; its ending chooses the format."""
+
+
+def play(
+    env_config: EnvConfig, out: Path | str, policy: Policy | None = None, seed: int = 0, max_steps: int = 500
+) -> tuple[int, float]:
+    """Write one episode, by the policy or at random, to a GIF; return its frames and the return.
+
+    Raises ValueError if the environment cannot render pictures.
+    """
+    env = env_config.make(render_mode="rgb_array")
+    try:
+        act = _random_actor(env, seed) if policy is None else _actor(policy)
+        observation, _ = env.reset(seed=seed)
+        frames, total, start, over = [picture(env, env_config.id)], 0.0, True, False
+        while not over and len(frames) <= max_steps:
+            observation, reward, terminated, truncated, _ = env.step(act(observation, start))
+            frames.append(picture(env, env_config.id))
+            total, start, over = total + float(reward), False, bool(terminated or truncated)
+        per_second = float(env.metadata.get("render_fps") or 10)
+    finally:
+        env.close()
+    write_gif(frames, out, per_second)
+    return len(frames), total
+
+
+def write_gif(frames: list[Image.Image], out: Path | str, per_second: float) -> None:
+    """Write pictures as an animation that goes round for ever and rests a second on the last one."""
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # Each frame lasts at least 20 ms (viewers slow shorter ones down), the last one a second.
+    durations = [max(20, round(1000 / per_second))] * (len(frames) - 1) + [1000]
+    frames[0].save(out, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+
+
+def _actor(policy: Policy) -> Callable[[Any, bool], Any]:
+    state = None
+
+    def act(observation: Any, start: bool) -> Any:
+        nonlocal state
+        action, state = policy.act(observation, state, start)
+        return action
+
+    return act
+
+
+def _random_actor(env: Any, seed: int) -> Callable[[Any, bool], Any]:
+    env.action_space.seed(seed)
+    return lambda observation, start: env.action_space.sample()
+
+
+def picture(env: Any, name: str) -> Image.Image:
+    """Return what the environment, called `name` in the error, renders. Raises ValueError if it does not."""
+    try:
+        pixels = env.render()
+    except NotImplementedError:
+        pixels = None
+    if not isinstance(pixels, np.ndarray) or pixels.ndim != 3:
+        raise ValueError(f"environment {name!r} renders no pictures (render_mode 'rgb_array')")
+    return Image.fromarray(pixels.astype(np.uint8))

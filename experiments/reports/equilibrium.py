@@ -1,0 +1,73 @@
+"""How far a team is from an equilibrium: what each agent alone still gains by learning against the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from scrubjay.agents.teams.best_response import best_response
+from scrubjay.agents.teams.policy import TeamPolicy
+from scrubjay.experiments.evaluation.team import PolicyActor, evaluate_team
+from scrubjay.experiments.kinds.team import TeamTaskConfig
+from scrubjay.experiments.runs.seeding import derive_seed
+from scrubjay.experiments.runs.statistics import normal_interval
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What one agent gained alone, in return per episode, over the same episodes."""
+
+    before: float
+    gain: float
+    low: float
+    high: float
+
+
+def untrained(config: TeamTaskConfig) -> TeamPolicy:
+    """Return the policy that a run of this config begins with."""
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(config.seed, "weights"))
+        return config.make_policy()
+
+
+def gains(
+    policy: TeamPolicy,
+    config: TeamTaskConfig,
+    steps: int,
+    episodes: int = 100,
+    seed: int = 0,
+    learned: Mapping[str, Any] | None = None,
+    on_update: Callable[[int, int], None] | None = None,
+) -> list[Gain]:
+    """Return each agent's gain after learning alone for `steps`; the largest is the team's epsilon.
+
+    `learned` is as in `best_response`; actions are drawn from the policies, as an equilibrium is one of random policies; both teams play episodes of the
+    same seeds. `on_update` is told the agent and its steps.
+    """
+
+    def play(team: TeamPolicy) -> np.ndarray:
+        actor = PolicyActor(team, deterministic=False)
+        return evaluate_team(actor, config.env, episodes, derive_seed(seed, "evaluation")).returns
+
+    before = play(policy)
+    result = []
+    for agent in range(policy.num_agents):
+        team = best_response(
+            policy,
+            agent,
+            config.env.make_teams,
+            config.learner,
+            steps,
+            config.segment_length,
+            derive_seed(seed, "sampling"),
+            learned,
+            None if on_update is None else lambda done, agent=agent: on_update(agent, done),
+        )
+        difference = play(team)[:, agent] - before[:, agent]
+        low, high = normal_interval(difference)
+        result.append(Gain(float(before[:, agent].mean()), float(difference.mean()), low, high))
+    return result

@@ -1,0 +1,183 @@
+"""One step of a policy as a file other programs can run, checked after writing."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+import importlib.util
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from scrubjay.agents.rl.observations import from_leaves, leaf_spaces, to_leaves, to_tensors
+from scrubjay.agents.rl.policy import Policy
+from scrubjay.agents.rl.segment import Observation
+from scrubjay.memory import State
+
+TOLERANCE = 1e-4
+_CHECKED_BATCHES = (1, 2, 5)
+_CHECKED_STEPS = 6
+
+
+class PolicyStepModule(nn.Module):
+    """`(observation, state, start) -> (action, value, state)`, the action being the policy's favourite.
+
+    Actions are those of the policy before they are fitted to the space: zero-based indices, or real numbers
+    not yet clipped. Everything is batch first.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, observation: Observation, state: State, start: Tensor) -> tuple[Tensor, Tensor, State]:
+        """Advance every row by one observation."""
+        step = self.policy.step(observation, state, start, deterministic=True)
+        return step.action, step.value, step.state
+
+
+def export_torch(policy: Policy, out: Path | str) -> float:
+    """Write a `torch.export` program (.pt2) for any batch size and return its largest error after reloading.
+
+    Load it with `torch.export.load(out).module()(observation, state, start)`; no part of this package is
+    needed, unless the memory uses kernels of its own. Raises ValueError if it does not reproduce the policy.
+    """
+    module = _on_cpu(policy)
+    program = torch.export.export(module, _example(module.policy), dynamic_shapes=_any_batch(module.policy))
+    _make_parent(out)
+    torch.export.save(program, out)
+    reloaded = torch.export.load(out).module()
+    return _largest_error(module, reloaded, "the exported program")
+
+
+def export_onnx(policy: Policy, out: Path | str) -> float:
+    """Write an ONNX model for any batch size and return its largest error under ONNX's reference evaluator.
+
+    Inputs are observation (one per key for dicts), each state tensor and start; outputs action, value and
+    each next state. Raises ValueError if onnx and onnxscript are missing, if the memory uses an operation
+    that ONNX lacks, or if the file does not reproduce the policy.
+    """
+    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f"ONNX export needs {' and '.join(missing)}: pip install 'scrubjay[onnx]'")
+    import onnx.reference
+
+    module = _on_cpu(policy)
+    example = _example(module.policy)
+    _make_parent(out)
+    try:
+        with _quiet():
+            program: Any = torch.onnx.export(
+                module,
+                example,
+                dynamo=True,
+                dynamic_shapes=_any_batch(module.policy),
+                custom_translation_table=_translations(),
+                verbose=False,
+            )
+            program.save(str(out))
+        session: Any = onnx.reference.ReferenceEvaluator(str(out))
+    except (torch.onnx.errors.OnnxExporterError, NotImplementedError, RuntimeError) as error:
+        name = type(policy.memory).__name__
+        raise ValueError(
+            f"{name} cannot be written to ONNX ({_root_cause(error)}); leave --onnx out"
+        ) from error
+
+    names = list(example[1])
+
+    def run(observation: Observation, state: State, start: Tensor) -> tuple[Tensor, Tensor, State]:
+        tensors = [*to_leaves(observation).values(), *state.values(), start]
+        arrays = [tensor.numpy() for tensor in tensors]
+        outputs = session.run(None, dict(zip(session.input_names, arrays, strict=True)))
+        action, value, *rest = (torch.from_numpy(np.asarray(output)) for output in outputs)
+        return action, value, dict(zip(names, rest, strict=True))
+
+    return _largest_error(module, run, "the ONNX model")
+
+
+def _translations() -> dict[Any, Callable[..., Any]]:
+    """Return what torch's exporter lacks: stable sorting, which ONNX's TopK does (ties: lower index first)."""
+    op: Any = importlib.import_module("onnxscript").opset18
+
+    def sort(values: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
+        length = op.Gather(op.Shape(values), op.Constant(value_ints=[dim]))
+        return op.TopK(values, length, axis=dim, largest=int(descending), sorted=1)
+
+    return {torch.ops.aten.sort.stable: sort}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide what torch's exporter says about packages that nobody here needs."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _root_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().partition("\n")[0]
+
+
+def _on_cpu(policy: Policy) -> PolicyStepModule:
+    return PolicyStepModule(copy.deepcopy(policy).cpu()).eval()
+
+
+def _example(policy: Policy, batch_size: int = 2, seed: int = 0) -> tuple[Observation, State, Tensor]:
+    observation = _observations(policy, batch_size, seed)
+    return observation, policy.initial_state(batch_size), torch.zeros(batch_size, dtype=torch.bool)
+
+
+def _observations(policy: Policy, batch_size: int, seed: int) -> Observation:
+    space = policy.observation_space
+    space.seed(seed)
+    singles = [to_leaves(to_tensors(space, space.sample(), torch.device("cpu"))) for _ in range(batch_size)]
+    stacked = {key: torch.stack([single[key] for single in singles]) for key in leaf_spaces(space)}
+    return from_leaves(stacked)
+
+
+def _any_batch(policy: Policy) -> tuple[Any, dict[str, Any], Any]:
+    batch = {0: torch.export.Dim.DYNAMIC}
+    observation = _example(policy)[0]
+    of_observation = {key: batch for key in observation} if isinstance(observation, dict) else batch
+    return of_observation, {key: batch for key in policy.initial_state(1)}, batch
+
+
+def _largest_error(module: PolicyStepModule, exported: Callable[..., Any], what: str) -> float:
+    """Run both side by side over a few steps with a restart, and return the largest difference."""
+    largest = 0.0
+    for batch_size in _CHECKED_BATCHES:
+        state = other_state = module.policy.initial_state(batch_size)
+        for step in range(_CHECKED_STEPS):
+            observation = _observations(module.policy, batch_size, seed=step)
+            start = torch.zeros(batch_size, dtype=torch.bool)
+            start[0] = step == _CHECKED_STEPS // 2
+            with torch.no_grad():
+                action, value, state = module(observation, state, start)
+                other_action, other_value, other_state = exported(observation, other_state, start)
+            pairs = [(action, other_action), (value, other_value)]
+            pairs += [(state[key], other_state[key]) for key in state]
+            for ours, theirs in pairs:
+                difference = (ours.double() - theirs.double()).abs().max().item() if ours.numel() else 0.0
+                largest = max(largest, difference)
+    if not largest <= TOLERANCE:
+        raise ValueError(f"{what} differs from the policy by {largest:.1e}, more than {TOLERANCE:.0e}")
+    return largest
+
+
+def _make_parent(out: Path | str) -> None:
+    Path(out).parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,1 @@
+"""What is to be learned: environments, teams and synthetic sequences, as data."""

@@ -1,0 +1,9 @@
+"""Synthetic sequences that ask what a memory can recall, each with an exact answer."""
+
+from scrubjay.experiments.tasks.suites.base import IGNORED, Sequences, Suite
+from scrubjay.experiments.tasks.suites.induction import Induction
+from scrubjay.experiments.tasks.suites.mqar import MQAR
+from scrubjay.experiments.tasks.suites.needle import Needle
+from scrubjay.experiments.tasks.suites.selective_copy import SelectiveCopy
+
+__all__ = ["IGNORED", "MQAR", "Induction", "Needle", "SelectiveCopy", "Sequences", "Suite"]

@@ -1,0 +1,56 @@
+"""From the name of a multi-agent environment to many teams stepped at once, or to one that can be watched."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from typing import Any
+
+from pettingzoo import ParallelEnv
+
+from scrubjay.agents.teams.env import TeamEnv
+from scrubjay.envs.teams import ParallelTeams
+from scrubjay.experiments.tasks.environments import KwargValue, named_callable
+
+
+@dataclass(frozen=True)
+class TeamEnvConfig:
+    """Which multi-agent environment, with what settings, and how many teams side by side."""
+
+    id: str = "scrubjay.envs.uav:parallel_env"
+    """`module:callable` returning a PettingZoo ParallelEnv; if the module also has `teams`, that steps all rows."""
+    kwargs: dict[str, KwargValue] = field(default_factory=dict)
+    """Settings handed to the environment; `--set name=value` changes one."""
+    num_envs: int = 32
+    """Teams stepped together: the rows of the batch."""
+
+    def __post_init__(self) -> None:
+        if self.num_envs < 1:
+            raise ValueError(f"num_envs={self.num_envs}: at least 1 environment is needed")
+
+    def make(self, render_mode: str | None = None) -> ParallelEnv[Any, Any, Any]:
+        """Return one environment. Raises ValueError if there is none of that name or a setting is refused."""
+        kwargs: dict[str, Any] = dict(self.kwargs)
+        if render_mode is not None:
+            kwargs["render_mode"] = render_mode
+        return self._call(self.id, **kwargs)
+
+    def make_teams(self, num_envs: int | None = None) -> TeamEnv:
+        """Return `num_envs` teams; raises ValueError as `make`, and if the agents of a team are not alike."""
+        count = self.num_envs if num_envs is None else num_envs
+        module, _, _ = self.id.partition(":")
+        self.make().close()  # a bad name or setting is best reported by one environment
+        if hasattr(importlib.import_module(module), "teams"):
+            return self._call(f"{module}:teams", num_envs=count, **self.kwargs)
+        return ParallelTeams(self.make, count)
+
+    def _call(self, name: str, **kwargs: Any) -> Any:
+        function = named_callable(name)
+        if function is None:
+            raise ValueError(f"environment {self.id!r}: write module:callable, as in {TeamEnvConfig.id!r}")
+        try:
+            return function(**kwargs)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"environment {self.id!r} refuses {kwargs or 'its defaults'}: {error}"
+            ) from error

@@ -1,0 +1,1 @@
+"""Titans' test-time learner."""

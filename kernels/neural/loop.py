@@ -1,0 +1,364 @@
+"""Neural memory in torch: a loop over chunks, each a handful of batched products, and that loop's gradient by hand.
+
+`_Chunks` and `_loop` compute the same; autograd may differentiate the second, which serves higher derivatives and
+what `_Chunks` leaves out. Letters, beside those of `neural_memory`: R = B H rows; tensors of a chunk are `[R, C, ...]`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils import _pytree as pytree
+
+from scrubjay.kernels.dispatch import without_own_gradient
+from scrubjay.kernels.neural.chunk import (
+    ChunkGradient,
+    Coefficients,
+    Kept,
+    Layers,
+    Tokens,
+    coefficients_of,
+)
+from scrubjay.kernels.neural.network import (
+    NetworkShape,
+    NeuralState,
+    Problem,
+    backward_pass,
+    clipped_step,
+    finish,
+    flushed,
+    forward_pass,
+    residual_gradient,
+    unpack,
+)
+
+# Chunks between looks for denormal numbers, beside the last.
+_FLUSH_EVERY = 8
+# Bytes of states kept at borders up to which none is computed a second time.
+_MOST_KEPT = 2**25
+# Numbers that tie tokens of a chunk to each other, formed at once: as many as caches hold.
+_MOST_TIES = 2**18
+
+
+class _Borders(NamedTuple):
+    """What happens at chunk borders, `[N, R, 1, 1]` each, None where it happens to no row."""
+
+    fresh: Tensor | None
+    cut: Tensor | None
+    incomplete: Tensor | None
+
+    def at(self, chunk: int) -> _Borders:
+        return _Borders(*(None if border is None else border[chunk] for border in self))
+
+
+class _Plan(NamedTuple):
+    """How the chunks are gone through."""
+
+    shape: NetworkShape
+    borders: _Borders
+    learned: Tensor | None
+    """Which tokens are, `[N, R, C]`, None if all."""
+    read_before_write: bool
+
+    def coefficients(self, chunks: range, log_retention: Tensor, log_momentum: Tensor) -> Coefficients:
+        """Return the rule of some chunks from their gates."""
+        learned = None if self.learned is None else self.learned[chunks.start : chunks.stop]
+        return coefficients_of(log_retention, log_momentum, learned, self.read_before_write)
+
+
+def run_chunks(problem: Problem, by_hand: bool) -> tuple[Tensor, Tensor, NeuralState]:
+    """Run all chunks, `by_hand` where its gradient is enough."""
+    query, key, value, gates, weights, state, shape, chunk_size, valid, fresh, cut, read_before_write = (
+        problem
+    )
+    batch, time, heads, width = query.shape
+    count = time // chunk_size
+    rows = batch * heads
+
+    def by_chunk(x: Tensor) -> Tensor:
+        folded = x.unflatten(1, (count, chunk_size)).movedim((1, 0, 3, 2), (0, 1, 2, 3))
+        return folded.reshape(count, rows, chunk_size, *x.shape[3:])
+
+    def by_row(border: Tensor | None) -> Tensor | None:
+        if border is None or not border.any():
+            return None
+        return border.T[:, :, None].expand(count, batch, heads).reshape(count, rows, 1, 1)
+
+    step_size, log_momentum, log_retention = (by_chunk(gate) for gate in gates)
+    incomplete = learned = None
+    if valid is not None and not valid.all():
+        learned = by_chunk(valid[..., None].expand(batch, time, heads))
+        step_size, log_momentum, log_retention = (
+            gate.masked_fill(~learned, 0) for gate in (step_size, log_momentum, log_retention)
+        )
+        incomplete = by_row(~valid.unflatten(1, (count, chunk_size))[..., -1])
+    tokens = Tokens(
+        by_chunk(query), by_chunk(key), by_chunk(value), step_size[..., None], log_momentum, log_retention
+    )
+    weights = [w.expand(batch, *w.shape).flatten(0, 1) for w in weights]
+    layers = Layers(*(unpack(part.flatten(0, 1), shape) for part in state))
+    plan = _Plan(shape, _Borders(by_row(fresh), by_row(cut), incomplete), learned, read_before_write)
+    arguments = (plan, tokens, weights, layers)
+    by_hand = by_hand and not shape.norm and not without_own_gradient(*tokens, *weights, *state)
+    y, squared, after = _by_hand(*arguments) if by_hand else _loop(*arguments)
+    y = y.view(count, batch, heads, chunk_size, width).permute(1, 0, 3, 2, 4).reshape(query.shape)
+    surprise = squared.detach().sqrt().view(count, batch, heads, chunk_size)
+    surprise = surprise.permute(1, 0, 3, 2).reshape(batch, time, heads)
+    after = NeuralState(
+        *(torch.cat([x.flatten(1) for x in part], dim=1).view(batch, heads, shape.size) for part in after)
+    )
+    return y, surprise, after
+
+
+def _loop(plan: _Plan, tokens: Tokens, weights, layers: Layers, kept: list | None = None, every: int = 1):
+    """Run chunk after chunk in operations that autograd follows.
+
+    `kept` collects what the gradient by hand needs, the state of every `every`-th border among it.
+    """
+    count, outputs, squares = len(tokens.query), [], []
+    for group in _parts(range(count), _group(tokens, every)):
+        whole = Tokens(*(x[group.start : group.stop] for x in tokens))
+        rules = plan.coefficients(group, whole.log_retention, whole.log_momentum)
+        chunked = zip(*(x.unbind(0) for x in (*whole, *rules)), strict=True)
+        for index, numbers in zip(group, chunked, strict=True):
+            here, at = Tokens(*numbers[: len(tokens)]), Coefficients(*numbers[len(tokens) :])
+            border = None
+            if kept is not None and index % every == 0:
+                # An anchor that is delta is not saved a second time.
+                border = layers._replace(anchor=None if layers.anchor is layers.delta else layers.anchor)
+            layers = _enter(plan.borders.at(index), layers)
+            anchored = [w + a for w, a in zip(weights, layers.anchor, strict=True)]
+            trace = _write(plan.shape, here, at.share, anchored)
+            *reads, output = _read(plan.shape, here.query, at, trace, weights, layers)
+            outputs.append(output)
+            squares.append(trace.squared[..., 0])
+            if kept is not None:
+                hidden = trace.products[:-1]
+                kept.append(
+                    (border, Kept(hidden, trace.deltas[-1], trace.step_size, trace.squared, reads[:-1]))
+                )
+            layers = _leave(plan.borders.at(index), at, trace.inputs, trace.steps, layers, index, count)
+    if not outputs:
+        return tokens.query, tokens.step_size[..., 0], layers
+    return torch.stack(outputs), torch.stack(squares), layers
+
+
+def _parts(chunks: range, length: int) -> list[range]:
+    return [chunks[begin : begin + length] for begin in range(0, len(chunks), length)]
+
+
+def _group(tokens: Tokens, every: int) -> int:
+    """Return how many chunks have their rule formed at once, a multiple of `every`."""
+    _, rows, length, _ = tokens.query.shape
+    return max(1, _MOST_TIES // max(1, rows * length**2) // every) * every
+
+
+def _interval(tokens: Tokens, layers: Layers) -> int:
+    """Return from one border to how many chunks on the state is kept.
+
+    One, if so many states are few bytes; else the fewest that keep states and those between two within the bound, at
+    most the root of the number of chunks, by which their sum is least.
+    """
+    state = sum(x.numel() * x.element_size() for x in (*layers.delta, *layers.momentum))
+    count, most = len(tokens.query), _MOST_KEPT // max(1, state)
+    root = max(1, math.isqrt(count))
+    return next((every for every in range(1, root) if -(-count // every) + every - 1 <= most), root)
+
+
+def _enter(border: _Borders, layers: Layers) -> Layers:
+    """Return the state with which a chunk begins."""
+    for mask, blank in ((border.fresh, torch.zeros_like), (border.cut, torch.Tensor.detach)):
+        if mask is not None:
+            layers = Layers(*([torch.where(mask, blank(x), x) for x in part] for part in layers))
+    return layers
+
+
+def _leave(
+    border: _Borders, at: Coefficients, inputs, steps, layers: Layers, index: int, count: int
+) -> Layers:
+    """Return the state behind a chunk."""
+    delta, momentum = _advance(at, inputs, steps, layers.delta, layers.momentum)
+    if index % _FLUSH_EVERY == _FLUSH_EVERY - 1 or index == count - 1:
+        delta, momentum = ([flushed(x) for x in part] for part in (delta, momentum))
+    if border.incomplete is None:
+        return Layers(delta, momentum, delta)
+    anchor = [torch.where(border.incomplete, a, d) for a, d in zip(layers.anchor, delta, strict=True)]
+    return Layers(delta, momentum, anchor)
+
+
+class _Trace(NamedTuple):
+    """What a chunk's keys went through: all that reads, updates and the gradient need of it."""
+
+    inputs: list[Tensor]
+    products: list[Tensor]
+    deltas: list[Tensor]
+    steps: list[Tensor]
+    """The deltas times the step that was taken."""
+    step_size: Tensor
+    squared: Tensor
+
+
+def _write(shape: NetworkShape, here: Tokens, share: Tensor, anchored: list[Tensor]) -> _Trace:
+    inputs, products, prediction = forward_pass(here.key, anchored, shape)
+    error = residual_gradient(prediction, here.value)
+    deltas = backward_pass(error, products, anchored, shape)
+    taken, squared = clipped_step(here.step_size, share, error, inputs, deltas, shape)
+    return _Trace(inputs, products, deltas, [taken * d for d in deltas], taken, squared)
+
+
+def _read(
+    shape: NetworkShape, query: Tensor, at: Coefficients, trace: _Trace, weights, layers: Layers
+) -> list[Tensor]:
+    """Return every layer's product with each token's own weights, then the output."""
+    x, products = query, []
+    for layer, step in enumerate(trace.steps):
+        if layer:
+            x = functional.silu(products[-1])
+        product = _plus(x @ weights[layer], at.read_retained * x, layers.delta[layer])
+        product = _plus(product, at.read_built * x, layers.momentum[layer])
+        alike = at.read_mixed * (x @ trace.inputs[layer].mT)
+        products.append(_plus(product, alike, step, -1))
+    return [*products, finish(query, products[-1], shape)]
+
+
+def _advance(at: Coefficients, inputs, steps, delta, momentum) -> tuple[list[Tensor], list[Tensor]]:
+    after_delta, after_momentum = [], []
+    for x, step, d, s in zip(inputs, steps, delta, momentum, strict=True):
+        kept = torch.addcmul(at.end_retained * d, at.end_built, s)
+        after_delta.append(_plus(kept, (at.end_mixed * x).mT, step, -1))
+        after_momentum.append(_plus(at.end_kept * s, (at.end_trace * x).mT, step, -1))
+    return after_delta, after_momentum
+
+
+def _plus(total: Tensor, a: Tensor, b: Tensor, factor: int = 1) -> Tensor:
+    """Return `total`, which nobody else needs, plus a factor of a b: in place but where a graph may be recorded."""
+    if torch.is_grad_enabled() or without_own_gradient():
+        return torch.baddbmm(total, a, b, alpha=factor)
+    return total.baddbmm_(a, b, alpha=factor)
+
+
+def _by_hand(plan: _Plan, tokens: Tokens, weights, layers: Layers):
+    out = _Chunks.apply(plan, *tokens, *weights, *(x for part in layers for x in part))
+    depth = len(weights)
+    return out[0], out[1], Layers(*(list(out[2 + depth * k : 2 + depth * (k + 1)]) for k in range(3)))
+
+
+def _split(flat: Sequence, depth: int) -> tuple[Tokens, list[Tensor], Layers]:
+    """Undo the flattening of `_by_hand`."""
+    tokens, rest = Tokens(*flat[:6]), list(flat[6:])
+    weights, *layers = (rest[depth * k : depth * (k + 1)] for k in range(4))
+    return tokens, weights, Layers(*layers)
+
+
+class _Chunks(torch.autograd.Function):
+    """The loop over chunks with its gradient by hand."""
+
+    @staticmethod
+    def forward(ctx, plan: _Plan, *flat):
+        tokens, weights, layers = _split(flat, len(plan.shape.layers))
+        kept: list | None = [] if any(ctx.needs_input_grad) else None
+        ctx.every = _interval(tokens, layers)
+        y, squared, after = _loop(plan, tokens, weights, layers, kept, ctx.every)
+        # Saved by autograd, all of it, which frees it after the backward pass and lets checkpoints drop it.
+        leaves, ctx.spec = pytree.tree_flatten(kept)
+        ctx.given = len(flat)
+        ctx.save_for_backward(*flat, *leaves)
+        ctx.plan = plan
+        ctx.mark_non_differentiable(squared)
+        # What autograd is given must not be what it gave.
+        given = {id(x) for x in flat}
+        return y, squared, *(x.clone() if id(x) in given else x for part in after for x in part)
+
+    @staticmethod
+    def backward(ctx, grad_y, _, *grad_after):
+        flat, leaves = ctx.saved_tensors[: ctx.given], list(ctx.saved_tensors[ctx.given :])
+        if torch.is_grad_enabled():
+            return None, *_by_autograd(ctx.plan, flat, grad_y, grad_after)
+        kept = pytree.tree_unflatten(leaves, ctx.spec)
+        return None, *_pull_back(ctx.plan, ctx.every, flat, kept, grad_y, grad_after)
+
+
+def _by_autograd(plan: _Plan, flat, grad_y, grad_after):
+    """Return the gradients with a graph of their own, for a second derivative."""
+    # Names of their own, since one input may have been computed from another.
+    inputs = [x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in flat]
+    y, _, after = _loop(plan, *_split(inputs, len(plan.shape.layers)))
+    outputs = [y, *(x for part in after for x in part)]
+    grads = [grad_y, *grad_after]
+    live, along = zip(*((o, g) for o, g in zip(outputs, grads, strict=True) if o.requires_grad), strict=True)
+    return torch.autograd.grad(live, inputs, along, create_graph=True, allow_unused=True)
+
+
+def _pull_back(plan: _Plan, every: int, flat, kept: list[tuple[Layers | None, Kept]], grad_y, grad_after):
+    """Return the gradients of all that `_Chunks` was given, going through the chunks from the last to the first.
+
+    A name with `grad_` is the gradient of what the rest of the name is.
+    """
+    depth = len(plan.shape.layers)
+    tokens, weights, _ = _split(flat, depth)
+    # Copies, which are added to.
+    grads = Layers(*([x.clone() for x in grad_after[depth * k : depth * (k + 1)]] for k in range(3)))
+    grad_tokens = Tokens(*(torch.empty_like(x) for x in tokens))
+    grad_weights = [torch.zeros_like(w) for w in weights]
+    for group in reversed(_parts(range(len(kept)), _group(tokens, every))):
+        logs = [
+            x[group.start : group.stop].detach().requires_grad_()
+            for x in (tokens.log_retention, tokens.log_momentum)
+        ]
+        with torch.enable_grad():
+            rules = plan.coefficients(group, *logs)
+        grad_rules = [torch.empty_like(x) for x in rules]
+        at = {index: Coefficients(*(x.detach()[place] for x in rules)) for place, index in enumerate(group)}
+        for segment in reversed(_parts(group, every)):
+            replayed = _replay(plan, segment, tokens, at, weights, kept)
+            for index in reversed(segment):
+                chunk = replayed.pop()
+                grads = _back(chunk, plan.borders.at(index), grad_y[index], grads, grad_weights)
+                for whole, part in zip(grad_tokens, chunk.tokens(), strict=False):
+                    whole[index] = part
+                for whole, part in zip(grad_rules, chunk.coefficients(), strict=True):
+                    whole[index - group.start] = part
+        grad_logs = torch.autograd.grad(rules, logs, grad_rules)
+        for whole, part in zip((grad_tokens.log_retention, grad_tokens.log_momentum), grad_logs, strict=True):
+            whole[group.start : group.stop] = part
+    return *grad_tokens, *grad_weights, *grads.delta, *grads.momentum, *grads.anchor
+
+
+def _replay(
+    plan: _Plan, segment: range, tokens: Tokens, at: dict[int, Coefficients], weights, kept
+) -> list[ChunkGradient]:
+    """Return the gradients of chunks from one kept border to the next, yet to be gone through."""
+    layers = kept[segment.start][0]
+    if layers.anchor is None:
+        layers = layers._replace(anchor=layers.delta)
+    chunks = []
+    for index in segment:
+        border, here = plan.borders.at(index), Tokens(*(x[index] for x in tokens))
+        layers = _enter(border, layers)
+        chunk = ChunkGradient(plan.shape, at[index], kept[index][1], here, weights, layers)
+        chunks.append(chunk)
+        if index < segment[-1]:
+            layers = _leave(border, at[index], chunk.inputs, chunk.steps, layers, index, len(kept))
+    return chunks
+
+
+def _back(chunk: ChunkGradient, border: _Borders, grad_y, grads: Layers, grad_weights) -> Layers:
+    """Return the gradients before a chunk from those behind it."""
+    owed = [] if border.incomplete is None else [a.masked_fill(~border.incomplete, 0) for a in grads.anchor]
+    for layer, (to_delta, to_anchor) in enumerate(zip(grads.delta, grads.anchor, strict=True)):
+        to_delta.add_(to_anchor - owed[layer] if owed else to_anchor)
+    chunk.leave(grads.delta, grads.momentum)
+    chunk.read(grad_y, grad_weights)
+    chunk.write(grad_weights)
+    for grad_anchor, rest in zip(chunk.anchor, owed, strict=False):
+        grad_anchor.add_(rest)
+    grads = Layers(chunk.delta, chunk.momentum, chunk.anchor)
+    for mask in (border.fresh, border.cut):
+        if mask is not None:
+            grads = Layers(*([x.masked_fill(mask, 0) for x in part] for part in grads))
+    return grads

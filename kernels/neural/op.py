@@ -1,0 +1,323 @@
+"""Neural memory: a small network per row and head that learns each token's key -> value while it is being read.
+
+Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), sections 3.1 and 3.2. A memory is a network
+M(x) = act(act(x W_1) W_2) ... W_L with SiLU between its layers, born with learned weights and holding its difference
+`delta` from them. Every token takes one step of gradient descent with momentum,
+
+    S_t = momentum_t S_{t-1} - step_t gradient(M at the anchor; k_t, v_t)        (eq. 10 and 14)
+    delta_t = retention_t delta_{t-1} + S_t                                      (eq. 13)
+
+where the gradient is that of |M(k) - v|^2 / 2, and the anchor is delta at the start of the token's chunk (eq. 16).
+Forgetting returns to the learned weights, not to zero: at zero a network of two layers is at a saddle for ever.
+In closed form, with D_tk the product of retentions after k up to t and E_kj that of momenta after j up to k,
+
+    delta_t = b_t delta_0 + f_t S_0 - sum_j G_tj step_j gradient_j,    G = D E,    f = D E_:0,    b_t = D_t0,
+
+so a chunk is a handful of matrix products, no weights per token are formed, and no exponent is positive.
+
+The step of a memory of several layers is clipped to (1 - momentum_t) |r|^2 / (C |gradient|^2), r the gradient at the
+output: then C equal tokens, to first order, remove their error and no more. A matrix that learns keys of at most unit
+length needs none: there the caller bounds steps, by the same share, and momentum.
+
+Letters: B batch, T time, H heads, N chunks, C chunk length, D width of a head, P weights of a head's network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from scrubjay.kernels.dispatch import is_traced, resolve, unsupported_dtype, without_autocast
+from scrubjay.kernels.neural.loop import run_chunks
+from scrubjay.kernels.neural.network import (
+    LEAST_LOG,
+    NORM_EPSILON,
+    Gates,
+    NetworkShape,
+    NeuralState,
+    Problem,
+    backward_pass,
+    clipped_step,
+    error_share,
+    flushed,
+    forward_pass,
+    is_clipped,
+    pack,
+    residual_gradient,
+    unpack,
+)
+
+Implementation = Literal["auto", "reference", "torch", "closed", "triton"]
+
+_WIDEST_TRITON_TILE = 64
+
+
+@without_autocast
+def neural_memory(
+    query: Float[Tensor, "B T H D"],
+    key: Float[Tensor, "B T H D"],
+    value: Float[Tensor, "B T H D"],
+    gates: Gates,
+    weights: Sequence[Float[Tensor, "H In Out"]],
+    state: NeuralState,
+    *,
+    chunk_size: int,
+    valid: Bool[Tensor, "B T"] | None = None,
+    fresh: Bool[Tensor, "B N"] | None = None,
+    cut: Bool[Tensor, "B N"] | None = None,
+    read_before_write: bool = True,
+    residual: bool = False,
+    norm: bool = False,
+    implementation: Implementation = "auto",
+) -> tuple[Float[Tensor, "B T H D"], Float[Tensor, "B T H"], NeuralState]:
+    """Return what every token reads, the length of its gradient (its surprise, without a graph), and the state after.
+
+    Token t lies at place t % C of its chunk; T is a multiple of C = `chunk_size`. A token that is not `valid` is skipped,
+    whatever it holds that is finite. A chunk that is `fresh` begins with no delta and no momentum; across the beginning of
+    one that is `cut` no gradient flows. Chunk 0 may continue one begun earlier, its first tokens not valid: its anchor is
+    that of `state`. `read_before_write` says whether a token is read before or after it is learned. With `norm` the
+    network's output is standardised, with `residual` its input is added, in this order.
+
+    "torch" runs one chunk at a time with a gradient of its own, linear in T ("closed" differentiates the same loop by
+    autograd, any number of times, and serves `norm`). "triton" runs the kernels of `gpu` for one or two
+    layers without `norm`, differentiable once. Computed in at least float32, tokens of half precision by TF32.
+
+    Raises ValueError on sizes that disagree.
+    """
+    shape = NetworkShape.of(weights, residual, norm)
+    _check(query, key, value, gates, weights, state, shape, chunk_size, valid, fresh, cut)
+    path = resolve(
+        implementation,
+        query,
+        key,
+        value,
+        *weights,
+        paths=("closed",),
+        unsupported=_unsupported_by_triton(query, key, value, state, shape, chunk_size),
+    )
+    dtype = torch.promote_types(state.delta.dtype, torch.float32)
+    tokens = (query, key, value)
+    state = NeuralState(*(part.to(dtype) for part in state))
+    problem = Problem(
+        *(tokens if path == "triton" else (x.to(dtype) for x in tokens)),
+        gates=Gates(*(gate.to(dtype) for gate in gates)),
+        weights=[weight.to(dtype) for weight in weights],
+        state=state,
+        shape=shape,
+        chunk_size=chunk_size,
+        valid=valid,
+        fresh=fresh,
+        cut=cut,
+        read_before_write=read_before_write,
+    )
+    if path == "reference":
+        y, surprise, after = _reference(problem)
+    elif path == "triton" and query.shape[0] and query.shape[1]:
+        from scrubjay.kernels.neural import gpu
+
+        y, surprise, after = gpu.run_walk(problem)
+    else:
+        y, surprise, after = run_chunks(problem, by_hand=path == "torch")
+    return y.to(query.dtype), surprise, after
+
+
+@without_autocast
+def neural_memory_step(
+    query: Float[Tensor, "B H D"],
+    key: Float[Tensor, "B H D"],
+    value: Float[Tensor, "B H D"],
+    gates: Gates,
+    weights: Sequence[Float[Tensor, "H In Out"]],
+    state: NeuralState,
+    completes: Bool[Tensor, "B"],
+    *,
+    chunk_size: int,
+    read_before_write: bool = True,
+    residual: bool = False,
+    norm: bool = False,
+) -> tuple[Float[Tensor, "B H D"], Float[Tensor, "B H"], NeuralState]:
+    """Advance by one token, with gates `[B, H]`; where it `completes` its chunk the anchor moves. See `neural_memory`."""
+    shape = NetworkShape.of(weights, residual, norm)
+    batch, heads, width = query.shape
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size={chunk_size} must be at least 1")
+    _check_network(weights, heads, width)
+    _check_parts({"key": key, "value": value}, (batch, heads, width))
+    _check_parts({f"gates.{name}": gate for name, gate in gates._asdict().items()}, (batch, heads))
+    _check_parts(
+        {f"state.{name}": part for name, part in state._asdict().items()}, (batch, heads, shape.size)
+    )
+    _check_parts({"completes": completes}, (batch,))
+    dtype = torch.promote_types(state.delta.dtype, torch.float32)
+    q, k, v = (x.to(dtype)[:, :, None] for x in (query, key, value))
+    gates = Gates(*(gate.to(dtype)[..., None, None] for gate in gates))
+    weights = [weight.to(dtype) for weight in weights]
+    anchored = [w + a for w, a in zip(weights, unpack(state.anchor, shape), strict=True)]
+    inputs, products, prediction = forward_pass(k, anchored, shape)
+    error = residual_gradient(prediction, v)
+    deltas = backward_pass(error, products, anchored, shape)
+    share = error_share(gates.log_momentum, chunk_size)
+    step, squared = clipped_step(gates.step_size, share, error, inputs, deltas, shape)
+    gradient = pack([h.transpose(-1, -2) @ d for h, d in zip(inputs, deltas, strict=True)])
+    kept = gates.log_momentum.clamp(min=LEAST_LOG).exp()[..., 0]
+    retained = gates.log_retention.clamp(min=LEAST_LOG).exp()[..., 0]
+    momentum = kept * state.momentum - step[..., 0] * gradient
+    delta = retained * state.delta + momentum
+    if torch.compiler.is_compiling() or completes.any():
+        ends = completes[:, None, None]
+        delta = torch.where(ends, flushed(delta), delta)
+        momentum = torch.where(ends, flushed(momentum), momentum)
+        anchor = torch.where(ends, delta, state.anchor)
+    else:
+        anchor = state.anchor
+    read_at = state.delta if read_before_write else delta
+    current = [w + d for w, d in zip(weights, unpack(read_at, shape), strict=True)]
+    y = forward_pass(q, current, shape)[2]
+    return (
+        y[:, :, 0].to(query.dtype),
+        squared.detach()[..., 0, 0].sqrt(),
+        NeuralState(delta, momentum, anchor),
+    )
+
+
+@without_autocast
+def neural_recall(
+    query: Float[Tensor, "B T H D"],
+    weights: Sequence[Float[Tensor, "H In Out"]],
+    learned: Float[Tensor, "B H P"],
+    *,
+    residual: bool = False,
+    norm: bool = False,
+) -> Float[Tensor, "B T H D"]:
+    """Return what a memory answers that does not learn meanwhile; `learned` is a delta or an anchor.
+
+    Raises ValueError on sizes that disagree.
+    """
+    shape = NetworkShape.of(weights, residual, norm)
+    batch, _, heads, width = query.shape
+    _check_network(weights, heads, width)
+    _check_parts({"learned": learned}, (batch, heads, shape.size))
+    dtype = torch.promote_types(learned.dtype, torch.float32)
+    layers = [w.to(dtype) + d for w, d in zip(weights, unpack(learned, shape), strict=True)]
+    return forward_pass(query.to(dtype).transpose(1, 2), layers, shape)[2].transpose(1, 2).to(query.dtype)
+
+
+def _reference(problem: Problem) -> tuple[Tensor, Tensor, NeuralState]:
+    """Compute the definition, one token of one row and head at a time, its gradient taken by autograd."""
+    query, key, value, gates, weights, state, shape, chunk_size, valid, fresh, cut, read_before_write = (
+        problem
+    )
+    batch, time, heads, _ = query.shape
+    outputs = torch.zeros_like(query)
+    surprises = query.new_zeros(batch, time, heads)
+    after = NeuralState(*(torch.zeros_like(part) for part in state))
+    for b in range(batch):
+        for h in range(heads):
+            delta, momentum, anchor = (
+                [part.squeeze(0) for part in unpack(whole[b, h][None], shape)] for whole in state
+            )
+            born = [weight[h] for weight in weights]
+            for t in range(time):
+                chunk, place = divmod(t, chunk_size)
+                if place == 0 and fresh is not None and fresh[b, chunk]:
+                    delta, momentum, anchor = ([torch.zeros_like(w) for w in born] for _ in range(3))
+                if place == 0 and cut is not None and cut[b, chunk]:
+                    delta, momentum, anchor = (
+                        [x.detach() for x in part] for part in (delta, momentum, anchor)
+                    )
+                if valid is not None and not valid[b, t]:
+                    continue
+                with torch.enable_grad():
+                    at = [w + a for w, a in zip(born, anchor, strict=True)]
+                    at = [w if w.requires_grad else w.requires_grad_() for w in at]
+                    error = _network(key[b, t, h], at, shape) - value[b, t, h]
+                    gradient = torch.autograd.grad(0.5 * error.square().sum(), at, create_graph=True)
+                squared = torch.stack([g.square().sum() for g in gradient]).sum()
+                surprises[b, t, h] = squared.detach().sqrt()
+                step = gates.step_size[b, t, h]
+                kept, retained = gates.log_momentum[b, t, h].exp(), gates.log_retention[b, t, h].exp()
+                most = (1 - kept) / chunk_size * error.square().sum()
+                if is_clipped(shape) and step * squared > most:
+                    step = most / squared
+                before = delta
+                momentum = [kept * s - step * g for s, g in zip(momentum, gradient, strict=True)]
+                delta = [retained * d + s for d, s in zip(delta, momentum, strict=True)]
+                read_at = before if read_before_write else delta
+                read = _network(query[b, t, h], [w + d for w, d in zip(born, read_at, strict=True)], shape)
+                outputs = outputs.index_put((torch.tensor(b), torch.tensor(t), torch.tensor(h)), read)
+                if place == chunk_size - 1:
+                    anchor = delta
+            put = (torch.tensor(b), torch.tensor(h))
+            after = NeuralState(
+                *(
+                    whole.index_put(put, torch.cat([x.flatten() for x in part]))
+                    for whole, part in zip(after, (delta, momentum, anchor), strict=True)
+                )
+            )
+    return outputs, surprises, after
+
+
+def _network(x: Tensor, weights: Sequence[Tensor], shape: NetworkShape) -> Tensor:
+    h = x
+    for layer, weight in enumerate(weights):
+        h = h @ weight
+        if layer < len(weights) - 1:
+            h = torch.nn.functional.silu(h)
+    if shape.norm:
+        h = torch.nn.functional.layer_norm(h, h.shape[-1:], eps=NORM_EPSILON)
+    return x + h if shape.residual else h
+
+
+def _unsupported_by_triton(
+    query, key, value, state: NeuralState, shape: NetworkShape, chunk_size: int
+) -> str | None:
+    if reason := unsupported_dtype(query, key, value, *state):
+        return reason
+    if shape.norm:
+        return "no kernel for a standardised output (`norm`)"
+    if len(shape.layers) > 2:
+        return f"no kernel for {len(shape.layers)} layers, only for one or two"
+    if max(query.shape[-1], chunk_size) > _WIDEST_TRITON_TILE:
+        return f"no kernel for heads or chunks beyond {_WIDEST_TRITON_TILE}, not {query.shape[-1]} and {chunk_size}"
+    if is_traced() or torch._C._are_functorch_transforms_active():
+        return "no kernel under torch.compile or torch.func"
+    return None
+
+
+def _check(query, key, value, gates, weights, state, shape, chunk_size, valid, fresh, cut) -> None:
+    batch, time, heads, width = query.shape
+    if chunk_size < 1 or time % chunk_size:
+        raise ValueError(f"chunk_size={chunk_size} must be at least 1 and divide the {time} tokens")
+    _check_network(weights, heads, width)
+    expected = {
+        "key": (key, (batch, time, heads, width)),
+        "value": (value, (batch, time, heads, width)),
+        **{f"gates.{name}": (gate, (batch, time, heads)) for name, gate in gates._asdict().items()},
+        **{f"state.{name}": (part, (batch, heads, shape.size)) for name, part in state._asdict().items()},
+        "valid": (valid, (batch, time)),
+        "fresh": (fresh, (batch, time // chunk_size)),
+        "cut": (cut, (batch, time // chunk_size)),
+    }
+    for name, (tensor, size) in expected.items():
+        if tensor is not None and tuple(tensor.shape) != size:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {size}")
+
+
+def _check_network(weights: Sequence[Tensor], heads: int, width: int) -> None:
+    if weights[0].shape[1] != width or weights[-1].shape[2] != width:
+        raise ValueError(
+            f"weights map {weights[0].shape[1]} to {weights[-1].shape[2]}; expected {width} to {width}"
+        )
+    for index, weight in enumerate(weights):
+        if weight.shape[0] != heads:
+            raise ValueError(f"weights[{index}] are of {weight.shape[0]} heads; expected {heads}")
+
+
+def _check_parts(parts: dict[str, Tensor], size: tuple[int, ...]) -> None:
+    for name, part in parts.items():
+        if tuple(part.shape) != size:
+            raise ValueError(f"{name} has shape {tuple(part.shape)}; expected {size}")

@@ -1,0 +1,1 @@
+"""Chunk retrieval: score summaries, keep the top k, attend inside them."""

@@ -1,0 +1,1 @@
+"""The rows of a table that score best against a query."""

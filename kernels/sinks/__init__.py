@@ -1,0 +1,1 @@
+"""A sliding window beside the first steps of an episode."""

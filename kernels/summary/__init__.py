@@ -1,0 +1,1 @@
+"""Summaries of chunks, and a ring that keeps them."""

@@ -1,0 +1,20 @@
+"""The episodic bank: dated records of what was said and seen, in one SQLite file, recalled by words and by meaning."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scrubjay._lazy import face
+
+if TYPE_CHECKING:
+    from scrubjay.memory.bank.bank import MemoryBank as MemoryBank
+    from scrubjay.memory.bank.surprise import SurpriseConfig as SurpriseConfig
+
+# A bank of texts must not wait for torch.
+__all__, __getattr__, __dir__ = face(
+    __name__,
+    {
+        "bank": ["MemoryBank"],
+        "surprise": ["SurpriseConfig"],
+    },
+)

@@ -1,0 +1,1 @@
+"""The bank's file: records and the tables that hold them."""

@@ -1,0 +1,1 @@
+"""How a bank finds records: by words, by meaning, by date."""

@@ -1,0 +1,109 @@
+"""Where a bank's embeddings are held while it is searched: in numpy's memory, or on a device of torch.
+
+Rows of numbers with room to grow. What comes in and goes out are arrays of numpy; `scrubjay.kernels.search.op` scans
+the rows where they are.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from scrubjay.kernels import row_scores
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Matrix:
+    """Rows of `dimension` numbers in numpy's memory."""
+
+    def __init__(self, dimension: int) -> None:
+        self._rows = self._in(np.zeros((0, dimension), dtype=np.float32))
+
+    def reserve(self, rows: int) -> None:
+        """Make room for so many rows, at first zeros."""
+        self._rows = with_room(self._rows, rows)
+
+    def __getitem__(self, rows: slice | Int[np.ndarray, "R"]) -> Float[np.ndarray, "R D"]:
+        return self._out(self._rows[self._in(rows)])
+
+    def __setitem__(self, rows: slice | Int[np.ndarray, "R"], vectors: Float[np.ndarray, "R D"]) -> None:
+        self._rows[self._in(rows)] = self._in(vectors)
+
+    def keep(self, rows: Int[np.ndarray, "R"]) -> None:
+        """Drop all rows but these, and the room."""
+        self._rows = self._rows[self._in(rows)]
+
+    def scores(self, query: Float[np.ndarray, "D"], rows: Int[np.ndarray, "R"]) -> Float[np.ndarray, "R"]:
+        """Return the products of listed rows with a query."""
+        return self._out(row_scores(self._in(query[None]), self._rows, self._in(rows)))[0]
+
+    def nearest(
+        self,
+        query: Float[np.ndarray, "D"],
+        count: int,
+        norms: Float[np.ndarray, "N"],
+        allowed: Bool[np.ndarray, "N"],
+    ) -> Int[np.ndarray, "K"]:
+        """Return up to `count` of the first N rows, those allowed of the largest products over norms, best first."""
+        rows = self._rows[: len(norms)]
+        found = nearest(self._in(query[None]), rows, count, norms=self._in(norms), allowed=self._in(allowed))
+        best = self._out(found.rows)[0]
+        return best[best >= 0]
+
+    def _in(self, array: Any) -> Any:
+        return array
+
+    def _out(self, rows: Any) -> np.ndarray:
+        return rows
+
+
+class DeviceMatrix(Matrix):
+    """Rows of `dimension` numbers on a device of torch."""
+
+    def __init__(self, dimension: int, device: torch.device) -> None:
+        self._device = device
+        super().__init__(dimension)
+
+    def reserve(self, rows: int) -> None:
+        """Make room for so many rows, at first zeros."""
+        import torch
+
+        self._rows = with_room(self._rows, rows, functools.partial(torch.zeros, device=self._device))
+
+    def _in(self, array: Any) -> Any:
+        import torch
+
+        return array if isinstance(array, slice) else torch.from_numpy(array).to(self._device)
+
+    def _out(self, rows: torch.Tensor) -> np.ndarray:
+        return rows.cpu().numpy()
+
+
+def usable_device(name: str) -> torch.device:
+    """Return torch's device of that name. Raises ValueError if nothing can be held there."""
+    import torch
+
+    try:
+        probe = torch.zeros(1, device=name)
+        probe.cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"device={name!r}: torch cannot hold embeddings there ({reason}); leave it out, or name one that it sees"
+        ) from None
+    return probe.device
+
+
+def with_room(array: Any, rows: int, zeros: Callable[..., Any] = np.zeros) -> Any:
+    """Return an array or tensor with so many rows at least, more than asked for if it must grow."""
+    if rows <= len(array):
+        return array
+    grown = zeros((max(rows, len(array) * 3 // 2, 64), *array.shape[1:]), dtype=array.dtype)
+    grown[: len(array)] = array
+    return grown

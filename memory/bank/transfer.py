@@ -1,0 +1,144 @@
+"""Every record of a bank as plain JSON values, and back: ids, times, wordings, chunks, and what no longer holds.
+
+Embeddings stay behind: the bank that takes the records makes its own.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sqlite3
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from scrubjay.memory.bank.file.record import KINDS, TRUSTS, check_choice, check_namespace
+from scrubjay.memory.bank.search.recall import join_namespace, split_namespace
+from scrubjay.memory.bank.write import Draft, Writer, check_text, encode_provenance, fingerprint
+
+_COLUMNS = (
+    "id", "text", "kind", "namespace", "trust", "provenance", "created", "observed", "renewed", "valid_from",
+    "valid_to", "importance", "supersedes", "chunk", "place",
+)  # fmt: skip
+_AS_THEY_ARE = (
+    "text", "kind", "trust", "created", "observed", "valid_from", "valid_to", "importance", "supersedes",
+)  # fmt: skip
+_TIMES = ("created", "observed", "renewed")
+BATCH = 500
+"""Records read or written at once."""
+
+
+def read_rows(
+    connection: sqlite3.Connection, after: int, count: int = BATCH
+) -> tuple[int, list[dict[str, Any]]]:
+    """Return up to `count` records written after record `after` (0: the first ones), and the last one's number."""
+    rows = connection.execute(
+        f"SELECT number, {', '.join(_COLUMNS)} FROM records WHERE number > ? ORDER BY number LIMIT ?",
+        (after, count),
+    ).fetchall()
+    read = []
+    for number, *values in rows:
+        row: dict[str, Any] = dict(zip(_COLUMNS, values, strict=True))
+        row["namespace"] = list(split_namespace(row["namespace"]))
+        row["provenance"] = json.loads(row["provenance"])
+        row["sayings"] = [
+            {"text": text, "observed": observed, "provenance": json.loads(provenance)}
+            for text, observed, provenance in connection.execute(
+                "SELECT text, observed, provenance FROM sayings WHERE number = ? ORDER BY rowid", (number,)
+            )
+        ]
+        read.append(row)
+    return (rows[-1][0] if rows else after), read
+
+
+class Restorer:
+    """Writes what `read_rows` read; records that were in one chunk are in one again, however often it is called."""
+
+    def __init__(self) -> None:
+        self._chunks: dict[int, int] = {}
+
+    def restore(self, connection: sqlite3.Connection, row: Mapping[str, Any], vector: Any) -> bool:
+        """Write a checked record unless its id is there already; return whether it was written."""
+        there = connection.execute("SELECT chunk FROM records WHERE id = ?", (row["id"],)).fetchone()
+        if there:
+            self._chunks.setdefault(row["chunk"], there[0])
+            return False
+        draft = Draft(
+            **{name: row[name] for name in _AS_THEY_ARE},
+            namespace=join_namespace(tuple(row["namespace"])),
+            provenance=encode_provenance(row["provenance"]),
+            merge=False,
+            vector=vector,
+        )
+        chunk = self._chunks.get(row["chunk"], 0)
+        columns = {
+            "id": row["id"],
+            "renewed": row["renewed"],
+            "sayings": 1 + len(row["sayings"]),
+            "chunk": chunk,
+            "place": row["place"],
+        }
+        _, digest, marks = fingerprint(draft)
+        number = Writer(connection).insert(draft, digest, marks, columns)
+        if not chunk:
+            # A chunk is called by its first record; a document's section by that number below zero.
+            chunk = self._chunks[row["chunk"]] = number if row["chunk"] > 0 else -number
+            connection.execute("UPDATE records SET chunk = ? WHERE number = ?", (chunk, number))
+        connection.executemany(
+            "INSERT INTO sayings VALUES (?, ?, ?, ?)",
+            [
+                (number, said["text"], said["observed"], encode_provenance(said["provenance"]))
+                for said in row["sayings"]
+            ],
+        )
+        return True
+
+
+def check_row(row: Any) -> None:
+    """Raise ValueError or TypeError, naming the field, unless `row` is a record as `read_rows` gives it."""
+    if not isinstance(row, Mapping):
+        raise TypeError(f"a record must be a JSON object, not {type(row).__name__}")
+    missing = [name for name in (*_COLUMNS, "sayings") if name not in row]
+    if missing:
+        raise ValueError(f"a record lacks {', '.join(missing)}")
+    for name in ("id", "text"):
+        _check(row, name, _is_text)
+    check_choice("kind", row["kind"], KINDS)
+    check_choice("trust", row["trust"], TRUSTS)
+    _check(row, "namespace", lambda value: isinstance(value, list))
+    check_namespace(row["namespace"])
+    _check(row, "provenance", lambda value: isinstance(value, dict))
+    encode_provenance(row["provenance"])
+    for name in _TIMES:
+        _check(row, name, _is_number)
+    for name in ("valid_from", "valid_to"):
+        _check(row, name, lambda value: value is None or _is_number(value))
+    _check(row, "importance", lambda value: _is_number(value) and 0 <= value <= 1)
+    _check(row, "supersedes", lambda value: value is None or _is_text(value))
+    _check(row, "chunk", lambda value: _is_whole(value) and value != 0)
+    _check(row, "place", lambda value: _is_whole(value) and value >= 0)
+    _check(row, "sayings", lambda value: isinstance(value, list))
+    for said in row["sayings"]:
+        if not (isinstance(said, dict) and said.keys() >= {"text", "observed", "provenance"}):
+            raise ValueError(f"sayings={said!r}: each needs text, observed and provenance")
+        _check(said, "text", _is_text)
+        _check(said, "observed", _is_number)
+        encode_provenance(said["provenance"])
+
+
+def _check(row: Mapping[str, Any], name: str, fits: Callable[[Any], bool]) -> None:
+    if not fits(row[name]):
+        raise ValueError(f"{name}={row[name]!r}: not what a record holds there")
+
+
+def _is_text(value: Any) -> bool:
+    if isinstance(value, str):
+        check_text("a record", value)
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,1 @@
+"""What several context policies are built of."""

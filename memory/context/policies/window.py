@@ -1,0 +1,31 @@
+"""A plain sliding window: the last tokens and no sink. The baseline that collapses on most models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, LayerMemory
+from scrubjay.memory.context.policies.sinks import StreamMemory
+
+
+@dataclass(frozen=True)
+class WindowPolicy(ContextPolicy):
+    """Keep the last `budget` tokens."""
+
+    budget: int = 1024
+    """Tokens kept, and read by a query, its own included."""
+
+    moves_positions: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.budget < 1:
+            raise ValueError(f"budget={self.budget}: it counts the token itself, so it must be at least 1")
+
+    def build(self) -> LayerMemory:
+        """Return an empty memory for one layer."""
+        return StreamMemory(self.budget, num_sinks=0)
+
+    def nbytes(self, tokens: int, shape: CacheShape, at_once: bool = True) -> int:
+        """Return the bytes of at most `budget` tokens' keys and values."""
+        return min(tokens, self.budget) * shape.token_bytes

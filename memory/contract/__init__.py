@@ -1,0 +1,23 @@
+"""What every memory promises, and the checker that holds it to it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scrubjay._lazy import face
+
+if TYPE_CHECKING:
+    from scrubjay.memory.contract.base import Memory as Memory
+    from scrubjay.memory.contract.base import MemoryConfig as MemoryConfig
+    from scrubjay.memory.contract.base import State as State
+    from scrubjay.memory.contract.base import detach_state as detach_state
+    from scrubjay.memory.contract.check import MemoryLawError as MemoryLawError
+    from scrubjay.memory.contract.check import check_memory as check_memory
+
+__all__, __getattr__, __dir__ = face(
+    __name__,
+    {
+        "base": ["Memory", "MemoryConfig", "State", "detach_state"],
+        "check": ["MemoryLawError", "check_memory"],
+    },
+)

@@ -1,0 +1,1 @@
+"""What single attention heads do: sinks, retrieval, and how they are watched."""

@@ -1,0 +1,122 @@
+"""Attention weights of chosen layers, heads and query rows, without eager attention anywhere.
+
+`output_attentions=True` makes transformers compute, in every layer, a matrix of all queries by all keys. Here
+only the rows asked for are computed, in the layers asked for, next to the model's own attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import Cache, PreTrainedModel
+
+from scrubjay.memory.heads.wrap import Attention, wrapped_attention
+
+Heads = Mapping[int, Sequence[int] | None]
+"""Layer to the heads wanted of it; None: all of them."""
+
+
+@contextmanager
+def capture_attention(
+    model: PreTrainedModel, heads: Heads, rows: slice = slice(None)
+) -> Iterator[dict[int, list[Float[Tensor, "batch heads rows keys"]]]]:
+    """Give a dict that collects, for each layer in `heads`, the weights of every forward pass in the block.
+
+    `rows` selects among the queries of a pass; weights are at least float32. The model computes what it would
+    compute outside the block. Raises ValueError for layers or heads the model does not have.
+    """
+    captured: dict[int, list[Tensor]] = {layer: [] for layer in heads}
+
+    def keep(layer: int, weights: Tensor) -> None:
+        captured[layer].append(weights)
+
+    with wrapped_attention(model, {layer: _Capture(layer, heads[layer], rows, keep) for layer in heads}):
+        yield captured
+
+
+@torch.no_grad()
+def attention_weights(
+    model: PreTrainedModel,
+    input_ids: Int[Tensor, "batch time"],
+    heads: Heads,
+    rows: slice = slice(None),
+    *,
+    attention_mask: Bool[Tensor, "batch time"] | None = None,
+    cache: Cache | None = None,
+) -> dict[int, Float[Tensor, "batch heads rows keys"]]:
+    """Return the weights of one forward pass, which ends at the highest layer in `heads`.
+
+    Neither that layer's values nor anything above it is computed. A `cache` is extended by the keys and values of
+    the layers that ran.
+    """
+    captured: dict[int, Tensor] = {}
+
+    def keep(layer: int, weights: Tensor) -> None:
+        captured[layer] = weights
+        if len(captured) == len(heads):
+            raise _Enough
+
+    wrappers = {layer: _Capture(layer, heads[layer], rows, keep) for layer in heads}
+    with wrapped_attention(model, wrappers), suppress(_Enough):
+        model.base_model(input_ids, attention_mask=attention_mask, cache=cache, use_cache=cache is not None)
+    return captured
+
+
+class _Enough(Exception):
+    """All weights asked for are there."""
+
+
+class _Capture:
+    """The wrapper of one layer."""
+
+    def __init__(self, layer: int, heads: Sequence[int] | None, rows: slice, keep: Any) -> None:
+        self.layer, self.heads, self.rows, self.keep = layer, heads, rows, keep
+
+    def __call__(
+        self,
+        attention: Attention,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        *,
+        scaling: float,
+        **options: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        heads = range(query.shape[1]) if self.heads is None else self.heads
+        if not all(0 <= head < query.shape[1] for head in heads):
+            raise ValueError(f"heads {list(heads)} of layer {self.layer}: it has {query.shape[1]}, from 0")
+        self.keep(self.layer, weights_of(query, key, mask, scaling, heads, self.rows))
+        return attention(module, query, key, value, mask, scaling=scaling, **options)
+
+
+def weights_of(
+    query: Float[Tensor, "batch heads time width"],
+    key: Float[Tensor, "batch key_heads keys width"],
+    mask: Tensor | None,
+    scaling: float,
+    heads: Sequence[int],
+    rows: slice,
+) -> Float[Tensor, "batch chosen rows keys"]:
+    """Return softmax weights as SDPA makes them: `mask` is boolean (True: visible), additive, or None for causal."""
+    chosen = torch.as_tensor(list(heads), device=query.device)
+    time, keys = query.shape[2], key.shape[2]
+    key_heads = chosen // (query.shape[1] // key.shape[1])
+    wide = torch.promote_types(query.dtype, torch.float32)
+    logits = (query[:, chosen, rows] @ key[:, key_heads].transpose(2, 3)).to(wide) * scaling
+    if mask is None:
+        place = torch.arange(keys - time, keys, device=query.device)[rows]
+        mask = torch.arange(keys, device=query.device) <= place[:, None]
+    else:
+        mask = mask[:, chosen if mask.shape[1] > 1 else slice(None), rows]
+    if mask.dtype == torch.bool:
+        logits = logits.masked_fill(~mask, torch.finfo(wide).min)
+    else:
+        logits = logits + mask
+    return logits.softmax(dim=-1)

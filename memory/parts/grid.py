@@ -1,0 +1,159 @@
+"""A segment laid out on chunk grids that begin with its episodes, so that resets and cuts move no chunk boundary.
+
+Chunk boundaries are multiples of `chunk_size` in episode time. Each row's pieces of episodes are laid one after the
+other, each from the place in its chunk where it begins; what no step fills is empty, and the number of chunks is that of
+the row that needs most.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from torch.nn import functional
+
+from scrubjay.memory.parts.window import advance_age
+
+
+@dataclass(frozen=True)
+class ChunkGrid:
+    """Where the steps of a segment lie; `of` makes one."""
+
+    chunk_size: int
+    length: int
+    """Steps of the segment."""
+    num_chunks: int
+    offset: int
+    """Place of the first step where all rows are one piece, begun at the same place of a chunk."""
+    place: Int[Tensor, "batch time"] | None
+    """Place of every step on the grid, None where it is `offset` and on."""
+    source: Int[Tensor, "batch places"] | None
+    """The step at every place, -1 for none; None where `place` is."""
+    valid: Bool[Tensor, "batch places"] | None
+    """Which places hold a step, None if all do."""
+    fresh: Bool[Tensor, "batch chunks"] | None
+    """Which chunks begin an episode, None if none does."""
+    begins: Bool[Tensor, "batch chunks"]
+    """Which chunks begin in this segment."""
+    index: Int[Tensor, "batch chunks"]
+    """The chunk's number in its episode."""
+    step: Int[Tensor, "batch time"]
+    """The step's number in its episode."""
+    time: Int[Tensor, " batch"]
+    """Steps taken in each row's episode after the segment."""
+
+    @classmethod
+    def of(cls, age: Int[Tensor, " batch"], start: Bool[Tensor, "batch time"], chunk_size: int) -> ChunkGrid:
+        """Lay out a segment whose rows were `age` steps into an episode before it."""
+        batch, length = start.shape
+        now = torch.arange(length, device=start.device)
+        born = torch.where(start, now, -1).cummax(dim=1).values
+        step = torch.where(born >= 0, now - born, age[:, None] + now)
+        time = advance_age(age, start)
+        in_chunk = step % chunk_size
+        offset = int(in_chunk[0, 0]) if batch else 0
+        if not start[:, 1:].any() and bool((in_chunk[:, 0] == offset).all()):
+            num_chunks = -(-(offset + length) // chunk_size)
+            valid = None
+            if num_chunks * chunk_size > length:
+                places = torch.arange(num_chunks * chunk_size, device=start.device)
+                valid = ((places >= offset) & (places < offset + length)).expand(batch, -1)
+            chunk = torch.arange(num_chunks, device=start.device)
+            fresh = functional.pad(start[:, :1], (0, num_chunks - 1)) if start[:, 0].any() else None
+            begins = (offset == 0) | (chunk > 0)
+            index = step[:, :1] // chunk_size + chunk
+            return cls(
+                chunk_size,
+                length,
+                num_chunks,
+                offset,
+                None,
+                None,
+                valid,
+                fresh,
+                begins.expand(batch, -1),
+                index,
+                step,
+                time,
+            )
+        opens = start | (in_chunk == 0)
+        opens[:, 0] = True
+        chunk = opens.cumsum(dim=1) - 1
+        num_chunks = int(chunk[:, -1].max()) + 1
+        place = chunk * chunk_size + in_chunk
+        source = torch.full((batch, num_chunks * chunk_size), -1, device=start.device)
+        source = source.scatter(1, place, now.expand(batch, -1))
+
+        def by_chunk(of_step: Tensor, blank: int) -> Tensor:
+            """Return what holds at the step that opens each chunk."""
+            # The others write to a column of their own, which is dropped.
+            where = torch.where(opens, chunk, num_chunks)
+            table = torch.full((batch, num_chunks + 1), blank, dtype=of_step.dtype, device=start.device)
+            return table.scatter(1, where, of_step)[:, :num_chunks]
+
+        return cls(
+            chunk_size,
+            length,
+            num_chunks,
+            0,
+            place,
+            source,
+            source >= 0,
+            by_chunk(start, False),
+            by_chunk(in_chunk == 0, False),
+            by_chunk(step // chunk_size, 0),
+            step,
+            time,
+        )
+
+    def boundaries(self, every: int) -> Bool[Tensor, "batch chunks"]:
+        """Return which chunks begin in this segment at a multiple of `every` chunks of their episode."""
+        return self.begins & (self.index % every == 0)
+
+    def lay(self, x: Tensor) -> Tensor:
+        """Return `[batch, places, ...]` of `[batch, time, ...]`, zeros where no step lies."""
+        if self.place is None or self.source is None:
+            behind = self.num_chunks * self.chunk_size - self.offset - self.length
+            if not self.offset and not behind:
+                return x
+            return functional.pad(x.flatten(2), (0, 0, self.offset, behind)).unflatten(2, x.shape[2:])
+        return _take(x, self.source, self.place)
+
+    def collect(self, x: Tensor) -> Tensor:
+        """Return `[batch, time, ...]` of `[batch, places, ...]`; undoes `lay`."""
+        if self.place is None or self.source is None:
+            return x[:, self.offset : self.offset + self.length]
+        return _take(x, self.place, self.source)
+
+
+def _take(x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+    return _Take.apply(x.flatten(2), index, inverse).unflatten(2, x.shape[2:])
+
+
+class _Take(torch.autograd.Function):
+    """Rows of each batch by index, zeros for -1, with a gradient that takes by the inverse and adds nothing up."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, index, inverse):
+        batch, length, width = x.shape
+        first = torch.arange(batch, device=x.device)[:, None] * length
+        taken = x.reshape(batch * length, width).index_select(0, (first + index.clamp(min=0)).flatten())
+        return taken.view(batch, -1, width).masked_fill_((index < 0)[..., None], 0)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[1:])
+        ctx.save_for_forward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx, grad):
+        index, inverse = ctx.saved_tensors
+        return _Take.apply(grad, inverse, index), None, None
+
+    @staticmethod
+    def jvp(ctx, tangent, *_):
+        return _Take.apply(tangent, *ctx.saved_tensors)

@@ -1,0 +1,1 @@
+"""Reading a text that is longer than a model's view."""

@@ -1,0 +1,195 @@
+"""InfiniRetri: read a text of any length with a causal language model and keep the sentences a question is about.
+
+Ye et al. 2025 (arXiv 2502.12962): the text goes through the model chunk by chunk, each with the sentences kept so
+far in front and the question behind. The attention of the question's rows, summed over a phrase, picks the tokens
+whose sentences are kept, and in the end the question is answered from those alone. No keys and values are carried
+over, so the cost is linear in the text's length, memory does not grow, and the model's trained length is no limit.
+
+Beyond the paper: the weights are those of retrieval heads in one layer, where the paper sums all heads of the last
+layer; the forward pass ends at that layer, and only the question's rows of weights are computed, where the paper
+runs eager attention in all layers; and the attention sink is taken out before neighbours are summed, so that it
+does not smear into the first sentence, as phrases do not into the sentences beside them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from scrubjay.memory.heads.capture import attention_weights
+from scrubjay.memory.heads.prompts import chat_prompt
+from scrubjay.memory.heads.retrieval import retrieval_heads
+from scrubjay.memory.reading.bookmark import Bookmark, Sentence, Watch
+from scrubjay.memory.reading.sentences import split_sentences
+
+_LENGTHS_APART = 64
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """What reading a text for a question gave."""
+
+    sentences: tuple[str, ...]
+    """The sentences kept, in the text's order."""
+    answer: str
+    """What the model answers from them."""
+    tokens_read: int
+    """Length of the text."""
+
+
+class InfiniRetri:
+    """Reads texts with a causal language model of transformers and its tokenizer.
+
+    `chunk_tokens` of text are read at once; the sentences of the `top_k` best tokens are kept, as many of the best as
+    fit into `chunk_tokens`; a token's score is that of the `phrase` tokens around it. `layer` and `heads` default to
+    those that copy best (see `retrieval_heads`). Raises ValueError on a size, layer or head that cannot be.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: Any,
+        *,
+        chunk_tokens: int = 1024,
+        top_k: int = 40,
+        phrase: int = 8,
+        layer: int | None = None,
+        heads: Sequence[int] | None = None,
+    ) -> None:
+        for name, size in (("chunk_tokens", chunk_tokens), ("top_k", top_k), ("phrase", phrase)):
+            if size < 1:
+                raise ValueError(f"{name}={size}: must be at least 1")
+        self.model, self.tokenizer = model, tokenizer
+        self.chunk_tokens, self.top_k, self.phrase = chunk_tokens, top_k, phrase
+        if layer is None or heads is None:
+            scores = retrieval_heads(model, tokenizer)
+            layer = scores.best_layer() if layer is None else layer
+            heads = scores.of_layer(layer) if heads is None else heads
+        self.layer, self.heads = layer, list(heads)
+
+    def read(
+        self,
+        text: str | Iterable[str],
+        question: str,
+        *,
+        state: Path | str | None = None,
+        max_new_tokens: int = 64,
+        progress: bool = True,
+    ) -> Retrieved:
+        """Read a text, or pieces of one that may be cut anywhere, and answer the question from what was kept.
+
+        With `state`, a file, the place reached is saved every few seconds and at Ctrl-C; the same call goes on from
+        there. Raises ValueError if the file belongs to another text, question or setting.
+        """
+        bookmark = Bookmark(None if state is None else Path(state), self._settings(question))
+        length = len(text) if isinstance(text, str) else None
+        with Watch(bookmark, length, enabled=progress) as watch:
+            for chunk in self._chunks(bookmark.parts(split_sentences(text), self._cut)):
+                kept = self.select([*bookmark.place.kept, *chunk], question)
+                bookmark.turn(chunk, kept)
+                watch.update()
+        sentences = bookmark.place.kept
+        return Retrieved(
+            tuple(sentence.text.strip() for sentence in sentences),
+            self._answer(sentences, question, max_new_tokens),
+            bookmark.place.tokens,
+        )
+
+    def select(self, sentences: Sequence[Sentence], question: str) -> list[Sentence]:
+        """Return the sentences to keep of these, in their order."""
+        before, after = self._prompt(question)
+        tokens = [token for sentence in sentences for token in sentence.tokens]
+        asked = before + tokens + after
+        length = len(asked)
+        # What stands after the question, unread: a processor's library builds code anew for every length it meets.
+        unread = after[-1:] * (-length % _LENGTHS_APART)
+        prompt = torch.tensor([asked + unread], device=self.model.device)
+        rows = slice(length - len(after), length)
+        weights = attention_weights(self.model, prompt, {self.layer: self.heads}, rows)[self.layer][0]
+        scores = phrase_scores(weights, len(before), [len(s.tokens) for s in sentences], self.phrase)
+        return _keep(sentences, scores, self.top_k, self.chunk_tokens)
+
+    def _chunks(self, sentences: Iterable[Sentence]) -> Iterator[list[Sentence]]:
+        """Give lists of whole sentences of together at most `chunk_tokens`."""
+        chunk: list[Sentence] = []
+        held = 0
+        for sentence in sentences:
+            if chunk and held + len(sentence.tokens) > self.chunk_tokens:
+                yield chunk
+                chunk, held = [], 0
+            chunk.append(sentence)
+            held += len(sentence.tokens)
+        if chunk:
+            yield chunk
+
+    def _cut(self, text: str) -> list[Sentence]:
+        """Return a sentence whole, or in halves and halves of halves that fit into a chunk."""
+        # A mark of the chat template within a text is quoted there: it must not end the user's turn.
+        tokens = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+        if len(tokens) <= self.chunk_tokens or len(text) == 1:
+            return [Sentence(text, tuple(tokens))]
+        middle = len(text) // 2
+        return self._cut(text[:middle]) + self._cut(text[middle:])
+
+    def _prompt(self, question: str) -> tuple[list[int], list[int]]:
+        before, after = chat_prompt(self.tokenizer, question)
+        return tuple(self.tokenizer(part, add_special_tokens=False).input_ids for part in (before, after))
+
+    def _answer(self, sentences: Sequence[Sentence], question: str, max_new_tokens: int) -> str:
+        before, after = self._prompt(question)
+        tokens = [token for sentence in sentences for token in sentence.tokens]
+        prompt = torch.tensor([before + tokens + after], device=self.model.device)
+        model: Any = self.model  # to type checkers its `generate` is a tensor
+        answer = model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=max_new_tokens
+        )
+        return self.tokenizer.decode(answer[0, prompt.shape[1] :], skip_special_tokens=True).strip()
+
+    def _settings(self, question: str) -> str:
+        """Return what a saved place depends on, besides the text."""
+        settings = (question, self.chunk_tokens, self.top_k, self.phrase, self.layer, self.heads)
+        return hashlib.sha256(repr(settings).encode()).hexdigest()
+
+
+def phrase_scores(
+    weights: Float[Tensor, "heads rows keys"], first: int, lengths: Sequence[int], phrase: int
+) -> Float[Tensor, "tokens"]:
+    """Return how much the rows attend to the `phrase` tokens around each token of the sentences of these lengths.
+
+    They begin at key `first` and fill the keys after it. A phrase does not reach into other sentences; what lies
+    outside them, and the sink at key 0 wherever they begin, counts nothing.
+    """
+    received = weights.sum(dim=(0, 1)).double()
+    received[0] = 0
+    total = functional.pad(received[first : first + sum(lengths)].cumsum(0), (1, 0))
+    size = torch.tensor(list(lengths), device=weights.device)
+    end = size.cumsum(0).repeat_interleave(size)
+    start = end - size.repeat_interleave(size)
+    at = torch.arange(len(end), device=weights.device)
+    low = torch.maximum(at - (phrase - 1) // 2, start)
+    high = torch.minimum(at + phrase // 2 + 1, end)
+    return (total[high] - total[low]).float()
+
+
+def _keep(
+    sentences: Sequence[Sentence], scores: Float[Tensor, "tokens"], top_k: int, most_tokens: int
+) -> list[Sentence]:
+    """Return the sentences of the `top_k` best tokens, in order; those of the best that fit into `most_tokens`."""
+    owner = [at for at, sentence in enumerate(sentences) for _ in sentence.tokens]
+    kept: dict[int, None] = {}
+    left = most_tokens
+    for token in scores.topk(min(top_k, len(owner))).indices.tolist():
+        size = len(sentences[owner[token]].tokens)
+        if owner[token] not in kept and size <= left:
+            kept[owner[token]] = None
+            left -= size
+    return [sentences[at] for at in sorted(kept)]

@@ -1,0 +1,1 @@
+"""Titans: memories whose weights learn at test time, alone and beside attention."""

@@ -1,0 +1,188 @@
+"""What the architectures of Titans share: window attention with persistent tokens, and the memory's gate.
+
+Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), sections 3.3 and 4. Persistent tokens are learned keys and
+values that stand before every episode and stay visible, so attention is `kernels.sink_attention` whose sinks they are.
+Half of a head is turned by the step's time (rotary positions) and sees no persistent token, which has none.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from scrubjay.memory.contract.base import State
+from scrubjay.memory.parts.rotary import rotary_frequencies, rotate
+from scrubjay.memory.parts.window import resolve_heads, shift_window
+
+NARROWEST_HEAD = 4
+
+
+class PersistentTokens(nn.Module):
+    """Projections of one attention layer and its persistent keys and values, `num_persistent` of each."""
+
+    frequencies: Tensor
+
+    def __init__(self, dim: int, num_heads: int | None, num_persistent: int) -> None:
+        super().__init__()
+        self.heads = resolve_heads(dim, num_heads, NARROWEST_HEAD)
+        self.width = dim // self.heads
+        self.rotated = self.width // 4 * 2
+        self.num_persistent = num_persistent
+        self.query = nn.Linear(dim, dim, bias=False)
+        self.key = nn.Linear(dim, dim, bias=False)
+        self.value = nn.Linear(dim, dim, bias=False)
+        self.out = nn.Linear(dim, dim, bias=False)
+        if num_persistent:
+            still = (num_persistent, self.heads, self.width - self.rotated)
+            self.persistent_keys = nn.Parameter(torch.randn(still))
+            self.persistent_values = nn.Parameter(torch.randn(num_persistent, self.heads, self.width))
+        self.register_buffer("frequencies", rotary_frequencies(self.rotated), persistent=False)
+
+    def project_query(self, x: Tensor, time: Tensor) -> Float[Tensor, "batch time heads width"]:
+        """Return the queries of `x` at their times."""
+        return self._turn(self.query(x), time)
+
+    def project(self, x: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keys and values of `x` at their times, `[batch, time, heads, width]`."""
+        return self._turn(self.key(x), time), self.value(x).unflatten(-1, (self.heads, self.width))
+
+    def before(
+        self, keys: Float[Tensor, "batch slots heads width"], values: Tensor, times: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        """Return keys and values with the persistent ones, so many `times`, before them."""
+        if not self.num_persistent:
+            return keys, values
+        still = torch.cat(
+            [
+                self.persistent_keys.new_zeros(*self.persistent_keys.shape[:2], self.rotated),
+                self.persistent_keys,
+            ],
+            -1,
+        )
+        stacked = []
+        for persistent, own in ((still, keys), (self.persistent_values, values)):
+            repeated = persistent.to(own.dtype).repeat(times, 1, 1).expand(own.shape[0], -1, -1, -1)
+            stacked.append(torch.cat([repeated, own], dim=1))
+        return stacked[0], stacked[1]
+
+    def _turn(self, x: Tensor, time: Tensor) -> Tensor:
+        x = x.unflatten(-1, (self.heads, self.width))
+        turned = rotate(x[..., : self.rotated], time, self.frequencies)
+        return torch.cat([turned, x[..., self.rotated :]], dim=-1)
+
+
+class WindowClock(NamedTuple):
+    """Where queries and cached keys are in their row's stream, each of whose episodes begins with persistent steps."""
+
+    time: Int[Tensor, "batch time"]
+    """The step's number in its episode."""
+    query_step: Int[Tensor, "batch time"]
+    episode_start: Int[Tensor, "batch time"]
+    key_step: Int[Tensor, "batch slots"]
+    """Of the persistent slots of every episode, of the cache, and of the queries themselves."""
+    episodes: int
+
+    @classmethod
+    def of(
+        cls,
+        age: Int[Tensor, " batch"],
+        start: Bool[Tensor, "batch time"] | None,
+        length: int,
+        window: int,
+        persistent: int,
+    ) -> WindowClock:
+        """Return the clock of `length` steps of rows that are `age` steps into an episode; None: no step is a start."""
+        now = torch.arange(length, device=age.device)
+        step = age[:, None] + now + persistent
+        begin = torch.zeros_like(step)
+        episodes = 1
+        first = torch.zeros_like(age)[:, None]
+        if start is not None and start.any():
+            count = start.cumsum(dim=1)
+            step = step + persistent * count
+            begin = torch.where(start, step - persistent, 0).cummax(dim=1).values
+            episodes = 1 + int(count[:, -1].max())
+            # Steps that begin no episode write to a column of their own, which is dropped.
+            first = torch.full((age.shape[0], episodes + 1), -1, device=age.device)
+            first = first.scatter(1, torch.where(start, count, episodes), step - persistent)[:, :episodes]
+            first[:, 0] = 0
+        first = first[..., None]
+        own = torch.where(first >= 0, first + torch.arange(persistent, device=age.device), -1).flatten(1)
+        cached = age[:, None] + torch.arange(1 - window, 0, device=age.device)
+        cached = torch.where(cached >= 0, cached + persistent, -1)
+        return cls(step - begin - persistent, step, begin, torch.cat([own, cached, step], dim=1), episodes)
+
+
+class WindowAttention(PersistentTokens):
+    """Attention to the last `window` steps of the episode, the present one included, and to persistent tokens.
+
+    State: `keys` and `values` `[batch, window - 1, dim]` of the last steps, oldest first, zero where there were none.
+    """
+
+    def __init__(self, dim: int, num_heads: int | None, num_persistent: int, window: int) -> None:
+        super().__init__(dim, num_heads, num_persistent)
+        self.window = window
+
+    def initial_state(self, batch_size: int, dtype: torch.dtype, device: torch.device) -> State:
+        """Return empty caches."""
+        shape = (batch_size, self.window - 1, self.heads * self.width)
+        return {name: torch.zeros(shape, dtype=dtype, device=device) for name in ("keys", "values")}
+
+    def clock(
+        self, age: Int[Tensor, " batch"], start: Bool[Tensor, "batch time"] | None, length: int
+    ) -> WindowClock:
+        """Return the clock of a call to `forward`."""
+        return WindowClock.of(age, start, length, self.window, self.num_persistent)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch time dim"],
+        state: State,
+        clock: WindowClock,
+        age: Int[Tensor, " batch"],
+        start: Bool[Tensor, "batch time"] | None,
+    ) -> tuple[Float[Tensor, "batch time dim"], State]:
+        """Return what every step reads, and the caches after the last."""
+        query = self.project_query(x, clock.time)
+        new = dict(zip(("keys", "values"), self.project(x, clock.time), strict=True))
+        context, after = {}, {}
+        for name, own in new.items():
+            cache, own = state[name], own.flatten(2).to(state[name].dtype)
+            joined = torch.cat([cache, own], dim=1)
+            context[name] = joined.to(x.dtype).unflatten(-1, (self.heads, self.width))
+            after[name] = joined[:, 1:].clone() if start is None else shift_window(cache, own, age, start)
+        keys, values = self.before(context["keys"], context["values"], clock.episodes)
+        read = sink_attention(
+            query,
+            keys,
+            values,
+            clock.query_step,
+            clock.key_step,
+            clock.episode_start,
+            window=self.window,
+            num_sinks=self.num_persistent,
+        )
+        return self.out(read.flatten(2)), after
+
+
+class MemoryGate(nn.Module):
+    """What attention read and what the memory recalled, mixed by a gate of both (equations 25 and 28).
+
+    The paper normalises both by learned vectors and leaves the nonlinearity open. Here each has its learned RMS
+    normalisation, and a sigmoid of their sum says how much of each passes: with a product of the two `titans_mac`
+    was still at chance on MQAR after a million tokens.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.attended_norm = nn.RMSNorm(dim, eps=1e-4)
+        self.recalled_norm = nn.RMSNorm(dim, eps=1e-4)
+        self.out = nn.Linear(dim, dim, bias=False)
+
+    def forward(self, attended: Tensor, recalled: Tensor) -> Tensor:
+        """Return the mixture, projected."""
+        attended, recalled = self.attended_norm(attended), self.recalled_norm(recalled)
+        return self.out(recalled + torch.sigmoid(attended + recalled) * (attended - recalled))

@@ -1,0 +1,157 @@
+"""Titans' long-term memory by itself: layers of neural memory, which learn at test time.
+
+Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), "LMM" in its section 4.3; what the paper leaves open is
+decided in `memory/neural_memory.py`. Each layer is a neural memory and a feed-forward part, both on a normed input
+with a plain residual. A layer learns its own normed inputs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from scrubjay.memory.contract.base import Memory, State
+from scrubjay.memory.parts.grid import ChunkGrid
+from scrubjay.memory.titans.neural import NeuralMemory, NeuralMemoryConfig
+
+
+@dataclass(frozen=True)
+class TitansConfig(NeuralMemoryConfig):
+    """Sizes of `Titans`. Raises ValueError on one that cannot work."""
+
+    num_layers: int = 1
+    """Layers, each with a memory of its own."""
+    feed_forward_ratio: int = 2
+    """Width of the feed-forward part's hidden layer, in units of `dim`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("num_layers", "feed_forward_ratio"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+
+    def build(self) -> Titans:
+        """Return a freshly initialised memory of these sizes."""
+        return Titans(self)
+
+
+class TitansLayer(nn.Module, ABC):
+    """A layer of `Titans` or of one of its architectures; a subclass adds how memory and attention are put together."""
+
+    def __init__(self, config: TitansConfig) -> None:
+        super().__init__()
+        hidden = config.feed_forward_ratio * config.dim
+        self.memory_norm = nn.LayerNorm(config.dim)
+        self.memory = NeuralMemory(config)
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(config.dim), nn.Linear(config.dim, hidden), nn.GELU(), nn.Linear(hidden, config.dim)
+        )
+
+    def initial_state(self, batch_size: int, dtype: torch.dtype, device: torch.device) -> State:
+        """Return the layer's state at the birth of an episode."""
+        return self.memory.initial_state(batch_size, dtype, device)
+
+    @abstractmethod
+    def step(
+        self, x: Float[Tensor, "batch dim"], state: State, time: Int[Tensor, " batch"]
+    ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, " batch"], State]:
+        """Return the output of one input, its surprise and the state after."""
+
+    @abstractmethod
+    def segment(
+        self,
+        x: Float[Tensor, "batch time dim"],
+        state: State,
+        grid: ChunkGrid,
+        age: Int[Tensor, " batch"],
+        start: Bool[Tensor, "batch time"],
+    ) -> tuple[Float[Tensor, "batch time dim"], Float[Tensor, "batch time"], State]:
+        """Return the outputs of a segment, its surprises and the state after."""
+
+    def feed(self, x: Tensor) -> Tensor:
+        """Return `x` with the feed-forward part added."""
+        return x + self.feed_forward(x)
+
+
+class _MemoryLayer(TitansLayer):
+    def step(self, x, state, time):
+        y, surprise, after = self.memory.step(self.memory_norm(x), state, time)
+        return self.feed(x + y), surprise, after
+
+    def segment(self, x, state, grid, age, start):
+        y, surprise, after = self.memory.segment(self.memory_norm(x), state, grid, age, start)
+        return self.feed(x + y), surprise, after
+
+
+class Titans(Memory):
+    """Layers of neural memory and feed-forward.
+
+    State: that of its layer for every layer l, names followed by `_l` (that of `NeuralMemory` and, in the
+    architectures, of attention); and `time` `[batch]`, steps since the episode began.
+    """
+
+    layer_class: ClassVar[type[TitansLayer]] = _MemoryLayer
+
+    def __init__(self, config: TitansConfig) -> None:
+        super().__init__(config)
+        self.chunk_size = config.chunk_size
+        self.layers = nn.ModuleList(self.layer_class(config) for _ in range(config.num_layers))
+
+    def initial_state(self, batch_size: int) -> State:
+        """Return a state that has learned nothing."""
+        state: State = {"time": torch.zeros(batch_size, dtype=torch.int64, device=self.device)}
+        for index, layer in enumerate(self._layers):
+            state |= _named(layer.initial_state(batch_size, self.state_dtype, self.device), index)
+        return state
+
+    def step(self, x: Float[Tensor, "batch dim"], state: State) -> tuple[Float[Tensor, "batch dim"], State]:
+        """Advance every row by one input."""
+        time = state["time"]
+        after: State = {"time": time + 1}
+        for index, layer in enumerate(self._layers):
+            x, _, learned = layer.step(x, _of(state, index), time)
+            after |= _named(learned, index)
+        return x, after
+
+    def segment(
+        self, x: Float[Tensor, "batch time dim"], state: State, start: Bool[Tensor, "batch time"]
+    ) -> tuple[Float[Tensor, "batch time dim"], State]:
+        """Advance every row by a segment, chunk by chunk, whatever the pattern of `start`."""
+        y, _, after = self.segment_with_surprise(x, state, start)
+        return y, after
+
+    def segment_with_surprise(
+        self, x: Float[Tensor, "batch time dim"], state: State, start: Bool[Tensor, "batch time"]
+    ) -> tuple[Float[Tensor, "batch time dim"], Float[Tensor, "batch time"], State]:
+        """Return outputs, every step's surprise and the state after the last.
+
+        Surprise is the length of the gradient that the step gives its memory, the mean over heads and layers, and
+        carries no graph: something to reward or to replay by.
+        """
+        age = state["time"]
+        grid = ChunkGrid.of(age, start, self.chunk_size)
+        after: State = {"time": grid.time}
+        surprises = []
+        for index, layer in enumerate(self._layers):
+            x, surprise, learned = layer.segment(x, _of(state, index), grid, age, start)
+            surprises.append(surprise)
+            after |= _named(learned, index)
+        return x, torch.stack(surprises).mean(0), after
+
+    @property
+    def _layers(self) -> list[TitansLayer]:
+        return cast("list[TitansLayer]", self.layers)
+
+
+def _named(part: State, layer: int) -> State:
+    return {f"{name}_{layer}": value for name, value in part.items()}
+
+
+def _of(state: State, layer: int) -> State:
+    suffix = f"_{layer}"
+    return {name.removesuffix(suffix): value for name, value in state.items() if name.endswith(suffix)}

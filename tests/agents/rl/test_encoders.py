@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from scrubjay.agents.rl.encoders import ObservationEncoder
+from scrubjay.agents.rl.observations import from_leaves, is_batched, leaf_spaces, to_leaves, to_tensors
+from scrubjay.agents.rl.reconstruction import Reconstruction
+from scrubjay.agents.rl.segment import Observation
+
+NESTED = spaces.Dict(
+    {
+        "camera": spaces.Box(0, 255, (20, 24, 3), np.uint8),
+        "body": spaces.Dict(
+            {"speed": spaces.Box(-np.inf, np.inf, (2,)), "gear": spaces.Discrete(4, start=-1)}
+        ),
+        "flags": spaces.Tuple([spaces.MultiBinary(3), spaces.MultiDiscrete([2, 6], start=[0, 5])]),
+    }
+)
+SPACES = {
+    "vector": spaces.Box(-np.inf, np.inf, (5,)),
+    "matrix": spaces.Box(-1, 1, (5, 2), np.float64),
+    "bytes": spaces.Box(0, 255, (16,), np.uint8),
+    "scalar": spaces.Box(0, 1, ()),
+    "discrete": spaces.Discrete(7, start=2),
+    "multi_discrete": spaces.MultiDiscrete([3, 4, 2]),
+    "grid_of_choices": spaces.MultiDiscrete(np.array([[3, 4], [2, 2]])),
+    "multi_binary": spaces.MultiBinary((2, 3)),
+    "image_channels_last": spaces.Box(0, 255, (40, 36, 3), np.uint8),
+    "image_channels_first": spaces.Box(0, 255, (4, 84, 84), np.uint8),
+    "image_of_floats": spaces.Box(0, 1, (9, 11, 3)),
+    "tiny_image": spaces.Box(0, 10, (3, 3, 3), np.uint8),
+    "nested": NESTED,
+}
+
+
+def batch(space: spaces.Space, size: int, seed: int = 0) -> Observation:
+    space.seed(seed)
+    samples = [to_leaves(to_tensors(space, space.sample(), torch.device("cpu"))) for _ in range(size)]
+    return from_leaves({key: torch.stack([sample[key] for sample in samples]) for key in samples[0]})
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_rows_are_encoded_alone_and_tell_observations_apart(name: str) -> None:
+    space = SPACES[name]
+    torch.manual_seed(0)
+    encoder = ObservationEncoder(space, 16)
+    observations = batch(space, 6)
+    encoded = encoder(observations)
+    assert encoded.shape == (6, 16)
+    first = from_leaves({key: leaf[:2] for key, leaf in to_leaves(observations).items()})
+    torch.testing.assert_close(encoder(first), encoded[:2])
+    rows = torch.cat([leaf.reshape(6, -1).float() for leaf in to_leaves(observations).values()], dim=1)
+    assert len(encoded.detach().round(decimals=4).unique(dim=0)) == len(rows.unique(dim=0))
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_every_parameter_receives_a_finite_gradient(name: str) -> None:
+    space = SPACES[name]
+    torch.manual_seed(0)
+    encoder, decoder = ObservationEncoder(space, 16), Reconstruction(space, 16)
+    observations = batch(space, 200 if "image" not in name else 4)
+    decoder(encoder(observations), observations).backward()
+    for parameter in (*encoder.parameters(), *decoder.parameters()):
+        assert parameter.grad is not None
+        assert parameter.grad.isfinite().all()
+        assert parameter.grad.abs().max() > 0
+
+
+def test_dict_keys_say_where_a_leaf_comes_from() -> None:
+    assert list(leaf_spaces(NESTED)) == ["body/gear", "body/speed", "camera", "flags/0", "flags/1"]
+
+
+def test_both_image_layouts_see_the_same() -> None:
+    torch.manual_seed(0)
+    last = ObservationEncoder(spaces.Box(0, 255, (32, 48, 3), np.uint8), 16)
+    first = ObservationEncoder(spaces.Box(0, 255, (3, 32, 48), np.uint8), 16)
+    first.load_state_dict(last.state_dict())
+    images = torch.randint(256, (2, 32, 48, 3), dtype=torch.uint8)
+    torch.testing.assert_close(first(images.movedim(-1, 1).contiguous()), last(images))
+
+
+def test_images_of_bytes_and_of_floats_mean_the_same() -> None:
+    torch.manual_seed(0)
+    of_bytes = ObservationEncoder(spaces.Box(0, 255, (16, 16, 3), np.uint8), 16)
+    of_floats = ObservationEncoder(spaces.Box(0, 1, (16, 16, 3)), 16)
+    of_floats.load_state_dict(of_bytes.state_dict())
+    images = torch.randint(256, (2, 16, 16, 3), dtype=torch.uint8)
+    torch.testing.assert_close(of_floats(images / 255), of_bytes(images))
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_a_single_observation_is_told_from_a_batch(name: str) -> None:
+    space = SPACES[name]
+    assert not is_batched(space, to_tensors(space, space.sample(), torch.device("cpu")))
+    assert is_batched(space, batch(space, 2))
+
+
+def test_wrong_shapes_are_named() -> None:
+    with pytest.raises(ValueError, match=r"\(4,\).*expected \(5,\)"):
+        is_batched(SPACES["vector"], torch.zeros(4))
+
+
+@pytest.mark.parametrize("space", [spaces.Text(3), spaces.Dict({"a": spaces.Sequence(spaces.Discrete(2))})])
+def test_unsupported_spaces_are_named(space: spaces.Space) -> None:
+    with pytest.raises(TypeError, match=r"(Text|Sequence).*is not supported; use Box"):
+        ObservationEncoder(space, 16)
+
+
+def test_an_empty_dict_is_refused() -> None:
+    with pytest.raises(TypeError, match="empty"):
+        ObservationEncoder(spaces.Dict({}), 16)

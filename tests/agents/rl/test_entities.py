@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from scrubjay.agents.rl.entities import EntityEncoder
+
+
+def space(users: int, agents: int = 3) -> spaces.Dict:
+    return spaces.Dict(
+        {
+            "own": spaces.Box(-np.inf, np.inf, (3,), np.float32),
+            "users": spaces.Box(-np.inf, np.inf, (users, 2), np.float32),
+            "users_mask": spaces.MultiBinary(users),
+            "adjacency": spaces.MultiBinary(agents),
+        }
+    )
+
+
+def encoder(users: int = 4, agents: int = 3) -> EntityEncoder:
+    torch.manual_seed(0)
+    return EntityEncoder(space(users, agents), 8).double()
+
+
+def seen(users: Tensor, mask: Tensor, agents: int = 3) -> dict[str, Tensor]:
+    own = torch.linspace(-1, 1, 3 * len(users), dtype=torch.float64).view(-1, 3)
+    return {
+        "own": own,
+        "users": users,
+        "users_mask": mask.double(),
+        "adjacency": torch.ones(len(users), agents, dtype=torch.float64),
+    }
+
+
+@settings(max_examples=30, deadline=None)
+@given(present=st.integers(0, 5), padding=st.integers(0, 4), seed=st.integers(0, 1000))
+def test_neither_order_nor_padding_matters(present: int, padding: int, seed: int) -> None:
+    """The same things, shuffled among slots of which more are empty, and hold NaN, are seen as the same."""
+    generator = torch.Generator().manual_seed(seed)
+    total = max(1, present + padding)
+    things = torch.randn(1, present, 2, generator=generator, dtype=torch.float64)
+    slots = torch.full((1, total, 2), float("nan"), dtype=torch.float64)
+    mask = torch.zeros(1, total, dtype=torch.bool)
+    where = torch.randperm(total, generator=generator)[:present]
+    slots[0, where], mask[0, where] = things[0], True
+    tight = seen(things, torch.ones(1, present, dtype=torch.bool)) if present else None
+    shuffled = encoder(total)(seen(slots, mask))
+    assert torch.isfinite(shuffled).all()
+    if tight is not None:
+        torch.testing.assert_close(encoder(present)(tight), shuffled)
+
+
+def test_parameters_depend_on_neither_padding_nor_team() -> None:
+    small, large = encoder(2, 2).state_dict(), encoder(9, 7).state_dict()
+    assert {key: value.shape for key, value in small.items()} == {
+        key: value.shape for key, value in large.items()
+    }
+
+
+def test_things_and_their_number_are_seen() -> None:
+    users = torch.randn(1, 4, 2, dtype=torch.float64).expand(4, 4, 2).clone()
+    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 0, 0]]).bool()
+    users[:, 1] = users[:, 0]
+    users[1, 2] = users[1, 0]  # one more of the same
+    users[2, 1] += 1  # another thing
+    users[3, 2] += 1  # a thing that is not there
+    observation = seen(users, mask)
+    observation["own"] = observation["own"][:1].expand(4, 3)
+    base, more, other, absent = encoder()(observation)
+    torch.testing.assert_close(base, absent)
+    assert (base - more).abs().max() > 1e-3
+    assert (base - other).abs().max() > 1e-3
+
+
+def test_derivatives_are_finite_for_empty_and_poisoned_sets() -> None:
+    encode = encoder()
+    users = torch.randn(2, 4, 2, dtype=torch.float64)
+    users[0] = float("nan")
+    users[1, 2] = float("inf")
+    mask = torch.tensor([[0, 0, 0, 0], [1, 1, 0, 1]]).bool()
+    parameters = list(encode.parameters())
+    first = torch.autograd.grad(encode(seen(users, mask)).square().sum(), parameters, create_graph=True)
+    second = torch.autograd.grad(torch.stack([part.square().sum() for part in first]).sum(), parameters)
+    assert all(torch.isfinite(part).all() for part in (*first, *second))
+    assert all(part.abs().max() > 0 for part in first)
+
+
+def test_second_derivatives_agree_with_differences() -> None:
+    encode = encoder()
+    users = torch.randn(2, 4, 2, dtype=torch.float64, requires_grad=True)
+    mask = torch.tensor([[0, 0, 0, 0], [1, 1, 0, 1]]).bool()
+    assert torch.autograd.gradgradcheck(lambda users: encode(seen(users, mask)), [users])
+
+
+def test_adjacency_is_no_feature_and_a_plain_space_is_encoded() -> None:
+    observation = seen(torch.randn(2, 4, 2, dtype=torch.float64), torch.ones(2, 4).bool())
+    apart = {**observation, "adjacency": torch.zeros(2, 3, dtype=torch.float64)}
+    assert torch.equal(encoder()(observation), encoder()(apart))
+    plain = EntityEncoder(spaces.Box(-1, 1, (5,), np.float32), 8)
+    assert plain({"": torch.zeros(7, 5)}).shape == (7, 8)
+
+
+def test_bad_spaces_are_named() -> None:
+    with pytest.raises(ValueError, match=r"'users'.*one bit"):
+        EntityEncoder(spaces.Dict({**space(4).spaces, "users_mask": spaces.MultiBinary(3)}), 8)
+    with pytest.raises(TypeError, match="no features"):
+        EntityEncoder(spaces.Dict({"adjacency": spaces.MultiBinary(3)}), 8)

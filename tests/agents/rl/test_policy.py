@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from scrubjay.agents import Policy, PolicyConfig, Segment
+from scrubjay.agents.rl.observations import from_leaves, to_leaves, to_tensors
+from scrubjay.memory import list_memories, make_config
+from scrubjay.memory.gru import GRUConfig
+
+MakePolicy = Callable[..., Policy]
+ACTION_SPACES = {
+    "discrete": spaces.Discrete(3, start=1),
+    "multi_discrete": spaces.MultiDiscrete([2, 3]),
+    "box": spaces.Box(-1, 1, (2,)),
+}
+
+
+def walk(policy: Policy, batch: int, time: int, seed: int = 0) -> Segment:
+    """Return what `policy.step` does with random observations, with starts strewn in."""
+    space = policy.observation_space
+    space.seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    starts = torch.rand(batch, time, generator=generator) < 0.25
+    state = first_state = {
+        key: torch.randn(value.shape, generator=generator) if value.is_floating_point() else value
+        for key, value in policy.initial_state(batch).items()
+    }
+    seen, steps = [], []
+    for t in range(time):
+        samples = [to_leaves(to_tensors(space, space.sample(), policy.device)) for _ in range(batch)]
+        seen.append({key: torch.stack([sample[key] for sample in samples]) for key in samples[0]})
+        step = policy.step(from_leaves(seen[-1]), state, starts[:, t], generator)
+        steps.append(step)
+        state = step.state
+    zeros = torch.zeros(batch, time)
+    return Segment(
+        observations=from_leaves({key: torch.stack([s[key] for s in seen], dim=1) for key in seen[0]}),
+        actions=torch.stack([step.action for step in steps], dim=1),
+        log_probs=torch.stack([step.log_prob for step in steps], dim=1),
+        values=torch.stack([step.value for step in steps], dim=1),
+        rewards=zeros,
+        starts=starts,
+        terminated=zeros.bool(),
+        truncated=zeros.bool(),
+        bootstrap_values=zeros,
+        last_values=zeros[:, 0],
+        state=first_state,
+    )
+
+
+@pytest.mark.parametrize("action", ACTION_SPACES)
+def test_steps_and_a_whole_segment_agree(make_policy: MakePolicy, action: str) -> None:
+    policy = make_policy(action_space=ACTION_SPACES[action])
+    segment = walk(policy, batch=3, time=11)
+    evaluation = policy.evaluate(segment)
+    torch.testing.assert_close(evaluation.log_probs, segment.log_probs, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(evaluation.values, segment.values, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", list_memories())
+def test_steps_and_a_whole_segment_agree_for_every_memory(make_policy: MakePolicy, name: str) -> None:
+    policy = make_policy(memory=make_config(name, dim=16))
+    torch.manual_seed(0)
+    segment = walk(policy, batch=2, time=24)
+    segment.state = policy.initial_state(2)
+    generator = torch.Generator().manual_seed(1)
+    state, log_probs, values = segment.state, [], []
+    for t in range(24):
+        assert isinstance(segment.observations, torch.Tensor)
+        step = policy.step(segment.observations[:, t], state, segment.starts[:, t], generator)
+        segment.actions[:, t] = step.action
+        log_probs.append(step.log_prob)
+        values.append(step.value)
+        state = step.state
+    evaluation = policy.evaluate(segment)
+    torch.testing.assert_close(evaluation.log_probs, torch.stack(log_probs, 1), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(evaluation.values, torch.stack(values, 1), atol=1e-5, rtol=1e-4)
+
+
+def test_value_looks_and_forgets(make_policy: MakePolicy) -> None:
+    policy = make_policy()
+    state = policy.initial_state(2)
+    seen = torch.randn(2, 3)
+    before = {key: value.clone() for key, value in state.items()}
+    torch.testing.assert_close(policy.value(seen, state), policy.step(seen, state).value)
+    assert all(torch.equal(value, before[key]) for key, value in state.items())
+
+
+def test_start_forgets_in_its_row_only(make_policy: MakePolicy) -> None:
+    policy = make_policy()
+    seen = torch.randn(2, 3)
+    state = policy.step(torch.randn(2, 3), policy.initial_state(2)).state
+    mixed = policy.value(seen, state, torch.tensor([True, False]))
+    fresh, carried = policy.value(seen, policy.initial_state(2)), policy.value(seen, state)
+    torch.testing.assert_close(mixed, torch.stack([fresh[0], carried[1]]))
+    assert (fresh - carried).abs().min() > 1e-4
+
+
+@pytest.mark.parametrize("action", ACTION_SPACES)
+def test_act_takes_one_observation_or_many_arrays_or_tensors(make_policy: MakePolicy, action: str) -> None:
+    policy = make_policy(action_space=ACTION_SPACES[action])
+    observations = np.random.default_rng(0).normal(size=(5, 4, 3)).astype(np.float32)
+    state, states = None, None
+    for seen in observations:
+        actions, states = policy.act(seen, states)
+        alone, state = policy.act(torch.from_numpy(seen[2]), state)
+        assert policy.action_space.contains(alone)
+        np.testing.assert_allclose(alone, actions[2], atol=1e-5)
+        torch.testing.assert_close(state["hidden"], states["hidden"][2:3])
+    restarted, _ = policy.act(observations[0], states, start=np.ones(4, dtype=bool))
+    np.testing.assert_allclose(restarted, policy.act(observations[0])[0], atol=1e-6)
+
+
+def test_act_is_repeatable_unless_asked_to_sample(make_policy: MakePolicy) -> None:
+    policy = make_policy(action_space=spaces.Box(-9, 9, (2,)))
+    seen = np.zeros(3, dtype=np.float32)
+    assert np.array_equal(policy.act(seen)[0], policy.act(seen)[0])
+    assert not np.array_equal(
+        policy.act(seen, deterministic=False)[0], policy.act(seen, deterministic=False)[0]
+    )
+
+
+def test_act_reads_nested_observations() -> None:
+    space = spaces.Dict({"a": spaces.Discrete(3), "b": spaces.Dict({"c": spaces.Box(-1, 1, (2,))})})
+    policy = Policy(space, spaces.Discrete(4, start=5), PolicyConfig(GRUConfig(dim=8)))
+    action, state = policy.act(space.sample())
+    assert action in range(5, 9)
+    assert state["hidden"].shape == (1, 8)
+
+
+def test_act_names_a_wrong_shape(make_policy: MakePolicy) -> None:
+    with pytest.raises(ValueError, match=r"shape \(4,\); expected \(3,\)"):
+        make_policy().act(np.zeros(4))
+
+
+def test_a_new_policy_is_nearly_indifferent() -> None:
+    policy = Policy(spaces.Box(-1, 1, (3,)), spaces.Discrete(4), PolicyConfig(GRUConfig(dim=32)))
+    step = policy.step(torch.randn(64, 3), policy.initial_state(64))
+    assert (step.log_prob.exp() - 0.25).abs().max() < 0.02
+
+
+def test_gradients_stop_at_the_segments_border(make_policy: MakePolicy) -> None:
+    policy = make_policy()
+    segment = walk(policy, 2, 4)
+    segment.state = {key: value.requires_grad_() for key, value in segment.state.items()}
+    policy.evaluate(segment).values.sum().backward()
+    assert all(value.grad is None for value in segment.state.values())

@@ -1,0 +1,66 @@
+"""Langchain's own tests for tools, on every tool: the network's answer from recordings."""
+
+from datetime import date
+
+import pytest
+
+pytest.importorskip("langchain_tests")
+
+from langchain_core.tools import BaseTool
+from langchain_tests.integration_tests import ToolsIntegrationTests
+from langchain_tests.unit_tests import ToolsUnitTests
+
+from scrubjay.agents.tools import Replay, list_tools, make_tools
+from scrubjay.agents.tools.base import Answer
+
+EXAMPLES = {
+    "web_search": {"query": "scrub jay", "count": 3},
+    "browse": {"url": "https://example.com/", "question": None, "start": 0},
+    "wikipedia": {"query": "scrub jay", "count": 1},
+    "weather": {"location": "Paris", "start": None, "end": None},
+    "calendar": {"start": "2026-02-17"},
+    "holidays": {"country": "CN", "year": 2026},
+    "solar_terms": {"year": 2026},
+    "lunar_date": {"date": "2026-02-17"},
+    "time_delta": {"start": "2026-01-01", "end": "2026-02-17"},
+    "calculator": {"expression": "1 + 1"},
+}
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    replay = Replay(tmp_path_factory.mktemp("tools") / "answers.jsonl")
+    for name, arguments in EXAMPLES.items():
+        replay.add(
+            name, "en", arguments, Answer("As recorded.", ("https://example.com/",), []), date(2026, 11, 25)
+        )
+    return replay
+
+
+class Standard:
+    name = ""
+
+    @pytest.fixture
+    def tool(self, recorded):
+        (tool,) = make_tools([self.name], offline=True, replay=recorded)
+        tool.handle_tool_error = False  # or a failure would pass for an answer
+        return tool
+
+    @property
+    def tool_constructor(self) -> BaseTool:
+        (tool,) = make_tools([self.name])
+        return tool
+
+    @property
+    def tool_invoke_params_example(self):
+        return EXAMPLES[self.name]
+
+
+def test_every_tool_has_an_example():
+    assert list(EXAMPLES) == list_tools()
+
+
+for _name in EXAMPLES:
+    for _suite in (ToolsUnitTests, ToolsIntegrationTests):
+        _title = f"Test{_name.title().replace('_', '')}{_suite.__name__}"
+        globals()[_title] = type(_title, (Standard, _suite), {"name": _name})

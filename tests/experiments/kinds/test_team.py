@@ -1,0 +1,245 @@
+"""Runs of teams: trained, killed, resumed, judged, compared, by the command and from Python."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from scrubjay.agents.teams.gamatr import GAMATRConfig
+from scrubjay.agents.teams.policy import TeamPolicyConfig
+from scrubjay.experiments import RECIPES, Run, resume, train
+from scrubjay.experiments.evaluation.team import PolicyActor, evaluate_team, rules
+from scrubjay.experiments.kinds import from_json, to_json
+from scrubjay.experiments.kinds.team import TeamEngine, TeamTaskConfig, evaluate_result
+from scrubjay.experiments.recipes import uav_small
+from scrubjay.experiments.recipes.methods import METHODS, with_method
+from scrubjay.experiments.reports.equilibrium import gains, untrained
+from scrubjay.experiments.reports.teams import SIZES
+from scrubjay.experiments.tasks.teams import TeamEnvConfig
+from scrubjay.memory import make_config
+
+UAV = "scrubjay.envs.uav:parallel_env"
+SPREAD = "mpe2.simple_spread_v3:parallel_env"
+
+
+def make_team(**fields: Any) -> TeamTaskConfig:
+    """3 updates of two base stations over four users: a second or so."""
+    settings: dict[str, Any] = {
+        "recipe": "tiny-team",
+        "env": TeamEnvConfig(UAV, {"num_users": 4, "max_steps": 6}, num_envs=4),
+        "policy": TeamPolicyConfig(memory=make_config("gru", dim=16), graph_rounds=1, graph_heads=2),
+        "learner": GAMATRConfig(critic_epochs=1, minibatches=2),
+        "total_steps": 96,
+        "segment_length": 8,
+        "device": "cpu",
+        "eval_episodes": 4,
+    }
+    return TeamTaskConfig(**{**settings, **fields})
+
+
+@pytest.fixture(scope="module")
+def team_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train(make_team(), tmp_path_factory.mktemp("teams") / "finished")
+
+
+def test_a_run_tells_what_was_measured_and_its_policy_acts(team_run):
+    result = team_run.result
+    assert result["step"] == 96
+    assert result["episodes"] == 4
+    assert result["episodic_length"] == 6
+    assert 0 < result["jain"] <= 1
+    assert result["sum_rate_bps"] > result["fifth_percentile_rate_bps"] >= 0
+    assert {"charts/episodic_return", "charts/jain", "losses/kl"} <= team_run.metrics()[-1].keys()
+    assert (team_run.path / "curve.png").exists()
+    env = team_run.config.env.make()
+    observations, _ = env.reset(seed=0)
+    stacked = {
+        key: np.stack([observations[a][key] for a in env.agents]) for key in observations[env.agents[0]]
+    }
+    actions, _ = team_run.team_policy.act(stacked, np.ones(2, dtype=bool))
+    assert all(
+        env.action_space(agent).contains(action) for agent, action in zip(env.agents, actions, strict=True)
+    )
+
+
+def test_a_stopped_run_goes_on_to_the_same_end(team_run, tmp_path, assert_same):
+    run = Run.create(team_run.config, tmp_path / "stopped")
+    with TeamEngine(run.config, run.path) as engine:
+        engine.update()
+        engine.update()
+        engine.save()
+    assert run.step == 64
+    resume(run.path)
+    assert_same(run, team_run)
+
+
+def test_a_config_of_a_team_survives_its_file():
+    for name in METHODS:
+        config = with_method(uav_small(), name)
+        assert from_json(to_json(config)) == config
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains(name, tmp_path):
+    config = with_method(make_team(total_steps=32, eval_episodes=0), name)
+    run = train(config, tmp_path / name)
+    assert run.config.label == name
+    assert np.isfinite(run.metrics()[-1]["losses/kl"])
+
+
+@pytest.mark.parametrize("name", ["hcam", "titans", "sink"])
+def test_any_memory_serves_a_team(name, tmp_path):
+    config = make_team(total_steps=32, eval_episodes=0).with_memory(make_config(name, dim=16))
+    assert train(config, tmp_path / name).config.label == f"gamatr-on-{name}"
+
+
+@pytest.mark.parametrize("recipe", ["uav-small", "spread"])
+def test_a_method_is_what_it_says_whatever_the_recipe_had(recipe):
+    config = RECIPES[recipe]()
+    assert isinstance(config, TeamTaskConfig)
+    full, plain = with_method(config, "gamatr").policy, with_method(config, "hatrpo").policy
+    assert full.graph_rounds > 0
+    assert (full.critic, plain.critic, plain.graph_rounds) == ("attention", "pooled", 0)
+    assert with_method(with_method(config, "itrpo"), "gamatr") == with_method(config, "gamatr")
+
+
+def test_pettingzoos_own_environments_train(tmp_path):
+    pytest.importorskip("mpe2")
+    config = dataclasses.replace(
+        RECIPES["spread"](), env=TeamEnvConfig(SPREAD, {"N": 2, "max_cycles": 5}, num_envs=4), total_steps=100
+    )
+    run = train(config, tmp_path / "spread")
+    assert run.result["episodic_length"] == 5
+    assert run.result["episodic_return"] < 0
+
+
+def test_judging_does_not_depend_on_how_many_rows_play():
+    env = make_team().env
+    follow = rules(env)["follow"](0)
+    few, many = (evaluate_team(follow, env, episodes, seed=3) for episodes in (2, 5))
+    np.testing.assert_allclose(few.returns, many.returns[:2], rtol=1e-6)
+    with pytest.raises(ValueError, match="episodes=0"):
+        evaluate_team(follow, env, 0)
+
+
+def test_episodes_are_in_the_order_of_rows_however_long_they_are():
+    env = dataclasses.replace(
+        make_team().env, kwargs={"num_users": 4, "max_steps": 30, "drop_probability": 0.2}
+    )
+    scores = evaluate_team(rules(env)["follow"](0), env, 3, seed=3)
+    alone = [evaluate_team(rules(env)["follow"](0), env, 1, seed=3 + row) for row in range(3)]
+    assert list(scores.lengths) == [int(one.lengths[0]) for one in alone]
+    assert sorted(scores.lengths) != list(scores.lengths)
+
+
+def test_an_environment_that_never_ends_is_trained_all_the_same(monkeypatch, caplog):
+    never = functools.partial(evaluate_team, max_steps=3)
+    monkeypatch.setattr("scrubjay.experiments.kinds.team.evaluate_team", never)
+    assert evaluate_result(untrained(make_team()), make_team()) == {}
+    assert "did not end" in caplog.text
+
+
+def test_best_responses_change_one_agent_and_are_measured_on_the_same_episodes():
+    config = make_team()
+    policy = untrained(config)
+    told = gains(policy, config, steps=32, episodes=4)
+    again = gains(policy, config, steps=32, episodes=4)
+    assert told == again
+    assert [gain.before for gain in told] == [gain.before for gain in again]
+    assert all(gain.low <= gain.gain <= gain.high for gain in told)
+    returns = evaluate_team(PolicyActor(policy, deterministic=False), config.env, 4, 0).returns
+    assert returns.shape == (4, 2)
+
+
+def test_the_command_trains_judges_and_says_what_an_agent_gains(here):
+    flags = ["--set", "num_users=4", "--set", "max_steps=6", "--env.num-envs", "4", "--segment-length", "6"]
+    code, _, err = here(
+        "train",
+        "uav-small",
+        "--method",
+        "itrpo",
+        "--run-dir",
+        "run",
+        "--total-steps",
+        "48",
+        *flags,
+        "--quiet",
+    )
+    assert code == 0, err
+    code, out, err = here(
+        "eval", "run", "--episodes", "3", "--best-response", "--response-steps", "24", "--set", "num_users=5"
+    )
+    assert code == 0, err
+    assert "sum_rate_bps" in out
+    assert "before training: epsilon" in out
+    assert "agent 1" in out
+    for words, message in (
+        (("eval", "run", "--set", "num_uavs=3"), "does not fit"),
+        (("eval", "run", "--best-response", "--response-steps", "0"), "response_steps=0"),
+        (("export", "run"), "no policy of one agent"),
+    ):
+        code, out, err = here(*words)
+        assert (code, out) == (2, "")
+        assert message in err
+        assert err.count("\n") == 1
+
+
+def test_a_comparison_sets_methods_beside_rules(tmp_path, here):
+    code, _, err = here(
+        "compare", "--recipes", "uav-small", "--methods", "gamatr", "mappo", "--seeds", "0", "--jobs", "2",
+        "--out", "out", "--", "--set", "num_users=4", "--set", "max_steps=6", "--env.num-envs", "4",
+        "--segment-length", "6", "--total-steps", "24", "--eval-episodes", "3",
+    )  # fmt: skip
+    assert code == 0, err
+    table = (tmp_path / "out" / "table.md").read_text()
+    for row in ("gamatr", "mappo", "rule: follow", "rule: static", "rule: random"):
+        assert f"| {row} |" in table
+    assert "jain" in table
+    assert "means over 3 episodes" in table
+    assert {json.loads(file.read_text())["episodes"] for file in (tmp_path / "out").glob("*-rule-*")} == {3}
+
+
+def test_a_shared_actor_is_compared_with_rules_in_teams_of_other_sizes(tmp_path, here, monkeypatch):
+    monkeypatch.setitem(SIZES, "uav-three", ("num_uavs", (2, 3)))
+    code, out, err = here(
+        "compare", "--recipes", "uav-three", "--methods", "gamatr-shared", "hatrpo", "--seeds", "0", "--jobs", "1",
+        "--out", "out", "--", "--set", "num_users=6", "--set", "max_steps=6", "--env.num-envs", "4",
+        "--segment-length", "6", "--total-steps", "24", "--eval-episodes", "3",
+    )  # fmt: skip
+    assert code == 0, err
+    assert out.endswith("out/uav-three-sizes.png\n")
+    table = (tmp_path / "out" / "table.md").read_text()
+    returns = table.partition("trained at num_uavs 3, episodic_return at:")[2].partition("\n\nuav-three")[0]
+    labels = [line.split(" | ")[0].removeprefix("| ") for line in returns.strip().splitlines()]
+    # HATRPO has an actor for each of three, and none for others.
+    assert labels == ["method", "---", "gamatr-shared", "rule: random", "rule: static", "rule: follow"]
+    png = (tmp_path / "out" / "uav-three-sizes.png").read_bytes()
+    assert png.startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("train", "uav-small", "--method", "trpo"), "unknown method 'trpo'; choose from gamatr"),
+        (("train", "uav-small", "--set", "num_uav=3"), "did you mean 'num_uavs'"),
+        (("train", "uav-small", "--env", "nothing"), "write module:callable"),
+        (("train", "uav-small", "--learner.kl-limit", "0"), "kl_limit=0.0"),
+        (("train", "uav-small", "--env.num-envs", "3"), "learner.minibatches=4: at most env.num_envs=3"),
+        (("train", "uav-small", "--engine", "ray", "--num-learners", "2"), "num_learners=2"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(words, message, refused):
+    assert message in refused(*words)
+
+
+def test_a_finished_result_is_written_once(team_run):
+    text = Path(team_run.path / "result.json").read_text()
+    resume(team_run.path)
+    assert Path(team_run.path / "result.json").read_text() == text
+    assert json.loads(text) == team_run.result

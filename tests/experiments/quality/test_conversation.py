@@ -1,0 +1,132 @@
+"""Conversations of hundreds of turns: their cost is bounded, their beginning is recalled, and they go on when stopped."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from scrubjay.experiments.language.conversations import remind
+from scrubjay.experiments.quality import conversation
+from scrubjay.experiments.quality.conversation import ConversationBench, names, run
+
+ASKED = (10, 40, 80, 120, 150)
+
+
+def options(out, **given):
+    # A token of the small model is a byte: all is some four times as long as it would be.
+    sizes = {"budget": 1600, "prompt_tokens": 1400, "max_tokens": 4, "turns": 150, "asked": ASKED}
+    return ConversationBench(
+        **{**sizes, "save_every": 7, "recall_seeds": 0, "quiet": True, "out": out, **given}
+    )
+
+
+def read(out, name):
+    """Return the records without what depends on the machine."""
+    lines = (out / f"{name}-0.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in ("cpu", "resident")} for line in lines]
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_fact_is_told_once_and_asked_for_once(language, seed):
+    talk, reminders = remind(language, seed, 200, 2, [9, 49, 99, 149, 199])
+    assert [reminder.told for reminder in reminders] == [2, 3, 4, 5, 6]
+    assert [reminder.asked for reminder in reminders] == [199, 149, 99, 49, 9]
+    assert len(talk.turns) == 200
+    texts = [turn.text for turn in talk.turns]
+    for reminder in reminders:
+        about = [place for place, text in enumerate(texts) if reminder.who in text and reminder.value in text]
+        assert about == [reminder.told]
+        assert reminder.who in texts[reminder.asked]
+    # And small talk names the person, or his name alone would find the facts.
+    places = {place for reminder in reminders for place in (reminder.told, reminder.asked)}
+    assert any(reminders[0].who in text for place, text in enumerate(texts) if place not in places)
+
+
+@pytest.mark.parametrize(
+    ("places", "words"),
+    [
+        ({"turns": 100}, "at least 136"),
+        ({"asked": (3, 50)}, "no such places"),
+        ({"asked": (50, 50)}, "no such places"),
+        ({"asked": (50, 500)}, "no such places"),
+        ({"asked": tuple(range(100, 140))}, "kinds"),
+    ],
+)
+def test_places_that_cannot_be_are_named(places, words):
+    with pytest.raises(ValueError, match=words):
+        remind("en", 0, **{"turns": 200, "told": 2, "asked": (9, 50), **places})
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_chat, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole")
+    table, picture = run(options(out, contestants=("words-alone", "sinks", "full")), "command", tiny_chat)
+    return out, table.read_text(), picture
+
+
+def test_turns_cost_the_same_and_the_first_facts_come_back(whole):
+    out, table, picture = whole
+    rows = read(out, "words-alone")
+    assert len(rows) == 150
+    assert max(row["prompt_tokens"] for row in rows) < 1500  # the budget, and what the template adds
+    early, late = (sum(row["cache_bytes"] for row in part) for part in (rows[20:50], rows[-30:]))
+    assert late < 1.2 * early
+    assert all(row["read_tokens"] < row["prompt_tokens"] for row in rows[1:])
+    asked = [row for row in rows if "told" in row]
+    assert [(row["turn"], row["told"]) for row in asked] == list(zip(ASKED, (7, 6, 5, 4, 3), strict=True))
+    # Words alone do not find all: a question has none but a name in common with what answers it.
+    assert sum(row["in_view"] for row in asked) >= 3
+    assert picture.stat().st_size > 10_000
+    assert "| 150, told at 3 |" in table
+
+
+def test_a_cache_alone_forgets_or_ends(whole):
+    out, table, _ = whole
+    sinks, full = read(out, "sinks"), read(out, "full")
+    assert not [row for row in sinks if "told" in row][-1]["in_view"]
+    # A turn reads only what is new, however long the text.
+    assert sinks[-1]["prompt_tokens"] > 10 * max(row["read_tokens"] for row in sinks)
+    assert "ended" in full[-1]
+    assert full[-2]["cache_bytes"] > 10 * full[0]["cache_bytes"]
+    assert f"full, seed 0, ended at turn {len(full)}: the prompt has" in table
+
+
+@pytest.mark.parametrize("contestant", ["words-alone", pytest.param("sinks", marks=pytest.mark.slow)])
+def test_a_killed_conversation_goes_on_to_the_same_records(
+    whole, tiny_chat, tmp_path, monkeypatch, contestant
+):
+    turn = conversation._turn
+
+    def killed(options, name, speaker, talk, reminders, place, records):
+        if place == 45:
+            raise KeyboardInterrupt
+        return turn(options, name, speaker, talk, reminders, place, records)
+
+    chosen = options(tmp_path, contestants=(contestant,))
+    with monkeypatch.context() as patch:
+        patch.setattr(conversation, "_turn", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(chosen, "command", tiny_chat)
+    assert len(read(tmp_path, contestant)) == 45
+    assert [path.name for path in tmp_path.glob("*-at-*")] == [f"{contestant}-0-at-000042"]
+    run(chosen, "command", tiny_chat)
+    assert read(tmp_path, contestant) == read(whole[0], contestant)
+    assert not list(tmp_path.glob("*-at-*"))
+    with pytest.raises(ValueError, match="budget=1600, now 1700"):
+        run(options(tmp_path, budget=1700), "command", tiny_chat)
+
+
+def test_a_bank_finds_the_first_facts_among_hundreds_of_turns(tmp_path):
+    found = [conversation.ranks(options(tmp_path), "words-alone", seed) for seed in range(3)]
+    assert all(set(places) == set(ASKED) for places in found)
+    # By chance one of fifteen facts would be among six of a hundred turns.
+    assert sum(place <= 6 for places in found for place in places.values()) >= 10
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"), [("A RED Saab!", True), ("Saab", False), ("the red Saab", True), ("", False)]
+)
+def test_an_answer_names_a_value_whatever_its_article(answer, told):
+    assert names(answer, "a red Saab") is told

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from scrubjay.agents.rl.policy import Policy, PolicyConfig
+from scrubjay.experiments.reports.export import export_onnx, export_torch
+from scrubjay.memory import list_memories, make_config
+
+VECTOR = spaces.Box(-1, 1, (4,), np.float32)
+
+
+# Law 8, in test_conformance.py, traces and exports the step of every memory; these are written and read as well.
+SAVED = ("none", "gru", "hcam", "titans_mac")
+
+
+def make_policy(memory: str, observation_space: gymnasium.Space = VECTOR) -> Policy:
+    torch.manual_seed(0)
+    return Policy(observation_space, spaces.Discrete(3), PolicyConfig(memory=make_config(memory, dim=16)))
+
+
+@pytest.mark.parametrize(
+    "memory",
+    [pytest.param(name, marks=[] if name in SAVED else [pytest.mark.slow]) for name in list_memories()],
+)
+def test_the_exported_program_is_the_policy(memory, tmp_path):
+    policy = make_policy(memory)
+    assert export_torch(policy, tmp_path / "policy.pt2") <= 1e-5
+    program = torch.export.load(tmp_path / "policy.pt2").module()
+    observation = torch.rand(7, 4)
+    action, value, state = program(observation, policy.initial_state(7), torch.ones(7, dtype=torch.bool))
+    expected, expected_state = policy.act(observation)
+    assert np.array_equal(action.numpy(), expected)
+    assert value.shape == (7,)
+    assert all(torch.allclose(state[name], expected_state[name], atol=1e-5) for name in expected_state)
+
+
+def test_dict_observations_can_be_exported(tmp_path):
+    space = spaces.Dict({"card": spaces.Discrete(5), "place": VECTOR})
+    assert export_torch(make_policy("gru", space), tmp_path / "policy.pt2") <= 1e-5
+
+
+@pytest.mark.parametrize("memory", ["none", "gru", "hcam"])
+def test_the_onnx_model_is_the_policy(memory, tmp_path):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    assert export_onnx(make_policy(memory), tmp_path / "policy.onnx") <= 1e-4
+    assert (tmp_path / "policy.onnx").exists()
+
+
+def test_a_wrong_program_is_caught(tmp_path, monkeypatch):
+    policy, other = make_policy("gru"), make_policy("gru")
+    with torch.no_grad():
+        other.critic.bias.add_(1)
+    export_torch(other, tmp_path / "other.pt2")
+    wrong = torch.export.load(tmp_path / "other.pt2")
+    monkeypatch.setattr(torch.export, "load", lambda path: wrong)
+    with pytest.raises(ValueError, match=r"differs from the policy by 1\.0e\+00"):
+        export_torch(policy, tmp_path / "policy.pt2")
+
+
+def test_onnx_missing_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'scrubjay\[onnx\]'"):
+        export_onnx(make_policy("gru"), tmp_path / "policy.onnx")

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+from pettingzoo import ParallelEnv
+from PIL import Image, ImageSequence
+
+from scrubjay.agents.teams.gamatr import GAMATRConfig
+from scrubjay.agents.teams.policy import TeamPolicy, TeamPolicyConfig
+from scrubjay.envs import uav
+from scrubjay.experiments import train
+from scrubjay.experiments.cli import main
+from scrubjay.experiments.kinds.team import TeamTaskConfig
+from scrubjay.experiments.reports.team_episode import play_team
+from scrubjay.experiments.tasks.teams import TeamEnvConfig
+
+
+class Relay(ParallelEnv):
+    """Each agent sees the time and its number, and is paid its action; the second leaves after two of four steps."""
+
+    metadata = {"name": "relay", "render_fps": 5}
+    possible_agents = ["first", "second"]
+
+    def observation_space(self, agent):
+        return spaces.Box(0, 10, (2,), np.float32)
+
+    def action_space(self, agent):
+        return spaces.Discrete(5)
+
+    def reset(self, seed=None, options=None):
+        self.agents, self.time, self.seed = list(self.possible_agents), 0, seed
+        return self._see(), {agent: {} for agent in self.agents}
+
+    def step(self, actions):
+        assert list(actions) == self.agents
+        self.time += 1
+        acted, over = self.agents, self.time == 4
+        observations = self._see()
+        gone = {agent: self.time == 2 and agent == "second" for agent in acted}
+        self.agents = [agent for agent in acted if not over and not gone[agent]]
+        infos = {agent: {"double": 2.0 * self.time, "name": "relay"} for agent in acted}
+        return observations, dict(actions), gone, dict.fromkeys(acted, over), infos
+
+    def render(self):
+        return np.full((8, 8, 3), 50 * self.time, dtype=np.uint8)
+
+    def _see(self):
+        return {
+            agent: np.array([self.time, 1 + self.possible_agents.index(agent)], np.float32)
+            for agent in self.agents
+        }
+
+
+def test_a_team_is_played_to_its_end(tmp_path):
+    seen = []
+
+    def actor(env, observations, alive, start):
+        seen.append((observations[""][0].tolist(), alive[0].tolist(), start.tolist()))
+        return np.array([[1, 3]])
+
+    env = Relay()
+    episode = play_team(env, actor, tmp_path / "new" / "relay.gif", seed=9)
+    assert env.seed == 9
+    assert episode.frames == 5
+    assert episode.returns == {"first": 4, "second": 6}
+    assert episode.measures == {"double": 5.0}
+    assert seen == [
+        ([[0, 1], [0, 2]], [True, True], [True]),
+        ([[1, 1], [1, 2]], [True, True], [False]),
+        ([[2, 1], [2, 2]], [True, False], [False]),
+        ([[3, 1], [0, 0]], [True, False], [False]),
+    ]
+    with Image.open(tmp_path / "new" / "relay.gif") as gif:
+        assert gif.info["duration"] == 200
+        assert len(list(ImageSequence.Iterator(gif))) == 5
+
+
+def still(env: object, observations: object, alive: np.ndarray, start: np.ndarray) -> np.ndarray:
+    return np.array([[0, 0]])
+
+
+def test_a_long_episode_is_cut(tmp_path):
+    episode = play_team(Relay(), still, tmp_path / "relay.gif", max_steps=2)
+    assert episode.frames == 3
+    with pytest.raises(ValueError, match="max_steps=0"):
+        play_team(Relay(), still, tmp_path / "relay.gif", max_steps=0)
+
+
+def test_an_env_that_renders_nothing(tmp_path):
+    for render in (lambda self: None, ParallelEnv.render):
+        unseen = type("Unseen", (Relay,), {"render": render})
+        with pytest.raises(ValueError, match="relay"):
+            play_team(unseen(), still, tmp_path / "relay.gif")
+
+
+def test_a_policy_that_remembers_is_played(tmp_path):
+    env = uav.parallel_env("small", num_uavs=3, max_steps=4, render_mode="rgb_array")
+    agent = env.possible_agents[0]
+    policy = TeamPolicy(env.observation_space(agent), env.action_space(agent), 3, TeamPolicyConfig())
+    state = None
+
+    def actor(env, observations, alive, start):
+        nonlocal state
+        actions, state = policy.act(observations, alive, state, start)
+        return actions
+
+    assert play_team(env, actor, tmp_path / "uav.gif").frames == 5
+    assert env.world.time.tolist() == [4]
+
+
+@pytest.mark.parametrize(("policy", "preset"), [("random", "small"), ("static", "city"), ("follow", "paper")])
+def test_rules_of_thumb_are_played_from_the_command_line(policy, preset, tmp_path, capsys):
+    words = ["play", "uav", "--policy", policy, "--preset", preset, "--set", "max_steps=3"]
+    out, covered = tmp_path / "uav.gif", tmp_path / "map.png"
+    assert main([*words, "--out", str(out), "--coverage", str(covered)]) == 0
+    told = capsys.readouterr().out
+    assert "4 frames, return" in told
+    assert "sum_rate_bps" in told
+    assert str(covered) in told
+    with Image.open(out) as gif:
+        assert len(list(ImageSequence.Iterator(gif))) == 4
+    assert covered.stat().st_size > 1000
+
+
+@pytest.fixture(scope="module")
+def team_run(tmp_path_factory):
+    """A run of two base stations over four users, as soon as it has weights."""
+    config = TeamTaskConfig(
+        env=TeamEnvConfig(kwargs={"num_users": 4, "max_steps": 3}, num_envs=2),
+        learner=GAMATRConfig(minibatches=2),
+        total_steps=6,
+        segment_length=3,
+        device="cpu",
+        eval_episodes=0,
+    )
+    return str(train(config, tmp_path_factory.mktemp("team") / "run").path)
+
+
+def test_a_run_plays_its_own_environment_or_another(team_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["play", team_run]) == 0
+    assert f"{team_run}/episode.gif: 4 frames" in capsys.readouterr().out
+    assert main(["play", "uav", "--policy", team_run, "--set", "num_uavs=3"]) == 0
+    assert "episode.gif: 4 frames" in capsys.readouterr().out
+    assert main(["play", "uav-small", "--policy", team_run, "--set", "max_steps=2"]) == 0
+    assert "episode.gif: 3 frames" in capsys.readouterr().out
+    assert main(["play", team_run, "--policy", "static", "--out", "static.gif"]) == 0
+    assert "static.gif: 4 frames" in capsys.readouterr().out
+    assert main(["play", "uav", "--policy", team_run, "--preset", "city"]) == 2
+    assert "does not fit" in capsys.readouterr().err
+
+
+def test_teams_without_rules_play_at_random(tmp_path, capsys):
+    pytest.importorskip("mpe2")
+    words = ["play", "spread", "--out", str(tmp_path / "spread.gif"), "--max-steps", "2"]
+    assert main(words) == 0
+    assert "3 frames" in capsys.readouterr().out
+    assert main([*words, "--coverage", str(tmp_path / "map.png")]) == 2
+    assert "--coverage is of uav" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["uav", "--policy", "runs/none"], "or the directory of a team's run"),
+        (["uav", "--set", "num_uavs"], "name=value"),
+        (["uav", "--policy", "statik"], "did you mean 'static'"),
+        (["uav", "--preset", "village"], "village"),
+        (["spread", "--preset", "small"], "--preset is of uav"),
+        (["uav", "--set", "num_uav=3"], "did you mean 'num_uavs'"),
+        (["scrubjay/TMaze-v0", "--policy", "static"], "--policy is of teams"),
+    ],
+)
+def test_errors_name_the_fix(words, told, capsys):
+    assert main(["play", *words]) == 2
+    assert told in capsys.readouterr().err

@@ -1,0 +1,395 @@
+"""A bank that holds no embeddings and finds them by an index in files beside it."""
+
+import contextlib
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scrubjay.memory import MemoryBank
+from scrubjay.memory.bank import bank as bank_module
+from scrubjay.memory.bank.search import approximate as search_approximate
+from scrubjay.memory.bank.search import segments as search_segments
+
+pytest.importorskip("usearch", reason="needs 'scrubjay[ann]'")
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+WIDTH = 24
+SMALL = 40
+
+
+class Random:
+    """Embeddings drawn at random by the text."""
+
+    def embed_query(self, text):
+        seed = int.from_bytes(text.encode()[-12:])
+        return np.random.default_rng(seed).standard_normal(WIDTH, dtype=np.float32).tolist()
+
+    def embed_documents(self, texts):
+        return [self.embed_query(text) for text in texts]
+
+
+@pytest.fixture(autouse=True)
+def _small_segments(monkeypatch):
+    for module in (search_segments, search_approximate):
+        monkeypatch.setattr(module, "SEGMENT", SMALL)
+
+
+def open_bank(path, approximate=True, embeddings=None):
+    return MemoryBank(path, embeddings or Random(), lambda: START, approximate=approximate)
+
+
+def fill(path, count=130, first=0):
+    with open_bank(path, approximate=False) as bank:
+        drafts = [
+            bank.draft(f"fact {number}", namespace=(str(number % 3),), merge=False)
+            for number in range(first, first + count)
+        ]
+        return bank.write(bank.embedded(drafts))
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "bank.db"
+
+
+def segments(path):
+    return sorted(Path(f"{path}-ann").glob("*"))
+
+
+def half(text):
+    """Return the bytes of a text's embedding as an index holds it."""
+    vector = np.array(Random().embed_query(text), dtype=np.float32)
+    return (vector / np.linalg.norm(vector)).astype(np.float16).tobytes()
+
+
+def held(path, text):
+    return any(half(text) in file.read_bytes() for file in segments(path))
+
+
+def hits(bank, query="fact 17", **options):
+    return [(hit.id, round(hit.score, 4)) for hit in bank.search(query, 20, **options)]
+
+
+def test_a_search_finds_what_the_exact_one_does(path):
+    ids = fill(path)
+    with open_bank(path) as bank, open_bank(path, approximate=False) as exact:
+        for query in ("fact 3", "fact 77", "fact 128", "who"):
+            for namespace in ((), ("1",)):
+                assert hits(bank, query, namespace=namespace) == hits(exact, query, namespace=namespace)
+        assert len(segments(path)) == 3
+        bank.forget(ids[5])
+        bank.forget(ids[125])
+        bank.add("fact 500", merge=False)
+        fill(path, 40, 600)
+        for query in ("fact 5", "fact 125", "fact 500", "fact 620"):
+            assert hits(bank, query) == hits(exact, query)
+        assert len(segments(path)) == 4
+
+
+def test_few_that_may_be_seen_are_found_among_many_that_may_not(path, monkeypatch):
+    monkeypatch.setattr(search_approximate, "_NEAREST", 2)
+    monkeypatch.setattr(search_approximate, "_LEAST", 1)
+    monkeypatch.setattr(search_approximate, "_ENOUGH", 4)
+    monkeypatch.setattr(search_approximate, "_DEEPEST", 4)
+    with open_bank(path) as bank:
+        ids = [bank.add(f"only {number}", namespace=("rare",), merge=False) for number in range(3)]
+        fill(path)
+        found = bank.search("w", 5, namespace=("rare",), explain=True)
+        assert {hit.id for hit in found} == set(ids)
+        assert all(hit.explanation and hit.explanation.cosine is not None for hit in found)
+        assert bank.search("w", namespace=("nobody",)) == []
+
+
+def test_what_is_forgotten_is_gone_from_the_index_too(path):
+    ids = fill(path)
+    with open_bank(path) as bank:
+        bank.search("who")
+        assert held(path, "fact 7")
+        assert held(path, "fact 39")
+        for number in (7, 39, 9):  # 39 is the last of its segment
+            bank.forget(ids[number])
+            assert not held(path, f"fact {number}")
+            assert held(path, f"fact {number + 1}")
+        # What a process left that was killed while it wrote a file.
+        shutil.copy(segments(path)[0], Path(f"{path}-ann") / "part")
+        bank.forget(ids[10])
+        assert not held(path, "fact 10")
+        before = [file.stat().st_mtime_ns for file in segments(path)]
+        assert ids[7] not in {hit.id for hit in bank.search("fact 7", 20)}
+        assert [file.stat().st_mtime_ns for file in segments(path)] == before
+        assert len(segments(path)) == 3
+
+
+def test_a_bank_without_the_index_or_usearch_forgets_in_it_too(path, monkeypatch):
+    ids = fill(path)
+    with open_bank(path) as bank, open_bank(path, approximate=False) as plain:
+        bank.search("who")
+        monkeypatch.setitem(sys.modules, "usearch.index", None)
+        plain.forget(ids[3])
+        assert not held(path, "fact 3")
+        assert held(path, "fact 4")
+
+
+def test_of_two_with_one_embedding_the_other_is_found_when_one_is_forgotten(path):
+    ids = fill(path)
+    with open_bank(path) as bank:
+        more = [bank.add("fact 7", merge=False) for _ in range(2 * SMALL)]
+        bank.search("who")
+        assert len(segments(path)) == 5
+        bank.forget(more[20])
+        assert more[21] in {hit.id for hit in bank.search("fact 7", 100)}
+        assert held(path, "fact 7")
+        for id in (ids[7], *more):
+            bank.forget(id)
+        bank.search("who")
+        assert not held(path, "fact 7")
+
+
+def test_what_was_not_forgotten_after_all_is_still_found(path):
+    ids = fill(path)
+    with open_bank(path) as bank:
+        bank.search("who")
+        with contextlib.suppress(KeyError), bank.store.writing():
+            bank.forget(ids[8])
+            raise KeyError
+        with pytest.warns(UserWarning, match="records that the bank does not have"):
+            assert bank.search("fact 8")[0].id == ids[8]
+        assert held(path, "fact 8")
+
+
+def test_the_index_of_records_that_were_rolled_back_is_built_anew(path, monkeypatch):
+    for name in ("_NEAREST", "_LEAST", "_ENOUGH"):
+        monkeypatch.setattr(search_approximate, name, 1)
+    fill(path, 70)
+    with open_bank(path) as bank:
+        with contextlib.suppress(KeyError), bank.store.writing():
+            bank.write(bank.embedded([bank.draft(f"phantom {n}", merge=False) for n in range(30)]))
+            bank.search("phantom 3")
+            raise KeyError
+        fill(path, 25, 70)
+        with pytest.warns(UserWarning, match="records that the bank does not have"):
+            bank.search("who")
+        for number in (3, 72, *range(80, 95)):
+            (hit,) = bank.search(f"fact {number}", 1, explain=True)
+            assert hit.text == f"fact {number}"
+            assert hit.explanation is not None
+            assert hit.explanation.chunk_rank == 1
+
+
+@pytest.mark.parametrize("again", [20, 50], ids=["the same segment", "another segment"])
+@pytest.mark.parametrize("undone", [1, 2])
+def test_what_was_not_forgotten_is_still_found_once_something_else_is(path, undone, again):
+    ids = fill(path)
+    with open_bank(path) as bank:
+        bank.search("who")
+        with contextlib.suppress(KeyError), bank.store.writing():
+            for id in ids[10 : 10 + undone]:
+                bank.forget(id)
+            raise KeyError
+        for number in range(again, again + undone):
+            bank.forget(ids[number])
+            assert not held(path, f"fact {number}")
+    with open_bank(path) as bank:
+        assert bank.search("fact 10")[0].id == ids[10]
+        assert held(path, "fact 10")
+        assert held(path, "fact 50") == (again != 50)
+
+
+def test_what_is_forgotten_together_leaves_the_index_in_place(path):
+    ids = fill(path)
+    with open_bank(path) as bank:
+        bank.search("who")
+        before = [file.stat().st_ino for file in segments(path)]
+        with bank.store.writing():
+            for number in (10, 50, 11):
+                bank.forget(ids[number])
+        assert bank.search("fact 12")[0].id == ids[12]
+        assert [file.stat().st_ino for file in segments(path)] == before
+        assert not any(held(path, f"fact {number}") for number in (10, 50, 11))
+
+
+def test_all_of_a_segment_may_be_forgotten(path):
+    ids = fill(path)
+    with open_bank(path) as bank:
+        bank.search("who")
+        for id in ids[:SMALL]:
+            bank.forget(id)
+        assert len(segments(path)) == 2
+        assert bank.search("fact 60")[0].id == ids[60]
+        assert len(segments(path)) == 2
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda data: b"",
+        lambda data: b"not an index" * 1000,
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:-1],
+        lambda data: b"\0" * 2000 + data[2000:],
+        lambda data: data + data[-20:],
+    ],
+)
+def test_a_file_that_is_not_whole_is_built_anew(path, spoil):
+    ids = fill(path)
+    with open_bank(path) as bank:
+        expected = hits(bank)
+    file = segments(path)[0]
+    right = len(file.read_bytes())
+    file.write_bytes(spoil(file.read_bytes()))
+    with open_bank(path) as bank:
+        with pytest.warns(UserWarning, match=r"000000\.usearch is built anew: "):
+            assert hits(bank) == expected
+        assert bank.search("fact 17")[0].id == ids[17]
+        assert hits(bank) == expected
+    assert len(file.read_bytes()) == right
+
+
+def test_files_of_another_bank_or_of_another_past_are_built_anew(path, tmp_path):
+    fill(path)
+    other = tmp_path / "other.db"
+    ids = fill(other, first=1000)
+    with open_bank(path) as bank:
+        bank.search("who")
+    shutil.copytree(f"{path}-ann", f"{other}-ann")
+    with open_bank(other) as bank:
+        with pytest.warns(UserWarning, match="built of records that the bank does not have"):
+            assert bank.search("fact 1017")[0].id == ids[17]
+        assert not held(other, "fact 17")
+
+
+def test_records_restored_under_ids_of_any_length_are_indexed_once(path, tmp_path):
+    fill(tmp_path / "other.db", 50)
+    with open_bank(path) as bank, open_bank(tmp_path / "other.db", approximate=False) as other:
+        rows = [
+            row | {"id": f"{row['text']} of the bank of the year before last, é"} for row in other.export()
+        ]
+        assert all(bank.restore(rows))
+        assert bank.search("fact 17")[0].text == "fact 17"
+        assert list(bank.build_index()) == []
+
+
+def test_a_broken_build_goes_on_where_it_was_and_all_may_vanish(path):
+    fill(path)
+    with open_bank(path) as bank:
+        assert next(bank.build_index()) == (SMALL, 130)
+        (first,) = segments(path)
+        before = first.stat().st_mtime_ns
+        assert list(bank.build_index()) == [(2 * SMALL, 130), (3 * SMALL, 130)]
+        assert first.stat().st_mtime_ns == before
+        assert list(bank.build_index()) == []
+        expected = hits(bank)
+        shutil.rmtree(f"{path}-ann")
+        assert hits(bank) == expected
+        assert len(segments(path)) == 3
+
+
+def test_what_is_forgotten_while_a_segment_is_built_does_not_come_back(path, monkeypatch):
+    ids = fill(path)
+    with open_bank(path) as bank, open_bank(path, approximate=False) as other:
+        add, done = search_segments.add, []
+
+        def forget_and_add(*graph_and_records):
+            if not done:  # the embeddings are read already
+                done.append(other.forget(ids[11]))
+            add(*graph_and_records)
+
+        monkeypatch.setattr(search_segments, "add", forget_and_add)
+        bank.search("who")
+        assert done == [True]
+        assert not held(path, "fact 11")
+        assert held(path, "fact 12")
+
+
+def test_threads_that_search_first_share_one_index_that_reads_only_what_is_new(path, monkeypatch):
+    ids, made, meeting = fill(path), [], threading.Barrier(2)
+    with open_bank(path) as bank:
+        bank.search("who")  # builds the segments
+
+    class Meeting(search_approximate.ApproximateIndex):
+        def __init__(self, *arguments):
+            with contextlib.suppress(threading.BrokenBarrierError):
+                meeting.wait(0.5)  # for the other thread, if that makes one, too
+            super().__init__(*arguments)
+            made.append(self)
+
+    monkeypatch.setattr(bank_module, "ApproximateIndex", Meeting)
+    with open_bank(path) as bank:
+        with ThreadPoolExecutor(2) as pool:
+            found = list(pool.map(lambda number: bank.search(f"fact {number}")[0].id, (3, 128)))
+        assert found == [ids[3], ids[128]]
+        assert [len(index._tail) for index in made] == [130 % SMALL]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="has no signal to spare")
+def test_a_build_ends_at_once_when_it_is_interrupted():
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGUSR1))
+    try:
+        vectors = np.random.default_rng(0).standard_normal((20_000, 64), dtype=np.float32)
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - it may come between two graphs, too
+            while True:
+                graph = search_segments._empty_graph(64)
+                search_segments.add(graph, np.arange(len(vectors)), vectors)
+    finally:
+        timer.join()
+        signal.signal(signal.SIGUSR1, before)
+
+
+def _search_and_write(path, who):
+    search_segments.SEGMENT = search_approximate.SEGMENT = SMALL
+    with open_bank(path) as bank:
+        for number in range(15):
+            id = bank.add(f"{who} {number}", merge=False)
+            assert id in {hit.id for hit in bank.search(f"{who} {number}")}
+            if number % 5 == 0:
+                bank.forget(id)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, which starts a process in no time")
+def test_several_processes_search_write_and_forget(path):
+    fill(path, 70)
+    context = multiprocessing.get_context("fork")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        workers = [context.Process(target=_search_and_write, args=(path, who)) for who in ("ada", "bob")]
+        for worker in workers:
+            worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    with open_bank(path) as bank, open_bank(path, approximate=False) as exact:
+        assert hits(bank, "ada 3") == hits(exact, "ada 3")
+    assert not held(path, "ada 5")
+    assert not any("part" in file.name for file in segments(path))
+
+
+def test_what_does_not_go_together_is_named(path, monkeypatch):
+    with pytest.raises(ValueError, match="it needs embeddings and a file"):
+        open_bank(":memory:")
+    with pytest.raises(ValueError, match="embeddings=None"):
+        MemoryBank(path, approximate=True)
+    with pytest.raises(ValueError, match="device='cpu'"):
+        MemoryBank(path, Random(), approximate=True, device="cpu")
+    monkeypatch.setitem(sys.modules, "usearch", None)
+    monkeypatch.delitem(sys.modules, "usearch.index", raising=False)
+    with pytest.raises(
+        ModuleNotFoundError, match=r"approximate=True needs usearch: pip install 'scrubjay\[ann\]'"
+    ):
+        open_bank(path)
+    with open_bank(path, approximate=False) as bank:
+        assert list(bank.build_index()) == []

@@ -1,0 +1,182 @@
+import math
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scrubjay.memory import MemoryBank
+from scrubjay.memory.bank.search.fluency import fluency, question_pairs, script_of
+from scrubjay.memory.bank.search.words import is_unspaced, match_terms
+
+PAIRS = question_pairs()
+SCRIPTS = sorted(PAIRS)
+
+
+class Told:
+    """Embeddings that put a question and its answer at `nearness` to each other in the scripts they know."""
+
+    def __init__(self, *known, nearness=0.5):
+        self.known, self.nearness, self.calls = known, nearness, 0
+
+    def embed_documents(self, texts):
+        self.calls += 1
+        return [self.embed_query(text) for text in texts]
+
+    def embed_query(self, text):
+        vector = drawn(text)
+        for script in self.known:
+            for pair in PAIRS[script]:
+                if text in pair:
+                    vector = (1 - self.nearness) * vector + self.nearness * drawn(pair[0])
+        return vector.tolist()
+
+
+def drawn(text, width=64):
+    vector = np.random.default_rng(list(text.encode())).standard_normal(width)
+    return vector / np.linalg.norm(vector)
+
+
+def weighty(text):
+    """Return what says something: pairs of characters, not only of grammar, or words of more than three letters."""
+    pairs = [term for term in match_terms(text) if is_unspaced(term) and not re.fullmatch('"[ぁ-ん]+"', term)]
+    return pairs or re.findall(r"\S{4,}", text.lower())
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_pairs_are_of_their_script_and_share_no_word(script):
+    assert len(PAIRS[script]) == 12
+    assert len({text for pair in PAIRS[script] for text in pair}) == 24
+    for question, answer in PAIRS[script]:
+        assert script_of(question) == script_of(answer) == script
+        assert not set(weighty(question)) & set(weighty(answer))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_who_tells_all_answers_apart_is_fluent_and_who_guesses_is_not(script):
+    assert fluency(Told(script, nearness=0.9), script) == pytest.approx(1)
+    guesses = [fluency(Told(other, nearness=0.9), script) for other in SCRIPTS if other != script]
+    assert max(guesses) < 0.5
+    assert min(guesses) >= 0.02
+
+
+def test_embeddings_that_are_all_alike_know_nothing():
+    class Alike:
+        def embed_documents(self, texts):
+            return [[1.0, 2.0]] * len(texts)
+
+        def embed_query(self, text):
+            return [1.0, 2.0]
+
+    assert fluency(Alike(), "latin") == 0.02
+
+
+@given(st.lists(st.lists(st.floats(-1, 1), min_size=3, max_size=3), min_size=24, max_size=24))
+def test_fluency_is_the_share_of_pairs_in_the_right_order(vectors):
+    class Given(Told):
+        def embed_documents(self, texts):
+            return vectors
+
+    found = fluency(Given(), "latin")
+    unit = [np.array(v) / max(np.linalg.norm(v), 1e-12) for v in vectors]
+    cosine = np.array([[unit[q] @ unit[a] for a in range(1, 24, 2)] for q in range(0, 24, 2)])
+    ahead = [
+        cosine[i, i] - other
+        for i in range(12)
+        for j in range(12)
+        for other in (cosine[i, j], cosine[j, i])
+        if i != j
+    ]
+    right = sum(one > 1e-5 for one in ahead)
+    ties = sum(abs(one) <= 1e-5 for one in ahead)  # which rounding decides
+    assert len(ahead) == 264
+    assert max(0.02, 2 * right / 264 - 1) - 1e-9 <= found <= max(0.02, 2 * (right + ties) / 264 - 1) + 1e-9
+
+
+def test_no_pairs_no_doubt():
+    embeddings = Told()
+    assert fluency(embeddings, "greek") == 1
+    assert embeddings.calls == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "script"),
+    [
+        ("Where is Ada?", "latin"),
+        ("", "latin"),
+        ("12:30!", "latin"),
+        ("王芳住在哪里？", "cjk"),
+        ("Ada 住在哪个城市里?", "cjk"),
+        ("東京の天気", "hiragana"),
+        ("コーヒー", "hiragana"),
+        ("ー", "hiragana"),
+        ("그녀는 어디에 살아요?", "hangul"),
+        ("Где она, Ada?", "cyrillic"),
+        ("Ｗｈｅｒｅ", "latin"),
+        ("Πού μένει;", "greek"),
+    ],
+)
+def test_a_text_is_of_the_script_of_most_of_its_letters(text, script):
+    assert script_of(text) == script
+
+
+def test_a_bank_tries_its_embeddings_once_a_script_and_weighs_them_by_it():
+    embeddings = Told("latin", nearness=0.9)
+    with MemoryBank(":memory:", embeddings) as bank:
+        for text in ("a heron", "a mill", "磨坊在河边", "苍鹭在睡觉"):
+            bank.add(text)
+        before = embeddings.calls
+
+        def by_embeddings(query):
+            explained = [hit.explanation for hit in bank.search(query, explain=True)]
+            return max(why.from_embeddings for why in explained if why is not None)
+
+        known, foreign = by_embeddings("Where is the heron?"), by_embeddings("苍鹭在哪里？")
+        assert embeddings.calls == before + 2
+        by_embeddings("And the mill?")
+        by_embeddings("磨坊呢？")
+        assert embeddings.calls == before + 2
+    assert 0 < foreign < known / 3
+
+
+def test_embeddings_count_the_more_the_farther_the_nearest_stands_out():
+    def share_of_sureness(cosine):
+        class Planted(Told):
+            def embed_query(self, text):
+                if text == "quartz":
+                    rest = drawn("aside")
+                    rest -= (rest @ drawn("which?")) * drawn("which?")
+                    return (
+                        cosine * drawn("which?") + math.sqrt(1 - cosine**2) * rest / np.linalg.norm(rest)
+                    ).tolist()
+                return super().embed_query(text)
+
+        with MemoryBank(":memory:", Planted("latin", nearness=0.9)) as bank:
+            for n in range(200):
+                bank.add(f"chatter {n}", namespace=(str(n),))
+            bank.add("quartz", namespace=("here",))
+            (best, *_) = bank.search("which?", explain=True)
+            assert best.explanation is not None
+            return best.text, best.explanation.from_embeddings
+
+    found = [share_of_sureness(cosine) for cosine in (0.5, 0.7, 0.9)]
+    assert [text for text, _ in found] == ["quartz"] * 3
+    assert found[0][1] < found[1][1] < found[2][1]
+
+
+def test_of_two_records_as_near_the_one_that_shares_a_word_counts_twice_by_embeddings():
+    class Same(Told):
+        def embed_query(self, text):
+            return drawn("one").tolist() if text.startswith("the") else super().embed_query(text)
+
+    with MemoryBank(":memory:", Same("latin", nearness=0.9)) as bank:
+        bank.add("the heron", namespace=("a",))
+        bank.add("the mill", namespace=("b",))
+        for n in range(60):
+            bank.add(f"chatter {n}", namespace=("c", str(n)))
+        hits = {hit.text: hit.explanation for hit in bank.search("the heron", k=5, explain=True)}
+    shared, other = hits["the heron"], hits["the mill"]
+    assert shared is not None
+    assert other is not None
+    assert shared.from_embeddings / other.from_embeddings == pytest.approx(math.exp(0.75), rel=1e-4)

@@ -1,0 +1,47 @@
+import sqlite3
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scrubjay.memory.bank.search.words import index_text, match_terms
+
+HAN = st.text(alphabet="天地玄黄宇宙洪荒日月盈昃", min_size=1, max_size=12)
+
+
+def found(text: str, query: str) -> bool:
+    connection = sqlite3.connect(":memory:")
+    connection.execute("CREATE VIRTUAL TABLE t USING fts5(body, tokenize = 'porter unicode61')")
+    connection.execute("INSERT INTO t VALUES (?)", (index_text(text),))
+    terms = match_terms(query)
+    return bool(terms) and bool(
+        connection.execute("SELECT 1 FROM t WHERE t MATCH ?", (" OR ".join(terms),)).fetchall()
+    )
+
+
+@given(HAN, st.data())
+@settings(max_examples=50)
+def test_every_part_of_a_chinese_sentence_finds_it(sentence, data):
+    start = data.draw(st.integers(0, len(sentence) - 1))
+    end = data.draw(st.integers(start + 1, len(sentence)))
+    assert found(f"On Monday: {sentence}, at noon", sentence[start:end])
+
+
+@given(st.text(max_size=30), st.text(max_size=30))
+@settings(max_examples=50)
+def test_no_text_is_a_syntax_error(text, query):
+    found(text.encode(errors="replace").decode(), query.encode(errors="replace").decode())
+
+
+def test_words_are_found_by_their_stem_width_and_accent():
+    assert found("She was running in the cafés", "runs")
+    assert found("She was running in the cafés", "cafe")
+    assert found("ＡＢＣ ｶﾒﾗ", "abc")
+    assert found("ｶﾒﾗを買った", "カメラ")
+    assert found("서울에서 만나요", "서울")
+    assert not found("大学在北方", "京大")
+
+
+def test_stop_words_count_only_where_there_is_nothing_else():
+    assert match_terms("Where is the cat? The cat!") == ['"cat"']
+    assert match_terms("To be or not to be") == ['"to"', '"be"', '"or"', '"not"']
+    assert match_terms("?!") == []

@@ -1,0 +1,272 @@
+"""The checker can fail: for each law a small broken memory that it catches, by number."""
+
+import pytest
+import torch
+from torch import nn
+
+from scrubjay.memory import MemoryLawError, check_memory
+
+DIM = 8
+
+
+class Sound(nn.Module):
+    """A user's own memory, no base class: h' = tanh(W x + U h)."""
+
+    dim = DIM
+    retrieves = False
+
+    def __init__(self):
+        super().__init__()
+        self.inward, self.across = nn.Linear(DIM, DIM), nn.Linear(DIM, DIM, bias=False)
+
+    def initial_state(self, batch_size):
+        return {"hidden": self.inward.weight.new_zeros(batch_size, DIM)}
+
+    def update(self, x, hidden):
+        return torch.tanh(self.inward(x) + self.across(hidden))
+
+    def reset(self, hidden, start):
+        return torch.where(start[:, None], 0, hidden)
+
+    def forward(self, x, state, start=None):
+        hidden, outputs = state["hidden"], []
+        for t in range(x.shape[1]):
+            if start is not None:
+                hidden = self.reset(hidden, start[:, t])
+            hidden = self.update(x[:, t], hidden)
+            outputs.append(hidden)
+        return torch.stack(outputs, dim=1), {"hidden": hidden}
+
+
+class ForgetsBetweenSegments(Sound):
+    def forward(self, x, state, start=None):
+        return super().forward(x, {"hidden": torch.zeros_like(state["hidden"])}, start)
+
+
+class GradientCutAtSegments(Sound):
+    def forward(self, x, state, start=None):
+        return super().forward(x, {"hidden": state["hidden"].detach()}, start)
+
+
+class MultipliesByZero(Sound):
+    def reset(self, hidden, start):
+        return hidden * ~start[:, None]
+
+
+class IgnoresStart(Sound):
+    def reset(self, hidden, start):
+        return hidden
+
+
+class LooksAhead(Sound):
+    def forward(self, x, state, start=None):
+        y, after = super().forward(x, state, start)
+        return y + 0.01 * torch.cat([y[:, 1:], y[:, -1:]], dim=1), after
+
+
+class MixesRows(Sound):
+    def update(self, x, hidden):
+        return super().update(x - 0.1 * x.mean(dim=0), hidden)
+
+
+class Grows(Sound):
+    def forward(self, x, state, start=None):
+        y, after = super().forward(x, {"hidden": state["hidden"][:, :DIM]}, start)
+        return y, {"hidden": torch.cat([after["hidden"], state["hidden"][:, :1]], dim=1)}
+
+
+class Miscounts(Sound):
+    def state_bytes(self, batch_size=1):
+        return 4
+
+
+class HidesALog(Sound):
+    def __init__(self):
+        super().__init__()
+        self.log = []
+
+    def forward(self, x, state, start=None):
+        self.log.append(x.detach().clone())
+        return super().forward(x, state, start)
+
+
+class Explodes(Sound):
+    def update(self, x, hidden):
+        return self.inward(x) + 1.1 * self.across(hidden) + 1.1 * hidden
+
+
+class HidesState(Sound):
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x, state, start=None):
+        self.calls += 1
+        y, after = super().forward(x, state, start)
+        return y + 0.1 * self.calls, after
+
+
+class WritesInPlace(Sound):
+    def forward(self, x, state, start=None):
+        y, after = super().forward(x, state, start)
+        state["hidden"].copy_(after["hidden"].detach())
+        return y, after
+
+
+class NestsState(Sound):
+    def initial_state(self, batch_size):
+        return {"hidden": [super().initial_state(batch_size)["hidden"]]}
+
+    def forward(self, x, state, start=None):
+        y, after = super().forward(x, {"hidden": state["hidden"][0]}, start)
+        return y, {"hidden": [after["hidden"]]}
+
+
+class SpeaksWhenEmpty(Sound):
+    retrieves = True
+
+    def read(self, x, state):
+        return state["hidden"][:, None] + self.inward.bias
+
+
+class MultipliesEmptySlots(Sound):
+    """Reads zero while empty, but lets NaN through slots that were never written."""
+
+    retrieves = True
+
+    def initial_state(self, batch_size):
+        return super().initial_state(batch_size) | {"written": torch.zeros(batch_size, dtype=torch.long)}
+
+    def read(self, x, state):
+        return torch.where(state["written"][:, None, None] > 0, state["hidden"][:, None], 0).expand_as(x)
+
+    def forward(self, x, state, start=None):
+        y, after = super().forward(x, state, start)
+        return y, after | {"written": state["written"] + x.shape[1]}
+
+
+class BranchesOnValues(Sound):
+    def reset(self, hidden, start):
+        return super().reset(hidden, start) if start.any() else hidden
+
+
+class DetachesInput(Sound):
+    def update(self, x, hidden):
+        return super().update(x.detach(), hidden)
+
+
+class DetachesInputInSegments(Sound):
+    def forward(self, x, state, start=None):
+        return super().forward(x.detach() if x.shape[1] > 1 else x, state, start)
+
+
+class LeaksANeighboursState(Sound):
+    def update(self, x, hidden):
+        return super().update(x, hidden + 0 * hidden.sum(dim=0))
+
+
+class KeepsTheSegmentAlive(Sound):
+    def forward(self, x, state, start=None):
+        y, _ = super().forward(x, state, start)
+        return y, {"hidden": y[:, -1]}
+
+
+class WideOutput(Sound):
+    def forward(self, x, state, start=None):
+        y, after = super().forward(x, state, start)
+        return y.double(), after
+
+
+class Raises(Sound):
+    retrieves = True
+
+    def read(self, x, state):
+        raise IndexError("selected index k out of range")
+
+
+class DeadParameter(Sound):
+    def __init__(self):
+        super().__init__()
+        self.unused = nn.Parameter(torch.ones(3))
+
+
+class InfiniteGradient(Sound):
+    def update(self, x, hidden):
+        return super().update(x, hidden) + (self.inward.weight[0, 0] * 0).sqrt()
+
+
+BROKEN = [
+    (1, ForgetsBetweenSegments, "output.*one step at a time.*at step"),
+    (1, GradientCutAtSegments, "gradient of"),
+    (2, MultipliesByZero, "not finite at step"),
+    (2, IgnoresStart, "output after a start"),
+    (3, LooksAhead, "output up to step"),
+    (4, MixesRows, "a row removed|rows permuted|one row alone"),
+    (4, LeaksANeighboursState, "beside a (row|state) of NaN"),
+    (5, Grows, "state went from"),
+    (5, KeepsTheSegmentAlive, "keeps [0-9]+ bytes alive"),
+    (5, WideOutput, "output has dtype torch.float64"),
+    (7, Raises, "the memory raised IndexError: selected index k out of range"),
+    (9, DetachesInput, "no finite gradient reaches x"),
+    (9, DetachesInputInSegments, "no finite gradient reaches x over"),
+    (5, Miscounts, r"state_bytes\(1\) says 4"),
+    (6, HidesState, "same call made twice"),
+    (6, WritesInPlace, "changed in place"),
+    (7, SpeaksWhenEmpty, "read-out of an empty store"),
+    (7, MultipliesEmptySlots, "unwritten slots"),
+    (8, BranchesOnValues, "torch.compile"),
+    (9, DeadParameter, "no gradient reaches parameter unused"),
+    (9, InfiniteGradient, "not finite"),
+]
+
+
+def test_a_sound_module_passes_and_is_told_its_exemption():
+    assert check_memory(Sound()) == [
+        "law 7 (empty is silent): the memory retrieves nothing, `retrieves` is False"
+    ]
+
+
+@pytest.mark.parametrize(("law", "kind", "message"), BROKEN, ids=lambda v: getattr(v, "__name__", str(v)))
+def test_a_broken_module_is_caught(law, kind, message):
+    torch.manual_seed(0)
+    with pytest.raises(MemoryLawError, match=message) as caught:
+        check_memory(kind(), laws=[law])
+    assert caught.value.law == law
+    assert str(caught.value).startswith(f"law {law} (")
+
+
+def test_a_state_that_is_not_flat_is_caught():
+    with pytest.raises(MemoryLawError, match="is a list, not a tensor"):
+        check_memory(NestsState(), laws=[6])
+
+
+@pytest.mark.parametrize(("kind", "message"), [(HidesALog, "grew from"), (Explodes, "not finite within")])
+def test_a_long_run_that_grows_or_explodes_is_caught(kind, message, monkeypatch):
+    monkeypatch.setattr("scrubjay.memory.contract.check._LONG_STEPS", 6000)
+    with pytest.raises(MemoryLawError, match=message):
+        check_memory(kind(), laws=[5], long=True)
+
+
+def test_a_long_run_of_a_sound_module_passes(monkeypatch):
+    monkeypatch.setattr("scrubjay.memory.contract.check._LONG_STEPS", 6000)
+    check_memory(Sound(), laws=[5], long=True)
+
+
+def test_the_message_says_how_far_off_and_where():
+    with pytest.raises(MemoryLawError, match=r"off by [\d.e+-]+ at step \d+, row \d+ \(allowed 1e-06\)"):
+        check_memory(LooksAhead(), laws=[3])
+
+
+def test_the_module_itself_is_left_alone():
+    module = Sound()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    check_memory(module, laws=[1, 9])
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert all(p.grad is None and p.dtype == torch.float32 for p in module.parameters())
+
+
+def test_a_module_without_a_width_and_an_unknown_law_are_refused():
+    with pytest.raises(TypeError, match="pass check_memory"):
+        check_memory(nn.Identity())
+    with pytest.raises(ValueError, match=r"unknown laws \[10\]"):
+        check_memory(Sound(), laws=[10])

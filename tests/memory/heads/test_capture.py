@@ -1,0 +1,103 @@
+"""Captured attention against eager attention, and the model untouched by it."""
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from scrubjay.memory.heads.capture import attention_weights, capture_attention
+
+
+@pytest.fixture
+def model(tiny_llama):
+    return tiny_llama(num_hidden_layers=3)
+
+
+def tokens(batch=2, time=11, seed=0):
+    return torch.randint(2, 64, (batch, time), generator=torch.Generator().manual_seed(seed))
+
+
+def eager(model, ids, **options):
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        out = model(ids, output_attentions=True, **options)
+    model.set_attn_implementation(before)
+    return out.attentions
+
+
+def padded():
+    mask = torch.ones(2, 11, dtype=torch.long)
+    mask[0, :4] = 0
+    return mask
+
+
+@pytest.mark.parametrize("mask", [None, padded()], ids=["whole", "padded"])
+@torch.no_grad()
+def test_weights_are_those_of_eager_attention(model, mask):
+    ids = tokens()
+    expected = eager(model, ids, attention_mask=mask)
+    plain = model(ids, attention_mask=mask).logits
+    with capture_attention(model, {0: None, 2: [3, 1]}, slice(-3, None)) as captured:
+        logits = model(ids, attention_mask=mask).logits
+    torch.testing.assert_close(captured[0][0], expected[0][:, :, -3:], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(captured[2][0], expected[2][:, [3, 1], -3:], atol=1e-5, rtol=1e-5)
+    assert torch.equal(logits, plain)
+    early = attention_weights(model, ids, {1: None}, slice(5, 7), attention_mask=mask)
+    torch.testing.assert_close(early[1][1], expected[1][1, :, 5:7], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_rows_after_a_cache_see_the_cache(model):
+    ids = tokens()
+    expected = eager(model, ids)[1]
+    cache = DynamicCache(config=model.config)
+    model(ids[:, :6], cache=cache)
+    weights = attention_weights(model, ids[:, 6:], {1: [2]}, slice(-4, None), cache=cache)
+    torch.testing.assert_close(weights[1], expected[:, [2], -4:], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("before", ["sdpa", "eager"])
+def test_the_model_has_its_own_attention_back_even_after_an_error(model, before):
+    model.set_attn_implementation(before)
+    with pytest.raises(ValueError, match="heads"), capture_attention(model, {0: [9]}):
+        model(tokens())
+    assert model.config._attn_implementation == before
+    ids = tokens()
+    attention_weights(model, ids, {0: None})
+    assert model.config._attn_implementation == before
+    with capture_attention(model, {0: None}) as captured:
+        pass
+    model(ids)
+    assert captured == {0: []}
+
+
+@torch.no_grad()
+def test_nothing_above_the_layer_runs(model):
+    ran = []
+    for number, layer in enumerate(model.model.layers):
+        layer.self_attn.register_forward_pre_hook(lambda *_, at=number: ran.append(at))
+    attention_weights(model, tokens(), {0: None, 1: [0]})
+    assert ran == [0, 1]
+
+
+def test_other_models_are_left_alone(model, tiny_llama):
+    other = tiny_llama()
+    with capture_attention(model, {0: None}) as captured, torch.no_grad():
+        other(tokens())
+    assert captured[0] == []
+
+
+def test_what_is_not_there_is_named(model):
+    with pytest.raises(ValueError, match=r"layers \[7\]"):
+        attention_weights(model, tokens(), {7: None})
+    with pytest.raises(ValueError, match="heads \\[4\\] of layer 1"):
+        attention_weights(model, tokens(), {1: [4]})
+
+
+def test_a_policy_cannot_run_inside(model):
+    from scrubjay.memory import context
+
+    cache = context.PolicyCache(context.make("window", budget=8), model)
+    with capture_attention(model, {0: None}), pytest.raises(RuntimeError, match="does not call the policy"):
+        model(tokens(), cache=cache)
+    assert model.config._attn_implementation == "scrubjay"

@@ -1,0 +1,93 @@
+"""Sink rate and sink bias: closed forms."""
+
+import math
+
+import pytest
+import torch
+
+from scrubjay.memory.heads.capture import attention_weights, capture_attention
+from scrubjay.memory.heads.sink_bias import sink_bias
+from scrubjay.memory.heads.sink_rate import sink_rate, sink_weights
+
+
+def tokens(batch=2, time=9):
+    return torch.randint(2, 64, (batch, time), generator=torch.Generator().manual_seed(1))
+
+
+def test_bias_multiplies_token_0_and_renormalises(tiny_llama):
+    model, ids = tiny_llama(torch.float64), tokens()
+    plain = attention_weights(model, ids, {0: None})[0]
+    gammas = torch.tensor([0.25, 1, 3, 10], dtype=torch.float64)
+    expected = plain.clone()
+    expected[..., 0] *= gammas[:, None]
+    expected /= expected.sum(dim=-1, keepdim=True)
+    with sink_bias(model, {0: gammas.tolist()}):
+        biased = attention_weights(model, ids, {0: None})[0]
+    torch.testing.assert_close(biased, expected)
+
+
+def test_bias_reaches_the_output_and_ends(tiny_llama):
+    """A model of one layer whose sink takes all reads only token 0: all later tokens that are alike say the same."""
+    model = tiny_llama(torch.float64, num_hidden_layers=1)
+    ids = torch.tensor([[5, 9, 4, 9, 7, 9]])
+    with torch.no_grad():
+        plain = model(ids).logits
+        with sink_bias(model, {0: 1e30}):
+            drawn = model(ids).logits
+        with sink_bias(model, {0: 1.0}):
+            torch.testing.assert_close(model(ids).logits, plain)
+        assert torch.equal(model(ids).logits, plain)
+    torch.testing.assert_close(drawn[0, 1], drawn[0, 3])
+    torch.testing.assert_close(drawn[0, 1], drawn[0, 5])
+    assert not torch.allclose(plain[0, 1], plain[0, 5])
+
+
+@torch.no_grad()
+def test_bias_finds_token_0_behind_padding_and_while_decoding(tiny_llama):
+    model, ids = tiny_llama(torch.float64), tokens(1)
+    left = torch.cat([torch.zeros(1, 3, dtype=torch.long), ids], dim=1)
+    mask = (torch.arange(12) >= 3).long()[None]
+    with sink_bias(model, {0: 4.0, 1: [0.5, 1, 1, 2]}):
+        alone = model(ids).logits
+        padded = model(left, attention_mask=mask).logits
+        cache = model(ids[:, :-1], use_cache=True).cache
+        last = model(ids[:, -1:], cache=cache).logits
+    # Rotation angles are float32, and padding shifts them.
+    torch.testing.assert_close(padded[:, 3:], alone, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(last, alone[:, -1:])
+
+
+def test_bias_has_gradients(tiny_llama):
+    model = tiny_llama(torch.float64)
+    with sink_bias(model, {0: 2.0}):
+        model(tokens(), labels=tokens()).loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    assert model.model.layers[0].self_attn.q_proj.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("gammas", [{0: 0.0}, {0: [1.0, -1, 1, 1]}, {0: math.inf}])
+def test_impossible_gammas_are_named(tiny_llama, gammas):
+    with pytest.raises(ValueError, match="must be positive"), sink_bias(tiny_llama(), gammas):
+        pass
+
+
+def test_one_gamma_per_head_or_one_for_all(tiny_llama):
+    model = tiny_llama()
+    with pytest.raises(ValueError, match="4 heads"), sink_bias(model, {0: [1.0, 2.0]}):
+        model(tokens())
+    with pytest.raises(ValueError, match=r"layers \[5\]"), sink_bias(model, {5: 1.0}):
+        pass
+
+
+@torch.no_grad()
+def test_rate_of_no_sink_and_of_a_forced_one(tiny_llama):
+    """Equal logits give token 0 a weight of 1/n in row n, on average the harmonic number over n; a sink takes all."""
+    model = tiny_llama(torch.float64)
+    for layer in model.model.layers:
+        layer.self_attn.q_proj.weight.zero_()
+    ids = tokens(time=20)
+    harmonic = sum(1 / n for n in range(1, 21)) / 20
+    torch.testing.assert_close(sink_weights(model, ids), torch.full((2, 2, 4), harmonic, dtype=torch.float64))
+    assert sink_rate(model, ids) == 0
+    with sink_bias(model, {1: [1e12, 1, 1, 1e12]}), capture_attention(model, {}):
+        assert sink_rate(model, ids) == pytest.approx(2 / 8)

@@ -1,0 +1,165 @@
+"""The attention of Titans' architectures against plain loops, and what each architecture is made of."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from scrubjay import memory
+from scrubjay.memory.titans.attention import WindowAttention
+
+
+def turned(x, time, rotated):
+    """Return a head's vector with its first `rotated` coordinates turned by complex numbers."""
+    half = rotated // 2
+    pairs = torch.complex(x[:half], x[half:rotated])
+    angle = time * 10_000.0 ** (-torch.arange(half, dtype=torch.float64) * 2 / rotated)
+    pairs = pairs * torch.polar(torch.ones_like(angle), angle)
+    return torch.cat([pairs.real, pairs.imag, x[rotated:]])
+
+
+def attend(module, query, keys, values):
+    """Return a softmax over keys and values, the persistent ones among them, one head at a time."""
+    heads = []
+    for h in range(module.heads):
+        key, value = [k[h] for k in keys], [v[h] for v in values]
+        for still, persistent in zip(module.persistent_keys, module.persistent_values, strict=True):
+            key.append(torch.cat([torch.zeros(module.rotated, dtype=torch.float64), still[h]]))
+            value.append(persistent[h])
+        scores = torch.stack(key) @ query[h] / module.width**0.5
+        heads.append(torch.softmax(scores, 0) @ torch.stack(value))
+    return module.out(torch.cat(heads))
+
+
+def project(module, x, time):
+    """Return query, key and value of one step, a list over heads."""
+    query, key, value = (p(x).view(module.heads, -1) for p in (module.query, module.key, module.value))
+    return (
+        [turned(q, time, module.rotated) for q in query],
+        [turned(k, time, module.rotated) for k in key],
+        value,
+    )
+
+
+def test_window_attention_sees_the_window_of_the_episode_and_the_persistent_tokens():
+    torch.manual_seed(0)
+    module = WindowAttention(16, num_heads=2, num_persistent=3, window=4).double()
+    x = torch.randn(2, 13, 16, dtype=torch.float64)
+    start = torch.zeros(2, 13, dtype=torch.bool)
+    start[0, 5] = start[0, 7] = start[1, 0] = True
+    state, age = module.initial_state(2, torch.float64, x.device), torch.zeros(2, dtype=torch.int64)
+    first, state = module(x[:, :3], state, module.clock(age, start[:, :3], 3), age, start[:, :3])
+    age = torch.full((2,), 3)
+    rest, _ = module(x[:, 3:], state, module.clock(age, start[:, 3:], 10), age, start[:, 3:])
+    found = torch.cat([first, rest], dim=1)
+    for row in range(2):
+        born = 0
+        for t in range(13):
+            born = t if start[row, t] else born
+            seen = range(max(born, t - 3), t + 1)
+            parts = [project(module, x[row, s], s - born) for s in seen]
+            expected = attend(module, parts[-1][0], [p[1] for p in parts], [p[2] for p in parts])
+            torch.testing.assert_close(found[row, t], expected, rtol=1e-10, atol=1e-10)
+
+
+def test_memory_as_context_follows_the_papers_order():
+    """Equations 21 to 25 by single steps: recall at the chunk's start, attend, write what was read, recall, gate."""
+    torch.manual_seed(1)
+    size = 4
+    module: Any = memory.make("titans_mac", dim=16, depth=2, chunk_size=size, num_persistent=2).double()
+    layer = module.layers[0]
+    torch.nn.init.normal_(layer.memory.weights[-1], std=0.4)
+    x = torch.randn(1, 11, 16, dtype=torch.float64)
+    found, _ = module(x, module.initial_state(1))
+    learned = layer.memory.initial_state(1, torch.float64, x.device)
+    attention = layer.attention
+    for t in range(11):
+        if t % size == 0:
+            at_start, keys, values = learned, [], []
+        normed = layer.memory_norm(x[0, t])
+        query = functional.silu(layer.recall_query(normed)).view(layer.memory.heads, -1)
+        query = query / (query.square().sum(-1, keepdim=True) + 1e-6).sqrt()
+        weights, begin, read = [], 0, query
+        for layer_weights in layer.memory.weights:
+            shape = layer_weights.shape[1:]
+            delta = at_start["delta"][0, :, begin : begin + shape.numel()].view(-1, *shape)
+            weights.append(layer_weights + delta)
+            begin += shape.numel()
+        read = functional.silu(read[:, None] @ weights[0]) @ weights[1]
+        recalled = layer.memory.out(layer.memory.out_norm(read[:, 0]).flatten())
+        for token in (normed, recalled):
+            query, key, value = project(attention, token, t % size)
+            keys.append(key)
+            values.append(value)
+        attended = x[0, t] + attend(attention, project(attention, normed, t % size)[0], keys, values)
+        written = layer.write_norm(attended)[None]
+        again, _, learned = layer.memory.step(written, learned, torch.tensor([t]))
+        expected = layer.feed(x[0, t] + layer.gate(attended, again[0]))
+        torch.testing.assert_close(found[0, t], expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["titans_mag", "titans_mal"])
+def test_memory_as_gate_and_as_layer_follow_the_papers_order(name):
+    """Equations 26 to 31 by single steps: side by side and gated, or memory first and attention over what it gave."""
+    torch.manual_seed(2)
+    module: Any = memory.make(name, dim=16, depth=2, chunk_size=4, window=3, num_persistent=2).double()
+    layer = module.layers[0]
+    torch.nn.init.normal_(layer.memory.weights[-1], std=0.4)
+    x = torch.randn(1, 11, 16, dtype=torch.float64)
+    found, _ = module(x, module.initial_state(1))
+    learned, steps = layer.memory.initial_state(1, torch.float64, x.device), []
+    for t in range(11):
+        here = x[0, t]
+        recalled, _, learned = layer.memory.step(layer.memory_norm(here)[None], learned, torch.tensor([t]))
+        recalled = recalled[0]
+        if name == "titans_mal":
+            here = here + recalled
+        normed = layer.attention_norm(here) if name == "titans_mal" else layer.memory_norm(here)
+        steps.append(project(layer.attention, normed, t))
+        seen = steps[-3:]
+        attended = attend(layer.attention, seen[-1][0], [s[1] for s in seen], [s[2] for s in seen])
+        if name == "titans_mag":
+            branches = []
+            for branch, norm in ((attended, layer.gate.attended_norm), (recalled, layer.gate.recalled_norm)):
+                branches.append(branch / (branch.square().mean() + 1e-4).sqrt() * norm.weight)
+            gate = torch.sigmoid(branches[0] + branches[1])
+            attended = layer.gate.out(gate * branches[0] + (1 - gate) * branches[1])
+        torch.testing.assert_close(found[0, t], layer.feed(here + attended), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["titans_mac", "titans_mag", "titans_mal"])
+def test_the_architectures_report_surprise(name):
+    torch.manual_seed(0)
+    module: Any = memory.make(name, dim=8, chunk_size=3)
+    start = torch.zeros(2, 10, dtype=torch.bool)
+    start[1, 4] = True
+    y, surprise, state = module.segment_with_surprise(torch.randn(2, 10, 8), module.initial_state(2), start)
+    assert y.shape == (2, 10, 8)
+    assert surprise.shape == (2, 10)
+    assert (surprise > 0).all()
+    assert state["time"].tolist() == [10, 6]
+
+
+@pytest.mark.parametrize("name", ["titans_mag", "titans_mal"])
+def test_persistent_tokens_and_window_are_seen(name):
+    torch.manual_seed(0)
+    module: Any = memory.make(name, dim=8, window=4, chunk_size=2)
+    x = torch.randn(1, 9, 8)
+    y, _ = module(x, module.initial_state(1))
+    with torch.no_grad():
+        module.layers[0].attention.persistent_values.add_(1.0)
+    changed, _ = module(x, module.initial_state(1))
+    assert ((y - changed).abs().amax(-1) > 1e-4).all()
+
+
+def test_impossible_sizes_are_named():
+    for name, fields, message in [
+        ("titans_mac", {"convolution": 4}, "convolution=4: the memory of titans_mac has none"),
+        ("titans_mag", {"window": 1}, "window=1: it counts the present step"),
+        ("titans_mal", {"num_persistent": -1}, "num_persistent=-1: must not be negative"),
+        ("titans_mac", {"num_persistent": -1}, "num_persistent=-1: must not be negative"),
+        ("titans_mag", {"attention_heads": 3}, "attention_heads=3 does not divide dim=8"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            memory.make(name, **({"dim": 8} | fields))

@@ -1,0 +1,338 @@
+"""Titans against an oracle written from the paper's equations, and against the ways in which such memories die."""
+
+import gc
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from scrubjay import memory
+from scrubjay.kernels.neural import loop
+from scrubjay.kernels.neural import network as neural_network
+from scrubjay.memory.parts.grid import ChunkGrid
+from scrubjay.memory.titans import neural as layer_module
+
+OPTIONS = [
+    {"depth": 1, "chunk_size": 1, "convolution": 1, "output_gate": False},
+    {"depth": 1, "chunk_size": 4, "read_before_write": False, "num_heads": 2},
+    {"depth": 2, "chunk_size": 3, "num_heads": 2},
+    {"depth": 2, "chunk_size": 5, "residual": True, "convolution": 2, "max_step": 0.3},
+    {"depth": 3, "chunk_size": 2, "norm": True, "hidden_ratio": 1},
+]
+
+
+def oracle(layer, x, start):
+    """Equations 8 to 16 and section 4.4 for one row: token by token, the inner gradient taken by autograd."""
+    config = layer.config
+    heads, width, taps = config.heads, config.dim // config.heads, config.convolution
+    outputs, history, weights, place = [], [], [], 0
+    for t in range(len(x)):
+        if start[t] or t == 0:
+            history, place = [], 0
+            weights = [[w[h] for w in layer.weights] for h in range(heads)]
+            momenta = [[torch.zeros_like(w) for w in one] for one in weights]
+            anchors = [list(one) for one in weights]
+        history.append(layer.project_in(x[t]))
+        mixed = history[-1]
+        if taps > 1:
+            kept = history[-1 : -1 - taps : -1]
+            mixed = torch.stack(
+                [layer.convolution[taps - 1 - back] * old for back, old in enumerate(kept)]
+            ).sum(0)
+        query, key, value = functional.silu(mixed).view(3, heads, width)
+        query, key = (v / (v.square().sum(-1, keepdim=True) + 1e-6).sqrt() for v in (query, key))
+        step, momentum, forgetting = torch.sigmoid(layer.gates(x[t]).view(3, heads))
+        momentum = momentum * config.chunk_size / (config.chunk_size + 1)
+        step = config.max_step * step * (1 - momentum) / config.chunk_size
+        read = []
+        for h in range(heads):
+
+            def network(inputs, layers):
+                out = inputs
+                for index, w in enumerate(layers):
+                    out = out @ w if index == 0 else functional.silu(out) @ w
+                out = functional.layer_norm(out, out.shape, eps=1e-5) if config.norm else out
+                return inputs + out if config.residual else out
+
+            before = weights[h]
+            at = [a if a.requires_grad else a.requires_grad_() for a in anchors[h]]
+            error = network(key[h], at) - value[h]
+            gradient = torch.autograd.grad(error.square().sum() / 2, at, create_graph=True)
+            length = torch.stack([g.square().sum() for g in gradient]).sum()
+            taken = step[h]
+            if config.depth > 1 or config.norm:
+                most = (1 - momentum[h]) / config.chunk_size * error.square().sum() / length.clamp(min=1e-300)
+                taken = torch.minimum(taken, most)
+            momenta[h] = [momentum[h] * s - taken * g for s, g in zip(momenta[h], gradient, strict=True)]
+            weights[h] = [
+                born + (1 - forgetting[h]) * (w - born) + s
+                for born, w, s in zip([w[h] for w in layer.weights], weights[h], momenta[h], strict=True)
+            ]
+            read.append(network(query[h], before if config.read_before_write else weights[h]))
+        place += 1
+        if place % config.chunk_size == 0:
+            anchors = [list(one) for one in weights]
+        read = torch.stack(read)
+        read = read / (read.square().mean(-1, keepdim=True) + 1e-4).sqrt() * layer.out_norm.weight
+        read = read.flatten()
+        if config.output_gate:
+            read = read * functional.silu(layer.output_gate(x[t]))
+        outputs.append(layer.out(read))
+    return torch.stack(outputs)
+
+
+def titans(seed=0, **fields) -> Any:
+    torch.manual_seed(seed)
+    module: Any = memory.make("titans", **({"dim": 8} | fields))
+    # Away from its birth, where the last layer is zero.
+    with torch.no_grad():
+        for layer in module.layers:
+            torch.nn.init.normal_(layer.memory.weights[-1], std=0.4)
+    return module
+
+
+@pytest.mark.parametrize("fields", OPTIONS, ids=str)
+def test_outputs_and_outer_gradients_equal_the_papers_equations(fields):
+    module = titans(**fields).double()
+    layer = module.layers[0].memory
+    x = torch.randn(2, 17, 8, dtype=torch.float64, requires_grad=True)
+    start = torch.zeros(2, 17, dtype=torch.bool)
+    start[0, 6] = start[1, 0] = start[1, 7] = start[1, 8] = True
+    age = torch.zeros(2, dtype=torch.int64)
+    state = {name: value for name, value in layer.initial_state(2, torch.float64, x.device).items()}
+    grid = ChunkGrid.of(age, start, module.chunk_size)
+    y, _, _ = layer.segment(x, state, grid, age, start)
+    expected = torch.stack([oracle(layer, x[row], start[row]) for row in range(2)])
+    torch.testing.assert_close(y, expected, rtol=1e-9, atol=1e-9)
+    inputs = [x, *layer.parameters()]
+    weights = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view_as(y)
+    found = torch.autograd.grad(y, inputs, weights)
+    wanted = torch.autograd.grad(expected, inputs, weights)
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_a_grid_lays_every_step_once_at_its_place_in_its_episode():
+    generator = torch.Generator().manual_seed(0)
+    for chunk_size in (1, 3, 4):
+        start = torch.rand(4, 23, generator=generator) < 0.2
+        age = torch.tensor([0, 2, 7, 12])
+        grid = ChunkGrid.of(age, start, chunk_size)
+        x = torch.randn(4, 23, 2, generator=generator, dtype=torch.float64, requires_grad=True)
+        laid = grid.lay(x)
+        torch.testing.assert_close(grid.collect(laid), x, rtol=0, atol=0)
+        assert grid.place is not None
+        assert torch.equal(grid.place % chunk_size, grid.step % chunk_size)
+        (laid.square().sum() / 2).backward()
+        torch.testing.assert_close(x.grad, x.detach(), rtol=0, atol=0)
+
+
+def adversaries(steps, generator) -> torch.Tensor:
+    """Return streams, one a row: nothing, a constant, huge numbers, one key repeated, one that flips, and noise."""
+    one = torch.randn(1, 1, 8, generator=generator)
+    noise = torch.randn(6, steps, 8, generator=generator)
+    flips = 1 - 2 * (torch.arange(steps) % 2)
+    rows = [noise[:1] * 0, noise[:1] * 0 + 1, noise[2:3] * 1e6, one + 0.01 * noise[3:4], one * flips[:, None]]
+    return torch.cat([*(row.expand(1, steps, 8) for row in rows), noise[5:]])
+
+
+def worst(depth, momentum) -> Any:
+    """Return a memory whose gates are open to the end and whose weights are large."""
+    module = titans(depth=depth, chunk_size=16)
+    layer = module.layers[0].memory
+    with torch.no_grad():
+        layer.gates.weight.zero_()
+        for bias, value in zip(layer.gates.bias.view(3, -1), (20.0, momentum, -20.0), strict=True):
+            bias.fill_(value)
+        layer.project_in.weight *= 10
+        for weight in layer.weights:
+            weight.copy_(torch.randn_like(weight) * 8 * weight.shape[1] ** -0.5)
+    return module
+
+
+def greatest(module, steps, dtype=torch.float32) -> float:
+    """Return the greatest weight that was ever learned from the adversaries."""
+    module = module.to(dtype)
+    generator, top = torch.Generator().manual_seed(0), torch.tensor(0.0)
+    state = module.initial_state(6)
+    with torch.no_grad():
+        for _ in range(0, steps, 1000):
+            y, state = module(adversaries(1000, generator).to(dtype), state)
+            assert y.isfinite().all() or not state["delta_0"].isfinite().all()
+            top = torch.maximum(top, state["delta_0"].abs().max().nan_to_num(torch.inf, torch.inf))
+    return top.item()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("depth", "momentum"), [(1, -20.0), (2, -20.0), (2, 6.0), (3, 2.0)])
+def test_adversarial_streams_stay_bounded(depth, momentum, dtype):
+    assert greatest(worst(depth, momentum), 3000, dtype) < 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("depth", "momentum"), [(1, 2.0), (2, 6.0)])
+def test_adversarial_streams_stay_bounded_for_a_million_steps(depth, momentum, dtype):
+    assert greatest(worst(depth, momentum), 1_000_000, dtype) < 1000
+
+
+def test_without_the_clip_a_deep_memory_diverges(monkeypatch):
+    def unclipped(step_size, share, error, inputs, deltas, shape):
+        return step_size, neural_network.clipped_step(step_size, share, error, inputs, deltas, shape)[1]
+
+    monkeypatch.setattr(loop, "clipped_step", unclipped)
+    assert greatest(worst(2, -20.0), 1000) > 1e6
+
+
+def relay(period, depth, dtype=torch.float32) -> float:
+    """Return the greatest weight learned from one key whose gates take a step and then repeat it for `period` chunks."""
+    module = titans(depth=depth, chunk_size=16)
+    layer = module.layers[0].memory
+    with torch.no_grad():
+        layer.gates.weight.zero_()
+        step, momentum, _ = layer.gates.bias.view(3, -1)
+        step.fill_(20.0)
+        momentum.zero_()
+        layer.gates.weight.view(3, -1, 8)[1, :, 0] = -20.0
+        torch.nn.init.normal_(layer.project_in.weight)
+        layer.project_in.weight[:, :2] = 0
+    steps = 6000
+    x = torch.tensor([0, 0, 1.0, -1, 1, -1, 1, -1]).repeat(1, steps, 1)
+    x[0, :, 0] = torch.where(torch.arange(steps) % (period * 16) == 0, 1.0, -1.0)
+    x[0, :, 1] = -x[0, :, 0]
+    with torch.no_grad():
+        _, state = module.to(dtype)(x.to(dtype), module.initial_state(1))
+    return state["delta_0"].abs().max().nan_to_num(torch.inf, torch.inf).item()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("period", [2, 3, 4, 5, 9])
+def test_steps_that_momentum_relays_stay_bounded(period, depth, dtype):
+    assert relay(period, depth, dtype) < 20
+
+
+def test_without_a_bound_on_momentum_relayed_steps_diverge(monkeypatch):
+    monkeypatch.setattr(layer_module, "most_momentum", lambda chunk_size: 1.0)
+    assert relay(4, 1) > 1e6
+
+
+def test_steps_whose_sum_exceeds_two_make_a_matrix_diverge():
+    with pytest.raises(ValueError, match=r"max_step=2\.2: must be above 0, and at most 1 lest equal steps"):
+        titans(max_step=2.2)
+    module = worst(1, -20.0)
+    object.__setattr__(module.layers[0].memory.config, "max_step", 2.2)
+    assert greatest(module, 4000) > 1e6
+
+
+def test_a_memory_that_forgot_for_long_learns_like_a_newborn():
+    module = titans(depth=2)
+    layer = module.layers[0].memory
+    with torch.no_grad():
+        layer.gates.weight.zero_()
+        layer.gates.bias.view(3, -1)[2].fill_(-2.0)
+        generator = torch.Generator().manual_seed(1)
+        x = torch.randn(1, 40, 8, generator=generator)
+        expected, _ = module(x, module.initial_state(1))
+        # Nothing is learned from now on, all is forgotten: a network that decayed to zero would be dead.
+        layer.gates.bias.view(3, -1)[0].fill_(-200.0)
+        state = module.initial_state(1)
+        for _ in range(16):
+            _, state = module(torch.randn(1, 1024, 8, generator=generator), state)
+        layer.gates.bias.view(3, -1)[0].fill_(0.0)
+        assert not state["delta_0"].any()
+        state |= {"tail_0": torch.zeros_like(state["tail_0"])}
+        found, _ = module(x, state)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_fades_becomes_zero_before_it_becomes_denormal():
+    module = titans(depth=2)
+    layer = module.layers[0].memory
+    with torch.no_grad():
+        _, state = module(torch.randn(2, 64, 8), module.initial_state(2))
+        assert state["delta_0"].all()
+        layer.gates.weight.zero_()
+        for bias, value in zip(layer.gates.bias.view(3, -1), (-200.0, 0.0, 0.0), strict=True):
+            bias.fill_(value)
+        for x in (torch.randn(2, 192, 8), *torch.randn(192, 2, 1, 8)):
+            _, state = module(x, state)
+            tiny = torch.finfo(torch.float32).tiny
+            for name in ("delta_0", "momentum_0", "anchor_0"):
+                assert not ((state[name] != 0) & (state[name].abs() < tiny)).any()
+
+
+def test_surprise_is_the_length_of_the_gradient_and_fades_with_repetition():
+    module = titans(depth=2, chunk_size=4)
+    x = torch.randn(1, 1, 8).expand(1, 60, 8).clone()
+    x[:, 50] = torch.randn(8)
+    start = torch.zeros(1, 60, dtype=torch.bool)
+    y, surprise, after = module.segment_with_surprise(x, module.initial_state(1), start)
+    plain, state = module(x, module.initial_state(1))
+    torch.testing.assert_close(y, plain)
+    assert all(torch.equal(after[name], state[name]) for name in state)
+    assert surprise.shape == (1, 60)
+    assert not surprise.requires_grad
+    assert surprise[0, 49] < surprise[0, 5]
+    assert surprise[0, 50] > 1.5 * surprise[0, 49]
+
+
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_outer_gradients_stop_at_the_boundary_of_so_many_chunks(chunks):
+    module = titans(chunk_size=4, bptt_chunks=chunks, convolution=1)
+    x = torch.randn(1, 20, 8, requires_grad=True)
+    y, _ = module(x, module.initial_state(1))
+    y[0, 14].sum().backward()
+    assert x.grad is not None
+    reached = x.grad[0].abs().sum(-1) > 0
+    boundary = 12 if chunks == 1 else 8
+    assert reached[boundary:14].all()
+    assert not reached[:boundary].any()
+
+
+@pytest.mark.parametrize("name", ["titans", "titans_mac", "titans_mag", "titans_mal"])
+def test_higher_derivatives_and_transforms_of_a_segment_with_starts(name):
+    torch.manual_seed(0)
+    module: Any = memory.make(name, dim=8, chunk_size=3, depth=2).double()
+    start = torch.zeros(1, 7, dtype=torch.bool)
+    start[0, 4] = True
+
+    def loss(x):
+        return module(x, module.initial_state(1), start)[0].square().sum()
+
+    x = torch.randn(1, 7, 8, dtype=torch.float64, requires_grad=True)
+    (expected,) = torch.autograd.grad(loss(x), x, create_graph=True)
+    torch.testing.assert_close(torch.func.grad(loss)(x.detach()), expected.detach())
+    direction = torch.randn_like(x)
+    (by_row,) = torch.autograd.grad((expected * direction).sum(), x)
+    small = 1e-5 * direction
+    ahead, behind = (torch.func.grad(loss)((x + sign * small).detach()) for sign in (1, -1))
+    torch.testing.assert_close(by_row, (ahead - behind) / 2e-5, rtol=1e-5, atol=1e-5)
+
+
+def test_all_that_a_gradient_needs_is_saved_by_autograd_which_frees_it():
+    module = titans(depth=2)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
+        y, _ = module(torch.randn(2, 64, 8), module.initial_state(2))
+    chunks, size = 4, module.initial_state(2)["delta_0"].numel()
+    # Deltas and momenta at the start of every chunk are among it, and what takes a product to form again.
+    assert sum(x.numel() for x in saved) > 3 * chunks * size
+    kept = weakref.ref(max(saved, key=torch.numel))
+    saved.clear()
+    y.sum().backward()
+    gc.collect()
+    assert kept() is None
+
+
+def test_impossible_sizes_are_named():
+    for fields, message in [
+        ({"chunk_size": 2.5}, r"chunk_size=2\.5: must be a whole number"),
+        ({"chunk_size": 0}, "chunk_size=0: must be a whole number, at least 1"),
+        ({"num_heads": 3}, "num_heads=3 does not divide dim=8"),
+        ({"bptt_chunks": 0}, "bptt_chunks=0: must be at least 1, or None"),
+        ({"num_layers": 0}, "num_layers=0: must be at least 1"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            titans(**fields)
