@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from scrubjay.kernels import chunk_retrieval, chunk_summary
 from scrubjay.memory.contract.base import Memory, MemoryConfig, State
 from scrubjay.memory.parts.window import (
     WindowAttention,

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from scrubjay.kernels import sink_slot
+from scrubjay.kernels import sink_attention, sink_slot
 from scrubjay.memory.contract.base import Memory, MemoryConfig, State
 from scrubjay.memory.parts.rotary import rotary_frequencies, rotate
 from scrubjay.memory.parts.window import advance_age, resolve_heads

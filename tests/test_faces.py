@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from scrubjay._lazy import imported_on_first_use
+from scrubjay._lazy import face
 
 PACKAGES = [
     "scrubjay.kernels",
@@ -40,7 +40,8 @@ def test_importing_a_package_does_not_import_what_only_some_of_it_needs(packages
 
 
 def test_what_is_missing_is_told_with_its_extra(monkeypatch):
-    get = imported_on_first_use("scrubjay.memory.context", {"models": ["load_model"]}, {"transformers": "lm"})
+    extras = {"transformers": "lm"}
+    _, get, _ = face("scrubjay.memory.context", {"models": ["load_model"]}, extras=extras)
     monkeypatch.setitem(sys.modules, "transformers", None)
     monkeypatch.delitem(sys.modules, "scrubjay.memory.context.models", raising=False)
     with pytest.raises(ImportError, match=r"load_model needs transformers: pip install 'scrubjay\[lm\]'"):

@@ -27,6 +27,7 @@ import numpy as np
 import tyro
 
 from scrubjay.experiments.runs.cost import peak_bytes
+from scrubjay.kernels import nearest
 from scrubjay.memory import MemoryBank
 from scrubjay.memory.bank.file.store import Store
 from scrubjay.memory.bank.search.approximate import ApproximateIndex

@@ -25,7 +25,16 @@ import tyro
 from torch import Tensor
 from torch.nn.functional import normalize, scaled_dot_product_attention
 
-from scrubjay.kernels import Gates, NeuralState, write_steps
+from scrubjay.kernels import (
+    Gates,
+    NeuralState,
+    chunk_retrieval,
+    chunk_summary,
+    nearest,
+    neural_memory,
+    sink_attention,
+    write_steps,
+)
 
 # Largest error, as a root mean square over that of the right values.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.profiler import ProfilerActivity, profile
 
-from scrubjay.kernels import write_steps
+from scrubjay.kernels import chunk_retrieval, chunk_summary, sink_attention, write_steps
 from scrubjay.memory.hcam import ReadWeights, hierarchical_attention
 
 

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from scrubjay.kernels import sink_attention
 from scrubjay.memory.contract.base import State
 from scrubjay.memory.parts.rotary import rotary_frequencies, rotate
 from scrubjay.memory.parts.window import resolve_heads, shift_window

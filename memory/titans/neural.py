@@ -31,7 +31,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scrubjay.kernels import Gates, NeuralState, neural_memory_step, neural_recall
+from scrubjay.kernels import Gates, NeuralState, neural_memory, neural_memory_step, neural_recall
 from scrubjay.memory.contract.base import MemoryConfig, State
 from scrubjay.memory.parts.grid import ChunkGrid
 from scrubjay.memory.parts.window import shift_window

@@ -4,7 +4,7 @@ Lampinen et al. 2021, arXiv 2105.14039: a chunk's summary is the mean of what it
 chunks whose summaries score best, and only there to single memories. Here both scores are cosines; inside, they are
 told in standard deviations of all that are looked at, as one model's cosines lie from 0 to 1 and another's above 0.7.
 
-Both are an exact scan by `scrubjay.kernels.search.op`: numpy's, so that who embeds by a service need not import torch,
+Both are an exact scan by `scrubjay.kernels.nearest`: numpy's, so that who embeds by a service need not import torch,
 or on a device of torch (`memory/bank_matrix.py`).
 """
 

@@ -1,6 +1,6 @@
 """Where a bank's embeddings are held while it is searched: in numpy's memory, or on a device of torch.
 
-Rows of numbers with room to grow. What comes in and goes out are arrays of numpy; `scrubjay.kernels.search.op` scans
+Rows of numbers with room to grow. What comes in and goes out are arrays of numpy; `scrubjay.kernels.nearest` scans
 the rows where they are.
 """
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from scrubjay.kernels import row_scores
+from scrubjay.kernels import nearest, row_scores
 
 if TYPE_CHECKING:
     import torch

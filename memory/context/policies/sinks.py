@@ -18,6 +18,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.nn import functional
 
+from scrubjay.kernels import sink_attention
 from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, LayerMemory, Step
 
 # Columns attended at once where no gradient binds them: the band's copies of keys stay small.

@@ -21,7 +21,7 @@ from scrubjay.experiments.commands import agent as agent_command
 from scrubjay.experiments.commands.agent import AgentOptions, choose_tools
 from scrubjay.memory import MemoryBank
 
-from ..agents.kwai.scripted import ScriptedModel, call, plan
+from ...agents.kwai.scripted import ScriptedModel, call, plan
 
 TOOLS = '''
 from langchain_core.tools import tool

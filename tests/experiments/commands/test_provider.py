@@ -13,7 +13,7 @@ pytest.importorskip("langchain")
 
 from scrubjay.memory import MemoryBank
 
-from ..agents.kwai.chat_completions import KEY, BreaksOff, Fails, Hangs, Says, calls, serve
+from ...agents.kwai.chat_completions import KEY, BreaksOff, Fails, Hangs, Says, calls, serve
 
 MODEL = ("--model", "openai:small")
 ADD = [calls("calculator", expression="2 + 3"), "I have it."]

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from scrubjay.envs.ballet import MOVE_AT, SHAPE_AT, SLOT_SIZE, SLOTS, BalletVector, world
+from scrubjay.envs.ballet import world
+from scrubjay.envs.ballet.env import MOVE_AT, SHAPE_AT, SLOT_SIZE, SLOTS, BalletVector
 from scrubjay.experiments import RECIPES, Run, resume, train, with_memory
 from scrubjay.experiments.kinds import from_json, to_json
 from scrubjay.experiments.kinds.ballet_probe import (

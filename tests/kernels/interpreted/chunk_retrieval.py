@@ -11,7 +11,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scrubjay.kernels.retrieval import gpu, op
+from scrubjay.kernels import chunk_retrieval
+from scrubjay.kernels.retrieval import gpu
 from scrubjay.kernels.retrieval.problem import Choice, Problem
 
 SOURCE = Path(gpu.__file__)
@@ -81,7 +82,7 @@ def outcome(arguments, run) -> dict[str, Any]:
 
 def definition(arguments) -> dict[str, torch.Tensor]:
     upcast = {n: v.double() if n in floating(arguments) else v for n, v in arguments.items()}
-    return outcome(upcast, functools.partial(op, implementation="reference"))
+    return outcome(upcast, functools.partial(chunk_retrieval, implementation="reference"))
 
 
 def distance(found, exact) -> dict[str, float]:
@@ -98,7 +99,7 @@ def assert_near(arguments, run, bound):
     assert all(error < bound for error in errors.values()), errors
 
 
-triton_path = functools.partial(op, implementation="triton")
+triton_path = functools.partial(chunk_retrieval, implementation="triton")
 
 
 @pytest.mark.usefixtures("poisoned")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scrubjay.kernels import row_scores
+from scrubjay.kernels import nearest, row_scores
 from scrubjay.kernels.search import gpu, tensors
 
 # queries, rows, width; sizes that are no power of two, more rows than a tile, wider than a tile.

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from scrubjay.kernels import Gates, NeuralState
+from scrubjay.kernels import Gates, NeuralState, neural_memory
 from scrubjay.kernels.neural import gpu
 
 SOURCE = Path(gpu.__file__)

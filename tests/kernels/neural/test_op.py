@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from scrubjay.kernels import Gates, NeuralState, neural_memory_step
+from scrubjay.kernels import Gates, NeuralState, neural_memory, neural_memory_step
 from scrubjay.kernels.neural import loop as torch_path
 
 CASE = {

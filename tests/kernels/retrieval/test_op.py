@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scrubjay.kernels import force
+from scrubjay.kernels import chunk_retrieval, force
 from scrubjay.kernels.retrieval import vectorised
 from scrubjay.kernels.retrieval.rows import Runs, dots, mix
 

@@ -10,8 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scrubjay.kernels import force, row_scores
-from scrubjay.kernels.retrieval.op import chunk_retrieval
+from scrubjay.kernels import force, nearest, row_scores
 from scrubjay.kernels.search.arrays import largest
 
 
@@ -150,20 +149,8 @@ def test_wrong_tensors_and_rows_are_named():
 
 def test_arrays_are_searched_without_torch():
     code = (
-        "import sys, numpy as np; from scrubjay.kernels import op, row_scores; x = np.eye(3, dtype='f'); "
+        "import sys, numpy as np; from scrubjay.kernels import nearest, row_scores; x = np.eye(3, dtype='f'); "
         "assert nearest(x, x, 1).rows.tolist() == [[0], [1], [2]]; row_scores(x, x, np.arange(2)); "
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-P", "-c", code], check=False, timeout=60).returncode == 0
-
-
-def test_an_op_is_called_by_the_name_of_its_module_however_that_was_imported():
-    import scrubjay.kernels
-
-    assert scrubjay.kernels.retrieval.op is chunk_retrieval
-    assert callable(scrubjay.kernels.search.op)
-    code = (
-        "import scrubjay.kernels.search.op, scrubjay.kernels.sinks.op as attend; "
-        "from scrubjay import kernels; assert callable(kernels.nearest) and callable(attend)"
-    )
-    subprocess.run([sys.executable, "-P", "-c", code], check=True, timeout=60)
