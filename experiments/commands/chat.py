@@ -7,7 +7,7 @@ import json
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,8 @@ from typing import Any
 from rich.console import Console
 
 from scrubjay.experiments.language.models import open_local_model
-from scrubjay.experiments.words.arguments import did_you_mean
+from scrubjay.experiments.words.arguments import did_you_mean, parse
+from scrubjay.experiments.words.terminal import bad_input
 
 _THREAD = "chat"
 _MESSAGES = "messages.json"
@@ -236,3 +237,10 @@ def _interruptible() -> Iterator[threading.Event]:
 
 def _bytes(count: int) -> str:
     return f"{count / 2**20:.1f} MiB"
+
+
+def run(words: Sequence[str]) -> int:
+    """`scrubjay chat [--model NAME|FOLDER|FILE.gguf] [--policy NAME] [--budget N]`."""
+    options = parse(ChatOptions, words, "scrubjay chat")
+    with bad_input():
+        return Chat(options, Console()).run()

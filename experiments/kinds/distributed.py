@@ -61,14 +61,10 @@ class RayEngine(Engine):
 
     def _build(self) -> None:
         self.episodes = EpisodeWindow()
-        self.model = self._make_policy()
+        self.model = self.config.make_policy()
         self._parts: dict[str, Any] = {"policy": self.model.state_dict(), "learner": None}
         self.algorithm = self._start(self.options.num_env_runners)
         self.algorithm.set_parts(self._parts)
-
-    def _make_policy(self) -> Any:
-        with self.config.env.make() as env:
-            return Policy(env.observation_space, env.action_space, self.config.policy)
 
     def _algorithm_config(self) -> SegmentAlgorithmConfig:
         config = self.config
@@ -183,9 +179,6 @@ class TeamRayEngine(RayEngine):
     """Runners and the one learner of a `TeamTaskConfig`."""
 
     model: TeamPolicy  # pyright: ignore[reportIncompatibleVariableOverride]
-
-    def _make_policy(self) -> TeamPolicy:
-        return self.config.make_policy()
 
     def _algorithm_config(self) -> SegmentGAMATRConfig:
         config = self.config

@@ -29,6 +29,7 @@ class TrainConfig(SampledConfig):
     """A reinforcement-learning experiment: a policy with a memory learns one environment by PPO."""
 
     kind: ClassVar[str] = "train"
+    acts: ClassVar[str | None] = "agent"
 
     recipe: str = "ppo"
     """Name of the task in run directories and plots."""
@@ -55,6 +56,11 @@ class TrainConfig(SampledConfig):
         """Return the same experiment with another memory in its policy."""
         return dataclasses.replace(self, policy=dataclasses.replace(self.policy, memory=memory))
 
+    def make_policy(self) -> Policy:
+        """Return a new policy for the experiment's environment."""
+        with self.env.make() as env:
+            return Policy(env.observation_space, env.action_space, self.policy)
+
     def check(self, ray: RayOptions | None = None) -> None:
         """Build the parts once. Raises ValueError or TypeError naming what does not fit."""
         if ray is None:
@@ -69,8 +75,7 @@ class TrainConfig(SampledConfig):
                 f"ppo.num_minibatches={self.ppo.num_minibatches}: at most env.num_envs={self.env.num_envs}, "
                 "as a minibatch is a set of whole environments"
             )
-        with self.env.make() as env:
-            PPO(Policy(env.observation_space, env.action_space, self.policy), self.ppo)
+        PPO(self.make_policy(), self.ppo)
 
 
 class LocalEngine(Engine):

@@ -28,6 +28,7 @@ class SupervisedConfig(ABC):
 
     kind: ClassVar[str]
     """Name in config.json of the class to rebuild."""
+    acts: ClassVar[str | None] = None
     axes: ClassVar[tuple[str, str]]
     """The sizes' names in result.json: how much, how long."""
 

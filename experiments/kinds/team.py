@@ -28,6 +28,7 @@ class TeamTaskConfig(SampledConfig):
     """A multi-agent experiment: every agent of a team acts by its own observations and by what it hears."""
 
     kind: ClassVar[str] = "team"
+    acts: ClassVar[str | None] = "team"
 
     recipe: str = "team"
     """Name of the task in run directories and plots."""
