@@ -30,7 +30,7 @@ from scrubjay.memory.heads.wrap import attention_modules
 
 # Cosine of two models' embeddings: strangers' is near 0, a fine-tune's near 1.
 _ALIKE = 0.9
-_STORED = Path(__file__).with_name("retrieval_heads.json")
+_STORED = Path(__file__).with_suffix(".json")
 _SUBJECTS = [
     "baker",
     "sailor",
