@@ -13,7 +13,10 @@ from scrubjay.experiments.words.arguments import UsageError, choose
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; return the exit code: 0 done, 1 failed on the way, 2 bad input (one line on stderr each), 130 stopped by Ctrl-C."""
+    """Run one verb; return the exit code.
+
+    0 done; 1 failed on the way, 2 bad input, with one line on stderr each; 130 stopped by Ctrl-C.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
         print(_help())

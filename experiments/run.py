@@ -116,7 +116,8 @@ class Run:
             policy.load_state_dict(weights)
         except RuntimeError as error:
             raise ValueError(
-                f"the policy of {self.path} does not fit {fitted.env.kwargs}: it learned in {config.env.kwargs}; what an "
+                f"the policy of {self.path} does not fit {fitted.env.kwargs}: it learned in "
+                f"{config.env.kwargs}; what an "
                 "agent sees and can do must be alike, and only policy.shared=True serves teams of other sizes"
             ) from error
         return policy.eval()

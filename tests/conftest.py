@@ -68,7 +68,7 @@ def smollm2():
 
 @pytest.fixture(scope="session")
 def tiny_chat():
-    """Return a random Llama of two layers, which follows no instruction, and a tokenizer of bytes with a chat template.
+    """Return a random Llama of two layers, and a tokenizer of bytes with a chat template.
 
     A byte a token: what was said and is read again as text is the same tokens. Those of ASCII alone are said.
     """

@@ -1,4 +1,4 @@
-"""What CONTRIBUTING tells to write, and the line to add: done here, the thing is there, and its suite passes."""
+"""What CONTRIBUTING tells to write, and the line to add: done here, the thing is there, and works."""
 
 import importlib.util
 import re

@@ -37,8 +37,8 @@ _PROVIDER = re.compile(r"[a-z][a-z0-9_-]+:[^/\\]+.*")
 class AgentOptions:
     """Ask an agent that recalls, plans, calls tools and answers when it knows.
 
-    Without a question it holds a conversation: on a terminal, or over the lines of the standard input. Steps are
-    shown on stderr, the answer on stdout. Ctrl-C stops it; what it remembered stays.
+    Without a question it holds a conversation: on a terminal, or over the lines of the standard input. Steps
+    are shown on stderr, the answer on stdout. Ctrl-C stops it; what it remembered stays.
     """
 
     question: Positional[str | None] = None
@@ -50,7 +50,8 @@ class AgentOptions:
     memory: Path | None = None
     """File of a memory bank; begun if it is not there."""
     embeddings: EmbeddingsName | None = None
-    """What the memory recalls by besides words: minilm for English, e5 for a hundred languages. One memory, one kind."""
+    """What the memory recalls by besides words: minilm for English, e5 for a hundred languages. One memory,
+    one kind."""
     namespace: str = ""
     """Whose memory it is, from the widest circle: user/ada."""
     knowledge: tuple[Path, ...] = ()
@@ -58,11 +59,13 @@ class AgentOptions:
     policy: str = "sinks"
     """What the cache of a local model keeps."""
     budget: int = 4096
-    """Tokens kept, where the policy has a budget. Prompts take what --max-tokens leaves of it, so that none falls out of view."""
+    """Tokens kept, where the policy has a budget. Prompts take what --max-tokens leaves of it, so that none
+    falls out of view."""
     max_steps: int = 5
     """Tools called for one question at most."""
     max_seconds: float = 300.0
-    """Time for one question, looked at between calls, and of each call to a provider; a slow model needs more."""
+    """Time for one question, looked at between calls, and of each call to a provider; a slow model needs
+    more."""
     planning: Literal["auto", "native", "json"] = "auto"
     """How the model plans: by native calls of tools, or as JSON text."""
     language: Literal["en", "zh"] = "en"
@@ -129,7 +132,10 @@ def run(words: Sequence[str]) -> int:
 
 
 def run_agent(options: AgentOptions) -> int:
-    """Answer what is asked; return the exit code. Raises ValueError or ImportError on options that cannot work."""
+    """Answer what is asked; return the exit code.
+
+    Raises ValueError or ImportError on options that cannot work.
+    """
     from scrubjay.agents.kwai import KwaiAgent, Profile
     from scrubjay.agents.kwai.limits import limits_for
 
@@ -194,7 +200,8 @@ class Conversation:
     def ask(self, question: str) -> bool:
         """Answer one question: steps on stderr while they happen, the answer on stdout as it is written.
 
-        Return whether there is an answer; where the model failed there is none, and the question is not gone on from.
+        Return whether there is an answer; where the model failed there is none, and the question is not gone
+        on from.
         """
         from langchain_core.messages import HumanMessage
 
@@ -322,7 +329,10 @@ def _tell(text: str) -> None:
 
 
 def load_model(options: AgentOptions) -> Any:
-    """Return the chat model, a local one in memory. Raises ValueError or ImportError with what to do about it."""
+    """Return the chat model, a local one in memory.
+
+    Raises ValueError or ImportError with what to do about it.
+    """
     if _PROVIDER.fullmatch(options.model) and not Path(options.model).exists():
         try:
             from langchain.chat_models import init_chat_model
@@ -357,7 +367,10 @@ def load_model(options: AgentOptions) -> Any:
 
 
 def choose_tools(options: AgentOptions, has_route: Callable[[], bool] | None = None) -> list[BaseTool]:
-    """Return the tools by the names given. Raises ValueError on a name that is none, ImportError on its module."""
+    """Return the tools by the names given.
+
+    Raises ValueError on a name that is none, ImportError on its module.
+    """
     from langchain_core.tools import BaseTool, tool
 
     from scrubjay.agents.tools import make_tools

@@ -24,7 +24,10 @@ from scrubjay.memory import list_memories
 
 @dataclass(frozen=True)
 class CompareOptions:
-    """Train memories x recipes x seeds and tabulate; running it again goes on. Flags after `--` go to train."""
+    """Train memories x recipes x seeds and tabulate; running it again goes on.
+
+    Flags after `--` go to train.
+    """
 
     memories: tuple[str, ...] = ("none", "gru")
     """Names of memories, for recipes of one agent."""

@@ -90,7 +90,8 @@ def _print_gains(run: Run, config: TeamTaskConfig, policy: TeamPolicy, options: 
                 lambda agent, done: display.update(agent * options.response_steps + done, {}),
             )
         print(
-            f"{when}: epsilon {max(gain.gain for gain in told):.3f}, as far as {options.response_steps:,} steps find it"
+            f"{when}: epsilon {max(gain.gain for gain in told):.3f}, as far as {options.response_steps:,} "
+            "steps find it"
         )
         rows = [
             (

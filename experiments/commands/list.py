@@ -15,7 +15,8 @@ def run(words: Sequence[str]) -> int:
     """`scrubjay list`."""
     if words and words[0] in ("-h", "--help"):
         print(
-            "usage: scrubjay list\n\nShow recipes, methods, memories with the bytes of state per agent, and environments."
+            "usage: scrubjay list\n\n"
+            "Show recipes, methods, memories with the bytes of state per agent, and environments."
         )
         return 0
     if words:

@@ -48,7 +48,8 @@ class AddOptions:
     importance: float = 0.5
     """From 0 to 1."""
     embeddings: EmbeddingsName | None = None
-    """What it is to be found by besides its words: minilm for English, e5 for a hundred languages. One memory, one kind."""
+    """What it is to be found by besides its words: minilm for English, e5 for a hundred languages. One
+    memory, one kind."""
 
 
 def add(options: AddOptions) -> int:
@@ -215,10 +216,10 @@ def export(options: ExportOptions) -> int:
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """Read exported records (.jsonl, or "-" for the standard input), or documents (text, Markdown) by their passages.
+    """Read exported records (.jsonl, or "-" for stdin), or documents (text, Markdown) by their passages.
 
-    Exported records keep the trust they had: read only those of a bank you trust. Stopped, the same command goes on:
-    records that are there are left as they are.
+    Exported records keep the trust they had: read only those of a bank you trust. Stopped, the same command
+    goes on: records that are there are left as they are.
     """
 
     file: Positional[Path]
@@ -230,10 +231,11 @@ class ImportOptions:
     namespace: str = ""
     """Of documents: user/ada."""
     trust: Trust = "tool"
-    """Of documents: user only for what you wrote or have read. What a tool worded, the agent does not act upon
-    without your approval."""
+    """Of documents: user only for what you wrote or have read. What a tool worded, the agent does not act
+    upon without your approval."""
     embeddings: EmbeddingsName | None = None
-    """What all is to be found by besides its words: minilm for English, e5 for a hundred languages. One memory, one kind."""
+    """What all is to be found by besides its words: minilm for English, e5 for a hundred languages. One
+    memory, one kind."""
 
 
 def import_(options: ImportOptions) -> int:

@@ -21,7 +21,8 @@ class PlotOptions:
     runs: Positional[tuple[Path, ...]]
     """Directories of runs."""
     out: Path | None = None
-    """File to write; its ending chooses the format. Default: curve.png in the run, or in the current folder."""
+    """File to write; its ending chooses the format. Default: curve.png in the run, or in the current
+    folder."""
     metric: str | None = None
     """Column of metrics.jsonl; default: success, or return where success is not told."""
 

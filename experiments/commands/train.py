@@ -19,14 +19,16 @@ from scrubjay.experiments.words.terminal import bad_input, table
 
 
 def run(words: Sequence[str]) -> int:
-    """`scrubjay train RECIPE [--memory NAME] [--method NAME] [--env ID] [--set name=value] [--any.field value]`."""
+    """`scrubjay train RECIPE [--memory NAME] [--method NAME] [--env ID] [--set name=value] [--field value]`."""
     if not words or words[0] in ("-h", "--help"):
         print(
             "usage: scrubjay train RECIPE [--memory NAME] [--method NAME] [--env ID|module:callable]\n"
             "                      [--set NAME=VALUE ...]\n"
             "                      [--run-dir DIR] [--quiet] [--any.field VALUE ...]\n"
-            "                      [--engine ray [--num-env-runners N] [--num-learners N] [--address HOST:PORT]]\n\n"
-            f"{table(recipes())}\n\nmethods, of recipes with several agents\n{table(methods())}\n\nscrubjay train RECIPE --help lists every field and its default."
+            "                      [--engine ray [--num-env-runners N] [--num-learners N] [--address "
+            "HOST:PORT]]\n\n"
+            f"{table(recipes())}\n\nmethods, of recipes with several agents\n{table(methods())}\n\n"
+            "scrubjay train RECIPE --help lists every field and its default."
         )
         return 0
     remaining = list(words[1:])

@@ -34,7 +34,8 @@ _PATIENCE = 120.0
 class RayEngine(Engine):
     """Runners and learners of a `TrainConfig` on a Ray cluster; this process holds the run directory.
 
-    For other experiments, a subclass says what policy is learned, by which algorithm, and how it is evaluated.
+    For other experiments, a subclass says what policy is learned, by which algorithm, and how it is
+    evaluated.
 
     After each update this process has the newest weights and learner's state, so that the loss of a runner,
     a learner or a node costs one update at most: runners are restarted by Ray, for a learner everything is

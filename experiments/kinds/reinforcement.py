@@ -1,4 +1,4 @@
-"""A reinforcement-learning experiment, as data, and its engine in one process, exactly resumable on the CPU."""
+"""Reinforcement learning by one agent: the experiment as data, and its engine in one process."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class TrainConfig(SampledConfig):
 
 
 class LocalEngine(Engine):
-    """Sampler and learner of a `TrainConfig`."""
+    """Sampler and learner of a `TrainConfig`; on the CPU it resumes exactly."""
 
     model: Policy
 
@@ -138,7 +138,10 @@ class LocalEngine(Engine):
 
 
 def evaluate_policy(policy: Policy, config: TrainConfig) -> dict[str, Any]:
-    """Return the summary of the episodes that belong to a run's result; empty if none are asked for or none ends."""
+    """Return the summary of the episodes that belong to a run's result.
+
+    It is empty if none are asked for or none ends.
+    """
     if not config.eval_episodes:
         return {}
     seed = derive_seed(config.seed, "evaluation")

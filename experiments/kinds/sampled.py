@@ -1,4 +1,4 @@
-"""What experiments share that learn from an environment they sample: how long, from what seed, kept how often."""
+"""What experiments share that learn from an environment: how long, from what seed, kept how often."""
 
 from __future__ import annotations
 

@@ -29,7 +29,8 @@ class SequenceTaskConfig(SupervisedConfig):
     recipe: str = "mqar"
     """Name of the task in run directories and plots."""
     suite: Suite = field(default_factory=MQAR)
-    """What to learn; batches have 2, 4, ... up to `suite.num_items` things to remember by turns, see `counts`."""
+    """What to learn; batches have 2, 4, ... up to `suite.num_items` things to remember by turns, see
+    `counts`."""
     num_blocks: int = 2
     """Blocks of the model, each with a memory and a feed-forward layer."""
     parameters: int = 200_000
@@ -70,7 +71,7 @@ class SequenceTaskConfig(SupervisedConfig):
         return self.suite.items, "tokens of a sequence"
 
     def chance(self, count: int) -> float:
-        """The suite's own, for who sees one token; two blocks' convolutions see five, and may do a little better."""
+        """The suite's own, for who sees one token; two blocks' convolutions see five, and may do better."""
         return self.suite.chance
 
     def check_parts(self) -> None:
@@ -81,7 +82,7 @@ class SequenceTaskConfig(SupervisedConfig):
 
 
 class SequenceEngine(SupervisedEngine):
-    """Draws new sequences for every update; a batch is a function of the run's seed and the update's number."""
+    """Draws new sequences for every update; a batch follows from the run's seed and the update's number."""
 
     config: SequenceTaskConfig
     model: SequenceModel

@@ -192,10 +192,32 @@ def test_the_command_trains_judges_and_says_what_an_agent_gains(here):
 
 def test_a_comparison_sets_methods_beside_rules(tmp_path, here):
     code, _, err = here(
-        "compare", "--recipes", "uav-small", "--methods", "gamatr", "mappo", "--seeds", "0", "--jobs", "2",
-        "--out", "out", "--", "--set", "num_users=4", "--set", "max_steps=6", "--env.num-envs", "4",
-        "--segment-length", "6", "--total-steps", "24", "--eval-episodes", "3",
-    )  # fmt: skip
+        "compare",
+        "--recipes",
+        "uav-small",
+        "--methods",
+        "gamatr",
+        "mappo",
+        "--seeds",
+        "0",
+        "--jobs",
+        "2",
+        "--out",
+        "out",
+        "--",
+        "--set",
+        "num_users=4",
+        "--set",
+        "max_steps=6",
+        "--env.num-envs",
+        "4",
+        "--segment-length",
+        "6",
+        "--total-steps",
+        "24",
+        "--eval-episodes",
+        "3",
+    )
     assert code == 0, err
     table = (tmp_path / "out" / "table.md").read_text()
     for row in ("gamatr", "mappo", "rule: follow", "rule: static", "rule: random"):
@@ -208,10 +230,32 @@ def test_a_comparison_sets_methods_beside_rules(tmp_path, here):
 def test_a_shared_actor_is_compared_with_rules_in_teams_of_other_sizes(tmp_path, here, monkeypatch):
     monkeypatch.setitem(SIZES, "uav-three", ("num_uavs", (2, 3)))
     code, out, err = here(
-        "compare", "--recipes", "uav-three", "--methods", "gamatr-shared", "hatrpo", "--seeds", "0", "--jobs", "1",
-        "--out", "out", "--", "--set", "num_users=6", "--set", "max_steps=6", "--env.num-envs", "4",
-        "--segment-length", "6", "--total-steps", "24", "--eval-episodes", "3",
-    )  # fmt: skip
+        "compare",
+        "--recipes",
+        "uav-three",
+        "--methods",
+        "gamatr-shared",
+        "hatrpo",
+        "--seeds",
+        "0",
+        "--jobs",
+        "1",
+        "--out",
+        "out",
+        "--",
+        "--set",
+        "num_users=6",
+        "--set",
+        "max_steps=6",
+        "--env.num-envs",
+        "4",
+        "--segment-length",
+        "6",
+        "--total-steps",
+        "24",
+        "--eval-episodes",
+        "3",
+    )
     assert code == 0, err
     assert out.endswith("out/uav-three-sizes.png\n")
     table = (tmp_path / "out" / "table.md").read_text()
