@@ -61,7 +61,8 @@ def run(words: Sequence[str]) -> int:
         return stop.exit_code
     curve = plot_runs(runs, options.out / "curve.png")
     print(
-        f"\nEach step deals a card; the task is to name the suit of the card dealt {base.env.kwargs['k']} steps ago.\n"
+        "\nEach step deals a card; the task is to name the suit of the card dealt "
+        f"{base.env.kwargs['k']} steps ago.\n"
         f"Without memory at most {base.success_without_memory:.0%} of the answers can be right; over "
         f"{base.eval_episodes} new episodes the trained policies were right in"
     )

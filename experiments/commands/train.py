@@ -19,7 +19,7 @@ from scrubjay.experiments.words.terminal import bad_input, table
 
 
 def run(words: Sequence[str]) -> int:
-    """`scrubjay train RECIPE [--memory NAME] [--method NAME] [--env ID] [--set name=value] [--field value]`."""
+    """`scrubjay train RECIPE [--memory NAME] [--method NAME] [--env ID] [--set name=value] [--field x]`."""
     if not words or words[0] in ("-h", "--help"):
         print(
             "usage: scrubjay train RECIPE [--memory NAME] [--method NAME] [--env ID|module:callable]\n"

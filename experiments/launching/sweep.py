@@ -153,8 +153,10 @@ def _folder(trial: dict[str, str]) -> str:
 def _table(sweep: Sweep, out: Path, results: Sequence[tuple[dict[str, Any], dict[str, Any], Any]]) -> str:
     names = [name for name, _ in sweep.params]
     lines = [
-        f"{sweep.recipe}: success, or return where success is not told; by the final evaluation where "
-        "finished,",
+        (
+            f"{sweep.recipe}: success, or return where success is not told; by the final evaluation where "
+            "finished,"
+        ),
         "over the last 100 training episodes where stopped early.",
         "",
         f"| {' | '.join(names)} | score | steps | | run |",
