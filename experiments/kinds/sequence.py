@@ -6,7 +6,7 @@ All memories get the same number of parameters, so that what differs is what and
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,7 +14,9 @@ from torch import Tensor
 from scrubjay.experiments.kinds.supervised import SupervisedConfig, SupervisedEngine
 from scrubjay.experiments.runs.seeding import derive_seed
 from scrubjay.experiments.tasks.suites import IGNORED, MQAR, Sequences, Suite
-from scrubjay.memory.sequence import SequenceConfig, SequenceModel, match_parameters
+
+if TYPE_CHECKING:
+    from scrubjay.memory.sequence import SequenceModel
 
 _EVAL_TOKENS = 8192
 
@@ -110,6 +112,9 @@ class SequenceEngine(SupervisedEngine):
 
 def make_model(config: SequenceTaskConfig) -> SequenceModel:
     """Return a new model of the experiment's size. Raises ValueError if its memory alone is larger."""
+    # For hundreds of modules of a hub, which recipes and commands need not wait for.
+    from scrubjay.memory.sequence import SequenceConfig, match_parameters
+
     sizes = SequenceConfig(config.suite.vocab_size, config.memory, config.num_blocks)
     return match_parameters(sizes, config.parameters).build()
 
