@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scrubjay.experiments.launching.parallel import prepare, run_in_processes
-from scrubjay.experiments.recipes import recall_demo, with_memory
+from scrubjay.experiments.recipes import with_memory
+from scrubjay.experiments.recipes.tasks import recall_demo
 from scrubjay.experiments.reports.curves import plot_runs
 from scrubjay.experiments.runs.stopping import Interrupted
 from scrubjay.experiments.words.arguments import parse
