@@ -7,10 +7,10 @@ import torch
 
 LONGEST = ("test_docs.py", "test_interpreted.py", "test_machine_code.py")
 TOGETHER = {
-    "test_ray.py": "cluster",
-    "test_resume.py": "run",
-    "test_infiniretri.py": "smollm2",
-    "test_retrieval_heads.py": "smollm2",
+    "tests/experiments/kinds/test_distributed.py": "cluster",
+    "tests/experiments/test_resume.py": "run",
+    "tests/memory/heads/test_retrieval.py": "smollm2",
+    "tests/memory/reading/test_infiniretri.py": "smollm2",
 }
 
 
@@ -27,7 +27,7 @@ def pytest_xdist_make_scheduler(config, log):
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid):
-            return TOGETHER.get(nodeid.partition("::")[0].rpartition("/")[2], nodeid)
+            return TOGETHER.get(nodeid.partition("::")[0], nodeid)
 
     return Scheduling(config, log)
 

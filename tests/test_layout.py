@@ -87,8 +87,19 @@ def test_every_folder_says_what_it_is():
             assert (ROOT / folder / "__init__.py").read_text().startswith('"""'), folder
 
 
+def git(*words: str) -> list[str]:
+    """Return the files that git lists; none where this is no clone."""
+    done = subprocess.run(["git", "ls-files", "-z", *words], cwd=ROOT, capture_output=True, text=True)
+    return [name for name in done.stdout.split("\0") if name]
+
+
+def test_git_ignores_no_source():
+    """A folder may have a name that .gitignore means for something else."""
+    ignored = git("--others", "--ignored", "--exclude-standard", "--", *ROOMS)
+    assert not [name for name in ignored if name.endswith((".py", ".json", ".toml"))]
+
+
 def test_no_file_is_over_a_megabyte():
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
-    for name in filter(None, listed.stdout.split("\0")):
+    for name in git():
         path = ROOT / name
         assert not path.is_file() or path.stat().st_size <= 2**20, name
