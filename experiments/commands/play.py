@@ -13,12 +13,15 @@ from scrubjay.experiments.reports.coverage import plot_coverage
 from scrubjay.experiments.reports.episode import PlayOptions, play
 from scrubjay.experiments.reports.team_episode import Cast, cast_team, play_team
 from scrubjay.experiments.tasks.environments import EnvConfig
+from scrubjay.experiments.tasks.teams import KNOWN_TEAMS
 from scrubjay.experiments.words.arguments import UsageError, parse, take_flag
 from scrubjay.experiments.words.terminal import bad_input, table
 
+_TEAMS = " or ".join(KNOWN_TEAMS)
+
 
 def run(words: Sequence[str]) -> int:
-    """`scrubjay play RUN|ENV_ID|RECIPE|uav [--out FILE.gif] [--set name=value]`."""
+    """`scrubjay play RUN|ENV_ID|RECIPE|TEAM [--out FILE.gif] [--set name=value]`."""
     remaining = list(words)
     settings = take_flag(remaining, "--set")
     options = parse(PlayOptions, remaining, "scrubjay play")
@@ -28,7 +31,9 @@ def run(words: Sequence[str]) -> int:
         return _play_team(cast, options)
     for flag in ("policy", "preset", "coverage"):
         if getattr(options, flag) is not None:
-            raise UsageError(f"--{flag} is of teams, which {options.what} is not; as in: scrubjay play uav")
+            raise UsageError(
+                f"--{flag} is of teams, which {options.what} is not; as in: scrubjay play {_TEAMS}"
+            )
     folder, policy = Path(), None
     with bad_input():
         if Path(options.what).exists():
@@ -50,7 +55,7 @@ def _play_team(cast: Cast, options: PlayOptions) -> int:
         env = cast.env.make(render_mode="rgb_array")
         world = getattr(env, "world", None)
         if options.coverage is not None and world is None:
-            raise ValueError(f"--coverage is of uav, not of {cast.env.id}")
+            raise ValueError(f"--coverage is of {_TEAMS}, not of {cast.env.id}")
         out = options.out or cast.folder / "episode.gif"
         played = play_team(env, cast.actor, out, options.seed, options.max_steps)
         env.close()
