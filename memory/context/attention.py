@@ -59,7 +59,8 @@ def policy_attention(
 ) -> tuple[Float[Tensor, "batch length heads value_width"], None]:
     """Return what the tokens read through their policy; without one, of all keys, causally.
 
-    Parameters are in the order of transformers' SDPA, by which packages that wrap every attention function call.
+    Parameters are in the order of transformers' SDPA, by which packages that wrap every attention function
+    call.
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if unused.get("softcap") is not None:
