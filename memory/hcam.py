@@ -299,10 +299,21 @@ def hierarchical_attention(
 ) -> Float[Tensor, "batch time F"]:
     """Return the relevance-weighted sum of one attention per kept chunk (section 3 of the paper).
 
-    `keys` are the chunks' summaries, `mask` says which chunks a query may read (None: all), and a query
-    that may read none gets zeros. `position` adds a sinusoid of a step's distance from its chunk's end.
     Key and value projections are moved onto the query and the read-out, so contents are never projected.
-    Raises ValueError if `num_heads` does not divide F or shapes disagree.
+
+    Args:
+        queries: One per step.
+        keys: The chunks' summaries.
+        contents: What the chunks hold.
+        mask: Which chunks a query may read; None for all. A query that may read none gets zeros.
+        weights: The projections of both levels.
+        position: Add a sinusoid of a step's distance from its chunk's end.
+        top_k: Chunks kept per query.
+        num_heads: Of the attention inside chunks.
+        stop_memory_gradient: Cut the gradient into keys and contents.
+
+    Raises:
+        ValueError: if `num_heads` does not divide F or shapes disagree.
     """
     features = weights.query.shape[1]
     if features % num_heads:

@@ -118,9 +118,19 @@ class SequenceModel(
     ) -> tuple[Int[Tensor, "batch new_time"], State]:
         """Return `max_new_tokens` tokens that follow the prompt, and the state before the last of them.
 
-        A step costs the same however long the sequence is. Temperature 0 takes the likeliest token; `top_k`
-        draws among so many likeliest. To go on later, give the last token as the prompt, and the returned
-        state. Raises ValueError on an empty prompt or a number that cannot be.
+        A step costs the same however long the sequence is. To go on later, give the last token as the prompt,
+        and the returned state.
+
+        Args:
+            prompt: Tokens to go on from.
+            max_new_tokens: How many to draw.
+            state: What was read before; None for nothing.
+            temperature: Of the draws; 0 takes the likeliest token.
+            top_k: Draw among so many likeliest; None for all.
+            generator: Source of the draws.
+
+        Raises:
+            ValueError: on an empty prompt or a number that cannot be.
         """
         if prompt.ndim != 2 or prompt.shape[1] == 0:
             raise ValueError(

@@ -61,14 +61,22 @@ _COLUMNS = (
 class MemoryBank:
     """Memories in an SQLite file, or in memory (`":memory:"`); safe for threads and several processes.
 
-    `clock` returns the present moment, and in its time zone days begin. `dense_weight` is what embeddings
-    count where words count 1, each times how sure it is (`memory/bank_recall.py`). `surprise` puts a neural
-    memory beside the records (`memory/bank_surprise.py`), off unless asked for. `device` holds the embeddings
-    on one of torch's, "cuda" for one, where Triton scans them; without it numpy does, and torch stays out.
-    `approximate` holds no embeddings at all: beside the file an index of them is kept, from which the nearest
-    are found, not surely all of them (extra `ann`; `memory/bank_approximate.py`). Raises ValueError on a file
-    of a newer Scrubjay, on a device that is not there, and on what does not go together; the first search or
-    write does on a file that was written with other embeddings (`memory/bank_model.py`).
+    Args:
+        path: The file, begun if it is not there.
+        embeddings: What records are found by besides their words.
+        clock: Returns the present moment; in its time zone days begin.
+        dense_weight: What embeddings count where words count 1, each times how sure it is
+            (`memory/bank_recall.py`).
+        surprise: Puts a neural memory beside the records (`memory/bank_surprise.py`); off unless asked for.
+        device: Where torch holds the embeddings, "cuda" for one, where Triton scans them; without it numpy
+            does, and torch stays out.
+        approximate: Hold no embeddings at all: beside the file an index of them is kept, from which the
+            nearest are found, not surely all of them (extra `ann`; `memory/bank_approximate.py`).
+
+    Raises:
+        ValueError: on a file of a newer Scrubjay, on a device that is not there, and on what does not go
+            together; the first search or write does on a file that was written with other embeddings
+            (`memory/bank_model.py`).
     """
 
     def __init__(
@@ -121,11 +129,22 @@ class MemoryBank:
     ) -> str:
         """Remember a text and return its id, when it is safe from the death of this process.
 
-        A text that says no more than a record of the same namespace, kind, trust and validity does joins it,
-        and the id is that record's; `merge=False` keeps every text apart, as a log of turns must.
-        `supersedes` names the record whose validity ends where this one's begins. `importance` is from 0 to
-        1; `provenance` is anything that JSON can hold. Raises ValueError or TypeError on what cannot be
-        stored.
+        Args:
+            text: What to remember.
+            kind: "knowledge", "conversation", "task" or "episode".
+            namespace: Whose it is, from the widest circle.
+            importance: From 0 to 1.
+            observed: When it was said or seen; by default now.
+            valid_from: Since when it holds; by default since it was observed.
+            valid_to: Until when; by default for ever.
+            trust: Who worded it: "user", "agent" or "tool".
+            supersedes: Id of the record whose validity ends where this one's begins.
+            merge: A text that says no more than a record of the same namespace, kind, trust and validity does
+                joins it, and the id is that record's; False keeps every text apart, as a log of turns must.
+            provenance: Anything that JSON can hold.
+
+        Raises:
+            ValueError, TypeError: on what cannot be stored.
         """
         draft = self.draft(
             text,
@@ -161,7 +180,21 @@ class MemoryBank:
         merge: bool = True,
         **provenance: Any,
     ) -> Draft:
-        """Return what `add` would write, checked. Raises ValueError or TypeError as `add` does."""
+        """Return what `add` would write, checked. Raises ValueError or TypeError as `add` does.
+
+        Args:
+            text: As in `add`, and so all others.
+            kind: "knowledge", "conversation", "task" or "episode".
+            namespace: Whose it is, from the widest circle.
+            importance: From 0 to 1.
+            observed: When it was said or seen.
+            valid_from: Since when it holds.
+            valid_to: Until when.
+            trust: Who worded it: "user", "agent" or "tool".
+            supersedes: Id of the record that no longer holds.
+            merge: Whether it may join a record that says as much.
+            provenance: Anything that JSON can hold.
+        """
         if not isinstance(text, str):
             raise TypeError(f"text={text!r}: pass a string")
         if not text.strip():
@@ -222,8 +255,21 @@ class MemoryBank:
     ) -> list[str]:
         """Remember a document by its passages and return their ids; a section's passages are one chunk.
 
-        Sections begin at Markdown headings; passages have at most `passage_length` characters and carry their
-        heading as provenance `section`. All is written, or nothing. Raises ValueError if the text is blank.
+        Sections begin at Markdown headings, which passages carry as provenance `section`. All is written, or
+        nothing.
+
+        Args:
+            text: The document.
+            kind: "knowledge", "conversation", "task" or "episode".
+            namespace: Whose it is, from the widest circle.
+            passage_length: Characters of a passage at most.
+            importance: From 0 to 1.
+            observed: When it was read; by default now.
+            trust: Who worded it: "user", "agent" or "tool".
+            provenance: Anything that JSON can hold.
+
+        Raises:
+            ValueError: if the text is blank, and as `add`.
         """
         drafts = []
         for number, (heading, passages) in enumerate(split_document(text, passage_length)):
@@ -249,10 +295,18 @@ class MemoryBank:
     ) -> list[Hit]:
         """Return up to `k` records, best first, that hold now or held `at` a moment.
 
-        A date in `query` means what names it and what was observed on that day, or in that month, where
-        `clock` is. `namespace` includes all that it contains: `("user",)` finds `("user", "ada")`'s.
-        `trusts=("user", "agent")` leaves out what tools said. `explain` fills the hits' `explanation`. Raises
-        ValueError on k < 1.
+        Args:
+            query: Words, or a question. A date in it means what names it and what was observed on that day,
+                or in that month, where `clock` is.
+            k: Records at most.
+            kinds: Only these.
+            namespace: Only this circle and all that it contains: `("user",)` finds `("user", "ada")`'s.
+            at: The moment; by default now.
+            explain: Fill the hits' `explanation`.
+            trusts: Only what these worded: `("user", "agent")` leaves out what tools said.
+
+        Raises:
+            ValueError: on k < 1, and on kinds and trusts that there are none of.
         """
         if k < 1:
             raise ValueError(f"k={k}: must be at least 1")

@@ -96,8 +96,13 @@ class DenseIndex(ABC):
     ) -> Nearby:
         """Return up to `limit` records of the `top_chunks` best chunks, best first.
 
-        Allowed are namespaces and kinds; records with numbers in `also` come behind, whatever their chunk. A
-        record that shares a word or a day with the query, as `bm25` tells by number, counts about twice.
+        Args:
+            query: The question's embedding, of length 1.
+            allows: Whether records of a namespace and kind may be returned.
+            top_chunks: Chunks that are looked into.
+            limit: Records at most, those of `also` aside.
+            also: Numbers of records that come behind, whatever their chunk.
+            bm25: Scores by words; a record that has one counts about twice.
         """
         numbers, chunks, fine, places = self.look(query, allows, top_chunks, also)
         if not len(numbers):

@@ -57,8 +57,13 @@ def keyword_scores(
 ) -> Keyword:
     """Return the scores of records that share words or a day with the query, and of their neighbours.
 
-    `scope` begins every expression of FTS5, `condition` in SQL with its `values` says which records hold;
-    `zone` is where days begin.
+    Args:
+        connection: To the bank's file.
+        query: The question.
+        scope: How every expression of FTS5 begins.
+        condition: Which records hold, in SQL.
+        values: Of the condition's question marks.
+        zone: Where days begin.
     """
     phrases, days, rest = read_dates(normalise(query))
     terms = [*phrases, *match_terms(rest, alone=not phrases)]

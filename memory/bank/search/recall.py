@@ -104,7 +104,19 @@ def recall(
     k: int,
     zone: tzinfo,
 ) -> list[tuple[int, float, Explanation]]:
-    """Return number, score and explanation of the `k` best records, best first; a day begins in `zone`."""
+    """Return number, score and explanation of the `k` best records, best first.
+
+    Args:
+        connection: To the bank's file.
+        query: The question.
+        vector: Its embedding, of length 1; None for words alone.
+        index: Of the records' embeddings; None for words alone.
+        dense_weight: What embeddings count where words count 1.
+        filter: Which records may be found.
+        now: The moment they must hold at, in seconds.
+        k: Records at most.
+        zone: Where days begin.
+    """
     depth = max(_DEPTH * k, _LEAST_DEPTH)
     keyword = keyword_scores(connection, query, filter.scope(), *filter.condition(), zone)
     by_words = heapq.nlargest(depth, keyword.scores, key=lambda number: (keyword.scores[number], number))
