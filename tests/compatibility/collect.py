@@ -2,8 +2,8 @@
 
     PYTHONPATH=src python tests/compatibility/collect.py > promised.json
 
-`public.json` is what it printed at commit d9e860e; `test_public.py` holds later code against that. Only public names
-are imported here, so that it runs on any later version, wherever its modules lie.
+`public.json` is what it printed at commit d9e860e; `test_public.py` holds later code against that. Only
+public names are imported here, so that it runs on any later version, wherever its modules lie.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _parameters(function: Any) -> list[str]:
 
 
 def said(*words: str) -> str:
-    """Return what the command prints on `words`, one of them --help, on a terminal with room for every flag."""
+    """Return what the command prints on `words`, one of them --help, on a wide terminal."""
     from scrubjay.experiments.cli import main
 
     out = io.StringIO()
@@ -113,7 +113,7 @@ def listed(text: str) -> list[str]:
 
 
 def flags(*words: str) -> dict[str, str | None]:
-    """Return every flag that the help on `words` names, with its default where that is told, and the arguments."""
+    """Return every flag that the help on `words` names, with its default if it is told, and the arguments."""
     found: dict[str, str | None] = {}
     current: list[str] = []
     told = ""

@@ -1,4 +1,4 @@
-"""What commit d9e860e promised (`public.json`) is still there: more may be, nothing less, by the same defaults."""
+"""What d9e860e promised (`public.json`) is still there: more may be, nothing less, by the same defaults."""
 
 import contextlib
 import io
@@ -23,8 +23,11 @@ def found(part):
 known_commands = cache(commands)
 
 
-def lacks(promised, now):
-    return "\n" + "\n".join(missing(promised, now))
+def check(promised, now, where=""):
+    """Fail with one line for each thing that is lost or another."""
+    lost = [*missing(promised, now, where)]
+    if lost:
+        pytest.fail("\n".join(lost), pytrace=False)
 
 
 def test_nothing_promised_goes_untested():
@@ -33,19 +36,19 @@ def test_nothing_promised_goes_untested():
 
 @pytest.mark.parametrize("package", PROMISED["names"])
 def test_a_package_exports_its_names(package):
-    assert not lacks(PROMISED["names"][package], found("names").get(package, [])).strip()
+    check(PROMISED["names"][package], found("names").get(package, []), package)
 
 
 @pytest.mark.parametrize("part", WHOLE)
 def test_what_is_promised_is_there(part):
-    assert not lacks(PROMISED[part], found(part)).strip()
+    check(PROMISED[part], found(part), part)
 
 
 @pytest.mark.parametrize("command", PROMISED["flags"])
 def test_a_command_has_its_flags_and_defaults(command):
     words = known_commands().get(command)
     assert words is not None, f"scrubjay {command} is missing"
-    assert not lacks(PROMISED["flags"][command], flags(*words)).strip()
+    check(PROMISED["flags"][command], flags(*words), f"scrubjay {command}")
 
 
 @pytest.mark.parametrize("module", PROMISED["benches"])
@@ -61,7 +64,11 @@ def test_every_memory_has_its_flags_on_every_recipe(recipe):
     for memory in PROMISED["choices"]["memories"]:
         promised = PROMISED["flags"][f"train {like} --memory {memory}"]
         names = [name for name in promised if name.startswith(f"--{at}")]
-        assert not lacks(names, list(flags("train", recipe, "--memory", memory))).strip()
+        check(
+            names,
+            list(flags("train", recipe, "--memory", memory)),
+            f"scrubjay train {recipe} --memory {memory}",
+        )
 
 
 def test_the_command_is_a_module_too():
