@@ -2,11 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-CODE := agents envs experiments kernels memory tests src/scrubjay/__init__.py
+CODE := agents envs experiments kernels memory tests src/scrubjay/__init__.py src/scrubjay/__main__.py src/scrubjay/_lazy.py src/scrubjay/_version.py
 # Small batches run fastest on one thread a process; set it yourself to override.
 export OMP_NUM_THREADS ?= 1
 
-TABLES := agent bank checkpoints embeddings envs kernels machine_code ray resets segments teams throughput titans
+TABLES := agent bank checkpoints envs kernels machine_code ray resets segments teams throughput titans
 
 .PHONY: always help demo test test-slow lint format type bench bench-gpu docs-check clean
 

@@ -6,38 +6,28 @@ import gymnasium
 
 __all__ = ["list_environments"]
 
-# Entry points are strings so that importing this package loads no environment.
-_ENTRY_POINTS: dict[str, tuple[str, str]] = {
-    "scrubjay/Autoencode-v0": (
-        "scrubjay.envs.autoencode:Autoencode",
-        "scrubjay.envs.autoencode:AutoencodeVector",
-    ),
-    "scrubjay/Ballet-v0": ("scrubjay.envs.ballet.env:Ballet", "scrubjay.envs.ballet.env:BalletVector"),
-    "scrubjay/CountRecall-v0": (
-        "scrubjay.envs.count_recall:CountRecall",
-        "scrubjay.envs.count_recall:CountRecallVector",
-    ),
-    "scrubjay/KeyToDoor-v0": (
-        "scrubjay.envs.key_to_door:KeyToDoor",
-        "scrubjay.envs.key_to_door:KeyToDoorVector",
-    ),
-    "scrubjay/MemoryPlanning-v0": (
-        "scrubjay.envs.memory_planning:MemoryPlanning",
-        "scrubjay.envs.memory_planning:MemoryPlanningVector",
-    ),
-    "scrubjay/RepeatPrevious-v0": (
-        "scrubjay.envs.repeat_previous:RepeatPrevious",
-        "scrubjay.envs.repeat_previous:RepeatPreviousVector",
-    ),
-    "scrubjay/TMaze-v0": ("scrubjay.envs.tmaze:TMaze", "scrubjay.envs.tmaze:TMazeVector"),
+# By class; the batched form, of the same module, is called <class>Vector. No environment is loaded here.
+_HOMES: dict[str, str] = {
+    "Autoencode": "autoencode",
+    "Ballet": "ballet.env",
+    "CountRecall": "count_recall",
+    "KeyToDoor": "key_to_door",
+    "MemoryPlanning": "memory_planning",
+    "RepeatPrevious": "repeat_previous",
+    "TMaze": "tmaze",
 }
 
 
 def list_environments() -> list[str]:
     """Return the ids of all registered scrubjay environments, ready for `gymnasium.make`."""
-    return sorted(_ENTRY_POINTS)
+    return sorted(f"scrubjay/{name}-v0" for name in _HOMES)
 
 
-for _id, (_single, _vector) in _ENTRY_POINTS.items():
-    if _id not in gymnasium.registry:
-        gymnasium.register(_id, entry_point=_single, vector_entry_point=_vector)
+def _register(name: str) -> None:
+    entry_point = f"{__name__}.{_HOMES[name]}:{name}"
+    gymnasium.register(f"scrubjay/{name}-v0", entry_point, vector_entry_point=f"{entry_point}Vector")
+
+
+for _name in _HOMES:
+    if f"scrubjay/{_name}-v0" not in gymnasium.registry:
+        _register(_name)

@@ -13,7 +13,6 @@ from scrubjay.agents.rl.policy import Policy
 from scrubjay.agents.teams.policy import TeamPolicy
 from scrubjay.experiments.kinds import from_json, to_json
 from scrubjay.experiments.kinds.base import Experiment
-from scrubjay.experiments.kinds.team import TeamTaskConfig
 from scrubjay.experiments.runs.checkpoint import checkpoint_step, latest_checkpoint, load_weights
 from scrubjay.experiments.runs.directory import CHECKPOINTS, CONFIG, METRICS, RESULT, write_atomically
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
@@ -91,13 +90,12 @@ class Run:
 
     @cached_property
     def policy(self) -> Policy:
-        """The policy at the newest checkpoint, on the CPU; raises ValueError if there is none yet, TypeError if none will be."""
-        if not isinstance(self.config, TrainConfig):
-            raise TypeError(f"{self.path} is a run of kind {self.config.kind!r}, which has no policy")
-        checkpoint = self._checkpoint()
-        with self.config.env.make() as env:
-            policy = Policy(env.observation_space, env.action_space, self.config.policy)
-        policy.load_state_dict(load_weights(checkpoint))
+        """The policy at the newest checkpoint, on the CPU.
+
+        Raises ValueError if there is none yet, TypeError if none will be.
+        """
+        policy = self._config_of("agent", "policy").make_policy()
+        policy.load_state_dict(load_weights(self._checkpoint()))
         return policy.eval()
 
     @cached_property
@@ -106,20 +104,28 @@ class Run:
         return self.team_policy_in()
 
     def team_policy_in(self, env: TeamEnvConfig | None = None) -> TeamPolicy:
-        """Return it for another environment, of more agents, say; raises as `policy`, ValueError also if it does not fit."""
-        if not isinstance(self.config, TeamTaskConfig):
-            raise TypeError(f"{self.path} is a run of kind {self.config.kind!r}, which has no team")
+        """Return it for another environment, of more agents, say.
+
+        Raises as `policy`, and ValueError also if it does not fit.
+        """
+        config = self._config_of("team", "team")
         weights = load_weights(self._checkpoint())
-        env = env or self.config.env
-        policy = dataclasses.replace(self.config, env=env).make_policy()
+        fitted = config if env is None else dataclasses.replace(config, env=env)
+        policy = fitted.make_policy()
         try:
             policy.load_state_dict(weights)
         except RuntimeError as error:
             raise ValueError(
-                f"the policy of {self.path} does not fit {env.kwargs}: it learned in {self.config.env.kwargs}; what an "
+                f"the policy of {self.path} does not fit {fitted.env.kwargs}: it learned in "
+                f"{config.env.kwargs}; what an "
                 "agent sees and can do must be alike, and only policy.shared=True serves teams of other sizes"
             ) from error
         return policy.eval()
+
+    def _config_of(self, whose: str, lacking: str) -> Any:
+        if self.config.acts != whose:
+            raise TypeError(f"{self.path} is a run of kind {self.config.kind!r}, which has no {lacking}")
+        return self.config
 
     def _checkpoint(self) -> Path:
         latest = self.latest

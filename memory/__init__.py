@@ -1,4 +1,7 @@
-"""Memories for agents that act: one contract, one checker, one registry, and sequence models over any of them."""
+"""Memories for agents that act.
+
+One contract, one checker, one registry, and sequence models over any of them.
+"""
 
 from __future__ import annotations
 

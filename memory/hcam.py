@@ -209,9 +209,10 @@ class _Block(nn.Module):
         self.out = nn.Linear(dim, dim)
         positions = distance_embedding(config.chunk_size, dim).flip(0)
         self.register_buffer("positions", positions, persistent=False)
-        # The published code's variance. Torch's own initialisation, six times smaller in variance, makes every attention
-        # nearly uniform, and a cue among hundreds of steps is then drowned. What is read starts at half that
-        # strength, lest a policy be thrown off course when its first chunk becomes readable.
+        # The published code's variance. Torch's own initialisation, six times smaller in variance, makes
+        # every attention nearly uniform, and a cue among hundreds of steps is then drowned. What is read
+        # starts at half that strength, lest a policy be thrown off course when its first chunk becomes
+        # readable.
         for projection in (self.summary_query, self.summary_key, self.query, self.key, self.value):
             nn.init.normal_(projection.weight, std=(2.0 / dim) ** 0.5)
         nn.init.normal_(self.out.weight, std=(0.5 / dim) ** 0.5)

@@ -7,10 +7,10 @@ import torch
 
 LONGEST = ("test_docs.py", "test_interpreted.py", "test_machine_code.py")
 TOGETHER = {
-    "test_ray.py": "cluster",
-    "test_resume.py": "run",
-    "test_infiniretri.py": "smollm2",
-    "test_retrieval_heads.py": "smollm2",
+    "tests/experiments/kinds/test_distributed.py": "cluster",
+    "tests/experiments/test_resume.py": "run",
+    "tests/memory/heads/test_retrieval.py": "smollm2",
+    "tests/memory/reading/test_infiniretri.py": "smollm2",
 }
 
 
@@ -27,7 +27,7 @@ def pytest_xdist_make_scheduler(config, log):
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid):
-            return TOGETHER.get(nodeid.partition("::")[0].rpartition("/")[2], nodeid)
+            return TOGETHER.get(nodeid.partition("::")[0], nodeid)
 
     return Scheduling(config, log)
 
@@ -68,7 +68,7 @@ def smollm2():
 
 @pytest.fixture(scope="session")
 def tiny_chat():
-    """Return a random Llama of two layers, which follows no instruction, and a tokenizer of bytes with a chat template.
+    """Return a random Llama of two layers, and a tokenizer of bytes with a chat template.
 
     A byte a token: what was said and is read again as text is the same tokens. Those of ASCII alone are said.
     """

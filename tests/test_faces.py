@@ -1,36 +1,127 @@
-"""Packages whose names are imported when first used."""
+"""Faces of packages: what they show, and that it is imported when first used."""
 
+import ast
 import importlib
+import importlib.util
+import inspect
+import pkgutil
+import pydoc
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import scrubjay
 from scrubjay._lazy import face
 
-PACKAGES = [
-    "scrubjay.kernels",
-    "scrubjay.memory",
-    "scrubjay.memory.context",
-    "scrubjay.agents",
-    "scrubjay.agents.langchain",
-    "scrubjay.experiments",
-]
+ROOT = Path(__file__).parent.parent
+ROOMS = ("agents", "envs", "experiments", "kernels", "memory")
 
 
-@pytest.mark.parametrize("package", PACKAGES)
+def packages() -> list[str]:
+    """Return every package of ours that promises names."""
+    found = ["scrubjay"]
+    for room in ROOMS:
+        path = ROOT / room
+        for file in sorted(path.rglob("__init__.py")):
+            if "__all__" in file.read_text():
+                found.append(".".join(["scrubjay", *file.parent.relative_to(ROOT).parts]))
+    return found
+
+
+def lazy_packages() -> list[str]:
+    return [name for name in packages() if "face(" in source(name)]
+
+
+def source(package: str) -> str:
+    module = importlib.import_module(package)
+    assert module.__file__ is not None
+    return Path(module.__file__).read_text()
+
+
+@pytest.mark.parametrize("package", packages())
 def test_every_exported_name_is_found_and_others_are_not(package):
     module = importlib.import_module(package)
+    assert module.__doc__
     for name in module.__all__:
         assert getattr(module, name) is not None
     with pytest.raises(AttributeError, match=f"'{package}' has no attribute 'nothing'"):
         _ = module.nothing
 
 
+@pytest.mark.parametrize("package", packages())
+def test_dir_and_help_show_public_names(package):
+    module = importlib.import_module(package)
+    assert set(module.__all__) <= set(dir(module))
+    assert not {"TYPE_CHECKING", "annotations", "face"} & set(module.__all__)
+    page = pydoc.plain(pydoc.render_doc(module))
+    for name in module.__all__:
+        if inspect.isclass(value := getattr(module, name)) or inspect.isfunction(value):
+            assert name in page
+
+
+@pytest.mark.parametrize("package", lazy_packages())
+def test_a_lazy_face_shows_nothing_but_its_names_and_subpackages(package):
+    module = importlib.import_module(package)
+    shown = {name for name in dir(module) if not name.startswith("__")}
+    rest = shown - set(module.__all__)
+    for name in rest:
+        assert importlib.util.find_spec(f"{package}.{name}").submodule_search_locations, name
+        assert getattr(module, name).__name__ == f"{package}.{name}"
+
+
+def test_public_subpackages_are_shown_by_the_face_above():
+    for package in packages()[1:]:
+        above, _, name = package.rpartition(".")
+        if "face(" in source(above):
+            assert name in dir(importlib.import_module(above)), f"{above} does not show {name}"
+
+
+@pytest.mark.parametrize("package", lazy_packages())
+def test_what_type_checkers_see_is_what_is_found(package):
+    """A name stands twice in a lazy face: for type checkers, and with its home."""
+    blocks = [node for node in ast.parse(source(package)).body if isinstance(node, ast.If)]
+    seen = {
+        alias.asname: f"{node.module}.{alias.name}"
+        for block in blocks
+        for node in ast.walk(block)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    module = importlib.import_module(package)
+    if package == "scrubjay":
+        assert set(seen) == set(ROOMS)
+        return
+    assert set(seen) == set(module.__all__)
+    for name, home in seen.items():
+        path, _, attribute = home.rpartition(".")
+        assert getattr(importlib.import_module(path), attribute) is getattr(module, name)
+
+
+@pytest.mark.parametrize("package", packages())
+def test_no_public_function_has_the_name_of_a_module_of_its_face(package):
+    """Python, having imported such a module, would put it in the function's place."""
+    module = importlib.import_module(package)
+    below = {info.name for info in pkgutil.iter_modules(module.__path__)}
+    assert below.isdisjoint(module.__all__)
+
+
+def test_a_room_is_loaded_by_its_name_alone():
+    code = (
+        "import sys, scrubjay; assert scrubjay.memory.make('none', dim=8).dim == 8; "
+        "assert 'scrubjay.agents' not in sys.modules; assert scrubjay.kernels.force; "
+        "assert scrubjay.memory.context.list_policies()"
+    )
+    subprocess.run([sys.executable, "-P", "-c", code], check=True, timeout=60)
+    assert set(ROOMS) <= set(dir(scrubjay))
+
+
 @pytest.mark.parametrize(
     ("packages", "heavy"),
     [
         ("scrubjay.kernels, scrubjay.memory, scrubjay.agents, scrubjay.experiments", "torch"),
+        ("scrubjay.memory.bank, scrubjay.memory.contract, scrubjay.memory.titans", "torch"),
         ("scrubjay.memory.context", "transformers"),
     ],
 )

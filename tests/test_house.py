@@ -78,7 +78,10 @@ def test_agents_and_experiments_do_not_start_ray_or_draw_or_load_language_models
 
 
 def test_the_rooms_are_not_importable_by_their_bare_names():
-    code = "import importlib.util as u; print([n for n in ('agents', 'memory', 'envs', 'kernels') if u.find_spec(n)])"
+    code = (
+        "import importlib.util as u; print([n for n in ('agents', 'memory', 'envs', 'kernels') if "
+        "u.find_spec(n)])"
+    )
     done = subprocess.run(
         [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True, cwd="/"
     )

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.optimize import minimize_scalar
 
 SPEED_OF_LIGHT_M_S = 3e8
 """As 3GPP's formulas and the published tables round it; 0.006 dB below the loss of the exact number."""
@@ -148,6 +147,8 @@ def max_coverage_elevation_deg(environment: str) -> float:
         seen = _los_probability(np.asarray(angle), surroundings)
         excess = surroundings.blocked_db + (surroundings.line_of_sight_db - surroundings.blocked_db) * seen
         return float(excess - 20 * math.log10(math.cos(math.radians(angle))))
+
+    from scipy.optimize import minimize_scalar  # as slow to import as all the rest together
 
     # Over high-rises there is a second, lower maximum near the horizon: the search starts from the best degree.
     best = min(range(1, 89), key=shortfall_db)

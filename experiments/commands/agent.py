@@ -9,7 +9,7 @@ import json
 import re
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,20 +17,125 @@ from typing import TYPE_CHECKING, Any, Literal
 from tyro.conf import Positional
 
 from scrubjay.agents.embeddings import EmbeddingsName, make_embeddings
-from scrubjay.experiments.commands.memory import open_bank, open_for_recall, read_namespace
+from scrubjay.experiments.language.banks import open_bank, open_for_recall, read_namespace
 from scrubjay.experiments.language.models import open_local_model
 from scrubjay.experiments.language.tuning import append_records, why_not
-from scrubjay.experiments.words.terminal import printable
+from scrubjay.experiments.words.arguments import parse
+from scrubjay.experiments.words.terminal import bad_input, printable
 
 if TYPE_CHECKING:
+    from langchain_core.tools import BaseTool
+
     from scrubjay.agents.kwai import Call, Event, KwaiAgent
 
 _SHOWN = {"thinking": "…", "execute": "→", "observation": "←", "fail": "✗"}
 _LONGEST_SHOWN = 300
+_PROVIDER = re.compile(r"[a-z][a-z0-9_-]+:[^/\\]+.*")
+
+
+@dataclass(frozen=True)
+class AgentOptions:
+    """Ask an agent that recalls, plans, calls tools and answers when it knows.
+
+    Without a question it holds a conversation: on a terminal, or over the lines of the standard input. Steps
+    are shown on stderr, the answer on stdout. Ctrl-C stops it; what it remembered stays.
+    """
+
+    question: Positional[str | None] = None
+    """What to ask."""
+    model: str = "smollm2"
+    """"smollm2", a folder of transformers, a GGUF file, or provider:name of langchain, as openai:gpt-5."""
+    tools: str = "auto"
+    """Names with commas between, auto for all that can work here, none, and your own as module:name."""
+    memory: Path | None = None
+    """File of a memory bank; begun if it is not there."""
+    embeddings: EmbeddingsName | None = None
+    """What the memory recalls by besides words: minilm for English, e5 for a hundred languages. One memory,
+    one kind."""
+    namespace: str = ""
+    """Whose memory it is, from the widest circle: user/ada."""
+    knowledge: tuple[Path, ...] = ()
+    """Text files to answer from, before anything that is looked up."""
+    policy: str = "sinks"
+    """What the cache of a local model keeps."""
+    budget: int = 4096
+    """Tokens kept, where the policy has a budget. Prompts take what --max-tokens leaves of it, so that none
+    falls out of view."""
+    max_steps: int = 5
+    """Tools called for one question at most."""
+    max_seconds: float = 300.0
+    """Time for one question, looked at between calls, and of each call to a provider; a slow model needs
+    more."""
+    planning: Literal["auto", "native", "json"] = "auto"
+    """How the model plans: by native calls of tools, or as JSON text."""
+    language: Literal["en", "zh"] = "en"
+    """Language of prompts and tools; the answer is in the question's."""
+    name: str = "Scrubjay"
+    """What the agent calls itself."""
+    bio: str = ""
+    """A few sentences about it."""
+    instructions: str = ""
+    """How it is to work."""
+    allow_side_effects: bool = False
+    """Do not ask before it acts upon text from outside: tools that change things, addresses it made up."""
+    record: Path | None = None
+    """File to which answers of network tools are added."""
+    replay: Path | None = None
+    """Give network tools their answers from this file; no network is used."""
+    export: Path | None = None
+    """File to which each question's steps are added as instruction-tuning records."""
+    export_templates: int = 4
+    """Prompt templates in which a record is written."""
+    json: bool = False
+    """Print one JSON object a question in place of the answer."""
+    temperature: float | None = None
+    """0 takes the likeliest word always; default: that of a local model, a provider's own of its models."""
+    max_tokens: int | None = None
+    """Tokens a reply has at most; default: 512 of a local model, a provider's own of its models."""
+    call_bias: float = 0.0
+    """Makes a local model that may call a tool do so more often; small ones want some 4."""
+    seed: int | None = None
+    """Makes replies of a local model repeatable."""
+    device: str = "cpu"
+    """Where a local model runs."""
+
+    def check(self) -> None:
+        """Raise ValueError on what cannot work together."""
+        if self.record is not None and self.replay is not None:
+            raise ValueError("--record needs the network, --replay does without: give one of them")
+        if self.replay is not None and not self.replay.is_file():
+            raise ValueError(f"there is no file {self.replay} to replay; --record {self.replay} makes one")
+        for name in ("max_steps", "max_seconds", "export_templates"):
+            if not getattr(self, name) >= 1:
+                raise ValueError(f"{name}={getattr(self, name)}: at least 1 is needed")
+        for path in self.knowledge:
+            if not path.is_file():
+                raise ValueError(f"there is no file {path}")
+        for path in (self.memory, self.record, self.export):
+            if path is not None and not path.absolute().parent.is_dir():
+                raise ValueError(f"there is no folder {path.parent} for {path.name}")
+        if self.embeddings is not None and self.memory is None:
+            raise ValueError(
+                f"--embeddings {self.embeddings} is how a memory recalls: give --memory FILE, too"
+            )
+        if self.embeddings is not None:
+            make_embeddings(self.embeddings)
+        if self.memory is not None and self.memory.exists():
+            open_bank(self.memory, create=False).close()
+
+
+def run(words: Sequence[str]) -> int:
+    """`scrubjay agent [QUESTION] [--model NAME] [--tools NAME,...] [--memory FILE]`."""
+    options = parse(AgentOptions, words, "scrubjay agent")
+    with bad_input():
+        return run_agent(options)
 
 
 def run_agent(options: AgentOptions) -> int:
-    """Answer what is asked; return the exit code. Raises ValueError or ImportError on options that cannot work."""
+    """Answer what is asked; return the exit code.
+
+    Raises ValueError or ImportError on options that cannot work.
+    """
     from scrubjay.agents.kwai import KwaiAgent, Profile
     from scrubjay.agents.kwai.limits import limits_for
 
@@ -95,7 +200,8 @@ class Conversation:
     def ask(self, question: str) -> bool:
         """Answer one question: steps on stderr while they happen, the answer on stdout as it is written.
 
-        Return whether there is an answer; where the model failed there is none, and the question is not gone on from.
+        Return whether there is an answer; where the model failed there is none, and the question is not gone
+        on from.
         """
         from langchain_core.messages import HumanMessage
 
@@ -222,102 +328,11 @@ def _tell(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-if TYPE_CHECKING:
-    from langchain_core.tools import BaseTool
-
-_PROVIDER = re.compile(r"[a-z][a-z0-9_-]+:[^/\\]+.*")
-
-
-@dataclass(frozen=True)
-class AgentOptions:
-    """Ask an agent that recalls, plans, calls tools and answers when it knows.
-
-    Without a question it holds a conversation: on a terminal, or over the lines of the standard input. Steps are
-    shown on stderr, the answer on stdout. Ctrl-C stops it; what it remembered stays.
-    """
-
-    question: Positional[str | None] = None
-    """What to ask."""
-    model: str = "smollm2"
-    """"smollm2", a folder of transformers, a GGUF file, or provider:name of langchain, as openai:gpt-5."""
-    tools: str = "auto"
-    """Names with commas between, auto for all that can work here, none, and your own as module:name."""
-    memory: Path | None = None
-    """File of a memory bank; begun if it is not there."""
-    embeddings: EmbeddingsName | None = None
-    """What the memory recalls by besides words: minilm for English, e5 for a hundred languages. One memory, one kind."""
-    namespace: str = ""
-    """Whose memory it is, from the widest circle: user/ada."""
-    knowledge: tuple[Path, ...] = ()
-    """Text files to answer from, before anything that is looked up."""
-    policy: str = "sinks"
-    """What the cache of a local model keeps."""
-    budget: int = 4096
-    """Tokens kept, where the policy has a budget. Prompts take what --max-tokens leaves of it, so that none falls out of view."""
-    max_steps: int = 5
-    """Tools called for one question at most."""
-    max_seconds: float = 300.0
-    """Time for one question, looked at between calls, and of each call to a provider; a slow model needs more."""
-    planning: Literal["auto", "native", "json"] = "auto"
-    """How the model plans: by native calls of tools, or as JSON text."""
-    language: Literal["en", "zh"] = "en"
-    """Language of prompts and tools; the answer is in the question's."""
-    name: str = "Scrubjay"
-    """What the agent calls itself."""
-    bio: str = ""
-    """A few sentences about it."""
-    instructions: str = ""
-    """How it is to work."""
-    allow_side_effects: bool = False
-    """Do not ask before it acts upon text from outside: tools that change things, addresses it made up."""
-    record: Path | None = None
-    """File to which answers of network tools are added."""
-    replay: Path | None = None
-    """Give network tools their answers from this file; no network is used."""
-    export: Path | None = None
-    """File to which each question's steps are added as instruction-tuning records."""
-    export_templates: int = 4
-    """Prompt templates in which a record is written."""
-    json: bool = False
-    """Print one JSON object a question in place of the answer."""
-    temperature: float | None = None
-    """0 takes the likeliest word always; default: that of a local model, a provider's own of its models."""
-    max_tokens: int | None = None
-    """Tokens a reply has at most; default: 512 of a local model, a provider's own of its models."""
-    call_bias: float = 0.0
-    """Makes a local model that may call a tool do so more often; small ones want some 4."""
-    seed: int | None = None
-    """Makes replies of a local model repeatable."""
-    device: str = "cpu"
-    """Where a local model runs."""
-
-    def check(self) -> None:
-        """Raise ValueError on what cannot work together."""
-        if self.record is not None and self.replay is not None:
-            raise ValueError("--record needs the network, --replay does without: give one of them")
-        if self.replay is not None and not self.replay.is_file():
-            raise ValueError(f"there is no file {self.replay} to replay; --record {self.replay} makes one")
-        for name in ("max_steps", "max_seconds", "export_templates"):
-            if not getattr(self, name) >= 1:
-                raise ValueError(f"{name}={getattr(self, name)}: at least 1 is needed")
-        for path in self.knowledge:
-            if not path.is_file():
-                raise ValueError(f"there is no file {path}")
-        for path in (self.memory, self.record, self.export):
-            if path is not None and not path.absolute().parent.is_dir():
-                raise ValueError(f"there is no folder {path.parent} for {path.name}")
-        if self.embeddings is not None and self.memory is None:
-            raise ValueError(
-                f"--embeddings {self.embeddings} is how a memory recalls: give --memory FILE, too"
-            )
-        if self.embeddings is not None:
-            make_embeddings(self.embeddings)
-        if self.memory is not None and self.memory.exists():
-            open_bank(self.memory, create=False).close()
-
-
 def load_model(options: AgentOptions) -> Any:
-    """Return the chat model, a local one in memory. Raises ValueError or ImportError with what to do about it."""
+    """Return the chat model, a local one in memory.
+
+    Raises ValueError or ImportError with what to do about it.
+    """
     if _PROVIDER.fullmatch(options.model) and not Path(options.model).exists():
         try:
             from langchain.chat_models import init_chat_model
@@ -352,7 +367,10 @@ def load_model(options: AgentOptions) -> Any:
 
 
 def choose_tools(options: AgentOptions, has_route: Callable[[], bool] | None = None) -> list[BaseTool]:
-    """Return the tools by the names given. Raises ValueError on a name that is none, ImportError on its module."""
+    """Return the tools by the names given.
+
+    Raises ValueError on a name that is none, ImportError on its module.
+    """
     from langchain_core.tools import BaseTool, tool
 
     from scrubjay.agents.tools import make_tools

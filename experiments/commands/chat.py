@@ -7,7 +7,7 @@ import json
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,8 @@ from typing import Any
 from rich.console import Console
 
 from scrubjay.experiments.language.models import open_local_model
-from scrubjay.experiments.words.arguments import did_you_mean
+from scrubjay.experiments.words.arguments import did_you_mean, parse
+from scrubjay.experiments.words.terminal import bad_input
 
 _THREAD = "chat"
 _MESSAGES = "messages.json"
@@ -70,7 +71,8 @@ class Chat:
         """Read lines until the input ends; return the exit code."""
         console = self._console
         console.print(
-            f"[bold]{self.options.model}[/bold], {self._described()}; /help for commands, Ctrl-C stops an answer"
+            f"[bold]{self.options.model}[/bold], {self._described()}; /help for commands, Ctrl-C stops an "
+            "answer"
         )
         with console.status("loading the model"):
             _ = self._chat.loaded
@@ -120,14 +122,16 @@ class Chat:
         read = usage["input_token_details"]["cache_read"]
         seconds = last.response_metadata["seconds"]
         return (
-            f"{usage['total_tokens']} tokens ({usage['input_tokens'] - read} read, {usage['output_tokens']} said), "
+            f"{usage['total_tokens']} tokens ({usage['input_tokens'] - read} read, {usage['output_tokens']} "
+            "said), "
             f"cache {kept}, {usage['output_tokens'] / seconds:.1f} tokens/s"
         )
 
     def _command(self, name: str, words: list[str]) -> None:
         if name not in _COMMANDS:
             raise ValueError(
-                f"unknown command {name}; there are {', '.join(_COMMANDS)}{did_you_mean(name, list(_COMMANDS))}"
+                f"unknown command {name}; there are "
+                f"{', '.join(_COMMANDS)}{did_you_mean(name, list(_COMMANDS))}"
             )
         if name == "/help":
             for known, what in _COMMANDS.items():
@@ -216,7 +220,10 @@ class Chat:
 
 @contextmanager
 def _interruptible() -> Iterator[threading.Event]:
-    """Give an event that Ctrl-C sets: an answer ends between two tokens, its cache whole; a second one raises at once."""
+    """Give an event that Ctrl-C sets; a second one raises at once.
+
+    So an answer ends between two tokens, its cache whole.
+    """
     stopped = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stopped
@@ -236,3 +243,10 @@ def _interruptible() -> Iterator[threading.Event]:
 
 def _bytes(count: int) -> str:
     return f"{count / 2**20:.1f} MiB"
+
+
+def run(words: Sequence[str]) -> int:
+    """`scrubjay chat [--model NAME|FOLDER|FILE.gguf] [--policy NAME] [--budget N]`."""
+    options = parse(ChatOptions, words, "scrubjay chat")
+    with bad_input():
+        return Chat(options, Console()).run()

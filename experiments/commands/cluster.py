@@ -18,8 +18,10 @@ def launch(words: Sequence[str]) -> int:
 
     if not words or words[0] in ("-h", "--help"):
         print(
-            "usage: scrubjay launch RECIPE --address http://HEAD:8265 [--detach] [--run-dir DIR] [flags of train]\n"
-            "       scrubjay launch --resume DIR --address http://HEAD:8265 [--detach] [--num-env-runners N] ...\n\n"
+            "usage: scrubjay launch RECIPE --address http://HEAD:8265 [--detach] [--run-dir DIR] [flags of "
+            "train]\n"
+            "       scrubjay launch --resume DIR --address http://HEAD:8265 [--detach] [--num-env-runners "
+            "N] ...\n\n"
             "Train on a Ray cluster, as a job of its head, and follow its output; Ctrl-C leaves it running.\n"
             "DIR is on the head, by default a new folder in ~/scrubjay."
         )
@@ -78,11 +80,15 @@ def sweep(words: Sequence[str]) -> int:
     remaining = list(words)
     if not remaining or remaining[0] in ("-h", "--help"):
         print(
-            "usage: scrubjay sweep RECIPE --param NAME=V1,V2 [--param NAME=V1,V2 ...] [--out DIR] [--jobs N]\n"
+            "usage: scrubjay sweep RECIPE --param NAME=V1,V2 [--param NAME=V1,V2 ...] [--out DIR] [--jobs "
+            "N]\n"
             "                      [--address HOST:PORT] [flags of train]\n\n"
-            "Train every combination, as many at once as there are CPUs (or N), and stop early what falls behind\n"
-            "(ASHA). NAME is a flag of train: memory, seed, ppo.learning-rate, set.corridor_length, ... The same\n"
-            "command goes on with what was stopped. Results are in DIR/table.md; default: runs/sweep. On a cluster\n"
+            "Train every combination, as many at once as there are CPUs (or N), and stop early what falls "
+            "behind\n"
+            "(ASHA). NAME is a flag of train: memory, seed, ppo.learning-rate, set.corridor_length, ... The "
+            "same\n"
+            "command goes on with what was stopped. Results are in DIR/table.md; default: runs/sweep. On a "
+            "cluster\n"
             "of several machines DIR must be on a file system that all of them share."
         )
         return 0

@@ -13,14 +13,21 @@ from pathlib import Path
 from scrubjay.experiments.kinds.team import TeamTaskConfig
 from scrubjay.experiments.launching.parallel import prepare, run_in_processes
 from scrubjay.experiments.recipes import RECIPES
+from scrubjay.experiments.recipes.methods import METHODS
 from scrubjay.experiments.recipes.overrides import override
 from scrubjay.experiments.reports.comparison import write_report
 from scrubjay.experiments.runs.stopping import Interrupted
+from scrubjay.experiments.words.arguments import choose, parse
+from scrubjay.experiments.words.terminal import bad_input
+from scrubjay.memory import list_memories
 
 
 @dataclass(frozen=True)
 class CompareOptions:
-    """Train memories x recipes x seeds and tabulate; running it again goes on. Flags after `--` go to train."""
+    """Train memories x recipes x seeds and tabulate; running it again goes on.
+
+    Flags after `--` go to train.
+    """
 
     memories: tuple[str, ...] = ("none", "gru")
     """Names of memories, for recipes of one agent."""
@@ -44,8 +51,20 @@ class CompareOptions:
                 raise ValueError(f"--{name} is empty; name at least one")
 
 
-def run_compare(options: CompareOptions, train_flags: Sequence[str] = ()) -> int:
-    """Train what is not trained yet, test on longer tasks, write tables and plots; return the exit code."""
+def run(words: Sequence[str]) -> int:
+    """`scrubjay compare --memories none gru --recipes tmaze --seeds 0 1 2 --out DIR [-- train flags]`."""
+    words = list(words)
+    cut = words.index("--") if "--" in words else len(words)
+    options, train_flags = parse(CompareOptions, words[:cut], "scrubjay compare"), words[cut + 1 :]
+    for kind, names, known in (
+        ("memory", options.memories, list_memories()),
+        ("method", options.methods, list(METHODS)),
+        ("recipe", options.recipes, list(RECIPES)),
+    ):
+        for name in names:
+            choose(kind, name, known)
+    with bad_input():
+        options.check()
     runs = []
     for recipe in options.recipes:
         flag, contenders = _contenders(options, recipe)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from scrubjay.experiments.launching.parallel import prepare, run_in_processes
-from scrubjay.experiments.recipes import recall_demo, with_memory
+from scrubjay.experiments.recipes import with_memory
+from scrubjay.experiments.recipes.tasks import recall_demo
+from scrubjay.experiments.reports.curves import plot_runs
 from scrubjay.experiments.runs.stopping import Interrupted
+from scrubjay.experiments.words.arguments import parse
+from scrubjay.experiments.words.terminal import bad_input
 from scrubjay.memory import make_config
 
 
@@ -36,10 +41,11 @@ class DemoOptions:
             raise ValueError(f"jobs={self.jobs}, total_steps={self.total_steps}: both must be at least 1")
 
 
-def run_demo(options: DemoOptions) -> int:
-    """Train both, draw both, say what is to be seen; return the exit code."""
-    from scrubjay.experiments.reports.curves import plot_runs
-
+def run(words: Sequence[str]) -> int:
+    """`scrubjay demo`: train both, draw both, say what is to be seen; return the exit code."""
+    options = parse(DemoOptions, words, "scrubjay demo")
+    with bad_input():
+        options.check()
     base = dataclasses.replace(recall_demo(), seed=options.seed)
     if options.total_steps is not None:
         base = dataclasses.replace(base, total_steps=options.total_steps)
@@ -56,7 +62,8 @@ def run_demo(options: DemoOptions) -> int:
         return stop.exit_code
     curve = plot_runs(runs, options.out / "curve.png")
     print(
-        f"\nEach step deals a card; the task is to name the suit of the card dealt {base.env.kwargs['k']} steps ago.\n"
+        "\nEach step deals a card; the task is to name the suit of the card dealt "
+        f"{base.env.kwargs['k']} steps ago.\n"
         f"Without memory at most {base.success_without_memory:.0%} of the answers can be right; over "
         f"{base.eval_episodes} new episodes the trained policies were right in"
     )

@@ -12,66 +12,21 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from tyro.conf import Positional
 
-from scrubjay.agents.embeddings import EmbeddingsName, make_embeddings
+from scrubjay.agents.embeddings import EmbeddingsName
+from scrubjay.experiments.language.banks import open_bank, open_for_recall, read_namespace
 from scrubjay.experiments.words.arguments import UsageError, choose, parse
 from scrubjay.experiments.words.terminal import bad_input, printable
 from scrubjay.memory import MemoryBank
 from scrubjay.memory.bank.file.record import Hit, Record
-from scrubjay.memory.bank.model import lacks_embeddings
-from scrubjay.memory.bank.search.dense import stored_dimension
 
 Kind = Literal["knowledge", "conversation", "task", "episode"]
 Trust = Literal["user", "agent", "tool"]
 _SILENT_SECONDS = 3.0
 """Before progress is told, and between two times."""
-
-
-def open_bank(path: Path, create: bool, embeddings: EmbeddingsName | None = None) -> MemoryBank:
-    """Open a bank's file. Raises ValueError if it is none, or is not there and must not be created.
-
-    Raises ModuleNotFoundError if what `embeddings` need is not there.
-    """
-    if not create and not path.is_file():
-        raise ValueError(f"there is no memory {path}; scrubjay memory add {path} TEXT begins one")
-    if not path.parent.is_dir():
-        raise ValueError(f"there is no folder {path.parent} for a memory")
-    made = None if embeddings is None else make_embeddings(embeddings)  # before a file is begun
-    try:
-        return MemoryBank(path, made, clock=lambda: datetime.now().astimezone())  # days are the user's
-    except sqlite3.DatabaseError as error:
-        raise ValueError(f"{path} is no memory of Scrubjay: {error}") from None
-
-
-def open_for_recall(path: Path, create: bool, embeddings: EmbeddingsName | None) -> MemoryBank:
-    """Open a bank's file as `open_bank` does, and say what its embeddings, or their lack, leave out now."""
-    bank = open_bank(path, create, embeddings)
-    with bank.store.reading() as connection:
-        written, lacking = stored_dimension(connection) is not None, lacks_embeddings(connection)
-    if embeddings is None and written:
-        names = " or ".join(get_args(EmbeddingsName))
-        print(
-            f"{path} was written with embeddings, which are left out: words alone count, and what is added now has "
-            f"none; --embeddings {names} changes that",
-            file=sys.stderr,
-            flush=True,
-        )
-    if embeddings is not None and lacking:
-        print(
-            f"{path} has records without embeddings, which are found by words alone; exported, and imported into a new "
-            f"memory with --embeddings {embeddings}, all have some",
-            file=sys.stderr,
-            flush=True,
-        )
-    return bank
-
-
-def read_namespace(words: str | None) -> tuple[str, ...] | None:
-    """Return "user/ada" as `("user", "ada")`, "" as `()`, and None as None."""
-    return None if words is None else tuple(words.split("/")) if words else ()
 
 
 @dataclass(frozen=True)
@@ -93,7 +48,8 @@ class AddOptions:
     importance: float = 0.5
     """From 0 to 1."""
     embeddings: EmbeddingsName | None = None
-    """What it is to be found by besides its words: minilm for English, e5 for a hundred languages. One memory, one kind."""
+    """What it is to be found by besides its words: minilm for English, e5 for a hundred languages. One
+    memory, one kind."""
 
 
 def add(options: AddOptions) -> int:
@@ -260,10 +216,10 @@ def export(options: ExportOptions) -> int:
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """Read exported records (.jsonl, or "-" for the standard input), or documents (text, Markdown) by their passages.
+    """Read exported records (.jsonl, or "-" for stdin), or documents (text, Markdown) by their passages.
 
-    Exported records keep the trust they had: read only those of a bank you trust. Stopped, the same command goes on:
-    records that are there are left as they are.
+    Exported records keep the trust they had: read only those of a bank you trust. Stopped, the same command
+    goes on: records that are there are left as they are.
     """
 
     file: Positional[Path]
@@ -275,10 +231,11 @@ class ImportOptions:
     namespace: str = ""
     """Of documents: user/ada."""
     trust: Trust = "tool"
-    """Of documents: user only for what you wrote or have read. What a tool worded, the agent does not act upon
-    without your approval."""
+    """Of documents: user only for what you wrote or have read. What a tool worded, the agent does not act
+    upon without your approval."""
     embeddings: EmbeddingsName | None = None
-    """What all is to be found by besides its words: minilm for English, e5 for a hundred languages. One memory, one kind."""
+    """What all is to be found by besides its words: minilm for English, e5 for a hundred languages. One
+    memory, one kind."""
 
 
 def import_(options: ImportOptions) -> int:
@@ -316,7 +273,7 @@ ACTIONS: dict[str, tuple[str, type, Callable[[Any], int]]] = {
 }
 
 
-def memory(words: Sequence[str]) -> int:
+def run(words: Sequence[str]) -> int:
     """`scrubjay memory ACTION FILE ...`."""
     if not words or words[0] in ("-h", "--help"):
         width = max(map(len, ACTIONS))

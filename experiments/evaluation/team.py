@@ -11,9 +11,8 @@ import torch
 from jaxtyping import Bool
 
 from scrubjay.agents.teams.policy import TeamPolicy
-from scrubjay.envs.uav.heuristics import HEURISTICS
 from scrubjay.experiments.evaluation.policy import describe, share_out
-from scrubjay.experiments.tasks.teams import TeamEnvConfig
+from scrubjay.experiments.tasks.teams import TeamEnvConfig, known_by
 
 
 class Actor(Protocol):
@@ -51,9 +50,7 @@ class PolicyActor:
 
 def rules(env_config: TeamEnvConfig) -> Mapping[str, Callable[[int], Any]]:
     """Return the rules of thumb there are for an environment, by name, each made from a seed."""
-    if not env_config.id.startswith("scrubjay.envs.uav:"):
-        return {}
-    return HEURISTICS
+    return known_by(env_config.id).rules()
 
 
 @dataclass(frozen=True)

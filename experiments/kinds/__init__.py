@@ -1,4 +1,4 @@
-"""Kinds of experiments, by their names in config.json: a config, which is data, and the engine that trains it."""
+"""Kinds of experiments, by their names in config.json: a config, which is data, and what trains it."""
 
 from __future__ import annotations
 

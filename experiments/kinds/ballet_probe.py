@@ -118,10 +118,10 @@ def watch(envs: BalletVector) -> Ballets:
 class BalletProbe(nn.Module):
     """Who moves is read by shared weights, remembered, and pointed at by its place and looks.
 
-    A dancer is seen with its last two moves, as with a stack of two frames: dances differ by the order of moves.
-    Dancers that stand still tell the memory nothing: in their crowd the one that moves would be lost. Nothing
-    depends on a dancer's slot or on how many there are, so it can be tested with other numbers of dancers than it
-    was trained with.
+    A dancer is seen with its last two moves, as with a stack of two frames: dances differ by the order of
+    moves. Dancers that stand still tell the memory nothing: in their crowd the one that moves would be lost.
+    Nothing depends on a dancer's slot or on how many there are, so it can be tested with other numbers of
+    dancers than it was trained with.
     """
 
     def __init__(self, memory: MemoryConfig) -> None:
@@ -180,8 +180,8 @@ class ProbeEngine(SupervisedEngine):
             count: self.config.make_envs(self.config.batch_questions // count, count)
             for count in self.config.counts
         }
-        # Of one seed, so that the dancers of each ballet come again among more: of three HCAMs all learn 8 dancers
-        # so, and two where every number of dancers has ballets of its own.
+        # Of one seed, so that the dancers of each ballet come again among more: of three HCAMs all learn 8
+        # dancers so, and two where every number of dancers has ballets of its own.
         for envs in self.envs.values():
             envs.reset(seed=derive_seed(self.config.seed, "sampling"))
 
@@ -213,7 +213,7 @@ class ProbeEngine(SupervisedEngine):
 
 @torch.no_grad()
 def accuracy(model: BalletProbe, config: BalletProbeConfig, num_dancers: int, delay: int) -> tuple[int, int]:
-    """Return how many questions were answered right, and of how many, in ballets of the evaluation's seeds."""
+    """Return how many questions were answered right, of how many, in ballets of the evaluation's seeds."""
     rows = min(_EVAL_ROWS, config.eval_episodes)
     envs = config.make_envs(rows, num_dancers, delay)
     envs.reset(seed=derive_seed(config.seed, "evaluation"))

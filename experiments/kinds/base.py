@@ -14,6 +14,9 @@ class Experiment(Protocol):
     kind: ClassVar[str]
     """Name in config.json of the class to rebuild."""
 
+    acts: ClassVar[str | None]
+    """Whose policy is trained, "agent" or "team"; then `make_policy` makes it. None where nothing acts."""
+
     @property
     def recipe(self) -> str:
         """Name of the task: runs of one recipe share a panel in plots."""

@@ -34,7 +34,8 @@ _PATIENCE = 120.0
 class RayEngine(Engine):
     """Runners and learners of a `TrainConfig` on a Ray cluster; this process holds the run directory.
 
-    For other experiments, a subclass says what policy is learned, by which algorithm, and how it is evaluated.
+    For other experiments, a subclass says what policy is learned, by which algorithm, and how it is
+    evaluated.
 
     After each update this process has the newest weights and learner's state, so that the loss of a runner,
     a learner or a node costs one update at most: runners are restarted by Ray, for a learner everything is
@@ -61,14 +62,10 @@ class RayEngine(Engine):
 
     def _build(self) -> None:
         self.episodes = EpisodeWindow()
-        self.model = self._make_policy()
+        self.model = self.config.make_policy()
         self._parts: dict[str, Any] = {"policy": self.model.state_dict(), "learner": None}
         self.algorithm = self._start(self.options.num_env_runners)
         self.algorithm.set_parts(self._parts)
-
-    def _make_policy(self) -> Any:
-        with self.config.env.make() as env:
-            return Policy(env.observation_space, env.action_space, self.config.policy)
 
     def _algorithm_config(self) -> SegmentAlgorithmConfig:
         config = self.config
@@ -183,9 +180,6 @@ class TeamRayEngine(RayEngine):
     """Runners and the one learner of a `TeamTaskConfig`."""
 
     model: TeamPolicy  # pyright: ignore[reportIncompatibleVariableOverride]
-
-    def _make_policy(self) -> TeamPolicy:
-        return self.config.make_policy()
 
     def _algorithm_config(self) -> SegmentGAMATRConfig:
         config = self.config

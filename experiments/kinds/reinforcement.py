@@ -1,4 +1,4 @@
-"""A reinforcement-learning experiment, as data, and its engine in one process, exactly resumable on the CPU."""
+"""Reinforcement learning by one agent: the experiment as data, and its engine in one process."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ class TrainConfig(SampledConfig):
     """A reinforcement-learning experiment: a policy with a memory learns one environment by PPO."""
 
     kind: ClassVar[str] = "train"
+    acts: ClassVar[str | None] = "agent"
 
     recipe: str = "ppo"
     """Name of the task in run directories and plots."""
@@ -55,6 +56,11 @@ class TrainConfig(SampledConfig):
         """Return the same experiment with another memory in its policy."""
         return dataclasses.replace(self, policy=dataclasses.replace(self.policy, memory=memory))
 
+    def make_policy(self) -> Policy:
+        """Return a new policy for the experiment's environment."""
+        with self.env.make() as env:
+            return Policy(env.observation_space, env.action_space, self.policy)
+
     def check(self, ray: RayOptions | None = None) -> None:
         """Build the parts once. Raises ValueError or TypeError naming what does not fit."""
         if ray is None:
@@ -69,12 +75,11 @@ class TrainConfig(SampledConfig):
                 f"ppo.num_minibatches={self.ppo.num_minibatches}: at most env.num_envs={self.env.num_envs}, "
                 "as a minibatch is a set of whole environments"
             )
-        with self.env.make() as env:
-            PPO(Policy(env.observation_space, env.action_space, self.policy), self.ppo)
+        PPO(self.make_policy(), self.ppo)
 
 
 class LocalEngine(Engine):
-    """Sampler and learner of a `TrainConfig`."""
+    """Sampler and learner of a `TrainConfig`; on the CPU it resumes exactly."""
 
     model: Policy
 
@@ -133,7 +138,10 @@ class LocalEngine(Engine):
 
 
 def evaluate_policy(policy: Policy, config: TrainConfig) -> dict[str, Any]:
-    """Return the summary of the episodes that belong to a run's result; empty if none are asked for or none ends."""
+    """Return the summary of the episodes that belong to a run's result.
+
+    It is empty if none are asked for or none ends.
+    """
     if not config.eval_episodes:
         return {}
     seed = derive_seed(config.seed, "evaluation")

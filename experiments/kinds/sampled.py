@@ -1,9 +1,9 @@
-"""What experiments share that learn from an environment they sample: how long, from what seed, kept how often."""
+"""What experiments share that learn from an environment: how long, from what seed, kept how often."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from scrubjay.memory import MemoryConfig
 
@@ -11,6 +11,9 @@ from scrubjay.memory import MemoryConfig
 @dataclass(frozen=True, kw_only=True)
 class SampledConfig:
     """Rows of an environment are stepped by a policy; after every segment it learns."""
+
+    acts: ClassVar[str | None]
+    """Whose policy it is: "agent" or "team"."""
 
     env: Any
     """What to learn; it has `num_envs` rows."""

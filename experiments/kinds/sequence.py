@@ -6,7 +6,7 @@ All memories get the same number of parameters, so that what differs is what and
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,7 +14,9 @@ from torch import Tensor
 from scrubjay.experiments.kinds.supervised import SupervisedConfig, SupervisedEngine
 from scrubjay.experiments.runs.seeding import derive_seed
 from scrubjay.experiments.tasks.suites import IGNORED, MQAR, Sequences, Suite
-from scrubjay.memory.sequence import SequenceConfig, SequenceModel, match_parameters
+
+if TYPE_CHECKING:
+    from scrubjay.memory.sequence import SequenceModel
 
 _EVAL_TOKENS = 8192
 
@@ -29,7 +31,8 @@ class SequenceTaskConfig(SupervisedConfig):
     recipe: str = "mqar"
     """Name of the task in run directories and plots."""
     suite: Suite = field(default_factory=MQAR)
-    """What to learn; batches have 2, 4, ... up to `suite.num_items` things to remember by turns, see `counts`."""
+    """What to learn; batches have 2, 4, ... up to `suite.num_items` things to remember by turns, see
+    `counts`."""
     num_blocks: int = 2
     """Blocks of the model, each with a memory and a feed-forward layer."""
     parameters: int = 200_000
@@ -70,7 +73,7 @@ class SequenceTaskConfig(SupervisedConfig):
         return self.suite.items, "tokens of a sequence"
 
     def chance(self, count: int) -> float:
-        """The suite's own, for who sees one token; two blocks' convolutions see five, and may do a little better."""
+        """The suite's own, for who sees one token; two blocks' convolutions see five, and may do better."""
         return self.suite.chance
 
     def check_parts(self) -> None:
@@ -81,7 +84,7 @@ class SequenceTaskConfig(SupervisedConfig):
 
 
 class SequenceEngine(SupervisedEngine):
-    """Draws new sequences for every update; a batch is a function of the run's seed and the update's number."""
+    """Draws new sequences for every update; a batch follows from the run's seed and the update's number."""
 
     config: SequenceTaskConfig
     model: SequenceModel
@@ -109,6 +112,9 @@ class SequenceEngine(SupervisedEngine):
 
 def make_model(config: SequenceTaskConfig) -> SequenceModel:
     """Return a new model of the experiment's size. Raises ValueError if its memory alone is larger."""
+    # For hundreds of modules of a hub, which recipes and commands need not wait for.
+    from scrubjay.memory.sequence import SequenceConfig, match_parameters
+
     sizes = SequenceConfig(config.suite.vocab_size, config.memory, config.num_blocks)
     return match_parameters(sizes, config.parameters).build()
 

@@ -1,4 +1,4 @@
-"""What supervised experiments share: a memory learns to answer, and is tested at sizes it was not trained at."""
+"""What supervised experiments share: a memory learns to answer, and is tested at other sizes, too."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ class SupervisedConfig(ABC):
 
     kind: ClassVar[str]
     """Name in config.json of the class to rebuild."""
+    acts: ClassVar[str | None] = None
     axes: ClassVar[tuple[str, str]]
     """The sizes' names in result.json: how much, how long."""
 
@@ -90,8 +91,8 @@ class SupervisedConfig(ABC):
     def counts(self) -> list[int]:
         """How much there is to remember in the training's batches, by turns: 2, 4, ... and the most.
 
-        Of the most alone learning hardly begins, so likely is a wrong choice and so low chance; and what is learned
-        of a few alone may be of no use for more.
+        Of the most alone learning hardly begins, so likely is a wrong choice and so low chance; and what is
+        learned of a few alone may be of no use for more.
         """
         most = self.trained[0]
         doubled = [2**power for power in range(1, most.bit_length())]
@@ -145,7 +146,7 @@ class SupervisedEngine(Engine):
 
     @abstractmethod
     def _test(self, count: int, span: int) -> tuple[int, int]:
-        """Return how many questions of these sizes were answered right, of how many; of the evaluation's seed."""
+        """Return how many questions were answered right, of how many; of these sizes and the test's seed."""
 
     def _build(self) -> None:
         self.model = self._make_model()

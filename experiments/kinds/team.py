@@ -28,6 +28,7 @@ class TeamTaskConfig(SampledConfig):
     """A multi-agent experiment: every agent of a team acts by its own observations and by what it hears."""
 
     kind: ClassVar[str] = "team"
+    acts: ClassVar[str | None] = "team"
 
     recipe: str = "team"
     """Name of the task in run directories and plots."""
@@ -60,7 +61,7 @@ class TeamTaskConfig(SampledConfig):
         )
 
     def make_policy(self, env: Any = None) -> TeamPolicy:
-        """Return a new policy for the experiment's teams, or for `env`, whose agents must be of the same kind."""
+        """Return a new policy for the experiment's teams, or for `env`, whose agents must be alike theirs."""
         if env is not None:
             return TeamPolicy(
                 env.single_observation_space, env.single_action_space, len(env.possible_agents), self.policy
@@ -82,7 +83,8 @@ class TeamTaskConfig(SampledConfig):
             )
         elif ray.num_learners > 1:
             raise ValueError(
-                f"num_learners={ray.num_learners}: a trust region takes the whole batch in one learner; use 0 or 1"
+                f"num_learners={ray.num_learners}: a trust region takes the whole batch in one learner; use "
+                "0 or 1"
             )
         if self.learner.minibatches > self.env.num_envs:
             raise ValueError(
@@ -113,7 +115,10 @@ class TeamEngine(LocalEngine):
 
 
 def evaluate_result(policy: TeamPolicy, config: TeamTaskConfig) -> dict[str, Any]:
-    """Return the summary of the episodes that belong to a run's result; empty if none are asked for or none ends."""
+    """Return the summary of the episodes that belong to a run's result.
+
+    It is empty if none are asked for or none ends.
+    """
     if not config.eval_episodes:
         return {}
     seed = derive_seed(config.seed, "evaluation")

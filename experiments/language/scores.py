@@ -9,19 +9,13 @@ is mended by json-repair, by better rules.
 from __future__ import annotations
 
 import json
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from tyro.conf import Positional
-
 from scrubjay.experiments.language.forms import Plan, read_answer, read_form
 from scrubjay.experiments.language.rouge import rouge_l
-from scrubjay.experiments.words.terminal import table
 
 WEIGHTS = {"plan": 0.25, "tool": 0.35, "reflection": 0.10, "concluding": 0.20, "profile": 0.10}
 """Of each ability in the overall score."""
@@ -33,18 +27,6 @@ _ABILITIES = {
 }
 """What each type of record measures; the names are the data's."""
 _SECONDS = 3.0
-
-
-@dataclass(frozen=True)
-class KAgentBenchOptions:
-    """Score predictions on KAgentBench. Bring its data: huggingface.co/datasets/kwaikeg/KAgentBench."""
-
-    file: Positional[Path]
-    """benchmark_eval.jsonl: records with id, type, golden_result_list, funcs, memory_last_task."""
-    predictions: Positional[Path | None] = None
-    """Records with id and model_predict; default: the file holds them too."""
-    json: bool = False
-    """Print one JSON object."""
 
 
 @dataclass(frozen=True)
@@ -62,24 +44,6 @@ class Result:
         if self.scores.keys() != WEIGHTS.keys():
             return None
         return sum(weight * self.scores[name] for name, weight in WEIGHTS.items())
-
-
-def run_kagentbench(options: KAgentBenchOptions) -> int:
-    """Score and print; return the exit code. Raises ValueError or OSError on files that do not fit."""
-    records = list(_read(options.file))
-    if options.predictions is not None:
-        records = join(records, list(_read(options.predictions)))
-    result = score(records, progress=_Progress(len(records)))
-    if options.json:
-        percent = {name: 100 * value for name, value in result.scores.items()}
-        print(json.dumps({"scores": percent, "queries": result.counts, "overall": _percent(result.overall)}))
-        return 0
-    rows = [("ability", "queries", "weight", "score")]
-    for name, weight in WEIGHTS.items():
-        count = str(result.counts.get(name, 0))
-        rows.append((name, count, f"{weight:.2f}", _shown(result.scores.get(name))))
-    print(table([*rows, ("overall", str(len(records)), "1.00", _shown(result.overall))]))
-    return 0
 
 
 def join(
@@ -211,37 +175,3 @@ def _text(value: Any) -> str:
     if value is None:
         return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _read(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number} is not JSON: {error}") from None
-            if not isinstance(record, dict) or "id" not in record:
-                raise ValueError(f"{path}, line {number} is no record: a JSON object with an id is needed")
-            yield record
-
-
-class _Progress:
-    """Says now and then how far it is, where somebody waits."""
-
-    def __init__(self, total: int) -> None:
-        self._total, self._said = total, time.monotonic()
-
-    def __call__(self, done: int) -> None:
-        if time.monotonic() - self._said > _SECONDS:
-            self._said = time.monotonic()
-            print(f"scored {done:,} of {self._total:,}", file=sys.stderr, flush=True)
-
-
-def _percent(value: float | None) -> float | None:
-    return None if value is None else 100 * value
-
-
-def _shown(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f}"

@@ -167,7 +167,11 @@ def write_plan(template: Template, plan: Plan) -> str:
 
 @cache
 def _wording(language: str) -> dict[str, Any]:
-    text = resources.files("scrubjay.experiments").joinpath(f"tuning_{language}.toml").read_text("utf-8")
+    text = (
+        resources.files("scrubjay.experiments.language")
+        .joinpath(f"tuning_{language}.toml")
+        .read_text("utf-8")
+    )
     return tomllib.loads(text)
 
 

@@ -25,8 +25,9 @@ _REACH_SECONDS = 10.0
 def submit(address: str, words: Sequence[str]) -> tuple[Any, str]:
     """Start `scrubjay WORDS` on the head of the cluster; return the client and the job's id.
 
-    The package goes with the job as it is here; what it needs (torch, ray[rllib], ...) must be installed on the
-    cluster. Raises ValueError if the head does not answer or refuses, ImportError without the extra `cluster`.
+    The package goes with the job as it is here; what it needs (torch, ray[rllib], ...) must be installed on
+    the cluster. Raises ValueError if the head does not answer or refuses, ImportError without the extra
+    `cluster`.
     """
     if Path(_TOKEN).expanduser().exists() or "RAY_AUTH_TOKEN" in os.environ:
         os.environ.setdefault(
@@ -64,7 +65,10 @@ def submit(address: str, words: Sequence[str]) -> tuple[Any, str]:
 
 
 def follow(client: Any, job: str) -> int:
-    """Print the job's output until it ends; return its exit code. Raises ConnectionError if the head is lost."""
+    """Print the job's output until it ends; return its exit code.
+
+    Raises ConnectionError if the head is lost.
+    """
     import aiohttp
 
     async def tail() -> None:

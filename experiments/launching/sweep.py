@@ -31,7 +31,8 @@ class Sweep:
 
     recipe: str
     params: tuple[tuple[str, tuple[str, ...]], ...]
-    """Names of flags, without dashes, and the values each takes; `set.NAME` is a setting of the environment."""
+    """Names of flags, without dashes, and the values each takes; `set.NAME` is a setting of the
+    environment."""
     flags: tuple[str, ...] = ()
     """Flags of train that all trials share."""
 
@@ -84,7 +85,8 @@ def run_sweep(sweep: Sweep, out: Path, address: str | None = None, jobs: int | N
     connect(RayOptions(num_env_runners=1, address=address))
     handler = signal.getsignal(signal.SIGINT)
     results = _tuner(sweep, out.resolve(), jobs, max(config.planned_steps for config in configs)).fit()
-    # Tune takes Ctrl-C for an end like any other; it puts the handler back that it found only if there was one.
+    # Tune takes Ctrl-C for an end like any other; it puts the handler back that it found only if there was
+    # one.
     if signal.getsignal(signal.SIGINT) is handler:
         print("\nstopped; the same command goes on")
         return 130
@@ -151,7 +153,10 @@ def _folder(trial: dict[str, str]) -> str:
 def _table(sweep: Sweep, out: Path, results: Sequence[tuple[dict[str, Any], dict[str, Any], Any]]) -> str:
     names = [name for name, _ in sweep.params]
     lines = [
-        f"{sweep.recipe}: success, or return where success is not told; by the final evaluation where finished,",
+        (
+            f"{sweep.recipe}: success, or return where success is not told; by the final evaluation where "
+            "finished,"
+        ),
         "over the last 100 training episodes where stopped early.",
         "",
         f"| {' | '.join(names)} | score | steps | | run |",

@@ -15,7 +15,7 @@ from scrubjay.experiments.evaluation.policy import evaluate
 from scrubjay.experiments.kinds.reinforcement import TrainConfig
 from scrubjay.experiments.kinds.supervised import SupervisedConfig
 from scrubjay.experiments.kinds.team import TeamTaskConfig
-from scrubjay.experiments.recipes import LONGER
+from scrubjay.experiments.recipes.registry import longer_of
 from scrubjay.experiments.reports.teams import team_plots, team_tables
 from scrubjay.experiments.run import Run
 from scrubjay.experiments.runs.device import one_thread
@@ -67,11 +67,12 @@ def success_when_longer(run: Run, episodes: int = 100) -> dict[int, float]:
     The score is success, or return where success is not told. Kept in longer.json, computed once.
     """
     config = run.config
-    if not isinstance(config, TrainConfig) or config.recipe not in LONGER:
+    longer = longer_of(config.recipe)
+    if not isinstance(config, TrainConfig) or longer is None:
         return {}
     file = run.path / LONGER_FILE
     if not file.exists():
-        name, factors = LONGER[config.recipe]
+        name, factors = longer
         trained = int(config.env.kwargs[name])
         scores = {}
         for factor in factors:
@@ -127,14 +128,15 @@ def _final_table(runs: Sequence[Run]) -> str:
 def _longer_tables(runs: Sequence[Run], longer: dict[Path, dict[int, float]]) -> list[str]:
     tables = []
     for recipe in dict.fromkeys(run.config.recipe for run in runs if longer[run.path]):
-        name = LONGER[recipe][0]
+        setting = longer_of(recipe)
+        assert setting is not None  # or there were no scores
         groups: dict[str, list[dict[int, float]]] = {}
         for run in runs:
             if run.config.recipe == recipe:
                 groups.setdefault(run.config.label, []).append(longer[run.path])
         values = list(next(iter(groups.values()))[0])
         lines = [
-            f"{recipe}, trained at {name} {values[0]}, tested at:",
+            f"{recipe}, trained at {setting[0]} {values[0]}, tested at:",
             "",
             "| memory | " + " | ".join(f"{value}" for value in values) + " |",
             "| --- " * (len(values) + 1) + "|",

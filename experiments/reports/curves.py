@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from scrubjay.experiments.recipes import LONGER
+from scrubjay.experiments.recipes.registry import longer_of
 from scrubjay.experiments.run import Run
 
 LABELS = {
@@ -98,7 +98,9 @@ def plot_longer(scores: Sequence[tuple[Run, dict[int, float]]], out: Path | str)
         axes.minorticks_off()
         axes.set_ylim(-0.02, 1.02)
         axes.set_title(f"{recipe}: trained short, tested long")
-        axes.set_xlabel(f"{LONGER[recipe][0].replace('_', ' ')} in the test")
+        setting = longer_of(recipe)
+        assert setting is not None  # or there were no scores
+        axes.set_xlabel(f"{setting[0].replace('_', ' ')} in the test")
         axes.set_ylabel(LABELS["charts/success"])
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)

@@ -17,7 +17,7 @@ from scrubjay.experiments.recipes import RECIPES
 from scrubjay.experiments.recipes.overrides import with_settings
 from scrubjay.experiments.reports.episode import picture, write_gif
 from scrubjay.experiments.run import Run
-from scrubjay.experiments.tasks.teams import TeamEnvConfig
+from scrubjay.experiments.tasks.teams import KNOWN_TEAMS, TeamEnvConfig, known_by
 from scrubjay.experiments.words.arguments import UsageError, did_you_mean
 
 
@@ -48,12 +48,12 @@ class TeamEpisode:
 def cast_team(
     what: str, policy: str | None, preset: str | None, settings: Sequence[str], seed: int
 ) -> Cast | None:
-    """Return who plays a team's run, a recipe of teams or "uav"; None if `what` is none of these.
+    """Return who plays a team's run, a recipe of teams or an environment of `KNOWN_TEAMS`; None if it is neither.
 
     Args:
         what: what to play; of a run its environment, and its policy where no other is named.
         policy: the directory of a team's run, "random", or a rule of thumb that the environment has.
-        preset: of uav, instead of what the run or recipe says.
+        preset: of an environment that has presets, instead of what the run or recipe says.
         settings: `name=value`, handed to the environment.
         seed: of actions at random.
 
@@ -61,25 +61,27 @@ def cast_team(
         UsageError: for an unknown policy, a run of one agent among them, or a bad setting.
         ValueError: if the policy learned in another kind of environment.
     """
-    run = None if what == "uav" else _team_run(what)
+    known = KNOWN_TEAMS.get(what)
+    run = None if known else _team_run(what)
     recipe = RECIPES[what]() if what in RECIPES else None
     if run is not None:
         env = _task(run).env
     elif isinstance(recipe, TeamTaskConfig):
         env = recipe.env
-    elif what == "uav":
-        env = TeamEnvConfig()
+    elif known is not None:
+        env = TeamEnvConfig(known.id)
     else:
         return None
     learned = run
     if policy is not None:
         learned = _team_run(policy)
-        if what == "uav" and learned is not None:
+        if known is not None and learned is not None:
             env = _task(learned).env
     if preset is not None:
-        if env.id != TeamEnvConfig.id:
-            raise UsageError(f"--preset is of uav, not of {env.id}")
-        env = TeamEnvConfig(kwargs={"preset": preset})
+        if not known_by(env.id).presets:
+            having = [name for name, teams in KNOWN_TEAMS.items() if teams.presets]
+            raise UsageError(f"--preset is of {' and '.join(having)}, not of {env.id}")
+        env = TeamEnvConfig(env.id, {"preset": preset})
     env = with_settings(env, settings)
     actor = _by_name(policy, env, seed) if learned is None else PolicyActor(learned.team_policy_in(env))
     return Cast(env, actor, Path() if run is None else run.path)
@@ -149,7 +151,7 @@ def _task(run: Run) -> TeamTaskConfig:
 
 def _by_name(name: str | None, env: TeamEnvConfig, seed: int) -> Actor:
     known: dict[str, Callable[[int], Actor]] = {"random": _at_random, **rules(env)}
-    name = name or ("follow" if "follow" in known else "random")
+    name = name or known_by(env.id).usual_rule
     if name not in known:
         choices = f"{', '.join(known)}, or the directory of a team's run"
         raise UsageError(f"unknown policy {name!r}; choose from {choices}{did_you_mean(name, list(known))}")

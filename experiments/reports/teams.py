@@ -9,14 +9,12 @@ from pathlib import Path
 
 from scrubjay.experiments.evaluation.team import Actor, PolicyActor, evaluate_team, rules
 from scrubjay.experiments.kinds.team import TeamTaskConfig
+from scrubjay.experiments.recipes.registry import Range, sizes_of
 from scrubjay.experiments.run import Run
 from scrubjay.experiments.runs.device import one_thread
 from scrubjay.experiments.runs.directory import write_atomically
 from scrubjay.experiments.runs.seeding import derive_seed
 from scrubjay.experiments.runs.statistics import bootstrap_interval, interquartile_mean
-
-SIZES: dict[str, tuple[str, tuple[int, ...]]] = {"uav-three": ("num_uavs", (2, 3, 4, 6, 8, 10))}
-"""Of which recipes teams are tested at other sizes than they were trained at: the setting, and its values."""
 
 _HIDDEN = ("episodes", "episodic_return_low", "episodic_return_high", "episodic_length", "step", "seconds")
 
@@ -31,8 +29,8 @@ def team_tables(runs: Sequence[Run], out: Path) -> list[str]:
     tables = []
     for recipe, alike in _evaluated(runs).items():
         tables.append(_measures(alike, out))
-        if recipe in SIZES:
-            tables += _size_tables(alike, out)
+        if (sizes := sizes_of(recipe)) is not None:
+            tables += _size_tables(alike, out, sizes)
     return tables
 
 
@@ -42,9 +40,9 @@ def team_plots(runs: Sequence[Run], out: Path) -> list[Path]:
 
     paths = []
     for recipe, alike in _evaluated(runs).items():
-        if recipe in SIZES:
-            name, trained = SIZES[recipe][0], int(_config(alike[0]).env.kwargs[SIZES[recipe][0]])
-            paths.append(plot_sizes(_at_sizes(alike, out), name, trained, out / f"{recipe}-sizes.png"))
+        if (sizes := sizes_of(recipe)) is not None:
+            name, trained = sizes[0], int(_config(alike[0]).env.kwargs[sizes[0]])
+            paths.append(plot_sizes(_at_sizes(alike, out, sizes), name, trained, out / f"{recipe}-sizes.png"))
     return paths
 
 
@@ -75,10 +73,10 @@ def _measures(runs: Sequence[Run], out: Path) -> str:
     return _table(f"{config.recipe}, means over {config.eval_episodes} episodes:", names, rows)
 
 
-def _at_sizes(runs: Sequence[Run], out: Path) -> dict[str, dict[int, list[Scores]]]:
+def _at_sizes(runs: Sequence[Run], out: Path, sizes: Range) -> dict[str, dict[int, list[Scores]]]:
     """Return what shared actors and rules come to at every size, by label and size, one entry for each seed."""
     config = _config(runs[0])
-    name, values = SIZES[config.recipe]
+    name, values = sizes
     scores: dict[str, dict[int, list[Scores]]] = {}
     for value in values:
         resized = dataclasses.replace(
@@ -104,9 +102,9 @@ def _at_sizes(runs: Sequence[Run], out: Path) -> dict[str, dict[int, list[Scores
     return scores
 
 
-def _size_tables(runs: Sequence[Run], out: Path) -> list[str]:
-    config, scores = _config(runs[0]), _at_sizes(runs, out)
-    name, values = SIZES[config.recipe]
+def _size_tables(runs: Sequence[Run], out: Path, sizes: Range) -> list[str]:
+    config, scores = _config(runs[0]), _at_sizes(runs, out, sizes)
+    name, values = sizes
     measures = [name for name in next(iter(scores.values()))[values[0]][0] if name not in _HIDDEN]
     return [
         _table(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,3 +55,38 @@ class TeamEnvConfig:
             raise ValueError(
                 f"environment {self.id!r} refuses {kwargs or 'its defaults'}: {error}"
             ) from error
+
+
+@dataclass(frozen=True)
+class KnownTeams:
+    """An environment that goes by a short name, and what it offers beside itself."""
+
+    id: str
+    """`module:callable`, as in `TeamEnvConfig`."""
+    presets: bool = False
+    """Whether it takes the name of a preset, as `preset`."""
+    rules_at: str = ""
+    """`module:name` of its rules of thumb: a mapping from names to what makes one from a seed."""
+    usual_rule: str = "random"
+    """Who plays if nobody is named."""
+
+    def rules(self) -> Mapping[str, Callable[[int], Any]]:
+        """Return its rules of thumb by name, each made from a seed."""
+        module, _, name = self.rules_at.partition(":")
+        return getattr(importlib.import_module(module), name) if module else {}
+
+
+KNOWN_TEAMS: dict[str, KnownTeams] = {
+    "uav": KnownTeams(
+        "scrubjay.envs.uav:parallel_env",
+        presets=True,
+        rules_at="scrubjay.envs.uav.heuristics:HEURISTICS",
+        usual_rule="follow",
+    ),
+}
+"""Environments of teams by their short names, as in `scrubjay play uav`."""
+
+
+def known_by(id: str) -> KnownTeams:
+    """Return what is known of an environment by its `module:callable`; of a stranger, that it offers nothing."""
+    return next((known for known in KNOWN_TEAMS.values() if known.id == id), KnownTeams(id))

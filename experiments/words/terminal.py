@@ -10,13 +10,14 @@ import gymnasium
 
 from scrubjay.experiments.words.arguments import UsageError
 
-# Control characters but tab and line feed, and those that turn the direction of writing or show nothing at all.
+# Control characters but tab and line feed, and those that turn the direction of writing or show nothing at
+# all.
 _STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\U000e0000-\U000e007f]")
 
 
 @contextlib.contextmanager
 def bad_input() -> Iterator[None]:
-    """Turn the errors of checks on what the user gave into one line; elsewhere errors keep their traceback."""
+    """Turn errors of checks on what the user gave into one line; elsewhere they keep their traceback."""
     try:
         yield
     except (ValueError, TypeError, OSError, ImportError, gymnasium.error.Error) as error:
@@ -41,5 +42,8 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def printable(text: str) -> str:
-    """Return `text` without what would steer the terminal: a page that an agent read must not write over its screen."""
+    """Return `text` without what would steer the terminal.
+
+    A page that an agent read must not write over its screen.
+    """
     return _STEERING.sub("\N{REPLACEMENT CHARACTER}", text)

@@ -82,8 +82,8 @@ def row_scores(
 
 def _home(query: Any) -> Any:
     """Return the module that scans what is like `query`; torch only for those who have tensors."""
-    kind = "numpy" if isinstance(query, np.ndarray) else "torch"
-    return importlib.import_module(f"scrubjay.kernels.nearest_{kind}")
+    kind = "arrays" if isinstance(query, np.ndarray) else "tensors"
+    return importlib.import_module(f"scrubjay.kernels.search.{kind}")
 
 
 def _check(query: Any, keys: Any) -> None:

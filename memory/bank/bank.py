@@ -1,11 +1,13 @@
 """A memory bank: what an agent was told, did and read, kept in one file and recalled by words and by meaning.
 
-One record type for knowledge, conversation, task and episode. Nothing is overwritten: a new truth supersedes an
-old one, whose validity ends; `forget` alone deletes, and does so physically. Writing needs no language model.
+One record type for knowledge, conversation, task and episode. Nothing is overwritten: a new truth supersedes
+an old one, whose validity ends; `forget` alone deletes, and does so physically. Writing needs no language
+model.
 
-Recall has HCAM's shape over text (Lampinen et al. 2021, arXiv 2105.14039): a query is scored against summaries of
-chunks (a conversation's segments, a document's sections), then against the records inside the chosen ones; words
-nominate too, and both scores are summed, each as far as it is sure. Without embeddings words alone nominate.
+Recall has HCAM's shape over text (Lampinen et al. 2021, arXiv 2105.14039): a query is scored against
+summaries of chunks (a conversation's segments, a document's sections), then against the records inside the
+chosen ones; words nominate too, and both scores are summed, each as far as it is sure. Without embeddings
+words alone nominate.
 """
 
 from __future__ import annotations
@@ -50,7 +52,8 @@ if TYPE_CHECKING:
     from scrubjay.memory.bank.surprise import Surprise, SurpriseConfig
 
 _COLUMNS = (
-    "id, text, kind, namespace, trust, provenance, created, observed, renewed, valid_from, valid_to, importance, "
+    "id, text, kind, namespace, trust, provenance, created, observed, renewed, valid_from, valid_to, "
+    "importance, "
     "supersedes, sayings"
 )
 
@@ -58,13 +61,14 @@ _COLUMNS = (
 class MemoryBank:
     """Memories in an SQLite file, or in memory (`":memory:"`); safe for threads and several processes.
 
-    `clock` returns the present moment, and in its time zone days begin. `dense_weight` is what embeddings count where words count 1, each times how
-    sure it is (`memory/bank_recall.py`). `surprise` puts a neural memory beside the records (`memory/bank_surprise.py`),
-    off unless asked for. `device` holds the embeddings on one of torch's, "cuda" for one, where Triton scans them;
-    without it numpy does, and torch stays out. `approximate` holds no embeddings at all: beside the file an index of them
-    is kept, from which the nearest are found, not surely all of them (extra `ann`; `memory/bank_approximate.py`). Raises
-    ValueError on a file of a newer Scrubjay, on a device that is not there, and on what does not go together; the first
-    search or write does on a file that was written with other embeddings (`memory/bank_model.py`).
+    `clock` returns the present moment, and in its time zone days begin. `dense_weight` is what embeddings
+    count where words count 1, each times how sure it is (`memory/bank_recall.py`). `surprise` puts a neural
+    memory beside the records (`memory/bank_surprise.py`), off unless asked for. `device` holds the embeddings
+    on one of torch's, "cuda" for one, where Triton scans them; without it numpy does, and torch stays out.
+    `approximate` holds no embeddings at all: beside the file an index of them is kept, from which the nearest
+    are found, not surely all of them (extra `ann`; `memory/bank_approximate.py`). Raises ValueError on a file
+    of a newer Scrubjay, on a device that is not there, and on what does not go together; the first search or
+    write does on a file that was written with other embeddings (`memory/bank_model.py`).
     """
 
     def __init__(
@@ -86,7 +90,8 @@ class MemoryBank:
         if approximate:
             if embeddings is None or device is not None or str(path) in ("", ":memory:"):
                 raise ValueError(
-                    f"approximate=True with embeddings={embeddings!r}, device={device!r}, path={str(path)!r}: "
+                    f"approximate=True with embeddings={embeddings!r}, device={device!r}, "
+                    f"path={str(path)!r}: "
                     "it needs embeddings and a file, and holds nothing on a device"
                 )
             require_usearch()
@@ -116,10 +121,11 @@ class MemoryBank:
     ) -> str:
         """Remember a text and return its id, when it is safe from the death of this process.
 
-        A text that says no more than a record of the same namespace, kind, trust and validity does joins it, and the
-        id is that record's; `merge=False` keeps every text apart, as a log of turns must. `supersedes` names the
-        record whose validity ends where this one's begins. `importance` is from 0 to 1; `provenance` is anything that
-        JSON can hold. Raises ValueError or TypeError on what cannot be stored.
+        A text that says no more than a record of the same namespace, kind, trust and validity does joins it,
+        and the id is that record's; `merge=False` keeps every text apart, as a log of turns must.
+        `supersedes` names the record whose validity ends where this one's begins. `importance` is from 0 to
+        1; `provenance` is anything that JSON can hold. Raises ValueError or TypeError on what cannot be
+        stored.
         """
         draft = self.draft(
             text,
@@ -185,7 +191,10 @@ class MemoryBank:
         )
 
     def embedded(self, drafts: list[Draft]) -> list[Draft]:
-        """Return the drafts with their embeddings: before a transaction, as others must not wait for a model."""
+        """Return the drafts with their embeddings.
+
+        Before a transaction, as others must not wait for a model.
+        """
         vectors = self._embed([draft.text for draft in drafts])
         drafts = [draft._replace(vector=v) for draft, v in zip(drafts, vectors, strict=True)]
         surprise = None if not drafts or vectors[0] is None else self._surprised(len(vectors[0]))
@@ -240,9 +249,10 @@ class MemoryBank:
     ) -> list[Hit]:
         """Return up to `k` records, best first, that hold now or held `at` a moment.
 
-        A date in `query` means what names it and what was observed on that day, or in that month, where `clock` is.
-        `namespace` includes all that it contains: `("user",)` finds `("user", "ada")`'s. `trusts=("user", "agent")`
-        leaves out what tools said. `explain` fills the hits' `explanation`. Raises ValueError on k < 1.
+        A date in `query` means what names it and what was observed on that day, or in that month, where
+        `clock` is. `namespace` includes all that it contains: `("user",)` finds `("user", "ada")`'s.
+        `trusts=("user", "agent")` leaves out what tools said. `explain` fills the hits' `explanation`. Raises
+        ValueError on k < 1.
         """
         if k < 1:
             raise ValueError(f"k={k}: must be at least 1")
@@ -294,7 +304,8 @@ class MemoryBank:
         ).condition()
         with self._store.reading() as connection:
             rows = connection.execute(
-                f"SELECT {_COLUMNS} FROM records WHERE {condition} ORDER BY renewed DESC, number DESC LIMIT ?",
+                f"SELECT {_COLUMNS} FROM records WHERE {condition} "
+                "ORDER BY renewed DESC, number DESC LIMIT ?",
                 [*values, n],
             ).fetchall()
         return [Record(**_fields(row)) for row in reversed(rows)]
@@ -310,7 +321,9 @@ class MemoryBank:
         return [text for _, text in rows]
 
     def export(self) -> Iterator[dict[str, Any]]:
-        """Yield every record as JSON values, the oldest first: those that no longer hold and all wordings included.
+        """Yield every record as JSON values, the oldest first.
+
+        Those that no longer hold and all wordings included.
 
         What other threads and processes write meanwhile may be among them.
         """
@@ -323,10 +336,12 @@ class MemoryBank:
             yield from rows
 
     def restore(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[bool]:
-        """Write what `export` gave, and yield of each record whether it was new; ids that are there stay untouched.
+        """Write what `export` gave, and yield of each record whether it was new.
 
-        Hundreds are written at once, and those yielded for are safe: going on after a break begins from the start.
-        Raises ValueError or TypeError on what is no such record.
+        Ids that are there stay untouched.
+
+        Hundreds are written at once, and those yielded for are safe: going on after a break begins from the
+        start. Raises ValueError or TypeError on what is no such record.
         """
         rows, restorer = iter(rows), Restorer()
         while batch := list(itertools.islice(rows, BATCH)):
@@ -339,7 +354,9 @@ class MemoryBank:
             yield from new
 
     def forget(self, id: str) -> bool:
-        """Delete a record for good: text, wordings, embedding and index entries; return whether there was one.
+        """Delete a record for good: text, wordings, embedding and index entries.
+
+        Return whether there was one.
 
         Its bytes are overwritten in the file; another process that reads at this moment may delay that.
         """
@@ -365,10 +382,10 @@ class MemoryBank:
         return True
 
     def build_index(self) -> Iterator[tuple[int, int]]:
-        """Build what an `approximate` bank's index lacks, and yield how many records are in it, and of how many.
+        """Build what an `approximate` bank's index lacks, and yield how many records are in it, of how many.
 
-        A search does so, too, which takes minutes for a million records; what is built stays if this is broken off. Without
-        `approximate` there is nothing to build.
+        A search does so, too, which takes minutes for a million records; what is built stays if this is
+        broken off. Without `approximate` there is nothing to build.
         """
         if self._approximate:
             with self._store.reading() as connection:

@@ -7,7 +7,7 @@ tokenizer comes through as it is.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -15,14 +15,27 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from scrubjay.memory.context.parts.dense import causal_attention
 
-if TYPE_CHECKING:
-    from scrubjay.memory.context.cache import PolicyLayer
-
 ATTENTION = "scrubjay"
 """Name of the attention function in `config._attn_implementation`."""
 
 KEYWORD = "policy_layer"
 """Keyword by which a cache hands its layer to the attention function of the same module."""
+
+
+class Attends(Protocol):
+    """One layer of a cache, which reads and keeps what its policy says."""
+
+    def attend(
+        self,
+        query: Float[Tensor, "batch heads length width"],
+        keys: Float[Tensor, "batch key_heads length width"],
+        values: Float[Tensor, "batch key_heads length value_width"],
+        mask: Tensor | None,
+        position_ids: Tensor | None,
+        scale: float,
+    ) -> Float[Tensor, "batch heads length value_width"]:
+        """Return what the new tokens read."""
+        ...
 
 
 @functools.cache
@@ -40,13 +53,14 @@ def policy_attention(
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    policy_layer: PolicyLayer | None = None,
+    policy_layer: Attends | None = None,
     position_ids: Tensor | None = None,
     **unused: object,
 ) -> tuple[Float[Tensor, "batch length heads value_width"], None]:
     """Return what the tokens read through their policy; without one, of all keys, causally.
 
-    Parameters are in the order of transformers' SDPA, by which packages that wrap every attention function call.
+    Parameters are in the order of transformers' SDPA, by which packages that wrap every attention function
+    call.
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if unused.get("softcap") is not None:

@@ -65,7 +65,10 @@ class Memory(nn.Module, ABC):
     def segment(
         self, x: Float[Tensor, "batch time dim"], state: State, start: Bool[Tensor, "batch time"]
     ) -> tuple[Float[Tensor, "batch time dim"], State]:
-        """Advance every row by a whole segment, `start` anywhere; who overrides this sees finite values only."""
+        """Advance every row by a whole segment, `start` anywhere.
+
+        Who overrides this sees finite values only.
+        """
         outputs = []
         for t in range(x.shape[1]):
             y, state = self.step(x[:, t], self.reset_state(state, start[:, t]))

@@ -1,4 +1,4 @@
-"""The laws themselves, one function each, on a `Trial`: a copy of the memory with data that is drawn anew alike."""
+"""The laws themselves, a function each, on a `Trial`: a copy of the memory, its data drawn anew alike."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def _functional(value: Tensor) -> Tensor:
 
 
 class _Birth(NamedTuple):
-    """What a row gives from step `t` on if nothing came before, and the gradients that x and parameters get."""
+    """What a row gives from step `t` on if nothing came before, and what gradients x and parameters get."""
 
     t: int
     output: Tensor
@@ -133,7 +133,7 @@ class _Birth(NamedTuple):
 
 
 def _births(trial: Trial, x: Tensor, born: Sequence[int]) -> tuple[list[_Birth], dict[str, Tensor]]:
-    """Return the lives of rows born at steps `born` of `x`, and the gradients that parameters get from all."""
+    """Return the lives of rows born at steps `born` of `x`, and what gradients parameters get from all."""
     lives = []
     trial.memory.zero_grad()
     for row, t in enumerate(born):

@@ -51,8 +51,8 @@ def attention_weights(
 ) -> dict[int, Float[Tensor, "batch heads rows keys"]]:
     """Return the weights of one forward pass, which ends at the highest layer in `heads`.
 
-    Neither that layer's values nor anything above it is computed. A `cache` is extended by the keys and values of
-    the layers that ran.
+    Neither that layer's values nor anything above it is computed. A `cache` is extended by the keys and
+    values of the layers that ran.
     """
     captured: dict[int, Tensor] = {}
 
@@ -104,7 +104,10 @@ def weights_of(
     heads: Sequence[int],
     rows: slice,
 ) -> Float[Tensor, "batch chosen rows keys"]:
-    """Return softmax weights as SDPA makes them: `mask` is boolean (True: visible), additive, or None for causal."""
+    """Return softmax weights as SDPA makes them.
+
+    `mask` is boolean (True: visible), additive, or None for causal.
+    """
     chosen = torch.as_tensor(list(heads), device=query.device)
     time, keys = query.shape[2], key.shape[2]
     key_heads = chosen // (query.shape[1] // key.shape[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from scrubjay._lazy import face
+from scrubjay._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from scrubjay import agents as agents
@@ -12,8 +13,6 @@ if TYPE_CHECKING:
     from scrubjay import experiments as experiments
     from scrubjay import kernels as kernels
     from scrubjay import memory as memory
-
-__version__ = "0.1.0"
 
 # `import scrubjay; scrubjay.memory.make("hcam", dim=64)` loads no other room.
 __all__, __getattr__, __dir__ = face(

@@ -1,4 +1,4 @@
-"""Faces of packages: public names that are imported when first used, so that users wait only for what they use."""
+"""Faces of packages: public names are imported when first used, so that users wait for nothing else."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def scrubjay(start: Callable[..., subprocess.Popen[str]]) -> Callable[..., tuple
 def here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str, str]]:
-    """As `scrubjay`, without the seconds that a process takes to begin: main in this one, in an empty directory."""
+    """As `scrubjay`, without the seconds that a process takes: main in this one, in an empty directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
 
@@ -140,7 +140,7 @@ def here(
 def refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., str]:
-    """Run the command's words in this process, in an empty directory; return the one line that refuses them."""
+    """Run the words in this process, in an empty directory; return the one line that refuses them."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     # Unless told, launch may switch tokens on for its whole process, and this one goes on to start clusters.

@@ -19,7 +19,8 @@ class Explanation:
     """Why a hit is where it is: `score` is `(from_words + from_embeddings) * recency * importance`."""
 
     keyword_rank: float | None
-    """Place among the records that share words or a day with the query, from 1, equals in the middle of theirs; else None."""
+    """Place among the records that share words or a day with the query, from 1, equals in the middle of
+    theirs; else None."""
     dense_rank: float | None
     """Place among the records whose embeddings were compared with the query's; None without embeddings."""
     chunk_rank: int | None
@@ -29,7 +30,8 @@ class Explanation:
     from_words: float
     """Its share by words and what neighbours lend it, times how sure words are."""
     from_embeddings: float
-    """Its share by embeddings and what neighbours lend it, times how sure they are and the bank's `dense_weight`."""
+    """Its share by embeddings and what neighbours lend it, times how sure they are and the bank's
+    `dense_weight`."""
     recency: float
     """Factor for age, 1.02 for the present moment down to 0.98."""
     importance: float
@@ -124,7 +126,10 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
 def check_choices(
     name: str, values: Iterable[str] | str | None, choices: tuple[str, ...]
 ) -> tuple[str, ...] | None:
-    """Return the values, one or several; None for all. Raises ValueError if one is not a choice, or none is given."""
+    """Return the values, one or several; None for all.
+
+    Raises ValueError if one is not a choice, or none is given.
+    """
     if values is None:
         return None
     chosen = tuple(check_choice(name, v, choices) for v in ((values,) if isinstance(values, str) else values))

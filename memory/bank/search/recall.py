@@ -2,14 +2,15 @@
 
 What a record gets:
 
-1. Each arm's scores become shares of one whole by a softmax, and records lend some of theirs to neighbours in the chunk
-   (`memory/bank_lending.py`): BM25 by words, cosines by embeddings.
-2. Shares of both arms are summed, as convex combinations beat fusions of ranks (Bruch, Gai and Ingber 2023, arXiv
-   2210.11934), but with weights that the query's own scores tell, since no weights serve all queries. Words weigh the
-   part of the query that the best record covers, to the power of 1.5: they know little of a query that shares but a
-   name with a hundred records. Embeddings weigh how far the nearest record stands out from what chance would bring
-   near, in a logistic curve, times how well they know the query's script (`memory/bank_fluency.py`), times the bank's
-   `dense_weight`: where no record stands out none is meant.
+1. Each arm's scores become shares of one whole by a softmax, and records lend some of theirs to neighbours in
+   the chunk (`memory/bank_lending.py`): BM25 by words, cosines by embeddings.
+2. Shares of both arms are summed, as convex combinations beat fusions of ranks (Bruch, Gai and Ingber 2023,
+  arXiv
+   2210.11934), but with weights that the query's own scores tell, since no weights serve all queries. Words
+   weigh the part of the query that the best record covers, to the power of 1.5: they know little of a query
+   that shares but a name with a hundred records. Embeddings weigh how far the nearest record stands out from
+   what chance would bring near, in a logistic curve, times how well they know the query's script
+   (`memory/bank_fluency.py`), times the bank's `dense_weight`: where no record stands out none is meant.
 3. Recency and importance each move the sum by 2 % at most: they decide between equals.
 """
 
@@ -65,7 +66,7 @@ class Filter:
         return " AND ".join(parts), values
 
     def scope(self) -> str:
-        """Return the beginning of an expression of FTS5 that only records of these kinds and namespace match."""
+        """Return the beginning of an FTS5 expression that only records of these kinds and namespace match."""
         parts = [[_scope_word(kind) for kind in self.kinds]] if self.kinds is not None else []
         if self.namespace:
             parts.append([_scope_word(self.namespace)])

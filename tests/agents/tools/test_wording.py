@@ -17,7 +17,7 @@ from scrubjay.agents.tools import ToolUnavailable, WebConfig, make_tools
 from scrubjay.agents.tools.base import Refused, Unreachable
 from scrubjay.agents.tools.faults import describe_faults
 
-FOLDER = Path(wording.__file__).parents[1]
+FOLDER = Path(wording.__file__).parents[2]
 KINDS = {"Phrase", "Mistaken", "Refused", "Unreachable", "PlanError"}
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
 

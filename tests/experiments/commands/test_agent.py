@@ -313,7 +313,7 @@ def test_a_provider_needs_its_package(refused, monkeypatch):
 
 @pytest.fixture
 def provider(monkeypatch):
-    """Install a provider's package under a name that langchain knows, whose model keeps what it was made with."""
+    """Install a provider's package that langchain knows, whose model keeps what it was made with."""
     pytest.importorskip("langchain")
 
     class ChatFireworks(GenericFakeChatModel):

@@ -67,7 +67,8 @@ def test_without_further_processes_it_is_the_local_run_bit_for_bit(memory, tiny,
     assert ray.is_initialized()  # the engine leaves a cluster alone that it has not joined itself
 
 
-@pytest.mark.slow  # a runner takes up, and hands over, the local engine's samples in the test of both engines below
+# a runner takes up, and hands over, the local engine's samples in the test of both engines below
+@pytest.mark.slow
 def test_one_runner_samples_what_the_local_engine_samples(tiny, tmp_path, assert_same):
     config = tiny("hcam")
     assert_same(train(config, tmp_path / "ray", ray=RayOptions(1, 0)), train(config, tmp_path / "local"))
@@ -260,7 +261,7 @@ def test_rllibs_own_ppo_trains_a_memory(memory, num_env_runners):
 
 
 def test_the_command_trains_and_resumes_on_ray(tmp_path, capsys):
-    """On the cluster that is here; the README's command in test_docs.py starts its own, a runner and a learner."""
+    """On the cluster that is here; the README's command in test_docs.py starts its own."""
     folder = str(tmp_path / "run")
     words = ["train", "tmaze-demo", "--engine", "ray", "--num-env-runners", "0", "--run-dir", folder]
     assert main([*words, "--quiet", "--total-steps", "4096", "--eval-episodes", "5"]) == 0

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from scrubjay.agents.rl.policy import PolicyConfig
 from scrubjay.agents.rl.ppo import PPOConfig
-from scrubjay.experiments import RECIPES, EnvConfig, TrainConfig, with_memory
+from scrubjay.experiments import EnvConfig, TrainConfig
 from scrubjay.experiments.kinds import from_json, to_json
-from scrubjay.experiments.recipes import LONGER, describe
 from scrubjay.experiments.tasks.environments import parse_setting
 from scrubjay.memory import list_memories, make_config
 
@@ -61,17 +60,6 @@ def test_config_survives_json_types_included(config):
     assert typed(from_json(to_json(config))) == typed(config)
 
 
-@pytest.mark.parametrize("name", list(RECIPES))
-def test_recipes_are_named_described_and_survive_json(name):
-    config: Any = RECIPES[name]()
-    assert config.recipe == name
-    assert describe(RECIPES[name])
-    assert from_json(to_json(config)) == config
-    if name in LONGER:
-        assert int(config.env.kwargs[LONGER[name][0]]) > 0
-        assert LONGER[name][1][0] == 1
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -90,12 +78,6 @@ def test_a_config_that_does_not_fit_is_refused_by_name(tiny, change, message):
     change(fields)
     with pytest.raises(ValueError, match=message):
         from_json(json.dumps(fields))
-
-
-def test_with_memory_keeps_the_width(tiny):
-    config = with_memory(tiny("gru"), "lstm")
-    assert config.label == "lstm"
-    assert config.policy.memory.dim == 16
 
 
 def test_updates_are_rounded_up(tiny):

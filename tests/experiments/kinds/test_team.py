@@ -17,10 +17,8 @@ from scrubjay.experiments import RECIPES, Run, resume, train
 from scrubjay.experiments.evaluation.team import PolicyActor, evaluate_team, rules
 from scrubjay.experiments.kinds import from_json, to_json
 from scrubjay.experiments.kinds.team import TeamEngine, TeamTaskConfig, evaluate_result
-from scrubjay.experiments.recipes import uav_small
 from scrubjay.experiments.recipes.methods import METHODS, with_method
 from scrubjay.experiments.reports.equilibrium import gains, untrained
-from scrubjay.experiments.reports.teams import SIZES
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
 from scrubjay.memory import make_config
 
@@ -81,7 +79,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(team_run, tmp_path, assert_same):
 
 def test_a_config_of_a_team_survives_its_file():
     for name in METHODS:
-        config = with_method(uav_small(), name)
+        config = with_method(RECIPES["uav-small"](), name)
         assert from_json(to_json(config)) == config
 
 
@@ -192,10 +190,32 @@ def test_the_command_trains_judges_and_says_what_an_agent_gains(here):
 
 def test_a_comparison_sets_methods_beside_rules(tmp_path, here):
     code, _, err = here(
-        "compare", "--recipes", "uav-small", "--methods", "gamatr", "mappo", "--seeds", "0", "--jobs", "2",
-        "--out", "out", "--", "--set", "num_users=4", "--set", "max_steps=6", "--env.num-envs", "4",
-        "--segment-length", "6", "--total-steps", "24", "--eval-episodes", "3",
-    )  # fmt: skip
+        "compare",
+        "--recipes",
+        "uav-small",
+        "--methods",
+        "gamatr",
+        "mappo",
+        "--seeds",
+        "0",
+        "--jobs",
+        "2",
+        "--out",
+        "out",
+        "--",
+        "--set",
+        "num_users=4",
+        "--set",
+        "max_steps=6",
+        "--env.num-envs",
+        "4",
+        "--segment-length",
+        "6",
+        "--total-steps",
+        "24",
+        "--eval-episodes",
+        "3",
+    )
     assert code == 0, err
     table = (tmp_path / "out" / "table.md").read_text()
     for row in ("gamatr", "mappo", "rule: follow", "rule: static", "rule: random"):
@@ -206,12 +226,35 @@ def test_a_comparison_sets_methods_beside_rules(tmp_path, here):
 
 
 def test_a_shared_actor_is_compared_with_rules_in_teams_of_other_sizes(tmp_path, here, monkeypatch):
-    monkeypatch.setitem(SIZES, "uav-three", ("num_uavs", (2, 3)))
+    fewer = dataclasses.replace(RECIPES["uav-three"], sizes=("num_uavs", (2, 3)))
+    monkeypatch.setitem(RECIPES, "uav-three", fewer)
     code, out, err = here(
-        "compare", "--recipes", "uav-three", "--methods", "gamatr-shared", "hatrpo", "--seeds", "0", "--jobs", "1",
-        "--out", "out", "--", "--set", "num_users=6", "--set", "max_steps=6", "--env.num-envs", "4",
-        "--segment-length", "6", "--total-steps", "24", "--eval-episodes", "3",
-    )  # fmt: skip
+        "compare",
+        "--recipes",
+        "uav-three",
+        "--methods",
+        "gamatr-shared",
+        "hatrpo",
+        "--seeds",
+        "0",
+        "--jobs",
+        "1",
+        "--out",
+        "out",
+        "--",
+        "--set",
+        "num_users=6",
+        "--set",
+        "max_steps=6",
+        "--env.num-envs",
+        "4",
+        "--segment-length",
+        "6",
+        "--total-steps",
+        "24",
+        "--eval-episodes",
+        "3",
+    )
     assert code == 0, err
     assert out.endswith("out/uav-three-sizes.png\n")
     table = (tmp_path / "out" / "table.md").read_text()

@@ -8,7 +8,7 @@ from typing import Any
 import ray
 import yaml
 
-FOLDER = Path(__file__).parents[2] / "experiments" / "clusters"
+FOLDER = Path(__file__).parents[3] / "experiments" / "clusters"
 
 
 def test_ray_up_accepts_its_file():

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import sys
+import types
+
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -13,7 +16,7 @@ from scrubjay.experiments import train
 from scrubjay.experiments.cli import main
 from scrubjay.experiments.kinds.team import TeamTaskConfig
 from scrubjay.experiments.reports.team_episode import play_team
-from scrubjay.experiments.tasks.teams import TeamEnvConfig
+from scrubjay.experiments.tasks.teams import KNOWN_TEAMS, KnownTeams, TeamEnvConfig
 
 
 class Relay(ParallelEnv):
@@ -21,6 +24,7 @@ class Relay(ParallelEnv):
 
     metadata = {"name": "relay", "render_fps": 5}
     possible_agents = ["first", "second"]
+    last = 4
 
     def observation_space(self, agent):
         return spaces.Box(0, 10, (2,), np.float32)
@@ -35,7 +39,7 @@ class Relay(ParallelEnv):
     def step(self, actions):
         assert list(actions) == self.agents
         self.time += 1
-        acted, over = self.agents, self.time == 4
+        acted, over = self.agents, self.time == self.last
         observations = self._see()
         gone = {agent: self.time == 2 and agent == "second" for agent in acted}
         self.agents = [agent for agent in acted if not over and not gone[agent]]
@@ -121,6 +125,38 @@ def test_rules_of_thumb_are_played_from_the_command_line(policy, preset, tmp_pat
     with Image.open(out) as gif:
         assert len(list(ImageSequence.Iterator(gif))) == 4
     assert covered.stat().st_size > 1000
+
+
+def relay(preset="short", render_mode=None):
+    if preset not in ("short", "long"):
+        raise ValueError(f"preset {preset!r}: choose from short, long")
+    env = Relay()
+    env.last = 2 if preset == "short" else 4
+    return env
+
+
+def first_to_act(seed):
+    return lambda env, observations, alive, start: alive.astype(np.int64) * [3, 1]
+
+
+def test_an_environment_made_known_plays_by_its_short_name(tmp_path, monkeypatch, capsys):
+    module = types.ModuleType("scrubjay_relay")
+    vars(module).update(relay=relay, RULES={"greedy": first_to_act})
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    known = KnownTeams("scrubjay_relay:relay", True, "scrubjay_relay:RULES", "greedy")
+    monkeypatch.setitem(KNOWN_TEAMS, "relay", known)
+    out = tmp_path / "relay.gif"
+    for flags, told in (
+        ([], "3 frames, return 8"),
+        (["--preset", "long"], "5 frames, return 14"),
+        (["--policy", "random"], "3 frames, return"),
+    ):
+        assert main(["play", "relay", *flags, "--out", str(out)]) == 0
+        assert f"{out}: {told}" in capsys.readouterr().out
+    assert main(["play", "relay", "--policy", "follow"]) == 2
+    assert "choose from random, greedy, or the directory" in capsys.readouterr().err
+    assert main(["play", "relay", "--preset", "city"]) == 2
+    assert "choose from short, long" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

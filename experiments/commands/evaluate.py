@@ -1,28 +1,57 @@
-"""What `scrubjay eval` and `scrubjay play` do with teams."""
+"""`scrubjay eval`: episodes played with a trained policy, or by a trained team."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from scrubjay.agents.teams.policy import TeamPolicy
+from scrubjay.experiments.commands.loading import load_agent
+from scrubjay.experiments.evaluation.policy import EvalOptions, evaluate
+from scrubjay.experiments.evaluation.team import PolicyActor, evaluate_team
 from scrubjay.experiments.kinds.team import TeamTaskConfig
 from scrubjay.experiments.recipes.overrides import with_settings
+from scrubjay.experiments.reports.equilibrium import gains, untrained
 from scrubjay.experiments.run import Run
+from scrubjay.experiments.runs.checkpoint import load_training
+from scrubjay.experiments.runs.progress import ProgressDisplay
 from scrubjay.experiments.runs.seeding import derive_seed
+from scrubjay.experiments.words.arguments import parse, take_flag
 from scrubjay.experiments.words.terminal import bad_input, table
 
-if TYPE_CHECKING:
-    from scrubjay.experiments.evaluation.policy import EvalOptions
-    from scrubjay.experiments.reports.episode import PlayOptions
-    from scrubjay.experiments.reports.team_episode import Cast
+
+def run(words: Sequence[str]) -> int:
+    """`scrubjay eval RUN [--episodes N] [--set corridor_length=200]`."""
+    remaining = list(words)
+    settings = take_flag(remaining, "--set")
+    options = parse(EvalOptions, remaining, "scrubjay eval")
+    with bad_input():
+        run = Run.load(options.run)
+    if isinstance(run.config, TeamTaskConfig):
+        return _evaluate_team(run, run.config, settings, options)
+    run, config = load_agent(options.run)
+    with bad_input():
+        if options.best_response:
+            raise ValueError(f"--best-response is of teams; {run.path} is a run of one agent")
+        env = with_settings(config.env, settings)
+        env.make().close()
+        policy = run.policy
+        if options.episodes < 1:
+            raise ValueError(f"episodes={options.episodes}: at least 1 is needed")
+    seed = derive_seed(options.seed, "evaluation")
+    summary = evaluate(policy, env, options.episodes, seed, not options.sample).summary()
+    changed = ", ".join(f"{name}={value}" for name, value in env.kwargs.items())
+    print(f"{config.recipe} {config.label} s{config.seed} at step {run.step:,}: {env.id} {changed}".rstrip())
+    for name, words_for_it in (("episodic_return", "return "), ("success", "success")):
+        if name in summary:
+            low, high = summary[f"{name}_low"], summary[f"{name}_high"]
+            print(f"{words_for_it}  {summary[name]:.3f}  [{low:.3f}, {high:.3f}]  95 % interval")
+    print(f"length   {summary['episodic_length']:.1f} steps, {options.episodes} episodes")
+    return 0
 
 
-def evaluate(run: Run, config: TeamTaskConfig, settings: Sequence[str], options: EvalOptions) -> int:
+def _evaluate_team(run: Run, config: TeamTaskConfig, settings: Sequence[str], options: EvalOptions) -> int:
     """Play episodes with a trained team, and report; with `best_response` also who could gain alone."""
-    from scrubjay.experiments.evaluation.team import PolicyActor, evaluate_team
-
     with bad_input():
         env = with_settings(config.env, settings)
         config = dataclasses.replace(config, env=env)
@@ -46,10 +75,6 @@ def evaluate(run: Run, config: TeamTaskConfig, settings: Sequence[str], options:
 
 
 def _print_gains(run: Run, config: TeamTaskConfig, policy: TeamPolicy, options: EvalOptions) -> None:
-    from scrubjay.experiments.reports.equilibrium import gains, untrained
-    from scrubjay.experiments.runs.checkpoint import load_training
-    from scrubjay.experiments.runs.progress import ProgressDisplay
-
     assert run.latest is not None  # where the policy came from
     learned = load_training(run.latest)["learner"]
     for when, team, known in (("before training", untrained(config), None), ("after", policy, learned)):
@@ -65,7 +90,8 @@ def _print_gains(run: Run, config: TeamTaskConfig, policy: TeamPolicy, options: 
                 lambda agent, done: display.update(agent * options.response_steps + done, {}),
             )
         print(
-            f"{when}: epsilon {max(gain.gain for gain in told):.3f}, as far as {options.response_steps:,} steps find it"
+            f"{when}: epsilon {max(gain.gain for gain in told):.3f}, as far as {options.response_steps:,} "
+            "steps find it"
         )
         rows = [
             (
@@ -77,24 +103,3 @@ def _print_gains(run: Run, config: TeamTaskConfig, policy: TeamPolicy, options: 
             for agent, gain in enumerate(told)
         ]
         print(table(rows))
-
-
-def play(cast: Cast, options: PlayOptions) -> int:
-    """Write an episode of a team, and of UAVs a map of what they cover."""
-    from scrubjay.experiments.reports.coverage import plot_coverage
-    from scrubjay.experiments.reports.team_episode import play_team
-
-    with bad_input():
-        env = cast.env.make(render_mode="rgb_array")
-        world = getattr(env, "world", None)
-        if options.coverage is not None and world is None:
-            raise ValueError(f"--coverage is of uav, not of {cast.env.id}")
-        out = options.out or cast.folder / "episode.gif"
-        episode = play_team(env, cast.actor, out, options.seed, options.max_steps)
-        env.close()
-        covered = [str(plot_coverage(world, options.coverage))] if options.coverage and world else []
-    print(f"{out}: {episode.frames} frames, return {sum(episode.returns.values()):g}")
-    if episode.measures:
-        print(table([(name, f"{value:.4g}") for name, value in episode.measures.items()]))
-    print(*covered, sep="\n", end="\n" if covered else "")
-    return 0

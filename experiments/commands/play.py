@@ -1,0 +1,67 @@
+"""`scrubjay play`: one episode as an animated GIF, by a trained policy, at random, or by a rule of thumb."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from scrubjay.experiments.commands.loading import load_agent
+from scrubjay.experiments.kinds.reinforcement import TrainConfig
+from scrubjay.experiments.recipes import RECIPES
+from scrubjay.experiments.recipes.overrides import with_settings
+from scrubjay.experiments.reports.coverage import plot_coverage
+from scrubjay.experiments.reports.episode import PlayOptions, play
+from scrubjay.experiments.reports.team_episode import Cast, cast_team, play_team
+from scrubjay.experiments.tasks.environments import EnvConfig
+from scrubjay.experiments.tasks.teams import KNOWN_TEAMS
+from scrubjay.experiments.words.arguments import UsageError, parse, take_flag
+from scrubjay.experiments.words.terminal import bad_input, table
+
+_TEAMS = " or ".join(KNOWN_TEAMS)
+
+
+def run(words: Sequence[str]) -> int:
+    """`scrubjay play RUN|ENV_ID|RECIPE|TEAM [--out FILE.gif] [--set name=value]`."""
+    remaining = list(words)
+    settings = take_flag(remaining, "--set")
+    options = parse(PlayOptions, remaining, "scrubjay play")
+    with bad_input():
+        cast = cast_team(options.what, options.policy, options.preset, settings, options.seed)
+    if cast is not None:
+        return _play_team(cast, options)
+    for flag in ("policy", "preset", "coverage"):
+        if getattr(options, flag) is not None:
+            raise UsageError(
+                f"--{flag} is of teams, which {options.what} is not; as in: scrubjay play {_TEAMS}"
+            )
+    folder, policy = Path(), None
+    with bad_input():
+        if Path(options.what).exists():
+            trained, config = load_agent(Path(options.what))
+            folder, policy, env = trained.path, trained.policy, config.env
+        else:
+            recipe = RECIPES[options.what]() if options.what in RECIPES else None
+            env = recipe.env if isinstance(recipe, TrainConfig) else EnvConfig(options.what, num_envs=1)
+        env = with_settings(env, settings)
+        out = options.out or folder / "episode.gif"
+        frames, total = play(env, out, policy, options.seed, options.max_steps)
+    print(f"{out}: {frames} frames, return {total:g}")
+    return 0
+
+
+def _play_team(cast: Cast, options: PlayOptions) -> int:
+    """Write an episode of a team, and of UAVs a map of what they cover."""
+    with bad_input():
+        env = cast.env.make(render_mode="rgb_array")
+        world = getattr(env, "world", None)
+        if options.coverage is not None and world is None:
+            raise ValueError(f"--coverage is of {_TEAMS}, not of {cast.env.id}")
+        out = options.out or cast.folder / "episode.gif"
+        played = play_team(env, cast.actor, out, options.seed, options.max_steps)
+        env.close()
+        covered = [str(plot_coverage(world, options.coverage))] if options.coverage and world else []
+    print(f"{out}: {played.frames} frames, return {sum(played.returns.values()):g}")
+    if played.measures:
+        print(table([(name, f"{value:.4g}") for name, value in played.measures.items()]))
+    print(*covered, sep="\n", end="\n" if covered else "")
+    return 0

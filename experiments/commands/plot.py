@@ -1,0 +1,39 @@
+"""`scrubjay plot`: learning curves of one or several runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from scrubjay.experiments.reports.curves import plot_runs
+from scrubjay.experiments.run import Run
+from scrubjay.experiments.words.arguments import parse
+from scrubjay.experiments.words.terminal import bad_input
+
+
+@dataclass(frozen=True)
+class PlotOptions:
+    """Draw learning curves: one panel per recipe, one curve per memory, mean and range over seeds."""
+
+    runs: Positional[tuple[Path, ...]]
+    """Directories of runs."""
+    out: Path | None = None
+    """File to write; its ending chooses the format. Default: curve.png in the run, or in the current
+    folder."""
+    metric: str | None = None
+    """Column of metrics.jsonl; default: success, or return where success is not told."""
+
+
+def run(words: Sequence[str]) -> int:
+    """`scrubjay plot RUN [RUN ...] [--out FILE] [--metric NAME]`."""
+    options = parse(PlotOptions, words, "scrubjay plot")
+    with bad_input():
+        if not options.runs:
+            raise ValueError("plot needs at least one run directory")
+        runs = [Run.load(path) for path in options.runs]
+        out = options.out or (runs[0].path if len(runs) == 1 else Path()) / "curve.png"
+        print(plot_runs(runs, out, options.metric))
+    return 0

@@ -1,0 +1,60 @@
+"""Recipes of Ballet: acting in it, and answering about it what was seen."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from scrubjay.agents.rl.policy import PolicyConfig
+from scrubjay.agents.rl.ppo import PPOConfig
+from scrubjay.experiments.kinds.ballet_probe import BalletProbeConfig
+from scrubjay.experiments.kinds.reinforcement import TrainConfig
+from scrubjay.experiments.recipes.registry import recipe
+from scrubjay.experiments.tasks.environments import EnvConfig
+from scrubjay.memory import make_config
+
+# 8 dances lie in 16 chunks; a choice of fewer would leave out the asked one too often, before it is learned which that
+# is. And only gradients teach the first layer what the second can ask for: there is no reconstruction loss here.
+_PROBING = {"hcam": {"num_layers": 2, "top_k": 16, "stop_memory_gradient": False}}
+
+
+@recipe("ballet")
+def ballet() -> TrainConfig:
+    """Ballet from symbols: watch 2 dancers, walk up to the one whose dance is named."""
+    return TrainConfig(
+        env=EnvConfig(
+            "scrubjay/Ballet-v0", {"num_dancers": 2, "delay": 2, "observation": "symbolic"}, num_envs=64
+        ),
+        policy=PolicyConfig(memory=make_config("gru", dim=64)),
+        ppo=PPOConfig(learning_rate=1e-3, entropy_coefficient=0.02),
+        total_steps=2_000_000,
+        segment_length=64,
+    )
+
+
+@recipe("ballet-reconstruction")
+def ballet_reconstruction() -> TrainConfig:
+    """Ballet from symbols, with HCAM's loss that redraws what is seen."""
+    plain = ballet()
+    return dataclasses.replace(
+        plain,
+        policy=dataclasses.replace(plain.policy, reconstruction=True),
+        ppo=dataclasses.replace(plain.ppo, reconstruction_coefficient=1.0),
+    )
+
+
+@recipe("ballet-probe", settings=_PROBING)
+def ballet_probe() -> BalletProbeConfig:
+    """Supervised: watch 2 dancers, then say who danced what; `ballet-probe-4` and `-8` have more."""
+    return BalletProbeConfig()
+
+
+@recipe("ballet-probe-4", settings=_PROBING)
+def ballet_probe_4() -> BalletProbeConfig:
+    """Supervised: watch 4 dancers, then say who danced what."""
+    return BalletProbeConfig(num_dancers=4)
+
+
+@recipe("ballet-probe-8", settings=_PROBING)
+def ballet_probe_8() -> BalletProbeConfig:
+    """Supervised: watch 8 dancers, then say who danced what."""
+    return BalletProbeConfig(num_dancers=8)

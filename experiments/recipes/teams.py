@@ -1,0 +1,67 @@
+"""Recipes of several agents."""
+
+from __future__ import annotations
+
+from scrubjay.agents.teams.gamatr import GAMATRConfig
+from scrubjay.agents.teams.policy import TeamPolicyConfig
+from scrubjay.experiments.kinds.team import TeamTaskConfig
+from scrubjay.experiments.recipes.registry import recipe
+from scrubjay.experiments.tasks.teams import TeamEnvConfig
+from scrubjay.memory import make_config
+
+
+@recipe("uav-small")
+def uav_small() -> TeamTaskConfig:
+    """Two flying base stations learn where to fly and on which sub-channel to serve users below."""
+    return TeamTaskConfig(
+        env=TeamEnvConfig(kwargs={"preset": "small"}, num_envs=64),
+        # Actors of their own: two that share one take long to find out that one should go left and the other right.
+        policy=TeamPolicyConfig(shared=False),
+        total_steps=200_000,
+    )
+
+
+@recipe("uav-paper")
+def uav_paper() -> TeamTaskConfig:
+    """The same with four base stations, of the size that papers use."""
+    return TeamTaskConfig(
+        env=TeamEnvConfig(kwargs={"preset": "paper"}, num_envs=64),
+        policy=TeamPolicyConfig(shared=False),
+        total_steps=200_000,
+    )
+
+
+@recipe("uav-three", sizes=("num_uavs", (2, 3, 4, 6, 8, 10)))
+def uav_three() -> TeamTaskConfig:
+    """Three base stations with one common actor, which then flies in teams of two to ten."""
+    return TeamTaskConfig(
+        method="gamatr-shared",
+        env=TeamEnvConfig(kwargs={"preset": "paper", "num_uavs": 3}, num_envs=64),
+        learner=GAMATRConfig(mode="independent"),
+        total_steps=200_000,
+    )
+
+
+@recipe("uav-city")
+def uav_city() -> TeamTaskConfig:
+    """Ten base stations with one common actor over a hundred users and three hot spots."""
+    return TeamTaskConfig(
+        method="gamatr-shared",
+        env=TeamEnvConfig(kwargs={"preset": "city"}, num_envs=32),
+        learner=GAMATRConfig(mode="independent"),
+        total_steps=200_000,
+    )
+
+
+@recipe("spread")
+def spread() -> TeamTaskConfig:
+    """Three agents cover three landmarks without bumping into each other: simple_spread_v3 (extra `mpe`)."""
+    return TeamTaskConfig(
+        method="hatrpo",
+        env=TeamEnvConfig("mpe2.simple_spread_v3:parallel_env", {"N": 3, "max_cycles": 25}, num_envs=40),
+        policy=TeamPolicyConfig(
+            memory=make_config("none", dim=64), graph_rounds=0, critic="pooled", shared=False
+        ),
+        learner=GAMATRConfig(mode="sequential", advantage="team"),
+        total_steps=200_000,
+    )

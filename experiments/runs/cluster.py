@@ -1,0 +1,167 @@
+"""Joining a Ray cluster, or starting one on this machine."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import socket
+import time
+from dataclasses import dataclass
+from typing import Any
+
+_REACH_SECONDS = 5.0
+_FREE_SECONDS = 15.0
+_IMPORT_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class RayOptions:
+    """How many machines' worth of Ray work on a run. Raises ValueError on negative numbers."""
+
+    num_env_runners: int = 2
+    """Processes that sample, each with its share of the environments; 0 samples in the driver."""
+    num_learners: int = 0
+    """Processes that compute gradients together; 0 learns in the driver."""
+    address: str | None = None
+    """Of the cluster's head, as host:port. None: RAY_ADDRESS if it is set, else processes of this machine only."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_env_runners", "num_learners"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
+
+    @property
+    def num_cpus(self) -> int:
+        """CPUs that Ray must find: one per process."""
+        return self.num_env_runners + self.num_learners
+
+
+def connect(options: RayOptions) -> bool:
+    """Join the cluster if this process is in none; return whether it was in none before.
+
+    Raises ValueError, within half a minute, if the head cannot be reached, if the cluster has fewer CPUs than
+    `options` need or others keep them, or if a node cannot import what a run needs.
+    """
+    import ray  # seconds of import, for this engine only
+
+    joins = not ray.is_initialized()
+    address = options.address or os.environ.get("RAY_ADDRESS") or "local"
+    if joins:
+        _reach(address)
+        # Warnings of RLlib's about its own API, at every start, would bury what matters.
+        logging.getLogger("ray.rllib").setLevel(logging.ERROR)
+        settings: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+        if address == "local":
+            settings["include_dashboard"] = False
+        if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # inside a job, its own environment holds
+            settings["runtime_env"] = {"env_vars": worker_variables()}
+        try:
+            ray.init(address=address, **settings)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ValueError(f"no Ray cluster at {address}: {' '.join(str(error).split())}") from error
+    try:
+        _find_cpus(options)
+        if joins and address != "local":
+            _find_packages()
+    except ValueError:
+        if joins:
+            ray.shutdown()
+        raise
+    return joins
+
+
+def worker_variables() -> dict[str, str]:
+    """Return the environment variables of workers.
+
+    Threads of all workers together must not outnumber the cores; who knows better sets the variable.
+    """
+    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+
+
+def free_cpus() -> int:
+    """Return the CPUs of the cluster that nobody has reserved."""
+    import ray
+
+    return int(ray.available_resources().get("CPU", 0))
+
+
+def _find_cpus(options: RayOptions) -> None:
+    """Raise ValueError unless there are CPUs for all processes, free ones within seconds; Ray would wait forever."""
+    import ray
+
+    needed = (
+        f"num_env_runners={options.num_env_runners} and num_learners={options.num_learners} need "
+        f"{options.num_cpus} CPUs"
+    )
+    cpus = int(ray.cluster_resources().get("CPU", 0))
+    if options.num_cpus > cpus:
+        raise ValueError(
+            f"{needed}; the cluster has {cpus}: ask for fewer, or join a larger one with --address"
+        )
+    deadline = time.monotonic() + _FREE_SECONDS
+    while (free := free_cpus()) < options.num_cpus:
+        if time.monotonic() > deadline:
+            raise ValueError(
+                f"{needed}; of the cluster's {cpus} only {free} are free: ask for fewer, or wait"
+            )
+        time.sleep(0.5)
+
+
+def _find_packages() -> None:
+    """Raise ValueError if a node fails to import what runners and learners are made of."""
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    # A function of the standard library, which every node can unpickle.
+    load = ray.remote(num_cpus=0, max_retries=0)(importlib.import_module)
+    hosts = {
+        load.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+            "scrubjay.agents.rllib"
+        ): node["NodeManagerAddress"]
+        for node in ray.nodes()
+        if node["Alive"]
+    }
+    # A node that is slow to answer is not a node that lacks something.
+    answered, _ = ray.wait(list(hosts), num_returns=len(hosts), timeout=_IMPORT_SECONDS)
+    for answer in answered:
+        try:
+            ray.get(answer)
+        except RayTaskError as error:
+            reason = str(error.cause).strip().splitlines()[-1]
+            raise ValueError(
+                f"the node {hosts[answer]} cannot load Scrubjay: {reason}; install there what is installed here"
+            ) from error
+        except RayError:  # the node is going: what is placed there goes elsewhere
+            continue
+
+
+def describe_cluster() -> str:
+    """Return one line on the cluster this process is in."""
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    resources = ray.cluster_resources()
+    size = f"{len(nodes)} node{'s' * (len(nodes) != 1)}, {resources.get('CPU', 0):.0f} CPUs"
+    if resources.get("GPU"):
+        size += f", {resources['GPU']:.0f} GPUs"
+    return f"ray cluster {ray.get_runtime_context().gcs_address}: {size}"
+
+
+def _reach(address: str) -> None:
+    """Raise ValueError unless a Ray head listens at host:port; Ray itself would try for minutes, or without end."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon:
+        if address not in ("local", "auto"):
+            raise ValueError(f"address={address!r}: write it as host:port, for example 10.0.0.1:6379")
+        return
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_SECONDS) as connection:
+            if os.environ.get("RAY_USE_TLS") != "1":
+                # Ray speaks gRPC, so HTTP/2: whoever does answers this greeting with a frame of settings, type 4.
+                connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
+                if connection.recv(9)[3:4] != b"\4":
+                    raise ValueError("what listens there is no Ray head, whose port is usually 6379")
+    except (OSError, ValueError, OverflowError) as error:
+        raise ValueError(f"no Ray cluster at {address}: {error}") from error

@@ -1,0 +1,100 @@
+"""The record of a run: one JSON line and one set of TensorBoard scalars per update."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from scrubjay.agents.rl.sampler import EpisodeStats
+
+WINDOW = 100
+"""Episodes behind each point of a curve: charts show the mean of the last so many."""
+
+Episode = tuple[float, int, float | None, dict[str, float]]
+"""Return, length, success if told, and what else was measured."""
+
+OnUpdate = Callable[[int, dict[str, float]], None]
+"""Called after each update with the step and the row of metrics."""
+
+
+def is_timing(name: str) -> bool:
+    """Whether a column depends on the machine's speed, and so differs between two runs of one seed."""
+    return name.startswith("time/") or name == "charts/SPS"
+
+
+class EpisodeWindow:
+    """Means over the last `WINDOW` finished episodes."""
+
+    def __init__(self) -> None:
+        self._episodes: deque[Episode] = deque(maxlen=WINDOW)
+
+    def extend(self, episodes: Iterable[EpisodeStats]) -> None:
+        """Add finished episodes, oldest first."""
+        for episode in episodes:
+            success = None if episode.success is None else float(episode.success)
+            told = (float(episode.episode_return), int(episode.length), success, dict(episode.measures))
+            self._episodes.append(told)
+
+    def means(self) -> dict[str, float]:
+        """Return charts/episodic_return, charts/episodic_length and, where told, charts/success and measures."""
+        if not self._episodes:
+            return {}
+        count = len(self._episodes)
+        means = {
+            "charts/episodic_return": sum(episode[0] for episode in self._episodes) / count,
+            "charts/episodic_length": sum(episode[1] for episode in self._episodes) / count,
+        }
+        successes = [episode[2] for episode in self._episodes if episode[2] is not None]
+        if successes:
+            means["charts/success"] = sum(successes) / len(successes)
+        for name in self._episodes[-1][3]:
+            means[f"charts/{name}"] = sum(episode[3].get(name, 0.0) for episode in self._episodes) / count
+        return means
+
+    def get_state(self) -> list[Episode]:
+        """Return the window as plain data."""
+        return list(self._episodes)
+
+    def set_state(self, state: Iterable[Episode]) -> None:
+        """Take back what `get_state` returned."""
+        self._episodes = deque(state, maxlen=WINDOW)
+
+
+class MetricsLog:
+    """Appends rows to metrics.jsonl and TensorBoard; going on from a checkpoint cuts off what came after it."""
+
+    def __init__(self, path: Path, offset: int = 0, step: int = 0) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # half a second of import, for training only
+
+        path.touch()
+        if path.stat().st_size < offset:
+            raise ValueError(f"{path} is shorter than its checkpoint says; restore it or start a new run")
+        os.truncate(path, offset)
+        if offset == 0:
+            for events in path.parent.glob("events.out.tfevents.*"):
+                events.unlink()
+        self._file = path.open("a")
+        self._writer: Any = SummaryWriter(str(path.parent), purge_step=step + 1 if step else None)
+
+    def write(self, step: int, row: dict[str, float]) -> None:
+        """Add one row."""
+        self._file.write(json.dumps({"step": step, **row}) + "\n")
+        self._file.flush()
+        for name, value in row.items():
+            self._writer.add_scalar(name, value, step)
+
+    def sync(self) -> int:
+        """Put all rows safely on the disk; return their size in bytes, to go on from."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._writer.flush()
+        return self._file.tell()
+
+    def close(self) -> None:
+        """Flush and close both."""
+        self._file.close()
+        self._writer.close()

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from scrubjay.experiments.runs.checkpoint import (
+    checkpoint_step,
+    latest_checkpoint,
+    load_training,
+    load_weights,
+    save_checkpoint,
+)
+
+WEIGHTS = {"a": torch.arange(3.0)}
+
+
+def test_round_trip(tmp_path):
+    path = save_checkpoint(tmp_path, 12, WEIGHTS, {"x": [1, 2.5]})
+    assert path == latest_checkpoint(tmp_path)
+    assert checkpoint_step(path) == 12
+    assert torch.equal(load_weights(path)["a"], WEIGHTS["a"])
+    assert load_training(path) == {"x": [1, 2.5]}
+
+
+def test_only_the_newest_are_kept_in_order_of_steps(tmp_path):
+    for step in (99_999_999, 5, 100_000_000, 300_000_000):
+        save_checkpoint(tmp_path, step, WEIGHTS, {}, keep=2)
+    kept = sorted(checkpoint_step(path) for path in tmp_path.glob("step_*"))
+    assert kept == [100_000_000, 300_000_000]
+    assert checkpoint_step(latest_checkpoint(tmp_path) or tmp_path) == 300_000_000
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "training.pt", "manifest.json"])
+@pytest.mark.parametrize("damage", ["missing", "short", "altered"])
+def test_a_torn_checkpoint_is_passed_over(tmp_path, file, damage):
+    older = save_checkpoint(tmp_path, 1, WEIGHTS, {})
+    torn = save_checkpoint(tmp_path, 2, WEIGHTS, {}) / file
+    content = torn.read_bytes()
+    if damage == "missing":
+        torn.unlink()
+    elif damage == "short":
+        torn.write_bytes(content[: len(content) // 2])
+    else:
+        torn.write_bytes(content[:-9] + bytes(9))
+    assert latest_checkpoint(tmp_path) == older
+    assert save_checkpoint(tmp_path, 2, WEIGHTS, {}) == latest_checkpoint(tmp_path)
+
+
+def test_torn_newer_ones_do_not_push_out_the_one_just_written(tmp_path):
+    for step in (500, 600, 700, 800):
+        (tmp_path / f"step_{step:08d}").mkdir()
+    written = save_checkpoint(tmp_path, 100, {"w": torch.ones(1)}, {})
+    assert latest_checkpoint(tmp_path) == written
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000100"]
+
+
+def test_an_unfinished_write_is_invisible_and_cleared_by_the_next(tmp_path):
+    (tmp_path / ".writing_00000007").mkdir()
+    assert latest_checkpoint(tmp_path) is None
+    save_checkpoint(tmp_path, 8, WEIGHTS, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000008"]

@@ -1,0 +1,80 @@
+"""Multi-agent environments from their names, and the few that are known by a short one."""
+
+import inspect
+
+import numpy as np
+import pytest
+
+from scrubjay.envs import uav
+from scrubjay.envs.teams import ParallelTeams
+from scrubjay.envs.uav.batch import UAVTeams
+from scrubjay.experiments.evaluation.team import rules
+from scrubjay.experiments.tasks.teams import KNOWN_TEAMS, KnownTeams, TeamEnvConfig, known_by
+
+UAV = "scrubjay.envs.uav:parallel_env"
+
+
+@pytest.mark.parametrize("name", KNOWN_TEAMS)
+def test_what_is_known_of_an_environment_is_so(name):
+    known = KNOWN_TEAMS[name]
+    assert known_by(known.id) is known
+    env = TeamEnvConfig(known.id).make(render_mode="rgb_array")
+    observations, _ = env.reset(seed=1)
+    assert set(observations) == set(env.possible_agents)
+    env.close()
+    assert known.usual_rule in {"random", *known.rules()}
+    module, _, function = known.id.partition(":")
+    taken = inspect.signature(getattr(__import__(module, fromlist=[function]), function)).parameters
+    assert ("preset" in taken) == known.presets
+
+
+@pytest.mark.parametrize("name", [name for name, known in KNOWN_TEAMS.items() if known.rules_at])
+def test_rules_act_in_as_many_rows_as_there_are(name):
+    config = TeamEnvConfig(KNOWN_TEAMS[name].id, num_envs=3)
+    teams = config.make_teams()
+    for make in rules(config).values():
+        observations, alive = teams.reset(seed=2)
+        actions = make(0)(teams, observations, alive, np.ones(3, dtype=bool))
+        assert actions.shape[:2] == alive.shape
+        assert teams.step(actions).rewards.shape == alive.shape
+
+
+def test_a_stranger_offers_nothing():
+    stranger = known_by("mpe2.simple_spread_v3:parallel_env")
+    assert stranger == KnownTeams("mpe2.simple_spread_v3:parallel_env")
+    assert stranger.rules() == {}
+    assert (stranger.presets, stranger.usual_rule) == (False, "random")
+
+
+def test_rows_are_the_modules_own_teams_or_parallel_environments(monkeypatch):
+    config = TeamEnvConfig(UAV, {"num_users": 4, "max_steps": 3}, num_envs=2)
+    own = config.make_teams(5)
+    assert isinstance(own, UAVTeams)
+    monkeypatch.delattr(uav, "teams")
+    wrapped = config.make_teams()
+    assert isinstance(wrapped, ParallelTeams)
+    assert own.possible_agents == wrapped.possible_agents
+    assert own.reset(seed=0)[1].shape == (5, 2)
+    assert wrapped.reset(seed=0)[1].shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("id", "kwargs", "told"),
+    [
+        ("scrubjay/UAV-v0", {}, "write module:callable, as in 'scrubjay.envs.uav:parallel_env'"),
+        ("scrubjay.envs.uavs:env", {}, "No module named 'scrubjay.envs.uavs'"),
+        (UAV, {"num_uav": 3}, "did you mean 'num_uavs'"),
+        (UAV, {"num_uavs": 0}, "num_uavs=0"),
+    ],
+)
+def test_what_cannot_be_made_is_refused_by_name(id, kwargs, told):
+    config = TeamEnvConfig(id, kwargs)
+    for make in (config.make, config.make_teams):
+        with pytest.raises(ValueError, match=told) as refused:
+            make()
+        assert id in str(refused.value)
+
+
+def test_there_is_a_team_at_least():
+    with pytest.raises(ValueError, match="num_envs=0: at least 1"):
+        TeamEnvConfig(num_envs=0)

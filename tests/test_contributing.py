@@ -1,0 +1,154 @@
+"""What CONTRIBUTING tells to write, and the line to add: done here, the thing is there, and works."""
+
+import importlib.util
+import re
+import sys
+import types
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+import scrubjay
+from scrubjay.experiments import Run, train
+from scrubjay.experiments.cli import main
+
+TEXT = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text()
+LIMIT = 3
+"""Places that a new thing may touch."""
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Return the module that CONTRIBUTING's snippets make together."""
+    file = tmp_path_factory.mktemp("contributed") / "scrubjay_contributed.py"
+    file.write_text("\n".join(re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)))
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module
+    before = dict(scrubjay.experiments.RECIPES)
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[module.__name__]
+    for name in set(scrubjay.experiments.RECIPES) - set(before):
+        del scrubjay.experiments.RECIPES[name]
+
+
+def sections() -> dict[str, str]:
+    parts = re.split(r"^## (.*)$", TEXT, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("title", "file"),
+    [
+        ("Add a memory", "memory/registry.py"),
+        ("Add a context policy", "memory/context/registry.py"),
+        ("Add an environment", "envs/__init__.py"),
+        ("Add an experiment", "experiments/kinds/__init__.py"),
+        ("Add a command", "experiments/commands/__init__.py"),
+        ("Add a tool", "agents/tools/registry.py"),
+        ("Add a kernel", "kernels/__init__.py"),
+    ],
+)
+def test_each_section_names_few_places_and_they_exist(title, file):
+    said = sections()[title]
+    root = Path(__file__).parent.parent
+    lines = re.findall(r"^The line.*?(?=\n\n|\Z)", said, re.MULTILINE | re.DOTALL)
+    named = [path for line in lines for path in re.findall(r"`([\w/]+\.py)`", line)]
+    places = [path for path in dict.fromkeys(named) if not path.startswith("tests/")]
+    assert file in places
+    assert len(places) < LIMIT, f"with the new file itself more than {LIMIT}: {places}"
+    for path in re.findall(r"`((?:\w+/)+(?:\w+\.py)?)`", said):
+        assert (root / path).exists(), path
+
+
+def test_the_memory(written, monkeypatch):
+    from scrubjay.memory import registry
+
+    monkeypatch.setitem(registry._CONFIGS, "leaky", written.LeakyConfig)
+    assert "leaky" in scrubjay.memory.list_memories()
+    assert scrubjay.memory.make("leaky", dim=8, decay=0.5).decay == 0.5
+
+
+def test_the_context_policy(written, monkeypatch):
+    from scrubjay.memory.context import registry
+
+    monkeypatch.setitem(registry._POLICIES, "tail", written.TailPolicy)
+    assert scrubjay.memory.context.make("tail", budget=9) == written.TailPolicy(9)
+    assert scrubjay.memory.context.name_of(written.TailPolicy()) == "tail"
+    held = next(iter(written.cache.layers[0].memory.state.values()))
+    assert held.shape[2] <= 8
+
+
+def test_the_environment(written, monkeypatch):
+    module = types.ModuleType("scrubjay.envs.coin")
+    module.Coin, module.CoinVector = written.Coin, written.CoinVector
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(scrubjay.envs._HOMES, "Coin", "coin")
+    scrubjay.envs._register("Coin")
+    try:
+        from gymnasium.utils.env_checker import check_env
+
+        check_env(gymnasium.make("scrubjay/Coin-v0", render_mode="rgb_array").unwrapped)
+        vector = gymnasium.make_vec("scrubjay/Coin-v0", 64, vectorization_mode="vector_entry_point", delay=1)
+        sides, _ = vector.reset(seed=0)
+        assert set(sides) == {0, 1}
+        assert np.all(vector.step(sides)[1] == 1.0)
+        assert "scrubjay/Coin-v0" in scrubjay.envs.list_environments()
+    finally:
+        del gymnasium.registry["scrubjay/Coin-v0"]
+
+
+def test_the_recipe(written, tmp_path):
+    assert "tmaze-short" in scrubjay.experiments.RECIPES
+    words = ["--total-steps", "256", "--eval-episodes", "2", "--quiet", "--run-dir", str(tmp_path / "run")]
+    assert main(["train", "tmaze-short", "--memory", "none", *words]) == 0
+    assert Run.load(tmp_path / "run").config.recipe == "tmaze-short"
+
+
+def test_the_kind_of_experiment(written, monkeypatch, tmp_path):
+    from scrubjay.experiments import kinds
+
+    monkeypatch.setitem(kinds._KINDS, "parity", (written.ParityConfig, written.ParityEngine))
+    memory = scrubjay.memory.make_config("gru", dim=16)
+    run = train(written.ParityConfig(memory=memory, learning_rate=0.02), tmp_path / "parity")
+    assert run.result["success"] > 0.9
+    assert Run.load(run.path).config == run.config
+    assert Run.load(run.path).finished
+    with pytest.raises(TypeError, match="has no policy"):
+        _ = run.policy
+
+
+def test_the_command(written, monkeypatch, capsys):
+    from scrubjay.experiments import commands
+
+    module = types.ModuleType("scrubjay.experiments.commands.greet")
+    module.run = written.run
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(commands.COMMANDS, "greet", ("greet somebody", "greet.run"))
+    assert main(["greet", "--name", "Ada"]) == 0
+    assert "hello, Ada" in capsys.readouterr().out
+    assert main(["greet", "--name", ""]) == 2
+    assert main(["--help"]) == 0
+    assert "greet somebody" in capsys.readouterr().out
+
+
+def test_the_tool(written, monkeypatch):
+    from scrubjay.agents.tools import list_tools, make_tools, registry
+
+    monkeypatch.setitem(registry._SPECS, "letters", written.LETTERS)
+    assert "letters" in list_tools()
+    assert "字母" in list_tools("zh")
+    (tool,) = make_tools(["letters"])
+    assert tool.invoke({"word": "jay"}) == "3 letters"
+    assert "the word is empty" in tool.invoke({"word": ""})
+
+
+def test_the_kernel(written):
+    values = torch.randn(1, 5, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda v: written.leaky_sum(v, 0.7), values)
+    with pytest.raises(ValueError, match="there is no kernel"):
+        written.leaky_sum(values, 0.7, implementation="triton")
