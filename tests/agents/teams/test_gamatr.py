@@ -22,9 +22,8 @@ from scrubjay.agents import (
 )
 from scrubjay.agents.rl.trust_region import flatten, mean_kl, snapshot, trust_region_step
 from scrubjay.agents.teams.batch import normalized, team_advantages
-from scrubjay.agents.teams.budget import allocate_kl
 from scrubjay.agents.teams.metagame import equilibrium, game_gains, regret
-from scrubjay.agents.teams.steps import agent_step, frozen, natural_gradients, sequential_steps
+from scrubjay.agents.teams.steps import agent_step, allocate_kl, frozen, natural_gradients, sequential_steps
 from scrubjay.memory import make_config
 
 OBSERVATION = spaces.Box(-1, 1, (3,), np.float32)
