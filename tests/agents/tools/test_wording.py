@@ -17,7 +17,7 @@ from scrubjay.agents.tools import ToolUnavailable, WebConfig, make_tools
 from scrubjay.agents.tools.base import Refused, Unreachable
 from scrubjay.agents.tools.faults import describe_faults
 
-FOLDER = Path(wording.__file__).parents[1]
+AGENTS = Path(wording.__file__).parents[2]
 KINDS = {"Phrase", "Mistaken", "Refused", "Unreachable", "PlanError"}
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
 
@@ -130,7 +130,7 @@ def test_every_text_is_used_and_given_the_values_it_asks_for():
     english = load_prompts("en")
     written: set[str] = set()
     checked = 0
-    for path in FOLDER.rglob("*.py"):
+    for path in AGENTS.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 written.add(node.value)
