@@ -2,42 +2,14 @@
 
 from __future__ import annotations
 
-import gymnasium
+from typing import TYPE_CHECKING
 
-__all__ = ["list_environments"]
+from scrubjay._lazy import face
+from scrubjay.envs.registration import register
 
-# Entry points are strings so that importing this package loads no environment.
-_ENTRY_POINTS: dict[str, tuple[str, str]] = {
-    "scrubjay/Autoencode-v0": (
-        "scrubjay.envs.autoencode:Autoencode",
-        "scrubjay.envs.autoencode:AutoencodeVector",
-    ),
-    "scrubjay/Ballet-v0": ("scrubjay.envs.ballet.env:Ballet", "scrubjay.envs.ballet.env:BalletVector"),
-    "scrubjay/CountRecall-v0": (
-        "scrubjay.envs.count_recall:CountRecall",
-        "scrubjay.envs.count_recall:CountRecallVector",
-    ),
-    "scrubjay/KeyToDoor-v0": (
-        "scrubjay.envs.key_to_door:KeyToDoor",
-        "scrubjay.envs.key_to_door:KeyToDoorVector",
-    ),
-    "scrubjay/MemoryPlanning-v0": (
-        "scrubjay.envs.memory_planning:MemoryPlanning",
-        "scrubjay.envs.memory_planning:MemoryPlanningVector",
-    ),
-    "scrubjay/RepeatPrevious-v0": (
-        "scrubjay.envs.repeat_previous:RepeatPrevious",
-        "scrubjay.envs.repeat_previous:RepeatPreviousVector",
-    ),
-    "scrubjay/TMaze-v0": ("scrubjay.envs.tmaze:TMaze", "scrubjay.envs.tmaze:TMazeVector"),
-}
+if TYPE_CHECKING:
+    from scrubjay.envs.registration import list_environments as list_environments
 
+__all__, __getattr__, __dir__ = face(__name__, {"registration": ["list_environments"]}, packages=("uav",))
 
-def list_environments() -> list[str]:
-    """Return the ids of all registered scrubjay environments, ready for `gymnasium.make`."""
-    return sorted(_ENTRY_POINTS)
-
-
-for _id, (_single, _vector) in _ENTRY_POINTS.items():
-    if _id not in gymnasium.registry:
-        gymnasium.register(_id, entry_point=_single, vector_entry_point=_vector)
+register()
