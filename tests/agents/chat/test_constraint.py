@@ -92,7 +92,8 @@ def test_json_is_valid_at_any_limit_that_admits_it(tiny_chat, schema, spare, see
 
 @pytest.fixture(scope="module")
 def vocabulary(tiny_chat):
-    return LoadedModel(*tiny_chat, "tiny").vocabulary
+    model, tokenizer = tiny_chat
+    return LoadedModel(model, tokenizer, "tiny").vocabulary
 
 
 def test_only_tokens_that_keep_the_answer_valid_may_be_chosen(tiny_chat, vocabulary):
