@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gymnasium
 import pytest
+from gymnasium.envs.registration import EnvSpec
 
 from scrubjay import envs
 from scrubjay.envs import list_environments
@@ -20,7 +21,7 @@ def test_every_environment_has_a_single_and_a_batched_form() -> None:
 
 def test_what_a_user_registered_by_our_name_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     name = list_environments()[0]
-    own = gymnasium.envs.registration.EnvSpec(name, entry_point="own.module:Environment")
+    own = EnvSpec(name, entry_point="own.module:Environment")
     monkeypatch.setitem(gymnasium.registry, name, own)
     register()
     assert gymnasium.registry[name] is own
