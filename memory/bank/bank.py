@@ -133,9 +133,9 @@ class MemoryBank:
             text: What to remember.
             kind: "knowledge", "conversation", "task" or "episode".
             namespace: Whose it is, from the widest circle.
-            importance: From 0 to 1.
+            importance: From 0 to 1; by default 0.5.
             observed: When it was said or seen; by default now.
-            valid_from: Since when it holds; by default since it was observed.
+            valid_from: Since when it holds; None where that is not known.
             valid_to: Until when; by default for ever.
             trust: Who worded it: "user", "agent" or "tool".
             supersedes: Id of the record whose validity ends where this one's begins.
@@ -186,7 +186,7 @@ class MemoryBank:
             text: As in `add`, and so all others.
             kind: "knowledge", "conversation", "task" or "episode".
             namespace: Whose it is, from the widest circle.
-            importance: From 0 to 1.
+            importance: From 0 to 1; by default 0.5.
             observed: When it was said or seen.
             valid_from: Since when it holds.
             valid_to: Until when.
@@ -263,7 +263,7 @@ class MemoryBank:
             kind: "knowledge", "conversation", "task" or "episode".
             namespace: Whose it is, from the widest circle.
             passage_length: Characters of a passage at most.
-            importance: From 0 to 1.
+            importance: From 0 to 1; by default 0.5.
             observed: When it was read; by default now.
             trust: Who worded it: "user", "agent" or "tool".
             provenance: Anything that JSON can hold.

@@ -17,7 +17,7 @@ from scrubjay.agents.kwai import KwaiAgent, Profile
 from scrubjay.agents.language.prompts import LANGUAGES, load_prompts
 from scrubjay.memory import MemoryBank
 
-from .scripted import ScriptedModel, call, plan
+from ..scripted import ScriptedModel, call, plan
 
 
 @tool
@@ -181,7 +181,7 @@ def test_10_no_network_is_touched(monkeypatch):
 
 
 def test_the_agent_is_imported_without_a_tokenizer_or_a_tensor():
-    source = str(Path(__file__).parents[3] / "src")
+    source = str(Path(__file__).parents[4] / "src")
     code = "import sys, scrubjay.agents, json; one = list(sys.modules); import scrubjay.agents.kwai; print(json.dumps([one, list(sys.modules)]))"
     done = subprocess.run(
         [sys.executable, "-P", "-c", code],

@@ -6,7 +6,7 @@ from scrubjay.agents.kwai import KwaiAgent
 from scrubjay.agents.tools import Replay, make_tools
 from scrubjay.agents.tools.base import Answer
 
-from ..kwai.scripted import ScriptedModel, call
+from ...kwai.scripted import ScriptedModel, call
 
 
 def now() -> datetime:

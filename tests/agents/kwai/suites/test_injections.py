@@ -18,8 +18,8 @@ from scrubjay.agents.tools import Replay, make_tools
 from scrubjay.agents.tools.base import Answer
 from scrubjay.memory import MemoryBank
 
-from .replayable import assert_replayable
-from .scripted import ScriptedModel, call, plan
+from ..replayable import assert_replayable
+from ..scripted import ScriptedModel, call, plan
 
 ATTEMPTS = [
     json.loads(line) for line in (Path(__file__).parent / "injections.jsonl").read_text("utf-8").splitlines()

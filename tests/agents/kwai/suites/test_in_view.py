@@ -19,7 +19,7 @@ from scrubjay.agents.tools import make_tools
 from scrubjay.experiments.commands.agent import AgentOptions
 from scrubjay.memory import MemoryBank
 
-from .scripted import ScriptedModel, call, plan
+from ..scripted import ScriptedModel, call, plan
 
 
 class Counting(LocalChatModel):

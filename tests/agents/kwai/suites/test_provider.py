@@ -21,9 +21,9 @@ from scrubjay.agents.kwai import KwaiAgent, Limits, Profile
 from scrubjay.agents.language.prompts import LANGUAGES, load_prompts
 from scrubjay.agents.tools import make_tools
 
-from .chat_completions import KEY, BreaksOff, Fails, Hangs, Says, calls, check, serve
-from .replayable import assert_replayable
-from .scripted import plan
+from ..chat_completions import KEY, BreaksOff, Fails, Hangs, Says, calls, check, serve
+from ..replayable import assert_replayable
+from ..scripted import plan
 
 
 @tool
