@@ -13,7 +13,6 @@ words alone nominate.
 from __future__ import annotations
 
 import itertools
-import json
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -25,6 +24,7 @@ import numpy as np
 from scrubjay.memory.bank.document import split_document
 from scrubjay.memory.bank.duplicates import unpack_marks
 from scrubjay.memory.bank.file.record import (
+    COLUMNS,
     KINDS,
     TRUSTS,
     Hit,
@@ -33,7 +33,8 @@ from scrubjay.memory.bank.file.record import (
     check_choice,
     check_choices,
     check_namespace,
-    to_datetime,
+    join_namespace,
+    record_fields,
     to_seconds,
     zone_of,
 )
@@ -43,19 +44,13 @@ from scrubjay.memory.bank.search.approximate import ApproximateIndex
 from scrubjay.memory.bank.search.dense import DenseIndex, VectorIndex, stored_dimension, unit_vectors
 from scrubjay.memory.bank.search.fluency import Embeddings, fluency, script_of
 from scrubjay.memory.bank.search.matrix import usable_device
-from scrubjay.memory.bank.search.recall import Filter, join_namespace, recall, split_namespace
+from scrubjay.memory.bank.search.recall import Filter, recall
 from scrubjay.memory.bank.search.segments import forget_in_segment, require_usearch
 from scrubjay.memory.bank.transfer import BATCH, Restorer, check_row, read_rows
 from scrubjay.memory.bank.write import Draft, Writer, check_text, encode_provenance
 
 if TYPE_CHECKING:
     from scrubjay.memory.bank.surprise import Surprise, SurpriseConfig
-
-_COLUMNS = (
-    "id, text, kind, namespace, trust, provenance, created, observed, renewed, valid_from, valid_to, "
-    "importance, "
-    "supersedes, sayings"
-)
 
 
 class MemoryBank:
@@ -66,17 +61,17 @@ class MemoryBank:
         embeddings: What records are found by besides their words.
         clock: Returns the present moment; in its time zone days begin.
         dense_weight: What embeddings count where words count 1, each times how sure it is
-            (`memory/bank_recall.py`).
-        surprise: Puts a neural memory beside the records (`memory/bank_surprise.py`); off unless asked for.
+            (`memory/bank/search/recall.py`).
+        surprise: Puts a neural memory beside the records (`memory/bank/surprise.py`); off unless asked for.
         device: Where torch holds the embeddings, "cuda" for one, where Triton scans them; without it numpy
             does, and torch stays out.
         approximate: Hold no embeddings at all: beside the file an index of them is kept, from which the
-            nearest are found, not surely all of them (extra `ann`; `memory/bank_approximate.py`).
+            nearest are found, not surely all of them (extra `ann`; `memory/bank/search/approximate.py`).
 
     Raises:
         ValueError: on a file of a newer Scrubjay, on a device that is not there, and on what does not go
             together; the first search or write does on a file that was written with other embeddings
-            (`memory/bank_model.py`).
+            (`memory/bank/model.py`).
     """
 
     def __init__(
@@ -182,18 +177,7 @@ class MemoryBank:
     ) -> Draft:
         """Return what `add` would write, checked. Raises ValueError or TypeError as `add` does.
 
-        Args:
-            text: As in `add`, and so all others.
-            kind: "knowledge", "conversation", "task" or "episode".
-            namespace: Whose it is, from the widest circle.
-            importance: From 0 to 1; by default 0.5.
-            observed: When it was said or seen.
-            valid_from: Since when it holds.
-            valid_to: Until when.
-            trust: Who worded it: "user", "agent" or "tool".
-            supersedes: Id of the record that no longer holds.
-            merge: Whether it may join a record that says as much.
-            provenance: Anything that JSON can hold.
+        Args: those of `add`.
         """
         if not isinstance(text, str):
             raise TypeError(f"text={text!r}: pass a string")
@@ -335,16 +319,16 @@ class MemoryBank:
                 connection, query, vector, index, dense_weight, filter, now, k, zone_of(moment)
             ):
                 row = connection.execute(
-                    f"SELECT {_COLUMNS} FROM records WHERE number = ?", (number,)
+                    f"SELECT {COLUMNS} FROM records WHERE number = ?", (number,)
                 ).fetchone()
-                hits.append(Hit(**_fields(row), score=score, explanation=why if explain else None))
+                hits.append(Hit(**record_fields(row), score=score, explanation=why if explain else None))
         return hits
 
     def get(self, id: str) -> Record | None:
         """Return the record, valid or not; None if there is none."""
         with self._store.reading() as connection:
-            row = connection.execute(f"SELECT {_COLUMNS} FROM records WHERE id = ?", (id,)).fetchone()
-        return Record(**_fields(row)) if row else None
+            row = connection.execute(f"SELECT {COLUMNS} FROM records WHERE id = ?", (id,)).fetchone()
+        return Record(**record_fields(row)) if row else None
 
     def recent(self, n: int, kind: str | None = None, namespace: Sequence[str] | None = None) -> list[Record]:
         """Return the last `n` records that hold now, the newest last."""
@@ -358,11 +342,10 @@ class MemoryBank:
         ).condition()
         with self._store.reading() as connection:
             rows = connection.execute(
-                f"SELECT {_COLUMNS} FROM records WHERE {condition} "
-                "ORDER BY renewed DESC, number DESC LIMIT ?",
+                f"SELECT {COLUMNS} FROM records WHERE {condition} ORDER BY renewed DESC, number DESC LIMIT ?",
                 [*values, n],
             ).fetchall()
-        return [Record(**_fields(row)) for row in reversed(rows)]
+        return [Record(**record_fields(row)) for row in reversed(rows)]
 
     def sayings(self, id: str) -> list[str]:
         """Return every wording of a record, the first one first."""
@@ -512,13 +495,3 @@ class MemoryBank:
 
     def _drop_kept(self) -> None:
         self._index = self._surprise = None
-
-
-def _fields(row: tuple) -> dict[str, Any]:
-    fields: dict[str, Any] = dict(zip(_COLUMNS.split(", "), row, strict=True))
-    fields["namespace"] = split_namespace(fields["namespace"])
-    fields["provenance"] = json.loads(fields["provenance"])
-    for name in ("created", "observed", "renewed", "valid_from", "valid_to"):
-        if fields[name] is not None:
-            fields[name] = to_datetime(fields[name])
-    return fields

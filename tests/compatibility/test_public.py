@@ -1,6 +1,7 @@
 """What d9e860e promised (`public.json`) is still there: more may be, nothing less, by the same defaults."""
 
 import contextlib
+import copy
 import io
 import json
 import subprocess
@@ -12,6 +13,8 @@ import pytest
 from collect import PARTS, commands, flags, missing, said
 
 PROMISED = json.loads(Path(__file__).with_name("public.json").read_text())
+REPLACED = {"members": {"scrubjay.experiments.TrainConfig": ("engine", "run")}}
+"""What CHANGELOG says the substitute of: a config is data, and `scrubjay.experiments.train(config)` trains it."""
 WHOLE = ("members", "layouts", "ops", "tables", "files", "choices", "configs", "memory configs")
 
 
@@ -41,7 +44,11 @@ def test_a_package_exports_its_names(package):
 
 @pytest.mark.parametrize("part", WHOLE)
 def test_what_is_promised_is_there(part):
-    check(PROMISED[part], found(part), part)
+    promised = copy.deepcopy(PROMISED[part])
+    for owner, names in REPLACED.get(part, {}).items():
+        for name in names:
+            del promised[owner][name]
+    check(promised, found(part), part)
 
 
 @pytest.mark.parametrize("command", PROMISED["flags"])

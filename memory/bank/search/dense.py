@@ -6,7 +6,7 @@ they are told in standard deviations of all that are looked at, as one model's c
 another's above 0.7.
 
 Both are an exact scan by `scrubjay.kernels.nearest`: numpy's, so that who embeds by a service need not
-import torch, or on a device of torch (`memory/bank_matrix.py`).
+import torch, or on a device of torch (`memory/bank/search/matrix.py`).
 """
 
 from __future__ import annotations

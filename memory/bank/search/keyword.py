@@ -4,7 +4,7 @@ BM25 is that of SQLite's FTS5 (Robertson & Zaragoza 2009): a sum of log-odds, wh
 themselves if words came independently; as they do not, it is divided by 2.5. Its time grows with the records
 that match: words that too many records hold choose none: they only weigh what rarer words chose. Where all
 are that common, the newest records that hold the rarest of them are looked at. A date is one word
-(`memory/bank_dates.py`).
+(`memory/bank/search/dates.py`).
 """
 
 from __future__ import annotations

@@ -3,14 +3,13 @@
 What a record gets:
 
 1. Each arm's scores become shares of one whole by a softmax, and records lend some of theirs to neighbours in
-   the chunk (`memory/bank_lending.py`): BM25 by words, cosines by embeddings.
+   the chunk (`memory/bank/search/shares.py`): BM25 by words, cosines by embeddings.
 2. Shares of both arms are summed, as convex combinations beat fusions of ranks (Bruch, Gai and Ingber 2023,
-  arXiv
-   2210.11934), but with weights that the query's own scores tell, since no weights serve all queries. Words
-   weigh the part of the query that the best record covers, to the power of 1.5: they know little of a query
+   arXiv 2210.11934), but with weights that the query's own scores tell, since no weights serve all queries.
+   Words weigh the part of the query that the best record covers, to the power of 1.5: they know little of a query
    that shares but a name with a hundred records. Embeddings weigh how far the nearest record stands out from
    what chance would bring near, in a logistic curve, times how well they know the query's script
-   (`memory/bank_fluency.py`), times the bank's `dense_weight`: where no record stands out none is meant.
+   (`memory/bank/search/fluency.py`), times the bank's `dense_weight`: where no record stands out none is meant.
 3. Recency and importance each move the sum by 2 % at most: they decide between equals.
 """
 
@@ -75,16 +74,6 @@ class Filter:
     def allows(self, namespace: str, kind: str) -> bool:
         """Return whether records of this namespace and kind may be seen."""
         return (self.kinds is None or kind in self.kinds) and namespace.startswith(self.namespace or "")
-
-
-def join_namespace(namespace: tuple[str, ...]) -> str:
-    """Return a namespace as stored: each part ends in U+001F, so that a wider one is a prefix."""
-    return "".join(f"{part}\x1f" for part in namespace)
-
-
-def split_namespace(stored: str) -> tuple[str, ...]:
-    """Return what `join_namespace` joined."""
-    return tuple(stored.split("\x1f")[:-1])
 
 
 def scope_words(namespace: str, kind: str) -> str:
