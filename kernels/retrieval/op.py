@@ -16,10 +16,9 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional
 
 from scrubjay.kernels.dispatch import is_compiled, resolve, unsupported_dtype, without_autocast
-from scrubjay.kernels.retrieval import vectorised
+from scrubjay.kernels.retrieval import reference, vectorised
 from scrubjay.kernels.retrieval.problem import Choice, Problem
 
 Combine = Literal["hierarchical", "joint"]
@@ -108,56 +107,10 @@ def chunk_retrieval(
         return query.new_zeros(*query.shape[:-1], values.shape[-1])
     choice = choice._replace(top_k=min(top_k, num_chunks))
     if path == "reference":
-        return _reference(problem, choice)
+        return reference.retrieve(problem, choice)
     if path == "triton" or (path == "torch" and is_compiled()):
         return _op(*problem, *choice, path)[0]
     return vectorised.retrieve(problem, choice, path)
-
-
-def _reference(problem: Problem, choice: Choice) -> Float[Tensor, "B T H V"]:
-    """Compute the definition, one query head at a time."""
-    query, keys, values, summaries, valid, summary_query, positions, lengths = problem
-    batch, time, heads, _ = query.shape
-    groups, coarse, summary_groups = keys.shape[3], summary_query.shape[2], summaries.shape[2]
-    dtype = problem.score_dtype
-    rows = []
-    for b in range(batch):
-        for t in range(time):
-            for h in range(heads):
-                c, g = h * coarse // heads, h * groups // heads
-                readable = valid[b, t].nonzero().flatten().tolist()
-                coarse_query = summary_query[b, t, c].to(problem.coarse_dtype)
-                # A sum of products, since a dot product's rounding depends on where in memory a row lies.
-                score = {
-                    m: choice.summary_scale
-                    * (coarse_query * summaries[b, m, c * summary_groups // coarse]).sum()
-                    for m in readable
-                }
-                kept_anyway = readable[: choice.num_sinks]
-                if choice.num_locals:
-                    kept_anyway = kept_anyway + readable[-choice.num_locals :]
-                ranking = {m: (m not in kept_anyway, -score[m].item(), m) for m in readable}
-                best = sorted(readable, key=ranking.__getitem__)[: choice.top_k]
-                if not best:
-                    rows.append(query.new_zeros(values.shape[-1]))
-                    continue
-                logits, content = [], []
-                for m in best:
-                    length = keys.shape[2] if lengths is None else int(lengths[b, m])
-                    offset = 0 if positions is None else positions[:length]
-                    stored = (keys[b, m, :length, g] + offset).to(dtype)
-                    logits.append(stored @ query[b, t, h].to(dtype) * choice.scale)
-                    content.append(values[b, m, :length, g] + offset)
-                if choice.joint:
-                    attention = functional.softmax(torch.cat(logits), dim=0)
-                else:
-                    weights = functional.softmax(torch.stack([score[m] for m in best]), dim=0)
-                    attention = torch.cat(
-                        [functional.softmax(x, 0) * w for x, w in zip(logits, weights, strict=True)]
-                    )
-                mixed = torch.cat(content)
-                rows.append((attention.to(mixed.dtype)[:, None] * mixed).sum(dim=0))
-    return torch.stack(rows).view(batch, time, heads, -1)
 
 
 @torch.library.custom_op("scrubjay::chunk_retrieval", mutates_args=())
