@@ -66,7 +66,7 @@ def sink_attention(
     Raises ValueError on mismatched shapes, `window` < 1 or `num_sinks` < 0, TypeError on a wrong dtype.
     """
     _check(query, keys, values, query_step, key_step, episode_start, window, num_sinks, sink_logit)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    factor: float = query.shape[-1] ** -0.5 if scale is None else scale
     path = resolve(
         implementation,
         query,
@@ -78,10 +78,10 @@ def sink_attention(
     )
     steps = (query_step, key_step, episode_start)
     if path == "reference":
-        return reference.read_out(query, keys, values, sink_logit, *steps, window, num_sinks, scale)
+        return reference.read_out(query, keys, values, sink_logit, *steps, window, num_sinks, factor)
     if path == "triton" or is_compiled():
-        return _op(query, keys, values, sink_logit, *steps, window, num_sinks, scale, path)[0]
-    return _eager(query, keys, values, sink_logit, *steps, window, num_sinks, scale, path)
+        return _op(query, keys, values, sink_logit, *steps, window, num_sinks, factor, path)[0]
+    return _eager(query, keys, values, sink_logit, *steps, window, num_sinks, factor, path)
 
 
 def sink_slot(step_in_episode: Int[Tensor, "*batch"], num_sinks: int, window: int) -> Int[Tensor, "*batch"]:

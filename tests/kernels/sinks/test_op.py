@@ -170,7 +170,9 @@ def test_the_sink_logit_is_a_key_of_value_zero(path):
     arguments = draw(5, time=9, cached=3, heads=1, groups=1, width=4)
     out = sink_attention(**arguments, window=5, num_sinks=1, scale=1.0, implementation=path)
     query, keys, values = (arguments[name][:, :, 0] for name in ("query", "keys", "values"))
-    visible = vectorised.visible_slots(*(arguments[n] for n in ("query_step", "key_step", "episode_start")), 5, 1)
+    visible = vectorised.visible_slots(
+        arguments["query_step"], arguments["key_step"], arguments["episode_start"], window=5, num_sinks=1
+    )
     scores = (query @ keys.mT).masked_fill(~visible, -torch.inf)
     scores = torch.cat([scores, arguments["sink_logit"].expand(2, 9, 1)], dim=-1)
     expected = torch.softmax(scores, dim=-1) @ functional.pad(values, (0, 0, 0, 1))
@@ -287,7 +289,9 @@ def test_negative_steps_are_never_seen(path):
 def test_slots_that_no_query_sees_may_hold_anything(path, blank):
     arguments = draw(10, time=40, cached=20, age=30, reset=0.1)
     options = {"window": 3, "num_sinks": 1, "implementation": path}
-    visible = vectorised.visible_slots(*(arguments[n] for n in ("query_step", "key_step", "episode_start")), 3, 1)
+    visible = vectorised.visible_slots(
+        arguments["query_step"], arguments["key_step"], arguments["episode_start"], window=3, num_sinks=1
+    )
     unseen = ~visible.any(dim=1)
     assert unseen.sum() > 10
     clean = readout_and_gradients(arguments, **options)
