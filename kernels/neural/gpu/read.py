@@ -1,6 +1,9 @@
 # pyright: reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
 # pyright: reportOptionalMemberAccess=false, reportOperatorIssue=false, reportPossiblyUnboundVariable=false
-"""What queries read, a program for each chunk."""
+"""What queries read, a program for each chunk.
+
+Shapes at loads: C tokens of a chunk, D the width of a head, I a tile of the hidden width, all padded.
+"""
 
 from __future__ import annotations
 
@@ -43,10 +46,12 @@ def _read_kernel(
     m_c = c < C
     p_query = query_ptr + i_b * query_b + i_h * query_h + first * query_t
     p_key = key_ptr + i_b * key_b + i_h * key_h + first * key_t
+    # [C]
     retained = tl.load(p_rule + C + c, mask=m_c, other=0.0)
     built = tl.load(p_rule + 2 * C + c, mask=m_c, other=0.0)
     taken = tl.load(p_kept + TAKEN + c, mask=m_c, other=0.0)
     if DEPTH == 2:
+        # [C, D]
         key = get(p_key, c, d, key_t, C, D)
         alike_lower = dot(get(p_query, c, d, query_t, C, D), tl.trans(key), PRECISION)
         alike_lower = alike_lower * get(p_rule + MIXED, c, c, C, C, C)
@@ -55,7 +60,9 @@ def _read_kernel(
     for block in range(0, I, BLOCK_I):
         i = block + tile
         if DEPTH == 2:
+            # [C, I]
             inner = taken[:, None] * get(p_kept + INNER, c, i, I, C, I)
+            # [C, D]
             query = get(p_query, c, d, query_t, C, D)
             read = dot(query, get(lower_ptr + i_h * (D * I), d, i, I, D, I), PRECISION)
             read += retained[:, None] * dot(query, get(states_ptr + o_now, d, i, I, D, I), PRECISION)
@@ -64,18 +71,24 @@ def _read_kernel(
             put(p_kept + READ, read, c, i, I, C, I)
             x, other = silu(read), silu(get(p_kept + PRODUCT, c, i, I, C, I))
         else:
+            # [C, I]
             x, other = get(p_query, c, i, query_t, C, I), get(p_key, c, i, key_t, C, I)
         alike += dot(x, tl.trans(other), PRECISION)
+        # [D, I]
         upper = transposed(upper_ptr + i_h * (D * I), d, i, D, D, I)
         out += dot(x, tl.trans(upper), PRECISION)
+        # [D, I]
         delta = transposed(states_ptr + o_now + UPPER, d, i, D, D, I)
         out += retained[:, None] * dot(x, tl.trans(delta), PRECISION)
+        # [D, I]
         momentum = transposed(states_ptr + o_now + SIZE + UPPER, d, i, D, D, I)
         out += built[:, None] * dot(x, tl.trans(momentum), PRECISION)
     alike = alike * get(p_rule + MIXED, c, c, C, C, C)
+    # [C, D]
     error = taken[:, None] * get(p_kept + ERROR, c, d, D, C, D)
     out -= dot(alike, error, PRECISION)
     if RESIDUAL:
+        # [C, D]
         out += get(p_query, c, d, query_t, C, D)
     put(out_ptr + ((i_b * N * C + first) * H + i_h) * D, out, c, d, H * D, C, D)
 

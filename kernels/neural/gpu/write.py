@@ -9,6 +9,8 @@ chunk. To keep each g-th only would mean to walk again, and the walk is what tak
 
 An anchor is delta at the start of its chunk, but behind an incomplete chunk it is an older one. The walk keeps such
 an anchor in the tensor that returns it, written by a chunk that is incomplete and read by one that is held.
+
+Shapes at loads: C tokens of a chunk, D the width of a head, I a tile of the hidden width, all padded.
 """
 
 from __future__ import annotations
@@ -66,44 +68,57 @@ def _write_kernel(
             p_anchor = p_kept_anchor
 
         # What the chunk's keys write, at the anchor.
+        # [C, D]
         error = -get(p_value, c, d, value_t, C, D)
         if RESIDUAL:
+            # [C, D]
             error += get(p_key, c, d, key_t, C, D)
         x_squares = tl.zeros([BLOCK_C], tl.float32)
         for block in range(0, I, BLOCK_I):
             i = block + tile
+            # [D, I]
             anchor = transposed(p_anchor + UPPER, d, i, D, D, I)
             if (flags & 12) == 4:  # incomplete, and not held already
                 put_transposed(p_kept_anchor + UPPER, anchor, d, i, D, D, I)
+            # [D, I]
             upper = transposed(p_upper, d, i, D, D, I) + anchor
             if DEPTH == 2:
+                # [D, I]
                 anchor = get(p_anchor, d, i, I, D, I)
                 if (flags & 12) == 4:
                     put(p_kept_anchor, anchor, d, i, I, D, I)
+                # [D, I]
                 lower = get(lower_ptr + i_h * (D * I), d, i, I, D, I) + anchor
                 product = dot(get(p_key, c, d, key_t, C, D), lower, PRECISION)
                 put(p_kept + PRODUCT, product, c, i, I, C, I)
                 x = silu(product)
             else:
+                # [C, I]
                 x = get(p_key, c, i, key_t, C, I)
             x_squares += squares(x)
             error += dot(x, tl.trans(upper), PRECISION)
+        # [C]
         step = tl.load(p_rule + c, mask=m_c, other=0.0)
         most = squares(error)
         squared = x_squares * most
         if DEPTH == 2:
+            # The lower layer's part of it, and the clip of the step.
             tl.debug_barrier()
             inner_squares = tl.zeros([BLOCK_C], tl.float32)
             for block in range(0, I, BLOCK_I):
                 i = block + tile
+                # [D, I]
                 upper = transposed(p_upper, d, i, D, D, I) + transposed(p_anchor + UPPER, d, i, D, D, I)
+                # [C, I]
                 product = get(p_kept + PRODUCT, c, i, I, C, I)
                 inner = dot(error, upper, PRECISION) * silu_slope(product)
                 inner_squares += squares(inner)
                 put(p_kept + INNER, inner, c, i, I, C, I)
             squared += squares(get(p_key, c, d, key_t, C, D)) * inner_squares
+            # [C]
             most = tl.load(p_rule + 5 * C + 3 + c, mask=m_c, other=0.0) * most
             step = tl.where(step * squared > most, most / tl.where(squared > 0, squared, 1.0), step)
+        # What reads and gradients need of it.
         tl.store(p_kept + SQUARED + c, squared, mask=m_c)
         tl.store(p_kept + TAKEN + c, step, mask=m_c)
         if DEPTH == 2:
@@ -115,6 +130,7 @@ def _write_kernel(
         tl.debug_barrier()
 
         # Where it leaves delta and momentum: nothing, if the next chunk is fresh.
+        # [C]
         end_mixed = tl.load(p_rule + 3 * C + c, mask=m_c, other=0.0)
         end_trace = tl.load(p_rule + 4 * C + c, mask=m_c, other=0.0)
         end_retained, end_built = tl.load(p_rule + 5 * C), tl.load(p_rule + 5 * C + 1)
@@ -125,8 +141,11 @@ def _write_kernel(
             i = block + tile
             if DEPTH == 2:
                 inner = step[:, None] * get(p_kept + INNER, c, i, I, C, I)
+                # [C, I]
                 x = silu(get(p_kept + PRODUCT, c, i, I, C, I))
+                # [D, C]
                 key = tl.trans(get(p_key, c, d, key_t, C, D))
+                # [D, I]
                 delta = get(states_ptr + o_now, d, i, I, D, I)
                 momentum = get(states_ptr + o_now + SIZE, d, i, I, D, I)
                 delta = end_retained * delta + end_built * momentum
@@ -136,7 +155,9 @@ def _write_kernel(
                 put(states_ptr + o_next, tl.where(stays, delta, 0.0), d, i, I, D, I)
                 put(states_ptr + o_next + SIZE, tl.where(stays, momentum, 0.0), d, i, I, D, I)
             else:
+                # [C, I]
                 x = get(p_key, c, i, key_t, C, I)
+            # [D, I]
             delta = transposed(states_ptr + o_now + UPPER, d, i, D, D, I)
             momentum = transposed(states_ptr + o_now + SIZE + UPPER, d, i, D, D, I)
             delta = end_retained * delta + end_built * momentum

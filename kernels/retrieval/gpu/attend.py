@@ -3,6 +3,8 @@
 """Attention inside the chunks kept, query by query.
 
 A tile's rows are the R = H / U query heads of a unit.
+
+Shapes at loads: R query heads of a unit, C steps of a chunk, K chunks kept, D, V and DS widths, all padded.
 """
 
 from __future__ import annotations
@@ -40,24 +42,27 @@ def _attend_kernel(
     d, v, k = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V), tl.arange(0, BLOCK_K)
     head = i_u * R + r.to(tl.int64)
     m_r = r < R
-    # [BLOCK_R, BLOCK_D]
+    # [R, D]
     b_query = tl.load(
         query_ptr + i_b * query_b + i_t * query_t + head[:, None] * query_h + d[None, :],
         mask=m_r[:, None] & (d < D)[None, :],
         other=0.0,
     )
     o_kept = (i_row * S + i_s) * K
+    # [K]
     chunks = tl.load(chunks_ptr + o_kept + k, mask=k < K, other=-1)
+    # What each chunk kept weighs: the softmax of their scores, taken again with the summaries at hand.
     if JOINT:
         weights = tl.where(chunks >= 0, 1.0, 0.0)
     else:
         ds = tl.arange(0, BLOCK_DS)
+        # [DS]
         b_summary_query = tl.load(
             summary_query_ptr + i_b * summary_query_b + i_t * summary_query_t + i_s * summary_query_s + ds,
             mask=ds < DS,
             other=0.0,
         ).to(tl.float32)
-        # [BLOCK_K, BLOCK_DS]
+        # [K, DS]
         b_summaries = tl.load(
             summaries_ptr
             + i_b * summaries_b
@@ -75,6 +80,7 @@ def _attend_kernel(
         weights = weights / tl.where(total > 0, total, 1.0)
     tl.store(weights_ptr + o_kept + k, weights, mask=k < K)
 
+    # A softmax over the steps of each chunk, or of all (joint), in tiles one after the other.
     out = tl.zeros([BLOCK_R, BLOCK_V], tl.float32)
     largest = tl.full([BLOCK_R], float("-inf"), tl.float32)
     mass = tl.zeros([BLOCK_R], tl.float32)
@@ -94,6 +100,7 @@ def _attend_kernel(
                 mass = tl.zeros([BLOCK_R], tl.float32)
             for first in range(0, C, BLOCK_C):
                 c = first + tl.arange(0, BLOCK_C)
+                # [C, D]
                 b_keys = rows_tile(p_keys, positions_ptr, c, d, length, keys_c, D)
                 logits = tl.dot(b_query, tl.trans(b_keys), input_precision="tf32x3") * scale
                 logits = tl.where((c < length)[None, :], logits, float("-inf"))
@@ -106,11 +113,13 @@ def _attend_kernel(
                 if SHARED:
                     b_values = b_keys
                 else:
+                    # [C, V]
                     b_values = rows_tile(p_values, positions_ptr, c, v, length, values_c, V)
                 partial = partial * decay[:, None] + tl.dot(
                     attention.to(b_values.dtype), b_values, input_precision="tf32x3"
                 )
                 largest = new_largest
+            # The chunk's read-out, by its weight.
             if JOINT:
                 out = partial
             else:

@@ -4,6 +4,8 @@
 
 That of memory goes chunk by chunk over the queries that chose it, listed in a fixed order, so it needs no atomics
 and is deterministic.
+
+Shapes at loads: R query heads of a unit, C steps of a chunk, K chunks kept, D, V and DS widths, all padded.
 """
 
 from __future__ import annotations
@@ -41,17 +43,22 @@ def _query_gradient_kernel(
     head = i_u * R + r.to(tl.int64)
     m_r = r < R
     m_d, m_v = m_r[:, None] & (d < D)[None, :], m_r[:, None] & (v < V)[None, :]
+    # [R, D]
     b_query = tl.load(
         query_ptr + i_b * query_b + i_t * query_t + head[:, None] * query_h + d[None, :], mask=m_d, other=0.0
     )
     o_out = (i_row * H + head)[:, None] * V + v[None, :]
+    # [R, V]
     b_grad = tl.load(grad_ptr + o_out, mask=m_v, other=0.0)
     delta = tl.zeros([BLOCK_R], tl.float32)
     if JOINT:
+        # [R, V]
         b_out = tl.load(out_ptr + o_out, mask=m_v, other=0.0)
         delta = tl.sum(b_out.to(tl.float32) * b_grad.to(tl.float32), axis=1)
         tl.store(delta_ptr + i_row * H + head, delta, mask=m_r)
+        # [R]
         normaliser = tl.load(normalisers_ptr + i_row * H + head, mask=m_r, other=0.0)
+    # Chunk by chunk, the softmax again from its normaliser, and what it owes.
     query_grad = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
     o_kept = (i_row * S + i_s) * K
     for i_k in range(K):
@@ -64,15 +71,19 @@ def _query_gradient_kernel(
             p_values = values_ptr + i_b * values_b + chunk * values_m + i_g * values_g
             weight = tl.load(weights_ptr + o_kept + i_k)
             if not JOINT:
+                # [R]
                 normaliser = tl.load(normalisers_ptr + (i_row * H + head) * K + i_k, mask=m_r, other=0.0)
                 delta = tl.zeros([BLOCK_R], tl.float32)
+                # Delta before all else, where a chunk takes more than one tile.
                 if C > BLOCK_C:
                     for first in range(0, C, BLOCK_C):
                         c = first + tl.arange(0, BLOCK_C)
+                        # [C, D]
                         b_keys = rows_tile(p_keys, positions_ptr, c, d, length, keys_c, D)
                         if SHARED:
                             b_values = b_keys
                         else:
+                            # [C, V]
                             b_values = rows_tile(p_values, positions_ptr, c, v, length, values_c, V)
                         logits = tl.dot(b_query, tl.trans(b_keys), input_precision="tf32x3") * scale
                         attention = tl.where((c < length)[None, :], tl.exp(logits - normaliser[:, None]), 0.0)
@@ -80,10 +91,12 @@ def _query_gradient_kernel(
                         delta += tl.sum(attention * value_grad, axis=1)
             for first in range(0, C, BLOCK_C):
                 c = first + tl.arange(0, BLOCK_C)
+                # [C, D]
                 b_keys = rows_tile(p_keys, positions_ptr, c, d, length, keys_c, D)
                 if SHARED:
                     b_values = b_keys
                 else:
+                    # [C, V]
                     b_values = rows_tile(p_values, positions_ptr, c, v, length, values_c, V)
                 logits = tl.dot(b_query, tl.trans(b_keys), input_precision="tf32x3") * scale
                 attention = tl.where((c < length)[None, :], tl.exp(logits - normaliser[:, None]), 0.0)
@@ -132,12 +145,14 @@ def _memory_gradient_kernel(
     values_grad = tl.zeros([BLOCK_C, BLOCK_V], tl.float32)
     # What nobody chose may hold NaN and is not loaded.
     read = tl.where(stop > start, length, 0)
+    # [C, D]
     b_keys = rows_tile(
         keys_ptr + i_b * keys_b + i_m * keys_m + i_g * keys_g, positions_ptr, c, d, read, keys_c, D
     )
     if SHARED:
         b_values = b_keys
     else:
+        # [C, V]
         b_values = rows_tile(
             values_ptr + i_b * values_b + i_m * values_m + i_g * values_g,
             positions_ptr,
@@ -147,27 +162,33 @@ def _memory_gradient_kernel(
             values_c,
             V,
         )
+    # Those who chose the chunk, tile by tile.
     for first in range(start * R, stop * R, BLOCK_R):
         row = first + tl.arange(0, BLOCK_R)
         m_row = row < stop * R
+        # [R]
         entry = tl.load(order_ptr + row // R, mask=m_row, other=0).to(tl.int64)
         i_k, i_u, i_t = entry % K, (entry // K) % U, (entry // (K * U)) % T
         head = i_u * R + row % R
         o_row = i_b * T + i_t
         m_d, m_v = m_row[:, None] & (d < D)[None, :], m_row[:, None] & (v < V)[None, :]
+        # [R, D]
         b_query = tl.load(
             query_ptr + i_b * query_b + (i_t * query_t + head * query_h)[:, None] + d[None, :],
             mask=m_d,
             other=0.0,
         )
+        # [R, V]
         b_grad = tl.load(grad_ptr + ((o_row * H + head) * V)[:, None] + v[None, :], mask=m_v, other=0.0)
+        # [R]
         weight = tl.load(weights_ptr + (o_row * S + i_u * S // U) * K + i_k, mask=m_row, other=0.0)
         o_normaliser = o_row * H + head
         if not JOINT:
             o_normaliser = o_normaliser * K + i_k
+        # [R]
         normaliser = tl.load(normalisers_ptr + o_normaliser, mask=m_row, other=0.0)
         delta = tl.load(delta_ptr + o_normaliser, mask=m_row, other=0.0)
-        # [BLOCK_R, BLOCK_C]
+        # [R, C]
         logits = tl.dot(b_query, tl.trans(b_keys), input_precision="tf32x3") * scale
         seen = m_row[:, None] & (c < length)[None, :]
         attention = tl.where(seen, tl.exp(logits - normaliser[:, None]), 0.0) * weight[:, None]

@@ -4,6 +4,8 @@
 
 Each is one 64-bit number that sorts by score and then by chunk, the earlier first. Scores are exact float32
 products.
+
+Shapes at loads: T queries of a tile, M chunks, K the best of them, DS the summaries' width, all padded.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ def _select_kernel(
     d = tl.arange(0, BLOCK_DS)
     m_t, m_d = t < T, d < DS
     p_query = query_ptr + i_b * query_b + i_s * query_s
-    # [BLOCK_T, BLOCK_DS]
+    # [T, DS]
     b_query = tl.load(
         p_query + t.to(tl.int64)[:, None] * query_t + d[None, :], mask=m_t[:, None] & m_d[None, :], other=0.0
     )
@@ -53,12 +55,13 @@ def _select_kernel(
     nothing = -0x7FFFFFFFFFFFFFFF  # below every packed score, that of -inf included
     best = tl.full([BLOCK_T, BLOCK_K], nothing, tl.int64)
     if NUM_SINKS + NUM_LOCALS > 0:
+        # [T]
         total = tl.load(total_ptr + i_b * T + t, mask=m_t, other=0)
         rank_before = tl.zeros([BLOCK_T], tl.int32)
     for first in range(0, M, BLOCK_M):
         m = first + tl.arange(0, BLOCK_M)
         m_m = m < M
-        # [BLOCK_T, BLOCK_M]
+        # [T, M]
         readable = (
             tl.load(
                 valid_ptr
@@ -70,7 +73,7 @@ def _select_kernel(
             )
             != 0
         )
-        # [BLOCK_M, BLOCK_DS]
+        # [M, DS]
         b_summaries = tl.load(
             p_summaries + m.to(tl.int64)[:, None] * summaries_m + d[None, :],
             mask=m_m[:, None] & m_d[None, :],

@@ -1,6 +1,9 @@
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportIndexIssue=false
 # pyright: reportAttributeAccessIssue=false
-"""What the rows of one tile read."""
+"""What the rows of one tile read.
+
+Shapes at loads: R rows of a tile, K keys, D and V the widths of keys and values, all padded.
+"""
 
 from __future__ import annotations
 
@@ -65,6 +68,7 @@ def _attend_kernel(
     row = (tile * BLOCK_ROWS).to(tl.int32) + tl.arange(0, BLOCK_ROWS)
     inside = row < queries * SHARED
     time, head = (row // SHARED).to(tl.int64), group * SHARED + row % SHARED
+    # What each row may see, and what the tile may.
     query_step += batch * query_step_b
     key_step += batch * key_step_b
     episode_start += batch * episode_start_b
@@ -74,15 +78,19 @@ def _attend_kernel(
     )
     first_of_all, last_of_all, sink_end_of_all, passed_by_all = widest_limits(first, last, sink_end, passed)
 
+    # A softmax over the tiles of keys, one after the other, that begins with the sink logit.
+    # [R, D]
     q = load_tile(query, batch * query_b + time * query_t + head * query_h, inside, WIDTH, BLOCK_WIDTH)
     total = tl.zeros([BLOCK_ROWS], tl.float32)
     highest = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
     if sink_logit is not None:
+        # [R]
         highest = tl.load(sink_logit + head, mask=inside, other=0.0).to(tl.float32) * LOG2_E
         total += 1.0
     read = tl.zeros([BLOCK_ROWS, BLOCK_VALUE], tl.float32)
     for start in range(0, slots, BLOCK_KEYS):
         slot = start + tl.arange(0, BLOCK_KEYS).to(tl.int64)
+        # [K]
         key = load_keys(key_step, key_step_n, slot, slots, base)
         near = sees(key, first_of_all, last_of_all, sink_end_of_all, passed_by_all)
         if tl.max(near.to(tl.int32)) > 0:
@@ -90,10 +98,13 @@ def _attend_kernel(
             # A slot that no row sees may hold NaN, which even weight zero would let through.
             seen = sees(key[:, None], first[None, :], last[None, :], sink_end[None, :], passed[None, :])
             seen = tl.max(seen.to(tl.int32), axis=1) > 0
+            # [K, D]
             k = load_tile(keys, batch * keys_b + slot * keys_n + group * keys_g, seen, WIDTH, BLOCK_WIDTH)
+            # [K, V]
             v = load_tile(
                 values, batch * values_b + slot * values_n + group * values_g, seen, VALUE_WIDTH, BLOCK_VALUE
             )
+            # Add the tile to it; what stood before decays where a higher score is found.
             score = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * LOG2_E)
             score = tl.where(visible, score, float("-inf"))
             higher = tl.maximum(highest, tl.max(score, axis=1))
@@ -103,6 +114,7 @@ def _attend_kernel(
             total = total * decay + tl.sum(weight, axis=1)
             read = read * decay[:, None] + tl.dot(weight.to(v.dtype), v, input_precision="ieee")
             highest = higher
+    # Divide by its sum, and leave the logarithm of that.
     read = read / tl.where(total == 0, 1.0, total)[:, None]
     flat = (batch * queries + time) * (groups * SHARED) + head
     store_tile(out, flat * VALUE_WIDTH, inside, read, VALUE_WIDTH, BLOCK_VALUE)

@@ -1,6 +1,9 @@
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportIndexIssue=false
 # pyright: reportAttributeAccessIssue=false
-"""The gradients of queries, tile of rows by tile, and of keys and values, tile of keys by tile."""
+"""The gradients of queries, tile of rows by tile, and of keys and values, tile of keys by tile.
+
+Shapes at loads: R rows of a tile, K keys, D and V the widths of keys and values, all padded.
+"""
 
 from __future__ import annotations
 
@@ -71,6 +74,7 @@ def _query_gradient_kernel(
     row = (tile * BLOCK_ROWS).to(tl.int32) + tl.arange(0, BLOCK_ROWS)
     inside = row < queries * SHARED
     time, head = (row // SHARED).to(tl.int64), group * SHARED + row % SHARED
+    # What each row may see, and what the tile may.
     query_step += batch * query_step_b
     key_step += batch * key_step_b
     episode_start += batch * episode_start_b
@@ -81,23 +85,31 @@ def _query_gradient_kernel(
     first_of_all, last_of_all, sink_end_of_all, passed_by_all = widest_limits(first, last, sink_end, passed)
 
     flat = (batch * queries + time) * (groups * SHARED) + head
+    # [R, D]
     q = load_tile(query, batch * query_b + time * query_t + head * query_h, inside, WIDTH, BLOCK_WIDTH)
+    # [R, V]
     do = load_tile(grad, batch * grad_b + time * grad_t + head * grad_h, inside, VALUE_WIDTH, BLOCK_VALUE)
     read = load_tile(out, flat * VALUE_WIDTH, inside, VALUE_WIDTH, BLOCK_VALUE)
+    # What every score's gradient is less by: delta, which the keys' gradient needs too.
     mean = tl.sum(do.to(tl.float32) * read.to(tl.float32), axis=1)
     tl.store(delta + flat, mean, mask=inside)
+    # [R]
     log = tl.load(log_sum + flat, mask=inside, other=0.0)
     log = tl.where(log == float("-inf"), 0.0, log) * LOG2_E
+    # The softmax again, from the logarithm of its sum, and what it owes.
     dq = tl.zeros([BLOCK_ROWS, BLOCK_WIDTH], tl.float32)
     for start in range(0, slots, BLOCK_KEYS):
         slot = start + tl.arange(0, BLOCK_KEYS).to(tl.int64)
+        # [K]
         key = load_keys(key_step, key_step_n, slot, slots, base)
         near = sees(key, first_of_all, last_of_all, sink_end_of_all, passed_by_all)
         if tl.max(near.to(tl.int32)) > 0:
             visible = sees(key[None, :], first[:, None], last[:, None], sink_end[:, None], passed[:, None])
             seen = sees(key[:, None], first[None, :], last[None, :], sink_end[None, :], passed[None, :])
             seen = tl.max(seen.to(tl.int32), axis=1) > 0
+            # [K, D]
             k = load_tile(keys, batch * keys_b + slot * keys_n + group * keys_g, seen, WIDTH, BLOCK_WIDTH)
+            # [K, V]
             v = load_tile(
                 values, batch * values_b + slot * values_n + group * values_g, seen, VALUE_WIDTH, BLOCK_VALUE
             )
@@ -157,18 +169,23 @@ def _key_gradient_kernel(
     tile, group, batch = own_place(tl.cdiv(slots, BLOCK_KEYS), groups)
     slot = tile * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
     held = slot < slots
+    # Between which steps the tile's keys lie.
     query_step += batch * query_step_b
     key_step += batch * key_step_b
     episode_start += batch * episode_start_b
     base = tl.load(query_step, mask=queries > 0, other=0).to(tl.int64)
+    # [K]
     key = load_keys(key_step, key_step_n, slot, slots, base)
     earliest = tl.min(tl.where(key < -FAR, FAR, key))
     latest = tl.max(key)
 
+    # [K, D]
     k = load_tile(keys, batch * keys_b + slot * keys_n + group * keys_g, held, WIDTH, BLOCK_WIDTH)
+    # [K, V]
     v = load_tile(
         values, batch * values_b + slot * values_n + group * values_g, held, VALUE_WIDTH, BLOCK_VALUE
     )
+    # All rows that may see one of them, tile by tile.
     dk = tl.zeros([BLOCK_KEYS, BLOCK_WIDTH], tl.float32)
     dv = tl.zeros([BLOCK_KEYS, BLOCK_VALUE], tl.float32)
     for start in range(0, queries * SHARED, BLOCK_ROWS):
@@ -181,14 +198,18 @@ def _key_gradient_kernel(
         near = (first <= latest) & (last >= earliest) & ((sink_end > earliest) | (passed < latest))
         if tl.max(near.to(tl.int32)) > 0:
             flat = (batch * queries + time) * (groups * SHARED) + head
+            # [R, D]
             q = load_tile(
                 query, batch * query_b + time * query_t + head * query_h, inside, WIDTH, BLOCK_WIDTH
             )
+            # [R, V]
             do = load_tile(
                 grad, batch * grad_b + time * grad_t + head * grad_h, inside, VALUE_WIDTH, BLOCK_VALUE
             )
+            # [R]
             log = tl.load(log_sum + flat, mask=inside, other=0.0)
             log = tl.where(log == float("-inf"), 0.0, log) * LOG2_E
+            # [R]
             mean = tl.load(delta + flat, mask=inside, other=0.0)
             # Tiles lie with the keys down. NaN of slots nobody sees stays in its row, which is replaced.
             visible = sees(key[:, None], first[None, :], last[None, :], sink_end[None, :], passed[None, :])

@@ -1,6 +1,9 @@
 # pyright: reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
 # pyright: reportOptionalMemberAccess=false, reportOperatorIssue=false, reportPossiblyUnboundVariable=false
-"""What reads owe, a program for each chunk: first in the upper layer, then in the lower."""
+"""What reads owe, a program for each chunk: first in the upper layer, then in the lower.
+
+Shapes at loads: C tokens of a chunk, D the width of a head, I a tile of the hidden width, all padded.
+"""
 
 from __future__ import annotations
 
@@ -50,6 +53,7 @@ def _read_gradient_kernel(
     p_key = key_ptr + i_b * key_b + i_h * key_h + first * key_t
     p_mixed = p_rule + MIXED
     p_token = ((i_b * N * C + first) * H + i_h) * D
+    # [C]
     retained = tl.load(p_rule + C + c, mask=m_c, other=0.0)
     built = tl.load(p_rule + 2 * C + c, mask=m_c, other=0.0)
     taken = tl.load(p_kept + TAKEN + c, mask=m_c, other=0.0)
@@ -59,20 +63,26 @@ def _read_gradient_kernel(
     for block in range(0, I, BLOCK_I):
         i = block + tile
         if DEPTH == 2:
+            # [C, I]
             x = silu(get(p_kept + READ, c, i, I, C, I))
             other = silu(get(p_kept + PRODUCT, c, i, I, C, I))
         else:
+            # [C, I]
             x, other = get(p_query, c, i, query_t, C, I), get(p_key, c, i, key_t, C, I)
         alike += dot(x, tl.trans(other), PRECISION)
+    # [C, D]
     grad = get(grad_ptr + p_token, c, d, H * D, C, D)
+    # [C, C]
     mixed = get(p_mixed, c, c, C, C, C)
     grad_error = -dot(tl.trans(mixed * alike), grad, PRECISION)
     put(p_owed + ERROR_OWED, grad_error, c, d, D, C, D)
+    # [C, D]
     error = taken[:, None] * get(p_kept + ERROR, c, d, D, C, D)
     grad_alike = -dot(grad, tl.trans(error), PRECISION)
     put(p_rule_grad + MIXED, grad_alike * alike, c, c, C, C, C)
     grad_alike = grad_alike * mixed
 
+    # What it owes to the inputs of writes and of reads.
     grad_retained, grad_built = tl.zeros([BLOCK_C], tl.float32), tl.zeros([BLOCK_C], tl.float32)
     for block in range(0, I, BLOCK_I):
         i = block + tile
@@ -82,6 +92,7 @@ def _read_gradient_kernel(
                 silu(get(p_kept + PRODUCT, c, i, I, C, I)),
             )
         else:
+            # [C, I]
             x, other = get(p_query, c, i, query_t, C, I), get(p_key, c, i, key_t, C, I)
         put(p_owed + X_OWED, dot(tl.trans(grad_alike), x, PRECISION), c, i, I, C, I)
         grad_x = dot(grad_alike, other, PRECISION)
@@ -89,18 +100,24 @@ def _read_gradient_kernel(
             put(p_owed + READ_GRAD, grad_x, c, i, I, C, I)
         else:
             if RESIDUAL:
+                # [C, I]
                 grad_x += get(grad_ptr + p_token, c, i, H * D, C, I)
             put(p_owed + KEY_OWED, grad_x, c, i, I, C, I)
     tl.debug_barrier()
+
+    # What reads owe through weights, delta and momentum, and so to the coefficients of these.
     for block in range(0, I, BLOCK_I):
         i = block + tile
         if DEPTH == 2:
+            # [C, I]
             grad_x = get(p_owed + READ_GRAD, c, i, I, C, I)
             read = get(p_kept + READ, c, i, I, C, I)
             x = silu(read)
         else:
+            # [C, I]
             grad_x = get(p_owed + KEY_OWED, c, i, I, C, I)
             x = get(p_query, c, i, query_t, C, I)
+        # [C, D]
         grad = get(grad_ptr + p_token, c, d, H * D, C, D)
         grad_x += dot(grad, transposed(upper_ptr + i_h * (D * I), d, i, D, D, I), PRECISION)
         by_delta = dot(grad, transposed(states_ptr + o_now + UPPER, d, i, D, D, I), PRECISION)
@@ -112,12 +129,17 @@ def _read_gradient_kernel(
             put(p_owed + READ_GRAD, grad_x * silu_slope(read), c, i, I, C, I)
         else:
             put(query_grad_ptr + p_token, grad_x, c, i, H * D, C, I)
+
+    # What they owe to delta and momentum.
     for block in range(0, I, BLOCK_I):
         i = block + tile
         if DEPTH == 2:
+            # [C, I]
             x = silu(get(p_kept + READ, c, i, I, C, I))
         else:
+            # [C, I]
             x = get(p_query, c, i, query_t, C, I)
+        # [D, C]
         turned = tl.trans(get(grad_ptr + p_token, c, d, H * D, C, D))
         to_delta = dot(turned, retained[:, None] * x, PRECISION)
         put_transposed(to_ptr + o_now + UPPER, to_delta, d, i, D, D, I)
@@ -154,17 +176,21 @@ def _lower_read_gradient_kernel(
     p_key = key_ptr + i_b * key_b + i_h * key_h + first * key_t
     p_mixed = p_rule + MIXED
     p_token = ((i_b * N * C + first) * H + i_h) * D
+    # [C]
     retained = tl.load(p_rule + C + c, mask=m_c, other=0.0)
     built = tl.load(p_rule + 2 * C + c, mask=m_c, other=0.0)
     taken = tl.load(p_kept + TAKEN + c, mask=m_c, other=0.0)
 
+    # [C, D]
     query, key = get(p_query, c, d, query_t, C, D), get(p_key, c, d, key_t, C, D)
     alike = tl.trans(dot(query, tl.trans(key), PRECISION) * get(p_mixed, c, c, C, C, C))
     grad_alike = tl.zeros([BLOCK_C, BLOCK_C], tl.float32)
     for block in range(0, I, BLOCK_I):
         i = block + tile
+        # [C, I]
         grad_read = get(p_owed + READ_GRAD, c, i, I, C, I)
         put(p_owed + INNER_OWED, -dot(alike, grad_read, PRECISION), c, i, I, C, I)
+        # [C, I]
         inner = taken[:, None] * get(p_kept + INNER, c, i, I, C, I)
         grad_alike -= dot(grad_read, tl.trans(inner), PRECISION)
     p_mixed_grad = p_rule_grad + MIXED
@@ -174,25 +200,33 @@ def _lower_read_gradient_kernel(
     put(p_owed + KEY_OWED, dot(tl.trans(grad_alike), query, PRECISION), c, d, D, C, D)
     grad_query = dot(grad_alike, key, PRECISION)
     if RESIDUAL:
+        # [C, D]
         grad_query += get(grad_ptr + p_token, c, d, H * D, C, D)
     grad_retained, grad_built = tl.zeros([BLOCK_C], tl.float32), tl.zeros([BLOCK_C], tl.float32)
     for block in range(0, I, BLOCK_I):
         i = block + tile
+        # [C, I]
         grad_read = get(p_owed + READ_GRAD, c, i, I, C, I)
+        # [D, I]
         lower = get(lower_ptr + i_h * (D * I), d, i, I, D, I)
         grad_query += dot(grad_read, tl.trans(lower), PRECISION)
         # Sums of query * (grad_read delta^T), without a tile of [C, D].
+        # [C, D]
         query = get(p_query, c, d, query_t, C, D)
+        # [D, I]
         delta = get(states_ptr + o_now, d, i, I, D, I)
         grad_retained += tl.sum(grad_read * dot(query, delta, PRECISION), axis=1)
         grad_query += dot(retained[:, None] * grad_read, tl.trans(delta), PRECISION)
+        # [D, I]
         momentum = get(states_ptr + o_now + SIZE, d, i, I, D, I)
         grad_built += tl.sum(grad_read * dot(query, momentum, PRECISION), axis=1)
         grad_query += dot(built[:, None] * grad_read, tl.trans(momentum), PRECISION)
     put(query_grad_ptr + p_token, grad_query, c, d, H * D, C, D)
     for block in range(0, I, BLOCK_I):
         i = block + tile
+        # [C, I]
         grad_read = get(p_owed + READ_GRAD, c, i, I, C, I)
+        # [D, C]
         turned = tl.trans(get(p_query, c, d, query_t, C, D))
         put(to_ptr + o_now, dot(turned, retained[:, None] * grad_read, PRECISION), d, i, I, D, I)
         put(to_ptr + o_now + SIZE, dot(turned, built[:, None] * grad_read, PRECISION), d, i, I, D, I)

@@ -1,6 +1,9 @@
 # pyright: reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
 # pyright: reportOptionalMemberAccess=false, reportOperatorIssue=false, reportPossiblyUnboundVariable=false
-"""The gradient of the rule at the ends of chunks, a program for each."""
+"""The gradient of the rule at the ends of chunks, a program for each.
+
+Shapes at loads: C tokens of a chunk, D the width of a head, I a tile of the hidden width, all padded.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +43,7 @@ def _rule_gradient_kernel(
     c, d, tile = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_I)
     m_c = c < C
     p_key = key_ptr + i_b * key_b + i_h * key_h + first * key_t
+    # [C]
     taken = tl.load(p_kept + TAKEN + c, mask=m_c, other=0.0)
     grad_mixed, grad_trace = tl.zeros([BLOCK_C], tl.float32), tl.zeros([BLOCK_C], tl.float32)
     # Sums over a tile's columns alone: one number would be summed over warps in every block.
@@ -48,18 +52,24 @@ def _rule_gradient_kernel(
     for block in range(0, I, BLOCK_I):
         i = block + tile
         if DEPTH == 2:
+            # [C, I]
             x = silu(get(p_kept + PRODUCT, c, i, I, C, I))
+            # [D, I]
             to_delta, to_momentum = get(p_to, d, i, I, D, I), get(p_to + SIZE, d, i, I, D, I)
             delta, momentum = get(p_state, d, i, I, D, I), get(p_state + SIZE, d, i, I, D, I)
             grad_retained += tl.sum(delta * to_delta, axis=1)
             grad_built += tl.sum(momentum * to_delta, axis=1)
             grad_kept += tl.sum(momentum * to_momentum, axis=1)
+            # [C, D]
             key = get(p_key, c, d, key_t, C, D)
+            # [C, I]
             inner = taken[:, None] * get(p_kept + INNER, c, i, I, C, I)
             grad_mixed -= tl.sum(inner * dot(key, to_delta, PRECISION), axis=1)
             grad_trace -= tl.sum(inner * dot(key, to_momentum, PRECISION), axis=1)
         else:
+            # [C, I]
             x = get(p_key, c, i, key_t, C, I)
+        # [D, I]
         to_delta = transposed(p_to + UPPER, d, i, D, D, I)
         to_momentum = transposed(p_to + SIZE + UPPER, d, i, D, D, I)
         delta = transposed(p_state + UPPER, d, i, D, D, I)
@@ -67,6 +77,7 @@ def _rule_gradient_kernel(
         grad_retained += tl.sum(delta * to_delta, axis=1)
         grad_built += tl.sum(momentum * to_delta, axis=1)
         grad_kept += tl.sum(momentum * to_momentum, axis=1)
+        # [C, D]
         error = taken[:, None] * get(p_kept + ERROR, c, d, D, C, D)
         grad_mixed -= tl.sum(x * dot(error, to_delta, PRECISION), axis=1)
         grad_trace -= tl.sum(x * dot(error, to_momentum, PRECISION), axis=1)

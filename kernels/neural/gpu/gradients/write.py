@@ -1,6 +1,9 @@
 # pyright: reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
 # pyright: reportOptionalMemberAccess=false, reportOperatorIssue=false, reportPossiblyUnboundVariable=false
-"""The walk back through what was learned, from the gradients of a chunk's end to those of its start."""
+"""The walk back through what was learned, from the gradients of a chunk's end to those of its start.
+
+Shapes at loads: C tokens of a chunk, D the width of a head, I a tile of the hidden width, all padded.
+"""
 
 from __future__ import annotations
 
@@ -79,6 +82,7 @@ def _write_gradient_kernel(
         p_anchor = anchor_ptr + row * SIZE
         if source >= 0:
             p_anchor = states_ptr + (row * (N + 1) + source) * (2 * SIZE)
+        # [C]
         taken = tl.load(p_kept + TAKEN + c, mask=m_c, other=0.0)
         end_mixed = tl.load(p_rule + 3 * C + c, mask=m_c, other=0.0)
         end_trace = tl.load(p_rule + 4 * C + c, mask=m_c, other=0.0)
@@ -86,16 +90,22 @@ def _write_gradient_kernel(
         end_kept = tl.load(p_rule + 5 * C + 2)
 
         # What the chunk left, in the upper layer.
+        # [C, D]
         grad_error = get(p_owed + ERROR_OWED, c, d, D, C, D)
         for block in range(0, I, BLOCK_I):
             i = block + tile
             if DEPTH == 2:
+                # [C, I]
                 x = silu(get(p_kept + PRODUCT, c, i, I, C, I))
             else:
+                # [C, I]
                 x = get(p_key, c, i, key_t, C, I)
+            # [D, I]
             to_delta = transposed(p_after + UPPER, d, i, D, D, I)
             to_momentum = transposed(p_after + SIZE + UPPER, d, i, D, D, I)
+            # [C, D]
             step_error = taken[:, None] * get(p_kept + ERROR, c, d, D, C, D)
+            # [C, I]
             grad_x = get(p_owed + X_OWED, c, i, I, C, I)
             grad_x -= end_mixed[:, None] * dot(step_error, to_delta, PRECISION)
             grad_x -= end_trace[:, None] * dot(step_error, to_momentum, PRECISION)
@@ -103,10 +113,12 @@ def _write_gradient_kernel(
             grad_error -= dot(end_mixed[:, None] * x, tl.trans(to_delta), PRECISION)
             grad_error -= dot(end_trace[:, None] * x, tl.trans(to_momentum), PRECISION)
             to_momentum = end_built * to_delta + end_kept * to_momentum
+            # [D, I]
             to_momentum += transposed(p_to + SIZE + UPPER, d, i, D, D, I)
             put_transposed(p_to + SIZE + UPPER, to_momentum, d, i, D, D, I)
             to_delta = end_retained * to_delta + transposed(p_to + UPPER, d, i, D, D, I)
             put_transposed(p_to + UPPER, to_delta, d, i, D, D, I)
+        # [C, D]
         error = get(p_kept + ERROR, c, d, D, C, D)
         grad_step = tl.sum(grad_error * error, axis=1)
         grad_error = taken[:, None] * grad_error
@@ -116,16 +128,21 @@ def _write_gradient_kernel(
         if DEPTH == 2:
             # In the lower layer.
             put(p_owed + ERROR_OWED, grad_error, c, d, D, C, D)
+            # [C, D]
             grad_key = get(p_owed + KEY_OWED, c, d, D, C, D)
             for block in range(0, I, BLOCK_I):
                 i = block + tile
+                # [C, D]
                 key = get(p_key, c, d, key_t, C, D)
+                # [C, I]
                 inner = get(p_kept + INNER, c, i, I, C, I)
+                # [D, I]
                 to_delta = get(p_after, d, i, I, D, I)
                 to_momentum = get(p_after + SIZE, d, i, I, D, I)
                 step_inner = taken[:, None] * inner
                 grad_key -= dot(end_mixed[:, None] * step_inner, tl.trans(to_delta), PRECISION)
                 grad_key -= dot(end_trace[:, None] * step_inner, tl.trans(to_momentum), PRECISION)
+                # [C, I]
                 grad_inner = get(p_owed + INNER_OWED, c, i, I, C, I)
                 grad_inner -= end_mixed[:, None] * dot(key, to_delta, PRECISION)
                 grad_inner -= end_trace[:, None] * dot(key, to_momentum, PRECISION)
@@ -137,14 +154,17 @@ def _write_gradient_kernel(
                 put(p_to, to_delta, d, i, I, D, I)
 
             # The clip.
+            # [C]
             step = tl.load(p_rule + c, mask=m_c, other=0.0)
             squared = tl.load(p_kept + SQUARED + c, mask=m_c, other=1.0)
             clipped = taken != step
             owed = tl.where(clipped, 2 * grad_step / tl.where(clipped, squared, 1.0), 0.0)
             per_square = -owed * taken
+            # [C]
             share = tl.load(p_rule + 5 * C + 3 + c, mask=m_c, other=0.0)
             x_squares = tl.load(p_kept + X_SQUARED + c, mask=m_c, other=0.0)
             inner_squares = tl.load(p_kept + INNER_SQUARED + c, mask=m_c, other=0.0)
+            # [C, D]
             key = get(p_key, c, d, key_t, C, D)
             per_inner = per_square * squares(key)
             put(p_owed + KEY_OWED, grad_key + (per_square * inner_squares)[:, None] * key, c, d, D, C, D)
@@ -152,18 +172,22 @@ def _write_gradient_kernel(
             tl.debug_barrier()
 
             # The write's backward pass at the anchor.
+            # [C, D]
             error = get(p_kept + ERROR, c, d, D, C, D)
             per_x = per_square * squares(error)
+            # [C, D]
             grad_error = get(p_owed + ERROR_OWED, c, d, D, C, D)
             grad_share = 0.5 * owed * squares(error)
             grad_error += (per_square * x_squares + owed * share)[:, None] * error
             for block in range(0, I, BLOCK_I):
                 i = block + tile
+                # [C, I]
                 grad_inner = taken[:, None] * get(p_owed + INNER_OWED, c, i, I, C, I)
                 grad_inner += per_inner[:, None] * get(p_kept + INNER, c, i, I, C, I)
                 put(p_owed + INNER_OWED, grad_inner, c, i, I, C, I)
                 grad_slope = grad_inner * silu_slope(get(p_kept + PRODUCT, c, i, I, C, I))
                 put(p_owed + SLOPE_GRAD, grad_slope, c, i, I, C, I)
+                # [D, I]
                 upper = transposed(p_upper, d, i, D, D, I) + transposed(p_anchor + UPPER, d, i, D, D, I)
                 grad_error += dot(grad_slope, tl.trans(upper), PRECISION)
         tl.store(p_rule_grad + c, grad_step, mask=m_c)
@@ -175,46 +199,63 @@ def _write_gradient_kernel(
         # Its forward pass.
         for block in range(0, I, BLOCK_I):
             i = block + tile
+            # [D, I]
             upper = transposed(p_upper, d, i, D, D, I) + transposed(p_anchor + UPPER, d, i, D, D, I)
+            # [C, I]
             grad_x = get(p_owed + X_OWED, c, i, I, C, I) + dot(grad_error, upper, PRECISION)
             if DEPTH == 2:
+                # [C, I]
                 product = get(p_kept + PRODUCT, c, i, I, C, I)
                 grad_x += per_x[:, None] * silu(product)
+                # [C, D]
                 error = get(p_kept + ERROR, c, d, D, C, D)
+                # [C, I]
                 grad_product = get(p_owed + INNER_OWED, c, i, I, C, I) * silu_bend(product)
                 grad_product = grad_product * dot(error, upper, PRECISION) + grad_x * silu_slope(product)
                 put(p_owed + PRODUCT_GRAD, grad_product, c, i, I, C, I)
             else:
                 if RESIDUAL:
+                    # [C, I]
                     grad_x += get(p_owed + ERROR_OWED, c, i, D, C, I)
                 put(p_owed + X_OWED, grad_x, c, i, I, C, I)
         tl.debug_barrier()
+
+        # What both owe to the anchor, in the upper layer and then in the lower.
         for block in range(0, I, BLOCK_I):
             i = block + tile
             inside = (d < D)[:, None] & (i < I)[None, :]
             place = UPPER + d[:, None] + i[None, :] * D
+            # [D, C]
             turned = tl.trans(get(p_owed + ERROR_OWED, c, d, D, C, D))
             if DEPTH == 2:
+                # [C, I]
                 x = silu(get(p_kept + PRODUCT, c, i, I, C, I))
                 grad_upper = dot(turned, x, PRECISION)
+                # [C, I]
                 grad_slope = get(p_owed + SLOPE_GRAD, c, i, I, C, I)
+                # [D, C]
                 turned = tl.trans(get(p_kept + ERROR, c, d, D, C, D))
                 grad_upper += dot(turned, grad_slope, PRECISION)
             else:
                 grad_upper = dot(turned, get(p_key, c, i, key_t, C, I), PRECISION)
             _take_anchor(grad_upper, p_to, p_to + SIZE, p_anchor_grad, flags, place, inside)
         if DEPTH == 2:
+            # [C, D]
             grad_key = get(p_owed + KEY_OWED, c, d, D, C, D)
             if RESIDUAL:
+                # [C, D]
                 grad_key += get(p_owed + ERROR_OWED, c, d, D, C, D)
             for block in range(0, I, BLOCK_I):
                 i = block + tile
                 inside = (d < D)[:, None] & (i < I)[None, :]
                 place = d[:, None] * I + i[None, :]
+                # [C, I]
                 grad_product = get(p_owed + PRODUCT_GRAD, c, i, I, C, I)
+                # [D, C]
                 turned = tl.trans(get(p_key, c, d, key_t, C, D))
                 grad_lower = dot(turned, grad_product, PRECISION)
                 _take_anchor(grad_lower, p_to, p_to + SIZE, p_anchor_grad, flags, place, inside)
+                # [D, I]
                 lower = get(lower_ptr + i_h * (D * I), d, i, I, D, I) + get(p_anchor, d, i, I, D, I)
                 grad_key += dot(grad_product, tl.trans(lower), PRECISION)
             put(p_owed + KEY_OWED, grad_key, c, d, D, C, D)
