@@ -54,7 +54,8 @@ def main(options: MachineCode) -> None:
     import triton
 
     print(
-        f"triton {triton.__version__}. Per cell: registers a thread / bytes spilled / KiB shared / tensor cores."
+        f"triton {triton.__version__}. Per cell: registers a thread / bytes spilled / KiB shared / tensor "
+        "cores."
     )
     for op in options.ops:
         columns = [f"sm_{capability}" for capability in options.capabilities]

@@ -1,23 +1,24 @@
 """Neural memory: a small network per row and head that learns each token's key -> value while it is being read.
 
-Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), sections 3.1 and 3.2. A memory is a network
-M(x) = act(act(x W_1) W_2) ... W_L with SiLU between its layers, born with learned weights and holding its difference
+Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), sections 3.1 and 3.2. A memory is a network M(x) =
+act(act(x W_1) W_2) ... W_L with SiLU between its layers, born with learned weights and holding its difference
 `delta` from them. Every token takes one step of gradient descent with momentum,
 
     S_t = momentum_t S_{t-1} - step_t gradient(M at the anchor; k_t, v_t)        (eq. 10 and 14)
     delta_t = retention_t delta_{t-1} + S_t                                      (eq. 13)
 
-where the gradient is that of |M(k) - v|^2 / 2, and the anchor is delta at the start of the token's chunk (eq. 16).
-Forgetting returns to the learned weights, not to zero: at zero a network of two layers is at a saddle for ever.
-In closed form, with D_tk the product of retentions after k up to t and E_kj that of momenta after j up to k,
+where the gradient is that of |M(k) - v|^2 / 2, and the anchor is delta at the start of the token's chunk (eq.
+16). Forgetting returns to the learned weights, not to zero: at zero a network of two layers is at a saddle
+for ever. In closed form, with D_tk the product of retentions after k up to t and E_kj that of momenta after j
+up to k,
 
     delta_t = b_t delta_0 + f_t S_0 - sum_j G_tj step_j gradient_j,    G = D E,    f = D E_:0,    b_t = D_t0,
 
 so a chunk is a handful of matrix products, no weights per token are formed, and no exponent is positive.
 
-The step of a memory of several layers is clipped to (1 - momentum_t) |r|^2 / (C |gradient|^2), r the gradient at the
-output: then C equal tokens, to first order, remove their error and no more. A matrix that learns keys of at most unit
-length needs none: there the caller bounds steps, by the same share, and momentum.
+The step of a memory of several layers is clipped to (1 - momentum_t) |r|^2 / (C |gradient|^2), r the gradient
+at the output: then C equal tokens, to first order, remove their error and no more. A matrix that learns keys
+of at most unit length needs none: there the caller bounds steps, by the same share, and momentum.
 
 Letters: B batch, T time, H heads, N chunks, C chunk length, D width of a head, P weights of a head's network.
 """
@@ -75,15 +76,17 @@ def neural_memory(
 ) -> tuple[Float[Tensor, "B T H D"], Float[Tensor, "B T H"], NeuralState]:
     """Return what every token reads, the length of its gradient (its surprise, without a graph), and the state after.
 
-    Token t lies at place t % C of its chunk; T is a multiple of C = `chunk_size`. A token that is not `valid` is skipped,
-    whatever it holds that is finite. A chunk that is `fresh` begins with no delta and no momentum; across the beginning of
-    one that is `cut` no gradient flows. Chunk 0 may continue one begun earlier, its first tokens not valid: its anchor is
-    that of `state`. `read_before_write` says whether a token is read before or after it is learned. With `norm` the
-    network's output is standardised, with `residual` its input is added, in this order.
+    Token t lies at place t % C of its chunk; T is a multiple of C = `chunk_size`. A token that is not `valid`
+    is skipped, whatever it holds that is finite. A chunk that is `fresh` begins with no delta and no
+    momentum; across the beginning of one that is `cut` no gradient flows. Chunk 0 may continue one begun
+    earlier, its first tokens not valid: its anchor is that of `state`. `read_before_write` says whether a
+    token is read before or after it is learned. With `norm` the network's output is standardised, with
+    `residual` its input is added, in this order.
 
-    "torch" runs one chunk at a time with a gradient of its own, linear in T ("closed" differentiates the same loop by
-    autograd, any number of times, and serves `norm`). "triton" runs the kernels of `gpu` for one or two
-    layers without `norm`, differentiable once. Computed in at least float32, tokens of half precision by TF32.
+    "torch" runs one chunk at a time with a gradient of its own, linear in T ("closed" differentiates the same
+    loop by autograd, any number of times, and serves `norm`). "triton" runs the kernels of `gpu` for one or
+    two layers without `norm`, differentiable once. Computed in at least float32, tokens of half precision by
+    TF32.
 
     Raises ValueError on sizes that disagree.
     """
@@ -139,7 +142,10 @@ def neural_memory_step(
     residual: bool = False,
     norm: bool = False,
 ) -> tuple[Float[Tensor, "B H D"], Float[Tensor, "B H"], NeuralState]:
-    """Advance by one token, with gates `[B, H]`; where it `completes` its chunk the anchor moves. See `neural_memory`."""
+    """Advance by one token, with gates `[B, H]`; where it `completes` its chunk the anchor moves.
+
+    See `neural_memory`.
+    """
     shape = NetworkShape.of(weights, residual, norm)
     batch, heads, width = query.shape
     if chunk_size < 1:
@@ -215,7 +221,10 @@ def _unsupported_by_triton(
     if len(shape.layers) > 2:
         return f"no kernel for {len(shape.layers)} layers, only for one or two"
     if max(query.shape[-1], chunk_size) > _WIDEST_TRITON_TILE:
-        return f"no kernel for heads or chunks beyond {_WIDEST_TRITON_TILE}, not {query.shape[-1]} and {chunk_size}"
+        return (
+            f"no kernel for heads or chunks beyond {_WIDEST_TRITON_TILE}, not {query.shape[-1]} and "
+            f"{chunk_size}"
+        )
     if is_traced() or torch._C._are_functorch_transforms_active():
         return "no kernel under torch.compile or torch.func"
     return None

@@ -24,7 +24,8 @@ from scrubjay.kernels.retrieval.problem import Choice, Problem
 Combine = Literal["hierarchical", "joint"]
 Implementation = Literal["auto", "reference", "torch", "triton", "dense", "listed", "gather"]
 
-# Limits of the kernels on an A100: bytes of a tile of query heads, and of a row; the chunks a selection holds.
+# Limits of the kernels on an A100: bytes of a tile of query heads, and of a row; the chunks a selection
+# holds.
 _LARGEST_TILE = 64 * 512
 _WIDEST_ROW = 512
 _MOST_KEPT = 64
@@ -54,19 +55,20 @@ def chunk_retrieval(
 
     `valid` is how many leading chunks a query may read, or exactly which; `position // C` is causal, a query
     then sees only chunks completed before it. Coarse scores are `summary_query · summaries * summary_scale`
-    (`summary_query` defaults to `query`, `summary_scale` to Ds**-0.5) and among equal scores the earlier chunk
-    wins. Of the chunks a query may read the first `num_sink_chunks` and the last `num_local_chunks` are kept
-    whatever their scores, and count among the `top_k`. `combine="hierarchical"` weights one attention per chunk
-    by a softmax over the kept scores, so gradients reach the summaries; `"joint"` is one softmax over all tokens
-    kept. `positions` is added to every chunk's keys and values (then V must equal D). Of a chunk only its first
-    `lengths` steps are read, by default all. `scale` defaults to D**-0.5. `stop_memory_gradient` cuts keys,
-    values and summaries from the graph. Chunks and steps that no query may read may hold anything, NaN included.
-    Scores are taken in at least float32,
-    under autocast too; of different dtypes the widest is used.
+    (`summary_query` defaults to `query`, `summary_scale` to Ds**-0.5) and among equal scores the earlier
+    chunk wins. Of the chunks a query may read the first `num_sink_chunks` and the last `num_local_chunks` are
+    kept whatever their scores, and count among the `top_k`. `combine="hierarchical"` weights one attention
+    per chunk by a softmax over the kept scores, so gradients reach the summaries; `"joint"` is one softmax
+    over all tokens kept. `positions` is added to every chunk's keys and values (then V must equal D). Of a
+    chunk only its first `lengths` steps are read, by default all. `scale` defaults to D**-0.5.
+    `stop_memory_gradient` cuts keys, values and summaries from the graph. Chunks and steps that no query may
+    read may hold anything, NaN included. Scores are taken in at least float32, under autocast too; of
+    different dtypes the widest is used.
 
-    `implementation` is one of `scrubjay.kernels.dispatch`, or a variant of its "torch": "dense" attends to every
-    chunk, "gather" copies the chunks kept, "listed" reads them in place (CPU, float32 and float64). On a GPU
-    the Triton kernels take D, V, Ds up to 256 (float32: 128), `top_k` up to 64; beyond, "auto" runs torch.
+    `implementation` is one of `scrubjay.kernels.dispatch`, or a variant of its "torch": "dense" attends to
+    every chunk, "gather" copies the chunks kept, "listed" reads them in place (CPU, float32 and float64). On
+    a GPU the Triton kernels take D, V, Ds up to 256 (float32: 128), `top_k` up to 64; beyond, "auto" runs
+    torch.
 
     Raises ValueError on mismatched shapes, `top_k` < 1 or too small for what is always kept, TypeError on
     wrong dtypes.

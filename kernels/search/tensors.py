@@ -64,8 +64,8 @@ def _products(query: Tensor, keys: Tensor) -> Tensor:
 def _best(scores: Tensor, count: int) -> Nearest[Tensor]:
     """Return the best by their scores [Q, N] in float32, the earlier of equals first.
 
-    Torch's `topk` breaks ties as it likes. So each score and its row become one whole number, by which no two are
-    equal: above, the score's bits in an order that agrees with it; below, the row counted from the end.
+    Torch's `topk` breaks ties as it likes. So each score and its row become one whole number, by which no two
+    are equal: above, the score's bits in an order that agrees with it; below, the row counted from the end.
     """
     scores = torch.where(scores.isnan(), -math.inf, scores) + 0.0  # -0.0 becomes 0.0, its equal
     bits = scores.view(torch.int32)

@@ -1,17 +1,17 @@
 """Sink attention: a causal sliding window over an episode, and the episode's first steps for ever.
 
-StreamingLLM (Xiao et al. 2023, arXiv 2309.17453), and optionally a learned sink logit per head: one more column
-of the softmax, whose value is zero. One op for a step over a ring buffer and for a segment with resets inside,
-because all is said by step numbers. Key n is visible to query t if
+StreamingLLM (Xiao et al. 2023, arXiv 2309.17453), and optionally a learned sink logit per head: one more
+column of the softmax, whose value is zero. One op for a step over a ring buffer and for a segment with resets
+inside, because all is said by step numbers. Key n is visible to query t if
 
     max(0, episode_start[t]) <= key_step[n] <= query_step[t]  and
     (key_step[n] < episode_start[t] + num_sinks  or  key_step[n] > query_step[t] - window).
 
 So a reset clears nothing, since older steps are before the episode's start, and the order of keys is free.
 
-Letters: B batch, T queries, N key slots, H query heads, G key heads, D width of keys, V width of values, R = H / G
-query heads a key head, S sinks; in blocks of queries, K blocks, L queries and C columns a block. Query head h
-reads key head `h * G // H`.
+Letters: B batch, T queries, N key slots, H query heads, G key heads, D width of keys, V width of values, R =
+H / G query heads a key head, S sinks; in blocks of queries, K blocks, L queries and C columns a block. Query
+head h reads key head `h * G // H`.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ def sink_attention(
     """Return what each query reads of its episode's first `num_sinks` and last `window` steps, its own included.
 
     `query_step` and `key_step` are indices of steps in a row's stream, negative for an empty key slot, and
-    `episode_start` is the index of the first step of the query's episode. No two slots may hold the same step.
-    `sink_logit` is finite. `scale` defaults to D**-0.5. A query that sees nothing reads zeros; slots that no
-    query sees may hold anything, NaN included. Scores are taken in at least float32.
+    `episode_start` is the index of the first step of the query's episode. No two slots may hold the same
+    step. `sink_logit` is finite. `scale` defaults to D**-0.5. A query that sees nothing reads zeros; slots
+    that no query sees may hold anything, NaN included. Scores are taken in at least float32.
 
-    "torch" is "banded", linear in T, where the last T key slots are the queries' own steps in order and it pays,
-    else "dense". Finding that out waits for a GPU; naming one of the two does not, and then the layout is only
-    checked on the CPU.
+    "torch" is "banded", linear in T, where the last T key slots are the queries' own steps in order and it
+    pays, else "dense". Finding that out waits for a GPU; naming one of the two does not, and then the layout
+    is only checked on the CPU.
 
     Raises ValueError on mismatched shapes, `window` < 1 or `num_sinks` < 0, TypeError on a wrong dtype.
     """
@@ -232,7 +232,8 @@ def _save_for_second(ctx, inputs, output):
 def _second_backward(ctx, *grads):
     if ctx.options[-1] == "triton":
         raise NotImplementedError(
-            "sink_attention with implementation='triton' is differentiable once; use 'torch' for second derivatives"
+            "sink_attention with implementation='triton' is differentiable once; use 'torch' for second "
+            "derivatives"
         )
     grad, query, keys, values, sink_logit, *steps = ctx.saved_tensors
     inputs = (grad, query, keys, values, sink_logit)[: 4 if sink_logit is None else 5]

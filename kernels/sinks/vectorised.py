@@ -29,7 +29,8 @@ def read_out(query, keys, values, sink_logit, *options, fused) -> Tensor:
         path = "banded" if pays and _is_segment(*steps) else "dense"
     elif path == "banded" and not tracing and not query.is_cuda and not _is_segment(*steps):
         raise ValueError(
-            "implementation='banded' needs consecutive query_step, the same in the last T of key_step, and an "
+            "implementation='banded' needs consecutive query_step, the same in the last T of key_step, and "
+            "an "
             "episode_start that changes only to later steps; use 'dense' or 'torch'"
         )
     run = _banded if path == "banded" else _dense
@@ -62,8 +63,8 @@ def _banded(
 ) -> Tensor:
     """Score each block of queries with the steps its window can reach and the sinks before those.
 
-    A sink before a block's band is one of the episode that ran at the block's first query: every later start in
-    the block is inside the band.
+    A sink before a block's band is one of the episode that ran at the block's first query: every later start
+    in the block is inside the band.
     """
     batch, time = query_step.shape
     slots = keys.shape[1]
@@ -158,7 +159,8 @@ def _hidden(
     visible: Bool[Tensor, "B K L C"], sink_logit: Tensor | None, dtype: torch.dtype
 ) -> tuple[Float[Tensor, "B K L C"], Bool[Tensor, "..."]]:
     """Return what to add to the scores, and which queries read anything."""
-    # A row of nothing but -inf has no softmax: queries that see nothing score all alike, to read zeros after it.
+    # A row of nothing but -inf has no softmax: queries that see nothing score all alike, to read zeros after
+    # it.
     reads = visible.any(dim=-1, keepdim=True) if sink_logit is None else visible.new_ones(1, 1, 1, 1)
     return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible & reads, -math.inf), reads
 

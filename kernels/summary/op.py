@@ -1,11 +1,11 @@
 """Summaries of chunks: computed from a store, or kept up to date while steps are written into it.
 
 A store holds M chunks of C steps in a ring: step p of an episode lies in slot `p // C % M` at offset `p % C`.
-A chunk's summary is over the steps written to it so far: their mean, the last of them, or their maximum. Means
-are the landmarks of HCAM (Lampinen et al. 2021, arXiv 2105.14039) and MoBA (arXiv 2502.13189).
+A chunk's summary is over the steps written to it so far: their mean, the last of them, or their maximum.
+Means are the landmarks of HCAM (Lampinen et al. 2021, arXiv 2105.14039) and MoBA (arXiv 2502.13189).
 
-Letters: B batch, T steps written, M slots, C chunk length, D width (trailing dims are flattened to it), N slots
-a segment can touch, W steps of a segment that one chunk can hold.
+Letters: B batch, T steps written, M slots, C chunk length, D width (trailing dims are flattened to it), N
+slots a segment can touch, W steps of a segment that one chunk can hold.
 """
 
 from __future__ import annotations
@@ -73,20 +73,21 @@ def write_steps(
 
     `time` counts the steps of the episode already written; a `start` begins a new episode, whose steps are
     written from slot 0 on. The first step of a chunk recycles its slot: the summary is of the present chunk
-    alone. Slots not written to stay as they are, so what an earlier episode left where the present one has not
-    been yet is the reader's to mask: of its chunks `time // C` are complete.
+    alone. Slots not written to stay as they are, so what an earlier episode left where the present one has
+    not been yet is the reader's to mask: of its chunks `time // C` are complete.
 
     `in_place=True` overwrites and returns `contents` and `summaries`; it is for caches and takes no gradient.
-    Otherwise gradients flow to contents, summaries and x, and what was overwritten gets zero. The derivative is
-    taken in torch on every path, Triton included, so it can be differentiated again.
+    Otherwise gradients flow to contents, summaries and x, and what was overwritten gets zero. The derivative
+    is taken in torch on every path, Triton included, so it can be differentiated again.
 
-    Steps are rounded to the dtype of `contents` before they are summarised. A chunk is accumulated in at least
-    float32 within one call, but between calls its mean is rounded to the dtype of `summaries`: written one by
-    one, the mean of n steps is wrong by up to (n + 1) / 2 roundings of that dtype, sqrt(n / 3) typically. Where
-    that matters (bfloat16 rounds by 0.4 %), keep `summaries` in float32 beside contents in half precision.
+    Steps are rounded to the dtype of `contents` before they are summarised. A chunk is accumulated in at
+    least float32 within one call, but between calls its mean is rounded to the dtype of `summaries`: written
+    one by one, the mean of n steps is wrong by up to (n + 1) / 2 roundings of that dtype, sqrt(n / 3)
+    typically. Where that matters (bfloat16 rounds by 0.4 %), keep `summaries` in float32 beside contents in
+    half precision.
 
-    Raises ValueError on mismatched shapes, an unknown `kind`, or an in-place call that would lose a gradient or
-    that cannot write through the strides it is given, TypeError on a wrong dtype.
+    Raises ValueError on mismatched shapes, an unknown `kind`, or an in-place call that would lose a gradient
+    or that cannot write through the strides it is given, TypeError on a wrong dtype.
     """
     _check_write(contents, summaries, x, time, start, kind)
     if in_place:
@@ -203,7 +204,8 @@ def _summary_gradient(ctx, grad):
         return torch.ops.scrubjay.chunk_summary_backward(grad, contents, lengths, ctx.kind), None, None, None
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        # Cut off, because a summary is linear wherever it is differentiable: only `grad` matters from here on.
+        # Cut off, because a summary is linear wherever it is differentiable: only `grad` matters from here
+        # on.
         leaf = contents.detach().requires_grad_()
         out = vectorised.summarise(leaf, lengths, ctx.kind)
         (to_contents,) = torch.autograd.grad(out, leaf, grad, create_graph=create_graph)

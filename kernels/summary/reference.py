@@ -1,4 +1,7 @@
-"""The definition of chunk summaries: one chunk, and of a ring one step, at a time. Letters as in `chunk_summary`."""
+"""The definition of chunk summaries: one chunk, and of a ring one step, at a time.
+
+Letters as in `chunk_summary`.
+"""
 
 from __future__ import annotations
 

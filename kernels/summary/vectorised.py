@@ -61,7 +61,8 @@ class Plan(NamedTuple):
     touched: Int[Tensor, "B N"]
     """Distinct slots, among them every one that is written to."""
     last: Int[Tensor, "B N"]
-    """The last step written to each, -1 for none. The slot's present chunk is the one this step belongs to."""
+    """The last step written to each, -1 for none. The slot's present chunk is the one this step belongs
+    to."""
     end: Int[Tensor, "B N"]
     """The offset of that step."""
     source: Int[Tensor, "B N C"] | None

@@ -26,8 +26,8 @@ class Inputs(NamedTuple):
 class Borders(NamedTuple):
     """What happens at the border of each chunk, `[B, N]`: bits, and the chunk whose first delta is the anchor, or -1.
 
-    1 fresh; 2 fresh or cut; 4 its last token is skipped, so it leaves the anchor where it was; 8 its own anchor was
-    left so; 16 the chunk before it left it so (for chunk 0, always); 32 the next chunk is fresh.
+    1 fresh; 2 fresh or cut; 4 its last token is skipped, so it leaves the anchor where it was; 8 its own
+    anchor was left so; 16 the chunk before it left it so (for chunk 0, always); 32 the next chunk is fresh.
     """
 
     flags: Tensor

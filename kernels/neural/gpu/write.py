@@ -2,13 +2,14 @@
 # pyright: reportOptionalMemberAccess=false, reportOperatorIssue=false, reportPossiblyUnboundVariable=false
 """The walk of what is learned, from a chunk's delta and momentum to the next one's.
 
-A tile is loaded from the slot of its chunk and stored in that of the next: in a chunk's products delta and momentum
-are operands whole, and an operand kept in registers beside its tile would fill them (at D = I = C = 64 a thread
-needed 500 and more, of 255). The slots stay in the second-level cache, and the gradient needs them: 2 P numbers a
-chunk. To keep each g-th only would mean to walk again, and the walk is what takes time.
+A tile is loaded from the slot of its chunk and stored in that of the next: in a chunk's products delta and
+momentum are operands whole, and an operand kept in registers beside its tile would fill them (at D = I = C =
+64 a thread needed 500 and more, of 255). The slots stay in the second-level cache, and the gradient needs
+them: 2 P numbers a chunk. To keep each g-th only would mean to walk again, and the walk is what takes time.
 
-An anchor is delta at the start of its chunk, but behind an incomplete chunk it is an older one. The walk keeps such
-an anchor in the tensor that returns it, written by a chunk that is incomplete and read by one that is held.
+An anchor is delta at the start of its chunk, but behind an incomplete chunk it is an older one. The walk
+keeps such an anchor in the tensor that returns it, written by a chunk that is incomplete and read by one that
+is held.
 
 Shapes at loads: C tokens of a chunk, D the width of a head, I a tile of the hidden width, all padded.
 """

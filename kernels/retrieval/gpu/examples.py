@@ -14,7 +14,8 @@ from scrubjay.kernels.retrieval.problem import Choice, Problem
 
 def configurations() -> dict[str, Launch]:
     """Return the launches of the main configurations on meta tensors, to compile without a GPU."""
-    # 16 query heads on 2 key heads in chunks of 64, selected per key head; and HCAM's, 4 heads of one selection.
+    # 16 query heads on 2 key heads in chunks of 64, selected per key head; and HCAM's, 4 heads of one
+    # selection.
     grouped, single = (16, 2, 2, 64), (4, 1, 1, 16)
     launches = {}
     for dtype, width, shape, joint in (

@@ -2,8 +2,8 @@
 # pyright: reportOptionalMemberAccess=false, reportOperatorIssue=false, reportPossiblyUnboundVariable=false
 """Gradients of queries, of memory and of what chose.
 
-That of memory goes chunk by chunk over the queries that chose it, listed in a fixed order, so it needs no atomics
-and is deterministic.
+That of memory goes chunk by chunk over the queries that chose it, listed in a fixed order, so it needs no
+atomics and is deterministic.
 
 Shapes at loads: R query heads of a unit, C steps of a chunk, K chunks kept, D, V and DS widths, all padded.
 """

@@ -90,8 +90,8 @@ def mutated(tmp_path: Path) -> Iterator[Callable[..., ModuleType]]:
     def load(source: ModuleType, old: str, new: str) -> ModuleType:
         path = Path(inspect.getfile(source))
         name = f"_mutant_{len(loaded)}"
-        # Files, because triton.jit reads the source of the functions it is given; of a package all, which then
-        # import each other.
+        # Files, because triton.jit reads the source of the functions it is given; of a package all, which
+        # then import each other.
         whole = path.name == "__init__.py"
         texts = {
             file.relative_to(path.parent): file.read_text()
