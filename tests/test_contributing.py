@@ -26,6 +26,8 @@ def written(tmp_path_factory):
     file = tmp_path_factory.mktemp("contributed") / "scrubjay_contributed.py"
     file.write_text("\n".join(re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)))
     spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[module.__name__] = module
     before = dict(scrubjay.experiments.RECIPES)
@@ -85,7 +87,7 @@ def test_the_context_policy(written, monkeypatch):
 
 def test_the_environment(written, monkeypatch):
     module = types.ModuleType("scrubjay.envs.coin")
-    module.Coin, module.CoinVector = written.Coin, written.CoinVector
+    module.__dict__.update(Coin=written.Coin, CoinVector=written.CoinVector)
     monkeypatch.setitem(sys.modules, module.__name__, module)
     from scrubjay.envs import registration
 
@@ -128,7 +130,7 @@ def test_the_command(written, monkeypatch, capsys):
     from scrubjay.experiments import commands
 
     module = types.ModuleType("scrubjay.experiments.commands.greet")
-    module.run = written.run
+    module.__dict__["run"] = written.run
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(commands.COMMANDS, "greet", ("greet somebody", "greet.run"))
     assert main(["greet", "--name", "Ada"]) == 0

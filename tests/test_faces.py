@@ -67,7 +67,9 @@ def test_a_lazy_face_shows_nothing_but_its_names_and_subpackages(package):
     shown = {name for name in dir(module) if not name.startswith("__")}
     rest = shown - set(module.__all__)
     for name in rest:
-        assert importlib.util.find_spec(f"{package}.{name}").submodule_search_locations, name
+        spec = importlib.util.find_spec(f"{package}.{name}")
+        assert spec is not None
+        assert spec.submodule_search_locations, name
         assert getattr(module, name).__name__ == f"{package}.{name}"
 
 
@@ -83,7 +85,7 @@ def test_what_type_checkers_see_is_what_is_found(package):
     """A name stands twice in a lazy face: for type checkers, and with its home."""
     blocks = [node for node in ast.parse(source(package)).body if isinstance(node, ast.If)]
     seen = {
-        alias.asname: f"{node.module}.{alias.name}"
+        alias.name: f"{node.module}.{alias.name}"
         for block in blocks
         for node in ast.walk(block)
         if isinstance(node, ast.ImportFrom)

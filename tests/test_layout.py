@@ -1,8 +1,10 @@
 """The layout: folders that one can look over, modules of one idea, tests that mirror them."""
 
+import ast
 import re
 import subprocess
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,8 @@ MOST_MODULES = 20
 MOST_LINES = 500
 LONG = 100
 """Lines from which on a module has tests in a file of its name."""
+MOST_ARGUMENTS = 5
+"""Arguments that a docstring may tell of in prose."""
 UNTESTED_BY_NAME = Path(__file__).with_name("untested_by_name.txt")
 
 
@@ -82,6 +86,31 @@ def test_every_test_file_lies_where_its_room_does():
             assert (ROOT / room).is_dir() or room.parts[-1] in ("interpreted", "compatibility", "suites"), (
                 module
             )
+
+
+def public_functions() -> Iterator[tuple[Path, str, ast.FunctionDef, str]]:
+    """Yield every public function and method: its module, its class or "", itself, what is told of its arguments."""
+    for module in modules():
+        if module.parts[0] == "tests":
+            continue
+        tree = ast.parse((ROOT / module).read_text("utf-8"))
+        classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+        for owner in [tree, *(node for node in classes if not node.name.startswith("_"))]:
+            for node in owner.body:
+                if isinstance(node, ast.FunctionDef) and (node.name == "__init__" or node.name[0] != "_"):
+                    about = owner if node.name == "__init__" else node
+                    yield module, getattr(owner, "name", ""), node, ast.get_docstring(about) or ""
+
+
+def test_long_lists_of_arguments_are_explained():
+    """What overrides a method is explained where that is; a Triton kernel by the function that launches it."""
+    explained = {node.name for _, owner, node, told in public_functions() if owner and "Args:" in told}
+    for module, owner, node, told in public_functions():
+        given = [argument.arg for argument in node.args.args + node.args.kwonlyargs]
+        count = len([name for name in given if name not in ("self", "cls")])
+        jitted = any("jit" in ast.unparse(decorator) for decorator in node.decorator_list)
+        if count > MOST_ARGUMENTS and not jitted and not (owner and node.name in explained):
+            assert "Args:" in told, f"{module}:{node.lineno}: {node.name} has {count} arguments and no Args:"
 
 
 def test_every_folder_says_what_it_is():
