@@ -41,7 +41,7 @@ def nearest(
     allowed: Bool[Array, "N"] | None = None,
     implementation: Implementation = "auto",
 ) -> Nearest[Array]:
-    """Return the `count` rows of `keys` whose products with the query are largest, the earlier of equals first.
+    """Return the `count` rows of `keys` of the largest products with the query, earlier equals first.
 
     Scores are divided by `norms`, if any. Rows that are not `allowed` may hold anything; one whose score is
     NaN or -inf is not found. Tensors are float16, bfloat16 or float32, arrays float32; scores are summed in

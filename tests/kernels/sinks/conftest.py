@@ -24,7 +24,7 @@ def _draw(
     sink_logit=True,
     dtype=torch.float64,
 ) -> dict[str, Any]:
-    """Return a segment of a stream behind some of the stream's earlier steps, in any order, and empty slots."""
+    """Return a segment of a stream behind some of its earlier steps, in any order, and empty slots."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
