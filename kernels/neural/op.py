@@ -158,9 +158,22 @@ def neural_memory_step(
     residual: bool = False,
     norm: bool = False,
 ) -> tuple[Float[Tensor, "B H D"], Float[Tensor, "B H"], NeuralState]:
-    """Advance by one token, with gates `[B, H]`; where it `completes` its chunk the anchor moves.
+    """Advance by one token; where it `completes` its chunk the anchor moves.
 
-    See `neural_memory`.
+    Returns what `neural_memory` does, without its T.
+
+    Args:
+        query: What is looked up.
+        key: What is learned to be mapped...
+        value: ...to this.
+        gates: Of the token, each `[B, H]`.
+        weights: Of each layer, those the memory was born with.
+        state: What was learned before.
+        completes: Whether the token is the last of its chunk.
+        chunk_size: C, in tokens.
+        read_before_write: Whether the token does not know itself yet.
+        residual: Whether the network's input is added.
+        norm: Whether its output is standardised.
     """
     shape = NetworkShape.of(weights, residual, norm)
     batch, heads, width = query.shape

@@ -47,6 +47,14 @@ def nearest(
     NaN or -inf is not found. Tensors are float16, bfloat16 or float32, arrays float32; scores are summed in
     float32.
 
+    Args:
+        query: Q vectors.
+        keys: The table, N rows.
+        count: K, at least 1.
+        norms: Of the rows, not of queries.
+        allowed: Which rows may be found; all by default.
+        implementation: For tensors; "auto" alone for arrays.
+
     `implementation` is one of `scrubjay.kernels.dispatch`, for tensors; arrays have one of their own, "auto"
     alone. Raises ValueError on shapes that do not fit, `count` < 1 and an implementation that cannot run,
     TypeError on other dtypes.

@@ -54,7 +54,9 @@ def sink_attention(
 ) -> Float[Tensor, "B T H V"]:
     """Return what queries read of their episode's first `num_sinks` and last `window` steps.
 
-    A window counts the query's own step. `query_step` and `key_step` are indices of steps in a row's stream, negative for an empty key slot, and
+    A window counts the query's own step.
+
+    `query_step` and `key_step` are indices of steps in a row's stream, negative for an empty key slot, and
     `episode_start` is the index of the first step of the query's episode. No two slots may hold the same
     step. `sink_logit` is finite. `scale` defaults to D**-0.5. A query that sees nothing reads zeros; slots
     that no query sees may hold anything, NaN included. Scores are taken in at least float32.
