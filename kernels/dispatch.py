@@ -109,7 +109,7 @@ def without_own_gradient(*tensors: Tensor | None) -> bool:
 
 
 def is_traced() -> bool:
-    """Return whether a graph is being recorded, by compile, export or make_fx, so that no value may be looked at."""
+    """Return whether compile, export or make_fx records a graph, so that no value may be looked at."""
     recording = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY)
     return recording is not None or torch.compiler.is_compiling()
 

@@ -99,7 +99,7 @@ class Launch:
 
 
 def with_dense_rows(tensor: Tensor) -> Tensor:
-    """Return `tensor` with its last dimension contiguous, as the kernels read it, copied only if it is not."""
+    """Return `tensor` with its last dimension contiguous, as kernels read it, copied only if it is not."""
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 

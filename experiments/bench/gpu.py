@@ -1,4 +1,4 @@
-"""The Triton kernels on this GPU: first that they are right, then how fast against torch and flash-linear-attention.
+"""The Triton kernels on this GPU: are they right, and how fast against torch and flash-linear-attention.
 
     make bench-gpu
 
@@ -374,7 +374,7 @@ def _draw(rows: int, length: int, bench: GPUBench) -> tuple[Tensor, Tensor, Tens
 
 
 def _nsa(bench: GPUBench, query: Tensor, keys: Tensor, values: Tensor) -> Callable[[], Tensor] | None:
-    """Return flash-linear-attention's selected attention over as many random causal blocks, None without it."""
+    """Return flash-linear-attention's selected attention over as many random causal blocks, or None."""
     if _fla_version() is None:
         return None
     from fla.ops.nsa import parallel_nsa  # pyright: ignore[reportMissingImports]

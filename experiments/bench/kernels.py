@@ -226,7 +226,7 @@ def _sinks(bench: KernelsBench) -> Iterator[str]:
 
 
 def _writes(bench: KernelsBench) -> Iterator[str]:
-    """Writing a step and keeping its chunk's mean, against writing it and taking the means of the store anew."""
+    """Writing a step and keeping its chunk's mean, against writing it and taking all means anew."""
     rows, chunk = 64, 16
     yield f"One step written to {rows} rows of chunks of {chunk}, in place, means kept:\n"
     yield "| chunks | write_steps | the same write, all means taken anew |"

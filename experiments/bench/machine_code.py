@@ -1,4 +1,4 @@
-"""What the Triton kernels become on GPUs that need not be here: registers, spills, shared memory, tensor cores.
+"""What Triton kernels become on GPUs that need not be here: registers, spills, shared memory, tensor cores.
 
     python -P -m scrubjay.experiments.bench.machine_code
 

@@ -79,7 +79,7 @@ class Layers(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What a chunk leaves for its gradient: what takes a product to form again, the state at its border apart."""
+    """What a chunk leaves for its gradient: what takes a product to form again, but its border's state."""
 
     products: list[Tensor]
     """Those of the key's way through the network that an activation follows."""
@@ -168,7 +168,7 @@ class ChunkGradient:
         self.reads = retained, built, alike
 
     def write(self, grad_weights: list[Tensor]) -> None:
-        """Go back through `_write`: the clip, the inner backward and forward passes; adds to `grad_weights`."""
+        """Go back through `_write`: clip, inner backward and forward passes; adds to `grad_weights`."""
         shape, deltas, slopes, taken = self.shape, self.deltas, self.slopes, self.kept.step_size
         self.grad_step_size, self.grad_share = torch.zeros_like(taken), torch.zeros_like(taken)
         for grad, delta in zip(self.grad_steps, deltas, strict=True):
@@ -200,7 +200,7 @@ class ChunkGradient:
             self.grad_inputs[0] += self.grad_error
 
     def _unclip(self, grad_deltas: list[Tensor]) -> None:
-        """Pass on what the clipped step, share |r|^2 / |gradient|^2, owes to its parts; it owes the gate nothing."""
+        """Pass on what a clipped step, share |r|^2 / |gradient|^2, owes its parts; nothing to the gate."""
         kept = self.kept
         clipped = kept.step_size != self.here.step_size
         if not clipped.any():

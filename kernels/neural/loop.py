@@ -1,4 +1,4 @@
-"""Neural memory in torch: a loop over chunks, each a handful of batched products, and that loop's gradient by hand.
+"""Neural memory in torch: a loop over chunks, a handful of batched products each, and its gradient by hand.
 
 `_Chunks` and `_loop` compute the same; autograd may differentiate the second, which serves higher derivatives
 and what `_Chunks` leaves out. Letters, beside those of `neural_memory`: R = B H rows; tensors of a chunk are
@@ -237,7 +237,7 @@ def _advance(at: Coefficients, inputs, steps, delta, momentum) -> tuple[list[Ten
 
 
 def _plus(total: Tensor, a: Tensor, b: Tensor, factor: int = 1) -> Tensor:
-    """Return `total`, which nobody else needs, plus a factor of a b: in place but where a graph may be recorded."""
+    """Return `total`, which nobody else needs, plus factor a b: in place unless a graph may be recorded."""
     if torch.is_grad_enabled() or without_own_gradient():
         return torch.baddbmm(total, a, b, alpha=factor)
     return total.baddbmm_(a, b, alpha=factor)
@@ -296,7 +296,7 @@ def _by_autograd(plan: _Plan, flat, grad_y, grad_after):
 
 
 def _pull_back(plan: _Plan, every: int, flat, kept: list[tuple[Layers | None, Kept]], grad_y, grad_after):
-    """Return the gradients of all that `_Chunks` was given, going through the chunks from the last to the first.
+    """Return the gradients of all that `_Chunks` was given, going from the last chunk to the first.
 
     A name with `grad_` is the gradient of what the rest of the name is.
     """

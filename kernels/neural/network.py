@@ -33,7 +33,10 @@ class NeuralState(NamedTuple):
 
 
 class Gates(NamedTuple):
-    """How each token is learned, per head: its step, and the logarithms of what momentum and weights keep, at most 0."""
+    """How a token is learned, per head: its step, and logarithms of what momentum and weights keep.
+
+    Logarithms are at most 0.
+    """
 
     step_size: Float[Tensor, "B T H"]
     log_momentum: Float[Tensor, "B T H"]
@@ -147,7 +150,7 @@ def residual_gradient(prediction: Tensor, value: Tensor) -> Tensor:
 
 
 def is_clipped(shape: NetworkShape) -> bool:
-    """Return whether steps need a clip: the gradient of a matrix and a key of at most unit length never does."""
+    """Return whether steps need a clip: that of a matrix and a key of at most unit length never does."""
     return len(shape.layers) > 1 or shape.norm
 
 
@@ -174,7 +177,7 @@ def clipped_step(
 
 
 def error_share(log_momentum: Tensor, chunk_size: int) -> Tensor:
-    """Return what part of its error a token may remove at once: momentum repeats a step, a chunk's tokens may be one."""
+    """Return the part of its error a token may remove: momentum repeats a step, tokens may be alike."""
     return -torch.expm1(log_momentum) / chunk_size
 
 
@@ -219,7 +222,7 @@ def rule(
 
 
 def flushed(x: Tensor) -> Tensor:
-    """Return `x` with zeros for what is too small to matter: products of denormal numbers are ten times slower.
+    """Return `x` with zeros for what is too small to matter: denormal numbers are ten times slower.
 
     The gradient is that of the identity.
     """

@@ -1,4 +1,4 @@
-"""Neural memory: a small network per row and head that learns each token's key -> value while it is being read.
+"""Neural memory: a small network per row and head that learns each token's key -> value as it is read.
 
 Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), sections 3.1 and 3.2. A memory is a network M(x) =
 act(act(x W_1) W_2) ... W_L with SiLU between its layers, born with learned weights and holding its difference
@@ -74,7 +74,7 @@ def neural_memory(
     norm: bool = False,
     implementation: Implementation = "auto",
 ) -> tuple[Float[Tensor, "B T H D"], Float[Tensor, "B T H"], NeuralState]:
-    """Return what every token reads, the length of its gradient (its surprise, without a graph), and the state after.
+    """Return what every token reads, its gradient's length (surprise, without a graph), the state after.
 
     Token t lies at place t % C of its chunk; T is a multiple of C = `chunk_size`. A token that is not `valid`
     is skipped, whatever it holds that is finite. A chunk that is `fresh` begins with no delta and no
@@ -87,6 +87,22 @@ def neural_memory(
     loop by autograd, any number of times, and serves `norm`). "triton" runs the kernels of `gpu` for one or
     two layers without `norm`, differentiable once. Computed in at least float32, tokens of half precision by
     TF32.
+
+    Args:
+        query: What is looked up.
+        key: What is learned to be mapped...
+        value: ...to this.
+        gates: Of each token and head.
+        weights: Of each layer, those the memory was born with.
+        state: What was learned before.
+        chunk_size: C, in tokens.
+        valid: Which tokens count; all by default.
+        fresh: Which chunks begin anew; none by default.
+        cut: Which chunks begin without a graph; none by default.
+        read_before_write: Whether a token does not know itself yet.
+        residual: Whether the network's input is added.
+        norm: Whether its output is standardised.
+        implementation: One of `scrubjay.kernels.dispatch`, or "closed".
 
     Raises ValueError on sizes that disagree.
     """
@@ -142,9 +158,22 @@ def neural_memory_step(
     residual: bool = False,
     norm: bool = False,
 ) -> tuple[Float[Tensor, "B H D"], Float[Tensor, "B H"], NeuralState]:
-    """Advance by one token, with gates `[B, H]`; where it `completes` its chunk the anchor moves.
+    """Advance by one token; where it `completes` its chunk the anchor moves.
 
-    See `neural_memory`.
+    Returns what `neural_memory` does, without its T.
+
+    Args:
+        query: What is looked up.
+        key: What is learned to be mapped...
+        value: ...to this.
+        gates: Of the token, each `[B, H]`.
+        weights: Of each layer, those the memory was born with.
+        state: What was learned before.
+        completes: Whether the token is the last of its chunk.
+        chunk_size: C, in tokens.
+        read_before_write: Whether the token does not know itself yet.
+        residual: Whether the network's input is added.
+        norm: Whether its output is standardised.
     """
     shape = NetworkShape.of(weights, residual, norm)
     batch, heads, width = query.shape

@@ -1,4 +1,4 @@
-"""The definition of a neural memory: one token of one row and head at a time, its gradient taken by autograd."""
+"""The definition of a neural memory: one token of a row and head at a time, its gradient by autograd."""
 
 from __future__ import annotations
 

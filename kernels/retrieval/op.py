@@ -70,6 +70,24 @@ def chunk_retrieval(
     a GPU the Triton kernels take D, V, Ds up to 256 (float32: 128), `top_k` up to 64; beyond, "auto" runs
     torch.
 
+    Args:
+        query: What asks, H heads.
+        keys: M chunks of C steps, G heads.
+        values: What is read, a step's beside its key.
+        summaries: Of the chunks, what their scores are taken with.
+        valid: Counts in chunks, or a mask of them.
+        top_k: In chunks, at least 1.
+        combine: "hierarchical" or "joint".
+        scale: Of the products inside chunks.
+        summary_query: What asks the summaries, S heads.
+        summary_scale: Of the products with summaries.
+        positions: A code for each step of a chunk.
+        lengths: Of the chunks, in steps.
+        num_sink_chunks: In chunks, 0 or more.
+        num_local_chunks: In chunks, 0 or more.
+        stop_memory_gradient: Whether the memory is a constant.
+        implementation: One of `scrubjay.kernels.dispatch`, or a variant of "torch".
+
     Raises ValueError on mismatched shapes, `top_k` < 1 or too small for what is always kept, TypeError on
     wrong dtypes.
     """

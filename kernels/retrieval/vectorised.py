@@ -1,4 +1,4 @@
-"""Chunk retrieval in vectorised torch: attend to every chunk, or fetch the chosen ones, or read them in place.
+"""Chunk retrieval in vectorised torch: attend to every chunk, or fetch those chosen, or read them in place.
 
 Letters as in `chunk_retrieval`. All paths share the selection and differ in what they move: "dense"
 multiplies by all chunks in one product, "gather" copies the chunks kept, "listed" copies nothing.
@@ -438,7 +438,7 @@ def _listed(problem: Problem, choice: Choice) -> Float[Tensor, "B T H V"]:
 
 
 def _row_strides(tensor: Float[Tensor, "B M C G D"]) -> tuple[int, int, int, int] | None:
-    """Return how many rows of width D apart neighbours in B, M, C and G lie, None unless rows are aligned and apart."""
+    """Return how many rows apart neighbours in B, M, C and G lie, None unless rows are aligned and apart."""
     *sizes, width = tensor.shape
     *strides, last = tensor.stride()
     if (last != 1 and width > 1) or tensor.storage_offset() % width:
@@ -452,7 +452,7 @@ def _row_strides(tensor: Float[Tensor, "B M C G D"]) -> tuple[int, int, int, int
 
 
 def _as_table(tensor: Float[Tensor, "B M C G D"]) -> tuple[Tensor, tuple[int, int, int, int]]:
-    """Return a table of rows that holds `tensor`, copied only if a gradient is to flow, and its row strides."""
+    """Return a table of rows that holds `tensor`, copied only for a gradient, and its row strides."""
     strides = _row_strides(tensor)
     assert strides is not None
     if not tensor.requires_grad:

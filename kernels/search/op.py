@@ -41,11 +41,19 @@ def nearest(
     allowed: Bool[Array, "N"] | None = None,
     implementation: Implementation = "auto",
 ) -> Nearest[Array]:
-    """Return the `count` rows of `keys` whose products with the query are largest, the earlier of equals first.
+    """Return the `count` rows of `keys` of the largest products with the query, earlier equals first.
 
     Scores are divided by `norms`, if any. Rows that are not `allowed` may hold anything; one whose score is
     NaN or -inf is not found. Tensors are float16, bfloat16 or float32, arrays float32; scores are summed in
     float32.
+
+    Args:
+        query: Q vectors.
+        keys: The table, N rows.
+        count: K, at least 1.
+        norms: Of the rows, not of queries.
+        allowed: Which rows may be found; all by default.
+        implementation: For tensors; "auto" alone for arrays.
 
     `implementation` is one of `scrubjay.kernels.dispatch`, for tensors; arrays have one of their own, "auto"
     alone. Raises ValueError on shapes that do not fit, `count` < 1 and an implementation that cannot run,

@@ -1,4 +1,4 @@
-"""The scan of `nearest` over tensors: vectorised torch, and what chooses among it, the definition and Triton."""
+"""The scan of `nearest` over tensors: vectorised torch, and the choice of it, the definition or Triton."""
 
 from __future__ import annotations
 

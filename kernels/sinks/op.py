@@ -52,7 +52,9 @@ def sink_attention(
     scale: float | None = None,
     implementation: Implementation = "auto",
 ) -> Float[Tensor, "B T H V"]:
-    """Return what each query reads of its episode's first `num_sinks` and last `window` steps, its own included.
+    """Return what queries read of their episode's first `num_sinks` and last `window` steps.
+
+    A window counts the query's own step.
 
     `query_step` and `key_step` are indices of steps in a row's stream, negative for an empty key slot, and
     `episode_start` is the index of the first step of the query's episode. No two slots may hold the same
@@ -62,6 +64,19 @@ def sink_attention(
     "torch" is "banded", linear in T, where the last T key slots are the queries' own steps in order and it
     pays, else "dense". Finding that out waits for a GPU; naming one of the two does not, and then the layout
     is only checked on the CPU.
+
+    Args:
+        query: What asks, H heads.
+        keys: Of G heads, in slots of any order.
+        values: What is read, a slot's beside its key.
+        query_step: Of each query, int32 or int64.
+        key_step: Of each slot, alike.
+        episode_start: Of each query's episode, alike.
+        window: In steps, at least 1.
+        num_sinks: In steps, 0 or more.
+        sink_logit: A head's score of a key whose value is zero.
+        scale: Of the products.
+        implementation: One of `scrubjay.kernels.dispatch`, or a variant of "torch".
 
     Raises ValueError on mismatched shapes, `window` < 1 or `num_sinks` < 0, TypeError on a wrong dtype.
     """
@@ -94,7 +109,7 @@ def sink_slot(step_in_episode: Int[Tensor, "*batch"], num_sinks: int, window: in
 
 
 def _eager(query, keys, values, sink_logit, *options) -> Tensor:
-    """Run the torch path, fused unless a derivative may be taken that the fused way lacks or is no faster at."""
+    """Run the torch path, fused unless a derivative may be taken that fused lacks or is no faster at."""
     inputs = (query, keys, values, sink_logit)
     transformed = is_traced() or torch._C._are_functorch_transforms_active() or any_dual(*inputs)
     learns = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
@@ -106,7 +121,7 @@ def _eager(query, keys, values, sink_logit, *options) -> Tensor:
 
 
 class _FusedOnce(torch.autograd.Function):
-    """The torch path without sink_logit: its first derivative is fused, all others are those of the explicit way."""
+    """The torch path without sink_logit: its first derivative is fused, others are of the explicit way."""
 
     @staticmethod
     def forward(ctx, query, keys, values, *options):

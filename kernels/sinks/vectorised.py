@@ -19,7 +19,7 @@ _LONGEST_BLOCK = 64
 
 
 def read_out(query, keys, values, sink_logit, *options, fused) -> Tensor:
-    """Run "dense" or "banded"; `fused` is faster on a CPU, but has a first derivative only, in reverse mode."""
+    """Run "dense" or "banded"; `fused` is faster on a CPU, but has one derivative only, in reverse mode."""
     query_step, key_step, episode_start, window, num_sinks, scale, path = options
     steps = (query_step, key_step, episode_start)
     attend = _attend_fused if fused and query.is_cpu else _attend
@@ -193,7 +193,7 @@ def _fetch(table: Float[Tensor, "B N G D"], columns: Int[Tensor, "B K C"]) -> Fl
 
 
 def _is_segment(query_step: Tensor, key_step: Tensor, episode_start: Tensor) -> bool:
-    """Return whether the last keys are the queries' own steps, in order, of episodes that follow each other."""
+    """Return whether the last keys are the queries' own steps, in order, of successive episodes."""
     time = query_step.shape[1]
     if time == 0 or key_step.shape[1] < time:
         return False

@@ -291,7 +291,7 @@ def write_one(
 
 
 def forward_launch(contents: Tensor, lengths: Tensor | None, out: Tensor, kind: str) -> Launch:
-    """Return the launch of the summary kernel; the last dimension of contents and all of out are contiguous."""
+    """Return the launch of the summary kernel; the rows of contents and all of out are contiguous."""
     batch, chunks, length, width = contents.shape
     blocks = _blocks(length, width)
     return Launch(

@@ -86,6 +86,16 @@ def write_steps(
     typically. Where that matters (bfloat16 rounds by 0.4 %), keep `summaries` in float32 beside contents in
     half precision.
 
+    Args:
+        contents: The ring, M chunks of C steps.
+        summaries: Of its chunks.
+        x: T steps to write.
+        time: In steps, int32 or int64.
+        start: Which of the T steps begin an episode; none by default.
+        kind: "mean", "last" or "max".
+        in_place: Whether to write into what is given.
+        implementation: One of `scrubjay.kernels.dispatch`.
+
     Raises ValueError on mismatched shapes, an unknown `kind`, or an in-place call that would lose a gradient
     or that cannot write through the strides it is given, TypeError on a wrong dtype.
     """

@@ -1,4 +1,4 @@
-"""Neural memory on Triton: what depends on the chunk before walks the chunks, all else takes them in parallel.
+"""Neural memory on Triton: what depends on the chunk before walks the chunks, all else is in parallel.
 
 The maths is that of `run_chunks`, of a matrix or of two layers, "lower" `[D, I]` and "upper" `[I, D]`; a
 matrix is an upper layer with I = D. The coefficients of the learning rule are torch's. In shapes of tiles C

@@ -24,7 +24,7 @@ class Inputs(NamedTuple):
 
 
 class Borders(NamedTuple):
-    """What happens at the border of each chunk, `[B, N]`: bits, and the chunk whose first delta is the anchor, or -1.
+    """What happens at chunks' borders `[B, N]`: bits, and the chunk whose first delta is the anchor, or -1.
 
     1 fresh; 2 fresh or cut; 4 its last token is skipped, so it leaves the anchor where it was; 8 its own
     anchor was left so; 16 the chunk before it left it so (for chunk 0, always); 32 the next chunk is fresh.
@@ -47,14 +47,14 @@ class Kept(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """Where things lie in what is kept and owed of a chunk of `length` tokens: the offset and width of each."""
+    """Where things lie in what is kept and owed of a chunk of `length` tokens: offsets and widths."""
 
     shape: NetworkShape
     length: int
 
     @property
     def kept(self) -> dict[str, tuple[int, int]]:
-        """The hidden units' products with keys, their deltas, their products with queries; then of each token."""
+        """Hidden units' products with keys, their deltas, their products with queries; then of each token."""
         inner, width = self.shape.layers[-1]
         hidden = inner * (len(self.shape.layers) - 1)
         return self._places(

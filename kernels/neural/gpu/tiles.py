@@ -49,7 +49,7 @@ def flushed(x):
 
 @triton.jit
 def _load(place, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Load `[rows, columns]`, in float32, with zeros outside of `[ROWS, COLUMNS]`; masked only where some are."""
+    """Load `[rows, columns]`, in float32, zeros outside of `[ROWS, COLUMNS]`; masked only where some are."""
     UNEVEN_ROWS: tl.constexpr = (rows.shape[0] * 0 + ROWS) % rows.shape[0] != 0
     UNEVEN_COLUMNS: tl.constexpr = (columns.shape[0] * 0 + COLUMNS) % columns.shape[0] != 0
     if UNEVEN_ROWS or UNEVEN_COLUMNS:

@@ -115,7 +115,7 @@ def _inputs(options: Options, flat: Sequence[Tensor]) -> Inputs:
 
 
 def forward(inputs: Inputs, layout: Layout) -> tuple[Tensor, Tensor, NeuralState, Kept]:
-    """Return the outputs, the squared lengths of the gradients, the state after, and what is kept for a gradient."""
+    """Return outputs, squared lengths of gradients, the state after, and what is kept for a gradient."""
     query, state, flags = inputs.query, inputs.state, inputs.borders.flags
     y, kept, anchor = query.new_empty(query.shape), new_kept(inputs, layout), state.anchor.clone()
     starts_fresh, ends_incomplete = (

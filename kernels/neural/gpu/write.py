@@ -171,6 +171,6 @@ def _write_kernel(
 
 
 def write_launch(inputs: Inputs, layout: Layout, anchor: Tensor, kept: Kept) -> Launch:
-    """Return the launch that fills `kept` but its reads, and moves the `anchor` that incomplete chunks leave."""
+    """Return the launch that fills `kept` but its reads, and moves the `anchor` incomplete chunks leave."""
     arguments = {"anchor_ptr": anchor, "states_ptr": kept.states, "kept_ptr": kept.chunks}
     return launch_of(_write_kernel, inputs.rule.shape[0], inputs, layout, arguments)

@@ -33,7 +33,7 @@ def _query_gradient_kernel(
     JOINT: tl.constexpr, SHARED: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """Write the queries' gradient, and delta: the gradient times each chunk's read-out (joint: the whole one)."""
+    """Write the queries' gradient, and delta: that times each chunk's read-out (joint: the whole one)."""
     i_row = tl.program_id(0).to(tl.int64)
     i_u = tl.program_id(1).to(tl.int64)
     i_b, i_t = i_row // T, i_row % T
@@ -272,7 +272,7 @@ def memory_gradient_launch(
 
 
 def readers_of(problem: Problem, chunks: Tensor) -> tuple[Tensor, Tensor]:
-    """List who chose each chunk: entries `(b, t, u, k)` flattened, sorted by (b, key head, chunk), and offsets."""
+    """List who chose each chunk: flat entries `(b, t, u, k)`, sorted by (b, key head, chunk), and offsets."""
     batch, _, coarse, _ = chunks.shape
     num_chunks, groups, units = problem.keys.shape[1], problem.keys.shape[3], problem.units
     unit = torch.arange(units, device=chunks.device)

@@ -42,7 +42,7 @@ def padded(width: int) -> int:
 
 
 def tile_sizes(problem: Problem, rows: int) -> dict[str, int]:
-    """Choose tile sizes: wide heads take shorter tiles, and float32, of twice the size, shorter ones still."""
+    """Choose tile sizes: wide heads take shorter tiles, float32, of twice the size, shorter ones still."""
     length, width = problem.keys.shape[2], problem.query.shape[-1]
     value_width = problem.values.shape[-1]
     budget = 4096 if problem.query.dtype != torch.float32 else 1024

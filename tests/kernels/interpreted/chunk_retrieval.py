@@ -261,7 +261,7 @@ MUTATIONS = [
 
 
 def tied(arguments) -> dict[str, Any]:
-    """Make all scores of a query equal, whatever the order of summation: products of whole numbers are exact."""
+    """Make all scores of a query equal, in any order of summation: products of whole numbers are exact."""
     summaries = arguments["summaries"][:, :1].round().expand_as(arguments["summaries"]).clone()
     valid = torch.full(arguments["valid"].shape, summaries.shape[1])
     return arguments | {"query": arguments["query"].round(), "summaries": summaries, "valid": valid}

@@ -1,4 +1,4 @@
-"""What tests of kernels under Triton's interpreter share: its speed, broken copies of a kernel, poisoned memory."""
+"""What tests under Triton's interpreter share: its speed, broken copies of a kernel, poisoned memory."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def mutated(tmp_path: Path) -> Iterator[Callable[..., ModuleType]]:
 
 @pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fill what torch.empty, torch.empty_like and Tensor.new_empty return with NaN, or with a huge integer."""
+    """Fill what torch.empty, empty_like and Tensor.new_empty return with NaN, or a huge integer."""
 
     def poisoning(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         def poisoned_allocation(*args, **kwargs):

@@ -134,7 +134,7 @@ def test_many_borders(depth, seed):
 
 @pytest.mark.usefixtures("poisoned")
 def test_every_border_meets_every_other():
-    """Behind an incomplete chunk: none, a fresh one, a cut one, and another incomplete one, first and last too."""
+    """Behind an incomplete chunk: none, a fresh, a cut and another incomplete one, first and last too."""
     arguments = draw(chunks=8, chunk_size=1, batch=1, heads=1)
     no, yes = False, True
     arguments["valid"] = torch.tensor([[no, no, yes, no, yes, no, no, no]])

@@ -1,4 +1,4 @@
-"""The Triton kernels of sink attention in Triton's interpreter; run with TRITON_INTERPRET=1, in an own process."""
+"""The Triton kernels of sink attention in Triton's interpreter: TRITON_INTERPRET=1, in an own process."""
 
 import sys
 from typing import Any
@@ -79,7 +79,7 @@ def readout_and_gradients(arguments, **options) -> dict[str, torch.Tensor]:
 
 
 def check(arguments, tolerance=2e-5, **options) -> None:
-    """Compare with the definition on the same numbers in float64: the root mean square error of each result."""
+    """Compare with the definition on the same numbers in float64: each result's root mean square error."""
     found = readout_and_gradients(arguments, **options, implementation="triton")
     exact = {n: v.double() if n in TENSORS and v is not None else v for n, v in arguments.items()}
     expected = readout_and_gradients(exact, **options, implementation="reference")

@@ -1,4 +1,4 @@
-"""Neural memory: every path against the definition, whose gradients autograd takes token by token, and its limits."""
+"""Neural memory: every path against the definition, differentiated token by token, and its limits."""
 
 import itertools
 from typing import Any

@@ -1,39 +1,16 @@
 """Every path of chunk retrieval against its definition, forward and backward."""
 
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scrubjay.kernels import chunk_retrieval, force
-from scrubjay.kernels.retrieval import vectorised
-from scrubjay.kernels.retrieval.rows import Runs, dots, mix
+from scrubjay.kernels import chunk_retrieval
 
 PATHS: list[Any] = ["dense", "gather", "listed"]
 TENSORS = ["query", "keys", "values", "summaries"]
-
-
-def draw(
-    seed, batch=2, time=5, chunks=6, length=3, heads=4, groups=2, width=6, coarse=None, dtype=torch.float64
-) -> dict[str, Any]:
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape):
-        return torch.randn(*shape, generator=generator, dtype=dtype)
-
-    arguments = {
-        "query": normal(batch, time, heads, width),
-        "keys": normal(batch, chunks, length, groups, width),
-        "values": normal(batch, chunks, length, groups, width),
-        "summaries": normal(batch, chunks, groups, width),
-        "valid": torch.randint(0, chunks + 1, (batch, time), generator=generator),
-    }
-    if coarse is not None:
-        arguments["summary_query"] = normal(batch, time, coarse, 5)
-        arguments["summaries"] = normal(batch, chunks, 1, 5)
-    return arguments
 
 
 @settings(max_examples=40, deadline=None)
@@ -52,7 +29,7 @@ def draw(
     always=st.sampled_from([(0, 0), (1, 0), (0, 1), (1, 2)]),
 )
 def test_paths_equal_the_definition_in_value_and_gradient(
-    seed, time, chunks, length, heads_groups, coarse, top_k, combine, positional, masked, ragged, always
+    draw, seed, time, chunks, length, heads_groups, coarse, top_k, combine, positional, masked, ragged, always
 ):
     heads, groups = heads_groups
     coarse = coarse if coarse is None or heads % coarse == 0 else 1
@@ -97,58 +74,15 @@ def test_paths_equal_the_definition_in_value_and_gradient(
             torch.testing.assert_close(grads[name], expected_grads[name], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize(("first", "last"), [(0, 3), (2, 5), (4, 6), (3, 4), (0, 0)])
-def test_chunks_around_all_that_is_read_do_not_count(path, first, last):
-    """As in a large store that a young episode has only begun to fill."""
-    arguments = draw(3)
-    valid = torch.zeros(2, 5, 6, dtype=torch.bool)
-    valid[:, 1:, first:last] = torch.rand(2, 4, last - first) < 0.8
-    small = {name: arguments[name][:, first:last].clone() for name in ("keys", "values", "summaries")}
-    for name in small:
-        arguments[name][:, :first] = arguments[name][:, last:] = float("nan")
-        arguments[name].requires_grad_()
-    out = chunk_retrieval(**{**arguments, "valid": valid}, top_k=2, implementation=path)
-    expected = chunk_retrieval(
-        **{**arguments, **small, "valid": valid[..., first:last]}, top_k=2, implementation="reference"
-    )
-    torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-10)
-    out.square().sum().backward()
-    for name in small:
-        grad = arguments[name].grad
-        assert grad is not None
-        assert grad[:, :first].count_nonzero() == grad[:, last:].count_nonzero() == 0
-
-
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("combine", ["hierarchical", "joint"])
-def test_unreadable_chunks_may_hold_nan(path, combine):
-    arguments = draw(0)
-    arguments["valid"] = torch.tensor([[0, 1, 2, 2, 1], [3, 3, 0, 1, 2]])
-    clean = chunk_retrieval(**arguments, top_k=4, combine=combine, implementation=path)
-    for name in ("keys", "values", "summaries"):
-        arguments[name] = arguments[name].clone()
-        arguments[name][0, 2:] = float("nan")
-        arguments[name][1, 3:] = float("inf")
-        arguments[name].requires_grad_()
-    arguments["query"].requires_grad_()
-    out = chunk_retrieval(**arguments, top_k=4, combine=combine, implementation=path)
-    assert torch.equal(out, clean)
-    out.sum().backward()
-    for name in ("query", "keys", "values", "summaries"):
-        grad = arguments[name].grad
-        assert grad is None or torch.isfinite(grad).all()
-
-
 @pytest.mark.parametrize("path", ["reference", *PATHS])
-def test_a_query_that_may_read_nothing_gets_exact_zeros(path):
+def test_a_query_that_may_read_nothing_gets_exact_zeros(draw, path):
     arguments = draw(1)
     arguments["valid"] = torch.zeros(2, 5, dtype=torch.long)
     assert (chunk_retrieval(**arguments, top_k=2, implementation=path) == 0).all()
 
 
 @pytest.mark.parametrize("path", ["reference", *PATHS])
-def test_of_equal_scores_the_earlier_chunk_wins(path):
+def test_of_equal_scores_the_earlier_chunk_wins(draw, path):
     arguments = draw(2, chunks=40)
     arguments["summaries"] = torch.ones_like(arguments["summaries"])
     arguments["valid"] = torch.full((2, 5), 40)
@@ -161,7 +95,7 @@ def test_of_equal_scores_the_earlier_chunk_wins(path):
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_gradients_match_finite_differences(path):
+def test_gradients_match_finite_differences(draw, path):
     arguments = draw(3, batch=1, time=2, chunks=3, length=2, heads=2, groups=1, width=3)
     arguments["valid"] = torch.tensor([[2, 3]])
 
@@ -173,7 +107,7 @@ def test_gradients_match_finite_differences(path):
     assert torch.autograd.gradcheck(readout, [arguments[n].requires_grad_() for n in TENSORS])
 
 
-def test_joint_over_all_chunks_is_full_attention():
+def test_joint_over_all_chunks_is_full_attention(draw):
     arguments = draw(4, groups=4)
     arguments["valid"] = torch.full((2, 5), 6)
     out = chunk_retrieval(**arguments, top_k=6, combine="joint")
@@ -183,7 +117,7 @@ def test_joint_over_all_chunks_is_full_attention():
     torch.testing.assert_close(out, full.transpose(1, 2), rtol=1e-10, atol=1e-10)
 
 
-def test_stop_memory_gradient_reaches_the_query_alone():
+def test_stop_memory_gradient_reaches_the_query_alone(draw):
     arguments = {n: v.requires_grad_() if v.is_floating_point() else v for n, v in draw(5).items()}
     chunk_retrieval(**arguments, top_k=2, stop_memory_gradient=True).sum().backward()
     assert arguments["query"].grad is not None
@@ -191,7 +125,7 @@ def test_stop_memory_gradient_reaches_the_query_alone():
 
 
 @pytest.mark.parametrize("path", ["auto", *PATHS])
-def test_autocast_and_mixed_dtypes_are_the_widest_dtype(path):
+def test_autocast_and_mixed_dtypes_are_the_widest_dtype(draw, path):
     arguments = draw(23, dtype=torch.float32)
     expected = chunk_retrieval(**arguments, top_k=2, implementation=path)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -203,30 +137,9 @@ def test_autocast_and_mixed_dtypes_are_the_widest_dtype(path):
     torch.testing.assert_close(mixed, exact)
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_gradients_are_the_same_in_every_run(path):
-    arguments = draw(22, time=40, chunks=5, dtype=torch.float32)
-    leaves = [arguments[name].requires_grad_() for name in TENSORS]
-
-    def gradients():
-        return torch.autograd.grad(
-            chunk_retrieval(**arguments, top_k=3, implementation=path).square().sum(), leaves
-        )
-
-    assert all(torch.equal(a, b) for a, b in zip(gradients(), gradients(), strict=True))
-
-
-@pytest.mark.parametrize("path", PATHS)
-def test_blocks_of_queries_change_nothing(path, monkeypatch):
-    arguments = draw(6, time=63)
-    whole = chunk_retrieval(**arguments, top_k=3, implementation=path)
-    monkeypatch.setattr(vectorised, "_BLOCK_SCALARS", dict.fromkeys(PATHS, 500))
-    torch.testing.assert_close(chunk_retrieval(**arguments, top_k=3, implementation=path), whole)
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("path", ["torch", "dense", "gather"])
-def test_half_precision_stays_near_the_definition(path, dtype):
+def test_half_precision_stays_near_the_definition(draw, path, dtype):
     arguments = draw(7, dtype=torch.float32)
     low = {n: v.to(dtype) if v.is_floating_point() else v for n, v in arguments.items()}
     upcast = {n: v.double() if v.is_floating_point() else v for n, v in low.items()}
@@ -253,7 +166,7 @@ def test_half_precision_stays_near_the_definition(path, dtype):
         ({"positions": torch.zeros(4, 6)}, "positions have shape"),
     ],
 )
-def test_bad_shapes_are_named(change, message):
+def test_bad_shapes_are_named(draw, change, message):
     with pytest.raises(ValueError, match=message):
         chunk_retrieval(**({"top_k": 2} | draw(8, dtype=torch.float32) | change))
 
@@ -267,30 +180,15 @@ def test_bad_shapes_are_named(change, message):
         ({"positions": torch.zeros(3, 6, dtype=torch.bool)}, "positions has dtype torch.bool"),
     ],
 )
-def test_bad_dtypes_are_named(change, message):
+def test_bad_dtypes_are_named(draw, change, message):
     arguments: dict[str, Any] = draw(9, dtype=torch.float32) | change
     with pytest.raises(TypeError, match=message):
         chunk_retrieval(**arguments, top_k=1)
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("time", [1, 5, 64])
-def test_equal_summaries_are_tied_however_a_product_rounds_them(path, time, dtype):
-    # A large product sums its last columns in another order than the others.
-    arguments = draw(11, time=time, chunks=63, heads=1, groups=1, width=40, dtype=dtype)
-    arguments["summaries"] = arguments["summaries"][:, :1].repeat(1, 63, 1, 1)
-    arguments["valid"] = torch.full((2, time), 63)
-    out = chunk_retrieval(**arguments, top_k=3, implementation=path)
-    for name in ("keys", "values", "summaries"):
-        arguments[name] = arguments[name][:, :3]
-    arguments["valid"] = torch.full((2, time), 3)
-    torch.testing.assert_close(out, chunk_retrieval(**arguments, top_k=3, implementation=path))
-
-
 @pytest.mark.parametrize("combine", ["hierarchical", "joint"])
 @pytest.mark.parametrize("path", PATHS)
-def test_second_derivatives_match_finite_differences(path, combine):
+def test_second_derivatives_match_finite_differences(draw, path, combine):
     arguments = draw(3, batch=1, time=2, chunks=3, length=2, heads=2, groups=1, width=3)
     arguments["valid"] = torch.tensor([[2, 3]])
 
@@ -302,7 +200,7 @@ def test_second_derivatives_match_finite_differences(path, combine):
 
 
 @pytest.mark.parametrize("path", ["auto", *PATHS])
-def test_forward_mode_equals_reverse_mode(path):
+def test_forward_mode_equals_reverse_mode(draw, path):
     arguments = draw(12)
     tangents = {name: torch.randn_like(arguments[name]) for name in TENSORS}
 
@@ -339,7 +237,7 @@ def as_op(arguments, **options):
 
 
 @pytest.mark.parametrize("options", [{}, {"joint": True, "lengths": torch.tensor([[3, 1, 0, 2, 3, 3]] * 2)}])
-def test_the_operator_is_registered_as_torch_expects(options):
+def test_the_operator_is_registered_as_torch_expects(draw, options):
     arguments = draw(13, dtype=torch.float32)
     for name in TENSORS:
         arguments[name].requires_grad_()
@@ -347,7 +245,7 @@ def test_the_operator_is_registered_as_torch_expects(options):
 
 
 @pytest.mark.parametrize(("time", "backend"), [(1, "inductor"), (5, "aot_eager")])
-def test_a_compiled_call_is_one_graph_with_the_same_values_and_gradients(time, backend):
+def test_a_compiled_call_is_one_graph_with_the_same_values_and_gradients(draw, time, backend):
     arguments = draw(14, time=time, dtype=torch.float32)
     for name in TENSORS:
         arguments[name].requires_grad_()
@@ -361,7 +259,7 @@ def test_a_compiled_call_is_one_graph_with_the_same_values_and_gradients(time, b
     torch.testing.assert_close(found, expected)
 
 
-def test_the_operator_is_differentiable_again_on_the_cpu():
+def test_the_operator_is_differentiable_again_on_the_cpu(draw):
     arguments = draw(15, batch=1, time=2, chunks=3, length=2, heads=2, groups=1, width=3)
     leaves = [arguments[n].requires_grad_() for n in TENSORS]
 
@@ -374,7 +272,7 @@ def test_the_operator_is_differentiable_again_on_the_cpu():
 
 
 @pytest.mark.parametrize("time", [1, 5])
-def test_an_exported_call_needs_no_operator_of_ours_and_takes_any_batch(time):
+def test_an_exported_call_needs_no_operator_of_ours_and_takes_any_batch(draw, time):
     class Readout(torch.nn.Module):
         def forward(self, query, keys, values, summaries, valid):
             return chunk_retrieval(query, keys, values, summaries, valid, top_k=2)
@@ -387,140 +285,7 @@ def test_an_exported_call_needs_no_operator_of_ours_and_takes_any_batch(time):
     torch.testing.assert_close(program.module()(**other), chunk_retrieval(**other, top_k=2))
 
 
-def test_heads_first_caches_are_read_in_place():
-    arguments = draw(18, time=1)
-    expected = chunk_retrieval(**arguments, top_k=2, implementation="reference")
-    for name in ("keys", "values"):
-        arguments[name] = arguments[name].permute(0, 3, 1, 2, 4).contiguous().permute(0, 2, 3, 1, 4)
-    torch.testing.assert_close(chunk_retrieval(**arguments, top_k=2, implementation="listed"), expected)
-
-
-def test_rows_that_are_not_aligned_are_refused_by_the_path_that_needs_them_and_read_by_others():
-    arguments = draw(19)
-    keys = torch.zeros(*arguments["keys"].shape[:-1], 7, dtype=torch.float64)
-    keys[..., :6] = arguments["keys"]
-    arguments["keys"] = keys[..., :6]
-    with pytest.raises(ValueError, match="strides"):
-        chunk_retrieval(**arguments, top_k=2, implementation="listed")
-    expected = chunk_retrieval(**arguments, top_k=2, implementation="reference")
-    torch.testing.assert_close(chunk_retrieval(**arguments, top_k=2), expected)
-
-
-def test_the_switch_forces_one_implementation_and_an_argument_outranks_it():
-    arguments = draw(20, dtype=torch.float32)
-    with force("reference"):
-        forced = chunk_retrieval(**arguments, top_k=2)
-        dense = chunk_retrieval(**arguments, top_k=2, implementation="dense")
-    assert torch.equal(forced, chunk_retrieval(**arguments, top_k=2, implementation="reference"))
-    assert torch.equal(dense, chunk_retrieval(**arguments, top_k=2, implementation="dense"))
-    assert not torch.equal(forced, dense)
-
-
-def test_unknown_and_unusable_implementations_are_explained():
-    arguments = draw(21, dtype=torch.float32)
-    names: list[Any] = ["cuda", "triton"]
-    with pytest.raises(ValueError, match="implementation='cuda'; choose from auto, reference"):
-        chunk_retrieval(**arguments, top_k=2, implementation=names[0])
-    with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1"):
-        chunk_retrieval(**arguments, top_k=2, implementation=names[1])
-    with pytest.raises(ValueError, match="implementation='sparse'"), force(cast(Any, "sparse")):
-        pass
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    seed=st.integers(0, 1000),
-    queries=st.integers(1, 5),
-    kept=st.integers(1, 3),
-    length=st.integers(1, 4),
-    stride=st.integers(1, 3),
-)
-def test_products_with_listed_rows_equal_fetching_them(seed, queries, kept, length, stride):
-    generator = torch.Generator().manual_seed(seed)
-    rows = 3 * length * stride
-    first = torch.randint(0, 3, (queries, kept), generator=generator) * length * stride
-    first += torch.randint(0, stride, (queries, kept), generator=generator)
-    runs = Runs(first, length, stride, rows)
-    x = torch.randn(queries, 3, generator=generator, dtype=torch.float64, requires_grad=True)
-    table = torch.randn(rows, 3, generator=generator, dtype=torch.float64, requires_grad=True)
-    weights = torch.randn(queries, kept, length, generator=generator, dtype=torch.float64, requires_grad=True)
-    fetched = table[first[..., None] + torch.arange(length) * stride]
-    torch.testing.assert_close(dots(x, table, runs), (fetched * x[:, None, None]).sum(-1))
-    torch.testing.assert_close(mix(weights, table, runs), (fetched * weights[..., None]).sum((1, 2)))
-    (found,) = torch.autograd.grad(mix(weights, table, runs).square().sum(), table)
-    (exact,) = torch.autograd.grad((fetched * weights[..., None]).sum((1, 2)).square().sum(), table)
-    torch.testing.assert_close(found, exact)
-
-
-def assert_equals_the_definition(arguments, path, **options):
-    out = chunk_retrieval(**arguments, **options, implementation=path)
-    expected = chunk_retrieval(**arguments, **options, implementation="reference")
-    torch.testing.assert_close(out, expected)
-
-
-@pytest.mark.parametrize("path", ["auto", *PATHS])
-@pytest.mark.parametrize("time", [1, 5])
-def test_values_may_be_some_columns_of_the_keys(path, time):
-    arguments = draw(24, time=time)
-    arguments["values"] = arguments["keys"][..., :2]
-    assert_equals_the_definition(arguments, path, top_k=2)
-
-
-@pytest.mark.parametrize("path", ["auto", "dense", "gather"])
-@pytest.mark.parametrize("dim", [0, 1, 2, 3])
-def test_expanded_keys_are_read_as_such(path, dim):
-    arguments = draw(25)
-    for name in ("keys", "values"):
-        arguments[name] = arguments[name].narrow(dim, 0, 1).expand_as(arguments[name])
-    assert_equals_the_definition(arguments, path, top_k=2)
-
-
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("scale", [-1.0, 0.0])
-def test_any_summary_scale_ranks_as_it_says(path, scale):
-    arguments = draw(26)
-    mask = torch.tensor([1, 1, 0, 1, 1, 1]).bool().expand(2, 5, 6)
-    arguments["summaries"][:, 3:] = arguments["summaries"][:, :1]
-    arguments["summaries"][:, 2] = float("nan")
-    assert_equals_the_definition(arguments | {"valid": mask}, path, top_k=2, summary_scale=scale)
-
-
-@pytest.mark.parametrize("path", ["auto", *PATHS])
-def test_ties_are_ties_in_the_dtype_of_the_summaries(path):
-    arguments = draw(27, chunks=7, groups=1)
-    equal = torch.randn(1, 1, 1, 33).expand(2, 7, 1, 33).contiguous()
-    arguments |= {"summaries": equal, "valid": torch.full((2, 5), 7)}
-    assert_equals_the_definition(arguments, path, top_k=3, summary_query=torch.randn(2, 5, 2, 33))
-
-
-@pytest.mark.parametrize("path", ["auto", *PATHS])
-def test_lengths_beyond_the_chunk_are_the_chunk(path):
-    lengths = torch.tensor([[0, 9, -2, 3, 1, 2], [99, 2, 0, 0, 1, 3]])
-    assert_equals_the_definition(draw(28), path, top_k=2, lengths=lengths)
-
-
-@pytest.mark.parametrize("path", ["auto", *PATHS])
-def test_a_query_that_may_read_nothing_may_hold_nan(path):
-    arguments = draw(29)
-    arguments["valid"][:, 1] = 0
-    arguments["query"][:, 1] = float("nan")
-    leaves = [arguments[name].requires_grad_() for name in TENSORS]
-    out = chunk_retrieval(**arguments, top_k=2, implementation=path)
-    assert (out[:, 1] == 0).all()
-    assert all(grad.isfinite().all() for grad in torch.autograd.grad(out.sum(), leaves))
-
-
-@pytest.mark.parametrize("path", ["reference", "dense", "gather"])
-def test_products_too_large_for_half_precision_are_taken_in_float32(path):
-    query = torch.full((1, 1, 1, 64), 100.0, dtype=torch.float16)
-    keys = torch.full((1, 2, 2, 1, 64), 20.0, dtype=torch.float16)
-    keys[0, 0, 0] *= 0.5
-    summaries = torch.ones(1, 2, 1, 64, dtype=torch.float16)
-    out = chunk_retrieval(query, keys, keys, summaries, torch.tensor([[2]]), top_k=2, implementation=path)
-    torch.testing.assert_close(out, torch.full_like(out, 20.0))
-
-
-def test_second_derivatives_through_a_compiled_call_count_a_shared_tensor_once():
+def test_second_derivatives_through_a_compiled_call_count_a_shared_tensor_once(draw):
     arguments = draw(30, time=3)
     keys = arguments["keys"].requires_grad_()
 

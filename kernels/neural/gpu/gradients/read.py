@@ -33,11 +33,12 @@ def _read_gradient_kernel(
     C: tl.constexpr, D: tl.constexpr, I: tl.constexpr, DEPTH: tl.constexpr, RESIDUAL: tl.constexpr,
     PRECISION: tl.constexpr, RULE: tl.constexpr, MIXED: tl.constexpr, KEPT: tl.constexpr,
     PRODUCT: tl.constexpr, INNER: tl.constexpr, READ: tl.constexpr, ERROR: tl.constexpr, TAKEN: tl.constexpr,
-    SQUARED: tl.constexpr, X_SQUARED: tl.constexpr, INNER_SQUARED: tl.constexpr, OWED: tl.constexpr, X_OWED: tl.constexpr, ERROR_OWED: tl.constexpr, KEY_OWED: tl.constexpr,
+    SQUARED: tl.constexpr, X_SQUARED: tl.constexpr, INNER_SQUARED: tl.constexpr, OWED: tl.constexpr,
+    X_OWED: tl.constexpr, ERROR_OWED: tl.constexpr, KEY_OWED: tl.constexpr,
     INNER_OWED: tl.constexpr, READ_GRAD: tl.constexpr, SLOPE_GRAD: tl.constexpr, PRODUCT_GRAD: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
-    """Write what the reads of one chunk owe, in the upper layer, to its inputs, coefficients, writes and state."""
+    """Write what a chunk's reads owe, in the upper layer, to its inputs, coefficients, writes and state."""
     chunk = tl.program_id(0).to(tl.int64)
     row = chunk // N
     i_b, i_h = row // H, row % H
@@ -157,11 +158,12 @@ def _lower_read_gradient_kernel(
     C: tl.constexpr, D: tl.constexpr, I: tl.constexpr, DEPTH: tl.constexpr, RESIDUAL: tl.constexpr,
     PRECISION: tl.constexpr, RULE: tl.constexpr, MIXED: tl.constexpr, KEPT: tl.constexpr,
     PRODUCT: tl.constexpr, INNER: tl.constexpr, READ: tl.constexpr, ERROR: tl.constexpr, TAKEN: tl.constexpr,
-    SQUARED: tl.constexpr, X_SQUARED: tl.constexpr, INNER_SQUARED: tl.constexpr, OWED: tl.constexpr, X_OWED: tl.constexpr, ERROR_OWED: tl.constexpr, KEY_OWED: tl.constexpr,
+    SQUARED: tl.constexpr, X_SQUARED: tl.constexpr, INNER_SQUARED: tl.constexpr, OWED: tl.constexpr,
+    X_OWED: tl.constexpr, ERROR_OWED: tl.constexpr, KEY_OWED: tl.constexpr,
     INNER_OWED: tl.constexpr, READ_GRAD: tl.constexpr, SLOPE_GRAD: tl.constexpr, PRODUCT_GRAD: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
-    """Go on from the upper layer's inputs, in the reads of one chunk, to queries and the lower layer; add to coefficients."""
+    """Go on from the upper layer's inputs to queries and the lower layer; add to coefficients."""
     chunk = tl.program_id(0).to(tl.int64)
     row = chunk // N
     i_b, i_h = row // H, row % H
@@ -246,7 +248,7 @@ def read_gradient_launches(
     owed: Tensor,
     to: Tensor,
 ) -> list[Launch]:
-    """Return the launches, one a layer, that fill `owed`, and the gradients of query and of reads' coefficients.
+    """Return the launches, one a layer, that fill `owed`, and gradients of query and of reads' coefficients.
 
     `to` are the gradients of the states, of which those after the last chunk are there; reads give theirs.
     """

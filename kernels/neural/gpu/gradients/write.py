@@ -53,7 +53,8 @@ def _write_gradient_kernel(
     C: tl.constexpr, D: tl.constexpr, I: tl.constexpr, DEPTH: tl.constexpr, RESIDUAL: tl.constexpr,
     PRECISION: tl.constexpr, RULE: tl.constexpr, MIXED: tl.constexpr, KEPT: tl.constexpr,
     PRODUCT: tl.constexpr, INNER: tl.constexpr, READ: tl.constexpr, ERROR: tl.constexpr, TAKEN: tl.constexpr,
-    SQUARED: tl.constexpr, X_SQUARED: tl.constexpr, INNER_SQUARED: tl.constexpr, OWED: tl.constexpr, X_OWED: tl.constexpr, ERROR_OWED: tl.constexpr, KEY_OWED: tl.constexpr,
+    SQUARED: tl.constexpr, X_SQUARED: tl.constexpr, INNER_SQUARED: tl.constexpr, OWED: tl.constexpr,
+    X_OWED: tl.constexpr, ERROR_OWED: tl.constexpr, KEY_OWED: tl.constexpr,
     INNER_OWED: tl.constexpr, READ_GRAD: tl.constexpr, SLOPE_GRAD: tl.constexpr, PRODUCT_GRAD: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip

@@ -1,0 +1,102 @@
+"""What tests of sink attention share: arguments, what comes of them, and a comparison."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from scrubjay.kernels import sink_attention
+
+TENSORS = ["query", "keys", "values", "sink_logit"]
+
+
+def _draw(
+    seed,
+    batch=2,
+    time=7,
+    cached=5,
+    heads=4,
+    groups=2,
+    width=6,
+    value_width=3,
+    reset=0.1,
+    age=40,
+    sink_logit=True,
+    dtype=torch.float64,
+) -> dict[str, Any]:
+    """Return a segment of a stream behind some of its earlier steps, in any order, and empty slots."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=dtype)
+
+    first = torch.randint(0, age + 1, (batch,), generator=generator)
+    starts = torch.rand(batch, age + time, generator=generator) < reset
+    episode_start = torch.where(starts, torch.arange(age + time), 0).cummax(dim=1).values
+    query_step = first[:, None] + torch.arange(time)
+    cache = torch.full((batch, cached), -1)
+    for row, before in enumerate(first.tolist()):
+        held = torch.randperm(before, generator=generator)[:cached]
+        cache[row, torch.randperm(cached, generator=generator)[: len(held)]] = held
+    return {
+        "query": normal(batch, time, heads, width),
+        "keys": normal(batch, cached + time, groups, width),
+        "values": normal(batch, cached + time, groups, value_width),
+        "query_step": query_step,
+        "key_step": torch.cat([cache, query_step], dim=1),
+        "episode_start": episode_start.gather(1, query_step),
+        "sink_logit": normal(heads) if sink_logit else None,
+    }
+
+
+def _readout_and_gradients(arguments, **options) -> dict[str, torch.Tensor]:
+    fresh = dict(arguments)
+    names = [name for name in TENSORS if arguments[name] is not None]
+    for name in names:
+        fresh[name] = arguments[name].clone().requires_grad_()
+    out = sink_attention(**fresh, **options)
+    weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
+    (out * weights).sum().backward()
+    return {"out": out.detach()} | {name: fresh[name].grad for name in names}
+
+
+def _assert_same(found, expected, tolerance=1e-9):
+    assert found.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=tolerance, atol=tolerance, msg=name)
+
+
+def _permuted(arguments, seed=0) -> dict[str, Any]:
+    order = torch.randperm(arguments["keys"].shape[1], generator=torch.Generator().manual_seed(seed))
+    return arguments | {name: arguments[name][:, order] for name in ("keys", "values", "key_step")}
+
+
+def _tiny(**options) -> dict[str, Any]:
+    return _draw(
+        11, batch=1, time=5, cached=3, heads=2, groups=1, width=2, value_width=2, reset=0.2, **options
+    )
+
+
+@pytest.fixture(scope="session")
+def draw():
+    return _draw
+
+
+@pytest.fixture(scope="session")
+def readout_and_gradients():
+    return _readout_and_gradients
+
+
+@pytest.fixture(scope="session")
+def assert_same():
+    return _assert_same
+
+
+@pytest.fixture(scope="session")
+def permuted():
+    return _permuted
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    return _tiny

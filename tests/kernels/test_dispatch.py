@@ -1,0 +1,87 @@
+"""Which implementation of an op runs, and who says so."""
+
+import contextlib
+from typing import Any, cast
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+
+from scrubjay.kernels import chunk_retrieval, dispatch, force
+
+
+def draw(seed) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "query": torch.randn(2, 5, 4, 6, generator=generator),
+        "keys": torch.randn(2, 6, 3, 2, 6, generator=generator),
+        "values": torch.randn(2, 6, 3, 2, 6, generator=generator),
+        "summaries": torch.randn(2, 6, 2, 6, generator=generator),
+        "valid": torch.randint(0, 7, (2, 5), generator=generator),
+    }
+
+
+def test_the_switch_forces_one_implementation_and_an_argument_outranks_it():
+    arguments = draw(20)
+    with force("reference"):
+        forced = chunk_retrieval(**arguments, top_k=2)
+        dense = chunk_retrieval(**arguments, top_k=2, implementation="dense")
+    assert torch.equal(forced, chunk_retrieval(**arguments, top_k=2, implementation="reference"))
+    assert torch.equal(dense, chunk_retrieval(**arguments, top_k=2, implementation="dense"))
+    assert not torch.equal(forced, dense)
+
+
+def test_unknown_and_unusable_implementations_are_explained():
+    arguments = draw(21)
+    names: list[Any] = ["cuda", "triton"]
+    with pytest.raises(ValueError, match="implementation='cuda'; choose from auto, reference"):
+        chunk_retrieval(**arguments, top_k=2, implementation=names[0])
+    with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1"):
+        chunk_retrieval(**arguments, top_k=2, implementation=names[1])
+    with pytest.raises(ValueError, match="implementation='sparse'"), force(cast(Any, "sparse")):
+        pass
+
+
+def test_what_was_forced_before_holds_again_after_a_block_even_one_that_fails():
+    with force("reference"):
+        with force("torch"):
+            assert dispatch.resolve("auto", torch.zeros(1)) == "torch"
+        with contextlib.suppress(KeyError), force("torch"):
+            raise KeyError
+        assert dispatch.resolve("auto", torch.zeros(1)) == "reference"
+    assert dispatch.resolve("auto", torch.zeros(1)) == "torch"
+
+
+def test_an_ops_own_paths_are_known_to_it_alone():
+    assert dispatch.resolve("dense", torch.zeros(1), paths=("dense",)) == "dense"
+    with pytest.raises(ValueError, match=r"choose from auto, reference, torch, triton$"):
+        dispatch.resolve("dense", torch.zeros(1))
+
+
+def test_sizes_without_a_kernel_are_told_to_who_asks_for_one_and_pass_silently_else():
+    with pytest.raises(ValueError, match="implementation='triton': too wide; use 'torch' or 'auto'"):
+        dispatch.resolve("triton", torch.zeros(1), unsupported="too wide")
+    assert dispatch.resolve("auto", torch.zeros(1), unsupported="too wide") == "torch"
+
+
+def test_without_autocast_an_op_multiplies_in_full_and_its_caller_in_half_again():
+    product = dispatch.without_autocast(lambda a, b: a @ b)
+    x = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert product(x, b=x).dtype == torch.float32
+        assert (x @ x).dtype == torch.bfloat16
+
+
+def test_tangents_are_seen_within_their_level_only():
+    x = torch.ones(2)
+    assert not dispatch.any_dual(x, None)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones(2))
+        assert dispatch.any_dual(None, dual)
+        assert not dispatch.any_dual(x)
+        assert dispatch.without_own_gradient(dual)
+
+
+def test_dtypes_without_a_kernel_are_named():
+    assert dispatch.unsupported_dtype(torch.zeros(1), torch.zeros(1, dtype=torch.bfloat16)) is None
+    assert "not torch.float64" in str(dispatch.unsupported_dtype(torch.zeros(1), torch.zeros(1).double()))
