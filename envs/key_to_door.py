@@ -116,6 +116,16 @@ class KeyToDoor(SingleEnv):
         shuffle_doors: bool = True,
         render_mode: str | None = None,
     ) -> None:
+        """Make one game.
+
+        Args:
+            num_colours: Colours of keys, and doors: 1 to 8.
+            explore_steps: Steps of the first phase.
+            distract_steps: Steps of the second.
+            apple_reward: Of one apple, in rewards of the door.
+            shuffle_doors: Whether doors stand in a new order in every episode.
+            render_mode: rgb_array, ansi or None.
+        """
         settings = (num_colours, explore_steps, distract_steps, apple_reward, shuffle_doors, render_mode)
         super().__init__(KeyToDoorVector(1, *settings, AutoresetMode.DISABLED))
 
@@ -136,6 +146,18 @@ class KeyToDoorVector(BatchedEnv):
         render_mode: str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
     ) -> None:
+        """Make so many games.
+
+        Args:
+            num_envs: Games in the batch.
+            num_colours: Colours of keys, and doors: 1 to 8.
+            explore_steps: Steps of the first phase.
+            distract_steps: Steps of the second.
+            apple_reward: Of one apple, in rewards of the door.
+            shuffle_doors: Whether doors stand in a new order in every episode.
+            render_mode: rgb_array, ansi or None.
+            autoreset_mode: When a row whose episode ended begins the next.
+        """
         if not is_integer(num_colours) or not 1 <= num_colours <= len(_COLOURS):
             raise ValueError(f"num_colours={num_colours!r}: expected an integer from 1 to {len(_COLOURS)}")
         self.num_colours = int(num_colours)

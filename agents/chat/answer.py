@@ -53,6 +53,16 @@ class Answer:
         config: AnswerConfig,
         constraint: Constraint | None = None,
     ) -> None:
+        """Begin an answer; nothing is read yet.
+
+        Args:
+            loaded: Who answers.
+            conversation: What it has read already; it holds the answer, too, when that ends.
+            prompt: The whole text that is answered.
+            new_tokens: Tokens at the end of `prompt` that the conversation has not read.
+            config: How the answer is drawn and where it ends.
+            constraint: The form it must have; None for free text.
+        """
         self._loaded, self._conversation, self._prompt = loaded, conversation, prompt
         self._new_tokens, self._config, self._constraint = new_tokens, config, constraint
         self.cached_tokens = conversation.cache.get_seq_length()

@@ -70,12 +70,23 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
     ) -> None:
         """Put an agent together.
 
-        `planning`: native tool calls, plans as JSON text, or what the model offers. `approve` is asked, after text
-        from outside was read, before a tool with `metadata={"side_effect": True}` runs, and before a tool that is
-        not `{"untrusted": False}` is given an address that only the model wrote; without it, or unless it returns
-        True, neither is run.
-        `recalled`: records of `memory` shown before each step. `limits` and `count_tokens` are by default those of
-        `limits_for`, `counter_for` and `prompt_counter_for`. Raises ValueError or TypeError on what cannot work.
+        Args:
+            model: Plans and answers.
+            tools: What it may call; without any, nothing is planned.
+            profile: Who it is, and in which language it is told.
+            memory: Keeps what was asked and found beyond the conversation; None for none.
+            max_steps: Tasks at most, for one question.
+            limits: Of tokens, calls and seconds; None for those of `limits_for`.
+            planning: `native` tool calls, plans as `json` text, or `auto`, what the model offers.
+            approve: Asked, after text from outside was read, before a tool with `metadata={"side_effect": True}`
+                runs, and before a tool that is not `{"untrusted": False}` is given an address that only the model
+                wrote; without it, or unless it returns True, neither is run.
+            namespace: Whose memory it is, where the call's `config` does not say.
+            recalled: Records of `memory` shown before each step.
+            count_tokens: Counts those of a text; None for `counter_for` and `prompt_counter_for`.
+            clock: Returns the present, with its time zone.
+
+        Raises ValueError or TypeError on what cannot work.
         """
         if max_steps < 1:
             raise ValueError(

@@ -34,6 +34,16 @@ class Context:
         count_tokens: Callable[[str], int],
         max_steps: int,
     ) -> None:
+        """Write for one agent.
+
+        Args:
+            profile: Who it is.
+            prompts: The words of its language.
+            tools: What it can call.
+            limits: Tokens of a prompt, and of the dialogue in it.
+            count_tokens: Counts those of a text.
+            max_steps: Tasks at most, which its rules tell.
+        """
         self.prompts = prompts
         self._profile, self._max_steps = profile, max_steps
         self._budget, self._dialogue = limits.context_tokens, limits.dialogue_tokens

@@ -231,9 +231,14 @@ def natural_gradient(
 ) -> NaturalGradient:
     """Return the direction in which the surrogate of the policy's distribution grows most per divergence.
 
-    Arguments as in `trust_region_step`; the parameters are left as they are. The Fisher information, which takes
-    most of the time, is averaged over `sample` instead if there is one: the divergence as a part of the experience
-    tells it.
+    Args:
+        parameters: Those that a step would move; they are left as they are.
+        distribution: Gives the policy under the present parameters, with gradients.
+        surrogate: What is to be improved, of such a policy.
+        weights: How much each entry counts, as in `trust_region_step`.
+        config: Damping, curvature and conjugate gradients.
+        sample: Part of the experience over which the Fisher information, which takes most of the time, is averaged;
+            None for all of it.
     """
     with _twice_differentiable(config.curvature):
         current = distribution()
@@ -270,14 +275,20 @@ def trust_region_step(
 ) -> TrustRegionStep:
     """Move the parameters so that the surrogate grows while the mean divergence from `old` keeps its limit.
 
-    `distribution` gives the policy under the present parameters, with gradients; `surrogate` what is to be
-    improved; `old=None` is the present policy. `weights` says how much each entry counts, such as 1 for agents that
-    are alive and 0 for others, `[batch time]`, or `[batch time agents]`: then every agent's own mean keeps its
-    limit. `moved` is how far the parameters already are from those of `old`, if they are; `natural` is the
-    direction, if already known.
-
     A step is taken only if the limits hold exactly and the surrogate is better by more than rounding; otherwise
     the parameters are put back bit for bit.
+
+    Args:
+        parameters: What is moved.
+        distribution: Gives the policy under the present parameters, with gradients.
+        surrogate: What is to be improved, of such a policy.
+        old: The policy from which divergence is measured; None for the present one.
+        weights: How much each entry counts, such as 1 for agents that are alive and 0 for others, `[batch time]`, or
+            `[batch time agents]`: then every agent's own mean keeps its limit.
+        config: Damping, conjugate gradients and backtracking.
+        kl_limit: The greatest mean divergence, in nats; of everybody or of each agent.
+        moved: How far the parameters already are from those of `old`, if they are.
+        natural: The direction, if already known.
     """
     if natural is None:
         natural = natural_gradient(parameters, distribution, surrogate, weights, config)

@@ -76,8 +76,14 @@ class SegmentGAMATRConfig(SegmentAlgorithmConfig):
     ) -> Self:
         """Set what is sampled and learned; what is not given stays as it is.
 
-        `team_env` makes that many rows of teams; it is pickled to the workers. `num_envs` are the rows of all
-        runners together, shared out as evenly as can be. `learner_seed` draws minibatches and the order of agents.
+        Args:
+            team_env: Makes that many rows of teams; pickled to the workers.
+            num_envs: Rows of all runners together, shared out as evenly as can be.
+            segment_length: Steps of each row in a batch.
+            policy: Settings of the policy, its memory included.
+            gamatr: Settings of the updates.
+            sampling_seed: Draws episodes and actions.
+            learner_seed: Draws minibatches and the order of agents.
         """
         return self._set_given(
             team_env=team_env,

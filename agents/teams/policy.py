@@ -166,7 +166,16 @@ class TeamPolicy(nn.Module):
         generator: torch.Generator | None = None,
         deterministic: bool = False,
     ) -> TeamPolicyStep:
-        """Act once in every row and judge; leaves are `[rows, agents, ...]`, `start` marks an episode's first step."""
+        """Act once in every row and judge.
+
+        Args:
+            observation: Leaves `[rows, agents, ...]`.
+            alive: Who acts; what is chosen for others means nothing.
+            state: What actors and critic remember.
+            start: Marks rows whose episode begins; None if none does.
+            generator: Draws the actions; None for torch's own.
+            deterministic: Take the likeliest actions instead.
+        """
         leaves, living = _visible(observation, alive)
         action, log_prob, actor = self._choose(leaves, living, state, start, generator, deterministic)
         features, critic = self.critic.network.step(leaves, living, _of("critic", state), start)

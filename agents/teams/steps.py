@@ -112,7 +112,17 @@ def agent_step(
     factor: Tensor | None = None,
     natural: NaturalGradient | None = None,
 ) -> TrustRegionStep:
-    """Take one step of an agent that has an actor of its own, or of all by their common one for None."""
+    """Take one step of an agent that has an actor of its own, or of all by their common one.
+
+    Args:
+        policy: Whose actors move.
+        batch: What it learns from.
+        config: Settings of the step.
+        agent: The one that moves; None for all, by a shared actor.
+        kl_limit: The greatest mean divergence, in nats.
+        factor: Multiplies advantages, `[batch time]`; None for 1.
+        natural: The direction, if already known.
+    """
     arguments = (
         policy.actor_parameters(agent),
         partial(policy.distribution, batch.segment, agent),

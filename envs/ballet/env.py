@@ -120,6 +120,17 @@ class BalletVector(BatchedEnv):
         render_mode: str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
     ) -> None:
+        """Make so many ballets.
+
+        Args:
+            num_envs: Ballets in the batch.
+            num_dancers: 1 to 8.
+            delay: Steps for which all stand after each dance, at least 1.
+            observation: `rgb` pictures, or `symbolic` numbers.
+            max_steps: Steps after which an episode is cut off; None for the original's.
+            render_mode: rgb_array, ansi or None.
+            autoreset_mode: When a row whose episode ended begins the next.
+        """
         if not is_integer(num_dancers) or not 1 <= num_dancers <= SLOTS:
             raise ValueError(f"num_dancers={num_dancers!r}: expected an integer from 1 to {SLOTS}")
         if not is_integer(delay) or delay < 1:
