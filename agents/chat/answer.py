@@ -39,9 +39,9 @@ class AnswerConfig:
 class Answer:
     """Iterate over it once: pieces of text as they come, some empty, one or more tokens each.
 
-    The conversation has read `prompt` but for `new_tokens`. Raises ValueError if `max_tokens` is too small for
-    the shortest answer that the constraint admits, and if the text outgrows what the model was trained on under a
-    policy that leaves tokens at their positions.
+    The conversation has read `prompt` but for `new_tokens`. Raises ValueError if `max_tokens` is too small
+    for the shortest answer that the constraint admits, and if the text outgrows what the model was trained on
+    under a policy that leaves tokens at their positions.
     """
 
     def __init__(

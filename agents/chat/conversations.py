@@ -49,7 +49,8 @@ class Conversation:
         folder.mkdir(parents=True, exist_ok=True)
         about = {name: value for name, value in vars(self).items() if name not in ("cache", "thread")}
         about["model"] = self.model.name
-        # Under a name of its own, which the text tells: until the text is replaced, whole, the last one holds.
+        # Under a name of its own, which the text tells: until the text is replaced, whole, the last one
+        # holds.
         about["cache"] = f"cache-{uuid.uuid4().hex[:12]}.safetensors"
         self.cache.save(folder / about["cache"])
         before = _about(folder).get("cache") if (folder / _TEXT).exists() else None

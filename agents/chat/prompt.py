@@ -30,9 +30,9 @@ def write_prompt(
 ) -> str:
     """Return the prompt for the next answer.
 
-    `tools` are functions in OpenAI's format: they are told by the template if it knows `<tool_call>`, else by a
-    text of ours in the system message, where `instruction` goes too. A template that refuses the order of roles
-    gets them merged: neighbours of one role into one message, the system's text into the first user's.
+    `tools` are functions in OpenAI's format: they are told by the template if it knows `<tool_call>`, else by
+    a text of ours in the system message, where `instruction` goes too. A template that refuses the order of
+    roles gets them merged: neighbours of one role into one message, the system's text into the first user's.
 
     Raises ValueError on no messages, on content that is not text, and without a template.
     """

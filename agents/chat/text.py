@@ -9,8 +9,8 @@ from typing import Any
 class AnswerText:
     """The text of an answer that grows by tokens.
 
-    `push` returns what is sure to be part of the answer: half a character, or what may turn out to be the begin
-    of a stop sequence, waits. `said` is all the text the tokens make, stop sequence included.
+    `push` returns what is sure to be part of the answer: half a character, or what may turn out to be the
+    begin of a stop sequence, waits. `said` is all the text the tokens make, stop sequence included.
     """
 
     def __init__(self, tokenizer: Any, stops: Sequence[str] = ()) -> None:

@@ -53,7 +53,8 @@ class Context:
     def window(self, dialogue: Sequence[BaseMessage]) -> list[BaseMessage]:
         """Return the last turns, as many as may be shown, from a place that stays for several questions.
 
-        So a prompt begins as the one before it did, and a model that keeps what it has read goes on from there.
+        So a prompt begins as the one before it did, and a model that keeps what it has read goes on from
+        there.
         """
         first, room = len(dialogue), min(self._dialogue, self._budget // 2)
         while first > 0 and (room := room - self._count_tokens(dialogue[first - 1].text)) >= 0:
@@ -137,7 +138,8 @@ class Context:
     def _fit(self, turn: Turn, system: str, ending: list[str], native: bool = False) -> list[BaseMessage]:
         """Return system, dialogue, one message of knowledge, memories, tasks and `ending`; and if `native`, the calls.
 
-        Whole items within the budget, and a note of what is missing. Raises ValueError if the question does not fit.
+        Whole items within the budget, and a note of what is missing. Raises ValueError if the question does
+        not fit.
         """
         say = self.prompts.say
         steps = (

@@ -167,7 +167,8 @@ def _in_thread(function: Callable[[], Any]) -> Future[Any]:
         try:
             future.set_result(context.run(function))
         except BaseException as error:  # noqa: BLE001
-            # A tool that calls sys.exit() has failed; it does not end the agent. A future holds no StopIteration.
+            # A tool that calls sys.exit() has failed; it does not end the agent. A future holds no
+            # StopIteration.
             holds = isinstance(error, Exception) and not isinstance(error, StopIteration)
             future.set_exception(error if holds else RuntimeError(repr(error)))
 

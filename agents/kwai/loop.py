@@ -45,8 +45,8 @@ class Parts:
 def take_turn(parts: Parts, turn: Turn) -> Loop:
     """Answer one question: a generator of updates and effects.
 
-    The updates add up to the result. The messages of every prefix of them can be sent to a model again: a call is
-    never given out before its result.
+    The updates add up to the result. The messages of every prefix of them can be sent to a model again: a
+    call is never given out before its result.
     """
     yield from parts.recall.remember_question(turn)
     stopped = yield from _work(parts, turn)

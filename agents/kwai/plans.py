@@ -60,8 +60,8 @@ class Plan:
 def read_plan(text: str) -> Plan:
     """Return the plan in `text`. Raises PlanError if there is none.
 
-    KwaiAgents' form, `{"task_name": ..., "command": {"name": ..., "args": {...}}}`; `command` may be the whole
-    object, `args` may be called `arguments`, and the first object of a list counts.
+    KwaiAgents' form, `{"task_name": ..., "command": {"name": ..., "args": {...}}}`; `command` may be the
+    whole object, `args` may be called `arguments`, and the first object of a list counts.
     """
     problem = PlanError("plan_no_object")
     for rung, value in _candidates(text):
@@ -110,7 +110,8 @@ def _candidates(text: str) -> Iterator[tuple[str, Any]]:
         except (ValueError, RecursionError):
             failed, place = True, text.find("{", place + 1)
             continue
-        # After a broken object, this one may be a part of it: repair does better than to take a part for the plan.
+        # After a broken object, this one may be a part of it: repair does better than to take a part for the
+        # plan.
         if not failed or "command" in value:
             yield "prose", value
         place = text.find("{", end)

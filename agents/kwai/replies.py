@@ -24,8 +24,8 @@ def was_cut(reply: AIMessage) -> bool:
 def said(reply: AIMessage) -> str:
     """Return the clean text of a whole reply, without the thoughts that some models write in front of it.
 
-    Where the prompt opens their block, as the templates of DeepSeek-R1 and QwQ do, only `</think>` tells of them: all
-    before it is thought, unless `<think>` stands there, too.
+    Where the prompt opens their block, as the templates of DeepSeek-R1 and QwQ do, only `</think>` tells of
+    them: all before it is thought, unless `<think>` stands there, too.
     """
     text = clean(reply.text)
     thought, closed, rest = text.partition(_CLOSE)
@@ -35,8 +35,8 @@ def said(reply: AIMessage) -> str:
 def without_thoughts(text: str) -> str:
     """Return `text` from the end of the `<think>` blocks on that it begins with; of text that has not come so far, nothing.
 
-    So the beginnings of a text give beginnings of what the whole of it gives. Of a block that the prompt opened,
-    nothing is known before its end, so its text stays; `said` leaves it out.
+    So the beginnings of a text give beginnings of what the whole of it gives. Of a block that the prompt
+    opened, nothing is known before its end, so its text stays; `said` leaves it out.
     """
     begun = text.lstrip()
     while begun.startswith(_OPEN):

@@ -1,7 +1,8 @@
 """LangGraph's checkpoints in an SQLite file: a graph goes on where it stopped, in whatever process.
 
-A channel's value is written once per version, not once per step, and a message once per thread, so a conversation's file
-grows with what is new in it. Beyond what a graph itself needs, threads are copied, pruned and cleared of runs.
+A channel's value is written once per version, not once per step, and a message once per thread, so a
+conversation's file grows with what is new in it. Beyond what a graph itself needs, threads are copied, pruned
+and cleared of runs.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ _STRATEGIES = ("keep_latest", "delete")
 class Checkpointer(BaseCheckpointSaver[str]):
     """Checkpoints in a file, a memory bank's or one of their own; safe for threads, event loops and processes.
 
-    What `put` and `put_writes` have acknowledged survives the death of the process (kill -9); a power cut may take
-    the last of them, never the file. `serde` turns values into bytes, LangGraph's own by default.
+    What `put` and `put_writes` have acknowledged survives the death of the process (kill -9); a power cut may
+    take the last of them, never the file. `serde` turns values into bytes, LangGraph's own by default.
     """
 
     def __init__(self, path: str | Path, *, serde: SerializerProtocol | None = None) -> None:

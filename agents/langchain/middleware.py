@@ -34,9 +34,10 @@ class BankState(AgentState[Any]):
 class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
     """Shows the model what a bank recalls for the user's last words, and keeps those and the answer.
 
-    Records go before the user's words as data between marks, never into the system prompt and never into the thread:
-    whole records, with a note of what is missing. An answer after a record or a tool's result that somebody outside may
-    have worded is kept with `trust="tool"`; a tool is trusted if its metadata says `untrusted: False`.
+    Records go before the user's words as data between marks, never into the system prompt and never into the
+    thread: whole records, with a note of what is missing. An answer after a record or a tool's result that
+    somebody outside may have worded is kept with `trust="tool"`; a tool is trusted if its metadata says
+    `untrusted: False`.
     """
 
     state_schema = BankState

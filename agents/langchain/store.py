@@ -60,11 +60,13 @@ _DEPTH = 64
 class BankStore(BaseStore):
     """Items kept in a bank's file; safe for threads, event loops and processes.
 
-    `memory` is a bank, or the path of one to open. A search with a query ranks by the bank's recall, by words alone if
-    it has no embeddings; items that it does not find come last, with no score. `index={"fields": [...]}` says which
-    parts of a value are searchable, all by default; with a path, its `embed` becomes the bank's embeddings. What an
-    item says is also in the bank, under namespace `("store", *namespace)`. In one batch all reads come before all
-    writes. What has expired is never seen, and goes with the next write or `sweep_ttl`. `clock` returns seconds since 1970. Raises ValueError on an `embed` for a bank that is open already.
+    `memory` is a bank, or the path of one to open. A search with a query ranks by the bank's recall, by words
+    alone if it has no embeddings; items that it does not find come last, with no score.
+    `index={"fields": [...]}` says which parts of a value are searchable, all by default; with a path, its
+    `embed` becomes the bank's embeddings. What an item says is also in the bank, under namespace
+    `("store", *namespace)`. In one batch all reads come before all writes. What has expired is never seen,
+    and goes with the next write or `sweep_ttl`. `clock` returns seconds since 1970. Raises ValueError on an
+    `embed` for a bank that is open already.
     """
 
     supports_ttl = True

@@ -1,7 +1,7 @@
 """Fit what an agent should see into a budget of tokens: whole items, and a note where something is missing.
 
-The shape is that of streaming attention (`scrubjay.memory.sink`) and HCAM over text: pinned items are the sinks,
-always there; the last turns are the window; between them goes what was recalled.
+The shape is that of streaming attention (`scrubjay.memory.sink`) and HCAM over text: pinned items are the
+sinks, always there; the last turns are the window; between them goes what was recalled.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def pack(
 ) -> Packed:
     """Return the items that fit in `budget` tokens, none of them cut.
 
-    Items are strings or have a `text`. A recalled item that is among the recent ones kept is not shown twice. Half of
-    what pinned items leave is the recent window's own, the rest goes to recalled items first.
+    Items are strings or have a `text`. A recalled item that is among the recent ones kept is not shown twice.
+    Half of what pinned items leave is the recent window's own, the rest goes to recalled items first.
 
     Args:
         pinned: What is always shown.

@@ -1,7 +1,7 @@
 """Text from outside is data: marked where it begins and ends, with where it came from, and unable to forge the marks.
 
-Delimiters and provenance do not make a model safe by themselves (adaptive attacks, arXiv 2606.26479); the flag that
-keeps tools with side effects shut after such text was read does not rely on the model at all.
+Delimiters and provenance do not make a model safe by themselves (adaptive attacks, arXiv 2606.26479); the
+flag that keeps tools with side effects shut after such text was read does not rely on the model at all.
 """
 
 from __future__ import annotations

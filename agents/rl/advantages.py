@@ -19,9 +19,9 @@ def generalized_advantage(
 ) -> tuple[Float[Tensor, "batch time"], Float[Tensor, "batch time"]]:
     """Return generalised advantages and the returns `advantages + values` that the critic learns.
 
-    What follows a step is worth 0 if it terminated, its bootstrap value if it was truncated, the next value otherwise;
-    nothing crosses the end of an episode. A step both terminated and truncated counts as terminated. Schulman et al.
-    2016 (arXiv 1506.02438), equation 16.
+    What follows a step is worth 0 if it terminated, its bootstrap value if it was truncated, the next value
+    otherwise; nothing crosses the end of an episode. A step both terminated and truncated counts as
+    terminated. Schulman et al. 2016 (arXiv 1506.02438), equation 16.
 
     Args:
         rewards: Of every step.

@@ -71,9 +71,9 @@ class PPO:
     Schulman et al. 2017 (arXiv 1707.06347), equations 7 and 9, with the critic's error left unclipped.
     Each segment starts from the state that was carried into it, as constant; minibatches are whole rows.
 
-    With `peers`, learners in several processes make one update together: each is given some rows of the batch,
-    and all have the same seed. Minibatches, gradients and the advantages' normalisation are over all rows, so
-    the update is the one that a single learner would make of the whole batch.
+    With `peers`, learners in several processes make one update together: each is given some rows of the
+    batch, and all have the same seed. Minibatches, gradients and the advantages' normalisation are over all
+    rows, so the update is the one that a single learner would make of the whole batch.
     """
 
     def __init__(

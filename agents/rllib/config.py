@@ -18,8 +18,9 @@ from scrubjay.agents.rllib.runner import SegmentRunner
 class SegmentAlgorithmConfig(AlgorithmConfig, ABC):
     """Tells runners and learners, to whom it is pickled, how to make their parts; subclasses say of which kind.
 
-    `env_runners(num_env_runners=)` and `learners(num_learners=)` are RLlib's own. Policies have `device` and are torch
-    modules; samplers have what `Sampler` has, learners what `PPO` has: `update`, `get_state` and `set_state`.
+    `env_runners(num_env_runners=)` and `learners(num_learners=)` are RLlib's own. Policies have `device` and
+    are torch modules; samplers have what `Sampler` has, learners what `PPO` has: `update`, `get_state` and
+    `set_state`.
     """
 
     module_class: type[TorchRLModule]

@@ -21,8 +21,8 @@ from scrubjay.agents.teams.sampler import TeamSampler
 class TeamModule(TorchRLModule):
     """Holds a `TeamPolicy` for `SegmentGAMATR`; it has no forward pass for RLlib's own learners and env runners.
 
-    Its spaces are a team's, tuples with one part per agent; `model_config` has `policy`, a `TeamPolicyConfig`.
-    Raises TypeError if either is of another kind.
+    Its spaces are a team's, tuples with one part per agent; `model_config` has `policy`, a
+    `TeamPolicyConfig`. Raises TypeError if either is of another kind.
     """
 
     policy: TeamPolicy

@@ -41,9 +41,9 @@ def best_response(
 ) -> TeamPolicy:
     """Return the team after `agent` alone has learned for `steps` environment steps by its own trust region.
 
-    It seeks its own reward, whatever the team was trained for. The other actors stay as they are; the critic goes on
-    learning. What it reaches is a lower bound on what the agent could gain, so a small gain is no proof of an
-    equilibrium.
+    It seeks its own reward, whatever the team was trained for. The other actors stay as they are; the critic
+    goes on learning. What it reaches is a lower bound on what the agent could gain, so a small gain is no
+    proof of an equilibrium.
 
     Args:
         policy: The team; it is left as it is.
@@ -53,8 +53,8 @@ def best_response(
         steps: Environment steps at least, of all rows together.
         segment_length: Steps of each row in a batch.
         seed: Draws episodes, actions and minibatches.
-        learned: The `GAMATR.get_state` of who trained the policy, since only that knows in what units its critic
-            speaks; None for an untrained one.
+        learned: The `GAMATR.get_state` of who trained the policy, since only that knows in what units its
+            critic speaks; None for an untrained one.
         on_update: Told the steps made so far.
     """
     team = separate(policy)

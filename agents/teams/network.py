@@ -36,8 +36,9 @@ class TeamNetwork(nn.Module):
     ) -> tuple[Float[Tensor, "batch time *agents dim"], State]:
         """Return every agent's features in a segment, and its memory's state, `[batch, agents, ...]`.
 
-        Leaves are `[batch, time, agents, ...]`; `alive=None` means that all are. Given `agent`, all of this is of
-        that agent alone, without an axis for agents; without rounds its own observation is then all that counts.
+        Leaves are `[batch, time, agents, ...]`; `alive=None` means that all are. Given `agent`, all of this
+        is of that agent alone, without an axis for agents; without rounds its own observation is then all
+        that counts.
         """
         nodes = self._nodes(leaves, alive, agent, axis=2)
         if agent is not None:

@@ -38,7 +38,8 @@ class TeamPolicyConfig:
     graph_heads: int = 4
     """Attention heads, of the graph and of the critic; they divide the memory's width."""
     critic: CriticKind = "attention"
-    """How the critic sees the team: by attention over the living, by their mean (pooled), or not at all (local)."""
+    """How the critic sees the team: by attention over the living, by their mean (pooled), or not at all
+    (local)."""
     shared: bool = True
     """Whether one actor serves all agents; otherwise each has its own."""
     joint: bool = False
@@ -95,11 +96,11 @@ class TeamActor(nn.Module):
 class TeamPolicy(nn.Module):
     """Acts and judges for teams of `num_agents`, whose observation and action spaces are those of one agent.
 
-    Actor and critic share no parameter. Unless `shared=False`, parameters do not depend on `num_agents`; they never
-    depend on the padded sizes of sets. With `shared=False` agent m's distribution depends on actor m alone: where
-    agents hear each other, it computes the others' nodes by itself. States are `[rows, agents, ...]`, of one
-    stream per agent in the actors and one in the critic. Agents that are not alive influence nobody, and what is
-    returned for them is finite and means nothing.
+    Actor and critic share no parameter. Unless `shared=False`, parameters do not depend on `num_agents`; they
+    never depend on the padded sizes of sets. With `shared=False` agent m's distribution depends on actor m
+    alone: where agents hear each other, it computes the others' nodes by itself. States are
+    `[rows, agents, ...]`, of one stream per agent in the actors and one in the critic. Agents that are not
+    alive influence nobody, and what is returned for them is finite and means nothing.
     """
 
     def __init__(
@@ -212,8 +213,8 @@ class TeamPolicy(nn.Module):
     def distribution(self, segment: TeamSegment, agent: int | None = None) -> Distribution:
         """Return what the actors would do in a segment, with gradients, over `[batch, time, agents]`.
 
-        Given `agent`, that agent's own, over `[batch, time]`; under `joint` what its actor thinks of everybody,
-        over `[batch, time, agents]`. Gradients end at the segment's border.
+        Given `agent`, that agent's own, over `[batch, time]`; under `joint` what its actor thinks of
+        everybody, over `[batch, time, agents]`. Gradients end at the segment's border.
         """
         leaves, living = _visible(segment.observations, segment.alive)
         state = detach_state(_of("actor", segment.state))

@@ -29,8 +29,8 @@ class TeamEpisodeStats(EpisodeStats):
 class TeamSampler(RowSampler):
     """Collects segments of `segment_length` steps from every row of `env`, carrying states between them.
 
-    Everything but the environment is computed on the policy's device. Raises ValueError on an empty segment, or if
-    the policy is for teams of another size.
+    Everything but the environment is computed on the policy's device. Raises ValueError on an empty segment,
+    or if the policy is for teams of another size.
     """
 
     def __init__(self, env: TeamEnv, policy: TeamPolicy, segment_length: int, seed: int = 0) -> None:

@@ -62,8 +62,8 @@ def make_tools(
         names: Which; a name given twice makes one.
         language: Of descriptions and outputs.
         clock: Returns the present with its time zone; None for the machine's.
-        offline: Leave network tools out of `auto`, unless there is a `replay`, whose recorded answers they then give;
-            one that is named and has no recorded answer says that it is unavailable.
+        offline: Leave network tools out of `auto`, unless there is a `replay`, whose recorded answers they
+            then give; one that is named and has no recorded answer says that it is unavailable.
         replay: Where answers are recorded online, and from where they are given if the network fails.
         web: Limits of requests.
 

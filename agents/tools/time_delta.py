@@ -23,8 +23,8 @@ class Span(NamedTuple):
 def span(start: datetime, end: datetime) -> Span:
     """Return the calendar time from `start` to a later `end`.
 
-    A month after the 31st is the last day of a shorter month, so that 29 February is a year before 28 February.
-    Adding the years and months to `start` in this sense, and then the rest, gives `end` again.
+    A month after the 31st is the last day of a shorter month, so that 29 February is a year before 28
+    February. Adding the years and months to `start` in this sense, and then the rest, gives `end` again.
     """
     months = (end.year - start.year) * 12 + end.month - start.month
     if add_months(start, months) > end:

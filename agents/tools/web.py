@@ -1,9 +1,9 @@
 """The only way to the network for tools: HTTP GET with limits on time, size, redirects, kinds and addresses.
 
-A model chooses the address, and a page may have chosen it for the model; so names are resolved here, every address
-must be public, and the connection goes to the address that was checked, never to the name again: a name that
-resolves differently the second time gains nothing. A redirect is a new address under the same rules. Proxies of the
-environment are not used, since they would resolve names by themselves.
+A model chooses the address, and a page may have chosen it for the model; so names are resolved here, every
+address must be public, and the connection goes to the address that was checked, never to the name again: a
+name that resolves differently the second time gains nothing. A redirect is a new address under the same
+rules. Proxies of the environment are not used, since they would resolve names by themselves.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ class Web:
     def get(self, url: str) -> Page:
         """Return the page at `url`.
 
-        Raises Refused if the rules forbid it or the server says it is not there, Unreachable if there was no answer
-        in time.
+        Raises Refused if the rules forbid it or the server says it is not there, Unreachable if there was no
+        answer in time.
         """
         deadline = time.monotonic() + self.config.total_seconds
         for _ in range(self.config.most_redirects + 1):

@@ -82,8 +82,8 @@ class Ballet(SingleEnv):
 
     Settings: `num_dancers` from 1 to 8; `delay` at least 1 (with 0 the original never starts the second
     dance). `max_steps=None` is the original's 320 for a delay of 16 and 1024 for any other, or 72 more than
-    the first step of the choice phase where no dancer could be reached before (the original then ends all the same).
-    The paper's levels are 2, 4 and 8 dancers with delays of 16 and 48.
+    the first step of the choice phase where no dancer could be reached before (the original then ends all the
+    same). The paper's levels are 2, 4 and 8 dancers with delays of 16 and 48.
 
     Units: places in cells, time in steps.
 

@@ -22,8 +22,8 @@ from scrubjay.envs.uav.world import UAVWorld
 class UAVTeams:
     """`num_envs` copies of one scenario; a row begins a new episode in the step that ends one.
 
-    Seed s gives row i the seed s + i, and row i then equals `parallel_env` under that seed, bit for bit. The rules
-    are in `UAVWorld`, which `world` is; the observations in `observation_space`.
+    Seed s gives row i the seed s + i, and row i then equals `parallel_env` under that seed, bit for bit. The
+    rules are in `UAVWorld`, which `world` is; the observations in `observation_space`.
 
     Actions, `[rows, agents, 3]`: move (`move_table_m`), sub-channel, power level.
     """

@@ -27,8 +27,8 @@ def propulsion_power_w(
 
     Hovering takes more than slow flight, and there is one cheapest speed.
 
-    Paper: Zeng, Xu, Zhang 2019, "Energy minimization for wireless communication with rotary-wing UAV", equation 12;
-    constants of a small UAV as used with AB-MAPPO. The term of climbing is ours.
+    Paper: Zeng, Xu, Zhang 2019, "Energy minimization for wireless communication with rotary-wing UAV",
+    equation 12; constants of a small UAV as used with AB-MAPPO. The term of climbing is ours.
     """
     square = np.square(np.asarray(speed_m_s, dtype=np.float64))
     ratio = square / (2 * INDUCED_SPEED_M_S**2)

@@ -2,13 +2,14 @@
 
 All of them but `random` choose sub-channels and power by the same rules:
 
-- Sub-channels: UAVs choose in the order of their numbers. Each takes the one whose nearest user among the UAVs
-  that have chosen is farthest away, a free one if there is one, and of equals the first from its number modulo
-  the number of sub-channels on: greedy colouring of the graph of distances. They choose anew at every step.
+- Sub-channels: UAVs choose in the order of their numbers. Each takes the one whose nearest user among the
+  UAVs that have chosen is farthest away, a free one if there is one, and of equals the first from its number
+  modulo the number of sub-channels on: greedy colouring of the graph of distances. They choose anew at every
+  step.
 - Power: always the highest level.
 
-Nobody avoids collisions. Those that fly in three dimensions go to the height at which the mean distance of their
-users is seen under the elevation of widest coverage, as far as the limits allow.
+Nobody avoids collisions. Those that fly in three dimensions go to the height at which the mean distance of
+their users is seen under the elevation of widest coverage, as far as the limits allow.
 """
 
 from __future__ import annotations
@@ -124,8 +125,8 @@ def k_means(
 ) -> Float[np.ndarray, "rows uavs 2"]:
     """Return a centre for every UAV that flies: the best of several restarts of Lloyd's rounds.
 
-    Each begins with users drawn with a chance that grows with the square of the distance to those drawn before.
-    Source: Arthur, Vassilvitskii 2007, "k-means++".
+    Each begins with users drawn with a chance that grows with the square of the distance to those drawn
+    before. Source: Arthur, Vassilvitskii 2007, "k-means++".
     """
     rows, uavs = alive.shape
     users, flies = np.tile(users_m, (restarts, 1, 1)), np.tile(alive, (restarts, 1))

@@ -75,8 +75,8 @@ def observe(world: UAVWorld, rows: Rows | slice) -> dict[str, np.ndarray]:
 def global_state(world: UAVWorld, rows: Rows | slice) -> Float32[np.ndarray, "rows features"]:
     """Return everything at once, for a central critic.
 
-    Of every UAV whether it flies and its `own`, then of every user place (2: the area is -1 .. 1), velocity (2: of
-    the UAVs' speed), spectral efficiency and mean rate as in `users`.
+    Of every UAV whether it flies and its `own`, then of every user place (2: the area is -1 .. 1), velocity
+    (2: of the UAVs' speed), spectral efficiency and mean rate as in `users`.
     """
     config, alive = world.config, world.alive[rows]
     count = len(alive)
