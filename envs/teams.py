@@ -171,8 +171,8 @@ def _common(env: ParallelEnv, kind: str) -> spaces.Space:
         space = getattr(env, kind)(agent)
         if space != common:
             raise ValueError(
-                f"{kind} of {agent!r} is {space}, that of {first!r} {common}; agents of a team must be alike: "
-                "pad them (supersuit.pad_observations_v0, pad_action_space_v0)"
+                f"{kind} of {agent!r} is {space}, that of {first!r} {common}; agents of a team must be "
+                "alike: pad them (supersuit.pad_observations_v0, pad_action_space_v0)"
             )
     return common
 

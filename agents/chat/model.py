@@ -140,8 +140,8 @@ class LocalChatModel(BaseChatModel):
         seen = min(known)
         if seen <= self.max_tokens:
             raise ValueError(
-                f"the model sees {seen} tokens (budget={self.budget}), and max_tokens={self.max_tokens} of an answer "
-                "leave none of a prompt; raise the budget or lower max_tokens"
+                f"the model sees {seen} tokens (budget={self.budget}), and max_tokens={self.max_tokens} of "
+                "an answer leave none of a prompt; raise the budget or lower max_tokens"
             )
         return seen - self.max_tokens
 

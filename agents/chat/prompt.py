@@ -39,8 +39,8 @@ def write_prompt(
     template = template or tokenizer.chat_template
     if not template:
         raise ValueError(
-            f"{tokenizer.name_or_path or 'this tokenizer'} has no chat template, so it is not clear how to write "
-            "a conversation for it; give LocalChatModel(chat_template=...), a Jinja text"
+            f"{tokenizer.name_or_path or 'this tokenizer'} has no chat template, so it is not clear how to "
+            "write a conversation for it; give LocalChatModel(chat_template=...), a Jinja text"
         )
     if not messages:
         raise ValueError("there are no messages to answer")
@@ -153,7 +153,8 @@ def _tools_text(tools: Sequence[dict[str, Any]]) -> str:
     listed = "\n".join(json.dumps(_described(tool), ensure_ascii=False) for tool in tools)
     return (
         f"# Functions\n\nThese functions may be called:\n<tools>\n{listed}\n</tools>\n\n"
-        f"A call is JSON with the function's name and its arguments, between {CALL_BEGIN} and {CALL_END}, and "
+        f"A call is JSON with the function's name and its arguments, between {CALL_BEGIN} and {CALL_END}, "
+        "and "
         f'nothing else:\n{CALL_BEGIN}\n{{"name": <name>, "arguments": <arguments as JSON>}}\n{CALL_END}'
     )
 

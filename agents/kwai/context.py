@@ -169,8 +169,9 @@ class Context:
                 if not calls:
                     needed = sum(map(self._count_tokens, pinned))
                     raise ValueError(
-                        f"context_tokens={self._budget}: the profile, the tools and the question need {needed:,} and "
-                        "a note; give fewer tools, or raise Limits.context_tokens, for a local model by raising its budget"
+                        f"context_tokens={self._budget}: the profile, the tools and the question need "
+                        f"{needed:,} and a note; give fewer tools, or raise Limits.context_tokens, for a "
+                        "local model by raising its budget"
                     ) from error
                 first += 1  # what was done first goes before the question does
         shown_steps = min(len(packed.recent), len(steps) - first)

@@ -192,12 +192,14 @@ class Checkpointer(BaseCheckpointSaver[str]):
         with self._store.writing() as connection:
             if connection.execute("SELECT 1 FROM checkpoints WHERE thread = ? LIMIT 1", (target,)).fetchone():
                 raise ValueError(
-                    f"target_thread_id={target!r} has checkpoints; delete that thread first, or copy to a new one"
+                    f"target_thread_id={target!r} has checkpoints; delete that thread first, or copy to a "
+                    "new one"
                 )
             for table, columns in TABLES.items():
                 others = columns.partition(", ")[2]
                 connection.execute(
-                    f"INSERT OR REPLACE INTO {table} ({columns}) SELECT ?, {others} FROM {table} WHERE thread = ?",
+                    f"INSERT OR REPLACE INTO {table} ({columns}) SELECT ?, {others} FROM {table} WHERE "
+                    "thread = ?",
                     (target, source),
                 )
 

@@ -151,8 +151,8 @@ class BankStore(BaseStore):
         condition, values = _within(op.namespace_prefix)
         with self._bank.store.reading() as connection:
             rows = connection.execute(
-                f"SELECT {_COLUMNS} FROM items WHERE {condition} AND {_ALIVE} ORDER BY updated DESC, number DESC "
-                + ("LIMIT ? OFFSET ?" if whole else ""),
+                f"SELECT {_COLUMNS} FROM items WHERE {condition} AND {_ALIVE} ORDER BY updated DESC, number "
+                "DESC " + ("LIMIT ? OFFSET ?" if whole else ""),
                 [*values, self._clock(), *whole],
             ).fetchall()
         found = [SearchItem(**_fields(row)) for row in rows]
@@ -247,8 +247,9 @@ class BankStore(BaseStore):
         expires = None if op.ttl is None else now + 60 * op.ttl
         connection.execute(
             "INSERT INTO items (namespace, key, value, created, updated, ttl, expires, records) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (namespace, key) DO UPDATE SET value = excluded.value, "
-            "updated = excluded.updated, ttl = excluded.ttl, expires = excluded.expires, records = excluded.records",
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (namespace, key) DO UPDATE SET value = "
+            "excluded.value, updated = excluded.updated, ttl = excluded.ttl, expires = excluded.expires, "
+            "records = excluded.records",
             (join_namespace(op.namespace), op.key, value, now, now, op.ttl, expires, json.dumps(records)),
         )
 

@@ -42,8 +42,8 @@ class EntityEncoder(nn.Module):
             leaf, mask = leaves[name], leaves[f"{name}_mask"]
             if not isinstance(leaf, spaces.Box) or mask.shape != leaf.shape[:1]:
                 raise ValueError(
-                    f"set {name!r} is {leaf} and its mask {mask}; expected a Box [elements, features] and one bit "
-                    "for each element"
+                    f"set {name!r} is {leaf} and its mask {mask}; expected a Box [elements, features] and "
+                    "one bit for each element"
                 )
             encoder = SetEncoder(leaf, dim)
             self.elements.append(encoder)

@@ -84,8 +84,8 @@ class PPO:
         self.config = config if config is not None else PPOConfig()
         if self.config.reconstruction_coefficient > 0 and policy.reconstruction is None:
             raise ValueError(
-                f"reconstruction_coefficient={self.config.reconstruction_coefficient} needs a policy built with "
-                "PolicyConfig(reconstruction=True)"
+                f"reconstruction_coefficient={self.config.reconstruction_coefficient} needs a policy built "
+                "with PolicyConfig(reconstruction=True)"
             )
         self._parameters = list(policy.parameters())
         self.optimizer = torch.optim.Adam(
@@ -149,8 +149,8 @@ class PPO:
         """
         if num_rows < self.config.num_minibatches:
             raise ValueError(
-                f"num_minibatches={self.config.num_minibatches} is more than the {num_rows} rows of the batch; "
-                "use more environments or fewer minibatches"
+                f"num_minibatches={self.config.num_minibatches} is more than the {num_rows} rows of the "
+                "batch; use more environments or fewer minibatches"
             )
         order = torch.randperm(num_rows, generator=self.generator)
         yield from order.tensor_split(self.config.num_minibatches)

@@ -84,7 +84,8 @@ class TrustRegionConfig:
     def __post_init__(self) -> None:
         if self.cg_iterations < 1 or self.backtracks < 0:
             raise ValueError(
-                f"cg_iterations={self.cg_iterations} must be at least 1, backtracks={self.backtracks} at least 0"
+                f"cg_iterations={self.cg_iterations} must be at least 1, backtracks={self.backtracks} at "
+                "least 0"
             )
         if not 0 <= self.cg_tolerance < 1:
             raise ValueError(f"cg_tolerance={self.cg_tolerance}: must lie in [0, 1)")
@@ -382,6 +383,6 @@ def _twice_differentiable(curvature: Curvature) -> Iterator[None]:
             if "derivative" not in str(error) and "differentia" not in str(error):
                 raise
             raise ValueError(
-                f"curvature={curvature!r} needs second derivatives that a layer of this policy lacks ({error}); "
-                "use curvature='difference'"
+                f"curvature={curvature!r} needs second derivatives that a layer of this policy lacks "
+                f"({error}); use curvature='difference'"
             ) from error

@@ -137,8 +137,9 @@ class SegmentAlgorithm(Algorithm):
             retry = True
             if time.monotonic() > deadline:
                 raise RuntimeError(
-                    f"no env runner has come back for {_PATIENCE:.0f} s: {group.num_healthy_remote_env_runners()} of "
-                    f"{group.num_remote_env_runners()} are alive; does the cluster still have a CPU for each?"
+                    f"no env runner has come back for {_PATIENCE:.0f} s: "
+                    f"{group.num_healthy_remote_env_runners()} of {group.num_remote_env_runners()} are "
+                    "alive; does the cluster still have a CPU for each?"
                 )
             samples += self.call_runners(lambda runner: runner.sample(ray.get(weights)))
         return sorted(samples, key=lambda sample: sample.first_row)

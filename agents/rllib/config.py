@@ -85,8 +85,8 @@ class SegmentAlgorithmConfig(AlgorithmConfig, ABC):
                 )
         if self.rows_needed > self.num_envs:
             raise ValueError(
-                f"num_envs={self.num_envs}: an update takes at least {self.rows_needed} rows, one for each minibatch; "
-                "use more environments or fewer minibatches"
+                f"num_envs={self.num_envs}: an update takes at least {self.rows_needed} rows, one for each "
+                "minibatch; use more environments or fewer minibatches"
             )
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:

@@ -99,8 +99,8 @@ class SegmentGAMATRConfig(SegmentAlgorithmConfig):
         """Raise ValueError naming what does not fit."""
         if (self.num_learners or 0) > 1:
             raise ValueError(
-                f"num_learners={self.num_learners}: a trust region is searched in the whole batch by one learner; "
-                "use 0, in the driver, or 1, in a process of its own"
+                f"num_learners={self.num_learners}: a trust region is searched in the whole batch by one "
+                "learner; use 0, in the driver, or 1, in a process of its own"
             )
         super().validate()
         if self.team_env is None:

@@ -95,5 +95,6 @@ def _distribution(space: spaces.Space) -> Any:
     if isinstance(space, spaces.Box):
         return TorchDiagGaussian
     raise TypeError(
-        f"action space {space}: RLlib has no distribution for it; use Box, or Discrete or MultiDiscrete from zero"
+        f"action space {space}: RLlib has no distribution for it; use Box, or Discrete or MultiDiscrete "
+        "from zero"
     )

@@ -67,12 +67,13 @@ class GAMATRConfig(TrustRegionConfig):
                 )
         if self.kl_budget == "allocated" and self.mode not in ("sequential", "independent", "metagame"):
             raise ValueError(
-                f"kl_budget='allocated' needs steps that can be told how long to be; mode={self.mode!r} cannot: "
-                "use sequential, independent or metagame, or kl_budget='equal'"
+                f"kl_budget='allocated' needs steps that can be told how long to be; mode={self.mode!r} "
+                "cannot: use sequential, independent or metagame, or kl_budget='equal'"
             )
         if self.entropy_coefficient and self.mode == "consensus":
             raise ValueError(
-                f"entropy_coefficient={self.entropy_coefficient}: mode='consensus' has no place for a bonus; use 0"
+                f"entropy_coefficient={self.entropy_coefficient}: mode='consensus' has no place for a "
+                "bonus; use 0"
             )
         if not 0 <= self.gamma <= 1 or not 0 <= self.gae_lambda <= 1:
             raise ValueError(f"gamma={self.gamma}, gae_lambda={self.gae_lambda}: both must lie in [0, 1]")

@@ -93,8 +93,8 @@ class GAMATR:
         """
         if segment.num_rows < self.config.minibatches:
             raise ValueError(
-                f"minibatches={self.config.minibatches} is more than the {segment.num_rows} rows of the batch; "
-                "use more environments or fewer minibatches"
+                f"minibatches={self.config.minibatches} is more than the {segment.num_rows} rows of the "
+                "batch; use more environments or fewer minibatches"
             )
         batch, returns, metrics = self._prepare(segment)
         metrics |= self._move_actors(batch)
@@ -227,7 +227,8 @@ def _check_actors(policy: TeamPolicy, config: GAMATRConfig) -> None:
         )
     if actors.joint and config.mode != "consensus":
         raise ValueError(
-            f"mode={config.mode!r} has no use for actors that model others; set joint=False, or mode='consensus'"
+            f"mode={config.mode!r} has no use for actors that model others; set joint=False, or "
+            "mode='consensus'"
         )
     if actors.shared and config.mode == "metagame":
         raise ValueError("mode='metagame' lets agents differ in how far they go; set shared=False")

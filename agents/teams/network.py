@@ -105,8 +105,8 @@ def hearing(
     if adjacency is not None:
         if adjacency.shape[-1] != adjacency.shape[-2]:
             raise ValueError(
-                f"{ADJACENCY!r} has {adjacency.shape[-1]} bits in a team of {adjacency.shape[-2]}; one is needed "
-                "for each agent, the observer included"
+                f"{ADJACENCY!r} has {adjacency.shape[-1]} bits in a team of {adjacency.shape[-2]}; one is "
+                "needed for each agent, the observer included"
             )
         hears = adjacency > 0
     if alive is not None:

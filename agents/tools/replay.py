@@ -69,7 +69,8 @@ class Replay:
             self._answers[_key(record["tool"], record["language"], record["arguments"])] = _answer(record)
         except (ValueError, KeyError, TypeError) as error:
             warnings.warn(
-                f"{self.path}, line {number} is skipped: not a recorded answer ({type(error).__name__}: {error})",
+                f"{self.path}, line {number} is skipped: not a recorded answer ({type(error).__name__}: "
+                f"{error})",
                 stacklevel=3,
             )
 

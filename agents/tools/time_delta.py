@@ -110,7 +110,8 @@ TIME_DELTA = ToolSpec(
     name="time_delta",
     zh_name="时间差",
     about=Bilingual(
-        "Exact time between two dates or times, in calendar years, months and days and in days in all: ages, durations.",
+        "Exact time between two dates or times, in calendar years, months and days and in days in all: "
+        "ages, durations.",
         "计算两个日期或时间之间的准确间隔（年、月、日及总天数），可用于年龄、时长。",
     ),
     arguments=(

@@ -324,7 +324,8 @@ def _aerial(ground_distance_m: Numbers, height_m: Numbers, scenario: str) -> tup
     lowest = 10 if scenario == "RMa-AV" else 22.5
     if height.size and not (height.min() > lowest and height.max() <= 300):
         raise ValueError(
-            f"height_m spans {height.min()} to {height.max()}: {scenario} is stated above {lowest} and up to 300 m"
+            f"height_m spans {height.min()} to {height.max()}: {scenario} is stated above {lowest} and up "
+            "to 300 m"
         )
     return ground, height
 

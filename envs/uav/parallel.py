@@ -87,7 +87,8 @@ class UAVDownlink(ParallelEnv):
                     raise ValueError(f"no action for {agent}, which flies")
                 if not self._action_spaces[agent].contains(np.asarray(actions[agent])):
                     raise ValueError(
-                        f"action of {agent} is {actions[agent]!r}; expected an element of {self._action_spaces[agent]}"
+                        f"action of {agent} is {actions[agent]!r}; expected an element of "
+                        f"{self._action_spaces[agent]}"
                     )
                 chosen[0, column] = actions[agent]
         flew = self.agents

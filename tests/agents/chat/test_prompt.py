@@ -32,8 +32,8 @@ def test_a_users_text_cannot_end_his_turn(tiny_chat):
 def test_templates_that_refuse_roles_get_them_merged(tiny_chat):
     _, tokenizer = tiny_chat
     strict = (
-        "{% for m in messages %}{% if m['role'] == 'system' or (loop.index0 % 2 == 0) != (m['role'] == 'user') %}"
-        "{{ raise_exception('no') }}{% endif %}[{{ m['role'] }}: {{ m['content'] }}]{% endfor %}"
+        "{% for m in messages %}{% if m['role'] == 'system' or (loop.index0 % 2 == 0) != (m['role'] == "
+        "'user') %}{{ raise_exception('no') }}{% endif %}[{{ m['role'] }}: {{ m['content'] }}]{% endfor %}"
     )
     messages = [SystemMessage("Be kind."), HumanMessage("One"), HumanMessage("Two"), AIMessage("Three")]
     assert (
