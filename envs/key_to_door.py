@@ -333,7 +333,7 @@ class KeyToDoorVector(BatchedEnv):
 
 
 def _room(side: int, num_doors: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the next place by phase, place and action, and each place's row and column, in sides of the room.
+    """Return the next place by phase, place and action, and places' rows and columns, in sides of the room.
 
     Places are the cells row by row, then the doors, which stand in the wall above row 0.
     """

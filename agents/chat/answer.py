@@ -1,4 +1,4 @@
-"""One answer of a language model, token by token, over a conversation whose cache it leaves ready for the next."""
+"""One answer of a language model, token by token; it leaves the conversation's cache ready for the next."""
 
 from __future__ import annotations
 

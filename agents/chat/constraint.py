@@ -158,7 +158,7 @@ def _json(schema: dict[str, Any]) -> str:
 
 
 def _closed(schema: Any) -> Any:
-    """Return the schema with no other properties than those listed, where it does not say that there may be."""
+    """Return the schema without unlisted properties, where it does not say that there may be some."""
     if isinstance(schema, list):
         return [_closed(part) for part in schema]
     if not isinstance(schema, dict):

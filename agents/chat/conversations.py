@@ -107,7 +107,7 @@ class KeptConversations:
         return len(self._kept)
 
     def take(self, text: str, model: LoadedModel, thread: str | None) -> Conversation | None:
-        """Remove and return the conversation that a prompt goes on with or asks again, the longest of them."""
+        """Remove and return the longest conversation that a prompt goes on with or asks again."""
         with self._lock:
             return self._pop(
                 lambda kept: (
@@ -119,7 +119,7 @@ class KeptConversations:
     def branch(
         self, tokens: Sequence[int], model: LoadedModel, thread: str | None, policy: Any
     ) -> Conversation | None:
-        """Return a conversation that has read only the beginning of a prompt, the longest that another one begins with.
+        """Return a conversation that has read the beginning of a prompt, the longest that another has.
 
         A named one is taken for it, as a name has one; others are copied, if at least half of them is of use.
         """

@@ -129,7 +129,7 @@ class LocalChatModel(BaseChatModel):
 
     @property
     def tokens_in_view(self) -> int | None:
-        """Tokens of a prompt that the model still sees, all of them, when the longest answer ends; None: any number.
+        """Tokens of a prompt that the model still sees when the longest answer ends; None: any number.
 
         Raises ValueError if the policy's budget has no room for them.
         """

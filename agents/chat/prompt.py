@@ -120,7 +120,7 @@ def _text(message: BaseMessage) -> str:
 
 
 def _unmarked(said: Any, marks: Sequence[str]) -> Any:
-    """Return text, or JSON of texts, with the template's marks broken: a quote must not end a turn or begin one."""
+    """Return text, or JSON of texts, with the template's marks broken: a quote must not end a turn."""
     if isinstance(said, dict):
         return {_unmarked(name, marks): _unmarked(value, marks) for name, value in said.items()}
     if isinstance(said, list):

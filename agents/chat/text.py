@@ -54,7 +54,7 @@ class AnswerText:
         return self._show(self.stop_at if self.stop_at is not None else len(self.said))
 
     def tokens_within(self, length: int) -> tuple[int, int]:
-        """Return how many tokens lie wholly in the first `length` characters of `said`, and how many those make."""
+        """Return how many tokens lie wholly in so many characters of `said`, and how many those make."""
         end = max(end for end in self._ends if end <= length)
         # The first with this end: those after it are halves of a character that is not whole yet.
         return self._ends.index(end), end

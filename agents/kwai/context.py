@@ -1,4 +1,4 @@
-"""What the model is shown: who it is and the question always, then as much of the rest as its budget holds."""
+"""What the model is shown: who it is, the question, and as much of the rest as its budget holds."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class Context:
         return passage.text if passage.trusted else fence(passage.text, "knowledge", "supplied", self.prompts)
 
     def _date(self, turn: Turn) -> str:
-        """Return the present moment; it stands with the question, as what goes before must not change by the minute."""
+        """Return the present moment, for a place after all that must not change by the minute."""
         now = turn.clock()
         return self.prompts.say(
             "date",
@@ -136,7 +136,7 @@ class Context:
         return "\n\n".join([*parts, task])
 
     def _fit(self, turn: Turn, system: str, ending: list[str], native: bool = False) -> list[BaseMessage]:
-        """Return system, dialogue, one message of knowledge, memories, tasks and `ending`; and if `native`, the calls.
+        """Return system, dialogue, a message of knowledge, memories, tasks and `ending`; if `native`, calls.
 
         Whole items within the budget, and a note of what is missing. Raises ValueError if the question does
         not fit.
@@ -226,7 +226,7 @@ class _Item(NamedTuple):
 
 
 def passages(text: str, tokens: int, count_tokens: Callable[[str], int]) -> list[str]:
-    """Return `text` in pieces of whole paragraphs of about `tokens`; a longer paragraph is a piece by itself."""
+    """Return `text` in pieces of whole paragraphs of about `tokens`; a longer one is a piece by itself."""
     pieces: list[str] = []
     for paragraph in filter(None, (part.strip() for part in text.split("\n\n"))):
         if pieces and count_tokens(pieces[-1]) + count_tokens(paragraph) <= tokens:

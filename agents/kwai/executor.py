@@ -1,4 +1,4 @@
-"""Runs a planned call, or says why not: whatever happens, the call gets its ToolMessage and the planner a reason."""
+"""Runs a planned call, or says why not: always, the call gets its ToolMessage and the planner a reason."""
 
 from __future__ import annotations
 

@@ -18,9 +18,10 @@ _AROUND = 16
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds on one question, each on by default. Planning stops at the first one reached; the answer is still written.
+    """Bounds on one question. Planning stops at the first one reached; the answer is still written.
 
-    Calls of the model have no deadline of their own here: give the model one (`timeout=`).
+    Each is on by default. Calls of the model have no deadline of their own here: give the model one
+    (`timeout=`).
     """
 
     tool_calls: int = 10
@@ -63,12 +64,12 @@ def limits_for(model: Any, **given: Any) -> Limits:
 
 
 def counter_for(model: Any) -> Callable[[str], int]:
-    """Return how to count the tokens of a text: by the tokenizer of a model on this machine, else by estimate."""
+    """Return how to count the tokens of a text: by a local model's tokenizer, else by estimate."""
     return estimate_tokens if getattr(model, "tokens_in_view", None) is None else model.get_num_tokens
 
 
 def prompt_counter_for(model: Any) -> Callable[[str], int]:
-    """Return how to count what a text takes of a prompt: on this machine, what a template writes around it, too."""
+    """Return how to count what a text takes of a prompt: locally, what a template writes around it, too."""
     count_tokens = counter_for(model)
     if count_tokens is estimate_tokens:
         return estimate_tokens

@@ -1,5 +1,7 @@
-"""The loop of KwaiAgents (Pan et al. 2023, arXiv 2312.04889): remember the question once, then before every step
-recall, plan exactly one task and run it, until nothing more is needed; then conclude.
+"""The loop of KwaiAgents (Pan et al. 2023, arXiv 2312.04889).
+
+Remember the question once; then before every step recall, plan exactly one task and run it, until nothing
+more is needed; then conclude.
 """
 
 from __future__ import annotations

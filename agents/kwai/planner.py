@@ -111,7 +111,7 @@ class Planner:
 
 
 def _recorded(reply: AIMessage, calls: list[Call], text: str) -> AIMessage:
-    """Return the reply as history keeps it: every call with a name that providers accept and an id of its own."""
+    """Return the reply as history keeps it: every call with an id and a name that providers accept."""
     thoughts = thinking(reply) if calls else []
     return AIMessage(
         content=[*thoughts, *([{"type": "text", "text": text}] if text else [])] if thoughts else text,

@@ -1,4 +1,4 @@
-"""A plan, read from whatever text a model wrote: strict JSON first, then the first object in prose, then repair."""
+"""A plan, read from what a model wrote: strict JSON, then the first object in prose, then repair."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def read_plan(text: str) -> Plan:
 
 
 def read_arguments(text: object) -> dict[str, Any]:
-    """Return the arguments that `text`, which a provider could not parse, was meant to be. Raises PlanError."""
+    """Return the arguments that `text`, which did not parse, was meant to be. Raises PlanError."""
     if isinstance(text, str):
         for _, value in _candidates(text):
             if isinstance(value, dict):

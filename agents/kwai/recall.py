@@ -1,4 +1,4 @@
-"""When the agent writes to its memory and what it looks up: KwaiAgents' memory update and memory retrieval."""
+"""When the agent writes to its memory and what it looks up: KwaiAgents' memory update and retrieval."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scrubjay.agents.language.text import is_question
 
 
 class Recall:
-    """Keeps the three kinds of KwaiAgents apart: supplied knowledge, conversation, and tasks with their results.
+    """Keeps KwaiAgents' three kinds apart: supplied knowledge, conversation, tasks with their results.
 
     What a tool or a supplied document worded, or an answer written after reading it, is kept with
     `trust="tool"`. It is shown as data when it comes up again, taints the question it comes up for, and never

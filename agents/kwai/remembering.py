@@ -1,4 +1,4 @@
-"""What the agent remembers with: anything that keeps, searches and lists records as `scrubjay.memory.MemoryBank` does."""
+"""What the agent remembers with: whatever keeps, searches and lists records as `MemoryBank` does."""
 
 from __future__ import annotations
 

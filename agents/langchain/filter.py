@@ -1,4 +1,4 @@
-"""Whether a stored value meets a filter of LangGraph's store: equality by key, or `$eq $ne $gt $gte $lt $lte`."""
+"""Whether a value meets a filter of LangGraph's store: equality by key, or `$eq $ne $gt $gte $lt $lte`."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ Namespace = Sequence[str] | Callable[[Runtime[Any]], Sequence[str]]
 
 
 class BankState(AgentState[Any]):
-    """What the agent's state has besides messages: what was recalled, and whether any of it came from a tool."""
+    """The agent's state besides messages: what was recalled, and whether any of it came from a tool."""
 
     recalled: NotRequired[Annotated[list[dict[str, str]], PrivateStateAttr]]
     recalled_untrusted: NotRequired[Annotated[bool, PrivateStateAttr]]

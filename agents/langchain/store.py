@@ -107,7 +107,7 @@ class BankStore(BaseStore):
         self.close()
 
     def batch(self, ops: Iterable[Op]) -> list[Any]:
-        """Do all operations, reads first, and return their results in order. Raises TypeError on anything else."""
+        """Do all operations, reads first; return results in order. Raises TypeError on anything else."""
         ops = list(ops)
         for op in ops:
             _check(op)

@@ -25,7 +25,7 @@ _CHANGES = {"side_effect": True, "untrusted": False}
 def memory_tools(
     bank: MemoryBank, namespace: Sequence[str], k: int = 6, trusts: Sequence[str] = TRUSTS
 ) -> list[BaseTool]:
-    """Return the tools search_memory, save_memory, update_memory and forget_memory over `namespace` and all in it.
+    """Return tools over `namespace` and all in it: search_memory, save_memory, update_memory, forget_memory.
 
     A search returns at most `k` records. Without "tool" among `trusts` it shows nothing that a tool said, and
     counts as trusted itself. Raises ValueError or TypeError on what cannot be.

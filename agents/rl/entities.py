@@ -61,7 +61,7 @@ class EntityEncoder(nn.Module):
 
 
 class SetEncoder(nn.Module):
-    """Encodes a padded set, as wide as `width` says: the mean of its elements, two weighted means, their number.
+    """Encodes a padded set in `width` numbers: the mean of its elements, two weighted means, their count.
 
     Elements pass a linear layer and SiLU; a learned vector each weighs them by a softmax, as one seed of the
     pooling by attention of Lee et al. 2019 (arXiv 1810.00825) does. An empty set is zeros.

@@ -94,7 +94,7 @@ class PPO:
         self.generator = torch.Generator().manual_seed(seed)
 
     def update(self, segment: Segment) -> dict[str, float]:
-        """Take `epochs * num_minibatches` gradient steps and return the means of what was measured on the way.
+        """Take `epochs * num_minibatches` gradient steps; return the means of what was measured.
 
         Raises ValueError if the segment has fewer rows than there are minibatches.
         """

@@ -19,7 +19,7 @@ What registered memories allow, as tests confirm on the CPU; who has no second d
 `difference`:
 
     memory                                      CPU          CUDA
-    gru, gtrxl, hcam, lstm, none, sink          all three    all three, without cuDNN, which is switched off here
+    gru, gtrxl, hcam, lstm, none, sink          all three    all three, with cuDNN switched off here
     titans, titans_mac, titans_mag, titans_mal  all three    `difference`: their kernel is differentiable once
     layers with torch's fused attention         `difference` `difference`
 
@@ -143,7 +143,7 @@ class TrustRegionStep(NamedTuple):
 def conjugate_gradient(
     product: Product, right: Float[Tensor, "numbers"], iterations: int, tolerance: float = 0.0
 ) -> tuple[Float[Tensor, "numbers"], Float[Tensor, "numbers"]]:
-    """Return x and the residual `right - A x` after solving `A x = right` for a positive A given by its product.
+    """Return x and the residual `right - A x`, solving `A x = right` for a positive A given by its product.
 
     Ends early where the residual is below `tolerance` of `right`, or rounding has made A look indefinite.
     Hestenes and Stiefel 1952.

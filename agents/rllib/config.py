@@ -16,7 +16,7 @@ from scrubjay.agents.rllib.runner import SegmentRunner
 
 
 class SegmentAlgorithmConfig(AlgorithmConfig, ABC):
-    """Tells runners and learners, to whom it is pickled, how to make their parts; subclasses say of which kind.
+    """Tells runners and learners, to whom it is pickled, how to make their parts, whose kind subclasses say.
 
     `env_runners(num_env_runners=)` and `learners(num_learners=)` are RLlib's own. Policies have `device` and
     are torch modules; samplers have what `Sampler` has, learners what `PPO` has: `update`, `get_state` and
@@ -67,7 +67,7 @@ class SegmentAlgorithmConfig(AlgorithmConfig, ABC):
         """The fewest rows of which an update can be made."""
 
     def rows_of(self, worker_index: int) -> tuple[int, int]:
-        """Return the first row and the number of rows of a runner; runners count from 1, 0 is the local one."""
+        """Return first row and number of rows of a runner; runners count from 1, 0 is the local one."""
         if worker_index == 0:
             return 0, self.num_envs
         rows, left = divmod(self.num_envs, self.num_env_runners or 1)

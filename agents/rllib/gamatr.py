@@ -19,7 +19,7 @@ from scrubjay.agents.teams.sampler import TeamSampler
 
 
 class TeamModule(TorchRLModule):
-    """Holds a `TeamPolicy` for `SegmentGAMATR`; it has no forward pass for RLlib's own learners and env runners.
+    """Holds a `TeamPolicy` for `SegmentGAMATR`; has no forward pass for RLlib's own learners and runners.
 
     Its spaces are a team's, tuples with one part per agent; `model_config` has `policy`, a
     `TeamPolicyConfig`. Raises TypeError if either is of another kind.
@@ -39,7 +39,7 @@ class TeamModule(TorchRLModule):
 
 
 class SegmentGAMATRConfig(SegmentAlgorithmConfig):
-    """Configures `SegmentGAMATR`; `env_runners(num_env_runners=)` and `learners(num_learners=)` are RLlib's own.
+    """Configures `SegmentGAMATR`; `env_runners(num_env_runners=)` and `learners(num_learners=)` are RLlib's.
 
     Any number of env runners sample, each whole teams; one learner takes the whole batch, in the driver
     (`num_learners=0`) or in a process of its own (1).

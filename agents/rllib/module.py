@@ -23,7 +23,7 @@ from scrubjay.agents.rl.policy import Policy, PolicyConfig
 
 
 class MemoryModule(TorchRLModule, ValueFunctionAPI):
-    """Holds a `Policy`, and lets RLlib's own PPO and env runners use it: `STATE_IN` and `STATE_OUT` are its memory's.
+    """Holds a `Policy` that RLlib's own PPO and runners can use: `STATE_IN`, `STATE_OUT` are its memory's.
 
     `model_config` has `policy`, a `PolicyConfig`, and `max_seq_len`, the steps over which RLlib
     backpropagates.

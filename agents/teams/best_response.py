@@ -1,4 +1,4 @@
-"""How much each agent could still gain alone: the distance of a team from an equilibrium, as far as learning finds it."""
+"""How much each agent could still gain alone: how far, by what learning finds, from an equilibrium."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ DENSE_NODES = 32
 
 
 class GraphAttention(nn.Module):
-    """Adds to each node what it attends to among those it hears, itself included, by a learned scale that begins low.
+    """Adds to each node what it attends to among those it hears, itself too, by a scale that begins low.
 
     GATv2 (Brody et al. 2021, arXiv 2105.14491, equation 7) on normalised nodes: the score of hearing j from i
     is a . LeakyReLU(W_l x_j + W_r x_i), per head. Up to `DENSE_NODES` nodes it is computed over all pairs,
@@ -40,7 +40,7 @@ class GraphAttention(nn.Module):
     def forward(
         self, nodes: Float[Tensor, "*leading nodes dim"], hears: Bool[Tensor, "*leading nodes nodes"] | None
     ) -> Float[Tensor, "*leading nodes dim"]:
-        """Return the nodes after one round; `hears[..., i, j]`: i hears j. Each must hear itself. None: all do."""
+        """Return the nodes after a round; `hears[..., i, j]`: i hears j. Each must hear itself; None: all."""
         path = self.dense if nodes.shape[-2] <= DENSE_NODES else self.sparse
         return nodes + self.scale * nn.functional.silu(path(self.norm(nodes), hears))
 

@@ -97,7 +97,7 @@ class TeamNetwork(nn.Module):
 def hearing(
     adjacency: Tensor | None, alive: Bool[Tensor, "*leading agents"] | None
 ) -> Bool[Tensor, "*leading agents agents"] | None:
-    """Return whom each agent hears: itself, and its living neighbours if it lives. None means everybody hears all.
+    """Return whom each agent hears: itself, and if it lives, living neighbours. None: everybody hears all.
 
     Raises ValueError if `adjacency` does not have one bit for each agent of the team.
     """

@@ -192,7 +192,7 @@ class TeamPolicy(nn.Module):
         start: Bool[Tensor, "rows"] | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Float[Tensor, "rows agents"], State]:
-        """Return actions, their log-probabilities and the state as `step` does, the critic left where it was."""
+        """Return actions, log-probabilities and the state as `step` does, the critic left where it was."""
         leaves, living = _visible(observation, alive)
         action, log_prob, actor = self._choose(leaves, living, state, start, generator, deterministic=False)
         return action, log_prob, {**state, **_named("actor", actor)}
@@ -301,7 +301,7 @@ class TeamPolicy(nn.Module):
 
 
 def _visible(observation: Observation, alive: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Return what the living see, and who lives, None for everybody; what others see may be NaN and is blanked."""
+    """Return what the living see, and who lives, None for all; what others see may be NaN and is blanked."""
     leaves = to_leaves(observation)
     if alive.all():
         return leaves, None

@@ -191,7 +191,7 @@ class TeamSampler(RowSampler):
             total[step.ended] = 0.0
 
     def _final_values(self, step: TeamStep, rows: Tensor) -> Tensor:
-        """Return the values of the observations that truncated episodes ended with, 0 for agents that had left."""
+        """Return the values of truncated episodes' last observations, 0 for agents that had left."""
         # Among the ended rows, which are all that final observations are of.
         cut = step.truncated[step.ended]
         leaves = self._empty_leaves(len(rows), self.num_agents)

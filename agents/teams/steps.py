@@ -44,7 +44,7 @@ def independent_steps(
 def sequential_steps(
     policy: TeamPolicy, batch: TeamBatch, config: GAMATRConfig, generator: torch.Generator
 ) -> list[TrustRegionStep]:
-    """Let the actors improve one after another, in random order, each knowing what those before it have become.
+    """Let the actors improve in random order, each knowing what those before it have become.
 
     HATRPO (Kuba et al. 2022, arXiv 2109.11251): an agent's advantages are multiplied by the ratios of those
     before it. A shared actor moves once for every agent; the order's k-th step of N may bring any agent's
@@ -137,7 +137,7 @@ def agent_step(
 def natural_gradients(
     policy: TeamPolicy, batch: TeamBatch, config: GAMATRConfig, agents: Sequence[int]
 ) -> list[NaturalGradient]:
-    """Return the natural gradient of every one of these agents' own surrogate, all under the present weights."""
+    """Return the natural gradients of these agents' own surrogates, all under the present weights."""
     return [
         natural_gradient(
             policy.actor_parameters(agent),

@@ -1,4 +1,4 @@
-"""Which internet addresses a tool may reach: public ones, and nothing that only this machine or network can."""
+"""Which internet addresses a tool may reach: public ones, none that only this machine or network can."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ def parse_moment(text: str, now: Callable[[], datetime]) -> date | datetime:
     """Return the date, or the date and time, that `text` names.
 
     Knows `2026-02-17`, `2026/2/17`, `2026年2月17日`, each with or without `10:30`, `10:30:15` and an offset
-    (`Z`, `+08:00`), and `today`, `now`, `今天`, `现在`. Raises Mistaken that says what is wrong, such as a 31st
+    (`Z`, `+08:00`), and `today`, `now`, `今天`, `现在`. Raises Mistaken that says what is wrong, as a 31st
     of June.
     """
     word = text.strip().lower()

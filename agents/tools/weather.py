@@ -1,4 +1,4 @@
-"""Weather by Open-Meteo, which needs no key; its data are CC BY 4.0, its service free for non-commercial use."""
+"""Weather by Open-Meteo: no key; data are CC BY 4.0, the service is free for non-commercial use."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ class Page(NamedTuple):
 
 
 class Web:
-    """Fetches pages under a `WebConfig`; holds no connection between requests and may be used by several threads."""
+    """Fetches pages under a `WebConfig`; holds no connection between requests and serves several threads."""
 
     def __init__(self, config: WebConfig | None = None) -> None:
         self.config = config or WebConfig()
@@ -200,7 +200,7 @@ class Web:
         return Page(url, kind, response.headers.get_content_charset(), content, truncated)
 
     def _read(self, response: HTTPResponse) -> tuple[bytes, bool]:
-        """Return at most `most_bytes` of the body, unpacked piece by piece so that a small bomb stays small."""
+        """Return at most `most_bytes` of the body, unpacked by pieces so that a small bomb stays small."""
         encoding = (response.getheader("Content-Encoding") or "identity").lower()
         if encoding not in ("identity", "gzip"):
             raise Refused("web_packed", encoding=repr(encoding))

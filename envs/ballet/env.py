@@ -244,7 +244,7 @@ class BalletVector(BatchedEnv):
         return (self.place[self._row, self.target] == self.agent).all(axis=1)
 
     def _dancing(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """For those of `rows` where someone moves in this step, return index in `rows`, dancer, move number."""
+        """Where someone moves in this step, return index in `rows`, dancer and move number."""
         dancer, move = np.divmod(self.time[rows], self._period)
         index = np.flatnonzero((dancer < self.num_dancers) & (move < world.MOVES_PER_DANCE))
         return index, dancer[index], move[index]

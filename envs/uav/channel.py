@@ -117,7 +117,7 @@ def mean_path_loss_db(
 
 
 def mean_gain(ground_distance_m: Numbers, height_m: Numbers, frequency_hz: float, environment: str) -> Array:
-    """Return 10^(-L/10) of `mean_path_loss_db`, without its logarithm: what a simulation needs at every step."""
+    """Return 10^(-L/10) of `mean_path_loss_db`, without the logarithm: what a simulation needs every step."""
     surroundings, ground, height = _checked(ground_distance_m, height_m, frequency_hz, environment)
     gain = _los_probability(elevation_deg(ground, height), surroundings)
     # Of the excess and the carrier at once, in one multiplication and one addition before the exponential.

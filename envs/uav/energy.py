@@ -23,7 +23,7 @@ WEIGHT_N = 2 * AIR_DENSITY_KG_M3 * DISC_AREA_M2 * INDUCED_SPEED_M_S**2
 def propulsion_power_w(
     speed_m_s: float | Float[np.ndarray, "..."], climb_m_s: float | Float[np.ndarray, "..."] = 0.0
 ) -> Float[np.ndarray, "..."]:
-    """Return the power to fly at that speed over ground; climbing adds weight times its speed, sinking gives none.
+    """Return the power to fly at that speed over ground; climbing adds weight times its speed, sinking none.
 
     Hovering takes more than slow flight, and there is one cheapest speed.
 

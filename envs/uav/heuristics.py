@@ -108,7 +108,7 @@ HEURISTICS: dict[str, Callable[[int], Random | Static | Follow]] = {
 
 
 def colour_channels(position_m: Places, alive: Uavs, num_channels: int) -> Int64[np.ndarray, "rows uavs"]:
-    """Return the sub-channel of every UAV by greedy colouring; UAVs that do not fly get 0 and count for nothing."""
+    """Return every UAV's sub-channel by greedy colouring; those that do not fly get 0 and do not count."""
     rows, uavs = alive.shape
     between = np.linalg.norm(position_m[:, :, None] - position_m[:, None, :], axis=-1)
     channel, first = np.zeros((rows, uavs), dtype=np.int64), np.arange(num_channels)
@@ -166,7 +166,7 @@ def match(
 
 
 def _act(world: UAVWorld, goal_m: Places, alive: Uavs) -> Actions:
-    """Return the moves that end nearest to the goals without leaving the area, with sub-channels and power."""
+    """Return the moves that end nearest to the goals within the area, with sub-channels and power."""
     config, position = world.config, world.position_m.astype(float)
     reached = position[:, :, None] + move_table_m(config)
     square = np.square(reached - goal_m[:, :, None]).sum(axis=-1)

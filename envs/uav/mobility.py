@@ -102,7 +102,7 @@ def _places(config: UAVConfig, streams: RowStreams, rows: Rows, hot_spots: Point
 
 
 def _mirror(position: Points, area_m: float) -> Points:
-    """Return points beyond the border mirrored inside, those farther out than the area is wide on its edge."""
+    """Return points beyond the border mirrored inside; farther out than the area is wide: on its edge."""
     area = np.float32(area_m)
     # Not by |area - |area - |x|||, which would round the places of those inside.
     inside = np.where(position < 0, -position, np.where(position > area, 2 * area - position, position))

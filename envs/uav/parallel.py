@@ -1,4 +1,4 @@
-"""One downlink as a PettingZoo environment: a row of the batched world, so that the two cannot drift apart."""
+"""One downlink as a PettingZoo environment: a row of the batched world, so that they cannot drift apart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The downlink itself, many rows at once: flight, users, radio, reward; rules only, no episodes' bookkeeping."""
+"""The downlink, many rows at once: flight, users, radio, reward; rules only, no episodes' bookkeeping."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ class UAVWorld:
         return rewards, terminated, self.time >= self.config.max_steps
 
     def measures(self) -> dict[str, Float64[np.ndarray, " R"]]:
-        """Return what the last step came to: rates over the users of each row, and the number of collisions."""
+        """Return what the last step came to: rates over each row's users, and the number of collisions."""
         rates = self.rate_bps
         total, squares = _moments(rates)
         place = 0.05 * (self.config.num_users - 1)
@@ -205,7 +205,7 @@ class UAVWorld:
                 )
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go back to where `state` was called. Raises ValueError, and changes nothing, where it does not fit."""
+        """Go back to where `state` was called. Raises ValueError, and changes nothing, if it does not fit."""
         self.check_state(state)
         self.streams.position = np.array(state["streams"])
         for name in self.row_arrays:
@@ -307,7 +307,7 @@ class UAVWorld:
 
 
 def move_table_m(config: UAVConfig) -> Float32[np.ndarray, "moves 3"]:
-    """Return the displacement of every move: hover, then headings counter-clockwise from east; again for climb, sink.
+    """Return every move's displacement: hover, headings counter-clockwise from east; again for climb, sink.
 
     Level moves are 0 .. D, climbing ones D + 1 .. 2 D + 1, sinking ones after that, with D directions.
     """

@@ -60,5 +60,8 @@ def test_templates_that_know_tools_are_given_them(tiny_chat):
     messages = [HumanMessage("1 + 2"), called, ToolMessage("3", name="adder", tool_call_id="1")]
     model = LocalChatModel(model=tiny_chat, chat_template=native)
     count = model.get_num_tokens_from_messages(messages, tools=[adder, weather])
-    text = '2 tools[user: 1 + 2][assistant: <tool_call>{"name": "adder", "arguments": {"a": 1, "b": 2}}][tool: 3]'
+    text = (
+        '2 tools[user: 1 + 2][assistant: <tool_call>{"name": "adder", "arguments": {"a": 1, "b": 2}}]'
+        "[tool: 3]"
+    )
     assert count == len(tokenizer(text).input_ids)
