@@ -36,7 +36,8 @@ class BatchedEnv(VectorEnv, ABC):
 
     row_arrays: ClassVar[tuple[str, ...]]
     success_without_memory: float | None = None
-    """Best mean `info["success"]` of a policy that knows the present observation only; None if not worked out."""
+    """Best mean `info["success"]` of a policy that knows the present observation only; None if not worked
+    out."""
     metadata: dict[str, Any] = {"render_modes": ["rgb_array", "ansi"], "render_fps": 4}
 
     def __init__(
@@ -48,6 +49,17 @@ class BatchedEnv(VectorEnv, ABC):
         render_mode: str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
     ) -> None:
+        """Check what all environments have in common.
+
+        Args:
+            num_envs: Rows.
+            observation_space: Of one row.
+            action_space: Of one row.
+            settings: What makes this environment another one than its class's default; a state is only of its
+                own.
+            render_mode: One of `metadata["render_modes"]`, or None.
+            autoreset_mode: When a row whose episode ended begins the next.
+        """
         if not is_integer(num_envs) or num_envs < 1:
             raise ValueError(f"num_envs={num_envs!r}: expected an integer of at least 1")
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:

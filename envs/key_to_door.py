@@ -61,8 +61,8 @@ class KeyToDoor(SingleEnv):
     uniformly drawn cell other than the agent's, in one of `num_colours` (C) colours with equal chance;
     walking onto it takes it. Distract, `distract_steps` (D) steps: one apple at a time; walking onto it eats
     it, and the next lies on another cell. Use, at most 15 steps: in the upper wall stand C doors, one of each
-    colour, in uniformly drawn order (`shuffle_doors=False`: always in the order of colours, so that the colour
-    alone tells where to go, which is learned much sooner); walking into any of them ends the episode.
+    colour, in uniformly drawn order (`shuffle_doors=False`: always in the order of colours, so that the
+    colour alone tells where to go, which is learned much sooner); walking into any of them ends the episode.
 
     What needs memory: nothing in the later phases tells the key's colour, nor whether the key was taken; each
     starts with the agent in the middle, so that it cannot keep the colour in where it stands.
@@ -88,9 +88,9 @@ class KeyToDoor(SingleEnv):
     Reward: 1 for walking into the door of the key's colour with the key. Apples pay `apple_reward` each in
     half of the episodes and a tenth of that in the others. All else pays 0.
 
-    End: `terminated` on entering a door, and after E + D + 15 steps (the horizon belongs to the task, so nothing
-    is ever `truncated`). The last step's info has `success`, 1.0 if the right door was entered with the key,
-    else 0.0; `key`, 1.0 if the key was taken; `apples`, the number eaten.
+    End: `terminated` on entering a door, and after E + D + 15 steps (the horizon belongs to the task, so
+    nothing is ever `truncated`). The last step's info has `success`, 1.0 if the right door was entered with
+    the key, else 0.0; `key`, 1.0 if the key was taken; `apples`, the number eaten.
 
     Best: with memory success 1, and a return of 1 and what the apples pay (shortest ways, C = 3: 9.0 apples
     in 30 steps, mean return 1.49). Without memory (the action drawn from the present observation) success is
@@ -101,10 +101,10 @@ class KeyToDoor(SingleEnv):
     C from 1 to 8; `apple_reward` in rewards of the door, finite and at least 0.
 
     Paper: Hung et al. 2018, arXiv 1810.06721, whose Key-to-Door gives the phases and the unpaid key and whose
-    visual match gives the colours; Ni et al. 2023, arXiv 2307.03864, uses both apart. There phases last 15, 30
-    to 90 and 10 to 15 steps, and a door pays as much as one rich apple (`apple_reward=1`). Deviations: both
-    tasks in one; the whole room is seen, as relative positions instead of pixels in a 5 x 5 view; one apple
-    at a time instead of ten; any door ends the episode.
+    visual match gives the colours; Ni et al. 2023, arXiv 2307.03864, uses both apart. There phases last 15,
+    30 to 90 and 10 to 15 steps, and a door pays as much as one rich apple (`apple_reward=1`). Deviations:
+    both tasks in one; the whole room is seen, as relative positions instead of pixels in a 5 x 5 view; one
+    apple at a time instead of ten; any door ends the episode.
     """
 
     def __init__(
@@ -116,6 +116,16 @@ class KeyToDoor(SingleEnv):
         shuffle_doors: bool = True,
         render_mode: str | None = None,
     ) -> None:
+        """Make one game.
+
+        Args:
+            num_colours: Colours of keys, and doors: 1 to 8.
+            explore_steps: Steps of the first phase.
+            distract_steps: Steps of the second.
+            apple_reward: Of one apple, in rewards of the door.
+            shuffle_doors: Whether doors stand in a new order in every episode.
+            render_mode: rgb_array, ansi or None.
+        """
         settings = (num_colours, explore_steps, distract_steps, apple_reward, shuffle_doors, render_mode)
         super().__init__(KeyToDoorVector(1, *settings, AutoresetMode.DISABLED))
 
@@ -136,6 +146,18 @@ class KeyToDoorVector(BatchedEnv):
         render_mode: str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
     ) -> None:
+        """Make so many games.
+
+        Args:
+            num_envs: Games in the batch.
+            num_colours: Colours of keys, and doors: 1 to 8.
+            explore_steps: Steps of the first phase.
+            distract_steps: Steps of the second.
+            apple_reward: Of one apple, in rewards of the door.
+            shuffle_doors: Whether doors stand in a new order in every episode.
+            render_mode: rgb_array, ansi or None.
+            autoreset_mode: When a row whose episode ended begins the next.
+        """
         if not is_integer(num_colours) or not 1 <= num_colours <= len(_COLOURS):
             raise ValueError(f"num_colours={num_colours!r}: expected an integer from 1 to {len(_COLOURS)}")
         self.num_colours = int(num_colours)
@@ -311,7 +333,7 @@ class KeyToDoorVector(BatchedEnv):
 
 
 def _room(side: int, num_doors: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the next place by phase, place and action, and each place's row and column, in sides of the room.
+    """Return the next place by phase, place and action, and places' rows and columns, in sides of the room.
 
     Places are the cells row by row, then the doors, which stand in the wall above row 0.
     """

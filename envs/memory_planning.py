@@ -218,7 +218,7 @@ class MemoryPlanningVector(BatchedEnv):
 
 
 def _torus(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return each place's neighbours by action `[places, actions]` and all ways' lengths `[places, places]`."""
+    """Return places' neighbours by action `[places, actions]` and all ways' lengths `[places, places]`."""
     row, column = np.divmod(np.arange(size**2), size)
     neighbours = [(row + down) % size * size + (column + right) % size for down, right in _MOVES]
     ring = np.minimum(np.arange(size), size - np.arange(size))

@@ -21,7 +21,7 @@ _CARD_WIDTH, _CARD_HEIGHT, _CARDS_SHOWN = 56, 78, 8
 
 
 class RepeatPrevious(SingleEnv):
-    """A shuffled pack is dealt one card a step; name the suit of the k-th last card, the present one included.
+    """A shuffled pack is dealt a card a step; name the suit of the k-th last card, this one included.
 
     The pack holds N = 52 `num_decks` cards, 13 `num_decks` of each suit. Card c[0] is shown by `reset`, and
     step t = 1, 2, ... first judges the action, then shows c[t]:

@@ -45,7 +45,7 @@ class RowStreams:
     def integers(
         self, rows: Int64[np.ndarray, " some"], high: int, count: int
     ) -> Int64[np.ndarray, "some count"]:
-        """Draw `count` integers from 0 to `high` - 1 per row; `high` at most 2^31 (bias below high / 2^32)."""
+        """Draw `count` integers from 0 to `high` - 1 a row; `high` at most 2^31 (bias below high / 2^32)."""
         top = self.words(rows, count) >> np.uint64(32)
         return ((top * np.uint64(high)) >> np.uint64(32)).astype(np.int64)
 

@@ -15,7 +15,8 @@ class TeamStep(NamedTuple):
     """What one step of every row came to. A row whose episode ended shows the first step of its next one."""
 
     observations: dict[str, np.ndarray]
-    """Leaves of every agent's observation, `[rows, agents, ...]`; a space that is no Dict has the one leaf ""."""
+    """Leaves of every agent's observation, `[rows, agents, ...]`; a space that is no Dict has the one leaf
+    ""."""
     alive: Bool[np.ndarray, "rows agents"]
     """Who acts next."""
     rewards: Float[np.ndarray, "rows agents"]
@@ -37,10 +38,10 @@ class TeamStep(NamedTuple):
 class ParallelTeams:
     """Rows of one PettingZoo `ParallelEnv`, stepped one after the other, as teams.
 
-    Its agents must be alike in their spaces. A row begins its next episode in the step that ends one. An agent that
-    leaves is not alive until the episode ends; one that is cut off while others go on counts as terminated. Seed s
-    gives row i the seed s + i. If the environments offer `get_state` and `set_state`, so do the teams. Raises
-    ValueError if agents differ, or there is no row.
+    Its agents must be alike in their spaces. A row begins its next episode in the step that ends one. An
+    agent that leaves is not alive until the episode ends; one that is cut off while others go on counts as
+    terminated. Seed s gives row i the seed s + i. If the environments offer `get_state` and `set_state`, so
+    do the teams. Raises ValueError if agents differ, or there is no row.
     """
 
     def __init__(self, make_env: Callable[[], ParallelEnv], num_envs: int) -> None:
@@ -170,8 +171,8 @@ def _common(env: ParallelEnv, kind: str) -> spaces.Space:
         space = getattr(env, kind)(agent)
         if space != common:
             raise ValueError(
-                f"{kind} of {agent!r} is {space}, that of {first!r} {common}; agents of a team must be alike: "
-                "pad them (supersuit.pad_observations_v0, pad_action_space_v0)"
+                f"{kind} of {agent!r} is {space}, that of {first!r} {common}; agents of a team must be "
+                "alike: pad them (supersuit.pad_observations_v0, pad_action_space_v0)"
             )
     return common
 

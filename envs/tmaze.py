@@ -163,7 +163,10 @@ class TMazeVector(BatchedEnv):
 
     def _caption(self, row: int) -> str:
         position, cue = int(self.position[row]), "up" if self.cue[row] > 0 else "down"
-        caption = f"step {self.time[row]} of {self.horizon}   cell {position} of {self.corridor_length}   cue: {cue}"
+        caption = (
+            f"step {self.time[row]} of {self.horizon}   cell {position} of {self.corridor_length}   "
+            f"cue: {cue}"
+        )
         if self.arm[row]:
             caption += "   right!" if self.arm[row] == self.cue[row] else "   wrong"
         elif self.time[row] >= self.horizon:

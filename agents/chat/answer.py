@@ -1,4 +1,4 @@
-"""One answer of a language model, token by token, over a conversation whose cache it leaves ready for the next."""
+"""One answer of a language model, token by token; it leaves the conversation's cache ready for the next."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class AnswerConfig:
 class Answer:
     """Iterate over it once: pieces of text as they come, some empty, one or more tokens each.
 
-    The conversation has read `prompt` but for `new_tokens`. Raises ValueError if `max_tokens` is too small for
-    the shortest answer that the constraint admits, and if the text outgrows what the model was trained on under a
-    policy that leaves tokens at their positions.
+    The conversation has read `prompt` but for `new_tokens`. Raises ValueError if `max_tokens` is too small
+    for the shortest answer that the constraint admits, and if the text outgrows what the model was trained on
+    under a policy that leaves tokens at their positions.
     """
 
     def __init__(
@@ -53,6 +53,16 @@ class Answer:
         config: AnswerConfig,
         constraint: Constraint | None = None,
     ) -> None:
+        """Begin an answer; nothing is read yet.
+
+        Args:
+            loaded: Who answers.
+            conversation: What it has read already; it holds the answer, too, when that ends.
+            prompt: The whole text that is answered.
+            new_tokens: Tokens at the end of `prompt` that the conversation has not read.
+            config: How the answer is drawn and where it ends.
+            constraint: The form it must have; None for free text.
+        """
         self._loaded, self._conversation, self._prompt = loaded, conversation, prompt
         self._new_tokens, self._config, self._constraint = new_tokens, config, constraint
         self.cached_tokens = conversation.cache.get_seq_length()

@@ -1,8 +1,8 @@
 """JSON that a language model cannot get wrong: at every token only what keeps the answer valid may be chosen.
 
-The automaton over the tokenizer's vocabulary is llguidance's (MIT; one wheel of 3 MB that needs no other package).
-Beyond it: an answer that runs into its token limit is closed in time, so that it is valid whatever the limit, as
-long as the shortest valid answer fits (`Constraint.shortest_end`).
+The automaton over the tokenizer's vocabulary is llguidance's (MIT; one wheel of 3 MB that needs no other
+package). Beyond it: an answer that runs into its token limit is closed in time, so that it is valid whatever
+the limit, as long as the shortest valid answer fits (`Constraint.shortest_end`).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch import Tensor
 CALL_BEGIN = "<tool_call>"
 CALL_END = "</tool_call>"
 
-# Whitespace and escapes as `json.dumps(value, ensure_ascii=False)` writes them: what the model said and what is
-# written of it into the next prompt are then the same text, and the cache of the conversation stays good.
+# Whitespace and escapes as `json.dumps(value, ensure_ascii=False)` writes them: what the model said and what
+# is written of it into the next prompt are then the same text, and the cache of the conversation stays good.
 _SPELLING = {
     "item_separator": ", ",
     "key_separator": ": ",
@@ -34,8 +34,8 @@ _LONGEST_END = 512
 class Constraint:
     """What an answer may still become, token by token; starts before the answer's first token.
 
-    `vocabulary` is an `llguidance.LLTokenizer`, `grammar` one of this module's. Raises ValueError on a grammar
-    that the automaton cannot follow, such as a JSON schema that contradicts itself.
+    `vocabulary` is an `llguidance.LLTokenizer`, `grammar` one of this module's. Raises ValueError on a
+    grammar that the automaton cannot follow, such as a JSON schema that contradicts itself.
     """
 
     def __init__(self, vocabulary: Any, grammar: str) -> None:
@@ -124,9 +124,10 @@ def tool_grammar(
 ) -> str:
     """Return the grammar of answers that may call `tools`, functions in OpenAI's format.
 
-    A call is `<tool_call>`, `{"name": ..., "arguments": {...}}` and `</tool_call>`, each on its own line. Unless
-    `required`, text may come first or alone; with `parallel` there may be several calls. `begin_is_token` says
-    that `<tool_call>` is a special token of the vocabulary and not seven letters in brackets.
+    A call is `<tool_call>`, `{"name": ..., "arguments": {...}}` and `</tool_call>`, each on its own line.
+    Unless `required`, text may come first or alone; with `parallel` there may be several calls.
+    `begin_is_token` says that `<tool_call>` is a special token of the vocabulary and not seven letters in
+    brackets.
     """
     begin = CALL_BEGIN if begin_is_token else json.dumps(CALL_BEGIN)
     calls = " | ".join(_json(_call_schema(tool)) for tool in tools)
@@ -157,7 +158,7 @@ def _json(schema: dict[str, Any]) -> str:
 
 
 def _closed(schema: Any) -> Any:
-    """Return the schema with no other properties than those listed, where it does not say that there may be."""
+    """Return the schema without unlisted properties, where it does not say that there may be some."""
     if isinstance(schema, list):
         return [_closed(part) for part in schema]
     if not isinstance(schema, dict):

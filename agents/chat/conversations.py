@@ -49,7 +49,8 @@ class Conversation:
         folder.mkdir(parents=True, exist_ok=True)
         about = {name: value for name, value in vars(self).items() if name not in ("cache", "thread")}
         about["model"] = self.model.name
-        # Under a name of its own, which the text tells: until the text is replaced, whole, the last one holds.
+        # Under a name of its own, which the text tells: until the text is replaced, whole, the last one
+        # holds.
         about["cache"] = f"cache-{uuid.uuid4().hex[:12]}.safetensors"
         self.cache.save(folder / about["cache"])
         before = _about(folder).get("cache") if (folder / _TEXT).exists() else None
@@ -106,7 +107,7 @@ class KeptConversations:
         return len(self._kept)
 
     def take(self, text: str, model: LoadedModel, thread: str | None) -> Conversation | None:
-        """Remove and return the conversation that a prompt goes on with or asks again, the longest of them."""
+        """Remove and return the longest conversation that a prompt goes on with or asks again."""
         with self._lock:
             return self._pop(
                 lambda kept: (
@@ -118,7 +119,7 @@ class KeptConversations:
     def branch(
         self, tokens: Sequence[int], model: LoadedModel, thread: str | None, policy: Any
     ) -> Conversation | None:
-        """Return a conversation that has read only the beginning of a prompt, the longest that another one begins with.
+        """Return a conversation that has read the beginning of a prompt, the longest that another has.
 
         A named one is taken for it, as a name has one; others are copied, if at least half of them is of use.
         """

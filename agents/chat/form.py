@@ -28,7 +28,7 @@ class AnswerFormat:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> AnswerFormat:
-        """Return the format that a call's keywords ask for: tools, tool_choice, response_format, as OpenAI has them.
+        """Return the format that OpenAI's keywords ask for: tools, tool_choice, response_format.
 
         Raises ValueError on a choice of a tool that is not there, and on formats that exclude each other.
         """
@@ -63,7 +63,8 @@ class AnswerFormat:
             return ""
         if self.schema == _ANY_OBJECT:
             return "Answer with a JSON object and nothing else."
-        return f"Answer with JSON of this schema and nothing else:\n{json.dumps(self.schema, ensure_ascii=False)}"
+        schema = json.dumps(self.schema, ensure_ascii=False)
+        return f"Answer with JSON of this schema and nothing else:\n{schema}"
 
     def constraint(self, loaded: LoadedModel) -> Constraint | None:
         """Return what holds the answer to this form; None for free text."""

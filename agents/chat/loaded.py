@@ -1,4 +1,4 @@
-"""A causal language model in memory, with what is shared by all who talk to it: tokenizer, vocabulary, lock."""
+"""A language model in memory, with what all who talk to it share: tokenizer, vocabulary, lock."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class LoadedModel:
 
     @cached_property
     def vocabulary(self) -> Any:
-        """The vocabulary as the automaton of constrained answers reads it; built on first use, in a second."""
+        """The vocabulary for the automaton of constrained answers; built on first use, in a second."""
         try:
             from llguidance.hf import from_tokenizer
         except ImportError as error:

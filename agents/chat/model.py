@@ -1,7 +1,7 @@
 """A chat model of langchain over any transformers causal LM, with a context policy inside.
 
-The model is on this machine and needs no server. A conversation may go on without end: the policy says what the
-cache keeps of it, and a turn reads only what is new since the last one.
+The model is on this machine and needs no server. A conversation may go on without end: the policy says what
+the cache keeps of it, and a turn reads only what is new since the last one.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ class LocalChatModel(BaseChatModel):
     """Chat with a causal LM in this process: `LocalChatModel(model="smollm2").invoke("Hello")`.
 
     Conversations are kept: messages that go on with one, as its caller has it, cost only what is new.
-    `config={"configurable": {"thread_id": "anna"}}` names a conversation; unnamed ones are found by their text.
-    Tool calls and structured output are valid by construction, whatever the model (`agents.constrained_json`).
+    `config={"configurable": {"thread_id": "anna"}}` names a conversation; unnamed ones are found by their
+    text. Tool calls and structured output are valid by construction, whatever the model
+    (`agents.chat.constraint`).
 
     Raises ValueError on settings that cannot work; a model that is not there is told on first use.
     """
@@ -128,7 +129,7 @@ class LocalChatModel(BaseChatModel):
 
     @property
     def tokens_in_view(self) -> int | None:
-        """Tokens of a prompt that the model still sees, all of them, when the longest answer ends; None: any number.
+        """Tokens of a prompt that the model still sees when the longest answer ends; None: any number.
 
         Raises ValueError if the policy's budget has no room for them.
         """
@@ -139,8 +140,8 @@ class LocalChatModel(BaseChatModel):
         seen = min(known)
         if seen <= self.max_tokens:
             raise ValueError(
-                f"the model sees {seen} tokens (budget={self.budget}), and max_tokens={self.max_tokens} of an answer "
-                "leave none of a prompt; raise the budget or lower max_tokens"
+                f"the model sees {seen} tokens (budget={self.budget}), and max_tokens={self.max_tokens} of "
+                "an answer leave none of a prompt; raise the budget or lower max_tokens"
             )
         return seen - self.max_tokens
 
@@ -186,8 +187,8 @@ class LocalChatModel(BaseChatModel):
     ) -> Runnable[LanguageModelInput, Any]:
         """Return the model with answers of this schema: a pydantic class, a TypedDict or a JSON schema.
 
-        `method`: "json_schema" and "json_mode" make the whole answer this JSON, "function_calling" makes it the
-        arguments of a call. Answers always match, so `strict` changes nothing.
+        `method`: "json_schema" and "json_mode" make the whole answer this JSON, "function_calling" makes it
+        the arguments of a call. Answers always match, so `strict` changes nothing.
         """
         del strict
         if method == "function_calling":

@@ -30,17 +30,17 @@ def write_prompt(
 ) -> str:
     """Return the prompt for the next answer.
 
-    `tools` are functions in OpenAI's format: they are told by the template if it knows `<tool_call>`, else by a
-    text of ours in the system message, where `instruction` goes too. A template that refuses the order of roles
-    gets them merged: neighbours of one role into one message, the system's text into the first user's.
+    `tools` are functions in OpenAI's format: they are told by the template if it knows `<tool_call>`, else by
+    a text of ours in the system message, where `instruction` goes too. A template that refuses the order of
+    roles gets them merged: neighbours of one role into one message, the system's text into the first user's.
 
     Raises ValueError on no messages, on content that is not text, and without a template.
     """
     template = template or tokenizer.chat_template
     if not template:
         raise ValueError(
-            f"{tokenizer.name_or_path or 'this tokenizer'} has no chat template, so it is not clear how to write "
-            "a conversation for it; give LocalChatModel(chat_template=...), a Jinja text"
+            f"{tokenizer.name_or_path or 'this tokenizer'} has no chat template, so it is not clear how to "
+            "write a conversation for it; give LocalChatModel(chat_template=...), a Jinja text"
         )
     if not messages:
         raise ValueError("there are no messages to answer")
@@ -120,7 +120,7 @@ def _text(message: BaseMessage) -> str:
 
 
 def _unmarked(said: Any, marks: Sequence[str]) -> Any:
-    """Return text, or JSON of texts, with the template's marks broken: a quote must not end a turn or begin one."""
+    """Return text, or JSON of texts, with the template's marks broken: a quote must not end a turn."""
     if isinstance(said, dict):
         return {_unmarked(name, marks): _unmarked(value, marks) for name, value in said.items()}
     if isinstance(said, list):
@@ -153,7 +153,8 @@ def _tools_text(tools: Sequence[dict[str, Any]]) -> str:
     listed = "\n".join(json.dumps(_described(tool), ensure_ascii=False) for tool in tools)
     return (
         f"# Functions\n\nThese functions may be called:\n<tools>\n{listed}\n</tools>\n\n"
-        f"A call is JSON with the function's name and its arguments, between {CALL_BEGIN} and {CALL_END}, and "
+        f"A call is JSON with the function's name and its arguments, between {CALL_BEGIN} and {CALL_END}, "
+        "and "
         f'nothing else:\n{CALL_BEGIN}\n{{"name": <name>, "arguments": <arguments as JSON>}}\n{CALL_END}'
     )
 

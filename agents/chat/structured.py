@@ -15,7 +15,7 @@ from langchain_core.utils.pydantic import is_basemodel_subclass
 def parsed(
     model: Runnable[LanguageModelInput, Any], schema: dict[str, Any] | type, include_raw: bool
 ) -> Runnable[LanguageModelInput, Any]:
-    """Return the model with its answers parsed: into `schema` if that is a pydantic class, else as plain data.
+    """Return the model with answers parsed: into `schema` if it is a pydantic class, else as plain data.
 
     With `include_raw` the answer is a dict of `raw`, `parsed` and `parsing_error`, as langchain has it.
     """

@@ -9,8 +9,8 @@ from typing import Any
 class AnswerText:
     """The text of an answer that grows by tokens.
 
-    `push` returns what is sure to be part of the answer: half a character, or what may turn out to be the begin
-    of a stop sequence, waits. `said` is all the text the tokens make, stop sequence included.
+    `push` returns what is sure to be part of the answer: half a character, or what may turn out to be the
+    begin of a stop sequence, waits. `said` is all the text the tokens make, stop sequence included.
     """
 
     def __init__(self, tokenizer: Any, stops: Sequence[str] = ()) -> None:
@@ -54,7 +54,7 @@ class AnswerText:
         return self._show(self.stop_at if self.stop_at is not None else len(self.said))
 
     def tokens_within(self, length: int) -> tuple[int, int]:
-        """Return how many tokens lie wholly in the first `length` characters of `said`, and how many those make."""
+        """Return how many tokens lie wholly in so many characters of `said`, and how many those make."""
         end = max(end for end in self._ends if end <= length)
         # The first with this end: those after it are halves of a character that is not whole yet.
         return self._ends.index(end), end

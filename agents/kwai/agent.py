@@ -39,17 +39,18 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
     """Answers questions with tools and a memory, as KwaiAgents does (Pan et al. 2023, arXiv 2312.04889).
 
     Input: a question, messages that end with one, or `{"messages": ..., "knowledge": [documents]}`. Output: a
-    dictionary of `messages` (the input's, every call with its result, the answer), `answer`, `steps`, `events`,
-    `stopped` (finished, steps, tool_calls, tokens, seconds, no_progress or unreadable_plan), `usage`, `tainted`,
-    `knowledge`, and `recalled`, the records that memory brought up last. `stream` yields the same in parts that add
-    up to it, the answer as it is written; thoughts whose block the model's template opens cannot be told from it until
-    they end, so a stream shows them, and `messages` and the memory have the answer without them.
+    dictionary of `messages` (the input's, every call with its result, the answer), `answer`, `steps`,
+    `events`, `stopped` (finished, steps, tool_calls, tokens, seconds, no_progress or unreadable_plan),
+    `usage`, `tainted`, `knowledge`, and `recalled`, the records that memory brought up last. `stream` yields
+    the same in parts that add up to it, the answer as it is written; thoughts whose block the model's
+    template opens cannot be told from it until they end, so a stream shows them, and `messages` and the
+    memory have the answer without them.
 
-    `config={"configurable": {"namespace": (...), "thread_id": ...}}` says whose memory and which conversation.
-    System messages of the input are not shown to the model: what the agent is to do is told by its profile.
-    Knowledge is data as what tools return is, and taints as it does, but for a Document that its owner vouches for
-    with `metadata={"untrusted": False}`. What the model or the memory raises is raised; what a tool raises is told to
-    the planner.
+    `config={"configurable": {"namespace": (...), "thread_id": ...}}` says whose memory and which
+    conversation. System messages of the input are not shown to the model: what the agent is to do is told by
+    its profile. Knowledge is data as what tools return is, and taints as it does, but for a Document that its
+    owner vouches for with `metadata={"untrusted": False}`. What the model or the memory raises is raised;
+    what a tool raises is told to the planner.
     """
 
     def __init__(
@@ -70,12 +71,24 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
     ) -> None:
         """Put an agent together.
 
-        `planning`: native tool calls, plans as JSON text, or what the model offers. `approve` is asked, after text
-        from outside was read, before a tool with `metadata={"side_effect": True}` runs, and before a tool that is
-        not `{"untrusted": False}` is given an address that only the model wrote; without it, or unless it returns
-        True, neither is run.
-        `recalled`: records of `memory` shown before each step. `limits` and `count_tokens` are by default those of
-        `limits_for`, `counter_for` and `prompt_counter_for`. Raises ValueError or TypeError on what cannot work.
+        Args:
+            model: Plans and answers.
+            tools: What it may call; without any, nothing is planned.
+            profile: Who it is, and in which language it is told.
+            memory: Keeps what was asked and found beyond the conversation; None for none.
+            max_steps: Tasks at most, for one question.
+            limits: Of tokens, calls and seconds; None for those of `limits_for`.
+            planning: `native` tool calls, plans as `json` text, or `auto`, what the model offers.
+            approve: Asked, after text from outside was read, before a tool with
+                `metadata={"side_effect": True}` runs, and before a tool that is not `{"untrusted": False}` is
+                given an address that only the model wrote; without it, or unless it returns True, neither is
+                run.
+            namespace: Whose memory it is, where the call's `config` does not say.
+            recalled: Records of `memory` shown before each step.
+            count_tokens: Counts those of a text; None for `counter_for` and `prompt_counter_for`.
+            clock: Returns the present, with its time zone.
+
+        Raises ValueError or TypeError on what cannot work.
         """
         if max_steps < 1:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""What the model is shown: who it is and the question always, then as much of the rest as its budget holds."""
+"""What the model is shown: who it is, the question, and as much of the rest as its budget holds."""
 
 from __future__ import annotations
 
@@ -34,6 +34,16 @@ class Context:
         count_tokens: Callable[[str], int],
         max_steps: int,
     ) -> None:
+        """Write for one agent.
+
+        Args:
+            profile: Who it is.
+            prompts: The words of its language.
+            tools: What it can call.
+            limits: Tokens of a prompt, and of the dialogue in it.
+            count_tokens: Counts those of a text.
+            max_steps: Tasks at most, which its rules tell.
+        """
         self.prompts = prompts
         self._profile, self._max_steps = profile, max_steps
         self._budget, self._dialogue = limits.context_tokens, limits.dialogue_tokens
@@ -43,7 +53,8 @@ class Context:
     def window(self, dialogue: Sequence[BaseMessage]) -> list[BaseMessage]:
         """Return the last turns, as many as may be shown, from a place that stays for several questions.
 
-        So a prompt begins as the one before it did, and a model that keeps what it has read goes on from there.
+        So a prompt begins as the one before it did, and a model that keeps what it has read goes on from
+        there.
         """
         first, room = len(dialogue), min(self._dialogue, self._budget // 2)
         while first > 0 and (room := room - self._count_tokens(dialogue[first - 1].text)) >= 0:
@@ -105,7 +116,7 @@ class Context:
         return passage.text if passage.trusted else fence(passage.text, "knowledge", "supplied", self.prompts)
 
     def _date(self, turn: Turn) -> str:
-        """Return the present moment; it stands with the question, as what goes before must not change by the minute."""
+        """Return the present moment, for a place after all that must not change by the minute."""
         now = turn.clock()
         return self.prompts.say(
             "date",
@@ -125,9 +136,10 @@ class Context:
         return "\n\n".join([*parts, task])
 
     def _fit(self, turn: Turn, system: str, ending: list[str], native: bool = False) -> list[BaseMessage]:
-        """Return system, dialogue, one message of knowledge, memories, tasks and `ending`; and if `native`, the calls.
+        """Return system, dialogue, a message of knowledge, memories, tasks and `ending`; if `native`, calls.
 
-        Whole items within the budget, and a note of what is missing. Raises ValueError if the question does not fit.
+        Whole items within the budget, and a note of what is missing. Raises ValueError if the question does
+        not fit.
         """
         say = self.prompts.say
         steps = (
@@ -157,8 +169,9 @@ class Context:
                 if not calls:
                     needed = sum(map(self._count_tokens, pinned))
                     raise ValueError(
-                        f"context_tokens={self._budget}: the profile, the tools and the question need {needed:,} and "
-                        "a note; give fewer tools, or raise Limits.context_tokens, for a local model by raising its budget"
+                        f"context_tokens={self._budget}: the profile, the tools and the question need "
+                        f"{needed:,} and a note; give fewer tools, or raise Limits.context_tokens, for a "
+                        "local model by raising its budget"
                     ) from error
                 first += 1  # what was done first goes before the question does
         shown_steps = min(len(packed.recent), len(steps) - first)
@@ -213,7 +226,7 @@ class _Item(NamedTuple):
 
 
 def passages(text: str, tokens: int, count_tokens: Callable[[str], int]) -> list[str]:
-    """Return `text` in pieces of whole paragraphs of about `tokens`; a longer paragraph is a piece by itself."""
+    """Return `text` in pieces of whole paragraphs of about `tokens`; a longer one is a piece by itself."""
     pieces: list[str] = []
     for paragraph in filter(None, (part.strip() for part in text.split("\n\n"))):
         if pieces and count_tokens(pieces[-1]) + count_tokens(paragraph) <= tokens:

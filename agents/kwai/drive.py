@@ -24,7 +24,7 @@ Loop = Generator[Update | Effect, Any, None]
 
 
 class _Running:
-    """A loop while it runs: its effects and updates in order, each answered with `reply` or the error that came of it."""
+    """A loop while it runs: effects and updates, each answered with `reply` or the error that came of it."""
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
@@ -57,7 +57,7 @@ class _Written:
         self._text, self._begun = "", False
 
     def add(self, chunk: AIMessageChunk) -> Iterator[Update]:
-        """Add a piece; give its text, if it has any that is not in a block of thought begun with `<think>`."""
+        """Add a piece; give its text, if it has any outside a block of thought begun with `<think>`."""
         self._whole = chunk if self._whole is None else self._whole + chunk
         text = clean(chunk.text)
         if not self._begun:
@@ -167,7 +167,8 @@ def _in_thread(function: Callable[[], Any]) -> Future[Any]:
         try:
             future.set_result(context.run(function))
         except BaseException as error:  # noqa: BLE001
-            # A tool that calls sys.exit() has failed; it does not end the agent. A future holds no StopIteration.
+            # A tool that calls sys.exit() has failed; it does not end the agent. A future holds no
+            # StopIteration.
             holds = isinstance(error, Exception) and not isinstance(error, StopIteration)
             future.set_exception(error if holds else RuntimeError(repr(error)))
 

@@ -1,7 +1,7 @@
-"""What the loop asks of the world. The loop itself waits for nothing, so the same code serves plain and async callers.
+"""What the loop asks of the world; it waits for nothing itself, so it serves plain and async callers.
 
-A loop is a generator: it yields updates (dictionaries, for whoever watches) and effects, and is sent an effect's
-result, or thrown its error.
+A loop is a generator: it yields updates (dictionaries, for whoever watches) and effects, and is sent an
+effect's result, or thrown its error.
 """
 
 from __future__ import annotations

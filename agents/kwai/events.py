@@ -73,5 +73,5 @@ class Step:
 
     @property
     def sufficient(self) -> bool:
-        """Whether the step found anything; JSON of nothing, as of a tool that returns None or no rows, is not."""
+        """Whether the step found anything; JSON of nothing, as of None or no rows, is not."""
         return self.status == "success" and self.result.strip() not in _NOTHING

@@ -1,4 +1,4 @@
-"""Runs a planned call, or says why not: whatever happens, the call gets its ToolMessage and the planner a reason."""
+"""Runs a planned call, or says why not: always, the call gets its ToolMessage and the planner a reason."""
 
 from __future__ import annotations
 
@@ -124,7 +124,8 @@ class Executor:
 def _objection(tool: BaseTool, call: Call, turn: Turn) -> str | None:
     """Return why a call needs approval once text from outside was read, which may have asked for it.
 
-    It changes things; or it goes to an address that nobody gave, in which the model may have written what it knows.
+    It changes things; or it goes to an address that nobody gave, in which the model may have written what it
+    knows.
     """
     if not turn.tainted:
         return None

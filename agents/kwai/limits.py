@@ -18,9 +18,10 @@ _AROUND = 16
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds on one question, each on by default. Planning stops at the first one reached; the answer is still written.
+    """Bounds on one question. Planning stops at the first one reached; the answer is still written.
 
-    Calls of the model have no deadline of their own here: give the model one (`timeout=`).
+    Each is on by default. Calls of the model have no deadline of their own here: give the model one
+    (`timeout=`).
     """
 
     tool_calls: int = 10
@@ -32,14 +33,16 @@ class Limits:
     identical_calls: int = 1
     """Times that one tool may run with the same arguments."""
     tool_seconds: float = 30.0
-    """Wall clock of one tool. A thread cannot be killed: what timed out is no longer waited for, but may run on."""
+    """Wall clock of one tool. A thread cannot be killed: what timed out is no longer waited for, but may run
+    on."""
     result_tokens: int = 2_000
     """Tokens kept of one tool's result; the rest is cut with a note."""
     context_tokens: int = 8_192
-    """Tokens of one prompt. Without limits of its own an agent takes no more than its model sees (`limits_for`)."""
+    """Tokens of one prompt. Without limits of its own an agent takes no more than its model sees
+    (`limits_for`)."""
     dialogue_tokens: int = 4_096
-    """Tokens of earlier turns in it, at most half of the prompt; 1 shows hardly any. Small models copy what they said before,
-    and answer better from memory alone."""
+    """Tokens of earlier turns in it, at most half of the prompt; 1 shows hardly any. Small models copy what
+    they said before, and answer better from memory alone."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -51,8 +54,8 @@ class Limits:
 def limits_for(model: Any, **given: Any) -> Limits:
     """Return the default limits but for what is given, and with prompts that `model` sees whole.
 
-    A `LocalChatModel` tells how much that is. Of a longer prompt, the rules and the tools fall out of its cache first,
-    and nothing says so.
+    A `LocalChatModel` tells how much that is. Of a longer prompt, the rules and the tools fall out of its
+    cache first, and nothing says so.
     """
     seen = getattr(model, "tokens_in_view", None)
     if seen is not None and seen < Limits.context_tokens:
@@ -61,12 +64,12 @@ def limits_for(model: Any, **given: Any) -> Limits:
 
 
 def counter_for(model: Any) -> Callable[[str], int]:
-    """Return how to count the tokens of a text: by the tokenizer of a model on this machine, else by estimate."""
+    """Return how to count the tokens of a text: by a local model's tokenizer, else by estimate."""
     return estimate_tokens if getattr(model, "tokens_in_view", None) is None else model.get_num_tokens
 
 
 def prompt_counter_for(model: Any) -> Callable[[str], int]:
-    """Return how to count what a text takes of a prompt: on this machine, what a template writes around it, too."""
+    """Return how to count what a text takes of a prompt: locally, what a template writes around it, too."""
     count_tokens = counter_for(model)
     if count_tokens is estimate_tokens:
         return estimate_tokens

@@ -1,5 +1,7 @@
-"""The loop of KwaiAgents (Pan et al. 2023, arXiv 2312.04889): remember the question once, then before every step
-recall, plan exactly one task and run it, until nothing more is needed; then conclude.
+"""The loop of KwaiAgents (Pan et al. 2023, arXiv 2312.04889).
+
+Remember the question once; then before every step recall, plan exactly one task and run it, until nothing
+more is needed; then conclude.
 """
 
 from __future__ import annotations
@@ -45,8 +47,8 @@ class Parts:
 def take_turn(parts: Parts, turn: Turn) -> Loop:
     """Answer one question: a generator of updates and effects.
 
-    The updates add up to the result. The messages of every prefix of them can be sent to a model again: a call is
-    never given out before its result.
+    The updates add up to the result. The messages of every prefix of them can be sent to a model again: a
+    call is never given out before its result.
     """
     yield from parts.recall.remember_question(turn)
     stopped = yield from _work(parts, turn)

@@ -1,7 +1,7 @@
 """The next task, from a model that calls tools itself or from one that writes its plan as JSON.
 
-Each reply goes down a ladder until a rung holds: calls the provider parsed, calls it could not parse, JSON in the
-text, JSON repaired, one request to correct it. What no rung holds ends the planning, not the turn.
+Each reply goes down a ladder until a rung holds: calls the provider parsed, calls it could not parse, JSON in
+the text, JSON repaired, one request to correct it. What no rung holds ends the planning, not the turn.
 """
 
 from __future__ import annotations
@@ -94,7 +94,8 @@ class Planner:
             if not self._native:
                 raise
         else:
-            # Small models write the call they mean as text; any other JSON in place of a native call is an answer.
+            # Small models write the call they mean as text; any other JSON in place of a native call is an
+            # answer.
             if not self._native or plan.finishes or plan.call.name in self._names:
                 if cut and plan.rung == "repaired":
                     raise PlanError("plan_cut")
@@ -110,7 +111,7 @@ class Planner:
 
 
 def _recorded(reply: AIMessage, calls: list[Call], text: str) -> AIMessage:
-    """Return the reply as history keeps it: every call with a name that providers accept and an id of its own."""
+    """Return the reply as history keeps it: every call with an id and a name that providers accept."""
     thoughts = thinking(reply) if calls else []
     return AIMessage(
         content=[*thoughts, *([{"type": "text", "text": text}] if text else [])] if thoughts else text,

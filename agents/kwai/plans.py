@@ -1,4 +1,4 @@
-"""A plan, read from whatever text a model wrote: strict JSON first, then the first object in prose, then repair."""
+"""A plan, read from what a model wrote: strict JSON, then the first object in prose, then repair."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ class Plan:
 def read_plan(text: str) -> Plan:
     """Return the plan in `text`. Raises PlanError if there is none.
 
-    KwaiAgents' form, `{"task_name": ..., "command": {"name": ..., "args": {...}}}`; `command` may be the whole
-    object, `args` may be called `arguments`, and the first object of a list counts.
+    KwaiAgents' form, `{"task_name": ..., "command": {"name": ..., "args": {...}}}`; `command` may be the
+    whole object, `args` may be called `arguments`, and the first object of a list counts.
     """
     problem = PlanError("plan_no_object")
     for rung, value in _candidates(text):
@@ -73,7 +73,7 @@ def read_plan(text: str) -> Plan:
 
 
 def read_arguments(text: object) -> dict[str, Any]:
-    """Return the arguments that `text`, which a provider could not parse, was meant to be. Raises PlanError."""
+    """Return the arguments that `text`, which did not parse, was meant to be. Raises PlanError."""
     if isinstance(text, str):
         for _, value in _candidates(text):
             if isinstance(value, dict):
@@ -110,7 +110,8 @@ def _candidates(text: str) -> Iterator[tuple[str, Any]]:
         except (ValueError, RecursionError):
             failed, place = True, text.find("{", place + 1)
             continue
-        # After a broken object, this one may be a part of it: repair does better than to take a part for the plan.
+        # After a broken object, this one may be a part of it: repair does better than to take a part for the
+        # plan.
         if not failed or "command" in value:
             yield "prose", value
         place = text.find("{", end)

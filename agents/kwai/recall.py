@@ -1,4 +1,4 @@
-"""When the agent writes to its memory and what it looks up: KwaiAgents' memory update and memory retrieval."""
+"""When the agent writes to its memory and what it looks up: KwaiAgents' memory update and retrieval."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from scrubjay.agents.language.text import is_question
 
 
 class Recall:
-    """Keeps the three kinds of KwaiAgents apart: supplied knowledge, conversation, and tasks with their results.
+    """Keeps KwaiAgents' three kinds apart: supplied knowledge, conversation, tasks with their results.
 
-    What a tool or a supplied document worded, or an answer written after reading it, is kept with `trust="tool"`. It
-    is shown as data when it comes up again, taints the question it comes up for, and never gets into the profile.
+    What a tool or a supplied document worded, or an answer written after reading it, is kept with
+    `trust="tool"`. It is shown as data when it comes up again, taints the question it comes up for, and never
+    gets into the profile.
     """
 
     def __init__(
@@ -46,8 +47,8 @@ class Recall:
     def recall(self, turn: Turn) -> Generator[Effect, Any, None]:
         """Look up what may help with the next step; what this question itself wrote is known already.
 
-        Few of the records are the agent's own answers, which came from what it was told or found, or questions asked
-        before, which are most like the question and tell nothing.
+        Few of the records are the agent's own answers, which came from what it was told or found, or
+        questions asked before, which are most like the question and tell nothing.
         """
         memory = self._memory
         if memory is None:

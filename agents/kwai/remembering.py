@@ -1,4 +1,4 @@
-"""What the agent remembers with: anything that keeps, searches and lists records as `scrubjay.memory.MemoryBank` does."""
+"""What the agent remembers with: whatever keeps, searches and lists records as `MemoryBank` does."""
 
 from __future__ import annotations
 
@@ -43,7 +43,16 @@ class Remembers(Protocol):
         merge: bool = ...,
         **provenance: Any,
     ) -> str:
-        """Keep `text` and return its id; with `merge`, it may join a record that says the same."""
+        """Keep a text and return its id.
+
+        Args:
+            text: What is to be kept.
+            kind: What it is: conversation, task, knowledge.
+            namespace: Whose it is.
+            trust: Who worded it: user, agent or tool.
+            merge: Whether it may join a record that says the same.
+            provenance: Where it came from, told with the record.
+        """
         ...
 
     def search(

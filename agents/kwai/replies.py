@@ -24,8 +24,8 @@ def was_cut(reply: AIMessage) -> bool:
 def said(reply: AIMessage) -> str:
     """Return the clean text of a whole reply, without the thoughts that some models write in front of it.
 
-    Where the prompt opens their block, as the templates of DeepSeek-R1 and QwQ do, only `</think>` tells of them: all
-    before it is thought, unless `<think>` stands there, too.
+    Where the prompt opens their block, as the templates of DeepSeek-R1 and QwQ do, only `</think>` tells of
+    them: all before it is thought, unless `<think>` stands there, too.
     """
     text = clean(reply.text)
     thought, closed, rest = text.partition(_CLOSE)
@@ -33,10 +33,10 @@ def said(reply: AIMessage) -> str:
 
 
 def without_thoughts(text: str) -> str:
-    """Return `text` from the end of the `<think>` blocks on that it begins with; of text that has not come so far, nothing.
+    """Return `text` after the `<think>` blocks that it begins with; nothing, if it has not come so far.
 
-    So the beginnings of a text give beginnings of what the whole of it gives. Of a block that the prompt opened,
-    nothing is known before its end, so its text stays; `said` leaves it out.
+    So the beginnings of a text give beginnings of what the whole of it gives. Of a block that the prompt
+    opened, nothing is known before its end, so its text stays; `said` leaves it out.
     """
     begun = text.lstrip()
     while begun.startswith(_OPEN):
@@ -45,7 +45,7 @@ def without_thoughts(text: str) -> str:
 
 
 def thinking(reply: AIMessage) -> list[str | dict[Any, Any]]:
-    """Return the blocks of thought that a provider wants back with the calls that came of them (Anthropic's)."""
+    """Return the blocks of thought that a provider (Anthropic) wants back with the calls they led to."""
     blocks = reply.content if isinstance(reply.content, list) else []
     kept: list[str | dict[Any, Any]] = []
     for block in blocks:

@@ -10,9 +10,10 @@ from scrubjay.agents.language.prompts import Prompts
 
 
 def mend(messages: Sequence[BaseMessage], prompts: Prompts) -> list[BaseMessage]:
-    """Return `messages` with a result for every call and no result without one; a history in order stays as it is.
+    """Return `messages` with a result for every call and no other; a history in order stays as it is.
 
-    A run that crashed, by us or another framework, leaves calls open, and providers refuse to go on from there.
+    A run that crashed, by us or another framework, leaves calls open, and providers refuse to go on from
+    there.
     """
     mended: list[BaseMessage] = []
     place = 0

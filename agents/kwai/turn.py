@@ -59,7 +59,7 @@ class Turn:
         return clean(self.asked.text)
 
     def was_given(self, address: str) -> bool:
-        """Return whether somebody else wrote this address: the user, or a source that did not hear it from us."""
+        """Return whether another wrote this address: the user, or a source that did not hear it from us."""
         said = [message.text for message in self.dialogue if isinstance(message, HumanMessage)]
         said += [passage.text for passage in self.knowledge]
         said += [record.text for record in self.recalled if record.trust == "user"]

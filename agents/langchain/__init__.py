@@ -1,7 +1,7 @@
 """The memory bank's faces towards LangChain and LangGraph.
 
-LangChain's core is enough for the retriever, the history, the tools and the embeddings; the store, the checkpointer
-and the middleware need the extra `langgraph`.
+LangChain's core is enough for the retriever, the history, the tools and the embeddings; the store, the
+checkpointer and the middleware need the extra `langgraph`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """LangGraph's checkpoints in an SQLite file: a graph goes on where it stopped, in whatever process.
 
-A channel's value is written once per version, not once per step, and a message once per thread, so a conversation's file
-grows with what is new in it. Beyond what a graph itself needs, threads are copied, pruned and cleared of runs.
+A channel's value is written once per version, not once per step, and a message once per thread, so a
+conversation's file grows with what is new in it. Beyond what a graph itself needs, threads are copied, pruned
+and cleared of runs.
 """
 
 from __future__ import annotations
@@ -49,10 +50,10 @@ _STRATEGIES = ("keep_latest", "delete")
 
 
 class Checkpointer(BaseCheckpointSaver[str]):
-    """Checkpoints in a file, a memory bank's or one of their own; safe for threads, event loops and processes.
+    """Checkpoints in a file, a bank's or their own; safe for threads, event loops and processes.
 
-    What `put` and `put_writes` have acknowledged survives the death of the process (kill -9); a power cut may take
-    the last of them, never the file. `serde` turns values into bytes, LangGraph's own by default.
+    What `put` and `put_writes` have acknowledged survives the death of the process (kill -9); a power cut may
+    take the last of them, never the file. `serde` turns values into bytes, LangGraph's own by default.
     """
 
     def __init__(self, path: str | Path, *, serde: SerializerProtocol | None = None) -> None:
@@ -132,16 +133,23 @@ class Checkpointer(BaseCheckpointSaver[str]):
         if address[2] is None:
             raise ValueError("the config names no checkpoint; pass what `put` returned")
         rows = [
-            (*address, task_id, WRITES_IDX_MAP.get(channel, place), task_path, channel, *self.serde.dumps_typed(value))
+            (
+                *address,
+                task_id,
+                WRITES_IDX_MAP.get(channel, place),
+                task_path,
+                channel,
+                *self.serde.dumps_typed(value),
+            )
             for place, (channel, value) in enumerate(writes)
-        ]  # fmt: skip
+        ]
         with self._store.writing() as connection:
             for row in rows:
                 verb = "REPLACE" if row[4] < 0 else "IGNORE"
                 connection.execute(f"INSERT OR {verb} INTO writes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        """Return the checkpoint that `config` names, or the latest of its thread and namespace; None if none."""
+        """Return the checkpoint that `config` names, or its thread's and namespace's latest; None if none."""
         thread, namespace, id = _address(config)
         condition, values = "thread = ? AND namespace = ?", [thread, namespace]
         if id:
@@ -176,7 +184,7 @@ class Checkpointer(BaseCheckpointSaver[str]):
         self._store.erase_traces()
 
     def delete_for_runs(self, run_ids: Sequence[str]) -> None:
-        """Delete the checkpoints of some runs with their writes; a DeltaChannel may not outlive its ancestors."""
+        """Delete some runs' checkpoints with their writes; a DeltaChannel may not outlive its ancestors."""
         with self._store.writing() as connection:
             for run in run_ids:
                 numbered = connection.execute(
@@ -191,12 +199,14 @@ class Checkpointer(BaseCheckpointSaver[str]):
         with self._store.writing() as connection:
             if connection.execute("SELECT 1 FROM checkpoints WHERE thread = ? LIMIT 1", (target,)).fetchone():
                 raise ValueError(
-                    f"target_thread_id={target!r} has checkpoints; delete that thread first, or copy to a new one"
+                    f"target_thread_id={target!r} has checkpoints; delete that thread first, or copy to a "
+                    "new one"
                 )
             for table, columns in TABLES.items():
                 others = columns.partition(", ")[2]
                 connection.execute(
-                    f"INSERT OR REPLACE INTO {table} ({columns}) SELECT ?, {others} FROM {table} WHERE thread = ?",
+                    f"INSERT OR REPLACE INTO {table} ({columns}) SELECT ?, {others} FROM {table} WHERE "
+                    "thread = ?",
                     (target, source),
                 )
 

@@ -1,5 +1,7 @@
-"""The tables of checkpoints. A channel's value is shared by the steps that did not change it, an item of a list by all
-lists of the thread that grew from the one it came in.
+"""The tables of checkpoints.
+
+A channel's value is shared by the steps that did not change it, an item of a list by all lists of the thread
+that grew from the one it came in.
 """
 
 from __future__ import annotations
@@ -107,7 +109,7 @@ def channel_numbers(
 def add_value(
     connection: sqlite3.Connection, thread: str, value: Typed | list[Typed], before: int | None
 ) -> int:
-    """Return the number of a new value, unique in its thread; a list's items that were in `before` are not kept again."""
+    """Return a new value's number, unique in its thread; a list's items from `before` are not kept again."""
     if isinstance(value, list):
         known = {} if before is None else {d: n for n, d in _items(connection, thread, before)}
         value = _LIST, b"".join(_ITEM.pack(*_add_item(connection, thread, item, known)) for item in value)

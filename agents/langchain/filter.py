@@ -1,4 +1,4 @@
-"""Whether a stored value meets a filter of LangGraph's store: equality by key, or `$eq $ne $gt $gte $lt $lte`."""
+"""Whether a value meets a filter of LangGraph's store: equality by key, or `$eq $ne $gt $gte $lt $lte`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _OPERATORS = ("$eq", "$ne", *_ORDER)
 def meets(value: Any, filter: Mapping[str, Any] | None) -> bool:
     """Return whether the value has what the filter asks for; a key that is missing counts as None.
 
-    Order holds between numbers, and between strings; where there is none, nothing is met. Raises ValueError on an
-    unknown operator.
+    Order holds between numbers, and between strings; where there is none, nothing is met. Raises ValueError
+    on an unknown operator.
     """
     return all(_equal(value.get(key), wanted) for key, wanted in (filter or {}).items())
 

@@ -34,10 +34,10 @@ _ROLES = {"human": "user", "ai": "assistant", "tool": "tool", "function": "tool"
 class BankChatMessageHistory(BaseChatMessageHistory):
     """The messages of one thread, in order; several processes may write it.
 
-    A message comes back as it was: tool calls, ids, usage, content of several parts, whatever JSON can hold. The words
-    of users, models and tools are also records of the bank (kind conversation, provenance `thread` and `role`), never
-    merged; what a tool said, and what a model says after it, has `trust="tool"`. Raises TypeError or ValueError on a
-    message that JSON cannot hold, and then keeps none of those given with it.
+    A message comes back as it was: tool calls, ids, usage, content of several parts, whatever JSON can hold.
+    The words of users, models and tools are also records of the bank (kind conversation, provenance `thread`
+    and `role`), never merged; what a tool said, and what a model says after it, has `trust="tool"`. Raises
+    TypeError or ValueError on a message that JSON cannot hold, and then keeps none of those given with it.
     """
 
     def __init__(self, bank: MemoryBank, thread: str, namespace: Sequence[str] = ()) -> None:

@@ -25,7 +25,7 @@ Namespace = Sequence[str] | Callable[[Runtime[Any]], Sequence[str]]
 
 
 class BankState(AgentState[Any]):
-    """What the agent's state has besides messages: what was recalled, and whether any of it came from a tool."""
+    """The agent's state besides messages: what was recalled, and whether any of it came from a tool."""
 
     recalled: NotRequired[Annotated[list[dict[str, str]], PrivateStateAttr]]
     recalled_untrusted: NotRequired[Annotated[bool, PrivateStateAttr]]
@@ -34,11 +34,10 @@ class BankState(AgentState[Any]):
 class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
     """Shows the model what a bank recalls for the user's last words, and keeps those and the answer.
 
-    `namespace` says whose memory it is, or is a function of LangGraph's runtime that does. Up to `k` records go before
-    the user's words as data between marks, never into the system prompt and never into the thread: whole records
-    within `token_budget`, with a note of what is missing. An answer after a record or a tool's result that somebody
-    outside may have worded is kept with `trust="tool"`; a tool is trusted if its metadata says `untrusted: False`.
-    `language` of the marks: en or zh. Raises ValueError or TypeError on what cannot be.
+    Records go before the user's words as data between marks, never into the system prompt and never into the
+    thread: whole records, with a note of what is missing. An answer after a record or a tool's result that
+    somebody outside may have worded is kept with `trust="tool"`; a tool is trusted if its metadata says
+    `untrusted: False`.
     """
 
     state_schema = BankState
@@ -55,6 +54,20 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
         language: str = "en",
         count_tokens: Callable[[str], int] = estimate_tokens,
     ) -> None:
+        """Join a bank to an agent.
+
+        Args:
+            bank: Recalls and keeps.
+            namespace: Whose memory it is, or a function of LangGraph's runtime that says so.
+            k: Records at most.
+            token_budget: Tokens of them at most.
+            kinds: Recall records of these kinds only; None for all.
+            trusts: Recall what these have worded only; None for all.
+            language: Of the marks, en or zh.
+            count_tokens: Counts those of a text.
+
+        Raises ValueError or TypeError on what cannot be.
+        """
         super().__init__()
         if k < 1:
             raise ValueError(f"k={k}: must be at least 1")

@@ -16,9 +16,9 @@ from scrubjay.memory.bank.file.record import Hit
 class BankRetriever(BaseRetriever):
     """Finds records of a bank by words and by meaning, best first.
 
-    `invoke(query, k=..., namespace=..., kinds=..., trusts=...)` overrides a field for once. A document's metadata has
-    the record's id, score (comparable within one search), kind, namespace, trust, observed (ISO 8601) and provenance.
-    Raises what `MemoryBank.search` raises.
+    `invoke(query, k=..., namespace=..., kinds=..., trusts=...)` overrides a field for once. A document's
+    metadata has the record's id, score (comparable within one search), kind, namespace, trust, observed (ISO
+    8601) and provenance. Raises what `MemoryBank.search` raises.
     """
 
     bank: MemoryBank

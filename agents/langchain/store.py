@@ -60,11 +60,13 @@ _DEPTH = 64
 class BankStore(BaseStore):
     """Items kept in a bank's file; safe for threads, event loops and processes.
 
-    `memory` is a bank, or the path of one to open. A search with a query ranks by the bank's recall, by words alone if
-    it has no embeddings; items that it does not find come last, with no score. `index={"fields": [...]}` says which
-    parts of a value are searchable, all by default; with a path, its `embed` becomes the bank's embeddings. What an
-    item says is also in the bank, under namespace `("store", *namespace)`. In one batch all reads come before all
-    writes. What has expired is never seen, and goes with the next write or `sweep_ttl`. `clock` returns seconds since 1970. Raises ValueError on an `embed` for a bank that is open already.
+    `memory` is a bank, or the path of one to open. A search with a query ranks by the bank's recall, by words
+    alone if it has no embeddings; items that it does not find come last, with no score.
+    `index={"fields": [...]}` says which parts of a value are searchable, all by default; with a path, its
+    `embed` becomes the bank's embeddings. What an item says is also in the bank, under namespace
+    `("store", *namespace)`. In one batch all reads come before all writes. What has expired is never seen,
+    and goes with the next write or `sweep_ttl`. `clock` returns seconds since 1970. Raises ValueError on an
+    `embed` for a bank that is open already.
     """
 
     supports_ttl = True
@@ -105,7 +107,7 @@ class BankStore(BaseStore):
         self.close()
 
     def batch(self, ops: Iterable[Op]) -> list[Any]:
-        """Do all operations, reads first, and return their results in order. Raises TypeError on anything else."""
+        """Do all operations, reads first; return results in order. Raises TypeError on anything else."""
         ops = list(ops)
         for op in ops:
             _check(op)
@@ -149,8 +151,8 @@ class BankStore(BaseStore):
         condition, values = _within(op.namespace_prefix)
         with self._bank.store.reading() as connection:
             rows = connection.execute(
-                f"SELECT {_COLUMNS} FROM items WHERE {condition} AND {_ALIVE} ORDER BY updated DESC, number DESC "
-                + ("LIMIT ? OFFSET ?" if whole else ""),
+                f"SELECT {_COLUMNS} FROM items WHERE {condition} AND {_ALIVE} ORDER BY updated DESC, number "
+                "DESC " + ("LIMIT ? OFFSET ?" if whole else ""),
                 [*values, self._clock(), *whole],
             ).fetchall()
         found = [SearchItem(**_fields(row)) for row in rows]
@@ -245,8 +247,9 @@ class BankStore(BaseStore):
         expires = None if op.ttl is None else now + 60 * op.ttl
         connection.execute(
             "INSERT INTO items (namespace, key, value, created, updated, ttl, expires, records) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (namespace, key) DO UPDATE SET value = excluded.value, "
-            "updated = excluded.updated, ttl = excluded.ttl, expires = excluded.expires, records = excluded.records",
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (namespace, key) DO UPDATE SET value = "
+            "excluded.value, updated = excluded.updated, ttl = excluded.ttl, expires = excluded.expires, "
+            "records = excluded.records",
             (join_namespace(op.namespace), op.key, value, now, now, op.ttl, expires, json.dumps(records)),
         )
 

@@ -1,7 +1,8 @@
 """Memory as tools: a model looks up, keeps, corrects and deletes records of one bank and namespace.
 
-What is kept after text from outside was read, or where nobody tells the tools (KwaiAgent and BankMiddleware do), has
-`trust="tool"`; then only records of that trust can be corrected or deleted. So a web page cannot rewrite what the user said.
+What is kept after text from outside was read, or where nobody tells the tools (KwaiAgent and BankMiddleware
+do), has `trust="tool"`; then only records of that trust can be corrected or deleted. So a web page cannot
+rewrite what the user said.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ _CHANGES = {"side_effect": True, "untrusted": False}
 def memory_tools(
     bank: MemoryBank, namespace: Sequence[str], k: int = 6, trusts: Sequence[str] = TRUSTS
 ) -> list[BaseTool]:
-    """Return the tools search_memory, save_memory, update_memory and forget_memory over `namespace` and all in it.
+    """Return tools over `namespace` and all in it: search_memory, save_memory, update_memory, forget_memory.
 
-    A search returns at most `k` records. Without "tool" among `trusts` it shows nothing that a tool said, and counts as
-    trusted itself. Raises ValueError or TypeError on what cannot be.
+    A search returns at most `k` records. Without "tool" among `trusts` it shows nothing that a tool said, and
+    counts as trusted itself. Raises ValueError or TypeError on what cannot be.
     """
     if k < 1:
         raise ValueError(f"k={k}: must be at least 1")

@@ -1,7 +1,7 @@
 """Fit what an agent should see into a budget of tokens: whole items, and a note where something is missing.
 
-The shape is that of streaming attention (`scrubjay.memory.sink`) and HCAM over text: pinned items are the sinks,
-always there; the last turns are the window; between them goes what was recalled.
+The shape is that of streaming attention (`scrubjay.memory.sink`) and HCAM over text: pinned items are the
+sinks, always there; the last turns are the window; between them goes what was recalled.
 """
 
 from __future__ import annotations
@@ -44,10 +44,19 @@ def pack(
 ) -> Packed:
     """Return the items that fit in `budget` tokens, none of them cut.
 
-    Items are strings or have a `text`. `recent` is oldest first, `recalled` best first; a recalled item that is
-    among the recent ones kept is not shown twice. Half of what pinned items leave is the recent window's own, the rest
-    goes to recalled items first. `omitted` turns before the recent ones are not given, and the note counts them; `note` words
-    it for so many turns and memories, empty for none. Raises ValueError if the pinned items and a note do not fit.
+    Items are strings or have a `text`. A recalled item that is among the recent ones kept is not shown twice.
+    Half of what pinned items leave is the recent window's own, the rest goes to recalled items first.
+
+    Args:
+        pinned: What is always shown.
+        recent: The last turns, oldest first.
+        recalled: Memories, best first.
+        budget: Tokens of all, the note included.
+        count_tokens: Counts those of a text.
+        omitted: Turns before the recent ones that are not given; the note counts them.
+        note: Words for so many missing turns and memories, empty for none; None for English ones.
+
+    Raises ValueError if the pinned items and a note do not fit.
     """
     return _Packing(pinned, recent, recalled, budget, count_tokens, omitted, note or _note).fit()
 

@@ -8,7 +8,7 @@ _WIDE = re.compile(r"[\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef\U0002
 
 
 def clean(text: str) -> str:
-    """Return `text` without lone surrogates and null characters, which neither UTF-8 nor every store can hold."""
+    """Return `text` without lone surrogates and nulls, which neither UTF-8 nor every store can hold."""
     return text.replace("\x00", "").encode("utf-8", "replace").decode("utf-8")
 
 
@@ -29,6 +29,6 @@ def is_question(text: str) -> bool:
 
 
 def estimate_tokens(text: str) -> int:
-    """Return about how many tokens `text` has: one for a Chinese, Japanese or Korean character, else one for four."""
+    """Return about the tokens of `text`: one for a Chinese, Japanese or Korean letter, or for four others."""
     wide = len(_WIDE.findall(text))
     return wide + (len(text) - wide + 3) // 4

@@ -1,7 +1,7 @@
-"""Text from outside is data: marked where it begins and ends, with where it came from, and unable to forge the marks.
+"""Text from outside is data: its beginning, end and source are marked, and it cannot forge the marks.
 
-Delimiters and provenance do not make a model safe by themselves (adaptive attacks, arXiv 2606.26479); the flag that
-keeps tools with side effects shut after such text was read does not rely on the model at all.
+Delimiters and provenance do not make a model safe by themselves (adaptive attacks, arXiv 2606.26479); the
+flag that keeps tools with side effects shut after such text was read does not rely on the model at all.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def cut(text: str, tokens: int, count_tokens: Callable[[str], int], prompts: Pro
 
 
 def is_trusted(tool: BaseTool) -> bool:
-    """Return whether nobody outside can word this tool's results: `metadata={"untrusted": False}`, as a calculator's."""
+    """Return whether nobody outside can word a tool's results: `metadata={"untrusted": False}`."""
     return (tool.metadata or {}).get("untrusted", True) is False
 
 
@@ -83,7 +83,7 @@ def telling_tools(tainted: bool) -> Iterator[None]:
 
 
 def is_tainted() -> bool:
-    """Return, inside a tool, whether whoever called it had read text from outside; where nobody tells, True."""
+    """Return, in a tool, whether who called it had read text from outside; where nobody tells, True."""
     return _tainted.get()
 
 

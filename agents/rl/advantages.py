@@ -19,9 +19,19 @@ def generalized_advantage(
 ) -> tuple[Float[Tensor, "batch time"], Float[Tensor, "batch time"]]:
     """Return generalised advantages and the returns `advantages + values` that the critic learns.
 
-    What follows a step is worth 0 if it terminated, `bootstrap_values` if it was truncated, the next value
-    otherwise (`last_values` after the segment); nothing crosses the end of an episode. A step both
-    terminated and truncated counts as terminated. Schulman et al. 2016 (arXiv 1506.02438), equation 16.
+    What follows a step is worth 0 if it terminated, its bootstrap value if it was truncated, the next value
+    otherwise; nothing crosses the end of an episode. A step both terminated and truncated counts as
+    terminated. Schulman et al. 2016 (arXiv 1506.02438), equation 16.
+
+    Args:
+        rewards: Of every step.
+        values: What the critic expected at every step.
+        last_values: What it expects after the segment.
+        bootstrap_values: What it expects after steps that were truncated; read nowhere else.
+        terminated: Where an episode ended by itself.
+        truncated: Where it was cut off.
+        gamma: Discount per step.
+        lam: Trust in rewards (1) over the critic (0).
     """
     following = torch.cat([values[:, 1:], last_values[:, None]], dim=1)
     following = torch.where(truncated, bootstrap_values, following).masked_fill(terminated, 0)

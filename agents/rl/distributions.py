@@ -1,4 +1,4 @@
-"""Distributions over actions, computed directly: no checks, no broadcasting, nothing on the hot path but maths."""
+"""Distributions over actions: no checks, no broadcasting, nothing on the hot path but maths."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ class DiagonalGaussian:
 
 
 def stack_agents(distributions: Sequence[Distribution]) -> Distribution:
-    """Return the distributions of several agents, all of one kind, as one whose last leading axis is agents."""
+    """Return several agents' distributions, all of one kind, as one whose last leading axis is agents."""
     first = distributions[0]
     if isinstance(first, DiagonalGaussian):
         means = torch.stack([one.mean for one in distributions], dim=-2)  # pyright: ignore[reportAttributeAccessIssue]
@@ -257,7 +257,7 @@ class GaussianHead(nn.Module):
         return DiagonalGaussian(self.linear(features), self.log_std)
 
     def to_env(self, action: Tensor) -> np.ndarray:
-        """Return actions the environment understands: scaled and clipped to its bounds, its shape, its dtype."""
+        """Return actions as the environment has them: scaled and clipped to its bounds, shape and dtype."""
         array = action.cpu().numpy()
         scaled = array.reshape(*array.shape[:-1], *self.shape) * self.half_range + self.centre
         return np.clip(scaled, self.low, self.high).astype(self.dtype)

@@ -124,7 +124,7 @@ def is_image(space: spaces.Space) -> bool:
 
 
 def channels_last(space: spaces.Box) -> bool:
-    """Return whether an image's last axis is the channels: the shorter one of first and last, last in a draw."""
+    """Return whether an image's last axis is the channels: the shorter of first and last, last in a draw."""
     return space.shape[-1] <= space.shape[0]
 
 

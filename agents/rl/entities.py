@@ -19,9 +19,10 @@ ADJACENCY = "adjacency"
 class EntityEncoder(nn.Module):
     """Encodes one agent's observation, its sets included, as one vector.
 
-    A leaf NAME of two axes with a sibling NAME_mask is a set, for a `SetEncoder`: neither order nor padding matters,
-    and no parameter depends on the padded size. All other leaves but `adjacency` go through an `ObservationEncoder`.
-    Raises TypeError on an unsupported space and ValueError on a mask whose shape does not fit its set.
+    A leaf NAME of two axes with a sibling NAME_mask is a set, for a `SetEncoder`: neither order nor padding
+    matters, and no parameter depends on the padded size. All other leaves but `adjacency` go through an
+    `ObservationEncoder`. Raises TypeError on an unsupported space and ValueError on a mask whose shape does
+    not fit its set.
     """
 
     def __init__(self, space: spaces.Space, dim: int) -> None:
@@ -41,8 +42,8 @@ class EntityEncoder(nn.Module):
             leaf, mask = leaves[name], leaves[f"{name}_mask"]
             if not isinstance(leaf, spaces.Box) or mask.shape != leaf.shape[:1]:
                 raise ValueError(
-                    f"set {name!r} is {leaf} and its mask {mask}; expected a Box [elements, features] and one bit "
-                    "for each element"
+                    f"set {name!r} is {leaf} and its mask {mask}; expected a Box [elements, features] and "
+                    "one bit for each element"
                 )
             encoder = SetEncoder(leaf, dim)
             self.elements.append(encoder)
@@ -60,10 +61,10 @@ class EntityEncoder(nn.Module):
 
 
 class SetEncoder(nn.Module):
-    """Encodes a padded set, as wide as `width` says: the mean of its elements, two weighted means, their number.
+    """Encodes a padded set in `width` numbers: the mean of its elements, two weighted means, their count.
 
-    Elements pass a linear layer and SiLU; a learned vector each weighs them by a softmax, as one seed of the pooling
-    by attention of Lee et al. 2019 (arXiv 1810.00825) does. An empty set is zeros.
+    Elements pass a linear layer and SiLU; a learned vector each weighs them by a softmax, as one seed of the
+    pooling by attention of Lee et al. 2019 (arXiv 1810.00825) does. An empty set is zeros.
     """
 
     def __init__(self, space: spaces.Box, dim: int) -> None:

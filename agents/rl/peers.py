@@ -38,7 +38,8 @@ class Peers(Alone):
     """
 
     def __init__(self, timeout_seconds: float = 60.0) -> None:
-        # Of its own, since the default group's patience is half an hour; gloo, since it also carries CPU tensors.
+        # Of its own, since the default group's patience is half an hour; gloo, since it also carries CPU
+        # tensors.
         self._group: Any = distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
 
     def place(self, num_rows: int) -> tuple[int, int]:  # noqa: D102

@@ -71,9 +71,9 @@ class PPO:
     Schulman et al. 2017 (arXiv 1707.06347), equations 7 and 9, with the critic's error left unclipped.
     Each segment starts from the state that was carried into it, as constant; minibatches are whole rows.
 
-    With `peers`, learners in several processes make one update together: each is given some rows of the batch,
-    and all have the same seed. Minibatches, gradients and the advantages' normalisation are over all rows, so
-    the update is the one that a single learner would make of the whole batch.
+    With `peers`, learners in several processes make one update together: each is given some rows of the
+    batch, and all have the same seed. Minibatches, gradients and the advantages' normalisation are over all
+    rows, so the update is the one that a single learner would make of the whole batch.
     """
 
     def __init__(
@@ -84,8 +84,8 @@ class PPO:
         self.config = config if config is not None else PPOConfig()
         if self.config.reconstruction_coefficient > 0 and policy.reconstruction is None:
             raise ValueError(
-                f"reconstruction_coefficient={self.config.reconstruction_coefficient} needs a policy built with "
-                "PolicyConfig(reconstruction=True)"
+                f"reconstruction_coefficient={self.config.reconstruction_coefficient} needs a policy built "
+                "with PolicyConfig(reconstruction=True)"
             )
         self._parameters = list(policy.parameters())
         self.optimizer = torch.optim.Adam(
@@ -94,7 +94,7 @@ class PPO:
         self.generator = torch.Generator().manual_seed(seed)
 
     def update(self, segment: Segment) -> dict[str, float]:
-        """Take `epochs * num_minibatches` gradient steps and return the means of what was measured on the way.
+        """Take `epochs * num_minibatches` gradient steps; return the means of what was measured.
 
         Raises ValueError if the segment has fewer rows than there are minibatches.
         """
@@ -149,8 +149,8 @@ class PPO:
         """
         if num_rows < self.config.num_minibatches:
             raise ValueError(
-                f"num_minibatches={self.config.num_minibatches} is more than the {num_rows} rows of the batch; "
-                "use more environments or fewer minibatches"
+                f"num_minibatches={self.config.num_minibatches} is more than the {num_rows} rows of the "
+                "batch; use more environments or fewer minibatches"
             )
         order = torch.randperm(num_rows, generator=self.generator)
         yield from order.tensor_split(self.config.num_minibatches)

@@ -37,7 +37,7 @@ class EpisodeStats:
 
 
 class RowSampler(ABC):
-    """What samplers of all kinds share: rows with what was seen and remembered last, and a state to go on from."""
+    """What all samplers share: rows with what was seen and remembered last, and a state to go on from."""
 
     policy: Any
     num_envs: int

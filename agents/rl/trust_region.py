@@ -1,35 +1,38 @@
 """One step of a policy to the border of a trust region: a natural gradient, its length, and a line search.
 
 Schulman et al. 2015 (arXiv 1502.05477), appendix C. With g the gradient of what is to be improved and F the
-Fisher information of the policy, averaged over its experience, conjugate gradient solves `(F + damping) x = g`;
-the step `s x` has the length at which the quadratic model `s^2 x'Fx / 2` of the mean divergence reaches the
-limit, and is shortened until the exact divergence is within the limit and the surrogate is better. F is
-multiplied by vectors only, in one of three ways, which agree at the policy that is looked at:
+Fisher information of the policy, averaged over its experience, conjugate gradient solves
+`(F + damping) x = g`; the step `s x` has the length at which the quadratic model `s^2 x'Fx / 2` of the mean
+divergence reaches the limit, and is shortened until the exact divergence is within the limit and the
+surrogate is better. F is multiplied by vectors only, in one of three ways, which agree at the policy that is
+looked at:
 
 - `difference`: J'MJv, with J the derivative of the distribution's `outputs`, M its `fisher`, and Jv a central
-  difference of `outputs` along v: for any layer that has a gradient, at two runs of the policy per product, more where it is steep.
-- `gauss_newton`: the same with Jv as the derivative of `u -> J'u`, which reverse mode gives, so that one graph
-  serves all products; no forward mode is needed, which torch lacks for its fused LSTM and attention kernels.
+  difference of `outputs` along v: for any layer that has a gradient, at two runs of the policy per product,
+  more where it is steep.
+- `gauss_newton`: the same with Jv as the derivative of `u -> J'u`, which reverse mode gives, so that one
+  graph serves all products; no forward mode is needed, which torch lacks for its fused LSTM and attention
+  kernels.
 - `double_backward`: the gradient of the product of v with the gradient of the mean divergence.
 
 What registered memories allow, as tests confirm on the CPU; who has no second derivative is told to use
 `difference`:
 
     memory                                      CPU          CUDA
-    gru, gtrxl, hcam, lstm, none, sink          all three    all three, without cuDNN, which is switched off here
+    gru, gtrxl, hcam, lstm, none, sink          all three    all three, with cuDNN switched off here
     titans, titans_mac, titans_mag, titans_mal  all three    `difference`: their kernel is differentiable once
     layers with torch's fused attention         `difference` `difference`
 
-`difference` is the default. One step of a policy of width 64 on 1,000 rows, milliseconds on one core, with ten
-products (gauss_newton, double_backward, difference): none 47, 76, 39; gru 80, 105, 70 in segments of 25 steps
-and 274, 297, 168 of 100; lstm 75, 145, 46; hcam 265, 322, 545; titans 360, 545, 367. In float32 the three
-directions agree to four digits.
+`difference` is the default. One step of a policy of width 64 on 1,000 rows, milliseconds on one core, with
+ten products (gauss_newton, double_backward, difference): none 47, 76, 39; gru 80, 105, 70 in segments of 25
+steps and 274, 297, 168 of 100; lstm 75, 145, 46; hcam 265, 322, 545; titans 360, 545, 367. In float32 the
+three directions agree to four digits.
 
-Few products are enough. On simple_spread, steps found on 1,000 environment steps and judged on 26,000 others gained,
-per square root of divergence, .0141 with a residual of .1 (6.2 products) and .0136 with .3 (3.8) at a damping of .1,
-.0125 at .03 (9.7) and .0154 at .3 (4.0), after 10 updates; on their own data .35, .32, .42 and .29: gradients of
-so few steps are mostly noise, which a sharper inverse amplifies. Over 120,000 steps of one seed a damping of .1
-learned faster than .5 all the same.
+Few products are enough. On simple_spread, steps found on 1,000 environment steps and judged on 26,000 others
+gained, per square root of divergence, .0141 with a residual of .1 (6.2 products) and .0136 with .3 (3.8) at a
+damping of .1, .0125 at .03 (9.7) and .0154 at .3 (4.0), after 10 updates; on their own data .35, .32, .42 and
+.29: gradients of so few steps are mostly noise, which a sharper inverse amplifies. Over 120,000 steps of one
+seed a damping of .1 learned faster than .5 all the same.
 """
 
 from __future__ import annotations
@@ -50,12 +53,14 @@ from scrubjay.agents.rl.distributions import Distribution
 
 Curvature = Literal["double_backward", "gauss_newton", "difference"]
 Experience = tuple[Callable[[], Distribution], Float[Tensor, "..."]]
-"""The policy's distribution over some experience under its present parameters, and how much each entry counts."""
+"""The policy's distribution over some experience under its present parameters, and how much each entry
+counts."""
 Product = Callable[[Float[Tensor, "numbers"]], Float[Tensor, "numbers"]]
 
 
 _LENGTHS = 3
-"""How often a difference is taken, each time over a shorter step, before one that is too long is put up with."""
+"""How often a difference is taken, each time over a shorter step, before one that is too long is put up
+with."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,8 @@ class TrustRegionConfig:
     cg_iterations: int = 10
     """Most iterations of conjugate gradient, each one product with the Fisher information."""
     cg_tolerance: float = 0.1
-    """Residual, relative to the gradient, below which no more are made: the gain is then within some percent."""
+    """Residual, relative to the gradient, below which no more are made: the gain is then within some
+    percent."""
     damping: float = 0.1
     """What is added to the Fisher information's diagonal when solving; noisier gradients deserve more."""
     shrink: float = 0.8
@@ -78,7 +84,8 @@ class TrustRegionConfig:
     def __post_init__(self) -> None:
         if self.cg_iterations < 1 or self.backtracks < 0:
             raise ValueError(
-                f"cg_iterations={self.cg_iterations} must be at least 1, backtracks={self.backtracks} at least 0"
+                f"cg_iterations={self.cg_iterations} must be at least 1, backtracks={self.backtracks} at "
+                "least 0"
             )
         if not 0 <= self.cg_tolerance < 1:
             raise ValueError(f"cg_tolerance={self.cg_tolerance}: must lie in [0, 1)")
@@ -136,7 +143,7 @@ class TrustRegionStep(NamedTuple):
 def conjugate_gradient(
     product: Product, right: Float[Tensor, "numbers"], iterations: int, tolerance: float = 0.0
 ) -> tuple[Float[Tensor, "numbers"], Float[Tensor, "numbers"]]:
-    """Return x and the residual `right - A x` after solving `A x = right` for a positive A given by its product.
+    """Return x and the residual `right - A x`, solving `A x = right` for a positive A given by its product.
 
     Ends early where the residual is below `tolerance` of `right`, or rounding has made A look indefinite.
     Hestenes and Stiefel 1952.
@@ -167,8 +174,9 @@ def fisher_product(
 ) -> Product:
     """Return the product with the Fisher information of `current`, averaged under `weights`.
 
-    `distribution` gives the policy under the present parameters, `current` is what it gave, with its graph, which
-    is kept; `weights` has the distribution's leading axes. Parameters are as before after every product.
+    `distribution` gives the policy under the present parameters, `current` is what it gave, with its graph,
+    which is kept; `weights` has the distribution's leading axes. Parameters are as before after every
+    product.
     """
     weights = weights / weights.sum()
     if curvature == "double_backward":
@@ -231,9 +239,14 @@ def natural_gradient(
 ) -> NaturalGradient:
     """Return the direction in which the surrogate of the policy's distribution grows most per divergence.
 
-    Arguments as in `trust_region_step`; the parameters are left as they are. The Fisher information, which takes
-    most of the time, is averaged over `sample` instead if there is one: the divergence as a part of the experience
-    tells it.
+    Args:
+        parameters: Those that a step would move; they are left as they are.
+        distribution: Gives the policy under the present parameters, with gradients.
+        surrogate: What is to be improved, of such a policy.
+        weights: How much each entry counts, as in `trust_region_step`.
+        config: Damping, curvature and conjugate gradients.
+        sample: Part of the experience over which the Fisher information, which takes most of the time, is
+            averaged; None for all of it.
     """
     with _twice_differentiable(config.curvature):
         current = distribution()
@@ -270,14 +283,20 @@ def trust_region_step(
 ) -> TrustRegionStep:
     """Move the parameters so that the surrogate grows while the mean divergence from `old` keeps its limit.
 
-    `distribution` gives the policy under the present parameters, with gradients; `surrogate` what is to be
-    improved; `old=None` is the present policy. `weights` says how much each entry counts, such as 1 for agents that
-    are alive and 0 for others, `[batch time]`, or `[batch time agents]`: then every agent's own mean keeps its
-    limit. `moved` is how far the parameters already are from those of `old`, if they are; `natural` is the
-    direction, if already known.
+    A step is taken only if the limits hold exactly and the surrogate is better by more than rounding;
+    otherwise the parameters are put back bit for bit.
 
-    A step is taken only if the limits hold exactly and the surrogate is better by more than rounding; otherwise
-    the parameters are put back bit for bit.
+    Args:
+        parameters: What is moved.
+        distribution: Gives the policy under the present parameters, with gradients.
+        surrogate: What is to be improved, of such a policy.
+        old: The policy from which divergence is measured; None for the present one.
+        weights: How much each entry counts, such as 1 for agents that are alive and 0 for others,
+            `[batch time]`, or `[batch time agents]`: then every agent's own mean keeps its limit.
+        config: Damping, conjugate gradients and backtracking.
+        kl_limit: The greatest mean divergence, in nats; of everybody or of each agent.
+        moved: How far the parameters already are from those of `old`, if they are.
+        natural: The direction, if already known.
     """
     if natural is None:
         natural = natural_gradient(parameters, distribution, surrogate, weights, config)
@@ -364,6 +383,6 @@ def _twice_differentiable(curvature: Curvature) -> Iterator[None]:
             if "derivative" not in str(error) and "differentia" not in str(error):
                 raise
             raise ValueError(
-                f"curvature={curvature!r} needs second derivatives that a layer of this policy lacks ({error}); "
-                "use curvature='difference'"
+                f"curvature={curvature!r} needs second derivatives that a layer of this policy lacks "
+                f"({error}); use curvature='difference'"
             ) from error

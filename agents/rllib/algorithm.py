@@ -40,7 +40,7 @@ class Update:
 
 
 class SegmentAlgorithm(Algorithm):
-    """Samples a segment from every runner, updates by all of them, and sends the new weights with the next call.
+    """Samples a segment from every runner, updates by all, and sends new weights with the next call.
 
     Runners that die are restarted by Ray and begin new episodes; until then an iteration has fewer rows.
     A learner that dies is an error: RLlib restarts none.
@@ -76,7 +76,7 @@ class SegmentAlgorithm(Algorithm):
         return [result.get() for result in results]
 
     def call_runners(self, call: Callable[[Any], Any]) -> list[Any]:
-        """Return what every living env runner answers; what it raises is raised here, and no reason to restart it."""
+        """Return what every living env runner answers; what it raises is raised here; it is not restarted."""
         answers = self.env_runner_group.foreach_env_runner(_told(call))
         for answer in answers:
             if isinstance(answer, Exception):
@@ -98,7 +98,7 @@ class SegmentAlgorithm(Algorithm):
         self._weights = parts["policy"]
 
     def restore_env_runners(self, env_runner_group: Any) -> list[int]:
-        """Take restarted runners back; weights come with the next call, and there is no other state to sync."""
+        """Take restarted runners back; weights come with the next call, and there is no other state."""
         return env_runner_group.probe_unhealthy_env_runners()
 
     def training_step(self) -> None:
@@ -137,8 +137,9 @@ class SegmentAlgorithm(Algorithm):
             retry = True
             if time.monotonic() > deadline:
                 raise RuntimeError(
-                    f"no env runner has come back for {_PATIENCE:.0f} s: {group.num_healthy_remote_env_runners()} of "
-                    f"{group.num_remote_env_runners()} are alive; does the cluster still have a CPU for each?"
+                    f"no env runner has come back for {_PATIENCE:.0f} s: "
+                    f"{group.num_healthy_remote_env_runners()} of {group.num_remote_env_runners()} are "
+                    "alive; does the cluster still have a CPU for each?"
                 )
             samples += self.call_runners(lambda runner: runner.sample(ray.get(weights)))
         return sorted(samples, key=lambda sample: sample.first_row)

@@ -16,10 +16,11 @@ from scrubjay.agents.rllib.runner import SegmentRunner
 
 
 class SegmentAlgorithmConfig(AlgorithmConfig, ABC):
-    """Tells runners and learners, to whom it is pickled, how to make their parts; subclasses say of which kind.
+    """Tells runners and learners, to whom it is pickled, how to make their parts, whose kind subclasses say.
 
-    `env_runners(num_env_runners=)` and `learners(num_learners=)` are RLlib's own. Policies have `device` and are torch
-    modules; samplers have what `Sampler` has, learners what `PPO` has: `update`, `get_state` and `set_state`.
+    `env_runners(num_env_runners=)` and `learners(num_learners=)` are RLlib's own. Policies have `device` and
+    are torch modules; samplers have what `Sampler` has, learners what `PPO` has: `update`, `get_state` and
+    `set_state`.
     """
 
     module_class: type[TorchRLModule]
@@ -66,7 +67,7 @@ class SegmentAlgorithmConfig(AlgorithmConfig, ABC):
         """The fewest rows of which an update can be made."""
 
     def rows_of(self, worker_index: int) -> tuple[int, int]:
-        """Return the first row and the number of rows of a runner; runners count from 1, 0 is the local one."""
+        """Return first row and number of rows of a runner; runners count from 1, 0 is the local one."""
         if worker_index == 0:
             return 0, self.num_envs
         rows, left = divmod(self.num_envs, self.num_env_runners or 1)
@@ -84,8 +85,8 @@ class SegmentAlgorithmConfig(AlgorithmConfig, ABC):
                 )
         if self.rows_needed > self.num_envs:
             raise ValueError(
-                f"num_envs={self.num_envs}: an update takes at least {self.rows_needed} rows, one for each minibatch; "
-                "use more environments or fewer minibatches"
+                f"num_envs={self.num_envs}: an update takes at least {self.rows_needed} rows, one for each "
+                "minibatch; use more environments or fewer minibatches"
             )
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:

@@ -19,10 +19,10 @@ from scrubjay.agents.teams.sampler import TeamSampler
 
 
 class TeamModule(TorchRLModule):
-    """Holds a `TeamPolicy` for `SegmentGAMATR`; it has no forward pass for RLlib's own learners and env runners.
+    """Holds a `TeamPolicy` for `SegmentGAMATR`; has no forward pass for RLlib's own learners and runners.
 
-    Its spaces are a team's, tuples with one part per agent; `model_config` has `policy`, a `TeamPolicyConfig`.
-    Raises TypeError if either is of another kind.
+    Its spaces are a team's, tuples with one part per agent; `model_config` has `policy`, a
+    `TeamPolicyConfig`. Raises TypeError if either is of another kind.
     """
 
     policy: TeamPolicy
@@ -39,7 +39,7 @@ class TeamModule(TorchRLModule):
 
 
 class SegmentGAMATRConfig(SegmentAlgorithmConfig):
-    """Configures `SegmentGAMATR`; `env_runners(num_env_runners=)` and `learners(num_learners=)` are RLlib's own.
+    """Configures `SegmentGAMATR`; `env_runners(num_env_runners=)` and `learners(num_learners=)` are RLlib's.
 
     Any number of env runners sample, each whole teams; one learner takes the whole batch, in the driver
     (`num_learners=0`) or in a process of its own (1).
@@ -76,8 +76,14 @@ class SegmentGAMATRConfig(SegmentAlgorithmConfig):
     ) -> Self:
         """Set what is sampled and learned; what is not given stays as it is.
 
-        `team_env` makes that many rows of teams; it is pickled to the workers. `num_envs` are the rows of all
-        runners together, shared out as evenly as can be. `learner_seed` draws minibatches and the order of agents.
+        Args:
+            team_env: Makes that many rows of teams; pickled to the workers.
+            num_envs: Rows of all runners together, shared out as evenly as can be.
+            segment_length: Steps of each row in a batch.
+            policy: Settings of the policy, its memory included.
+            gamatr: Settings of the updates.
+            sampling_seed: Draws episodes and actions.
+            learner_seed: Draws minibatches and the order of agents.
         """
         return self._set_given(
             team_env=team_env,
@@ -93,8 +99,8 @@ class SegmentGAMATRConfig(SegmentAlgorithmConfig):
         """Raise ValueError naming what does not fit."""
         if (self.num_learners or 0) > 1:
             raise ValueError(
-                f"num_learners={self.num_learners}: a trust region is searched in the whole batch by one learner; "
-                "use 0, in the driver, or 1, in a process of its own"
+                f"num_learners={self.num_learners}: a trust region is searched in the whole batch by one "
+                "learner; use 0, in the driver, or 1, in a process of its own"
             )
         super().validate()
         if self.team_env is None:

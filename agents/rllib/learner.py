@@ -45,7 +45,7 @@ class SegmentLearner(TorchLearner):
     def update(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, *, training_data: TrainingData, return_state: bool = False, **_: Any
     ) -> dict[str, Any]:
-        """Make one update by the segment in `training_data.batch`; return its metrics and, if asked, the state."""
+        """Make one update by the segment `training_data.batch`; return metrics and, if asked, the state."""
         segment: Any = training_data.batch
         metrics = self.learner.update(segment.to(self.policy.device))
         return {"metrics": metrics, "parts": self.get_parts() if return_state else None}

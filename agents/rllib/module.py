@@ -23,9 +23,10 @@ from scrubjay.agents.rl.policy import Policy, PolicyConfig
 
 
 class MemoryModule(TorchRLModule, ValueFunctionAPI):
-    """Holds a `Policy`, and lets RLlib's own PPO and env runners use it: `STATE_IN` and `STATE_OUT` are its memory's.
+    """Holds a `Policy` that RLlib's own PPO and runners can use: `STATE_IN`, `STATE_OUT` are its memory's.
 
-    `model_config` has `policy`, a `PolicyConfig`, and `max_seq_len`, the steps over which RLlib backpropagates.
+    `model_config` has `policy`, a `PolicyConfig`, and `max_seq_len`, the steps over which RLlib
+    backpropagates.
 
     Cost with RLlib's own env runners: they keep the memory's whole state for every single step, which
     `scrubjay list` tells in bytes. At width 64 that is 256 B a step for gru and 143 kB for hcam; `SegmentPPO`
@@ -94,5 +95,6 @@ def _distribution(space: spaces.Space) -> Any:
     if isinstance(space, spaces.Box):
         return TorchDiagGaussian
     raise TypeError(
-        f"action space {space}: RLlib has no distribution for it; use Box, or Discrete or MultiDiscrete from zero"
+        f"action space {space}: RLlib has no distribution for it; use Box, or Discrete or MultiDiscrete "
+        "from zero"
     )

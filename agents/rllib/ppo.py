@@ -53,8 +53,14 @@ class SegmentPPOConfig(SegmentAlgorithmConfig):
     ) -> Self:
         """Set what is sampled and learned; what is not given stays as it is.
 
-        `vector_env` makes that many environments, of autoreset mode SAME_STEP; it is pickled to the workers.
-        `num_envs` are the rows of all runners together, shared out as evenly as can be.
+        Args:
+            vector_env: Makes that many environments, of autoreset mode SAME_STEP; pickled to the workers.
+            num_envs: Rows of all runners together, shared out as evenly as can be.
+            segment_length: Steps of each row in a batch.
+            policy: Settings of the policy, its memory included.
+            ppo: Settings of the updates.
+            sampling_seed: Draws episodes and actions.
+            minibatch_seed: Draws minibatches.
         """
         return self._set_given(
             vector_env=vector_env,

@@ -32,7 +32,7 @@ class Sample:
 
 
 class SegmentRunner(EnvRunner):
-    """Its share of the `num_envs` rows of a `SegmentAlgorithmConfig`, stepped by the sampler that it makes."""
+    """Its share of a `SegmentAlgorithmConfig`'s `num_envs` rows, stepped by the sampler that it makes."""
 
     config: Any
 
@@ -62,7 +62,7 @@ class SegmentRunner(EnvRunner):
         return {"first_row": self.first_row, "sampler": self.sampler.get_state()}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on from what `get_state` returned; RLlib's own states, of connectors and counters, are passed over."""
+        """Go on from what `get_state` returned; RLlib's own states (connectors, counters) are passed over."""
         if "sampler" in state:
             self.sampler.set_state(state["sampler"])
 

@@ -1,4 +1,4 @@
-"""How much each agent could still gain alone: the distance of a team from an equilibrium, as far as learning finds it."""
+"""How much each agent could still gain alone: how far, by what learning finds, from an equilibrium."""
 
 from __future__ import annotations
 
@@ -41,10 +41,21 @@ def best_response(
 ) -> TeamPolicy:
     """Return the team after `agent` alone has learned for `steps` environment steps by its own trust region.
 
-    It seeks its own reward, whatever the team was trained for. The other actors stay as they are; the critic goes on
-    learning. What it reaches is a lower bound on what the agent could gain, so a small gain is no proof of an
-    equilibrium. `learned` is the `GAMATR.get_state` of who trained the policy, since only that knows in what units
-    its critic speaks; None for an untrained one. `on_update` is told the steps made.
+    It seeks its own reward, whatever the team was trained for. The other actors stay as they are; the critic
+    goes on learning. What it reaches is a lower bound on what the agent could gain, so a small gain is no
+    proof of an equilibrium.
+
+    Args:
+        policy: The team; it is left as it is.
+        agent: The one that learns.
+        make_env: Makes the environment, which is closed at the end.
+        config: Settings of the updates, but for `mode` and `advantage`.
+        steps: Environment steps at least, of all rows together.
+        segment_length: Steps of each row in a batch.
+        seed: Draws episodes, actions and minibatches.
+        learned: The `GAMATR.get_state` of who trained the policy, since only that knows in what units its
+            critic speaks; None for an untrained one.
+        on_update: Told the steps made so far.
     """
     team = separate(policy)
     env = make_env()

@@ -19,11 +19,13 @@ class GAMATRConfig(TrustRegionConfig):
     mode: Mode = "sequential"
     """How the actors move, see `scrubjay.agents.teams.gamatr`."""
     kl_limit: float = 0.01
-    """How far an update may take any agent from the policy that sampled, in nats, as a mean over its steps."""
+    """How far an update may take any agent from the policy that sampled, in nats, as a mean over its
+    steps."""
     kl_budget: KLBudget = "equal"
     """Whether each agent has `kl_limit`, or all share N times as much by what they can gain with it."""
     advantage: Advantage = "own"
-    """Whether an agent improves its own reward, or the mean of all living agents' rewards, which is noisier."""
+    """Whether an agent improves its own reward, or the mean of all living agents' rewards, which is
+    noisier."""
     normalize_advantage: bool = True
     """Whether to bring each agent's advantages to mean 0 and deviation 1."""
     gamma: float = 0.97
@@ -35,7 +37,8 @@ class GAMATRConfig(TrustRegionConfig):
     critic_learning_rate: float = 3e-3
     """Adam's step size for the critic."""
     curvature_share: float = 0.25
-    """Part of the batch's rows that the Fisher information is averaged over; gradient and divergence take all."""
+    """Part of the batch's rows that the Fisher information is averaged over; gradient and divergence take
+    all."""
     critic_epochs: int = 5
     """The critic's passes over each batch."""
     minibatches: int = 4
@@ -64,12 +67,13 @@ class GAMATRConfig(TrustRegionConfig):
                 )
         if self.kl_budget == "allocated" and self.mode not in ("sequential", "independent", "metagame"):
             raise ValueError(
-                f"kl_budget='allocated' needs steps that can be told how long to be; mode={self.mode!r} cannot: "
-                "use sequential, independent or metagame, or kl_budget='equal'"
+                f"kl_budget='allocated' needs steps that can be told how long to be; mode={self.mode!r} "
+                "cannot: use sequential, independent or metagame, or kl_budget='equal'"
             )
         if self.entropy_coefficient and self.mode == "consensus":
             raise ValueError(
-                f"entropy_coefficient={self.entropy_coefficient}: mode='consensus' has no place for a bonus; use 0"
+                f"entropy_coefficient={self.entropy_coefficient}: mode='consensus' has no place for a "
+                "bonus; use 0"
             )
         if not 0 <= self.gamma <= 1 or not 0 <= self.gae_lambda <= 1:
             raise ValueError(f"gamma={self.gamma}, gae_lambda={self.gae_lambda}: both must lie in [0, 1]")

@@ -1,20 +1,22 @@
 """MATRPO's consensus: agents that exchange nothing but likelihood ratios agree on one joint step.
 
-Li and He 2020 (arXiv 2010.07916). Every agent k models the actions of all, given what it sees itself; l_k is by how
-much its log-probabilities of the actions taken have changed, `[batch time agents]`. The joint step of a common
-policy is split into the agents' own: each improves E[A_k sum(l_k)] within its trust region, and l_k = l_j for
-neighbours k and j. This is solved by alternating directions, with a dual u per edge and p the penalty: in
-every round agent k, of d edges, with m the mean of an edge's two l at the end of the last round, moves to
+Li and He 2020 (arXiv 2010.07916). Every agent k models the actions of all, given what it sees itself; l_k is
+by how much its log-probabilities of the actions taken have changed, `[batch time agents]`. The joint step of
+a common policy is split into the agents' own: each improves E[A_k sum(l_k)] within its trust region, and l_k
+= l_j for neighbours k and j. This is solved by alternating directions, with a dual u per edge and p the
+penalty: in every round agent k, of d edges, with m the mean of an edge's two l at the end of the last round,
+moves to
 
     argmax_s  E[(A_k + sum over edges of (p m -+ u)) J s] - (q_k + p d) s'Hs / 2,    l_k = J s,  H = E[J'J],
 
-and then u += p (l_k - l_j) / 2. All is linear at the old weights, where the graphs are computed once; H is the
-Fisher information by the actions taken, multiplied by vectors through a difference of log-probabilities and one
-backward pass, for any memory.
+and then u += p (l_k - l_j) / 2. All is linear at the old weights, where the graphs are computed once; H is
+the Fisher information by the actions taken, multiplied by vectors through a difference of log-probabilities
+and one backward pass, for any memory.
 
-Ours: neighbours form a ring; q_k is the multiplier with which the agent's step, were it alone, ends at the border
-of its trust region (the published code always goes there); the divergence, of all that the agent models
-together, is kept exactly by shortening; and should the surrogates' sum not have grown, everybody goes back.
+Ours: neighbours form a ring; q_k is the multiplier with which the agent's step, were it alone, ends at the
+border of its trust region (the published code always goes there); the divergence, of all that the agent
+models together, is kept exactly by shortening; and should the surrogates' sum not have grown, everybody goes
+back.
 """
 
 from __future__ import annotations

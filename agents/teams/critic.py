@@ -19,7 +19,8 @@ CriticKind = Literal["attention", "pooled", "local"]
 class TeamCritic(nn.Module):
     """Judges each agent's prospects by its own features and a view of the team; `network` makes the features.
 
-    `attention`: an agent attends over all living agents' features; `pooled`: their mean; `local`: its own alone.
+    `attention`: an agent attends over all living agents' features; `pooled`: their mean; `local`: its own
+    alone.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What a learner asks of many teams that are stepped at once; `scrubjay.envs` has them, but is not imported here."""
+"""What a learner asks of many teams stepped at once; `scrubjay.envs` has them, but is not imported."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class TeamStep(Protocol):
 
     @property
     def observations(self) -> Mapping[str, np.ndarray]:
-        """Leaves of every agent's observation, `[rows, agents, ...]`; a space that is no Dict has the one leaf ""."""
+        """Leaves of observations, `[rows, agents, ...]`; a space that is no Dict has the one leaf ""."""
         ...
 
     @property

@@ -1,17 +1,19 @@
 """GA-MATR-style learning: graph-attention teams whose actors move inside trust regions.
 
-Feng, Wu, Huang and Yuen 2024 (arXiv 2401.17880) teach base stations on UAVs with a graph recurrent network, a critic
-that weighs what it is told by attention, and a multi-agent trust region with monotonic convergence to an estimated
-Nash equilibrium of a Markov game. That much the abstract and summaries say; the equations, networks and
-parameters were not to be had, so nothing here reproduces the paper's numbers. What is ours to answer for:
+Feng, Wu, Huang and Yuen 2024 (arXiv 2401.17880) teach base stations on UAVs with a graph recurrent network, a
+critic that weighs what it is told by attention, and a multi-agent trust region with monotonic convergence to
+an estimated Nash equilibrium of a Markov game. That much the abstract and summaries say; the equations,
+networks and parameters were not to be had, so nothing here reproduces the paper's numbers. What is ours to
+answer for:
 
-- Every agent has its own advantage, from its own reward and value, since the game is said to mix cooperation and
-  competition; `advantage="team"` lets all improve the mean of the living instead.
-- Which trust region the paper means is unknown, so all published ones are here behind `mode`: `independent` (TRPO
-  for each), `sequential` (HATRPO, whose monotonic improvement holds for shared rewards), `consensus`
-  (MATRPO), `metagame` (MATRL, made for general sums); and clipped baselines, `clip` (MAPPO), `clip_sequential` (HAPPO).
-- `sequential` costs N times as much with one shared actor as with N separate ones, since every agent's step moves
-  all; large teams that share are better served by `independent`, one step within every agent's limit.
+- Every agent has its own advantage, from its own reward and value, since the game is said to mix cooperation
+  and competition; `advantage="team"` lets all improve the mean of the living instead.
+- Which trust region the paper means is unknown, so all published ones are here behind `mode`: `independent`
+  (TRPO for each), `sequential` (HATRPO, whose monotonic improvement holds for shared rewards), `consensus`
+  (MATRPO), `metagame` (MATRL, made for general sums); and clipped baselines, `clip` (MAPPO),
+  `clip_sequential` (HAPPO).
+- `sequential` costs N times as much with one shared actor as with N separate ones, since every agent's step
+  moves all; large teams that share are better served by `independent`, one step within every agent's limit.
 - The divergence is the exact one, its limit is kept by every agent, and budgets can be equal or allocated.
 - Actors see their neighbours through `TeamPolicy`'s graph; the critic is fitted after the actors have moved.
 """
@@ -42,9 +44,9 @@ from scrubjay.agents.teams.steps import frozen, independent_steps, sequential_st
 class GAMATR:
     """Improves a team's policy on the segments it sampled itself.
 
-    With `normalize_values` the policy's critic speaks in units of the returns' running deviation, from their running
-    mean; who wants values in units of reward applies `value_mean` and `value_deviation`.
-    With `agents` only these move, by mode `independent` and actors of their own; the others stay as they are.
+    With `normalize_values` the policy's critic speaks in units of the returns' running deviation, from their
+    running mean; who wants values in units of reward applies `value_mean` and `value_deviation`. With
+    `agents` only these move, by mode `independent` and actors of their own; the others stay as they are.
     Raises ValueError if the policy's actors do not fit the mode.
     """
 
@@ -91,8 +93,8 @@ class GAMATR:
         """
         if segment.num_rows < self.config.minibatches:
             raise ValueError(
-                f"minibatches={self.config.minibatches} is more than the {segment.num_rows} rows of the batch; "
-                "use more environments or fewer minibatches"
+                f"minibatches={self.config.minibatches} is more than the {segment.num_rows} rows of the "
+                "batch; use more environments or fewer minibatches"
             )
         batch, returns, metrics = self._prepare(segment)
         metrics |= self._move_actors(batch)
@@ -225,7 +227,8 @@ def _check_actors(policy: TeamPolicy, config: GAMATRConfig) -> None:
         )
     if actors.joint and config.mode != "consensus":
         raise ValueError(
-            f"mode={config.mode!r} has no use for actors that model others; set joint=False, or mode='consensus'"
+            f"mode={config.mode!r} has no use for actors that model others; set joint=False, or "
+            "mode='consensus'"
         )
     if actors.shared and config.mode == "metagame":
         raise ValueError("mode='metagame' lets agents differ in how far they go; set shared=False")

@@ -14,12 +14,12 @@ DENSE_NODES = 32
 
 
 class GraphAttention(nn.Module):
-    """Adds to each node what it attends to among those it hears, itself included, by a learned scale that begins low.
+    """Adds to each node what it attends to among those it hears, itself too, by a scale that begins low.
 
-    GATv2 (Brody et al. 2021, arXiv 2105.14491, equation 7) on normalised nodes: the score of hearing j from i is
-    a . LeakyReLU(W_l x_j + W_r x_i), per head. Up to `DENSE_NODES` nodes it is computed over all pairs, beyond over
-    edges by torch_geometric's `GATv2Conv`, from the same parameters. Both may be differentiated any number of times.
-    Raises ValueError if `heads` does not divide the width.
+    GATv2 (Brody et al. 2021, arXiv 2105.14491, equation 7) on normalised nodes: the score of hearing j from i
+    is a . LeakyReLU(W_l x_j + W_r x_i), per head. Up to `DENSE_NODES` nodes it is computed over all pairs,
+    beyond over edges by torch_geometric's `GATv2Conv`, from the same parameters. Both may be differentiated
+    any number of times. Raises ValueError if `heads` does not divide the width.
     """
 
     def __init__(self, dim: int, heads: int = 4) -> None:
@@ -31,8 +31,8 @@ class GraphAttention(nn.Module):
         self.source, self.target = nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.score = nn.Parameter(torch.empty(heads, dim // heads))
         self.bias = nn.Parameter(torch.zeros(dim))
-        # Heard quietly at first: two agents that hear each other at full strength from the start are so alike that
-        # they learn to fly together, and stay there.
+        # Heard quietly at first: two agents that hear each other at full strength from the start are so alike
+        # that they learn to fly together, and stay there.
         self.scale = nn.Parameter(torch.full((dim,), 0.01))
         for weight in (self.source.weight, self.target.weight, self.score):
             nn.init.xavier_uniform_(weight)
@@ -40,7 +40,7 @@ class GraphAttention(nn.Module):
     def forward(
         self, nodes: Float[Tensor, "*leading nodes dim"], hears: Bool[Tensor, "*leading nodes nodes"] | None
     ) -> Float[Tensor, "*leading nodes dim"]:
-        """Return the nodes after one round; `hears[..., i, j]`: i hears j. Each must hear itself. None: all do."""
+        """Return the nodes after a round; `hears[..., i, j]`: i hears j. Each must hear itself; None: all."""
         path = self.dense if nodes.shape[-2] <= DENSE_NODES else self.sparse
         return nodes + self.scale * nn.functional.silu(path(self.norm(nodes), hears))
 
@@ -82,7 +82,8 @@ class GraphAttention(nn.Module):
 
 @functools.cache
 def _convolution(dim: int, heads: int) -> Any:
-    # Imported here, because it takes seconds and graphs are seldom so large; on no device, for it lends its code only.
+    # Imported here, because it takes seconds and graphs are seldom so large; on no device, for it lends its
+    # code only.
     from torch_geometric.nn import GATv2Conv
 
     return GATv2Conv(dim, dim // heads, heads, add_self_loops=False).to("meta")

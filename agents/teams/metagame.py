@@ -1,10 +1,11 @@
 """MATRL's small game: how far each agent should follow its own step, given that the others follow theirs.
 
-Wen et al. 2021 (arXiv 2106.06828). Every agent m has an old policy and the new one that its own trust region gave.
-Mixing them by p_m, per action, makes the likelihood ratio `1 + p_m (r_m - 1)`, r_m that of the new policy; so the
-gain of agent i under a mixture p is, on experience from the old policies, the mean of
-`prod_m (1 + p_m (r_m - 1)) A_i`: linear in every p_m, so each agent has two pure strategies and all 2^N payoffs
-need not be listed. Only abstracts of the paper were to be had; estimating payoffs on the batch is our choice.
+Wen et al. 2021 (arXiv 2106.06828). Every agent m has an old policy and the new one that its own trust region
+gave. Mixing them by p_m, per action, makes the likelihood ratio `1 + p_m (r_m - 1)`, r_m that of the new
+policy; so the gain of agent i under a mixture p is, on experience from the old policies, the mean of
+`prod_m (1 + p_m (r_m - 1)) A_i`: linear in every p_m, so each agent has two pure strategies and all 2^N
+payoffs need not be listed. Only abstracts of the paper were to be had; estimating payoffs on the batch is our
+choice.
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ def equilibrium(gains: Gains, agents: int, sweeps: int = 10, plays: int = 300) -
     """Return shares of the new policies from which no agent gains by deviating, as far as plays bring it.
 
     Best responses in turn, from all new, end in a pure equilibrium where there is one on their way, always if
-    the agents' interests agree. If they cycle, fictitious play follows; it converges for two agents (Miyasawa 1961).
+    the agents' interests agree. If they cycle, fictitious play follows; it converges for two agents (Miyasawa
+    1961).
     """
     mixture = torch.ones(agents)
     for _ in range(sweeps):

@@ -36,8 +36,9 @@ class TeamNetwork(nn.Module):
     ) -> tuple[Float[Tensor, "batch time *agents dim"], State]:
         """Return every agent's features in a segment, and its memory's state, `[batch, agents, ...]`.
 
-        Leaves are `[batch, time, agents, ...]`; `alive=None` means that all are. Given `agent`, all of this is of
-        that agent alone, without an axis for agents; without rounds its own observation is then all that counts.
+        Leaves are `[batch, time, agents, ...]`; `alive=None` means that all are. Given `agent`, all of this
+        is of that agent alone, without an axis for agents; without rounds its own observation is then all
+        that counts.
         """
         nodes = self._nodes(leaves, alive, agent, axis=2)
         if agent is not None:
@@ -96,7 +97,7 @@ class TeamNetwork(nn.Module):
 def hearing(
     adjacency: Tensor | None, alive: Bool[Tensor, "*leading agents"] | None
 ) -> Bool[Tensor, "*leading agents agents"] | None:
-    """Return whom each agent hears: itself, and its living neighbours if it lives. None means everybody hears all.
+    """Return whom each agent hears: itself, and if it lives, living neighbours. None: everybody hears all.
 
     Raises ValueError if `adjacency` does not have one bit for each agent of the team.
     """
@@ -104,8 +105,8 @@ def hearing(
     if adjacency is not None:
         if adjacency.shape[-1] != adjacency.shape[-2]:
             raise ValueError(
-                f"{ADJACENCY!r} has {adjacency.shape[-1]} bits in a team of {adjacency.shape[-2]}; one is needed "
-                "for each agent, the observer included"
+                f"{ADJACENCY!r} has {adjacency.shape[-1]} bits in a team of {adjacency.shape[-2]}; one is "
+                "needed for each agent, the observer included"
             )
         hears = adjacency > 0
     if alive is not None:

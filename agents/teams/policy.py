@@ -38,7 +38,8 @@ class TeamPolicyConfig:
     graph_heads: int = 4
     """Attention heads, of the graph and of the critic; they divide the memory's width."""
     critic: CriticKind = "attention"
-    """How the critic sees the team: by attention over the living, by their mean (pooled), or not at all (local)."""
+    """How the critic sees the team: by attention over the living, by their mean (pooled), or not at all
+    (local)."""
     shared: bool = True
     """Whether one actor serves all agents; otherwise each has its own."""
     joint: bool = False
@@ -95,11 +96,11 @@ class TeamActor(nn.Module):
 class TeamPolicy(nn.Module):
     """Acts and judges for teams of `num_agents`, whose observation and action spaces are those of one agent.
 
-    Actor and critic share no parameter. Unless `shared=False`, parameters do not depend on `num_agents`; they never
-    depend on the padded sizes of sets. With `shared=False` agent m's distribution depends on actor m alone: where
-    agents hear each other, it computes the others' nodes by itself. States are `[rows, agents, ...]`, of one
-    stream per agent in the actors and one in the critic. Agents that are not alive influence nobody, and what is
-    returned for them is finite and means nothing.
+    Actor and critic share no parameter. Unless `shared=False`, parameters do not depend on `num_agents`; they
+    never depend on the padded sizes of sets. With `shared=False` agent m's distribution depends on actor m
+    alone: where agents hear each other, it computes the others' nodes by itself. States are
+    `[rows, agents, ...]`, of one stream per agent in the actors and one in the critic. Agents that are not
+    alive influence nobody, and what is returned for them is finite and means nothing.
     """
 
     def __init__(
@@ -166,7 +167,16 @@ class TeamPolicy(nn.Module):
         generator: torch.Generator | None = None,
         deterministic: bool = False,
     ) -> TeamPolicyStep:
-        """Act once in every row and judge; leaves are `[rows, agents, ...]`, `start` marks an episode's first step."""
+        """Act once in every row and judge.
+
+        Args:
+            observation: Leaves `[rows, agents, ...]`.
+            alive: Who acts; what is chosen for others means nothing.
+            state: What actors and critic remember.
+            start: Marks rows whose episode begins; None if none does.
+            generator: Draws the actions; None for torch's own.
+            deterministic: Take the likeliest actions instead.
+        """
         leaves, living = _visible(observation, alive)
         action, log_prob, actor = self._choose(leaves, living, state, start, generator, deterministic)
         features, critic = self.critic.network.step(leaves, living, _of("critic", state), start)
@@ -182,7 +192,7 @@ class TeamPolicy(nn.Module):
         start: Bool[Tensor, "rows"] | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Float[Tensor, "rows agents"], State]:
-        """Return actions, their log-probabilities and the state as `step` does, the critic left where it was."""
+        """Return actions, log-probabilities and the state as `step` does, the critic left where it was."""
         leaves, living = _visible(observation, alive)
         action, log_prob, actor = self._choose(leaves, living, state, start, generator, deterministic=False)
         return action, log_prob, {**state, **_named("actor", actor)}
@@ -203,8 +213,8 @@ class TeamPolicy(nn.Module):
     def distribution(self, segment: TeamSegment, agent: int | None = None) -> Distribution:
         """Return what the actors would do in a segment, with gradients, over `[batch, time, agents]`.
 
-        Given `agent`, that agent's own, over `[batch, time]`; under `joint` what its actor thinks of everybody,
-        over `[batch, time, agents]`. Gradients end at the segment's border.
+        Given `agent`, that agent's own, over `[batch, time]`; under `joint` what its actor thinks of
+        everybody, over `[batch, time, agents]`. Gradients end at the segment's border.
         """
         leaves, living = _visible(segment.observations, segment.alive)
         state = detach_state(_of("actor", segment.state))
@@ -291,7 +301,7 @@ class TeamPolicy(nn.Module):
 
 
 def _visible(observation: Observation, alive: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Return what the living see, and who lives, None for everybody; what others see may be NaN and is blanked."""
+    """Return what the living see, and who lives, None for all; what others see may be NaN and is blanked."""
     leaves = to_leaves(observation)
     if alive.all():
         return leaves, None

@@ -29,8 +29,8 @@ class TeamEpisodeStats(EpisodeStats):
 class TeamSampler(RowSampler):
     """Collects segments of `segment_length` steps from every row of `env`, carrying states between them.
 
-    Everything but the environment is computed on the policy's device. Raises ValueError on an empty segment, or if
-    the policy is for teams of another size.
+    Everything but the environment is computed on the policy's device. Raises ValueError on an empty segment,
+    or if the policy is for teams of another size.
     """
 
     def __init__(self, env: TeamEnv, policy: TeamPolicy, segment_length: int, seed: int = 0) -> None:
@@ -191,7 +191,7 @@ class TeamSampler(RowSampler):
             total[step.ended] = 0.0
 
     def _final_values(self, step: TeamStep, rows: Tensor) -> Tensor:
-        """Return the values of the observations that truncated episodes ended with, 0 for agents that had left."""
+        """Return the values of truncated episodes' last observations, 0 for agents that had left."""
         # Among the ended rows, which are all that final observations are of.
         cut = step.truncated[step.ended]
         leaves = self._empty_leaves(len(rows), self.num_agents)

@@ -15,8 +15,8 @@ from scrubjay.memory import State
 class TeamSegment(Experience):
     """What `batch` teams of `agents` lived through in `time` steps.
 
-    As a `Segment`, without padding in time. Agents that have left stay as columns with `alive` False, and nothing
-    of theirs counts.
+    As a `Segment`, without padding in time. Agents that have left stay as columns with `alive` False, and
+    nothing of theirs counts.
     """
 
     observations: Observation
@@ -24,7 +24,8 @@ class TeamSegment(Experience):
     alive: Bool[Tensor, "batch time agents"]
     """True where the agent was there to act."""
     actions: Tensor
-    """What the policy sampled, `[batch, time, agents, ...]`: zero-based indices, or unclipped real numbers."""
+    """What the policy sampled, `[batch, time, agents, ...]`: zero-based indices, or unclipped real
+    numbers."""
     log_probs: Float[Tensor, "batch time agents"]
     """Log-probability of each action under the policy that took it, in nats."""
     values: Float[Tensor, "batch time agents"]

@@ -44,7 +44,7 @@ def independent_steps(
 def sequential_steps(
     policy: TeamPolicy, batch: TeamBatch, config: GAMATRConfig, generator: torch.Generator
 ) -> list[TrustRegionStep]:
-    """Let the actors improve one after another, in random order, each knowing what those before it have become.
+    """Let the actors improve in random order, each knowing what those before it have become.
 
     HATRPO (Kuba et al. 2022, arXiv 2109.11251): an agent's advantages are multiplied by the ratios of those
     before it. A shared actor moves once for every agent; the order's k-th step of N may bring any agent's
@@ -112,7 +112,17 @@ def agent_step(
     factor: Tensor | None = None,
     natural: NaturalGradient | None = None,
 ) -> TrustRegionStep:
-    """Take one step of an agent that has an actor of its own, or of all by their common one for None."""
+    """Take one step of an agent that has an actor of its own, or of all by their common one.
+
+    Args:
+        policy: Whose actors move.
+        batch: What it learns from.
+        config: Settings of the step.
+        agent: The one that moves; None for all, by a shared actor.
+        kl_limit: The greatest mean divergence, in nats.
+        factor: Multiplies advantages, `[batch time]`; None for 1.
+        natural: The direction, if already known.
+    """
     arguments = (
         policy.actor_parameters(agent),
         partial(policy.distribution, batch.segment, agent),
@@ -127,7 +137,7 @@ def agent_step(
 def natural_gradients(
     policy: TeamPolicy, batch: TeamBatch, config: GAMATRConfig, agents: Sequence[int]
 ) -> list[NaturalGradient]:
-    """Return the natural gradient of every one of these agents' own surrogate, all under the present weights."""
+    """Return the natural gradients of these agents' own surrogates, all under the present weights."""
     return [
         natural_gradient(
             policy.actor_parameters(agent),
@@ -163,10 +173,10 @@ def kl_limits(naturals: list[NaturalGradient], config: GAMATRConfig) -> list[flo
 def allocate_kl(gains: Sequence[float], total: float) -> list[float]:
     """Return each agent's limit such that the sum of predicted improvements is largest.
 
-    An agent whose natural gradient gains q = g'F^-1 g improves by sqrt(2 d q) at a divergence of d. The
-    sum over agents, with the d summing to `total`, is largest where all slopes sqrt(q / 2d) are equal: d
-    proportional to q. By Cauchy and Schwarz the sum is then sqrt(2 total sum(q)), and no other split reaches it.
-    If nobody gains, all get the same.
+    An agent whose natural gradient gains q = g'F^-1 g improves by sqrt(2 d q) at a divergence of d. The sum
+    over agents, with the d summing to `total`, is largest where all slopes sqrt(q / 2d) are equal: d
+    proportional to q. By Cauchy and Schwarz the sum is then sqrt(2 total sum(q)), and no other split reaches
+    it. If nobody gains, all get the same.
     """
     whole = sum(gains)
     if not whole > 0:

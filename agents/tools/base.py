@@ -31,7 +31,7 @@ class Mistaken(Told, ValueError):
 
 
 class Unreachable(Told, OSError):
-    """A server did not answer, or not in time; `offline` says that the network, not the server, is the likely cause."""
+    """A server did not answer in time; `offline` says that the network, not it, is the likely cause."""
 
     def __init__(self, name: str, /, offline: bool = True, **values: object) -> None:
         super().__init__(name, **values)

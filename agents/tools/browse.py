@@ -52,7 +52,7 @@ def shown_until(text: str, most: int) -> str:
 
 
 def choose(text: str, question: str | None, most: int, gap: str) -> str:
-    """Return the passages of a text that share most words with the question, in order, `gap` for what is between.
+    """Return the passages that share most words with the question, in order, `gap` for what is between.
 
     Without a question, or if nothing is shared, the beginning. Words count by how few passages have them.
     """

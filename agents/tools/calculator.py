@@ -30,8 +30,8 @@ _ALLOWED = (ast.Expression, ast.BinOp, ast.UnaryOp, ast.Compare, ast.Call, ast.N
 def calculate(expression: str) -> int | float | bool:
     """Return the value of an expression. Raises Mistaken, a ValueError that says what is wrong with it.
 
-    Knows numbers, `+ - * / // % ** ^` (a power), comparisons, `pi`, `e`, `tau` and the functions of `FUNCTIONS`;
-    whole numbers are exact.
+    Knows numbers, `+ - * / // % ** ^` (a power), comparisons, `pi`, `e`, `tau` and the functions of
+    `FUNCTIONS`; whole numbers are exact.
     """
     if len(expression) > MOST_CHARACTERS:
         raise Mistaken("sum_long", characters=len(expression), most=MOST_CHARACTERS)

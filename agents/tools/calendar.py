@@ -91,8 +91,8 @@ CALENDAR = ToolSpec(
     name="calendar",
     zh_name="日历",
     about=Bilingual(
-        "What a day is: weekday, week of the year, Chinese lunar date, solar term, traditional festival, star sign. "
-        f"One day or up to {MOST_DAYS}.",
+        "What a day is: weekday, week of the year, Chinese lunar date, solar term, traditional festival, "
+        f"star sign. One day or up to {MOST_DAYS}.",
         f"查询日期：星期、周数、农历、节气、传统节日、星座；可查一天或最多 {MOST_DAYS} 天。",
     ),
     arguments=(

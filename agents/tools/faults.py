@@ -9,7 +9,7 @@ from scrubjay.agents.language.text import clean
 
 
 def describe_faults(error: Any, prompts: Prompts) -> str:
-    """Return what pydantic's `error` says, in the language of `prompts`; rare faults in pydantic's own English."""
+    """Return what pydantic's `error` says in the language of `prompts`; rare faults in its own English."""
     faults = []
     for fault in error.errors():
         name, said = f"fault_{fault['type']}", fault["msg"]

@@ -18,8 +18,9 @@ _TIME = re.compile(r"[T\s]*(\d{1,2}):(\d{2})(?::(\d{2})(\.\d{1,6})?)?\s*(Z|[+-]\
 def parse_moment(text: str, now: Callable[[], datetime]) -> date | datetime:
     """Return the date, or the date and time, that `text` names.
 
-    Knows `2026-02-17`, `2026/2/17`, `2026年2月17日`, each with or without `10:30`, `10:30:15` and an offset (`Z`,
-    `+08:00`), and `today`, `now`, `今天`, `现在`. Raises Mistaken that says what is wrong, such as a 31st of June.
+    Knows `2026-02-17`, `2026/2/17`, `2026年2月17日`, each with or without `10:30`, `10:30:15` and an offset
+    (`Z`, `+08:00`), and `today`, `now`, `今天`, `现在`. Raises Mistaken that says what is wrong, as a 31st
+    of June.
     """
     word = text.strip().lower()
     if word in _NOW:

@@ -58,10 +58,14 @@ def make_tools(
 ) -> list[BaseTool]:
     """Return tools by English or Chinese name, as langchain tools; `auto` is all, `notool` none.
 
-    `language` is that of descriptions and outputs. `clock` returns the present with its time zone; by default the
-    machine's. `offline` leaves network tools out of `auto`, unless there is a `replay`, whose recorded answers they
-    then give; one that is named and has no recorded answer says that it is unavailable. Online, answers are recorded
-    into `replay`, and given from it where the network fails. `web` holds the limits of requests.
+    Args:
+        names: Which; a name given twice makes one.
+        language: Of descriptions and outputs.
+        clock: Returns the present with its time zone; None for the machine's.
+        offline: Leave network tools out of `auto`, unless there is a `replay`, whose recorded answers they
+            then give; one that is named and has no recorded answer says that it is unavailable.
+        replay: Where answers are recorded online, and from where they are given if the network fails.
+        web: Limits of requests.
 
     Raises ValueError on an unknown name or language, and on a clock without time zone.
     """

@@ -16,9 +16,10 @@ from scrubjay.agents.tools.base import Answer, Language
 class Replay:
     """Answers recorded in a JSONL file, which need not exist yet.
 
-    A line holds `tool`, `language`, `arguments`, `recorded` (YYYY-MM-DD), `text`, `urls` and `data`; of several for
-    one call the last holds. Lines are appended whole, so several processes may record into one file. A line that
-    cannot be read, such as one that a killed process left unfinished, is skipped with a warning.
+    A line holds `tool`, `language`, `arguments`, `recorded` (YYYY-MM-DD), `text`, `urls` and `data`; of
+    several for one call the last holds. Lines are appended whole, so several processes may record into one
+    file. A line that cannot be read, such as one that a killed process left unfinished, is skipped with a
+    warning.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -68,7 +69,8 @@ class Replay:
             self._answers[_key(record["tool"], record["language"], record["arguments"])] = _answer(record)
         except (ValueError, KeyError, TypeError) as error:
             warnings.warn(
-                f"{self.path}, line {number} is skipped: not a recorded answer ({type(error).__name__}: {error})",
+                f"{self.path}, line {number} is skipped: not a recorded answer ({type(error).__name__}: "
+                f"{error})",
                 stacklevel=3,
             )
 

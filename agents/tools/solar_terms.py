@@ -38,7 +38,8 @@ TERMS = {
 }
 """Chinese name and English, in the order of the year; the first is at 285 degrees."""
 
-# The library's table runs from one winter to the next and names the terms of the next year's side in Latin letters.
+# The library's table runs from one winter to the next and names the terms of the next year's side in Latin
+# letters.
 _SECOND = {"大雪": "DA_XUE", "冬至": "DONG_ZHI", "小寒": "XIAO_HAN", "大寒": "DA_HAN"}
 
 

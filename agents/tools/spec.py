@@ -1,7 +1,8 @@
 """Tools before they are tools: a plain function and its description in two languages.
 
 A tool is a function `run(around, **arguments) -> Answer`, described by a frozen `ToolSpec`; `build` makes a
-langchain tool of it. What goes wrong becomes a sentence for the planner: never a stack trace, never an empty result.
+langchain tool of it. What goes wrong becomes a sentence for the planner: never a stack trace, never an empty
+result.
 """
 
 from __future__ import annotations
@@ -95,8 +96,9 @@ class ToolSpec:
 def build(spec: ToolSpec, around: Around) -> StructuredTool:
     """Return the langchain tool of `spec`.
 
-    Its `metadata` says whether it has side effects (none has), whether its output is untrusted, and which packages it
-    needs; its artifact is `{"urls", "data", "recorded"}`. Failures are returned to the planner as a ToolMessage with status "error".
+    Its `metadata` says whether it has side effects (none has), whether its output is untrusted, and which
+    packages it needs; its artifact is `{"urls", "data", "recorded"}`. Failures are returned to the planner as
+    a ToolMessage with status "error".
     """
     fields: dict[str, Any] = {
         argument.name: (

@@ -23,8 +23,8 @@ class Span(NamedTuple):
 def span(start: datetime, end: datetime) -> Span:
     """Return the calendar time from `start` to a later `end`.
 
-    A month after the 31st is the last day of a shorter month, so that 29 February is a year before 28 February.
-    Adding the years and months to `start` in this sense, and then the rest, gives `end` again.
+    A month after the 31st is the last day of a shorter month, so that 29 February is a year before 28
+    February. Adding the years and months to `start` in this sense, and then the rest, gives `end` again.
     """
     months = (end.year - start.year) * 12 + end.month - start.month
     if add_months(start, months) > end:
@@ -110,7 +110,8 @@ TIME_DELTA = ToolSpec(
     name="time_delta",
     zh_name="时间差",
     about=Bilingual(
-        "Exact time between two dates or times, in calendar years, months and days and in days in all: ages, durations.",
+        "Exact time between two dates or times, in calendar years, months and days and in days in all: "
+        "ages, durations.",
         "计算两个日期或时间之间的准确间隔（年、月、日及总天数），可用于年龄、时长。",
     ),
     arguments=(

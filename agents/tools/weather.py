@@ -1,4 +1,4 @@
-"""Weather by Open-Meteo, which needs no key; its data are CC BY 4.0, its service free for non-commercial use."""
+"""Weather by Open-Meteo: no key; data are CC BY 4.0, the service is free for non-commercial use."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ PLACES = "https://geocoding-api.open-meteo.com/v1/search"
 FORECAST = "https://api.open-meteo.com/v1/forecast"
 ARCHIVE = "https://archive-api.open-meteo.com/v1/archive"
 AHEAD, BEHIND = 15, 90
-"""Days after and before today that the forecast service knows; older ones are in the archive, from 1940 on."""
+"""Days after and before today that the forecast service knows; older ones are in the archive, from 1940
+on."""
 MOST_DAYS = 31
 
 _DAILY = "weather_code,temperature_2m_max,temperature_2m_min,precipitation_sum,wind_speed_10m_max"

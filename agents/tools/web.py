@@ -1,9 +1,9 @@
 """The only way to the network for tools: HTTP GET with limits on time, size, redirects, kinds and addresses.
 
-A model chooses the address, and a page may have chosen it for the model; so names are resolved here, every address
-must be public, and the connection goes to the address that was checked, never to the name again: a name that
-resolves differently the second time gains nothing. A redirect is a new address under the same rules. Proxies of the
-environment are not used, since they would resolve names by themselves.
+A model chooses the address, and a page may have chosen it for the model; so names are resolved here, every
+address must be public, and the connection goes to the address that was checked, never to the name again: a
+name that resolves differently the second time gains nothing. A redirect is a new address under the same
+rules. Proxies of the environment are not used, since they would resolve names by themselves.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Page(NamedTuple):
 
 
 class Web:
-    """Fetches pages under a `WebConfig`; holds no connection between requests and may be used by several threads."""
+    """Fetches pages under a `WebConfig`; holds no connection between requests and serves several threads."""
 
     def __init__(self, config: WebConfig | None = None) -> None:
         self.config = config or WebConfig()
@@ -102,8 +102,8 @@ class Web:
     def get(self, url: str) -> Page:
         """Return the page at `url`.
 
-        Raises Refused if the rules forbid it or the server says it is not there, Unreachable if there was no answer
-        in time.
+        Raises Refused if the rules forbid it or the server says it is not there, Unreachable if there was no
+        answer in time.
         """
         deadline = time.monotonic() + self.config.total_seconds
         for _ in range(self.config.most_redirects + 1):
@@ -200,7 +200,7 @@ class Web:
         return Page(url, kind, response.headers.get_content_charset(), content, truncated)
 
     def _read(self, response: HTTPResponse) -> tuple[bytes, bool]:
-        """Return at most `most_bytes` of the body, unpacked piece by piece so that a small bomb stays small."""
+        """Return at most `most_bytes` of the body, unpacked by pieces so that a small bomb stays small."""
         encoding = (response.getheader("Content-Encoding") or "identity").lower()
         if encoding not in ("identity", "gzip"):
             raise Refused("web_packed", encoding=repr(encoding))

@@ -70,7 +70,8 @@ WIKIPEDIA = ToolSpec(
     name="wikipedia",
     zh_name="维基百科",
     about=Bilingual(
-        "Look up Wikipedia: introductions of the best matching articles. Good for people, places, dates of birth.",
+        "Look up Wikipedia: introductions of the best matching articles. Good for people, places, dates of "
+        "birth.",
         "查询维基百科条目简介，适合人物、地点、生卒日期等。",
     ),
     arguments=(

@@ -82,8 +82,8 @@ class Ballet(SingleEnv):
 
     Settings: `num_dancers` from 1 to 8; `delay` at least 1 (with 0 the original never starts the second
     dance). `max_steps=None` is the original's 320 for a delay of 16 and 1024 for any other, or 72 more than
-    the first step of the choice phase where no dancer could be reached before (the original then ends all the same).
-    The paper's levels are 2, 4 and 8 dancers with delays of 16 and 48.
+    the first step of the choice phase where no dancer could be reached before (the original then ends all the
+    same). The paper's levels are 2, 4 and 8 dancers with delays of 16 and 48.
 
     Units: places in cells, time in steps.
 
@@ -120,6 +120,17 @@ class BalletVector(BatchedEnv):
         render_mode: str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
     ) -> None:
+        """Make so many ballets.
+
+        Args:
+            num_envs: Ballets in the batch.
+            num_dancers: 1 to 8.
+            delay: Steps for which all stand after each dance, at least 1.
+            observation: `rgb` pictures, or `symbolic` numbers.
+            max_steps: Steps after which an episode is cut off; None for the original's.
+            render_mode: rgb_array, ansi or None.
+            autoreset_mode: When a row whose episode ended begins the next.
+        """
         if not is_integer(num_dancers) or not 1 <= num_dancers <= SLOTS:
             raise ValueError(f"num_dancers={num_dancers!r}: expected an integer from 1 to {SLOTS}")
         if not is_integer(delay) or delay < 1:
@@ -233,7 +244,7 @@ class BalletVector(BatchedEnv):
         return (self.place[self._row, self.target] == self.agent).all(axis=1)
 
     def _dancing(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """For those of `rows` where someone moves in this step, return index in `rows`, dancer, move number."""
+        """Where someone moves in this step, return index in `rows`, dancer and move number."""
         dancer, move = np.divmod(self.time[rows], self._period)
         index = np.flatnonzero((dancer < self.num_dancers) & (move < world.MOVES_PER_DANCE))
         return index, dancer[index], move[index]

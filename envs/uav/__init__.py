@@ -26,7 +26,7 @@ __all__ = ["PRESETS", "UAVConfig", "env", "parallel_env", "resolve_config", "tea
 def parallel_env(
     preset: str | UAVConfig = "small", *, render_mode: str | None = None, **overrides: Any
 ) -> UAVDownlink:
-    """Return a PettingZoo ParallelEnv of a preset (small, paper, city) or config, fields changed by `overrides`.
+    """Return a PettingZoo ParallelEnv of a preset (small, paper, city) or config, with `overrides`.
 
     Raises ValueError for an unknown preset, field or value.
     """

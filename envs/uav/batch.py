@@ -22,8 +22,8 @@ from scrubjay.envs.uav.world import UAVWorld
 class UAVTeams:
     """`num_envs` copies of one scenario; a row begins a new episode in the step that ends one.
 
-    Seed s gives row i the seed s + i, and row i then equals `parallel_env` under that seed, bit for bit. The rules
-    are in `UAVWorld`, which `world` is; the observations in `observation_space`.
+    Seed s gives row i the seed s + i, and row i then equals `parallel_env` under that seed, bit for bit. The
+    rules are in `UAVWorld`, which `world` is; the observations in `observation_space`.
 
     Actions, `[rows, agents, 3]`: move (`move_table_m`), sub-channel, power level.
     """
@@ -86,7 +86,7 @@ class UAVTeams:
         )
 
     def get_state(self) -> dict[str, Any]:
-        """Return all that decides the future, random streams included, as copied plain data and numpy arrays."""
+        """Return all that decides the future, random streams too, as copied plain data and numpy arrays."""
         if not self._begun:
             raise ResetNeeded("get_state() was called before reset()")
         return {"settings": asdict(self.config), **self.world.state()}
@@ -100,7 +100,7 @@ class UAVTeams:
         self.world.check_state(state)
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go back to exactly where `get_state` was called. Raises ValueError, and changes nothing, as `check_state`."""
+        """Go back to where `get_state` was called. Raises ValueError, changing nothing, as `check_state`."""
         self.check_state(state)
         self.world.restore(state)
         self._begun = True

@@ -1,7 +1,7 @@
 """Radio channels between UAVs and the ground: pure functions of arrays, each from its published source.
 
-Angles are in degrees, distances in metres, frequencies in hertz, losses in decibels; gains, SINR and powers are
-linear. Everything broadcasts and keeps the precision it is given (float32 stays float32).
+Angles are in degrees, distances in metres, frequencies in hertz, losses in decibels; gains, SINR and powers
+are linear. Everything broadcasts and keeps the precision it is given (float32 stays float32).
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def mean_path_loss_db(
 
 
 def mean_gain(ground_distance_m: Numbers, height_m: Numbers, frequency_hz: float, environment: str) -> Array:
-    """Return 10^(-L/10) of `mean_path_loss_db`, without its logarithm: what a simulation needs at every step."""
+    """Return 10^(-L/10) of `mean_path_loss_db`, without the logarithm: what a simulation needs every step."""
     surroundings, ground, height = _checked(ground_distance_m, height_m, frequency_hz, environment)
     gain = _los_probability(elevation_deg(ground, height), surroundings)
     # Of the excess and the carrier at once, in one multiplication and one addition before the exponential.
@@ -132,9 +132,9 @@ def mean_gain(ground_distance_m: Numbers, height_m: Numbers, frequency_hz: float
 def max_coverage_elevation_deg(environment: str) -> float:
     """Return the elevation of the UAV, seen from the edge of its cell, that makes the cell widest.
 
-    For any path loss allowed at the edge and any carrier, the height that covers the most ground is the radius
-    times this angle's tangent: from R = d cos(theta) and a fixed mean loss, 20 log10 R is a constant plus
-    20 log10 cos(theta) - eta(theta), whose maximum is sought here.
+    For any path loss allowed at the edge and any carrier, the height that covers the most ground is the
+    radius times this angle's tangent: from R = d cos(theta) and a fixed mean loss, 20 log10 R is a constant
+    plus 20 log10 cos(theta) - eta(theta), whose maximum is sought here.
 
     Raises:
         ValueError: for an unknown environment.
@@ -150,7 +150,8 @@ def max_coverage_elevation_deg(environment: str) -> float:
 
     from scipy.optimize import minimize_scalar  # as slow to import as all the rest together
 
-    # Over high-rises there is a second, lower maximum near the horizon: the search starts from the best degree.
+    # Over high-rises there is a second, lower maximum near the horizon: the search starts from the best
+    # degree.
     best = min(range(1, 89), key=shortfall_db)
     found = minimize_scalar(
         shortfall_db, bounds=(best - 1, best + 1), method="bounded", options={"xatol": 1e-9}
@@ -204,8 +205,8 @@ def tr36777_los_probability(ground_distance_m: Numbers, height_m: Numbers, scena
     Raises:
         ValueError: for an unknown scenario, a negative distance or a height outside the stated range.
 
-    Source: 3GPP TR 36.777, table B-1. It states the link from a base station on a mast to a UAV; for a UAV that
-    IS the base station the same link is read the other way round.
+    Source: 3GPP TR 36.777, table B-1. It states the link from a base station on a mast to a UAV; for a UAV
+    that IS the base station the same link is read the other way round.
     """
     ground, height = _aerial(ground_distance_m, height_m, scenario)
     logarithm = np.log10(height)
@@ -238,12 +239,12 @@ def tr36777_path_loss_db(
         frequency_hz: of the carrier, in HERTZ (the report's formulas take gigahertz).
         scenario: urban macro, urban micro or rural macro cell with aerial vehicles.
         line_of_sight: whether there is one; broadcasts.
-        mast_height_m: of the other end; default the report's base station (25, 10 and 35 m). A UAV that serves
-            a user in the street is this link with its roles swapped: give the user's 1.5 m.
+        mast_height_m: of the other end; default the report's base station (25, 10 and 35 m). A UAV that
+            serves a user in the street is this link with its roles swapped: give the user's 1.5 m.
 
     Raises:
-        ValueError: for an unknown scenario, a negative distance, a height outside the range or a frequency not
-            above 0.
+        ValueError: for an unknown scenario, a negative distance, a height outside the range or a frequency
+            not above 0.
 
     Source: 3GPP TR 36.777, table B-2.
     """
@@ -295,7 +296,8 @@ def _surroundings(environment: str) -> Surroundings:
 
 
 def _los_probability(angles: Array, surroundings: Surroundings) -> Array:
-    # a exp(-b (theta - a)) = exp(ln a + b a - b theta): one multiplication and one addition before the exponential.
+    # a exp(-b (theta - a)) = exp(ln a + b a - b theta): one multiplication and one addition before the
+    # exponential.
     falling = angles * -surroundings.b
     falling += math.log(surroundings.a) + surroundings.a * surroundings.b
     falling = np.exp(falling)
@@ -323,7 +325,8 @@ def _aerial(ground_distance_m: Numbers, height_m: Numbers, scenario: str) -> tup
     lowest = 10 if scenario == "RMa-AV" else 22.5
     if height.size and not (height.min() > lowest and height.max() <= 300):
         raise ValueError(
-            f"height_m spans {height.min()} to {height.max()}: {scenario} is stated above {lowest} and up to 300 m"
+            f"height_m spans {height.min()} to {height.max()}: {scenario} is stated above {lowest} and up "
+            "to 300 m"
         )
     return ground, height
 

@@ -65,7 +65,8 @@ class UAVConfig:
     gauss_markov_std_m_s: float = 1.0
     """Standard deviation of each component of the velocity."""
     hot_spots: int = 2
-    """Crowds that users are split over evenly, of one mean velocity each; 0: users spread uniformly, each its own."""
+    """Crowds that users are split over evenly, of one mean velocity each; 0: users spread uniformly, each its
+    own."""
     hot_spot_std_m: float = 60.0
     """Standard deviation of a crowd in each direction."""
 

@@ -23,12 +23,12 @@ WEIGHT_N = 2 * AIR_DENSITY_KG_M3 * DISC_AREA_M2 * INDUCED_SPEED_M_S**2
 def propulsion_power_w(
     speed_m_s: float | Float[np.ndarray, "..."], climb_m_s: float | Float[np.ndarray, "..."] = 0.0
 ) -> Float[np.ndarray, "..."]:
-    """Return the power to fly at that speed over ground; climbing adds weight times its speed, sinking gives none.
+    """Return the power to fly at that speed over ground; climbing adds weight times its speed, sinking none.
 
     Hovering takes more than slow flight, and there is one cheapest speed.
 
-    Paper: Zeng, Xu, Zhang 2019, "Energy minimization for wireless communication with rotary-wing UAV", equation 12;
-    constants of a small UAV as used with AB-MAPPO. The term of climbing is ours.
+    Paper: Zeng, Xu, Zhang 2019, "Energy minimization for wireless communication with rotary-wing UAV",
+    equation 12; constants of a small UAV as used with AB-MAPPO. The term of climbing is ours.
     """
     square = np.square(np.asarray(speed_m_s, dtype=np.float64))
     ratio = square / (2 * INDUCED_SPEED_M_S**2)

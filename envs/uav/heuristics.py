@@ -2,13 +2,14 @@
 
 All of them but `random` choose sub-channels and power by the same rules:
 
-- Sub-channels: UAVs choose in the order of their numbers. Each takes the one whose nearest user among the UAVs
-  that have chosen is farthest away, a free one if there is one, and of equals the first from its number modulo
-  the number of sub-channels on: greedy colouring of the graph of distances. They choose anew at every step.
+- Sub-channels: UAVs choose in the order of their numbers. Each takes the one whose nearest user among the
+  UAVs that have chosen is farthest away, a free one if there is one, and of equals the first from its number
+  modulo the number of sub-channels on: greedy colouring of the graph of distances. They choose anew at every
+  step.
 - Power: always the highest level.
 
-Nobody avoids collisions. Those that fly in three dimensions go to the height at which the mean distance of their
-users is seen under the elevation of widest coverage, as far as the limits allow.
+Nobody avoids collisions. Those that fly in three dimensions go to the height at which the mean distance of
+their users is seen under the elevation of widest coverage, as far as the limits allow.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ HEURISTICS: dict[str, Callable[[int], Random | Static | Follow]] = {
 
 
 def colour_channels(position_m: Places, alive: Uavs, num_channels: int) -> Int64[np.ndarray, "rows uavs"]:
-    """Return the sub-channel of every UAV by greedy colouring; UAVs that do not fly get 0 and count for nothing."""
+    """Return every UAV's sub-channel by greedy colouring; those that do not fly get 0 and do not count."""
     rows, uavs = alive.shape
     between = np.linalg.norm(position_m[:, :, None] - position_m[:, None, :], axis=-1)
     channel, first = np.zeros((rows, uavs), dtype=np.int64), np.arange(num_channels)
@@ -124,8 +125,8 @@ def k_means(
 ) -> Float[np.ndarray, "rows uavs 2"]:
     """Return a centre for every UAV that flies: the best of several restarts of Lloyd's rounds.
 
-    Each begins with users drawn with a chance that grows with the square of the distance to those drawn before.
-    Source: Arthur, Vassilvitskii 2007, "k-means++".
+    Each begins with users drawn with a chance that grows with the square of the distance to those drawn
+    before. Source: Arthur, Vassilvitskii 2007, "k-means++".
     """
     rows, uavs = alive.shape
     users, flies = np.tile(users_m, (restarts, 1, 1)), np.tile(alive, (restarts, 1))
@@ -165,7 +166,7 @@ def match(
 
 
 def _act(world: UAVWorld, goal_m: Places, alive: Uavs) -> Actions:
-    """Return the moves that end nearest to the goals without leaving the area, with sub-channels and power."""
+    """Return the moves that end nearest to the goals within the area, with sub-channels and power."""
     config, position = world.config, world.position_m.astype(float)
     reached = position[:, :, None] + move_table_m(config)
     square = np.square(reached - goal_m[:, :, None]).sum(axis=-1)

@@ -51,8 +51,8 @@ def walk(config: UAVConfig, streams: RowStreams, rows: Rows, users: Walk) -> Non
     """Let all users walk for one slot, in place; they stay inside the area.
 
     Waypoint: straight at `user_speed_m_s`, no pause. Source: Johnson, Maltz 1996 (there with pauses).
-    Gauss-Markov: v' = a v + (1 - a) mean + sqrt(1 - a^2) std w with w standard normal; at the border position,
-    velocity and mean are mirrored. Source: Liang, Haas 1999; Camp, Boleng, Davies 2002.
+    Gauss-Markov: v' = a v + (1 - a) mean + sqrt(1 - a^2) std w with w standard normal; at the border
+    position, velocity and mean are mirrored. Source: Liang, Haas 1999; Camp, Boleng, Davies 2002.
     """
     if config.user_mobility == "waypoint":
         _walk_to_waypoints(config, streams, rows, users)
@@ -102,7 +102,7 @@ def _places(config: UAVConfig, streams: RowStreams, rows: Rows, hot_spots: Point
 
 
 def _mirror(position: Points, area_m: float) -> Points:
-    """Return points beyond the border mirrored inside, those farther out than the area is wide on its edge."""
+    """Return points beyond the border mirrored inside; farther out than the area is wide: on its edge."""
     area = np.float32(area_m)
     # Not by |area - |area - |x|||, which would round the places of those inside.
     inside = np.where(position < 0, -position, np.where(position > area, 2 * area - position, position))

@@ -22,21 +22,22 @@ _BLOCK = 1 << 18  # numbers that are written feature by feature before the next:
 def observation_space(config: UAVConfig) -> spaces.Dict:
     """Return the space of one UAV's observation; dead UAVs see zeros.
 
-    ================ =============== ==============================================================================
-    leaf             shape           meaning
-    ================ =============== ==============================================================================
-    own              [11 + N]        place (3: the area and the heights are -1 .. 1; in 2-D -1), last displacement (3: of the
-                                     largest), power, battery (1 where it lasts), own spectral efficiency (of 20
-                                     bit/s/Hz), share of all users it serves, time passed, sub-channel (one-hot)
-    users            [K, 5]          place relative to the UAV (2: of the area's side), spectral efficiency of the
-                                     user's link (of 20 bit/s/Hz), mean rate so far relative to the mean user's
-                                     (-1 none, 0 the mean's, 1 twice or more), whether this UAV serves it
-    users_mask       [K]             users within `sensing_radius_m`
-    neighbours       [M, 4 + N]      place relative to the UAV (3: of the area's side, and of the heights' span),
-                                     power, sub-channel (one-hot)
-    neighbours_mask  [M]             other flying UAVs within `communication_radius_m`
-    adjacency        [M]             the same, and the UAV itself
-    ================ =============== ==============================================================================
+    =============== ========== ==========================================================================
+    leaf            shape      meaning
+    =============== ========== ==========================================================================
+    own             [11 + N]   place (3: the area and the heights are -1 .. 1; in 2-D -1), last
+                               displacement (3: of the largest), power, battery (1 where it lasts), own
+                               spectral efficiency (of 20 bit/s/Hz), share of all users it serves, time
+                               passed, sub-channel (one-hot)
+    users           [K, 5]     place relative to the UAV (2: of the area's side), spectral efficiency of
+                               the user's link (of 20 bit/s/Hz), mean rate so far relative to the mean
+                               user's (-1 none, 0 the mean's, 1 twice or more), whether this UAV serves it
+    users_mask      [K]        users within `sensing_radius_m`
+    neighbours      [M, 4 + N] place relative to the UAV (3: of the area's side, and of the heights'
+                               span), power, sub-channel (one-hot)
+    neighbours_mask [M]        other flying UAVs within `communication_radius_m`
+    adjacency       [M]        the same, and the UAV itself
+    =============== ========== ==========================================================================
     """
     users, uavs = config.num_users, config.num_uavs
     return spaces.Dict(
@@ -75,8 +76,8 @@ def observe(world: UAVWorld, rows: Rows | slice) -> dict[str, np.ndarray]:
 def global_state(world: UAVWorld, rows: Rows | slice) -> Float32[np.ndarray, "rows features"]:
     """Return everything at once, for a central critic.
 
-    Of every UAV whether it flies and its `own`, then of every user place (2: the area is -1 .. 1), velocity (2: of
-    the UAVs' speed), spectral efficiency and mean rate as in `users`.
+    Of every UAV whether it flies and its `own`, then of every user place (2: the area is -1 .. 1), velocity
+    (2: of the UAVs' speed), spectral efficiency and mean rate as in `users`.
     """
     config, alive = world.config, world.alive[rows]
     count = len(alive)

@@ -1,4 +1,4 @@
-"""One downlink as a PettingZoo environment: a row of the batched world, so that the two cannot drift apart."""
+"""One downlink as a PettingZoo environment: a row of the batched world, so that they cannot drift apart."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from scrubjay.envs.uav.observation import global_state, observe, state_space
 class UAVDownlink(ParallelEnv):
     """UAV base stations `uav_0`, `uav_1`, ... that decide where to fly, on which sub-channel, at what power.
 
-    Rules: `UAVWorld`. Observations: `observation_space`. Actions: move (`move_table_m`), sub-channel, power level.
-    `infos` of every UAV hold what `UAVWorld.measures` says of the step: sum_rate_bps, fifth_percentile_rate_bps,
-    jain, collisions. A UAV that drops out is terminated; at `max_steps` all that still fly are truncated.
+    Rules: `UAVWorld`. Observations: `observation_space`. Actions: move (`move_table_m`), sub-channel, power
+    level. `infos` of every UAV hold what `UAVWorld.measures` says of the step: sum_rate_bps,
+    fifth_percentile_rate_bps, jain, collisions. A UAV that drops out is terminated; at `max_steps` all that
+    still fly are truncated.
     """
 
     metadata = {"name": "uav_v0", "render_modes": ["rgb_array"], "render_fps": 4, "is_parallelizable": True}
@@ -74,7 +75,8 @@ class UAVDownlink(ParallelEnv):
     ) -> tuple[dict[str, Any], dict[str, float], dict[str, bool], dict[str, bool], dict[str, Any]]:
         """Step once; return observations, rewards, terminations, truncations, infos of all that flew.
 
-        Raises ValueError on an action outside the action space or a missing one, and ResetNeeded once nobody flies.
+        Raises ValueError on an action outside the action space or a missing one, and ResetNeeded once nobody
+        flies.
         """
         if not self.agents:
             raise ResetNeeded("step() was called while nobody flies; call reset() first")
@@ -85,7 +87,8 @@ class UAVDownlink(ParallelEnv):
                     raise ValueError(f"no action for {agent}, which flies")
                 if not self._action_spaces[agent].contains(np.asarray(actions[agent])):
                     raise ValueError(
-                        f"action of {agent} is {actions[agent]!r}; expected an element of {self._action_spaces[agent]}"
+                        f"action of {agent} is {actions[agent]!r}; expected an element of "
+                        f"{self._action_spaces[agent]}"
                     )
                 chosen[0, column] = actions[agent]
         flew = self.agents

@@ -82,9 +82,9 @@ class Scene:
 def draw(scene: Scene, size: tuple[int, int] = (860, 620)) -> UInt8[np.ndarray, "height width 3"]:
     """Return the scene as a picture of that width and height in pixels.
 
-    Left the map: users coloured by rate and tied to the UAV that serves them in the colour of its sub-channel,
-    UAVs with their trails, and a red broken line between UAVs that disturb each other. Right the numbers, a row
-    for each UAV and what the colours mean.
+    Left the map: users coloured by rate and tied to the UAV that serves them in the colour of its
+    sub-channel, UAVs with their trails, and a red broken line between UAVs that disturb each other. Right the
+    numbers, a row for each UAV and what the colours mean.
 
     Raises:
         ValueError: if the picture would be narrower than 640 or lower than 420 pixels.

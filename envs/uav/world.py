@@ -1,4 +1,4 @@
-"""The downlink itself, many rows at once: flight, users, radio, reward; rules only, no episodes' bookkeeping."""
+"""The downlink, many rows at once: flight, users, radio, reward; rules only, no episodes' bookkeeping."""
 
 from __future__ import annotations
 
@@ -25,19 +25,20 @@ class UAVWorld:
     1. Flying UAVs move, change sub-channel and power. A move that would leave the area or the heights allowed
        stops at the border and is penalised.
     2. Users walk.
-    3. Every user joins the flying UAV of the strongest mean gain, the first of equals. All flying UAVs radiate
-       for the whole slot; the users of one share its time equally: rate = B log2(1 + SINR) / users of the UAV.
+    3. Every user joins the flying UAV of the strongest mean gain, the first of equals. All flying UAVs
+       radiate for the whole slot; the users of one share its time equally: rate = B log2(1 + SINR) / users of
+       the UAV.
     4. Pairs of flying UAVs no farther apart than `min_distance_m` collide: both are penalised, none is lost.
-    5. UAVs with an empty battery, and those that fail by chance, drop out for good. They still have the reward
-       of this step.
+    5. UAVs with an empty battery, and those that fail by chance, drop out for good. They still have the
+       reward of this step.
 
     Reward of a UAV that flew during the step, in units of bit/s/Hz times `reward_per_bps_hz`: the sum of its
     users' rates over B, which is their mean spectral efficiency; less `fairness_weight` times the standard
     deviation over all users of rate K / (B flying UAVs) ("std"), or times Jain's index of all users' rates
     ("jain"); less the penalties, which have no unit. "team" gives each the mean over the flying.
 
-    Arrays of results (`rate_bps`, `collisions`, ...) are of the last step. Every row depends on nothing but its own
-    stream and actions, to the last bit.
+    Arrays of results (`rate_bps`, `collisions`, ...) are of the last step. Every row depends on nothing but
+    its own stream and actions, to the last bit.
     """
 
     row_arrays = (
@@ -96,7 +97,8 @@ class UAVWorld:
         self.collisions: Int64[np.ndarray, "R M"] = np.zeros((rows, uavs), dtype=np.int64)
         """Number of UAVs each collided with in the last step."""
         self.uav_offset_m: Float32[np.ndarray, "3 R M M"] = np.zeros((3, rows, uavs, uavs), np.float32)
-        """Where UAV j is as seen from UAV i, at [:, row, i, j]; this and the next two follow from positions."""
+        """Where UAV j is as seen from UAV i, at [:, row, i, j]; this and the next two follow from
+        positions."""
         self.user_offset_m: Float32[np.ndarray, "2 R M K"] = np.zeros((2, rows, uavs, users), np.float32)
         """Where users are as seen from each UAV, over ground."""
         self.user_distance_m: Float32[np.ndarray, "R M K"] = np.zeros((rows, uavs, users), np.float32)
@@ -162,7 +164,7 @@ class UAVWorld:
         return rewards, terminated, self.time >= self.config.max_steps
 
     def measures(self) -> dict[str, Float64[np.ndarray, " R"]]:
-        """Return what the last step came to: rates over the users of each row, and the number of collisions."""
+        """Return what the last step came to: rates over each row's users, and the number of collisions."""
         rates = self.rate_bps
         total, squares = _moments(rates)
         place = 0.05 * (self.config.num_users - 1)
@@ -203,7 +205,7 @@ class UAVWorld:
                 )
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go back to where `state` was called. Raises ValueError, and changes nothing, where it does not fit."""
+        """Go back to where `state` was called. Raises ValueError, and changes nothing, if it does not fit."""
         self.check_state(state)
         self.streams.position = np.array(state["streams"])
         for name in self.row_arrays:
@@ -305,7 +307,7 @@ class UAVWorld:
 
 
 def move_table_m(config: UAVConfig) -> Float32[np.ndarray, "moves 3"]:
-    """Return the displacement of every move: hover, then headings counter-clockwise from east; again for climb, sink.
+    """Return every move's displacement: hover, headings counter-clockwise from east; again for climb, sink.
 
     Level moves are 0 .. D, climbing ones D + 1 .. 2 D + 1, sinking ones after that, with D directions.
     """

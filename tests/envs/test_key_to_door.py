@@ -226,7 +226,7 @@ def test_nothing_is_right_without_the_key():
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**32), colours=st.integers(2, 5))
 def test_after_the_explore_phase_nothing_depends_on_the_key(seed, colours):
-    """Rows that differ in the key's colour, place and whether it was taken see and earn the same, to the door."""
+    """Rows that differ in the key's colour, place and taking see and earn the same, to the door."""
     env: Any = KeyToDoorVector(6, colours, 15, 12, autoreset_mode="Disabled")
     env.reset(seed=seed)
     rng = np.random.default_rng(seed)

@@ -85,7 +85,7 @@ def symbols_of(observations):
 
 
 def play(env, policy):
-    """Run one episode of every row with `policy(place symbols, goal symbols)`; return returns and successes."""
+    """Run an episode of every row by `policy(place symbols, goal symbols)`; return returns and successes."""
     observations, _ = env.reset(seed=0)
     returns = np.zeros(env.num_envs)
     for _ in range(env.max_steps - 1):

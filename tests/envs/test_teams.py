@@ -44,7 +44,8 @@ class Odd(ParallelEnv):
         self.time += 1
         acting = list(actions)
         assert acting == self.agents
-        # x alone; y comes at 1, leaves unannounced at 2, comes at 3, is cut off alone at 4; x is cut off at 5.
+        # x alone; y comes at 1, leaves unannounced at 2, comes at 3, is cut off alone at 4; x is cut off at
+        # 5.
         self.agents = {1: ["x", "y"], 2: ["x"], 3: ["x", "y"], 4: ["x"], 5: []}[self.time]
         truncations = {name: (name == "y" and self.time == 4) or self.time == 5 for name in acting}
         rewards = {name: float(actions[name].sum()) for name in acting}

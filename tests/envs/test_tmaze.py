@@ -72,7 +72,7 @@ def batch_with_both_cues(length, active, rows=2) -> Any:
 
 
 def play(env, policy):
-    """Run one episode of every row with `policy(observations, step)`; return each row's return and success."""
+    """Run an episode of every row by `policy(observations, step)`; return each row's return and success."""
     observations = env._observe(slice(None))
     returns, success = np.zeros(env.num_envs), np.zeros(env.num_envs)
     alive = np.ones(env.num_envs, dtype=bool)

@@ -32,8 +32,8 @@ def test_a_users_text_cannot_end_his_turn(tiny_chat):
 def test_templates_that_refuse_roles_get_them_merged(tiny_chat):
     _, tokenizer = tiny_chat
     strict = (
-        "{% for m in messages %}{% if m['role'] == 'system' or (loop.index0 % 2 == 0) != (m['role'] == 'user') %}"
-        "{{ raise_exception('no') }}{% endif %}[{{ m['role'] }}: {{ m['content'] }}]{% endfor %}"
+        "{% for m in messages %}{% if m['role'] == 'system' or (loop.index0 % 2 == 0) != (m['role'] == "
+        "'user') %}{{ raise_exception('no') }}{% endif %}[{{ m['role'] }}: {{ m['content'] }}]{% endfor %}"
     )
     messages = [SystemMessage("Be kind."), HumanMessage("One"), HumanMessage("Two"), AIMessage("Three")]
     assert (
@@ -60,5 +60,8 @@ def test_templates_that_know_tools_are_given_them(tiny_chat):
     messages = [HumanMessage("1 + 2"), called, ToolMessage("3", name="adder", tool_call_id="1")]
     model = LocalChatModel(model=tiny_chat, chat_template=native)
     count = model.get_num_tokens_from_messages(messages, tools=[adder, weather])
-    text = '2 tools[user: 1 + 2][assistant: <tool_call>{"name": "adder", "arguments": {"a": 1, "b": 2}}][tool: 3]'
+    text = (
+        '2 tools[user: 1 + 2][assistant: <tool_call>{"name": "adder", "arguments": {"a": 1, "b": 2}}]'
+        "[tool: 3]"
+    )
     assert count == len(tokenizer(text).input_ids)

@@ -1,4 +1,4 @@
-"""langchain's own suites for chat models: on a random model, and on SmolLM2, which makes sense of what it reads."""
+"""langchain's own suites for chat models: on a random model, and on SmolLM2, which understands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server of OpenAI's chat completions on this machine: it says what its script says, and refuses what OpenAI's refuses."""
+"""A local server of OpenAI's chat completions: says what its script says, refuses what OpenAI's refuses."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from jsonschema.exceptions import SchemaError
 KEY = "sk-test"
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _FIELDS = {
-    "model", "messages", "tools", "tool_choice", "parallel_tool_calls", "response_format", "stream", "stream_options",
-    "temperature", "top_p", "n", "stop", "seed", "user", "max_tokens", "max_completion_tokens", "reasoning_effort",
-    "presence_penalty", "frequency_penalty", "logprobs", "top_logprobs", "logit_bias", "metadata", "store",
+    "model", "messages", "tools", "tool_choice", "parallel_tool_calls", "response_format", "stream",
+    "stream_options", "temperature", "top_p", "n", "stop", "seed", "user", "max_tokens",
+    "max_completion_tokens", "reasoning_effort", "presence_penalty", "frequency_penalty",
+    "logprobs", "top_logprobs", "logit_bias", "metadata", "store",
 }  # fmt: skip
 _MESSAGE_FIELDS = {
     "system": {"role", "content", "name"},
@@ -76,7 +77,7 @@ def calls(name: str, /, **arguments: Any) -> Says:
 
 
 class ChatServer:
-    """What was asked of the server, and what it is to say, in order; the last reply again when there is no other."""
+    """What the server was asked, and what it is to say, in order; then the last reply again and again."""
 
     def __init__(self, replies: list[Reply]) -> None:
         self.requests: list[dict[str, Any]] = []
@@ -339,7 +340,7 @@ def _whole(reply: Any, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _chunks(reply: Any, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Give a reply in pieces: words of its text, halves of its calls' arguments, the reason why it ended, usage."""
+    """Give a reply in pieces: words of its text, halves of calls' arguments, why it ended, usage."""
     message, reason = _message(reply, len(request["messages"]))
     deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
     deltas += [{"content": piece} for piece in re.findall(r"\S+\s*", message["content"] or "")]

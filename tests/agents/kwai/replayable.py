@@ -11,7 +11,7 @@ from .chat_completions import check
 
 
 def assert_replayable(messages: Sequence[BaseMessage]) -> None:
-    """Assert that a strict provider would take `messages`: every call answered once, at once; all of it JSON in UTF-8."""
+    """Assert that a strict provider would take `messages`: every call answered once, at once; all JSON."""
     sent = convert_to_openai_messages(messages)
     assert isinstance(sent, list)
     json.dumps(sent, allow_nan=False, ensure_ascii=False).encode("utf-8")

@@ -58,7 +58,10 @@ def test_a_prompt_never_exceeds_its_budget(binds):
         number = len(model.sent)
         if binds:
             return call("echo", id=str(number), text=f"{number} " + "word " * 250)
-        return f'{{"task_name": "n", "command": {{"name": "echo", "args": {{"text": "{number} {"word " * 250}"}}}}}}'
+        return (
+            '{"task_name": "n", "command": {"name": "echo", '
+            f'"args": {{"text": "{number} {"word " * 250}"}}}}}}'
+        )
 
     model = ScriptedModel(rule=rule, binds=binds)
     history = [("user" if turn % 2 == 0 else "ai", f"turn {turn} " + "talk " * 40) for turn in range(30)]

@@ -1,4 +1,4 @@
-"""The third party's conformance suite, and what a graph's user relies on: resumption, branches, deletion, kill -9."""
+"""The third party's suite, and what a graph's user relies on: resumption, branches, deletion, kill -9."""
 
 from __future__ import annotations
 
@@ -197,7 +197,12 @@ def test_deleting_a_run_leaves_values_that_others_hold(saver):
 
 def test_pruning_keeps_what_delta_channels_are_rebuilt_from(saver, tmp_path):
     class Delta(TypedDict):
-        log: Annotated[list, DeltaChannel(lambda state, writes: [*state, *(w for ws in writes for w in ws)], list, snapshot_frequency=4)]  # fmt: skip
+        log: Annotated[
+            list,
+            DeltaChannel(
+                lambda state, writes: [*state, *(w for ws in writes for w in ws)], list, snapshot_frequency=4
+            ),
+        ]
 
     def count(state: Delta) -> dict[str, Any]:
         return {"log": [len(state["log"])]}

@@ -27,27 +27,52 @@ from scrubjay.memory import MemoryBank
 
 WHOLE = [
     SystemMessage("Be brief.", id="s"),
-    HumanMessage([{"type": "text", "text": "What is this?"}, {"type": "image", "base64": "AAAA", "mime_type": "image/png"}], name="ada"),
+    HumanMessage(
+        [
+            {"type": "text", "text": "What is this?"},
+            {"type": "image", "base64": "AAAA", "mime_type": "image/png"},
+        ],
+        name="ada",
+    ),
     AIMessage(
         "",
         id="run-1",
         tool_calls=[{"name": "look", "args": {"at": [1, {"x": None}]}, "id": "c1", "type": "tool_call"}],
-        invalid_tool_calls=[{"name": "look", "args": "{", "id": "c2", "error": "e", "type": "invalid_tool_call"}],
-        usage_metadata={"input_tokens": 3, "output_tokens": 4, "total_tokens": 7, "input_token_details": {"cache_read": 1}},
+        invalid_tool_calls=[
+            {"name": "look", "args": "{", "id": "c2", "error": "e", "type": "invalid_tool_call"}
+        ],
+        usage_metadata={
+            "input_tokens": 3,
+            "output_tokens": 4,
+            "total_tokens": 7,
+            "input_token_details": {"cache_read": 1},
+        },
         response_metadata={"model_name": "m"},
         additional_kwargs={"k": [1]},
     ),
     ToolMessage("A bird.", tool_call_id="c1", artifact={"urls": ["u"]}, status="error", name="look"),
     AIMessage([{"type": "reasoning", "reasoning": "hm"}, {"type": "text", "text": "A bird."}]),
-    AIMessageChunk(content="part", tool_call_chunks=[{"name": "n", "args": "{", "id": "i", "index": 0, "type": "tool_call_chunk"}]),
+    AIMessageChunk(
+        content="part",
+        tool_call_chunks=[{"name": "n", "args": "{", "id": "i", "index": 0, "type": "tool_call_chunk"}],
+    ),
     ChatMessage(content="other", role="critic"),
-]  # fmt: skip
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5), lambda s: st.lists(s, max_size=2) | st.dictionaries(st.text(max_size=3), s, max_size=2))  # fmt: skip
+]
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda s: st.lists(s, max_size=2) | st.dictionaries(st.text(max_size=3), s, max_size=2),
+)
 MESSAGES = st.one_of(
-    st.builds(lambda content, kwargs: HumanMessage(content, additional_kwargs=kwargs), st.text(), st.dictionaries(st.text(max_size=3), JSON, max_size=2)),
+    st.builds(
+        lambda content, kwargs: HumanMessage(content, additional_kwargs=kwargs),
+        st.text(),
+        st.dictionaries(st.text(max_size=3), JSON, max_size=2),
+    ),
     st.builds(lambda content, id: AIMessage(content, id=id), st.text(), st.none() | st.text(min_size=1)),
-    st.builds(lambda content, artifact: ToolMessage(content, tool_call_id="c", artifact=artifact), st.text(), JSON),
-)  # fmt: skip
+    st.builds(
+        lambda content, artifact: ToolMessage(content, tool_call_id="c", artifact=artifact), st.text(), JSON
+    ),
+)
 
 
 @pytest.fixture

@@ -92,7 +92,7 @@ def some_parameters(actor: Actor) -> list[tuple[str, nn.Parameter]]:
 
 @functools.cache
 def hessian_of_divergence(memory: str, kind: str) -> Tensor:
-    """Return the second derivative of the mean divergence from the present policy, weights of the memory aside.
+    """Return the mean divergence's second derivative at the present policy, the memory's weights aside.
 
     Those would make it large; all gradients of the encoder pass through them.
     """

@@ -49,7 +49,7 @@ def play(
     seed: int = 1,
     alive: Tensor | None = None,
 ) -> TeamSegment:
-    """Return steps of one-step games: everybody sees one of a few random signs, and actions are paid at once."""
+    """Return steps of one-step games: everybody sees one of a few signs, and actions are paid at once."""
     generator = torch.Generator().manual_seed(seed)
     agents = policy.num_agents
     signs = torch.randint(0, 2, (rows, time, 1, 3), generator=generator).float() * 2 - 1
@@ -83,7 +83,7 @@ def play(
 
 
 def climbing(actions: Tensor) -> Tensor:
-    """Pay everybody the same for every action, and for agreement; the only equilibrium is the best there is."""
+    """Pay all the same for every action, and for agreement; the only equilibrium is the best there is."""
     total = actions.sum(dim=2, keepdim=True).float()
     agree = (actions == actions[:, :, :1]).all(dim=2, keepdim=True).float()
     return (total / 2 + agree / 4).expand(actions.shape)

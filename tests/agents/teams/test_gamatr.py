@@ -1,4 +1,4 @@
-"""The learner, in every mode: it climbs, stays within its limits, ignores the dead, and goes on where it was."""
+"""The learner, in every mode: it climbs within its limits, ignores the dead, goes on where it was."""
 
 from __future__ import annotations
 

@@ -66,7 +66,8 @@ def test_a_game_without_pure_equilibrium_is_mixed() -> None:
 
 
 def test_metagame_goes_back_to_the_old_policy_bit_for_bit() -> None:
-    # Independent steps towards agreement by switching: if both switch, nothing is won; the game lets one stay.
+    # Independent steps towards agreement by switching: if both switch, nothing is won; the game lets one
+    # stay.
     policy = make_policy(agents=2)
     for parameter in policy.actor_parameters():
         torch.nn.init.zeros_(parameter)

@@ -58,7 +58,7 @@ def segment(
     alive: Tensor | None = None,
     seed: int = 0,
 ) -> TeamSegment:
-    """What the policy did, step by step, with observations made up; values and log-probabilities are its own."""
+    """What the policy did, by steps, with made-up observations; values and log-probabilities are its own."""
     generator = torch.Generator().manual_seed(seed)
     shape = (batch, time, policy.num_agents)
     hears = torch.rand(*shape, policy.num_agents, generator=generator) < 0.5
@@ -276,7 +276,7 @@ def test_actors_and_critic_divide_the_parameters() -> None:
 
 @pytest.mark.parametrize("memory", list_memories())
 def test_second_derivatives_agree_with_differences_under_any_memory(memory: str) -> None:
-    """The Hessian of the actor's outputs times a direction, twice differentiated, against gradients on both sides."""
+    """The actor's Hessian times a direction, twice differentiated, against gradients on both sides."""
     acting = policy(3, memory=memory, shared=False)
     lived = segment(acting)
     parameters = acting.actor_parameters(1)

@@ -21,7 +21,8 @@ SCRIPT: tuple[tuple[int, str, dict[str, int]], ...] = (
     (5, "terminated", {"a": 1, "c": 3}),
     (4, "mixed", {"b": 1}),
 )
-"""Length and end of successive episodes, and after which step which agent leaves; mixed: a ends, c is cut off."""
+"""Length and end of successive episodes, and after which step which agent leaves; mixed: a ends, c is cut
+off."""
 
 
 class Scripted(ParallelEnv):

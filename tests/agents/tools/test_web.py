@@ -22,7 +22,7 @@ def redirect(where, status=302):
 
 @pytest.fixture
 def resolve(monkeypatch):
-    """Let names mean what a test says, one answer after the other, and lead public addresses to a local server."""
+    """Let names mean what a test says, answer by answer, and lead public addresses to a local server."""
     asked, connected = [], []
     real_connect = socket.socket.connect
 

@@ -1,4 +1,4 @@
-"""Ballet against recordings of DeepMind's original, and against its rules written once more, sprite by sprite."""
+"""Ballet against recordings of DeepMind's original, and against its rules written sprite by sprite."""
 
 from __future__ import annotations
 

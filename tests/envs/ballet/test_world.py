@@ -12,7 +12,7 @@ from .looks import digest
 
 
 def test_tables_are_those_of_the_original():
-    """Digests of what the recordings show only in part: dances, colours, shapes and places, in their order."""
+    """Digests of what recordings show only in part: dances, colours, shapes and places, in order."""
     images = [world.tile(shape, 0) for shape in range(15)]
     tables = [world.DANCE_NAMES, world.DANCE_MOVES.tolist(), list(world.COLOURS.items()), world.SHAPE_NAMES]
     found = hashlib.sha256(repr([tables, world.PLACES.tolist(), digest(images)]).encode()).hexdigest()[:12]

@@ -142,7 +142,7 @@ def test_closed_forms_of_rates_and_units():
 
 
 def test_36777_closed_forms():
-    """One link of each kind, by hand: 100 m up and 900 m away at 2 GHz, the mast's head at the report's height."""
+    """A link of each kind, by hand: 100 m up, 900 m away at 2 GHz, the mast's head at the report's height."""
     carrier, fortieth = 20 * math.log10(2), 20 * math.log10(40 * math.pi * 2 / 3)
     for scenario, mast, seen, blocked in (
         ("UMa-AV", 25, lambda d: 28 + 22 * d + carrier, lambda d: -17.5 + 32 * d + fortieth),

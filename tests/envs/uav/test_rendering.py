@@ -28,7 +28,7 @@ def scene(**changes) -> Scene:
 
 
 def pixel(place, size=SIZE):
-    """Where the map, whose corner and side follow from the picture's, shows a place of the square kilometre."""
+    """Where the map, whose corner and side follow from the picture's, shows a place."""
     side = min(size[0] - 290, size[1] - 52)
     return round(16 + side * (1 - place[1] / 1000)), round(24 + side * place[0] / 1000)
 

@@ -182,7 +182,10 @@ def test_10_no_network_is_touched(monkeypatch):
 
 def test_the_agent_is_imported_without_a_tokenizer_or_a_tensor():
     source = str(Path(__file__).parents[4] / "src")
-    code = "import sys, scrubjay.agents, json; one = list(sys.modules); import scrubjay.agents.kwai; print(json.dumps([one, list(sys.modules)]))"
+    code = (
+        "import sys, scrubjay.agents, json; one = list(sys.modules); "
+        "import scrubjay.agents.kwai; print(json.dumps([one, list(sys.modules)]))"
+    )
     done = subprocess.run(
         [sys.executable, "-P", "-c", code],
         capture_output=True,

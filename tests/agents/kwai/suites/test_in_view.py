@@ -42,7 +42,7 @@ def look_up(topic: str) -> str:
 
 
 def sizes_of(model, replies, tools, language="en", turns=40):
-    """Ask with a long conversation before, many memories and long results; return the sizes of all prompts."""
+    """Ask after a long conversation, with many memories and long results; return all prompts' sizes."""
     model._replies = list(replies)
     with MemoryBank(":memory:") as bank:
         for number in range(30):

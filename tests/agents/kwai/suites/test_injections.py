@@ -1,4 +1,4 @@
-"""Injected orders against a planner that obeys every one of them: what protects the user must not rest on the model."""
+"""Injected orders against a planner that obeys all: what protects the user must not rest on the model."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def letters(text):
 
 
 class Obedient:
-    """Reads what it must, then does what the injected text wants, as often as it is let; then passes the text on."""
+    """Reads what it must, does what the injected text wants, as often as it is let, and passes it on."""
 
     def __init__(self, attempt, native):
         self.attempt, self.native, self.obeyed = attempt, native, 0

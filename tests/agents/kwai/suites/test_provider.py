@@ -1,4 +1,4 @@
-"""A provider's own client and wire: what the agent sends is what OpenAI takes, and what goes wrong there is borne."""
+"""A provider's own client and wire: OpenAI takes what the agent sends, and what goes wrong is borne."""
 
 from __future__ import annotations
 

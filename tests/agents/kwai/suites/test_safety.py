@@ -1,4 +1,4 @@
-"""Text from outside is data: it cannot forge its marks, reach the profile, or open a tool that changes things."""
+"""Text from outside is data: it cannot reach the profile, or open a tool that changes things."""
 
 from __future__ import annotations
 

@@ -80,7 +80,8 @@ def test_a_wrong_call_is_told_in_the_language_of_the_tools(name, arguments):
         said(make_tools([name], language=language, clock=clock)[0], **arguments) for language in ("en", "zh")
     )
     assert not CHINESE.search(english)
-    # What is left of English in it are values: names, addresses, what was written, and the words of libraries.
+    # What is left of English in it are values: names, addresses, what was written, and the words of
+    # libraries.
     assert CHINESE.search(chinese.partition("：")[2])
     numbers = [set(re.findall(r"\d+", text)) for text in (english, chinese)]
     assert numbers[1] <= numbers[0]
