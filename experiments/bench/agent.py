@@ -3,8 +3,9 @@
     pip install langgraph
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.bench.agent
 
-Both get the same model, which replies from a script at once, and the same tool, which adds two numbers; they take turns
-in one process. A step is a call of the model, a call of the tool, and all between. Prints a table. Options: `--help`.
+Both get the same model, which replies from a script at once, and the same tool, which adds two numbers; they
+take turns in one process. A step is a call of the model, a call of the tool, and all between. Prints a table.
+Options: `--help`.
 """
 
 from __future__ import annotations

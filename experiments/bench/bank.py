@@ -2,11 +2,11 @@
 
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.bench.bank
 
-Texts are 12 words out of 50,000 as unevenly frequent as a language's, with a number of their own; vectors are drawn at
-random around one of 2,000 centres. Times are of the processor, so that other work on the machine does not count; a
-search's hold the question's own embedding, which costs nothing here. Every bank is searched in a process of its own.
-Banks beyond `--writes` records are copies of the one of so many, made in SQL, put together; banks in `--folder` are
-used again by the next run. Prints tables. Options: `--help`.
+Texts are 12 words out of 50,000 as unevenly frequent as a language's, with a number of their own; vectors are
+drawn at random around one of 2,000 centres. Times are of the processor, so that other work on the machine
+does not count; a search's hold the question's own embedding, which costs nothing here. Every bank is searched
+in a process of its own. Banks beyond `--writes` records are copies of the one of so many, made in SQL, put
+together; banks in `--folder` are used again by the next run. Prints tables. Options: `--help`.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.bench.checkpoints
 
-A graph of two nodes answers turn after turn, in turn over each saver, in one process; a turn has three messages and
-four checkpoints. Prints medians as a table. Options: `--help`.
+A graph of two nodes answers turn after turn, in turn over each saver, in one process; a turn has three
+messages and four checkpoints. Prints medians as a table. Options: `--help`.
 """
 
 from __future__ import annotations

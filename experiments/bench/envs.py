@@ -3,9 +3,10 @@
     OMP_NUM_THREADS=1 python -m scrubjay.experiments.bench.envs
 
 Every contestant plays the same random actions on one CPU thread, turn by turn: a plain loop over single
-environments, gymnasium's SyncVectorEnv over them, and ours. A single environment is a batch of one row, numpy's
-overhead included, so read the column of steps per second before that of ratios. The downlink of UAVs has many
-agents and no SyncVectorEnv; a step there is one of all UAVs. Prints medians as a table. Options: `--help`.
+environments, gymnasium's SyncVectorEnv over them, and ours. A single environment is a batch of one row,
+numpy's overhead included, so read the column of steps per second before that of ratios. The downlink of UAVs
+has many agents and no SyncVectorEnv; a step there is one of all UAVs. Prints medians as a table. Options:
+`--help`.
 """
 
 from __future__ import annotations

@@ -2,11 +2,12 @@
 
 Run: `python -P -m scrubjay.experiments.bench.ray`
 
-Everybody trains the recipe key-to-door with an LSTM of width 64: the same rows, steps, epochs and minibatches.
-RLlib's network is its default one of that size: one layer, an LSTM, actor and critic sharing both. It steps single
-environments in gymnasium's loop, as it does by default, and we step our batched one, as we do by default. Contenders take
-turns, one update each, so that a busy machine slows all of them; the first rounds warm up and are not counted.
-A second table has what a cluster's size depends on, measured, and a third what follows from it on paper.
+Everybody trains the recipe key-to-door with an LSTM of width 64: the same rows, steps, epochs and
+minibatches. RLlib's network is its default one of that size: one layer, an LSTM, actor and critic sharing
+both. It steps single environments in gymnasium's loop, as it does by default, and we step our batched one, as
+we do by default. Contenders take turns, one update each, so that a busy machine slows all of them; the first
+rounds warm up and are not counted. A second table has what a cluster's size depends on, measured, and a third
+what follows from it on paper.
 """
 
 from __future__ import annotations

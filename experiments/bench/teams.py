@@ -2,9 +2,10 @@
 
 Run: `python -P -m scrubjay.experiments.bench.teams`
 
-One process, one thread. A step is a step of one environment, whatever the size of its team. The bare environment is
-a PettingZoo ParallelEnv, stepped through its own API with actions drawn before the clock starts, as many steps as an
-update takes. The two take turns, so that a busy machine slows both; the first round warms up and is not counted.
+One process, one thread. A step is a step of one environment, whatever the size of its team. The bare
+environment is a PettingZoo ParallelEnv, stepped through its own API with actions drawn before the clock
+starts, as many steps as an update takes. The two take turns, so that a busy machine slows both; the first
+round warms up and is not counted.
 """
 
 from __future__ import annotations

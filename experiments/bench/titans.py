@@ -3,9 +3,10 @@
     pip install titans-pytorch
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.bench.titans
 
-All contestants map [batch, tokens, width] to the same, with projections for query, key, value and output, on one CPU thread,
-turn by turn in one process; attention is torch's scaled_dot_product_attention. Peak memory is what a call adds to the
-level before it, forward and backward, each in a process of its own. Prints tables. Options: `--help`.
+All contestants map [batch, tokens, width] to the same, with projections for query, key, value and output, on
+one CPU thread, turn by turn in one process; attention is torch's scaled_dot_product_attention. Peak memory is
+what a call adds to the level before it, forward and backward, each in a process of its own. Prints tables.
+Options: `--help`.
 """
 
 from __future__ import annotations

@@ -54,8 +54,8 @@ class EvalOptions:
     sample: bool = False
     """Draw actions at random from the policy instead of taking its favourite."""
     best_response: bool = False
-    """Of a team: let each agent learn alone against the others, and tell what it gains; before training and after.
-    This unpickles the learner's state: only for runs you trust."""
+    """Of a team: let each agent learn alone against the others, and tell what it gains; before training and
+    after. This unpickles the learner's state: only for runs you trust."""
     response_steps: int = 50_000
     """Environment steps each agent has for that."""
 

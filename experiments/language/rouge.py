@@ -1,7 +1,7 @@
 """ROUGE-L of texts that mix English and Chinese, as KAgentBench counts it (Lin 2004; Pan et al. 2023, 2312.04889).
 
-Words are those of the Penn Treebank; one that holds a letter of a script without case, as Chinese, counts by letters.
-Sentences end at a mark with a space behind it: NLTK, which KAgentBench uses, asks a model for that.
+Words are those of the Penn Treebank; one that holds a letter of a script without case, as Chinese, counts by
+letters. Sentences end at a mark with a space behind it: NLTK, which KAgentBench uses, asks a model for that.
 """
 
 from __future__ import annotations

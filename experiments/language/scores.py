@@ -1,9 +1,9 @@
 """`scrubjay kagentbench`: the score of KAgentBench (Pan et al. 2023, arXiv 2312.04889) for predictions in a file.
 
-The data are not ours to give: https://huggingface.co/datasets/kwaikeg/KAgentBench (CC BY-NC-SA 4.0). The score is that
-of the project's own evaluation since January 2024; numbers of the paper and before are of another one. Of a prediction
-that cannot be read or is empty we take nothing for it, where that evaluation may take the one before it; broken JSON
-is mended by json-repair, by better rules.
+The data are not ours to give: https://huggingface.co/datasets/kwaikeg/KAgentBench (CC BY-NC-SA 4.0). The
+score is that of the project's own evaluation since January 2024; numbers of the paper and before are of
+another one. Of a prediction that cannot be read or is empty we take nothing for it, where that evaluation may
+take the one before it; broken JSON is mended by json-repair, by better rules.
 """
 
 from __future__ import annotations

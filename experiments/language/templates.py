@@ -1,7 +1,8 @@
 """Prompt templates by the hundred, so that a model tuned on runs of one agent learns the work and not its wording.
 
-KwaiAgents' meta-agent tuning (Pan et al. 2023, arXiv 2312.04889) lets a language model write them and drops the weak.
-Here they are drawn from wordings of ours, and `keep_strong` drops those with which a model plans worse than others.
+KwaiAgents' meta-agent tuning (Pan et al. 2023, arXiv 2312.04889) lets a language model write them and drops
+the weak. Here they are drawn from wordings of ours, and `keep_strong` drops those with which a model plans
+worse than others.
 """
 
 from __future__ import annotations

@@ -73,7 +73,8 @@ class Written:
 def run_agreement(options: AgreementOptions, command: str) -> list[Path]:
     """Measure what is missing, write the table, and return its path.
 
-    Raises ValueError on options that cannot be. After Ctrl-C, stretches that were completed are not read again.
+    Raises ValueError on options that cannot be. After Ctrl-C, stretches that were completed are not read
+    again.
     """
     options.check()
     settle(options.out, options.settings())

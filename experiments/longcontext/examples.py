@@ -55,8 +55,8 @@ def token_counter(tokenizer: Any) -> Callable[[Example], int]:
 def fit(build: Callable[[int], Example], length: int, count: Callable[[Example], int]) -> Example:
     """Return the example of the largest size, from 1 up, whose `count` is at most `length`.
 
-    The search stops at the largest, or below it once less than 1/200 of the length is unused; what it returns has
-    been counted. Raises ValueError if not even size 1 fits.
+    The search stops at the largest, or below it once less than 1/200 of the length is unused; what it returns
+    has been counted. Raises ValueError if not even size 1 fits.
     """
     size, example = 1, build(1)
     used = count(example)

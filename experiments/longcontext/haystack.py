@@ -104,7 +104,8 @@ Answering = Callable[[str, Example], Answer]
 def run_haystack(options: HaystackOptions, command: str) -> list[Path]:
     """Measure what is missing, write table and picture, and return their paths.
 
-    Raises ValueError on options that cannot be. An answer is on disk as soon as it is given, and Ctrl-C loses none.
+    Raises ValueError on options that cannot be. An answer is on disk as soon as it is given, and Ctrl-C loses
+    none.
     """
     from scrubjay.experiments.longcontext.plots import plot_haystack
 

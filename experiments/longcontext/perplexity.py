@@ -63,7 +63,8 @@ class PerplexityOptions(MeasureOptions):
 def run_perplexity(options: PerplexityOptions, command: str) -> list[Path]:
     """Measure what is missing, write table and picture, and return their paths.
 
-    Raises ValueError on options that cannot be, `Interrupted` when asked to stop; nothing measured is lost then.
+    Raises ValueError on options that cannot be, `Interrupted` when asked to stop; nothing measured is lost
+    then.
     """
     from scrubjay.experiments.longcontext.plots import plot_perplexity
 

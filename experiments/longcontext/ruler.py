@@ -1,7 +1,7 @@
 """RULER's eleven tasks that need no data set (Hsieh et al. 2024, arXiv 2404.06654), by its rules, in our words.
 
-Eight are needles in haystacks; the others trace variables, or ask for the most common words. The two left out are
-questions on SQuAD and HotpotQA, which no package holds.
+Eight are needles in haystacks; the others trace variables, or ask for the most common words. The two left out
+are questions on SQuAD and HotpotQA, which no package holds.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def make_example(
 ) -> Example:
     """Return an example that needs at most `length` tokens by `count`, answer included, and is as long as it can be.
 
-    Equal seeds give equal examples. Raises ValueError on an unknown task, or a length too short for it, or too long:
-    the words for `common_words` end before 100k tokens.
+    Equal seeds give equal examples. Raises ValueError on an unknown task, or a length too short for it, or
+    too long: the words for `common_words` end before 100k tokens.
     """
     if task in NEEDLES:
         needles = NEEDLES[task]

@@ -29,7 +29,8 @@ from scrubjay.memory import context
 class SpeedOptions(MeasureOptions):
     """Time the next token after contexts of several lengths, by turns in one process, against `recompute`.
 
-    recompute keeps no cache and reads the last `budget` tokens afresh for every token, as StreamingLLM's peer does.
+    recompute keeps no cache and reads the last `budget` tokens afresh for every token, as StreamingLLM's peer
+    does.
     """
 
     methods: tuple[str, ...] = ("full", "sinks")
@@ -73,7 +74,8 @@ class SpeedOptions(MeasureOptions):
 def run_speed(options: SpeedOptions, command: str) -> list[Path]:
     """Measure what is missing, write table and picture, and return their paths.
 
-    Raises ValueError on options that cannot be. After Ctrl-C, the lengths that were completed are not timed again.
+    Raises ValueError on options that cannot be. After Ctrl-C, the lengths that were completed are not timed
+    again.
     """
     from scrubjay.experiments.longcontext.plots import plot_speed
 

@@ -3,8 +3,8 @@
     apt-get download r-cran-janeaustenr
 
 The package holds the six novels as character vectors of R. They are read from the .deb, or from the Rdata.rdb
-within it, without R: a row of blocks, each its inflated length (4 bytes, big endian) and a zlib stream, which holds
-one vector in R's XDR serialisation (R Internals, section 1.8).
+within it, without R: a row of blocks, each its inflated length (4 bytes, big endian) and a zlib stream, which
+holds one vector in R's XDR serialisation (R Internals, section 1.8).
 """
 
 from __future__ import annotations

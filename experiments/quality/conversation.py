@@ -2,11 +2,12 @@
 
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.quality.conversation --out runs/conversation
 
-Facts told from turn 3 on are asked for as late as turn 200, between small talk and facts about others. Contestants:
-`bank`, the agent with a memory bank; `bank-alone`, the same whose prompt shows what is recalled and no earlier turns, and
-`words-alone`, that without embeddings; `sinks` and `full`, the model itself, which is given all that was said and whose
-cache holds the end of it, or all. The same command goes on where it was stopped; run in a process of its own, a
-contestant's memory is not mixed with another's. Writes a table and a picture. Options: `--help`.
+Facts told from turn 3 on are asked for as late as turn 200, between small talk and facts about others.
+Contestants: `bank`, the agent with a memory bank; `bank-alone`, the same whose prompt shows what is recalled
+and no earlier turns, and `words-alone`, that without embeddings; `sinks` and `full`, the model itself, which
+is given all that was said and whose cache holds the end of it, or all. The same command goes on where it was
+stopped; run in a process of its own, a contestant's memory is not mixed with another's. Writes a table and a
+picture. Options: `--help`.
 """
 
 from __future__ import annotations
@@ -78,7 +79,8 @@ class ConversationBench:
     seeds: tuple[int, ...] = (0,)
     """Conversations."""
     recall_seeds: int = 10
-    """Conversations whose facts are looked up in a bank of what the user said, with no model; a few seconds each."""
+    """Conversations whose facts are looked up in a bank of what the user said, with no model; a few seconds
+    each."""
     save_every: int = 20
     """Turns between two copies of the cache on disk, from which a killed run goes on."""
     out: Path = Path("runs/conversation")
@@ -423,7 +425,8 @@ def _plot(held: Held, out: Path) -> Path:
 
 def main() -> int:
     """Hold the conversations; return the exit code."""
-    # In bfloat16 oneDNN keeps a program, of megabytes, for each length of input, of 1,024 lengths unless told.
+    # In bfloat16 oneDNN keeps a program, of megabytes, for each length of input, of 1,024 lengths unless
+    # told.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
     options = tyro.cli(ConversationBench, description=__doc__)
     command = shlex.join(["python", "-P", "-m", "scrubjay.experiments.quality.conversation", *sys.argv[1:]])

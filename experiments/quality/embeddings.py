@@ -2,10 +2,11 @@
 
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.quality.embeddings
 
-Both embed the same texts turn by turn in one process, one text a call and many; the texts are English words that are one
-token to either. Then E5's engine alone, by how many texts go through it in one pass; and how well each tells answers to
-twelve questions apart, script by script (`scrubjay.memory.bank.search.fluency`). Times are of the processor, so that other work
-on the machine does not count. Prints tables. Options: `--help`.
+Both embed the same texts turn by turn in one process, one text a call and many; the texts are English words
+that are one token to either. Then E5's engine alone, by how many texts go through it in one pass; and how
+well each tells answers to twelve questions apart, script by script (`scrubjay.memory.bank.search.fluency`).
+Times are of the processor, so that other work on the machine does not count. Prints tables. Options:
+`--help`.
 """
 
 from __future__ import annotations

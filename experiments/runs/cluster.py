@@ -24,7 +24,8 @@ class RayOptions:
     num_learners: int = 0
     """Processes that compute gradients together; 0 learns in the driver."""
     address: str | None = None
-    """Of the cluster's head, as host:port. None: RAY_ADDRESS if it is set, else processes of this machine only."""
+    """Of the cluster's head, as host:port. None: RAY_ADDRESS if it is set, else processes of this machine
+    only."""
 
     def __post_init__(self) -> None:
         for name in ("num_env_runners", "num_learners"):
@@ -159,7 +160,8 @@ def _reach(address: str) -> None:
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_SECONDS) as connection:
             if os.environ.get("RAY_USE_TLS") != "1":
-                # Ray speaks gRPC, so HTTP/2: whoever does answers this greeting with a frame of settings, type 4.
+                # Ray speaks gRPC, so HTTP/2: whoever does answers this greeting with a frame of settings,
+                # type 4.
                 connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
                 if connection.recv(9)[3:4] != b"\4":
                     raise ValueError("what listens there is no Ray head, whose port is usually 6379")

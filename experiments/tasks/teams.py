@@ -19,7 +19,8 @@ class TeamEnvConfig:
     """Which multi-agent environment, with what settings, and how many teams side by side."""
 
     id: str = "scrubjay.envs.uav:parallel_env"
-    """`module:callable` returning a PettingZoo ParallelEnv; if the module also has `teams`, that steps all rows."""
+    """`module:callable` returning a PettingZoo ParallelEnv; if the module also has `teams`, that steps all
+    rows."""
     kwargs: dict[str, KwargValue] = field(default_factory=dict)
     """Settings handed to the environment; `--set name=value` changes one."""
     num_envs: int = 32
