@@ -107,7 +107,7 @@ def contestants(steps: int) -> dict[str, Callable[[], Any]]:
 
 
 def measure(steps: int, repeats: int) -> dict[str, float]:
-    """Return the median seconds of the processor for an answer of each, taken in turns; the first round warms up."""
+    """Return the median CPU seconds for an answer of each, taken in turns; the first round warms up."""
     running = contestants(steps)
     seconds: dict[str, list[float]] = {name: [] for name in running}
     for _ in range(repeats + 1):
@@ -127,7 +127,8 @@ def main() -> None:
     short = measure(_SHORT, config.repeats)
     versions = ", ".join(f"{name} {version(name)}" for name in ("langchain-core", "langgraph"))
     print(
-        f"Milliseconds of the processor, all threads, medians of {config.repeats} answers; {versions}; one thread\n"
+        f"Milliseconds of the processor, all threads, medians of {config.repeats} answers; {versions}; "
+        "one thread\n"
     )
     headers = "".join(f" answer of {steps} steps | each further step |" for steps in config.steps)
     print(f"| agent |{headers}\n|{'---|' * (2 * len(config.steps) + 1)}")

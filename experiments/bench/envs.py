@@ -67,7 +67,8 @@ def main(bench: EnvsBench) -> None:
     if not contests:
         raise ValueError(f"only={bench.only!r} is in none of: {'; '.join(_contests(bench))}")
     print(
-        f"random actions, 1 thread; medians of {bench.repeats}; {os.cpu_count()} CPUs, numpy {np.__version__}\n"
+        f"random actions, 1 thread; medians of {bench.repeats}; {os.cpu_count()} CPUs, numpy "
+        f"{np.__version__}\n"
     )
     print("| environment | rows | loop, steps/s | SyncVectorEnv, steps/s | ours, steps/s | ours / loop |")
     print("|---|---|---|---|---|---|")

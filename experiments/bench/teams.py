@@ -60,7 +60,7 @@ def main(bench: TeamsBench) -> None:
 
 
 def _measure(config: TeamTaskConfig, rounds: int) -> tuple[int, float, float, float]:
-    """Return the number of agents, and steps per second of the bare environment, of sampling and of training."""
+    """Return the number of agents, and steps per second of bare environment, sampling and training."""
     teams = config.env.make_teams()
     policy = config.make_policy(teams)
     sampler = TeamSampler(teams, policy, config.segment_length, seed=0)

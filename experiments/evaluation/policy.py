@@ -19,7 +19,9 @@ MAX_COPIES = 64
 
 
 def share_out(episodes: int) -> list[int]:
-    """Return how many episodes each copy of an environment plays, the first copies one more where it does not divide.
+    """Return how many episodes each copy of an environment plays.
+
+    The first copies play one more where it does not divide.
 
     Raises ValueError if there are fewer than 1.
     """

@@ -1,4 +1,4 @@
-"""Long conversations with questions about them, in English or Chinese, made by seed: what a memory should recall.
+"""Long conversations with questions about them, in English or Chinese, made by seed, to be recalled.
 
 A turn states a fact about somebody, a date, or, mostly, nothing of weight; some facts are replaced later.
 Every question knows the turns that answer it, so recall needs no judge. The wording is in
@@ -96,7 +96,7 @@ def converse(language: str, seed: int, turns: int = 1000, people: int = 12) -> C
 def remind(
     language: str, seed: int, turns: int, told: int, asked: Sequence[int]
 ) -> tuple[Conversation, tuple[Reminder, ...]]:
-    """Return a conversation with facts about one person in a row from place `told` on, each asked for much later.
+    """Return a conversation with facts about one person from place `told` on, each asked for much later.
 
     In other words than those it was told in; what is told first is asked for last. Others have facts of the
     same kinds, and small talk names everybody. Raises ValueError on places that are taken twice or out of

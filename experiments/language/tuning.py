@@ -83,7 +83,7 @@ def make_record(result: Mapping[str, Any], agent: KwaiAgent, template: Template)
 
 
 def append_records(path: Path, result: Mapping[str, Any], agent: KwaiAgent, templates: int) -> int:
-    """Add a run to a file of JSON lines, in as many templates, by the agent's language; return how many lines.
+    """Add a run to a file of JSON lines, in as many templates of the agent's language; return how many.
 
     Which templates is up to the question, so that a file of many questions has many. None for what `why_not`
     refuses.

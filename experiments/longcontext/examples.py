@@ -1,4 +1,4 @@
-"""One question about a long text: its parts, how much of the text fits a length, and how an answer is scored."""
+"""One question about a long text: its parts, how much text fits a length, and how an answer is scored."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Example:
         return f"{self.instruction}\n\n{self.context}\n\n{self.question}"
 
     def render(self, tokenizer: Any) -> str:
-        """Return prompt and answer prefix as the model's chat template has them, or plainly if it has none."""
+        """Return prompt and answer prefix by the model's chat template, or plainly if it has none."""
         if getattr(tokenizer, "chat_template", None) is None:
             return f"{self.prompt}\n{self.answer_prefix}"
         turn = [{"role": "user", "content": self.prompt}]

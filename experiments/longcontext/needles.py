@@ -115,7 +115,10 @@ def needle(key: str, value: str, kind: Kind) -> str:
 
 
 def insert(hay: Sequence[str], needles: Sequence[str], places: Sequence[int]) -> list[str]:
-    """Return the hay with each needle after as many pieces of hay as its place says; those of one place in order."""
+    """Return the hay with each needle after as many pieces of hay as its place says.
+
+    Those of one place stand in order.
+    """
     if any(place < 0 or place > len(hay) for place in places):
         raise ValueError(f"places={list(places)}: the hay has places 0 to {len(hay)}")
     pieces, taken = [], 0

@@ -60,7 +60,8 @@ class SpeedOptions(MeasureOptions):
         between = self.steps * self.repeats
         if any(after - before <= between for before, after in itertools.pairwise(lengths)):
             raise ValueError(
-                f"contexts={self.contexts}: they must be more than steps x repeats = {between} tokens apart, for "
+                f"contexts={self.contexts}: they must be more than steps x repeats = {between} tokens "
+                "apart, for "
                 "those are read on the way"
             )
         if lengths[0] < self.budget:
@@ -186,6 +187,7 @@ def _table(rows: Sequence[dict[str, Any]], options: SpeedOptions) -> str:
         "cache, MiB",
     ]
     return (
-        f"Medians of {options.repeats} turns of {options.steps} tokens (recompute: of one), contestants by turns in one "
+        f"Medians of {options.repeats} turns of {options.steps} tokens (recompute: of one), "
+        "contestants by turns in one "
         f"process; budget {options.budget}.\n\n" + markdown(columns, lines)
     )

@@ -22,7 +22,7 @@ _DATABASE = "data/Rdata.rdb"
 
 
 def read_text(path: Path | str, title: str | None = None) -> str:
-    """Return the text of a .txt file, or of a .deb or .rdb of novels: one of them by its title, or all in turn.
+    """Return the text of a .txt file, or of a .deb or .rdb of novels: one by its title, or all in turn.
 
     A title is told by its first letters, whatever their case: "northanger" is Northanger Abbey.
     Raises ValueError on another kind of file, or a title that is not there, naming those that are.

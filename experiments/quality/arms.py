@@ -87,7 +87,10 @@ def rank_fusion(conversation: Conversation, embeddings: Embeddings) -> Recall:
 
 
 def bank(timely: bool = False, dense: bool = True, **options: Any) -> Arm:
-    """Return an arm that is a `MemoryBank`; `timely` tells it what replaces what and which moment is asked about."""
+    """Return an arm that is a `MemoryBank`.
+
+    `timely` tells it what replaces what and which moment is asked about.
+    """
 
     def arm(conversation: Conversation, embeddings: Embeddings) -> Recall:
         place_of: dict[str, int] = {}

@@ -189,7 +189,10 @@ def _embeddings(contestant: str) -> Any:
 def hold(
     options: ConversationBench, contestant: Contestant, seed: int, model: Any, stop: StopRequest
 ) -> None:
-    """Hold one conversation, a row a turn, from where it was left. Raises `Interrupted` when asked to stop."""
+    """Hold one conversation, a row a turn, from where it was left.
+
+    Raises `Interrupted` when asked to stop.
+    """
     conversation, reminders = options.script(seed)
     name = f"{contestant}-{seed}"
     records = Records(options.out / f"{name}.jsonl")
@@ -278,7 +281,10 @@ def _save(speaker: Speaker, out: Path, name: str, turns: int) -> None:
 
 
 def run(options: ConversationBench, command: str, model: Any = None) -> list[Path]:
-    """Hold what is missing, write table and picture, and return their paths; `model` in place of the named one."""
+    """Hold what is missing, write table and picture, and return their paths.
+
+    `model` stands in place of the named one.
+    """
     for seed in options.seeds:
         options.script(seed)
     settle(options.out, options.settings())
@@ -299,7 +305,7 @@ def run(options: ConversationBench, command: str, model: Any = None) -> list[Pat
 
 
 def ranks(options: ConversationBench, contestant: Contestant, seed: int) -> dict[int, int]:
-    """Return at which place a bank of what the user said finds each fact, by the turn that asks; 100 if it does not.
+    """Return where a bank of what the user said finds each fact, by the turn that asks; 100 if nowhere.
 
     Places are among statements, as the agent shows few of the questions that were asked before.
     """
@@ -332,7 +338,8 @@ def _recall(options: ConversationBench) -> list[str]:
             counts = [sum(places[turn] <= most for places in found) for turn in options.asked]
             rows.append([f"{name}, first {most}", *counts])
     title = (
-        f"Of {options.recall_seeds} conversations, those whose fact is among the first records that a bank of what the "
+        f"Of {options.recall_seeds} conversations, those whose fact is among the first records that a "
+        "bank of what the "
         "user said finds for the question:"
     )
     return [
@@ -360,7 +367,8 @@ def _report(options: ConversationBench, held: Held, command: str) -> str:
             found = [row for (who, _), rows in held.items() if who == contestant for row in rows]
             found = [row for row in found if row["turn"] == turn and "told" in row]
             cells.append(
-                f"{sum(row['in_view'] for row in found)}, {sum(row['answered'] for row in found)} of {len(found)}"
+                f"{sum(row['in_view'] for row in found)}, {sum(row['answered'] for row in found)} of "
+                f"{len(found)}"
                 if found
                 else "ended"
             )
@@ -375,7 +383,10 @@ def _report(options: ConversationBench, held: Held, command: str) -> str:
         "\n\n".join(
             [
                 header(command),
-                f"Means of the first and last {_EDGE} turns; cache and process in MiB, of CPU seconds the median:",
+                (
+                    f"Means of the first and last {_EDGE} turns; cache and process in MiB, of CPU seconds "
+                    "the median:"
+                ),
                 markdown([*titles, "records"], costs),
                 "Conversations in which the fact was before the model, and in which its answer named it:",
                 markdown(["asked at turn", *options.contestants], asked),

@@ -1,4 +1,4 @@
-"""A recipe with command-line overrides: `tmaze --memory hcam --memory.chunk-size 8 --set corridor_length=20`."""
+"""A recipe with command-line overrides: `tmaze --memory hcam --memory.dim 8 --set corridor_length=20`."""
 
 from __future__ import annotations
 

@@ -93,7 +93,8 @@ def _header(runs: Sequence[Run], command: str) -> str:
     seeds = len({run.config.seed for run in runs})
     return (
         f"`{command}`\n\n"
-        f"{version()}, torch {torch.__version__}, {processor()}, one thread per run, {date.today()}. {_how_to_read(seeds)}"
+        f"{version()}, torch {torch.__version__}, {processor()}, one thread per run, {date.today()}. "
+        f"{_how_to_read(seeds)}"
     )
 
 

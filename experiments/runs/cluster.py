@@ -88,7 +88,10 @@ def free_cpus() -> int:
 
 
 def _find_cpus(options: RayOptions) -> None:
-    """Raise ValueError unless there are CPUs for all processes, free ones within seconds; Ray would wait forever."""
+    """Raise ValueError unless there are CPUs for all processes, free ones within seconds.
+
+    Ray would wait forever.
+    """
     import ray
 
     needed = (
@@ -132,7 +135,8 @@ def _find_packages() -> None:
         except RayTaskError as error:
             reason = str(error.cause).strip().splitlines()[-1]
             raise ValueError(
-                f"the node {hosts[answer]} cannot load Scrubjay: {reason}; install there what is installed here"
+                f"the node {hosts[answer]} cannot load Scrubjay: {reason}; install there what is "
+                "installed here"
             ) from error
         except RayError:  # the node is going: what is placed there goes elsewhere
             continue
@@ -151,7 +155,10 @@ def describe_cluster() -> str:
 
 
 def _reach(address: str) -> None:
-    """Raise ValueError unless a Ray head listens at host:port; Ray itself would try for minutes, or without end."""
+    """Raise ValueError unless a Ray head listens at host:port.
+
+    Ray itself would try for minutes, or without end.
+    """
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon:
         if address not in ("local", "auto"):

@@ -89,5 +89,8 @@ KNOWN_TEAMS: dict[str, KnownTeams] = {
 
 
 def known_by(id: str) -> KnownTeams:
-    """Return what is known of an environment by its `module:callable`; of a stranger, that it offers nothing."""
+    """Return what is known of an environment by its `module:callable`.
+
+    Of a stranger, that it offers nothing.
+    """
     return next((known for known in KNOWN_TEAMS.values() if known.id == id), KnownTeams(id))

@@ -1,4 +1,4 @@
-"""Needles in a haystack, as token sequences (after Kamradt 2023, github.com/gkamradt/LLMTest_NeedleInAHaystack).
+"""Needles in a haystack, as tokens (after Kamradt 2023, github.com/gkamradt/LLMTest_NeedleInAHaystack).
 
 A needle is a key and behind it its value, hidden anywhere in a haystack of other tokens; the last token is a
 key, and there the model is to name its value. With several needles all but one distract, as in the multi-key
