@@ -96,8 +96,18 @@ def evaluate(
     """Play whole episodes; neither the policy nor any global generator is changed.
 
     Every copy of the environment plays a fixed share, since the first to finish would be the shortest.
-    After `max_steps` steps of every copy the episodes still going on are left out, since nothing says that an
-    environment ever ends. Raises ValueError if fewer than 1 episode is asked for or none ended.
+
+    Args:
+        policy: who acts.
+        env: where; the number of its copies is ours to choose.
+        episodes: how many, at least 1.
+        seed: of environments and drawn actions.
+        deterministic: take favourite actions, instead of drawing them.
+        max_steps: steps of every copy after which episodes still going on are left out, since nothing says
+            that an environment ever ends.
+
+    Raises:
+        ValueError: if fewer than 1 episode is asked for or none ended.
     """
     shares = share_out(episodes)
     copies = len(shares)
