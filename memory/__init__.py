@@ -1,4 +1,7 @@
-"""Memories for agents that act: one contract, one checker, one registry, and sequence models over any of them."""
+"""Memories for agents that act.
+
+One contract, one checker, one registry, and sequence models over any of them.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,8 @@ if TYPE_CHECKING:
     from scrubjay.memory.contract.base import MemoryConfig as MemoryConfig
     from scrubjay.memory.contract.base import State as State
     from scrubjay.memory.contract.base import detach_state as detach_state
-    from scrubjay.memory.contract.check import MemoryLawError as MemoryLawError
     from scrubjay.memory.contract.check import check_memory as check_memory
+    from scrubjay.memory.contract.laws import MemoryLawError as MemoryLawError
     from scrubjay.memory.registry import list_memories as list_memories
     from scrubjay.memory.registry import make as make
     from scrubjay.memory.registry import make_config as make_config
@@ -31,7 +34,8 @@ __all__, __getattr__, __dir__ = face(
         "bank.bank": ["MemoryBank"],
         "bank.surprise": ["SurpriseConfig"],
         "contract.base": ["Memory", "MemoryConfig", "State", "detach_state"],
-        "contract.check": ["MemoryLawError", "check_memory"],
+        "contract.check": ["check_memory"],
+        "contract.laws": ["MemoryLawError"],
         "registry": ["list_memories", "make", "make_config", "name_of", "register"],
         "sequence": ["SequenceConfig", "SequenceModel", "match_parameters"],
     },

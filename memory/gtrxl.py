@@ -1,8 +1,8 @@
 """Gated Transformer-XL (Parisotto et al. 2019, arXiv 1910.06764, section 3).
 
-One deviation: the paper attends to the whole previous segment and the part of this one so far, which makes the
-reach depend on where segments were cut. Here every step attends to the last `window` inputs of each layer, so
-that outputs do not depend on the cut; the reach through all layers is num_layers * window steps.
+One deviation: the paper attends to the whole previous segment and the part of this one so far, which makes
+the reach depend on where segments were cut. Here every step attends to the last `window` inputs of each
+layer, so that outputs do not depend on the cut; the reach through all layers is num_layers * window steps.
 """
 
 from __future__ import annotations
@@ -47,7 +47,10 @@ class GTrXLConfig(MemoryConfig):
 
 
 class GTrXL(Memory):
-    """Transformer layers with gates for residuals; the state is the last inputs of every layer's attention."""
+    """Transformer layers with gates for residuals.
+
+    The state is the last inputs of every layer's attention.
+    """
 
     def __init__(self, config: GTrXLConfig) -> None:
         super().__init__(config)
@@ -85,7 +88,7 @@ class GTrXL(Memory):
 
 
 class GTrXLLayer(nn.Module):
-    """Attention and a feed-forward layer, each normed before and gated after (equations 7 to 9 of the paper)."""
+    """Attention and a feed-forward layer, each normed before and gated after (the paper's equations 7-9)."""
 
     def __init__(self, config: GTrXLConfig) -> None:
         super().__init__()

@@ -209,9 +209,10 @@ class _Block(nn.Module):
         self.out = nn.Linear(dim, dim)
         positions = distance_embedding(config.chunk_size, dim).flip(0)
         self.register_buffer("positions", positions, persistent=False)
-        # The published code's variance. Torch's own initialisation, six times smaller in variance, makes every attention
-        # nearly uniform, and a cue among hundreds of steps is then drowned. What is read starts at half that
-        # strength, lest a policy be thrown off course when its first chunk becomes readable.
+        # The published code's variance. Torch's own initialisation, six times smaller in variance, makes
+        # every attention nearly uniform, and a cue among hundreds of steps is then drowned. What is read
+        # starts at half that strength, lest a policy be thrown off course when its first chunk becomes
+        # readable.
         for projection in (self.summary_query, self.summary_key, self.query, self.key, self.value):
             nn.init.normal_(projection.weight, std=(2.0 / dim) ** 0.5)
         nn.init.normal_(self.out.weight, std=(0.5 / dim) ** 0.5)
@@ -298,10 +299,21 @@ def hierarchical_attention(
 ) -> Float[Tensor, "batch time F"]:
     """Return the relevance-weighted sum of one attention per kept chunk (section 3 of the paper).
 
-    `keys` are the chunks' summaries, `mask` says which chunks a query may read (None: all), and a query
-    that may read none gets zeros. `position` adds a sinusoid of a step's distance from its chunk's end.
     Key and value projections are moved onto the query and the read-out, so contents are never projected.
-    Raises ValueError if `num_heads` does not divide F or shapes disagree.
+
+    Args:
+        queries: One per step.
+        keys: The chunks' summaries.
+        contents: What the chunks hold.
+        mask: Which chunks a query may read; None for all. A query that may read none gets zeros.
+        weights: The projections of both levels.
+        position: Add a sinusoid of a step's distance from its chunk's end.
+        top_k: Chunks kept per query.
+        num_heads: Of the attention inside chunks.
+        stop_memory_gradient: Cut the gradient into keys and contents.
+
+    Raises:
+        ValueError: if `num_heads` does not divide F or shapes disagree.
     """
     features = weights.query.shape[1]
     if features % num_heads:

@@ -54,8 +54,8 @@ class LSTM(Memory):
             )
             y = y.transpose(0, 1)
         else:
-            # Gates are input, forget, candidate, output. A flush shuts the first two: c' = 0 * c + 0 * g, h' = 0;
-            # padding holds c, because the kernel returns only the last one.
+            # Gates are input, forget, candidate, output. A flush shuts the first two: c' = 0 * c + 0 * g, h'
+            # = 0; padding holds c, because the kernel returns only the last one.
             weights = stretched_weights(
                 cell_weights(self.cell, self.state_dtype), flush=(-1, -1, 0, 0), padding=(-1, 1, 0, 0)
             )

@@ -11,7 +11,10 @@ Config = TypeVar("Config")
 
 
 class Registry(dict[str, type[Config]], Generic[Config]):
-    """Frozen dataclasses by their names; `kind` is the word for one in errors, `adder` how users add theirs."""
+    """Frozen dataclasses by their names.
+
+    `kind` is the word for one in errors, `adder` how users add theirs.
+    """
 
     def __init__(self, kind: str, adder: str, known: Mapping[str, type[Config]]) -> None:
         super().__init__(known)

@@ -1,7 +1,8 @@
 """A causal model of token sequences over any memory.
 
-It obeys the memories' contract with tokens for inputs: any cut of a sequence gives the same logits, `start` begins
-a new sequence, and the state, a flat dict of fixed shapes, is all that generation carries from token to token.
+It obeys the memories' contract with tokens for inputs: any cut of a sequence gives the same logits, `start`
+begins a new sequence, and the state, a flat dict of fixed shapes, is all that generation carries from token
+to token.
 """
 
 from __future__ import annotations
@@ -62,8 +63,8 @@ class SequenceModel(
 ):
     """Tokens in, logits of the next token out; embedding and head have the same weights.
 
-    A block is pre-norm and residual: a short convolution and the memory, then a feed-forward layer.
-    State: the entries of every block's memory, `block_0.hidden` and so on. Weights and config go to a folder or to
+    A block is pre-norm and residual: a short convolution and the memory, then a feed-forward layer. State:
+    the entries of every block's memory, `block_0.hidden` and so on. Weights and config go to a folder or to
     the Hugging Face Hub by `save_pretrained` and `push_to_hub`, and come back by `from_pretrained`.
     """
 
@@ -89,7 +90,8 @@ class SequenceModel(
     ) -> tuple[Float[Tensor, "batch time vocab"], State]:
         """Return logits of the token after each, and the state after the last.
 
-        `start[b, t]` marks `tokens[b, t]` as the first of a new sequence. Raises ValueError on shapes that do not fit.
+        `start[b, t]` marks `tokens[b, t]` as the first of a new sequence. Raises ValueError on shapes that do
+        not fit.
         """
         if tokens.ndim != 2:
             raise ValueError(f"tokens have shape {tuple(tokens.shape)}; expected [batch, time]")
@@ -116,9 +118,19 @@ class SequenceModel(
     ) -> tuple[Int[Tensor, "batch new_time"], State]:
         """Return `max_new_tokens` tokens that follow the prompt, and the state before the last of them.
 
-        A step costs the same however long the sequence is. Temperature 0 takes the likeliest token; `top_k` draws
-        among so many likeliest. To go on later, give the last token as the prompt, and the returned state.
-        Raises ValueError on an empty prompt or a number that cannot be.
+        A step costs the same however long the sequence is. To go on later, give the last token as the prompt,
+        and the returned state.
+
+        Args:
+            prompt: Tokens to go on from.
+            max_new_tokens: How many to draw.
+            state: What was read before; None for nothing.
+            temperature: Of the draws; 0 takes the likeliest token.
+            top_k: Draw among so many likeliest; None for all.
+            generator: Source of the draws.
+
+        Raises:
+            ValueError: on an empty prompt or a number that cannot be.
         """
         if prompt.ndim != 2 or prompt.shape[1] == 0:
             raise ValueError(

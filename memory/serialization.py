@@ -1,4 +1,7 @@
-"""Configs to JSON and back: plain nested objects; memories by their registered name, other families by `kind`."""
+"""Configs to JSON and back: plain nested objects.
+
+Memories by their registered name, other families by `kind`.
+"""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """Streaming attention for policies: the first steps of an episode and the last, in a cache of fixed size.
 
-StreamingLLM (Xiao et al. 2023, arXiv 2309.17453): attention to the `num_sinks` first steps of the episode, which
-soak up what a softmax must spend somewhere, and to the last `window` steps. Positions are by slot, not by time:
-half of a head's width is rotated by time, so that scores in the window know distances (RoFormer, Su et al. 2021,
-arXiv 2104.09864), and sinks are read by the other half alone, with a learned vector for each slot, so that they
-look the same after a hundred steps and after a million.
+StreamingLLM (Xiao et al. 2023, arXiv 2309.17453): attention to the `num_sinks` first steps of the episode,
+which soak up what a softmax must spend somewhere, and to the last `window` steps. Positions are by slot, not
+by time: half of a head's width is rotated by time, so that scores in the window know distances (RoFormer, Su
+et al. 2021, arXiv 2104.09864), and sinks are read by the other half alone, with a learned vector for each
+slot, so that they look the same after a hundred steps and after a million.
 
 A layer stores the keys and values of its own normed inputs. Beyond the paper, which has no resets and serves
 trained language models: a `start` anywhere begins an empty cache, and a logit per head may be learned as one
@@ -64,8 +64,8 @@ class SinkConfig(MemoryConfig):
 class Sink(Memory):
     """Layers of sink attention and feed-forward, each on a normed input with a plain residual.
 
-    State: `keys` and `values`, `[batch, layers, num_sinks + window, dim]`, sinks first, then a ring; and `time`
-    `[batch]`, steps since the episode began. What no step of the episode has reached is zero.
+    State: `keys` and `values`, `[batch, layers, num_sinks + window, dim]`, sinks first, then a ring; and
+    `time` `[batch]`, steps since the episode began. What no step of the episode has reached is zero.
     """
 
     def __init__(self, config: SinkConfig) -> None:
@@ -150,7 +150,7 @@ class Sink(Memory):
         return torch.where((step >= slot) & (step <= newest), step, -1)
 
     def _sources(self, time: Tensor, clock: _Clock) -> Int[Tensor, "batch slots"]:
-        """Return where each slot's content after a segment lies in the cache and the segment, -1 for nowhere."""
+        """Return where each slot's content after a segment lies in cache and segment, -1 for nowhere."""
         held = self._held(time)
         behind = held + (clock.episode_start[:, -1] - clock.step[:, 0])[:, None]
         slot = torch.arange(self.slots, device=time.device)
@@ -159,7 +159,7 @@ class Sink(Memory):
 
 
 class _Clock(NamedTuple):
-    """Where the queries of a call are in their row's stream, which is counted from its first cached episode."""
+    """Where a call's queries are in their row's stream, which is counted from its first cached episode."""
 
     step: Int[Tensor, "batch time"]
     episode_start: Int[Tensor, "batch time"]
@@ -204,7 +204,7 @@ class _Layer(nn.Module):
         self.register_buffer("frequencies", rotary_frequencies(self.rotated), persistent=False)
 
     def project(self, x: Tensor, clock: _Clock) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values `[batch, time, heads, width]`, the first half of a head turned by time."""
+        """Return queries, keys, values `[batch, time, heads, width]`, half of each head turned by time."""
         normed = self.attention_norm(x)
         query, key, value = (
             projection(normed).unflatten(-1, (self.heads, self.width))

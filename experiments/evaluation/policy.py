@@ -19,9 +19,7 @@ MAX_COPIES = 64
 
 
 def share_out(episodes: int) -> list[int]:
-    """Return how many episodes each copy of an environment plays.
-
-    The first copies play one more where it does not divide.
+    """Return how many episodes each copy of an environment plays, the first ones one more if need be.
 
     Raises ValueError if there are fewer than 1.
     """
@@ -98,13 +96,13 @@ def evaluate(
     Every copy of the environment plays a fixed share, since the first to finish would be the shortest.
 
     Args:
-        policy: who acts.
-        env: where; the number of its copies is ours to choose.
-        episodes: how many, at least 1.
-        seed: of environments and drawn actions.
-        deterministic: take favourite actions, instead of drawing them.
-        max_steps: steps of every copy after which episodes still going on are left out, since nothing says
-            that an environment ever ends.
+        policy: Who acts.
+        env: Where.
+        episodes: How many, over all copies.
+        seed: Of the environments, and of actions that are drawn.
+        deterministic: Take the likeliest action instead of drawing one.
+        max_steps: Of every copy; episodes still going on then are left out, since nothing says that an
+            environment ever ends.
 
     Raises:
         ValueError: if fewer than 1 episode is asked for or none ended.

@@ -1,4 +1,4 @@
-"""The episodic bank: dated records of what was said and seen, in one SQLite file, recalled by words and by meaning."""
+"""The episodic bank: dated records in one SQLite file, recalled by words and by meaning."""
 
 from __future__ import annotations
 

@@ -1,17 +1,18 @@
 """A memory bank: what an agent was told, did and read, kept in one file and recalled by words and by meaning.
 
-One record type for knowledge, conversation, task and episode. Nothing is overwritten: a new truth supersedes an
-old one, whose validity ends; `forget` alone deletes, and does so physically. Writing needs no language model.
+One record type for knowledge, conversation, task and episode. Nothing is overwritten: a new truth supersedes
+an old one, whose validity ends; `forget` alone deletes, and does so physically. Writing needs no language
+model.
 
-Recall has HCAM's shape over text (Lampinen et al. 2021, arXiv 2105.14039): a query is scored against summaries of
-chunks (a conversation's segments, a document's sections), then against the records inside the chosen ones; words
-nominate too, and both scores are summed, each as far as it is sure. Without embeddings words alone nominate.
+Recall has HCAM's shape over text (Lampinen et al. 2021, arXiv 2105.14039): a query is scored against
+summaries of chunks (a conversation's segments, a document's sections), then against the records inside the
+chosen ones; words nominate too, and both scores are summed, each as far as it is sure. Without embeddings
+words alone nominate.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -23,6 +24,7 @@ import numpy as np
 from scrubjay.memory.bank.document import split_document
 from scrubjay.memory.bank.duplicates import unpack_marks
 from scrubjay.memory.bank.file.record import (
+    COLUMNS,
     KINDS,
     TRUSTS,
     Hit,
@@ -31,7 +33,8 @@ from scrubjay.memory.bank.file.record import (
     check_choice,
     check_choices,
     check_namespace,
-    to_datetime,
+    join_namespace,
+    record_fields,
     to_seconds,
     zone_of,
 )
@@ -41,7 +44,7 @@ from scrubjay.memory.bank.search.approximate import ApproximateIndex
 from scrubjay.memory.bank.search.dense import DenseIndex, VectorIndex, stored_dimension, unit_vectors
 from scrubjay.memory.bank.search.fluency import Embeddings, fluency, script_of
 from scrubjay.memory.bank.search.matrix import usable_device
-from scrubjay.memory.bank.search.recall import Filter, join_namespace, recall, split_namespace
+from scrubjay.memory.bank.search.recall import Filter, recall
 from scrubjay.memory.bank.search.segments import forget_in_segment, require_usearch
 from scrubjay.memory.bank.transfer import BATCH, Restorer, check_row, read_rows
 from scrubjay.memory.bank.write import Draft, Writer, check_text, encode_provenance
@@ -49,22 +52,26 @@ from scrubjay.memory.bank.write import Draft, Writer, check_text, encode_provena
 if TYPE_CHECKING:
     from scrubjay.memory.bank.surprise import Surprise, SurpriseConfig
 
-_COLUMNS = (
-    "id, text, kind, namespace, trust, provenance, created, observed, renewed, valid_from, valid_to, importance, "
-    "supersedes, sayings"
-)
-
 
 class MemoryBank:
     """Memories in an SQLite file, or in memory (`":memory:"`); safe for threads and several processes.
 
-    `clock` returns the present moment, and in its time zone days begin. `dense_weight` is what embeddings count where words count 1, each times how
-    sure it is (`memory/bank_recall.py`). `surprise` puts a neural memory beside the records (`memory/bank_surprise.py`),
-    off unless asked for. `device` holds the embeddings on one of torch's, "cuda" for one, where Triton scans them;
-    without it numpy does, and torch stays out. `approximate` holds no embeddings at all: beside the file an index of them
-    is kept, from which the nearest are found, not surely all of them (extra `ann`; `memory/bank_approximate.py`). Raises
-    ValueError on a file of a newer Scrubjay, on a device that is not there, and on what does not go together; the first
-    search or write does on a file that was written with other embeddings (`memory/bank_model.py`).
+    Args:
+        path: The file, begun if it is not there.
+        embeddings: What records are found by besides their words.
+        clock: Returns the present moment; in its time zone days begin.
+        dense_weight: What embeddings count where words count 1, each times how sure it is
+            (`memory/bank/search/recall.py`).
+        surprise: Puts a neural memory beside the records (`memory/bank/surprise.py`); off unless asked for.
+        device: Where torch holds the embeddings, "cuda" for one, where Triton scans them; without it numpy
+            does, and torch stays out.
+        approximate: Hold no embeddings at all: beside the file an index of them is kept, from which the
+            nearest are found, not surely all of them (extra `ann`; `memory/bank/search/approximate.py`).
+
+    Raises:
+        ValueError: on a file of a newer Scrubjay, on a device that is not there, and on what does not go
+            together; the first search or write does on a file that was written with other embeddings
+            (`memory/bank/model.py`).
     """
 
     def __init__(
@@ -86,7 +93,8 @@ class MemoryBank:
         if approximate:
             if embeddings is None or device is not None or str(path) in ("", ":memory:"):
                 raise ValueError(
-                    f"approximate=True with embeddings={embeddings!r}, device={device!r}, path={str(path)!r}: "
+                    f"approximate=True with embeddings={embeddings!r}, device={device!r}, "
+                    f"path={str(path)!r}: "
                     "it needs embeddings and a file, and holds nothing on a device"
                 )
             require_usearch()
@@ -116,10 +124,22 @@ class MemoryBank:
     ) -> str:
         """Remember a text and return its id, when it is safe from the death of this process.
 
-        A text that says no more than a record of the same namespace, kind, trust and validity does joins it, and the
-        id is that record's; `merge=False` keeps every text apart, as a log of turns must. `supersedes` names the
-        record whose validity ends where this one's begins. `importance` is from 0 to 1; `provenance` is anything that
-        JSON can hold. Raises ValueError or TypeError on what cannot be stored.
+        Args:
+            text: What to remember.
+            kind: "knowledge", "conversation", "task" or "episode".
+            namespace: Whose it is, from the widest circle.
+            importance: From 0 to 1; by default 0.5.
+            observed: When it was said or seen; by default now.
+            valid_from: Since when it holds; None where that is not known.
+            valid_to: Until when; by default for ever.
+            trust: Who worded it: "user", "agent" or "tool".
+            supersedes: Id of the record whose validity ends where this one's begins.
+            merge: A text that says no more than a record of the same namespace, kind, trust and validity does
+                joins it, and the id is that record's; False keeps every text apart, as a log of turns must.
+            provenance: Anything that JSON can hold.
+
+        Raises:
+            ValueError, TypeError: on what cannot be stored.
         """
         draft = self.draft(
             text,
@@ -155,7 +175,10 @@ class MemoryBank:
         merge: bool = True,
         **provenance: Any,
     ) -> Draft:
-        """Return what `add` would write, checked. Raises ValueError or TypeError as `add` does."""
+        """Return what `add` would write, checked. Raises ValueError or TypeError as `add` does.
+
+        Args: those of `add`.
+        """
         if not isinstance(text, str):
             raise TypeError(f"text={text!r}: pass a string")
         if not text.strip():
@@ -185,7 +208,10 @@ class MemoryBank:
         )
 
     def embedded(self, drafts: list[Draft]) -> list[Draft]:
-        """Return the drafts with their embeddings: before a transaction, as others must not wait for a model."""
+        """Return the drafts with their embeddings.
+
+        Before a transaction, as others must not wait for a model.
+        """
         vectors = self._embed([draft.text for draft in drafts])
         drafts = [draft._replace(vector=v) for draft, v in zip(drafts, vectors, strict=True)]
         surprise = None if not drafts or vectors[0] is None else self._surprised(len(vectors[0]))
@@ -213,8 +239,21 @@ class MemoryBank:
     ) -> list[str]:
         """Remember a document by its passages and return their ids; a section's passages are one chunk.
 
-        Sections begin at Markdown headings; passages have at most `passage_length` characters and carry their
-        heading as provenance `section`. All is written, or nothing. Raises ValueError if the text is blank.
+        Sections begin at Markdown headings, which passages carry as provenance `section`. All is written, or
+        nothing.
+
+        Args:
+            text: The document.
+            kind: "knowledge", "conversation", "task" or "episode".
+            namespace: Whose it is, from the widest circle.
+            passage_length: Characters of a passage at most.
+            importance: From 0 to 1; by default 0.5.
+            observed: When it was read; by default now.
+            trust: Who worded it: "user", "agent" or "tool".
+            provenance: Anything that JSON can hold.
+
+        Raises:
+            ValueError: if the text is blank, and as `add`.
         """
         drafts = []
         for number, (heading, passages) in enumerate(split_document(text, passage_length)):
@@ -240,9 +279,18 @@ class MemoryBank:
     ) -> list[Hit]:
         """Return up to `k` records, best first, that hold now or held `at` a moment.
 
-        A date in `query` means what names it and what was observed on that day, or in that month, where `clock` is.
-        `namespace` includes all that it contains: `("user",)` finds `("user", "ada")`'s. `trusts=("user", "agent")`
-        leaves out what tools said. `explain` fills the hits' `explanation`. Raises ValueError on k < 1.
+        Args:
+            query: Words, or a question. A date in it means what names it and what was observed on that day,
+                or in that month, where `clock` is.
+            k: Records at most.
+            kinds: Only these.
+            namespace: Only this circle and all that it contains: `("user",)` finds `("user", "ada")`'s.
+            at: The moment; by default now.
+            explain: Fill the hits' `explanation`.
+            trusts: Only what these worded: `("user", "agent")` leaves out what tools said.
+
+        Raises:
+            ValueError: on k < 1, and on kinds and trusts that there are none of.
         """
         if k < 1:
             raise ValueError(f"k={k}: must be at least 1")
@@ -271,16 +319,16 @@ class MemoryBank:
                 connection, query, vector, index, dense_weight, filter, now, k, zone_of(moment)
             ):
                 row = connection.execute(
-                    f"SELECT {_COLUMNS} FROM records WHERE number = ?", (number,)
+                    f"SELECT {COLUMNS} FROM records WHERE number = ?", (number,)
                 ).fetchone()
-                hits.append(Hit(**_fields(row), score=score, explanation=why if explain else None))
+                hits.append(Hit(**record_fields(row), score=score, explanation=why if explain else None))
         return hits
 
     def get(self, id: str) -> Record | None:
         """Return the record, valid or not; None if there is none."""
         with self._store.reading() as connection:
-            row = connection.execute(f"SELECT {_COLUMNS} FROM records WHERE id = ?", (id,)).fetchone()
-        return Record(**_fields(row)) if row else None
+            row = connection.execute(f"SELECT {COLUMNS} FROM records WHERE id = ?", (id,)).fetchone()
+        return Record(**record_fields(row)) if row else None
 
     def recent(self, n: int, kind: str | None = None, namespace: Sequence[str] | None = None) -> list[Record]:
         """Return the last `n` records that hold now, the newest last."""
@@ -294,10 +342,10 @@ class MemoryBank:
         ).condition()
         with self._store.reading() as connection:
             rows = connection.execute(
-                f"SELECT {_COLUMNS} FROM records WHERE {condition} ORDER BY renewed DESC, number DESC LIMIT ?",
+                f"SELECT {COLUMNS} FROM records WHERE {condition} ORDER BY renewed DESC, number DESC LIMIT ?",
                 [*values, n],
             ).fetchall()
-        return [Record(**_fields(row)) for row in reversed(rows)]
+        return [Record(**record_fields(row)) for row in reversed(rows)]
 
     def sayings(self, id: str) -> list[str]:
         """Return every wording of a record, the first one first."""
@@ -310,7 +358,9 @@ class MemoryBank:
         return [text for _, text in rows]
 
     def export(self) -> Iterator[dict[str, Any]]:
-        """Yield every record as JSON values, the oldest first: those that no longer hold and all wordings included.
+        """Yield every record as JSON values, the oldest first.
+
+        Those that no longer hold and all wordings included.
 
         What other threads and processes write meanwhile may be among them.
         """
@@ -323,10 +373,12 @@ class MemoryBank:
             yield from rows
 
     def restore(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[bool]:
-        """Write what `export` gave, and yield of each record whether it was new; ids that are there stay untouched.
+        """Write what `export` gave, and yield of each record whether it was new.
 
-        Hundreds are written at once, and those yielded for are safe: going on after a break begins from the start.
-        Raises ValueError or TypeError on what is no such record.
+        Ids that are there stay untouched.
+
+        Hundreds are written at once, and those yielded for are safe: going on after a break begins from the
+        start. Raises ValueError or TypeError on what is no such record.
         """
         rows, restorer = iter(rows), Restorer()
         while batch := list(itertools.islice(rows, BATCH)):
@@ -339,7 +391,9 @@ class MemoryBank:
             yield from new
 
     def forget(self, id: str) -> bool:
-        """Delete a record for good: text, wordings, embedding and index entries; return whether there was one.
+        """Delete a record for good: text, wordings, embedding and index entries.
+
+        Return whether there was one.
 
         Its bytes are overwritten in the file; another process that reads at this moment may delay that.
         """
@@ -365,10 +419,10 @@ class MemoryBank:
         return True
 
     def build_index(self) -> Iterator[tuple[int, int]]:
-        """Build what an `approximate` bank's index lacks, and yield how many records are in it, and of how many.
+        """Build what an `approximate` bank's index lacks, and yield how many records are in it, of how many.
 
-        A search does so, too, which takes minutes for a million records; what is built stays if this is broken off. Without
-        `approximate` there is nothing to build.
+        A search does so, too, which takes minutes for a million records; what is built stays if this is
+        broken off. Without `approximate` there is nothing to build.
         """
         if self._approximate:
             with self._store.reading() as connection:
@@ -441,13 +495,3 @@ class MemoryBank:
 
     def _drop_kept(self) -> None:
         self._index = self._surprise = None
-
-
-def _fields(row: tuple) -> dict[str, Any]:
-    fields: dict[str, Any] = dict(zip(_COLUMNS.split(", "), row, strict=True))
-    fields["namespace"] = split_namespace(fields["namespace"])
-    fields["provenance"] = json.loads(fields["provenance"])
-    for name in ("created", "observed", "renewed", "valid_from", "valid_to"):
-        if fields[name] is not None:
-            fields[name] = to_datetime(fields[name])
-    return fields

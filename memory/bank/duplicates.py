@@ -1,9 +1,10 @@
 """The same thing said again, found in constant time however much is stored.
 
 Candidates share a mark: bands of a MinHash of the content words (Broder 1997), and of the signs of random
-projections of the embedding (Charikar 2002). A candidate is the same if the new text says nothing more:
-its words are among the candidate's, or its embedding is very near; and numbers, names, negation are alike. The signs
-of embeddings agree by chance with those of ever more records, so these are compared before a text is read.
+projections of the embedding (Charikar 2002). A candidate is the same if the new text says nothing more: its
+words are among the candidate's, or its embedding is very near; and numbers, names, negation are alike. The
+signs of embeddings agree by chance with those of ever more records, so these are compared before a text is
+read.
 """
 
 from __future__ import annotations

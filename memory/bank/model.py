@@ -1,7 +1,7 @@
 """One bank, one model: whether embeddings are those that a file was written with.
 
-Two models may give as many numbers, and what one wrote is noise to the other, which no search would tell. A file does
-not name its model, so one of its texts is embedded anew and compared with what is stored beside it.
+Two models may give as many numbers, and what one wrote is noise to the other, which no search would tell. A
+file does not name its model, so one of its texts is embedded anew and compared with what is stored beside it.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Known(NamedTuple):
 def check_model(store: Store, embeddings: Embeddings, known: Known | None = None) -> Known | None:
     """Return the record by which a model is known to be a file's, None if that has no embeddings.
 
-    While what is `known` from before is there, that is enough; else the text of the newest record with an embedding is
-    embedded. Raises ValueError if those stored are of another model.
+    While what is `known` from before is there, that is enough; else the text of the newest record with an
+    embedding is embedded. Raises ValueError if those stored are of another model.
     """
     with store.reading() as connection:
         if (
@@ -55,16 +55,21 @@ def check_model(store: Store, embeddings: Embeddings, known: Known | None = None
     if apart > 2 - 2 * _LEAST_COSINE:
         raise ValueError(
             f"{store.path!r} was written with other embeddings: those stored and these have a cosine of "
-            f"{1 - apart / 2:.2f} on one text; open it with the embeddings it was written with, or export it and restore "
+            f"{1 - apart / 2:.2f} on one text; open it with the embeddings it was written with, or export "
+            "it and restore "
             "that into a new bank, which embeds all anew"
         )
     return Known(number, blob)
 
 
 def lacks_embeddings(connection: sqlite3.Connection) -> bool:
-    """Return whether the oldest or the newest record has no embedding; no other is looked at, however many there are."""
+    """Return whether the oldest or the newest record has no embedding.
+
+    No other is looked at, however many there are.
+    """
     row = connection.execute(
-        "SELECT 1 FROM records WHERE number IN ((SELECT MIN(number) FROM records), (SELECT MAX(number) FROM records)) "
+        "SELECT 1 FROM records WHERE number IN ((SELECT MIN(number) FROM records), (SELECT MAX(number) FROM "
+        "records)) "
         "AND NOT EXISTS (SELECT 1 FROM vectors WHERE vectors.number = records.number)"
     ).fetchone()
     return row is not None

@@ -1,12 +1,13 @@
-"""A neural memory over the stream of what a bank is told: how surprising a record is, and what a question calls to mind.
+"""A neural memory of what a bank is told: how surprising a record is, what a question calls to mind.
 
-Titans' memory (`memory/neural_memory.py`; Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663) learns at test time to give
-an embedding back; the length of the gradient that a new one gives it is its surprise. Nothing is trained before: keys,
-queries and values are the embedding itself, the step is large, forgetting slow, and there is no momentum to speak of.
+Titans' memory (`memory/titans/neural.py`; Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663) learns at test
+time to give an embedding back; the length of the gradient that a new one gives it is its surprise. Nothing is
+trained before: keys, queries and values are the embedding itself, the step is large, forgetting slow, and
+there is no momentum to speak of.
 
-What was learned follows from the embeddings in the file alone, in the order of their records and in chunks. So it is
-the same to the bit in every process, however often it was opened; a copy in the file spares learning all anew. Once
-something is forgotten, that copy is deleted with it and the rest is learned again.
+What was learned follows from the embeddings in the file alone, in the order of their records and in chunks.
+So it is the same to the bit in every process, however often it was opened; a copy in the file spares learning
+all anew. Once something is forgotten, that copy is deleted with it and the rest is learned again.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class SurpriseConfig:
     """What a bank uses its neural memory for; neither raised recall where we measured it."""
 
     importance: bool = True
-    """Whether a record of neutral importance is given its surprise, as a part of those before it, for importance."""
+    """Whether a record of neutral importance is given its surprise, as a part of those before it, for
+    importance."""
     recall_weight: float = 0.0
     """Share of what the memory gives back to a question in the vector that embeddings are searched with."""
 
@@ -70,7 +72,10 @@ class Surprise:
         ]
 
     def recalled(self, query: np.ndarray) -> np.ndarray:
-        """Return the unit vector to search with: the query and, by its weight, what the memory gives back to it."""
+        """Return the unit vector to search with.
+
+        The query and, by its weight, what the memory gives back to it.
+        """
         self.catch_up()
         with torch.inference_mode():
             given = self._memory.recall(_SCALE * torch.from_numpy(query)[None, None], self._state)[
@@ -147,7 +152,10 @@ class Surprise:
         return surprise[0].tolist()
 
     def _read(self, vectors: np.ndarray) -> list[float]:
-        """Return the surprises of vectors that are not learned yet: all at the weights of the last whole chunk."""
+        """Return the surprises of vectors that are not learned yet.
+
+        All at the weights of the last whole chunk.
+        """
         found = []
         with torch.inference_mode():
             for vector in _SCALE * torch.from_numpy(vectors):

@@ -1,4 +1,6 @@
-"""Every record of a bank as plain JSON values, and back: ids, times, wordings, chunks, and what no longer holds.
+"""Every record of a bank as plain JSON values, and back.
+
+Ids, times, wordings, chunks, and what no longer holds.
 
 Embeddings stay behind: the bank that takes the records makes its own.
 """
@@ -11,8 +13,14 @@ import sqlite3
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from scrubjay.memory.bank.file.record import KINDS, TRUSTS, check_choice, check_namespace
-from scrubjay.memory.bank.search.recall import join_namespace, split_namespace
+from scrubjay.memory.bank.file.record import (
+    KINDS,
+    TRUSTS,
+    check_choice,
+    check_namespace,
+    join_namespace,
+    split_namespace,
+)
 from scrubjay.memory.bank.write import Draft, Writer, check_text, encode_provenance, fingerprint
 
 _COLUMNS = (
@@ -30,7 +38,7 @@ BATCH = 500
 def read_rows(
     connection: sqlite3.Connection, after: int, count: int = BATCH
 ) -> tuple[int, list[dict[str, Any]]]:
-    """Return up to `count` records written after record `after` (0: the first ones), and the last one's number."""
+    """Return up to `count` records written after record `after` (0: the first), and the last one's number."""
     rows = connection.execute(
         f"SELECT number, {', '.join(_COLUMNS)} FROM records WHERE number > ? ORDER BY number LIMIT ?",
         (after, count),
@@ -51,7 +59,10 @@ def read_rows(
 
 
 class Restorer:
-    """Writes what `read_rows` read; records that were in one chunk are in one again, however often it is called."""
+    """Writes what `read_rows` read.
+
+    Records that were in one chunk are in one again, however often it is called.
+    """
 
     def __init__(self) -> None:
         self._chunks: dict[int, int] = {}

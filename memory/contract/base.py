@@ -2,7 +2,7 @@
 
 A state is a flat dict of tensors, batch first, of fixed shapes; nothing is hidden elsewhere.
 `start[b, t]` marks `x[b, t]` as the first input of a new episode: row b forgets all that came before.
-The nine laws that follow from these two sentences are written and tested in `memory/check.py`.
+The nine laws that follow from these two sentences are written and tested in `memory/contract/check.py`.
 """
 
 from __future__ import annotations
@@ -65,7 +65,10 @@ class Memory(nn.Module, ABC):
     def segment(
         self, x: Float[Tensor, "batch time dim"], state: State, start: Bool[Tensor, "batch time"]
     ) -> tuple[Float[Tensor, "batch time dim"], State]:
-        """Advance every row by a whole segment, `start` anywhere; who overrides this sees finite values only."""
+        """Advance every row by a whole segment, `start` anywhere.
+
+        Who overrides this sees finite values only.
+        """
         outputs = []
         for t in range(x.shape[1]):
             y, state = self.step(x[:, t], self.reset_state(state, start[:, t]))

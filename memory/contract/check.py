@@ -15,41 +15,21 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import gc
-import pickle
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
 
 import torch
-from safetensors import torch as safetensors
-from torch import Tensor, nn
+from torch import nn
 
-from scrubjay.memory.contract.base import State, detach_state
-
-LAWS = {
-    1: "step is sequence",
-    2: "start is birth",
-    3: "causal",
-    4: "rows are strangers",
-    5: "fixed shape",
-    6: "plain",
-    7: "empty is silent",
-    8: "compiles",
-    9: "learns",
-}
-_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
-_ROW_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
-_BATCH = 3
-_LONG_STEPS = 1_000_000
-
-
-class MemoryLawError(AssertionError):
-    """A memory broke a law; `law` is its number."""
-
-    def __init__(self, law: int, message: str) -> None:
-        super().__init__(f"law {law} ({LAWS[law]}): {message}")
-        self.law = law
+from scrubjay.memory.contract.laws import (
+    CHECKS,
+    LAWS,
+    MemoryLawError,
+    Trial,
+    compiles,
+    first_line,
+    learns,
+    stays_finite,
+)
 
 
 def check_memory(
@@ -65,10 +45,20 @@ def check_memory(
 ) -> list[str]:
     """Test the contract's laws on copies of `memory` and return what it was exempted from, in words.
 
-    `dim` defaults to `memory.dim`; `steps`, the length of the test sequences, to what fills three chunks.
-    `long=True` adds the million steps of law 5 (a minute or more). `compile_backend="inductor"` generates
-    code where the default only traces. Raises MemoryLawError naming the law, the step and the size of the
-    first violation, ValueError on an unknown law, TypeError if no width is known.
+    Args:
+        memory: Any module that obeys the contract, or should.
+        dim: Its width; by default `memory.dim`.
+        laws: Their numbers.
+        dtypes: Of parameters and inputs.
+        steps: Length of the test sequences; by default what fills three chunks.
+        long: Add the million steps of law 5 (a minute or more).
+        compile_backend: Of law 8; "inductor" generates code where the default only traces.
+        seed: Of weights and inputs.
+
+    Raises:
+        MemoryLawError: naming the law, the step and the size of the first violation.
+        ValueError: on an unknown law.
+        TypeError: if no width is known.
     """
     unknown = sorted(set(laws) - set(LAWS))
     if unknown:
@@ -80,27 +70,27 @@ def check_memory(
     length = steps if steps is not None else max(48, 3 * chunk_size + 2)
     exempt: list[str] = []
     for dtype in dtypes:
-        trial = _Trial(_copy(memory, dtype), width, length, dtype, seed)
-        for law, check in _CHECKS.items():
+        trial = Trial(_copy(memory, dtype), width, length, dtype, seed)
+        for law, check in CHECKS.items():
             if law in laws:
                 with _named(law):
                     check(trial)
-    float_trial = _Trial(_copy(memory, torch.float32), width, length, torch.float32, seed)
+    float_trial = Trial(_copy(memory, torch.float32), width, length, torch.float32, seed)
     if 7 in laws and not getattr(memory, "retrieves", False):
         exempt.append("law 7 (empty is silent): the memory retrieves nothing, `retrieves` is False")
     if 8 in laws:
         with _named(8):
-            _compiles(float_trial, compile_backend)
+            compiles(float_trial, compile_backend)
     silent = tuple(getattr(memory, "no_gradient", ()))
     if 9 in laws:
         for dtype in (torch.float32, torch.bfloat16):
             with _named(9):
-                _learns(_Trial(_copy(memory, dtype), width, length, dtype, seed), silent)
+                learns(Trial(_copy(memory, dtype), width, length, dtype, seed), silent)
         if silent:
             exempt.append(f"law 9 (learns): by its own word no gradient reaches {', '.join(silent)}")
     if 5 in laws and long:
         with _named(5):
-            _long(float_trial)
+            stays_finite(float_trial)
     return exempt
 
 
@@ -112,426 +102,8 @@ def _named(law: int) -> Iterator[None]:
     except MemoryLawError:
         raise
     except Exception as error:
-        raise MemoryLawError(law, f"the memory raised {_first_line(error)}") from error
-
-
-class _Trial:
-    """One copy of the memory with its test data; every draw is reproducible."""
-
-    def __init__(self, memory: Any, dim: int, steps: int, dtype: torch.dtype, seed: int) -> None:
-        self.memory, self.dim, self.steps, self.dtype = memory, dim, steps, dtype
-        self.device = next((p.device for p in memory.parameters()), torch.device("cpu"))
-        self.generator = torch.Generator().manual_seed(seed)
-        self.tolerance = _TOLERANCE.get(dtype, 1e-5)
-        self.row_tolerance = _ROW_TOLERANCE.get(dtype, 1e-6)
-
-    def draw(self, batch: int = _BATCH, time: int | None = None) -> Tensor:
-        shape = (batch, self.steps if time is None else time, self.dim)
-        return torch.randn(shape, generator=self.generator, dtype=torch.float64).to(self.device, self.dtype)
-
-    def draw_starts(self, batch: int = _BATCH) -> Tensor:
-        return (torch.rand(batch, self.steps, generator=self.generator) < 0.06).to(self.device)
-
-    def lived_in(self, batch: int = _BATCH) -> State:
-        """A state that has seen a sequence, so that stores are full and clocks differ between rows."""
-        state = self.memory.initial_state(batch)
-        _require_flat(state)
-        with torch.no_grad():
-            _, state = self.memory(self.draw(batch), state, self.draw_starts(batch))
-        _require_flat(state)
-        return detach_state(state)
-
-    def run(self, x: Tensor, state: State, start: Tensor | None, cuts: Sequence[int]) -> tuple[Tensor, State]:
-        """Feed `x` cut into segments that end at `cuts` and at its end."""
-        outputs, begin = [], 0
-        for end in [*cuts, x.shape[1]]:
-            y, state = self.memory(x[:, begin:end], state, None if start is None else start[:, begin:end])
-            outputs.append(y)
-            begin = end
-        return torch.cat(outputs, dim=1), state
-
-
-def _require_flat(state: Any) -> None:
-    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-        raise MemoryLawError(6, f"the state is a {type(state).__name__}, not a flat dict with string keys")
-    for name, value in state.items():
-        if not isinstance(value, Tensor):
-            raise MemoryLawError(6, f"state {name!r} is a {type(value).__name__}, not a tensor")
-
-
-def _step_is_sequence(trial: _Trial) -> None:
-    x, start, state = trial.draw(), trial.draw_starts(), trial.lived_in()
-    whole = _gradients(trial, x, state, start, cuts=[])
-    middle = sorted({1, trial.steps // 3, trial.steps // 3 + 1, trial.steps - 2})
-    for name, cuts in (("one step at a time", list(range(1, trial.steps))), (f"cut at {middle}", middle)):
-        pieces = _gradients(trial, x, state, start, cuts)
-        for what in whole:
-            _compare(1, f"{what}, {name} against all at once", pieces[what], whole[what], trial.tolerance)
-
-
-def _gradients(
-    trial: _Trial, x: Tensor, state: State, start: Tensor, cuts: Sequence[int]
-) -> dict[str, Tensor]:
-    """Return outputs, final state and the gradients of a fixed functional of both."""
-    x = x.clone().requires_grad_()
-    trial.memory.zero_grad()
-    y, after = trial.run(x, state, start, cuts)
-    found = {"output": y.detach()} | {f"state {name!r}": value.detach() for name, value in after.items()}
-    loss = _functional(y) + sum(_functional(value) for value in after.values() if value.requires_grad)
-    loss.backward()
-    found["gradient of x"] = _gradient(x)
-    for name, parameter in trial.memory.named_parameters():
-        found[f"gradient of parameter {name}"] = _gradient(parameter)
-    return found
-
-
-def _gradient(value: Tensor) -> Tensor:
-    """Return a copy of the gradient that arrived, zeros if none did."""
-    return torch.zeros_like(value) if value.grad is None else value.grad.clone()
-
-
-def _functional(value: Tensor) -> Tensor:
-    """A fixed linear functional of unit scale, so that gradients stay comparable across sizes."""
-    weights = torch.cos(torch.arange(value.numel(), device=value.device, dtype=torch.float64)).to(value.dtype)
-    return (value * weights.view_as(value)).sum() / max(1, value.numel()) ** 0.5
-
-
-class _Birth(NamedTuple):
-    """What a row gives from step `t` on if nothing came before, and the gradients that x and parameters get."""
-
-    t: int
-    output: Tensor
-    state: State
-    gradient: Tensor
-
-
-def _births(trial: _Trial, x: Tensor, born: Sequence[int]) -> tuple[list[_Birth], dict[str, Tensor]]:
-    """Return the lives of rows born at steps `born` of `x`, and the gradients that parameters get from all."""
-    lives = []
-    trial.memory.zero_grad()
-    for row, t in enumerate(born):
-        fresh = x[row : row + 1, t:].clone().requires_grad_()
-        output, after = trial.memory(fresh, trial.memory.initial_state(1))
-        _functional(output[0]).backward()
-        lives.append(_Birth(t, output.detach(), detach_state(after), _gradient(fresh)))
-    return lives, {n: p.grad.clone() for n, p in trial.memory.named_parameters() if p.grad is not None}
-
-
-def _start_is_birth(trial: _Trial) -> None:
-    born = [0, trial.steps // 2, trial.steps - 1]
-    clean, lived_in = trial.draw(), trial.lived_in()
-    start = torch.zeros(_BATCH, trial.steps, dtype=torch.bool, device=trial.device)
-    for row, t in enumerate(born):
-        start[row, t] = True
-    start[2, trial.steps // 3] = True
-    # What comes before may not matter, so that one expectation serves all that is put there.
-    expected = _births(trial, clean, born)
-    for poison in (None, float("nan"), float("inf")):
-        x, state = clean.clone(), lived_in
-        if poison is not None:
-            for row, t in enumerate(born):
-                x[row, :t] = poison
-            state = {n: torch.full_like(v, poison) if v.is_floating_point() else v for n, v in state.items()}
-        before = "finite values" if poison is None else f"{poison}"
-        for name, cuts in (("in one segment", []), ("step by step", list(range(1, trial.steps)))):
-            how = f"with {before} before it, {name}"
-            _compare_births(trial, x, state, start, expected, cuts, how, poison is None)
-
-
-def _compare_births(
-    trial: _Trial,
-    x: Tensor,
-    state: State,
-    start: Tensor,
-    expected: tuple[list[_Birth], dict[str, Tensor]],
-    cuts: list[int],
-    how: str,
-    finite: bool,
-) -> None:
-    lives, expected_parameters = expected
-    # Without cuts gradients are those of the parallel path; step by step only values are promised under NaN.
-    differentiable = finite or not cuts
-    x = x.clone().requires_grad_()
-    state = {n: v.clone().requires_grad_(v.is_floating_point()) for n, v in state.items()}
-    trial.memory.zero_grad()
-    with torch.set_grad_enabled(differentiable):
-        y, after = trial.run(x, state, start, cuts)
-    if differentiable:
-        torch.stack([_functional(y[row, life.t :]) for row, life in enumerate(lives)]).sum().backward()
-    for row, (t, output, after_birth, gradient) in enumerate(lives):
-        _compare(2, f"output after a start {how}", y[row : row + 1, t:], output, trial.tolerance, offset=t)
-        for name, value in after_birth.items():
-            _compare(
-                2, f"state {name!r} after a start {how}", after[name][row : row + 1], value, trial.tolerance
-            )
-        if not differentiable:
-            continue
-        reached = _gradient(x)[row : row + 1]
-        what = f"gradient of x after a start {how}"
-        _compare(2, what, reached[:, t:], gradient, trial.tolerance, offset=t)
-        if finite:
-            before = reached[:, :t]
-            _compare(2, f"gradient of x before a start {how}", before, torch.zeros_like(before), 0.0)
-    # Backwards through what was poisoned, `where` itself gives 0 * NaN; nobody needs those gradients.
-    if finite:
-        for name, value in state.items():
-            if value.grad is not None:
-                _compare(
-                    2, f"gradient of the old state {name!r} {how}", value.grad, torch.zeros_like(value), 0.0
-                )
-        found = dict(trial.memory.named_parameters())
-        for name, value in expected_parameters.items():
-            _compare(2, f"gradient of parameter {name} {how}", _gradient(found[name]), value, trial.tolerance)
-
-
-def _causal(trial: _Trial) -> None:
-    x, start, state = trial.draw(), trial.draw_starts(), trial.lived_in()
-    with torch.no_grad():
-        y, _ = trial.memory(x, state, start)
-        for t in {trial.steps // 4, trial.steps // 2, trial.steps - 2}:
-            for name, later in (("other values", trial.draw()), ("NaN", torch.full_like(x, float("nan")))):
-                changed = torch.cat([x[:, : t + 1], later[:, t + 1 :]], dim=1)
-                earlier, _ = trial.memory(changed, state, start)
-                what = f"output up to step {t} when later inputs become {name}"
-                _compare(3, what, earlier[:, : t + 1], y[:, : t + 1], trial.row_tolerance)
-
-
-def _rows_are_strangers(trial: _Trial) -> None:
-    x, start, state = trial.draw(), trial.draw_starts(), trial.lived_in()
-    orders = {
-        "rows permuted": [2, 0, 1],
-        "a row removed": [0, 2],
-        "one row alone": [1],
-        "rows added": [0, 1, 2, 1, 0],
-    }
-    with torch.no_grad():
-        for path, length in (("segment", trial.steps), ("step", 1)):
-            y, after = trial.memory(x[:, :length], state, start[:, :length])
-            for name, order in orders.items():
-                rows = torch.tensor(order, device=trial.device)
-                again = {n: v[rows] for n, v in state.items()}
-                y_rows, after_rows = trial.memory(x[rows, :length], again, start[rows, :length])
-                _compare(4, f"output of a {path} with {name}", y_rows, y[rows], trial.row_tolerance)
-                for key, value in after_rows.items():
-                    what = f"state {key!r} of a {path} with {name}"
-                    _compare(4, what, value, after[key][rows], trial.row_tolerance)
-            poisoned = x[:, :length].clone()
-            poisoned[0] = float("nan")
-            beside, _ = trial.memory(poisoned, state, start[:, :length])
-            _compare(4, f"output of a {path} beside a row of NaN", beside[1:], y[1:], trial.row_tolerance)
-            harmed = {n: v.clone() for n, v in state.items()}
-            for value in harmed.values():
-                if value.is_floating_point():
-                    value[0] = float("nan")
-            beside, _ = trial.memory(x[:, :length], harmed, start[:, :length])
-            _compare(4, f"output of a {path} beside a state of NaN", beside[1:], y[1:], trial.row_tolerance)
-
-
-def _fixed_shape(trial: _Trial) -> None:
-    for batch in (1, 4):
-        state = trial.memory.initial_state(batch)
-        born = {n: (v.shape, v.dtype) for n, v in state.items()}
-        for name, value in state.items():
-            if value.shape[:1] != (batch,):
-                raise MemoryLawError(
-                    5, f"state {name!r} has shape {tuple(value.shape)}, not batch first ({batch})"
-                )
-        if hasattr(trial.memory, "state_bytes"):
-            exact = sum(v.numel() * v.element_size() for v in state.values())
-            stated = trial.memory.state_bytes(batch)
-            if stated != exact:
-                raise MemoryLawError(5, f"state_bytes({batch}) says {stated}, the state has {exact} bytes")
-        with torch.no_grad():
-            for step, time in enumerate((1, 1, 2, trial.steps)):
-                y, state = trial.memory(trial.draw(batch, time), state)
-                if y.dtype != trial.dtype:
-                    raise MemoryLawError(5, f"output has dtype {y.dtype} for inputs of {trial.dtype}")
-                if y.shape != (batch, time, trial.dim):
-                    raise MemoryLawError(
-                        5, f"output has shape {tuple(y.shape)}, not {(batch, time, trial.dim)}"
-                    )
-                for name, value in state.items():
-                    held = value.untyped_storage().nbytes()
-                    if not value.is_contiguous() or held != value.numel() * value.element_size():
-                        raise MemoryLawError(5, f"state {name!r} is a view that keeps {held} bytes alive")
-                now = {n: (v.shape, v.dtype) for n, v in state.items()}
-                if now != born:
-                    raise MemoryLawError(
-                        5, f"after call {step} of {time} steps the state went from {born} to {now}"
-                    )
-
-
-def _plain(trial: _Trial) -> None:
-    x, start, state = trial.draw(), trial.draw_starts(), trial.lived_in()
-    kept_x, kept_state = x.clone(), {n: v.clone() for n, v in state.items()}
-    with torch.no_grad():
-        y, after = trial.memory(x, state, start)
-        trial.memory(trial.draw(), trial.lived_in(), start)
-        _compare(6, "x, which the memory changed in place", x, kept_x, 0.0)
-        for name, value in kept_state.items():
-            _compare(6, f"state {name!r}, which the memory changed in place", state[name], value, 0.0)
-        again, _ = trial.memory(x, state, start)
-        _compare(
-            6, "output of the same call made twice, so something is hidden", again, y, trial.row_tolerance
-        )
-        travelled = {
-            "pickle": pickle.loads(pickle.dumps(state)),
-            "numpy": {n: torch.from_numpy(v.cpu().numpy()).to(trial.device) for n, v in state.items()},
-            "safetensors": safetensors.load(safetensors.save(state)),
-        }
-        for name, copied in travelled.items():
-            copied = {n: v.to(trial.device) for n, v in copied.items()}
-            same, _ = trial.memory(x, copied, start)
-            _compare(6, f"output of a state that went through {name}", same, y, trial.row_tolerance)
-    _, after = trial.memory(x.clone().requires_grad_(), state, start)
-    attached = [name for name, value in detach_state(after).items() if value.requires_grad]
-    if attached:
-        raise MemoryLawError(6, f"detach_state leaves gradients on {attached}")
-
-
-def _empty_is_silent(trial: _Trial) -> None:
-    memory: Any = trial.memory
-    if not getattr(memory, "retrieves", False):
-        return
-    x, start = trial.draw(), trial.draw_starts()
-    empty = memory.initial_state(_BATCH)
-    unwritten = {
-        n: torch.full_like(v, float("nan")) if v.is_floating_point() else v for n, v in empty.items()
-    }
-    with torch.no_grad():
-        for name, state in (("an empty store", empty), ("unwritten slots that hold NaN", unwritten)):
-            answer = memory.read(x, state)
-            _compare(7, f"read-out of {name}", answer, torch.zeros_like(answer), 0.0)
-        for name, cuts in (("in one segment", []), ("step by step", list(range(1, trial.steps)))):
-            y, _ = trial.run(x, empty, start, cuts)
-            poisoned, _ = trial.run(x, unwritten, start, cuts)
-            _compare(7, f"output with NaN in unwritten slots, {name}", poisoned, y, trial.row_tolerance)
-
-
-def _compiles(trial: _Trial, backend: str) -> None:
-    memory = trial.memory
-    small, large = trial.lived_in(3), trial.lived_in(5)
-    cases = [
-        (trial.draw(n, 1), state, torch.arange(n, device=trial.device)[:, None] % 2 == 0)
-        for n, state in ((3, small), (5, large))
-    ]
-    batch = torch.export.Dim("batch", min=2, max=4096)
-    shapes = ({0: batch}, {name: {0: batch} for name in small}, {0: batch})
-    # Dynamo counts recompilations per code object, and all memories share `Memory.forward`.
-    torch.compiler.reset()
-    builders: dict[str, Callable[[], Callable[..., Any]]] = {
-        "torch.compile(fullgraph=True)": lambda: torch.compile(
-            memory, fullgraph=True, dynamic=True, backend=backend
-        ),
-        "torch.export": lambda: torch.export.export(
-            memory, cases[0], dynamic_shapes=shapes, strict=False
-        ).module(),
-    }
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for name, build in builders.items():
-            built = None
-            for x, state, start in cases:
-                try:
-                    built = build() if built is None else built
-                    y, after = built(x, state, start)
-                except Exception as error:
-                    raise MemoryLawError(
-                        8, f"{name} of one step, {len(x)} rows: {_first_line(error)}"
-                    ) from error
-                expected, expected_after = memory(x, state, start)
-                _compare(8, f"output of {name}", y, expected, trial.tolerance)
-                for key, value in expected_after.items():
-                    _compare(8, f"state {key!r} of {name}", after[key], value, trial.tolerance)
-
-
-def _learns(trial: _Trial, no_gradient: Sequence[str]) -> None:
-    trial.memory.zero_grad()
-    start = trial.draw_starts()
-    start[:, 1:] = False
-    for time in (trial.steps, 1):
-        x = trial.draw(time=time).requires_grad_()
-        y, _ = trial.memory(x, trial.lived_in(), start[:, :time])
-        _functional(y.float()).backward()
-        reached = _gradient(x)
-        if not torch.isfinite(reached).all() or not reached.any():
-            raise MemoryLawError(9, f"no finite gradient reaches x over {time} steps in {trial.dtype}")
-    for name, parameter in trial.memory.named_parameters():
-        where = f"parameter {name} in {trial.dtype}"
-        if name in no_gradient or not parameter.requires_grad:
-            continue
-        if parameter.grad is None or not parameter.grad.any():
-            raise MemoryLawError(9, f"no gradient reaches {where}")
-        if not torch.isfinite(parameter.grad).all():
-            raise MemoryLawError(9, f"the gradient of {where} is not finite")
-
-
-def _long(trial: _Trial) -> None:
-    memory, piece = trial.memory, 1000
-    state = memory.initial_state(1)
-    x = trial.draw(1, piece)
-    held: tuple[int, int] | None = None
-    with torch.no_grad():
-        for done in range(piece, _LONG_STEPS + 1, piece):
-            y, state = memory(x.roll(done // piece, dims=1), state)
-            if not torch.isfinite(y).all():
-                raise MemoryLawError(5, f"the output is not finite within {done} steps")
-            if done in (2 * piece, _LONG_STEPS):
-                now = (_live_tensor_bytes(), len(pickle.dumps(memory)))
-                if held is not None and (now[0] > held[0] or now[1] > held[1]):
-                    raise MemoryLawError(
-                        5, f"tensors and module grew from {held} bytes to {now} in {done} steps"
-                    )
-                held = now
-
-
-def _live_tensor_bytes() -> int:
-    gc.collect()
-    storages = {
-        o.untyped_storage().data_ptr(): o.untyped_storage().nbytes()
-        for o in gc.get_objects()
-        if type(o) in (Tensor, nn.Parameter) and o.layout == torch.strided
-    }
-    return sum(storages.values())
-
-
-def _compare(law: int, what: str, found: Tensor, expected: Tensor, tolerance: float, offset: int = 0) -> None:
-    """Raise MemoryLawError unless `found` is `expected` within `tolerance` times max(1, its scale)."""
-    found, expected = found.detach(), expected.detach()
-    if found.shape != expected.shape:
-        raise MemoryLawError(law, f"{what} has shape {tuple(found.shape)}, expected {tuple(expected.shape)}")
-    if found.numel() == 0:
-        return
-    found, expected = found.double(), expected.double()
-    gap = (found - expected).abs()
-    gap = torch.where(torch.isnan(gap) & ~(torch.isnan(found) & torch.isnan(expected)), float("inf"), gap)
-    gap = torch.nan_to_num(gap, nan=0.0, posinf=float("inf"))
-    scale = max(1.0, float(torch.nan_to_num(expected, nan=0.0, posinf=0.0, neginf=0.0).abs().max()))
-    worst = float(gap.max())
-    if worst > tolerance * scale:
-        place = torch.unravel_index(gap.argmax(), gap.shape)
-        step = f" at step {int(place[1]) + offset}" if gap.ndim == 3 and "output" in what else ""
-        step = step or (f" at step {int(place[1]) + offset}" if what.startswith("gradient of x") else "")
-        size = "not finite" if worst == float("inf") else f"off by {worst:.3g}"
-        raise MemoryLawError(
-            law, f"{what} is {size}{step}, row {int(place[0])} (allowed {tolerance * scale:.1g})"
-        )
+        raise MemoryLawError(law, f"the memory raised {first_line(error)}") from error
 
 
 def _copy(memory: nn.Module, dtype: torch.dtype) -> nn.Module:
     return copy.deepcopy(memory).to(dtype)
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error) or '(no message)').strip().splitlines()[0]}"
-
-
-_CHECKS: dict[int, Callable[[_Trial], None]] = {
-    1: _step_is_sequence,
-    2: _start_is_birth,
-    3: _causal,
-    4: _rows_are_strangers,
-    5: _fixed_shape,
-    6: _plain,
-    7: _empty_is_silent,
-}

@@ -1,11 +1,13 @@
 """Which attention heads of a language model copy from its context: retrieval heads.
 
-Wu et al. 2024 (arXiv 2404.15574, section 2) hide a sentence in a long text, let the model answer a question about
-it, and count, for each head, how often its most attended token is the very token of the hidden sentence that the
-model writes next. Few heads score high, they are the same over contexts, and over fine-tunes of one base model.
+Wu et al. 2024 (arXiv 2404.15574, section 2) hide a sentence in a long text, let the model answer a question
+about it, and count, for each head, how often its most attended token is the very token of the hidden sentence
+that the model writes next. Few heads score high, they are the same over contexts, and over fine-tunes of one
+base model.
 
-The probes here are made of generated sentences and ask for a number. One pass over a prompt and its right answer tells
-what greedy decoding would write, as long as that is right, and gives the attention of the rows that write it.
+The probes here are made of generated sentences and ask for a number. One pass over a prompt and its right
+answer tells what greedy decoding would write, as long as that is right, and gives the attention of the rows
+that write it.
 """
 
 from __future__ import annotations
@@ -110,7 +112,10 @@ class RetrievalHeads:
 
 
 def retrieval_heads(model: PreTrainedModel, tokenizer: Any, *, probes: int = 12) -> RetrievalHeads:
-    """Return the stored scores of a model of these sizes and nearly these weights, a fine-tune; else measure them."""
+    """Return the stored scores of a model of these sizes and nearly these weights, a fine-tune.
+
+    Else measure them.
+    """
     stored = _stored().get(architecture(model))
     if stored is not None and _alike(_sample(model), stored["weights"]):
         return RetrievalHeads(tuple(map(tuple, stored["scores"])), stored["probes"])
@@ -127,7 +132,19 @@ def measure_retrieval_heads(
     seed: int = 0,
     progress: bool = False,
 ) -> RetrievalHeads:
-    """Score all heads on `probes` texts of so many sentences. Raises ValueError if the model answers none of them."""
+    """Score all heads on `probes` texts of so many sentences.
+
+    Args:
+        model: A causal language model of transformers.
+        tokenizer: Its tokenizer.
+        probes: Texts to answer.
+        sentences: Of each text.
+        seed: Of the texts.
+        progress: Show it on stderr.
+
+    Raises:
+        ValueError: if the model answers none of them.
+    """
     total: Tensor | None = None
     answered = 0
     for number, probe in enumerate(_probes(probes, sentences, seed)):
@@ -183,11 +200,12 @@ class _Probe:
 
 
 def _probes(count: int, sentences: int, seed: int) -> Iterator[_Probe]:
-    """Give texts of random sentences with one number to find and others to pass by, evenly spread in depth."""
+    """Give texts of random sentences, one number to find and others to pass by, evenly spread in depth."""
     pick = random.Random(seed)
     for number in range(count):
         text = [
-            f"The {pick.choice(_SUBJECTS)} {pick.choice(_VERBS)} the {pick.choice(_OBJECTS)}{pick.choice(_PLACES)}."
+            f"The {pick.choice(_SUBJECTS)} {pick.choice(_VERBS)} the "
+            f"{pick.choice(_OBJECTS)}{pick.choice(_PLACES)}."
             for _ in range(sentences)
         ]
         names = pick.sample(_NAMES, 3)
@@ -201,7 +219,7 @@ def _probes(count: int, sentences: int, seed: int) -> Iterator[_Probe]:
 
 
 def _score(model: PreTrainedModel, tokenizer: Any, probe: _Probe) -> Float[Tensor, "layers heads"] | None:
-    """Return for each head the share of the value's tokens it copied, None if the model does not tell the value."""
+    """Return each head's share of the value's tokens it copied, None if the model does not tell the value."""
     before, after = chat_prompt(tokenizer, probe.question)
     start = probe.text.index(probe.value)
     told = probe.text[start + len(probe.value) :] + after + probe.answer

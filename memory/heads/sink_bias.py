@@ -1,10 +1,11 @@
 """ZeroTuning: make heads attend more or less to the attention sink, and so less or more to all else.
 
-Han et al. 2025 (arXiv 2505.11739): the weight of token 0 is multiplied by gamma and the row renormalised, which is to
-add log(gamma) to the logit of token 0. Nothing is trained; gammas are chosen by a task's validation score.
+Han et al. 2025 (arXiv 2505.11739): the weight of token 0 is multiplied by gamma and the row renormalised,
+which is to add log(gamma) to the logit of token 0. Nothing is trained; gammas are chosen by a task's
+validation score.
 
-The logit is added by eight more columns of queries and keys, of which one is used: a query holds its head's log(gamma),
-token 0 holds a one and all other keys zero. So no mask of queries by keys is needed.
+The logit is added by eight more columns of queries and keys, of which one is used: a query holds its head's
+log(gamma), token 0 holds a one and all other keys zero. So no mask of queries by keys is needed.
 """
 
 from __future__ import annotations
@@ -26,10 +27,13 @@ _COLUMNS = 8  # fast kernels want widths of multiples of eight
 
 @contextmanager
 def sink_bias(model: PreTrainedModel, gammas: Mapping[int, float | Sequence[float]]) -> Iterator[None]:
-    """Multiply attention to token 0 inside the block: a gamma per layer, for all its heads or for each of them.
+    """Multiply attention to token 0 inside the block.
 
-    Token 0 is a row's first that is not padding. Above 1 the sink draws more. Raises ValueError for gammas that are not
-    positive or not one per head, and for layers that do not exist or whose window slides away from token 0.
+    A gamma per layer, for all its heads or for each of them.
+
+    Token 0 is a row's first that is not padding. Above 1 the sink draws more. Raises ValueError for gammas
+    that are not positive or not one per head, and for layers that do not exist or whose window slides away
+    from token 0.
     """
     modules = attention_modules(model)
     wrappers = {}

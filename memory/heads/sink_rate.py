@@ -1,8 +1,8 @@
-"""How many attention heads of a language model have a sink: token 0, on which they spend what they have no use for.
+"""How many heads of a language model have a sink: token 0, on which they spend what they do not need.
 
-Gu et al. 2025 (arXiv 2410.10781, section 3): a head has one where the attention to the first token, averaged over a
-sequence's queries, exceeds a threshold; 0.3, on sequences of 64 tokens. Policies that keep sinks matter to models
-whose rate is high.
+Gu et al. 2025 (arXiv 2410.10781, section 3): a head has one where the attention to the first token, averaged
+over a sequence's queries, exceeds a threshold; 0.3, on sequences of 64 tokens. Policies that keep sinks
+matter to models whose rate is high.
 """
 
 from __future__ import annotations
@@ -28,5 +28,5 @@ def sink_weights(
 
 
 def sink_rate(model: PreTrainedModel, input_ids: Int[Tensor, "batch time"], threshold: float = 0.3) -> float:
-    """Return the fraction of heads, averaged over sequences, whose mean attention to token 0 exceeds `threshold`."""
+    """Return the fraction of heads, over sequences, whose mean attention to token 0 is over `threshold`."""
     return (sink_weights(model, input_ids) > threshold).float().mean().item()

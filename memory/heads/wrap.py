@@ -1,9 +1,9 @@
 """Wrap the attention of single layers of a transformers model while a `with` block runs.
 
-Transformers looks the attention function up by name in its AttentionInterface. One function of ours is registered
-there under a name of its own; it runs the wrappers of the layer it is called for around SDPA, which is also what
-the other layers run. Outside the block a model has what it had before. Caches with a policy do not work inside, and
-say so.
+Transformers looks the attention function up by name in its AttentionInterface. One function of ours is
+registered there under a name of its own; it runs the wrappers of the layer it is called for around SDPA,
+which is also what the other layers run. Outside the block a model has what it had before. Caches with a
+policy do not work inside, and say so.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 Attention = Callable[..., tuple[Tensor, Tensor | None]]
-"""`attention(module, query, key, value, mask, **options)`, as transformers calls it; heads are dimension 1."""
+"""`attention(module, query, key, value, mask, **options)`, as transformers calls it; heads are dimension
+1."""
 
 Wrapper = Callable[..., tuple[Tensor, Tensor | None]]
 """`wrapper(attention, module, query, key, value, mask, **options)`: does its part and calls `attention`."""
@@ -53,7 +54,8 @@ def wrapped_attention(model: PreTrainedModel, wrappers: Mapping[int, Wrapper]) -
         model.set_attn_implementation(_NAME)
         if model.config._attn_implementation != _NAME:
             raise ValueError(
-                f"{type(model).__name__} does not take attention functions of transformers' AttentionInterface"
+                f"{type(model).__name__} does not take attention functions of transformers' "
+                "AttentionInterface"
             )
         for layer, wrapper in wrappers.items():
             added.append((_wrappers.setdefault(modules[layer], []), wrapper))

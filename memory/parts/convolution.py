@@ -1,7 +1,7 @@
 """A short causal convolution over time, one filter per channel, with its last inputs for a state.
 
-It lets neighbours meet, a key and the value behind it, before a memory sees them. Sequence models of several kinds
-have one before they mix (Poli et al. 2023, arXiv 2302.10866; Arora et al. 2024, arXiv 2402.18668).
+It lets neighbours meet, a key and the value behind it, before a memory sees them. Sequence models of several
+kinds have one before they mix (Poli et al. 2023, arXiv 2302.10866; Arora et al. 2024, arXiv 2402.18668).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class ShortConvolution(nn.Module):
-    """Sums the last `width` inputs of a sequence, each channel with weights of its own, the present one's at first 1.
+    """Sums the last `width` inputs of a sequence, each channel by its own weights, the present's at first 1.
 
     State: `[batch, width - 1, dim]`, the inputs before the present one, zeros where there were none.
     """

@@ -65,8 +65,8 @@ def stretched_weights(
     """Return a recurrent layer's weights for stretched inputs: input, hidden, input bias, hidden bias.
 
     `flush` and `padding` say of each gate, in the layer's order, whether such a step opens it (1), closes it
-    (-1) or feeds it zero (0). The input bias becomes the weight of the kind "an input", so that a flush has none
-    and sends it no gradient.
+    (-1) or feeds it zero (0). The input bias becomes the weight of the kind "an input", so that a flush has
+    none and sends it no gradient.
     """
     weight, hidden_weight, bias, hidden_bias = weights
     width = hidden_weight.shape[1]

@@ -1,8 +1,8 @@
-"""A segment laid out on chunk grids that begin with its episodes, so that resets and cuts move no chunk boundary.
+"""A segment laid out on chunk grids that begin with its episodes: resets and cuts move no boundary.
 
-Chunk boundaries are multiples of `chunk_size` in episode time. Each row's pieces of episodes are laid one after the
-other, each from the place in its chunk where it begins; what no step fills is empty, and the number of chunks is that of
-the row that needs most.
+Chunk boundaries are multiples of `chunk_size` in episode time. Each row's pieces of episodes are laid one
+after the other, each from the place in its chunk where it begins; what no step fills is empty, and the number
+of chunks is that of the row that needs most.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def _take(x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
 
 
 class _Take(torch.autograd.Function):
-    """Rows of each batch by index, zeros for -1, with a gradient that takes by the inverse and adds nothing up."""
+    """Rows of each batch by index, zeros for -1; the gradient takes by the inverse and adds nothing up."""
 
     generate_vmap_rule = True
 

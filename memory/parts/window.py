@@ -19,7 +19,7 @@ _MOST_HEADS = 4
 
 
 def resolve_heads(dim: int, num_heads: int | None, narrowest: int = 1, name: str = "num_heads") -> int:
-    """Return `num_heads`, or by default as many, up to 4, as divide `dim` into heads at least `narrowest` wide.
+    """Return `num_heads`, by default as many, up to 4, as divide `dim` into heads `narrowest` wide or more.
 
     Raises ValueError, with the field's `name`, if the heads do not divide the width or are too narrow.
     """
@@ -34,7 +34,10 @@ def resolve_heads(dim: int, num_heads: int | None, narrowest: int = 1, name: str
 
 
 def distance_embedding(count: int, dim: int) -> Float[Tensor, "count dim"]:
-    """Return sinusoids of the distances 0 .. count - 1: sines, then cosines (Vaswani et al. 2017, section 3.5)."""
+    """Return sinusoids of the distances 0 .. count - 1.
+
+    Sines, then cosines (Vaswani et al. 2017, section 3.5).
+    """
     frequency = torch.exp(torch.arange(0, dim, 2, dtype=torch.float64) * (-math.log(10_000.0) / dim))
     angle = torch.arange(count, dtype=torch.float64)[:, None] * frequency
     return torch.cat([angle.sin(), angle.cos()], dim=-1).to(torch.get_default_dtype())

@@ -54,7 +54,10 @@ class Bookmark:
             self._load(path)
 
     def parts(self, sentences: Iterable[str], cut: Callable[[str], Iterable[Sentence]]) -> Iterator[Sentence]:
-        """Give the cut sentences that are not read yet. Raises ValueError if those before are not what was read."""
+        """Give the cut sentences that are not read yet.
+
+        Raises ValueError if those before are not what was read.
+        """
         at, place = 0, self.place
         for text in sentences:
             if at + len(text) <= place.characters:  # not cut: that takes the tokenizer's time
@@ -125,7 +128,7 @@ class Bookmark:
 
 
 class Watch:
-    """Shows how a text is being read, on stderr, and saves the bookmark when the reading ends, however it ends."""
+    """Shows on stderr how a text is being read, and saves the bookmark when reading ends, however it ends."""
 
     def __init__(self, bookmark: Bookmark, characters: int | None, enabled: bool) -> None:
         self._bookmark, self._characters, self._enabled = bookmark, characters, enabled

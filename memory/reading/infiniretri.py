@@ -1,14 +1,15 @@
-"""InfiniRetri: read a text of any length with a causal language model and keep the sentences a question is about.
+"""InfiniRetri: read a text of any length with a causal model; keep the sentences a question is about.
 
-Ye et al. 2025 (arXiv 2502.12962): the text goes through the model chunk by chunk, each with the sentences kept so
-far in front and the question behind. The attention of the question's rows, summed over a phrase, picks the tokens
-whose sentences are kept, and in the end the question is answered from those alone. No keys and values are carried
-over, so the cost is linear in the text's length, memory does not grow, and the model's trained length is no limit.
+Ye et al. 2025 (arXiv 2502.12962): the text goes through the model chunk by chunk, each with the sentences
+kept so far in front and the question behind. The attention of the question's rows, summed over a phrase,
+picks the tokens whose sentences are kept, and in the end the question is answered from those alone. No keys
+and values are carried over, so the cost is linear in the text's length, memory does not grow, and the model's
+trained length is no limit.
 
-Beyond the paper: the weights are those of retrieval heads in one layer, where the paper sums all heads of the last
-layer; the forward pass ends at that layer, and only the question's rows of weights are computed, where the paper
-runs eager attention in all layers; and the attention sink is taken out before neighbours are summed, so that it
-does not smear into the first sentence, as phrases do not into the sentences beside them.
+Beyond the paper: the weights are those of retrieval heads in one layer, where the paper sums all heads of
+the last layer; the forward pass ends at that layer, and only the question's rows of weights are computed,
+where the paper runs eager attention in all layers; and the attention sink is taken out before neighbours are
+summed, so that it does not smear into the first sentence, as phrases do not into the sentences beside them.
 """
 
 from __future__ import annotations
@@ -49,9 +50,17 @@ class Retrieved:
 class InfiniRetri:
     """Reads texts with a causal language model of transformers and its tokenizer.
 
-    `chunk_tokens` of text are read at once; the sentences of the `top_k` best tokens are kept, as many of the best as
-    fit into `chunk_tokens`; a token's score is that of the `phrase` tokens around it. `layer` and `heads` default to
-    those that copy best (see `retrieval_heads`). Raises ValueError on a size, layer or head that cannot be.
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        chunk_tokens: Tokens of text read at once; of the best sentences as many are kept as fit into so many.
+        top_k: Tokens whose sentences are kept, the best by score.
+        phrase: A token's score is that of so many tokens around it.
+        layer: Whose attention is looked at; by default the one that copies best (see `retrieval_heads`).
+        heads: Which of its heads; by default those that copy best.
+
+    Raises:
+        ValueError: on a size, layer or head that cannot be.
     """
 
     def __init__(
@@ -87,8 +96,8 @@ class InfiniRetri:
     ) -> Retrieved:
         """Read a text, or pieces of one that may be cut anywhere, and answer the question from what was kept.
 
-        With `state`, a file, the place reached is saved every few seconds and at Ctrl-C; the same call goes on from
-        there. Raises ValueError if the file belongs to another text, question or setting.
+        With `state`, a file, the place reached is saved every few seconds and at Ctrl-C; the same call goes
+        on from there. Raises ValueError if the file belongs to another text, question or setting.
         """
         bookmark = Bookmark(None if state is None else Path(state), self._settings(question))
         length = len(text) if isinstance(text, str) else None
@@ -110,7 +119,8 @@ class InfiniRetri:
         tokens = [token for sentence in sentences for token in sentence.tokens]
         asked = before + tokens + after
         length = len(asked)
-        # What stands after the question, unread: a processor's library builds code anew for every length it meets.
+        # What stands after the question, unread: a processor's library builds code anew for every length it
+        # meets.
         unread = after[-1:] * (-length % _LENGTHS_APART)
         prompt = torch.tensor([asked + unread], device=self.model.device)
         rows = slice(length - len(after), length)
@@ -163,10 +173,10 @@ class InfiniRetri:
 def phrase_scores(
     weights: Float[Tensor, "heads rows keys"], first: int, lengths: Sequence[int], phrase: int
 ) -> Float[Tensor, "tokens"]:
-    """Return how much the rows attend to the `phrase` tokens around each token of the sentences of these lengths.
+    """Return how much the rows attend to the `phrase` tokens around each token of these sentences.
 
-    They begin at key `first` and fill the keys after it. A phrase does not reach into other sentences; what lies
-    outside them, and the sink at key 0 wherever they begin, counts nothing.
+    They begin at key `first` and fill the keys after it. A phrase does not reach into other sentences; what
+    lies outside them, and the sink at key 0 wherever they begin, counts nothing.
     """
     received = weights.sum(dim=(0, 1)).double()
     received[0] = 0
@@ -183,7 +193,10 @@ def phrase_scores(
 def _keep(
     sentences: Sequence[Sentence], scores: Float[Tensor, "tokens"], top_k: int, most_tokens: int
 ) -> list[Sentence]:
-    """Return the sentences of the `top_k` best tokens, in order; those of the best that fit into `most_tokens`."""
+    """Return the sentences of the `top_k` best tokens, in order.
+
+    Those of the best that fit into `most_tokens`.
+    """
     owner = [at for at, sentence in enumerate(sentences) for _ in sentence.tokens]
     kept: dict[int, None] = {}
     left = most_tokens

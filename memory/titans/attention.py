@@ -1,8 +1,9 @@
 """What the architectures of Titans share: window attention with persistent tokens, and the memory's gate.
 
-Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), sections 3.3 and 4. Persistent tokens are learned keys and
-values that stand before every episode and stay visible, so attention is `kernels.sink_attention` whose sinks they are.
-Half of a head is turned by the step's time (rotary positions) and sees no persistent token, which has none.
+Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), sections 3.3 and 4. Persistent tokens are learned
+keys and values that stand before every episode and stay visible, so attention is `kernels.sink_attention`
+whose sinks they are. Half of a head is turned by the step's time (rotary positions) and sees no persistent
+token, which has none.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class PersistentTokens(nn.Module):
 
 
 class WindowClock(NamedTuple):
-    """Where queries and cached keys are in their row's stream, each of whose episodes begins with persistent steps."""
+    """Where queries and keys are in their row's stream, whose episodes begin with persistent steps."""
 
     time: Int[Tensor, "batch time"]
     """The step's number in its episode."""
@@ -95,7 +96,10 @@ class WindowClock(NamedTuple):
         window: int,
         persistent: int,
     ) -> WindowClock:
-        """Return the clock of `length` steps of rows that are `age` steps into an episode; None: no step is a start."""
+        """Return the clock of `length` steps of rows that are `age` steps into an episode.
+
+        None: no step is a start.
+        """
         now = torch.arange(length, device=age.device)
         step = age[:, None] + now + persistent
         begin = torch.zeros_like(step)
@@ -118,9 +122,10 @@ class WindowClock(NamedTuple):
 
 
 class WindowAttention(PersistentTokens):
-    """Attention to the last `window` steps of the episode, the present one included, and to persistent tokens.
+    """Attention to the last `window` steps of the episode, the present included, and to persistent tokens.
 
-    State: `keys` and `values` `[batch, window - 1, dim]` of the last steps, oldest first, zero where there were none.
+    State: `keys` and `values` `[batch, window - 1, dim]` of the last steps, oldest first, zero where there
+    were none.
     """
 
     def __init__(self, dim: int, num_heads: int | None, num_persistent: int, window: int) -> None:
@@ -172,9 +177,9 @@ class WindowAttention(PersistentTokens):
 class MemoryGate(nn.Module):
     """What attention read and what the memory recalled, mixed by a gate of both (equations 25 and 28).
 
-    The paper normalises both by learned vectors and leaves the nonlinearity open. Here each has its learned RMS
-    normalisation, and a sigmoid of their sum says how much of each passes: with a product of the two `titans_mac`
-    was still at chance on MQAR after a million tokens.
+    The paper normalises both by learned vectors and leaves the nonlinearity open. Here each has its learned
+    RMS normalisation, and a sigmoid of their sum says how much of each passes: with a product of the two
+    `titans_mac` was still at chance on MQAR after a million tokens.
     """
 
     def __init__(self, dim: int) -> None:

@@ -1,9 +1,9 @@
-"""What a neural memory is given of its projected inputs: queries, keys and values, mixed with the inputs just before.
+"""What a neural memory is given: queries, keys and values, mixed with those of the inputs just before.
 
-Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), section 4.4: a causal convolution, a filter per channel, then
-SiLU and, but for values, a division by the length. All of it is little to compute and much to read and write, so a
-segment is gone through in blocks that caches hold, forward and back, and only the projected inputs are kept for the
-gradient.
+Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), section 4.4: a causal convolution, a filter per
+channel, then SiLU and, but for values, a division by the length. All of it is little to compute and much to
+read and write, so a segment is gone through in blocks that caches hold, forward and back, and only the
+projected inputs are kept for the gradient.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Titans' long-term memory by itself: layers of neural memory, which learn at test time.
 
-Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), "LMM" in its section 4.3; what the paper leaves open is
-decided in `memory/neural_memory.py`. Each layer is a neural memory and a feed-forward part, both on a normed input
-with a plain residual. A layer learns its own normed inputs.
+Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), "LMM" in its section 4.3; what the paper leaves
+open is decided in `memory/titans/neural.py`. Each layer is a neural memory and a feed-forward part, both on a
+normed input with a plain residual. A layer learns its own normed inputs.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ class TitansConfig(NeuralMemoryConfig):
 
 
 class TitansLayer(nn.Module, ABC):
-    """A layer of `Titans` or of one of its architectures; a subclass adds how memory and attention are put together."""
+    """A layer of `Titans` or of one of its architectures.
+
+    A subclass adds how memory and attention are put together.
+    """
 
     def __init__(self, config: TitansConfig) -> None:
         super().__init__()
@@ -130,8 +133,8 @@ class Titans(Memory):
     ) -> tuple[Float[Tensor, "batch time dim"], Float[Tensor, "batch time"], State]:
         """Return outputs, every step's surprise and the state after the last.
 
-        Surprise is the length of the gradient that the step gives its memory, the mean over heads and layers, and
-        carries no graph: something to reward or to replay by.
+        Surprise is the length of the gradient that the step gives its memory, the mean over heads and layers,
+        and carries no graph: something to reward or to replay by.
         """
         age = state["time"]
         grid = ChunkGrid.of(age, start, self.chunk_size)

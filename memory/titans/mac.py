@@ -1,10 +1,11 @@
-"""Titans with memory as a context: attention inside a chunk, over what memory recalls for it and over the chunk itself.
+"""Titans with memory as a context: attention inside a chunk, over what memory recalls and the chunk.
 
-Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), section 4.1, equations 21 to 25. A segment of the paper is the
-memory's chunk here, so the memory before the segment is its anchor. For every step of a chunk memory recalls a token;
-attention sees persistent tokens and, up to the present step, recalled tokens and inputs; what it read, added to its input,
-is learned, recalled after that, and gated. The paper's last recall comes after the whole segment is learned, which would show a step its
-future; here it comes after the step's own write. The memory has no convolution: attention stands before it.
+Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), section 4.1, equations 21 to 25. A segment of the
+paper is the memory's chunk here, so the memory before the segment is its anchor. For every step of a chunk
+memory recalls a token; attention sees persistent tokens and, up to the present step, recalled tokens and
+inputs; what it read, added to its input, is learned, recalled after that, and gated. The paper's last recall
+comes after the whole segment is learned, which would show a step its future; here it comes after the step's
+own write. The memory has no convolution: attention stands before it.
 """
 
 from __future__ import annotations
@@ -53,7 +54,10 @@ class TitansMACConfig(TitansConfig):
 
 
 class _ContextLayer(TitansLayer):
-    """State, beside that of memory: `keys` and `values` `[batch, 2 chunk_size, dim]` of the chunk's inputs and recalls."""
+    """State, beside that of memory.
+
+    `keys` and `values` `[batch, 2 chunk_size, dim]` of the chunk's inputs and recalls.
+    """
 
     def __init__(self, config: TitansMACConfig) -> None:
         super().__init__(config)

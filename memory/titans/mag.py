@@ -1,7 +1,7 @@
 """Titans with memory as a gate: window attention and neural memory side by side.
 
-Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), section 4.2, equations 26 to 28. Both branches see the same
-normed inputs; a gate mixes what attention read with what the memory recalled.
+Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), section 4.2, equations 26 to 28. Both branches see
+the same normed inputs; a gate mixes what attention read with what the memory recalled.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Titans with memory as a layer: window attention over what neural memory recalled.
 
-Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), section 4.3, equations 29 to 31. As everywhere here, each part
-reads a normed input and adds to a residual stream.
+Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), section 4.3, equations 29 to 31. As everywhere
+here, each part reads a normed input and adds to a residual stream.
 """
 
 from __future__ import annotations

@@ -3,20 +3,22 @@
 Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), sections 3 and 4.4; the learning itself is
 `kernels.neural_memory`. What the paper leaves open is decided here:
 
-- Gates are functions of the token, one of each per head. The step is
-  `max_step * sigmoid(.) * (1 - momentum) / chunk_size`: the gradients of a chunk are taken at one anchor, so its tokens
-  together make one step of gradient descent, of size 1 at most (the clip of `kernels.neural_memory` sees to networks of
-  several layers). Momentum is `chunk_size / (chunk_size + 1)` at most, so that what a token leaves to be repeated behind
-  its chunk is at most one more such step: without that bound a large step, taken where momentum is low and repeated
-  where it is high, makes a memory diverge. With both, weights stayed bounded in every stream we tried.
-- Weights forget towards the learned ones, at first 0.01% to 1% a step. The last layer is born at zero: what is read is
-  what was written. So the persistent tokens of section 3.3, written into every memory before its first step, are
-  nothing but other learned weights, and only attention has them.
-- Keys, queries and values pass a causal convolution over `convolution` steps, SiLU and, but for values, a division by
-  their length. A read passes RMS normalisation and a gate of the input before the output projection.
+- Gates are functions of the token, one of each per head. The step is `max_step * sigmoid(.) * (1 - momentum)
+  / chunk_size`: the gradients of a chunk are taken at one anchor, so its tokens together make one step of
+  gradient descent, of size 1 at most (the clip of `kernels.neural_memory` sees to networks of several
+  layers). Momentum is `chunk_size / (chunk_size + 1)` at most, so that what a token leaves to be repeated
+  behind its chunk is at most one more such step: without that bound a large step, taken where momentum is low
+  and repeated where it is high, makes a memory diverge. With both, weights stayed bounded in every stream we
+  tried.
+- Weights forget towards the learned ones, at first 0.01% to 1% a step. The last layer is born at zero: what
+  is read is what was written. So the persistent tokens of section 3.3, written into every memory before its
+  first step, are nothing but other learned weights, and only attention has them.
+- Keys, queries and values pass a causal convolution over `convolution` steps, SiLU and, but for values, a
+  division by their length. A read passes RMS normalisation and a gate of the input before the output
+  projection.
 - A read comes before the write of its own step, as agents want it, or after, as the paper has it.
-- `bptt_chunks` says how far outer gradients flow back through the weights: through the whole segment, or to the last
-  boundary of so many chunks, counted from the episode's start.
+- `bptt_chunks` says how far outer gradients flow back through the weights: through the whole segment, or to
+  the last boundary of so many chunks, counted from the episode's start.
 """
 
 from __future__ import annotations
@@ -49,7 +51,8 @@ class NeuralMemoryConfig(MemoryConfig):
     chunk_size: int = 16
     """Steps whose gradients are taken at the same weights; 1 is the exact online rule."""
     depth: int = 1
-    """Layers of a head's network; 1 is a matrix, cheaper, and at the sizes tried so far sooner of use than more."""
+    """Layers of a head's network; 1 is a matrix, cheaper, and at the sizes tried so far sooner of use than
+    more."""
     hidden_ratio: int = 2
     """Width between the layers, in units of a head's."""
     num_heads: int | None = None
@@ -105,9 +108,9 @@ class NeuralMemoryConfig(MemoryConfig):
 class NeuralMemory(nn.Module):
     """Writes every input into weights of its own row and returns what those recall of it.
 
-    State: `delta`, `momentum` and `anchor` `[batch, heads, weights]`, what was learned on top of the learned weights,
-    how it moves, and where it stood at the chunk's start; `tail` `[batch, convolution - 1, 3 dim]`, the last inputs of
-    the convolution.
+    State: `delta`, `momentum` and `anchor` `[batch, heads, weights]`, what was learned on top of the learned
+    weights, how it moves, and where it stood at the chunk's start; `tail` `[batch, convolution - 1, 3 dim]`,
+    the last inputs of the convolution.
     """
 
     def __init__(self, config: NeuralMemoryConfig) -> None:
@@ -117,7 +120,8 @@ class NeuralMemory(nn.Module):
         self.chunk_size, self.heads, self.width = config.chunk_size, config.heads, dim // config.heads
         self.project_in = nn.Linear(dim, 3 * dim, bias=False)
         if config.convolution > 1:
-            # At first nearly the present input alone: a key that mixes steps is not met again by a query elsewhere.
+            # At first nearly the present input alone: a key that mixes steps is not met again by a query
+            # elsewhere.
             taps = torch.randn(config.convolution, 3 * dim) * 0.1
             taps[-1] = 1.0
             self.convolution = nn.Parameter(taps)
@@ -147,7 +151,10 @@ class NeuralMemory(nn.Module):
     def step(
         self, x: Float[Tensor, "batch dim"], state: State, time: Int[Tensor, " batch"]
     ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, " batch"], State]:
-        """Return what one input recalls, its surprise, and the state after; `time` is its step in the episode."""
+        """Return what one input recalls, its surprise, and the state after.
+
+        `time` is its step in the episode.
+        """
         projected = self.project_in(x)
         after: State = {}
         if self.config.convolution > 1:
@@ -210,14 +217,20 @@ class NeuralMemory(nn.Module):
         state: State,
         valid: Bool[Tensor, "batch chunk_size"] | None,
     ) -> tuple[Float[Tensor, "batch chunk_size dim"], Float[Tensor, "batch chunk_size"], State]:
-        """Return what one chunk recalls, its surprises, and the state after; for a memory without a convolution."""
+        """Return what one chunk recalls, its surprises, and the state after.
+
+        For a memory without a convolution.
+        """
         y, surprise, learned = self._learn(
             heads_of(self.project_in(x), self.heads), self.gates(x), _learned(state), valid, None, None
         )
         return self._finish(x, y), surprise.mean(-1), learned._asdict()
 
     def recall(self, query: Float[Tensor, "batch time dim"], state: State) -> Float[Tensor, "batch time dim"]:
-        """Return what queries recall of all that was learned before the present chunk, ungated; nothing is learned."""
+        """Return what queries recall of all that was learned before the present chunk, ungated.
+
+        Nothing is learned.
+        """
         heads = unit(functional.silu(query).unflatten(-1, (self.heads, self.width)))
         options = {name: self._options[name] for name in ("residual", "norm")}
         y = neural_recall(heads, list(self.weights), state["anchor"], **options)
@@ -273,7 +286,7 @@ def cut_rows(state: State, rows: Bool[Tensor, " batch"]) -> State:
 
 
 def most_momentum(chunk_size: int) -> float:
-    """Return the momentum at which what is left of a chunk's steps, summed up for ever, is one more chunk's."""
+    """Return the momentum at which what a chunk's steps leave, summed up for ever, is one more chunk's."""
     return chunk_size / (chunk_size + 1)
 
 

@@ -1,4 +1,4 @@
-"""Sequence models: the memories' laws with tokens for inputs, generation, equal sizes, and the way to a folder and back."""
+"""Sequence models: the memories' laws with tokens for inputs, generation, equal sizes, to disk and back."""
 
 from __future__ import annotations
 

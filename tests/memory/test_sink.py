@@ -35,7 +35,7 @@ def turned(vector, time):
 
 
 def one_layer(layer, inputs, num_sinks, window):
-    """Return a layer's outputs for an episode, one query, head and key at a time, from a list of all inputs."""
+    """Return a layer's outputs for an episode, one query, head and key at a time, from all inputs."""
     heads, width, rotated = layer.heads, layer.width, layer.rotated
     outputs = []
     for t, x in enumerate(inputs):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, tzinfo
@@ -9,6 +10,12 @@ from typing import Any
 
 KINDS = ("knowledge", "conversation", "task", "episode")
 TRUSTS = ("user", "agent", "tool")
+
+COLUMNS = (
+    "id, text, kind, namespace, trust, provenance, created, observed, renewed, valid_from, valid_to, "
+    "importance, supersedes, sayings"
+)
+"""What of a row of the table of records is a `Record`."""
 
 Time = datetime | float
 """A moment: a datetime (one without a zone is UTC), or seconds since 1970."""
@@ -19,7 +26,8 @@ class Explanation:
     """Why a hit is where it is: `score` is `(from_words + from_embeddings) * recency * importance`."""
 
     keyword_rank: float | None
-    """Place among the records that share words or a day with the query, from 1, equals in the middle of theirs; else None."""
+    """Place among the records that share words or a day with the query, from 1, equals in the middle of
+    theirs; else None."""
     dense_rank: float | None
     """Place among the records whose embeddings were compared with the query's; None without embeddings."""
     chunk_rank: int | None
@@ -29,7 +37,8 @@ class Explanation:
     from_words: float
     """Its share by words and what neighbours lend it, times how sure words are."""
     from_embeddings: float
-    """Its share by embeddings and what neighbours lend it, times how sure they are and the bank's `dense_weight`."""
+    """Its share by embeddings and what neighbours lend it, times how sure they are and the bank's
+    `dense_weight`."""
     recency: float
     """Factor for age, 1.02 for the present moment down to 0.98."""
     importance: float
@@ -124,10 +133,34 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
 def check_choices(
     name: str, values: Iterable[str] | str | None, choices: tuple[str, ...]
 ) -> tuple[str, ...] | None:
-    """Return the values, one or several; None for all. Raises ValueError if one is not a choice, or none is given."""
+    """Return the values, one or several; None for all.
+
+    Raises ValueError if one is not a choice, or none is given.
+    """
     if values is None:
         return None
     chosen = tuple(check_choice(name, v, choices) for v in ((values,) if isinstance(values, str) else values))
     if not chosen:
         raise ValueError(f"{name} is empty; choose from {', '.join(choices)}, or None for all")
     return chosen
+
+
+def join_namespace(namespace: tuple[str, ...]) -> str:
+    """Return a namespace as stored: each part ends in U+001F, so that a wider one is a prefix."""
+    return "".join(f"{part}\x1f" for part in namespace)
+
+
+def split_namespace(stored: str) -> tuple[str, ...]:
+    """Return what `join_namespace` joined."""
+    return tuple(stored.split("\x1f")[:-1])
+
+
+def record_fields(row: tuple) -> dict[str, Any]:
+    """Return the fields of a `Record` from a row of `COLUMNS`."""
+    fields: dict[str, Any] = dict(zip(COLUMNS.split(", "), row, strict=True))
+    fields["namespace"] = split_namespace(fields["namespace"])
+    fields["provenance"] = json.loads(fields["provenance"])
+    for name in ("created", "observed", "renewed", "valid_from", "valid_to"):
+        if fields[name] is not None:
+            fields[name] = to_datetime(fields[name])
+    return fields

@@ -1,7 +1,8 @@
 """The file of a memory bank: an SQLite database that several processes may read and write at once.
 
-Write-ahead log, one writer at a time, readers never wait. What a commit has acknowledged survives the death of
-the process (kill -9); a power cut may take the last commits, never the file. Deleted content is overwritten.
+Write-ahead log, one writer at a time, readers never wait. What a commit has acknowledged survives the death
+of the process (kill -9); a power cut may take the last commits, never the file. Deleted content is
+overwritten.
 """
 
 from __future__ import annotations
@@ -48,7 +49,11 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
             provenance TEXT NOT NULL)""",
         "CREATE INDEX sayings_by_record ON sayings (number)",
         "CREATE TABLE marks (mark INTEGER, number INTEGER, PRIMARY KEY (mark, number)) WITHOUT ROWID",
-        "CREATE TABLE vectors (number INTEGER PRIMARY KEY REFERENCES records ON DELETE CASCADE, vector BLOB NOT NULL)",
+        (
+            "CREATE TABLE vectors (number INTEGER PRIMARY KEY REFERENCES records ON DELETE CASCADE, "
+            "vector BLOB "
+            "NOT NULL)"
+        ),
         "CREATE TABLE facts (name TEXT PRIMARY KEY, value) WITHOUT ROWID",
         "INSERT INTO facts VALUES ('deletions', 0), ('dimension', NULL)",
         """CREATE VIRTUAL TABLE words USING fts5(
@@ -97,7 +102,7 @@ class Store:
             yield connection
 
     def if_undone(self, act: Callable[[], None]) -> None:
-        """Call `act`, once, if the transaction that this thread is in has changed something and is rolled back.
+        """Call `act`, once, if this thread's transaction has changed something and is rolled back.
 
         For what keeps in memory what it read there.
         """
@@ -116,7 +121,8 @@ class Store:
                 return
         with self.writing() as connection:
             connection.execute(
-                "CREATE TABLE IF NOT EXISTS layouts (name TEXT PRIMARY KEY, version INTEGER NOT NULL) WITHOUT ROWID"
+                "CREATE TABLE IF NOT EXISTS layouts (name TEXT PRIMARY KEY, version INTEGER NOT NULL) "
+                "WITHOUT ROWID"
             )
             self._migrate(migrations, _layout(connection, name), f"{name} of layout")
             connection.execute("INSERT OR REPLACE INTO layouts VALUES (?, ?)", (name, len(migrations)))
@@ -199,7 +205,16 @@ def select(
     values: Sequence[object] = (),
     key: str = "number",
 ) -> list[tuple]:
-    """Return columns of the records whose `key` is among `numbers` and that meet the condition, in no order."""
+    """Return columns of the records that meet the condition, their `key` among `numbers`, in no order.
+
+    Args:
+        connection: To the bank's file.
+        columns: What to return, in SQL.
+        numbers: Which records, by `key`.
+        condition: What they must meet, in SQL.
+        values: Of the condition's question marks.
+        key: The column that `numbers` are of.
+    """
     numbers = list(numbers)
     rows: list[tuple] = []
     for first in range(0, len(numbers), 500):  # older SQLites take at most 999 values

@@ -1,8 +1,8 @@
-"""The dense arm of a bank too large to hold: chunks chosen by an approximate index in files, embeddings read from SQLite.
+"""The dense arm of a bank too large to hold: an approximate index in files, embeddings in SQLite.
 
-The nearest records are found in segments mapped into memory (`memory/bank_segments.py`), those too new for a segment
-by an exact scan. Their chunks are the chosen ones; inside, every record's own embedding is read and scored exactly, as
-ever.
+The nearest records are found in segments mapped into memory (`memory/bank/search/segments.py`), those too new for a
+segment by an exact scan. Their chunks are the chosen ones; inside, every record's own embedding is read and
+scored exactly, as ever.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class ApproximateIndex(DenseIndex):
         top_chunks: int,
         also: Sequence[int],
     ) -> Looked:
-        """Return all records of the chunks of the nearest records that are allowed, and of the chunks of `also`."""
+        """Return all records in the chunks of the nearest that are allowed, and in those of `also`."""
         chosen = self._chunks_of_nearest(query, allows)[:top_chunks]
         place = {chunk: rank for rank, chunk in enumerate(chosen, 1)}
         for (chunk,) in select(self._connection, "chunk", also):
@@ -118,7 +118,7 @@ class ApproximateIndex(DenseIndex):
         return list(dict.fromkeys(ordered[:_NEAREST]))
 
     def _nearest(self, query: Float[np.ndarray, "D"], each: int) -> Int[np.ndarray, "K"]:
-        """Return about the nearest records, so many of each segment and of what no segment holds, the best first."""
+        """Return about the nearest records, best first, so many of each segment and of what none holds."""
         found = [self._tail.closest(query, each)]
         for graph in self._graphs:
             matches = graph.search(query, each)

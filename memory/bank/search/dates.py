@@ -1,12 +1,12 @@
 """Dates in a question: phrases for the keyword index, and the days whose records are meant.
 
-Day, month and year as words by themselves would find all that names any date: a record of another day of that month
-shares two of them. So a day and its month are one phrase, and with their year one more, since nothing is as sure a sign
-as the same date. And what was observed then is meant, though it does not say so, unless the question names the date as
-a bound ("as of", "until").
+Day, month and year as words by themselves would find all that names any date: a record of another day of
+that month shares two of them. So a day and its month are one phrase, and with their year one more, since
+nothing is as sure a sign as the same date. And what was observed then is meant, though it does not say so,
+unless the question names the date as a bound ("as of", "until").
 
-A date has digits and an English month, or is written 2025-03-23 or 2025年3月23日; each finds the others, but for
-2025-03-23, which is found by dates with a year alone.
+A date has digits and an English month, or is written 2025-03-23 or 2025年3月23日; each finds the others,
+but for 2025-03-23, which is found by dates with a year alone.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ _PATTERNS = [
     )
 ]
 _BOUND_BEFORE = re.compile(
-    r"(?:\b(?:as of|until|till?|up to|before|after|since|by)(?: the)?|截至|截止|直到|自从|自從) ?(?:到|于)? ?$",
+    r"(?:\b(?:as of|until|till?|up to|before|after|since|by)(?: the)?|截至|截止|直到|自从|自從)"
+    r" ?(?:到|于)? ?$",
     re.IGNORECASE,
 )
 _BOUND_AFTER = re.compile(r" ?(?:之前|以前|之后|以后|之後|以後|以来|以來|为止|為止|前|[后後](?![来來]))")

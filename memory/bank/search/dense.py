@@ -1,11 +1,12 @@
 """The dense arm: embeddings in memory, scored first by chunk, then inside the chosen chunks, as HCAM does.
 
 Lampinen et al. 2021, arXiv 2105.14039: a chunk's summary is the mean of what it holds; attention goes to the
-chunks whose summaries score best, and only there to single memories. Here both scores are cosines; inside, they are
-told in standard deviations of all that are looked at, as one model's cosines lie from 0 to 1 and another's above 0.7.
+chunks whose summaries score best, and only there to single memories. Here both scores are cosines; inside,
+they are told in standard deviations of all that are looked at, as one model's cosines lie from 0 to 1 and
+another's above 0.7.
 
-Both are an exact scan by `scrubjay.kernels.nearest`: numpy's, so that who embeds by a service need not import torch,
-or on a device of torch (`memory/bank_matrix.py`).
+Both are an exact scan by `scrubjay.kernels.nearest`: numpy's, so that who embeds by a service need not
+import torch, or on a device of torch (`memory/bank/search/matrix.py`).
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ class Nearby(NamedTuple):
     records: list[Near]
     """The nearest, best first, and behind them what was asked for by number."""
     excess: float
-    """By how many standard deviations the nearest is nearer than the nearest of as many unrelated ones would be."""
+    """By how many standard deviations the nearest is nearer than the nearest of as many unrelated ones would
+    be."""
 
 
 class Looked(NamedTuple):
@@ -81,7 +83,7 @@ class DenseIndex(ABC):
         top_chunks: int,
         also: Sequence[int],
     ) -> Looked:
-        """Return all records of the `top_chunks` best chunks that are allowed, and of the chunks of `also`."""
+        """Return all records of the `top_chunks` best chunks that are allowed, and those of `also`."""
 
     def nearest(
         self,
@@ -94,8 +96,13 @@ class DenseIndex(ABC):
     ) -> Nearby:
         """Return up to `limit` records of the `top_chunks` best chunks, best first.
 
-        Allowed are namespaces and kinds; records with numbers in `also` come behind, whatever their chunk. A record
-        that shares a word or a day with the query, as `bm25` tells by number, counts about twice.
+        Args:
+            query: The question's embedding, of length 1.
+            allows: Whether records of a namespace and kind may be returned.
+            top_chunks: Chunks that are looked into.
+            limit: Records at most, those of `also` aside.
+            also: Numbers of records that come behind, whatever their chunk.
+            bm25: Scores by words; a record that has one counts about twice.
         """
         numbers, chunks, fine, places = self.look(query, allows, top_chunks, also)
         if not len(numbers):
@@ -118,7 +125,9 @@ class DenseIndex(ABC):
 
 
 class VectorIndex(DenseIndex):
-    """The embeddings of a bank, kept up with its file, whoever writes it; in numpy's memory unless on a device.
+    """The embeddings of a bank, kept up with its file, whoever writes it.
+
+    In numpy's memory unless on a device.
 
     Those of records with numbers above `after`.
     """
@@ -151,7 +160,7 @@ class VectorIndex(DenseIndex):
         top_chunks: int,
         also: Sequence[int],
     ) -> Looked:
-        """Return all records of the `top_chunks` best chunks that are allowed, and of the chunks of `also`."""
+        """Return all records of the `top_chunks` best chunks that are allowed, and those of `also`."""
         allowed = np.array([allows(*scope) for scope in self._scopes], dtype=bool)
         chunks = len(self._chunks)
         place = np.zeros(chunks, dtype=np.int64)
@@ -194,7 +203,8 @@ class VectorIndex(DenseIndex):
         self._scopes: dict[tuple[str, str], int] = {}
 
     def _reserve(self, rows: int) -> None:
-        # At once, as to grow by steps needs room for both, twice the whole; what is never filled takes no memory.
+        # At once, as to grow by steps needs room for both, twice the whole; what is never filled takes no
+        # memory.
         self._numbers = with_room(self._numbers, rows)
         self._matrix.reserve(rows)
         self._chunk_of_row = with_room(self._chunk_of_row, rows)
@@ -253,7 +263,10 @@ def stored_dimension(connection: sqlite3.Connection) -> int | None:
 
 
 def unit_vectors(vectors: list[list[float]], count: int) -> Float[np.ndarray, "count dimension"]:
-    """Return embeddings at length 1. Raises ValueError unless they are `count` finite vectors of one length."""
+    """Return embeddings at length 1.
+
+    Raises ValueError unless they are `count` finite vectors of one length.
+    """
     if len(vectors) != count or len({len(vector) for vector in vectors}) != 1:
         raise ValueError(
             f"{count} texts got {len(vectors)} embeddings; each text needs one, all equally long"

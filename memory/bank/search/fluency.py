@@ -1,8 +1,9 @@
 """How well embeddings know a script: whether they tell answers to twelve questions written in it apart.
 
-A model that never saw a language gives its texts vectors all the same, as near and as far as those it understands, and
-nothing in the cosines of one query says so. So they are tried once, on questions and answers that share no word
-(`bank_fluency.json`): an English model finds nearly all pairs in Latin letters and none in Chinese.
+A model that never saw a language gives its texts vectors all the same, as near and as far as those it
+understands, and nothing in the cosines of one query says so. So they are tried once, on questions and answers
+that share no word (`bank_fluency.json`): an English model finds nearly all pairs in Latin letters and none in
+Chinese.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ class Embeddings(Protocol):
 
 
 def script_of(text: str) -> str:
-    """Return the script of most letters by its Unicode name, lower-cased; where there is any kana, "hiragana"."""
+    """Return the script of most letters by its Unicode name, lower-cased.
+
+    Where there is any kana, "hiragana".
+    """
     found = collections.Counter(_script(letter) for letter in normalise(text) if letter.isalpha())
     if found["hiragana"]:
         return "hiragana"
@@ -44,11 +48,13 @@ def script_of(text: str) -> str:
 
 
 def fluency(embeddings: Embeddings, script: str) -> float:
-    """Return how well the embeddings know a script, from 0.02 to 1; 1 where there are no questions to try them on.
+    """Return how well the embeddings know a script, from 0.02 to 1.
 
-    It is twice the probability by which a question's answer is nearer than another's, less one (the area under the
-    receiver's curve, scaled so that chance is 0). One call embeds all 24 texts. Raises ValueError on embeddings that are
-    none.
+    1 where there are no questions to try them on.
+
+    It is twice the probability by which a question's answer is nearer than another's, less one (the area
+    under the receiver's curve, scaled so that chance is 0). One call embeds all 24 texts. Raises ValueError
+    on embeddings that are none.
     """
     pairs = question_pairs().get(script)
     if pairs is None:

@@ -1,9 +1,10 @@
-"""The keyword arm: BM25 over the words of records, as shares of one whole, some of it lent to neighbours in the chunk.
+"""The keyword arm: BM25 over words, as shares of one whole, some of it lent to neighbours in the chunk.
 
-BM25 is that of SQLite's FTS5 (Robertson & Zaragoza 2009): a sum of log-odds, which would make shares by themselves if
-words came independently; as they do not, it is divided by 2.5. Its time grows with the records that match: words that
-too many records hold choose none: they only weigh what rarer words chose. Where all are that common, the newest
-records that hold the rarest of them are looked at. A date is one word (`memory/bank_dates.py`).
+BM25 is that of SQLite's FTS5 (Robertson & Zaragoza 2009): a sum of log-odds, which would make shares by
+themselves if words came independently; as they do not, it is divided by 2.5. Its time grows with the records
+that match: words that too many records hold choose none: they only weigh what rarer words chose. Where all
+are that common, the newest records that hold the rarest of them are looked at. A date is one word
+(`memory/bank/search/dates.py`).
 """
 
 from __future__ import annotations
@@ -54,10 +55,15 @@ def keyword_scores(
     values: list[object],
     zone: tzinfo,
 ) -> Keyword:
-    """Return the scores of records that share words or a day with the query, and of their neighbours in the chunk.
+    """Return the scores of records that share words or a day with the query, and of their neighbours.
 
-    `scope` begins every expression of FTS5, `condition` in SQL with its `values` says which records hold; `zone` is
-    where days begin.
+    Args:
+        connection: To the bank's file.
+        query: The question.
+        scope: How every expression of FTS5 begins.
+        condition: Which records hold, in SQL.
+        values: Of the condition's question marks.
+        zone: Where days begin.
     """
     phrases, days, rest = read_dates(normalise(query))
     terms = [*phrases, *match_terms(rest, alone=not phrases)]
@@ -116,7 +122,7 @@ def _with_observed(
     condition: str,
     values: list[object],
 ) -> list[_Row]:
-    """Return the rows with the newest thousand that were observed on one of the days, for whom it is one more word."""
+    """Return the rows with the newest thousand observed on one of the days, for whom it is one more word."""
     records = _records(connection)
     first, last = connection.execute(
         "SELECT (SELECT MIN(observed) FROM records), (SELECT MAX(observed) FROM records)"

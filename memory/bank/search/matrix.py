@@ -1,7 +1,7 @@
 """Where a bank's embeddings are held while it is searched: in numpy's memory, or on a device of torch.
 
-Rows of numbers with room to grow. What comes in and goes out are arrays of numpy; `scrubjay.kernels.nearest` scans
-the rows where they are.
+Rows of numbers with room to grow. What comes in and goes out are arrays of numpy; `scrubjay.kernels.nearest`
+scans the rows where they are.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Matrix:
         norms: Float[np.ndarray, "N"],
         allowed: Bool[np.ndarray, "N"],
     ) -> Int[np.ndarray, "K"]:
-        """Return up to `count` of the first N rows, those allowed of the largest products over norms, best first."""
+        """Return up to `count` of the first N rows, the allowed ones of the largest products over norms."""
         rows = self._rows[: len(norms)]
         found = nearest(self._in(query[None]), rows, count, norms=self._in(norms), allowed=self._in(allowed))
         best = self._out(found.rows)[0]
@@ -95,7 +95,8 @@ def usable_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(
-            f"device={name!r}: torch cannot hold embeddings there ({reason}); leave it out, or name one that it sees"
+            f"device={name!r}: torch cannot hold embeddings there ({reason}); leave it out, or name one "
+            "that it sees"
         ) from None
     return probe.device
 

@@ -1,14 +1,16 @@
 """The files of an approximate index beside a bank: one for so many record numbers in a row (extra `ann`).
 
-`bank.db-ann/` holds graphs of embeddings in half precision, HNSW (Malkov and Yashunin 2016, arXiv 1603.09320) by
-usearch, which are mapped into memory, not read. A segment is built once all its numbers are given, and only `forget`
-changes it after. So a build that was broken off goes on at the next segment, and whoever writes or reads, in however
-many processes, never waits for more than one. SQLite stays the truth: a file tells the last record it was built of,
-by a hash of its id, and is built anew if the bank has another in its place.
+`bank.db-ann/` holds graphs of embeddings in half precision, HNSW (Malkov and Yashunin 2016, arXiv
+1603.09320) by usearch, which are mapped into memory, not read. A segment is built once all its numbers are
+given, and only `forget` changes it after. So a build that was broken off goes on at the next segment, and
+whoever writes or reads, in however many processes, never waits for more than one. SQLite stays the truth: a
+file tells the last record it was built of, by a hash of its id, and is built anew if the bank has another in
+its place.
 
-What is forgotten: files are put in place, and records deleted, by the one writer that SQLite lets in. It overwrites the
-embedding of the record in the file; where it is there twice, or not at all, the file goes. A file is ahead if it counts
-more deletions than the bank: one was rolled back there. It goes, too, before the bank counts as many again.
+What is forgotten: files are put in place, and records deleted, by the one writer that SQLite lets in. It
+overwrites the embedding of the record in the file; where it is there twice, or not at all, the file goes. A
+file is ahead if it counts more deletions than the bank: one was rolled back there. It goes, too, before the
+bank counts as many again.
 """
 
 from __future__ import annotations
@@ -114,7 +116,7 @@ class Segments:
 
 
 def forget_in_segment(connection: sqlite3.Connection, bank: str, number: int, vector: bytes | None) -> None:
-    """Overwrite the embedding of a record, which `connection` has just deleted, in the segment that holds it, if any."""
+    """Overwrite the embedding of a record that `connection` has just deleted, in its segment."""
     place = (number - 1) // SEGMENT
     path = _path(bank, place)
     (path.parent / _PART).unlink(missing_ok=True)  # of a process that died
@@ -157,7 +159,10 @@ def last_record(connection: sqlite3.Connection, place: int) -> bytes | None:
 
 
 def add(graph: Any, numbers: Int[np.ndarray, "R"], vectors: Float[np.ndarray, "R D"]) -> None:
-    """Add records to a graph, on all cores. Raises KeyboardInterrupt on Ctrl-C, which usearch calls otherwise."""
+    """Add records to a graph, on all cores.
+
+    Raises KeyboardInterrupt on Ctrl-C, which usearch calls otherwise.
+    """
     try:
         graph.add(numbers, vectors)
     except RuntimeError as error:

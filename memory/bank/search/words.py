@@ -1,4 +1,6 @@
-"""Words of a text as the keyword index sees them: Latin words by Porter stems, Chinese, Japanese, Korean by pairs.
+"""Words of a text as the keyword index sees them.
+
+Latin words by Porter stems, Chinese, Japanese, Korean by pairs.
 
 SQLite's tokenizer takes a run of Chinese for one word and so finds nothing in it. Pairs of neighbouring
 characters need no dictionary and recall more than a dictionary's words do.
@@ -29,7 +31,7 @@ STOP_WORDS = frozenset(_STOP_WORDS.split())
 
 
 def index_text(text: str) -> str:
-    """Return the text to index: runs of unspaced script as pairs of characters, and the run's last one alone."""
+    """Return the text to index: unspaced script as pairs of characters, and the run's last one alone."""
     return _RUN.sub(lambda run: f" {' '.join(_pairs(run[0]))} {run[0][-1]} ", normalise(text))
 
 

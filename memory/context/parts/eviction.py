@@ -10,7 +10,9 @@ from torch import Tensor
 def keep_best(
     worth: Float[Tensor, "batch key_heads columns"], kept: Int[Tensor, " batch"], most: int
 ) -> Int[Tensor, "batch key_heads most"]:
-    """Return which columns each head keeps, in order: the `kept` worthiest of a row, after fillers up to `most`.
+    """Return which columns each head keeps, in order.
+
+    The `kept` worthiest of a row, after fillers up to `most`.
 
     Of equals, as pooling makes them, the earlier is the worthier.
     """

@@ -1,4 +1,7 @@
-"""Room ahead of a growing cache: a token is written into it, and what is there already is not copied for every one."""
+"""Room ahead of a growing cache.
+
+A token is written into it, and what is there already is not copied for every one.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,9 @@ def append(
     held: int,
     new: Float[Tensor, "batch heads length width"],
 ) -> Float[Tensor, "batch heads more width"]:
-    """Return the room with new columns after the first `held`: the same tensor, or where they do not fit, a larger one.
+    """Return the room with new columns after the first `held`.
+
+    The same tensor, or where they do not fit, a larger one.
 
     Gradients need what was there before untouched, and so get a new one each time.
     """
@@ -36,7 +41,10 @@ def append(
 def shrink(
     room: Float[Tensor, "batch heads room width"], held: int
 ) -> Float[Tensor, "batch heads less width"]:
-    """Return the room when only the first `held` columns are left; what is no longer needed of it is freed."""
+    """Return the room when only the first `held` columns are left.
+
+    What is no longer needed of it is freed.
+    """
     columns = columns_of_room(held)
     return room if columns == room.shape[2] else room[:, :, :columns].clone()
 

@@ -1,7 +1,8 @@
 """Rotary positions of a language model, put exactly where a policy wants them.
 
 Rotations compose (RoFormer, Su et al. 2021, arXiv 2104.09864), so what a model has turned to one position is
-turned to another by the difference. A model takes angles in float32: at a million tokens they are off by up to
+turned to another by the difference. A model takes angles in float32: at a million tokens they are off by up
+to
 0.06, and scores by a per cent (StreamingLLM's streams are longer). Here the difference to the wanted angle is
 taken in float64, from the very float32 angle that the model took, so that what a policy stores is exact.
 """
@@ -37,8 +38,8 @@ class Turn(NamedTuple):
 class Rotary:
     """The rotary positions of one model.
 
-    Raises ValueError if the model turns other pairs than (i, i + pairs), by angles that change with the length
-    of the text, or layers by different angles.
+    Raises ValueError if the model turns other pairs than (i, i + pairs), by angles that change with the
+    length of the text, or layers by different angles.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -98,5 +99,6 @@ class Rotary:
         ours = Turn(angle.cos()[:, None], angle.sin()[:, None])(x)
         if theirs is None or not torch.allclose(theirs.float(), ours, atol=1e-5):
             raise ValueError(
-                f"{type(model).__name__} turns other pairs of coordinates than (i, i + {pairs}); use the policy 'full'"
+                f"{type(model).__name__} turns other pairs of coordinates than (i, i + {pairs}); use the "
+                "policy 'full'"
             )

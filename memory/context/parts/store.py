@@ -1,4 +1,7 @@
-"""Where chunks of keys and values lie that nothing is read of at the moment: with the model, in memory, on disk."""
+"""Where chunks of keys and values lie that nothing is read of at the moment.
+
+With the model, in memory, on disk.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ class Places(NamedTuple):
 
 
 class ChunkStore:
-    """A growing table `[chunks, batch, heads, chunk_size, width]`, on disk in a temporary file that goes with it."""
+    """A growing table `[chunks, batch, heads, chunk_size, width]`, on disk in a file that goes with it."""
 
     def __init__(self, place: Place, folder: str | None, like: Tensor, chunk_size: int) -> None:
         batch, heads, _, width = like.shape

@@ -1,8 +1,8 @@
 """The contract of context policies: four slots, and what of a model and a call they see.
 
-The slots are SCBench's (Li et al. 2024, arXiv 2412.10319): how new tokens read (generate), what of them is kept
-(compress), what of the kept a query reads (retrieve), and where that lies (load). `ContextPolicy` is a frozen
-config; `LayerMemory` is what it keeps for one layer of one cache.
+The slots are SCBench's (Li et al. 2024, arXiv 2412.10319): how new tokens read (generate), what of them is
+kept (compress), what of the kept a query reads (retrieve), and where that lies (load). `ContextPolicy` is a
+frozen config; `LayerMemory` is what it keeps for one layer of one cache.
 """
 
 from __future__ import annotations
@@ -52,9 +52,14 @@ class CacheShape:
 class Step:
     """The new tokens of one call, the same for every layer.
 
-    `time` is each token's place in its row's own text, negative for padding; `given` the position the model
-    turned it to; `seen` how many columns, padding included, came before, and `before` and `after` how many tokens
-    a row has before and after the step.
+    Args:
+        time: Each token's place in its row's own text, negative for padding.
+        given: The position that the model turned it to.
+        seen: Columns that came before, padding included.
+        before: Tokens that a row has before the step.
+        after: Tokens that it has after the step.
+        padded: Whether any row has had padding.
+        rotary: The model's rotary positions; None for a policy that moves none.
     """
 
     def __init__(
@@ -116,7 +121,10 @@ class Step:
 
 
 class Held(NamedTuple):
-    """Keys and values that a piece's queries read beside the piece's own; `valid` says which, None for all."""
+    """Keys and values that a piece's queries read beside the piece's own.
+
+    `valid` says which, None for all.
+    """
 
     keys: Float[Tensor, "batch key_heads held width"]
     values: Float[Tensor, "batch key_heads held value_width"]
@@ -127,7 +135,8 @@ class LayerMemory(ABC):
     """What a policy keeps for one layer: `state`, a flat dict of tensors, batch first, empty at the start.
 
     `attend` cuts new tokens into pieces and calls the slots for each: `retrieve` (which calls `load` where
-    something lies elsewhere), `generate`, `compress`. A policy overrides the slots it has something to say about.
+    something lies elsewhere), `generate`, `compress`. A policy overrides the slots it has something to say
+    about.
     """
 
     def __init__(self) -> None:
@@ -168,7 +177,18 @@ class LayerMemory(ABC):
     def generate(
         self, query: Tensor, keys: Tensor, values: Tensor, held: Held | None, step: Step, scale: float
     ) -> Tensor:
-        """Return what the piece reads of `held` and, causally, of itself: by default one softmax over both."""
+        """Return what the piece reads of `held` and, causally, of itself.
+
+        By default one softmax over both.
+
+        Args:
+            query: Of the piece, "batch heads length width".
+            keys: Its own, "batch key_heads length width".
+            values: Its own, "batch key_heads length value_width".
+            held: What `retrieve` gave; None for nothing.
+            step: The piece as a step.
+            scale: Of the scores.
+        """
         valid = step.time >= 0 if step.padded else None
         if held is not None:
             valid = _join_valid(held, valid, step)
@@ -213,7 +233,8 @@ class ContextPolicy(ABC):
     any_cut: ClassVar[bool] = True
     """Whether a text is read alike however it is cut into calls."""
     chooses_by_end: ClassVar[bool] = False
-    """Whether the end of a call chooses what is read later: a prompt should come in one call, its question last."""
+    """Whether the end of a call chooses what is read later: a prompt should come in one call, its question
+    last."""
 
     def call_length(self, prompt: int, block: int) -> int:
         """Return how many tokens of a prompt to read in one call, where blocks of `block` would do."""
@@ -225,9 +246,10 @@ class ContextPolicy(ABC):
 
     @abstractmethod
     def nbytes(self, tokens: int, shape: CacheShape, at_once: bool = True) -> int:
-        """Return the bytes that a cache of this shape holds with the model after `tokens` tokens of every row.
+        """Return the bytes that a cache of this shape holds with the model after `tokens` tokens a row.
 
-        `at_once` says whether they came in one call or one by one, which is the same to a policy of `any_cut`.
+        `at_once` says whether they came in one call or one by one, which is the same to a policy of
+        `any_cut`.
         """
 
 

@@ -1,16 +1,17 @@
-"""Chunks: nothing is lost; every key head reads the chunks of the text that suit the query, and the last tokens.
+"""Chunks: nothing is lost; every key head reads the chunks that suit the query, and the last tokens.
 
-LongHeads (Lu et al. 2024, arXiv 2402.10685): the text is cut into chunks; a head reads the first, the latest and
-those that score best, moved together to positions without gaps, so that a text may be much longer than those of
-training. A chunk's score is that of the mean of its keys, unturned, as in MoBA (Lu et al. 2025, arXiv 2502.13189);
-it needs none of the queries of the chunk, as LongHeads' does, and so serves a cache that is fed token by token. What
-any key within a chunk's smallest and largest coordinates could score, as in Quest (Tang et al. 2024, arXiv
-2406.10774), is twice the memory and so loose a bound that it loses what is asked for. Chunks lie in memory or on
-disk and are fetched; with the model stays one vector a chunk.
+LongHeads (Lu et al. 2024, arXiv 2402.10685): the text is cut into chunks; a head reads the first, the latest
+and those that score best, moved together to positions without gaps, so that a text may be much longer than
+those of training. A chunk's score is that of the mean of its keys, unturned, as in MoBA (Lu et al. 2025,
+arXiv 2502.13189); it needs none of the queries of the chunk, as LongHeads' does, and so serves a cache that
+is fed token by token. What any key within a chunk's smallest and largest coordinates could score, as in Quest
+(Tang et al. 2024, arXiv
+2406.10774), is twice the memory and so loose a bound that it loses what is asked for. Chunks lie in memory or
+on disk and are fetched; with the model stays one vector a chunk.
 
-The queries of a prompt choose together in pieces of 64, as in InfLLM (Xiao et al. 2024, arXiv 2402.04617), a token
-that is generated chooses alone. `kernels.chunk_retrieval` has the same shape but does not fit: it reads all chunks
-at positions of their own, from the model's memory, and has no causal part.
+The queries of a prompt choose together in pieces of 64, as in InfLLM (Xiao et al. 2024, arXiv 2402.04617), a
+token that is generated chooses alone. `kernels.chunk_retrieval` has the same shape but does not fit: it reads
+all chunks at positions of their own, from the model's memory, and has no causal part.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _PIECE = 64
 
 @dataclass(frozen=True)
 class ChunksPolicy(ContextPolicy):
-    """Keep everything, and read the first chunk, the last ones and the best between, `budget` tokens in all."""
+    """Keep everything; read the first chunk, the last ones and the best between, `budget` tokens in all."""
 
     budget: int = 1024
     """Tokens read, beside those of the present call."""
@@ -58,8 +59,10 @@ class ChunksPolicy(ContextPolicy):
             raise ValueError(f"local_chunks={self.local}: must not be negative")
         if self.chosen < 1:
             raise ValueError(
-                f"budget={self.budget}: must be at least {(self.local + 3) * self.chunk_size}, for the first chunk, "
-                f"{self.local} local ones, the present one and one to choose, of {self.chunk_size} tokens each"
+                f"budget={self.budget}: must be at least {(self.local + 3) * self.chunk_size}, for the "
+                "first chunk, "
+                f"{self.local} local ones, the present one and one to choose, of {self.chunk_size} tokens "
+                "each"
             )
 
     @property
@@ -114,7 +117,10 @@ class ChunksMemory(LayerMemory):
         return Held(keys, values, step.once("valid", lambda: self._valid(chunks[:, 0], step)))
 
     def _valid(self, chunks: Int[Tensor, "batch chunks"], step: Step) -> Bool[Tensor, "batch tokens"]:
-        """Return which tokens of chunks there are: of all heads and layers alike, for the full ones are chosen."""
+        """Return which tokens of chunks there are.
+
+        Of all heads and layers alike, for the full ones are chosen.
+        """
         size = self.policy.chunk_size
         token = chunks[:, :, None] * size + torch.arange(size, device=chunks.device)
         return ((chunks[:, :, None] >= 0) & (token < step.before[:, None, None])).flatten(1)
@@ -202,7 +208,10 @@ class ChunksMemory(LayerMemory):
         self._chunk_bytes = table[:, :, 0].nbytes * self.policy.chunk_size
 
     def _take_means(self, first: int, full: int) -> None:
-        """Take the means of chunks from `first` on, `full` in all; of a row with fewer they are never looked at."""
+        """Take the means of chunks from `first` on, `full` in all.
+
+        Of a row with fewer they are never looked at.
+        """
         assert self._store is not None
         keys = self._store.all(full, first)[..., : self._width]
         new = keys.unflatten(2, (-1, self.policy.chunk_size)).mean(dim=3)

@@ -1,4 +1,7 @@
-"""Full attention: nothing is dropped, and the cache grows with the text. What all policies are measured against."""
+"""Full attention: nothing is dropped, and the cache grows with the text.
+
+What all policies are measured against.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,10 @@ class FullPolicy(ContextPolicy):
 
 
 class FullMemory(LayerMemory):
-    """State: room for `keys` and `values`, of which the first `columns` are held; `valid` once a row has had padding."""
+    """State: room for `keys` and `values`, of which the first `columns` are held.
+
+    `valid` once a row has had padding.
+    """
 
     def __init__(self) -> None:
         super().__init__()

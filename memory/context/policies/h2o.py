@@ -1,11 +1,11 @@
 """H2O: keep the tokens that have received most attention, and the last ones.
 
-Zhang et al. 2023 (arXiv 2306.14048, algorithm 1): every head adds up what attention each of its keys has received
-from all queries since, and where a cache is full, drops the one with least. Beyond the paper: the first tokens
-are never dropped, though they would hardly ever be; tokens go `interval` at a time, and at moments that only
-depend on how many tokens a row has had, so that a text is read alike however it is fed; and positions are slots
-of the cache, as in StreamingLLM, so that a text longer than those of training can be read. Query heads that share
-a key head add up in one sum, and what is dropped is freed.
+Zhang et al. 2023 (arXiv 2306.14048, algorithm 1): every head adds up what attention each of its keys has
+received from all queries since, and where a cache is full, drops the one with least. Beyond the paper: the
+first tokens are never dropped, though they would hardly ever be; tokens go `interval` at a time, and at
+moments that only depend on how many tokens a row has had, so that a text is read alike however it is fed; and
+positions are slots of the cache, as in StreamingLLM, so that a text longer than those of training can be
+read. Query heads that share a key head add up in one sum, and what is dropped is freed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LONGEST_PIECE = 128
 
 @dataclass(frozen=True)
 class H2OPolicy(ContextPolicy):
-    """Keep `recent` last tokens, and of those before them the most attended, different ones in every key head."""
+    """Keep `recent` last tokens, and of those before the most attended, different ones in every key head."""
 
     budget: int = 1024
     """Tokens kept at most, and read by a query, its own included."""
@@ -72,7 +72,10 @@ class H2OPolicy(ContextPolicy):
 
 
 class H2OMemory(LayerMemory):
-    """State: `keys`, turned to position 0, `values` and `sums`; a row that keeps fewer than others has them last."""
+    """State: `keys`, turned to position 0, `values` and `sums`.
+
+    A row that keeps fewer than others has them last.
+    """
 
     def __init__(self, policy: H2OPolicy) -> None:
         super().__init__()

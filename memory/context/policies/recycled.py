@@ -1,9 +1,9 @@
 """Recycled attention: decode on a small copy of the cache, and refresh the copy by a full step now and then.
 
-RefreshKV (Xu et al. 2024, arXiv 2411.05787): nothing is lost, since the whole cache stays; but of `stride` tokens
-all but one read only what the last full step attended to, pooled along the text by maximum and over the query
-heads of a key head by maximum, and what came since. The paper also skips full steps while queries stay alike; here
-every `stride`-th is full. Prompts are read in full.
+RefreshKV (Xu et al. 2024, arXiv 2411.05787): nothing is lost, since the whole cache stays; but of `stride`
+tokens all but one read only what the last full step attended to, pooled along the text by maximum and over
+the query heads of a key head by maximum, and what came since. The paper also skips full steps while queries
+stay alike; here every `stride`-th is full. Prompts are read in full.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class RecycledPolicy(ContextPolicy):
     stride: int = 10
     """A token in so many reads everything."""
     kernel: int = 15
-    """Width of the pooling along the text, an odd number. The paper's 7 reads half a number of seven digits where each
-    is a token."""
+    """Width of the pooling along the text, an odd number. The paper's 7 reads half a number of seven digits
+    where each is a token."""
     num_sinks: int = 4
     """First tokens, which are always read."""
 
@@ -49,7 +49,8 @@ class RecycledPolicy(ContextPolicy):
             raise ValueError(f"kernel={self.kernel}: must be odd, so that a pooled score stays at its token")
         if self.copied < max(self.num_sinks, 1):
             raise ValueError(
-                f"budget={self.budget}: must be at least {max(self.num_sinks, 1) + self.stride}, {self.num_sinks} "
+                f"budget={self.budget}: must be at least {max(self.num_sinks, 1) + self.stride}, "
+                f"{self.num_sinks} "
                 f"sinks and the {self.stride} tokens between full steps"
             )
 
@@ -70,7 +71,10 @@ class RecycledPolicy(ContextPolicy):
 
 
 class RecycledMemory(FullMemory):
-    """State: as of `FullMemory`, and the copy: `copied_keys`, `copied_values`, `copied_valid` where rows differ."""
+    """State: as of `FullMemory`, and the copy.
+
+    `copied_keys`, `copied_values`, `copied_valid` where rows differ.
+    """
 
     def __init__(self, policy: RecycledPolicy) -> None:
         super().__init__()

@@ -2,10 +2,10 @@
 
 Xiao et al. 2023 (arXiv 2309.17453, section 3.2). Queries spend on the first tokens what a softmax must spend
 somewhere; a window without them collapses. Positions are slots of the cache, so that no distance ever exceeds
-what the model was trained on: the query of token t stands at slot p(t) = min(t, budget - 1). In the window that
-changes no distance, so only the sinks are read by a query turned to p(t), and no key is ever turned again. So
-said, all queries of a long prompt can read at once (one band and a column of sinks, one softmax), with
-gradients, in time linear in the prompt: the paper and its code go token by token.
+what the model was trained on: the query of token t stands at slot p(t) = min(t, budget - 1). In the window
+that changes no distance, so only the sinks are read by a query turned to p(t), and no key is ever turned
+again. So said, all queries of a long prompt can read at once (one band and a column of sinks, one softmax),
+with gradients, in time linear in the prompt: the paper and its code go token by token.
 """
 
 from __future__ import annotations
@@ -54,7 +54,10 @@ class SinksPolicy(ContextPolicy):
 
 
 class StreamMemory(LayerMemory):
-    """State: `keys` and `values`, sinks first, then a ring (`kernels.sink_slot`); keys at their exact text positions."""
+    """State: `keys` and `values`, sinks first, then a ring (`kernels.sink_slot`).
+
+    Keys at their exact text positions.
+    """
 
     def __init__(self, budget: int, num_sinks: int) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """Attention at slot positions: what is read stands in one row without gaps, whatever lay between in the text.
 
-Keys are kept turned to position 0 and are turned to their slots when they are read, so no error adds up and no
-distance exceeds what is read, however long the text (StreamingLLM, Xiao et al. 2023, arXiv 2309.17453).
+Keys are kept turned to position 0 and are turned to their slots when they are read, so no error adds up and
+no distance exceeds what is read, however long the text (StreamingLLM, Xiao et al. 2023, arXiv 2309.17453).
 """
 
 from __future__ import annotations
@@ -31,7 +31,14 @@ def attend_at_slots(
 ]:
     """Return what new tokens read of `held`, whose keys are unturned, and of themselves; and their weights.
 
-    `slots` are of held and new columns, negative for what nobody reads, the same object in every layer.
+    Args:
+        query: Of the new tokens, as the model turned them.
+        keys: Theirs.
+        values: Theirs.
+        held: What is kept; None for nothing.
+        slots: Of held and new columns, negative for what nobody reads, the same object in every layer.
+        step: The new tokens as a step.
+        scale: Of the scores.
     """
     count = 0 if held is None else held.keys.shape[2]
     new = slots[:, count:]
@@ -53,7 +60,10 @@ def attend_at_slots(
 
 
 def _hidden(slots: Int[Tensor, "batch columns"], new: Int[Tensor, "batch length"]) -> Tensor:
-    """Return which columns each new token does not read; padding reads itself, as a softmax must read something."""
+    """Return which columns each new token does not read.
+
+    Padding reads itself, as a softmax must read something.
+    """
     hidden = (slots[:, None, :] > new[:, :, None]) | (slots < 0)[:, None, :]
     column = torch.arange(slots.shape[1], device=slots.device)
     own = column == column[-new.shape[1] :, None]

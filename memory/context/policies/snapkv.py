@@ -1,11 +1,11 @@
 """SnapKV: of a prompt, keep what its last tokens attend to.
 
-Li et al. 2024 (arXiv 2404.14469, section 4): a prompt is read in full; then every head keeps its last `window`
-tokens and those that these attended to most, after a pooling along the text that keeps neighbours together. So a
-question at the end of a prompt chooses what of the text is kept. Beyond the paper: what is generated is compressed
-in the same way as it piles up, so that the cache is bounded; the first tokens are always kept; and query heads
-that share a key head choose together, so that what is dropped is freed. Positions are those of the text, which
-therefore must not be longer than the texts of training.
+Li et al. 2024 (arXiv 2404.14469, section 4): a prompt is read in full; then every head keeps its last
+`window` tokens and those that these attended to most, after a pooling along the text that keeps neighbours
+together. So a question at the end of a prompt chooses what of the text is kept. Beyond the paper: what is
+generated is compressed in the same way as it piles up, so that the cache is bounded; the first tokens are
+always kept; and query heads that share a key head choose together, so that what is dropped is freed.
+Positions are those of the text, which therefore must not be longer than the texts of training.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class SnapKVPolicy(ContextPolicy):
     window: int = 32
     """Last tokens, which choose and are kept."""
     kernel: int = 15
-    """Width of the pooling along the text, an odd number. The paper's 5 or 7 keep half a number of seven digits where
-    each is a token."""
+    """Width of the pooling along the text, an odd number. The paper's 5 or 7 keep half a number of seven
+    digits where each is a token."""
     num_sinks: int = 4
     """First tokens, which are kept."""
 
@@ -65,7 +65,10 @@ class SnapKVPolicy(ContextPolicy):
 
 
 class SnapKVMemory(LayerMemory):
-    """State: `keys`, `values`, the last `queries`; and where rows differ, `valid`, with what they have at the end."""
+    """State: `keys`, `values`, the last `queries`.
+
+    And where rows differ, `valid`, with what they have at the end.
+    """
 
     def __init__(self, policy: SnapKVPolicy) -> None:
         super().__init__()
@@ -123,7 +126,7 @@ class SnapKVMemory(LayerMemory):
     def _worth(
         self, count: Int[Tensor, " batch"], step: Step, scale: float
     ) -> Float[Tensor, "batch key_heads held"]:
-        """Return how much the window attends to the neighbourhood of each key, infinity for what is kept anyway."""
+        """Return what the window attends to each key's neighbourhood, infinity for what is kept anyway."""
         query, keys = self.state["queries"], self.state["keys"]
         batch, _, asked, width = query.shape
         groups, columns = keys.shape[1:3]

@@ -1,4 +1,7 @@
-"""A bank written out and read back is the same bank: records, wordings, chunks, and so what a search finds."""
+"""A bank written out and read back is the same bank.
+
+Records, wordings, chunks, and so what a search finds.
+"""
 
 import json
 

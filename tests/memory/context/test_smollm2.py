@@ -7,9 +7,12 @@ from transformers import DynamicCache
 from scrubjay.memory import context
 
 TEXT = (
-    "The lighthouse keeper wrote one line in the log each evening: the state of the sea, the oil left in the tank, "
-    "and whether the relief boat had been seen. In winter the boat did not come for weeks, and he learned to bake "
-    "bread from the flour that the storms had wetted. His daughter sent letters that arrived in bundles, so that he "
+    "The lighthouse keeper wrote one line in the log each evening: the state of the sea, the oil left in "
+    "the tank, "
+    "and whether the relief boat had been seen. In winter the boat did not come for weeks, and he learned "
+    "to bake "
+    "bread from the flour that the storms had wetted. His daughter sent letters that arrived in bundles, so "
+    "that he "
     "read a whole season in an hour, and then he read it again more slowly, one letter to an evening. "
 )
 

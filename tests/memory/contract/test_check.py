@@ -242,13 +242,13 @@ def test_a_state_that_is_not_flat_is_caught():
 
 @pytest.mark.parametrize(("kind", "message"), [(HidesALog, "grew from"), (Explodes, "not finite within")])
 def test_a_long_run_that_grows_or_explodes_is_caught(kind, message, monkeypatch):
-    monkeypatch.setattr("scrubjay.memory.contract.check._LONG_STEPS", 6000)
+    monkeypatch.setattr("scrubjay.memory.contract.laws._LONG_STEPS", 6000)
     with pytest.raises(MemoryLawError, match=message):
         check_memory(kind(), laws=[5], long=True)
 
 
 def test_a_long_run_of_a_sound_module_passes(monkeypatch):
-    monkeypatch.setattr("scrubjay.memory.contract.check._LONG_STEPS", 6000)
+    monkeypatch.setattr("scrubjay.memory.contract.laws._LONG_STEPS", 6000)
     check_memory(Sound(), laws=[5], long=True)
 
 

@@ -1,4 +1,4 @@
-"""Retrieval heads: their ranking, what is stored, and one probe against plain greedy decoding with eager attention."""
+"""Retrieval heads: their ranking, what is stored, one probe against greedy decoding with eager attention."""
 
 import pytest
 import torch

@@ -27,7 +27,10 @@ def test_bias_multiplies_token_0_and_renormalises(tiny_llama):
 
 
 def test_bias_reaches_the_output_and_ends(tiny_llama):
-    """A model of one layer whose sink takes all reads only token 0: all later tokens that are alike say the same."""
+    """A model of one layer whose sink takes all reads only token 0.
+
+    All later tokens that are alike say the same.
+    """
     model = tiny_llama(torch.float64, num_hidden_layers=1)
     ids = torch.tensor([[5, 9, 4, 9, 7, 9]])
     with torch.no_grad():
@@ -81,7 +84,10 @@ def test_one_gamma_per_head_or_one_for_all(tiny_llama):
 
 @torch.no_grad()
 def test_rate_of_no_sink_and_of_a_forced_one(tiny_llama):
-    """Equal logits give token 0 a weight of 1/n in row n, on average the harmonic number over n; a sink takes all."""
+    """Equal logits give token 0 a weight of 1/n in row n, on average the harmonic number over n.
+
+    A sink takes all.
+    """
     model = tiny_llama(torch.float64)
     for layer in model.model.layers:
         layer.self_attn.q_proj.weight.zero_()

@@ -64,7 +64,10 @@ def test_window_attention_sees_the_window_of_the_episode_and_the_persistent_toke
 
 
 def test_memory_as_context_follows_the_papers_order():
-    """Equations 21 to 25 by single steps: recall at the chunk's start, attend, write what was read, recall, gate."""
+    """Equations 21 to 25 by single steps.
+
+    Recall at the chunk's start, attend, write what was read, recall, gate.
+    """
     torch.manual_seed(1)
     size = 4
     module: Any = memory.make("titans_mac", dim=16, depth=2, chunk_size=size, num_persistent=2).double()
@@ -101,7 +104,10 @@ def test_memory_as_context_follows_the_papers_order():
 
 @pytest.mark.parametrize("name", ["titans_mag", "titans_mal"])
 def test_memory_as_gate_and_as_layer_follow_the_papers_order(name):
-    """Equations 26 to 31 by single steps: side by side and gated, or memory first and attention over what it gave."""
+    """Equations 26 to 31 by single steps.
+
+    Side by side and gated, or memory first and attention over what it gave.
+    """
     torch.manual_seed(2)
     module: Any = memory.make(name, dim=16, depth=2, chunk_size=4, window=3, num_persistent=2).double()
     layer = module.layers[0]

@@ -1,4 +1,4 @@
-"""Titans against an oracle written from the paper's equations, and against the ways in which such memories die."""
+"""Titans against an oracle of the paper's equations, and against the ways in which such memories die."""
 
 import gc
 import weakref
@@ -129,7 +129,7 @@ def test_a_grid_lays_every_step_once_at_its_place_in_its_episode():
 
 
 def adversaries(steps, generator) -> torch.Tensor:
-    """Return streams, one a row: nothing, a constant, huge numbers, one key repeated, one that flips, and noise."""
+    """Return streams, one a row: nothing, a constant, huge numbers, a key repeated, one that flips, noise."""
     one = torch.randn(1, 1, 8, generator=generator)
     noise = torch.randn(6, steps, 8, generator=generator)
     flips = 1 - 2 * (torch.arange(steps) % 2)
@@ -186,7 +186,7 @@ def test_without_the_clip_a_deep_memory_diverges(monkeypatch):
 
 
 def relay(period, depth, dtype=torch.float32) -> float:
-    """Return the greatest weight learned from one key whose gates take a step and then repeat it for `period` chunks."""
+    """Return the greatest weight learned from a key whose gates take a step and repeat it `period` chunks."""
     module = titans(depth=depth, chunk_size=16)
     layer = module.layers[0].memory
     with torch.no_grad():

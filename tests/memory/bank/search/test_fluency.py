@@ -39,7 +39,10 @@ def drawn(text, width=64):
 
 
 def weighty(text):
-    """Return what says something: pairs of characters, not only of grammar, or words of more than three letters."""
+    """Return what says something.
+
+    Pairs of characters, not only of grammar, or words of more than three letters.
+    """
     pairs = [term for term in match_terms(text) if is_unspaced(term) and not re.fullmatch('"[ぁ-ん]+"', term)]
     return pairs or re.findall(r"\S{4,}", text.lower())
 

@@ -1,0 +1,123 @@
+"""One file: what is acknowledged is there, what is rolled back is not, whoever else writes."""
+
+import contextlib
+import multiprocessing
+import os
+from datetime import UTC, datetime
+
+import pytest
+
+from scrubjay.memory import MemoryBank
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def _write_until_killed(path, pipe):
+    with MemoryBank(path) as bank:
+        for i in range(10**9):
+            pipe.send(bank.add(f"child fact {i}"))
+
+
+def _write(path, who):
+    with MemoryBank(path) as bank:
+        for i in range(30):
+            bank.add(f"fact {i} of {who}")
+            bank.add(f"shared fact {i}")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, which starts a process in no time")
+def test_a_killed_process_loses_nothing_it_acknowledged(tmp_path):
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_write_until_killed, args=(tmp_path / "bank.db", sender))
+    child.start()
+    acknowledged = [receiver.recv() for _ in range(50)]
+    child.kill()
+    child.join()
+    sender.close()
+    while receiver.poll():
+        try:
+            acknowledged.append(receiver.recv())
+        except EOFError:
+            break
+    with MemoryBank(tmp_path / "bank.db") as bank:
+        for i, id in enumerate(acknowledged):
+            record = bank.get(id)
+            assert record is not None
+            assert record.text == f"child fact {i}"
+        assert len(bank) - len(acknowledged) in (0, 1)
+        assert bank.search("child")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, which starts a process in no time")
+def test_several_processes_write_one_file(tmp_path):
+    context = multiprocessing.get_context("fork")
+    path = tmp_path / "bank.db"
+    children = [context.Process(target=_write, args=(path, who)) for who in ("Ada", "Bob", "Cy")]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0, 0, 0]
+    with MemoryBank(path) as bank:
+        assert len(bank) == 4 * 30
+        assert all(record.sayings == 3 for record in bank.recent(200) if record.text.startswith("shared"))
+
+
+def test_what_is_written_together_is_there_together():
+    with MemoryBank(":memory:") as bank:
+        first = bank.add("Ada lives in Bern.")
+
+        def move_what_was_forgotten():
+            with bank.store.writing():
+                bank.forget(first)
+                bank.add("Ada lives in Basel.", supersedes=first)
+
+        with pytest.raises(ValueError, match="no such record"):
+            move_what_was_forgotten()
+        assert [record.text for record in bank.recent(9)] == ["Ada lives in Bern."]
+        with bank.store.writing():
+            bank.write(bank.embedded([bank.draft("Ada lives in Basel."), bank.draft("So does Vera.")]))
+            bank.forget(first)
+        assert [record.text for record in bank.recent(9)] == ["Ada lives in Basel.", "So does Vera."]
+        assert bank.write([]) == []
+
+
+@pytest.mark.parametrize("transaction", ["reading", "writing"])
+def test_what_was_searched_before_it_was_rolled_back_leaves_no_trace(letters, tmp_path, transaction):
+    path = tmp_path / "bank.db"
+
+    def told(bank):
+        return [(hit.text, hit.explanation) for hit in bank.search("a real record", explain=True)]
+
+    with MemoryBank(path, letters, lambda: START) as bank:
+        ids = [bank.add(text, merge=False) for text in ("quick brown foxes", "lazy dogs", "a real fox")]
+        before = told(bank)
+        with contextlib.suppress(KeyError), getattr(bank.store, transaction)():
+            bank.add("a phantom of nothing")
+            bank.forget(ids[2])
+            assert "a real fox" not in [text for text, _ in told(bank)]
+            raise KeyError
+        assert told(bank) == before
+        bank.add("a real record, beta")
+        bank.forget(ids[0])
+        with MemoryBank(path, letters, lambda: START) as fresh:
+            assert told(bank) == told(fresh)
+
+
+def test_an_index_is_kept_unless_what_it_read_was_rolled_back(letters):
+    with MemoryBank(":memory:", letters) as bank:
+        id = bank.add("a real record")
+        bank.search("record")
+        kept = bank._index
+        with bank.store.writing():
+            bank.add("something else")
+            bank.search("record")
+        with pytest.raises(ValueError, match="no such record"):
+            bank.add("a third", supersedes="nobody")
+        with contextlib.suppress(KeyError), bank.store.writing():
+            bank.search("record")
+            bank.forget(id)
+            raise KeyError
+        assert len(bank.search("record")) == 2
+        assert bank._index is kept
