@@ -3,8 +3,9 @@
     pip install langgraph
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.bench.agent
 
-Both get the same model, which replies from a script at once, and the same tool, which adds two numbers; they take turns
-in one process. A step is a call of the model, a call of the tool, and all between. Prints a table. Options: `--help`.
+Both get the same model, which replies from a script at once, and the same tool, which adds two numbers; they
+take turns in one process. A step is a call of the model, a call of the tool, and all between. Prints a table.
+Options: `--help`.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def contestants(steps: int) -> dict[str, Callable[[], Any]]:
 
 
 def measure(steps: int, repeats: int) -> dict[str, float]:
-    """Return the median seconds of the processor for an answer of each, taken in turns; the first round warms up."""
+    """Return the median CPU seconds for an answer of each, taken in turns; the first round warms up."""
     running = contestants(steps)
     seconds: dict[str, list[float]] = {name: [] for name in running}
     for _ in range(repeats + 1):
@@ -126,7 +127,8 @@ def main() -> None:
     short = measure(_SHORT, config.repeats)
     versions = ", ".join(f"{name} {version(name)}" for name in ("langchain-core", "langgraph"))
     print(
-        f"Milliseconds of the processor, all threads, medians of {config.repeats} answers; {versions}; one thread\n"
+        f"Milliseconds of the processor, all threads, medians of {config.repeats} answers; {versions}; "
+        "one thread\n"
     )
     headers = "".join(f" answer of {steps} steps | each further step |" for steps in config.steps)
     print(f"| agent |{headers}\n|{'---|' * (2 * len(config.steps) + 1)}")

@@ -1,12 +1,12 @@
-"""What a memory bank costs: writing, searching, opening, disk and memory, from a thousand records to a million.
+"""What a memory bank costs, from a thousand records to a million: writing, searching, opening, disk, memory.
 
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.bench.bank
 
-Texts are 12 words out of 50,000 as unevenly frequent as a language's, with a number of their own; vectors are drawn at
-random around one of 2,000 centres. Times are of the processor, so that other work on the machine does not count; a
-search's hold the question's own embedding, which costs nothing here. Every bank is searched in a process of its own.
-Banks beyond `--writes` records are copies of the one of so many, made in SQL, put together; banks in `--folder` are
-used again by the next run. Prints tables. Options: `--help`.
+Texts are 12 words out of 50,000 as unevenly frequent as a language's, with a number of their own; vectors are
+drawn at random around one of 2,000 centres. Times are of the processor, so that other work on the machine
+does not count; a search's hold the question's own embedding, which costs nothing here. Every bank is searched
+in a process of its own. Banks beyond `--writes` records are copies of the one of so many, made in SQL, put
+together; banks in `--folder` are used again by the next run. Prints tables. Options: `--help`.
 """
 
 from __future__ import annotations
@@ -145,7 +145,10 @@ def multiply(source: Path, path: Path, copies: int, embeddings: CheapEmbeddings)
             offset,
         )
         connection.execute(
-            f"INSERT INTO words (rowid, scope, body) SELECT rowid + ?1, scope, body FROM words WHERE rowid <= {size}",
+            (
+                "INSERT INTO words (rowid, scope, body) SELECT rowid + ?1, scope, body FROM words WHERE "
+                f"rowid <= {size}"
+            ),
             offset,
         )
         connection.execute(
@@ -169,7 +172,7 @@ def multiply(source: Path, path: Path, copies: int, embeddings: CheapEmbeddings)
 def searched(
     path: Path, embeddings: CheapEmbeddings | None, searches: int, approximate: bool = False
 ) -> dict[str, float]:
-    """Return what searches of a bank cost: milliseconds of the first, the median, the 99th percentile; and bytes."""
+    """Return what searches cost: milliseconds of the first, the median, the 99th percentile; and bytes."""
     texts = Texts(1)
     before = peak_bytes()
     with MemoryBank(path, embeddings, approximate=approximate) as bank:
@@ -179,7 +182,7 @@ def searched(
 
 
 def build(path: Path, embeddings: CheapEmbeddings) -> tuple[float, float]:
-    """Build the approximate index of a bank; return milliseconds of the processor a record, and bytes of its files."""
+    """Build the approximate index of a bank; return CPU milliseconds a record, and bytes of its files."""
     folder = Path(f"{path}-ann")
     shutil.rmtree(folder, ignore_errors=True)
     began, done = time.process_time(), 0
@@ -191,7 +194,7 @@ def build(path: Path, embeddings: CheapEmbeddings) -> tuple[float, float]:
 
 
 def recalled(path: Path, embeddings: CheapEmbeddings, searches: int) -> dict[bool, float]:
-    """Return the part of the exact ten op that are looked at in chosen chunks, by whether they are approximate."""
+    """Return the part of the exact ten nearest seen in chosen chunks, by whether these are approximate."""
     texts = Texts(1)
     queries = unit_vectors([embeddings.embed_query(texts.ask()) for _ in range(searches)], searches)
     store, found = Store(path), {}
@@ -211,7 +214,7 @@ def recalled(path: Path, embeddings: CheapEmbeddings, searches: int) -> dict[boo
 
 
 def flat_scan(size: int, dimension: int) -> tuple[float, float]:
-    """Return the median milliseconds of a scan of `size` vectors for the op ten, by numpy and by torch."""
+    """Return the median milliseconds of a scan of `size` vectors for the nearest ten, by numpy and by torch."""
     import torch
 
     torch.set_num_threads(1)
@@ -240,7 +243,8 @@ def main() -> None:
         print(f"| {tenth * config.writes // _TENTHS:,} | {shown} |")
     print("\nMilliseconds of a search for 10, median / 99th percentile, and of the first after opening:\n")
     print(
-        "| records | MB on disk | words | words and vectors | first | MB of memory | flat scan, numpy | torch |"
+        "| records | MB on disk | words | words and vectors | first | MB of memory | flat scan, numpy "
+        "| torch |"
     )
     print("|---|---|---|---|---|---|---|---|")
     for size in config.sizes:
@@ -256,7 +260,8 @@ def main() -> None:
             by_numpy, by_torch = pool.apply(flat_scan, (size, config.dimension))
         print(
             f"| {size:,} | {path.stat().st_size / 1e6:,.0f} | {words['median']:.1f} / {words['worst']:.1f} | "
-            f"{both['median']:.1f} / {both['worst']:.1f} | {both['first']:,.0f} | {both['memory'] / 1e6:,.0f} | "
+            f"{both['median']:.1f} / {both['worst']:.1f} | {both['first']:,.0f} | "
+            f"{both['memory'] / 1e6:,.0f} | "
             f"{by_numpy:.1f} | {by_torch:.1f} |",
             flush=True,
         )
@@ -265,10 +270,11 @@ def main() -> None:
 
 def _approximations(config: BankBench, embeddings: CheapEmbeddings) -> None:
     print(
-        "\nThe same with `approximate=True`, and what part of the ten op records are in the chunks chosen:\n"
+        "\nThe same with `approximate=True`, and what part of the ten nearest records are in the chunks chosen:\n"
     )
     print(
-        "| records | build, ms a record | MB of index | words and vectors | first | MB of memory | recall, exact summaries "
+        "| records | build, ms a record | MB of index | words and vectors | first | MB of memory | "
+        "recall, exact summaries "
         "| approximate |\n|---|---|---|---|---|---|---|---|"
     )
     for size in config.indexed:
@@ -279,7 +285,8 @@ def _approximations(config: BankBench, embeddings: CheapEmbeddings) -> None:
             recall = pool.apply(recalled, (path, embeddings, config.searches))
         print(
             f"| {size:,} | {took:.2f} | {index / 1e6:,.0f} | {found['median']:.1f} / {found['worst']:.1f} | "
-            f"{found['first']:,.0f} | {found['memory'] / 1e6:,.0f} | {recall[False]:.3f} | {recall[True]:.3f} |",
+            f"{found['first']:,.0f} | {found['memory'] / 1e6:,.0f} | {recall[False]:.3f} | "
+            f"{recall[True]:.3f} |",
             flush=True,
         )
 

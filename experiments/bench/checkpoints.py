@@ -1,9 +1,9 @@
-"""What a LangGraph conversation costs to keep: our checkpointer against langgraph-checkpoint-sqlite (extra `bench`).
+"""What a LangGraph conversation costs to keep: by our checkpointer, by langgraph-checkpoint-sqlite (`bench`).
 
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.bench.checkpoints
 
-A graph of two nodes answers turn after turn, in turn over each saver, in one process; a turn has three messages and
-four checkpoints. Prints medians as a table. Options: `--help`.
+A graph of two nodes answers turn after turn, in turn over each saver, in one process; a turn has three
+messages and four checkpoints. Prints medians as a table. Options: `--help`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def main(bench: CheckpointsBench) -> None:
     """Measure and print the table."""
     print(
         f"medians of {bench.repeats}, 1 thread, {os.cpu_count()} CPUs; langgraph {version('langgraph')}, "
-        f"langgraph-checkpoint-sqlite {version('langgraph-checkpoint-sqlite')}; ours syncs as NORMAL does: a power cut "
+        f"langgraph-checkpoint-sqlite {version('langgraph-checkpoint-sqlite')}; ours syncs as NORMAL "
+        "does: a power cut "
         "may take the last commits, kill -9 none\n"
     )
     print("| turns | saver | a turn, ms | ratio | last state read, ms | ratio | file, MB | ratio |")

@@ -3,9 +3,10 @@
     OMP_NUM_THREADS=1 python -m scrubjay.experiments.bench.envs
 
 Every contestant plays the same random actions on one CPU thread, turn by turn: a plain loop over single
-environments, gymnasium's SyncVectorEnv over them, and ours. A single environment is a batch of one row, numpy's
-overhead included, so read the column of steps per second before that of ratios. The downlink of UAVs has many
-agents and no SyncVectorEnv; a step there is one of all UAVs. Prints medians as a table. Options: `--help`.
+environments, gymnasium's SyncVectorEnv over them, and ours. A single environment is a batch of one row,
+numpy's overhead included, so read the column of steps per second before that of ratios. The downlink of UAVs
+has many agents and no SyncVectorEnv; a step there is one of all UAVs. Prints medians as a table. Options:
+`--help`.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ def main(bench: EnvsBench) -> None:
     if not contests:
         raise ValueError(f"only={bench.only!r} is in none of: {'; '.join(_contests(bench))}")
     print(
-        f"random actions, 1 thread; medians of {bench.repeats}; {os.cpu_count()} CPUs, numpy {np.__version__}\n"
+        f"random actions, 1 thread; medians of {bench.repeats}; {os.cpu_count()} CPUs, numpy "
+        f"{np.__version__}\n"
     )
     print("| environment | rows | loop, steps/s | SyncVectorEnv, steps/s | ours, steps/s | ours / loop |")
     print("|---|---|---|---|---|---|")

@@ -1,12 +1,13 @@
-"""Environment steps per second of training on Ray, next to the local engine and to RLlib's own PPO with its LSTM.
+"""Environment steps per second of training on Ray, next to the local engine and to RLlib's PPO with LSTM.
 
 Run: `python -P -m scrubjay.experiments.bench.ray`
 
-Everybody trains the recipe key-to-door with an LSTM of width 64: the same rows, steps, epochs and minibatches.
-RLlib's network is its default one of that size: one layer, an LSTM, actor and critic sharing both. It steps single
-environments in gymnasium's loop, as it does by default, and we step our batched one, as we do by default. Contenders take
-turns, one update each, so that a busy machine slows all of them; the first rounds warm up and are not counted.
-A second table has what a cluster's size depends on, measured, and a third what follows from it on paper.
+Everybody trains the recipe key-to-door with an LSTM of width 64: the same rows, steps, epochs and
+minibatches. RLlib's network is its default one of that size: one layer, an LSTM, actor and critic sharing
+both. It steps single environments in gymnasium's loop, as it does by default, and we step our batched one, as
+we do by default. Contenders take turns, one update each, so that a busy machine slows all of them; the first
+rounds warm up and are not counted. A second table has what a cluster's size depends on, measured, and a third
+what follows from it on paper.
 """
 
 from __future__ import annotations
@@ -190,7 +191,7 @@ def _time(call: Callable[[], object], repeats: int = 5) -> float:
 
 @dataclass(frozen=True)
 class Plan:
-    """An iteration of so many runners, each with as many rows as the recipe has: sample, gather, learn, in turn."""
+    """An iteration of so many runners, with the recipe's rows each: sample, gather, learn, in turn."""
 
     runners: int
     constants: Constants
@@ -204,7 +205,7 @@ class Plan:
 
     @property
     def gathering(self) -> float:
-        """Seconds in which their rows arrive at the driver and weights leave it, as slow as network or memory."""
+        """Seconds in which rows arrive at the driver and weights leave it, as slow as network or memory."""
         row = self.constants.gather_seconds + self.constants.row_bytes / self.bytes_per_second
         return self.runners * (self.rows * row + self.constants.weight_bytes / self.bytes_per_second)
 
@@ -237,12 +238,16 @@ def constants_table(bench: RayBenchConfig, found: dict[str, Constants]) -> str:
     """Return the constants as a Markdown table."""
     rows = [
         f"{memory} | {c.row_bytes / 1000:,.1f} kB, {c.steps} steps | {c.weight_bytes / 1000:,.0f} kB "
-        f"| {1e3 * c.sample_seconds:.2f} ms | {1e3 * c.gather_seconds:.3f} ms | {1e3 * c.learn_seconds:.2f} ms "
+        f"| {1e3 * c.sample_seconds:.2f} ms | {1e3 * c.gather_seconds:.3f} ms | "
+        f"{1e3 * c.learn_seconds:.2f} ms "
         f"| at most {c.ceiling(1e9 * bench.gigabytes_per_second):,.0f} steps/s"
         for memory, c in found.items()
     ]
     return _table(
-        "memory | a row of a segment | weights | sample a row | gather a row | learn a row | through the driver",
+        (
+            "memory | a row of a segment | weights | sample a row | gather a row | learn a row | through "
+            "the driver"
+        ),
         rows,
     )
 
@@ -261,7 +266,10 @@ def plan_table(bench: RayBenchConfig, found: dict[str, Constants]) -> str:
                 f"{share:.0%} | {runners * rows * measured.row_bytes / 1e6:,.0f} MB"
             )
     return _table(
-        "memory | runners | steps/s, 1 learner | learners to keep up | steps/s with them | gathering | to the driver",
+        (
+            "memory | runners | steps/s, 1 learner | learners to keep up | steps/s with them | gathering | "
+            "to the driver"
+        ),
         lines,
     )
 
@@ -286,8 +294,10 @@ def main() -> None:
     )
     config = training("lstm")
     print(
-        f"{config.recipe}, LSTM of width 64, {config.env.num_envs} environments x {config.segment_length} steps, "
-        f"{config.ppo.epochs} epochs x {config.ppo.num_minibatches} minibatches, 2 cores, 1 thread a process, "
+        f"{config.recipe}, LSTM of width 64, {config.env.num_envs} environments x "
+        f"{config.segment_length} steps, "
+        f"{config.ppo.epochs} epochs x {config.ppo.num_minibatches} minibatches, 2 cores, 1 thread a "
+        "process, "
         f"torch {torch.__version__}, ray {ray.__version__}\n"
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -296,7 +306,8 @@ def main() -> None:
     print(constants_table(bench, found), end="\n\n")
     print(plan_table(bench, found))
     print(
-        "\nGathering is the way to the driver. With remote learners rows leave it again by the same network, and "
+        "\nGathering is the way to the driver. With remote learners rows leave it again by the same "
+        "network, and "
         "learners add up their gradients; neither is in these numbers, and both make them smaller."
     )
     ray.shutdown()

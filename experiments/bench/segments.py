@@ -62,7 +62,7 @@ class FullAttention(nn.Module):
         )
 
     def forward(self, x: Tensor, past_keys: Tensor, past_values: Tensor) -> Tensor:
-        """Attend from the segment to the history and itself; keys and values are `[batch, heads, time, d]`."""
+        """Attend from the segment to history and itself; keys and values are `[batch, heads, time, d]`."""
         normed = self.norm(x)
         query, key, value = (
             projection(normed).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

@@ -2,9 +2,10 @@
 
 Run: `python -P -m scrubjay.experiments.bench.teams`
 
-One process, one thread. A step is a step of one environment, whatever the size of its team. The bare environment is
-a PettingZoo ParallelEnv, stepped through its own API with actions drawn before the clock starts, as many steps as an
-update takes. The two take turns, so that a busy machine slows both; the first round warms up and is not counted.
+One process, one thread. A step is a step of one environment, whatever the size of its team. The bare
+environment is a PettingZoo ParallelEnv, stepped through its own API with actions drawn before the clock
+starts, as many steps as an update takes. The two take turns, so that a busy machine slows both; the first
+round warms up and is not counted.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def main(bench: TeamsBench) -> None:
 
 
 def _measure(config: TeamTaskConfig, rounds: int) -> tuple[int, float, float, float]:
-    """Return the number of agents, and steps per second of the bare environment, of sampling and of training."""
+    """Return the number of agents, and steps per second of bare environment, sampling and training."""
     teams = config.env.make_teams()
     policy = config.make_policy(teams)
     sampler = TeamSampler(teams, policy, config.segment_length, seed=0)

@@ -189,8 +189,10 @@ def table(config: ThroughputConfig, timings: list[Timing]) -> str:
     """Return the timings as a Markdown table; the first row is what the others are compared with."""
     lines = [
         (
-            f"{config.env}, width {config.dim}, {config.num_envs} environments x {config.segment_length} steps, "
-            f"{config.epochs} epochs x {config.num_minibatches} minibatches, 1 thread, torch {torch.__version__}"
+            f"{config.env}, width {config.dim}, {config.num_envs} environments x "
+            f"{config.segment_length} steps, "
+            f"{config.epochs} epochs x {config.num_minibatches} minibatches, 1 thread, torch "
+            f"{torch.__version__}"
         ),
         "",
         "| trainer | steps/s | ratio | env, ms per update | policy, ms | learner, ms |",

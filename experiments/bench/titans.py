@@ -3,9 +3,10 @@
     pip install titans-pytorch
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.bench.titans
 
-All contestants map [batch, tokens, width] to the same, with projections for query, key, value and output, on one CPU thread,
-turn by turn in one process; attention is torch's scaled_dot_product_attention. Peak memory is what a call adds to the
-level before it, forward and backward, each in a process of its own. Prints tables. Options: `--help`.
+All contestants map [batch, tokens, width] to the same, with projections for query, key, value and output, on
+one CPU thread, turn by turn in one process; attention is torch's scaled_dot_product_attention. Peak memory is
+what a call adds to the level before it, forward and backward, each in a process of its own. Prints tables.
+Options: `--help`.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ class Ours(nn.Module):
 
 
 class Theirs(nn.Module):
-    """titans-pytorch's NeuralMemory; `anchored` moves the weights at which gradients are taken once a chunk."""
+    """titans-pytorch's NeuralMemory; `anchored` moves the weights of gradients once a chunk."""
 
     def __init__(self, dim: int, heads: int | None, anchored: bool) -> None:
         super().__init__()
@@ -145,7 +146,8 @@ def main(bench: TitansBench) -> None:
 
 def _side_by_side(bench: TitansBench) -> None:
     print(
-        f"{bench.batch} rows of {bench.tokens:,} tokens, width {bench.dim}, heads of {WIDEST_HEAD}, chunks of 64; "
+        f"{bench.batch} rows of {bench.tokens:,} tokens, width {bench.dim}, heads of {WIDEST_HEAD}, "
+        "chunks of 64; "
         "times are forward / forward and backward:\n"
     )
     print("| what | ms | against attention | peak memory, MB |")
@@ -161,7 +163,8 @@ def _side_by_side(bench: TitansBench) -> None:
 
 def _lengths(bench: TitansBench) -> None:
     print(
-        "\nOne row, depth 1 and depth 2 (hidden 2x), convolution and gate; the ratio is to causal attention:\n"
+        "\nOne row, depth 1 and depth 2 (hidden 2x), convolution and gate; the ratio is to causal "
+        "attention:\n"
     )
     columns = [f"depth {depth}, chunks of {chunk}" for chunk in bench.chunks for depth in (1, 2)]
     print("| width | tokens | causal attention, ms | " + " | ".join(columns) + " |")

@@ -75,9 +75,9 @@ def evaluate_team(
 ) -> TeamScores:
     """Play whole episodes, in the order of rows; no global generator is changed.
 
-    Every row plays a fixed share, since the first to finish would be the shortest. Under one seed two actors so have
-    their k-th episodes in the same row. Raises ValueError if fewer than
-    1 episode is asked for, or an episode is longer than `max_steps`.
+    Every row plays a fixed share, since the first to finish would be the shortest. Under one seed two actors
+    so have their k-th episodes in the same row. Raises ValueError if fewer than 1 episode is asked for, or an
+    episode is longer than `max_steps`.
     """
     shares = share_out(episodes)
     rows = len(shares)

@@ -38,14 +38,16 @@ def open_for_recall(path: Path, create: bool, embeddings: EmbeddingsName | None)
     if embeddings is None and written:
         names = " or ".join(get_args(EmbeddingsName))
         print(
-            f"{path} was written with embeddings, which are left out: words alone count, and what is added now has "
+            f"{path} was written with embeddings, which are left out: words alone count, and what is "
+            "added now has "
             f"none; --embeddings {names} changes that",
             file=sys.stderr,
             flush=True,
         )
     if embeddings is not None and lacking:
         print(
-            f"{path} has records without embeddings, which are found by words alone; exported, and imported into a new "
+            f"{path} has records without embeddings, which are found by words alone; exported, and "
+            "imported into a new "
             f"memory with --embeddings {embeddings}, all have some",
             file=sys.stderr,
             flush=True,

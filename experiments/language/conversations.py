@@ -1,7 +1,8 @@
-"""Long conversations with questions about them, in English or Chinese, made by seed: what a memory should recall.
+"""Long conversations with questions about them, in English or Chinese, made by seed, to be recalled.
 
-A turn states a fact about somebody, a date, or, mostly, nothing of weight; some facts are replaced later. Every
-question knows the turns that answer it, so recall needs no judge. The wording is in `conversations.json`.
+A turn states a fact about somebody, a date, or, mostly, nothing of weight; some facts are replaced later.
+Every question knows the turns that answer it, so recall needs no judge. The wording is in
+`conversations.json`.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from typing import Any
 
 LANGUAGES = ("en", "zh")
 ABILITIES = ("stated", "paraphrased", "updated", "past", "dated", "reply", "joined")
-"""What a question asks for: a fact in its own words, or in others, its newest or an older version, what happened when,
-an answer whose words are not the question's, two facts at once."""
+"""What a question asks for: a fact in its own words, or in others, its newest or an older version, what
+happened when, an answer whose words are not the question's, two facts at once."""
 
 _BEGIN = datetime(2025, 1, 6, 18, tzinfo=UTC)
 _SESSION, _TURN_SECONDS = 20, 40
@@ -95,11 +96,11 @@ def converse(language: str, seed: int, turns: int = 1000, people: int = 12) -> C
 def remind(
     language: str, seed: int, turns: int, told: int, asked: Sequence[int]
 ) -> tuple[Conversation, tuple[Reminder, ...]]:
-    """Return a conversation with facts about one person in a row from place `told` on, each asked for much later.
+    """Return a conversation with facts about one person from place `told` on, each asked for much later.
 
-    In other words than those it was told in; what is told first is asked for last. Others have facts of the same kinds,
-    and small talk names everybody. Raises ValueError on places that are taken twice or out of range, on more of them
-    than kinds of facts, and as `converse`.
+    In other words than those it was told in; what is told first is asked for last. Others have facts of the
+    same kinds, and small talk names everybody. Raises ValueError on places that are taken twice or out of
+    range, on more of them than kinds of facts, and as `converse`.
     """
     wording, people = _wording()[language], 4
     places = [told + number for number in range(len(asked))]

@@ -28,7 +28,10 @@ class Plan:
 
 
 def read_form(form: str, text: str, functions: Sequence[Mapping[str, Any]] = ()) -> Plan:
-    """Return the plan in a reply. `functions` name ReACT's only argument. Raises ValueError on an unknown form."""
+    """Return the plan in a reply.
+
+    `functions` name ReACT's only argument. Raises ValueError on an unknown form.
+    """
     readers = {
         "react": lambda: _read_react(text, functions),
         "autogpt": lambda: _read_json(text, ("thoughts", "text")),
@@ -44,7 +47,10 @@ def read_form(form: str, text: str, functions: Sequence[Mapping[str, Any]] = ())
 
 
 def write_form(form: str, plan: Plan) -> str:
-    """Return a plan as a reply. Raises ValueError on a form that cannot say it: ReACT has room for one argument."""
+    """Return a plan as a reply.
+
+    Raises ValueError on a form that cannot say it: ReACT has room for one argument.
+    """
     arguments = json.dumps(plan.arguments, ensure_ascii=False)
     if form == "ToolLlama":
         return f"Thought: {plan.thought}\nAction: {plan.tool}\nAction Input: {arguments}"

@@ -1,7 +1,7 @@
-"""ROUGE-L of texts that mix English and Chinese, as KAgentBench counts it (Lin 2004; Pan et al. 2023, 2312.04889).
+"""ROUGE-L of texts in English and Chinese, as KAgentBench counts it (Lin 2004; Pan et al. 2023, 2312.04889).
 
-Words are those of the Penn Treebank; one that holds a letter of a script without case, as Chinese, counts by letters.
-Sentences end at a mark with a space behind it: NLTK, which KAgentBench uses, asks a model for that.
+Words are those of the Penn Treebank; one that holds a letter of a script without case, as Chinese, counts by
+letters. Sentences end at a mark with a space behind it: NLTK, which KAgentBench uses, asks a model for that.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def rouge_l(left: str, right: str) -> float:
 
 
 def common_length(left: Sequence[Hashable], right: Sequence[Hashable]) -> int:
-    """Return the length of the longest common subsequence, a row of the table at once as bits (Hyyrö 2004)."""
+    """Return the length of the longest common subsequence, rows of the table as bits (Hyyrö 2004)."""
     places: dict[Hashable, int] = {}
     for place, item in enumerate(left):
         places[item] = places.get(item, 0) | 1 << place

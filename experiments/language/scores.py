@@ -1,9 +1,9 @@
-"""`scrubjay kagentbench`: the score of KAgentBench (Pan et al. 2023, arXiv 2312.04889) for predictions in a file.
+"""The score of KAgentBench (Pan et al. 2023, arXiv 2312.04889) for predictions.
 
-The data are not ours to give: https://huggingface.co/datasets/kwaikeg/KAgentBench (CC BY-NC-SA 4.0). The score is that
-of the project's own evaluation since January 2024; numbers of the paper and before are of another one. Of a prediction
-that cannot be read or is empty we take nothing for it, where that evaluation may take the one before it; broken JSON
-is mended by json-repair, by better rules.
+The data are not ours to give: https://huggingface.co/datasets/kwaikeg/KAgentBench (CC BY-NC-SA 4.0). The
+score is that of the project's own evaluation since January 2024; numbers of the paper and before are of
+another one. Of a prediction that cannot be read or is empty we take nothing for it, where that evaluation may
+take the one before it; broken JSON is mended by json-repair, by better rules.
 """
 
 from __future__ import annotations
@@ -49,7 +49,10 @@ class Result:
 def join(
     records: Sequence[Mapping[str, Any]], predictions: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Return `records` with the predictions of the same id. Raises ValueError unless both have the same ids."""
+    """Return `records` with the predictions of the same id.
+
+    Raises ValueError unless both have the same ids.
+    """
     by_id = {prediction.get("id"): prediction for prediction in predictions}
     missing = [record["id"] for record in records if record["id"] not in by_id]
     unknown = by_id.keys() - {record["id"] for record in records}
@@ -62,7 +65,10 @@ def join(
 def score(
     records: Sequence[Mapping[str, Any]], progress: Callable[[int], None] = lambda done: None
 ) -> Result:
-    """Return the mean over queries of each ability. Raises ValueError on a record that lacks something, by its id."""
+    """Return the mean over queries of each ability.
+
+    Raises ValueError on a record that lacks something, by its id.
+    """
     found: dict[str, list[float]] = {}
     for done, record in enumerate(records, 1):
         try:

@@ -1,7 +1,8 @@
-"""Prompt templates by the hundred, so that a model tuned on runs of one agent learns the work and not its wording.
+"""Prompt templates by the hundred, so that a model tuned on runs learns the work and not its wording.
 
-KwaiAgents' meta-agent tuning (Pan et al. 2023, arXiv 2312.04889) lets a language model write them and drops the weak.
-Here they are drawn from wordings of ours, and `keep_strong` drops those with which a model plans worse than others.
+KwaiAgents' meta-agent tuning (Pan et al. 2023, arXiv 2312.04889) lets a language model write them and drops
+the weak. Here they are drawn from wordings of ours, and `keep_strong` drops those with which a model plans
+worse than others.
 """
 
 from __future__ import annotations
@@ -111,7 +112,10 @@ class Template:
 
 
 def generate_templates(count: int, language: str, seed: int = 0) -> list[Template]:
-    """Return `count` templates, no two alike, the same for the same seed. Raises ValueError on an unknown language."""
+    """Return `count` templates, no two alike, the same for the same seed.
+
+    Raises ValueError on an unknown language.
+    """
     if language not in ("en", "zh"):
         raise ValueError(f"language={language!r}: there are templates in en, zh")
     if count < 1:
@@ -136,7 +140,9 @@ def generate_templates(count: int, language: str, seed: int = 0) -> list[Templat
 
 
 def rate(template: Template, tasks: Sequence[tuple[Task, Plan]], reply: Callable[[str], str]) -> float:
-    """Return how well a model plans with this template, from 0 to 1: tool and arguments against those known good.
+    """Return how well a model plans with this template, from 0 to 1.
+
+    Tool and arguments are judged against those known good.
 
     `tasks` are moments of runs that were `worth_keeping`, with the step that came next; `reply` is the model.
     """

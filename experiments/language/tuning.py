@@ -1,7 +1,7 @@
 """Runs of an agent as instruction-tuning records: every step's prompt and reply, in several templates.
 
-The shape is that of KAgentInstruct (Pan et al. 2023, arXiv 2312.04889) as far as it is known: id, query, source,
-functions, function_names; `turns` holds prompts and replies.
+The shape is that of KAgentInstruct (Pan et al. 2023, arXiv 2312.04889) as far as it is known: id, query,
+source, functions, function_names; `turns` holds prompts and replies.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 def why_not(result: Mapping[str, Any]) -> str | None:
     """Return why a run teaches nothing good, None if it is worth keeping.
 
-    Kept is what ended by itself with an answer, each step's tool run and its plan read at the first attempt, at
-    least the last step with a result.
+    Kept is what ended by itself with an answer, each step's tool run and its plan read at the first attempt,
+    at least the last step with a result.
     """
     if result["stopped"] != "finished":
         return f"it stopped early: {result['stopped']}"
@@ -83,9 +83,10 @@ def make_record(result: Mapping[str, Any], agent: KwaiAgent, template: Template)
 
 
 def append_records(path: Path, result: Mapping[str, Any], agent: KwaiAgent, templates: int) -> int:
-    """Add a run to a file of JSON lines, in as many templates, by the agent's language; return how many lines.
+    """Add a run to a file of JSON lines, in as many templates of the agent's language; return how many.
 
-    Which templates is up to the question, so that a file of many questions has many. None for what `why_not` refuses.
+    Which templates is up to the question, so that a file of many questions has many. None for what `why_not`
+    refuses.
     """
     if why_not(result):
         return 0

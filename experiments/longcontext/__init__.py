@@ -1,1 +1,1 @@
-"""What a context policy keeps of a long text, and what that costs: measurements inside a real language model."""
+"""What a context policy keeps of a long text, and what that costs, measured in a real language model."""

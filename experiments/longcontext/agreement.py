@@ -31,7 +31,7 @@ FULL = "full"
 
 @dataclass(frozen=True, kw_only=True)
 class AgreementOptions(MeasureOptions):
-    """Let the full cache go on with stretches of a text, greedily, and each policy predict every token of that."""
+    """Let the full cache go on with stretches of a text, greedily, and each policy predict every token."""
 
     methods: tuple[str, ...] = ("window", "sinks", "h2o", "snapkv", "chunks", "recycled")
     """Names of context policies; full is always measured."""
@@ -73,7 +73,8 @@ class Written:
 def run_agreement(options: AgreementOptions, command: str) -> list[Path]:
     """Measure what is missing, write the table, and return its path.
 
-    Raises ValueError on options that cannot be. After Ctrl-C, stretches that were completed are not read again.
+    Raises ValueError on options that cannot be. After Ctrl-C, stretches that were completed are not read
+    again.
     """
     options.check()
     settle(options.out, options.settings())
@@ -129,7 +130,10 @@ def write(
     options: AgreementOptions,
     told: Int[Tensor, " new"] | None = None,
 ) -> Written:
-    """Read a stretch, then predict what follows: each token after those `told` before it, by default its own."""
+    """Read a stretch, then predict what follows.
+
+    Each token comes after those `told` before it, by default its own.
+    """
     cache = context.PolicyCache(policy, model)
     with stopwatch() as reading:
         *_, logits = read(model, cache, stretch, options.block)
@@ -170,6 +174,7 @@ def _table(rows: Sequence[dict[str, Any]], methods: Sequence[str], options: Agre
     ]
     return (
         f"{options.prompts} stretches of {options.length} tokens, budget {options.budget}, read in blocks of "
-        f"{options.block}; then {options.new_tokens} tokens that full writes greedily, each predicted after the same "
+        f"{options.block}; then {options.new_tokens} tokens that full writes greedily, each predicted "
+        "after the same "
         "ones.\n\n" + markdown(columns, lines)
     )

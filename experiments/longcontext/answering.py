@@ -44,8 +44,8 @@ def answer(
 ) -> Answer:
     """Read an example in blocks under a policy, and answer greedily.
 
-    The answer ends where the model ends it, after the example's number of tokens, or once it holds all references:
-    more of it would not change the score.
+    The answer ends where the model ends it, after the example's number of tokens, or once it holds all
+    references: more of it would not change the score.
     """
     cache = context.PolicyCache(policy, model)
     tokens = tokenize(tokenizer, example.render(tokenizer))
@@ -83,8 +83,16 @@ def answer_from_kept(
 ) -> Answer:
     """Let InfiniRetri keep sentences of an example's text, and answer from these under the full cache.
 
-    So the model is asked in the same words as under a policy. How far it has read is kept in `folder` until it is
-    done, for a text may take hours; the time told is then that since it was last begun.
+    So the model is asked in the same words as under a policy. The time told is that since it was last begun.
+
+    Args:
+        model: a causal language model of transformers.
+        tokenizer: its own.
+        reader: what chooses sentences, by the model's attention.
+        example: text and question.
+        block: tokens read at once when answering.
+        folder: keeps how far the reader has come until it is done, for a text may take hours.
+        quiet: show no progress.
     """
     name = hashlib.sha256(example.prompt.encode()).hexdigest()[:16]
     state = folder / f"reading-{name}.json"

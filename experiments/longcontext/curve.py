@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 
 
 class Curve:
-    """Losses and costs of the blocks of a text: `nats[i]` is the loss of token `i + 1`, all else is per block."""
+    """Losses and costs of the blocks of a text.
+
+    `nats[i]` is the loss of token `i + 1`, all else is per block.
+    """
 
     def __init__(self, rows: Sequence[dict[str, Any]]) -> None:
         self.nats: NDArray[np.float64] = np.concatenate([row["nats"] for row in rows])

@@ -1,4 +1,4 @@
-"""One question about a long text: its parts, how much of the text fits a length, and how an answer is scored."""
+"""One question about a long text: its parts, how much text fits a length, and how an answer is scored."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Example:
         return f"{self.instruction}\n\n{self.context}\n\n{self.question}"
 
     def render(self, tokenizer: Any) -> str:
-        """Return prompt and answer prefix as the model's chat template has them, or plainly if it has none."""
+        """Return prompt and answer prefix by the model's chat template, or plainly if it has none."""
         if getattr(tokenizer, "chat_template", None) is None:
             return f"{self.prompt}\n{self.answer_prefix}"
         turn = [{"role": "user", "content": self.prompt}]
@@ -55,8 +55,8 @@ def token_counter(tokenizer: Any) -> Callable[[Example], int]:
 def fit(build: Callable[[int], Example], length: int, count: Callable[[Example], int]) -> Example:
     """Return the example of the largest size, from 1 up, whose `count` is at most `length`.
 
-    The search stops at the largest, or below it once less than 1/200 of the length is unused; what it returns has
-    been counted. Raises ValueError if not even size 1 fits.
+    The search stops at the largest, or below it once less than 1/200 of the length is unused; what it returns
+    has been counted. Raises ValueError if not even size 1 fits.
     """
     size, example = 1, build(1)
     used = count(example)

@@ -1,6 +1,6 @@
 """What a model finds in a long text under context policies: a needle by length and depth, and RULER's tasks.
 
-scrubjay longcontext haystack novels.deb --lengths 1024 2048 --depths 0 50 100 --methods full sinks infiniretri
+scrubjay longcontext haystack novels.deb --lengths 1024 2048 --depths 0 50 --methods full sinks infiniretri
 scrubjay longcontext haystack novels.deb --tasks single_1 multikey_1 variable_tracking --lengths 4096
 """
 
@@ -34,7 +34,10 @@ _ONE_NEEDLE = Needles(new_tokens=24)
 
 @dataclass(frozen=True, kw_only=True)
 class HaystackOptions(MeasureOptions):
-    """Ask about texts of several lengths; tabulate and draw what each method finds. Running it again goes on."""
+    """Ask about texts of several lengths; tabulate and draw what each method finds.
+
+    Running it again goes on.
+    """
 
     methods: tuple[str, ...] = (
         "full",
@@ -104,7 +107,8 @@ Answering = Callable[[str, Example], Answer]
 def run_haystack(options: HaystackOptions, command: str) -> list[Path]:
     """Measure what is missing, write table and picture, and return their paths.
 
-    Raises ValueError on options that cannot be. An answer is on disk as soon as it is given, and Ctrl-C loses none.
+    Raises ValueError on options that cannot be. An answer is on disk as soon as it is given, and Ctrl-C loses
+    none.
     """
     from scrubjay.experiments.longcontext.plots import plot_haystack
 
@@ -193,8 +197,10 @@ def _how_to_read(options: HaystackOptions) -> str:
     whole = [m for m in options.methods if m != INFINIRETRI and options.policy(m).chooses_by_end]
     but = f", but at once under {', '.join(whole)}" if whole else ""
     return (
-        f"{options.model} reads in blocks of {options.block} tokens{but}, under a budget of {options.budget} keys (full "
-        f"has none; {INFINIRETRI} reads chunks of half as many), and answers greedily. Scores: mean part of the references found, in percent."
+        f"{options.model} reads in blocks of {options.block} tokens{but}, under a budget of "
+        f"{options.budget} keys (full "
+        f"has none; {INFINIRETRI} reads chunks of half as many), and answers greedily. Scores: mean "
+        "part of the references found, in percent."
     )
 
 

@@ -1,8 +1,8 @@
 """Needles in haystacks: facts hidden in a text that has nothing to do with them.
 
-After RULER (Hsieh et al. 2024, arXiv 2404.06654) in its rules, not its words: a needle tells the value of a key, keys
-are an adjective and a noun, values seven digits or a UUID; the hay is a novel's sentences, one stock line again and
-again, or needles of other keys.
+After RULER (Hsieh et al. 2024, arXiv 2404.06654) in its rules, not its words: a needle tells the value of a
+key, keys are an adjective and a noun, values seven digits or a UUID; the hay is a novel's sentences, one
+stock line again and again, or needles of other keys.
 """
 
 from __future__ import annotations
@@ -59,8 +59,9 @@ class Needles:
     ) -> Example:
         """Return the task in `size` sentences, or lines, of hay.
 
-        `sentences` are an essay's, begun anew when they end. `depth`, in percent, is where the needle of a single
-        value stands; by default each needle is at a random place. Raises ValueError if an essay has no sentences.
+        `sentences` are an essay's, begun anew when they end. `depth`, in percent, is where the needle of a
+        single value stands; by default each needle is at a random place. Raises ValueError if an essay has no
+        sentences.
         """
         # Of one draw, so that no two keys and no two values are alike, those of the hay included.
         strangers = size if self.hay == "needles" else 0
@@ -114,7 +115,10 @@ def needle(key: str, value: str, kind: Kind) -> str:
 
 
 def insert(hay: Sequence[str], needles: Sequence[str], places: Sequence[int]) -> list[str]:
-    """Return the hay with each needle after as many pieces of hay as its place says; those of one place in order."""
+    """Return the hay with each needle after as many pieces of hay as its place says.
+
+    Those of one place stand in order.
+    """
     if any(place < 0 or place > len(hay) for place in places):
         raise ValueError(f"places={list(places)}: the hay has places 0 to {len(hay)}")
     pieces, taken = [], 0

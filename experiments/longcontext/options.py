@@ -24,8 +24,8 @@ class MeasureOptions:
     """Options of every measurement."""
 
     text: Positional[tuple[Path, ...]]
-    """A .txt file, or Debian's r-cran-janeaustenr .deb (apt-get download r-cran-janeaustenr); of several, one after
-    the other."""
+    """A .txt file, or Debian's r-cran-janeaustenr .deb (apt-get download r-cran-janeaustenr); of several, one
+    after the other."""
     title: str | None = None
     """Which of the texts in a .deb, by its first letters: northanger. Default: all in turn."""
     model: str = "smollm2"
@@ -37,7 +37,8 @@ class MeasureOptions:
     methods: tuple[str, ...] = ("full", "sinks", "window")
     """Names of context policies."""
     budget: int = 256
-    """Keys per layer and head that a policy may hold, or, of those that hold all, read at once; full has no budget."""
+    """Keys per layer and head that a policy may hold, or, of those that hold all, read at once; full has no
+    budget."""
     block: int = 512
     """Tokens read at once."""
     seed: int = 0

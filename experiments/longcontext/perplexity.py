@@ -1,6 +1,6 @@
 """Perplexity of a text under context policies, streamed: how it, time and memory go with the position.
 
-scrubjay longcontext perplexity novels.deb --title northanger --methods window sinks --budget 256 --tokens 20000
+scrubjay longcontext perplexity novels.deb --title northanger --methods window sinks --tokens 20000
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from scrubjay.memory import context
 
 @dataclass(frozen=True, kw_only=True)
 class PerplexityOptions(MeasureOptions):
-    """Stream a text through a model under each policy; tabulate and draw perplexity, time and memory by position.
+    """Stream a text through a model under each policy; tabulate and draw perplexity, time and memory.
 
     More `--tokens` than before go on from where the same directory ended.
     """
@@ -63,7 +63,8 @@ class PerplexityOptions(MeasureOptions):
 def run_perplexity(options: PerplexityOptions, command: str) -> list[Path]:
     """Measure what is missing, write table and picture, and return their paths.
 
-    Raises ValueError on options that cannot be, `Interrupted` when asked to stop; nothing measured is lost then.
+    Raises ValueError on options that cannot be, `Interrupted` when asked to stop; nothing measured is lost
+    then.
     """
     from scrubjay.experiments.longcontext.plots import plot_perplexity
 
@@ -231,7 +232,8 @@ def _against_recompute(curves: dict[str, Curve], records: Records, options: Perp
             ]
         )
     return (
-        f"At {len(positions)} random positions, the same for all; recompute reads the last {options.budget} tokens "
+        f"At {len(positions)} random positions, the same for all; recompute reads the last "
+        f"{options.budget} tokens "
         "afresh for each:\n\n"
         + markdown(
             ["method", "perplexity", "of recompute", "nats more, ± standard error", "CPU ms/token"], rows

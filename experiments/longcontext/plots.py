@@ -54,7 +54,7 @@ def plot_perplexity(curves: dict[str, Curve], out: Path | str) -> Path:
 
 
 def plot_haystack(rows: Sequence[dict[str, Any]], methods: Sequence[str], out: Path | str) -> Path:
-    """Draw a map for each method, length by depth or task, in the colour of its score, and return the path."""
+    """Draw a map for each method, length by depth or task, in the colour of its score; return the path."""
     lengths = sorted({row["length"] for row in rows})
     places = list(dict.fromkeys((row["task"], row["depth"]) for row in rows))
     columns = min(4, len(methods))

@@ -1,7 +1,7 @@
-"""RULER's eleven tasks that need no data set (Hsieh et al. 2024, arXiv 2404.06654), by its rules, in our words.
+"""RULER's eleven tasks without a data set (Hsieh et al. 2024, arXiv 2404.06654), by its rules, in our words.
 
-Eight are needles in haystacks; the others trace variables, or ask for the most common words. The two left out are
-questions on SQuAD and HotpotQA, which no package holds.
+Eight are needles in haystacks; the others trace variables, or ask for the most common words. The two left out
+are questions on SQuAD and HotpotQA, which no package holds.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def list_tasks() -> list[str]:
 def make_example(
     task: str, length: int, count: Callable[[Example], int], sentences: Sequence[str], seed: int | str
 ) -> Example:
-    """Return an example that needs at most `length` tokens by `count`, answer included, and is as long as it can be.
+    """Return the longest example that needs at most `length` tokens by `count`, answer included.
 
-    Equal seeds give equal examples. Raises ValueError on an unknown task, or a length too short for it, or too long:
-    the words for `common_words` end before 100k tokens.
+    Equal seeds give equal examples. Raises ValueError on an unknown task, or a length too short for it, or
+    too long: the words for `common_words` end before 100k tokens.
     """
     if task in NEEDLES:
         needles = NEEDLES[task]
@@ -93,7 +93,9 @@ def common_words(size: int, length: int, rng: random.Random) -> Example:
 
 
 def frequent_words(size: int, length: int, rng: random.Random) -> Example:
-    """Return `100 x size` made-up words, the k-th of them as frequent as k to the -2; asked for are ranks 2 to 4.
+    """Return `100 x size` made-up words, the k-th of them as frequent as k to the -2.
+
+    Asked for are ranks 2 to 4.
 
     The place of the most frequent is taken by dots.
     """

@@ -29,7 +29,8 @@ from scrubjay.memory import context
 class SpeedOptions(MeasureOptions):
     """Time the next token after contexts of several lengths, by turns in one process, against `recompute`.
 
-    recompute keeps no cache and reads the last `budget` tokens afresh for every token, as StreamingLLM's peer does.
+    recompute keeps no cache and reads the last `budget` tokens afresh for every token, as StreamingLLM's peer
+    does.
     """
 
     methods: tuple[str, ...] = ("full", "sinks")
@@ -59,7 +60,8 @@ class SpeedOptions(MeasureOptions):
         between = self.steps * self.repeats
         if any(after - before <= between for before, after in itertools.pairwise(lengths)):
             raise ValueError(
-                f"contexts={self.contexts}: they must be more than steps x repeats = {between} tokens apart, for "
+                f"contexts={self.contexts}: they must be more than steps x repeats = {between} tokens "
+                "apart, for "
                 "those are read on the way"
             )
         if lengths[0] < self.budget:
@@ -73,7 +75,8 @@ class SpeedOptions(MeasureOptions):
 def run_speed(options: SpeedOptions, command: str) -> list[Path]:
     """Measure what is missing, write table and picture, and return their paths.
 
-    Raises ValueError on options that cannot be. After Ctrl-C, the lengths that were completed are not timed again.
+    Raises ValueError on options that cannot be. After Ctrl-C, the lengths that were completed are not timed
+    again.
     """
     from scrubjay.experiments.longcontext.plots import plot_speed
 
@@ -184,6 +187,7 @@ def _table(rows: Sequence[dict[str, Any]], options: SpeedOptions) -> str:
         "cache, MiB",
     ]
     return (
-        f"Medians of {options.repeats} turns of {options.steps} tokens (recompute: of one), contestants by turns in one "
+        f"Medians of {options.repeats} turns of {options.steps} tokens (recompute: of one), "
+        "contestants by turns in one "
         f"process; budget {options.budget}.\n\n" + markdown(columns, lines)
     )

@@ -3,8 +3,8 @@
     apt-get download r-cran-janeaustenr
 
 The package holds the six novels as character vectors of R. They are read from the .deb, or from the Rdata.rdb
-within it, without R: a row of blocks, each its inflated length (4 bytes, big endian) and a zlib stream, which holds
-one vector in R's XDR serialisation (R Internals, section 1.8).
+within it, without R: a row of blocks, each its inflated length (4 bytes, big endian) and a zlib stream, which
+holds one vector in R's XDR serialisation (R Internals, section 1.8).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _DATABASE = "data/Rdata.rdb"
 
 
 def read_text(path: Path | str, title: str | None = None) -> str:
-    """Return the text of a .txt file, or of a .deb or .rdb of novels: one of them by its title, or all in turn.
+    """Return the text of a .txt file, or of a .deb or .rdb of novels: one by its title, or all in turn.
 
     A title is told by its first letters, whatever their case: "northanger" is Northanger Abbey.
     Raises ValueError on another kind of file, or a title that is not there, naming those that are.

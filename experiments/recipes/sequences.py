@@ -6,8 +6,8 @@ from scrubjay.experiments.kinds.sequence import SequenceTaskConfig
 from scrubjay.experiments.recipes.registry import recipe
 from scrubjay.experiments.tasks.suites import MQAR, Induction, Needle, SelectiveCopy
 
-# 8 chunks in the sequences trained on, of which 4 are read: so choosing is learned. The longest test's all are kept. One
-# layer a block, for all memories alike.
+# 8 chunks in the sequences trained on, of which 4 are read: so choosing is learned. The longest test's all
+# are kept. One layer a block, for all memories alike.
 _SEQUENCES = {
     "hcam": {"chunk_size": 8, "num_chunks": 128},
     "sink": {"num_layers": 1},

@@ -11,7 +11,8 @@ from scrubjay.experiments.recipes.registry import recipe
 from scrubjay.experiments.tasks.environments import EnvConfig
 from scrubjay.memory import make_config
 
-# To count, or to find what lies as far back as the answer is away, takes a second layer; GTrXL has two by default.
+# To count, or to find what lies as far back as the answer is away, takes a second layer; GTrXL has two by
+# default.
 _TWO_LAYERS = {"hcam": {"num_layers": 2}}
 
 
@@ -21,8 +22,8 @@ def tmaze() -> TrainConfig:
     return TrainConfig(
         env=EnvConfig("scrubjay/TMaze-v0", {"corridor_length": 50}, num_envs=64),
         policy=PolicyConfig(memory=make_config("gru", dim=64), reconstruction=True),
-        # The one step that pays comes at the junction. With a smaller bonus for trying things out, or with fewer
-        # junctions in a batch, a policy settles on one turn before it has learned to heed the cue.
+        # The one step that pays comes at the junction. With a smaller bonus for trying things out, or with
+        # fewer junctions in a batch, a policy settles on one turn before it has learned to heed the cue.
         ppo=PPOConfig(learning_rate=1e-3, entropy_coefficient=0.02, reconstruction_coefficient=1.0),
         total_steps=800_000,
         segment_length=64,

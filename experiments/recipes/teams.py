@@ -15,7 +15,8 @@ def uav_small() -> TeamTaskConfig:
     """Two flying base stations learn where to fly and on which sub-channel to serve users below."""
     return TeamTaskConfig(
         env=TeamEnvConfig(kwargs={"preset": "small"}, num_envs=64),
-        # Actors of their own: two that share one take long to find out that one should go left and the other right.
+        # Actors of their own: two that share one take long to find out that one should go left and the other
+        # right.
         policy=TeamPolicyConfig(shared=False),
         total_steps=200_000,
     )

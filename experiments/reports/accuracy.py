@@ -1,4 +1,4 @@
-"""Plots of supervised experiments: accuracy by how much there is to remember, for how long, and in how many bytes."""
+"""Plots of supervised experiments: accuracy by how much to remember, for how long, and in how many bytes."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _ANSWERED = "questions answered right"
 def plot_spans(runs: Sequence[Run], out: Path | str) -> Path:
     """Draw accuracy against how long the task was in the test, and return the path.
 
-    One row of panels per recipe, one column per tested amount to remember; means over seeds with their range, and a
-    dashed line for guessing.
+    One row of panels per recipe, one column per tested amount to remember; means over seeds with their range,
+    and a dashed line for guessing.
     """
     labels = contenders(runs)
     shades = colours(labels.values())
@@ -49,7 +49,7 @@ def plot_spans(runs: Sequence[Run], out: Path | str) -> Path:
 
 
 def plot_counts(runs: Sequence[Run], out: Path | str) -> Path:
-    """Draw accuracy against how much there was to remember, for as long as in training, and return the path."""
+    """Draw accuracy against how much there was to remember, for as long as in training; return the path."""
     labels = contenders(runs)
     shades = colours(labels.values())
     figure, panels = _panels(runs)
@@ -70,7 +70,7 @@ def plot_counts(runs: Sequence[Run], out: Path | str) -> Path:
 
 
 def plot_state(runs: Sequence[Run], out: Path | str) -> Path:
-    """Draw accuracy at the trained sizes against the bytes of state that one sequence needs, and return the path."""
+    """Draw accuracy at the trained sizes against the bytes of state of one sequence, and return the path."""
     labels = contenders(runs)
     shades = colours(labels.values())
     figure, panels = _panels(runs)

@@ -35,7 +35,8 @@ class InspectOptions:
     text: Path
     """A text file in a language of the model."""
     layers: tuple[int, ...] = ()
-    """Layers to draw the maps of; default: the first, those of the strongest sink and of retrieval, the last."""
+    """Layers to draw the maps of; default: the first, those of the strongest sink and of retrieval, the
+    last."""
     tokens: int = 128
     """Tokens from the text's beginning that the maps show."""
     out: Path = Path("inspect.png")
@@ -78,7 +79,8 @@ def _retrieval(model: Any, tokenizer: Any, sinks: Tensor) -> RetrievalHeads:
         print(f"no retrieval heads: {error}")
         return RetrievalHeads(tuple(map(tuple, torch.zeros(sinks.shape[1:]).tolist())), 0)
     print(
-        f"retrieval heads (layer, head), and the share of copied tokens they attended to most; {scores.probes} probes"
+        "retrieval heads (layer, head), and the share of copied tokens they attended to most; "
+        f"{scores.probes} probes"
     )
     best = scores.ranked()[:10]
     print("  " + "  ".join(f"({layer}, {head}) {scores.scores[layer][head]:.2f}" for layer, head in best))
@@ -114,7 +116,8 @@ def _telling(sinks: Tensor, scores: RetrievalHeads) -> list[int]:
 def _print_sinks(sinks: Float[Tensor, "sequences layers heads"]) -> None:
     has = (sinks > _THRESHOLD).float()
     print(
-        f"sink rate {has.mean():.2f}: the share of heads that give token 0 more than {_THRESHOLD} on average, "
+        f"sink rate {has.mean():.2f}: the share of heads that give token 0 more than {_THRESHOLD} on "
+        "average, "
         f"in {len(sinks)} sequences of {_LENGTH} tokens"
     )
     print("layer  sink rate  mean attention to token 0")
@@ -128,7 +131,10 @@ def _draw(
     maps: dict[int, Float[Tensor, "heads rows keys"]],
     title: str,
 ) -> Figure:
-    """Draw both tables of layers by heads, and each layer's map: the mean of its heads, and its best retriever."""
+    """Draw both tables of layers by heads, and each layer's map.
+
+    A map is the mean of its heads, and its best retriever.
+    """
     columns = 1 + len(maps)
     figure = Figure(figsize=(4.2 * columns, 8.4), dpi=110, layout="constrained")
     axes = figure.subplots(2, columns, squeeze=False)

@@ -30,8 +30,8 @@ LONGER_FILE = "longer.json"
 def write_report(runs: Sequence[Run], out: Path, command: str) -> list[Path]:
     """Write table.md, curves.png and, where tests reach beyond training, plots of these; return their paths.
 
-    longer.png for trained policies, RECIPE-sizes.png for teams; for supervised experiments one plot for each size of
-    the task, such as lengths.png and items.png, and state.png where results tell the bytes of state.
+    longer.png for trained policies, RECIPE-sizes.png for teams; for supervised experiments one plot for each
+    size of the task, such as lengths.png and items.png, and state.png where results tell the bytes of state.
     """
     from scrubjay.experiments.reports.curves import plot_longer, plot_runs
 
@@ -93,7 +93,8 @@ def _header(runs: Sequence[Run], command: str) -> str:
     seeds = len({run.config.seed for run in runs})
     return (
         f"`{command}`\n\n"
-        f"{version()}, torch {torch.__version__}, {processor()}, one thread per run, {date.today()}. {_how_to_read(seeds)}"
+        f"{version()}, torch {torch.__version__}, {processor()}, one thread per run, {date.today()}. "
+        f"{_how_to_read(seeds)}"
     )
 
 

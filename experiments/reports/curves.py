@@ -27,11 +27,10 @@ _GRID = 400
 def plot_runs(runs: Sequence[Run], out: Path | str, metric: str | None = None) -> Path:
     """Draw the runs into a PNG, or whatever `out` ends in, and return its path.
 
-    Runs of one task and memory share a curve: their mean, with the range from worst to best seed shaded. Where
-    memories of one name differ in their sizes, each of the sizes has a curve.
-    `metric` defaults to success where every run has it, else return; a dashed line shows how much success
-    is possible without memory, where that is known.
-    Raises ValueError if there is nothing to draw, naming the metrics that exist.
+    Runs of one task and memory share a curve: their mean, with the range from worst to best seed shaded.
+    Where memories of one name differ in their sizes, each of the sizes has a curve. `metric` defaults to
+    success where every run has it, else return; a dashed line shows how much success is possible without
+    memory, where that is known. Raises ValueError if there is nothing to draw, naming the metrics that exist.
     """
     rows = {run: run.metrics() for run in runs}
     labels = contenders(runs)

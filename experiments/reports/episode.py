@@ -28,12 +28,13 @@ class PlayOptions:
     max_steps: int = 500
     """Where to cut a long episode."""
     policy: str | None = None
-    """Of a team: a run's directory or random, of uav also static or follow; default: the run's own, else follow,
-    else random."""
+    """Of a team: a run's directory or random, of uav also static or follow; default: the run's own, else
+    follow, else random."""
     preset: str | None = None
     """Of uav: small, paper or city; default: as the run or recipe has it, else small."""
     coverage: Path | None = None
-    """Of uav: file for a map of what a user would get at every place at the end; its ending chooses the format."""
+    """Of uav: file for a map of what a user would get at every place at the end; its ending chooses the
+    format."""
 
 
 def play(

@@ -45,8 +45,17 @@ def gains(
 ) -> list[Gain]:
     """Return each agent's gain after learning alone for `steps`; the largest is the team's epsilon.
 
-    `learned` is as in `best_response`; actions are drawn from the policies, as an equilibrium is one of random policies; both teams play episodes of the
-    same seeds. `on_update` is told the agent and its steps.
+    Actions are drawn from the policies, as an equilibrium is one of random policies; both teams play episodes
+    of the same seeds.
+
+    Args:
+        policy: the team's, left as it is.
+        config: of the experiment: its environment, learner and segment length.
+        steps: environment steps that each agent has to learn in.
+        episodes: how many are played with each team.
+        seed: of sampling and of the episodes.
+        learned: the learner's state, as in `best_response`.
+        on_update: told the agent and its steps after each update.
     """
 
     def play(team: TeamPolicy) -> np.ndarray:

@@ -103,7 +103,7 @@ def export_onnx(policy: Policy, out: Path | str) -> float:
 
 
 def _translations() -> dict[Any, Callable[..., Any]]:
-    """Return what torch's exporter lacks: stable sorting, which ONNX's TopK does (ties: lower index first)."""
+    """Return the stable sorting that torch's exporter lacks; ONNX's TopK does it (ties: lower first)."""
     op: Any = importlib.import_module("onnxscript").opset18
 
     def sort(values: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:

@@ -48,7 +48,7 @@ class TeamEpisode:
 def cast_team(
     what: str, policy: str | None, preset: str | None, settings: Sequence[str], seed: int
 ) -> Cast | None:
-    """Return who plays a team's run, a recipe of teams or an environment of `KNOWN_TEAMS`; None if it is neither.
+    """Return who plays a team's run, a recipe of teams or one of `KNOWN_TEAMS`; None if it is none of these.
 
     Args:
         what: what to play; of a run its environment, and its policy where no other is named.
@@ -139,7 +139,7 @@ def _batch(env: ParallelEnv[Any, Any, Any], observations: Mapping[str, Any]) -> 
 
 
 def _team_run(path: str) -> Run | None:
-    """Return the team's run in that directory; None if there is no such directory, or the run is of no team."""
+    """Return the team's run in that directory; None without such a directory, or if it is of no team."""
     run = Run.load(path) if Path(path).exists() else None
     return run if run is not None and isinstance(run.config, TeamTaskConfig) else None
 

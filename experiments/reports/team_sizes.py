@@ -22,8 +22,8 @@ BySize = Mapping[int, Sequence[Mapping[str, float]]]
 def plot_sizes(scores: Mapping[str, BySize], size: str, trained: int, out: Path | str) -> Path:
     """Draw each method's and rule's measures against the size of the team, and return the path.
 
-    `scores` are by the name of the method or rule; `size` is the setting's name, `trained` its value in training.
-    Means over seeds with their range; rules are dashed.
+    `scores` are by the name of the method or rule; `size` is the setting's name, `trained` its value in
+    training. Means over seeds with their range; rules are dashed.
     """
     shades = colours(scores)
     figure = figure_of(len(_MEASURES))

@@ -1,4 +1,4 @@
-"""What teams came to beyond their return: what the environment measured, beside rules and in teams of other sizes."""
+"""What teams came to beyond their return: what was measured, beside rules and in teams of other sizes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Scores = dict[str, float]
 
 
 def team_tables(runs: Sequence[Run], out: Path) -> list[str]:
-    """Return a table of measures for each recipe of teams, and where there are other sizes one for each measure.
+    """Return a table of measures for each recipe of teams, and with other sizes one for each measure.
 
     Rules play the episodes that the runs' results are of. Kept in `out`, computed once.
     """
@@ -74,7 +74,7 @@ def _measures(runs: Sequence[Run], out: Path) -> str:
 
 
 def _at_sizes(runs: Sequence[Run], out: Path, sizes: Range) -> dict[str, dict[int, list[Scores]]]:
-    """Return what shared actors and rules come to at every size, by label and size, one entry for each seed."""
+    """Return what shared actors and rules come to at every size, by label and size, an entry a seed."""
     config = _config(runs[0])
     name, values = sizes
     scores: dict[str, dict[int, list[Scores]]] = {}

@@ -24,7 +24,8 @@ class RayOptions:
     num_learners: int = 0
     """Processes that compute gradients together; 0 learns in the driver."""
     address: str | None = None
-    """Of the cluster's head, as host:port. None: RAY_ADDRESS if it is set, else processes of this machine only."""
+    """Of the cluster's head, as host:port. None: RAY_ADDRESS if it is set, else processes of this machine
+    only."""
 
     def __post_init__(self) -> None:
         for name in ("num_env_runners", "num_learners"):
@@ -87,7 +88,10 @@ def free_cpus() -> int:
 
 
 def _find_cpus(options: RayOptions) -> None:
-    """Raise ValueError unless there are CPUs for all processes, free ones within seconds; Ray would wait forever."""
+    """Raise ValueError unless there are CPUs for all processes, free ones within seconds.
+
+    Ray would wait forever.
+    """
     import ray
 
     needed = (
@@ -131,7 +135,8 @@ def _find_packages() -> None:
         except RayTaskError as error:
             reason = str(error.cause).strip().splitlines()[-1]
             raise ValueError(
-                f"the node {hosts[answer]} cannot load Scrubjay: {reason}; install there what is installed here"
+                f"the node {hosts[answer]} cannot load Scrubjay: {reason}; install there what is "
+                "installed here"
             ) from error
         except RayError:  # the node is going: what is placed there goes elsewhere
             continue
@@ -150,7 +155,10 @@ def describe_cluster() -> str:
 
 
 def _reach(address: str) -> None:
-    """Raise ValueError unless a Ray head listens at host:port; Ray itself would try for minutes, or without end."""
+    """Raise ValueError unless a Ray head listens at host:port.
+
+    Ray itself would try for minutes, or without end.
+    """
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon:
         if address not in ("local", "auto"):
@@ -159,7 +167,8 @@ def _reach(address: str) -> None:
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_SECONDS) as connection:
             if os.environ.get("RAY_USE_TLS") != "1":
-                # Ray speaks gRPC, so HTTP/2: whoever does answers this greeting with a frame of settings, type 4.
+                # Ray speaks gRPC, so HTTP/2: whoever does answers this greeting with a frame of settings,
+                # type 4.
                 connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
                 if connection.recv(9)[3:4] != b"\4":
                     raise ValueError("what listens there is no Ray head, whose port is usually 6379")

@@ -40,7 +40,7 @@ class EpisodeWindow:
             self._episodes.append(told)
 
     def means(self) -> dict[str, float]:
-        """Return charts/episodic_return, charts/episodic_length and, where told, charts/success and measures."""
+        """Return charts/episodic_return and _length and, where told, charts/success and measures."""
         if not self._episodes:
             return {}
         count = len(self._episodes)
@@ -65,7 +65,10 @@ class EpisodeWindow:
 
 
 class MetricsLog:
-    """Appends rows to metrics.jsonl and TensorBoard; going on from a checkpoint cuts off what came after it."""
+    """Appends rows to metrics.jsonl and TensorBoard.
+
+    Going on from a checkpoint cuts off what came after it.
+    """
 
     def __init__(self, path: Path, offset: int = 0, step: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter  # half a second of import, for training only

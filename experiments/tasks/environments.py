@@ -53,7 +53,7 @@ class EnvConfig:
             ) from error
 
     def success_without_memory(self) -> float | None:
-        """Return the best success of a policy without memory, where the environment offers it by that name."""
+        """Return the best success without memory, where the environment offers it by that name."""
         with self.make() as env:
             return getattr(env.unwrapped, "success_without_memory", None)
 
@@ -103,7 +103,7 @@ def parse_setting(text: str) -> tuple[str, KwargValue]:
 
 
 def importing_id(name: str) -> str:
-    """Return the id by which gymnasium itself imports the module of ours that registers it; others as they are."""
+    """Return the id by which gymnasium itself imports our module that registers it; others as they are."""
     return f"scrubjay.envs:{name}" if name.startswith("scrubjay/") else name
 
 

@@ -19,7 +19,8 @@ class TeamEnvConfig:
     """Which multi-agent environment, with what settings, and how many teams side by side."""
 
     id: str = "scrubjay.envs.uav:parallel_env"
-    """`module:callable` returning a PettingZoo ParallelEnv; if the module also has `teams`, that steps all rows."""
+    """`module:callable` returning a PettingZoo ParallelEnv; if the module also has `teams`, that steps all
+    rows."""
     kwargs: dict[str, KwargValue] = field(default_factory=dict)
     """Settings handed to the environment; `--set name=value` changes one."""
     num_envs: int = 32
@@ -88,5 +89,8 @@ KNOWN_TEAMS: dict[str, KnownTeams] = {
 
 
 def known_by(id: str) -> KnownTeams:
-    """Return what is known of an environment by its `module:callable`; of a stranger, that it offers nothing."""
+    """Return what is known of an environment by its `module:callable`.
+
+    Of a stranger, that it offers nothing.
+    """
     return next((known for known in KNOWN_TEAMS.values() if known.id == id), KnownTeams(id))

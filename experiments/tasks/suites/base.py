@@ -65,7 +65,8 @@ class Suite(ABC):
             return dataclasses.replace(self, length=length)
         if "num_items" not in {field.name for field in dataclasses.fields(self)}:
             raise ValueError(
-                f"num_items={num_items}: {self.kind} has always {self.num_items} of {self.items}; set eval_items=()"
+                f"num_items={num_items}: {self.kind} has always {self.num_items} of {self.items}; set "
+                "eval_items=()"
             )
         return dataclasses.replace(self, num_items=num_items, length=length)
 

@@ -1,7 +1,7 @@
-"""Induction heads (Olsson et al. 2022, arXiv 2209.11895; in this form Gu & Dao 2023, arXiv 2312.00752, section 4.1.2).
+"""Induction heads (Olsson et al. 2022, arXiv 2209.11895; so Gu & Dao 2023, arXiv 2312.00752, section 4.1.2).
 
-Random tokens, and once among them a trigger; the last token is the trigger again, and there the model is to name
-what followed it the first time. Nothing else tells that token from the others. Token 0 is the trigger.
+Random tokens, and once among them a trigger; the last token is the trigger again, and there the model is to
+name what followed it the first time. Nothing else tells that token from the others. Token 0 is the trigger.
 """
 
 from __future__ import annotations

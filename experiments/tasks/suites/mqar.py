@@ -1,10 +1,10 @@
 """Multi-query associative recall (Arora et al. 2023, "Zoology", arXiv 2312.04927).
 
-First the pairs, key value key value, then every key once again; at that query the model is to name its value. As in
-the authors' generator (github.com/HazyResearch/zoology, data/multiquery_ar.py): token 0 is filler, keys are of the
-lower half of the vocabulary and values of the upper, no two alike in a sequence; queries fall on even places behind
-the pairs, and which ones is drawn without replacement with p(i) ~ a i^(a - 1), i counted from 1, so that short gaps
-are common, as in language. Elsewhere stands filler, zero or any token at all.
+First the pairs, key value key value, then every key once again; at that query the model is to name its value.
+As in the authors' generator (github.com/HazyResearch/zoology, data/multiquery_ar.py): token 0 is filler, keys
+are of the lower half of the vocabulary and values of the upper, no two alike in a sequence; queries fall on
+even places behind the pairs, and which ones is drawn without replacement with p(i) ~ a i^(a - 1), i counted
+from 1, so that short gaps are common, as in language. Elsewhere stands filler, zero or any token at all.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ class MQAR(Suite):
         keys = distinct(generator, rows, 1, half, pairs)
         values = distinct(generator, rows, half, self.vocab_size, pairs)
         places = np.arange(1, (self.length - 2 * pairs) // 2 + 1)
-        # The order in which exponential clocks of these rates ring is a draw without replacement by these weights.
+        # The order in which exponential clocks of these rates ring is a draw without replacement by these
+        # weights.
         rings = generator.exponential(size=(rows, len(places))) / places ** (self.power - 1)
         queries = 2 * pairs + 2 * rings.argsort(axis=1)[:, :pairs]
         tokens = np.zeros((rows, self.length), dtype=np.int64)

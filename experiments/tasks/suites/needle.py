@@ -1,9 +1,9 @@
-"""Needles in a haystack, as token sequences (after Kamradt 2023, github.com/gkamradt/LLMTest_NeedleInAHaystack).
+"""Needles in a haystack, as tokens (after Kamradt 2023, github.com/gkamradt/LLMTest_NeedleInAHaystack).
 
-A needle is a key and behind it its value, hidden anywhere in a haystack of other tokens; the last token is a key, and
-there the model is to name its value. With several needles all but one distract, as in the multi-key task of RULER
-(Hsieh et al. 2024, arXiv 2404.06654, section 3). Token 0 is not used; the first quarter of the vocabulary are keys,
-the second values, the rest is hay.
+A needle is a key and behind it its value, hidden anywhere in a haystack of other tokens; the last token is a
+key, and there the model is to name its value. With several needles all but one distract, as in the multi-key
+task of RULER (Hsieh et al. 2024, arXiv 2404.06654, section 3). Token 0 is not used; the first quarter of the
+vocabulary are keys, the second values, the rest is hay.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class Needle(Suite):
         tokens = generator.integers(2 * quarter, self.vocab_size, size=(rows, self.length))
         keys = distinct(generator, rows, 1, quarter, needles)
         values = generator.integers(quarter, 2 * quarter, size=(rows, needles))
-        # Every needle shrunk to one token, all choices of places are equally likely; then each takes its second.
+        # Every needle shrunk to one token, all choices of places are equally likely; then each takes its
+        # second.
         places = np.sort(distinct(generator, rows, 0, self.length - 1 - needles, needles), axis=1)
         places += np.arange(needles)
         np.put_along_axis(tokens, places, keys, axis=1)

@@ -1,7 +1,8 @@
 """Selective copying (Jing et al. 2019; in this form Gu & Dao 2023, "Mamba", arXiv 2312.00752, section 4.1.1).
 
-Data tokens lie scattered among noise; then comes one marker for each, and at the markers the model is to name the
-data in their order. Spacing varies, so counting steps does not help. Token 0 is noise, 1 the marker, the rest data.
+Data tokens lie scattered among noise; then comes one marker for each, and at the markers the model is to name
+the data in their order. Spacing varies, so counting steps does not help. Token 0 is noise, 1 the marker, the
+rest data.
 """
 
 from __future__ import annotations

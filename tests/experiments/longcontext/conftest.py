@@ -1,4 +1,4 @@
-"""A tiny random model in a folder, as transformers saves one, with a tokenizer of one token a word or mark."""
+"""A tiny random model in a folder, as transformers saves one; its tokens are words and marks."""
 
 import json
 import re

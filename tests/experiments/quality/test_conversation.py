@@ -1,4 +1,4 @@
-"""Conversations of hundreds of turns: their cost is bounded, their beginning is recalled, and they go on when stopped."""
+"""Conversations of hundreds of turns: bounded in cost, recalled to their beginning, gone on with."""
 
 from __future__ import annotations
 

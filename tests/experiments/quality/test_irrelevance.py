@@ -1,4 +1,4 @@
-"""BFCL's cases in which no tool fits: whatever the model plans, nothing runs without approval and nothing breaks."""
+"""BFCL's cases in which no tool fits: whatever is planned, nothing runs unapproved and nothing breaks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`scrubjay inspect` on a small random model: the numbers add up, the picture is there, bad input is named."""
+"""`scrubjay inspect` on a small random model: numbers add up, the picture is there, bad input is named."""
 
 import matplotlib.image
 import pytest

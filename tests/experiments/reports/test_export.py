@@ -13,7 +13,8 @@ from scrubjay.memory import list_memories, make_config
 VECTOR = spaces.Box(-1, 1, (4,), np.float32)
 
 
-# Law 8, in test_conformance.py, traces and exports the step of every memory; these are written and read as well.
+# Law 8, in test_conformance.py, traces and exports the step of every memory; these are written and read as
+# well.
 SAVED = ("none", "gru", "hcam", "titans_mac")
 
 

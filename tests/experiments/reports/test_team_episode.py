@@ -20,7 +20,10 @@ from scrubjay.experiments.tasks.teams import KNOWN_TEAMS, KnownTeams, TeamEnvCon
 
 
 class Relay(ParallelEnv):
-    """Each agent sees the time and its number, and is paid its action; the second leaves after two of four steps."""
+    """Each agent sees the time and its number, and is paid its action.
+
+    The second leaves after two of four steps.
+    """
 
     metadata = {"name": "relay", "render_fps": 5}
     possible_agents = ["first", "second"]
