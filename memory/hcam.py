@@ -299,10 +299,19 @@ def hierarchical_attention(
 ) -> Float[Tensor, "batch time F"]:
     """Return the relevance-weighted sum of one attention per kept chunk (section 3 of the paper).
 
-    `keys` are the chunks' summaries, `mask` says which chunks a query may read (None: all), and a query
-    that may read none gets zeros. `position` adds a sinusoid of a step's distance from its chunk's end.
     Key and value projections are moved onto the query and the read-out, so contents are never projected.
     Raises ValueError if `num_heads` does not divide F or shapes disagree.
+
+    Args:
+        queries: What is asked at every step.
+        keys: The chunks' summaries.
+        contents: What the chunks hold, step by step.
+        mask: Which chunks a query may read, None for all; one that may read none gets zeros.
+        weights: Projections of queries, keys, values and read-outs.
+        position: Whether to add a sinusoid of a step's distance from its chunk's end.
+        top_k: How many chunks a query keeps.
+        num_heads: Heads of the attention within a chunk; they divide F.
+        stop_memory_gradient: Whether gradients end at what chunks hold and at their summaries.
     """
     features = weights.query.shape[1]
     if features % num_heads:

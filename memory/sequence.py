@@ -118,9 +118,16 @@ class SequenceModel(
     ) -> tuple[Int[Tensor, "batch new_time"], State]:
         """Return `max_new_tokens` tokens that follow the prompt, and the state before the last of them.
 
-        A step costs the same however long the sequence is. Temperature 0 takes the likeliest token; `top_k`
-        draws among so many likeliest. To go on later, give the last token as the prompt, and the returned
-        state. Raises ValueError on an empty prompt or a number that cannot be.
+        A step costs the same however long the sequence is. To go on later, give the last token as the prompt,
+        and the returned state. Raises ValueError on an empty prompt or a number that cannot be.
+
+        Args:
+            prompt: What to go on from, at least one token a row.
+            max_new_tokens: How many tokens to generate.
+            state: What came before the prompt, None for nothing.
+            temperature: Divides the logits; 0 takes the likeliest token.
+            top_k: Among how many of the likeliest to draw, None for all.
+            generator: Whose draws to use, None for torch's own.
         """
         if prompt.ndim != 2 or prompt.shape[1] == 0:
             raise ValueError(

@@ -53,22 +53,26 @@ if TYPE_CHECKING:
 
 _COLUMNS = (
     "id, text, kind, namespace, trust, provenance, created, observed, renewed, valid_from, valid_to, "
-    "importance, "
-    "supersedes, sayings"
+    "importance, supersedes, sayings"
 )
 
 
 class MemoryBank:
     """Memories in an SQLite file, or in memory (`":memory:"`); safe for threads and several processes.
 
-    `clock` returns the present moment, and in its time zone days begin. `dense_weight` is what embeddings
-    count where words count 1, each times how sure it is (`memory/bank_recall.py`). `surprise` puts a neural
-    memory beside the records (`memory/bank_surprise.py`), off unless asked for. `device` holds the embeddings
-    on one of torch's, "cuda" for one, where Triton scans them; without it numpy does, and torch stays out.
-    `approximate` holds no embeddings at all: beside the file an index of them is kept, from which the nearest
-    are found, not surely all of them (extra `ann`; `memory/bank_approximate.py`). Raises ValueError on a file
-    of a newer Scrubjay, on a device that is not there, and on what does not go together; the first search or
-    write does on a file that was written with other embeddings (`memory/bank_model.py`).
+    Raises ValueError on a file of a newer Scrubjay, on a device that is not there, and on what does not go
+    together; the first search or write does on a file that was written with other embeddings
+    (`memory/bank/model.py`).
+
+    Args:
+        path: The file, made if it is not there.
+        embeddings: What turns texts into vectors, as LangChain's do; None to search by words alone.
+        clock: Returns the present moment, in the time zone in which days begin.
+        dense_weight: What embeddings count where words count 1, each times how sure it is.
+        surprise: Puts a neural memory beside the records (`memory/bank/surprise.py`); None for none.
+        device: One of torch's, as "cuda", to hold and scan the embeddings; without it numpy does, no torch.
+        approximate: Whether to hold no embeddings at all but an index of them beside the file, which finds
+            nearest ones, not surely all of them (extra `ann`; `memory/bank/search/approximate.py`).
     """
 
     def __init__(
@@ -91,8 +95,7 @@ class MemoryBank:
             if embeddings is None or device is not None or str(path) in ("", ":memory:"):
                 raise ValueError(
                     f"approximate=True with embeddings={embeddings!r}, device={device!r}, "
-                    f"path={str(path)!r}: "
-                    "it needs embeddings and a file, and holds nothing on a device"
+                    f"path={str(path)!r}: it needs embeddings and a file, and holds nothing on a device"
                 )
             require_usearch()
         self._approximate = approximate
@@ -122,10 +125,20 @@ class MemoryBank:
         """Remember a text and return its id, when it is safe from the death of this process.
 
         A text that says no more than a record of the same namespace, kind, trust and validity does joins it,
-        and the id is that record's; `merge=False` keeps every text apart, as a log of turns must.
-        `supersedes` names the record whose validity ends where this one's begins. `importance` is from 0 to
-        1; `provenance` is anything that JSON can hold. Raises ValueError or TypeError on what cannot be
-        stored.
+        and the id is that record's. Raises ValueError or TypeError on what cannot be stored.
+
+        Args:
+            text: What to remember, not blank.
+            kind: What sort of record it is, one of a few that the error names.
+            namespace: Where it belongs, from the widest circle to the narrowest.
+            importance: From 0 to 1.
+            observed: When it was seen, a moment or seconds since 1970.
+            valid_from: When it begins to hold.
+            valid_to: When it holds no longer.
+            trust: Who said it.
+            supersedes: The id of the record whose validity ends where this one's begins.
+            merge: False keeps every text apart, as a log of turns must.
+            provenance: Anything that JSON can hold, by name.
         """
         draft = self.draft(
             text,
@@ -222,8 +235,18 @@ class MemoryBank:
     ) -> list[str]:
         """Remember a document by its passages and return their ids; a section's passages are one chunk.
 
-        Sections begin at Markdown headings; passages have at most `passage_length` characters and carry their
-        heading as provenance `section`. All is written, or nothing. Raises ValueError if the text is blank.
+        Sections begin at Markdown headings; passages carry theirs as provenance `section`. All is written, or
+        nothing. Raises ValueError if the text is blank.
+
+        Args:
+            text: The document.
+            kind: That of every passage.
+            namespace: Where the passages belong.
+            passage_length: How many characters a passage has at most.
+            importance: From 0 to 1.
+            observed: When it was seen, a moment or seconds since 1970.
+            trust: Who says it.
+            provenance: Anything that JSON can hold, by name.
         """
         drafts = []
         for number, (heading, passages) in enumerate(split_document(text, passage_length)):
@@ -250,9 +273,16 @@ class MemoryBank:
         """Return up to `k` records, best first, that hold now or held `at` a moment.
 
         A date in `query` means what names it and what was observed on that day, or in that month, where
-        `clock` is. `namespace` includes all that it contains: `("user",)` finds `("user", "ada")`'s.
-        `trusts=("user", "agent")` leaves out what tools said. `explain` fills the hits' `explanation`. Raises
-        ValueError on k < 1.
+        `clock` is. Raises ValueError on k < 1.
+
+        Args:
+            query: What is asked, in words.
+            k: How many records at most.
+            kinds: The kind or kinds to look among, None for all.
+            namespace: Where to look, with all that it contains: `("user",)` finds `("user", "ada")`'s.
+            at: The moment at which records must hold, None for now.
+            explain: Whether to fill the hits' `explanation`.
+            trusts: Whom to believe, None for all: `("user", "agent")` leaves out what tools said.
         """
         if k < 1:
             raise ValueError(f"k={k}: must be at least 1")

@@ -45,10 +45,18 @@ def check_memory(
 ) -> list[str]:
     """Test the contract's laws on copies of `memory` and return what it was exempted from, in words.
 
-    `dim` defaults to `memory.dim`; `steps`, the length of the test sequences, to what fills three chunks.
-    `long=True` adds the million steps of law 5 (a minute or more). `compile_backend="inductor"` generates
-    code where the default only traces. Raises MemoryLawError naming the law, the step and the size of the
-    first violation, ValueError on an unknown law, TypeError if no width is known.
+    Raises MemoryLawError naming the law, the step and the size of the first violation, ValueError on an
+    unknown law, TypeError if no width is known.
+
+    Args:
+        memory: The module to test; it need not be one of ours.
+        dim: Its width, by default `memory.dim`.
+        laws: Numbers of the laws to test.
+        dtypes: Those in which laws 1 to 7 are tested.
+        steps: Length of the test sequences, by default what fills three chunks.
+        long: Whether to add the million steps of law 5, a minute or more.
+        compile_backend: That of law 8: "inductor" generates code where the default only traces.
+        seed: Of all that is drawn.
     """
     unknown = sorted(set(laws) - set(LAWS))
     if unknown:

@@ -104,7 +104,19 @@ def recall(
     k: int,
     zone: tzinfo,
 ) -> list[tuple[int, float, Explanation]]:
-    """Return number, score and explanation of the `k` best records, best first; a day begins in `zone`."""
+    """Return number, score and explanation of the `k` best records, best first.
+
+    Args:
+        connection: That of the bank.
+        query: What is asked, in words.
+        vector: Its embedding, None to search by words alone.
+        index: The embeddings of the records.
+        dense_weight: What embeddings count where words count 1.
+        filter: Which records may be seen.
+        now: The present moment, in seconds since 1970.
+        k: How many records at most.
+        zone: Where days begin.
+    """
     depth = max(_DEPTH * k, _LEAST_DEPTH)
     keyword = keyword_scores(connection, query, filter.scope(), *filter.condition(), zone)
     by_words = heapq.nlargest(depth, keyword.scores, key=lambda number: (keyword.scores[number], number))
