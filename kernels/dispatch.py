@@ -52,9 +52,9 @@ def resolve(
 ) -> str:
     """Return the implementation to run: "reference", "torch", "triton" or one of `paths`.
 
-    `paths` are an op's own variants of "torch". `unsupported` says why Triton cannot do these sizes: then "auto"
-    means torch, and asking for "triton" raises ValueError with it. Raises ValueError on an unknown name and
-    RuntimeError where Triton cannot run.
+    `paths` are an op's own variants of "torch". `unsupported` says why Triton cannot do these sizes: then
+    "auto" means torch, and asking for "triton" raises ValueError with it. Raises ValueError on an unknown
+    name and RuntimeError where Triton cannot run.
     """
     _check_choice(implementation, _CHOICES + paths)
     if implementation == "auto":
@@ -75,7 +75,8 @@ def resolve(
             )
         if any_dual(*tensors):
             raise NotImplementedError(
-                "implementation='triton' has no forward-mode derivative; use 'torch' under jvp and dual numbers"
+                "implementation='triton' has no forward-mode derivative; use 'torch' under jvp and dual "
+                "numbers"
             )
     return implementation
 
@@ -114,7 +115,10 @@ def is_traced() -> bool:
 
 
 def is_compiled() -> bool:
-    """Return whether torch.compile records: then an op stays one node. An exported graph holds plain torch only."""
+    """Return whether torch.compile records: then an op stays one node.
+
+    An exported graph holds plain torch only.
+    """
     return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
 
 

@@ -300,18 +300,20 @@ def hierarchical_attention(
     """Return the relevance-weighted sum of one attention per kept chunk (section 3 of the paper).
 
     Key and value projections are moved onto the query and the read-out, so contents are never projected.
-    Raises ValueError if `num_heads` does not divide F or shapes disagree.
 
     Args:
-        queries: What is asked at every step.
+        queries: One per step.
         keys: The chunks' summaries.
-        contents: What the chunks hold, step by step.
-        mask: Which chunks a query may read, None for all; one that may read none gets zeros.
-        weights: Projections of queries, keys, values and read-outs.
-        position: Whether to add a sinusoid of a step's distance from its chunk's end.
-        top_k: How many chunks a query keeps.
-        num_heads: Heads of the attention within a chunk; they divide F.
-        stop_memory_gradient: Whether gradients end at what chunks hold and at their summaries.
+        contents: What the chunks hold.
+        mask: Which chunks a query may read; None for all. A query that may read none gets zeros.
+        weights: The projections of both levels.
+        position: Add a sinusoid of a step's distance from its chunk's end.
+        top_k: Chunks kept per query.
+        num_heads: Of the attention inside chunks.
+        stop_memory_gradient: Cut the gradient into keys and contents.
+
+    Raises:
+        ValueError: if `num_heads` does not divide F or shapes disagree.
     """
     features = weights.query.shape[1]
     if features % num_heads:

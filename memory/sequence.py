@@ -119,15 +119,18 @@ class SequenceModel(
         """Return `max_new_tokens` tokens that follow the prompt, and the state before the last of them.
 
         A step costs the same however long the sequence is. To go on later, give the last token as the prompt,
-        and the returned state. Raises ValueError on an empty prompt or a number that cannot be.
+        and the returned state.
 
         Args:
-            prompt: What to go on from, at least one token a row.
-            max_new_tokens: How many tokens to generate.
-            state: What came before the prompt, None for nothing.
-            temperature: Divides the logits; 0 takes the likeliest token.
-            top_k: Among how many of the likeliest to draw, None for all.
-            generator: Whose draws to use, None for torch's own.
+            prompt: Tokens to go on from.
+            max_new_tokens: How many to draw.
+            state: What was read before; None for nothing.
+            temperature: Of the draws; 0 takes the likeliest token.
+            top_k: Draw among so many likeliest; None for all.
+            generator: Source of the draws.
+
+        Raises:
+            ValueError: on an empty prompt or a number that cannot be.
         """
         if prompt.ndim != 2 or prompt.shape[1] == 0:
             raise ValueError(

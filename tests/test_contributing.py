@@ -46,7 +46,7 @@ def sections() -> dict[str, str]:
     [
         ("Add a memory", "memory/registry.py"),
         ("Add a context policy", "memory/context/registry.py"),
-        ("Add an environment", "envs/__init__.py"),
+        ("Add an environment", "envs/registration.py"),
         ("Add an experiment", "experiments/kinds/__init__.py"),
         ("Add a command", "experiments/commands/__init__.py"),
         ("Add a tool", "agents/tools/registry.py"),
@@ -87,8 +87,10 @@ def test_the_environment(written, monkeypatch):
     module = types.ModuleType("scrubjay.envs.coin")
     module.Coin, module.CoinVector = written.Coin, written.CoinVector
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(scrubjay.envs._HOMES, "Coin", "coin")
-    scrubjay.envs._register("Coin")
+    from scrubjay.envs import registration
+
+    monkeypatch.setitem(registration._HOMES, "Coin", "coin")
+    registration.register()
     try:
         from gymnasium.utils.env_checker import check_env
 

@@ -112,6 +112,6 @@ def test_a_wheel_holds_every_room(tmp_path):
     subprocess.run(build, check=True, timeout=240)
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    for name in ("py.typed", "memory/hcam.py", "kernels/chunk_retrieval.py", "experiments/bench/envs.py"):
+    for name in ("py.typed", "memory/hcam.py", "kernels/retrieval/op.py", "experiments/bench/envs.py"):
         assert f"scrubjay/{name}" in names
     assert {name.partition("/")[0] for name in names if "dist-info" not in name} == {"scrubjay"}

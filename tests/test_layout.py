@@ -1,5 +1,6 @@
 """The layout: folders that one can look over, modules of one idea, tests that mirror them."""
 
+import re
 import subprocess
 from collections import Counter
 from pathlib import Path
@@ -78,13 +79,29 @@ def test_every_test_file_lies_where_its_room_does():
     for module in modules():
         if module.parts[0] == "tests" and len(module.parts) > 2:
             room = Path(*module.parts[1:-1])
-            assert (ROOT / room).is_dir() or room.parts[-1] in ("interpreted", "compatibility"), module
+            assert (ROOT / room).is_dir() or room.parts[-1] in ("interpreted", "compatibility", "suites"), (
+                module
+            )
 
 
 def test_every_folder_says_what_it_is():
     for folder in folders():
         if folder.parts[0] != "tests":
             assert (ROOT / folder / "__init__.py").read_text().startswith('"""'), folder
+
+
+def test_what_is_told_of_files_is_true():
+    """A path in a docstring, a comment or a document leads somewhere; CHANGELOG may tell of what was."""
+    listed = [path for path in modules() if path.parts[0] != "tests"]
+    listed += [path.relative_to(ROOT) for path in ROOT.glob("experiments/**/*.md")]
+    lost = set()
+    for file in [*listed, Path("README.md"), Path("CONTRIBUTING.md"), Path("Makefile")]:
+        said = re.findall(
+            rf"(?<![\w/])(?:{'|'.join(ROOMS)})/[\w/]+\.(?:py|json|toml|md|png)\b",
+            (ROOT / file).read_text("utf-8"),
+        )
+        lost |= {f"{file}: {path}" for path in said if not (ROOT / path).exists()}
+    assert not lost
 
 
 def git(*words: str) -> list[str]:

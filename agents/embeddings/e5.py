@@ -13,7 +13,7 @@ DIMENSION = 384
 MOST_TOKENS = 512
 """What of a text is read, its marks and its prefix included, as in the original."""
 
-_BATCH = 8  # texts in one pass; more take memory and no less time (`experiments/bench/embeddings.md`)
+_BATCH = 8  # texts in one pass; more take memory and no less time (`experiments/quality/embeddings.md`)
 _FIRST_LOOK = 4 * MOST_TOKENS  # characters
 
 
@@ -23,7 +23,7 @@ class E5Embeddings(Embeddings):
     A question and a document of like meaning are near, whatever the language of each; they are told apart by the
     prefixes that the model was trained with. The first 512 tokens count. On one core it takes 1.5 to 4 times as long as
     `MiniLMEmbeddings` for texts of up to 256 tokens and 11 times for the longest, of which that reads half
-    (`experiments/bench/embeddings.md`). The weights (72 MB) are read at the first use, torch is not. Threads may share
+    (`experiments/quality/embeddings.md`). The weights (72 MB) are read at the first use, torch is not. Threads may share
     it. Raises ModuleNotFoundError without the extra `multilingual`.
     """
 

@@ -12,8 +12,7 @@ from langchain_core.messages import BaseMessage, message_to_dict, messages_from_
 
 from scrubjay.agents.language.text import clean
 from scrubjay.memory.bank.bank import MemoryBank
-from scrubjay.memory.bank.file.record import check_namespace
-from scrubjay.memory.bank.search.recall import join_namespace
+from scrubjay.memory.bank.file.record import check_namespace, join_namespace
 from scrubjay.memory.bank.write import Draft
 
 _MIGRATIONS = (

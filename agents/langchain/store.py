@@ -34,7 +34,7 @@ from langgraph.store.base import (
 
 from scrubjay.agents.langchain.filter import meets
 from scrubjay.memory.bank.bank import MemoryBank
-from scrubjay.memory.bank.search.recall import join_namespace, split_namespace
+from scrubjay.memory.bank.file.record import join_namespace, split_namespace
 
 _MIGRATIONS = (
     (

@@ -19,7 +19,6 @@ from scrubjay.agents.rl.trust_region import (
     trust_region_step,
 )
 from scrubjay.agents.teams.batch import TeamBatch, of_agent
-from scrubjay.agents.teams.budget import allocate_kl
 from scrubjay.agents.teams.config import GAMATRConfig
 from scrubjay.agents.teams.policy import TeamPolicy
 
@@ -159,6 +158,20 @@ def kl_limits(naturals: list[NaturalGradient], config: GAMATRConfig) -> list[flo
     if config.kl_budget == "equal":
         return [config.kl_limit] * len(naturals)
     return allocate_kl([natural.gain for natural in naturals], config.kl_limit * len(naturals))
+
+
+def allocate_kl(gains: Sequence[float], total: float) -> list[float]:
+    """Return each agent's limit such that the sum of predicted improvements is largest.
+
+    An agent whose natural gradient gains q = g'F^-1 g improves by sqrt(2 d q) at a divergence of d. The
+    sum over agents, with the d summing to `total`, is largest where all slopes sqrt(q / 2d) are equal: d
+    proportional to q. By Cauchy and Schwarz the sum is then sqrt(2 total sum(q)), and no other split reaches it.
+    If nobody gains, all get the same.
+    """
+    whole = sum(gains)
+    if not whole > 0:
+        return [total / len(gains)] * len(gains)
+    return [total * gain / whole for gain in gains]
 
 
 def ratio(policy: TeamPolicy, batch: TeamBatch, agent: int) -> Tensor:

@@ -2,12 +2,12 @@
 
     make bench-gpu
 
-Every op is compared, forward and gradients, with its torch path in float64; an error beyond the tolerance ends
-the run before anything is timed. Then chunk retrieval (a causal segment, and decode) and sink attention run
-against torch's `scaled_dot_product_attention`, and chunk retrieval against `parallel_nsa` of
-flash-linear-attention where that is installed, which is given its blocks where ours chooses them; and neural memory
-and the scan for the search_op rows against their own torch paths. Prints tables
-with the card and the versions. Options: `--help`.
+Every op is compared, forward and gradients, with its torch path in float64; an error beyond the tolerance
+ends the run before anything is timed. Then chunk retrieval (a causal segment, and decode) and sink attention
+run against torch's `scaled_dot_product_attention`, and chunk retrieval against `parallel_nsa` of
+flash-linear-attention where that is installed, which is given its blocks where ours chooses them; and neural
+memory and the scan for the search_op rows against their own torch paths. Prints tables with the card and the
+versions. Options: `--help`.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def main(bench: GPUBench) -> None:
 
     versions = f"torch {torch.__version__}, triton {triton.__version__}"
     print(
-        f"{torch.cuda.get_device_name()}, {versions}, flash-linear-attention {_fla_version() or 'not installed'}"
+        f"{torch.cuda.get_device_name()}, {versions}, flash-linear-attention "
+        f"{_fla_version() or 'not installed'}"
     )
     print(
         "\nErrors against float64, worst of outputs and gradients:\n\n| op | dtype | error |\n|---|---|---|"
@@ -116,7 +117,10 @@ def check(device: str, dtypes: tuple[torch.dtype, ...]) -> Iterator[tuple[str, t
 
 
 def _check_nearest(device: str, dtype: torch.dtype) -> float:
-    """Return the error of the scores, which no dtype may lower. Raises SystemExit on that, or on other rows."""
+    """Return the error of the scores, which no dtype may lower.
+
+    Raises SystemExit on that, or on other rows.
+    """
     torch.manual_seed(0)
     query, keys = (torch.randn(count, 40, device=device).to(dtype) for count in (2, 70))
     allowed, norms = torch.rand(70, device=device) < 0.6, 1 + torch.rand(70, device=device)
@@ -145,7 +149,8 @@ def _distance(found: Tensor, exact: Tensor) -> float:
 
 
 def _retrieval_case(device: str, combine: Any) -> tuple[list[Tensor], Callable[..., Tensor]]:
-    # Whole numbers in the summaries and their queries make scores exact, so that no dtype chooses other chunks.
+    # Whole numbers in the summaries and their queries make scores exact, so that no dtype chooses other
+    # chunks.
     shapes = ((2, 5, 4, 40), (2, 6, 7, 2, 40), (2, 6, 7, 2, 40))
     query, keys, values = (torch.randn(*shape, device=device) for shape in shapes)
     summaries = torch.randint(-4, 5, (2, 6, 2, 24), device=device).float()
@@ -247,7 +252,8 @@ def _memory(rows: int, time: int, heads: int, width: int, hidden: int | None, de
 
 def _memories(bench: GPUBench) -> Iterator[str]:
     """The torch path takes a minute beyond a few thousand steps."""
-    yield f"neural_memory, {bench.heads} heads of 64, chunks of 32, bfloat16, ms forward / forward and backward:\n"
+    yield (f"neural_memory, {bench.heads} heads of 64, chunks of 32, bfloat16, ms forward / forward and "
+        "backward:\n")
     yield "| T | memory | triton | torch | torch / triton |\n|---|---|---|---|---|"
     for length in (length for length in bench.lengths if length <= 4096):
         for name, hidden in (("a matrix", None), ("hidden 128", 128)):
@@ -281,14 +287,16 @@ def _scans(bench: GPUBench) -> Iterator[str]:
                 )
                 speed = keys.numel() * keys.element_size() / ours / 1e6
                 yield (
-                    f"| {count:,} | {str(dtype).removeprefix('torch.')} | {part:.0%} | {ours:.3f} ({speed:,.0f} GB/s) | "
+                    f"| {count:,} | {str(dtype).removeprefix('torch.')} | {part:.0%} | {ours:.3f} "
+                    f"({speed:,.0f} GB/s) | "
                     f"{theirs:.3f} | {theirs / ours:.1f}x |"
                 )
 
 
 def _segments(bench: GPUBench) -> Iterator[str]:
     """A causal segment, every query reading only chunks completed before it."""
-    yield f"A causal segment, bfloat16, C={bench.chunk}, k={bench.top_k}, ms forward / forward and backward:\n"
+    yield (f"A causal segment, bfloat16, C={bench.chunk}, k={bench.top_k}, ms forward / forward and "
+        "backward:\n")
     yield "| T | retrieval_op (joint) | full attention | full / ours | parallel_nsa | nsa / ours |"
     yield "|---|---|---|---|---|---|"
     for length in bench.lengths:
@@ -299,11 +307,13 @@ def _segments(bench: GPUBench) -> Iterator[str]:
         nsa = _nsa(bench, query, keys, values)
         measured = None if nsa is None else _time(nsa)
         cells = ["-", "-"] if measured is None else [_pair(measured), _ratio(measured, ours)]
-        yield f"| {length:,} | {_pair(ours)} | {_pair(theirs)} | {_ratio(theirs, ours)} | {' | '.join(cells)} |"
+        yield (f"| {length:,} | {_pair(ours)} | {_pair(theirs)} | {_ratio(theirs, ours)} | "
+            f"{' | '.join(cells)} |")
 
 
 def _decode(bench: GPUBench) -> Iterator[str]:
-    yield f"Decode, {bench.rows} rows, bfloat16, ms:\n\n| keys | retrieval_op (joint) | full attention | full / ours |"
+    yield (f"Decode, {bench.rows} rows, bfloat16, ms:\n\n"
+        "| keys | retrieval_op (joint) | full attention | full / ours |")
     yield "|---|---|---|---|"
     for length in bench.lengths:
         query, keys, values = _draw(bench.rows, length, bench)

@@ -4,8 +4,8 @@
 
 Contestants take turns on one CPU thread, float32; prints medians as tables. Full attention is torch's
 `scaled_dot_product_attention` over the whole history in its own layout, and HTMAttention is the read of the
-PyPI package htm-pytorch. A floor is the bytes a read must touch, once each, over the bandwidth of summing 256 MB.
-Options: `--help`.
+PyPI package htm-pytorch. A floor is the bytes a read must touch, once each, over the bandwidth of summing 256
+MB. Options: `--help`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def main(bench: KernelsBench) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(bench.seed)
     print(
-        f"{bench.heads} heads of width {bench.width}, k={bench.top_k} chunks of C={bench.chunk}, float32, 1 thread; "
+        f"{bench.heads} heads of width {bench.width}, k={bench.top_k} chunks of C={bench.chunk}, float32, 1 "
+        "thread; "
         f"medians in milliseconds; torch {torch.__version__}, {os.cpu_count()} CPUs"
     )
     for table in (_full_attention, _other_reads, _bandwidth, _sinks, _writes):
@@ -118,7 +119,8 @@ def _other_reads(bench: KernelsBench) -> Iterator[str]:
         add_pos_enc=True,
     )
     weights = ReadWeights(*(torch.randn(dim, dim) * dim**-0.5 for _ in range(6)))
-    yield f"Hierarchical read of {chunks} chunks of {chunk} steps of width {dim}, 8 rows, projections included:\n"
+    yield (f"Hierarchical read of {chunks} chunks of {chunk} steps of width {dim}, 8 rows, projections "
+        "included:\n")
     yield "| queries a row | ours | htm-pytorch | definition in plain loops |"
     yield "|---|---|---|---|"
     for queries in (1, 128):
@@ -147,7 +149,8 @@ def _other_reads(bench: KernelsBench) -> Iterator[str]:
         own, their = _contest(bench, False, ours, lambda x=x: theirs(x, contents.flatten(1, 2)))
         plain = _contest(bench, False, definition)[0]
         yield (
-            f"| {queries} | {own:.2f} | {their:.2f} = **{their / own:.1f}x** | {plain:.1f} = {plain / own:.0f}x |"
+            f"| {queries} | {own:.2f} | {their:.2f} = **{their / own:.1f}x** | {plain:.1f} = "
+            f"{plain / own:.0f}x |"
         )
 
 
@@ -157,7 +160,8 @@ def _bandwidth(bench: KernelsBench) -> Iterator[str]:
     bandwidth = large.numel() * 4 / (_contest(bench, False, lambda: large.sum())[0] / 1e3)
     del large
     chunks = 128
-    yield f"A decode step over {chunks} chunks (hierarchical), against its floor at {bandwidth / 1e9:.0f} GB/s:\n"
+    yield (f"A decode step over {chunks} chunks (hierarchical), against its floor at {bandwidth / 1e9:.0f} "
+        "GB/s:\n")
     yield "| rows | MB touched | floor | 1 head | 4 heads of one selection | most of the time of 4 heads |"
     yield "|---|---|---|---|---|---|"
     for rows in bench.rows:
@@ -197,7 +201,8 @@ def _hot_spots(run: Callable[[], Tensor]) -> str:
 def _sinks(bench: KernelsBench) -> Iterator[str]:
     """Sink attention over a segment and over a ring, against full attention with a mask."""
     window, sinks, rows = 128, 4, 4
-    yield f"sink_attention, window {window}, {sinks} sinks, {rows} rows, against full attention with a mask:\n"
+    yield (f"sink_attention, window {window}, {sinks} sinks, {rows} rows, against full attention with a "
+        "mask:\n")
     yield "| queries | key slots | ours, forward | ours, forward and backward | masked full attention |"
     yield "|---|---|---|---|---|"
     for queries, slots in ((1, window + sinks), (256, 256), (1024, 1024), (4096, 4096)):

@@ -15,7 +15,15 @@ import tyro
 
 from scrubjay.kernels.launch import Build, Launch
 
-OPS = ("chunk_retrieval", "sink_attention", "chunk_summary", "neural_memory", "nearest")
+ROOMS = {
+    "chunk_retrieval": "retrieval",
+    "sink_attention": "sinks",
+    "chunk_summary": "summary",
+    "neural_memory": "neural",
+    "nearest": "search",
+}
+"""The room of `scrubjay.kernels` in which the kernels of an op live."""
+OPS = tuple(ROOMS)
 # Bytes of shared memory one block may use, by compute capability.
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 TENSOR_CORE_INSTRUCTIONS = ("mma.sync", "wgmma", "tcgen05.mma")
@@ -33,7 +41,7 @@ class MachineCode:
 
 def configurations(op: str) -> dict[str, Launch]:
     """Return the main configurations of an op's kernels, on tensors without data."""
-    return importlib.import_module(f"scrubjay.kernels.{op}_triton").configurations()
+    return importlib.import_module(f"scrubjay.kernels.{ROOMS[op]}.gpu").configurations()
 
 
 def uses_tensor_cores(build: Build) -> bool:
@@ -46,7 +54,8 @@ def main(options: MachineCode) -> None:
     import triton
 
     print(
-        f"triton {triton.__version__}. Per cell: registers a thread / bytes spilled / KiB shared / tensor cores."
+        f"triton {triton.__version__}. Per cell: registers a thread / bytes spilled / KiB shared / tensor "
+        "cores."
     )
     for op in options.ops:
         columns = [f"sm_{capability}" for capability in options.capabilities]

@@ -19,7 +19,7 @@ MAX_COPIES = 64
 
 
 def share_out(episodes: int) -> list[int]:
-    """Return how many episodes each copy of an environment plays, the first copies one more where it does not divide.
+    """Return how many episodes each copy of an environment plays, the first ones one more if need be.
 
     Raises ValueError if there are fewer than 1.
     """
@@ -54,8 +54,8 @@ class EvalOptions:
     sample: bool = False
     """Draw actions at random from the policy instead of taking its favourite."""
     best_response: bool = False
-    """Of a team: let each agent learn alone against the others, and tell what it gains; before training and after.
-    This unpickles the learner's state: only for runs you trust."""
+    """Of a team: let each agent learn alone against the others, and tell what it gains; before training and
+    after. This unpickles the learner's state: only for runs you trust."""
     response_steps: int = 50_000
     """Environment steps each agent has for that."""
 
@@ -94,8 +94,18 @@ def evaluate(
     """Play whole episodes; neither the policy nor any global generator is changed.
 
     Every copy of the environment plays a fixed share, since the first to finish would be the shortest.
-    After `max_steps` steps of every copy the episodes still going on are left out, since nothing says that an
-    environment ever ends. Raises ValueError if fewer than 1 episode is asked for or none ended.
+
+    Args:
+        policy: Who acts.
+        env: Where.
+        episodes: How many, over all copies.
+        seed: Of the environments, and of actions that are drawn.
+        deterministic: Take the likeliest action instead of drawing one.
+        max_steps: Of every copy; episodes still going on then are left out, since nothing says that an
+            environment ever ends.
+
+    Raises:
+        ValueError: if fewer than 1 episode is asked for or none ended.
     """
     shares = share_out(episodes)
     copies = len(shares)

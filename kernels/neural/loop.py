@@ -1,7 +1,8 @@
 """Neural memory in torch: a loop over chunks, each a handful of batched products, and that loop's gradient by hand.
 
-`_Chunks` and `_loop` compute the same; autograd may differentiate the second, which serves higher derivatives and
-what `_Chunks` leaves out. Letters, beside those of `neural_memory`: R = B H rows; tensors of a chunk are `[R, C, ...]`.
+`_Chunks` and `_loop` compute the same; autograd may differentiate the second, which serves higher derivatives
+and what `_Chunks` leaves out. Letters, beside those of `neural_memory`: R = B H rows; tensors of a chunk are
+`[R, C, ...]`.
 """
 
 from __future__ import annotations
@@ -161,8 +162,8 @@ def _group(tokens: Tokens, every: int) -> int:
 def _interval(tokens: Tokens, layers: Layers) -> int:
     """Return from one border to how many chunks on the state is kept.
 
-    One, if so many states are few bytes; else the fewest that keep states and those between two within the bound, at
-    most the root of the number of chunks, by which their sum is least.
+    One, if so many states are few bytes; else the fewest that keep states and those between two within the
+    bound, at most the root of the number of chunks, by which their sum is least.
     """
     state = sum(x.numel() * x.element_size() for x in (*layers.delta, *layers.momentum))
     count, most = len(tokens.query), _MOST_KEPT // max(1, state)

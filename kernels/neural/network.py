@@ -1,9 +1,9 @@
 """The network inside a neural memory, and the three choices that make a learning rule of it.
 
-Each choice is one small function, so that another member of the family (Behrouz et al. 2025, "It's All Connected",
-arXiv 2504.13173) is another function: the memory's net (`forward_pass`, `backward_pass`), the map from its error to
-the gradient at its output (`residual_gradient`), how much of a token's gradient is taken (`clipped_step`), and how
-steps add up (`rule`, the closed form of retention and momentum inside a chunk).
+Each choice is one small function, so that another member of the family (Behrouz et al. 2025, "It's All
+Connected", arXiv 2504.13173) is another function: the memory's net (`forward_pass`, `backward_pass`), the map
+from its error to the gradient at its output (`residual_gradient`), how much of a token's gradient is taken
+(`clipped_step`), and how steps add up (`rule`, the closed form of retention and momentum inside a chunk).
 """
 
 from __future__ import annotations
@@ -59,7 +59,10 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True)
 class NetworkShape:
-    """Widths `(in, out)` of the layers, and what is done to the output. Raises ValueError if layers do not chain."""
+    """Widths `(in, out)` of the layers, and what is done to the output.
+
+    Raises ValueError if layers do not chain.
+    """
 
     layers: tuple[tuple[int, int], ...]
     residual: bool

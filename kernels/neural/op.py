@@ -1,23 +1,24 @@
 """Neural memory: a small network per row and head that learns each token's key -> value while it is being read.
 
-Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), sections 3.1 and 3.2. A memory is a network
-M(x) = act(act(x W_1) W_2) ... W_L with SiLU between its layers, born with learned weights and holding its difference
+Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), sections 3.1 and 3.2. A memory is a network M(x) =
+act(act(x W_1) W_2) ... W_L with SiLU between its layers, born with learned weights and holding its difference
 `delta` from them. Every token takes one step of gradient descent with momentum,
 
     S_t = momentum_t S_{t-1} - step_t gradient(M at the anchor; k_t, v_t)        (eq. 10 and 14)
     delta_t = retention_t delta_{t-1} + S_t                                      (eq. 13)
 
-where the gradient is that of |M(k) - v|^2 / 2, and the anchor is delta at the start of the token's chunk (eq. 16).
-Forgetting returns to the learned weights, not to zero: at zero a network of two layers is at a saddle for ever.
-In closed form, with D_tk the product of retentions after k up to t and E_kj that of momenta after j up to k,
+where the gradient is that of |M(k) - v|^2 / 2, and the anchor is delta at the start of the token's chunk (eq.
+16). Forgetting returns to the learned weights, not to zero: at zero a network of two layers is at a saddle
+for ever. In closed form, with D_tk the product of retentions after k up to t and E_kj that of momenta after j
+up to k,
 
     delta_t = b_t delta_0 + f_t S_0 - sum_j G_tj step_j gradient_j,    G = D E,    f = D E_:0,    b_t = D_t0,
 
 so a chunk is a handful of matrix products, no weights per token are formed, and no exponent is positive.
 
-The step of a memory of several layers is clipped to (1 - momentum_t) |r|^2 / (C |gradient|^2), r the gradient at the
-output: then C equal tokens, to first order, remove their error and no more. A matrix that learns keys of at most unit
-length needs none: there the caller bounds steps, by the same share, and momentum.
+The step of a memory of several layers is clipped to (1 - momentum_t) |r|^2 / (C |gradient|^2), r the gradient
+at the output: then C equal tokens, to first order, remove their error and no more. A matrix that learns keys
+of at most unit length needs none: there the caller bounds steps, by the same share, and momentum.
 
 Letters: B batch, T time, H heads, N chunks, C chunk length, D width of a head, P weights of a head's network.
 """
@@ -32,10 +33,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from scrubjay.kernels.dispatch import is_traced, resolve, unsupported_dtype, without_autocast
+from scrubjay.kernels.neural import reference
 from scrubjay.kernels.neural.loop import run_chunks
 from scrubjay.kernels.neural.network import (
     LEAST_LOG,
-    NORM_EPSILON,
     Gates,
     NetworkShape,
     NeuralState,
@@ -45,7 +46,6 @@ from scrubjay.kernels.neural.network import (
     error_share,
     flushed,
     forward_pass,
-    is_clipped,
     pack,
     residual_gradient,
     unpack,
@@ -76,15 +76,17 @@ def neural_memory(
 ) -> tuple[Float[Tensor, "B T H D"], Float[Tensor, "B T H"], NeuralState]:
     """Return what every token reads, the length of its gradient (its surprise, without a graph), and the state after.
 
-    Token t lies at place t % C of its chunk; T is a multiple of C = `chunk_size`. A token that is not `valid` is skipped,
-    whatever it holds that is finite. A chunk that is `fresh` begins with no delta and no momentum; across the beginning of
-    one that is `cut` no gradient flows. Chunk 0 may continue one begun earlier, its first tokens not valid: its anchor is
-    that of `state`. `read_before_write` says whether a token is read before or after it is learned. With `norm` the
-    network's output is standardised, with `residual` its input is added, in this order.
+    Token t lies at place t % C of its chunk; T is a multiple of C = `chunk_size`. A token that is not `valid`
+    is skipped, whatever it holds that is finite. A chunk that is `fresh` begins with no delta and no
+    momentum; across the beginning of one that is `cut` no gradient flows. Chunk 0 may continue one begun
+    earlier, its first tokens not valid: its anchor is that of `state`. `read_before_write` says whether a
+    token is read before or after it is learned. With `norm` the network's output is standardised, with
+    `residual` its input is added, in this order.
 
-    "torch" runs one chunk at a time with a gradient of its own, linear in T ("closed" differentiates the same loop by
-    autograd, any number of times, and serves `norm`). "triton" runs the kernels of `gpu` for one or two
-    layers without `norm`, differentiable once. Computed in at least float32, tokens of half precision by TF32.
+    "torch" runs one chunk at a time with a gradient of its own, linear in T ("closed" differentiates the same
+    loop by autograd, any number of times, and serves `norm`). "triton" runs the kernels of `gpu` for one or
+    two layers without `norm`, differentiable once. Computed in at least float32, tokens of half precision by
+    TF32.
 
     Raises ValueError on sizes that disagree.
     """
@@ -115,7 +117,7 @@ def neural_memory(
         read_before_write=read_before_write,
     )
     if path == "reference":
-        y, surprise, after = _reference(problem)
+        y, surprise, after = reference.learn_and_read(problem)
     elif path == "triton" and query.shape[0] and query.shape[1]:
         from scrubjay.kernels.neural import gpu
 
@@ -140,7 +142,10 @@ def neural_memory_step(
     residual: bool = False,
     norm: bool = False,
 ) -> tuple[Float[Tensor, "B H D"], Float[Tensor, "B H"], NeuralState]:
-    """Advance by one token, with gates `[B, H]`; where it `completes` its chunk the anchor moves. See `neural_memory`."""
+    """Advance by one token, with gates `[B, H]`; where it `completes` its chunk the anchor moves.
+
+    See `neural_memory`.
+    """
     shape = NetworkShape.of(weights, residual, norm)
     batch, heads, width = query.shape
     if chunk_size < 1:
@@ -206,72 +211,6 @@ def neural_recall(
     return forward_pass(query.to(dtype).transpose(1, 2), layers, shape)[2].transpose(1, 2).to(query.dtype)
 
 
-def _reference(problem: Problem) -> tuple[Tensor, Tensor, NeuralState]:
-    """Compute the definition, one token of one row and head at a time, its gradient taken by autograd."""
-    query, key, value, gates, weights, state, shape, chunk_size, valid, fresh, cut, read_before_write = (
-        problem
-    )
-    batch, time, heads, _ = query.shape
-    outputs = torch.zeros_like(query)
-    surprises = query.new_zeros(batch, time, heads)
-    after = NeuralState(*(torch.zeros_like(part) for part in state))
-    for b in range(batch):
-        for h in range(heads):
-            delta, momentum, anchor = (
-                [part.squeeze(0) for part in unpack(whole[b, h][None], shape)] for whole in state
-            )
-            born = [weight[h] for weight in weights]
-            for t in range(time):
-                chunk, place = divmod(t, chunk_size)
-                if place == 0 and fresh is not None and fresh[b, chunk]:
-                    delta, momentum, anchor = ([torch.zeros_like(w) for w in born] for _ in range(3))
-                if place == 0 and cut is not None and cut[b, chunk]:
-                    delta, momentum, anchor = (
-                        [x.detach() for x in part] for part in (delta, momentum, anchor)
-                    )
-                if valid is not None and not valid[b, t]:
-                    continue
-                with torch.enable_grad():
-                    at = [w + a for w, a in zip(born, anchor, strict=True)]
-                    at = [w if w.requires_grad else w.requires_grad_() for w in at]
-                    error = _network(key[b, t, h], at, shape) - value[b, t, h]
-                    gradient = torch.autograd.grad(0.5 * error.square().sum(), at, create_graph=True)
-                squared = torch.stack([g.square().sum() for g in gradient]).sum()
-                surprises[b, t, h] = squared.detach().sqrt()
-                step = gates.step_size[b, t, h]
-                kept, retained = gates.log_momentum[b, t, h].exp(), gates.log_retention[b, t, h].exp()
-                most = (1 - kept) / chunk_size * error.square().sum()
-                if is_clipped(shape) and step * squared > most:
-                    step = most / squared
-                before = delta
-                momentum = [kept * s - step * g for s, g in zip(momentum, gradient, strict=True)]
-                delta = [retained * d + s for d, s in zip(delta, momentum, strict=True)]
-                read_at = before if read_before_write else delta
-                read = _network(query[b, t, h], [w + d for w, d in zip(born, read_at, strict=True)], shape)
-                outputs = outputs.index_put((torch.tensor(b), torch.tensor(t), torch.tensor(h)), read)
-                if place == chunk_size - 1:
-                    anchor = delta
-            put = (torch.tensor(b), torch.tensor(h))
-            after = NeuralState(
-                *(
-                    whole.index_put(put, torch.cat([x.flatten() for x in part]))
-                    for whole, part in zip(after, (delta, momentum, anchor), strict=True)
-                )
-            )
-    return outputs, surprises, after
-
-
-def _network(x: Tensor, weights: Sequence[Tensor], shape: NetworkShape) -> Tensor:
-    h = x
-    for layer, weight in enumerate(weights):
-        h = h @ weight
-        if layer < len(weights) - 1:
-            h = torch.nn.functional.silu(h)
-    if shape.norm:
-        h = torch.nn.functional.layer_norm(h, h.shape[-1:], eps=NORM_EPSILON)
-    return x + h if shape.residual else h
-
-
 def _unsupported_by_triton(
     query, key, value, state: NeuralState, shape: NetworkShape, chunk_size: int
 ) -> str | None:
@@ -282,7 +221,10 @@ def _unsupported_by_triton(
     if len(shape.layers) > 2:
         return f"no kernel for {len(shape.layers)} layers, only for one or two"
     if max(query.shape[-1], chunk_size) > _WIDEST_TRITON_TILE:
-        return f"no kernel for heads or chunks beyond {_WIDEST_TRITON_TILE}, not {query.shape[-1]} and {chunk_size}"
+        return (
+            f"no kernel for heads or chunks beyond {_WIDEST_TRITON_TILE}, not {query.shape[-1]} and "
+            f"{chunk_size}"
+        )
     if is_traced() or torch._C._are_functorch_transforms_active():
         return "no kernel under torch.compile or torch.func"
     return None

@@ -16,16 +16,16 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional
 
 from scrubjay.kernels.dispatch import is_compiled, resolve, unsupported_dtype, without_autocast
-from scrubjay.kernels.retrieval import vectorised
+from scrubjay.kernels.retrieval import reference, vectorised
 from scrubjay.kernels.retrieval.problem import Choice, Problem
 
 Combine = Literal["hierarchical", "joint"]
 Implementation = Literal["auto", "reference", "torch", "triton", "dense", "listed", "gather"]
 
-# Limits of the kernels on an A100: bytes of a tile of query heads, and of a row; the chunks a selection holds.
+# Limits of the kernels on an A100: bytes of a tile of query heads, and of a row; the chunks a selection
+# holds.
 _LARGEST_TILE = 64 * 512
 _WIDEST_ROW = 512
 _MOST_KEPT = 64
@@ -55,19 +55,20 @@ def chunk_retrieval(
 
     `valid` is how many leading chunks a query may read, or exactly which; `position // C` is causal, a query
     then sees only chunks completed before it. Coarse scores are `summary_query · summaries * summary_scale`
-    (`summary_query` defaults to `query`, `summary_scale` to Ds**-0.5) and among equal scores the earlier chunk
-    wins. Of the chunks a query may read the first `num_sink_chunks` and the last `num_local_chunks` are kept
-    whatever their scores, and count among the `top_k`. `combine="hierarchical"` weights one attention per chunk
-    by a softmax over the kept scores, so gradients reach the summaries; `"joint"` is one softmax over all tokens
-    kept. `positions` is added to every chunk's keys and values (then V must equal D). Of a chunk only its first
-    `lengths` steps are read, by default all. `scale` defaults to D**-0.5. `stop_memory_gradient` cuts keys,
-    values and summaries from the graph. Chunks and steps that no query may read may hold anything, NaN included.
-    Scores are taken in at least float32,
-    under autocast too; of different dtypes the widest is used.
+    (`summary_query` defaults to `query`, `summary_scale` to Ds**-0.5) and among equal scores the earlier
+    chunk wins. Of the chunks a query may read the first `num_sink_chunks` and the last `num_local_chunks` are
+    kept whatever their scores, and count among the `top_k`. `combine="hierarchical"` weights one attention
+    per chunk by a softmax over the kept scores, so gradients reach the summaries; `"joint"` is one softmax
+    over all tokens kept. `positions` is added to every chunk's keys and values (then V must equal D). Of a
+    chunk only its first `lengths` steps are read, by default all. `scale` defaults to D**-0.5.
+    `stop_memory_gradient` cuts keys, values and summaries from the graph. Chunks and steps that no query may
+    read may hold anything, NaN included. Scores are taken in at least float32, under autocast too; of
+    different dtypes the widest is used.
 
-    `implementation` is one of `scrubjay.kernels.dispatch`, or a variant of its "torch": "dense" attends to every
-    chunk, "gather" copies the chunks kept, "listed" reads them in place (CPU, float32 and float64). On a GPU
-    the Triton kernels take D, V, Ds up to 256 (float32: 128), `top_k` up to 64; beyond, "auto" runs torch.
+    `implementation` is one of `scrubjay.kernels.dispatch`, or a variant of its "torch": "dense" attends to
+    every chunk, "gather" copies the chunks kept, "listed" reads them in place (CPU, float32 and float64). On
+    a GPU the Triton kernels take D, V, Ds up to 256 (float32: 128), `top_k` up to 64; beyond, "auto" runs
+    torch.
 
     Raises ValueError on mismatched shapes, `top_k` < 1 or too small for what is always kept, TypeError on
     wrong dtypes.
@@ -108,56 +109,10 @@ def chunk_retrieval(
         return query.new_zeros(*query.shape[:-1], values.shape[-1])
     choice = choice._replace(top_k=min(top_k, num_chunks))
     if path == "reference":
-        return _reference(problem, choice)
+        return reference.retrieve(problem, choice)
     if path == "triton" or (path == "torch" and is_compiled()):
         return _op(*problem, *choice, path)[0]
     return vectorised.retrieve(problem, choice, path)
-
-
-def _reference(problem: Problem, choice: Choice) -> Float[Tensor, "B T H V"]:
-    """Compute the definition, one query head at a time."""
-    query, keys, values, summaries, valid, summary_query, positions, lengths = problem
-    batch, time, heads, _ = query.shape
-    groups, coarse, summary_groups = keys.shape[3], summary_query.shape[2], summaries.shape[2]
-    dtype = problem.score_dtype
-    rows = []
-    for b in range(batch):
-        for t in range(time):
-            for h in range(heads):
-                c, g = h * coarse // heads, h * groups // heads
-                readable = valid[b, t].nonzero().flatten().tolist()
-                coarse_query = summary_query[b, t, c].to(problem.coarse_dtype)
-                # A sum of products, since a dot product's rounding depends on where in memory a row lies.
-                score = {
-                    m: choice.summary_scale
-                    * (coarse_query * summaries[b, m, c * summary_groups // coarse]).sum()
-                    for m in readable
-                }
-                kept_anyway = readable[: choice.num_sinks]
-                if choice.num_locals:
-                    kept_anyway = kept_anyway + readable[-choice.num_locals :]
-                ranking = {m: (m not in kept_anyway, -score[m].item(), m) for m in readable}
-                best = sorted(readable, key=ranking.__getitem__)[: choice.top_k]
-                if not best:
-                    rows.append(query.new_zeros(values.shape[-1]))
-                    continue
-                logits, content = [], []
-                for m in best:
-                    length = keys.shape[2] if lengths is None else int(lengths[b, m])
-                    offset = 0 if positions is None else positions[:length]
-                    stored = (keys[b, m, :length, g] + offset).to(dtype)
-                    logits.append(stored @ query[b, t, h].to(dtype) * choice.scale)
-                    content.append(values[b, m, :length, g] + offset)
-                if choice.joint:
-                    attention = functional.softmax(torch.cat(logits), dim=0)
-                else:
-                    weights = functional.softmax(torch.stack([score[m] for m in best]), dim=0)
-                    attention = torch.cat(
-                        [functional.softmax(x, 0) * w for x, w in zip(logits, weights, strict=True)]
-                    )
-                mixed = torch.cat(content)
-                rows.append((attention.to(mixed.dtype)[:, None] * mixed).sum(dim=0))
-    return torch.stack(rows).view(batch, time, heads, -1)
 
 
 @torch.library.custom_op("scrubjay::chunk_retrieval", mutates_args=())

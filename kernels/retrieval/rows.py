@@ -1,15 +1,15 @@
 """Products with listed rows of a table, without copying the rows: the fast CPU path of sparse reading.
 
-Every query n lists K runs of C rows: rows `first[n, k] + c * stride` of a table `[rows, width]`, where two runs
-are of the same rows or have none in common. Three products are linear in each factor and closed under
+Every query n lists K runs of C rows: rows `first[n, k] + c * stride` of a table `[rows, width]`, where two
+runs are of the same rows or have none in common. Three products are linear in each factor and closed under
 differentiation, so any order of derivative exists:
 
 - `dots(x, table)[n, k, c]`: the dot product of x[n] with each listed row,
 - `mix(weights, table)[n]`: the weighted sum of the listed rows,
 - `spread(weights, x)[row]`: what `mix` is the transpose of, in a fixed order of summation.
 
-Torch reads the rows in place: `sampled_addmm` for dots, `embedding_bag` for sums. Fetching the rows first moves
-three times as many bytes.
+Torch reads the rows in place: `sampled_addmm` for dots, `embedding_bag` for sums. Fetching the rows first
+moves three times as many bytes.
 """
 
 from __future__ import annotations
@@ -125,7 +125,8 @@ class _Mix(_Product):
 class _Spread(_Product):
     @staticmethod
     def forward(weights: Tensor, x: Tensor, runs: Runs) -> Tensor:
-        # Sorted by run, the queries that list a run are a bag, and each of its rows sums that bag of x's rows.
+        # Sorted by run, the queries that list a run are a bag, and each of its rows sums that bag of x's
+        # rows.
         first, order = runs.first.flatten().sort(stable=True)
         distinct, counts = first.unique_consecutive(return_counts=True)
         offsets = (counts.cumsum(0) - counts) + len(order) * torch.arange(runs.length)[:, None]

@@ -1,7 +1,7 @@
 """Chunk retrieval in vectorised torch: attend to every chunk, or fetch the chosen ones, or read them in place.
 
-Letters as in `chunk_retrieval`. All paths share the selection and differ in what they move: "dense" multiplies by
-all chunks in one product, "gather" copies the chunks kept, "listed" copies nothing.
+Letters as in `chunk_retrieval`. All paths share the selection and differ in what they move: "dense"
+multiplies by all chunks in one product, "gather" copies the chunks kept, "listed" copies nothing.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def _select(
 ) -> tuple[Float[Tensor, "B T S M"], Float[Tensor, "B T S K"], Int[Tensor, "B T S K"]]:
     """Return all coarse scores, and the scores and numbers of the chunks kept.
 
-    Of equal scores the earlier chunk is kept. Where fewer than K are readable the rest of the scores are -inf.
+    Of equal scores the earlier chunk is kept. Where fewer than K are readable the rest of the scores are
+    -inf.
     """
     scores = _coarse_scores(problem, choice)
     readable = problem.valid[:, :, None].expand_as(scores)
@@ -76,9 +77,10 @@ def _best(ranking: Float[Tensor, "B T S M"], problem: Problem, choice: Choice) -
         return torch.arange(top_k, device=ranking.device).expand(ranking.shape)
     if is_traced() or ranking.is_cuda:
         return ranking.sort(dim=-1, descending=True, stable=True).indices[..., :top_k]
-    # topk is ten times faster than a stable sort and breaks ties as it likes, and one large product may round the
-    # scores of two equal summaries differently. Where the last kept and the first dropped are no farther apart
-    # than rounding, the query's scores are taken again, each in the same order of summation, and sorted.
+    # topk is ten times faster than a stable sort and breaks ties as it likes, and one large product may round
+    # the scores of two equal summaries differently. Where the last kept and the first dropped are no farther
+    # apart than rounding, the query's scores are taken again, each in the same order of summation, and
+    # sorted.
     values, chunks = ranking.topk(top_k + 1, dim=-1)
     dropped, chunks = values[..., -1], chunks[..., :top_k]
     close = ~(values[..., -2] - dropped > _rounding(problem, choice))
@@ -391,7 +393,8 @@ def _listed(problem: Problem, choice: Choice) -> Float[Tensor, "B T H V"]:
     absent = kept == -math.inf
     complete = not absent.any()
     if not complete:
-        # An absent chunk weighs nothing, but its rows may hold NaN: list the best one again, or any readable one.
+        # An absent chunk weighs nothing, but its rows may hold NaN: list the best one again, or any readable
+        # one.
         readable = problem.valid.any(dim=1).nonzero()
         if len(readable) == 0:
             return _dense(_blank_unread(_trim(problem), "dense"), choice._replace(top_k=1))
@@ -471,5 +474,8 @@ def _not_listable(problem: Problem) -> str | None:
         return f"it reads float32 or float64 on the CPU, not {query.dtype} on {query.device}"
     for name, tensor in (("keys", problem.keys), ("values", problem.values)):
         if _row_strides(tensor) is None:
-            return f"{name} have strides {tensor.stride()}, their rows are not aligned and apart, unlike those of .contiguous()"
+            return (
+                f"{name} have strides {tensor.stride()}, their rows are not aligned and apart, unlike "
+                "those of .contiguous()"
+            )
     return None

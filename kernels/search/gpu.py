@@ -1,8 +1,9 @@
 # pyright: reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportOperatorIssue=false, reportPossiblyUnboundVariable=false
 """The scan of `nearest` on Triton: scores of rows, all or listed, with norms and mask in one pass over the keys.
 
-Rows that are not allowed are not read. The choice of the best is torch's: the scores are a row's width smaller than
-the keys, so that to choose in the same pass would save next to nothing, and would bound how many are kept.
+Rows that are not allowed are not read. The choice of the best is torch's: the scores are a row's width
+smaller than the keys, so that to choose in the same pass would save next to nothing, and would bound how many
+are kept.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The rows of a table that score best against a query, by an exact scan: recall's first stage.
 
-Arrays of numpy are scanned by numpy, without importing torch: the products wait for memory, and torch's are no
-faster (`experiments/bench/bank.md`). Tensors are scanned by torch, on a GPU by Triton. These are searches, not
-layers: no gradient flows.
+Arrays of numpy are scanned by numpy, without importing torch: the products wait for memory, and torch's are
+no faster (`experiments/bench/bank.md`). Tensors are scanned by torch, on a GPU by Triton. These are searches,
+not layers: no gradient flows.
 
 Letters: Q queries, N rows, R rows listed, D width, K rows found.
 """
@@ -43,12 +43,13 @@ def nearest(
 ) -> Nearest[Array]:
     """Return the `count` rows of `keys` whose products with the query are largest, the earlier of equals first.
 
-    Scores are divided by `norms`, if any. Rows that are not `allowed` may hold anything; one whose score is NaN or -inf
-    is not found. Tensors are float16, bfloat16 or float32, arrays float32; scores are summed in float32.
+    Scores are divided by `norms`, if any. Rows that are not `allowed` may hold anything; one whose score is
+    NaN or -inf is not found. Tensors are float16, bfloat16 or float32, arrays float32; scores are summed in
+    float32.
 
-    `implementation` is one of `scrubjay.kernels.dispatch`, for tensors; arrays have one of their own, "auto" alone.
-    Raises ValueError on shapes that do not fit, `count` < 1 and an implementation that cannot run, TypeError on other
-    dtypes.
+    `implementation` is one of `scrubjay.kernels.dispatch`, for tensors; arrays have one of their own, "auto"
+    alone. Raises ValueError on shapes that do not fit, `count` < 1 and an implementation that cannot run,
+    TypeError on other dtypes.
     """
     if count < 1:
         raise ValueError(f"count={count}: must be at least 1")

@@ -1,4 +1,4 @@
-"""The scan of `nearest` over tensors: its definition, vectorised torch, and what chooses between them and Triton."""
+"""The scan of `nearest` over tensors: vectorised torch, and what chooses among it, the definition and Triton."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from scrubjay.kernels.dispatch import resolve, unsupported_dtype, without_autocast
-from scrubjay.kernels.search import arrays
+from scrubjay.kernels.search import arrays, reference
 from scrubjay.kernels.search.op import Nearest
 
 _BLOCK = 1 << 18  # rows that are widened to float32 at a time
@@ -22,7 +22,7 @@ def nearest(
     """Run `kernels.nearest` on tensors."""
     path = _path(implementation, query, keys, norms, allowed)
     if path == "reference":
-        return _definition(query, keys, count, norms, allowed)
+        return reference.nearest(query, keys, count, norms, allowed)
     if path == "triton":
         from scrubjay.kernels.search import gpu
 
@@ -45,33 +45,12 @@ def row_scores(query: Tensor, keys: Tensor, rows: Tensor, implementation: str) -
     """Run `kernels.row_scores` on tensors."""
     path = _path(implementation, query, keys, rows)
     if path == "reference":
-        return torch.stack([(query.float() * keys[row].float()).sum(dim=-1) for row in rows.tolist()], dim=-1)
+        return reference.row_scores(query, keys, rows)
     if path == "triton":
         from scrubjay.kernels.search import gpu
 
         return gpu.scores(query, keys, rows=rows)
     return _products(query, keys[rows])
-
-
-def _definition(
-    query: Tensor, keys: Tensor, count: int, norms: Tensor | None, allowed: Tensor | None
-) -> Nearest[Tensor]:
-    """Find the rows of one query at a time."""
-    found = []
-    for vector in query.float():
-        # A sum of products, since a dot product's rounding depends on where in memory a row lies.
-        scores = [(vector * key).sum() for key in keys.float()]
-        if norms is not None:
-            scores = [score / norm for score, norm in zip(scores, norms.float(), strict=True)]
-        there = [
-            (-score.item(), row)
-            for row, score in enumerate(scores)
-            if (allowed is None or allowed[row]) and score > -math.inf
-        ]
-        there = sorted(there)[:count]
-        found.append(there + [(math.inf, -1)] * (count - len(there)))
-    table = torch.tensor(found, dtype=torch.float64, device=query.device).view(len(query), count, 2)
-    return Nearest(-table[..., 0].float(), table[..., 1].long())
 
 
 def _products(query: Tensor, keys: Tensor) -> Tensor:
@@ -85,8 +64,8 @@ def _products(query: Tensor, keys: Tensor) -> Tensor:
 def _best(scores: Tensor, count: int) -> Nearest[Tensor]:
     """Return the best by their scores [Q, N] in float32, the earlier of equals first.
 
-    Torch's `topk` breaks ties as it likes. So each score and its row become one whole number, by which no two are
-    equal: above, the score's bits in an order that agrees with it; below, the row counted from the end.
+    Torch's `topk` breaks ties as it likes. So each score and its row become one whole number, by which no two
+    are equal: above, the score's bits in an order that agrees with it; below, the row counted from the end.
     """
     scores = torch.where(scores.isnan(), -math.inf, scores) + 0.0  # -0.0 becomes 0.0, its equal
     bits = scores.view(torch.int32)

@@ -1,7 +1,7 @@
 """Triton kernels of chunk summaries: one pass over a store, its derivative, and writing steps into the ring.
 
-Every program has one chunk (or row) and one block of the width to itself and walks the chunk's steps in a fixed
-order, so results do not vary between runs.
+Every program has one chunk (or row) and one block of the width to itself and walks the chunk's steps in a
+fixed order, so results do not vary between runs.
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false, reportAttributeAccessIssue=false

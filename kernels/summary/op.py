@@ -1,17 +1,17 @@
 """Summaries of chunks: computed from a store, or kept up to date while steps are written into it.
 
 A store holds M chunks of C steps in a ring: step p of an episode lies in slot `p // C % M` at offset `p % C`.
-A chunk's summary is over the steps written to it so far: their mean, the last of them, or their maximum. Means
-are the landmarks of HCAM (Lampinen et al. 2021, arXiv 2105.14039) and MoBA (arXiv 2502.13189).
+A chunk's summary is over the steps written to it so far: their mean, the last of them, or their maximum.
+Means are the landmarks of HCAM (Lampinen et al. 2021, arXiv 2105.14039) and MoBA (arXiv 2502.13189).
 
-Letters: B batch, T steps written, M slots, C chunk length, D width (trailing dims are flattened to it), N slots
-a segment can touch, W steps of a segment that one chunk can hold.
+Letters: B batch, T steps written, M slots, C chunk length, D width (trailing dims are flattened to it), N
+slots a segment can touch, W steps of a segment that one chunk can hold.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,8 +24,8 @@ from scrubjay.kernels.dispatch import (
     unsupported_dtype,
     without_autocast,
 )
-
-Kind = Literal["mean", "last", "max"]
+from scrubjay.kernels.summary import reference, vectorised
+from scrubjay.kernels.summary.reference import Kind
 
 _KINDS = ("mean", "last", "max")
 
@@ -73,20 +73,21 @@ def write_steps(
 
     `time` counts the steps of the episode already written; a `start` begins a new episode, whose steps are
     written from slot 0 on. The first step of a chunk recycles its slot: the summary is of the present chunk
-    alone. Slots not written to stay as they are, so what an earlier episode left where the present one has not
-    been yet is the reader's to mask: of its chunks `time // C` are complete.
+    alone. Slots not written to stay as they are, so what an earlier episode left where the present one has
+    not been yet is the reader's to mask: of its chunks `time // C` are complete.
 
     `in_place=True` overwrites and returns `contents` and `summaries`; it is for caches and takes no gradient.
-    Otherwise gradients flow to contents, summaries and x, and what was overwritten gets zero. The derivative is
-    taken in torch on every path, Triton included, so it can be differentiated again.
+    Otherwise gradients flow to contents, summaries and x, and what was overwritten gets zero. The derivative
+    is taken in torch on every path, Triton included, so it can be differentiated again.
 
-    Steps are rounded to the dtype of `contents` before they are summarised. A chunk is accumulated in at least
-    float32 within one call, but between calls its mean is rounded to the dtype of `summaries`: written one by
-    one, the mean of n steps is wrong by up to (n + 1) / 2 roundings of that dtype, sqrt(n / 3) typically. Where
-    that matters (bfloat16 rounds by 0.4 %), keep `summaries` in float32 beside contents in half precision.
+    Steps are rounded to the dtype of `contents` before they are summarised. A chunk is accumulated in at
+    least float32 within one call, but between calls its mean is rounded to the dtype of `summaries`: written
+    one by one, the mean of n steps is wrong by up to (n + 1) / 2 roundings of that dtype, sqrt(n / 3)
+    typically. Where that matters (bfloat16 rounds by 0.4 %), keep `summaries` in float32 beside contents in
+    half precision.
 
-    Raises ValueError on mismatched shapes, an unknown `kind`, or an in-place call that would lose a gradient or
-    that cannot write through the strides it is given, TypeError on a wrong dtype.
+    Raises ValueError on mismatched shapes, an unknown `kind`, or an in-place call that would lose a gradient
+    or that cannot write through the strides it is given, TypeError on a wrong dtype.
     """
     _check_write(contents, summaries, x, time, start, kind)
     if in_place:
@@ -121,202 +122,6 @@ def _unsupported_in_place(*tensors: Tensor) -> str | None:
     return None
 
 
-def _accumulation_dtype(*tensors: Tensor) -> torch.dtype:
-    dtype = torch.float32
-    for tensor in tensors:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    return dtype
-
-
-def _larger(best: Tensor, other: Tensor) -> Tensor:
-    """Return the maximum, the first of equals or of NaN."""
-    return torch.where((other > best) | (other.isnan() & ~best.isnan()), other, best)
-
-
-def _reference_summary(contents: Tensor, lengths: Tensor | None, kind: Kind) -> Tensor:
-    """Compute the definition, one chunk at a time."""
-    batch, chunks, length, width = contents.shape
-    steps = contents.to(_accumulation_dtype(contents))
-    out = []
-    for b in range(batch):
-        for m in range(chunks):
-            count = length if lengths is None else max(0, min(int(lengths[b, m]), length))
-            summary = steps.new_zeros(width)
-            for c in range(count):
-                step = steps[b, m, c]
-                if kind == "mean":
-                    summary = summary + step / count
-                elif kind == "last" or c == 0:
-                    summary = step
-                else:
-                    summary = _larger(summary, step)
-            out.append(summary)
-    if not out:
-        return contents.new_zeros(batch, chunks, width)
-    return torch.stack(out).view(batch, chunks, width).to(contents.dtype)
-
-
-def _torch_summary(contents: Tensor, lengths: Tensor | None, kind: Kind) -> Tensor:
-    inside = None
-    if lengths is not None:
-        inside = torch.arange(contents.shape[2], device=contents.device) < lengths[..., None]
-    return _summarise(contents, inside, kind).to(contents.dtype)
-
-
-def _summarise(
-    steps: Float[Tensor, "*batch W D"],
-    inside: Bool[Tensor, "*batch W"] | None,
-    kind: Kind,
-    count: Int[Tensor, "*batch"] | None = None,
-) -> Float[Tensor, "*batch D"]:
-    """Summarise the steps `inside`, all of them for None. A mean's sum is divided by `count` if given."""
-    dtype = _accumulation_dtype(steps)
-    if kind == "mean":
-        if inside is None:
-            return steps.mean(dim=-2, dtype=dtype)
-        count = inside.sum(dim=-1) if count is None else count
-        total = torch.where(inside[..., None], steps, 0).sum(dim=-2, dtype=dtype)
-        return total / count.clamp(min=1)[..., None]
-    if kind == "max":
-        masked = steps if inside is None else steps.masked_fill(~inside[..., None], -math.inf)
-        # Not amax, which shares the gradient among equal maxima.
-        summary = masked.max(dim=-2).values
-    elif inside is None:
-        summary = steps.select(-2, -1).clone()
-    else:
-        position = torch.arange(steps.shape[-2], device=steps.device)
-        final = torch.where(inside, position, 0).amax(dim=-1)[..., None, None]
-        summary = steps.gather(-2, final.expand(*steps.shape[:-2], 1, steps.shape[-1])).squeeze(-2)
-    summary = summary.to(dtype)
-    return summary if inside is None else torch.where(inside.any(dim=-1, keepdim=True), summary, 0)
-
-
-def _reference_write(
-    contents: Tensor, summaries: Tensor, x: Tensor, time: Tensor, start: Tensor | None, kind: Kind
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the definition, one step at a time."""
-    batch, chunks, length, _ = contents.shape
-    dtype = _accumulation_dtype(contents, summaries)
-    places = [[list(chunk.unbind()) for chunk in row.unbind()] for row in contents.unbind()]
-    summary = [list(row.to(dtype).unbind()) for row in summaries.unbind()]
-    clock = time.tolist()
-    for b in range(batch):
-        for t in range(x.shape[1]):
-            if start is not None and start[b, t]:
-                clock[b] = 0
-            slot, offset = clock[b] // length % chunks, clock[b] % length
-            places[b][slot][offset] = x[b, t]
-            step, old = x[b, t].to(dtype), summary[b][slot]
-            if offset == 0 or kind == "last":
-                summary[b][slot] = step
-            elif kind == "mean":
-                summary[b][slot] = (old * offset + step) / (offset + 1)
-            else:
-                summary[b][slot] = _larger(old, step)
-            clock[b] += 1
-    if batch == 0:
-        return contents.clone(), summaries.clone(), time.clone()
-    written = torch.stack([torch.stack([torch.stack(chunk) for chunk in row]) for row in places])
-    summarised = torch.stack([torch.stack(row) for row in summary]).to(summaries.dtype)
-    return written, summarised, torch.tensor(clock, dtype=time.dtype, device=time.device)
-
-
-class _Plan(NamedTuple):
-    """Where the steps of a segment go, and which slots they touch."""
-
-    time: Int[Tensor, "B"]
-    """Steps of the episode after the segment."""
-    slot: Int[Tensor, "B T"]
-    offset: Int[Tensor, "B T"]
-    touched: Int[Tensor, "B N"]
-    """Distinct slots, among them every one that is written to."""
-    last: Int[Tensor, "B N"]
-    """The last step written to each, -1 for none. The slot's present chunk is the one this step belongs to."""
-    end: Int[Tensor, "B N"]
-    """The offset of that step."""
-    source: Int[Tensor, "B N C"] | None
-    """The step that ends in each place of the touched slots, -1 for none; None if T is 1."""
-    survives: Bool[Tensor, "B T"] | None
-    """Whether no later step is written over this one; None if all survive."""
-
-
-def _plan(time: Tensor, start: Tensor | None, steps: int, chunks: int, length: int) -> _Plan:
-    if steps == 1:
-        clock = time[:, None] if start is None else torch.where(start, 0, time[:, None])
-        clock = clock.long()
-        slot, offset, after = clock // length % chunks, clock % length, (clock[:, 0] + 1).to(time.dtype)
-        return _Plan(after, slot, offset, slot, torch.zeros_like(slot), offset, None, None)
-    batch = time.shape[0]
-    step = torch.arange(steps, device=time.device).expand(batch, steps)
-    clock = time.long()[:, None] + step
-    if start is not None:
-        # The step each episode of the segment was born at, instead of cummax, which ONNX lacks.
-        episode = start.long().cumsum(dim=1)
-        births = step.new_zeros(batch, steps + 1).scatter(1, torch.where(start, episode, 0), step)
-        clock = torch.where(episode == 0, clock, step - births.gather(1, episode))
-    slot, offset = clock // length % chunks, clock % length
-    none = torch.full((1, 1), -1, device=time.device)
-    # The steps before the first start touch a run of slots, all later ones together a run from slot 0 on.
-    most = min(chunks, steps, (steps + 2 * length - 3) // length + 1)
-    last, touched = (
-        none.expand(batch, chunks).scatter_reduce(1, slot, step, "amax").topk(most, dim=1, sorted=False)
-    )
-    entries = torch.arange(most, device=time.device).expand(batch, most)
-    entry = slot.new_zeros(batch, chunks).scatter(1, touched, entries).gather(1, slot)
-    place = entry * length + offset
-    source = none.expand(batch, most * length).scatter_reduce(1, place, step, "amax")
-    survives = source.gather(1, place) == step
-    end = offset.gather(1, last.clamp(min=0))
-    after = (clock[:, -1] + 1).to(time.dtype)
-    return _Plan(after, slot, offset, touched, last, end, source.unflatten(1, (most, length)), survives)
-
-
-def _torch_write(
-    contents: Tensor, summaries: Tensor, x: Tensor, time: Tensor, start: Tensor | None, kind: Kind
-) -> tuple[Tensor, Tensor, Tensor]:
-    chunks, length = contents.shape[1:3]
-    plan = _plan(time, start, x.shape[1], chunks, length)
-    rows = _rows(plan, chunks, length)
-    # Filled and added to, not copied to: of several steps for one place all but the last add zero, and the
-    # derivative is a gather.
-    written = contents.flatten(0, 2).index_fill(0, rows, 0)
-    written = written.index_add_(0, rows, _surviving(x, plan).flatten(0, 1))
-    index, new = _new_summaries(summaries, x, plan, kind, length)
-    return written.view(contents.shape), summaries.scatter(1, index, new), plan.time
-
-
-def _rows(plan: _Plan, chunks: int, length: int) -> Int[Tensor, "B*T"]:
-    """Return each step's row in the contents seen as one table of steps."""
-    batch = torch.arange(plan.slot.shape[0], device=plan.slot.device)[:, None]
-    return ((batch * chunks + plan.slot) * length + plan.offset).flatten()
-
-
-def _surviving(x: Tensor, plan: _Plan) -> Tensor:
-    return x if plan.survives is None else torch.where(plan.survives[..., None], x, 0)
-
-
-def _new_summaries(
-    summaries: Tensor, x: Tensor, plan: _Plan, kind: Kind, length: int
-) -> tuple[Int[Tensor, "B N D"], Float[Tensor, "B N D"]]:
-    """Return the touched slots and their summaries after the segment."""
-    steps, width = x.shape[1:]
-    index = plan.touched[..., None].expand(-1, -1, width)
-    old = summaries.gather(1, index)
-    window = min(steps, length)
-    step = plan.last[..., None] + torch.arange(1 - window, 1, device=x.device)
-    inside = (step >= (plan.last - plan.end).clamp(min=0)[..., None]) & (plan.last >= 0)[..., None]
-    fetched = x.gather(1, step.clamp(min=0).flatten(1)[..., None].expand(-1, -1, width))
-    fetched = fetched.unflatten(1, (-1, window))
-    # How many steps of a slot's present chunk were written before this segment: their summary stands for them.
-    carried = (plan.end - plan.last).clamp(min=0)
-    dtype = _accumulation_dtype(x, summaries)
-    before = old.to(dtype) * carried[..., None] if kind == "mean" else old.to(dtype)
-    steps_seen = torch.cat([before[:, :, None], fetched.to(dtype)], dim=2)
-    inside = torch.cat([(carried > 0)[..., None], inside], dim=2)
-    new = _summarise(steps_seen, inside, kind, plan.end + 1).to(summaries.dtype)
-    return index, torch.where((plan.last >= 0)[..., None], new, old)
-
-
 @torch.no_grad()
 def _write_in_place(
     contents: Tensor,
@@ -334,17 +139,17 @@ def _write_in_place(
 
         if x.shape[1] == 1:
             return gpu.write_one(contents, summaries, x, time, start, kind)
-        plan = _plan(time, start, x.shape[1], chunks, length)
+        plan = vectorised.plan_writes(time, start, x.shape[1], chunks, length)
         assert plan.source is not None
         gpu.write(contents, summaries, x, plan.touched, plan.last, plan.end, plan.source, kind)
         return plan.time
     if implementation == "reference":
-        written, summarised, after = _reference_write(contents, summaries, x, time, start, kind)
+        written, summarised, after = reference.write(contents, summaries, x, time, start, kind)
         contents.copy_(written)
         summaries.copy_(summarised)
         return after
-    plan = _plan(time, start, x.shape[1], chunks, length)
-    index, new = _new_summaries(summaries, x, plan, kind, length)
+    plan = vectorised.plan_writes(time, start, x.shape[1], chunks, length)
+    index, new = vectorised.new_summaries(summaries, x, plan, kind, length)
     summaries.scatter_(1, index, new)
     slot, offset = plan.slot, plan.offset
     if plan.survives is not None:
@@ -357,8 +162,8 @@ def _write_in_place(
     return plan.time
 
 
-_SUMMARIES: dict[str, Any] = {"reference": _reference_summary, "torch": _torch_summary}
-_WRITES: dict[str, Any] = {"reference": _reference_write, "torch": _torch_write}
+_SUMMARIES: dict[str, Any] = {"reference": reference.summarise, "torch": vectorised.summarise}
+_WRITES: dict[str, Any] = {"reference": reference.write, "torch": vectorised.write}
 
 
 @torch.library.custom_op("scrubjay::chunk_summary", mutates_args=())
@@ -399,9 +204,10 @@ def _summary_gradient(ctx, grad):
         return torch.ops.scrubjay.chunk_summary_backward(grad, contents, lengths, ctx.kind), None, None, None
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        # Cut off, because a summary is linear wherever it is differentiable: only `grad` matters from here on.
+        # Cut off, because a summary is linear wherever it is differentiable: only `grad` matters from here
+        # on.
         leaf = contents.detach().requires_grad_()
-        out = _torch_summary(leaf, lengths, ctx.kind)
+        out = vectorised.summarise(leaf, lengths, ctx.kind)
         (to_contents,) = torch.autograd.grad(out, leaf, grad, create_graph=create_graph)
     return to_contents, None, None, None
 
@@ -464,15 +270,15 @@ def _save_write(ctx, inputs, output) -> None:
 
 def _write_gradient(ctx, grad_contents, grad_summaries, _):
     summaries, x, time, start = ctx.saved_tensors
-    plan = _plan(time, start, x.shape[1], ctx.chunks, ctx.length)
-    rows = _rows(plan, ctx.chunks, ctx.length)
+    plan = vectorised.plan_writes(time, start, x.shape[1], ctx.chunks, ctx.length)
+    rows = vectorised.rows_of(plan, ctx.chunks, ctx.length)
     flat = grad_contents.flatten(0, 2)
     to_contents = flat.index_fill(0, rows, 0).view(grad_contents.shape)
-    to_x = _surviving(flat.index_select(0, rows).view(x.shape), plan)
+    to_x = vectorised.surviving(flat.index_select(0, rows).view(x.shape), plan)
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         leaves = summaries.detach().requires_grad_(), x.detach().requires_grad_()
-        index, new = _new_summaries(*leaves, plan, ctx.kind, ctx.length)
+        index, new = vectorised.new_summaries(*leaves, plan, ctx.kind, ctx.length)
         after = leaves[0].scatter(1, index, new)
         to_summaries, through = torch.autograd.grad(after, leaves, grad_summaries, create_graph=create_graph)
     return to_contents, to_summaries, to_x + through, None, None, None, None

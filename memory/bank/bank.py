@@ -13,7 +13,6 @@ words alone nominate.
 from __future__ import annotations
 
 import itertools
-import json
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -25,6 +24,7 @@ import numpy as np
 from scrubjay.memory.bank.document import split_document
 from scrubjay.memory.bank.duplicates import unpack_marks
 from scrubjay.memory.bank.file.record import (
+    COLUMNS,
     KINDS,
     TRUSTS,
     Hit,
@@ -33,7 +33,8 @@ from scrubjay.memory.bank.file.record import (
     check_choice,
     check_choices,
     check_namespace,
-    to_datetime,
+    join_namespace,
+    record_fields,
     to_seconds,
     zone_of,
 )
@@ -43,7 +44,7 @@ from scrubjay.memory.bank.search.approximate import ApproximateIndex
 from scrubjay.memory.bank.search.dense import DenseIndex, VectorIndex, stored_dimension, unit_vectors
 from scrubjay.memory.bank.search.fluency import Embeddings, fluency, script_of
 from scrubjay.memory.bank.search.matrix import usable_device
-from scrubjay.memory.bank.search.recall import Filter, join_namespace, recall, split_namespace
+from scrubjay.memory.bank.search.recall import Filter, recall
 from scrubjay.memory.bank.search.segments import forget_in_segment, require_usearch
 from scrubjay.memory.bank.transfer import BATCH, Restorer, check_row, read_rows
 from scrubjay.memory.bank.write import Draft, Writer, check_text, encode_provenance
@@ -51,28 +52,26 @@ from scrubjay.memory.bank.write import Draft, Writer, check_text, encode_provena
 if TYPE_CHECKING:
     from scrubjay.memory.bank.surprise import Surprise, SurpriseConfig
 
-_COLUMNS = (
-    "id, text, kind, namespace, trust, provenance, created, observed, renewed, valid_from, valid_to, "
-    "importance, supersedes, sayings"
-)
-
 
 class MemoryBank:
     """Memories in an SQLite file, or in memory (`":memory:"`); safe for threads and several processes.
 
-    Raises ValueError on a file of a newer Scrubjay, on a device that is not there, and on what does not go
-    together; the first search or write does on a file that was written with other embeddings
-    (`memory/bank/model.py`).
-
     Args:
-        path: The file, made if it is not there.
-        embeddings: What turns texts into vectors, as LangChain's do; None to search by words alone.
-        clock: Returns the present moment, in the time zone in which days begin.
-        dense_weight: What embeddings count where words count 1, each times how sure it is.
-        surprise: Puts a neural memory beside the records (`memory/bank/surprise.py`); None for none.
-        device: One of torch's, as "cuda", to hold and scan the embeddings; without it numpy does, no torch.
-        approximate: Whether to hold no embeddings at all but an index of them beside the file, which finds
-            nearest ones, not surely all of them (extra `ann`; `memory/bank/search/approximate.py`).
+        path: The file, begun if it is not there.
+        embeddings: What records are found by besides their words.
+        clock: Returns the present moment; in its time zone days begin.
+        dense_weight: What embeddings count where words count 1, each times how sure it is
+            (`memory/bank/search/recall.py`).
+        surprise: Puts a neural memory beside the records (`memory/bank/surprise.py`); off unless asked for.
+        device: Where torch holds the embeddings, "cuda" for one, where Triton scans them; without it numpy
+            does, and torch stays out.
+        approximate: Hold no embeddings at all: beside the file an index of them is kept, from which the
+            nearest are found, not surely all of them (extra `ann`; `memory/bank/search/approximate.py`).
+
+    Raises:
+        ValueError: on a file of a newer Scrubjay, on a device that is not there, and on what does not go
+            together; the first search or write does on a file that was written with other embeddings
+            (`memory/bank/model.py`).
     """
 
     def __init__(
@@ -95,7 +94,8 @@ class MemoryBank:
             if embeddings is None or device is not None or str(path) in ("", ":memory:"):
                 raise ValueError(
                     f"approximate=True with embeddings={embeddings!r}, device={device!r}, "
-                    f"path={str(path)!r}: it needs embeddings and a file, and holds nothing on a device"
+                    f"path={str(path)!r}: "
+                    "it needs embeddings and a file, and holds nothing on a device"
                 )
             require_usearch()
         self._approximate = approximate
@@ -124,21 +124,22 @@ class MemoryBank:
     ) -> str:
         """Remember a text and return its id, when it is safe from the death of this process.
 
-        A text that says no more than a record of the same namespace, kind, trust and validity does joins it,
-        and the id is that record's. Raises ValueError or TypeError on what cannot be stored.
-
         Args:
-            text: What to remember, not blank.
-            kind: What sort of record it is, one of a few that the error names.
-            namespace: Where it belongs, from the widest circle to the narrowest.
-            importance: From 0 to 1.
-            observed: When it was seen, a moment or seconds since 1970.
-            valid_from: When it begins to hold.
-            valid_to: When it holds no longer.
-            trust: Who said it.
-            supersedes: The id of the record whose validity ends where this one's begins.
-            merge: False keeps every text apart, as a log of turns must.
-            provenance: Anything that JSON can hold, by name.
+            text: What to remember.
+            kind: "knowledge", "conversation", "task" or "episode".
+            namespace: Whose it is, from the widest circle.
+            importance: From 0 to 1; by default 0.5.
+            observed: When it was said or seen; by default now.
+            valid_from: Since when it holds; None where that is not known.
+            valid_to: Until when; by default for ever.
+            trust: Who worded it: "user", "agent" or "tool".
+            supersedes: Id of the record whose validity ends where this one's begins.
+            merge: A text that says no more than a record of the same namespace, kind, trust and validity does
+                joins it, and the id is that record's; False keeps every text apart, as a log of turns must.
+            provenance: Anything that JSON can hold.
+
+        Raises:
+            ValueError, TypeError: on what cannot be stored.
         """
         draft = self.draft(
             text,
@@ -174,7 +175,10 @@ class MemoryBank:
         merge: bool = True,
         **provenance: Any,
     ) -> Draft:
-        """Return what `add` would write, checked. Raises ValueError or TypeError as `add` does."""
+        """Return what `add` would write, checked. Raises ValueError or TypeError as `add` does.
+
+        Args: those of `add`.
+        """
         if not isinstance(text, str):
             raise TypeError(f"text={text!r}: pass a string")
         if not text.strip():
@@ -235,18 +239,21 @@ class MemoryBank:
     ) -> list[str]:
         """Remember a document by its passages and return their ids; a section's passages are one chunk.
 
-        Sections begin at Markdown headings; passages carry theirs as provenance `section`. All is written, or
-        nothing. Raises ValueError if the text is blank.
+        Sections begin at Markdown headings, which passages carry as provenance `section`. All is written, or
+        nothing.
 
         Args:
             text: The document.
-            kind: That of every passage.
-            namespace: Where the passages belong.
-            passage_length: How many characters a passage has at most.
-            importance: From 0 to 1.
-            observed: When it was seen, a moment or seconds since 1970.
-            trust: Who says it.
-            provenance: Anything that JSON can hold, by name.
+            kind: "knowledge", "conversation", "task" or "episode".
+            namespace: Whose it is, from the widest circle.
+            passage_length: Characters of a passage at most.
+            importance: From 0 to 1; by default 0.5.
+            observed: When it was read; by default now.
+            trust: Who worded it: "user", "agent" or "tool".
+            provenance: Anything that JSON can hold.
+
+        Raises:
+            ValueError: if the text is blank, and as `add`.
         """
         drafts = []
         for number, (heading, passages) in enumerate(split_document(text, passage_length)):
@@ -272,17 +279,18 @@ class MemoryBank:
     ) -> list[Hit]:
         """Return up to `k` records, best first, that hold now or held `at` a moment.
 
-        A date in `query` means what names it and what was observed on that day, or in that month, where
-        `clock` is. Raises ValueError on k < 1.
-
         Args:
-            query: What is asked, in words.
-            k: How many records at most.
-            kinds: The kind or kinds to look among, None for all.
-            namespace: Where to look, with all that it contains: `("user",)` finds `("user", "ada")`'s.
-            at: The moment at which records must hold, None for now.
-            explain: Whether to fill the hits' `explanation`.
-            trusts: Whom to believe, None for all: `("user", "agent")` leaves out what tools said.
+            query: Words, or a question. A date in it means what names it and what was observed on that day,
+                or in that month, where `clock` is.
+            k: Records at most.
+            kinds: Only these.
+            namespace: Only this circle and all that it contains: `("user",)` finds `("user", "ada")`'s.
+            at: The moment; by default now.
+            explain: Fill the hits' `explanation`.
+            trusts: Only what these worded: `("user", "agent")` leaves out what tools said.
+
+        Raises:
+            ValueError: on k < 1, and on kinds and trusts that there are none of.
         """
         if k < 1:
             raise ValueError(f"k={k}: must be at least 1")
@@ -311,16 +319,16 @@ class MemoryBank:
                 connection, query, vector, index, dense_weight, filter, now, k, zone_of(moment)
             ):
                 row = connection.execute(
-                    f"SELECT {_COLUMNS} FROM records WHERE number = ?", (number,)
+                    f"SELECT {COLUMNS} FROM records WHERE number = ?", (number,)
                 ).fetchone()
-                hits.append(Hit(**_fields(row), score=score, explanation=why if explain else None))
+                hits.append(Hit(**record_fields(row), score=score, explanation=why if explain else None))
         return hits
 
     def get(self, id: str) -> Record | None:
         """Return the record, valid or not; None if there is none."""
         with self._store.reading() as connection:
-            row = connection.execute(f"SELECT {_COLUMNS} FROM records WHERE id = ?", (id,)).fetchone()
-        return Record(**_fields(row)) if row else None
+            row = connection.execute(f"SELECT {COLUMNS} FROM records WHERE id = ?", (id,)).fetchone()
+        return Record(**record_fields(row)) if row else None
 
     def recent(self, n: int, kind: str | None = None, namespace: Sequence[str] | None = None) -> list[Record]:
         """Return the last `n` records that hold now, the newest last."""
@@ -334,11 +342,10 @@ class MemoryBank:
         ).condition()
         with self._store.reading() as connection:
             rows = connection.execute(
-                f"SELECT {_COLUMNS} FROM records WHERE {condition} "
-                "ORDER BY renewed DESC, number DESC LIMIT ?",
+                f"SELECT {COLUMNS} FROM records WHERE {condition} ORDER BY renewed DESC, number DESC LIMIT ?",
                 [*values, n],
             ).fetchall()
-        return [Record(**_fields(row)) for row in reversed(rows)]
+        return [Record(**record_fields(row)) for row in reversed(rows)]
 
     def sayings(self, id: str) -> list[str]:
         """Return every wording of a record, the first one first."""
@@ -488,13 +495,3 @@ class MemoryBank:
 
     def _drop_kept(self) -> None:
         self._index = self._surprise = None
-
-
-def _fields(row: tuple) -> dict[str, Any]:
-    fields: dict[str, Any] = dict(zip(_COLUMNS.split(", "), row, strict=True))
-    fields["namespace"] = split_namespace(fields["namespace"])
-    fields["provenance"] = json.loads(fields["provenance"])
-    for name in ("created", "observed", "renewed", "valid_from", "valid_to"):
-        if fields[name] is not None:
-            fields[name] = to_datetime(fields[name])
-    return fields

@@ -1,6 +1,6 @@
 """A neural memory of what a bank is told: how surprising a record is, what a question calls to mind.
 
-Titans' memory (`memory/neural_memory.py`; Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663) learns at test
+Titans' memory (`memory/titans/neural.py`; Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663) learns at test
 time to give an embedding back; the length of the gradient that a new one gives it is its surprise. Nothing is
 trained before: keys, queries and values are the embedding itself, the step is large, forgetting slow, and
 there is no momentum to speak of.

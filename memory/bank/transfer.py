@@ -13,8 +13,14 @@ import sqlite3
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from scrubjay.memory.bank.file.record import KINDS, TRUSTS, check_choice, check_namespace
-from scrubjay.memory.bank.search.recall import join_namespace, split_namespace
+from scrubjay.memory.bank.file.record import (
+    KINDS,
+    TRUSTS,
+    check_choice,
+    check_namespace,
+    join_namespace,
+    split_namespace,
+)
 from scrubjay.memory.bank.write import Draft, Writer, check_text, encode_provenance, fingerprint
 
 _COLUMNS = (

@@ -35,7 +35,16 @@ class Attends(Protocol):
         position_ids: Tensor | None,
         scale: float,
     ) -> Float[Tensor, "batch heads length value_width"]:
-        """Return what the new tokens read."""
+        """Return what the new tokens read.
+
+        Args:
+            query: Of the new tokens, as the model turned them.
+            keys: Theirs.
+            values: Theirs.
+            mask: The tokenizer's padding mask, "batch columns"; None without padding.
+            position_ids: What the model turned queries and keys by; None for the order of columns.
+            scale: Of the scores.
+        """
         ...
 
 
@@ -62,6 +71,21 @@ def policy_attention(
 
     Parameters are in the order of transformers' SDPA, by which packages that wrap every attention function
     call.
+
+    Args:
+        module: The model's attention layer.
+        query: Of the new tokens.
+        key: With a policy those of the new tokens, else all there are.
+        value: As `key`.
+        attention_mask: The tokenizer's padding mask, "batch columns".
+        dropout: Refused with a policy.
+        scaling: Of the scores; by default one over the root of the width.
+        policy_layer: The cache's layer of this module.
+        position_ids: What the model turned queries and keys by.
+        unused: What else transformers hands on; `softcap` is refused.
+
+    Raises:
+        ValueError: on what policies do not do.
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if unused.get("softcap") is not None:

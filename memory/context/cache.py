@@ -287,7 +287,19 @@ class PolicyLayer(CacheLayerMixin):
         position_ids: Tensor | None,
         scale: float,
     ) -> Float[Tensor, "batch heads length value_width"]:
-        """Return what the new tokens read, and keep what the policy keeps of them."""
+        """Return what the new tokens read, and keep what the policy keeps of them.
+
+        Args:
+            query: Of the new tokens, as the model turned them.
+            keys: Theirs.
+            values: Theirs.
+            mask: The tokenizer's padding mask, "batch columns"; None without padding.
+            position_ids: What the model turned queries and keys by; None for the order of columns.
+            scale: Of the scores.
+
+        Raises:
+            RuntimeError: if an earlier call was broken off half-way.
+        """
         if self._attending:
             raise RuntimeError(BROKEN_OFF)
         step = self._cache.step(keys, self.seen, mask, position_ids)

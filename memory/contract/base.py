@@ -2,7 +2,7 @@
 
 A state is a flat dict of tensors, batch first, of fixed shapes; nothing is hidden elsewhere.
 `start[b, t]` marks `x[b, t]` as the first input of a new episode: row b forgets all that came before.
-The nine laws that follow from these two sentences are written and tested in `memory/check.py`.
+The nine laws that follow from these two sentences are written and tested in `memory/contract/check.py`.
 """
 
 from __future__ import annotations

@@ -45,18 +45,20 @@ def check_memory(
 ) -> list[str]:
     """Test the contract's laws on copies of `memory` and return what it was exempted from, in words.
 
-    Raises MemoryLawError naming the law, the step and the size of the first violation, ValueError on an
-    unknown law, TypeError if no width is known.
-
     Args:
-        memory: The module to test; it need not be one of ours.
-        dim: Its width, by default `memory.dim`.
-        laws: Numbers of the laws to test.
-        dtypes: Those in which laws 1 to 7 are tested.
-        steps: Length of the test sequences, by default what fills three chunks.
-        long: Whether to add the million steps of law 5, a minute or more.
-        compile_backend: That of law 8: "inductor" generates code where the default only traces.
-        seed: Of all that is drawn.
+        memory: Any module that obeys the contract, or should.
+        dim: Its width; by default `memory.dim`.
+        laws: Their numbers.
+        dtypes: Of parameters and inputs.
+        steps: Length of the test sequences; by default what fills three chunks.
+        long: Add the million steps of law 5 (a minute or more).
+        compile_backend: Of law 8; "inductor" generates code where the default only traces.
+        seed: Of weights and inputs.
+
+    Raises:
+        MemoryLawError: naming the law, the step and the size of the first violation.
+        ValueError: on an unknown law.
+        TypeError: if no width is known.
     """
     unknown = sorted(set(laws) - set(LAWS))
     if unknown:

@@ -51,8 +51,15 @@ def attention_weights(
 ) -> dict[int, Float[Tensor, "batch heads rows keys"]]:
     """Return the weights of one forward pass, which ends at the highest layer in `heads`.
 
-    Neither that layer's values nor anything above it is computed. A `cache` is extended by the keys and
-    values of the layers that ran.
+    Neither that layer's values nor anything above it is computed.
+
+    Args:
+        model: A causal language model of transformers.
+        input_ids: Its tokens.
+        heads: Which heads of which layers.
+        rows: Which queries, by their place in `input_ids`.
+        attention_mask: The tokenizer's padding mask.
+        cache: Is extended by the keys and values of the layers that ran.
     """
     captured: dict[int, Tensor] = {}
 
@@ -106,7 +113,13 @@ def weights_of(
 ) -> Float[Tensor, "batch chosen rows keys"]:
     """Return softmax weights as SDPA makes them.
 
-    `mask` is boolean (True: visible), additive, or None for causal.
+    Args:
+        query: All queries.
+        key: All keys, a head for one or several of the queries'.
+        mask: Boolean (True: visible), additive, or None for causal.
+        scaling: Of the scores.
+        heads: Which of the queries' heads.
+        rows: Which queries.
     """
     chosen = torch.as_tensor(list(heads), device=query.device)
     time, keys = query.shape[2], key.shape[2]

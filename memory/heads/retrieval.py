@@ -134,7 +134,16 @@ def measure_retrieval_heads(
 ) -> RetrievalHeads:
     """Score all heads on `probes` texts of so many sentences.
 
-    Raises ValueError if the model answers none of them.
+    Args:
+        model: A causal language model of transformers.
+        tokenizer: Its tokenizer.
+        probes: Texts to answer.
+        sentences: Of each text.
+        seed: Of the texts.
+        progress: Show it on stderr.
+
+    Raises:
+        ValueError: if the model answers none of them.
     """
     total: Tensor | None = None
     answered = 0

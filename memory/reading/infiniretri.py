@@ -50,10 +50,17 @@ class Retrieved:
 class InfiniRetri:
     """Reads texts with a causal language model of transformers and its tokenizer.
 
-    `chunk_tokens` of text are read at once; the sentences of the `top_k` best tokens are kept, as many of the
-    best as fit into `chunk_tokens`; a token's score is that of the `phrase` tokens around it. `layer` and
-    `heads` default to those that copy best (see `retrieval_heads`). Raises ValueError on a size, layer or
-    head that cannot be.
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        chunk_tokens: Tokens of text read at once; of the best sentences as many are kept as fit into so many.
+        top_k: Tokens whose sentences are kept, the best by score.
+        phrase: A token's score is that of so many tokens around it.
+        layer: Whose attention is looked at; by default the one that copies best (see `retrieval_heads`).
+        heads: Which of its heads; by default those that copy best.
+
+    Raises:
+        ValueError: on a size, layer or head that cannot be.
     """
 
     def __init__(

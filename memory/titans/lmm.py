@@ -1,7 +1,7 @@
 """Titans' long-term memory by itself: layers of neural memory, which learn at test time.
 
 Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), "LMM" in its section 4.3; what the paper leaves
-open is decided in `memory/neural_memory.py`. Each layer is a neural memory and a feed-forward part, both on a
+open is decided in `memory/titans/neural.py`. Each layer is a neural memory and a feed-forward part, both on a
 normed input with a plain residual. A layer learns its own normed inputs.
 """
 

@@ -1,7 +1,8 @@
 """Runs the tests of Triton kernels in processes of their own, where Triton's interpreter is on.
 
 The interpreter must be chosen before the first import of triton and replaces its functions for good, so it
-cannot share a process with the other tests. Two processes, not one a file: each imports torch and triton anew.
+cannot share a process with the other tests. Two processes, not one a file: each imports torch and triton
+anew.
 """
 
 import importlib.util

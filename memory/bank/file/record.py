@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, tzinfo
@@ -9,6 +10,12 @@ from typing import Any
 
 KINDS = ("knowledge", "conversation", "task", "episode")
 TRUSTS = ("user", "agent", "tool")
+
+COLUMNS = (
+    "id, text, kind, namespace, trust, provenance, created, observed, renewed, valid_from, valid_to, "
+    "importance, supersedes, sayings"
+)
+"""What of a row of the table of records is a `Record`."""
 
 Time = datetime | float
 """A moment: a datetime (one without a zone is UTC), or seconds since 1970."""
@@ -136,3 +143,24 @@ def check_choices(
     if not chosen:
         raise ValueError(f"{name} is empty; choose from {', '.join(choices)}, or None for all")
     return chosen
+
+
+def join_namespace(namespace: tuple[str, ...]) -> str:
+    """Return a namespace as stored: each part ends in U+001F, so that a wider one is a prefix."""
+    return "".join(f"{part}\x1f" for part in namespace)
+
+
+def split_namespace(stored: str) -> tuple[str, ...]:
+    """Return what `join_namespace` joined."""
+    return tuple(stored.split("\x1f")[:-1])
+
+
+def record_fields(row: tuple) -> dict[str, Any]:
+    """Return the fields of a `Record` from a row of `COLUMNS`."""
+    fields: dict[str, Any] = dict(zip(COLUMNS.split(", "), row, strict=True))
+    fields["namespace"] = split_namespace(fields["namespace"])
+    fields["provenance"] = json.loads(fields["provenance"])
+    for name in ("created", "observed", "renewed", "valid_from", "valid_to"):
+        if fields[name] is not None:
+            fields[name] = to_datetime(fields[name])
+    return fields

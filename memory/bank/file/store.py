@@ -205,7 +205,16 @@ def select(
     values: Sequence[object] = (),
     key: str = "number",
 ) -> list[tuple]:
-    """Return columns of the records that meet the condition, their `key` among `numbers`, in no order."""
+    """Return columns of the records that meet the condition, their `key` among `numbers`, in no order.
+
+    Args:
+        connection: To the bank's file.
+        columns: What to return, in SQL.
+        numbers: Which records, by `key`.
+        condition: What they must meet, in SQL.
+        values: Of the condition's question marks.
+        key: The column that `numbers` are of.
+    """
     numbers = list(numbers)
     rows: list[tuple] = []
     for first in range(0, len(numbers), 500):  # older SQLites take at most 999 values

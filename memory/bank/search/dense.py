@@ -6,7 +6,7 @@ they are told in standard deviations of all that are looked at, as one model's c
 another's above 0.7.
 
 Both are an exact scan by `scrubjay.kernels.nearest`: numpy's, so that who embeds by a service need not
-import torch, or on a device of torch (`memory/bank_matrix.py`).
+import torch, or on a device of torch (`memory/bank/search/matrix.py`).
 """
 
 from __future__ import annotations
@@ -96,8 +96,13 @@ class DenseIndex(ABC):
     ) -> Nearby:
         """Return up to `limit` records of the `top_chunks` best chunks, best first.
 
-        Allowed are namespaces and kinds; records with numbers in `also` come behind, whatever their chunk. A
-        record that shares a word or a day with the query, as `bm25` tells by number, counts about twice.
+        Args:
+            query: The question's embedding, of length 1.
+            allows: Whether records of a namespace and kind may be returned.
+            top_chunks: Chunks that are looked into.
+            limit: Records at most, those of `also` aside.
+            also: Numbers of records that come behind, whatever their chunk.
+            bm25: Scores by words; a record that has one counts about twice.
         """
         numbers, chunks, fine, places = self.look(query, allows, top_chunks, also)
         if not len(numbers):

@@ -4,7 +4,7 @@ BM25 is that of SQLite's FTS5 (Robertson & Zaragoza 2009): a sum of log-odds, wh
 themselves if words came independently; as they do not, it is divided by 2.5. Its time grows with the records
 that match: words that too many records hold choose none: they only weigh what rarer words chose. Where all
 are that common, the newest records that hold the rarest of them are looked at. A date is one word
-(`memory/bank_dates.py`).
+(`memory/bank/search/dates.py`).
 """
 
 from __future__ import annotations
@@ -57,8 +57,13 @@ def keyword_scores(
 ) -> Keyword:
     """Return the scores of records that share words or a day with the query, and of their neighbours.
 
-    `scope` begins every expression of FTS5, `condition` in SQL with its `values` says which records hold;
-    `zone` is where days begin.
+    Args:
+        connection: To the bank's file.
+        query: The question.
+        scope: How every expression of FTS5 begins.
+        condition: Which records hold, in SQL.
+        values: Of the condition's question marks.
+        zone: Where days begin.
     """
     phrases, days, rest = read_dates(normalise(query))
     terms = [*phrases, *match_terms(rest, alone=not phrases)]

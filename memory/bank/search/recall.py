@@ -3,14 +3,13 @@
 What a record gets:
 
 1. Each arm's scores become shares of one whole by a softmax, and records lend some of theirs to neighbours in
-   the chunk (`memory/bank_lending.py`): BM25 by words, cosines by embeddings.
+   the chunk (`memory/bank/search/shares.py`): BM25 by words, cosines by embeddings.
 2. Shares of both arms are summed, as convex combinations beat fusions of ranks (Bruch, Gai and Ingber 2023,
-  arXiv
-   2210.11934), but with weights that the query's own scores tell, since no weights serve all queries. Words
-   weigh the part of the query that the best record covers, to the power of 1.5: they know little of a query
+   arXiv 2210.11934), but with weights that the query's own scores tell, since no weights serve all queries.
+   Words weigh the part of the query that the best record covers, to the power of 1.5: they know little of a query
    that shares but a name with a hundred records. Embeddings weigh how far the nearest record stands out from
    what chance would bring near, in a logistic curve, times how well they know the query's script
-   (`memory/bank_fluency.py`), times the bank's `dense_weight`: where no record stands out none is meant.
+   (`memory/bank/search/fluency.py`), times the bank's `dense_weight`: where no record stands out none is meant.
 3. Recency and importance each move the sum by 2 % at most: they decide between equals.
 """
 
@@ -77,16 +76,6 @@ class Filter:
         return (self.kinds is None or kind in self.kinds) and namespace.startswith(self.namespace or "")
 
 
-def join_namespace(namespace: tuple[str, ...]) -> str:
-    """Return a namespace as stored: each part ends in U+001F, so that a wider one is a prefix."""
-    return "".join(f"{part}\x1f" for part in namespace)
-
-
-def split_namespace(stored: str) -> tuple[str, ...]:
-    """Return what `join_namespace` joined."""
-    return tuple(stored.split("\x1f")[:-1])
-
-
 def scope_words(namespace: str, kind: str) -> str:
     """Return the words by which the keyword index knows a record's kind and every circle of its namespace."""
     circles = [i + 1 for i, letter in enumerate(namespace) if letter == "\x1f"]
@@ -107,14 +96,14 @@ def recall(
     """Return number, score and explanation of the `k` best records, best first.
 
     Args:
-        connection: That of the bank.
-        query: What is asked, in words.
-        vector: Its embedding, None to search by words alone.
-        index: The embeddings of the records.
+        connection: To the bank's file.
+        query: The question.
+        vector: Its embedding, of length 1; None for words alone.
+        index: Of the records' embeddings; None for words alone.
         dense_weight: What embeddings count where words count 1.
-        filter: Which records may be seen.
-        now: The present moment, in seconds since 1970.
-        k: How many records at most.
+        filter: Which records may be found.
+        now: The moment they must hold at, in seconds.
+        k: Records at most.
         zone: Where days begin.
     """
     depth = max(_DEPTH * k, _LEAST_DEPTH)

@@ -22,6 +22,14 @@ def causal_attention(
     """Return what queries read of the keys up to their own; the last keys are the queries' own, in order.
 
     A query that is not `valid` itself reads something or other, finite.
+
+    Args:
+        query: Of the last `length` of the held columns.
+        keys: All that is held.
+        values: Theirs.
+        valid: Which columns may be read; None for all.
+        scale: Of the scores.
+        dropout: Of the weights.
     """
     batch, heads, length, width = query.shape
     groups, held = keys.shape[1:3]

@@ -52,9 +52,14 @@ class CacheShape:
 class Step:
     """The new tokens of one call, the same for every layer.
 
-    `time` is each token's place in its row's own text, negative for padding; `given` the position the model
-    turned it to; `seen` how many columns, padding included, came before, and `before` and `after` how many
-    tokens a row has before and after the step.
+    Args:
+        time: Each token's place in its row's own text, negative for padding.
+        given: The position that the model turned it to.
+        seen: Columns that came before, padding included.
+        before: Tokens that a row has before the step.
+        after: Tokens that it has after the step.
+        padded: Whether any row has had padding.
+        rotary: The model's rotary positions; None for a policy that moves none.
     """
 
     def __init__(
@@ -175,6 +180,14 @@ class LayerMemory(ABC):
         """Return what the piece reads of `held` and, causally, of itself.
 
         By default one softmax over both.
+
+        Args:
+            query: Of the piece, "batch heads length width".
+            keys: Its own, "batch key_heads length width".
+            values: Its own, "batch key_heads length value_width".
+            held: What `retrieve` gave; None for nothing.
+            step: The piece as a step.
+            scale: Of the scores.
         """
         valid = step.time >= 0 if step.padded else None
         if held is not None:

@@ -31,7 +31,14 @@ def attend_at_slots(
 ]:
     """Return what new tokens read of `held`, whose keys are unturned, and of themselves; and their weights.
 
-    `slots` are of held and new columns, negative for what nobody reads, the same object in every layer.
+    Args:
+        query: Of the new tokens, as the model turned them.
+        keys: Theirs.
+        values: Theirs.
+        held: What is kept; None for nothing.
+        slots: Of held and new columns, negative for what nobody reads, the same object in every layer.
+        step: The new tokens as a step.
+        scale: Of the scores.
     """
     count = 0 if held is None else held.keys.shape[2]
     new = slots[:, count:]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 
 import pytest
 from langchain_core.runnables import RunnableConfig
@@ -136,18 +135,6 @@ def test_what_the_conversation_shows_is_not_recalled_again():
     assert model.sent[1][-1].text.endswith("Who is Ada?")
 
 
-def test_a_knowledge_document_is_shown_in_whole_passages_and_kept():
-    document = "\n\n".join(f"Paragraph {number}: " + "words " * 300 for number in range(100))
-    with MemoryBank(":memory:") as bank:
-        model = ScriptedModel(replies=["Much."])
-        KwaiAgent(model, memory=bank).invoke(
-            {"messages": "What is in paragraph 99?", "knowledge": [document]}
-        )
-        assert len(bank.recent(999, kind="knowledge")) > 10
-    assert "left out" in model.sent[0][-1].text
-    assert "Paragraph 0" in model.sent[0][-1].text
-
-
 def test_the_event_loop_remembers_too():
     with MemoryBank(":memory:") as bank:
         asyncio.run(KwaiAgent(ScriptedModel(replies=["Hi."]), memory=bank).ainvoke("Hello"))
@@ -169,28 +156,6 @@ def test_a_turn_that_is_no_longer_shown_is_recalled_and_the_prompt_stays_bounded
     assert "- user: Vera lives in Lisbon." in model.sent[-1][-1].text
     assert "[left out for lack of room: " in model.sent[-1][-1].text
     assert "Vera" not in "".join(message.text for message in model.sent[-1][:-1])
-
-
-def test_prompts_begin_alike_from_one_question_to_the_next():
-    model = ScriptedModel(rule=lambda messages: "I see.")
-    agent = KwaiAgent(model, limits=Limits(context_tokens=400))
-    messages = []
-    for number in range(100):
-        messages = agent.invoke([*messages, ("user", f"It rained on the {number}th of them.")])["messages"]
-    heads = [[message.text for message in prompt[:-1]] for prompt in model.sent]
-    kept = [after[: len(before)] == before for before, after in itertools.pairwise(heads)]
-    # Where the window moves it moves by several turns.
-    assert kept.count(False) < len(kept) / 3
-    assert all(len(head) > 5 for head in heads[20:])
-
-
-def test_no_earlier_turns_are_shown_where_none_are_wanted():
-    model = ScriptedModel(rule=lambda messages: "I see.")
-    agent = KwaiAgent(model, limits=Limits(dialogue_tokens=1))
-    first = agent.invoke("I am Ada.")
-    agent.invoke([*first["messages"], ("user", "Who am I?")])
-    assert [message.type for message in model.sent[1]] == ["system", "human"]
-    assert "2 earlier turns" in model.sent[1][-1].text
 
 
 def test_the_agent_s_own_answers_do_not_crowd_out_what_it_was_told():
@@ -219,21 +184,3 @@ def test_questions_asked_before_do_not_crowd_out_what_was_said(ending):
     shown = [record.text for record in result["recalled"]]
     assert "Vera has settled in Lisbon, they say." in shown
     assert sum("where does" in text for text in shown) == 2
-
-
-@pytest.mark.parametrize(
-    ("kind", "trust", "line"),
-    [
-        ("conversation", "user", "- user: The key is under the mat."),
-        ("conversation", "agent", "- you: The key is under the mat."),
-        ("knowledge", "user", "- The key is under the mat."),
-        ("task", "agent", "- The key is under the mat."),
-    ],
-)
-def test_a_record_that_nobody_outside_worded_is_shown_plainly(kind, trust, line):
-    with MemoryBank(":memory:") as bank:
-        bank.add("The key is under the mat.", kind=kind, trust=trust)
-        model = ScriptedModel(replies=["Under the mat."])
-        KwaiAgent(model, memory=bank).invoke("Where is the key?")
-    assert line in model.sent[0][-1].text.splitlines()
-    assert "DATA" not in model.sent[0][-1].text

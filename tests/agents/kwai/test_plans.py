@@ -1,4 +1,4 @@
-"""Every rung of the ladder from a model's text to a plan, and the wording of both languages."""
+"""From a model's text to a plan."""
 
 from __future__ import annotations
 
@@ -7,14 +7,8 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from langchain_core.messages import AIMessage
-from langchain_core.tools import tool
 
-from scrubjay.agents.kwai import KwaiAgent, Profile
 from scrubjay.agents.kwai.plans import PlanError, read_plan
-from scrubjay.agents.language.prompts import LANGUAGES, load_prompts
-
-from .scripted import ScriptedModel
 
 PLAN = {
     "task_name": "find it",
@@ -74,94 +68,3 @@ def test_a_plan_survives_writing_and_reading(name, arguments):
 def test_what_is_no_plan_is_refused_with_a_reason(text, problem):
     with pytest.raises(PlanError, match=problem):
         read_plan(text)
-
-
-@tool
-def look_up(name: str) -> str:
-    """Look a name up."""
-    return "1815"
-
-
-def ladder(*replies, binds=True):
-    model = ScriptedModel(replies=list(replies), binds=binds)
-    result = KwaiAgent(model, [look_up]).invoke("When?")
-    return [step.rungs for step in result["steps"]], result, model
-
-
-INVALID = {"name": "look_up", "args": '{"name": "Ada"', "id": "x", "error": "cut off"}
-
-
-def test_a_call_that_the_provider_could_not_parse_is_repaired():
-    rungs, result, _ = ladder(AIMessage("", invalid_tool_calls=[INVALID]), "done", "1815.")
-    assert rungs == [("invalid_tool_calls",)]
-    assert result["steps"][0].arguments == {"name": "Ada"}
-
-
-def test_a_call_written_as_text_is_run_if_there_is_such_a_tool():
-    rungs, _, _ = ladder('{"name": "look_up", "arguments": {"name": "Ada"}}', "done", "1815.")
-    assert rungs == [("json",)]
-    _, result, _ = ladder('{"name": "Ada", "born": 1815}')
-    assert result["answer"] == '{"name": "Ada", "born": 1815}'
-
-
-def test_a_reply_that_stays_unreadable_ends_the_planning_not_the_answer():
-    rungs, result, model = ladder("Hm.", "Well.", "I do not know.", binds=False)
-    assert (rungs, result["stopped"], result["answer"]) == ([], "unreadable_plan", "I do not know.")
-    assert len(model.sent) == 3
-
-
-def test_of_several_calls_the_first_is_run_and_the_others_are_told_so():
-    two = [{"name": "look_up", "args": {"name": name}, "id": name} for name in ("Ada", "Alan")]
-    _, result, _ = ladder(AIMessage("", tool_calls=two), "done", "1815.")
-    assert [step.arguments for step in result["steps"]] == [{"name": "Ada"}]
-    assert load_prompts("en").say("postponed") in [message.text for message in result["messages"]]
-
-
-def test_an_empty_answer_is_asked_for_once_more_then_replaced():
-    _, result, _ = ladder(AIMessage(""), "", "1815.")
-    assert result["answer"] == "1815."
-    _, result, model = ladder(AIMessage(""), "", " ")
-    assert result["answer"].strip() == load_prompts("en").say("no_answer")
-    assert len(model.sent) == 3
-
-
-def test_both_languages_say_the_same_things_with_the_same_values():
-    english, *others = (load_prompts(language) for language in LANGUAGES)
-    for other in others:
-        assert other.names == english.names
-        assert len(other.weekdays) == len(english.weekdays) == 7
-        for name in english.names:
-            assert other.asks_for(name) == english.asks_for(name), name
-
-
-@given(st.text())
-def test_values_are_never_read_as_templates(text):
-    assert (
-        load_prompts("en").say("goal", question=f"$reason ${{x}} {text}")
-        == f"QUESTION: $reason ${{x}} {text}"
-    )
-
-
-@pytest.mark.parametrize(
-    ("reply", "said"),
-    [
-        ("我去查一下。", "其中没有 JSON 对象"),
-        ('{"task_name": "x"}', "command 没有 name"),
-        ('{"command": {"name": "f", "args": [1]}}', "args 必须是 JSON 对象，而不是 list"),
-    ],
-)
-def test_a_chinese_planner_is_told_in_chinese_what_is_wrong_with_its_plan(reply, said):
-    model = ScriptedModel(replies=[reply, reply, "不知道。"], binds=False)
-    KwaiAgent(model, [look_up], Profile(language="zh")).invoke("什么时候？")
-    assert f"无法使用刚才的回复：{said}" in model.sent[1][-1].text
-    # It is told the end of the work, too, in words and not by a name of ours.
-    assert "unreadable_plan" not in model.sent[2][-1].text
-    assert "读不出计划" in model.sent[2][-1].text
-
-
-def test_a_chinese_planner_is_told_in_chinese_which_argument_is_missing():
-    model = ScriptedModel(
-        replies=[AIMessage("", tool_calls=[{"name": "look_up", "args": {}, "id": "a"}]), "好", "。"]
-    )
-    result = KwaiAgent(model, [look_up], Profile(language="zh")).invoke("什么时候？")
-    assert result["steps"][0].result == "look_up 的参数不符合要求：name: 缺少这个参数"

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scrubjay.agents.tools import Replay
+from scrubjay.agents.tools import Replay, WebConfig, make_tools
 from scrubjay.agents.tools.base import Answer
+
+from .asking import call, clock
 
 DAY = date(2026, 11, 25)
 
@@ -69,3 +71,24 @@ def test_a_line_of_something_else_is_skipped(tmp_path, line):
     path.write_text(line + "\n")
     with pytest.warns(UserWarning, match="line 1 is skipped"):
         assert len(Replay(path)) == 0
+
+
+def test_answers_are_recorded_and_given_again_without_network(tmp_path, serve):
+    site = serve({"/": ("text/plain", b"Jays cache food.")})
+    path = tmp_path / "deep" / "answers.jsonl"
+    web = WebConfig(allow_private=True)
+    (live,) = make_tools(["browse"], clock=clock, replay=path, web=web)
+    first = call(live, url=site.url)
+    assert first.artifact["recorded"] is None
+    site.stop()
+    for tools in (
+        make_tools(["browse"], replay=path, web=web),
+        make_tools(["browse"], replay=Replay(path), offline=True),
+    ):
+        again = call(tools[0], url=site.url)
+        assert again.content == f"[recorded on 2026-11-25] {first.content}"
+        assert again.artifact == first.artifact | {"recorded": "2026-11-25"}
+    (chinese,) = make_tools(["browse"], replay=path, offline=True, language="zh")
+    assert call(chinese, url=site.url).status == "error"  # recorded in another language
+    assert call(tools[0], url=site.url + "other").status == "error"
+    assert site.paths == ["/"]

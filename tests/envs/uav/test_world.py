@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pickle
 import warnings
 
 import numpy as np
@@ -14,42 +13,11 @@ from hypothesis import strategies as st
 from scrubjay.envs import uav
 from scrubjay.envs.uav.channel import dbm_to_w, mean_path_loss_db
 from scrubjay.envs.uav.config import PRESETS, UAVConfig
-from scrubjay.envs.uav.observation import observe
 from scrubjay.envs.uav.world import move_table_m
 
+from .scenarios import configs, random_actions
+
 ROWS = 3
-
-
-@st.composite
-def configs(draw, **fixed):
-    uavs = draw(st.integers(1, 6))
-    users = draw(st.integers(1, 20))
-    drawn = {
-        "num_uavs": uavs,
-        "min_uavs": draw(st.none() | st.integers(1, uavs)),
-        "drop_probability": draw(st.sampled_from([0.0, 0.05])),
-        "num_users": users,
-        "max_steps": draw(st.integers(2, 12)),
-        "area_m": draw(st.sampled_from([200.0, 1000.0])),
-        "directions": draw(st.sampled_from([4, 8])),
-        "flight_3d": draw(st.booleans()),
-        "min_distance_m": draw(st.sampled_from([0.0, 60.0])),
-        "user_mobility": draw(st.sampled_from(["static", "waypoint", "gauss_markov"])),
-        "hot_spots": draw(st.integers(0, min(users, 3))),
-        "environment": draw(st.sampled_from(["suburban", "urban", "dense_urban", "highrise"])),
-        "num_channels": draw(st.integers(1, 3)),
-        "power_levels": draw(st.integers(1, 3)),
-        "battery_j": draw(st.sampled_from([None, 1500.0])),
-        "sensing_radius_m": draw(st.sampled_from([None, 150.0])),
-        "communication_radius_m": draw(st.sampled_from([None, 150.0])),
-        "reward": draw(st.sampled_from(["individual", "team"])),
-        "fairness": draw(st.sampled_from(["none", "std", "jain"])),
-    }
-    return UAVConfig(**(drawn | fixed))
-
-
-def random_actions(teams, rng):
-    return rng.integers(0, teams.single_action_space.nvec, (*teams.world.alive.shape, 3))
 
 
 def played(config, seed, steps):
@@ -62,6 +30,8 @@ def played(config, seed, steps):
 
 
 every_config = given(config=configs(), seed=st.integers(0, 2**32))
+
+
 few = settings(max_examples=25, deadline=None)
 
 
@@ -204,79 +174,6 @@ def test_permuting_uavs_permutes_everything(config, seed):
             np.testing.assert_allclose(expected, other.observations[name], rtol=1e-4, atol=1e-5)
 
 
-def same(left, right):
-    assert left.keys() == right.keys()
-    for name in left:
-        assert left[name].dtype == right[name].dtype
-        np.testing.assert_array_equal(left[name], right[name])
-
-
-def at(observations, row, column):
-    return {name: values[row, column] for name, values in observations.items()}
-
-
-@settings(max_examples=12, deadline=None)
-@given(config=configs() | st.sampled_from([make() for make in PRESETS.values()]), seed=st.integers(0, 2**40))
-def test_a_row_of_many_equals_the_environment_alone_to_the_last_bit(config, seed):
-    rng, rows = np.random.default_rng(seed), 4
-    teams, singles = uav.teams(rows, config), [uav.parallel_env(config) for _ in range(rows)]
-    observations, _ = teams.reset(seed=seed)
-    seen = [env.reset(seed=seed + row)[0] for row, env in enumerate(singles)]
-    for _ in range(14):
-        for row, env in enumerate(singles):
-            for column, agent in enumerate(env.possible_agents):
-                assert (agent in env.agents) == teams.world.alive[row, column]
-                if agent in env.agents:
-                    same(seen[row][agent], at(observations, row, column))
-        actions = random_actions(teams, rng)
-        step = teams.step(actions)
-        observations = step.observations
-        ended_rows = np.flatnonzero(step.ended).tolist()
-        for row, env in enumerate(singles):
-            flew = env.agents
-            columns = {agent: env.possible_agents.index(agent) for agent in flew}
-            seen[row], rewards, terminated, truncated, infos = env.step(
-                {agent: actions[row, column] for agent, column in columns.items()}
-            )
-            assert bool(env.agents) != step.ended[row]
-            for agent, column in columns.items():
-                assert rewards[agent] == step.rewards[row, column]
-                assert terminated[agent] == step.terminated[row, column]
-                assert truncated[agent] == (step.truncated[row] and not terminated[agent])
-                assert infos[agent] == {name: values[row] for name, values in step.infos.items()}
-                if step.ended[row]:
-                    same(seen[row][agent], at(step.final_observations, ended_rows.index(row), column))
-            if step.ended[row]:
-                seen[row] = env.reset()[0]
-
-
-@settings(max_examples=12, deadline=None)
-@given(config=configs(), seed=st.integers(0, 2**32), before=st.integers(0, 15))
-def test_state_goes_back_to_the_very_same_future(config, seed, before):
-    def play(teams, steps, rng):
-        return [teams.step(random_actions(teams, rng)) for _ in range(steps)]
-
-    teams = uav.teams(4, config)
-    teams.reset(seed=seed)
-    play(teams, before, np.random.default_rng(seed))
-    state = pickle.loads(pickle.dumps(teams.get_state()))
-    future = play(teams, 12, np.random.default_rng(1))
-    there = uav.teams(4, config)
-    there.set_state(state)
-    here = uav.teams(4, config)
-    here.reset(seed=seed)
-    play(here, before, np.random.default_rng(seed))
-    same(observe(there.world, slice(None)), observe(here.world, slice(None)))
-    for target in (teams, there):
-        target.set_state(state)
-        for mine, theirs in zip(play(target, 12, np.random.default_rng(1)), future, strict=True):
-            same(mine.observations, theirs.observations)
-            same(mine.final_observations, theirs.final_observations)
-            same(mine.infos, theirs.infos)
-            for name in ("alive", "rewards", "terminated", "truncated", "ended", "final_alive"):
-                np.testing.assert_array_equal(getattr(mine, name), getattr(theirs, name))
-
-
 def test_one_step_by_hand():
     """Two UAVs, three users, one sub-channel shared: every number from the definitions, in float64."""
     config = UAVConfig(
@@ -401,37 +298,6 @@ def test_random_flight_is_worth_about_one_tenth_to_one(preset):
     teams.reset(seed=0)
     mean = np.mean([teams.step(random_actions(teams, rng)).rewards.mean() for _ in range(30)])
     assert 0.01 < mean < 1
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        ({"num_uavs": 0}, "num_uavs=0"),
-        ({"num_uavs": True}, "num_uavs=True"),
-        ({"num_users": 2.5}, "num_users=2.5"),
-        ({"min_uavs": 3}, "min_uavs=3"),
-        ({"directions": 6}, "directions=6"),
-        ({"environment": "forest"}, "environment='forest'"),
-        ({"user_mobility": "swim"}, "user_mobility='swim'"),
-        ({"hot_spots": 13}, "hot_spots=13"),
-        ({"drop_probability": 1.5}, "drop_probability=1.5"),
-        ({"area_m": -1.0}, "area_m=-1.0"),
-        ({"area_m": "wide"}, "area_m='wide'"),
-        ({"noise_dbm_per_hz": float("nan")}, "noise_dbm_per_hz=nan"),
-        ({"battery_j": 0.0}, "battery_j=0.0"),
-        ({"flight_3d": True, "height_m": 200.0}, "height_m=200.0"),
-        ({"max_speed_m_s": 600.0}, "max_speed_m_s=600.0"),
-        ({"num_uav": 3}, "did you mean 'num_uavs'"),
-    ],
-)
-def test_wrong_scenarios_are_refused_by_name(overrides, message):
-    with pytest.raises(ValueError, match=message):
-        uav.parallel_env("small", **overrides)
-
-
-def test_unknown_presets_are_refused_by_name():
-    with pytest.raises(ValueError, match="preset 'tiny': choose from small, paper, city"):
-        uav.teams(2, "tiny")
 
 
 def test_everything_that_depends_on_the_scenario_is_quiet():

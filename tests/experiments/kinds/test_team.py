@@ -14,7 +14,7 @@ import pytest
 from scrubjay.agents.teams.gamatr import GAMATRConfig
 from scrubjay.agents.teams.policy import TeamPolicyConfig
 from scrubjay.experiments import RECIPES, Run, resume, train
-from scrubjay.experiments.evaluation.team import PolicyActor, evaluate_team, rules
+from scrubjay.experiments.evaluation.team import PolicyActor, evaluate_team
 from scrubjay.experiments.kinds import from_json, to_json
 from scrubjay.experiments.kinds.team import TeamEngine, TeamTaskConfig, evaluate_result
 from scrubjay.experiments.recipes.methods import METHODS, with_method
@@ -117,25 +117,6 @@ def test_pettingzoos_own_environments_train(tmp_path):
     assert run.result["episodic_return"] < 0
 
 
-def test_judging_does_not_depend_on_how_many_rows_play():
-    env = make_team().env
-    follow = rules(env)["follow"](0)
-    few, many = (evaluate_team(follow, env, episodes, seed=3) for episodes in (2, 5))
-    np.testing.assert_allclose(few.returns, many.returns[:2], rtol=1e-6)
-    with pytest.raises(ValueError, match="episodes=0"):
-        evaluate_team(follow, env, 0)
-
-
-def test_episodes_are_in_the_order_of_rows_however_long_they_are():
-    env = dataclasses.replace(
-        make_team().env, kwargs={"num_users": 4, "max_steps": 30, "drop_probability": 0.2}
-    )
-    scores = evaluate_team(rules(env)["follow"](0), env, 3, seed=3)
-    alone = [evaluate_team(rules(env)["follow"](0), env, 1, seed=3 + row) for row in range(3)]
-    assert list(scores.lengths) == [int(one.lengths[0]) for one in alone]
-    assert sorted(scores.lengths) != list(scores.lengths)
-
-
 def test_an_environment_that_never_ends_is_trained_all_the_same(monkeypatch, caplog):
     never = functools.partial(evaluate_team, max_steps=3)
     monkeypatch.setattr("scrubjay.experiments.kinds.team.evaluate_team", never)
@@ -186,84 +167,6 @@ def test_the_command_trains_judges_and_says_what_an_agent_gains(here):
         assert (code, out) == (2, "")
         assert message in err
         assert err.count("\n") == 1
-
-
-def test_a_comparison_sets_methods_beside_rules(tmp_path, here):
-    code, _, err = here(
-        "compare",
-        "--recipes",
-        "uav-small",
-        "--methods",
-        "gamatr",
-        "mappo",
-        "--seeds",
-        "0",
-        "--jobs",
-        "2",
-        "--out",
-        "out",
-        "--",
-        "--set",
-        "num_users=4",
-        "--set",
-        "max_steps=6",
-        "--env.num-envs",
-        "4",
-        "--segment-length",
-        "6",
-        "--total-steps",
-        "24",
-        "--eval-episodes",
-        "3",
-    )
-    assert code == 0, err
-    table = (tmp_path / "out" / "table.md").read_text()
-    for row in ("gamatr", "mappo", "rule: follow", "rule: static", "rule: random"):
-        assert f"| {row} |" in table
-    assert "jain" in table
-    assert "means over 3 episodes" in table
-    assert {json.loads(file.read_text())["episodes"] for file in (tmp_path / "out").glob("*-rule-*")} == {3}
-
-
-def test_a_shared_actor_is_compared_with_rules_in_teams_of_other_sizes(tmp_path, here, monkeypatch):
-    fewer = dataclasses.replace(RECIPES["uav-three"], sizes=("num_uavs", (2, 3)))
-    monkeypatch.setitem(RECIPES, "uav-three", fewer)
-    code, out, err = here(
-        "compare",
-        "--recipes",
-        "uav-three",
-        "--methods",
-        "gamatr-shared",
-        "hatrpo",
-        "--seeds",
-        "0",
-        "--jobs",
-        "1",
-        "--out",
-        "out",
-        "--",
-        "--set",
-        "num_users=6",
-        "--set",
-        "max_steps=6",
-        "--env.num-envs",
-        "4",
-        "--segment-length",
-        "6",
-        "--total-steps",
-        "24",
-        "--eval-episodes",
-        "3",
-    )
-    assert code == 0, err
-    assert out.endswith("out/uav-three-sizes.png\n")
-    table = (tmp_path / "out" / "table.md").read_text()
-    returns = table.partition("trained at num_uavs 3, episodic_return at:")[2].partition("\n\nuav-three")[0]
-    labels = [line.split(" | ")[0].removeprefix("| ") for line in returns.strip().splitlines()]
-    # HATRPO has an actor for each of three, and none for others.
-    assert labels == ["method", "---", "gamatr-shared", "rule: random", "rule: static", "rule: follow"]
-    png = (tmp_path / "out" / "uav-three-sizes.png").read_bytes()
-    assert png.startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,13 @@
 """A tiny random model in a folder, as transformers saves one, with a tokenizer of one token a word or mark."""
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
+
+from scrubjay.experiments import cli
 
 WORDS = [f"w{number}" for number in range(90)]
 
@@ -54,3 +58,22 @@ def text(tmp_path_factory):
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_text(re.sub(r"((?:\w+ ){6})", r"\1. ", " ".join(drawn)))
     return path
+
+
+@pytest.fixture
+def run(text, model_folder, tmp_path, capsys):
+    """Run a measurement, and return its directory."""
+
+    def call(what, *words, out="out"):
+        common = ["--model", str(model_folder), "--out", str(tmp_path / out), "--quiet"]
+        assert cli.main(["longcontext", what, str(text), *common, *map(str, words)]) == 0
+        assert all(Path(line).exists() for line in capsys.readouterr().out.splitlines())
+        return tmp_path / out
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def rows():
+    """Return the rows of a file of JSON lines."""
+    return lambda path: [json.loads(line) for line in path.read_text().splitlines()]

@@ -3,7 +3,6 @@
 import functools
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,11 +10,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scrubjay.kernels import chunk_retrieval
+from scrubjay.kernels import chunk_retrieval, retrieval
 from scrubjay.kernels.retrieval import gpu
 from scrubjay.kernels.retrieval.problem import Choice, Problem
-
-SOURCE = Path(gpu.__file__)
 
 # batch, time, chunks, length, heads, groups, coarse, width, top_k; sizes that are no power of two, k > valid.
 SHAPES = {
@@ -288,9 +285,7 @@ def test_the_right_kernel_passes_where_wrong_ones_are_caught():
 
 @pytest.mark.parametrize(("right", "wrong"), MUTATIONS)
 def test_a_wrong_kernel_is_caught(right, wrong, mutated, monkeypatch):
-    module = mutated(SOURCE, right, wrong)
-    monkeypatch.setattr(gpu, "forward", module.forward)
-    monkeypatch.setattr(gpu, "backward", module.backward)
+    monkeypatch.setattr(retrieval, "gpu", mutated(gpu, right, wrong))
     assert any(math.isnan(error) or error > 1e-3 for error in errors())
 
 

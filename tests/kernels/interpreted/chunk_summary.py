@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.library import opcheck
 
-import scrubjay.kernels
+from scrubjay.kernels import summary
 from scrubjay.kernels.dispatch import force
 from scrubjay.kernels.summary import gpu
 from scrubjay.kernels.summary.op import chunk_summary, write_steps
@@ -245,8 +245,7 @@ LATEST = "tl.max(tl.where(tile == tile_best[None, :], step[:, None], 0)"
     ],
 )
 def test_a_wrong_kernel_is_noticed(kind, old, new, mutated, monkeypatch):
-    mutant = mutated(gpu, old, new)
-    monkeypatch.setattr(scrubjay.kernels, "chunk_summary_triton", mutant)
+    monkeypatch.setattr(summary, "gpu", mutated(gpu, old, new))
     with pytest.raises(AssertionError):
         check_all(kind)
 

@@ -84,18 +84,29 @@ def _xor_at_once(combine: Any) -> Callable[[Any, Any], Any]:
 
 @pytest.fixture
 def mutated(tmp_path: Path) -> Iterator[Callable[..., ModuleType]]:
-    """`mutated(path_or_module, old, new)`: the module with every `old` of its source replaced by `new`."""
+    """`mutated(module, old, new)`: the module or package with every `old` of its source replaced by `new`."""
     loaded: list[str] = []
 
-    def load(source: str | Path | ModuleType, old: str, new: str) -> ModuleType:
-        path = Path(inspect.getfile(source)) if isinstance(source, ModuleType) else Path(source)
-        text = path.read_text()
-        assert old in text, f"{path.name} does not contain {old!r}: the mutation is out of date"
-        name = f"_mutant_{len(loaded)}_{path.stem}"
-        # A file, because triton.jit reads the source of the functions it is given.
-        file = tmp_path / f"{name}.py"
-        file.write_text(text.replace(old, new))
-        spec = importlib.util.spec_from_file_location(name, file)
+    def load(source: ModuleType, old: str, new: str) -> ModuleType:
+        path = Path(inspect.getfile(source))
+        name = f"_mutant_{len(loaded)}"
+        # Files, because triton.jit reads the source of the functions it is given; of a package all, which
+        # then import each other.
+        whole = path.name == "__init__.py"
+        texts = {
+            file.relative_to(path.parent): file.read_text()
+            for file in (path.parent.rglob("*.py") if whole else [path])
+        }
+        assert any(old in text for text in texts.values()), (
+            f"{source.__name__} does not contain {old!r}: out of date"
+        )
+        for place, text in texts.items():
+            file = tmp_path / name / place
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text.replace(old, new).replace(f"{source.__name__}.", f"{name}."))
+        folders = [str(tmp_path / name)] if whole else None
+        file = tmp_path / name / path.name
+        spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=folders)
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
@@ -105,8 +116,8 @@ def mutated(tmp_path: Path) -> Iterator[Callable[..., ModuleType]]:
         return module
 
     yield load
-    for name in loaded:
-        sys.modules.pop(name, None)
+    for name in [name for name in sys.modules if name.partition(".")[0] in loaded]:
+        del sys.modules[name]
 
 
 @pytest.fixture

@@ -149,7 +149,8 @@ def test_wrong_tensors_and_rows_are_named():
 
 def test_arrays_are_searched_without_torch():
     code = (
-        "import sys, numpy as np; from scrubjay.kernels import nearest, row_scores; x = np.eye(3, dtype='f'); "
+        "import sys, numpy as np; from scrubjay.kernels import nearest, row_scores; x = np.eye(3, "
+        "dtype='f'); "
         "assert nearest(x, x, 1).rows.tolist() == [[0], [1], [2]]; row_scores(x, x, np.arange(2)); "
         "sys.exit('torch' in sys.modules)"
     )

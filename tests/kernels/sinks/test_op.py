@@ -1,7 +1,6 @@
 """Every path of sink attention against its definition, forward and backward, and the laws it must obey."""
 
 import itertools
-import sys
 from typing import Any
 
 import pytest
@@ -12,14 +11,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.nn import functional
 
-from scrubjay.kernels.sinks.op import sink_attention, sink_slot
+from scrubjay.kernels import sink_attention, sink_slot
+from scrubjay.kernels.sinks import op, vectorised
 
 PATHS: list[Any] = ["dense", "banded"]
 TENSORS = ["query", "keys", "values", "sink_logit"]
-
-
-def module() -> Any:
-    return sys.modules["scrubjay.kernels.sinks.op"]
 
 
 def draw(
@@ -153,9 +149,9 @@ def test_the_torch_path_is_banded_where_that_pays(monkeypatch):
         raise AssertionError
 
     with monkeypatch.context() as patch:
-        patch.setattr(module(), "_dense", refuse)
+        patch.setattr(vectorised, "_dense", refuse)
         torch.testing.assert_close(sink_attention(**arguments, **options), expected)
-    monkeypatch.setattr(module(), "_banded", refuse)
+    monkeypatch.setattr(vectorised, "_banded", refuse)
     torch.testing.assert_close(sink_attention(**permuted(arguments), **options), expected)
     sink_attention(**arguments, window=60)  # a band as wide as all
 
@@ -174,7 +170,9 @@ def test_the_sink_logit_is_a_key_of_value_zero(path):
     arguments = draw(5, time=9, cached=3, heads=1, groups=1, width=4)
     out = sink_attention(**arguments, window=5, num_sinks=1, scale=1.0, implementation=path)
     query, keys, values = (arguments[name][:, :, 0] for name in ("query", "keys", "values"))
-    visible = module()._visible(*(arguments[n] for n in ("query_step", "key_step", "episode_start")), 5, 1)
+    visible = vectorised.visible_slots(
+        arguments["query_step"], arguments["key_step"], arguments["episode_start"], window=5, num_sinks=1
+    )
     scores = (query @ keys.mT).masked_fill(~visible, -torch.inf)
     scores = torch.cat([scores, arguments["sink_logit"].expand(2, 9, 1)], dim=-1)
     expected = torch.softmax(scores, dim=-1) @ functional.pad(values, (0, 0, 0, 1))
@@ -291,7 +289,9 @@ def test_negative_steps_are_never_seen(path):
 def test_slots_that_no_query_sees_may_hold_anything(path, blank):
     arguments = draw(10, time=40, cached=20, age=30, reset=0.1)
     options = {"window": 3, "num_sinks": 1, "implementation": path}
-    visible = module()._visible(*(arguments[n] for n in ("query_step", "key_step", "episode_start")), 3, 1)
+    visible = vectorised.visible_slots(
+        arguments["query_step"], arguments["key_step"], arguments["episode_start"], window=3, num_sinks=1
+    )
     unseen = ~visible.any(dim=1)
     assert unseen.sum() > 10
     clean = readout_and_gradients(arguments, **options)
@@ -317,7 +317,7 @@ def test_first_and_second_derivatives_match_finite_differences(path, sink_logit)
         given_all = arguments | dict(zip(names, tensors, strict=True))
         if path == "op":
             floats = [given_all[name] for name in TENSORS]
-            return module()._op(*floats, *steps, 2, 1, 0.7, "torch")[0]
+            return op._op(*floats, *steps, 2, 1, 0.7, "torch")[0]
         return sink_attention(**given_all, window=2, num_sinks=1, implementation=path)
 
     inputs = [arguments[name].requires_grad_() for name in names]
@@ -328,7 +328,7 @@ def test_first_and_second_derivatives_match_finite_differences(path, sink_logit)
 def explicitly(function, monkeypatch, *arguments):
     """Call without torch's fused attention."""
     with monkeypatch.context() as patch:
-        patch.setattr(module(), "_attend_fused", module()._attend)
+        patch.setattr(vectorised, "_attend_fused", vectorised._attend)
         return function(*arguments)
 
 

@@ -1,0 +1,91 @@
+# pyright: reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
+# pyright: reportOptionalMemberAccess=false, reportOperatorIssue=false, reportPossiblyUnboundVariable=false
+"""How the rows of a chunk are read in tiles, of which sizes, and what kernels are told of a problem."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from scrubjay.kernels.retrieval.problem import Choice, Problem
+
+
+@triton.jit
+def rows_tile(
+    pointer, positions_ptr, c, d, length, step, WIDTH: tl.constexpr
+):  # fmt: skip
+    """Load `[BLOCK_C, BLOCK]`: steps c of one chunk with their position codes, zeros beyond its length."""
+    mask = (c < length)[:, None] & (d < WIDTH)[None, :]
+    tile = tl.load(pointer + c.to(tl.int64)[:, None] * step + d[None, :], mask=mask, other=0.0)
+    if positions_ptr is not None:
+        code = tl.load(positions_ptr + c[:, None] * WIDTH + d[None, :], mask=mask, other=0.0)
+        tile = (tile.to(tl.float32) + code.to(tl.float32)).to(tile.dtype)
+    return tile
+
+
+def strides_of(name: str, tensor: Tensor, dims: str) -> dict[str, int]:
+    """Return the strides of a tensor's first dimensions, by the names of the kernels' arguments."""
+    return {f"{name}_{dim}": tensor.stride(i) for i, dim in enumerate(dims)}
+
+
+def _is_shared(problem: Problem) -> bool:
+    keys, values = problem.keys, problem.values
+    same_layout = keys.shape == values.shape and keys.stride() == values.stride()
+    return values is keys or (same_layout and not keys.is_meta and keys.data_ptr() == values.data_ptr())
+
+
+def padded(width: int) -> int:
+    """Return the side of a tile that holds `width`."""
+    return max(16, triton.next_power_of_2(width))
+
+
+def tile_sizes(problem: Problem, rows: int) -> dict[str, int]:
+    """Choose tile sizes: wide heads take shorter tiles, and float32, of twice the size, shorter ones still."""
+    length, width = problem.keys.shape[2], problem.query.shape[-1]
+    value_width = problem.values.shape[-1]
+    budget = 4096 if problem.query.dtype != torch.float32 else 1024
+    most = max(16, budget // max(padded(width), padded(value_width)))
+    return {
+        "BLOCK_R": rows,
+        "BLOCK_C": min(64, most, padded(length)),
+        "BLOCK_D": padded(width),
+        "BLOCK_V": padded(value_width),
+    }
+
+
+def sizes_of(problem: Problem, choice: Choice) -> dict[str, int]:
+    """Return the constants of the kernels that read memory."""
+    units = problem.units
+    return {
+        "C": problem.keys.shape[2],
+        "D": problem.query.shape[-1],
+        "V": problem.values.shape[-1],
+        "K": choice.top_k,
+        "U": units,
+        "R": problem.query.shape[2] // units,
+        "JOINT": choice.joint,
+        "SHARED": _is_shared(problem),
+    }
+
+
+def memory_arguments(problem: Problem, chunks: Tensor, choice: Choice) -> dict[str, object]:
+    """Return what the gradients of queries and of memory are told alike."""
+    query, keys, values = problem.query, problem.keys, problem.values
+    return {
+        "query_ptr": query,
+        "keys_ptr": keys,
+        "values_ptr": values,
+        "positions_ptr": problem.positions,
+        "lengths_ptr": problem.lengths,
+        "T": query.shape[1],
+        "M": keys.shape[1],
+        "H": query.shape[2],
+        "S": chunks.shape[2],
+        "G": keys.shape[3],
+        **strides_of("query", query, "bth"),
+        **strides_of("keys", keys, "bmcg"),
+        **strides_of("values", values, "bmcg"),
+        "scale": choice.scale,
+    }

@@ -1,0 +1,143 @@
+# pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportIndexIssue=false
+# pyright: reportAttributeAccessIssue=false
+"""What the rows of one tile read.
+
+Shapes at loads: R rows of a tile, K keys, D and V the widths of keys and values, all padded.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from scrubjay.kernels.launch import Launch
+from scrubjay.kernels.sinks.gpu.tiles import (
+    LOG2_E,
+    launch_of,
+    load_keys,
+    load_limits,
+    load_tile,
+    own_place,
+    sees,
+    store_tile,
+    widest_limits,
+)
+
+
+@triton.jit
+def _attend_kernel(
+    query,
+    keys,
+    values,
+    sink_logit,
+    query_step,
+    key_step,
+    episode_start,
+    out,
+    log_sum,
+    query_b,
+    query_t,
+    query_h,
+    keys_b,
+    keys_n,
+    keys_g,
+    values_b,
+    values_n,
+    values_g,
+    query_step_b,
+    query_step_t,
+    key_step_b,
+    key_step_n,
+    episode_start_b,
+    episode_start_t,
+    queries,
+    slots,
+    groups,
+    window,
+    num_sinks,
+    scale,
+    SHARED: tl.constexpr,
+    WIDTH: tl.constexpr,
+    VALUE_WIDTH: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+    BLOCK_VALUE: tl.constexpr,
+):
+    tile, group, batch = own_place(tl.cdiv(queries * SHARED, BLOCK_ROWS), groups)
+    row = (tile * BLOCK_ROWS).to(tl.int32) + tl.arange(0, BLOCK_ROWS)
+    inside = row < queries * SHARED
+    time, head = (row // SHARED).to(tl.int64), group * SHARED + row % SHARED
+    # What each row may see, and what the tile may.
+    query_step += batch * query_step_b
+    key_step += batch * key_step_b
+    episode_start += batch * episode_start_b
+    base = tl.load(query_step).to(tl.int64)
+    first, last, sink_end, passed = load_limits(
+        query_step, episode_start, query_step_t, episode_start_t, time, inside, base, window, num_sinks
+    )
+    first_of_all, last_of_all, sink_end_of_all, passed_by_all = widest_limits(first, last, sink_end, passed)
+
+    # A softmax over the tiles of keys, one after the other, that begins with the sink logit.
+    # [R, D]
+    q = load_tile(query, batch * query_b + time * query_t + head * query_h, inside, WIDTH, BLOCK_WIDTH)
+    total = tl.zeros([BLOCK_ROWS], tl.float32)
+    highest = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
+    if sink_logit is not None:
+        # [R]
+        highest = tl.load(sink_logit + head, mask=inside, other=0.0).to(tl.float32) * LOG2_E
+        total += 1.0
+    read = tl.zeros([BLOCK_ROWS, BLOCK_VALUE], tl.float32)
+    for start in range(0, slots, BLOCK_KEYS):
+        slot = start + tl.arange(0, BLOCK_KEYS).to(tl.int64)
+        # [K]
+        key = load_keys(key_step, key_step_n, slot, slots, base)
+        near = sees(key, first_of_all, last_of_all, sink_end_of_all, passed_by_all)
+        if tl.max(near.to(tl.int32)) > 0:
+            visible = sees(key[None, :], first[:, None], last[:, None], sink_end[:, None], passed[:, None])
+            # A slot that no row sees may hold NaN, which even weight zero would let through.
+            seen = sees(key[:, None], first[None, :], last[None, :], sink_end[None, :], passed[None, :])
+            seen = tl.max(seen.to(tl.int32), axis=1) > 0
+            # [K, D]
+            k = load_tile(keys, batch * keys_b + slot * keys_n + group * keys_g, seen, WIDTH, BLOCK_WIDTH)
+            # [K, V]
+            v = load_tile(
+                values, batch * values_b + slot * values_n + group * values_g, seen, VALUE_WIDTH, BLOCK_VALUE
+            )
+            # Add the tile to it; what stood before decays where a higher score is found.
+            score = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * LOG2_E)
+            score = tl.where(visible, score, float("-inf"))
+            higher = tl.maximum(highest, tl.max(score, axis=1))
+            safe = tl.where(higher == float("-inf"), 0.0, higher)
+            weight = tl.exp2(score - safe[:, None])
+            decay = tl.exp2(highest - safe)
+            total = total * decay + tl.sum(weight, axis=1)
+            read = read * decay[:, None] + tl.dot(weight.to(v.dtype), v, input_precision="ieee")
+            highest = higher
+    # Divide by its sum, and leave the logarithm of that.
+    read = read / tl.where(total == 0, 1.0, total)[:, None]
+    flat = (batch * queries + time) * (groups * SHARED) + head
+    store_tile(out, flat * VALUE_WIDTH, inside, read, VALUE_WIDTH, BLOCK_VALUE)
+    log = tl.where(total == 0, float("-inf"), highest / LOG2_E + tl.log(tl.where(total == 0, 1.0, total)))
+    tl.store(log_sum + flat, log, mask=inside)
+
+
+def attend_launch(
+    query,
+    keys,
+    values,
+    sink_logit,
+    query_step,
+    key_step,
+    episode_start,
+    out,
+    log_sum,
+    window,
+    num_sinks,
+    scale,
+) -> Launch:
+    """Return the launch that fills `out` and `log_sum`."""
+    tensors = {"query": query, "keys": keys, "values": values}
+    steps = {"query_step": query_step, "key_step": key_step, "episode_start": episode_start}
+    extra = {"sink_logit": sink_logit, "out": out, "log_sum": log_sum}
+    return launch_of(_attend_kernel, "forward", tensors, steps, extra, window, num_sinks, scale)

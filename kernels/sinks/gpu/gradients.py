@@ -1,0 +1,272 @@
+# pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportIndexIssue=false
+# pyright: reportAttributeAccessIssue=false
+"""The gradients of queries, tile of rows by tile, and of keys and values, tile of keys by tile.
+
+Shapes at loads: R rows of a tile, K keys, D and V the widths of keys and values, all padded.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from scrubjay.kernels.launch import Launch
+from scrubjay.kernels.sinks.gpu.tiles import (
+    FAR,
+    LOG2_E,
+    launch_of,
+    load_keys,
+    load_limits,
+    load_tile,
+    own_place,
+    sees,
+    store_tile,
+    widest_limits,
+)
+
+
+@triton.jit
+def _query_gradient_kernel(
+    grad,
+    query,
+    keys,
+    values,
+    query_step,
+    key_step,
+    episode_start,
+    out,
+    log_sum,
+    delta,
+    query_grad,
+    grad_b,
+    grad_t,
+    grad_h,
+    query_b,
+    query_t,
+    query_h,
+    keys_b,
+    keys_n,
+    keys_g,
+    values_b,
+    values_n,
+    values_g,
+    query_step_b,
+    query_step_t,
+    key_step_b,
+    key_step_n,
+    episode_start_b,
+    episode_start_t,
+    queries,
+    slots,
+    groups,
+    window,
+    num_sinks,
+    scale,
+    SHARED: tl.constexpr,
+    WIDTH: tl.constexpr,
+    VALUE_WIDTH: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+    BLOCK_VALUE: tl.constexpr,
+):
+    tile, group, batch = own_place(tl.cdiv(queries * SHARED, BLOCK_ROWS), groups)
+    row = (tile * BLOCK_ROWS).to(tl.int32) + tl.arange(0, BLOCK_ROWS)
+    inside = row < queries * SHARED
+    time, head = (row // SHARED).to(tl.int64), group * SHARED + row % SHARED
+    # What each row may see, and what the tile may.
+    query_step += batch * query_step_b
+    key_step += batch * key_step_b
+    episode_start += batch * episode_start_b
+    base = tl.load(query_step).to(tl.int64)
+    first, last, sink_end, passed = load_limits(
+        query_step, episode_start, query_step_t, episode_start_t, time, inside, base, window, num_sinks
+    )
+    first_of_all, last_of_all, sink_end_of_all, passed_by_all = widest_limits(first, last, sink_end, passed)
+
+    flat = (batch * queries + time) * (groups * SHARED) + head
+    # [R, D]
+    q = load_tile(query, batch * query_b + time * query_t + head * query_h, inside, WIDTH, BLOCK_WIDTH)
+    # [R, V]
+    do = load_tile(grad, batch * grad_b + time * grad_t + head * grad_h, inside, VALUE_WIDTH, BLOCK_VALUE)
+    read = load_tile(out, flat * VALUE_WIDTH, inside, VALUE_WIDTH, BLOCK_VALUE)
+    # What every score's gradient is less by: delta, which the keys' gradient needs too.
+    mean = tl.sum(do.to(tl.float32) * read.to(tl.float32), axis=1)
+    tl.store(delta + flat, mean, mask=inside)
+    # [R]
+    log = tl.load(log_sum + flat, mask=inside, other=0.0)
+    log = tl.where(log == float("-inf"), 0.0, log) * LOG2_E
+    # The softmax again, from the logarithm of its sum, and what it owes.
+    dq = tl.zeros([BLOCK_ROWS, BLOCK_WIDTH], tl.float32)
+    for start in range(0, slots, BLOCK_KEYS):
+        slot = start + tl.arange(0, BLOCK_KEYS).to(tl.int64)
+        # [K]
+        key = load_keys(key_step, key_step_n, slot, slots, base)
+        near = sees(key, first_of_all, last_of_all, sink_end_of_all, passed_by_all)
+        if tl.max(near.to(tl.int32)) > 0:
+            visible = sees(key[None, :], first[:, None], last[:, None], sink_end[:, None], passed[:, None])
+            seen = sees(key[:, None], first[None, :], last[None, :], sink_end[None, :], passed[None, :])
+            seen = tl.max(seen.to(tl.int32), axis=1) > 0
+            # [K, D]
+            k = load_tile(keys, batch * keys_b + slot * keys_n + group * keys_g, seen, WIDTH, BLOCK_WIDTH)
+            # [K, V]
+            v = load_tile(
+                values, batch * values_b + slot * values_n + group * values_g, seen, VALUE_WIDTH, BLOCK_VALUE
+            )
+            score = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * LOG2_E)
+            weight = tl.where(visible, tl.exp2(score - log[:, None]), 0.0)
+            weight_grad = tl.dot(do, tl.trans(v), input_precision="ieee")
+            score_grad = weight * (weight_grad - mean[:, None])
+            dq += tl.dot(score_grad.to(k.dtype), k, input_precision="ieee")
+    store_tile(query_grad, flat * WIDTH, inside, dq * scale, WIDTH, BLOCK_WIDTH)
+
+
+@triton.jit
+def _key_gradient_kernel(
+    grad,
+    query,
+    keys,
+    values,
+    query_step,
+    key_step,
+    episode_start,
+    log_sum,
+    delta,
+    keys_grad,
+    values_grad,
+    grad_b,
+    grad_t,
+    grad_h,
+    query_b,
+    query_t,
+    query_h,
+    keys_b,
+    keys_n,
+    keys_g,
+    values_b,
+    values_n,
+    values_g,
+    query_step_b,
+    query_step_t,
+    key_step_b,
+    key_step_n,
+    episode_start_b,
+    episode_start_t,
+    queries,
+    slots,
+    groups,
+    window,
+    num_sinks,
+    scale,
+    SHARED: tl.constexpr,
+    WIDTH: tl.constexpr,
+    VALUE_WIDTH: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+    BLOCK_VALUE: tl.constexpr,
+):
+    tile, group, batch = own_place(tl.cdiv(slots, BLOCK_KEYS), groups)
+    slot = tile * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
+    held = slot < slots
+    # Between which steps the tile's keys lie.
+    query_step += batch * query_step_b
+    key_step += batch * key_step_b
+    episode_start += batch * episode_start_b
+    base = tl.load(query_step, mask=queries > 0, other=0).to(tl.int64)
+    # [K]
+    key = load_keys(key_step, key_step_n, slot, slots, base)
+    earliest = tl.min(tl.where(key < -FAR, FAR, key))
+    latest = tl.max(key)
+
+    # [K, D]
+    k = load_tile(keys, batch * keys_b + slot * keys_n + group * keys_g, held, WIDTH, BLOCK_WIDTH)
+    # [K, V]
+    v = load_tile(
+        values, batch * values_b + slot * values_n + group * values_g, held, VALUE_WIDTH, BLOCK_VALUE
+    )
+    # All rows that may see one of them, tile by tile.
+    dk = tl.zeros([BLOCK_KEYS, BLOCK_WIDTH], tl.float32)
+    dv = tl.zeros([BLOCK_KEYS, BLOCK_VALUE], tl.float32)
+    for start in range(0, queries * SHARED, BLOCK_ROWS):
+        row = start + tl.arange(0, BLOCK_ROWS).to(tl.int64)
+        inside = row < queries * SHARED
+        time, head = row // SHARED, group * SHARED + row % SHARED
+        first, last, sink_end, passed = load_limits(
+            query_step, episode_start, query_step_t, episode_start_t, time, inside, base, window, num_sinks
+        )
+        near = (first <= latest) & (last >= earliest) & ((sink_end > earliest) | (passed < latest))
+        if tl.max(near.to(tl.int32)) > 0:
+            flat = (batch * queries + time) * (groups * SHARED) + head
+            # [R, D]
+            q = load_tile(
+                query, batch * query_b + time * query_t + head * query_h, inside, WIDTH, BLOCK_WIDTH
+            )
+            # [R, V]
+            do = load_tile(
+                grad, batch * grad_b + time * grad_t + head * grad_h, inside, VALUE_WIDTH, BLOCK_VALUE
+            )
+            # [R]
+            log = tl.load(log_sum + flat, mask=inside, other=0.0)
+            log = tl.where(log == float("-inf"), 0.0, log) * LOG2_E
+            # [R]
+            mean = tl.load(delta + flat, mask=inside, other=0.0)
+            # Tiles lie with the keys down. NaN of slots nobody sees stays in its row, which is replaced.
+            visible = sees(key[:, None], first[None, :], last[None, :], sink_end[None, :], passed[None, :])
+            score = tl.dot(k, tl.trans(q), input_precision="ieee") * (scale * LOG2_E)
+            weight = tl.where(visible, tl.exp2(score - log[None, :]), 0.0)
+            dv += tl.dot(weight.to(do.dtype), do, input_precision="ieee")
+            weight_grad = tl.dot(v, tl.trans(do), input_precision="ieee")
+            score_grad = tl.where(visible, weight * (weight_grad - mean[None, :]), 0.0)
+            dk += tl.dot(score_grad.to(q.dtype), q, input_precision="ieee")
+    flat = (batch * slots + slot) * groups + group
+    store_tile(keys_grad, flat * WIDTH, held, dk * scale, WIDTH, BLOCK_WIDTH)
+    store_tile(values_grad, flat * VALUE_WIDTH, held, dv, VALUE_WIDTH, BLOCK_VALUE)
+
+
+def query_gradient_launch(
+    grad,
+    query,
+    keys,
+    values,
+    query_step,
+    key_step,
+    episode_start,
+    out,
+    log_sum,
+    delta,
+    query_grad,
+    window,
+    num_sinks,
+    scale,
+) -> Launch:
+    """Return the launch that fills `delta` and `query_grad`."""
+    tensors = {"query": query, "keys": keys, "values": values, "grad": grad}
+    steps = {"query_step": query_step, "key_step": key_step, "episode_start": episode_start}
+    extra = {"out": out, "log_sum": log_sum, "delta": delta, "query_grad": query_grad}
+    return launch_of(
+        _query_gradient_kernel, "query gradient", tensors, steps, extra, window, num_sinks, scale
+    )
+
+
+def key_gradient_launch(
+    grad,
+    query,
+    keys,
+    values,
+    query_step,
+    key_step,
+    episode_start,
+    log_sum,
+    delta,
+    keys_grad,
+    values_grad,
+    window,
+    num_sinks,
+    scale,
+) -> Launch:
+    """Return the launch that fills `keys_grad` and `values_grad`."""
+    tensors = {"query": query, "keys": keys, "values": values, "grad": grad}
+    steps = {"query_step": query_step, "key_step": key_step, "episode_start": episode_start}
+    extra = {"log_sum": log_sum, "delta": delta, "keys_grad": keys_grad, "values_grad": values_grad}
+    return launch_of(_key_gradient_kernel, "key gradient", tensors, steps, extra, window, num_sinks, scale)

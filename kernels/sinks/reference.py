@@ -1,0 +1,43 @@
+"""The definition of sink attention: one query and head at a time. Letters as in `sink_attention`."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def read_out(
+    query: Float[Tensor, "B T H D"],
+    keys: Float[Tensor, "B N G D"],
+    values: Float[Tensor, "B N G V"],
+    sink_logit: Float[Tensor, " H"] | None,
+    query_step: Int[Tensor, "B T"],
+    key_step: Int[Tensor, "B N"],
+    episode_start: Int[Tensor, "B T"],
+    window: int,
+    num_sinks: int,
+    scale: float,
+) -> Float[Tensor, "B T H V"]:
+    """Return what `sink_attention` does, whose arguments these are."""
+    batch, time, heads, _ = query.shape
+    groups = keys.shape[2]
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    rows = []
+    for b in range(batch):
+        for t in range(time):
+            step, start = int(query_step[b, t]), int(episode_start[b, t])
+            seen = [
+                n
+                for n, key in enumerate(key_step[b].tolist())
+                if max(0, start) <= key <= step and (key < start + num_sinks or key > step - window)
+            ]
+            for h in range(heads):
+                g = h * groups // heads
+                scores = keys[b, seen, g].to(dtype) @ query[b, t, h].to(dtype) * scale
+                if sink_logit is not None:
+                    scores = torch.cat([scores, sink_logit[h : h + 1].to(dtype)])
+                attention = torch.softmax(scores, dim=0)[: len(seen)]
+                rows.append(attention @ values[b, seen, g].to(dtype))
+    out = torch.stack(rows) if rows else query.new_zeros(0)
+    return out.view(batch, time, heads, values.shape[-1]).to(query.dtype)

@@ -1,0 +1,221 @@
+"""Sink attention in vectorised torch: all pairs of a query and a slot, or a band of them, fused or not.
+
+Letters as in `sink_attention`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from scrubjay.kernels.dispatch import is_traced
+
+# Longer blocks of queries waste more on hidden columns than they save in copied keys.
+_LONGEST_BLOCK = 64
+
+
+def read_out(query, keys, values, sink_logit, *options, fused) -> Tensor:
+    """Run "dense" or "banded"; `fused` is faster on a CPU, but has a first derivative only, in reverse mode."""
+    query_step, key_step, episode_start, window, num_sinks, scale, path = options
+    steps = (query_step, key_step, episode_start)
+    attend = _attend_fused if fused and query.is_cpu else _attend
+    tracing = is_traced()
+    if path == "torch":
+        pays = not tracing and _band_pays(query.shape[1], keys.shape[1], window, num_sinks)
+        path = "banded" if pays and _is_segment(*steps) else "dense"
+    elif path == "banded" and not tracing and not query.is_cuda and not _is_segment(*steps):
+        raise ValueError(
+            "implementation='banded' needs consecutive query_step, the same in the last T of key_step, and "
+            "an "
+            "episode_start that changes only to later steps; use 'dense' or 'torch'"
+        )
+    run = _banded if path == "banded" else _dense
+    return run(query, keys, values, sink_logit, *steps, window, num_sinks, scale, attend)
+
+
+def visible_slots(
+    query_step: Int[Tensor, "*batch T"],
+    key_step: Int[Tensor, "*batch N"],
+    episode_start: Int[Tensor, "*batch T"],
+    window: int,
+    num_sinks: int,
+) -> Bool[Tensor, "*batch T N"]:
+    """Return which keys each query sees."""
+    query, key, start = query_step[..., None], key_step[..., None, :], episode_start[..., None]
+    in_episode = (key >= start.clamp(min=0)) & (key <= query)
+    return in_episode & ((key < start + num_sinks) | (key > query - window))
+
+
+def _dense(
+    query, keys, values, sink_logit, query_step, key_step, episode_start, window, num_sinks, scale, attend
+) -> Tensor:
+    """Score all pairs of a query and a slot."""
+    visible = visible_slots(query_step, key_step, episode_start, window, num_sinks)
+    return attend(query[:, None], keys[:, None], values[:, None], visible[:, None], sink_logit, scale)[:, 0]
+
+
+def _banded(
+    query, keys, values, sink_logit, query_step, key_step, episode_start, window, num_sinks, scale, attend
+) -> Tensor:
+    """Score each block of queries with the steps its window can reach and the sinks before those.
+
+    A sink before a block's band is one of the episode that ran at the block's first query: every later start
+    in the block is inside the band.
+    """
+    batch, time = query_step.shape
+    slots = keys.shape[1]
+    cached = slots - time
+    block = _block_length(time, window)
+    count = -(-time // block)
+    padding = count * block - time
+    behind = _reach(time, cached, window)
+    device = query.device
+
+    first = query_step[:, :1]
+    recent = _slots_of(key_step[:, :cached], first - behind, behind, empty=slots)
+    own = torch.arange(cached, slots, device=device).expand(batch, time)
+    context = functional.pad(torch.cat([recent, own], dim=1), (0, padding), value=slots)
+    columns = context.unfold(1, block + behind, block)
+    if num_sinks:
+        band_start = torch.arange(count, device=device)[:, None] * block - behind
+        offset = episode_start[:, ::block, None] - first[..., None] + torch.arange(num_sinks, device=device)
+        cached_sinks = _slots_of(key_step[:, :cached], episode_start[:, :1], num_sinks, empty=slots)
+        sinks = torch.where(offset < 0, cached_sinks[:, None], cached + offset)
+        columns = torch.cat([columns, sinks.masked_fill(offset >= band_start, slots)], dim=-1)
+
+    steps = functional.pad(key_step, (0, 1), value=-1)
+    steps = steps.gather(1, columns.flatten(1)).view_as(columns)
+    block_query_step = functional.pad(query_step, (0, padding), value=-1).unflatten(1, (count, block))
+    block_start = functional.pad(episode_start, (0, padding)).unflatten(1, (count, block))
+    visible = visible_slots(block_query_step, steps, block_start, window, num_sinks)
+    query = functional.pad(query, (0, 0, 0, 0, 0, padding)).unflatten(1, (count, block))
+    out = attend(query, _fetch(keys, columns), _fetch(values, columns), visible, sink_logit, scale)
+    return out.flatten(1, 2)[:, :time]
+
+
+def _attend(
+    query: Float[Tensor, "B K L H D"],
+    keys: Float[Tensor, "B K C G D"],
+    values: Float[Tensor, "B K C G V"],
+    visible: Bool[Tensor, "B K L C"],
+    sink_logit: Float[Tensor, " H"] | None,
+    scale: float,
+) -> Float[Tensor, "B K L H V"]:
+    batch, count, length, heads, _ = query.shape
+    groups = keys.shape[3]
+    shared = heads // groups
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    keys = _blank(keys, visible).transpose(2, 3).to(dtype).contiguous()
+    values = _blank(values, visible).transpose(2, 3).to(dtype)
+    left = (query.to(dtype) * scale).unflatten(3, (groups, shared)).permute(0, 1, 3, 4, 2, 5)
+    scores = (left.flatten(3, 4) @ keys.mT).unflatten(3, (shared, length))
+    hidden, reads = _hidden(visible, sink_logit, dtype)
+    scores = scores + hidden[:, :, None, None]
+    if sink_logit is None:
+        attention = torch.softmax(scores, dim=-1)
+    else:
+        column = sink_logit.to(dtype).view(groups, shared, 1, 1).expand(batch, count, -1, -1, length, 1)
+        attention = torch.softmax(torch.cat([scores, column], dim=-1), dim=-1)[..., :-1]
+    out = (attention.flatten(3, 4) @ values).unflatten(3, (shared, length))
+    out = out.permute(0, 1, 4, 2, 3, 5).flatten(3, 4)
+    return out.masked_fill(~reads[..., None], 0).to(query.dtype)
+
+
+def _attend_fused(
+    query: Float[Tensor, "B K L H D"],
+    keys: Float[Tensor, "B K C G D"],
+    values: Float[Tensor, "B K C G V"],
+    visible: Bool[Tensor, "B K L C"],
+    sink_logit: Float[Tensor, " H"] | None,
+    scale: float,
+) -> Float[Tensor, "B K L H V"]:
+    """Do as `_attend`, in torch's fused attention."""
+    batch, count, length, heads, _ = query.shape
+    groups = keys.shape[3]
+    shared = heads // groups
+    # Half precision would round the attention to it, and be no faster.
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    keys = _blank(keys, visible).to(dtype).flatten(0, 1).transpose(1, 2)
+    values = _blank(values, visible).to(dtype).flatten(0, 1).transpose(1, 2)
+    # The query heads of a key head are so many more queries: a step then reads its keys once.
+    left = query.to(dtype).flatten(0, 1).unflatten(2, (groups, shared)).permute(0, 2, 3, 1, 4).flatten(2, 3)
+    hidden, reads = _hidden(visible, sink_logit, dtype)
+    mask = hidden.flatten(0, 1)[:, None, None].expand(-1, -1, shared, -1, -1)
+    if sink_logit is not None:
+        keys, values = (torch.cat([x, x.new_zeros(()).expand_as(x[:, :, :1])], dim=2) for x in (keys, values))
+        column = sink_logit.to(dtype).view(groups, shared, 1, 1).expand(batch * count, -1, -1, length, 1)
+        mask = torch.cat([mask.expand(-1, groups, -1, -1, -1), column], dim=-1)
+    mask = mask.flatten(2, 3)
+    out = functional.scaled_dot_product_attention(left, keys, values, attn_mask=mask, scale=scale)
+    out = out.unflatten(2, (shared, length)).permute(0, 3, 1, 2, 4).flatten(2, 3).unflatten(0, (batch, count))
+    return out.masked_fill(~reads[..., None], 0).to(query.dtype)
+
+
+def _hidden(
+    visible: Bool[Tensor, "B K L C"], sink_logit: Tensor | None, dtype: torch.dtype
+) -> tuple[Float[Tensor, "B K L C"], Bool[Tensor, "..."]]:
+    """Return what to add to the scores, and which queries read anything."""
+    # A row of nothing but -inf has no softmax: queries that see nothing score all alike, to read zeros after
+    # it.
+    reads = visible.any(dim=-1, keepdim=True) if sink_logit is None else visible.new_ones(1, 1, 1, 1)
+    return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible & reads, -math.inf), reads
+
+
+def _blank(table: Float[Tensor, "B K C G D"], visible: Bool[Tensor, "B K L C"]) -> Float[Tensor, "B K C G D"]:
+    """Zero the slots no query sees: their NaN would survive a multiplication by weight zero."""
+    # Finding out that all is finite is ten times cheaper than zeroing, but on a GPU it would be a wait.
+    if not is_traced() and not table.is_cuda and table.detach().sum().isfinite():
+        return table
+    return table.masked_fill(~visible.any(dim=2)[..., None, None], 0)
+
+
+def _slots_of(
+    key_step: Int[Tensor, "B N"], first: Int[Tensor, "B 1"], count: int, empty: int
+) -> Int[Tensor, "B count"]:
+    """Return which slots hold the steps `first, first + 1, ..`, `empty` where none does."""
+    batch, slots = key_step.shape
+    place = key_step - first
+    place = place.masked_fill((key_step < 0) | (place < 0) | (place > count), count).long()
+    held = torch.full((batch, count + 1), empty, device=key_step.device)
+    slot = torch.arange(slots, device=key_step.device).expand(batch, slots)
+    return held.scatter(1, place, slot)[:, :count]
+
+
+def _fetch(table: Float[Tensor, "B N G D"], columns: Int[Tensor, "B K C"]) -> Float[Tensor, "B K C G D"]:
+    """Return the slots of every block; past the last slot it may be any, for none sees it."""
+    batch, slots = table.shape[:2]
+    row = torch.arange(batch, device=table.device)[:, None, None] * slots + columns.clamp(max=slots - 1)
+    return table.flatten(0, 1).index_select(0, row.flatten()).view(*columns.shape, *table.shape[2:])
+
+
+def _is_segment(query_step: Tensor, key_step: Tensor, episode_start: Tensor) -> bool:
+    """Return whether the last keys are the queries' own steps, in order, of episodes that follow each other."""
+    time = query_step.shape[1]
+    if time == 0 or key_step.shape[1] < time:
+        return False
+    own = key_step[:, -time:] == query_step
+    before, start = query_step[:, :-1], episode_start
+    follows = (query_step[:, 1:] == before + 1) & ((start[:, 1:] == start[:, :-1]) | (start[:, 1:] > before))
+    return bool(own.all() & follows.all())
+
+
+def _band_pays(time: int, slots: int, window: int, num_sinks: int) -> bool:
+    if time < 2 or slots < time:
+        return False
+    columns = _block_length(time, window) + _reach(time, slots - time, window) + num_sinks
+    # Fetching keys block by block costs about half as much as scoring them.
+    return 5 * columns <= 3 * slots
+
+
+def _block_length(time: int, window: int) -> int:
+    """Return how many queries a block has: no more than needed to cover the segment evenly."""
+    longest = min(max(window, 16), _LONGEST_BLOCK)
+    return -(-time // -(-time // longest))
+
+
+def _reach(time: int, cached: int, window: int) -> int:
+    return window - 1 if cached else min(window, time) - 1

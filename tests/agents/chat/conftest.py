@@ -1,0 +1,18 @@
+"""A local chat model whose answers are as random as its weights, and always the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture
+def chat(tiny_chat):
+    from scrubjay.agents import LocalChatModel
+
+    def build(**settings):
+        defaults: dict[str, Any] = {"temperature": 0, "max_tokens": 12}
+        return LocalChatModel(model=tiny_chat, **defaults | settings)
+
+    return build

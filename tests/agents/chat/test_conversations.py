@@ -1,0 +1,193 @@
+"""Kept conversations change nothing but the cost."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("transformers")
+pytest.importorskip("llguidance")
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from langchain_core.messages import HumanMessage
+from langchain_core.runnables import RunnableConfig
+
+from scrubjay.agents import LocalChatModel
+
+from .talking import QUESTIONS, SYSTEM, read, talk, weather
+
+
+@pytest.mark.parametrize(("policy", "budget"), [("full", 0), ("sinks", 1024), ("sinks", 24), ("window", 24)])
+def test_a_kept_conversation_gives_the_answers_of_a_fresh_one(chat, policy, budget):
+    kept = talk(chat(policy=policy, budget=budget), QUESTIONS)
+    fresh = talk(chat(policy=policy, budget=budget, max_conversations=0), QUESTIONS)
+    assert [answer.text for answer in kept] == [answer.text for answer in fresh]
+    for before, answer, alone in zip([None, *kept], kept, fresh, strict=False):
+        assert answer.usage_metadata["input_tokens"] == alone.usage_metadata["input_tokens"]
+        assert read(alone) == 0
+        # All that was read and said but the last token, which nobody had to read.
+        assert before is None or read(answer) >= before.usage_metadata["total_tokens"] - 1
+
+
+def test_asked_again_only_the_last_token_is_read_again(chat):
+    model = chat(policy="full")
+    first, second = (model.invoke("Hello there") for _ in range(2))
+    assert first.text == second.text
+    assert read(second) == second.usage_metadata["input_tokens"] - 1
+
+
+def test_a_policy_that_cannot_go_back_reads_again(chat):
+    model = chat(policy="sinks", budget=24)
+    first, second = (model.invoke("Hello there, it is sunny") for _ in range(2))
+    assert first.text == second.text
+    assert read(second) == 0
+
+
+@pytest.mark.parametrize("thread", [None, "anna"])
+@pytest.mark.parametrize("policy", ["full", "sinks", "chunks", "recycled", "snapkv"])
+def test_a_prompt_that_begins_as_another_did_reads_the_rest_and_answers_the_same(chat, policy, thread):
+    config: RunnableConfig = {"configurable": {"thread_id": thread} if thread else {}}
+    model, fresh = chat(policy=policy), chat(policy=policy, max_conversations=0)
+    prompts = [
+        [SYSTEM, *(HumanMessage(f"{number} {what}") for number, what in enumerate(said))]
+        for said in (
+            ["It rained.", "Why?"],
+            ["It rained.", "When was it?"],
+            ["It rained.", "When?", "No."],
+            ["Oh."],
+        )
+    ]
+    saved = []
+    for messages in prompts:
+        answer, alone = model.invoke(messages, config), fresh.invoke(messages)
+        assert answer.text == alone.text
+        assert answer.usage_metadata["input_tokens"] == alone.usage_metadata["input_tokens"]
+        saved.append(read(answer))
+    assert saved[0] == 0
+    croppable = policy != "snapkv"
+    assert (min(saved[1:3]) > 90) is croppable
+    # Of two unnamed conversations each goes on; a name has one.
+    going_on = [*prompts[0], model.invoke(prompts[0], config), HumanMessage("On")]
+    assert model.invoke(going_on, config).text == fresh.invoke(going_on).text
+
+
+@given(
+    st.lists(
+        st.lists(st.sampled_from(["Rain.", "Sun?", "No, it is snow that fell."]), min_size=1, max_size=4),
+        max_size=5,
+    ),
+    st.sampled_from([40, 90, 1024]),
+    st.sampled_from([None, "anna"]),
+)
+@settings(deadline=None, max_examples=15)
+def test_whatever_was_read_before_changes_no_answer(tiny_chat, talks, budget, thread):
+    given = {"model": tiny_chat, "temperature": 0, "max_tokens": 6, "policy": "sinks", "budget": budget}
+    model, fresh = LocalChatModel(**given), LocalChatModel(**given, max_conversations=0)
+    config: RunnableConfig = {"configurable": {"thread_id": thread} if thread else {}}
+    for said in talks:
+        messages = [SYSTEM, *map(HumanMessage, said)]
+        assert model.invoke(messages, config).text == fresh.invoke(messages).text
+
+
+def test_a_conversation_of_one_budget_is_no_beginning_for_another(chat):
+    model = chat(budget=1024)
+    model.invoke([SYSTEM, HumanMessage("It rained.")])
+    model.budget = 512
+    assert read(model.invoke([SYSTEM, HumanMessage("It snowed.")])) == 0
+
+
+def test_a_conversation_that_shares_little_is_not_copied(chat):
+    model = chat(policy="full")
+    model.invoke([SYSTEM, HumanMessage("It rained. " * 40)])
+    assert read(model.invoke([SYSTEM, HumanMessage("When?")])) == 0
+
+
+def test_a_conversation_goes_on_from_disk(chat, tmp_path):
+    model = chat(budget=24)
+    talk(model, QUESTIONS[:2], {"configurable": {"thread_id": "anna"}})
+    model.save_conversation(tmp_path, "anna")
+    other = chat(budget=24)
+    other.load_conversation(tmp_path, "berta")
+    asked = [HumanMessage(QUESTIONS[0])]
+    for question in QUESTIONS[1:]:
+        asked += [chat(budget=24).invoke(asked), HumanMessage(question)]
+    config = {"configurable": {"thread_id": "berta"}}
+    assert (
+        other.invoke(asked, config).text == model.invoke(asked, {"configurable": {"thread_id": "anna"}}).text
+    )
+    with pytest.raises(ValueError, match="holds no saved conversation"):
+        model.load_conversation(tmp_path / "nothing")
+    with pytest.raises(ValueError, match="budget"):
+        chat(budget=30).load_conversation(tmp_path)
+    with pytest.raises(ValueError, match="no conversation 'carla'"):
+        model.save_conversation(tmp_path, "carla")
+
+
+def test_a_save_that_is_cut_short_leaves_the_last_one(chat, tmp_path, monkeypatch):
+    model = chat(policy="full")
+    talk(model, QUESTIONS[:1])
+    model.save_conversation(tmp_path)
+    kept = model.cache_bytes()
+    talk(model, [QUESTIONS[0], "Tell me more. " * 20])
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            model.save_conversation(tmp_path)
+    other = chat(policy="full")
+    other.load_conversation(tmp_path)
+    assert other.cache_bytes() == kept
+    model.save_conversation(tmp_path)
+    other.load_conversation(tmp_path)
+    assert other.cache_bytes() == model.cache_bytes() > kept
+    (cache,) = (
+        file for file in tmp_path.iterdir() if file.name in (tmp_path / "conversation.json").read_text()
+    )
+    cache.write_bytes(cache.read_bytes()[:99])
+    with pytest.raises(ValueError, match="damaged"):
+        other.load_conversation(tmp_path)
+    (tmp_path / "conversation.json").write_text('{"cache": "x", "colour": 3}')
+    with pytest.raises(ValueError, match="holds no saved conversation"):
+        other.load_conversation(tmp_path)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_question_that_is_refused_leaves_the_conversation(chat, again):
+    model = chat(policy="full")
+    (answer,) = talk(model, QUESTIONS[:1])
+    asked = [HumanMessage(QUESTIONS[0])]
+    with pytest.raises(ValueError, match="policy='sinks'"):
+        model.invoke([*asked, answer, HumanMessage("Hello " * 700)])
+    if again:
+        with pytest.raises(ValueError, match="shortest valid answer"):
+            model.invoke(asked, response_format={"type": "json_object"}, max_tokens=1)
+    else:
+        asked += [answer, HumanMessage("On")]
+    after = model.invoke(asked)
+    assert after.text == chat(policy="full").invoke(asked).text
+    assert read(after) > 10
+
+
+def test_threads_do_not_mix_and_the_oldest_goes(chat):
+    model = chat(max_conversations=2, policy="full")
+    names = [{"configurable": {"thread_id": name}} for name in "abc"]
+    answer = model.invoke("Hello", names[0])
+    going_on = [HumanMessage("Hello"), answer, HumanMessage("On")]
+    assert read(model.invoke(going_on, names[1])) == 0
+    assert read(model.invoke(going_on)) == 0
+    model.invoke("Hello", names[2])
+    assert read(model.invoke(going_on, names[0])) == 0
+    model.forget_conversation("a")
+    assert model.cache_bytes("a") == 0
+
+
+def test_a_turn_after_a_call_reads_only_what_is_new(chat):
+    model = chat(max_tokens=140, policy="full").bind_tools([weather], tool_choice="any")
+    answer = model.invoke("Hello")
+    result = weather.invoke(answer.tool_calls[0])
+    after = model.invoke([HumanMessage("Hello"), answer, result])
+    # The end of the call was forced, and is read together with what follows.
+    assert read(after) >= answer.usage_metadata["input_tokens"]

@@ -1,0 +1,129 @@
+"""What an agent shows a local model stays in its view until the answer ends."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("transformers")
+
+from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.tools import tool
+from pydantic import PrivateAttr
+
+from scrubjay.agents import LocalChatModel
+from scrubjay.agents.kwai import KwaiAgent, Limits, Profile
+from scrubjay.agents.kwai.limits import counter_for, limits_for, prompt_counter_for
+from scrubjay.agents.language.text import estimate_tokens
+from scrubjay.agents.tools import make_tools
+from scrubjay.experiments.commands.agent import AgentOptions
+from scrubjay.memory import MemoryBank
+
+from ..scripted import ScriptedModel, call, plan
+
+
+class Counting(LocalChatModel):
+    """Counts the tokens of its prompts, as its own template writes them, and says what is given."""
+
+    _replies: list = PrivateAttr(default_factory=list)
+    _sizes: list = PrivateAttr(default_factory=list)
+
+    def _generate(self, messages, stop=None, run_manager=None, **kwargs):
+        self._sizes.append(self.get_num_tokens_from_messages(messages, kwargs.get("tools")))
+        reply = self._replies.pop(0)
+        message = AIMessage(reply) if isinstance(reply, str) else reply
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+
+@tool
+def look_up(topic: str) -> str:
+    """Look something up, and say a lot of it."""
+    return f"{topic} is much spoken of, and little known. " * 200
+
+
+def sizes_of(model, replies, tools, language="en", turns=40):
+    """Ask with a long conversation before, many memories and long results; return the sizes of all prompts."""
+    model._replies = list(replies)
+    with MemoryBank(":memory:") as bank:
+        for number in range(30):
+            bank.add(f"Jay number {number} buried its acorns under {number + 3} oaks. " * 6)
+        agent = KwaiAgent(
+            model,
+            tools,
+            Profile(language=language),
+            bank,
+            planning="json" if isinstance(replies[0], str) else "native",
+        )
+        spoken = [HumanMessage("Is it so?"), AIMessage("It is.")] * turns
+        result = agent.invoke([*spoken, HumanMessage("Where did the jays bury acorns? 橡子呢？")])
+    assert result["answer"] == "Under oaks."
+    return model._sizes, result
+
+
+NATIVE = [call("look_up", topic=name) for name in ("jays", "oaks", "acorns")]
+JSON = [plan("find out", "look_up", topic=name) for name in ("jays", "oaks", "acorns")]
+DONE = plan("", "task_complete")
+
+
+@pytest.mark.parametrize("replies", [[*NATIVE, "ok"], [*JSON, DONE]], ids=["native", "json"])
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("policy", ["sinks", "full"])
+def test_no_prompt_outgrows_what_is_in_view(tiny_chat, replies, language, policy):
+    # A token a byte: what takes most room in other tokenizers is small in this one, and the other way round.
+    model = Counting(model=tiny_chat, policy=policy, budget=4000, max_tokens=300)
+    sizes, result = sizes_of(model, [*replies, "Under oaks."], [look_up], language)
+    seen = 4000 if policy == "sinks" else 4096
+    assert len(sizes) == 5
+    assert max(sizes) + 300 <= seen
+    assert max(sizes) > seen / 2  # room is used
+    assert all(step.status == "success" for step in result["steps"])
+
+
+def test_a_local_model_says_how_much_it_sees(tiny_chat):
+    def seen(**settings):
+        return LocalChatModel(model=tiny_chat, **{"max_tokens": 96, **settings}).tokens_in_view
+
+    assert seen(budget=1000) == 904
+    assert seen(policy="window", budget=1000) == 904
+    assert seen(policy="full") == seen(budget=9000) == 4000  # trained on 4,096
+    with pytest.raises(ValueError, match=r"budget=64.*max_tokens=96"):
+        seen(budget=64)
+
+
+def test_limits_follow_the_model_and_what_is_given_follows_nothing(tiny_chat):
+    model = LocalChatModel(model=tiny_chat, budget=1000, max_tokens=200)
+    assert limits_for(model, seconds=9.0) == Limits(context_tokens=800, result_tokens=201, seconds=9.0)
+    assert limits_for(model, context_tokens=9000).context_tokens == 9000
+    assert KwaiAgent(model, limits=Limits()).limits == Limits()
+    assert (counter_for(model)("jay"), prompt_counter_for(model)("jay")) == (3, 3 + 16)
+    hosted = ScriptedModel()
+    assert (limits_for(hosted), counter_for(hosted)) == (Limits(), estimate_tokens)
+    assert prompt_counter_for(hosted) == estimate_tokens
+
+
+@pytest.mark.parametrize("most", [11, 16])
+def test_of_a_long_result_as_many_tokens_are_kept_as_the_limit_says(tiny_chat, most):
+    model = Counting(model=tiny_chat, policy="full", max_tokens=300)
+    model._replies = [NATIVE[0], "ok", "Under oaks."]
+    result = KwaiAgent(model, [look_up], limits=limits_for(model, result_tokens=most)).invoke("Where?")
+    said = look_up.invoke({"topic": "jays"})
+    head, note = result["steps"][0].result.split("\n")
+    assert head == said[:most]
+    assert f"{len(said.strip()) - most} characters cut" in note
+
+
+def test_a_question_that_is_out_of_view_is_refused_before_it_is_remembered(tiny_chat):
+    model = LocalChatModel(model=tiny_chat, budget=600, max_tokens=100)
+    with MemoryBank(":memory:") as bank:
+        with pytest.raises(ValueError, match=r"context_tokens=500: .* need \d,\d+ .*raising its budget"):
+            KwaiAgent(model, [look_up], memory=bank).invoke("Where?")
+        assert bank.recent(9) == []
+
+
+@pytest.mark.slow
+def test_the_command_s_defaults_fit_all_tools_into_the_view_of_smollm2(smollm2):
+    options = AgentOptions()
+    model = Counting(model=smollm2, policy=options.policy, budget=options.budget, max_tokens=512)
+    tools = [*make_tools("auto"), look_up]
+    sizes, _ = sizes_of(model, [*NATIVE, "ok", "Under oaks."], tools)
+    assert max(sizes) + 512 <= options.budget

@@ -1,0 +1,49 @@
+"""RLlib's learner makes our updates."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from ray.rllib.core.learner.training_data import TrainingData
+
+from scrubjay.agents import PPO
+from scrubjay.agents.rllib import SegmentPPOConfig
+from scrubjay.agents.rllib.runner import SegmentRunner
+from scrubjay.agents.teams.gamatr import GAMATR
+
+from .configs import ppo_config, team_config
+
+
+def ours(config, policy) -> Any:
+    if isinstance(config, SegmentPPOConfig):
+        return PPO(policy, config.ppo, seed=3)
+    return GAMATR(policy, config.gamatr, seed=3)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [ppo_config(), team_config(), team_config(shared=False), team_config("clip")],
+    ids=["ppo", "gamatr", "gamatr-separate", "gamatr-clip"],
+)
+def test_rllibs_learner_makes_the_update_that_ours_makes(config, assert_equal):
+    """Bit for bit, whole batches and what is remembered of them included, after a way through processes."""
+    runner = SegmentRunner(config=pickle.loads(pickle.dumps(config)), worker_index=0)
+    policy = config.make_policy(runner.envs)
+    learner = config.build_learner(spaces=runner.get_spaces())
+    local = ours(config, policy)
+    learner.set_parts({"policy": policy.state_dict(), "learner": None})
+    born = {name: value.clone() for name, value in policy.state_dict().items()}
+    for _ in range(2):
+        segment: Any = runner.sample(policy.state_dict()).segment
+        expected = local.update(segment)
+        rows = torch.arange(4)
+        sent = pickle.loads(pickle.dumps(type(segment).cat([segment.rows(rows[:3]), segment.rows(rows[3:])])))
+        answer = learner.update(training_data=TrainingData(batch=sent), return_state=True)
+        assert_equal(answer["metrics"], expected)
+        assert_equal(answer["parts"]["policy"], dict(policy.state_dict()))
+        assert_equal(answer["parts"]["learner"], local.get_state())
+    runner.stop()
+    assert any(not torch.equal(value, born[name]) for name, value in policy.state_dict().items())

@@ -1,0 +1,89 @@
+"""Our policies as RLlib's modules: stepped, trained on, drawn from."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from ray.rllib.core.columns import Columns
+
+from scrubjay.agents import PolicyConfig, TeamPolicyConfig
+from scrubjay.agents.rllib import MemoryModule, TeamModule
+from scrubjay.memory import list_memories, make_config
+
+BOX = spaces.Box(-1.0, 1.0, (3,), np.float32)
+
+
+def module(memory="gru", action_space=None):
+    torch.manual_seed(0)
+    return MemoryModule(
+        observation_space=BOX,
+        action_space=action_space or spaces.Discrete(4),
+        model_config={"policy": PolicyConfig(memory=make_config(memory, dim=16)), "max_seq_len": 8},
+    )
+
+
+@pytest.mark.parametrize("memory", [name for name in list_memories() if name != "none"])
+def test_module_steps_as_it_learns(memory):
+    """What RLlib samples step by step, with the state it was handed, is what it later trains on at once."""
+    one = module(memory)
+    observations = torch.rand(2, 9, 3) * 2 - 1
+    born = {
+        name: torch.as_tensor(value).expand(2, *value.shape)
+        for name, value in one.get_initial_state().items()
+    }
+    whole = one.forward_train({Columns.OBS: observations, Columns.STATE_IN: born})
+    state, logits = born, []
+    for step in range(9):
+        out = one.forward_exploration(
+            {Columns.OBS: observations[:, step : step + 1], Columns.STATE_IN: state}
+        )
+        state = out[Columns.STATE_OUT]
+        logits.append(out[Columns.ACTION_DIST_INPUTS])
+    torch.testing.assert_close(
+        torch.cat(logits, dim=1), whole[Columns.ACTION_DIST_INPUTS], rtol=1e-4, atol=1e-5
+    )
+    values = one.compute_values({Columns.OBS: observations, Columns.STATE_IN: born})
+    assert values.shape == (2, 9)
+    torch.testing.assert_close(
+        values, one.compute_values({}, embeddings=whole[Columns.EMBEDDINGS]), rtol=1e-4, atol=1e-5
+    )
+    assert one.is_stateful()
+
+
+def test_a_module_that_remembers_nothing_has_no_time_axis():
+    one = module("none")
+    assert not one.is_stateful()
+    out = one.forward_train({Columns.OBS: torch.zeros(5, 3)})
+    assert out[Columns.ACTION_DIST_INPUTS].shape == (5, 4)
+    assert one.compute_values({Columns.OBS: torch.zeros(5, 3)}).shape == (5,)
+
+
+@pytest.mark.parametrize(
+    ("space", "numbers"),
+    [(spaces.Discrete(4), 4), (spaces.MultiDiscrete([3, 2]), 6), (spaces.Box(-1, 1, (2,), np.float32), 4)],
+)
+def test_rllib_draws_from_the_policy_it_is_given(space, numbers):
+    one = module(action_space=space)
+    state = {name: torch.as_tensor(value)[None] for name, value in one.get_initial_state().items()}
+    out = one.forward_inference({Columns.OBS: torch.zeros(1, 1, 3), Columns.STATE_IN: state})
+    inputs = out[Columns.ACTION_DIST_INPUTS]
+    assert inputs.shape == (1, 1, numbers)
+    drawn = one.get_exploration_action_dist_cls().from_logits(inputs[:, 0])
+    features = out[Columns.EMBEDDINGS][:, 0]
+    ours = one.policy.actor(features)
+    action = ours.mode()
+    torch.testing.assert_close(drawn.logp(action), ours.log_prob(action), rtol=1e-4, atol=1e-5)
+
+
+def test_what_cannot_be_built_is_refused_by_name():
+    with pytest.raises(TypeError, match=r"model_config\['policy'\] is 'gru': expected a PolicyConfig"):
+        MemoryModule(observation_space=BOX, action_space=BOX, model_config={"policy": "gru"})
+    with pytest.raises(TypeError, match="expected a TeamPolicyConfig"):
+        TeamModule(observation_space=BOX, action_space=BOX, model_config={"policy": PolicyConfig()})
+    with pytest.raises(TypeError, match="expected tuples with one part per agent"):
+        TeamModule(observation_space=BOX, action_space=BOX, model_config={"policy": TeamPolicyConfig()})
+    for space in (spaces.MultiBinary(2), spaces.Discrete(3, start=1)):
+        with pytest.raises(TypeError, match="RLlib has no distribution"):
+            module(action_space=space)

@@ -1,0 +1,46 @@
+"""PPO's parts as RLlib's processes make them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from scrubjay.agents import PPOConfig
+from scrubjay.agents.rl.peers import Alone
+
+from .configs import ppo_config
+
+
+def test_an_update_needs_a_row_for_every_minibatch_and_learner():
+    config = ppo_config()
+    assert config.rows_needed == 2
+    assert config.copy().learners(num_learners=3).rows_needed == 3
+    too_many = config.copy().segments(ppo=PPOConfig(num_minibatches=5))
+    with pytest.raises(ValueError, match="num_envs=4: an update takes at least 5 rows"):
+        too_many.validate()
+
+
+def test_samplers_of_one_seed_see_the_same_and_of_two_do_not():
+    config = ppo_config()
+    envs = config.make_envs(4)
+    policy = config.make_policy(envs)
+    segments = [config.make_sampler(envs, policy, seed).collect() for seed in (5, 5, 6)]
+    assert segments[0].num_steps == 4 * 8
+    assert torch.equal(segments[0].actions, segments[1].actions)
+    assert not torch.equal(segments[0].actions, segments[2].actions)
+    envs.close()
+
+
+def test_learners_draw_minibatches_by_the_seed_of_the_config():
+    results = []
+    for seed in (3, 3, 4):
+        config = ppo_config().segments(minibatch_seed=seed)
+        envs = config.make_envs(4)
+        torch.manual_seed(0)
+        policy = config.make_policy(envs)
+        segment = config.make_sampler(envs, policy, 0).collect()
+        config.make_learner(policy, Alone()).update(segment)
+        results.append(torch.cat([part.flatten() for part in policy.parameters()]).detach())
+        envs.close()
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])

@@ -1,0 +1,81 @@
+"""What actors and critics of teams have in common: one stream an agent, and who hears whom."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from scrubjay.agents.rl.entities import ADJACENCY
+from scrubjay.agents.teams.network import TeamNetwork, hearing
+from scrubjay.memory import make_config
+
+BATCH, TIME, AGENTS = 2, 4, 3
+SPACE = spaces.Dict(
+    {"own": spaces.Box(-1, 1, (3,), np.float32), ADJACENCY: spaces.MultiBinary(AGENTS)},
+)
+
+
+def make_network(rounds: int, memory: str = "gru") -> TeamNetwork:
+    torch.manual_seed(0)
+    return TeamNetwork(SPACE, make_config(memory, dim=8), rounds, 2)
+
+
+def seen(seed: int = 0) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """Return leaves, who is alive, and where episodes begin."""
+    generator = torch.Generator().manual_seed(seed)
+    leaves = {
+        "own": torch.randn(BATCH, TIME, AGENTS, 3, generator=generator),
+        ADJACENCY: (torch.rand(BATCH, TIME, AGENTS, AGENTS, generator=generator) < 0.5).float(),
+    }
+    alive = torch.rand(BATCH, TIME, AGENTS, generator=generator) < 0.8
+    start = torch.zeros(BATCH, TIME, dtype=torch.bool)
+    start[1, 2] = True
+    return leaves, alive, start
+
+
+@pytest.mark.parametrize("rounds", [0, 1, 2])
+@pytest.mark.parametrize("memory", ["none", "gru", "hcam"])
+def test_steps_give_what_a_segment_gives_at_once(rounds: int, memory: str) -> None:
+    network = make_network(rounds, memory)
+    leaves, alive, start = seen()
+    state = network.initial_state(BATCH, AGENTS)
+    whole, last = network(leaves, alive, state, start)
+    for t in range(TIME):
+        now = {name: leaf[:, t] for name, leaf in leaves.items()}
+        step, state = network.step(now, alive[:, t], state, start[:, t])
+        torch.testing.assert_close(step, whole[:, t], rtol=1e-4, atol=1e-5)
+    for name, value in last.items():
+        torch.testing.assert_close(state[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rounds", [0, 2])
+@pytest.mark.parametrize("agent", range(AGENTS))
+def test_an_agent_asked_alone_is_its_column_of_all(rounds: int, agent: int) -> None:
+    network = make_network(rounds)
+    leaves, alive, start = seen()
+    whole, _ = network(leaves, alive, network.initial_state(BATCH, AGENTS), start)
+    own, _ = network(leaves, alive, network.initial_state(BATCH), start, agent=agent)
+    torch.testing.assert_close(own, whole[:, :, agent], rtol=1e-4, atol=1e-5)
+    now = {name: leaf[:, 0] for name, leaf in leaves.items()}
+    step, _ = network.step(now, alive[:, 0], network.initial_state(BATCH), agent=agent)
+    torch.testing.assert_close(step, own[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_the_living_hear_themselves_and_their_living_neighbours() -> None:
+    leaves, alive, _ = seen()
+    hears = hearing(leaves[ADJACENCY], alive)
+    assert hears is not None
+    for place in np.ndindex(BATCH, TIME, AGENTS, AGENTS):
+        *where, listener, speaker = place
+        lives = bool(alive[*where, listener] and alive[*where, speaker])
+        expected = listener == speaker or (lives and bool(leaves[ADJACENCY][place]))
+        assert bool(hears[place]) is expected
+    assert hearing(None, None) is None, "everybody hears all"
+
+
+def test_a_bit_is_needed_for_each_agent() -> None:
+    with pytest.raises(ValueError, match="4 bits in a team of 3"):
+        hearing(torch.ones(1, 3, 4), None)

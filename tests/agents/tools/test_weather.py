@@ -1,0 +1,72 @@
+"""What weather makes of the answers of a real server on this machine."""
+
+import json
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from scrubjay.agents.tools import weather
+
+from .asking import ask
+
+
+@pytest.fixture
+def sky(serve, monkeypatch):
+    """A weather service that knows Paris, and notes what it is asked."""
+
+    def place(handler):
+        known = "name=Paris" in handler.path
+        found = {"name": "Paris", "country": "France", "latitude": 48.85, "longitude": 2.35}
+        handler.answer("application/json", json.dumps({"results": [found]} if known else {}).encode())
+
+    def days(handler):
+        asked = parse_qs(urlsplit(handler.path).query)
+        reply = {
+            "daily": {
+                "time": [asked["start_date"][0], asked["end_date"][0]],
+                "weather_code": [61, 1234],
+                "temperature_2m_max": [9.5, None],
+                "temperature_2m_min": [3.0, None],
+                "precipitation_sum": [4.2, None],
+                "wind_speed_10m_max": [20.1, None],
+            }
+        }
+        if "current" in asked:
+            names = asked["current"][0].split(",")
+            reply["current"] = dict.fromkeys(names, 3) | {"time": "2026-11-25T22:00"}
+        handler.answer("application/json", json.dumps(reply).encode())
+
+    site = serve({"/places": place, "/forecast": days, "/archive": days})
+    for name in ("places", "forecast", "archive"):
+        monkeypatch.setattr(weather, name.upper(), site.url + name)
+    return site
+
+
+def test_weather_of_now_of_past_days_and_of_days_to_come(sky):
+    answer = ask("weather", location="Paris")
+    assert "now (2026-11-25T22:00): overcast, 3 °C, humidity 3%, wind 3 km/h" in answer.content
+    assert answer.content.endswith("Source: Open-Meteo.com")
+    answer = ask("weather", location="Paris", start="2026-12-01", end="2026-12-10")
+    assert (
+        "2026-12-01: light rain, 3.0 to 9.5 °C, precipitation 4.2 mm, wind up to 20.1 km/h" in answer.content
+    )
+    assert "2026-12-10: no data" in answer.content
+    assert "小雨，3.0 至 9.5 °C" in ask("weather", "zh", location="Paris", start="2026-12-01").content
+    ask("weather", location="Paris", start="2020-01-02", end="2020-01-01")
+    assert [path.partition("?")[0] for path in sky.paths[1::2]] == ["/forecast"] * 3 + ["/archive"]
+    assert "start_date=2020-01-01&end_date=2020-01-02" in sky.paths[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"location": "Nowhere"}, "no place is called 'Nowhere'"),
+        ({"location": "Paris", "start": "2027-01-01"}, "to 2026-12-10"),
+        ({"location": "Paris", "start": "2026-01-01", "end": "2026-02-01"}, "at most 31 days"),
+        ({"location": "Paris", "start": "2026-02-30"}, "28 days"),
+    ],
+)
+def test_weather_that_is_not_known_is_explained(sky, arguments, message):
+    answer = ask("weather", **arguments)
+    assert answer.status == "error"
+    assert message in answer.content

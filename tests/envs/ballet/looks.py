@@ -1,0 +1,14 @@
+"""How a picture is told from any other."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+
+def digest(images):
+    whole = hashlib.sha256()
+    for image in images:
+        whole.update(np.round(image * 255).astype(np.uint8).tobytes())
+    return whole.hexdigest()[:12]

@@ -1,0 +1,71 @@
+"""Plots of accuracy: each curve is the mean over seeds at the sizes tested."""
+
+import numpy as np
+import pytest
+
+from scrubjay.experiments.reports import accuracy
+
+from .results import CONFIG, answered
+
+RIGHT = ({(2, 16): 10, (4, 16): 8, (2, 32): 9, (4, 32): 4}, {(2, 16): 10, (4, 16): 6, (2, 32): 5, (4, 32): 2})
+
+
+@pytest.fixture
+def runs(tmp_path):
+    made = [answered(tmp_path, "gru", seed, right, 512) for seed, right in enumerate(RIGHT)]
+    return [*made, answered(tmp_path, "none", 0, dict.fromkeys(RIGHT[0], 1), 64)]
+
+
+@pytest.fixture
+def drawn(monkeypatch, runs, tmp_path):
+    """Draw the runs, and return the panels."""
+    kept = []
+    monkeypatch.setattr(accuracy, "save_figure", lambda figure, out: kept.append(figure) or out)
+
+    def draw(plot):
+        plot(runs, tmp_path / "x.png")
+        return kept.pop().axes
+
+    return draw
+
+
+def curve(axes, label):
+    (line,) = [line for line in axes.lines if line.get_label() == label]
+    return dict(zip(line.get_xdata(), np.round(line.get_ydata(), 9), strict=True))
+
+
+def test_a_panel_for_each_amount_to_remember_has_accuracy_by_length(drawn):
+    few, many = drawn(accuracy.plot_spans)
+    assert curve(few, "gru") == {16: 1.0, 32: 0.7}
+    assert curve(many, "gru") == {16: 0.7, 32: 0.3}
+    assert curve(many, "none") == {16: 0.1, 32: 0.1}
+    assert many.get_title().endswith(", as trained")
+    assert not few.get_title().endswith(", as trained")
+    for axes in (few, many):
+        assert set(curve(axes, "guessing").values()) == {round(CONFIG.chance(4), 9)}
+        assert 16 in curve(axes, "trained here")
+
+
+def test_amounts_are_compared_at_the_trained_length(drawn):
+    (axes,) = drawn(accuracy.plot_counts)
+    assert curve(axes, "gru") == {2: 1.0, 4: 0.7}
+    assert 4 in curve(axes, "most in training")
+
+
+def test_sizes_that_not_all_seeds_were_tested_at_are_left_out(tmp_path, runs, drawn):
+    runs.append(answered(tmp_path, "gru", 2, {(4, 16): 1, (4, 64): 9}, 512))
+    panels = drawn(accuracy.plot_spans)
+    assert curve(panels[1], "gru") == {16: 0.5}
+    (axes,) = drawn(accuracy.plot_counts)
+    assert curve(axes, "gru") == {4: 0.5}
+
+
+def test_a_contenders_point_is_its_mean_with_least_and_most_at_its_state(drawn):
+    (axes,) = drawn(accuracy.plot_state)
+    points = {}
+    for container in axes.containers:
+        line, _, (bars,) = container
+        points[container.get_label()] = (*line.get_xydata()[0].tolist(), *bars.get_segments()[0][:, 1])
+    np.testing.assert_allclose(points["gru"], (512, 0.7, 0.6, 0.8))
+    np.testing.assert_allclose(points["none"], (64, 0.1, 0.1, 0.1))
+    assert [text.get_text() for text in axes.texts] == ["none", "gru"]  # by their state

@@ -1,0 +1,103 @@
+"""A comparison's table: every number in it is that of the results."""
+
+import json
+
+import pytest
+
+from scrubjay.experiments import EnvConfig
+from scrubjay.experiments.reports import comparison
+from scrubjay.experiments.reports.comparison import LONGER_FILE, success_when_longer, write_report
+
+from .results import answered, finished
+
+
+def cells(text, first):
+    """Return the rows that begin so."""
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    return [row for row in rows if row[: len(first)] == list(first)]
+
+
+def test_a_row_is_the_mean_over_seeds_with_its_interval(tiny, tmp_path):
+    runs = [
+        finished(tmp_path / f"{memory}{seed}", tiny(memory, seed=seed), success=score, seconds=seconds)
+        for memory, seed, score, seconds in (
+            ("gru", 0, 0.5, 2.0),
+            ("gru", 1, 1.0, 4.0),
+            ("none", 0, 0.25, 5.0),
+        )
+    ]
+    written = write_report(runs, tmp_path, "the command")
+    assert [path.name for path in written] == ["table.md", "curves.png"]
+    table = written[0].read_text()
+    assert table.startswith("`the command`\n\n")
+    assert cells(table, ["tiny", "gru"]) == [["tiny", "gru", "0.75 [0.50, 1.00]", "100", "3", "33"]]
+    assert cells(table, ["tiny", "none"]) == [["tiny", "none", "0.25", "100", "5", "20"]]
+    assert "over 2 seeds" in table
+    assert "fewer than 4 seeds" in table
+
+
+def test_scores_are_returns_where_nobody_tells_success(tiny, tmp_path):
+    run = finished(tmp_path / "run", tiny(), episodic_return=-3.5)
+    (table, _) = write_report([run], tmp_path, "c")
+    assert cells(table.read_text(), ["tiny", "gru", "-3.50"])
+    assert "Scores of one seed" in table.read_text()
+
+
+def test_accuracies_are_tabulated_by_amount_and_length_with_what_models_weigh(tmp_path):
+    right = {(2, 16): 10, (4, 16): 8, (2, 32): 9, (4, 32): 4}
+    runs = [answered(tmp_path, "gru", 0, right, 2048), answered(tmp_path, "none", 0, right, 64)]
+    written = write_report(runs, tmp_path, "c")
+    assert [path.name for path in written] == [
+        "table.md",
+        "curves.png",
+        "lengths.png",
+        "items.png",
+        "state.png",
+    ]
+    table = written[0].read_text()
+    assert cells(table, ["gru"]) == [["gru", "2", "1.00", "0.90"], ["gru", "4", "0.80", "0.40"]]
+    assert cells(table, ["tiny-mqar", "gru", "1,234"]) == [["tiny-mqar", "gru", "1,234", "2,048"]]
+
+
+@pytest.fixture
+def played(monkeypatch):
+    """Make a policy's success fall with the length of the corridor, and note what was played."""
+    seen = []
+
+    class Scores:
+        def __init__(self, env):
+            self.env = env
+
+        def summary(self):
+            return {"episodic_return": 0.0, "success": 10 / self.env.kwargs["corridor_length"]}
+
+    def evaluate(policy, env, episodes, seed):
+        seen.append((env.kwargs["corridor_length"], episodes, seed))
+        return Scores(env)
+
+    monkeypatch.setattr(comparison, "evaluate", evaluate)
+    monkeypatch.setattr("scrubjay.experiments.run.Run.policy", None)
+    return seen
+
+
+def test_longer_tasks_are_multiples_of_the_trained_one_and_played_once(tiny, tmp_path, played):
+    env = EnvConfig("scrubjay/TMaze-v0", {"corridor_length": 10}, num_envs=4)
+    run = finished(tmp_path / "run", tiny(recipe="tmaze", env=env), success=1.0)
+    scores = success_when_longer(run, episodes=7)
+    assert scores == {10: 1.0, 20: 0.5, 50: 0.2, 100: 0.1}
+    assert [length for length, _, _ in played] == list(scores)
+    assert len({(episodes, seed) for _, episodes, seed in played}) == 1
+    assert success_when_longer(run) == scores
+    assert len(played) == 4
+    assert json.loads((run.path / LONGER_FILE).read_text()) == {str(k): v for k, v in scores.items()}
+    written = write_report([run], tmp_path, "c")
+    assert written[-1].name == "longer.png"
+    table = written[0].read_text()
+    assert "tmaze, trained at corridor_length 10, tested at:" in table
+    assert cells(table, ["gru"]) == [["gru", "1.00", "0.50", "0.20", "0.10"]]
+
+
+def test_recipes_that_nothing_makes_longer_are_not_played(tiny, tmp_path, played):
+    assert success_when_longer(finished(tmp_path / "a", tiny(), success=1.0)) == {}
+    assert success_when_longer(answered(tmp_path, "gru", 0, {(4, 16): 1}, 1)) == {}
+    assert played == []

@@ -1,0 +1,82 @@
+"""Learning curves, and how contenders are named and coloured in all plots."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from scrubjay.experiments import Run, train
+from scrubjay.experiments.reports import curves
+from scrubjay.experiments.reports.curves import contenders, plot_longer, plot_runs
+from scrubjay.memory import make_config
+
+from ..pictures import assert_picture
+
+
+def test_plot_of_several_runs(finished_run, tiny, tmp_path):
+    other = train(tiny("none", seed=1), tmp_path / "other")
+    again = train(tiny("none", seed=2), tmp_path / "again")
+    assert_picture(plot_runs([finished_run, other, again], tmp_path / "new" / "plot.png"))
+    assert contenders([finished_run, other, again]) == {finished_run: "gru", other: "none", again: "none"}
+    with pytest.raises(ValueError, match=r"no metric 'charts/joy'; it has .*charts/success"):
+        plot_runs([finished_run], tmp_path / "x.png", metric="charts/joy")
+
+
+def test_memories_of_one_name_are_told_apart_by_the_sizes_they_differ_in(finished_run):
+    def with_sinks(number, seed):
+        memory = make_config("sink", dim=16, num_sinks=number)
+        policy = dataclasses.replace(finished_run.config.policy, memory=memory)
+        return Run(finished_run.path, dataclasses.replace(finished_run.config, policy=policy, seed=seed))
+
+    runs = [with_sinks(0, 0), with_sinks(4, 0), with_sinks(4, 1)]
+    assert list(contenders(runs).values()) == ["sink, num sinks 0", "sink, num sinks 4", "sink, num sinks 4"]
+    assert list(contenders(runs[1:]).values()) == ["sink", "sink"]
+
+
+def row(step, **charts):
+    return json.dumps({"step": step} | {f"charts/{name}": value for name, value in charts.items()}) + "\n"
+
+
+@pytest.fixture
+def drawn(monkeypatch, tmp_path):
+    """Draw, and return the figure instead of its file."""
+    kept: list[Figure] = []
+    monkeypatch.setattr(curves, "save_figure", lambda figure, out: kept.append(figure) or out)
+
+    def draw(plot, *arguments):
+        plot(*arguments, tmp_path / "x.png")
+        return kept.pop()
+
+    return draw
+
+
+def test_a_curve_is_the_mean_over_seeds_where_all_have_points(tiny, tmp_path, drawn):
+    runs = []
+    for seed, (last, success) in enumerate(((100, 0.2), (60, 0.6))):
+        run = Run.create(tiny(seed=seed), tmp_path / str(seed))
+        rows = [row(20, success=success, episodic_return=0), row(last, success=success, episodic_return=9)]
+        (run.path / "metrics.jsonl").write_text("".join(rows))
+        runs.append(run)
+    (axes,) = drawn(plot_runs, runs).axes
+    curve = next(line for line in axes.lines if line.get_label() == "gru (2 seeds)")
+    assert (curve.get_xdata()[0], curve.get_xdata()[-1]) == (20, 60)
+    np.testing.assert_allclose(curve.get_ydata(), 0.4)
+    assert axes.get_title() == "tiny"
+
+
+def test_what_was_tested_longer_is_drawn_by_the_setting_that_made_it_so(tiny, tmp_path, drawn):
+    runs = [Run(tmp_path, tiny(recipe="repeat-previous", seed=seed)) for seed in (0, 1)]
+    scores = [(runs[0], {1: 1.0, 5: 0.5}), (runs[1], {1: 0.8, 5: 0.1})]
+    (axes,) = drawn(plot_longer, scores).axes
+    assert axes.get_xlabel() == "num decks in the test"
+    (curve, trained) = axes.lines
+    np.testing.assert_allclose(curve.get_ydata(), [0.9, 0.3])
+    assert set(trained.get_xdata()) == {1}
+
+
+def test_a_contender_has_one_colour_whoever_else_is_drawn_before_it():
+    assert curves.colours(["b", "a", "b"]) == {"a": "C0", "b": "C1"}
+    many = curves.colours(str(number) for number in range(12))
+    assert set(many.values()) == {f"C{number}" for number in range(10)}

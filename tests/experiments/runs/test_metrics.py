@@ -1,0 +1,62 @@
+"""Rows of metrics: which depend on the machine, and what episodes come to."""
+
+import json
+
+import pytest
+
+from scrubjay.agents.rl.sampler import EpisodeStats
+from scrubjay.experiments.runs.metrics import WINDOW, EpisodeWindow, MetricsLog, is_timing
+
+
+def test_timing_columns_are_the_only_ones_left_out():
+    assert is_timing("charts/SPS")
+    assert is_timing("time/seconds")
+    assert not is_timing("charts/success")
+
+
+def episode(value, success=None, **measures):
+    return EpisodeStats(value, 4, success, measures)
+
+
+def test_charts_are_means_over_the_last_episodes_alone():
+    window = EpisodeWindow()
+    assert window.means() == {}
+    window.extend([episode(100.0, True)] * 7 + [episode(1.0, False)] * (WINDOW // 2))
+    window.extend([episode(3.0, True)] * (WINDOW // 2))
+    assert window.means() == {
+        "charts/episodic_return": 2.0,
+        "charts/episodic_length": 4.0,
+        "charts/success": 0.5,
+    }
+
+
+def test_what_was_measured_has_a_chart_and_success_that_nobody_tells_has_none():
+    window = EpisodeWindow()
+    window.extend([episode(0.0, jain=0.5), episode(0.0, jain=1.0)])
+    assert window.means()["charts/jain"] == 0.75
+    assert "charts/success" not in window.means()
+
+
+def test_a_window_goes_on_from_its_state_which_is_plain_data():
+    window, again = EpisodeWindow(), EpisodeWindow()
+    window.extend(episode(float(number), number % 2 == 0, load=number) for number in range(WINDOW + 3))
+    again.set_state(json.loads(json.dumps(window.get_state())))
+    for one in (window, again):
+        one.extend([episode(7.0, True, load=1)])
+    assert window.means() == again.means()
+
+
+def test_a_log_goes_on_from_its_checkpoint_without_what_came_after(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path)
+    log.write(1, {"a": 0.5})
+    kept = log.sync()
+    log.write(2, {"a": 9.0})
+    log.close()
+    log = MetricsLog(path, kept, 1)
+    log.write(2, {"a": 0.25})
+    log.close()
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert rows == [{"step": 1, "a": 0.5}, {"step": 2, "a": 0.25}]
+    with pytest.raises(ValueError, match="is shorter than its checkpoint says"):
+        MetricsLog(path, 10_000, 1)
