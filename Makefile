@@ -8,12 +8,13 @@ export OMP_NUM_THREADS ?= 1
 
 TABLES := agent bank checkpoints envs kernels machine_code ray resets segments teams throughput titans
 
-.PHONY: always help demo test test-slow lint format type bench bench-gpu docs-check clean
+.PHONY: always help demo test test-slow lint format type shapes bench bench-gpu docs-check clean
 
 help:
 	@echo "make demo        train the demo and draw its curve (a minute or two after the installation)"
 	@echo "make test        run the default test suite; test-slow runs the long tests"
 	@echo "make lint type   style, import layers, types"
+	@echo "make shapes      hold the calls of some suites to the shapes that are declared"
 	@echo "make bench       measure speed and rewrite the tables in experiments/bench/"
 	@echo "make bench-gpu   check the Triton kernels on this GPU, time them and rewrite experiments/bench/gpu.md"
 	@echo "make docs-check  run the snippets of README and CONTRIBUTING, check links and spelling"
@@ -53,6 +54,13 @@ format: $(VENV)/.installed-dev
 
 type: $(VENV)/.installed-dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+SHAPED := tests/test_shapes.py $(wildcard tests/memory/test_*.py) tests/memory/parts tests/memory/titans \
+	$(wildcard tests/kernels/*/test_reference.py) tests/agents/rl
+
+# Widths that only repeat the laws at another size are left to the suite.
+shapes: $(VENV)/.installed-dev
+	PYTHONPATH=tests $(BIN)/pytest -p shapes -k 'not dim22' $(SHAPED)
 
 bench: $(TABLES:%=experiments/bench/%.md)
 

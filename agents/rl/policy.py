@@ -110,10 +110,11 @@ class Policy(nn.Module):
         state: State | None = None,
         start: Any = None,
         deterministic: bool = True,
-    ) -> tuple[np.ndarray, State]:
+    ) -> tuple[np.ndarray | np.number, State]:
         """Return an action for the environment, and the state to hand back with the next observation.
 
-        Takes one observation or a batch, of arrays or tensors; `state=None` begins an episode in every row,
+        Takes one observation or a batch, of arrays or tensors; of one, an action without axes is a NumPy
+        scalar, which counts and hashes as a number does. `state=None` begins an episode in every row,
         `start` in the marked ones. Raises ValueError if the observation's shape does not fit the space.
         """
         seen = to_tensors(self.observation_space, observation, self.device)

@@ -94,14 +94,14 @@ def unpack(flat: Float[Tensor, "*heads P"], shape: NetworkShape) -> list[Tensor]
     return views
 
 
-def pack(layers: Sequence[Float[Tensor, "*heads In Out"]]) -> Float[Tensor, "*heads P"]:
+def pack(layers: Sequence[Float[Tensor, "*heads _In _Out"]]) -> Float[Tensor, "*heads P"]:
     """Return the layers as packed rows; the inverse of `unpack`."""
     flat = [layer.flatten(-2) for layer in layers]
     return flat[0] if len(flat) == 1 else torch.cat(flat, dim=-1)
 
 
 def forward_pass(
-    x: Float[Tensor, "*heads C D"], weights: Sequence[Float[Tensor, "*heads In Out"]], shape: NetworkShape
+    x: Float[Tensor, "*heads C D"], weights: Sequence[Float[Tensor, "*heads _In _Out"]], shape: NetworkShape
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """Return every layer's input and its product with the weights, and the network's output."""
     inputs, products = [x], [x @ weights[0]]
@@ -121,7 +121,7 @@ def finish(x: Tensor, product: Tensor, shape: NetworkShape) -> Tensor:
 def backward_pass(
     gradient: Float[Tensor, "*heads C D"],
     products: Sequence[Tensor],
-    weights: Sequence[Float[Tensor, "*heads In Out"]],
+    weights: Sequence[Float[Tensor, "*heads _In _Out"]],
     shape: NetworkShape,
 ) -> list[Tensor]:
     """Return the gradient at every layer's product, from that at the output."""

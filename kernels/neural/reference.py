@@ -77,7 +77,7 @@ def learn_and_read(
 
 
 def _network(
-    x: Float[Tensor, " D"], weights: Sequence[Float[Tensor, "In Out"]], shape: NetworkShape
+    x: Float[Tensor, " D"], weights: Sequence[Float[Tensor, "_In _Out"]], shape: NetworkShape
 ) -> Float[Tensor, " D"]:
     h = x
     for layer, weight in enumerate(weights):

@@ -7,7 +7,7 @@ tokenizer comes through as it is.
 from __future__ import annotations
 
 import functools
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ KEYWORD = "policy_layer"
 """Keyword by which a cache hands its layer to the attention function of the same module."""
 
 
+@runtime_checkable
 class Attends(Protocol):
     """One layer of a cache, which reads and keeps what its policy says."""
 

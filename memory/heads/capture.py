@@ -46,7 +46,7 @@ def attention_weights(
     heads: Heads,
     rows: slice = slice(None),
     *,
-    attention_mask: Bool[Tensor, "batch time"] | None = None,
+    attention_mask: Bool[Tensor, "batch time"] | Int[Tensor, "batch time"] | None = None,
     cache: Cache | None = None,
 ) -> dict[int, Float[Tensor, "batch heads rows keys"]]:
     """Return the weights of one forward pass, which ends at the highest layer in `heads`.

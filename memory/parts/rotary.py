@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
-def rotary_frequencies(width: int) -> Float[Tensor, " width/2"]:
+def rotary_frequencies(width: int) -> Float[Tensor, " {width//2}"]:
     """Return the angle per step of each pair of `width` coordinates, an even number."""
     exponent = torch.arange(width // 2, dtype=torch.float64) * (-2 / max(width, 1))
     return torch.exp(exponent * math.log(10_000.0))
@@ -18,7 +18,7 @@ def rotary_frequencies(width: int) -> Float[Tensor, " width/2"]:
 def rotate(
     x: Float[Tensor, "batch time heads width"],
     time: Int[Tensor, "batch time"],
-    frequencies: Float[Tensor, " width/2"],
+    frequencies: Float[Tensor, " pairs"],
 ) -> Float[Tensor, "batch time heads width"]:
     """Return `x` with coordinate pairs (i, i + width / 2) turned by `time` steps."""
     # float64, since at a million steps a float32 angle is off by a tenth.

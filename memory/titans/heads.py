@@ -37,7 +37,7 @@ class Convolution(NamedTuple):
         """Inputs before its own that a sum takes in."""
         return len(self.taps) - 1
 
-    def inputs(self, x: Tensor, steps: slice) -> Float[Tensor, "batch taps-1+steps width"]:
+    def inputs(self, x: Tensor, steps: slice) -> Float[Tensor, "batch tail_and_steps width"]:
         """Return what the sums of some steps are made of."""
         missing = self.tail[:, steps.start :]
         inside = x[:, max(0, steps.start - self.reach) : steps.stop]
@@ -60,7 +60,7 @@ class Convolution(NamedTuple):
 
     def pull_back(
         self, grad: Tensor, inputs: Tensor, steps: slice
-    ) -> tuple[Float[Tensor, "batch taps-1+steps width"], Float[Tensor, "taps width"]]:
+    ) -> tuple[Float[Tensor, "batch tail_and_steps width"], Float[Tensor, "taps width"]]:
         """Return the gradients of `inputs` and taps from that of `sums`."""
         grad_inputs, grad_taps = torch.zeros_like(inputs), []
         length = grad.shape[1]
@@ -72,7 +72,7 @@ class Convolution(NamedTuple):
 
 
 def heads_of(
-    projected: Float[Tensor, "batch time 3*dim"], num_heads: int, convolution: Convolution | None = None
+    projected: Float[Tensor, "batch time three_dims"], num_heads: int, convolution: Convolution | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return queries and keys of at most unit length, and values, `[batch, time, heads, width]` each."""
     taps, tail, step = (None, None, None) if convolution is None else convolution
@@ -81,7 +81,7 @@ def heads_of(
     return _Heads.apply(projected, taps, tail, step, num_heads)
 
 
-def split_heads(mixed: Float[Tensor, "*batch 3*dim"], num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+def split_heads(mixed: Float[Tensor, "*batch three_dims"], num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return queries and keys of at most unit length, and values, of inputs that are mixed already."""
     query, key, value = functional.silu(mixed).unflatten(-1, (3, num_heads, -1)).unbind(-3)
     return unit(query), unit(key), value
@@ -153,7 +153,7 @@ class _Heads(torch.autograd.Function):
         return grad_projected, grad_taps.to(convolution.taps.dtype), owed, None, None
 
 
-def _gradient(x: Float[Tensor, "batch steps 3*dim"], grads: list[Tensor]) -> Tensor:
+def _gradient(x: Float[Tensor, "batch steps three_dims"], grads: list[Tensor]) -> Tensor:
     """Return the gradient of mixed inputs from those of queries, keys and values."""
     gate = torch.sigmoid(x)
     active = x * gate

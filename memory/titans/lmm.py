@@ -8,6 +8,7 @@ normed input with a plain residual. A layer learns its own normed inputs.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
@@ -147,8 +148,8 @@ class Titans(Memory):
         return x, torch.stack(surprises).mean(0), after
 
     @property
-    def _layers(self) -> list[TitansLayer]:
-        return cast("list[TitansLayer]", self.layers)
+    def _layers(self) -> Iterable[TitansLayer]:
+        return cast("Iterable[TitansLayer]", self.layers)
 
 
 def _named(part: State, layer: int) -> State:

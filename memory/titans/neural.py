@@ -260,7 +260,7 @@ class NeuralMemory(nn.Module):
             "norm": config.norm,
         }
 
-    def _gates(self, logits: Float[Tensor, "*batch 3*heads"]) -> Gates:
+    def _gates(self, logits: Float[Tensor, "*batch {3*self.heads}"]) -> Gates:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         step, momentum, forgetting = logits.unflatten(-1, (3, self.heads)).unbind(-2)
         largest, most = self.config.max_step / self.chunk_size, most_momentum(self.chunk_size)

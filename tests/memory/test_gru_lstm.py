@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from scrubjay.memory.contract.base import Memory, State
 from scrubjay.memory.gru import GRUConfig
 from scrubjay.memory.lstm import LSTMConfig
-from scrubjay.memory.parts.flush import FlushPlan
 
 DIM, BATCH, TIME = 10, 4, 23
 LAYERS = {GRUConfig: nn.GRU, LSTMConfig: nn.LSTM}
@@ -192,30 +191,3 @@ def test_step_compiles_and_exports_with_dynamic_batch(config_class):
     for case in (args, fewer):
         torch.testing.assert_close(exported(*case), memory(*case), atol=1e-6, rtol=1e-6)
         torch.testing.assert_close(compiled(*case), memory(*case), atol=1e-6, rtol=1e-6)
-
-
-@given(batch=st.integers(1, 6), time=st.integers(1, 30), rate=st.floats(0, 1), seed=st.integers(0, 2**16))
-@settings(max_examples=60, deadline=None)
-def test_a_plan_flushes_right_before_every_start_and_loses_no_step(batch, time, rate, seed):
-    generator = torch.Generator().manual_seed(seed)
-    start = torch.rand(batch, time, generator=generator) < rate
-    plan = FlushPlan.of(start)
-    flushes = start[:, 1:].sum(dim=1)
-    if plan is None:
-        assert not flushes.any()
-        return
-    longest = time + int(flushes.max())
-    expected = torch.zeros(longest, batch, 4)
-    for b in range(batch):
-        place = 0
-        for t in range(time):
-            if t > 0 and start[b, t]:
-                expected[place, b, 2] = 1
-                place += 1
-            expected[place, b, 0] = 1 + b * time + t
-            expected[place, b, 1] = 1
-            place += 1
-        expected[place:, b, 3] = 1
-    x = 1 + torch.arange(batch * time, dtype=torch.float32).view(batch, time, 1)
-    assert torch.equal(plan.stretch(x), expected)
-    assert torch.equal(plan.collect(expected[..., :1]), x)

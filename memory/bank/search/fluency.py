@@ -13,7 +13,7 @@ import functools
 import json
 import unicodedata
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -24,6 +24,7 @@ _LEAST = 0.02  # With it they still order what words leave equal.
 _FILE = Path(__file__).with_suffix(".json")
 
 
+@runtime_checkable
 class Embeddings(Protocol):
     """What turns texts into vectors; any langchain embeddings do."""
 

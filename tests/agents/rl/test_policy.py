@@ -110,7 +110,7 @@ def test_act_takes_one_observation_or_many_arrays_or_tensors(make_policy: MakePo
         actions, states = policy.act(seen, states)
         alone, state = policy.act(torch.from_numpy(seen[2]), state)
         assert policy.action_space.contains(alone)
-        np.testing.assert_allclose(alone, actions[2], atol=1e-5)
+        np.testing.assert_allclose(alone, np.asarray(actions)[2], atol=1e-5)
         torch.testing.assert_close(state["hidden"], states["hidden"][2:3])
     restarted, _ = policy.act(observations[0], states, start=np.ones(4, dtype=bool))
     np.testing.assert_allclose(restarted, policy.act(observations[0])[0], atol=1e-6)

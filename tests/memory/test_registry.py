@@ -1,0 +1,24 @@
+"""Memories by name: what is known comes back, and what is not is answered with the choices."""
+
+import dataclasses
+
+import pytest
+
+from scrubjay import memory
+
+
+@pytest.mark.parametrize("name", memory.list_memories())
+def test_config_names_round_trip_and_sizes_are_frozen(name):
+    config = memory.make_config(name, dim=10)
+    assert memory.name_of(config) == name
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.dim = 12  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_unknown_names_and_fields_come_with_the_choices():
+    with pytest.raises(ValueError, match=r"unknown memory 'hcma'; choose from .*hcam.*did you mean 'hcam'"):
+        memory.make("hcma", dim=8)
+    with pytest.raises(ValueError, match=r"'gru' has no field chunk_size; its fields are dim"):
+        memory.make("gru", dim=8, chunk_size=4)
+    with pytest.raises(ValueError, match="already registered"):
+        memory.register("gru", type(memory.make_config("gru")))
