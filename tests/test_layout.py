@@ -89,7 +89,7 @@ def test_every_test_file_lies_where_its_room_does():
 
 
 def public_functions() -> Iterator[tuple[Path, str, ast.FunctionDef, str]]:
-    """Yield every public function and method: its module, its class or "", itself, what is told of its arguments."""
+    """Yield public functions and methods: the module, the class or "", itself, what is told of it."""
     for module in modules():
         if module.parts[0] == "tests":
             continue
@@ -103,7 +103,7 @@ def public_functions() -> Iterator[tuple[Path, str, ast.FunctionDef, str]]:
 
 
 def test_long_lists_of_arguments_are_explained():
-    """What overrides a method is explained where that is; a Triton kernel by the function that launches it."""
+    """What overrides a method is explained where that is, a Triton kernel by what launches it."""
     explained = {node.name for _, owner, node, told in public_functions() if owner and "Args:" in told}
     for module, owner, node, told in public_functions():
         given = [argument.arg for argument in node.args.args + node.args.kwonlyargs]

@@ -214,7 +214,7 @@ def recalled(path: Path, embeddings: CheapEmbeddings, searches: int) -> dict[boo
 
 
 def flat_scan(size: int, dimension: int) -> tuple[float, float]:
-    """Return the median milliseconds of a scan of `size` vectors for the nearest ten, by numpy and by torch."""
+    """Return the median milliseconds of a scan of `size` vectors for the nearest ten, by numpy and torch."""
     import torch
 
     torch.set_num_threads(1)
@@ -270,7 +270,8 @@ def main() -> None:
 
 def _approximations(config: BankBench, embeddings: CheapEmbeddings) -> None:
     print(
-        "\nThe same with `approximate=True`, and what part of the ten nearest records are in the chunks chosen:\n"
+        "\nThe same with `approximate=True`, and what part of the ten nearest records are in the chunks "
+        "chosen:\n"
     )
     print(
         "| records | build, ms a record | MB of index | words and vectors | first | MB of memory | "

@@ -252,8 +252,10 @@ def _memory(rows: int, time: int, heads: int, width: int, hidden: int | None, de
 
 def _memories(bench: GPUBench) -> Iterator[str]:
     """The torch path takes a minute beyond a few thousand steps."""
-    yield (f"neural_memory, {bench.heads} heads of 64, chunks of 32, bfloat16, ms forward / forward and "
-        "backward:\n")
+    yield (
+        f"neural_memory, {bench.heads} heads of 64, chunks of 32, bfloat16, ms forward / forward and "
+        "backward:\n"
+    )
     yield "| T | memory | triton | torch | torch / triton |\n|---|---|---|---|---|"
     for length in (length for length in bench.lengths if length <= 4096):
         for name, hidden in (("a matrix", None), ("hidden 128", 128)):
@@ -295,8 +297,9 @@ def _scans(bench: GPUBench) -> Iterator[str]:
 
 def _segments(bench: GPUBench) -> Iterator[str]:
     """A causal segment, every query reading only chunks completed before it."""
-    yield (f"A causal segment, bfloat16, C={bench.chunk}, k={bench.top_k}, ms forward / forward and "
-        "backward:\n")
+    yield (
+        f"A causal segment, bfloat16, C={bench.chunk}, k={bench.top_k}, ms forward / forward and backward:\n"
+    )
     yield "| T | retrieval_op (joint) | full attention | full / ours | parallel_nsa | nsa / ours |"
     yield "|---|---|---|---|---|---|"
     for length in bench.lengths:
@@ -307,13 +310,16 @@ def _segments(bench: GPUBench) -> Iterator[str]:
         nsa = _nsa(bench, query, keys, values)
         measured = None if nsa is None else _time(nsa)
         cells = ["-", "-"] if measured is None else [_pair(measured), _ratio(measured, ours)]
-        yield (f"| {length:,} | {_pair(ours)} | {_pair(theirs)} | {_ratio(theirs, ours)} | "
-            f"{' | '.join(cells)} |")
+        yield (
+            f"| {length:,} | {_pair(ours)} | {_pair(theirs)} | {_ratio(theirs, ours)} | {' | '.join(cells)} |"
+        )
 
 
 def _decode(bench: GPUBench) -> Iterator[str]:
-    yield (f"Decode, {bench.rows} rows, bfloat16, ms:\n\n"
-        "| keys | retrieval_op (joint) | full attention | full / ours |")
+    yield (
+        f"Decode, {bench.rows} rows, bfloat16, ms:\n\n"
+        "| keys | retrieval_op (joint) | full attention | full / ours |"
+    )
     yield "|---|---|---|---|"
     for length in bench.lengths:
         query, keys, values = _draw(bench.rows, length, bench)

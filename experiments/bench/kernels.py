@@ -119,8 +119,10 @@ def _other_reads(bench: KernelsBench) -> Iterator[str]:
         add_pos_enc=True,
     )
     weights = ReadWeights(*(torch.randn(dim, dim) * dim**-0.5 for _ in range(6)))
-    yield (f"Hierarchical read of {chunks} chunks of {chunk} steps of width {dim}, 8 rows, projections "
-        "included:\n")
+    yield (
+        f"Hierarchical read of {chunks} chunks of {chunk} steps of width {dim}, 8 rows, projections "
+        "included:\n"
+    )
     yield "| queries a row | ours | htm-pytorch | definition in plain loops |"
     yield "|---|---|---|---|"
     for queries in (1, 128):
@@ -160,8 +162,10 @@ def _bandwidth(bench: KernelsBench) -> Iterator[str]:
     bandwidth = large.numel() * 4 / (_contest(bench, False, lambda: large.sum())[0] / 1e3)
     del large
     chunks = 128
-    yield (f"A decode step over {chunks} chunks (hierarchical), against its floor at {bandwidth / 1e9:.0f} "
-        "GB/s:\n")
+    yield (
+        f"A decode step over {chunks} chunks (hierarchical), against its floor at {bandwidth / 1e9:.0f} "
+        "GB/s:\n"
+    )
     yield "| rows | MB touched | floor | 1 head | 4 heads of one selection | most of the time of 4 heads |"
     yield "|---|---|---|---|---|---|"
     for rows in bench.rows:
@@ -201,8 +205,9 @@ def _hot_spots(run: Callable[[], Tensor]) -> str:
 def _sinks(bench: KernelsBench) -> Iterator[str]:
     """Sink attention over a segment and over a ring, against full attention with a mask."""
     window, sinks, rows = 128, 4, 4
-    yield (f"sink_attention, window {window}, {sinks} sinks, {rows} rows, against full attention with a "
-        "mask:\n")
+    yield (
+        f"sink_attention, window {window}, {sinks} sinks, {rows} rows, against full attention with a mask:\n"
+    )
     yield "| queries | key slots | ours, forward | ours, forward and backward | masked full attention |"
     yield "|---|---|---|---|---|"
     for queries, slots in ((1, window + sinks), (256, 256), (1024, 1024), (4096, 4096)):

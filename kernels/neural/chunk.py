@@ -94,7 +94,15 @@ class Kept(NamedTuple):
 class ChunkGradient:
     """The gradient of one chunk, in the reverse order of its computation: `leave`, `read`, `write`.
 
-    Begins with what the chunk did not keep: `inputs` and `steps` are those that `_advance` needs.
+    Begins with what the chunk did not keep.
+
+    Args:
+        shape: Sizes of the network.
+        at: The chunk's coefficients.
+        kept: What its forward pass kept.
+        here: Its keys, values and queries.
+        weights: The network's weights at its start.
+        layers: What `_advance` needs of the layers.
     """
 
     def __init__(

@@ -164,7 +164,13 @@ def clipped_step(
 ) -> tuple[Float[Tensor, "*heads C 1"], Float[Tensor, "*heads C 1"]]:
     """Return the step that is taken and the squared length of the token's gradient.
 
-    A step may remove no more than its `share` of the token's error, to first order.
+    Args:
+        step_size: The step that was asked for.
+        share: A step may remove no more than this part of the token's error, to first order.
+        gradient: Of the loss by what the network says.
+        inputs: Of each layer.
+        deltas: Of each layer: the gradient by what it says before its activation.
+        shape: Sizes of the network.
     """
     squared = torch.zeros_like(step_size)
     for x, delta in zip(inputs, deltas, strict=True):

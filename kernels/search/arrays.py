@@ -16,7 +16,10 @@ def nearest(
     allowed: np.ndarray | None,
     implementation: str,
 ) -> Nearest[np.ndarray]:
-    """Run `kernels.nearest` on arrays. Raises TypeError and ValueError as that does."""
+    """Run `kernels.nearest` on arrays. Raises TypeError and ValueError as that does.
+
+    Args: those of `kernels.nearest`.
+    """
     _check(query, keys, implementation)
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         scores = _products(query, keys) if norms is None else _products(query, keys) / norms

@@ -79,7 +79,16 @@ def scores_launch(
     allowed: Tensor | None,
     out: Tensor,
 ) -> Launch:
-    """Return the launch that fills `out`."""
+    """Return the launch that fills `out`.
+
+    Args:
+        query: "Q D".
+        keys: "N D".
+        rows: Which keys; None for all.
+        norms: By which scores are divided.
+        allowed: Which keys may be found; others score -inf.
+        out: Filled: a score for each query and row.
+    """
     query, keys = with_dense_rows(query), with_dense_rows(keys)
     listed, norms, allowed = (None if t is None else t.contiguous() for t in (rows, norms, allowed))
     return Launch(

@@ -19,7 +19,10 @@ _BLOCK = 1 << 18  # rows that are widened to float32 at a time
 def nearest(
     query: Tensor, keys: Tensor, count: int, norms: Tensor | None, allowed: Tensor | None, implementation: str
 ) -> Nearest[Tensor]:
-    """Run `kernels.nearest` on tensors."""
+    """Run `kernels.nearest` on tensors.
+
+    Args: those of `kernels.nearest`.
+    """
     path = _path(implementation, query, keys, norms, allowed)
     if path == "reference":
         return reference.nearest(query, keys, count, norms, allowed)

@@ -19,7 +19,10 @@ def read_out(
     num_sinks: int,
     scale: float,
 ) -> Float[Tensor, "B T H V"]:
-    """Return what `sink_attention` does, whose arguments these are."""
+    """Return what `kernels.sink_attention` does.
+
+    Args: those of `kernels.sink_attention`.
+    """
     batch, time, heads, _ = query.shape
     groups = keys.shape[2]
     dtype = torch.promote_types(query.dtype, torch.float32)

@@ -276,7 +276,18 @@ def write(
     source: Tensor,
     kind: str,
 ) -> None:
-    """Write the steps `x` in place as planned by the tables `[B, N]` and `source` `[B, N, C]`."""
+    """Write the steps `x` in place.
+
+    Args:
+        contents: The ring of chunks, "B N C D".
+        summaries: Theirs, "B N D".
+        x: The segment, "B T D".
+        touched: Of `vectorised.Plan`, and so the next three.
+        last: As there.
+        end: As there.
+        source: As there.
+        kind: Of the summaries.
+    """
     tables = [table.to(torch.int32).contiguous() for table in (touched, last, end, source)]
     write_launch(contents, summaries, with_dense_rows(x), *tables, kind).run()
 
@@ -284,7 +295,16 @@ def write(
 def write_one(
     contents: Tensor, summaries: Tensor, x: Tensor, time: Tensor, start: Tensor | None, kind: str
 ) -> Tensor:
-    """Write one step per row in place and return the time after it."""
+    """Write one step per row in place and return the time after it.
+
+    Args:
+        contents: The ring of chunks, "B N C D".
+        summaries: Theirs, "B N D".
+        x: The step, "B D".
+        time: Steps of each row's episode before it, "B".
+        start: Rows whose episode begins; None for none.
+        kind: Of the summaries.
+    """
     time_after = time.new_empty(time.shape)
     write_one_launch(contents, summaries, with_dense_rows(x), time, start, time_after, kind).run()
     return time_after
@@ -347,7 +367,10 @@ def write_launch(
     source: Tensor,
     kind: str,
 ) -> Launch:
-    """Return the launch that writes a segment; the tables are contiguous."""
+    """Return the launch that writes a segment; the tables are contiguous.
+
+    Args: those of `write`.
+    """
     batch, entries, length = source.shape
     width = contents.shape[3]
     blocks = _blocks(length, width)
@@ -386,7 +409,10 @@ def write_one_launch(
     time_after: Tensor,
     kind: str,
 ) -> Launch:
-    """Return the launch that writes one step per row."""
+    """Return the launch that writes one step per row.
+
+    Args: those of `write_one`; `time_after` is filled.
+    """
     batch, chunks, length, width = contents.shape
     block = _blocks(length, width)["BLOCK_WIDTH"]
     return Launch(

@@ -106,7 +106,10 @@ def plan_writes(time: Tensor, start: Tensor | None, steps: int, chunks: int, len
 def write(
     contents: Tensor, summaries: Tensor, x: Tensor, time: Tensor, start: Tensor | None, kind: Kind
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return contents, summaries and time after a segment; the arguments are those of `reference.write`."""
+    """Return contents, summaries and time after a segment.
+
+    Args: those of `reference.write`.
+    """
     chunks, length = contents.shape[1:3]
     plan = plan_writes(time, start, x.shape[1], chunks, length)
     rows = rows_of(plan, chunks, length)

@@ -14,7 +14,7 @@ from collect import PARTS, commands, flags, missing, said
 
 PROMISED = json.loads(Path(__file__).with_name("public.json").read_text())
 REPLACED = {"members": {"scrubjay.experiments.TrainConfig": ("engine", "run")}}
-"""What CHANGELOG says the substitute of: a config is data, and `scrubjay.experiments.train(config)` trains it."""
+"""What CHANGELOG names a substitute for: a config is data, and `experiments.train(config)` trains it."""
 WHOLE = ("members", "layouts", "ops", "tables", "files", "choices", "configs", "memory configs")
 
 

@@ -147,7 +147,16 @@ def _attend_kernel(
 def attend_launch(
     problem: Problem, choice: Choice, chunks: Tensor, out: Tensor, weights: Tensor, normalisers: Tensor
 ) -> Launch:
-    """Return the launch that fills `out`, `weights` and `normalisers`."""
+    """Return the launch that fills `out`, `weights` and `normalisers`.
+
+    Args:
+        problem: The op's arguments, as kernels take them.
+        choice: How chunks are chosen and combined.
+        chunks: Those kept, per query and head.
+        out: Filled: what was read.
+        weights: Filled: of the chunks kept.
+        normalisers: Filled: the logarithm of each softmax's sum.
+    """
     query, keys, values = problem.query, problem.keys, problem.values
     batch, time, heads, _ = query.shape
     sizes = sizes_of(problem, choice)

@@ -218,7 +218,17 @@ def query_gradient_launch(
     query_grad: Tensor,
     delta: Tensor,
 ) -> Launch:
-    """Return the launch that fills `query_grad` and `delta`."""
+    """Return the launch that fills `query_grad` and `delta`.
+
+    Args:
+        problem: The op's arguments, as kernels take them.
+        choice: How chunks are chosen and combined.
+        saved: Chunks kept, their weights, and log normalisers.
+        out: What was read.
+        grad: Of `out`.
+        query_grad: Filled.
+        delta: Filled: the products of `out` and `grad`.
+    """
     chunks, weights, normalisers = saved
     batch, time = problem.query.shape[:2]
     sizes = sizes_of(problem, choice)
@@ -249,7 +259,18 @@ def memory_gradient_launch(
     keys_grad: Tensor,
     values_grad: Tensor,
 ) -> Launch:
-    """Return the launch that fills `keys_grad` and `values_grad`."""
+    """Return the launch that fills `keys_grad` and `values_grad`.
+
+    Args:
+        problem: The op's arguments, as kernels take them.
+        choice: How chunks are chosen and combined.
+        saved: Chunks kept, their weights, and log normalisers.
+        grad: Of what was read.
+        delta: The products of that and `grad`.
+        readers: Which queries read each chunk, and where each chunk's begin.
+        keys_grad: Filled.
+        values_grad: Filled.
+    """
     chunks, weights, normalisers = saved
     batch, num_chunks, length, groups, _ = problem.keys.shape
     constants = {**sizes_of(problem, choice), **tile_sizes(problem, 32)}

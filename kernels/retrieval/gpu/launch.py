@@ -44,7 +44,13 @@ def backward(
 ) -> list[Tensor]:
     """Return the gradients of the eight tensors of `problem`, an empty one where none is wanted.
 
-    `saved` are the chunks kept, their weights and the log normalisers, as `forward` returned them.
+    Args:
+        problem: The op's arguments, as kernels take them.
+        choice: How chunks are chosen and combined.
+        grad: Of `out`.
+        out: What was read.
+        saved: Chunks kept, their weights, and log normalisers, as `forward` returned them.
+        wanted: Which of the eight.
     """
     problem = _ready(problem)
     grad = grad.contiguous()

@@ -136,7 +136,10 @@ def attend_launch(
     num_sinks,
     scale,
 ) -> Launch:
-    """Return the launch that fills `out` and `log_sum`."""
+    """Return the launch that fills `out` and `log_sum`.
+
+    Args: those of `kernels.sink_attention`, and what is filled.
+    """
     tensors = {"query": query, "keys": keys, "values": values}
     steps = {"query_step": query_step, "key_step": key_step, "episode_start": episode_start}
     extra = {"sink_logit": sink_logit, "out": out, "log_sum": log_sum}

@@ -240,7 +240,10 @@ def query_gradient_launch(
     num_sinks,
     scale,
 ) -> Launch:
-    """Return the launch that fills `delta` and `query_grad`."""
+    """Return the launch that fills `delta` and `query_grad`.
+
+    Args: those of `kernels.sink_attention`, what it read with its gradient, and what is filled.
+    """
     tensors = {"query": query, "keys": keys, "values": values, "grad": grad}
     steps = {"query_step": query_step, "key_step": key_step, "episode_start": episode_start}
     extra = {"out": out, "log_sum": log_sum, "delta": delta, "query_grad": query_grad}
@@ -265,7 +268,10 @@ def key_gradient_launch(
     num_sinks,
     scale,
 ) -> Launch:
-    """Return the launch that fills `keys_grad` and `values_grad`."""
+    """Return the launch that fills `keys_grad` and `values_grad`.
+
+    Args: those of `kernels.sink_attention`, the gradient of what it read, and what is filled.
+    """
     tensors = {"query": query, "keys": keys, "values": values, "grad": grad}
     steps = {"query_step": query_step, "key_step": key_step, "episode_start": episode_start}
     extra = {"log_sum": log_sum, "delta": delta, "keys_grad": keys_grad, "values_grad": values_grad}

@@ -22,7 +22,10 @@ def forward(
     num_sinks: int,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """Return the read-out `[B, T, H, V]` and the logarithm of each softmax's sum, `[B, T, H]` float32."""
+    """Return the read-out `[B, T, H, V]` and the logarithm of each softmax's sum, `[B, T, H]` float32.
+
+    Args: those of `kernels.sink_attention`.
+    """
     query, keys, values = map(with_dense_rows, (query, keys, values))
     sink_logit = None if sink_logit is None else sink_logit.contiguous()
     out = query.new_empty(*query.shape[:3], values.shape[-1])
@@ -47,7 +50,10 @@ def backward(
     num_sinks: int,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients to query, keys, values and sink_logit, the last empty where there is none."""
+    """Return the gradients to query, keys, values and sink_logit, the last empty where there is none.
+
+    Args: those of `kernels.sink_attention`, what `forward` returned, and the gradient of the read-out.
+    """
     grad, query, keys, values = map(with_dense_rows, (grad, query, keys, values))
     out, log_sum = out.contiguous(), log_sum.contiguous()
     query_grad, keys_grad, values_grad = (tensor.new_empty(tensor.shape) for tensor in (query, keys, values))

@@ -1,8 +1,8 @@
 """The dense arm of a bank too large to hold: an approximate index in files, embeddings in SQLite.
 
-The nearest records are found in segments mapped into memory (`memory/bank/search/segments.py`), those too new for a
-segment by an exact scan. Their chunks are the chosen ones; inside, every record's own embedding is read and
-scored exactly, as ever.
+The nearest records are found in segments mapped into memory (`memory/bank/search/segments.py`), those too new
+for a segment by an exact scan. Their chunks are the chosen ones; inside, every record's own embedding is read
+and scored exactly, as ever.
 """
 
 from __future__ import annotations

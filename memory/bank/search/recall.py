@@ -6,10 +6,11 @@ What a record gets:
    the chunk (`memory/bank/search/shares.py`): BM25 by words, cosines by embeddings.
 2. Shares of both arms are summed, as convex combinations beat fusions of ranks (Bruch, Gai and Ingber 2023,
    arXiv 2210.11934), but with weights that the query's own scores tell, since no weights serve all queries.
-   Words weigh the part of the query that the best record covers, to the power of 1.5: they know little of a query
-   that shares but a name with a hundred records. Embeddings weigh how far the nearest record stands out from
-   what chance would bring near, in a logistic curve, times how well they know the query's script
-   (`memory/bank/search/fluency.py`), times the bank's `dense_weight`: where no record stands out none is meant.
+   Words weigh the part of the query that the best record covers, to the power of 1.5: they know little of a
+   query that shares but a name with a hundred records. Embeddings weigh how far the nearest record stands out
+   from what chance would bring near, in a logistic curve, times how well they know the query's script
+   (`memory/bank/search/fluency.py`), times the bank's `dense_weight`: where no record stands out none is
+   meant.
 3. Recency and importance each move the sum by 2 % at most: they decide between equals.
 """
 

@@ -250,7 +250,15 @@ def read_gradient_launches(
 ) -> list[Launch]:
     """Return the launches, one a layer, that fill `owed`, and gradients of query and of reads' coefficients.
 
-    `to` are the gradients of the states, of which those after the last chunk are there; reads give theirs.
+    Args:
+        inputs: Of the op.
+        layout: Sizes and strides.
+        kept: What the forward pass kept.
+        grad_y: Of what was read.
+        grad_query: Filled.
+        grad_rule: Filled, where reads have coefficients.
+        owed: Filled: what reads of each chunk owe to what it learned.
+        to: Of the states, of which those after the last chunk are there; reads give theirs.
     """
     rows, count, _ = inputs.rule.shape
     arguments = {

@@ -272,7 +272,17 @@ def write_gradient_launch(
     to: Tensor,
     grad_anchor: Tensor,
 ) -> Launch:
-    """Return the launch of the walk back, that fills `to` and `grad_anchor` for the state before."""
+    """Return the launch of the walk back, that fills `to` and `grad_anchor` for the state before.
+
+    Args:
+        inputs: Of the op.
+        layout: Sizes and strides.
+        kept: What the forward pass kept.
+        grad_rule: Filled: of the coefficients.
+        owed: What reads of each chunk owe to what it learned.
+        to: Of the states, from the last chunk's to the first's.
+        grad_anchor: Of the state before everything.
+    """
     arguments = {
         "anchor_ptr": inputs.state.anchor,
         "states_ptr": kept.states,
