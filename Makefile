@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-CODE := agents envs experiments kernels memory tests src/scrubjay/__init__.py src/scrubjay/__main__.py src/scrubjay/_lazy.py src/scrubjay/_version.py
+CODE := agents envs experiments kernels memory tests $(wildcard src/scrubjay/*.py)
 # Small batches run fastest on one thread a process; set it yourself to override.
 export OMP_NUM_THREADS ?= 1
 
@@ -62,7 +62,13 @@ SHAPED := tests/test_shapes.py $(wildcard tests/memory/test_*.py) tests/memory/p
 shapes: $(VENV)/.installed-dev
 	PYTHONPATH=tests $(BIN)/pytest -p shapes -k 'not dim22' $(SHAPED)
 
-bench: $(TABLES:%=experiments/bench/%.md)
+bench: $(TABLES:%=experiments/bench/%.md) experiments/quality/embeddings.md
+
+experiments/quality/%.md: $(VENV)/.installed-bench always
+	{ printf '# %s\n\n`python -P -m scrubjay.experiments.quality.%s`\n\n' $* $*; \
+	  $(BIN)/python -P -m scrubjay.experiments.quality.$*; } > $@.new
+	mv $@.new $@
+	cat $@
 
 experiments/bench/%.md: $(VENV)/.installed-bench always
 	{ printf '# %s\n\n`python -P -m scrubjay.experiments.bench.%s`\n\n' $* $*; \
