@@ -15,7 +15,7 @@ KERNELS = Path(__file__).parent.parent / "kernels"
 # And beartype knows no generic NamedTuple, such as `Nearest[Tensor]`.
 REGISTERING = ("torch.library", "custom_op", "triton", "Nearest[")
 # What sees a function as it is written: graphs of torch have no place for a checker.
-COMPILING = ("compile", "export", "BranchesOnValues")
+COMPILING = ("compile", "export", "BranchesOnValues", "registered")
 # What hands in what is wrong, to read the answer of the code itself.
 WRONG = ("named", "refused", "is_not_flat", "without_a_width")
 # A double with no more methods than it needs.

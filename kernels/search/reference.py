@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
-
-from scrubjay.kernels.search.op import Nearest
 
 
 def nearest(
-    query: Tensor, keys: Tensor, count: int, norms: Tensor | None, allowed: Tensor | None
-) -> Nearest[Tensor]:
-    """Return the `count` best rows of each query."""
+    query: Float[Tensor, "Q D"],
+    keys: Float[Tensor, "N D"],
+    count: int,
+    norms: Float[Tensor, " N"] | None,
+    allowed: Bool[Tensor, " N"] | None,
+) -> tuple[Float[Tensor, "Q K"], Int[Tensor, "Q K"]]:
+    """Return the scores and the numbers of the `count` best rows of each query."""
     found = []
     for vector in query.float():
         # A sum of products, since a dot product's rounding depends on where in memory a row lies.
@@ -28,9 +31,11 @@ def nearest(
         there = sorted(there)[:count]
         found.append(there + [(math.inf, -1)] * (count - len(there)))
     table = torch.tensor(found, dtype=torch.float64, device=query.device).view(len(query), count, 2)
-    return Nearest(-table[..., 0].float(), table[..., 1].long())
+    return -table[..., 0].float(), table[..., 1].long()
 
 
-def row_scores(query: Tensor, keys: Tensor, rows: Tensor) -> Tensor:
+def row_scores(
+    query: Float[Tensor, "Q D"], keys: Float[Tensor, "N D"], rows: Int[Tensor, " R"]
+) -> Float[Tensor, "Q R"]:
     """Return the products of the queries with the listed rows."""
     return torch.stack([(query.float() * keys[row].float()).sum(dim=-1) for row in rows.tolist()], dim=-1)

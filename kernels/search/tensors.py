@@ -25,7 +25,7 @@ def nearest(
     """
     path = _path(implementation, query, keys, norms, allowed)
     if path == "reference":
-        return reference.nearest(query, keys, count, norms, allowed)
+        return Nearest(*reference.nearest(query, keys, count, norms, allowed))
     if path == "triton":
         from scrubjay.kernels.search import gpu
 

@@ -121,7 +121,7 @@ def write(
     return written.view(contents.shape), summaries.scatter(1, index, new), plan.time
 
 
-def rows_of(plan: Plan, chunks: int, length: int) -> Int[Tensor, "B*T"]:
+def rows_of(plan: Plan, chunks: int, length: int) -> Int[Tensor, " places"]:
     """Return each step's row in the contents seen as one table of steps."""
     batch = torch.arange(plan.slot.shape[0], device=plan.slot.device)[:, None]
     return ((batch * chunks + plan.slot) * length + plan.offset).flatten()
