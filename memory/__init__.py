@@ -39,5 +39,5 @@ __all__, __getattr__, __dir__ = face(
         "registry": ["list_memories", "make", "make_config", "name_of", "register"],
         "sequence": ["SequenceConfig", "SequenceModel", "match_parameters"],
     },
-    packages=("bank", "context", "contract", "heads", "reading", "titans"),
+    packages=("bank", "context", "contract", "reading"),
 )

@@ -1,5 +1,6 @@
 """The house itself: its rooms are folders, imports are light, the version is one."""
 
+import rlcompleter
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,32 @@ def test_agents_and_experiments_do_not_start_ray_or_draw_or_load_language_models
     assert modules_after(f"import {rooms}").isdisjoint(
         {"ray", "matplotlib", "transformers", "langchain_core"}
     )
+
+
+@pytest.mark.parametrize("verb", ["memory", "memory add", "chat", "agent", "kagentbench"])
+def test_commands_that_compute_nothing_load_no_torch_to_show_help(verb):
+    words = [*verb.split(), "--help"]
+    loaded = modules_after(
+        f"import contextlib\nfrom scrubjay.experiments.cli import main\n"
+        f"with contextlib.suppress(SystemExit): main({words})"
+    )
+    assert loaded.isdisjoint({"torch", "ray", "transformers", "langchain_core"})
+
+
+def test_the_package_is_the_command():
+    command = [sys.executable, "-P", "-m", "scrubjay", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == f"scrubjay {scrubjay.__version__}\n"
+
+
+def test_names_are_completed_at_a_prompt():
+    completer = rlcompleter.Completer({"scrubjay": scrubjay})
+    found = []
+    while (match := completer.complete("scrubjay.memory.m", len(found))) is not None:
+        found.append(match.rstrip("()"))
+    assert {"scrubjay.memory.make", "scrubjay.memory.make_config", "scrubjay.memory.match_parameters"} <= {
+        *found
+    }
 
 
 def test_the_rooms_are_not_importable_by_their_bare_names():
