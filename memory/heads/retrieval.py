@@ -114,7 +114,7 @@ class RetrievalHeads:
 def retrieval_heads(model: PreTrainedModel, tokenizer: Any, *, probes: int = 12) -> RetrievalHeads:
     """Return the stored scores of a model of these sizes and nearly these weights, a fine-tune.
 
-    Else measure them.
+    Those of others are measured.
     """
     stored = _stored().get(architecture(model))
     if stored is not None and _alike(_sample(model), stored["weights"]):

@@ -127,7 +127,7 @@ class DenseIndex(ABC):
 class VectorIndex(DenseIndex):
     """The embeddings of a bank, kept up with its file, whoever writes it.
 
-    In numpy's memory unless on a device.
+    They lie in numpy's memory, or on a device of torch.
 
     Those of records with numbers above `after`.
     """

@@ -119,7 +119,7 @@ class ChunksMemory(LayerMemory):
     def _valid(self, chunks: Int[Tensor, "batch chunks"], step: Step) -> Bool[Tensor, "batch tokens"]:
         """Return which tokens of chunks there are.
 
-        Of all heads and layers alike, for the full ones are chosen.
+        The same for all heads and layers, as full chunks are chosen among.
         """
         size = self.policy.chunk_size
         token = chunks[:, :, None] * size + torch.arange(size, device=chunks.device)

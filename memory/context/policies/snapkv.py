@@ -67,7 +67,7 @@ class SnapKVPolicy(ContextPolicy):
 class SnapKVMemory(LayerMemory):
     """State: `keys`, `values`, the last `queries`.
 
-    And where rows differ, `valid`, with what they have at the end.
+    Where rows differ, also `valid`, and what they have comes last.
     """
 
     def __init__(self, policy: SnapKVPolicy) -> None:
