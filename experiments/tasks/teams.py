@@ -91,6 +91,6 @@ KNOWN_TEAMS: dict[str, KnownTeams] = {
 def known_by(id: str) -> KnownTeams:
     """Return what is known of an environment by its `module:callable`.
 
-        A stranger offers nothing.
+    A stranger offers nothing.
     """
     return next((known for known in KNOWN_TEAMS.values() if known.id == id), KnownTeams(id))
