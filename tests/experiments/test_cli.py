@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from scrubjay.experiments import Run, resume
+from scrubjay.experiments import Run, commands, resume
 from scrubjay.experiments.cli import main
 from scrubjay.experiments.commands import COMMANDS
 from scrubjay.experiments.recipes.overrides import override
@@ -161,6 +162,12 @@ def test_every_verb_has_help(capsys):
             code = stop.code
         assert code in (0, None)
         assert f"scrubjay {verb}" in capsys.readouterr().out
+
+
+def test_no_command_knows_an_environment_by_its_name():
+    folder = Path(commands.__file__).parent
+    for file in folder.glob("*.py"):
+        assert not re.search(r"\buav\b|scrubjay/[A-Z]", file.read_text()), file.name
 
 
 def test_list_names_all(capsys):

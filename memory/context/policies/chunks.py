@@ -142,7 +142,10 @@ class ChunksMemory(LayerMemory):
     def generate(
         self, query: Tensor, keys: Tensor, values: Tensor, held: Held | None, step: Step, scale: float
     ) -> Tensor:
-        """Attend causally at slot positions."""
+        """Attend causally at slot positions.
+
+        Args: those of `LayerMemory.generate`.
+        """
 
         def slots() -> Tensor:
             if held is None or held.valid is None:

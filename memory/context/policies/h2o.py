@@ -98,7 +98,10 @@ class H2OMemory(LayerMemory):
     def generate(
         self, query: Tensor, keys: Tensor, values: Tensor, held: Held | None, step: Step, scale: float
     ) -> Tensor:
-        """Attend causally at slot positions, and note what attention each key receives."""
+        """Attend causally at slot positions, and note what attention each key receives.
+
+        Args: those of `LayerMemory.generate`.
+        """
         count = 0 if held is None else held.keys.shape[2]
         slots = step.once("slots", lambda: self._slots(step, count))
         out, weights = attend_at_slots(query, keys, values, held, slots, step, scale)

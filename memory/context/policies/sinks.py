@@ -78,7 +78,10 @@ class StreamMemory(LayerMemory):
         return [_PIECE] * whole + [rest] * (rest > 0)
 
     def generate(self, query, keys, values, held, step, scale) -> Tensor:
-        """Read the band of the window and the sinks, each at its own turn of the query, in one softmax."""
+        """Read the band of the window and the sinks, each at its own turn of the query, in one softmax.
+
+        Args: those of `LayerMemory.generate`.
+        """
         place = step.once("place", lambda: step.rotary.turn(step.given, step.time))
         keys, query_time = place(keys), step.time
         key_time = self._key_time(step)
