@@ -6,7 +6,7 @@ Beartype, by jaxtyping's import hook, then holds every call in the rooms below t
 from pathlib import Path
 from typing import Any, Self
 
-from beartype import BeartypeConf, BeartypeHintOverrides, beartype  # pyright: ignore[reportMissingImports]
+from beartype import BeartypeConf, BeartypeHintOverrides, beartype
 from jaxtyping import install_import_hook
 
 ROOMS = ("scrubjay.memory", "scrubjay.agents.rl")
@@ -23,7 +23,8 @@ INCOMPLETE = ("test_every_agent_keeps_its_own_limit",)
 
 
 # The hook decorates methods, which do not know their class.
-checked = beartype(conf=BeartypeConf(is_pep484_tower=True, hint_overrides=BeartypeHintOverrides({Self: Any})))
+_overrides: Any = BeartypeHintOverrides
+checked = beartype(conf=BeartypeConf(is_pep484_tower=True, hint_overrides=_overrides({Self: Any})))
 
 
 def hooked() -> list[str]:

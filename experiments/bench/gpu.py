@@ -6,7 +6,7 @@ Every op is compared, forward and gradients, with its torch path in float64; an 
 ends the run before anything is timed. Then chunk retrieval (a causal segment, and decode) and sink attention
 run against torch's `scaled_dot_product_attention`, and chunk retrieval against `parallel_nsa` of
 flash-linear-attention where that is installed, which is given its blocks where ours chooses them; and neural
-memory and the scan for the search_op rows against their own torch paths. Prints tables with the card and the
+memory and the scan for the nearest rows against their own torch paths. Prints tables with the card and the
 versions. Options: `--help`.
 """
 
@@ -300,7 +300,7 @@ def _segments(bench: GPUBench) -> Iterator[str]:
     yield (
         f"A causal segment, bfloat16, C={bench.chunk}, k={bench.top_k}, ms forward / forward and backward:\n"
     )
-    yield "| T | retrieval_op (joint) | full attention | full / ours | parallel_nsa | nsa / ours |"
+    yield "| T | chunk_retrieval (joint) | full attention | full / ours | parallel_nsa | nsa / ours |"
     yield "|---|---|---|---|---|---|"
     for length in bench.lengths:
         query, keys, values = _draw(1, length, bench)
@@ -318,7 +318,7 @@ def _segments(bench: GPUBench) -> Iterator[str]:
 def _decode(bench: GPUBench) -> Iterator[str]:
     yield (
         f"Decode, {bench.rows} rows, bfloat16, ms:\n\n"
-        "| keys | retrieval_op (joint) | full attention | full / ours |"
+        "| keys | chunk_retrieval (joint) | full attention | full / ours |"
     )
     yield "|---|---|---|---|"
     for length in bench.lengths:
@@ -331,7 +331,7 @@ def _decode(bench: GPUBench) -> Iterator[str]:
 
 def _sinks(bench: GPUBench) -> Iterator[str]:
     yield f"sink_attention, window {bench.window}, 4 sinks, bfloat16, ms forward / forward and backward:\n"
-    yield "| T | sinks_op | full attention | full / ours |\n|---|---|---|---|"
+    yield "| T | sink_attention | full attention | full / ours |\n|---|---|---|---|"
     for length in bench.lengths:
         query, keys, values = _draw(1, length, bench)
         step = torch.arange(length, device="cuda")[None]

@@ -70,7 +70,7 @@ def main(bench: KernelsBench) -> None:
 
 def _full_attention(bench: KernelsBench) -> Iterator[str]:
     """Chunk retrieval of one softmax over the kept chunks against attention to everything."""
-    yield "Full attention over the history / retrieval_op (joint), selection included:\n"
+    yield "Full attention over the history / chunk_retrieval (joint), selection included:\n"
     yield "| keys | 1 query, 1 row | 1 query, 8 rows | 256 queries | 256 queries, forward and backward |"
     yield "|---|---|---|---|---|"
     for history in bench.histories:

@@ -1,4 +1,4 @@
-"""The Triton kernel of the scan for the op rows under the interpreter, against the definition."""
+"""The Triton kernel of the scan for the nearest rows under the interpreter, against the definition."""
 
 import pytest
 import torch

@@ -25,7 +25,7 @@ def draw(
     hidden=5,
     dtype=torch.float32,
 ) -> dict[str, Any]:
-    """Return arguments of op in float32, of which about half the tokens' steps are clipped."""
+    """Return arguments of neural_memory in float32, of which about half the tokens' steps are clipped."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):

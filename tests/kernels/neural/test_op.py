@@ -27,7 +27,7 @@ OPTIONS = {"read_before_write": st.booleans(), "residual": st.booleans(), "norm"
 def draw(
     batch=2, chunks=3, chunk_size=4, heads=2, depth=2, borders=True, seed=0, width=3, dtype=torch.float64
 ) -> dict[str, Any]:
-    """Return arguments of op, of which about half the tokens' steps are clipped."""
+    """Return arguments of neural_memory, of which about half the tokens' steps are clipped."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):

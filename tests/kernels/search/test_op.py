@@ -1,4 +1,4 @@
-"""The scan for the op rows: arrays, tensors and the definition find the same."""
+"""The scan for the nearest rows: arrays, tensors and the definition find the same."""
 
 from typing import Any
 
