@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtri
 
 
 def interquartile_mean(scores: ArrayLike) -> float:
@@ -54,7 +53,7 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tu
         raise ValueError(
             f"{successes} successes in {trials} trials: need 0 <= successes <= trials, trials > 0"
         )
-    z = float(ndtri((1 + confidence) / 2))
+    z = _normal_quantile((1 + confidence) / 2)
     share = successes / trials
     scale = 1 + z * z / trials
     centre = (share + z * z / (2 * trials)) / scale
@@ -70,5 +69,11 @@ def normal_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float,
         raise ValueError("no values: at least one is needed")
     if sample.size == 1:
         return float(sample[0]), float(sample[0])
-    half = float(ndtri((1 + confidence) / 2)) * float(sample.std(ddof=1)) / math.sqrt(sample.size)
+    half = _normal_quantile((1 + confidence) / 2) * float(sample.std(ddof=1)) / math.sqrt(sample.size)
     return float(sample.mean()) - half, float(sample.mean()) + half
+
+
+def _normal_quantile(probability: float) -> float:
+    from scipy.special import ndtri  # a command's help need not wait for it
+
+    return float(ndtri(probability))
