@@ -1,6 +1,8 @@
 """The order of the suite, and what several rooms' tests ask."""
 
 import importlib.util
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -35,6 +37,19 @@ def pytest_xdist_make_scheduler(config, log):
 def pytest_collection_modifyitems(items):
     """Begin with the tests that take a minute, or one process would end the suite on them alone."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+@pytest.fixture(scope="session")
+def modules_after():
+    """Run a statement in a new process; return the names of the modules that it has loaded."""
+
+    def run(statement: str) -> set[str]:
+        code = f"import sys\n{statement}\nprint('loaded:', *sys.modules)"
+        command = [sys.executable, "-P", "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+        return set(done.stdout.rpartition("loaded:")[2].split())
+
+    return run
 
 
 @pytest.fixture

@@ -28,27 +28,19 @@ def test_every_room_is_a_folder_through_its_link(room):
     assert link.resolve() == ROOT / room
 
 
-def modules_after(statement: str) -> set[str]:
-    code = f"import sys\n{statement}\nprint('\\n'.join(sys.modules))"
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True, timeout=120
-    )
-    return {name.partition(".")[0] for name in done.stdout.split()}
-
-
-def test_memory_imports_no_framework():
+def test_memory_imports_no_framework(modules_after):
     loaded = modules_after("import scrubjay.memory; scrubjay.memory.make('gru', dim=8)")
     assert "torch" in loaded
     assert loaded.isdisjoint(HEAVY)
 
 
-def test_a_bank_of_texts_does_not_load_torch():
+def test_a_bank_of_texts_does_not_load_torch(modules_after):
     loaded = modules_after("import scrubjay.memory; scrubjay.memory.MemoryBank(':memory:')")
     assert "sqlite3" in loaded
     assert loaded.isdisjoint({*HEAVY, "torch"})
 
 
-def test_a_bank_whose_embeddings_come_from_a_service_does_not_load_torch():
+def test_a_bank_whose_embeddings_come_from_a_service_does_not_load_torch(modules_after):
     loaded = modules_after("""
 from scrubjay.memory import MemoryBank
 
@@ -67,11 +59,11 @@ with MemoryBank(":memory:", Service()) as bank:
     assert "torch" not in loaded
 
 
-def test_environments_import_neither_torch_nor_ray():
+def test_environments_import_neither_torch_nor_ray(modules_after):
     assert modules_after("import scrubjay.envs").isdisjoint({"torch", "ray"})
 
 
-def test_agents_and_experiments_do_not_start_ray_or_draw_or_load_language_models():
+def test_agents_and_experiments_do_not_start_ray_or_draw_or_load_language_models(modules_after):
     rooms = "scrubjay.memory, scrubjay.envs, scrubjay.agents, scrubjay.experiments, scrubjay.experiments.cli"
     assert modules_after(f"import {rooms}").isdisjoint(
         {"ray", "matplotlib", "transformers", "langchain_core"}
@@ -79,7 +71,7 @@ def test_agents_and_experiments_do_not_start_ray_or_draw_or_load_language_models
 
 
 @pytest.mark.parametrize("verb", ["memory", "memory add", "chat", "agent", "kagentbench"])
-def test_commands_that_compute_nothing_load_no_torch_to_show_help(verb):
+def test_commands_that_compute_nothing_load_no_torch_to_show_help(verb, modules_after):
     words = [*verb.split(), "--help"]
     loaded = modules_after(
         f"import contextlib\nfrom scrubjay.experiments.cli import main\n"

@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Sequence
 
 from scrubjay.agents.teams.policy import TeamPolicy
-from scrubjay.experiments.commands.loading import load_agent
+from scrubjay.experiments.commands.loading import config_of_agent
 from scrubjay.experiments.evaluation.policy import EvalOptions, evaluate
 from scrubjay.experiments.evaluation.team import PolicyActor, evaluate_team
+from scrubjay.experiments.kinds.reinforcement import TrainConfig
 from scrubjay.experiments.kinds.team import TeamTaskConfig
 from scrubjay.experiments.recipes.overrides import with_settings
 from scrubjay.experiments.reports.equilibrium import gains, untrained
@@ -16,6 +17,8 @@ from scrubjay.experiments.run import Run
 from scrubjay.experiments.runs.checkpoint import load_training
 from scrubjay.experiments.runs.progress import ProgressDisplay
 from scrubjay.experiments.runs.seeding import derive_seed
+from scrubjay.experiments.tasks.environments import EnvConfig
+from scrubjay.experiments.tasks.teams import TeamEnvConfig
 from scrubjay.experiments.words.arguments import parse, take_flag
 from scrubjay.experiments.words.terminal import bad_input, table
 
@@ -26,10 +29,14 @@ def run(words: Sequence[str]) -> int:
     settings = take_flag(remaining, "--set")
     options = parse(EvalOptions, remaining, "scrubjay eval")
     with bad_input():
-        run = Run.load(options.run)
-    if isinstance(run.config, TeamTaskConfig):
-        return _evaluate_team(run, run.config, settings, options)
-    run, config = load_agent(options.run)
+        trained = Run.load(options.run)
+    if isinstance(trained.config, TeamTaskConfig):
+        return _evaluate_team(trained, trained.config, settings, options)
+    return _evaluate_agent(trained, config_of_agent(trained), settings, options)
+
+
+def _evaluate_agent(run: Run, config: TrainConfig, settings: Sequence[str], options: EvalOptions) -> int:
+    """Play episodes with a trained policy, and report."""
     with bad_input():
         if options.best_response:
             raise ValueError(f"--best-response is of teams; {run.path} is a run of one agent")
@@ -40,8 +47,7 @@ def run(words: Sequence[str]) -> int:
             raise ValueError(f"episodes={options.episodes}: at least 1 is needed")
     seed = derive_seed(options.seed, "evaluation")
     summary = evaluate(policy, env, options.episodes, seed, not options.sample).summary()
-    changed = ", ".join(f"{name}={value}" for name, value in env.kwargs.items())
-    print(f"{config.recipe} {config.label} s{config.seed} at step {run.step:,}: {env.id} {changed}".rstrip())
+    _print_heading(run, env)
     for name, words_for_it in (("episodic_return", "return "), ("success", "success")):
         if name in summary:
             low, high = summary[f"{name}_low"], summary[f"{name}_high"]
@@ -62,8 +68,7 @@ def _evaluate_team(run: Run, config: TeamTaskConfig, settings: Sequence[str], op
     seed = derive_seed(options.seed, "evaluation")
     actor = PolicyActor(policy, deterministic=not options.sample)
     summary = evaluate_team(actor, env, options.episodes, seed).summary()
-    changed = ", ".join(f"{name}={value}" for name, value in env.kwargs.items())
-    print(f"{config.recipe} {config.label} s{config.seed} at step {run.step:,}: {env.id} {changed}".rstrip())
+    _print_heading(run, env)
     low, high = summary.pop("episodic_return_low"), summary.pop("episodic_return_high")
     print(f"return of the team  {summary.pop('episodic_return'):.3f}  [{low:.3f}, {high:.3f}]  95 % interval")
     print(f"length  {summary.pop('episodic_length'):.1f} steps, {summary.pop('episodes')} episodes")
@@ -72,6 +77,12 @@ def _evaluate_team(run: Run, config: TeamTaskConfig, settings: Sequence[str], op
     if options.best_response:
         _print_gains(run, config, policy, options)
     return 0
+
+
+def _print_heading(run: Run, env: EnvConfig | TeamEnvConfig) -> None:
+    config = run.config
+    changed = ", ".join(f"{name}={value}" for name, value in env.kwargs.items())
+    print(f"{config.recipe} {config.label} s{config.seed} at step {run.step:,}: {env.id} {changed}".rstrip())
 
 
 def _print_gains(run: Run, config: TeamTaskConfig, policy: TeamPolicy, options: EvalOptions) -> None:

@@ -18,10 +18,16 @@ def load_agent(path: Path) -> tuple[Run, TrainConfig]:
     """Open the run of one agent. Raises UsageError if it is none."""
     with bad_input():
         run = Run.load(path)
+    return run, config_of_agent(run)
+
+
+def config_of_agent(run: Run) -> TrainConfig:
+    """Return the config of one agent's run. Raises UsageError if it is none."""
+    with bad_input():
         if not isinstance(run.config, TrainConfig):
             lacks = "of one agent" if isinstance(run.config, TeamTaskConfig) else "to act"
-            raise TypeError(f"{path} is a run of kind {run.config.kind!r}: it has no policy {lacks}")
-        return run, run.config
+            raise TypeError(f"{run.path} is a run of kind {run.config.kind!r}: it has no policy {lacks}")
+        return run.config
 
 
 def train_on(run: Run, quiet: bool, ray: RayOptions | None = None) -> int:

@@ -10,7 +10,7 @@ from tyro.conf import Positional
 
 from scrubjay.experiments.commands.cluster import join, take_engine
 from scrubjay.experiments.commands.loading import train_on
-from scrubjay.experiments.recipes import RECIPES, describe
+from scrubjay.experiments.recipes import RECIPES
 from scrubjay.experiments.recipes.methods import METHODS
 from scrubjay.experiments.recipes.overrides import override
 from scrubjay.experiments.run import Run
@@ -75,7 +75,7 @@ def resume(words: Sequence[str]) -> int:
 
 def recipes() -> list[tuple[str, str]]:
     """Return the names of all recipes, each with a line about it."""
-    return [(name, describe(recipe)) for name, recipe in RECIPES.items()]
+    return [(name, recipe.description) for name, recipe in RECIPES.items()]
 
 
 def methods() -> list[tuple[str, str]]:

@@ -6,7 +6,6 @@ import importlib
 
 from scrubjay.experiments.recipes.registry import RECIPES as RECIPES
 from scrubjay.experiments.recipes.registry import Recipe as Recipe
-from scrubjay.experiments.recipes.registry import describe as describe
 from scrubjay.experiments.recipes.registry import recipe as recipe
 from scrubjay.experiments.recipes.registry import with_memory as with_memory
 

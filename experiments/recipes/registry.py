@@ -66,11 +66,6 @@ def recipe(
     return declare
 
 
-def describe(recipe: Recipe[Any]) -> str:
-    """Return the first line of a recipe's docstring."""
-    return recipe.description
-
-
 def longer_of(name: str) -> Range | None:
     """Return what makes a recipe's task longer.
 

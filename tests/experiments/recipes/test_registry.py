@@ -9,7 +9,7 @@ from scrubjay.experiments import RECIPES, TrainConfig, with_memory
 from scrubjay.experiments.kinds import from_json, to_json
 from scrubjay.experiments.kinds.base import Experiment
 from scrubjay.experiments.recipes.overrides import override
-from scrubjay.experiments.recipes.registry import describe, longer_of, recipe, sizes_of
+from scrubjay.experiments.recipes.registry import longer_of, recipe, sizes_of
 from scrubjay.memory import list_memories, make_config
 
 NEEDS = {"ppo": "a gymnasium environment's id", "spread": "the extra mpe"}
@@ -20,7 +20,7 @@ NEEDS = {"ppo": "a gymnasium environment's id", "spread": "the extra mpe"}
 def test_recipes_bear_their_names_are_described_and_survive_json(name):
     config: Any = RECIPES[name]()
     assert config.recipe == name == RECIPES[name].name
-    assert describe(RECIPES[name])
+    assert RECIPES[name].description
     assert from_json(to_json(config)) == config
 
 
@@ -88,7 +88,7 @@ def declared(tiny):
 def test_what_is_declared_is_known(declared, tiny):
     assert RECIPES["short"] is declared
     assert list(RECIPES)[-1] == "short"
-    assert describe(declared) == "A short corridor."
+    assert declared.description == "A short corridor."
     assert declared() == tiny(recipe="short")
     assert longer_of("short") == ("corridor_length", (1, 3))
     assert sizes_of("short") is None
