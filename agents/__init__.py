@@ -8,7 +8,12 @@ from scrubjay._lazy import face
 
 if TYPE_CHECKING:
     from scrubjay.agents.chat.model import LocalChatModel as LocalChatModel
+    from scrubjay.agents.learners import list_learners as list_learners
+    from scrubjay.agents.learners import make_learner_config as make_learner_config
+    from scrubjay.agents.learners import register_learner as register_learner
     from scrubjay.agents.rl.advantages import generalized_advantage as generalized_advantage
+    from scrubjay.agents.rl.learner import Learner as Learner
+    from scrubjay.agents.rl.learner import LearnerConfig as LearnerConfig
     from scrubjay.agents.rl.policy import Evaluation as Evaluation
     from scrubjay.agents.rl.policy import Policy as Policy
     from scrubjay.agents.rl.policy import PolicyConfig as PolicyConfig
@@ -19,10 +24,11 @@ if TYPE_CHECKING:
     from scrubjay.agents.rl.sampler import Sampler as Sampler
     from scrubjay.agents.rl.segment import Observation as Observation
     from scrubjay.agents.rl.segment import Segment as Segment
-    from scrubjay.agents.teams.config import GAMATRConfig as GAMATRConfig
+    from scrubjay.agents.rl.spaces import Spaces as Spaces
     from scrubjay.agents.teams.env import TeamEnv as TeamEnv
     from scrubjay.agents.teams.env import TeamStep as TeamStep
     from scrubjay.agents.teams.gamatr import GAMATR as GAMATR
+    from scrubjay.agents.teams.gamatr import GAMATRConfig as GAMATRConfig
     from scrubjay.agents.teams.policy import TeamPolicy as TeamPolicy
     from scrubjay.agents.teams.policy import TeamPolicyConfig as TeamPolicyConfig
     from scrubjay.agents.teams.policy import TeamPolicyStep as TeamPolicyStep
@@ -35,14 +41,16 @@ __all__, __getattr__, __dir__ = face(
     __name__,
     {
         "chat.model": ["LocalChatModel"],
+        "learners": ["list_learners", "make_learner_config", "register_learner"],
         "rl.advantages": ["generalized_advantage"],
+        "rl.learner": ["Learner", "LearnerConfig"],
         "rl.policy": ["Evaluation", "Policy", "PolicyConfig", "PolicyStep"],
         "rl.ppo": ["PPO", "PPOConfig"],
         "rl.sampler": ["EpisodeStats", "Sampler"],
         "rl.segment": ["Observation", "Segment"],
-        "teams.config": ["GAMATRConfig"],
+        "rl.spaces": ["Spaces"],
         "teams.env": ["TeamEnv", "TeamStep"],
-        "teams.gamatr": ["GAMATR"],
+        "teams.gamatr": ["GAMATR", "GAMATRConfig"],
         "teams.policy": ["TeamPolicy", "TeamPolicyConfig", "TeamPolicyStep"],
         "teams.sampler": ["TeamEpisodeStats", "TeamSampler"],
         "teams.segment": ["TeamSegment"],

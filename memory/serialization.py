@@ -1,6 +1,6 @@
 """Configs to JSON and back: plain nested objects.
 
-Memories by their registered name, other families by `kind`.
+Memories, and what else has a registry, by their registered name, other families by `kind`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ import dataclasses
 import inspect
 import types
 import typing
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
 from scrubjay.memory.contract.base import MemoryConfig
 from scrubjay.memory.registry import make_config, name_of
@@ -17,13 +18,38 @@ from scrubjay.memory.registry import make_config, name_of
 T = TypeVar("T")
 
 
+class _Family(NamedTuple):
+    """Configs of one base class that are told by name."""
+
+    class_of: Callable[[str], type]
+    name_of: Callable[[Any], str]
+    unnamed: str | None
+
+
+_FAMILIES: dict[type, _Family] = {
+    MemoryConfig: _Family(lambda name: type(make_config(name)), name_of, unnamed=None),
+}
+
+
+def register_family(
+    base: type, class_of: Callable[[str], type], name_of: Callable[[Any], str], unnamed: str | None = None
+) -> None:
+    """Let fields that are declared as `base` be written with a `name`, and read by it.
+
+    `class_of` returns a name's class or raises ValueError; `unnamed` is the one that is written without.
+    """
+    _FAMILIES[base] = _Family(class_of, name_of, unnamed)
+
+
 def encode(value: Any) -> Any:
     """Return what `json.dumps` can write for a config; raises TypeError on anything else.
 
     A class with an attribute `kind` is written with it, so that one of several can be told and rebuilt.
     """
-    if isinstance(value, MemoryConfig):
-        return {"name": name_of(value), **_fields(value)}
+    for base, family in _FAMILIES.items():
+        if isinstance(value, base):
+            name = family.name_of(value)
+            return _fields(value) if name == family.unnamed else {"name": name, **_fields(value)}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         kind = getattr(type(value), "kind", None)
         return _fields(value) if kind is None else {"kind": kind, **_fields(value)}
@@ -42,13 +68,23 @@ def decode(kind: type[T], value: Any, where: str = "config") -> T:
 
 
 def _fields(config: Any) -> dict[str, Any]:
-    return {field.name: encode(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    declared = typing.get_type_hints(type(config))
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.init}
+    return {
+        # What is declared to be one of a family and no other needs no name.
+        name: _fields(value) if _is_one_of_family(declared[name]) else encode(value)
+        for name, value in values.items()
+    }
+
+
+def _is_one_of_family(kind: Any) -> bool:
+    return isinstance(kind, type) and kind not in _FAMILIES and issubclass(kind, tuple(_FAMILIES))
 
 
 def _decode(kind: Any, value: Any, where: str) -> Any:
     origin = get_origin(kind)
-    if kind is MemoryConfig:
-        return _decode_memory(value, where)
+    if kind in _FAMILIES:
+        return _decode_named(_FAMILIES[kind], value, where)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         return (_decode_family if inspect.isabstract(kind) else _decode_dataclass)(kind, value, where)
     if origin is tuple:
@@ -74,18 +110,20 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
 
 def _decode_dataclass(kind: type, value: Any, where: str) -> Any:
     hints = typing.get_type_hints(kind)
-    names = [field.name for field in dataclasses.fields(kind)]
+    names = [field.name for field in dataclasses.fields(kind) if field.init]
     unknown = sorted(set(value) - set(names))
     if unknown:
         raise ValueError(f"{where} has no field {', '.join(unknown)}; its fields are {', '.join(names)}")
     return kind(**{name: _decode(hints[name], item, f"{where}.{name}") for name, item in value.items()})
 
 
-def _decode_memory(value: Any, where: str) -> MemoryConfig:
-    if not isinstance(value, dict) or "name" not in value:
-        raise ValueError(f"{where}={value!r}: expected an object with a memory's name")
-    kind = type(make_config(value["name"]))
-    return _decode_dataclass(kind, {key: item for key, item in value.items() if key != "name"}, where)
+def _decode_named(family: _Family, value: Any, where: str) -> Any:
+    name = value.get("name", family.unnamed) if isinstance(value, dict) else None
+    if name is None:
+        raise ValueError(f"{where}={value!r}: expected an object with a registered name")
+    return _decode_dataclass(
+        family.class_of(name), {key: item for key, item in value.items() if key != "name"}, where
+    )
 
 
 def _decode_family(family: type, value: Any, where: str) -> Any:

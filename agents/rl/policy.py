@@ -17,6 +17,7 @@ from scrubjay.agents.rl.encoders import ObservationEncoder
 from scrubjay.agents.rl.observations import from_leaves, is_batched, to_leaves, to_tensors
 from scrubjay.agents.rl.reconstruction import Reconstruction
 from scrubjay.agents.rl.segment import Observation, Segment
+from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.memory import MemoryConfig, State, detach_state, make_config
 
 
@@ -28,6 +29,12 @@ class PolicyConfig:
     """The memory between encoder and heads."""
     reconstruction: bool = False
     """Whether to add the head that redraws observations, for learners that use its loss."""
+
+    def build(self, spaces: Spaces) -> Policy:
+        """Return a new policy; raises TypeError on a space that is not supported, or on a team's spaces."""
+        if spaces.num_agents is not None:
+            raise TypeError(f"a team of {spaces.num_agents} needs a TeamPolicyConfig, not a PolicyConfig")
+        return Policy(spaces.observation, spaces.action, self)
 
 
 class PolicyStep(NamedTuple):

@@ -5,21 +5,25 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from scrubjay.agents.rl.advantages import generalized_advantage
+from scrubjay.agents.rl.learner import LearnerConfig
 from scrubjay.agents.rl.peers import Alone
 from scrubjay.agents.rl.policy import Policy
 from scrubjay.agents.rl.segment import Segment
 
 
 @dataclass(frozen=True)
-class PPOConfig:
+class PPOConfig(LearnerConfig):
     """Settings of `PPO`. Raises ValueError on an impossible one."""
+
+    shares: ClassVar[bool] = True
+    rows_by: ClassVar[str | None] = "num_minibatches"
 
     learning_rate: float = 3e-4
     """Adam's step size."""
@@ -63,6 +67,10 @@ class PPOConfig:
                 f"learning_rate={self.learning_rate}, clip={self.clip}, max_grad_norm={self.max_grad_norm}: "
                 "all must be positive"
             )
+
+    def build(self, policy: Policy, seed: int = 0, peers: Alone | None = None) -> PPO:
+        """Return PPO of `policy`; raises ValueError if that lacks a head that the settings ask for."""
+        return PPO(policy, self, seed, peers)
 
 
 class PPO:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
@@ -37,18 +36,36 @@ class EpisodeStats:
 
 
 class RowSampler(ABC):
-    """What all samplers share: rows with what was seen and remembered last, and a state to go on from."""
+    """What all samplers share: rows with what was seen and remembered last, and a state to go on from.
+
+    Raises ValueError on an empty segment.
+    """
 
     policy: Any
     num_envs: int
-    _generator: torch.Generator
-    _leaves: dict[str, spaces.Space]
     _starts: np.ndarray
     _returns: np.ndarray
     _lengths: np.ndarray
     _state: Any
     _current: dict[str, np.ndarray]
-    _episodes: list[Any]
+
+    def __init__(self, env: Any, policy: Any, segment_length: int, seed: int = 0) -> None:
+        if segment_length < 1:
+            raise ValueError(f"segment_length={segment_length}: a segment needs at least 1 step")
+        self.env = env
+        self.policy = policy
+        self.segment_length = segment_length
+        self.num_envs = env.num_envs
+        self.seconds = {"env": 0.0, "policy": 0.0}
+        """Wall time spent so far in the environment and in everything else."""
+        self._leaves = leaf_spaces(env.single_observation_space)
+        self._generator = torch.Generator(device=policy.device).manual_seed(seed)
+        self._episodes: list[Any] = []
+        self._begin(seed)
+
+    @abstractmethod
+    def collect(self) -> Any:
+        """Return the next segment, in memory of its own."""
 
     def restart(self, seed: int) -> None:
         """Begin a new episode in every row, and draw everything from `seed` on."""
@@ -153,18 +170,7 @@ class Sampler(RowSampler):
                 f"the environment's autoreset_mode is {mode}; build it with "
                 "vector_kwargs={'autoreset_mode': gymnasium.vector.AutoresetMode.SAME_STEP}"
             )
-        if segment_length < 1:
-            raise ValueError(f"segment_length={segment_length}: a segment needs at least 1 step")
-        self.env = env
-        self.policy = policy
-        self.segment_length = segment_length
-        self.num_envs = env.num_envs
-        self.seconds = {"env": 0.0, "policy": 0.0}
-        """Wall time spent so far in the environment and in everything else."""
-        self._leaves = leaf_spaces(env.single_observation_space)
-        self._generator = torch.Generator(device=policy.device).manual_seed(seed)
-        self._episodes: list[EpisodeStats] = []
-        self._begin(seed)
+        super().__init__(env, policy, segment_length, seed)
 
     @property
     def exact(self) -> bool:

@@ -14,7 +14,7 @@ from scrubjay.agents.rl.peers import Alone, Peers
 
 
 class SegmentLearner(TorchLearner):
-    """Updates a module's policy by the learner that the `SegmentAlgorithmConfig` makes."""
+    """Updates a module's policy by the learner that the `SegmentConfig` makes."""
 
     config: Any
 

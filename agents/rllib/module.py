@@ -1,4 +1,4 @@
-"""A policy with any memory as an RLModule."""
+"""A policy with any memory, or a team's, as an RLModule."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from torch import Tensor
 from scrubjay.agents.rl.distributions import DiagonalGaussian
 from scrubjay.agents.rl.observations import from_leaves, to_leaves, to_tensors
 from scrubjay.agents.rl.policy import Policy, PolicyConfig
+from scrubjay.agents.rl.spaces import Spaces
+from scrubjay.agents.teams.policy import TeamPolicy, TeamPolicyConfig
 
 
 class MemoryModule(TorchRLModule, ValueFunctionAPI):
@@ -48,7 +50,7 @@ class MemoryModule(TorchRLModule, ValueFunctionAPI):
         config = self.model_config.get("policy")
         if not isinstance(config, PolicyConfig):
             raise TypeError(f"model_config['policy'] is {config!r}: expected a PolicyConfig")
-        self.policy = Policy(self.observation_space, self.action_space, config)
+        self.policy = config.build(Spaces(self.observation_space, self.action_space))
         self.action_dist_cls = _distribution(self.action_space)
 
     def get_initial_state(self) -> dict[str, np.ndarray]:
@@ -82,6 +84,33 @@ class MemoryModule(TorchRLModule, ValueFunctionAPI):
         flat = from_leaves({key: leaf.flatten(0, 1) for key, leaf in leaves.items()})
         encoded = self.policy.encoder(flat).unflatten(0, rows_and_time)
         return self.policy.memory(encoded, batch[Columns.STATE_IN])
+
+
+class TeamModule(TorchRLModule):
+    """Holds a `TeamPolicy` for `SegmentTraining`; has no forward pass for RLlib's own learners and runners.
+
+    Its spaces are a team's, tuples with one part per agent; `model_config` has `policy`, a
+    `TeamPolicyConfig`. Raises TypeError if either is of another kind.
+    """
+
+    policy: TeamPolicy
+
+    def setup(self) -> None:
+        """Build the policy; called by RLlib."""
+        config = self.model_config.get("policy")
+        if not isinstance(config, TeamPolicyConfig):
+            raise TypeError(f"model_config['policy'] is {config!r}: expected a TeamPolicyConfig")
+        seen, done = self.observation_space, self.action_space
+        if not isinstance(seen, spaces.Tuple) or not isinstance(done, spaces.Tuple):
+            raise TypeError(f"spaces {seen} and {done}: expected tuples with one part per agent")
+        self.policy = config.build(Spaces(seen.spaces[0], done.spaces[0], len(seen.spaces)))
+
+
+def of_row(one: Spaces) -> tuple[spaces.Space, spaces.Space]:
+    """Return the spaces of a whole row, as RLlib is told them: of a team, tuples with one part per agent."""
+    if one.num_agents is None:
+        return one.observation, one.action
+    return spaces.Tuple([one.observation] * one.num_agents), spaces.Tuple([one.action] * one.num_agents)
 
 
 def _distribution(space: spaces.Space) -> Any:

@@ -32,7 +32,7 @@ class Sample:
 
 
 class SegmentRunner(EnvRunner):
-    """Its share of a `SegmentAlgorithmConfig`'s `num_envs` rows, stepped by the sampler that it makes."""
+    """Its share of a `SegmentConfig`'s `num_envs` rows, stepped by the sampler that it makes."""
 
     config: Any
 

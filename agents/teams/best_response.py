@@ -7,8 +7,9 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
+from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.agents.teams.env import TeamEnv
-from scrubjay.agents.teams.gamatr import GAMATR, GAMATRConfig
+from scrubjay.agents.teams.gamatr import GAMATRConfig
 from scrubjay.agents.teams.policy import TeamActor, TeamPolicy
 from scrubjay.agents.teams.sampler import TeamSampler
 
@@ -18,7 +19,7 @@ def separate(policy: TeamPolicy) -> TeamPolicy:
     if not policy.config.shared and not policy.config.joint:
         return copy.deepcopy(policy)
     config = dataclasses.replace(policy.config, shared=False, joint=False)
-    apart = TeamPolicy(policy.observation_space, policy.action_space, policy.num_agents, config)
+    apart = config.build(Spaces(policy.observation_space, policy.action_space, policy.num_agents))
     apart.critic.load_state_dict(policy.critic.state_dict())
     for agent in range(policy.num_agents):
         before = cast("TeamActor", policy.actors[0 if policy.config.shared else agent])
@@ -61,7 +62,7 @@ def best_response(
     env = make_env()
     try:
         alone = dataclasses.replace(config, mode="independent", advantage="own")
-        learner = GAMATR(team, alone, seed, agents=(agent,))
+        learner = alone.build(team, seed, agents=(agent,))
         if learned is not None:
             learner.set_state({**learner.get_state(), "value_moments": learned["value_moments"]})
         sampler = TeamSampler(env, team, segment_length, seed)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from scrubjay.agents.teams.batch import TeamBatch
-from scrubjay.agents.teams.config import GAMATRConfig
+from scrubjay.agents.teams.config import GAMATRSettings
 from scrubjay.agents.teams.policy import TeamPolicy
 from scrubjay.agents.teams.steps import ratio
 
@@ -14,7 +14,7 @@ from scrubjay.agents.teams.steps import ratio
 def clipped_steps(
     policy: TeamPolicy,
     batch: TeamBatch,
-    config: GAMATRConfig,
+    config: GAMATRSettings,
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
 ) -> None:
@@ -25,7 +25,7 @@ def clipped_steps(
 def clipped_sequence(
     policy: TeamPolicy,
     batch: TeamBatch,
-    config: GAMATRConfig,
+    config: GAMATRSettings,
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
 ) -> None:
@@ -44,7 +44,7 @@ def clipped_sequence(
 def _descend(
     policy: TeamPolicy,
     batch: TeamBatch,
-    config: GAMATRConfig,
+    config: GAMATRSettings,
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
     agent: int | None,

@@ -1,4 +1,4 @@
-"""Settings of `GAMATR`."""
+"""Settings of `GAMATR` as its modes read them."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Literal, get_args
 
 from scrubjay.agents.rl.trust_region import TrustRegionConfig
 
-Mode = Literal["sequential", "independent", "consensus", "metagame", "clip", "clip_sequential"]
 KLBudget = Literal["equal", "allocated"]
 Advantage = Literal["own", "team"]
 
 
 @dataclass(frozen=True)
-class GAMATRConfig(TrustRegionConfig):
+class GAMATRSettings(TrustRegionConfig):
     """Settings of `GAMATR`, those of its trust regions included. Raises ValueError on an impossible one."""
 
-    mode: Mode = "sequential"
-    """How the actors move, see `scrubjay.agents.teams.gamatr`."""
+    mode: str = "sequential"
+    """How the actors move: sequential, independent, consensus, metagame, clip or clip_sequential, see
+    `scrubjay.agents.teams.gamatr`."""
     kl_limit: float = 0.01
     """How far an update may take any agent from the policy that sampled, in nats, as a mean over its
     steps."""
@@ -60,21 +60,11 @@ class GAMATRConfig(TrustRegionConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, choices in (("mode", Mode), ("kl_budget", KLBudget), ("advantage", Advantage)):
+        for name, choices in (("kl_budget", KLBudget), ("advantage", Advantage)):
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(
                     f"{name}={getattr(self, name)!r}: choose from {', '.join(get_args(choices))}"
                 )
-        if self.kl_budget == "allocated" and self.mode not in ("sequential", "independent", "metagame"):
-            raise ValueError(
-                f"kl_budget='allocated' needs steps that can be told how long to be; mode={self.mode!r} "
-                "cannot: use sequential, independent or metagame, or kl_budget='equal'"
-            )
-        if self.entropy_coefficient and self.mode == "consensus":
-            raise ValueError(
-                f"entropy_coefficient={self.entropy_coefficient}: mode='consensus' has no place for a "
-                "bonus; use 0"
-            )
         if not 0 <= self.gamma <= 1 or not 0 <= self.gae_lambda <= 1:
             raise ValueError(f"gamma={self.gamma}, gae_lambda={self.gae_lambda}: both must lie in [0, 1]")
         if not 0 < self.curvature_share <= 1:

@@ -37,13 +37,13 @@ from scrubjay.agents.rl.trust_region import (
     snapshot,
 )
 from scrubjay.agents.teams.batch import TeamBatch
-from scrubjay.agents.teams.config import GAMATRConfig
+from scrubjay.agents.teams.config import GAMATRSettings
 from scrubjay.agents.teams.policy import TeamPolicy
 from scrubjay.agents.teams.steps import frozen
 
 
 def consensus_steps(
-    policy: TeamPolicy, batch: TeamBatch, config: GAMATRConfig
+    policy: TeamPolicy, batch: TeamBatch, config: GAMATRSettings
 ) -> tuple[list[TrustRegionStep], dict[str, float]]:
     """Let the ring of agents agree on a step, in `config.consensus_rounds` rounds."""
     members = [Member(policy, batch, config, agent) for agent in range(policy.num_agents)]
@@ -89,7 +89,7 @@ def ring(agents: int) -> list[tuple[int, int]]:
 class Member:
     """An agent on its way from its old policy, whose graph it keeps."""
 
-    def __init__(self, policy: TeamPolicy, batch: TeamBatch, config: GAMATRConfig, agent: int) -> None:
+    def __init__(self, policy: TeamPolicy, batch: TeamBatch, config: GAMATRSettings, agent: int) -> None:
         self.agent, self.batch, self.config = agent, batch, config
         self.parameters = policy.actor_parameters(agent)
         self.distribution = partial(policy.distribution, batch.segment, agent)

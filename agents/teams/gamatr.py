@@ -22,23 +22,66 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import smooth_l1_loss
 
-from scrubjay.agents.rl.trust_region import TrustRegionStep, mean_kl
+from scrubjay.agents.rl.learner import LearnerConfig
+from scrubjay.agents.rl.peers import Alone
+from scrubjay.agents.rl.trust_region import mean_kl
 from scrubjay.agents.teams.batch import TeamBatch, normalized, team_advantages
-from scrubjay.agents.teams.clip import clipped_sequence, clipped_steps
-from scrubjay.agents.teams.config import GAMATRConfig
-from scrubjay.agents.teams.consensus import consensus_steps
-from scrubjay.agents.teams.metagame import metagame_steps
+from scrubjay.agents.teams.config import GAMATRSettings
+from scrubjay.agents.teams.modes import MODES, Means, Mode
 from scrubjay.agents.teams.policy import TeamPolicy
 from scrubjay.agents.teams.segment import TeamSegment
-from scrubjay.agents.teams.steps import frozen, independent_steps, sequential_steps
+from scrubjay.agents.teams.steps import frozen
+
+
+@dataclass(frozen=True)
+class GAMATRConfig(GAMATRSettings, LearnerConfig):
+    """Settings of `GAMATR`, those of its trust regions included. Raises ValueError on an impossible one."""
+
+    acts: ClassVar[str] = "team"
+    rows_by: ClassVar[str | None] = "minibatches"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mode not in MODES:
+            raise ValueError(f"mode={self.mode!r}: choose from {', '.join(MODES)}")
+        if self.kl_budget == "allocated" and not self.rule.budgets:
+            able = ", ".join(name for name, rule in MODES.items() if rule.budgets)
+            raise ValueError(
+                f"kl_budget='allocated' needs steps that can be told how long to be; mode={self.mode!r} "
+                f"cannot: use one of {able}, or kl_budget='equal'"
+            )
+        if self.entropy_coefficient and not self.rule.bonus:
+            raise ValueError(
+                f"entropy_coefficient={self.entropy_coefficient}: mode={self.mode!r} has no place for a "
+                "bonus; use 0"
+            )
+
+    @property
+    def rule(self) -> Mode:
+        """What the mode is."""
+        return MODES[self.mode]
+
+    def build(
+        self,
+        policy: TeamPolicy,
+        seed: int = 0,
+        peers: Alone | None = None,
+        agents: Sequence[int] | None = None,
+    ) -> GAMATR:
+        """Return GA-MATR of `policy`, alone; raises ValueError if the actors do not fit the mode.
+
+        With `agents` only these move.
+        """
+        return GAMATR(policy, self, seed, agents)
 
 
 class GAMATR:
@@ -60,7 +103,7 @@ class GAMATR:
         self.policy = policy
         self.config = config if config is not None else GAMATRConfig()
         _check_actors(policy, self.config)
-        if agents is not None and (self.config.mode != "independent" or policy.config.shared):
+        if agents is not None and (not self.config.rule.alone or policy.config.shared):
             raise ValueError(f"agents={agents} alone can move only with mode='independent' and shared=False")
         self.agents = range(policy.num_agents) if agents is None else agents
         self.critic_optimizer = torch.optim.Adam(
@@ -68,7 +111,7 @@ class GAMATR:
         )
         self.actor_optimizer = (
             torch.optim.Adam(policy.actor_parameters(), lr=self.config.learning_rate, eps=1e-5, fused=True)
-            if self.config.mode in ("clip", "clip_sequential")
+            if self.config.rule.descends
             else None
         )
         self.generator = torch.Generator().manual_seed(seed)
@@ -123,24 +166,11 @@ class GAMATR:
         return batch, returns, {"losses/explained_variance": 1 - unexplained}
 
     def _move_actors(self, batch: TeamBatch) -> dict[str, float]:
-        policy, config = self.policy, self.config
-        steps: list[TrustRegionStep] = []
-        metrics: dict[str, float] = {}
+        policy, rule = self.policy, self.config.rule
         distribution = partial(policy.distribution, batch.segment)
-        old = None
-        if config.mode == "independent":
-            steps = independent_steps(policy, batch, config, self.agents)
-        elif config.mode == "sequential":
-            steps = sequential_steps(policy, batch, config, self.generator)
-        elif config.mode == "consensus":
-            steps, metrics = consensus_steps(policy, batch, config)
-        elif config.mode == "metagame":
-            steps, metrics = metagame_steps(policy, batch, config)
-        else:
-            assert self.actor_optimizer is not None
-            old = frozen(distribution)
-            descend = clipped_steps if config.mode == "clip" else clipped_sequence
-            descend(policy, batch, config, self.actor_optimizer, self.generator)
+        old = frozen(distribution) if rule.descends else None
+        means = Means(self.agents, self.generator, self.actor_optimizer)
+        steps, metrics = rule.move(policy, batch, self.config, means)
         new = frozen(distribution)
         if old is not None:
             kl = mean_kl(old, new, batch.weights)
@@ -219,18 +249,18 @@ def _variance(values: Tensor, weights: Tensor) -> float:
 
 
 def _check_actors(policy: TeamPolicy, config: GAMATRConfig) -> None:
-    actors = policy.config
-    if config.mode == "consensus" and not actors.joint:
+    actors, rule = policy.config, config.rule
+    if rule.joint and not actors.joint:
         raise ValueError(
-            "mode='consensus' compares what agents think of each other's actions; build the policy with "
+            f"mode={config.mode!r} compares what agents think of each other's actions; build the policy with "
             "TeamPolicyConfig(shared=False, joint=True)"
         )
-    if actors.joint and config.mode != "consensus":
+    if actors.joint and not rule.joint:
         raise ValueError(
             f"mode={config.mode!r} has no use for actors that model others; set joint=False, or "
             "mode='consensus'"
         )
-    if actors.shared and config.mode == "metagame":
-        raise ValueError("mode='metagame' lets agents differ in how far they go; set shared=False")
+    if actors.shared and not rule.shared:
+        raise ValueError(f"mode={config.mode!r} lets agents differ in how far they go; set shared=False")
     if actors.shared and config.kl_budget == "allocated":
         raise ValueError("kl_budget='allocated' needs an actor for each agent; set shared=False")

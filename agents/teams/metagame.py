@@ -19,7 +19,7 @@ from torch import Tensor
 
 from scrubjay.agents.rl.trust_region import TrustRegionStep, flatten, mean_kl, place
 from scrubjay.agents.teams.batch import TeamBatch
-from scrubjay.agents.teams.config import GAMATRConfig
+from scrubjay.agents.teams.config import GAMATRSettings
 from scrubjay.agents.teams.policy import TeamPolicy
 from scrubjay.agents.teams.steps import frozen, independent_steps
 
@@ -27,7 +27,7 @@ Gains = Callable[[Float[Tensor, "agents"]], Float[Tensor, "agents"]]
 
 
 def metagame_steps(
-    policy: TeamPolicy, batch: TeamBatch, config: GAMATRConfig
+    policy: TeamPolicy, batch: TeamBatch, config: GAMATRSettings
 ) -> tuple[list[TrustRegionStep], dict[str, float]]:
     """Take independent steps, then go back towards the old weights by the equilibrium of old against new.
 

@@ -21,6 +21,7 @@ from scrubjay.agents.rl.distributions import (
 )
 from scrubjay.agents.rl.observations import from_leaves, to_leaves, to_tensors
 from scrubjay.agents.rl.segment import Observation
+from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.agents.teams.critic import CriticKind, TeamCritic
 from scrubjay.agents.teams.network import TeamNetwork
 from scrubjay.agents.teams.segment import TeamSegment
@@ -54,6 +55,12 @@ class TeamPolicyConfig:
             raise ValueError(
                 "joint=True models all others' actions in each agent's own actor: set shared=False"
             )
+
+    def build(self, spaces: Spaces) -> TeamPolicy:
+        """Return a new policy; raises TypeError on a space that is not supported, or if there is no team."""
+        if spaces.num_agents is None:
+            raise TypeError("one agent alone needs a PolicyConfig, not a TeamPolicyConfig")
+        return TeamPolicy(spaces.observation, spaces.action, spaces.num_agents, self)
 
 
 class TeamPolicyStep(NamedTuple):

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scrubjay.agents.rl.observations import from_leaves, leaf_spaces
-from scrubjay.agents.rl.sampler import EpisodeStats, RowSampler, at_time, batch_first
+from scrubjay.agents.rl.observations import from_leaves
+from scrubjay.agents.rl.sampler import EpisodeStats, RowSampler, Sampler, at_time, batch_first
 from scrubjay.agents.teams.env import TeamEnv, TeamStep
 from scrubjay.agents.teams.policy import TeamPolicy
 from scrubjay.agents.teams.segment import TeamSegment
@@ -34,25 +34,14 @@ class TeamSampler(RowSampler):
     """
 
     def __init__(self, env: TeamEnv, policy: TeamPolicy, segment_length: int, seed: int = 0) -> None:
-        if segment_length < 1:
-            raise ValueError(f"segment_length={segment_length}: a segment needs at least 1 step")
         self.num_agents = len(env.possible_agents)
         if policy.num_agents != self.num_agents:
             raise ValueError(
                 f"the policy is for teams of {policy.num_agents}; the environment's have {self.num_agents}"
             )
-        self.env = env
-        self.policy = policy
-        self.segment_length = segment_length
-        self.num_envs = env.num_envs
-        self.seconds = {"env": 0.0, "policy": 0.0}
-        """Wall time spent so far in the environment and in everything else."""
-        self._leaves = leaf_spaces(env.single_observation_space)
-        self._generator = torch.Generator(device=policy.device).manual_seed(seed)
-        self._episodes: list[TeamEpisodeStats] = []
         # Values of the present alone need no stepping: the whole segment's are computed at once.
         self._judges_later = not policy.critic_remembers
-        self._begin(seed)
+        super().__init__(env, policy, segment_length, seed)
 
     @property
     def exact(self) -> bool:
@@ -203,6 +192,13 @@ class TeamSampler(RowSampler):
         remembered = {key: value.index_select(0, index) for key, value in self._state.items()}
         seen = from_leaves({key: leaf.to(device) for key, leaf in leaves.items()})
         return self.policy.value(seen, alive, remembered).masked_fill(~alive, 0)
+
+
+def make_sampler(env: Any, policy: Any, segment_length: int, seed: int = 0) -> RowSampler:
+    """Return what samples `env`, rows of a team's or of one agent's, with its policy."""
+    if isinstance(policy, TeamPolicy):
+        return TeamSampler(env, policy, segment_length, seed)
+    return Sampler(env, policy, segment_length, seed)
 
 
 def _write(leaves: dict[str, np.ndarray], t: int, values: Mapping[str, np.ndarray]) -> None:

@@ -19,14 +19,14 @@ from scrubjay.agents.rl.trust_region import (
     trust_region_step,
 )
 from scrubjay.agents.teams.batch import TeamBatch, of_agent
-from scrubjay.agents.teams.config import GAMATRConfig
+from scrubjay.agents.teams.config import GAMATRSettings
 from scrubjay.agents.teams.policy import TeamPolicy
 
 Surrogate = Callable[[Distribution], Tensor]
 
 
 def independent_steps(
-    policy: TeamPolicy, batch: TeamBatch, config: GAMATRConfig, agents: Sequence[int]
+    policy: TeamPolicy, batch: TeamBatch, config: GAMATRSettings, agents: Sequence[int]
 ) -> list[TrustRegionStep]:
     """Let every actor of `agents` improve its own surrogate as if the others stayed as they are.
 
@@ -42,7 +42,7 @@ def independent_steps(
 
 
 def sequential_steps(
-    policy: TeamPolicy, batch: TeamBatch, config: GAMATRConfig, generator: torch.Generator
+    policy: TeamPolicy, batch: TeamBatch, config: GAMATRSettings, generator: torch.Generator
 ) -> list[TrustRegionStep]:
     """Let the actors improve in random order, each knowing what those before it have become.
 
@@ -67,7 +67,7 @@ def sequential_steps(
 
 
 def _shared_sequence(
-    policy: TeamPolicy, batch: TeamBatch, config: GAMATRConfig, order: list[int]
+    policy: TeamPolicy, batch: TeamBatch, config: GAMATRSettings, order: list[int]
 ) -> list[TrustRegionStep]:
     parameters = policy.actor_parameters()
     distribution = partial(policy.distribution, batch.segment)
@@ -106,7 +106,7 @@ def _shared_sequence(
 def agent_step(
     policy: TeamPolicy,
     batch: TeamBatch,
-    config: GAMATRConfig,
+    config: GAMATRSettings,
     agent: int | None,
     kl_limit: float,
     factor: Tensor | None = None,
@@ -135,7 +135,7 @@ def agent_step(
 
 
 def natural_gradients(
-    policy: TeamPolicy, batch: TeamBatch, config: GAMATRConfig, agents: Sequence[int]
+    policy: TeamPolicy, batch: TeamBatch, config: GAMATRSettings, agents: Sequence[int]
 ) -> list[NaturalGradient]:
     """Return the natural gradients of these agents' own surrogates, all under the present weights."""
     return [
@@ -152,7 +152,7 @@ def natural_gradients(
 
 
 def _sample(
-    policy: TeamPolicy, batch: TeamBatch, config: GAMATRConfig, agent: int | None = None
+    policy: TeamPolicy, batch: TeamBatch, config: GAMATRSettings, agent: int | None = None
 ) -> Experience | None:
     """Return the rows that tell the curvature, evenly spaced; None for all."""
     count = max(1, round(config.curvature_share * batch.segment.num_rows))
@@ -163,7 +163,7 @@ def _sample(
     return partial(policy.distribution, segment, agent), of_agent(batch.weights, agent)[index]
 
 
-def kl_limits(naturals: list[NaturalGradient], config: GAMATRConfig) -> list[float]:
+def kl_limits(naturals: list[NaturalGradient], config: GAMATRSettings) -> list[float]:
     """Return every agent's limit."""
     if config.kl_budget == "equal":
         return [config.kl_limit] * len(naturals)

@@ -30,11 +30,12 @@ import tyro
 from ray.rllib.algorithms.ppo import PPOConfig as RLlibPPOConfig
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
-from scrubjay.agents import PPO, Policy, Sampler
+from scrubjay.agents import Sampler
 from scrubjay.agents.rl.segment import Segment
 from scrubjay.experiments.kinds.distributed import RayEngine
 from scrubjay.experiments.kinds.engine import Engine
-from scrubjay.experiments.kinds.reinforcement import LocalEngine, TrainConfig
+from scrubjay.experiments.kinds.local import LocalEngine
+from scrubjay.experiments.kinds.reinforcement import TrainConfig
 from scrubjay.experiments.recipes import RECIPES, with_memory
 from scrubjay.experiments.run import Run
 from scrubjay.experiments.runs.cluster import RayOptions
@@ -154,8 +155,8 @@ def constants(memory: str) -> Constants:
     """Measure them."""
     config = training(memory)
     envs = config.env.make_vector()
-    policy = Policy(envs.single_observation_space, envs.single_action_space, config.policy)
-    sampler, learner = Sampler(envs, policy, config.segment_length), PPO(policy, config.ppo)
+    policy = config.make_policy(envs)
+    sampler, learner = Sampler(envs, policy, config.segment_length), config.learner.build(policy)
     rows = config.env.num_envs
     segment = sampler.collect()
     learner.update(segment)

@@ -18,7 +18,6 @@ from statistics import median
 import torch
 import tyro
 
-from scrubjay.agents.teams.gamatr import GAMATR
 from scrubjay.agents.teams.sampler import TeamSampler
 from scrubjay.experiments.kinds.team import TeamTaskConfig
 from scrubjay.experiments.recipes import RECIPES
@@ -64,7 +63,7 @@ def _measure(config: TeamTaskConfig, rounds: int) -> tuple[int, float, float, fl
     teams = config.env.make_teams()
     policy = config.make_policy(teams)
     sampler = TeamSampler(teams, policy, config.segment_length, seed=0)
-    learner = GAMATR(policy, config.learner, seed=0)
+    learner = config.learner.build(policy)
     bare = _bare(config)
     seconds: dict[str, list[float]] = {"bare": [], "sampling": [], "training": []}
     for round in range(rounds + 1):

@@ -21,7 +21,7 @@ import torch
 import tyro
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
-from scrubjay.agents import PPO, Policy, PolicyConfig, PPOConfig, Sampler
+from scrubjay.agents import PolicyConfig, PPOConfig, Sampler, Spaces
 from scrubjay.experiments.tasks.environments import EnvConfig
 from scrubjay.memory import make_config
 
@@ -70,11 +70,10 @@ class Ours:
 
     def __init__(self, config: ThroughputConfig, memory: str, envs: VectorEnv) -> None:
         memory_config = make_config(memory, dim=config.dim)
-        spaces = envs.single_observation_space, envs.single_action_space
-        policy = Policy(*spaces, PolicyConfig(memory=memory_config))
+        policy = PolicyConfig(memory=memory_config).build(Spaces.of(envs))
         ppo = PPOConfig(epochs=config.epochs, num_minibatches=config.num_minibatches)
         self.sampler = Sampler(envs, policy, config.segment_length)
-        self.learner = PPO(policy, ppo)
+        self.learner = ppo.build(policy)
 
     def update(self) -> dict[str, float]:
         """Collect a segment and learn from it."""

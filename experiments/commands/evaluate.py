@@ -9,10 +9,10 @@ from scrubjay.agents.teams.policy import TeamPolicy
 from scrubjay.experiments.commands.loading import config_of_agent
 from scrubjay.experiments.evaluation.policy import EvalOptions, evaluate
 from scrubjay.experiments.evaluation.team import PolicyActor, evaluate_team
-from scrubjay.experiments.kinds.reinforcement import TrainConfig
+from scrubjay.experiments.kinds.reinforcement import AgentConfig
 from scrubjay.experiments.kinds.team import TeamTaskConfig
 from scrubjay.experiments.recipes.overrides import with_settings
-from scrubjay.experiments.reports.equilibrium import gains, untrained
+from scrubjay.experiments.reports.equilibrium import gains, of_trust_region, untrained
 from scrubjay.experiments.run import Run
 from scrubjay.experiments.runs.checkpoint import load_training
 from scrubjay.experiments.runs.progress import ProgressDisplay
@@ -35,7 +35,7 @@ def run(words: Sequence[str]) -> int:
     return _evaluate_agent(trained, config_of_agent(trained), settings, options)
 
 
-def _evaluate_agent(run: Run, config: TrainConfig, settings: Sequence[str], options: EvalOptions) -> int:
+def _evaluate_agent(run: Run, config: AgentConfig, settings: Sequence[str], options: EvalOptions) -> int:
     """Play episodes with a trained policy, and report."""
     with bad_input():
         if options.best_response:
@@ -62,6 +62,8 @@ def _evaluate_team(run: Run, config: TeamTaskConfig, settings: Sequence[str], op
         env = with_settings(config.env, settings)
         config = dataclasses.replace(config, env=env)
         policy = run.team_policy_in(env)
+        if options.best_response:
+            of_trust_region(config)
         for name in ("episodes", "response_steps"):
             if getattr(options, name) < 1:
                 raise ValueError(f"{name}={getattr(options, name)}: at least 1 is needed")

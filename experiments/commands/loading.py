@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scrubjay.experiments.kinds.reinforcement import TrainConfig
+from scrubjay.experiments.kinds.reinforcement import AgentConfig
 from scrubjay.experiments.kinds.team import TeamTaskConfig
 from scrubjay.experiments.run import Run
 from scrubjay.experiments.runs.cluster import RayOptions
@@ -14,17 +14,17 @@ from scrubjay.experiments.training import go_on
 from scrubjay.experiments.words.terminal import bad_input
 
 
-def load_agent(path: Path) -> tuple[Run, TrainConfig]:
+def load_agent(path: Path) -> tuple[Run, AgentConfig]:
     """Open the run of one agent. Raises UsageError if it is none."""
     with bad_input():
         run = Run.load(path)
     return run, config_of_agent(run)
 
 
-def config_of_agent(run: Run) -> TrainConfig:
+def config_of_agent(run: Run) -> AgentConfig:
     """Return the config of one agent's run. Raises UsageError if it is none."""
     with bad_input():
-        if not isinstance(run.config, TrainConfig):
+        if not isinstance(run.config, AgentConfig):
             lacks = "of one agent" if isinstance(run.config, TeamTaskConfig) else "to act"
             raise TypeError(f"{run.path} is a run of kind {run.config.kind!r}: it has no policy {lacks}")
         return run.config

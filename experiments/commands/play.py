@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scrubjay.experiments.commands.loading import load_agent
-from scrubjay.experiments.kinds.reinforcement import TrainConfig
+from scrubjay.experiments.kinds.reinforcement import AgentConfig
 from scrubjay.experiments.recipes import RECIPES
 from scrubjay.experiments.recipes.overrides import with_settings
 from scrubjay.experiments.reports.coverage import plot_coverage
@@ -41,7 +41,7 @@ def run(words: Sequence[str]) -> int:
             folder, policy, env = trained.path, trained.policy, config.env
         else:
             recipe = RECIPES[options.what]() if options.what in RECIPES else None
-            env = recipe.env if isinstance(recipe, TrainConfig) else EnvConfig(options.what, num_envs=1)
+            env = recipe.env if isinstance(recipe, AgentConfig) else EnvConfig(options.what, num_envs=1)
         env = with_settings(env, settings)
         out = options.out or folder / "episode.gif"
         frames, total = play(env, out, policy, options.seed, options.max_steps)

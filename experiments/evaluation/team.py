@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool
 
 from scrubjay.agents.teams.policy import TeamPolicy
-from scrubjay.experiments.evaluation.policy import describe, share_out
+from scrubjay.experiments.evaluation.policy import EpisodeScores, describe, evaluate, share_out
 from scrubjay.experiments.tasks.teams import TeamEnvConfig, known_by
 
 
@@ -115,3 +115,15 @@ def evaluate_team(
         lengths=np.array(lengths_of),
         measures={name: np.array([means[name] for means in measures_of]) for name in measures_of[0]},
     )
+
+
+def evaluate_policy(
+    policy: Any, env_config: Any, episodes: int = 100, seed: int = 0
+) -> EpisodeScores | TeamScores:
+    """Play whole episodes by the favourite actions of a policy of one agent, or of a team's.
+
+    Raises ValueError as `evaluate` and `evaluate_team`.
+    """
+    if isinstance(policy, TeamPolicy):
+        return evaluate_team(PolicyActor(policy), env_config, episodes, seed)
+    return evaluate(policy, env_config, episodes, seed)

@@ -9,15 +9,17 @@ from typing import Any
 from scrubjay.experiments.kinds.ballet_probe import BalletProbeConfig, ProbeEngine
 from scrubjay.experiments.kinds.base import Experiment
 from scrubjay.experiments.kinds.engine import Engine
-from scrubjay.experiments.kinds.reinforcement import LocalEngine, TrainConfig
+from scrubjay.experiments.kinds.local import LocalEngine
+from scrubjay.experiments.kinds.reinforcement import AgentTaskConfig, TrainConfig
 from scrubjay.experiments.kinds.sequence import SequenceEngine, SequenceTaskConfig
-from scrubjay.experiments.kinds.team import TeamEngine, TeamTaskConfig
+from scrubjay.experiments.kinds.team import TeamTaskConfig
 from scrubjay.memory import serialization
 
 _KINDS: dict[str, tuple[type[Any], type[Engine]]] = {
+    "agent": (AgentTaskConfig, LocalEngine),
     "ballet-probe": (BalletProbeConfig, ProbeEngine),
     "sequence-task": (SequenceTaskConfig, SequenceEngine),
-    "team": (TeamTaskConfig, TeamEngine),
+    "team": (TeamTaskConfig, LocalEngine),
     "train": (TrainConfig, LocalEngine),
 }
 

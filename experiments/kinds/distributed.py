@@ -11,15 +11,11 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from scrubjay.agents.rl.policy import Policy
-from scrubjay.agents.rllib import SegmentGAMATRConfig, SegmentPPOConfig
+from scrubjay.agents.rllib import SegmentConfig
 from scrubjay.agents.rllib.algorithm import SegmentAlgorithm
-from scrubjay.agents.rllib.config import SegmentAlgorithmConfig
-from scrubjay.agents.teams.policy import TeamPolicy
 from scrubjay.experiments.kinds.base import Experiment
 from scrubjay.experiments.kinds.engine import Engine
-from scrubjay.experiments.kinds.reinforcement import TrainConfig, evaluate_policy
-from scrubjay.experiments.kinds.team import TeamTaskConfig, evaluate_result
+from scrubjay.experiments.kinds.sampled import SampledConfig, evaluate_result
 from scrubjay.experiments.runs.cluster import RayOptions, connect, free_cpus
 from scrubjay.experiments.runs.metrics import EpisodeWindow
 from scrubjay.experiments.runs.seeding import derive_seed
@@ -32,19 +28,14 @@ _PATIENCE = 120.0
 
 
 class RayEngine(Engine):
-    """Runners and learners of a `TrainConfig` on a Ray cluster; this process holds the run directory.
-
-    For other experiments, a subclass says what policy is learned, by which algorithm, and how it is
-    evaluated.
+    """Runners and learners of a `SampledConfig` on a Ray cluster; this process holds the run directory.
 
     After each update this process has the newest weights and learner's state, so that the loss of a runner,
     a learner or a node costs one update at most: runners are restarted by Ray, for a learner everything is
     built anew from here. What a lost runner's episodes had come to is lost; it begins new ones.
     """
 
-    model: Policy
-
-    def __init__(self, config: TrainConfig | TeamTaskConfig, run_dir: Path, options: RayOptions) -> None:
+    def __init__(self, config: SampledConfig, run_dir: Path, options: RayOptions) -> None:
         self.options = options
         self._joined = connect(options)
         try:
@@ -67,25 +58,23 @@ class RayEngine(Engine):
         self.algorithm = self._start(self.options.num_env_runners)
         self.algorithm.set_parts(self._parts)
 
-    def _algorithm_config(self) -> SegmentAlgorithmConfig:
-        config = self.config
-        return SegmentPPOConfig().segments(
-            vector_env=config.env.make_vector,
-            num_envs=config.env.num_envs,
-            segment_length=config.segment_length,
-            policy=config.policy,
-            ppo=config.ppo,
-            sampling_seed=derive_seed(config.seed, "sampling", self.step),
-            minibatch_seed=derive_seed(config.seed, "minibatches"),
-        )
-
     def _start(self, num_env_runners: int) -> SegmentAlgorithm:
+        config: SampledConfig = self.config
         algorithm_config = (
-            self._algorithm_config()
+            SegmentConfig()
+            .segments(
+                envs=config.env.make_rows,
+                num_envs=config.env.num_envs,
+                segment_length=config.segment_length,
+                policy=config.policy,
+                learner=config.learner,
+                sampling_seed=derive_seed(config.seed, "sampling", self.step),
+                learner_seed=derive_seed(config.seed, "minibatches"),
+            )
             .env_runners(num_env_runners=num_env_runners)
             .learners(
                 num_learners=self.options.num_learners,
-                num_gpus_per_learner=1 if self.config.device == "cuda" else 0,
+                num_gpus_per_learner=1 if config.device == "cuda" else 0,
             )
             .debugging(log_level="ERROR")
         )
@@ -166,7 +155,7 @@ class RayEngine(Engine):
         self.episodes.set_state(training["episodes"])
 
     def _evaluate(self) -> dict[str, Any]:
-        return evaluate_policy(self.model, self.config)
+        return evaluate_result(self.model, self.config)
 
     def _close(self) -> None:
         try:
@@ -176,30 +165,7 @@ class RayEngine(Engine):
                 ray.shutdown()
 
 
-class TeamRayEngine(RayEngine):
-    """Runners and the one learner of a `TeamTaskConfig`."""
-
-    model: TeamPolicy  # pyright: ignore[reportIncompatibleVariableOverride]
-
-    def _algorithm_config(self) -> SegmentGAMATRConfig:
-        config = self.config
-        return SegmentGAMATRConfig().segments(
-            team_env=config.env.make_teams,
-            num_envs=config.env.num_envs,
-            segment_length=config.segment_length,
-            policy=config.policy,
-            gamatr=config.learner,
-            sampling_seed=derive_seed(config.seed, "sampling", self.step),
-            learner_seed=derive_seed(config.seed, "minibatches"),
-        )
-
-    def _evaluate(self) -> dict[str, Any]:
-        return evaluate_result(self.model, self.config)
-
-
-_ENGINES: dict[type[Any], type[RayEngine]] = {TrainConfig: RayEngine, TeamTaskConfig: TeamRayEngine}
-
-
 def make_ray_engine(config: Experiment, run_dir: Path, options: RayOptions) -> RayEngine:
     """Return what trains `config` on Ray; `config.check(options)` has said that it can be."""
-    return _ENGINES[type(config)](config, run_dir, options)  # pyright: ignore[reportArgumentType]  (the table's)
+    assert isinstance(config, SampledConfig)
+    return RayEngine(config, run_dir, options)

@@ -1,34 +1,24 @@
-"""Reinforcement learning by one agent: the experiment as data, and its engine in one process."""
+"""Reinforcement learning by one agent, as data: by PPO, or by any learner there is."""
 
 from __future__ import annotations
 
 import dataclasses
-import logging
-import time
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
-from scrubjay.agents.rl.policy import Policy, PolicyConfig
-from scrubjay.agents.rl.ppo import PPO, PPOConfig
-from scrubjay.agents.rl.sampler import Sampler
-from scrubjay.experiments.evaluation.policy import evaluate
-from scrubjay.experiments.kinds.engine import Engine
+from scrubjay.agents.learners import name_of_learner
+from scrubjay.agents.rl.learner import LearnerConfig
+from scrubjay.agents.rl.policy import PolicyConfig
+from scrubjay.agents.rl.ppo import PPOConfig
 from scrubjay.experiments.kinds.sampled import SampledConfig
-from scrubjay.experiments.runs.cluster import RayOptions
-from scrubjay.experiments.runs.device import resolve_device
-from scrubjay.experiments.runs.metrics import EpisodeWindow
-from scrubjay.experiments.runs.seeding import derive_seed
 from scrubjay.experiments.tasks.environments import EnvConfig
 from scrubjay.memory import MemoryConfig, name_of
 
-_log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(SampledConfig):
-    """A reinforcement-learning experiment: a policy with a memory learns one environment by PPO."""
+class AgentConfig(SampledConfig):
+    """A reinforcement-learning experiment: a policy with a memory learns one environment."""
 
-    kind: ClassVar[str] = "train"
     acts: ClassVar[str | None] = "agent"
 
     recipe: str = "ppo"
@@ -37,15 +27,8 @@ class TrainConfig(SampledConfig):
     """What to learn."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     """Who learns."""
-    ppo: PPOConfig = field(default_factory=PPOConfig)
-    """How."""
     segment_length: int = 64
     """Steps per copy between updates: gradients reach this far back, the memory's state further."""
-
-    @property
-    def label(self) -> str:
-        """The memory's registered name."""
-        return name_of(self.policy.memory)
 
     @property
     def success_without_memory(self) -> float | None:
@@ -56,97 +39,46 @@ class TrainConfig(SampledConfig):
         """Return the same experiment with another memory in its policy."""
         return dataclasses.replace(self, policy=dataclasses.replace(self.policy, memory=memory))
 
-    def make_policy(self) -> Policy:
-        """Return a new policy for the experiment's environment."""
-        with self.env.make() as env:
-            return Policy(env.observation_space, env.action_space, self.policy)
-
-    def check(self, ray: RayOptions | None = None) -> None:
-        """Build the parts once. Raises ValueError or TypeError naming what does not fit."""
-        if ray is None:
-            resolve_device(self.device)
-        elif max(ray.num_env_runners, ray.num_learners) > self.env.num_envs:
-            raise ValueError(
-                f"num_env_runners={ray.num_env_runners}, num_learners={ray.num_learners}: "
-                f"at most env.num_envs={self.env.num_envs}, as each needs an environment's row"
-            )
-        if self.ppo.num_minibatches > self.env.num_envs:
-            raise ValueError(
-                f"ppo.num_minibatches={self.ppo.num_minibatches}: at most env.num_envs={self.env.num_envs}, "
-                "as a minibatch is a set of whole environments"
-            )
-        PPO(self.make_policy(), self.ppo)
+    def with_learner(self, learner: LearnerConfig) -> AgentConfig:
+        """Return the same experiment with another learner: a `TrainConfig` if it is PPO."""
+        kept = {item.name: getattr(self, item.name) for item in dataclasses.fields(AgentConfig)}
+        if type(learner) is PPOConfig:
+            del kept["learner"]
+            return TrainConfig(**kept, ppo=learner)
+        return AgentTaskConfig(**{**kept, "learner": learner})
 
 
-class LocalEngine(Engine):
-    """Sampler and learner of a `TrainConfig`; on the CPU it resumes exactly."""
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(AgentConfig):
+    """A reinforcement-learning experiment: a policy with a memory learns one environment by PPO."""
 
-    model: Policy
+    kind: ClassVar[str] = "train"
+    learner_field: ClassVar[str] = "ppo"
 
-    def _build(self) -> None:
-        config = self.config
-        self.episodes = EpisodeWindow()
-        self._envs = config.env.make_vector()
-        spaces = self._envs.single_observation_space, self._envs.single_action_space
-        self.model = Policy(*spaces, config.policy).to(resolve_device(config.device))
-        self.learner = PPO(self.model, config.ppo, derive_seed(config.seed, "minibatches"))
-        self.sampler = Sampler(
-            self._envs, self.model, config.segment_length, derive_seed(config.seed, "sampling")
-        )
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    """How."""
+    learner: LearnerConfig = field(init=False, repr=False, compare=False)
+    """The same: PPO."""
 
-    def _learn(self) -> tuple[int, dict[str, float]]:
-        before = dict(self.sampler.seconds)
-        segment = self.sampler.collect()
-        sampled = time.perf_counter()
-        losses = self.learner.update(segment)
-        learner_seconds = time.perf_counter() - sampled
-        self.episodes.extend(self.sampler.pop_episodes())
-        spent = {name: self.sampler.seconds[name] - before.get(name, 0.0) for name in ("env", "policy")}
-        spent["learner"] = learner_seconds
-        steps = segment.num_steps
-        rates = {f"time/SPS_{name}": steps / max(seconds, 1e-9) for name, seconds in spent.items()}
-        return steps, {**self.episodes.means(), **losses, **rates}
+    def __post_init__(self) -> None:
+        if type(self.ppo) is not PPOConfig:
+            raise TypeError(f"ppo={self.ppo!r}: of another learner make an AgentTaskConfig(learner=...)")
+        object.__setattr__(self, "learner", self.ppo)
+        super().__post_init__()
 
-    def _get_parts(self) -> dict[str, Any]:
-        return {
-            "learner": self.learner.get_state(),
-            "samplers": [{"first_row": 0, "sampler": self.sampler.get_state()}],
-            "episodes": self.episodes.get_state(),
-        }
-
-    def _set_parts(self, training: dict[str, Any]) -> None:
-        self.learner.set_state(training["learner"])
-        if not self.sampler.exact:
-            _log.warning(
-                "%s offers no get_state/set_state: resuming with fresh episodes, not exactly",
-                self.config.env.id,
-            )
-        samplers = training["samplers"]
-        # Of a checkpoint made while an env runner was gone, the rows are not all there.
-        if [len(saved["sampler"]["lengths"]) for saved in samplers] == [self.config.env.num_envs]:
-            self.sampler.set_state(samplers[0]["sampler"])
-        else:
-            _log.warning("sampled by %d processes before and by 1 now: all begin new episodes", len(samplers))
-            self.sampler.restart(derive_seed(self.config.seed, "sampling", self.step))
-        self.episodes.set_state(training["episodes"])
-
-    def _evaluate(self) -> dict[str, Any]:
-        return evaluate_policy(self.model, self.config)
-
-    def _close(self) -> None:
-        self._envs.close()
+    @property
+    def label(self) -> str:
+        """The memory's registered name."""
+        return name_of(self.memory)
 
 
-def evaluate_policy(policy: Policy, config: TrainConfig) -> dict[str, Any]:
-    """Return the summary of the episodes that belong to a run's result.
+@dataclass(frozen=True, kw_only=True)
+class AgentTaskConfig(AgentConfig):
+    """A reinforcement-learning experiment: a policy with a memory learns one environment by `learner`."""
 
-    It is empty if none are asked for or none ends.
-    """
-    if not config.eval_episodes:
-        return {}
-    seed = derive_seed(config.seed, "evaluation")
-    try:
-        return evaluate(policy, config.env, config.eval_episodes, seed).summary()
-    except ValueError as error:  # the training was fine; the environment never ends
-        _log.warning("not evaluated: %s", error)
-        return {}
+    kind: ClassVar[str] = "agent"
+
+    @property
+    def label(self) -> str:
+        """The registered names of learner and memory."""
+        return f"{name_of_learner(self.learner)}-{name_of(self.memory)}"

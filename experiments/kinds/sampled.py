@@ -1,24 +1,41 @@
-"""What experiments share that learn from an environment: how long, from what seed, kept how often."""
+"""What experiments share whose policy learns from an environment, one agent's and a team's alike."""
 
 from __future__ import annotations
 
+import dataclasses
+import logging
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
+from scrubjay.agents.rl.learner import LearnerConfig
+from scrubjay.agents.rl.spaces import Spaces
+from scrubjay.experiments.evaluation.team import evaluate_policy
+from scrubjay.experiments.runs.cluster import RayOptions
+from scrubjay.experiments.runs.device import resolve_device
+from scrubjay.experiments.runs.seeding import derive_seed
 from scrubjay.memory import MemoryConfig
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampledConfig:
+class SampledConfig(ABC):
     """Rows of an environment are stepped by a policy; after every segment it learns."""
 
+    kind: ClassVar[str]
+    """Name in config.json of the class to rebuild."""
     acts: ClassVar[str | None]
     """Whose policy it is: "agent" or "team"."""
+    learner_field: ClassVar[str] = "learner"
+    """What the learner's settings are called on the command line."""
 
     env: Any
-    """What to learn; it has `num_envs` rows."""
+    """What to learn; it has `num_envs` rows, which `make_rows` makes, and `spaces`."""
     policy: Any
-    """Who learns; it has a `memory`."""
+    """Who learns; it has a `memory`, and `build`."""
+    learner: LearnerConfig
+    """How."""
     total_steps: int = 500_000
     """Environment steps of the whole run, over all rows; rounded up to whole updates."""
     segment_length: int
@@ -31,6 +48,8 @@ class SampledConfig:
     """Time between checkpoints; a killed run loses at most this much work."""
     eval_episodes: int = 100
     """Episodes played by the trained policy at the end, for result.json; 0 for none."""
+    recipe: str
+    """Name of the task in run directories and plots."""
 
     def __post_init__(self) -> None:
         for name in ("total_steps", "segment_length"):
@@ -54,3 +73,64 @@ class SampledConfig:
     def memory(self) -> MemoryConfig:
         """The policy's memory."""
         return self.policy.memory
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """Name of the contender: runs of one label share a curve."""
+
+    @property
+    @abstractmethod
+    def success_without_memory(self) -> float | None:
+        """The best success there is without memory; None where nobody worked it out."""
+
+    @abstractmethod
+    def with_memory(self, memory: MemoryConfig) -> Self:
+        """Return the same experiment with another memory in its policy."""
+
+    def with_learner(self, learner: LearnerConfig) -> SampledConfig:
+        """Return the same experiment with another learner."""
+        return dataclasses.replace(self, learner=learner)
+
+    def make_policy(self, envs: Any = None) -> Any:
+        """Return a new policy for the experiment's environment, or for `envs`, rows of one like it."""
+        return self.policy.build(self.env.spaces() if envs is None else Spaces.of(envs))
+
+    def check(self, ray: RayOptions | None = None) -> None:
+        """Build the parts once. Raises ValueError or TypeError naming what does not fit."""
+        rows, learner = self.env.num_envs, self.learner
+        if learner.acts != self.acts:
+            raise ValueError(
+                f"{self.learner_field}={type(learner).__name__}: it improves the policy of one "
+                f"{learner.acts}, not of one {self.acts}"
+            )
+        if ray is None:
+            resolve_device(self.device)
+        elif max(ray.num_env_runners, ray.num_learners) > rows:
+            raise ValueError(
+                f"num_env_runners={ray.num_env_runners}, num_learners={ray.num_learners}: "
+                f"at most env.num_envs={rows}, as each needs an environment's row"
+            )
+        else:
+            learner.check_learners(ray.num_learners)
+        if learner.rows_needed > rows:
+            raise ValueError(
+                f"{self.learner_field}.{learner.rows_by}={learner.rows_needed}: at most env.num_envs={rows}, "
+                "as a minibatch is a set of whole rows"
+            )
+        learner.build(self.make_policy())
+
+
+def evaluate_result(policy: Any, config: SampledConfig) -> dict[str, Any]:
+    """Return the summary of the episodes that belong to a run's result.
+
+    It is empty if none are asked for or none ends.
+    """
+    if not config.eval_episodes:
+        return {}
+    seed = derive_seed(config.seed, "evaluation")
+    try:
+        return evaluate_policy(policy, config.env, config.eval_episodes, seed).summary()
+    except ValueError as error:  # the training was fine; the environment never ends
+        _log.warning("not evaluated: %s", error)
+        return {}

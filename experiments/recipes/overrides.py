@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import TypeVar
 
+from scrubjay.agents.learners import list_learners, name_of_learner, turned_into
 from scrubjay.experiments.kinds.base import Experiment
-from scrubjay.experiments.kinds.reinforcement import TrainConfig
+from scrubjay.experiments.kinds.sampled import SampledConfig
 from scrubjay.experiments.kinds.team import TeamTaskConfig
 from scrubjay.experiments.recipes import RECIPES, with_memory
 from scrubjay.experiments.recipes.methods import METHODS, with_method
@@ -22,22 +24,30 @@ AnyEnv = TypeVar("AnyEnv", bound=EnvConfig | TeamEnvConfig)
 def override(recipe: str, arguments: Sequence[str]) -> Experiment:
     """Return the recipe's config with every flag applied; raises UsageError on a bad one.
 
-    `--memory NAME` chooses, and in multi-agent recipes `--method NAME` before it; then the flags of the
-    chosen memory (`--memory.FIELD`) and every field of the recipe's config (`--ppo.gamma`) follow. Where
-    there is an environment to choose, `--env ID` does, and `--set name=value` hands it a setting.
+    `--memory NAME` chooses, before it in multi-agent recipes `--method NAME`, and where something acts
+    `--learner NAME`; then the flags of the chosen memory (`--memory.FIELD`) and learner (`--learner.FIELD`)
+    and every field of the recipe's config (`--ppo.gamma`) follow. Where there is an environment to choose,
+    `--env ID` does, and `--set name=value` hands it a setting.
     """
     config: Experiment = RECIPES[choose("recipe", recipe, list(RECIPES))]()
     remaining = list(arguments)
     if isinstance(config, TeamTaskConfig):
         for name in take_flag(remaining, "--method"):
             config = with_method(config, choose("method", name, list(METHODS)))
+    if isinstance(config, SampledConfig):
+        for name in take_flag(remaining, "--learner"):
+            known = list_learners(config.acts)
+            config = config.with_learner(turned_into(config.learner, choose("learner", name, known)))
     for name in take_flag(remaining, "--memory"):
         config = with_memory(config, choose("memory", name, list_memories()))
-    if isinstance(config, (TrainConfig, TeamTaskConfig)):
+    if isinstance(config, SampledConfig):
         config = dataclasses.replace(config, env=_with_env(config.env, remaining))
+        slot = f"--{config.learner_field}."
+        for short in ("--learner.", f"--{name_of_learner(config.learner)}."):
+            remaining = [re.sub(f"^{re.escape(short)}", slot, word) for word in remaining]
         remaining = [word.replace("--memory.", "--policy.memory.", 1) for word in remaining]
     config = parse(type(config), remaining, f"scrubjay train {recipe}", config)
-    if isinstance(config, TrainConfig) and not config.env.id:
+    if isinstance(config, SampledConfig) and not config.env.id:
         raise UsageError(f"recipe {recipe!r} needs --env: a gymnasium id or module:callable")
     return config
 

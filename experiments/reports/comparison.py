@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from scrubjay.experiments.evaluation.policy import evaluate
-from scrubjay.experiments.kinds.reinforcement import TrainConfig
+from scrubjay.experiments.kinds.reinforcement import AgentConfig
 from scrubjay.experiments.kinds.supervised import SupervisedConfig
 from scrubjay.experiments.kinds.team import TeamTaskConfig
 from scrubjay.experiments.recipes.registry import longer_of
@@ -68,7 +68,7 @@ def success_when_longer(run: Run, episodes: int = 100) -> dict[int, float]:
     """
     config = run.config
     longer = longer_of(config.recipe)
-    if not isinstance(config, TrainConfig) or longer is None:
+    if not isinstance(config, AgentConfig) or longer is None:
         return {}
     file = run.path / LONGER_FILE
     if not file.exists():

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from scrubjay.agents.teams.best_response import best_response
+from scrubjay.agents.teams.gamatr import GAMATRConfig
 from scrubjay.agents.teams.policy import TeamPolicy
 from scrubjay.experiments.evaluation.team import PolicyActor, evaluate_team
 from scrubjay.experiments.kinds.team import TeamTaskConfig
@@ -32,6 +33,16 @@ def untrained(config: TeamTaskConfig) -> TeamPolicy:
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(config.seed, "weights"))
         return config.make_policy()
+
+
+def of_trust_region(config: TeamTaskConfig) -> GAMATRConfig:
+    """Return the settings that best responses are learned with. Raises TypeError if the run has none."""
+    if not isinstance(config.learner, GAMATRConfig):
+        raise TypeError(
+            f"best responses are learned by trust regions: a run by {type(config.learner).__name__} has no "
+            "settings of GAMATRConfig"
+        )
+    return config.learner
 
 
 def gains(
@@ -62,6 +73,7 @@ def gains(
         actor = PolicyActor(team, deterministic=False)
         return evaluate_team(actor, config.env, episodes, derive_seed(seed, "evaluation")).returns
 
+    learner = of_trust_region(config)
     before = play(policy)
     result = []
     for agent in range(policy.num_agents):
@@ -69,7 +81,7 @@ def gains(
             policy,
             agent,
             config.env.make_teams,
-            config.learner,
+            learner,
             steps,
             config.segment_length,
             derive_seed(seed, "sampling"),

@@ -13,6 +13,7 @@ import gymnasium
 from gymnasium.envs.registration import VectorizeMode
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
+from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.envs import list_environments
 
 KwargValue = bool | int | float | str
@@ -52,6 +53,11 @@ class EnvConfig:
                 f"environment {self.id!r} refuses {kwargs or 'its defaults'}: {error}"
             ) from error
 
+    def spaces(self) -> Spaces:
+        """Return the spaces of one environment."""
+        with self.make() as env:
+            return Spaces(env.observation_space, env.action_space)
+
     def success_without_memory(self) -> float | None:
         """Return the best success without memory, where the environment offers it by that name."""
         with self.make() as env:
@@ -71,6 +77,10 @@ class EnvConfig:
                 return batched
         kind = AsyncVectorEnv if self.subprocesses else SyncVectorEnv
         return kind([self.make] * count, autoreset_mode=AutoresetMode.SAME_STEP)
+
+    def make_rows(self, num_envs: int | None = None) -> VectorEnv[Any, Any, Any]:
+        """Return what a policy is trained in: `make_vector`."""
+        return self.make_vector(num_envs)
 
     def _make_batched(self, count: int) -> VectorEnv[Any, Any, Any] | None:
         kwargs: dict[str, Any] = dict(self.kwargs)

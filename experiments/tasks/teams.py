@@ -9,6 +9,7 @@ from typing import Any
 
 from pettingzoo import ParallelEnv
 
+from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.agents.teams.env import TeamEnv
 from scrubjay.envs.teams import ParallelTeams
 from scrubjay.experiments.tasks.environments import KwargValue, named_callable
@@ -45,6 +46,18 @@ class TeamEnvConfig:
         if hasattr(importlib.import_module(module), "teams"):
             return self._call(f"{module}:teams", num_envs=count, **self.kwargs)
         return ParallelTeams(self.make, count)
+
+    def make_rows(self, num_envs: int | None = None) -> TeamEnv:
+        """Return what a policy is trained in: `make_teams`."""
+        return self.make_teams(num_envs)
+
+    def spaces(self) -> Spaces:
+        """Return the spaces of a team."""
+        env = self.make_teams(1)
+        try:
+            return Spaces.of(env)
+        finally:
+            env.close()
 
     def _call(self, name: str, **kwargs: Any) -> Any:
         function = named_callable(name)

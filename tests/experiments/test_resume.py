@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from scrubjay.experiments import EnvConfig, Run, resume, train
-from scrubjay.experiments.kinds.reinforcement import LocalEngine
+from scrubjay.experiments.kinds.local import LocalEngine
 
 UPDATES = 120
 

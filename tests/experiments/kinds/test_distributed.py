@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 import ray
 import torch
+from ray import cloudpickle
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
+from scrubjay import agents
 from scrubjay.agents.rl.policy import PolicyConfig
 from scrubjay.agents.rllib import (
     MemoryModule,
@@ -31,12 +33,15 @@ from scrubjay.agents.teams.gamatr import GAMATRConfig
 from scrubjay.agents.teams.policy import TeamPolicyConfig
 from scrubjay.experiments import EnvConfig, RayOptions, Run, resume, train
 from scrubjay.experiments.cli import main
-from scrubjay.experiments.kinds.distributed import RayEngine, TeamRayEngine
-from scrubjay.experiments.kinds.reinforcement import LocalEngine
-from scrubjay.experiments.kinds.team import TeamEngine, TeamTaskConfig
+from scrubjay.experiments.kinds.distributed import RayEngine
+from scrubjay.experiments.kinds.local import LocalEngine
+from scrubjay.experiments.kinds.team import TeamTaskConfig
 from scrubjay.experiments.runs.checkpoint import load_training, load_weights
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
 from scrubjay.memory import list_memories, make_config
+
+from . import reinforce
+from .reinforce import ReinforceConfig
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -276,11 +281,28 @@ def test_the_command_trains_and_resumes_on_ray(tmp_path, capsys):
     assert capsys.readouterr().out == f"{folder} is finished\n"
 
 
+@pytest.mark.parametrize("processes", [(0, 0), (1, 1)], ids=["here", "in-processes"])
+def test_a_new_learner_trains_as_it_does_on_the_local_engine(processes, tiny, tmp_path, assert_same):
+    """Nothing but its config says who learns; workers are sent the learner, which they cannot import."""
+    config = tiny("lstm").with_learner(ReinforceConfig())
+    cloudpickle.register_pickle_by_value(reinforce)
+    agents.learners._LEARNERS.register("reinforce", ReinforceConfig)
+    try:
+        local = train(config, tmp_path / "local")
+        assert_same(train(config, tmp_path / "ray", ray=RayOptions(*processes)), local)
+        with pytest.raises(ValueError, match="num_learners=2: Reinforce takes a whole batch in one learner"):
+            train(config, tmp_path / "refused", ray=RayOptions(0, 2))
+    finally:
+        del agents.learners._LEARNERS["reinforce"]
+        cloudpickle.unregister_pickle_by_value(reinforce)
+
+
+LEARNER = GAMATRConfig(minibatches=2)
 TEAM = TeamTaskConfig(
     recipe="tiny-team",
     env=TeamEnvConfig(kwargs={"max_steps": 6}, num_envs=4),
     policy=TeamPolicyConfig(memory=make_config("gru", dim=16), graph_rounds=1),
-    learner=GAMATRConfig(minibatches=2),
+    learner=LEARNER,
     total_steps=192,
     segment_length=8,
     device="cpu",
@@ -289,7 +311,7 @@ TEAM = TeamTaskConfig(
 
 
 SEPARATE = dataclasses.replace(TEAM, policy=dataclasses.replace(TEAM.policy, shared=False))
-CLIPPED = dataclasses.replace(TEAM, learner=dataclasses.replace(TEAM.learner, mode="clip"))
+CLIPPED = dataclasses.replace(TEAM, learner=dataclasses.replace(LEARNER, mode="clip"))
 
 
 @pytest.mark.parametrize("config", [SEPARATE, CLIPPED], ids=["separate", "clip"])
@@ -301,7 +323,7 @@ def test_a_team_without_further_processes_is_the_local_run_bit_for_bit(config, t
 def test_one_runner_and_one_learner_of_a_team_go_on_with_a_local_run_to_the_same_end(tmp_path, assert_same):
     whole = train(TEAM, tmp_path / "whole")
     run = Run.create(TEAM, tmp_path / "stopped")
-    with TeamEngine(TEAM, run.path) as engine:
+    with LocalEngine(TEAM, run.path) as engine:
         for _ in range(3):
             engine.update()
         engine.save()
@@ -311,7 +333,7 @@ def test_one_runner_and_one_learner_of_a_team_go_on_with_a_local_run_to_the_same
 @pytest.mark.slow  # three processes begin
 def test_two_runners_and_a_learner_of_a_team_learn_from_every_row(tmp_path):
     run = Run.create(TEAM, tmp_path / "run")
-    with TeamRayEngine(TEAM, run.path, RayOptions(num_env_runners=2, num_learners=1)) as engine:
+    with RayEngine(TEAM, run.path, RayOptions(num_env_runners=2, num_learners=1)) as engine:
         born = {name: value.clone() for name, value in engine.model.state_dict().items()}
         for _ in range(2):
             engine.update()
@@ -319,7 +341,7 @@ def test_two_runners_and_a_learner_of_a_team_learn_from_every_row(tmp_path):
         algorithm: Any = engine.algorithm
         samples = algorithm.call_runners(lambda runner: runner.sample())
     assert [row["step"] for row in run.metrics()] == [32, 64]
-    assert all(0 <= row["losses/kl_max"] <= 1.01 * TEAM.learner.kl_limit for row in run.metrics())
+    assert all(0 <= row["losses/kl_max"] <= 1.01 * LEARNER.kl_limit for row in run.metrics())
     assert run.latest is not None
     weights = load_weights(run.latest)
     assert {name.partition(".")[0] for name in born if not torch.equal(born[name], weights[name])} == {
@@ -333,7 +355,7 @@ def test_two_runners_and_a_learner_of_a_team_learn_from_every_row(tmp_path):
 
 
 def test_several_learners_of_a_team_are_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(ValueError, match=r"num_learners=2: .*use 0 or 1"):
+    with pytest.raises(ValueError, match=r"num_learners=2: .*use 0, in the driver, or 1"):
         train(TEAM, tmp_path / "run", ray=RayOptions(num_env_runners=1, num_learners=2))
     assert not (tmp_path / "run").exists()
 
@@ -344,7 +366,7 @@ def test_rllibs_own_checkpoints_hold_the_learner_of_a_team(tmp_path, assert_equa
         num_envs=4,
         segment_length=8,
         policy=CLIPPED.policy,
-        gamatr=CLIPPED.learner,
+        gamatr=dataclasses.replace(LEARNER, mode="clip"),
     )
     algorithm: Any = config.build_algo()
     algorithm.train()

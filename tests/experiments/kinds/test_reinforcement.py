@@ -6,7 +6,7 @@ from scrubjay.agents.rl.policy import PolicyConfig
 from scrubjay.agents.rl.ppo import PPOConfig
 from scrubjay.experiments import EnvConfig, Run, train
 from scrubjay.experiments.cli import main
-from scrubjay.experiments.kinds.reinforcement import LocalEngine
+from scrubjay.experiments.kinds.local import LocalEngine
 from scrubjay.memory import make_config
 
 

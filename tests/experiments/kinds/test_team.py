@@ -16,7 +16,9 @@ from scrubjay.agents.teams.policy import TeamPolicyConfig
 from scrubjay.experiments import RECIPES, Run, resume, train
 from scrubjay.experiments.evaluation.team import PolicyActor, evaluate_team
 from scrubjay.experiments.kinds import from_json, to_json
-from scrubjay.experiments.kinds.team import TeamEngine, TeamTaskConfig, evaluate_result
+from scrubjay.experiments.kinds.local import LocalEngine
+from scrubjay.experiments.kinds.sampled import evaluate_result
+from scrubjay.experiments.kinds.team import TeamTaskConfig
 from scrubjay.experiments.recipes.methods import METHODS, with_method
 from scrubjay.experiments.reports.equilibrium import gains, untrained
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
@@ -68,7 +70,7 @@ def test_a_run_tells_what_was_measured_and_its_policy_acts(team_run):
 
 def test_a_stopped_run_goes_on_to_the_same_end(team_run, tmp_path, assert_same):
     run = Run.create(team_run.config, tmp_path / "stopped")
-    with TeamEngine(run.config, run.path) as engine:
+    with LocalEngine(run.config, run.path) as engine:
         engine.update()
         engine.update()
         engine.save()
@@ -119,7 +121,7 @@ def test_pettingzoos_own_environments_train(tmp_path):
 
 def test_an_environment_that_never_ends_is_trained_all_the_same(monkeypatch, caplog):
     never = functools.partial(evaluate_team, max_steps=3)
-    monkeypatch.setattr("scrubjay.experiments.kinds.team.evaluate_team", never)
+    monkeypatch.setattr("scrubjay.experiments.evaluation.team.evaluate_team", never)
     assert evaluate_result(untrained(make_team()), make_team()) == {}
     assert "did not end" in caplog.text
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from scrubjay.experiments import RECIPES
-from scrubjay.experiments.kinds.reinforcement import LocalEngine
+from scrubjay.experiments.kinds.local import LocalEngine
 
 TASKS = [name for name in RECIPES if RECIPES[name].make.__module__.endswith("recipes.tasks")]
 

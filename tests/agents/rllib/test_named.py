@@ -1,14 +1,15 @@
-"""PPO's parts as RLlib's processes make them."""
+"""PPO and GA-MATR by their own names: their parts as RLlib's processes make them, and what they refuse."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from scrubjay.agents import PPOConfig
+from scrubjay.agents import GAMATRConfig, PPOConfig
 from scrubjay.agents.rl.peers import Alone
+from scrubjay.agents.rllib import SegmentGAMATRConfig
 
-from .configs import ppo_config
+from .configs import ppo_config, team_config
 
 
 def test_an_update_needs_a_row_for_every_minibatch_and_learner():
@@ -44,3 +45,15 @@ def test_learners_draw_minibatches_by_the_seed_of_the_config():
         envs.close()
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
+
+
+def test_more_minibatches_than_rows_are_refused_by_name():
+    with pytest.raises(ValueError, match="num_envs=3: an update takes at least 4 rows"):
+        SegmentGAMATRConfig().segments(num_envs=3, gamatr=GAMATRConfig(minibatches=4)).validate()
+
+
+def test_several_learners_of_a_trust_region_are_refused():
+    with pytest.raises(ValueError, match=r"num_learners=2: .* use 0, in the driver, or 1"):
+        team_config().learners(num_learners=2).validate()
+    for number in (0, 1):
+        team_config().learners(num_learners=number).validate()

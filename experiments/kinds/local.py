@@ -1,0 +1,72 @@
+"""The local engine: an experiment sampled and learned in this process."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from scrubjay.agents.teams.sampler import make_sampler
+from scrubjay.experiments.kinds.engine import Engine
+from scrubjay.experiments.kinds.sampled import SampledConfig, evaluate_result
+from scrubjay.experiments.runs.device import resolve_device
+from scrubjay.experiments.runs.metrics import EpisodeWindow
+from scrubjay.experiments.runs.seeding import derive_seed
+
+_log = logging.getLogger(__name__)
+
+
+class LocalEngine(Engine):
+    """Sampler and learner of a `SampledConfig`, of one agent or of a team; on the CPU it resumes exactly."""
+
+    def _build(self) -> None:
+        config: SampledConfig = self.config
+        self.episodes = EpisodeWindow()
+        self._envs = config.env.make_rows()
+        self.model = config.make_policy(self._envs).to(resolve_device(config.device))
+        self.learner = config.learner.build(self.model, derive_seed(config.seed, "minibatches"))
+        self.sampler = make_sampler(
+            self._envs, self.model, config.segment_length, derive_seed(config.seed, "sampling")
+        )
+
+    def _learn(self) -> tuple[int, dict[str, float]]:
+        before = dict(self.sampler.seconds)
+        segment = self.sampler.collect()
+        sampled = time.perf_counter()
+        losses = self.learner.update(segment)
+        learner_seconds = time.perf_counter() - sampled
+        self.episodes.extend(self.sampler.pop_episodes())
+        spent = {name: self.sampler.seconds[name] - before.get(name, 0.0) for name in ("env", "policy")}
+        spent["learner"] = learner_seconds
+        steps = segment.num_steps
+        rates = {f"time/SPS_{name}": steps / max(seconds, 1e-9) for name, seconds in spent.items()}
+        return steps, {**self.episodes.means(), **losses, **rates}
+
+    def _get_parts(self) -> dict[str, Any]:
+        return {
+            "learner": self.learner.get_state(),
+            "samplers": [{"first_row": 0, "sampler": self.sampler.get_state()}],
+            "episodes": self.episodes.get_state(),
+        }
+
+    def _set_parts(self, training: dict[str, Any]) -> None:
+        self.learner.set_state(training["learner"])
+        if not self.sampler.exact:
+            _log.warning(
+                "%s offers no get_state/set_state: resuming with fresh episodes, not exactly",
+                self.config.env.id,
+            )
+        samplers = training["samplers"]
+        # Of a checkpoint made while an env runner was gone, the rows are not all there.
+        if [len(saved["sampler"]["lengths"]) for saved in samplers] == [self.config.env.num_envs]:
+            self.sampler.set_state(samplers[0]["sampler"])
+        else:
+            _log.warning("sampled by %d processes before and by 1 now: all begin new episodes", len(samplers))
+            self.sampler.restart(derive_seed(self.config.seed, "sampling", self.step))
+        self.episodes.set_state(training["episodes"])
+
+    def _evaluate(self) -> dict[str, Any]:
+        return evaluate_result(self.model, self.config)
+
+    def _close(self) -> None:
+        self._envs.close()

@@ -1,0 +1,180 @@
+"""The slot for learners: who is registered trains on the local engine and by the command, with no line more.
+
+On Ray: test_distributed.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from scrubjay.agents import (
+    GAMATRConfig,
+    PolicyConfig,
+    PPOConfig,
+    TeamPolicyConfig,
+    learners,
+    register_learner,
+)
+from scrubjay.experiments import EnvConfig, Run, TrainConfig, resume, train
+from scrubjay.experiments.evaluation import policy as evaluation
+from scrubjay.experiments.kinds import from_json, to_json
+from scrubjay.experiments.kinds.local import LocalEngine
+from scrubjay.experiments.kinds.reinforcement import AgentTaskConfig
+from scrubjay.experiments.kinds.sampled import evaluate_result
+from scrubjay.experiments.kinds.team import TeamTaskConfig
+from scrubjay.experiments.recipes.overrides import override
+from scrubjay.experiments.tasks.teams import TeamEnvConfig
+from scrubjay.experiments.words.arguments import UsageError
+from scrubjay.memory import make_config
+
+from .reinforce import ReinforceConfig
+
+REPEAT = AgentTaskConfig(
+    recipe="repeat",
+    env=EnvConfig("scrubjay/RepeatPrevious-v0", {"k": 1}, num_envs=16),
+    policy=PolicyConfig(memory=make_config("gru", dim=16)),
+    learner=ReinforceConfig(learning_rate=1e-2, gamma=0.0),  # an answer changes nothing that comes later
+    total_steps=16 * 16 * 60,
+    segment_length=16,
+    device="cpu",
+    eval_episodes=50,
+)
+
+
+@pytest.fixture(autouse=True)
+def _registered(monkeypatch):
+    monkeypatch.setattr(learners, "_LEARNERS", type(learners._LEARNERS)("learner", "", learners._LEARNERS))
+    register_learner("reinforce", ReinforceConfig)
+
+
+def test_a_new_learner_learns(tmp_path):
+    run = train(REPEAT, tmp_path / "run")
+    assert run.result["success"] > 0.9
+    assert run.config.label == "reinforce-gru"
+    assert run.metrics()[0]["charts/SPS"] > 0
+
+
+def test_its_run_is_read_again_and_goes_on_to_the_same_end(tmp_path, assert_same):
+    config = dataclasses.replace(REPEAT, total_steps=16 * 16 * 4, eval_episodes=5)
+    whole = train(config, tmp_path / "whole")
+    run = Run.create(config, tmp_path / "stopped")
+    with LocalEngine(config, run.path) as engine:
+        engine.update()
+        engine.update()
+        engine.save()
+    assert Run.load(run.path).config == config
+    assert_same(resume(run.path), whole)
+    fields = json.loads((run.path / "config.json").read_text())
+    assert (fields["kind"], fields["learner"]) == (
+        "agent",
+        {"name": "reinforce", "learning_rate": 0.01, "gamma": 0.0},
+    )
+
+
+@pytest.mark.parametrize("flag", ["--learner.gamma", "--reinforce.gamma"])
+def test_the_command_chooses_it_and_knows_its_flags(flag, here, tmp_path):
+    code, _, err = here(
+        "train", "repeat-previous", "--learner", "reinforce", flag, "0.5", "--env.num-envs", "4",
+        "--memory", "lstm", "--memory.dim", "8", "--total-steps", "64", "--segment-length", "8",
+        "--eval-episodes", "0", "--run-dir", "run", "--quiet",
+    )  # fmt: skip
+    assert code == 0, err
+    config = Run.load(tmp_path / "run").config
+    assert isinstance(config, AgentTaskConfig)
+    assert config.learner == ReinforceConfig(gamma=0.5)
+    assert config.label == "reinforce-lstm"
+    assert config.env.kwargs == {"k": 4, "num_decks": 1}
+    assert here("eval", "run", "--episodes", "2")[0] == 0
+
+
+def test_the_commands_help_lists_the_learners_own_flags(capsys):
+    with pytest.raises(SystemExit):
+        override("tmaze", ["--learner", "reinforce", "--help"])
+    told = capsys.readouterr().out
+    assert "--learner.learning-rate" in told
+    assert "--ppo." not in told
+
+
+def test_a_learner_chosen_again_keeps_what_the_recipe_set():
+    assert override("tmaze", ["--learner", "ppo"]) == override("tmaze", [])
+    assert override("tmaze", ["--learner.gamma", "0.5"]) == override("tmaze", ["--ppo.gamma", "0.5"])
+    once = override("tmaze", ["--learner", "reinforce", "--learner", "ppo"])
+    assert isinstance(once, TrainConfig)
+    assert once.ppo == PPOConfig()
+
+
+def test_a_mode_of_a_team_is_a_learner_by_name():
+    config = override("spread", ["--learner", "clip", "--gamatr.clip", "0.1"])
+    assert isinstance(config, TeamTaskConfig)
+    assert config.learner == GAMATRConfig(mode="clip", advantage="team", clip=0.1)
+    assert config.label == "hatrpo-by-clip"
+    assert override("spread", ["--learner.mode", "clip"]).learner.mode == "clip"  # pyright: ignore
+    assert from_json(to_json(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words", "message"),
+    [
+        ("tmaze", ["--learner", "reinforces"], "did you mean 'reinforce'"),
+        ("tmaze", ["--learner", "clip"], "unknown learner 'clip'; choose from ppo, reinforce"),
+        ("uav-small", ["--learner", "ppo"], "unknown learner 'ppo'; choose from clip"),
+        ("uav-small", ["--learner.mode", "clap"], "mode='clap': choose from sequential"),
+        ("tmaze", ["--learner", "reinforce", "--ppo.gamma", "1"], "unknown option '--ppo.gamma'"),
+        ("mqar", ["--learner", "reinforce"], "unknown option '--learner'"),
+    ],
+)
+def test_a_learner_that_cannot_be_is_refused(recipe, words, message):
+    with pytest.raises(UsageError) as refused:
+        override(recipe, words)
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["learner"].update(name="reinforces"), "did you mean 'reinforce'"),
+        (lambda c: c["learner"].pop("name"), "GAMATRConfig: it improves the policy of one team, not"),
+        (lambda c: c["learner"].update(wings=2), "config.learner has no field wings"),
+        (lambda c: c.update(learner=3), "expected an object with a registered name"),
+    ],
+)
+def test_a_file_that_names_no_learner_is_refused(change, message):
+    fields = json.loads(to_json(dataclasses.replace(REPEAT, learner=ReinforceConfig())))
+    change(fields)
+    with pytest.raises(ValueError, match=message):
+        from_json(json.dumps(fields)).check()
+
+
+def test_learners_and_policies_of_another_kind_are_refused():
+    team = TeamTaskConfig(env=TeamEnvConfig(num_envs=4), device="cpu")
+    with pytest.raises(ValueError, match=r"learner=PPOConfig: .* of one agent, not of one team"):
+        dataclasses.replace(team, learner=PPOConfig()).check()
+    with pytest.raises(ValueError, match="learner=GAMATRConfig"):
+        dataclasses.replace(REPEAT, learner=GAMATRConfig()).check()
+    with pytest.raises(TypeError, match="a team of 2 needs a TeamPolicyConfig"):
+        dataclasses.replace(team, policy=PolicyConfig()).check()
+    with pytest.raises(TypeError, match="one agent alone needs a PolicyConfig"):
+        dataclasses.replace(REPEAT, policy=TeamPolicyConfig()).check()
+
+
+def test_an_environment_that_never_ends_is_trained_all_the_same(tiny, monkeypatch, caplog):
+    config = tiny()
+
+    def cut(*words, **fields):
+        return evaluation.evaluate(*words, **{**fields, "max_steps": 2})
+
+    monkeypatch.setattr("scrubjay.experiments.evaluation.team.evaluate", cut)
+    assert evaluate_result(config.make_policy(), config) == {}
+    assert "no episode ended" in caplog.text
+
+
+def test_ppo_by_the_slot_is_ppo_by_its_own_name(tiny, tmp_path, assert_same):
+    """Two spellings of one experiment; their runs are one, bit for bit."""
+    config = tiny()
+    kept = {field.name: getattr(config, field.name) for field in dataclasses.fields(AgentTaskConfig)}
+    same = AgentTaskConfig(**kept)
+    assert from_json(to_json(same)) == same
+    assert_same(train(same, tmp_path / "slot"), train(config, tmp_path / "ppo"))
