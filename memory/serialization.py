@@ -69,7 +69,7 @@ def decode(kind: type[T], value: Any, where: str = "config") -> T:
 
 def _fields(config: Any) -> dict[str, Any]:
     declared = typing.get_type_hints(type(config))
-    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.init}
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     return {
         # What is declared to be one of a family and no other needs no name.
         name: _fields(value) if _is_one_of_family(declared[name]) else encode(value)
@@ -110,7 +110,7 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
 
 def _decode_dataclass(kind: type, value: Any, where: str) -> Any:
     hints = typing.get_type_hints(kind)
-    names = [field.name for field in dataclasses.fields(kind) if field.init]
+    names = [field.name for field in dataclasses.fields(kind)]
     unknown = sorted(set(value) - set(names))
     if unknown:
         raise ValueError(f"{where} has no field {', '.join(unknown)}; its fields are {', '.join(names)}")

@@ -49,6 +49,7 @@ def sections() -> dict[str, str]:
         ("Add a memory", "memory/registry.py"),
         ("Add a context policy", "memory/context/registry.py"),
         ("Add an environment", "envs/registration.py"),
+        ("Add a learner", "agents/learners.py"),
         ("Add an experiment", "experiments/kinds/__init__.py"),
         ("Add a command", "experiments/commands/__init__.py"),
         ("Add a tool", "agents/tools/registry.py"),
@@ -104,6 +105,22 @@ def test_the_environment(written, monkeypatch):
         assert "scrubjay/Coin-v0" in scrubjay.envs.list_environments()
     finally:
         del gymnasium.registry["scrubjay/Coin-v0"]
+
+
+def test_the_learner(written, monkeypatch, tmp_path):
+    from scrubjay.agents import learners
+
+    monkeypatch.setitem(learners._LEARNERS, "a2c", written.A2CConfig)
+    assert "a2c" in scrubjay.agents.list_learners("agent")
+    words = [
+        "train", "repeat-previous", "--set", "k=1", "--learner", "a2c", "--learner.learning-rate", "0.01",
+        "--learner.gamma", "0", "--memory.dim", "16", "--env.num-envs", "16", "--segment-length", "16",
+        "--total-steps", "16384", "--eval-episodes", "20", "--quiet",
+    ]  # fmt: skip
+    assert main([*words, "--run-dir", str(tmp_path / "run")]) == 0
+    run = Run.load(tmp_path / "run")
+    assert run.result["success"] > 0.9
+    assert run.config.label == "a2c-gru"
 
 
 def test_the_recipe(written, tmp_path):

@@ -1,11 +1,11 @@
-"""`scrubjay list`: recipes, methods, memories and environments by their names."""
+"""`scrubjay list`: recipes, methods, learners, memories and environments by their names."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from scrubjay.envs import list_environments
-from scrubjay.experiments.commands.train import methods, recipes
+from scrubjay.experiments.commands.train import learners, methods, recipes
 from scrubjay.experiments.words.arguments import UsageError
 from scrubjay.experiments.words.terminal import table
 from scrubjay.memory import list_memories, make
@@ -16,13 +16,14 @@ def run(words: Sequence[str]) -> int:
     if words and words[0] in ("-h", "--help"):
         print(
             "usage: scrubjay list\n\n"
-            "Show recipes, methods, memories with the bytes of state per agent, and environments."
+            "Show recipes, methods, learners, memories with the bytes of state per agent, and environments."
         )
         return 0
     if words:
         raise UsageError(f"unexpected argument {words[0]!r}: list takes none")
     print(f"recipes\n{table(recipes())}\n")
     print(f"methods (of recipes with several agents)\n{table(methods())}\n")
+    print(f"learners, of\n{table(learners())}\n")
     memories = []
     for name in list_memories():
         memory = make(name, dim=64)

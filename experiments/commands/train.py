@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
+from scrubjay.agents.learners import list_learners
 from scrubjay.experiments.commands.cluster import join, take_engine
 from scrubjay.experiments.commands.loading import train_on
 from scrubjay.experiments.recipes import RECIPES
@@ -19,15 +20,16 @@ from scrubjay.experiments.words.terminal import bad_input, table
 
 
 def run(words: Sequence[str]) -> int:
-    """`scrubjay train RECIPE [--memory NAME] [--method NAME] [--env ID] [--set name=value] [--field x]`."""
+    """`scrubjay train RECIPE [--memory NAME] [--learner NAME] [--method NAME] [--env ID] [--field x]`."""
     if not words or words[0] in ("-h", "--help"):
         print(
-            "usage: scrubjay train RECIPE [--memory NAME] [--method NAME] [--env ID|module:callable]\n"
-            "                      [--set NAME=VALUE ...]\n"
+            "usage: scrubjay train RECIPE [--memory NAME] [--learner NAME] [--method NAME]\n"
+            "                      [--env ID|module:callable] [--set NAME=VALUE ...]\n"
             "                      [--run-dir DIR] [--quiet] [--any.field VALUE ...]\n"
             "                      [--engine ray [--num-env-runners N] [--num-learners N] [--address "
             "HOST:PORT]]\n\n"
             f"{table(recipes())}\n\nmethods, of recipes with several agents\n{table(methods())}\n\n"
+            f"learners, of\n{table(learners())}\n\n"
             "scrubjay train RECIPE --help lists every field and its default."
         )
         return 0
@@ -76,6 +78,13 @@ def resume(words: Sequence[str]) -> int:
 def recipes() -> list[tuple[str, str]]:
     """Return the names of all recipes, each with a line about it."""
     return [(name, recipe.description) for name, recipe in RECIPES.items()]
+
+
+def learners() -> list[tuple[str, str]]:
+    """Return whose policies are learned, each with the names of the learners there are."""
+    return [
+        (whose, ", ".join(list_learners(acts))) for acts, whose in (("agent", "one agent"), ("team", "teams"))
+    ]
 
 
 def methods() -> list[tuple[str, str]]:

@@ -43,9 +43,8 @@ class AgentConfig(SampledConfig):
         """Return the same experiment with another learner: a `TrainConfig` if it is PPO."""
         kept = {item.name: getattr(self, item.name) for item in dataclasses.fields(AgentConfig)}
         if type(learner) is PPOConfig:
-            del kept["learner"]
             return TrainConfig(**kept, ppo=learner)
-        return AgentTaskConfig(**{**kept, "learner": learner})
+        return AgentTaskConfig(**kept, learner=learner)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,14 +56,16 @@ class TrainConfig(AgentConfig):
 
     ppo: PPOConfig = field(default_factory=PPOConfig)
     """How."""
-    learner: LearnerConfig = field(init=False, repr=False, compare=False)
-    """The same: PPO."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if type(self.ppo) is not PPOConfig:
             raise TypeError(f"ppo={self.ppo!r}: of another learner make an AgentTaskConfig(learner=...)")
-        object.__setattr__(self, "learner", self.ppo)
-        super().__post_init__()
+
+    @property
+    def learner(self) -> PPOConfig:
+        """PPO."""
+        return self.ppo
 
     @property
     def label(self) -> str:
@@ -77,6 +78,9 @@ class AgentTaskConfig(AgentConfig):
     """A reinforcement-learning experiment: a policy with a memory learns one environment by `learner`."""
 
     kind: ClassVar[str] = "agent"
+
+    learner: LearnerConfig
+    """How."""
 
     @property
     def label(self) -> str:

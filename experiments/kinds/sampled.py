@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from scrubjay.agents.rl.learner import LearnerConfig
 from scrubjay.agents.rl.spaces import Spaces
@@ -34,8 +34,6 @@ class SampledConfig(ABC):
     """What to learn; it has `num_envs` rows, which `make_rows` makes, and `spaces`."""
     policy: Any
     """Who learns; it has a `memory`, and `build`."""
-    learner: LearnerConfig
-    """How."""
     total_steps: int = 500_000
     """Environment steps of the whole run, over all rows; rounded up to whole updates."""
     segment_length: int
@@ -58,6 +56,13 @@ class SampledConfig(ABC):
         for name in ("seed", "checkpoint_seconds", "eval_episodes"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
+
+    if TYPE_CHECKING:  # a dataclass below that has it as a field would take this for its default
+
+        @property
+        def learner(self) -> LearnerConfig:
+            """How."""
+            ...
 
     @property
     def steps_per_update(self) -> int:

@@ -98,7 +98,7 @@ def _describe_unknown(unknown: Sequence[str], flags: Sequence[str]) -> str:
 
 def _flags(config: Any, prefix: str = "--") -> list[str]:
     flags = []
-    for field in (field for field in dataclasses.fields(config) if field.init):
+    for field in dataclasses.fields(config):
         value, name = getattr(config, field.name), prefix + field.name.replace("_", "-")
         if dataclasses.is_dataclass(value):
             flags += _flags(value, f"{name}.")

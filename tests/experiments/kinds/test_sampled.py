@@ -100,7 +100,10 @@ def test_the_commands_help_lists_the_learners_own_flags(capsys):
 
 def test_a_learner_chosen_again_keeps_what_the_recipe_set():
     assert override("tmaze", ["--learner", "ppo"]) == override("tmaze", [])
-    assert override("tmaze", ["--learner.gamma", "0.5"]) == override("tmaze", ["--ppo.gamma", "0.5"])
+    changed = override("tmaze", ["--learner.gamma", "0.5"])
+    assert isinstance(changed, TrainConfig)
+    assert changed == override("tmaze", ["--ppo.gamma", "0.5"])
+    assert changed.learner.gamma == changed.ppo.gamma == 0.5
     once = override("tmaze", ["--learner", "reinforce", "--learner", "ppo"])
     assert isinstance(once, TrainConfig)
     assert once.ppo == PPOConfig()
