@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from scrubjay.agents.rllib import SegmentGAMATR, SegmentPPO
+from scrubjay.agents.rllib import SegmentConfig, SegmentGAMATR, SegmentPPO, SegmentTraining
 
 from .configs import ppo_config, team_config
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "config"), [(SegmentPPO, ppo_config()), (SegmentGAMATR, team_config())]
+    ("algorithm", "config"),
+    [
+        (SegmentPPO, ppo_config()),
+        (SegmentGAMATR, team_config()),
+        (SegmentTraining, SegmentConfig().segments(segment_length=8)),
+    ],
 )
 def test_configs_name_their_algorithm_and_keep_what_is_not_given(algorithm, config):
     assert config.algo_class is algorithm

@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scrubjay.agents.rllib import SegmentGAMATRConfig, SegmentPPOConfig
+from scrubjay.agents import GAMATRConfig, PPOConfig, TeamPolicyConfig
+from scrubjay.agents.rllib import (
+    MemoryModule,
+    SegmentConfig,
+    SegmentGAMATRConfig,
+    SegmentPPOConfig,
+    TeamModule,
+)
 from scrubjay.experiments import EnvConfig
 
 
@@ -27,6 +34,16 @@ def test_more_processes_than_rows_are_refused_by_name():
         config.copy().env_runners(num_env_runners=3).validate()
     with pytest.raises(ValueError, match="num_learners=3 is more than num_envs=2"):
         config.copy().learners(num_learners=3).validate()
+
+
+def test_what_is_given_says_who_learns_and_in_what_module():
+    assert SegmentConfig().module_class is MemoryModule
+    assert SegmentConfig().learner == SegmentPPOConfig().ppo == PPOConfig()
+    team = SegmentConfig().segments(policy=TeamPolicyConfig(), learner=GAMATRConfig(minibatches=3))
+    assert team.module_class is SegmentGAMATRConfig().module_class is TeamModule
+    assert team.rows_needed == 3
+    with pytest.raises(ValueError, match=r"envs is not set; call segments\(envs=\.\.\.\)"):
+        team.validate()
 
 
 def test_an_environment_is_needed():
