@@ -1,12 +1,15 @@
-"""A learner of nobody's: REINFORCE (Williams 1992), with the batch's mean as its baseline."""
+"""Learners of nobody's: REINFORCE (Williams 1992), with the mean as its baseline, of one agent and of a team."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 
-from scrubjay.agents import LearnerConfig, Policy, Segment, generalized_advantage
+from scrubjay.agents import LearnerConfig, generalized_advantage
+from scrubjay.agents.teams.batch import team_advantages
 
 
 @dataclass(frozen=True)
@@ -23,13 +26,13 @@ class ReinforceConfig(LearnerConfig):
 
 
 class Reinforce:
-    """Makes likelier what was followed by more than usual; the critic is left as it was born, at zero."""
+    """Makes likelier what was followed by more than usual; the critic is left as it was born."""
 
-    def __init__(self, policy: Policy, config: ReinforceConfig) -> None:
+    def __init__(self, policy: Any, config: ReinforceConfig) -> None:
         self.policy, self.config = policy, config
         self.optimizer = torch.optim.Adam(policy.parameters(), lr=config.learning_rate)
 
-    def update(self, segment: Segment) -> dict[str, float]:
+    def update(self, segment: Any) -> dict[str, float]:
         """Take one gradient step."""
         nobody = torch.zeros_like(segment.values)
         returns, _ = generalized_advantage(
@@ -42,16 +45,45 @@ class Reinforce:
             self.config.gamma,
             1.0,
         )
-        loss = -(self.policy.evaluate(segment).log_probs * (returns - returns.mean())).mean()
+        return self.descend(-(self.policy.evaluate(segment).log_probs * (returns - returns.mean())).mean())
+
+    def descend(self, loss: torch.Tensor) -> dict[str, float]:
+        """Take a gradient step down the loss."""
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         return {"losses/policy_loss": loss.item()}
 
-    def get_state(self) -> dict:
+    def get_state(self) -> dict[str, Any]:
         """Return Adam's moments."""
         return {"optimizer": self.optimizer.state_dict()}
 
-    def set_state(self, state: dict) -> None:
+    def set_state(self, state: dict[str, Any]) -> None:
         """Go on from them."""
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+@dataclass(frozen=True)
+class TeamReinforceConfig(ReinforceConfig):
+    """The same of a team."""
+
+    acts: ClassVar[str] = "team"
+
+    def build(self, policy, seed=0, peers=None):
+        return TeamReinforce(policy, self)
+
+
+class TeamReinforce(Reinforce):
+    """Every agent by its own reward."""
+
+    def update(self, segment: Any) -> dict[str, float]:
+        """Take one gradient step."""
+        blind = dataclasses.replace(
+            segment,
+            values=torch.zeros_like(segment.values),
+            last_values=torch.zeros_like(segment.last_values),
+            bootstrap_values=torch.zeros_like(segment.bootstrap_values),
+        )
+        returns, _ = team_advantages(blind, self.config.gamma, 1.0)
+        log_probs = self.policy.distribution(segment).log_prob(segment.actions)
+        return self.descend(-(log_probs * (returns - returns.mean()) * segment.alive).mean())

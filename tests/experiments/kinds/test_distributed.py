@@ -41,7 +41,7 @@ from scrubjay.experiments.tasks.teams import TeamEnvConfig
 from scrubjay.memory import list_memories, make_config
 
 from . import reinforce
-from .reinforce import ReinforceConfig
+from .reinforce import ReinforceConfig, TeamReinforceConfig
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -295,6 +295,15 @@ def test_a_new_learner_trains_as_it_does_on_the_local_engine(processes, tiny, tm
     finally:
         del agents.learners._LEARNERS["reinforce"]
         cloudpickle.unregister_pickle_by_value(reinforce)
+
+
+def test_so_does_a_new_learner_of_a_team(tmp_path, assert_same):
+    agents.learners._LEARNERS.register("team_reinforce", TeamReinforceConfig)
+    try:
+        config = TEAM.with_learner(TeamReinforceConfig())
+        assert_same(train(config, tmp_path / "ray", ray=RayOptions(0, 0)), train(config, tmp_path / "local"))
+    finally:
+        del agents.learners._LEARNERS["team_reinforce"]
 
 
 LEARNER = GAMATRConfig(minibatches=2)

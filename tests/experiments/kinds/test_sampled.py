@@ -30,7 +30,7 @@ from scrubjay.experiments.tasks.teams import TeamEnvConfig
 from scrubjay.experiments.words.arguments import UsageError
 from scrubjay.memory import make_config
 
-from .reinforce import ReinforceConfig
+from .reinforce import ReinforceConfig, TeamReinforceConfig
 
 REPEAT = AgentTaskConfig(
     recipe="repeat",
@@ -48,6 +48,7 @@ REPEAT = AgentTaskConfig(
 def _registered(monkeypatch):
     monkeypatch.setattr(learners, "_LEARNERS", type(learners._LEARNERS)("learner", "", learners._LEARNERS))
     register_learner("reinforce", ReinforceConfig)
+    register_learner("team_reinforce", TeamReinforceConfig)
 
 
 def test_a_new_learner_learns(tmp_path):
@@ -116,6 +117,24 @@ def test_a_mode_of_a_team_is_a_learner_by_name():
     assert config.label == "hatrpo-by-clip"
     assert override("spread", ["--learner.mode", "clip"]).learner.mode == "clip"  # pyright: ignore
     assert from_json(to_json(config)) == config
+
+
+def test_a_new_learner_of_a_team_trains_by_the_command(here, tmp_path):
+    code, _, err = here(
+        "train", "uav-small", "--learner", "team_reinforce", "--learner.gamma", "0.5", "--env.num-envs", "4",
+        "--set", "max_steps=6", "--set", "num_users=4", "--policy.memory.dim", "16", "--total-steps", "64",
+        "--segment-length", "8", "--eval-episodes", "2", "--run-dir", "run", "--quiet",
+    )  # fmt: skip
+    assert code == 0, err
+    run = Run.load(tmp_path / "run")
+    assert isinstance(run.config, TeamTaskConfig)
+    assert run.config.learner == TeamReinforceConfig(gamma=0.5)
+    assert run.config.label == "gamatr-by-team_reinforce"
+    assert run.result["episodes"] == 2
+    assert run.team_policy.num_agents == 2
+    code, _, err = here("eval", "run", "--best-response")
+    assert code == 2
+    assert "best responses are learned by trust regions" in err
 
 
 @pytest.mark.parametrize(
