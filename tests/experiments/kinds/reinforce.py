@@ -1,4 +1,4 @@
-"""Learners of nobody's: REINFORCE (Williams 1992), with the mean as its baseline, of one agent and of a team."""
+"""Learners of nobody's: REINFORCE (Williams 1992), the mean its baseline, of one agent and of a team."""
 
 from __future__ import annotations
 
