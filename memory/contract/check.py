@@ -53,7 +53,7 @@ def check_memory(
         steps: Length of the test sequences; by default what fills three chunks.
         long: Add the million steps of law 5 (a minute or more).
         compile_backend: Of law 8; "inductor" generates code where the default only traces.
-        seed: Of weights and inputs.
+        seed: Of inputs; weights are the memory's own.
 
     Raises:
         MemoryLawError: naming the law, the step and the size of the first violation.
