@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from scrubjay.kernels import chunk_retrieval, chunk_summary
+from scrubjay.kernels import chunk_retrieval
 from scrubjay.memory.contract.base import Memory, MemoryConfig, State
 from scrubjay.memory.parts.window import (
     WindowAttention,
@@ -128,7 +128,7 @@ class HCAM(Memory):
             chunk = chunk.detach() if block.stop_memory_gradient else chunk
             after[f"recent_{layer}"] = recent
             after[f"contents_{layer}"] = _push(contents, chunk, completes)
-            after[f"summaries_{layer}"] = _push(summaries, chunk_summary(chunk[:, None])[:, 0], completes)
+            after[f"summaries_{layer}"] = _push(summaries, chunk.mean(dim=1), completes)
         return x, after
 
     def segment(
@@ -147,7 +147,7 @@ class HCAM(Memory):
             history = history.detach() if block.stop_memory_gradient else history
             new = _gather_steps(history, plan.steps).masked_fill(~plan.exists[:, :, None, None], 0)
             table = torch.cat([contents, new], dim=1)
-            summary_table = torch.cat([summaries, chunk_summary(new)], dim=1)
+            summary_table = torch.cat([summaries, new.mean(dim=2)], dim=1)
             x = block.finish(
                 x, normed, recent, state["time"], start, _Stored(table, summary_table, plan.readable)
             )
