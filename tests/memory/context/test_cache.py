@@ -166,7 +166,7 @@ def test_budgets_follow_what_layers_measure_and_sum_to_what_was_given(model, tex
     assert all(abs(budget - share) < 1 for budget, share in zip(budgets(cache), shares, strict=True))
 
 
-@pytest.mark.parametrize("padding", [0, 5, 33])
+@pytest.mark.parametrize("padding", [0, 5, 33, 35])
 def test_layer_after_layer_keeps_what_all_at_hand_would(padding, model, text, monkeypatch):
     ids, mask = pad(text, padding)
     cache = PolicyCache(SPREAD, model)
