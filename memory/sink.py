@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from scrubjay.kernels import sink_attention, sink_slot
 from scrubjay.memory.contract.base import Memory, MemoryConfig, State
 from scrubjay.memory.parts.rotary import rotary_frequencies, rotate
+from scrubjay.memory.parts.sinks import held
 from scrubjay.memory.parts.window import advance_age, resolve_heads
 
 _NARROWEST_HEAD = 4
@@ -88,8 +89,8 @@ class Sink(Memory):
         time = state["time"]
         here = torch.arange(self.slots, device=time.device) == sink_slot(time, *self._sizes)[:, None]
         clock = _Clock(time[:, None], torch.zeros_like(time[:, None]))
-        step = self._held(time + 1)
-        held = _Held(step, step.clamp(min=0))
+        step = held(time + 1, *self._sizes)
+        seen = _Held(step, step.clamp(min=0))
         written: dict[str, list[Tensor]] = {"keys": [], "values": []}
         x = x[:, None]
         for index, layer in enumerate(self._layers):
@@ -98,7 +99,7 @@ class Sink(Memory):
                 cache = state[name][:, index]
                 written[name].append(torch.where(here[..., None], new.flatten(2).to(cache.dtype), cache))
             cached = (written[name][-1].to(x.dtype) for name in ("keys", "values"))
-            x = layer.finish(x, query, *cached, clock, held)
+            x = layer.finish(x, query, *cached, clock, seen)
         after = {name: torch.stack(caches, dim=1) for name, caches in written.items()}
         return x[:, 0], after | {"time": time + 1}
 
@@ -109,8 +110,8 @@ class Sink(Memory):
         age = state["time"]
         clock = _clock(age, start)
         time = advance_age(age, start)
-        cached = self._held(age)
-        held = _Held(
+        cached = held(age, *self._sizes)
+        seen = _Held(
             torch.cat([cached, clock.step], dim=1),
             torch.cat([cached.clamp(min=0), clock.step - clock.episode_start], dim=1),
         )
@@ -124,12 +125,12 @@ class Sink(Memory):
                 extended[name] = torch.cat([cache, new.flatten(2).to(cache.dtype)], dim=1)
                 kept = extended[name].gather(1, source.clamp(min=0)[..., None].expand(-1, -1, self.dim))
                 after[name].append(kept.masked_fill((source < 0)[..., None], 0))
-            x = layer.finish(x, query, *(extended[n].to(x.dtype) for n in ("keys", "values")), clock, held)
+            x = layer.finish(x, query, *(extended[n].to(x.dtype) for n in ("keys", "values")), clock, seen)
         return x, {name: torch.stack(caches, dim=1) for name, caches in after.items()} | {"time": time}
 
     def blank_unwritten(self, state: State) -> State:
         """Return `state` with zeros in the slots that no step has reached."""
-        empty = (self._held(state["time"]) < 0)[:, None, :, None]
+        empty = (held(state["time"], *self._sizes) < 0)[:, None, :, None]
         return state | {name: state[name].masked_fill(empty, 0) for name in ("keys", "values")}
 
     @property
@@ -140,22 +141,13 @@ class Sink(Memory):
     def _layers(self) -> list[_Layer]:
         return cast("list[_Layer]", self.layers)
 
-    def _held(self, time: Int[Tensor, "batch"]) -> Int[Tensor, "batch slots"]:
-        """Return which step of an episode `time` steps old each slot holds, -1 for none."""
-        slot = torch.arange(self.slots, device=time.device)
-        newest = time[:, None] - 1
-        # The last step of a ring slot is as far behind the newest step as their slots are apart.
-        ring = newest - (newest - slot) % self.window
-        step = torch.where(slot < self.num_sinks, slot, ring)
-        return torch.where((step >= slot) & (step <= newest), step, -1)
-
     def _sources(self, time: Tensor, clock: _Clock) -> Int[Tensor, "batch slots"]:
         """Return where each slot's content after a segment lies in cache and segment, -1 for nowhere."""
-        held = self._held(time)
-        behind = held + (clock.episode_start[:, -1] - clock.step[:, 0])[:, None]
+        last = held(time, *self._sizes)
+        behind = last + (clock.episode_start[:, -1] - clock.step[:, 0])[:, None]
         slot = torch.arange(self.slots, device=time.device)
         # Steps before the segment are of the episode it began in, and lie in the same slot still.
-        return torch.where(held < 0, -1, torch.where(behind >= 0, self.slots + behind, slot))
+        return torch.where(last < 0, -1, torch.where(behind >= 0, self.slots + behind, slot))
 
 
 class _Clock(NamedTuple):
