@@ -49,5 +49,7 @@ def softmax_or_zero(scores: Float[Tensor, "*batch N"]) -> Float[Tensor, "*batch 
 
 def log_normaliser(scores: Float[Tensor, "*batch N"]) -> Float[Tensor, "*batch"]:
     """Logarithm of the softmax's sum over the last dim, -inf where all are; its gradient is never NaN."""
+    if scores.shape[-1] == 0:
+        return scores.new_full(scores.shape[:-1], -math.inf)
     absent = (scores == -math.inf).all(dim=-1)
     return torch.logsumexp(scores.masked_fill(absent[..., None], 0.0), dim=-1).masked_fill(absent, -math.inf)

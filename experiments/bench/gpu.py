@@ -187,7 +187,15 @@ def _halves_case(device: str) -> tuple[list[Tensor], Callable[..., Tensor]]:
             summaries=summaries,
             implementation=implementation,
         )
-        far = attend_chosen(query, keys, values, *chosen, return_lse=True, implementation=implementation)
+        far = attend_chosen(
+            query,
+            keys,
+            values,
+            chosen.chunks,
+            chosen.scores,
+            return_lse=True,
+            implementation=implementation,
+        )
         near = sink_attention(
             query,
             keys[:, :5, 0],

@@ -24,6 +24,8 @@ class Chosen(NamedTuple, Generic[Array]):
     """Their numbers, -1 where there is no further one."""
     scores: Float[Array, "B T S K"]
     """Their scores, -inf where there is no further one. Gradients flow to where scores came from."""
+    lse: Float[Array, "B T S"] | None = None
+    """The logarithm of the sum of their exponentials, -inf where there is none; None unless asked for."""
 
 
 def choose_chunks(
@@ -36,6 +38,7 @@ def choose_chunks(
     summary_scale: float | None = None,
     num_sink_chunks: int = 0,
     num_local_chunks: int = 0,
+    return_lse: bool = False,
     implementation: Implementation = "auto",
 ) -> Chosen[Array]:
     """Return for each query the `top_k` chunks of the best scores, all if there are fewer.
@@ -54,6 +57,8 @@ def choose_chunks(
         summary_scale: Of the products, by default Ds**-0.5.
         num_sink_chunks: In chunks, 0 or more.
         num_local_chunks: In chunks, 0 or more.
+        return_lse: Whether the normaliser of a softmax over the kept scores comes with them: that of a
+            hierarchical read.
         implementation: For tensors, one of `scrubjay.kernels.dispatch`; "triton" where scores are computed.
 
     Raises ValueError on mismatched shapes, `top_k` < 1 or too small for what is always kept, and unless
@@ -72,10 +77,13 @@ def choose_chunks(
     if isinstance(valid, np.ndarray):
         if implementation != "auto":
             raise ValueError(f"implementation={implementation!r} is for tensors; arrays of numpy have 'auto'")
-        return _of_arrays(valid, top_k, source, always)
+        chunks, kept = _of_arrays(valid, top_k, source, always)
+        return Chosen(chunks, kept, _log_normaliser(kept) if return_lse else None)
+    from scrubjay.kernels.normalisers import log_normaliser
     from scrubjay.kernels.retrieval.chosen import of_tensors
 
-    return Chosen(*of_tensors(valid, top_k, source, always, implementation))
+    chunks, kept = of_tensors(valid, top_k, source, always, implementation)
+    return Chosen(chunks, kept, log_normaliser(kept) if return_lse else None)
 
 
 def check_counts(top_k: int, num_sinks: int, num_locals: int) -> None:
@@ -92,7 +100,7 @@ def check_counts(top_k: int, num_sinks: int, num_locals: int) -> None:
         )
 
 
-def _of_arrays(valid: Any, top_k: int, source: Any, always: tuple[int, int]) -> Chosen:
+def _of_arrays(valid: Any, top_k: int, source: Any, always: tuple[int, int]) -> tuple[Any, Any]:
     scores, summary_query, summaries, summary_scale = source
     num_sinks, num_locals = always
     if scores is None:
@@ -112,7 +120,16 @@ def _of_arrays(valid: Any, top_k: int, source: Any, always: tuple[int, int]) -> 
         ranking = np.where(always, np.inf, scores)
     chunks = best(ranking, top_k)
     absent = np.take_along_axis(ranking, chunks, axis=-1) == -np.inf
-    return Chosen(np.where(absent, -1, chunks), np.take_along_axis(scores, chunks, axis=-1))
+    return np.where(absent, -1, chunks), np.take_along_axis(scores, chunks, axis=-1)
+
+
+def _log_normaliser(scores: Any) -> Any:
+    if scores.shape[-1] == 0:
+        return np.full(scores.shape[:-1], -np.inf, dtype=scores.dtype)
+    highest = scores.max(axis=-1, keepdims=True)
+    highest = np.where(highest == -np.inf, 0, highest)
+    with np.errstate(divide="ignore"):
+        return np.log(np.exp(scores - highest).sum(axis=-1)) + highest[..., 0]
 
 
 def _check_scores(scores: Any, valid: Any) -> None:

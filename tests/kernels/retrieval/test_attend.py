@@ -27,9 +27,10 @@ def halves(arguments, path, **options):
         valid,
         summary_query=arguments.get("summary_query", arguments["query"]),
         summaries=arguments["summaries"],
+        return_lse=True,
         **choosing,
     )
-    return attend_chosen(
+    out, lse = attend_chosen(
         arguments["query"],
         arguments["keys"],
         arguments["values"],
@@ -41,6 +42,11 @@ def halves(arguments, path, **options):
         return_lse=True,
         implementation=path,
     )
+    if combine == "hierarchical":  # what is read is weighed by the choice's own softmax
+        assert chosen.lse is not None
+        shared = lse.shape[2] // chosen.lse.shape[2]
+        torch.testing.assert_close(lse, chosen.lse.repeat_interleave(shared, dim=2))
+    return out, lse
 
 
 @settings(max_examples=30, deadline=None)

@@ -52,6 +52,7 @@ def test_paths_and_arrays_choose_as_the_definition(seed, sizes, masked, whole, t
     given_ = draw(seed, **sizes, masked=masked, whole=whole)
     options = {"num_sink_chunks": always[0], "num_local_chunks": always[1], "summary_scale": 0.5}
     options["top_k"] = max(top_k, sum(always))
+    options["return_lse"] = True
     expected = choose_chunks(**given_, **options, implementation="reference")
     found = choose_chunks(**given_, **options)
     of_arrays = choose_chunks(**{name: tensor.numpy() for name, tensor in given_.items()}, **options)
@@ -59,6 +60,9 @@ def test_paths_and_arrays_choose_as_the_definition(seed, sizes, masked, whole, t
     assert (of_arrays.chunks == expected.chunks.numpy()).all()
     torch.testing.assert_close(found.scores, expected.scores)
     torch.testing.assert_close(torch.tensor(of_arrays.scores), expected.scores)
+    right = torch.logsumexp(expected.scores, dim=-1)
+    for lse in (expected.lse, found.lse, torch.tensor(of_arrays.lse)):
+        torch.testing.assert_close(lse, right)
     heads = given_["summary_query"].shape[2]
     per_head = given_["summaries"].repeat_interleave(heads // given_["summaries"].shape[2], dim=2)
     scores = torch.einsum("btsd,bmsd->btsm", given_["summary_query"], per_head) * 0.5
@@ -96,8 +100,9 @@ def test_gradients_reach_what_was_chosen_and_nothing_that_nobody_may_read():
     query[0, 2] = math.nan
     query.requires_grad_()
     summaries.requires_grad_()
-    found = choose_chunks(**given_, top_k=2)
-    found.scores.exp().sum().backward()
+    found = choose_chunks(**given_, top_k=2, return_lse=True)
+    assert found.lse is not None
+    (found.scores.exp().sum() + torch.where(found.lse.isinf(), 0, found.lse).sum()).backward()
     assert query.grad is not None
     assert summaries.grad is not None
     assert query.grad.isfinite().all()
