@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from scrubjay.kernels import chunk_retrieval, chunk_summary
 from scrubjay.memory.contract.base import Memory, MemoryConfig, State
+from scrubjay.memory.contract.nested import named, part_of
 from scrubjay.memory.parts.window import (
     WindowAttention,
     advance_age,
@@ -96,10 +97,11 @@ class HCAM(Memory):
         }
         state: State = {"time": torch.zeros(batch_size, dtype=torch.long, device=self.device)}
         for layer in range(len(self.blocks)):
-            for name, shape in shapes.items():
-                state[f"{name}_{layer}"] = torch.zeros(
-                    batch_size, *shape, dtype=self.state_dtype, device=self.device
-                )
+            empty = {
+                name: torch.zeros(batch_size, *shape, dtype=self.state_dtype, device=self.device)
+                for name, shape in shapes.items()
+            }
+            state |= named(empty, suffix=f"_{layer}")
         return state
 
     def read(self, x: Float[Tensor, "batch time dim"], state: State) -> Float[Tensor, "batch time dim"]:
@@ -107,7 +109,8 @@ class HCAM(Memory):
         readable = self._written(state["time"])[:, None].expand(-1, x.shape[1], -1)
         total = torch.zeros_like(x)
         for layer, block in enumerate(self._layers):
-            stored = _Stored(state[f"contents_{layer}"], state[f"summaries_{layer}"], readable)
+            own = part_of(state, suffix=f"_{layer}")
+            stored = _Stored(own["contents"], own["summaries"], readable)
             total = total + block.read(x, stored)
         return total
 
@@ -118,17 +121,19 @@ class HCAM(Memory):
         completes = time % self.chunk_size == self.chunk_size - 1
         after: State = {"time": time + 1}
         for layer, block in enumerate(self._layers):
-            recent, contents, summaries = (
-                state[f"{name}_{layer}"] for name in ("recent", "contents", "summaries")
-            )
+            own = part_of(state, suffix=f"_{layer}")
+            recent, contents, summaries = own["recent"], own["contents"], own["summaries"]
             stored = _Stored(contents, summaries, readable)
             x, written = block.step(x, recent, time, stored)
             recent = torch.cat([recent[:, 1:], written[:, None].to(recent.dtype)], dim=1)
             chunk = recent[:, -self.chunk_size :]
             chunk = chunk.detach() if block.stop_memory_gradient else chunk
-            after[f"recent_{layer}"] = recent
-            after[f"contents_{layer}"] = _push(contents, chunk, completes)
-            after[f"summaries_{layer}"] = _push(summaries, chunk_summary(chunk[:, None])[:, 0], completes)
+            own = {
+                "recent": recent,
+                "contents": _push(contents, chunk, completes),
+                "summaries": _push(summaries, chunk_summary(chunk[:, None])[:, 0], completes),
+            }
+            after |= named(own, suffix=f"_{layer}")
         return x, after
 
     def segment(
@@ -139,9 +144,8 @@ class HCAM(Memory):
         after: State = {"time": plan.time}
         written = self._written(plan.time)
         for layer, block in enumerate(self._layers):
-            recent, contents, summaries = (
-                state[f"{name}_{layer}"] for name in ("recent", "contents", "summaries")
-            )
+            own = part_of(state, suffix=f"_{layer}")
+            recent, contents, summaries = own["recent"], own["contents"], own["summaries"]
             normed = block.local_norm(x)
             history = torch.cat([recent, normed.to(recent.dtype)], dim=1)
             history = history.detach() if block.stop_memory_gradient else history
@@ -151,9 +155,12 @@ class HCAM(Memory):
             x = block.finish(
                 x, normed, recent, state["time"], start, _Stored(table, summary_table, plan.readable)
             )
-            after[f"recent_{layer}"] = shift_window(recent, normed.to(recent.dtype), state["time"], start)
-            after[f"contents_{layer}"] = _take(table, plan.kept).masked_fill(~written[:, :, None, None], 0)
-            after[f"summaries_{layer}"] = _take(summary_table, plan.kept).masked_fill(~written[:, :, None], 0)
+            own = {
+                "recent": shift_window(recent, normed.to(recent.dtype), state["time"], start),
+                "contents": _take(table, plan.kept).masked_fill(~written[:, :, None, None], 0),
+                "summaries": _take(summary_table, plan.kept).masked_fill(~written[:, :, None], 0),
+            }
+            after |= named(own, suffix=f"_{layer}")
         return x, after
 
     @property
@@ -172,10 +179,12 @@ class HCAM(Memory):
         seen = age <= state["time"][:, None]
         masks = {"contents": written, "summaries": written, "recent": seen}
         blanked = {"time": state["time"]}
-        for name, value in state.items():
-            if name != "time":
-                mask = masks[name.rpartition("_")[0]]
-                blanked[name] = torch.where(mask.view(*mask.shape, *[1] * (value.ndim - 2)), value, 0)
+        for layer in range(len(self.blocks)):
+            own = {
+                name: torch.where(masks[name].view(*masks[name].shape, *[1] * (value.ndim - 2)), value, 0)
+                for name, value in part_of(state, suffix=f"_{layer}").items()
+            }
+            blanked |= named(own, suffix=f"_{layer}")
         return blanked
 
 

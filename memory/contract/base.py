@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -41,8 +40,12 @@ class Memory(nn.Module, ABC):
     a loop over `step` and is overridden by whoever can do a whole segment at once.
     """
 
-    retrieves: ClassVar[bool] = False
-    """True for memories that look stored items up; these offer `read(x, state)`."""
+    retrieves: bool = False
+    """True for memories that look stored items up; these offer `read(x, state)`. An instance may know better
+    than its class."""
+    stores: tuple[str, ...] | None = None
+    """Names of the state's entries that hold stored items, of a memory that retrieves; None for all. What no
+    step has written there may be anything."""
     no_gradient: tuple[str, ...] = ()
     """Names of parameters that by design receive no gradient; an instance may name more than its class."""
     _anchor: Tensor
