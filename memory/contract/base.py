@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from scrubjay.memory.contract.clock import latest
+
 State = dict[str, Tensor]
 
 
@@ -150,12 +152,8 @@ class Memory(nn.Module, ABC):
         harm = {name: ~torch.isfinite(value) & (value != newborn[name]) for name, value in state.items()}
         for value in harm.values():
             bad_state = bad_state | value.flatten(1).any(dim=1) if value.ndim > 1 else bad_state | value
-        episode = start.cumsum(dim=1)
-        tainted = bad_state[:, None] & (episode == 0)
-        # Harm seen so far in this row, less what was seen before the episode began, is this episode's own.
-        seen = bad_input.cumsum(dim=1)
-        before = torch.where(start, seen - bad_input.long(), 0).cummax(dim=1).values
-        tainted = tainted | (seen > before)
+        born = latest(start)
+        tainted = (bad_state[:, None] & (born < 0)) | (latest(bad_input) >= born.clamp(min=0))
         clean_state = {name: value.masked_fill(harm[name], 0) for name, value in state.items()}
         y, after = self.segment(torch.where(torch.isfinite(x), x, 0), clean_state, start)
         nan = float("nan")

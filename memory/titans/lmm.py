@@ -73,8 +73,6 @@ class TitansLayer(nn.Module, ABC):
         x: Float[Tensor, "batch time dim"],
         state: State,
         grid: ChunkGrid,
-        age: Int[Tensor, " batch"],
-        start: Bool[Tensor, "batch time"],
     ) -> tuple[Float[Tensor, "batch time dim"], Float[Tensor, "batch time"], State]:
         """Return the outputs of a segment, its surprises and the state after."""
 
@@ -88,8 +86,8 @@ class _MemoryLayer(TitansLayer):
         y, surprise, after = self.memory.step(self.memory_norm(x), state, time)
         return self.feed(x + y), surprise, after
 
-    def segment(self, x, state, grid, age, start):
-        y, surprise, after = self.memory.segment(self.memory_norm(x), state, grid, age, start)
+    def segment(self, x, state, grid):
+        y, surprise, after = self.memory.segment(self.memory_norm(x), state, grid)
         return self.feed(x + y), surprise, after
 
 
@@ -138,12 +136,11 @@ class Titans(Memory):
         Surprise is the length of the gradient that the step gives its memory, the mean over heads and layers,
         and carries no graph: something to reward or to replay by.
         """
-        age = state["time"]
-        grid = ChunkGrid.of(age, start, self.chunk_size)
-        after: State = {"time": grid.time}
+        grid = ChunkGrid.of(state["time"], start, self.chunk_size)
+        after: State = {"time": grid.clock.after}
         surprises = []
         for index, layer in enumerate(self._layers):
-            x, surprise, learned = layer.segment(x, part_of(state, suffix=f"_{index}"), grid, age, start)
+            x, surprise, learned = layer.segment(x, part_of(state, suffix=f"_{index}"), grid)
             surprises.append(surprise)
             after |= named(learned, suffix=f"_{index}")
         return x, torch.stack(surprises).mean(0), after
