@@ -72,6 +72,26 @@ def test_without_residual_a_stack_of_one_is_that_one(part):
     assert len(list(module.parameters())) == len(list(alone.parameters()))
 
 
+def test_stacks_in_a_stack_are_one_long_stack():
+    flat = built(StackConfig(DIM, (GRU, HCAM, SINK)))
+    nested = built(
+        StackConfig(DIM, (StackConfig(DIM, (GRU, HCAM)), StackConfig(DIM, (SINK,))), residual=False)
+    )
+    places = ["0.0", "0.1", "1.0"]
+    for index, place in enumerate(places):
+        outer, inner = map(int, place.split("."))
+        for mine, theirs in ((flat.parts, "parts"), (flat.norms, "norms")):
+            getattr(nested.parts[outer], theirs)[inner].load_state_dict(mine[index].state_dict())
+    x, start = drawn()
+    y, after = flat(x, flat.initial_state(3), start)
+    found, found_after = nested(x, nested.initial_state(3), start)
+    assert torch.equal(found, y)
+    assert len(found_after) == len(after)
+    for name, value in after.items():
+        index, _, rest = name.partition(".")
+        assert torch.equal(found_after[f"{places[int(index)]}.{rest}"], value)
+
+
 def test_a_stack_of_what_remembers_nothing_remembers_nothing():
     module, (x, start) = built(StackConfig(DIM, (NONE, NONE))), drawn()
     y, after = module(x, module.initial_state(3), start)
