@@ -4,6 +4,8 @@ A part reads the normed stream and adds to it (pre-norm and residual), as layers
 do in hybrid sequence models (Griffin, De et al. 2024, arXiv 2402.19427; Samba, Ren et al. 2024, arXiv
 2406.07522). With `residual=False` nothing stands between the parts, neither norms nor sums: each reads what
 the one before it gave, as stacked recurrent layers do, and a stack of one part is that part.
+
+`make("stack", dim=64, parts=(make_config("gru", dim=64), make_config("hcam", dim=64, chunk_size=8)))`
 """
 
 from __future__ import annotations

@@ -162,6 +162,8 @@ def test_a_part_that_json_got_wrong_is_named():
     broken["parts"][1]["chunk_size"] = "3"
     with pytest.raises(ValueError, match=r"config\.parts\[1\]\.chunk_size='3'"):
         decode(MemoryConfig, broken)
+    with pytest.raises(ValueError, match=r"config\.parts=None: expected"):
+        decode(MemoryConfig, broken | {"parts": None})
 
 
 def test_a_sequence_model_of_stacks_is_saved_and_goes_on(tmp_path):
