@@ -2,7 +2,8 @@
 
 Step t of an episode attends to itself and to the `window` inputs before it, never across a `start`.
 What a module needs of the past is `recent`, the last inputs, oldest first and right-aligned, and `age`, the
-number of steps already taken in the episode: of `recent` only the last `min(age, window)` entries count.
+number of steps already taken in the episode: of `recent` only the last `min(age, window)` entries count. For
+a segment its clock tells both age and starts.
 """
 
 from __future__ import annotations
