@@ -7,6 +7,11 @@ import sys
 
 import pytest
 import torch
+from hypothesis import settings
+
+# No test asserts a time.
+settings.register_profile("scrubjay", deadline=None)
+settings.load_profile("scrubjay")
 
 LONGEST = ("test_docs.py", "test_interpreted.py", "test_machine_code.py")
 TOGETHER = {

@@ -23,7 +23,7 @@ def run(words: Sequence[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(
             "usage: scrubjay train RECIPE [--memory NAME] [--method NAME] [--env ID|module:callable]\n"
-            "                      [--set NAME=VALUE ...]\n"
+            "                      [--memory stack --memory.parts NAME+NAME...] [--set NAME=VALUE ...]\n"
             "                      [--run-dir DIR] [--quiet] [--any.field VALUE ...]\n"
             "                      [--engine ray [--num-env-runners N] [--num-learners N] [--address "
             "HOST:PORT]]\n\n"

@@ -116,8 +116,8 @@ def _of_arrays(valid: Any, top_k: int, source: Any, always: tuple[int, int]) -> 
     ranking = scores
     if num_sinks or num_locals:
         rank = readable.cumsum(axis=-1)
-        always = readable & ((rank <= num_sinks) | (rank > rank[..., -1:] - num_locals))
-        ranking = np.where(always, np.inf, scores)
+        forced = readable & ((rank <= num_sinks) | (rank > rank[..., -1:] - num_locals))
+        ranking = np.where(forced, np.inf, scores)
     chunks = best(ranking, top_k)
     absent = np.take_along_axis(ranking, chunks, axis=-1) == -np.inf
     return np.where(absent, -1, chunks), np.take_along_axis(scores, chunks, axis=-1)

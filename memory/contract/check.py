@@ -28,6 +28,7 @@ from scrubjay.memory.contract.laws import (
     compiles,
     first_line,
     learns,
+    no_stores,
     stays_finite,
 )
 
@@ -78,6 +79,10 @@ def check_memory(
     float_trial = Trial(_copy(memory, torch.float32), width, length, torch.float32, seed)
     if 7 in laws and not getattr(memory, "retrieves", False):
         exempt.append("law 7 (empty is silent): the memory retrieves nothing, `retrieves` is False")
+    elif 7 in laws and no_stores(memory):
+        exempt.append(
+            f"law 7 (empty is silent): by its own word no stores are {', '.join(no_stores(memory))}"
+        )
     if 8 in laws:
         with _named(8):
             compiles(float_trial, compile_backend)

@@ -14,7 +14,7 @@ KINDS: list[Any] = ["mean", "last", "max"]
 pytestmark = pytest.mark.filterwarnings("ignore:kernels:DeprecationWarning")
 
 
-def summary(steps, kind) -> torch.Tensor:
+def summary(steps, kind) -> Any:
     """Of steps `[count, width]`, count at least 1."""
     if kind == "mean":
         return sum(steps[1:], steps[0]) / len(steps)
@@ -103,7 +103,10 @@ def test_writing_is_differentiable(kind):
     tensors = [torch.randn(*s, generator=generator, dtype=torch.float64, requires_grad=True) for s in shapes]
     start = torch.tensor([[False, False, True, False, False, False, False]])
     assert torch.autograd.gradcheck(
-        lambda *given_: write_steps(*given_, torch.tensor([4]), start, kind=kind)[:2], tensors
+        lambda contents, summaries, x: write_steps(
+            contents, summaries, x, torch.tensor([4]), start, kind=kind
+        )[:2],
+        tensors,
     )
 
 
