@@ -16,13 +16,17 @@ if TYPE_CHECKING:
     from scrubjay.kernels.neural.op import neural_memory as neural_memory
     from scrubjay.kernels.neural.op import neural_memory_step as neural_memory_step
     from scrubjay.kernels.neural.op import neural_recall as neural_recall
+    from scrubjay.kernels.normalisers import merge as merge
+    from scrubjay.kernels.retrieval.attend import attend_chosen as attend_chosen
+    from scrubjay.kernels.retrieval.choose import Chosen as Chosen
+    from scrubjay.kernels.retrieval.choose import choose_chunks as choose_chunks
     from scrubjay.kernels.retrieval.op import chunk_retrieval as chunk_retrieval
     from scrubjay.kernels.search.op import nearest as nearest
     from scrubjay.kernels.search.op import row_scores as row_scores
     from scrubjay.kernels.sinks.op import sink_attention as sink_attention
     from scrubjay.kernels.sinks.op import sink_slot as sink_slot
-    from scrubjay.kernels.summary.op import chunk_summary as chunk_summary
-    from scrubjay.kernels.summary.op import write_steps as write_steps
+    from scrubjay.kernels.summary import chunk_summary as chunk_summary
+    from scrubjay.kernels.summary import write_steps as write_steps
 
 # Who searches arrays of numpy must not wait for torch.
 __all__, __getattr__, __dir__ = face(
@@ -30,9 +34,12 @@ __all__, __getattr__, __dir__ = face(
     {
         "dispatch": ["force"],
         "neural.op": ["Gates", "NeuralState", "neural_memory", "neural_memory_step", "neural_recall"],
+        "normalisers": ["merge"],
+        "retrieval.attend": ["attend_chosen"],
+        "retrieval.choose": ["Chosen", "choose_chunks"],
         "retrieval.op": ["chunk_retrieval"],
         "search.op": ["nearest", "row_scores"],
         "sinks.op": ["sink_attention", "sink_slot"],
-        "summary.op": ["chunk_summary", "write_steps"],
+        "summary": ["chunk_summary", "write_steps"],
     },
 )

@@ -110,8 +110,10 @@ def without_own_gradient(*tensors: Tensor | None) -> bool:
 
 def is_traced() -> bool:
     """Return whether compile, export or make_fx records a graph, so that no value may be looked at."""
-    recording = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY)
-    return recording is not None or torch.compiler.is_compiling()
+    # Asked first, as compile cannot see through the other question.
+    if torch.compiler.is_compiling():
+        return True
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
 
 
 def is_compiled() -> bool:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scrubjay.memory.contract.base import Memory, MemoryConfig, State
-from scrubjay.memory.parts.window import WindowAttention, advance_age, resolve_heads, shift_window
+from scrubjay.memory.contract.clock import Clock
+from scrubjay.memory.parts.window import WindowAttention, resolve_heads, shift_window
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,13 @@ class GTrXL(Memory):
 
     def segment(self, x: Tensor, state: State, start: Tensor) -> tuple[Tensor, State]:
         """Advance every row by a segment at once."""
-        age = state["age"]
+        clock = Clock.of(state["age"], start)
         windows = []
         for layer, recent in zip(self.layers, state["recent"].unbind(1), strict=True):
             normed = layer.attention_norm(x)
-            windows.append(shift_window(recent, normed, age, start))
-            x = layer.combine(x, layer.attention(normed, recent, age, start))
-        return x, {"recent": torch.stack(windows, dim=1), "age": advance_age(age, start)}
+            windows.append(shift_window(recent, normed, clock))
+            x = layer.combine(x, layer.attention(normed, recent, clock))
+        return x, {"recent": torch.stack(windows, dim=1), "age": clock.after}
 
 
 class GTrXLLayer(nn.Module):

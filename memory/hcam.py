@@ -22,11 +22,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from scrubjay.kernels import chunk_retrieval, chunk_summary
+from scrubjay.kernels import chunk_retrieval
 from scrubjay.memory.contract.base import Memory, MemoryConfig, State
+from scrubjay.memory.contract.clock import Clock
+from scrubjay.memory.contract.nested import named, part_of
 from scrubjay.memory.parts.window import (
     WindowAttention,
-    advance_age,
     distance_embedding,
     resolve_heads,
     shift_window,
@@ -96,10 +97,11 @@ class HCAM(Memory):
         }
         state: State = {"time": torch.zeros(batch_size, dtype=torch.long, device=self.device)}
         for layer in range(len(self.blocks)):
-            for name, shape in shapes.items():
-                state[f"{name}_{layer}"] = torch.zeros(
-                    batch_size, *shape, dtype=self.state_dtype, device=self.device
-                )
+            empty = {
+                name: torch.zeros(batch_size, *shape, dtype=self.state_dtype, device=self.device)
+                for name, shape in shapes.items()
+            }
+            state |= named(empty, suffix=f"_{layer}")
         return state
 
     def read(self, x: Float[Tensor, "batch time dim"], state: State) -> Float[Tensor, "batch time dim"]:
@@ -107,7 +109,8 @@ class HCAM(Memory):
         readable = self._written(state["time"])[:, None].expand(-1, x.shape[1], -1)
         total = torch.zeros_like(x)
         for layer, block in enumerate(self._layers):
-            stored = _Stored(state[f"contents_{layer}"], state[f"summaries_{layer}"], readable)
+            own = part_of(state, suffix=f"_{layer}")
+            stored = _Stored(own["contents"], own["summaries"], readable)
             total = total + block.read(x, stored)
         return total
 
@@ -118,42 +121,45 @@ class HCAM(Memory):
         completes = time % self.chunk_size == self.chunk_size - 1
         after: State = {"time": time + 1}
         for layer, block in enumerate(self._layers):
-            recent, contents, summaries = (
-                state[f"{name}_{layer}"] for name in ("recent", "contents", "summaries")
-            )
+            own = part_of(state, suffix=f"_{layer}")
+            recent, contents, summaries = own["recent"], own["contents"], own["summaries"]
             stored = _Stored(contents, summaries, readable)
             x, written = block.step(x, recent, time, stored)
             recent = torch.cat([recent[:, 1:], written[:, None].to(recent.dtype)], dim=1)
             chunk = recent[:, -self.chunk_size :]
             chunk = chunk.detach() if block.stop_memory_gradient else chunk
-            after[f"recent_{layer}"] = recent
-            after[f"contents_{layer}"] = _push(contents, chunk, completes)
-            after[f"summaries_{layer}"] = _push(summaries, chunk_summary(chunk[:, None])[:, 0], completes)
+            own = {
+                "recent": recent,
+                "contents": _push(contents, chunk, completes),
+                "summaries": _push(summaries, chunk.mean(dim=1), completes),
+            }
+            after |= named(own, suffix=f"_{layer}")
         return x, after
 
     def segment(
         self, x: Float[Tensor, "batch time dim"], state: State, start: Bool[Tensor, "batch time"]
     ) -> tuple[Float[Tensor, "batch time dim"], State]:
         """Advance by a segment in one batched pass, whatever the pattern of `start`."""
-        plan = _plan(state["time"], start, self.chunk_size, self.num_chunks, self.window)
-        after: State = {"time": plan.time}
-        written = self._written(plan.time)
+        clock = Clock.of(state["time"], start)
+        plan = _plan(clock, self.chunk_size, self.num_chunks, self.window)
+        after: State = {"time": clock.after}
+        written = self._written(clock.after)
         for layer, block in enumerate(self._layers):
-            recent, contents, summaries = (
-                state[f"{name}_{layer}"] for name in ("recent", "contents", "summaries")
-            )
+            own = part_of(state, suffix=f"_{layer}")
+            recent, contents, summaries = own["recent"], own["contents"], own["summaries"]
             normed = block.local_norm(x)
             history = torch.cat([recent, normed.to(recent.dtype)], dim=1)
             history = history.detach() if block.stop_memory_gradient else history
             new = _gather_steps(history, plan.steps).masked_fill(~plan.exists[:, :, None, None], 0)
             table = torch.cat([contents, new], dim=1)
-            summary_table = torch.cat([summaries, chunk_summary(new)], dim=1)
-            x = block.finish(
-                x, normed, recent, state["time"], start, _Stored(table, summary_table, plan.readable)
-            )
-            after[f"recent_{layer}"] = shift_window(recent, normed.to(recent.dtype), state["time"], start)
-            after[f"contents_{layer}"] = _take(table, plan.kept).masked_fill(~written[:, :, None, None], 0)
-            after[f"summaries_{layer}"] = _take(summary_table, plan.kept).masked_fill(~written[:, :, None], 0)
+            summary_table = torch.cat([summaries, new.mean(dim=2)], dim=1)
+            x = block.finish(x, normed, recent, clock, _Stored(table, summary_table, plan.readable))
+            own = {
+                "recent": shift_window(recent, normed.to(recent.dtype), clock),
+                "contents": _take(table, plan.kept).masked_fill(~written[:, :, None, None], 0),
+                "summaries": _take(summary_table, plan.kept).masked_fill(~written[:, :, None], 0),
+            }
+            after |= named(own, suffix=f"_{layer}")
         return x, after
 
     @property
@@ -172,10 +178,12 @@ class HCAM(Memory):
         seen = age <= state["time"][:, None]
         masks = {"contents": written, "summaries": written, "recent": seen}
         blanked = {"time": state["time"]}
-        for name, value in state.items():
-            if name != "time":
-                mask = masks[name.rpartition("_")[0]]
-                blanked[name] = torch.where(mask.view(*mask.shape, *[1] * (value.ndim - 2)), value, 0)
+        for layer in range(len(self.blocks)):
+            own = {
+                name: torch.where(masks[name].view(*masks[name].shape, *[1] * (value.ndim - 2)), value, 0)
+                for name, value in part_of(state, suffix=f"_{layer}").items()
+            }
+            blanked |= named(own, suffix=f"_{layer}")
         return blanked
 
 
@@ -249,10 +257,8 @@ class _Block(nn.Module):
         x = x + self.read(x[:, None], stored)[:, 0]
         return x + self.feed_forward(x), normed
 
-    def finish(
-        self, x: Tensor, normed: Tensor, recent: Tensor, time: Tensor, start: Tensor, stored: _Stored
-    ) -> Tensor:
-        x = x + self.local(normed, recent.to(x.dtype), time, start)
+    def finish(self, x: Tensor, normed: Tensor, recent: Tensor, clock: Clock, stored: _Stored) -> Tensor:
+        x = x + self.local(normed, recent.to(x.dtype), clock)
         x = x + self.read(x, stored)
         return x + self.feed_forward(x)
 
@@ -381,22 +387,19 @@ class _Plan(NamedTuple):
     A layer's table is its `chunks` stored ones followed by the N that the segment may complete.
     """
 
-    time: Int[Tensor, "batch"]
     steps: Int[Tensor, "batch N chunk_size"]
     exists: Bool[Tensor, "batch N"]
     readable: Bool[Tensor, "batch time chunks_and_N"]
     kept: Int[Tensor, "batch chunks"]
 
 
-def _plan(age: Tensor, start: Tensor, chunk_size: int, num_chunks: int, window: int) -> _Plan:
+def _plan(clock: Clock, chunk_size: int, num_chunks: int, window: int) -> _Plan:
     """Place the segment's chunk boundaries, at multiples of `chunk_size` since each row's own `start`."""
-    batch, length = start.shape
-    device = start.device
+    batch, length = clock.step.shape
+    device = clock.age.device
     step = torch.arange(length, device=device)
-    born = torch.where(start, step, -1).cummax(dim=1).values
-    time = torch.where(born >= 0, step - born, age[:, None] + step)
-    episode = start.cumsum(dim=1)
-    completes = time % chunk_size == chunk_size - 1
+    chunk, episode = clock.chunk(chunk_size), clock.episode
+    completes = clock.place(chunk_size) == chunk_size - 1
     completed = completes.cumsum(dim=1)
     most = (length + chunk_size - 1) // chunk_size
     ends = torch.full((batch, most + 1), chunk_size - 1, device=device)
@@ -405,11 +408,11 @@ def _plan(age: Tensor, start: Tensor, chunk_size: int, num_chunks: int, window: 
     ends = ends.clamp(max=length - 1)
     steps = (window + ends)[:, :, None] + torch.arange(1 - chunk_size, 1, device=device)
 
-    stored = age[:, None] // chunk_size - num_chunks + torch.arange(num_chunks, device=device)
-    ordinal = torch.cat([stored, (time // chunk_size).gather(1, ends)], dim=1)
+    stored = clock.age[:, None] // chunk_size - num_chunks + torch.arange(num_chunks, device=device)
+    ordinal = torch.cat([stored, chunk.gather(1, ends)], dim=1)
     exists_all = torch.cat([stored >= 0, exists], dim=1)
     belongs = torch.cat([torch.zeros_like(stored), episode.gather(1, ends)], dim=1)
-    past = (time // chunk_size)[:, :, None]
+    past = chunk[:, :, None]
     readable = (
         exists_all[:, None]
         & (belongs[:, None] == episode[:, :, None])
@@ -417,7 +420,7 @@ def _plan(age: Tensor, start: Tensor, chunk_size: int, num_chunks: int, window: 
         & (ordinal[:, None] >= past - num_chunks)
     )
     kept = completed[:, -1:] + torch.arange(num_chunks, device=device)
-    return _Plan(advance_age(age, start), steps, exists, readable, kept)
+    return _Plan(steps, exists, readable, kept)
 
 
 def _gather_steps(history: Tensor, steps: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from scrubjay.memory.lstm import LSTMConfig
 from scrubjay.memory.named import Registry
 from scrubjay.memory.none import NoMemoryConfig
 from scrubjay.memory.sink import SinkConfig
+from scrubjay.memory.stack import StackConfig
 from scrubjay.memory.titans.lmm import TitansConfig
 from scrubjay.memory.titans.mac import TitansMACConfig
 from scrubjay.memory.titans.mag import TitansMAGConfig
@@ -27,6 +28,7 @@ _CONFIGS: Registry[MemoryConfig] = Registry(
         "lstm": LSTMConfig,
         "none": NoMemoryConfig,
         "sink": SinkConfig,
+        "stack": StackConfig,
         "titans": TitansConfig,
         "titans_mac": TitansMACConfig,
         "titans_mag": TitansMAGConfig,

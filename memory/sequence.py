@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from scrubjay.memory.contract.base import Memory, MemoryConfig, State
+from scrubjay.memory.contract.nested import named, part_of
 from scrubjay.memory.parts.convolution import ShortConvolution
 from scrubjay.memory.serialization import decode, encode
 
@@ -79,11 +80,10 @@ class SequenceModel(
 
     def initial_state(self, batch_size: int) -> State:
         """Return the state before the first token, batch first."""
-        return {
-            _prefix(index) + name: value
-            for index, block in enumerate(self._blocks)
-            for name, value in block.initial_state(batch_size).items()
-        }
+        state: State = {}
+        for index, block in enumerate(self._blocks):
+            state |= named(block.initial_state(batch_size), prefix=_prefix(index))
+        return state
 
     def forward(
         self, tokens: Int[Tensor, "batch time"], state: State, start: Bool[Tensor, "batch time"] | None = None
@@ -98,12 +98,8 @@ class SequenceModel(
         x = self.embedding(tokens)
         after: State = {}
         for index, block in enumerate(self._blocks):
-            prefix = _prefix(index)
-            own = {
-                name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
-            }
-            x, own = block(x, own, start)
-            after |= {prefix + name: value for name, value in own.items()}
+            x, own = block(x, part_of(state, prefix=_prefix(index)), start)
+            after |= named(own, prefix=_prefix(index))
         return nn.functional.linear(self.norm(x), self.embedding.weight), after
 
     @torch.no_grad()

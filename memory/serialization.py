@@ -87,7 +87,7 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         return _decode_named(_FAMILIES[kind], value, where)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         return (_decode_family if inspect.isabstract(kind) else _decode_dataclass)(kind, value, where)
-    if origin is tuple:
+    if origin is tuple and isinstance(value, (list, tuple)):
         inner = get_args(kind)
         kinds = [inner[0]] * len(value) if len(inner) == 2 and inner[1] is Ellipsis else inner
         return tuple(

@@ -22,8 +22,10 @@ from torch import Tensor, nn
 
 from scrubjay.kernels import sink_attention, sink_slot
 from scrubjay.memory.contract.base import Memory, MemoryConfig, State
+from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.parts.rotary import rotary_frequencies, rotate
-from scrubjay.memory.parts.window import advance_age, resolve_heads
+from scrubjay.memory.parts.sinks import held
+from scrubjay.memory.parts.window import resolve_heads
 
 _NARROWEST_HEAD = 4
 
@@ -87,9 +89,9 @@ class Sink(Memory):
         """Advance every row by one input: write its key and value, then attend to the cache."""
         time = state["time"]
         here = torch.arange(self.slots, device=time.device) == sink_slot(time, *self._sizes)[:, None]
-        clock = _Clock(time[:, None], torch.zeros_like(time[:, None]))
-        step = self._held(time + 1)
-        held = _Held(step, step.clamp(min=0))
+        clock = Clock.running(time)
+        step = held(time + 1, *self._sizes)
+        seen = _Held(step, step.clamp(min=0))
         written: dict[str, list[Tensor]] = {"keys": [], "values": []}
         x = x[:, None]
         for index, layer in enumerate(self._layers):
@@ -98,7 +100,7 @@ class Sink(Memory):
                 cache = state[name][:, index]
                 written[name].append(torch.where(here[..., None], new.flatten(2).to(cache.dtype), cache))
             cached = (written[name][-1].to(x.dtype) for name in ("keys", "values"))
-            x = layer.finish(x, query, *cached, clock, held)
+            x = layer.finish(x, query, *cached, clock, seen)
         after = {name: torch.stack(caches, dim=1) for name, caches in written.items()}
         return x[:, 0], after | {"time": time + 1}
 
@@ -107,12 +109,12 @@ class Sink(Memory):
     ) -> tuple[Float[Tensor, "batch time dim"], State]:
         """Advance every row by a segment in one pass, whatever the pattern of `start`."""
         age = state["time"]
-        clock = _clock(age, start)
-        time = advance_age(age, start)
-        cached = self._held(age)
-        held = _Held(
-            torch.cat([cached, clock.step], dim=1),
-            torch.cat([cached.clamp(min=0), clock.step - clock.episode_start], dim=1),
+        clock = Clock.of(age, start)
+        time = clock.after
+        cached = held(age, *self._sizes)
+        seen = _Held(
+            torch.cat([cached, clock.stream], dim=1),
+            torch.cat([cached.clamp(min=0), clock.step], dim=1),
         )
         source = self._sources(time, clock)
         after: dict[str, list[Tensor]] = {"keys": [], "values": []}
@@ -124,12 +126,12 @@ class Sink(Memory):
                 extended[name] = torch.cat([cache, new.flatten(2).to(cache.dtype)], dim=1)
                 kept = extended[name].gather(1, source.clamp(min=0)[..., None].expand(-1, -1, self.dim))
                 after[name].append(kept.masked_fill((source < 0)[..., None], 0))
-            x = layer.finish(x, query, *(extended[n].to(x.dtype) for n in ("keys", "values")), clock, held)
+            x = layer.finish(x, query, *(extended[n].to(x.dtype) for n in ("keys", "values")), clock, seen)
         return x, {name: torch.stack(caches, dim=1) for name, caches in after.items()} | {"time": time}
 
     def blank_unwritten(self, state: State) -> State:
         """Return `state` with zeros in the slots that no step has reached."""
-        empty = (self._held(state["time"]) < 0)[:, None, :, None]
+        empty = (held(state["time"], *self._sizes) < 0)[:, None, :, None]
         return state | {name: state[name].masked_fill(empty, 0) for name in ("keys", "values")}
 
     @property
@@ -140,29 +142,13 @@ class Sink(Memory):
     def _layers(self) -> list[_Layer]:
         return cast("list[_Layer]", self.layers)
 
-    def _held(self, time: Int[Tensor, "batch"]) -> Int[Tensor, "batch slots"]:
-        """Return which step of an episode `time` steps old each slot holds, -1 for none."""
-        slot = torch.arange(self.slots, device=time.device)
-        newest = time[:, None] - 1
-        # The last step of a ring slot is as far behind the newest step as their slots are apart.
-        ring = newest - (newest - slot) % self.window
-        step = torch.where(slot < self.num_sinks, slot, ring)
-        return torch.where((step >= slot) & (step <= newest), step, -1)
-
-    def _sources(self, time: Tensor, clock: _Clock) -> Int[Tensor, "batch slots"]:
+    def _sources(self, time: Tensor, clock: Clock) -> Int[Tensor, "batch slots"]:
         """Return where each slot's content after a segment lies in cache and segment, -1 for nowhere."""
-        held = self._held(time)
-        behind = held + (clock.episode_start[:, -1] - clock.step[:, 0])[:, None]
+        last = held(time, *self._sizes)
+        behind = last + (clock.birth[:, -1] - clock.stream[:, 0])[:, None]
         slot = torch.arange(self.slots, device=time.device)
         # Steps before the segment are of the episode it began in, and lie in the same slot still.
-        return torch.where(held < 0, -1, torch.where(behind >= 0, self.slots + behind, slot))
-
-
-class _Clock(NamedTuple):
-    """Where a call's queries are in their row's stream, which is counted from its first cached episode."""
-
-    step: Int[Tensor, "batch time"]
-    episode_start: Int[Tensor, "batch time"]
+        return torch.where(last < 0, -1, torch.where(behind >= 0, self.slots + behind, slot))
 
 
 class _Held(NamedTuple):
@@ -170,11 +156,6 @@ class _Held(NamedTuple):
 
     step: Int[Tensor, "batch slots"]
     place: Int[Tensor, "batch slots"]
-
-
-def _clock(age: Tensor, start: Tensor) -> _Clock:
-    step = age[:, None] + torch.arange(start.shape[1], device=age.device)
-    return _Clock(step, torch.where(start, step, 0).cummax(dim=1).values)
 
 
 class _Layer(nn.Module):
@@ -203,22 +184,21 @@ class _Layer(nn.Module):
         )
         self.register_buffer("frequencies", rotary_frequencies(self.rotated), persistent=False)
 
-    def project(self, x: Tensor, clock: _Clock) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, clock: Clock) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys, values `[batch, time, heads, width]`, half of each head turned by time."""
         normed = self.attention_norm(x)
         query, key, value = (
             projection(normed).unflatten(-1, (self.heads, self.width))
             for projection in (self.query, self.key, self.value)
         )
-        time = clock.step - clock.episode_start
         query_turned, key_turned = (
-            rotate(t[..., : self.rotated], time, self.frequencies) for t in (query, key)
+            rotate(t[..., : self.rotated], clock.step, self.frequencies) for t in (query, key)
         )
         query_still, key_still = query[..., self.rotated :], key[..., self.rotated :]
         return torch.cat([query_turned, query_still], -1), torch.cat([key_turned, key_still], -1), value
 
     def finish(
-        self, x: Tensor, query: Tensor, keys: Tensor, values: Tensor, clock: _Clock, held: _Held
+        self, x: Tensor, query: Tensor, keys: Tensor, values: Tensor, clock: Clock, held: _Held
     ) -> Tensor:
         """Return the layer's output for keys and values `[batch, slots, dim]` of the steps `held`."""
         keys = keys.unflatten(-1, (self.heads, self.width))
@@ -232,9 +212,9 @@ class _Layer(nn.Module):
             query,
             keys,
             values.unflatten(-1, (self.heads, self.width)),
-            clock.step,
+            clock.stream,
             held.step,
-            clock.episode_start,
+            clock.birth,
             window=self.window,
             num_sinks=self.num_sinks,
             sink_logit=self.sink_logit,

@@ -84,6 +84,9 @@ def test_the_context_policy(written, monkeypatch):
     assert scrubjay.memory.context.name_of(written.TailPolicy()) == "tail"
     held = next(iter(written.cache.layers[0].memory.state.values()))
     assert held.shape[2] <= 8
+    widening = written.widening
+    assert [layer.memory.state["keys"].shape[2] for layer in widening.layers] == [8, 16]
+    assert widening.nbytes() == widening.policy.nbytes(22, widening.shape())
 
 
 def test_the_environment(written, monkeypatch):

@@ -17,7 +17,7 @@ def outcome(call):
 import shapes
 shapes.pytest_load_initial_conftests()
 import torch
-from scrubjay.memory.parts.window import advance_age
+from scrubjay.memory.contract.clock import Clock
 from scrubjay.kernels.neural.network import pack
 try:
     {call}
@@ -39,12 +39,12 @@ except Exception as error:
 @pytest.mark.parametrize(
     ("call", "raised"),
     [
-        ("advance_age(torch.zeros(2, dtype=torch.long), torch.zeros(2, 3, dtype=torch.bool))", ""),
+        ("Clock.of(torch.zeros(2, dtype=torch.long), torch.zeros(2, 3, dtype=torch.bool))", ""),
         (
-            "advance_age(torch.zeros(2, dtype=torch.long), torch.zeros(1, 3, dtype=torch.bool))",
+            "Clock.of(torch.zeros(2, dtype=torch.long), torch.zeros(1, 3, dtype=torch.bool))",
             "TypeCheckError",
         ),
-        ("advance_age(torch.zeros(2), torch.zeros(2, 3, dtype=torch.bool))", "TypeCheckError"),
+        ("Clock.of(torch.zeros(2), torch.zeros(2, 3, dtype=torch.bool))", "TypeCheckError"),
         ("pack([torch.zeros(1, 2, 3), torch.zeros(1, 3, 2)])", ""),
         ("pack([torch.zeros(1, 2, 3, dtype=torch.long)])", "TypeCheckError"),
     ],

@@ -21,6 +21,7 @@ What registered memories allow, as tests confirm on the CPU; who has no second d
     memory                                      CPU          CUDA
     gru, gtrxl, hcam, lstm, none, sink          all three    all three, with cuDNN switched off here
     titans, titans_mac, titans_mag, titans_mal  all three    `difference`: their kernel is differentiable once
+    stack                                       what all of its parts allow
     layers with torch's fused attention         `difference` `difference`
 
 `difference` is the default. One step of a policy of width 64 on 1,000 rows, milliseconds on one core, with

@@ -26,6 +26,9 @@ from scrubjay.agents.teams.critic import CriticKind, TeamCritic
 from scrubjay.agents.teams.network import TeamNetwork
 from scrubjay.agents.teams.segment import TeamSegment
 from scrubjay.memory import MemoryConfig, State, detach_state, make_config
+from scrubjay.memory.contract.nested import named, part_of
+
+_ACTOR, _CRITIC = "actor/", "critic/"
 
 
 @dataclass(frozen=True)
@@ -160,8 +163,8 @@ class TeamPolicy(nn.Module):
         else:
             actor = _side_by_side([actor.network.initial_state(rows) for actor in self._actors])
         return {
-            **_named("actor", actor),
-            **_named("critic", self.critic.network.initial_state(rows, self.num_agents)),
+            **named(actor, prefix=_ACTOR),
+            **named(self.critic.network.initial_state(rows, self.num_agents), prefix=_CRITIC),
         }
 
     @torch.no_grad()
@@ -186,9 +189,11 @@ class TeamPolicy(nn.Module):
         """
         leaves, living = _visible(observation, alive)
         action, log_prob, actor = self._choose(leaves, living, state, start, generator, deterministic)
-        features, critic = self.critic.network.step(leaves, living, _of("critic", state), start)
+        features, critic = self.critic.network.step(leaves, living, part_of(state, prefix=_CRITIC), start)
         value = self.critic(features, living)
-        return TeamPolicyStep(action, log_prob, value, {**_named("actor", actor), **_named("critic", critic)})
+        return TeamPolicyStep(
+            action, log_prob, value, {**named(actor, prefix=_ACTOR), **named(critic, prefix=_CRITIC)}
+        )
 
     @torch.no_grad()
     def choose(
@@ -202,7 +207,7 @@ class TeamPolicy(nn.Module):
         """Return actions, log-probabilities and the state as `step` does, the critic left where it was."""
         leaves, living = _visible(observation, alive)
         action, log_prob, actor = self._choose(leaves, living, state, start, generator, deterministic=False)
-        return action, log_prob, {**state, **_named("actor", actor)}
+        return action, log_prob, {**state, **named(actor, prefix=_ACTOR)}
 
     @torch.no_grad()
     def value(
@@ -214,7 +219,7 @@ class TeamPolicy(nn.Module):
     ) -> Float[Tensor, "rows agents"]:
         """Return the values of one observation per agent, of which nothing is remembered."""
         leaves, living = _visible(observation, alive)
-        features, _ = self.critic.network.step(leaves, living, _of("critic", state), start)
+        features, _ = self.critic.network.step(leaves, living, part_of(state, prefix=_CRITIC), start)
         return self.critic(features, living)
 
     def distribution(self, segment: TeamSegment, agent: int | None = None) -> Distribution:
@@ -224,7 +229,7 @@ class TeamPolicy(nn.Module):
         everybody, over `[batch, time, agents]`. Gradients end at the segment's border.
         """
         leaves, living = _visible(segment.observations, segment.alive)
-        state = detach_state(_of("actor", segment.state))
+        state = detach_state(part_of(segment.state, prefix=_ACTOR))
         if self.config.shared:
             (actor,) = self._actors
             features, _ = actor.network(leaves, living, state, segment.starts)
@@ -244,7 +249,7 @@ class TeamPolicy(nn.Module):
     def values(self, segment: TeamSegment) -> Float[Tensor, "batch time agents"]:
         """Return the critic's values of a segment, with gradients that end at the segment's border."""
         leaves, living = _visible(segment.observations, segment.alive)
-        state = detach_state(_of("critic", segment.state))
+        state = detach_state(part_of(segment.state, prefix=_CRITIC))
         features, _ = self.critic.network(leaves, living, state, segment.starts)
         return self.critic(features, living)
 
@@ -287,7 +292,7 @@ class TeamPolicy(nn.Module):
         generator: torch.Generator | None,
         deterministic: bool,
     ) -> tuple[Tensor, Tensor, State]:
-        state = _of("actor", state)
+        state = part_of(state, prefix=_ACTOR)
         if self.config.shared:
             (actor,) = self._actors
             features, state = actor.network.step(leaves, alive, state, start)
@@ -318,15 +323,6 @@ def _visible(observation: Observation, alive: Tensor) -> tuple[dict[str, Tensor]
         else leaf
         for key, leaf in leaves.items()
     }, alive
-
-
-def _named(part: str, state: State) -> State:
-    return {f"{part}/{key}": value for key, value in state.items()}
-
-
-def _of(part: str, state: State) -> State:
-    prefix = f"{part}/"
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def _stream(state: State, agent: int) -> State:

@@ -28,12 +28,13 @@ from torch.nn.functional import normalize, scaled_dot_product_attention
 from scrubjay.kernels import (
     Gates,
     NeuralState,
+    attend_chosen,
+    choose_chunks,
     chunk_retrieval,
-    chunk_summary,
+    merge,
     nearest,
     neural_memory,
     sink_attention,
-    write_steps,
 )
 
 # Largest error, as a root mean square over that of the right values.
@@ -93,9 +94,8 @@ def check(device: str, dtypes: tuple[torch.dtype, ...]) -> Iterator[tuple[str, t
     for op, prepare in (
         ("chunk_retrieval, joint", lambda: _retrieval_case(device, "joint")),
         ("chunk_retrieval, hierarchical", lambda: _retrieval_case(device, "hierarchical")),
+        ("chosen, read and merged", lambda: _halves_case(device)),
         ("sink_attention", lambda: _sink_case(device)),
-        ("chunk_summary", lambda: _summary_case(device)),
-        ("write_steps", lambda: _write_case(device)),
         ("neural_memory, a matrix", lambda: _memory_case(device, 1)),
         ("neural_memory, two layers", lambda: _memory_case(device, 2)),
     ):
@@ -173,6 +173,45 @@ def _retrieval_case(device: str, combine: Any) -> tuple[list[Tensor], Callable[.
     return [query, keys, values, summaries, summary_query], run
 
 
+def _halves_case(device: str) -> tuple[list[Tensor], Callable[..., Tensor]]:
+    """Chunks chosen by one kernel, read by another, and merged with a window of the same keys."""
+    tensors, _ = _retrieval_case(device, "hierarchical")
+    valid = torch.tensor([[6, 0, 3, 5, 6], [2, 6, 6, 1, 4]], device=device)
+    step = torch.arange(5, device=device).expand(2, 5)
+
+    def run(query, keys, values, summaries, summary_query, implementation):
+        chosen = choose_chunks(
+            valid,
+            top_k=3,
+            summary_query=summary_query,
+            summaries=summaries,
+            implementation=implementation,
+        )
+        far = attend_chosen(
+            query,
+            keys,
+            values,
+            chosen.chunks,
+            chosen.scores,
+            return_lse=True,
+            implementation=implementation,
+        )
+        near = sink_attention(
+            query,
+            keys[:, :5, 0],
+            values[:, :5, 0],
+            step,
+            step,
+            torch.zeros_like(step),
+            window=3,
+            return_lse=True,
+            implementation=implementation,
+        )
+        return merge([far, near])
+
+    return tensors, run
+
+
 def _sink_case(device: str) -> tuple[list[Tensor], Callable[..., Tensor]]:
     query, keys, values = (torch.randn(2, 21, heads, 40, device=device) for heads in (4, 2, 2))
     step = torch.arange(21, device=device).expand(2, 21)
@@ -193,26 +232,6 @@ def _sink_case(device: str) -> tuple[list[Tensor], Callable[..., Tensor]]:
         )
 
     return [query, keys, values, torch.randn(4, device=device)], run
-
-
-def _summary_case(device: str) -> tuple[list[Tensor], Callable[..., Tensor]]:
-    lengths = torch.tensor([[0, 7, 3], [5, 1, 7]], device=device)
-    return [torch.randn(2, 3, 7, 40, device=device)], lambda contents, implementation: chunk_summary(
-        contents, lengths, implementation=implementation
-    )
-
-
-def _write_case(device: str) -> tuple[list[Tensor], Callable[..., Tensor]]:
-    contents, x = torch.randn(2, 3, 7, 40, device=device), torch.randn(2, 12, 40, device=device)
-    clock = torch.tensor([0, 16], device=device)
-
-    def run(contents, x, implementation):
-        written, summaries, _ = write_steps(
-            contents, contents.mean(dim=2), x, clock, implementation=implementation
-        )
-        return torch.cat([written.flatten(), summaries.flatten()])
-
-    return [contents, x], run
 
 
 def _memory_case(device: str, depth: int) -> tuple[list[Tensor], Callable[..., Tensor]]:
@@ -350,7 +369,7 @@ def _retrieval(
     chunked_keys, chunked_values = (
         t.detach().unflatten(1, (-1, bench.chunk)).requires_grad_() for t in (keys, values)
     )
-    summaries = chunk_summary(chunked_keys.detach())
+    summaries = chunked_keys.detach().mean(dim=2)
     coarse = query[
         :, :, :: bench.heads // bench.key_heads
     ]  # one selection a key head, as parallel_nsa has it

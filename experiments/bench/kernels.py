@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.profiler import ProfilerActivity, profile
 
-from scrubjay.kernels import chunk_retrieval, chunk_summary, sink_attention, write_steps
+from scrubjay.kernels import attend_chosen, choose_chunks, chunk_retrieval, sink_attention
 from scrubjay.memory.hcam import ReadWeights, hierarchical_attention
 
 
@@ -62,7 +62,7 @@ def main(bench: KernelsBench) -> None:
         "thread; "
         f"medians in milliseconds; torch {torch.__version__}, {os.cpu_count()} CPUs"
     )
-    for table in (_full_attention, _other_reads, _bandwidth, _sinks, _writes):
+    for table in (_full_attention, _other_reads, _bandwidth, _halves, _sinks):
         print()
         for line in table(bench):
             print(line, flush=True)
@@ -202,6 +202,47 @@ def _hot_spots(run: Callable[[], Tensor]) -> str:
     )
 
 
+def _halves(bench: KernelsBench) -> Iterator[str]:
+    """What it costs to choose and to read in two calls, as who fetches between them must."""
+    yield "choose_chunks and attend_chosen one after the other, against chunk_retrieval, 64 chunks of 16:\n"
+    yield "| rows | queries | chunk_retrieval | in halves | with lse |"
+    yield "|---|---|---|---|---|"
+    for rows, queries in ((1, 1), (64, 1), (8, 128)):
+        query = torch.randn(rows, queries, bench.heads, bench.width)
+        keys, values = (torch.randn(rows, 64, 16, 1, bench.width) for _ in "kv")
+        summaries, valid = keys.mean(dim=2), torch.full((rows, queries), 64)
+        coarse = query[:, :, :1]
+
+        def whole(query=query, keys=keys, values=values, summaries=summaries, valid=valid, coarse=coarse):
+            return chunk_retrieval(
+                query, keys, values, summaries, valid, top_k=bench.top_k, summary_query=coarse
+            )
+
+        def halves(
+            query=query, keys=keys, values=values, summaries=summaries, valid=valid, coarse=coarse
+        ) -> Tensor:
+            chosen = choose_chunks(valid, summary_query=coarse, summaries=summaries, top_k=bench.top_k)
+            return attend_chosen(query, keys, values, chosen.chunks, chosen.scores)
+
+        def with_lse(
+            query=query, keys=keys, values=values, summaries=summaries, valid=valid, coarse=coarse
+        ) -> Tensor:
+            return chunk_retrieval(
+                query,
+                keys,
+                values,
+                summaries,
+                valid,
+                top_k=bench.top_k,
+                summary_query=coarse,
+                return_lse=True,
+            )[0]
+
+        times = _contest(bench, False, whole, halves, with_lse)
+        cells = " | ".join(f"{ms:.2f} = **{ms / times[0]:.2f}x**" for ms in times[1:])
+        yield f"| {rows} | {queries} | {times[0]:.2f} | {cells} |"
+
+
 def _sinks(bench: KernelsBench) -> Iterator[str]:
     """Sink attention over a segment and over a ring, against full attention with a mask."""
     window, sinks, rows = 128, 4, 4
@@ -228,33 +269,6 @@ def _sinks(bench: KernelsBench) -> Iterator[str]:
             f"| {queries} | {slots} | {forward[0]:.2f} | {both[0]:.2f} | {forward[1]:.2f} = "
             f"**{forward[1] / forward[0]:.1f}x** / {both[1]:.2f} = **{both[1] / both[0]:.1f}x** |"
         )
-
-
-def _writes(bench: KernelsBench) -> Iterator[str]:
-    """Writing a step and keeping its chunk's mean, against writing it and taking all means anew."""
-    rows, chunk = 64, 16
-    yield f"One step written to {rows} rows of chunks of {chunk}, in place, means kept:\n"
-    yield "| chunks | write_steps | the same write, all means taken anew |"
-    yield "|---|---|---|"
-    for chunks in (32, 256):
-        store, x = torch.randn(rows, chunks, chunk, bench.width), torch.randn(rows, 1, bench.width)
-        means = chunk_summary(store)
-        clock = torch.full((rows,), chunk * chunks // 2 + 3)
-        row = torch.arange(rows)
-
-        def anew(store=store, x=x, clock=clock, row=row, chunks=chunks) -> Tensor:
-            store[row, clock // chunk % chunks, clock % chunk] = x[:, 0]
-            return store.mean(dim=2)
-
-        times = _contest(
-            bench,
-            False,
-            lambda store=store, means=means, x=x, clock=clock: write_steps(
-                store, means, x, clock, in_place=True
-            )[1],
-            anew,
-        )
-        yield f"| {chunks} | {times[0]:.2f} | {times[1]:.2f} = **{times[1] / times[0]:.1f}x** |"
 
 
 def _contest(bench: KernelsBench, backward: bool, *contestants: Callable[[], Tensor]) -> list[float]:

@@ -18,7 +18,6 @@ from scrubjay.kernels.launch import Build, Launch
 ROOMS = {
     "chunk_retrieval": "retrieval",
     "sink_attention": "sinks",
-    "chunk_summary": "summary",
     "neural_memory": "neural",
     "nearest": "search",
 }

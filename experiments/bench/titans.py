@@ -99,7 +99,7 @@ class Ours(nn.Module):
         start = torch.zeros(x.shape[:2], dtype=torch.bool) if start is None else start
         grid = ChunkGrid.of(age, start, self.memory.chunk_size)
         state = self.memory.initial_state(len(x), torch.float32, x.device)
-        return self.memory.segment(x, state, grid, age, start)[0]
+        return self.memory.segment(x, state, grid)[0]
 
 
 class Theirs(nn.Module):

@@ -24,6 +24,7 @@ def run(words: Sequence[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(
             "usage: scrubjay train RECIPE [--memory NAME] [--learner NAME] [--method NAME]\n"
+            "                      [--memory stack --memory.parts NAME+NAME...]\n"
             "                      [--env ID|module:callable] [--set NAME=VALUE ...]\n"
             "                      [--run-dir DIR] [--quiet] [--any.field VALUE ...]\n"
             "                      [--engine ray [--num-env-runners N] [--num-learners N] [--address "

@@ -16,7 +16,9 @@ from scrubjay.experiments.recipes.methods import METHODS, with_method
 from scrubjay.experiments.tasks.environments import EnvConfig, parse_setting
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
 from scrubjay.experiments.words.arguments import UsageError, choose, parse, take_flag
+from scrubjay.experiments.words.terminal import bad_input, whole_number
 from scrubjay.memory import list_memories
+from scrubjay.memory.stack import StackConfig
 
 AnyEnv = TypeVar("AnyEnv", bound=EnvConfig | TeamEnvConfig)
 
@@ -26,8 +28,9 @@ def override(recipe: str, arguments: Sequence[str]) -> Experiment:
 
     `--memory NAME` chooses, before it in multi-agent recipes `--method NAME`, and where something acts
     `--learner NAME`; then the flags of the chosen memory (`--memory.FIELD`) and learner (`--learner.FIELD`)
-    and every field of the recipe's config (`--ppo.gamma`) follow. Where there is an environment to choose,
-    `--env ID` does, and `--set name=value` hands it a setting.
+    and every field of the recipe's config (`--ppo.gamma`) follow. What a stack is made of says
+    `--memory.parts gru+hcam`, and `--memory.parts.1.FIELD` sets a field of one of them. Where there is an
+    environment to choose, `--env ID` does, and `--set name=value` hands it a setting.
     """
     config: Experiment = RECIPES[choose("recipe", recipe, list(RECIPES))]()
     remaining = list(arguments)
@@ -40,6 +43,8 @@ def override(recipe: str, arguments: Sequence[str]) -> Experiment:
             config = config.with_learner(turned_into(config.learner, choose("learner", name, known)))
     for name in take_flag(remaining, "--memory"):
         config = with_memory(config, choose("memory", name, list_memories()))
+    if isinstance(config.memory, StackConfig):
+        config = config.with_memory(_with_parts(config, config.memory, remaining))
     if isinstance(config, SampledConfig):
         config = dataclasses.replace(config, env=_with_env(config.env, remaining))
         slot = f"--{config.learner_field}."
@@ -50,6 +55,19 @@ def override(recipe: str, arguments: Sequence[str]) -> Experiment:
     if isinstance(config, SampledConfig) and not config.env.id:
         raise UsageError(f"recipe {recipe!r} needs --env: a gymnasium id or module:callable")
     return config
+
+
+def _with_parts(config: Experiment, stack: StackConfig, words: list[str]) -> StackConfig:
+    """Return the stack as wide, and of such memories, as `words` say, and take them out of there."""
+    with bad_input():
+        for width in take_flag(words, "--memory.dim") + take_flag(words, "--policy.memory.dim"):
+            stack = stack.at_width(whole_number("--memory.dim", width))
+    config = config.with_memory(stack)
+    for names in take_flag(words, "--memory.parts") + take_flag(words, "--policy.memory.parts"):
+        chosen = [choose("memory", name, list_memories()) for name in names.split("+")]
+        parts = tuple(with_memory(config, name).memory for name in chosen)
+        stack = dataclasses.replace(stack, parts=parts)
+    return stack
 
 
 def _with_env(env: AnyEnv, words: list[str]) -> AnyEnv:

@@ -102,6 +102,9 @@ def _flags(config: Any, prefix: str = "--") -> list[str]:
         value, name = getattr(config, field.name), prefix + field.name.replace("_", "-")
         if dataclasses.is_dataclass(value):
             flags += _flags(value, f"{name}.")
+        elif isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
+            for index, item in enumerate(value):
+                flags += _flags(item, f"{name}.{index}.")
         else:
             flags.append(name)
     return flags

@@ -11,24 +11,67 @@ H / U query heads that read the same keys of the same chunks.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, overload
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from scrubjay.kernels.dispatch import is_compiled, resolve, unsupported_dtype, without_autocast
+from scrubjay.kernels.dispatch import is_compiled, resolve, without_autocast
 from scrubjay.kernels.retrieval import reference, vectorised
+from scrubjay.kernels.retrieval.checks import check_heads, check_memory, nothing, of_one_dtype, unsupported
+from scrubjay.kernels.retrieval.choose import check_counts, check_summaries
+from scrubjay.kernels.retrieval.chosen import as_mask
 from scrubjay.kernels.retrieval.problem import Choice, Problem
 
 Combine = Literal["hierarchical", "joint"]
 Implementation = Literal["auto", "reference", "torch", "triton", "dense", "listed", "gather"]
 
-# Limits of the kernels on an A100: bytes of a tile of query heads, and of a row; the chunks a selection
-# holds.
-_LARGEST_TILE = 64 * 512
-_WIDEST_ROW = 512
-_MOST_KEPT = 64
+
+@overload
+def chunk_retrieval(
+    query: Float[Tensor, "B T H D"],
+    keys: Float[Tensor, "B M C G D"],
+    values: Float[Tensor, "B M C G V"],
+    summaries: Float[Tensor, "B M Gs Ds"],
+    valid: Int[Tensor, "B T"] | Bool[Tensor, "B T M"],
+    *,
+    top_k: int,
+    combine: Combine = "hierarchical",
+    scale: float | None = None,
+    summary_query: Float[Tensor, "B T S Ds"] | None = None,
+    summary_scale: float | None = None,
+    positions: Float[Tensor, "C D"] | None = None,
+    lengths: Int[Tensor, "B M"] | None = None,
+    num_sink_chunks: int = 0,
+    num_local_chunks: int = 0,
+    stop_memory_gradient: bool = False,
+    return_lse: Literal[False] = False,
+    implementation: Implementation = "auto",
+) -> Float[Tensor, "B T H V"]: ...
+
+
+@overload
+def chunk_retrieval(
+    query: Float[Tensor, "B T H D"],
+    keys: Float[Tensor, "B M C G D"],
+    values: Float[Tensor, "B M C G V"],
+    summaries: Float[Tensor, "B M Gs Ds"],
+    valid: Int[Tensor, "B T"] | Bool[Tensor, "B T M"],
+    *,
+    top_k: int,
+    combine: Combine = "hierarchical",
+    scale: float | None = None,
+    summary_query: Float[Tensor, "B T S Ds"] | None = None,
+    summary_scale: float | None = None,
+    positions: Float[Tensor, "C D"] | None = None,
+    lengths: Int[Tensor, "B M"] | None = None,
+    num_sink_chunks: int = 0,
+    num_local_chunks: int = 0,
+    stop_memory_gradient: bool = False,
+    return_lse: Literal[True],
+    implementation: Implementation = "auto",
+) -> tuple[Float[Tensor, "B T H V"], Float[Tensor, "B T H"]]: ...
 
 
 @without_autocast
@@ -49,9 +92,12 @@ def chunk_retrieval(
     num_sink_chunks: int = 0,
     num_local_chunks: int = 0,
     stop_memory_gradient: bool = False,
+    return_lse: bool = False,
     implementation: Implementation = "auto",
-) -> Float[Tensor, "B T H V"]:
+) -> Float[Tensor, "B T H V"] | tuple[Float[Tensor, "B T H V"], Float[Tensor, "B T H"]]:
     """Return each query's read-out of its `top_k` best chunks, zeros where it may read none.
+
+    `choose_chunks` and `attend_chosen` are its halves, for those who do something between them.
 
     `valid` is how many leading chunks a query may read, or exactly which; `position // C` is causal, a query
     then sees only chunks completed before it. Coarse scores are `summary_query · summaries * summary_scale`
@@ -86,51 +132,61 @@ def chunk_retrieval(
         num_sink_chunks: In chunks, 0 or more.
         num_local_chunks: In chunks, 0 or more.
         stop_memory_gradient: Whether the memory is a constant.
+        return_lse: Whether the logarithm of the softmax's sum comes with the read-out, for `merge`: over all
+            tokens kept (joint) or over the kept scores (hierarchical); -inf where nothing is read.
         implementation: One of `scrubjay.kernels.dispatch`, or a variant of "torch".
 
     Raises ValueError on mismatched shapes, `top_k` < 1 or too small for what is always kept, TypeError on
     wrong dtypes.
     """
     summary_query = query if summary_query is None else summary_query
-    _check_dtypes(query, keys, values, summaries, valid, summary_query, positions, lengths)
-    query, keys, values, positions = _of_one_dtype(query, keys, values, positions)
-    summary_query, summaries, *_ = _of_one_dtype(summary_query, summaries, summaries, None)
-    _check_shapes(query, keys, values, summaries, valid, summary_query, positions, lengths)
-    if combine not in ("hierarchical", "joint"):
-        raise ValueError(f"combine={combine!r}; choose 'hierarchical' or 'joint'")
+    check_memory(query, keys, values, positions, lengths, combine)
+    if summaries.ndim == 4 and summaries.shape[:2] != keys.shape[:2]:
+        expected = f"[{query.shape[0]}, {keys.shape[1]}, Gs, Ds]"
+        raise ValueError(f"summaries have shape {tuple(summaries.shape)}; expected {expected}")
+    check_summaries(summary_query, summaries, valid)
+    check_heads("coarse heads", summary_query.shape[2], query.shape[2])
+    if summary_query.shape[:2] != query.shape[:2]:
+        expected = f"[{query.shape[0]}, {query.shape[1]}, S, Ds]"
+        raise ValueError(f"summary_query has shape {tuple(summary_query.shape)}; expected {expected}")
+    check_counts(top_k, num_sink_chunks, num_local_chunks)
+    query, keys, values, positions = of_one_dtype(query, keys, values, positions)
+    summary_query, summaries, *_ = of_one_dtype(summary_query, summaries, summaries, None)
     if stop_memory_gradient:
         shared = values is keys
         keys, summaries = keys.detach(), summaries.detach()
         values = keys if shared else values.detach()
     num_chunks = keys.shape[1]
     choice = Choice(
-        top_k=top_k,
+        top_k=min(top_k, max(num_chunks, 1)),
         joint=combine == "joint",
         scale=query.shape[-1] ** -0.5 if scale is None else scale,
         summary_scale=summaries.shape[-1] ** -0.5 if summary_scale is None else summary_scale,
         num_sinks=num_sink_chunks,
         num_locals=num_local_chunks,
+        return_lse=return_lse,
     )
-    _check_choice(choice)
-    if valid.dtype != torch.bool:
-        valid = torch.arange(num_chunks, device=valid.device) < valid[..., None]
+    valid = as_mask(valid, num_chunks)
     if lengths is not None:
         valid = valid & (lengths > 0)[:, None]
     problem = Problem(query, keys, values, summaries, valid, summary_query, positions, lengths)
+    widths = {"head width": query.shape[-1], "value width": values.shape[-1]}
+    widths["summary width"] = summaries.shape[-1]
     path = resolve(
         implementation,
         *(tensor for tensor in problem if tensor is not None),
         paths=("dense", "listed", "gather"),
-        unsupported=_unsupported(problem, choice),
+        unsupported=unsupported(query, widths, problem.units, choice.top_k),
     )
     if 0 in (num_chunks, keys.shape[2], *query.shape):
-        return query.new_zeros(*query.shape[:-1], values.shape[-1])
-    choice = choice._replace(top_k=min(top_k, num_chunks))
-    if path == "reference":
-        return reference.retrieve(problem, choice)
-    if path == "triton" or (path == "torch" and is_compiled()):
-        return _op(*problem, *choice, path)[0]
-    return vectorised.retrieve(problem, choice, path)
+        out, lse = nothing(query, values)
+    elif path == "reference":
+        out, lse = reference.retrieve(problem, choice)
+    elif path == "triton" or (path == "torch" and is_compiled()):
+        out, *_, lse = _op(*problem, *choice, path)
+    else:
+        out, lse = vectorised.retrieve(problem, choice, path)
+    return (out, lse) if return_lse else out  # pyright: ignore[reportReturnType]
 
 
 @torch.library.custom_op("scrubjay::chunk_retrieval", mutates_args=())
@@ -149,52 +205,60 @@ def _op(
     summary_scale: float,
     num_sinks: int,
     num_locals: int,
+    return_lse: bool,
     implementation: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the read-out and what Triton's backward needs: chunks kept, their weights, log normalisers."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the read-out, what Triton's backward needs (chunks, weights, log normalisers), and the lse."""
     problem = Problem(query, keys, values, summaries, valid, summary_query, positions, lengths)
-    choice = Choice(top_k, joint, scale, summary_scale, num_sinks, num_locals)
+    choice = Choice(top_k, joint, scale, summary_scale, num_sinks, num_locals, return_lse)
     if implementation == "triton":
         from scrubjay.kernels.retrieval import gpu
 
-        return gpu.forward(problem, choice)
-    shapes = [query.new_empty(0, dtype=dtype) for dtype in (torch.int32, torch.float32, torch.float32)]
-    return vectorised.retrieve(problem, choice, implementation), shapes[0], shapes[1], shapes[2]
+        chunks, read = gpu.forward(problem, choice)
+        return read.out, chunks, read.weights, read.normalisers, read.lse
+    none = [query.new_empty(0, dtype=dtype) for dtype in (torch.int32, *[torch.float32] * 3)]
+    out, lse = vectorised.retrieve(problem, choice, implementation)
+    return out, none[0], none[1], none[2], none[3] if lse is None else lse
 
 
 @_op.register_fake
 def _(
     query, keys, values, summaries, valid, summary_query, positions, lengths,
-    top_k, joint, scale, summary_scale, num_sinks, num_locals, implementation,
+    top_k, joint, scale, summary_scale, num_sinks, num_locals, return_lse, implementation,
 ):  # fmt: skip
     batch, time, heads, _ = query.shape
-    out = query.new_empty(batch, time, heads, values.shape[-1])
-    if implementation != "triton":
-        return out, *(query.new_empty(0, dtype=d) for d in (torch.int32, torch.float32, torch.float32))
     kept = (batch, time, summary_query.shape[2], top_k)
-    normalisers = (batch, time, heads, 1 if joint else top_k)
-    return (
-        out,
-        query.new_empty(kept, dtype=torch.int32),
-        query.new_empty(kept, dtype=torch.float32),
-        query.new_empty(normalisers, dtype=torch.float32),
-    )
+    shapes: dict[str, Any] = {
+        "chunks": (kept, torch.int32),
+        "weights": (kept, torch.float32),
+        "normalisers": ((batch, time, heads, 1 if joint else top_k), torch.float32),
+        "lse": ((batch, time, heads), torch.float32),
+    }
+    if implementation != "triton":
+        exact = summary_query.dtype if not joint else query.dtype
+        lse = torch.promote_types(exact, torch.float32)
+        shapes = {name: ((0,), dtype) for name, (_, dtype) in shapes.items()}
+        shapes["lse"] = ((batch, time, heads), lse) if return_lse else ((0,), torch.float32)
+    out = query.new_empty(batch, time, heads, values.shape[-1])
+    return out, *(query.new_empty(shape, dtype=dtype) for shape, dtype in shapes.values())
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    ctx.choice, ctx.implementation = Choice(*inputs[8:14]), inputs[14]
+    ctx.choice, ctx.implementation = Choice(*inputs[8:15]), inputs[15]
     ctx.save_for_backward(*inputs[:8], *output)
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, grad, *_) -> tuple:
-    problem, (out, chunks, weights, normalisers) = Problem(*ctx.saved_tensors[:8]), ctx.saved_tensors[8:]
+def _backward(ctx, grad, *others) -> tuple:
+    problem, read = Problem(*ctx.saved_tensors[:8]), ctx.saved_tensors[8:]
+    lse_grad = others[-1] if ctx.choice.return_lse else None
     wanted = list(ctx.needs_input_grad[:8])
-    if grad is None or not any(wanted):
-        return (None,) * 15
+    if (grad is None and lse_grad is None) or not any(wanted):
+        return (None,) * 16
+    grad = torch.zeros_like(read[0]) if grad is None else grad
     if ctx.implementation == "triton":
-        grads = _backward_op(*problem, *ctx.choice, grad, out, chunks, weights, normalisers, wanted)
-        return *(g if want else None for g, want in zip(grads, wanted, strict=True)), *(None,) * 7
+        grads = _backward_op(*problem, *ctx.choice, grad, lse_grad, *read, wanted)
+        return *(g if want else None for g, want in zip(grads, wanted, strict=True)), *(None,) * 8
     # Recomputed rather than stored, and differentiable again where the caller builds a graph.
     again = torch.is_grad_enabled()
     inputs = dict(problem._asdict())
@@ -205,11 +269,20 @@ def _backward(ctx, grad, *_) -> tuple:
             inputs[name] = (
                 inputs[name].view_as(inputs[name]) if again else inputs[name].detach().requires_grad_()
             )
-        out = vectorised.retrieve(Problem(**inputs), ctx.choice, ctx.implementation)
+        out, lse = vectorised.retrieve(Problem(**inputs), ctx.choice, ctx.implementation)
         leaves = [inputs[name] for name in sources]
-        found = torch.autograd.grad(out, leaves, grad, create_graph=again, allow_unused=True)
+        pairs = [(out, grad)] if lse is None or lse_grad is None else [(out, grad), (lse, lse_grad)]
+        # What hangs on no leaf (joint: scores alone ask for a gradient) has none.
+        pairs = [(value, its) for value, its in pairs if value.requires_grad]
+        found = torch.autograd.grad(
+            [value for value, _ in pairs],
+            leaves,
+            [its for _, its in pairs],
+            create_graph=again,
+            allow_unused=True,
+        )
     grads = dict(zip(sources, found, strict=True))
-    return *(grads.get(name) for name in Problem._fields), *(None,) * 7
+    return *(grads.get(name) for name in Problem._fields), *(None,) * 8
 
 
 _op.register_autograd(_backward, setup_context=_setup_context)
@@ -231,129 +304,43 @@ def _backward_op(
     summary_scale: float,
     num_sinks: int,
     num_locals: int,
+    return_lse: bool,
     grad: Tensor,
+    lse_grad: Tensor | None,
     out: Tensor,
     chunks: Tensor,
     weights: Tensor,
     normalisers: Tensor,
+    lse: Tensor,
     wanted: list[bool],
 ) -> list[Tensor]:
     """Return a gradient for each of the eight tensors, empty where none is wanted."""
     from scrubjay.kernels.retrieval import gpu
 
     problem = Problem(query, keys, values, summaries, valid, summary_query, positions, lengths)
-    choice = Choice(top_k, joint, scale, summary_scale, num_sinks, num_locals)
-    saved = (chunks, weights, normalisers)
-    return gpu.backward(problem, choice, grad, out, saved, wanted)
+    choice = Choice(top_k, joint, scale, summary_scale, num_sinks, num_locals, return_lse)
+    read = gpu.Filled(out, weights, normalisers, lse)
+    want = Problem(*wanted)  # pyright: ignore[reportArgumentType]
+    in_memory = bool(want.keys or want.values or want.positions)
+    grads = gpu.backward(
+        problem.reading(chunks), choice, read, gpu.Grads(grad, lse_grad), in_memory, coarse=problem
+    )
+    for name in ("summary_query", "summaries"):
+        grads.setdefault(name, torch.zeros_like(getattr(problem, name)))
+    return [
+        grads[name] if asked else query.new_empty(0)
+        for name, asked in zip(Problem._fields, wanted, strict=True)
+    ]
 
 
 @_backward_op.register_fake
 def _(
     query, keys, values, summaries, valid, summary_query, positions, lengths,
-    top_k, joint, scale, summary_scale, num_sinks, num_locals,
-    grad, out, chunks, weights, normalisers, wanted,
+    top_k, joint, scale, summary_scale, num_sinks, num_locals, return_lse,
+    grad, lse_grad, out, chunks, weights, normalisers, lse, wanted,
 ):  # fmt: skip
     tensors = (query, keys, values, summaries, valid, summary_query, positions, lengths)
     return [
         t.new_empty(t.shape) if want and t is not None else query.new_empty(0)
         for t, want in zip(tensors, wanted, strict=True)
     ]
-
-
-def _unsupported(problem: Problem, choice: Choice) -> str | None:
-    """Return why the Triton kernels cannot do these sizes, None if they can."""
-    widths = {
-        "head width": problem.query.shape[-1],
-        "value width": problem.values.shape[-1],
-        "summary width": problem.summaries.shape[-1],
-    }
-    size = problem.query.element_size()
-    for name, width in widths.items():
-        if width * size > _WIDEST_ROW:
-            return f"a {name} of {width} does not fit in shared memory, at most {_WIDEST_ROW // size} does"
-    rows = problem.query.shape[2] // problem.units
-    if rows * max(widths.values()) * size > _LARGEST_TILE:
-        return f"{rows} query heads of one selection and key head do not fit in shared memory"
-    if min(choice.top_k, problem.keys.shape[1]) > _MOST_KEPT:
-        return f"top_k={choice.top_k} is more than the {_MOST_KEPT} chunks its selection holds"
-    return unsupported_dtype(problem.query)
-
-
-def _check_choice(choice: Choice) -> None:
-    if choice.top_k < 1:
-        raise ValueError(f"top_k={choice.top_k}: at least one chunk must be kept")
-    for name, count in (("num_sink_chunks", choice.num_sinks), ("num_local_chunks", choice.num_locals)):
-        if count < 0:
-            raise ValueError(f"{name}={count}: must not be negative")
-    if choice.num_sinks + choice.num_locals > choice.top_k:
-        raise ValueError(
-            f"num_sink_chunks={choice.num_sinks} and num_local_chunks={choice.num_locals} do not fit in "
-            f"top_k={choice.top_k}; raise top_k to at least {choice.num_sinks + choice.num_locals}"
-        )
-
-
-def _of_one_dtype(
-    query: Tensor, keys: Tensor, values: Tensor, positions: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Return all in the widest of their dtypes, `values` still `keys` where it was."""
-    dtype = torch.promote_types(torch.promote_types(query.dtype, keys.dtype), values.dtype)
-    dtype = dtype if positions is None else torch.promote_types(dtype, positions.dtype)
-    shared = values is keys
-    keys = keys.to(dtype)
-    values = keys if shared else values.to(dtype)
-    return query.to(dtype), keys, values, None if positions is None else positions.to(dtype)
-
-
-def _check_dtypes(query, keys, values, summaries, valid, summary_query, positions, lengths) -> None:
-    floating = {"query": query, "keys": keys, "values": values, "summaries": summaries}
-    for name, tensor in (floating | {"summary_query": summary_query, "positions": positions}).items():
-        if tensor is not None and not tensor.is_floating_point():
-            raise TypeError(f"{name} has dtype {tensor.dtype}; expected a floating-point one")
-    if valid.is_floating_point() or valid.is_complex():
-        raise TypeError(f"valid has dtype {valid.dtype}; expected an integer count or a bool mask")
-    if lengths is not None and lengths.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"lengths have dtype {lengths.dtype}; expected torch.int32 or torch.int64")
-
-
-def _check_shapes(query, keys, values, summaries, valid, summary_query, positions, lengths) -> None:
-    ranks = {"query": (query, 4), "keys": (keys, 5), "values": (values, 5), "summaries": (summaries, 4)}
-    for name, (tensor, rank) in (ranks | {"summary_query": (summary_query, 4)}).items():
-        if tensor.ndim != rank:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {rank} dimensions")
-    batch, time, heads, width = query.shape
-    groups = keys.shape[3]
-    if 0 in (width, values.shape[-1], summaries.shape[-1]):
-        raise ValueError(
-            f"widths D={width}, V={values.shape[-1]}, Ds={summaries.shape[-1]} must be at least 1"
-        )
-    if keys.shape[0] != batch or keys.shape[4] != width:
-        raise ValueError(f"keys have shape {tuple(keys.shape)}; expected [{batch}, M, C, G, {width}]")
-    if values.shape[:4] != keys.shape[:4]:
-        raise ValueError(f"values have shape {tuple(values.shape)}; expected {tuple(keys.shape[:4])} + (V,)")
-    if summaries.shape[:2] != keys.shape[:2] or summaries.shape[3] != summary_query.shape[3]:
-        expected = f"[{batch}, {keys.shape[1]}, Gs, {summary_query.shape[3]}]"
-        raise ValueError(f"summaries have shape {tuple(summaries.shape)}; expected {expected}")
-    if summary_query.shape[:2] != (batch, time):
-        raise ValueError(
-            f"summary_query has shape {tuple(summary_query.shape)}; expected [{batch}, {time}, S, Ds]"
-        )
-    for name, count, of in (
-        ("key heads", groups, heads),
-        ("coarse heads", summary_query.shape[2], heads),
-        ("summary heads", summaries.shape[2], summary_query.shape[2]),
-    ):
-        if count < 1 or of % count:
-            raise ValueError(f"{count} {name} do not divide {of} query heads evenly")
-    if valid.dtype == torch.bool:
-        if valid.shape != (batch, time, keys.shape[1]):
-            raise ValueError(
-                f"valid has shape {tuple(valid.shape)}; expected [{batch}, {time}, {keys.shape[1]}]"
-            )
-    elif valid.shape != (batch, time):
-        raise ValueError(f"valid has shape {tuple(valid.shape)}; expected [{batch}, {time}]")
-    if positions is not None and (positions.shape != (keys.shape[2], width) or values.shape[4] != width):
-        raise ValueError(
-            f"positions have shape {tuple(positions.shape)}; expected ({keys.shape[2]}, {width}) and V = D"
-        )
-    if lengths is not None and lengths.shape != keys.shape[:2]:
-        raise ValueError(f"lengths have shape {tuple(lengths.shape)}; expected {tuple(keys.shape[:2])}")

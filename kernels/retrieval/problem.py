@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+
+Tensors = TypeVar("Tensors", "Problem", "Reading")
 
 
 class Problem(NamedTuple):
@@ -27,14 +29,61 @@ class Problem(NamedTuple):
         return math.lcm(self.summary_query.shape[2], self.keys.shape[3])
 
     @property
+    def coarse_dtype(self) -> torch.dtype:
+        """Return the dtype of the chunks' scores."""
+        return torch.promote_types(self.summary_query.dtype, torch.float32)
+
+    def reading(self, chunks: Tensor, scores: Tensor | None = None) -> Reading:
+        """Return what is left to do once chunks are chosen."""
+        return Reading(self.query, self.keys, self.values, chunks, scores, self.positions, self.lengths)
+
+    def rows(self, own: slice) -> Problem:
+        """Return some rows of the batch."""
+        return _sliced(
+            self, ("query", "keys", "values", "summaries", "valid", "summary_query", "lengths"), own
+        )
+
+    def times(self, own: slice) -> Problem:
+        """Return some queries of each row."""
+        return _sliced(self, ("query", "valid", "summary_query"), (slice(None), own))
+
+
+class Reading(NamedTuple):
+    """The tensors of attention inside chunks that are chosen, `[B, T, S, K]`."""
+
+    query: Tensor
+    keys: Tensor
+    values: Tensor
+    chunks: Tensor
+    scores: Tensor | None
+    """The chunks' own, -inf for one that is absent."""
+    positions: Tensor | None
+    lengths: Tensor | None
+
+    @property
+    def units(self) -> int:
+        """Return U, the number of different pairs of selection and key head."""
+        return math.lcm(self.chunks.shape[2], self.keys.shape[3])
+
+    @property
     def score_dtype(self) -> torch.dtype:
         """Return the dtype of the scores inside chunks and of their softmax."""
         return torch.promote_types(self.query.dtype, torch.float32)
 
-    @property
-    def coarse_dtype(self) -> torch.dtype:
-        """Return the dtype of the chunks' scores."""
-        return torch.promote_types(self.summary_query.dtype, torch.float32)
+    def rows(self, own: slice) -> Reading:
+        """Return some rows of the batch."""
+        return _sliced(self, ("query", "keys", "values", "chunks", "scores", "lengths"), own)
+
+    def times(self, own: slice) -> Reading:
+        """Return some queries of each row."""
+        return _sliced(self, ("query", "chunks", "scores"), (slice(None), own))
+
+
+def _sliced(tensors: Tensors, names: tuple[str, ...], own: slice | tuple[slice, slice]) -> Tensors:
+    found = {name: getattr(tensors, name)[own] for name in names if getattr(tensors, name) is not None}
+    if "keys" in found and tensors.values is tensors.keys:
+        found["values"] = found["keys"]
+    return tensors._replace(**found)
 
 
 class Choice(NamedTuple):
@@ -46,3 +95,4 @@ class Choice(NamedTuple):
     summary_scale: float
     num_sinks: int
     num_locals: int
+    return_lse: bool = False

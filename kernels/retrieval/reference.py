@@ -2,43 +2,74 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from scrubjay.kernels.retrieval.problem import Choice, Problem
+from scrubjay.kernels.retrieval.problem import Choice, Problem, Reading
 
 
-def retrieve(problem: Problem, choice: Choice) -> Float[Tensor, "B T H V"]:
-    """Return what each query reads."""
-    query, keys, values, summaries, valid, summary_query, positions, lengths = problem
+def retrieve(problem: Problem, choice: Choice) -> tuple[Float[Tensor, "B T H V"], Float[Tensor, "B T H"]]:
+    """Return what each query reads, and the logarithm of its normaliser."""
+    chunks, scores = choose(coarse_scores(problem, choice), problem.valid, choice)
+    return attend(problem.reading(chunks, scores), choice)
+
+
+def coarse_scores(problem: Problem, choice: Choice) -> Float[Tensor, "B T S M"]:
+    """Return the score of every summary."""
+    query, summaries = problem.summary_query.to(problem.coarse_dtype), problem.summaries
+    heads, groups = query.shape[2], summaries.shape[2]
+    # A sum of products, since a dot product's rounding depends on where in memory a row lies.
+    of_heads = [
+        (query[:, :, s, None] * summaries[:, None, :, s * groups // heads]).sum(dim=-1) for s in range(heads)
+    ]
+    return choice.summary_scale * torch.stack(of_heads, dim=2)
+
+
+def choose(
+    scores: Float[Tensor, "B T S M"], valid: Tensor, choice: Choice
+) -> tuple[Int[Tensor, "B T S K"], Float[Tensor, "B T S K"]]:
+    """Return the chunks kept, what is always kept before the best of the others; -1 and -inf for none."""
+    batch, time, heads, _ = scores.shape
+    scores = scores.masked_fill(scores.isnan(), -math.inf)
+    chunks = torch.full((batch, time, heads, choice.top_k), -1, device=scores.device)
+    kept = []
+    for b in range(batch):
+        for t in range(time):
+            readable = valid[b, t].nonzero().flatten().tolist()
+            always = readable[: choice.num_sinks]
+            always = always + readable[-choice.num_locals :] if choice.num_locals else always
+            for s in range(heads):
+                own = scores[b, t, s]
+                there = [m for m in readable if own[m] > -math.inf or m in always]
+                there.sort(key=lambda m: (m not in always, 0 if m in always else -own[m].item(), m))
+                best = there[: choice.top_k]
+                chunks[b, t, s, : len(best)] = torch.tensor(best, dtype=torch.long)
+                kept.append(functional.pad(own[best], (0, choice.top_k - len(best)), value=-math.inf))
+    return chunks, torch.stack(kept).view(chunks.shape) if kept else scores.new_zeros(chunks.shape)
+
+
+def attend(reading: Reading, choice: Choice) -> tuple[Float[Tensor, "B T H V"], Float[Tensor, "B T H"]]:
+    """Return what each query reads of its chunks, and the logarithm of its normaliser."""
+    query, keys, values, chunks, scores, positions, lengths = reading
+    assert scores is not None
     batch, time, heads, _ = query.shape
-    groups, coarse, summary_groups = keys.shape[3], summary_query.shape[2], summaries.shape[2]
-    dtype = problem.score_dtype
-    rows = []
+    groups, coarse, dtype = keys.shape[3], chunks.shape[2], reading.score_dtype
+    rows, normalisers = [], []
     for b in range(batch):
         for t in range(time):
             for h in range(heads):
-                c, g = h * coarse // heads, h * groups // heads
-                readable = valid[b, t].nonzero().flatten().tolist()
-                coarse_query = summary_query[b, t, c].to(problem.coarse_dtype)
-                # A sum of products, since a dot product's rounding depends on where in memory a row lies.
-                score = {
-                    m: choice.summary_scale
-                    * (coarse_query * summaries[b, m, c * summary_groups // coarse]).sum()
-                    for m in readable
-                }
-                kept_anyway = readable[: choice.num_sinks]
-                if choice.num_locals:
-                    kept_anyway = kept_anyway + readable[-choice.num_locals :]
-                ranking = {m: (m not in kept_anyway, -score[m].item(), m) for m in readable}
-                best = sorted(readable, key=ranking.__getitem__)[: choice.top_k]
-                if not best:
+                s, g = h * coarse // heads, h * groups // heads
+                there = (scores[b, t, s] > -math.inf).nonzero().flatten().tolist()
+                if not there:
                     rows.append(query.new_zeros(values.shape[-1]))
+                    normalisers.append(query.new_full((), -math.inf, dtype=dtype))
                     continue
                 logits, content = [], []
-                for m in best:
+                for m in chunks[b, t, s, there].tolist():
                     length = keys.shape[2] if lengths is None else int(lengths[b, m])
                     offset = 0 if positions is None else positions[:length]
                     stored = (keys[b, m, :length, g] + offset).to(dtype)
@@ -46,11 +77,14 @@ def retrieve(problem: Problem, choice: Choice) -> Float[Tensor, "B T H V"]:
                     content.append(values[b, m, :length, g] + offset)
                 if choice.joint:
                     attention = functional.softmax(torch.cat(logits), dim=0)
+                    normalisers.append(torch.logsumexp(torch.cat(logits), dim=0))
                 else:
-                    weights = functional.softmax(torch.stack([score[m] for m in best]), dim=0)
+                    own = scores[b, t, s, there]
+                    weights = functional.softmax(own, dim=0)
                     attention = torch.cat(
                         [functional.softmax(x, 0) * w for x, w in zip(logits, weights, strict=True)]
                     )
+                    normalisers.append(torch.logsumexp(own, dim=0))
                 mixed = torch.cat(content)
                 rows.append((attention.to(mixed.dtype)[:, None] * mixed).sum(dim=0))
-    return torch.stack(rows).view(batch, time, heads, -1)
+    return torch.stack(rows).view(batch, time, heads, -1), torch.stack(normalisers).view(batch, time, heads)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from scrubjay.kernels.search.op import Nearest
+from scrubjay.kernels.select import best
 
 
 def nearest(
@@ -25,37 +26,27 @@ def nearest(
         scores = _products(query, keys) if norms is None else _products(query, keys) / norms
     if allowed is not None:
         scores[:, ~allowed] = -np.inf
-    return best(scores, count)
+    return _found(scores, count)
 
 
-def row_scores(query: np.ndarray, keys: np.ndarray, rows: np.ndarray, implementation: str) -> np.ndarray:
+def row_scores(
+    query: np.ndarray, keys: np.ndarray, rows: np.ndarray | None, implementation: str
+) -> np.ndarray:
     """Run `kernels.row_scores` on arrays. Raises TypeError and ValueError as that does."""
     _check(query, keys, implementation)
-    return _products(query, keys[rows])
+    return _products(query, keys if rows is None else keys[rows])
 
 
-def best(scores: Float[np.ndarray, "Q N"], count: int) -> Nearest[np.ndarray]:
+def _found(scores: Float[np.ndarray, "Q N"], count: int) -> Nearest[np.ndarray]:
     """Return the best by their scores, which it may overwrite."""
     scores[np.isnan(scores)] = -np.inf
-    found = Nearest(
-        np.full((len(scores), count), -np.inf, dtype=np.float32),
-        np.full((len(scores), count), -1, dtype=np.int64),
+    rows = best(scores, count)
+    of_rows = np.take_along_axis(scores, rows, axis=1)
+    missing = ((0, 0), (0, count - rows.shape[1]))
+    return Nearest(
+        np.pad(of_rows, missing, constant_values=-np.inf),
+        np.pad(np.where(of_rows > -np.inf, rows, -1), missing, constant_values=-1),
     )
-    for q, of_query in enumerate(scores):
-        rows = largest(of_query, count)
-        rows = rows[of_query[rows] > -np.inf]
-        found.scores[q, : len(rows)], found.rows[q, : len(rows)] = of_query[rows], rows
-    return found
-
-
-def largest(scores: Float[np.ndarray, "N"], count: int) -> Int[np.ndarray, "K"]:
-    """Return where the largest scores are, best first, the earlier of equals first; no score may be NaN."""
-    if count < len(scores):
-        bound = np.partition(scores, len(scores) - count)[len(scores) - count]
-        chosen = np.flatnonzero(scores >= bound)
-    else:
-        chosen = np.arange(len(scores))
-    return chosen[np.argsort(-scores[chosen], kind="stable")][:count]
 
 
 def _products(query: np.ndarray, keys: np.ndarray) -> np.ndarray:

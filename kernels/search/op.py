@@ -75,16 +75,16 @@ def nearest(
 def row_scores(
     query: Float[Array, "Q D"],
     keys: Float[Array, "N D"],
-    rows: Int[Array, "R"],
+    rows: Int[Array, "R"] | None = None,
     *,
     implementation: Implementation = "auto",
 ) -> Float[Array, "Q R"]:
-    """Return the products of the queries with the listed rows of `keys`, in float32.
+    """Return the products of the queries with the listed rows of `keys`, by default all, in float32.
 
     Raises as `nearest` does, and IndexError on a row that is not there, except from Triton.
     """
     _check(query, keys)
-    if rows.ndim != 1 or "int" not in str(rows.dtype):
+    if rows is not None and (rows.ndim != 1 or "int" not in str(rows.dtype)):
         raise ValueError(f"rows has shape {tuple(rows.shape)} and dtype {rows.dtype}; list whole numbers")
     return _home(query).row_scores(query, keys, rows, implementation)
 

@@ -16,7 +16,7 @@ head h reads key head `h * G // H`.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, overload
 
 import torch
 from jaxtyping import Float, Int
@@ -37,6 +37,42 @@ Implementation = Literal["auto", "reference", "torch", "dense", "banded", "trito
 _WIDEST_TRITON_HEAD = 256
 
 
+@overload
+def sink_attention(
+    query: Float[Tensor, "B T H D"],
+    keys: Float[Tensor, "B N G D"],
+    values: Float[Tensor, "B N G V"],
+    query_step: Int[Tensor, "B T"],
+    key_step: Int[Tensor, "B N"],
+    episode_start: Int[Tensor, "B T"],
+    *,
+    window: int,
+    num_sinks: int = 0,
+    sink_logit: Float[Tensor, " H"] | None = None,
+    scale: float | None = None,
+    return_lse: Literal[False] = False,
+    implementation: Implementation = "auto",
+) -> Float[Tensor, "B T H V"]: ...
+
+
+@overload
+def sink_attention(
+    query: Float[Tensor, "B T H D"],
+    keys: Float[Tensor, "B N G D"],
+    values: Float[Tensor, "B N G V"],
+    query_step: Int[Tensor, "B T"],
+    key_step: Int[Tensor, "B N"],
+    episode_start: Int[Tensor, "B T"],
+    *,
+    window: int,
+    num_sinks: int = 0,
+    sink_logit: Float[Tensor, " H"] | None = None,
+    scale: float | None = None,
+    return_lse: Literal[True],
+    implementation: Implementation = "auto",
+) -> tuple[Float[Tensor, "B T H V"], Float[Tensor, "B T H"]]: ...
+
+
 @without_autocast
 def sink_attention(
     query: Float[Tensor, "B T H D"],
@@ -50,8 +86,9 @@ def sink_attention(
     num_sinks: int = 0,
     sink_logit: Float[Tensor, " H"] | None = None,
     scale: float | None = None,
+    return_lse: bool = False,
     implementation: Implementation = "auto",
-) -> Float[Tensor, "B T H V"]:
+) -> Float[Tensor, "B T H V"] | tuple[Float[Tensor, "B T H V"], Float[Tensor, "B T H"]]:
     """Return what queries read of their episode's first `num_sinks` and last `window` steps.
 
     A window counts the query's own step.
@@ -76,6 +113,9 @@ def sink_attention(
         num_sinks: In steps, 0 or more.
         sink_logit: A head's score of a key whose value is zero.
         scale: Of the products.
+        return_lse: Whether the logarithm of the softmax's sum, that of a sink logit included, comes with the
+            read-out, for `merge`; -inf where nothing is in the sum. On a CPU that is not torch's fused
+            attention, which keeps it to itself.
         implementation: One of `scrubjay.kernels.dispatch`, or a variant of "torch".
 
     Raises ValueError on mismatched shapes, `window` < 1 or `num_sinks` < 0, TypeError on a wrong dtype.
@@ -92,11 +132,16 @@ def sink_attention(
         unsupported=_unsupported_by_triton(query, keys, values),
     )
     steps = (query_step, key_step, episode_start)
+    given = (query, keys, values, sink_logit, *steps, window, num_sinks, factor)
     if path == "reference":
-        return reference.read_out(query, keys, values, sink_logit, *steps, window, num_sinks, factor)
-    if path == "triton" or is_compiled():
-        return _op(query, keys, values, sink_logit, *steps, window, num_sinks, factor, path)[0]
-    return _eager(query, keys, values, sink_logit, *steps, window, num_sinks, factor, path)
+        out, lse = reference.read_out(*given)
+    elif path == "triton" or (is_compiled() and not return_lse):
+        out, lse = _op(*given, path)
+    elif return_lse:
+        out, lse = vectorised.read_out_with_lse(*given, path)
+    else:
+        return _eager(*given, path)
+    return (out, lse) if return_lse else out  # pyright: ignore[reportReturnType]
 
 
 def sink_slot(step_in_episode: Int[Tensor, "*batch"], num_sinks: int, window: int) -> Int[Tensor, "*batch"]:
@@ -194,13 +239,15 @@ def _backward_op(
     num_sinks: int,
     scale: float,
     implementation: str,
+    log_sum_grad: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients to query, keys, values and sink_logit, the last empty where there is none."""
     options = (query_step, key_step, episode_start, window, num_sinks, scale)
     if implementation == "triton":
         from scrubjay.kernels.sinks import gpu
 
-        return gpu.backward(grad, query, keys, values, sink_logit, out, log_sum, *options)
+        grads = (grad, log_sum_grad)
+        return gpu.backward(grads, query, keys, values, sink_logit, out, log_sum, *options)
     grads = _pull_back(
         grad, query, keys, values, sink_logit, *options, implementation, fused=sink_logit is None
     )
@@ -227,20 +274,26 @@ def _pull_back(grad, query, keys, values, sink_logit, *options, fused) -> tuple[
 
 def _save(ctx, inputs, output):
     ctx.options = inputs[7:]
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(*inputs[:7], *(output if inputs[-1] == "triton" else (None, None)))
 
 
-def _backward(ctx, grad, _):
+def _backward(ctx, grad, log_sum_grad):
+    if grad is None and log_sum_grad is None:
+        return (None,) * 11
     query, keys, values, sink_logit, query_step, key_step, episode_start, out, log_sum = ctx.saved_tensors
+    if grad is None:
+        grad = query.new_zeros(*query.shape[:3], values.shape[-1])
     if out is None:
         out = log_sum = query.new_empty(0)
+        log_sum_grad = None
     inputs = (query, keys, values, sink_logit, out, log_sum, query_step, key_step, episode_start)
-    *grads, sink_grad = _backward_op(grad, *inputs, *ctx.options)
+    *grads, sink_grad = _backward_op(grad, *inputs, *ctx.options, log_sum_grad)
     return *grads, None if sink_logit is None else sink_grad, *[None] * 7
 
 
 def _save_for_second(ctx, inputs, output):
-    ctx.options = inputs[10:]
+    ctx.options = inputs[10:14]
     ctx.save_for_backward(*inputs[:5], *inputs[7:10])
 
 
@@ -257,7 +310,7 @@ def _second_backward(ctx, *grads):
         return _pull_back(grad, query, keys, values, sink_logit, *steps, *ctx.options, fused=False)
 
     pulled = torch.func.vjp(run, *inputs)[1](grads[: len(inputs) - 1])
-    return *pulled, *[None] * (14 - len(pulled))
+    return *pulled, *[None] * (15 - len(pulled))
 
 
 _op.register_autograd(_backward, setup_context=_save)

@@ -18,15 +18,15 @@ def read_out(
     window: int,
     num_sinks: int,
     scale: float,
-) -> Float[Tensor, "B T H V"]:
-    """Return what `kernels.sink_attention` does.
+) -> tuple[Float[Tensor, "B T H V"], Float[Tensor, "B T H"]]:
+    """Return what `kernels.sink_attention` reads, and the logarithm of each softmax's sum.
 
     Args: those of `kernels.sink_attention`.
     """
     batch, time, heads, _ = query.shape
     groups = keys.shape[2]
     dtype = torch.promote_types(query.dtype, torch.float32)
-    rows = []
+    rows, normalisers = [], []
     for b in range(batch):
         for t in range(time):
             step, start = int(query_step[b, t]), int(episode_start[b, t])
@@ -42,5 +42,6 @@ def read_out(
                     scores = torch.cat([scores, sink_logit[h : h + 1].to(dtype)])
                 attention = torch.softmax(scores, dim=0)[: len(seen)]
                 rows.append(attention @ values[b, seen, g].to(dtype))
-    out = torch.stack(rows) if rows else query.new_zeros(0)
-    return out.view(batch, time, heads, values.shape[-1]).to(query.dtype)
+                normalisers.append(torch.logsumexp(scores, dim=0))
+    out, lse = (torch.stack(x) if x else query.new_zeros(0) for x in (rows, normalisers))
+    return out.view(batch, time, heads, values.shape[-1]).to(query.dtype), lse.view(batch, time, heads)

@@ -5,6 +5,7 @@ Letters as in `sink_attention`.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -18,11 +19,24 @@ from scrubjay.kernels.dispatch import is_traced
 _LONGEST_BLOCK = 64
 
 
+Read = tuple[Tensor, Tensor | None]
+"""What is read and, if asked for, the logarithm of its softmax's sum."""
+
+
 def read_out(query, keys, values, sink_logit, *options, fused) -> Tensor:
     """Run "dense" or "banded"; `fused` is faster on a CPU, but has one derivative only, in reverse mode."""
-    query_step, key_step, episode_start, window, num_sinks, scale, path = options
-    steps = (query_step, key_step, episode_start)
     attend = _attend_fused if fused and query.is_cpu else _attend
+    return _run(query, keys, values, sink_logit, *options, attend)[0]
+
+
+def read_out_with_lse(*inputs) -> Read:
+    """Run "dense" or "banded", the logarithm of each softmax's sum beside the read-out."""
+    return _run(*inputs, functools.partial(_attend, return_lse=True))
+
+
+def _run(query, keys, values, sink_logit, *options) -> Read:
+    query_step, key_step, episode_start, window, num_sinks, scale, path, attend = options
+    steps = (query_step, key_step, episode_start)
     tracing = is_traced()
     if path == "torch":
         pays = not tracing and _band_pays(query.shape[1], keys.shape[1], window, num_sinks)
@@ -52,15 +66,16 @@ def visible_slots(
 
 def _dense(
     query, keys, values, sink_logit, query_step, key_step, episode_start, window, num_sinks, scale, attend
-) -> Tensor:
+) -> Read:
     """Score all pairs of a query and a slot."""
     visible = visible_slots(query_step, key_step, episode_start, window, num_sinks)
-    return attend(query[:, None], keys[:, None], values[:, None], visible[:, None], sink_logit, scale)[:, 0]
+    out, lse = attend(query[:, None], keys[:, None], values[:, None], visible[:, None], sink_logit, scale)
+    return out[:, 0], None if lse is None else lse[:, 0]
 
 
 def _banded(
     query, keys, values, sink_logit, query_step, key_step, episode_start, window, num_sinks, scale, attend
-) -> Tensor:
+) -> Read:
     """Score each block of queries with the steps its window can reach and the sinks before those.
 
     A sink before a block's band is one of the episode that ran at the block's first query: every later start
@@ -93,8 +108,8 @@ def _banded(
     block_start = functional.pad(episode_start, (0, padding)).unflatten(1, (count, block))
     visible = visible_slots(block_query_step, steps, block_start, window, num_sinks)
     query = functional.pad(query, (0, 0, 0, 0, 0, padding)).unflatten(1, (count, block))
-    out = attend(query, _fetch(keys, columns), _fetch(values, columns), visible, sink_logit, scale)
-    return out.flatten(1, 2)[:, :time]
+    out, lse = attend(query, _fetch(keys, columns), _fetch(values, columns), visible, sink_logit, scale)
+    return out.flatten(1, 2)[:, :time], None if lse is None else lse.flatten(1, 2)[:, :time]
 
 
 def _attend(
@@ -104,7 +119,8 @@ def _attend(
     visible: Bool[Tensor, "B K L C"],
     sink_logit: Float[Tensor, " H"] | None,
     scale: float,
-) -> Float[Tensor, "B K L H V"]:
+    return_lse: bool = False,
+) -> Read:
     batch, count, length, heads, _ = query.shape
     groups = keys.shape[3]
     shared = heads // groups
@@ -115,14 +131,19 @@ def _attend(
     scores = (left.flatten(3, 4) @ keys.mT).unflatten(3, (shared, length))
     hidden, reads = _hidden(visible, sink_logit, dtype)
     scores = scores + hidden[:, :, None, None]
-    if sink_logit is None:
-        attention = torch.softmax(scores, dim=-1)
-    else:
+    if sink_logit is not None:
         column = sink_logit.to(dtype).view(groups, shared, 1, 1).expand(batch, count, -1, -1, length, 1)
-        attention = torch.softmax(torch.cat([scores, column], dim=-1), dim=-1)[..., :-1]
+        scores = torch.cat([scores, column], dim=-1)
+    attention = torch.softmax(scores, dim=-1)[..., : visible.shape[-1]]
     out = (attention.flatten(3, 4) @ values).unflatten(3, (shared, length))
     out = out.permute(0, 1, 4, 2, 3, 5).flatten(3, 4)
-    return out.masked_fill(~reads[..., None], 0).to(query.dtype)
+    out = out.masked_fill(~reads[..., None], 0).to(query.dtype)
+    if not return_lse:
+        return out, None
+    if scores.shape[-1] == 0:
+        return out, out.new_full(out.shape[:-1], -math.inf, dtype=dtype)
+    lse = torch.logsumexp(scores, dim=-1).permute(0, 1, 4, 2, 3).flatten(3, 4)
+    return out, lse.masked_fill(~reads, -math.inf)
 
 
 def _attend_fused(
@@ -132,7 +153,7 @@ def _attend_fused(
     visible: Bool[Tensor, "B K L C"],
     sink_logit: Float[Tensor, " H"] | None,
     scale: float,
-) -> Float[Tensor, "B K L H V"]:
+) -> Read:
     """Do as `_attend`, in torch's fused attention."""
     batch, count, length, heads, _ = query.shape
     groups = keys.shape[3]
@@ -152,7 +173,7 @@ def _attend_fused(
     mask = mask.flatten(2, 3)
     out = functional.scaled_dot_product_attention(left, keys, values, attn_mask=mask, scale=scale)
     out = out.unflatten(2, (shared, length)).permute(0, 3, 1, 2, 4).flatten(2, 3).unflatten(0, (batch, count))
-    return out.masked_fill(~reads[..., None], 0).to(query.dtype)
+    return out.masked_fill(~reads[..., None], 0).to(query.dtype), None
 
 
 def _hidden(

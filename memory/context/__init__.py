@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from scrubjay.memory.context.policies.base import CacheShape as CacheShape
     from scrubjay.memory.context.policies.base import ContextPolicy as ContextPolicy
     from scrubjay.memory.context.policies.base import LayerMemory as LayerMemory
+    from scrubjay.memory.context.policies.base import LayerStats as LayerStats
     from scrubjay.memory.context.policies.base import Step as Step
     from scrubjay.memory.context.registry import list_policies as list_policies
     from scrubjay.memory.context.registry import make as make
@@ -30,7 +31,7 @@ __all__, __getattr__, __dir__ = face(
         "cache": ["PolicyCache"],
         "dtypes": ["check_dtype"],
         "models": ["load_model"],
-        "policies.base": ["CacheShape", "ContextPolicy", "LayerMemory", "Step"],
+        "policies.base": ["CacheShape", "ContextPolicy", "LayerMemory", "LayerStats", "Step"],
         "registry": ["list_policies", "make", "name_of", "register"],
     },
     extras={"transformers": "lm"},

@@ -18,7 +18,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from scrubjay.memory.context.attention import ATTENTION, KEYWORD, register_attention
 from scrubjay.memory.context.parts.rotary import Rotary
-from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, Step
+from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, LayerStats, Step
 from scrubjay.memory.context.registry import name_of
 
 BROKEN_OFF = (
@@ -53,11 +53,17 @@ class PolicyCache(Cache):
         if config._attn_implementation != ATTENTION:
             model.set_attn_implementation(ATTENTION)
         self.policy, self._config = policy, config
-        self.rotary = Rotary(model) if policy.moves_positions else None
+        count = config.num_hidden_layers
+        policies = [policy.for_layer(index, count) for index in range(count)]
+        self.rotary = Rotary(model) if any(own.moves_positions for own in policies) else None
         # Tokens of every row, one tensor as soon as rows differ by their padding.
         self.count: int | Int[Tensor, " batch"] = 0
         self._step: Step | None = None
-        super().__init__(layers=[PolicyLayer(self, index) for index in range(config.num_hidden_layers)])
+        # Of the layers that have read the present call.
+        self._measured: list[LayerStats] = []
+        super().__init__(
+            layers=[PolicyLayer(self, index, own, policies.index(own)) for index, own in enumerate(policies)]
+        )
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **options: Any
@@ -109,7 +115,32 @@ class PolicyCache(Cache):
             padded = True
         given = (seen + column if position_ids is None else position_ids).expand(batch, length)
         self._step = Step(time, given, seen, before, after, padded, self.rotary)
+        self._measured = []
         return self._step
+
+    def allocate(self, index: int, length: int) -> None:
+        """Give layers up to `index`, which has read `length` tokens, the budgets that the policy sets by now.
+
+        Raises ValueError if it sets more of them or fewer, or some that a layer cannot have.
+        """
+        if length == 1 or not self.policy.allocates:
+            return
+        layers = self.layers[: index + 1]
+        self._measured.append(layers[-1].memory.measured())
+        budgets = self.policy.allocate(tuple(self._measured), self.shape())
+        if budgets is None:
+            layers[-1].memory.settle()
+        elif len(budgets) != len(layers):
+            raise ValueError(
+                f"{type(self.policy).__name__}.allocate returned {len(budgets)} budgets; return one for each "
+                f"of the {len(layers)} layers seen"
+            )
+        else:
+            for layer, budget in zip(layers, budgets, strict=True):
+                layer.shrink(int(budget))
+        if len(layers) == len(self.layers):
+            for layer in layers:
+                layer.memory.settle()
 
     def nbytes(self, place: str | None = None) -> int:
         """Return the bytes of keys, values and what goes with them.
@@ -144,8 +175,16 @@ class PolicyCache(Cache):
         if tokens_to_remove == 0:
             return
         count = self._count_tensor()
-        for layer in self.layers:
-            layer.memory.crop(-tokens_to_remove, count)
+        # What may refuse is cropped aside, so that the cache is cropped whole or not at all.
+        aside = [copy.copy(layer.memory) if not layer.policy.can_crop else None for layer in self.layers]
+        for memory in filter(None, aside):
+            memory.state = dict(memory.state)
+            memory.crop(-tokens_to_remove, count)
+        for layer, memory in zip(self.layers, aside, strict=True):
+            if memory is None:
+                layer.memory.crop(-tokens_to_remove, count)
+            else:
+                layer.memory = memory
             layer.seen += tokens_to_remove
         # A row may have had fewer tokens, and padding before them.
         self.count = (
@@ -179,7 +218,7 @@ class PolicyCache(Cache):
     @property
     def is_croppable(self) -> bool:
         """Whether `crop` leaves no trace, however much was seen."""
-        return self.policy.can_crop
+        return all(layer.policy.can_crop for layer in self.layers)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write everything that is kept to one safetensors file, with the policy's name and sizes."""
@@ -197,6 +236,8 @@ class PolicyCache(Cache):
             "layers": len(self.layers),
             "shape": dataclasses.asdict(self.shape()) if self.get_seq_length() else None,
         }
+        if any(layer.budget is not None for layer in self.layers):
+            about["budgets"] = [layer.budget for layer in self.layers]
         save_file(tensors, path, metadata={"scrubjay": json.dumps(about)})
 
     @classmethod
@@ -227,7 +268,10 @@ class PolicyCache(Cache):
                 cache.count = file.get_tensor("count") if "count" in names else about["seen"]
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged, or no saved cache: {error}") from error
-        for layer, tensors in zip(cache.layers, saved, strict=True):
+        budgets = about.get("budgets", [None] * len(cache.layers))
+        for layer, tensors, budget in zip(cache.layers, saved, budgets, strict=True):
+            if budget is not None:
+                layer.shrink(budget)
             layer.memory.restore(tensors)
             layer.seen = about["seen"]
             layer.shape = CacheShape(**about["shape"]) if about["shape"] else None
@@ -251,7 +295,7 @@ class PolicyCache(Cache):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Return a cache of the same model that goes its own way, as for several questions about one text."""
-        for shared in (self._config, self.rotary, self.policy):
+        for shared in (self._config, self.rotary, self.policy, *(layer.policy for layer in self.layers)):
             memo[id(shared)] = shared
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
@@ -264,16 +308,22 @@ class PolicyCache(Cache):
 
 
 class PolicyLayer(CacheLayerMixin):
-    """One layer's memory, as transformers sees it: it counts tokens seen, and attends."""
+    """One layer's memory under its own policy, as transformers sees it: it counts tokens seen, and attends.
 
-    def __init__(self, cache: PolicyCache, index: int) -> None:
+    `alike` is the first layer under an equal policy.
+    """
+
+    def __init__(self, cache: PolicyCache, index: int, policy: ContextPolicy, alike: int) -> None:
         super().__init__()
-        self._cache, self._index = cache, index
+        self.policy = policy
+        self._cache, self._index, self._alike = cache, index, alike
         self.reset()
 
     def reset(self) -> None:
         """Forget everything."""
-        self.memory = self._cache.policy.build()
+        self.memory = self.policy.build()
+        # What `allocate` has set; None for what the policy is configured to.
+        self.budget: int | None = None
         self.seen = 0
         self._attending = False
         self.shape: CacheShape | None = None
@@ -302,11 +352,12 @@ class PolicyLayer(CacheLayerMixin):
         """
         if self._attending:
             raise RuntimeError(BROKEN_OFF)
-        step = self._cache.step(keys, self.seen, mask, position_ids)
+        # A layer with a budget of its own may hold other tokens than any other.
+        policy = (self._alike,) if self.budget is None else (self._index, self.budget)
+        step = self._cache.step(keys, self.seen, mask, position_ids).under(policy)
         self._attending = True
         out = self.memory.attend(query, keys, values, step, scale)
         self.seen += step.length
-        self._attending = False
         if self.shape is None:
             batch, heads, _, width = keys.shape
             self.shape = CacheShape(
@@ -318,7 +369,14 @@ class PolicyLayer(CacheLayerMixin):
                 values.shape[-1],
                 keys.element_size(),
             )
+        self._cache.allocate(self._index, step.length)
+        self._attending = False
         return out
+
+    def shrink(self, budget: int) -> None:
+        """Keep `budget` tokens from now on, of the prompt just read as well."""
+        self.memory.shrink(budget)
+        self.budget = budget
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Do nothing: a memory allocates as it sees tokens."""

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+
+from scrubjay.memory.contract.clock import latest
 
 State = dict[str, Tensor]
 
@@ -41,8 +42,12 @@ class Memory(nn.Module, ABC):
     a loop over `step` and is overridden by whoever can do a whole segment at once.
     """
 
-    retrieves: ClassVar[bool] = False
-    """True for memories that look stored items up; these offer `read(x, state)`."""
+    retrieves: bool = False
+    """True for memories that look stored items up; these offer `read(x, state)`. An instance may know better
+    than its class."""
+    stores: tuple[str, ...] | None = None
+    """Names of the state's entries that hold stored items, of a memory that retrieves; None for all. What no
+    step has written there may be anything."""
     no_gradient: tuple[str, ...] = ()
     """Names of parameters that by design receive no gradient; an instance may name more than its class."""
     _anchor: Tensor
@@ -147,12 +152,8 @@ class Memory(nn.Module, ABC):
         harm = {name: ~torch.isfinite(value) & (value != newborn[name]) for name, value in state.items()}
         for value in harm.values():
             bad_state = bad_state | value.flatten(1).any(dim=1) if value.ndim > 1 else bad_state | value
-        episode = start.cumsum(dim=1)
-        tainted = bad_state[:, None] & (episode == 0)
-        # Harm seen so far in this row, less what was seen before the episode began, is this episode's own.
-        seen = bad_input.cumsum(dim=1)
-        before = torch.where(start, seen - bad_input.long(), 0).cummax(dim=1).values
-        tainted = tainted | (seen > before)
+        born = latest(start)
+        tainted = (bad_state[:, None] & (born < 0)) | (latest(bad_input) >= born.clamp(min=0))
         clean_state = {name: value.masked_fill(harm[name], 0) for name, value in state.items()}
         y, after = self.segment(torch.where(torch.isfinite(x), x, 0), clean_state, start)
         nan = float("nan")

@@ -10,6 +10,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from scrubjay.memory.contract.clock import Clock
+from scrubjay.memory.parts.window import shift_window
+
 
 class ShortConvolution(nn.Module):
     """Sums the last `width` inputs of a sequence, each channel by its own weights, the present's at first 1.
@@ -37,14 +40,14 @@ class ShortConvolution(nn.Module):
     ) -> tuple[Float[Tensor, "batch time dim"], Float[Tensor, "batch before dim"]]:
         """Return the sums and the state after the last input; none reaches back beyond `start`."""
         time, reach = x.shape[1], self.width - 1
+        if time == 0:
+            return x, before
         inputs = torch.cat([before, x.to(before.dtype)], dim=1)
-        earlier = torch.zeros_like(before[..., 0], dtype=torch.long)
-        now = torch.zeros_like(x[..., 0], dtype=torch.long) if start is None else start.cumsum(dim=1)
-        sequence = torch.cat([earlier, now], dim=1)
+        # As old as need be for all of `before` to count, which is zero where there was nothing.
+        age = torch.full_like(x[:, 0, 0], reach, dtype=torch.int64)
+        clock = Clock.running(age, time) if start is None else Clock.of(age, start)
         y = x.to(before.dtype) * self.weight[0]
         for lag in range(1, self.width):
-            place = slice(reach - lag, reach - lag + time)
-            same = (sequence[:, place] == sequence[:, reach:])[..., None]
-            y = y + torch.where(same, inputs[:, place], 0) * self.weight[lag]
-        same = (sequence[:, time:] == sequence[:, -1:])[..., None]
-        return y.to(x.dtype), torch.where(same, inputs[:, time:], 0)
+            seen = (clock.step >= lag)[..., None]
+            y = y + torch.where(seen, inputs[:, reach - lag : reach - lag + time], 0) * self.weight[lag]
+        return y.to(x.dtype), shift_window(before, x, clock)

@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from scrubjay.memory.contract.clock import episodes
+
 SATURATED = 1e20
 """A gate's input whose sigmoid is exactly 1, or negated exactly 0, whatever the weights add to it."""
 
@@ -31,7 +33,8 @@ class FlushPlan:
     def of(start: Bool[Tensor, "batch time"]) -> FlushPlan | None:
         """Return the plan for the starts after the first step, or None where there are none."""
         batch, time = start.shape
-        flushes = start.index_fill(1, start.new_zeros(1, dtype=torch.int64), False).cumsum(dim=1)
+        episode = episodes(start)
+        flushes = episode - episode[:, :1]
         most = int(flushes[:, -1].max()) if batch else 0
         if most == 0:
             return None

@@ -14,16 +14,16 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn import functional
 
-from scrubjay.memory.parts.window import advance_age
+from scrubjay.memory.contract.clock import Clock
 
 
 @dataclass(frozen=True)
 class ChunkGrid:
     """Where the steps of a segment lie; `of` makes one."""
 
+    clock: Clock
+    """Where the steps are in their episodes."""
     chunk_size: int
-    length: int
-    """Steps of the segment."""
     num_chunks: int
     offset: int
     """Place of the first step where all rows are one piece, begun at the same place of a chunk."""
@@ -39,20 +39,13 @@ class ChunkGrid:
     """Which chunks begin in this segment."""
     index: Int[Tensor, "batch chunks"]
     """The chunk's number in its episode."""
-    step: Int[Tensor, "batch time"]
-    """The step's number in its episode."""
-    time: Int[Tensor, " batch"]
-    """Steps taken in each row's episode after the segment."""
 
     @classmethod
     def of(cls, age: Int[Tensor, " batch"], start: Bool[Tensor, "batch time"], chunk_size: int) -> ChunkGrid:
         """Lay out a segment whose rows were `age` steps into an episode before it."""
         batch, length = start.shape
-        now = torch.arange(length, device=start.device)
-        born = torch.where(start, now, -1).cummax(dim=1).values
-        step = torch.where(born >= 0, now - born, age[:, None] + now)
-        time = advance_age(age, start)
-        in_chunk = step % chunk_size
+        clock = Clock.of(age, start)
+        number, in_chunk = clock.chunk(chunk_size), clock.place(chunk_size)
         offset = int(in_chunk[0, 0]) if batch else 0
         if not start[:, 1:].any() and bool((in_chunk[:, 0] == offset).all()):
             num_chunks = -(-(offset + length) // chunk_size)
@@ -63,10 +56,10 @@ class ChunkGrid:
             chunk = torch.arange(num_chunks, device=start.device)
             fresh = functional.pad(start[:, :1], (0, num_chunks - 1)) if start[:, 0].any() else None
             begins = (offset == 0) | (chunk > 0)
-            index = step[:, :1] // chunk_size + chunk
+            index = number[:, :1] + chunk
             return cls(
+                clock,
                 chunk_size,
-                length,
                 num_chunks,
                 offset,
                 None,
@@ -75,8 +68,6 @@ class ChunkGrid:
                 fresh,
                 begins.expand(batch, -1),
                 index,
-                step,
-                time,
             )
         opens = start | (in_chunk == 0)
         opens[:, 0] = True
@@ -84,6 +75,7 @@ class ChunkGrid:
         num_chunks = int(chunk[:, -1].max()) + 1
         place = chunk * chunk_size + in_chunk
         source = torch.full((batch, num_chunks * chunk_size), -1, device=start.device)
+        now = torch.arange(length, device=start.device)
         source = source.scatter(1, place, now.expand(batch, -1))
 
         def by_chunk(of_step: Tensor, blank: int) -> Tensor:
@@ -94,8 +86,8 @@ class ChunkGrid:
             return table.scatter(1, where, of_step)[:, :num_chunks]
 
         return cls(
+            clock,
             chunk_size,
-            length,
             num_chunks,
             0,
             place,
@@ -103,9 +95,7 @@ class ChunkGrid:
             source >= 0,
             by_chunk(start, False),
             by_chunk(in_chunk == 0, False),
-            by_chunk(step // chunk_size, 0),
-            step,
-            time,
+            by_chunk(number, 0),
         )
 
     def boundaries(self, every: int) -> Bool[Tensor, "batch chunks"]:
@@ -115,7 +105,7 @@ class ChunkGrid:
     def lay(self, x: Tensor) -> Tensor:
         """Return `[batch, places, ...]` of `[batch, time, ...]`, zeros where no step lies."""
         if self.place is None or self.source is None:
-            behind = self.num_chunks * self.chunk_size - self.offset - self.length
+            behind = self.num_chunks * self.chunk_size - self.offset - self.clock.length
             if not self.offset and not behind:
                 return x
             return functional.pad(x.flatten(2), (0, 0, self.offset, behind)).unflatten(2, x.shape[2:])
@@ -124,7 +114,7 @@ class ChunkGrid:
     def collect(self, x: Tensor) -> Tensor:
         """Return `[batch, time, ...]` of `[batch, places, ...]`; undoes `lay`."""
         if self.place is None or self.source is None:
-            return x[:, self.offset : self.offset + self.length]
+            return x[:, self.offset : self.offset + self.clock.length]
         return _take(x, self.place, self.source)
 
 

@@ -2,7 +2,8 @@
 
 Step t of an episode attends to itself and to the `window` inputs before it, never across a `start`.
 What a module needs of the past is `recent`, the last inputs, oldest first and right-aligned, and `age`, the
-number of steps already taken in the episode: of `recent` only the last `min(age, window)` entries count.
+number of steps already taken in the episode: of `recent` only the last `min(age, window)` entries count. For
+a segment its clock tells both age and starts.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from scrubjay.memory.contract.clock import Clock
 
 _SMALLEST_BLOCK = 16
 _MOST_HEADS = 4
@@ -74,8 +77,7 @@ class WindowAttention(nn.Module):
         self,
         x: Float[Tensor, "batch time dim"],
         recent: Float[Tensor, "batch window dim"],
-        age: Int[Tensor, " batch"],
-        start: Bool[Tensor, "batch time"],
+        clock: Clock,
     ) -> Float[Tensor, "batch time dim"]:
         """Return what every step of a segment reads, in one pass whose cost is linear in time."""
         batch, time, dim = x.shape
@@ -92,7 +94,7 @@ class WindowAttention(nn.Module):
         value = self.value(context).unfold(1, block + window, block).unflatten(2, (heads, -1))
 
         scores = content_query @ key + _skew(position_query @ self._distance_keys())
-        scores = scores.masked_fill(~self._visible(age, start, count, block)[:, :, None], -math.inf)
+        scores = scores.masked_fill(~self._visible(clock, count, block)[:, :, None], -math.inf)
         read = _softmax(scores) @ value.transpose(-1, -2)
         return self.output(read.transpose(2, 3).reshape(batch, count * block, dim)[:, :time])
 
@@ -129,43 +131,26 @@ class WindowAttention(nn.Module):
     def _distance_keys(self) -> Float[Tensor, "heads head_dim distances"]:
         return self.position(self.distances).T.unflatten(0, (self.num_heads, -1))
 
-    def _visible(
-        self, age: Tensor, start: Tensor, count: int, block: int
-    ) -> Bool[Tensor, "batch count block keys"]:
+    def _visible(self, clock: Clock, count: int, block: int) -> Bool[Tensor, "batch count block keys"]:
         """Return which keys of its block each query may see: those of its episode, inside its window."""
-        episode = F.pad(start, (0, count * block - start.shape[1])).cumsum(dim=1)
-        index = torch.arange(self.window, device=age.device)
-        earlier = torch.where(index >= self.window - age[:, None], 0, -1)
-        key_episode = torch.cat([earlier, episode], dim=1).unfold(1, block + self.window, block)
-        ahead = (
-            torch.arange(block + self.window, device=age.device)
-            - torch.arange(block, device=age.device)[:, None]
-        )
-        in_window = (ahead >= 0) & (ahead <= self.window)
-        return (episode.view(len(age), count, block, 1) == key_episode[:, :, None]) & in_window
+        step = F.pad(clock.step, (0, count * block - clock.length)).unflatten(1, (count, block))
+        key = torch.arange(-self.window, block, device=step.device)
+        behind = torch.arange(block, device=step.device)[:, None] - key
+        return (behind >= 0) & (behind <= step.clamp(max=self.window)[..., None])
 
 
 def shift_window(
     recent: Float[Tensor, "batch window dim"],
     x: Float[Tensor, "batch time dim"],
-    age: Int[Tensor, " batch"],
-    start: Bool[Tensor, "batch time"],
+    clock: Clock,
 ) -> Float[Tensor, "batch window dim"]:
     """Return the last `window` inputs after a segment, zero where they are of another episode or of none."""
     window = recent.shape[1]
     # The old ones only where they are left: a copy of a whole segment costs as much as a pass over it.
     behind = recent[:, min(x.shape[1], window) :]
-    inputs = torch.cat([behind, x[:, -window:].to(recent.dtype)], dim=1)
-    index = torch.arange(window, device=age.device)
-    return torch.where((index >= window - advance_age(age, start)[:, None])[..., None], inputs, 0)
-
-
-def advance_age(age: Int[Tensor, " batch"], start: Bool[Tensor, "batch time"]) -> Int[Tensor, " batch"]:
-    """Return the number of steps taken in each row's episode after a segment."""
-    time = start.shape[1]
-    since = torch.arange(time, 0, -1, device=start.device)
-    since_last_start = torch.where(start, since, time + 1).amin(dim=1)
-    return torch.where(since_last_start <= time, since_last_start, age + time)
+    inputs = torch.cat([behind, x[:, max(0, x.shape[1] - window) :].to(recent.dtype)], dim=1)
+    index = torch.arange(window, device=x.device)
+    return torch.where((index >= window - clock.after[:, None])[..., None], inputs, 0)
 
 
 def _skew(scores: Float[Tensor, "... block distances"]) -> Float[Tensor, "... block keys"]:

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from scrubjay.kernels.select import best
 from scrubjay.memory.heads.capture import attention_weights
 from scrubjay.memory.heads.prompts import chat_prompt
 from scrubjay.memory.heads.retrieval import retrieval_heads
@@ -200,7 +201,7 @@ def _keep(
     owner = [at for at, sentence in enumerate(sentences) for _ in sentence.tokens]
     kept: dict[int, None] = {}
     left = most_tokens
-    for token in scores.topk(min(top_k, len(owner))).indices.tolist():
+    for token in best(scores, top_k).tolist():
         size = len(sentences[owner[token]].tokens)
         if owner[token] not in kept and size <= left:
             kept[owner[token]] = None

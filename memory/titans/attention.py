@@ -11,11 +11,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from scrubjay.kernels import sink_attention
 from scrubjay.memory.contract.base import State
+from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.parts.rotary import rotary_frequencies, rotate
 from scrubjay.memory.parts.window import resolve_heads, shift_window
 
@@ -79,8 +80,6 @@ class PersistentTokens(nn.Module):
 class WindowClock(NamedTuple):
     """Where queries and keys are in their row's stream, whose episodes begin with persistent steps."""
 
-    time: Int[Tensor, "batch time"]
-    """The step's number in its episode."""
     query_step: Int[Tensor, "batch time"]
     episode_start: Int[Tensor, "batch time"]
     key_step: Int[Tensor, "batch slots"]
@@ -90,35 +89,30 @@ class WindowClock(NamedTuple):
     @classmethod
     def of(
         cls,
-        age: Int[Tensor, " batch"],
-        start: Bool[Tensor, "batch time"] | None,
-        length: int,
+        clock: Clock,
         window: int,
         persistent: int,
     ) -> WindowClock:
-        """Return the clock of `length` steps of rows that are `age` steps into an episode.
-
-        None: no step is a start.
-        """
-        now = torch.arange(length, device=age.device)
-        step = age[:, None] + now + persistent
-        begin = torch.zeros_like(step)
+        """Return where a segment's steps are with `persistent` steps before every episode."""
+        age = clock.age
+        step = clock.stream + persistent
         episodes = 1
         first = torch.zeros_like(age)[:, None]
-        if start is not None and start.any():
-            count = start.cumsum(dim=1)
+        if clock.start is not None and clock.start.any():
+            count = clock.episode
             step = step + persistent * count
-            begin = torch.where(start, step - persistent, 0).cummax(dim=1).values
             episodes = 1 + int(count[:, -1].max())
             # Steps that begin no episode write to a column of their own, which is dropped.
             first = torch.full((age.shape[0], episodes + 1), -1, device=age.device)
-            first = first.scatter(1, torch.where(start, count, episodes), step - persistent)[:, :episodes]
+            index = torch.where(clock.start, count, episodes)
+            first = first.scatter(1, index, step - persistent)[:, :episodes]
             first[:, 0] = 0
         first = first[..., None]
         own = torch.where(first >= 0, first + torch.arange(persistent, device=age.device), -1).flatten(1)
         cached = age[:, None] + torch.arange(1 - window, 0, device=age.device)
         cached = torch.where(cached >= 0, cached + persistent, -1)
-        return cls(step - begin - persistent, step, begin, torch.cat([own, cached, step], dim=1), episodes)
+        begin = step - persistent - clock.step
+        return cls(step, begin, torch.cat([own, cached, step], dim=1), episodes)
 
 
 class WindowAttention(PersistentTokens):
@@ -137,37 +131,31 @@ class WindowAttention(PersistentTokens):
         shape = (batch_size, self.window - 1, self.heads * self.width)
         return {name: torch.zeros(shape, dtype=dtype, device=device) for name in ("keys", "values")}
 
-    def clock(
-        self, age: Int[Tensor, " batch"], start: Bool[Tensor, "batch time"] | None, length: int
-    ) -> WindowClock:
-        """Return the clock of a call to `forward`."""
-        return WindowClock.of(age, start, length, self.window, self.num_persistent)
-
     def forward(
         self,
         x: Float[Tensor, "batch time dim"],
         state: State,
-        clock: WindowClock,
-        age: Int[Tensor, " batch"],
-        start: Bool[Tensor, "batch time"] | None,
+        clock: Clock,
     ) -> tuple[Float[Tensor, "batch time dim"], State]:
         """Return what every step reads, and the caches after the last."""
-        query = self.project_query(x, clock.time)
-        new = dict(zip(("keys", "values"), self.project(x, clock.time), strict=True))
+        stream = WindowClock.of(clock, self.window, self.num_persistent)
+        query = self.project_query(x, clock.step)
+        new = dict(zip(("keys", "values"), self.project(x, clock.step), strict=True))
         context, after = {}, {}
         for name, own in new.items():
             cache, own = state[name], own.flatten(2).to(state[name].dtype)
             joined = torch.cat([cache, own], dim=1)
             context[name] = joined.to(x.dtype).unflatten(-1, (self.heads, self.width))
-            after[name] = joined[:, 1:].clone() if start is None else shift_window(cache, own, age, start)
-        keys, values = self.before(context["keys"], context["values"], clock.episodes)
+            one = clock.start is None
+            after[name] = joined[:, 1:].clone() if one else shift_window(cache, own, clock)
+        keys, values = self.before(context["keys"], context["values"], stream.episodes)
         read = sink_attention(
             query,
             keys,
             values,
-            clock.query_step,
-            clock.key_step,
-            clock.episode_start,
+            stream.query_step,
+            stream.key_step,
+            stream.episode_start,
             window=self.window,
             num_sinks=self.num_persistent,
         )

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from scrubjay.memory.contract.base import Memory, State
+from scrubjay.memory.contract.nested import named, part_of
 from scrubjay.memory.parts.grid import ChunkGrid
 from scrubjay.memory.titans.neural import NeuralMemory, NeuralMemoryConfig
 
@@ -72,8 +73,6 @@ class TitansLayer(nn.Module, ABC):
         x: Float[Tensor, "batch time dim"],
         state: State,
         grid: ChunkGrid,
-        age: Int[Tensor, " batch"],
-        start: Bool[Tensor, "batch time"],
     ) -> tuple[Float[Tensor, "batch time dim"], Float[Tensor, "batch time"], State]:
         """Return the outputs of a segment, its surprises and the state after."""
 
@@ -87,8 +86,8 @@ class _MemoryLayer(TitansLayer):
         y, surprise, after = self.memory.step(self.memory_norm(x), state, time)
         return self.feed(x + y), surprise, after
 
-    def segment(self, x, state, grid, age, start):
-        y, surprise, after = self.memory.segment(self.memory_norm(x), state, grid, age, start)
+    def segment(self, x, state, grid):
+        y, surprise, after = self.memory.segment(self.memory_norm(x), state, grid)
         return self.feed(x + y), surprise, after
 
 
@@ -110,7 +109,7 @@ class Titans(Memory):
         """Return a state that has learned nothing."""
         state: State = {"time": torch.zeros(batch_size, dtype=torch.int64, device=self.device)}
         for index, layer in enumerate(self._layers):
-            state |= _named(layer.initial_state(batch_size, self.state_dtype, self.device), index)
+            state |= named(layer.initial_state(batch_size, self.state_dtype, self.device), suffix=f"_{index}")
         return state
 
     def step(self, x: Float[Tensor, "batch dim"], state: State) -> tuple[Float[Tensor, "batch dim"], State]:
@@ -118,8 +117,8 @@ class Titans(Memory):
         time = state["time"]
         after: State = {"time": time + 1}
         for index, layer in enumerate(self._layers):
-            x, _, learned = layer.step(x, _of(state, index), time)
-            after |= _named(learned, index)
+            x, _, learned = layer.step(x, part_of(state, suffix=f"_{index}"), time)
+            after |= named(learned, suffix=f"_{index}")
         return x, after
 
     def segment(
@@ -137,25 +136,15 @@ class Titans(Memory):
         Surprise is the length of the gradient that the step gives its memory, the mean over heads and layers,
         and carries no graph: something to reward or to replay by.
         """
-        age = state["time"]
-        grid = ChunkGrid.of(age, start, self.chunk_size)
-        after: State = {"time": grid.time}
+        grid = ChunkGrid.of(state["time"], start, self.chunk_size)
+        after: State = {"time": grid.clock.after}
         surprises = []
         for index, layer in enumerate(self._layers):
-            x, surprise, learned = layer.segment(x, _of(state, index), grid, age, start)
+            x, surprise, learned = layer.segment(x, part_of(state, suffix=f"_{index}"), grid)
             surprises.append(surprise)
-            after |= _named(learned, index)
+            after |= named(learned, suffix=f"_{index}")
         return x, torch.stack(surprises).mean(0), after
 
     @property
     def _layers(self) -> Iterable[TitansLayer]:
         return cast("Iterable[TitansLayer]", self.layers)
-
-
-def _named(part: State, layer: int) -> State:
-    return {f"{name}_{layer}": value for name, value in part.items()}
-
-
-def _of(state: State, layer: int) -> State:
-    suffix = f"_{layer}"
-    return {name.removesuffix(suffix): value for name, value in state.items() if name.endswith(suffix)}

@@ -92,7 +92,7 @@ class _ContextLayer(TitansLayer):
         recalled, surprise, learned = self.memory.step(self.write_norm(attended), state, time)
         return self.feed(x + self.gate(attended, recalled)), surprise, learned | caches
 
-    def segment(self, x, state, grid, age, start):
+    def segment(self, x, state, grid):
         size = self.config.chunk_size
         every = self.config.bptt_chunks
         cuts = grid.boundaries(every) if every else None

@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 
 from scrubjay.memory.contract.base import State
+from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.parts.window import resolve_heads
 from scrubjay.memory.titans.attention import NARROWEST_HEAD, MemoryGate, WindowAttention
 from scrubjay.memory.titans.lmm import Titans, TitansConfig, TitansLayer
@@ -60,9 +61,9 @@ class WindowedLayer(TitansLayer):
         attention = self.attention.initial_state(batch_size, dtype, device)
         return self.memory.initial_state(batch_size, dtype, device) | attention
 
-    def attend(self, x, state, age, start=None):
+    def attend(self, x, state, clock):
         """Return what every step of `x` `[batch, time, dim]` reads of the window, and the caches after."""
-        return self.attention(x, state, self.attention.clock(age, start, x.shape[1]), age, start)
+        return self.attention(x, state, clock)
 
 
 class _GateLayer(WindowedLayer):
@@ -72,14 +73,14 @@ class _GateLayer(WindowedLayer):
 
     def step(self, x, state, time):
         normed = self.memory_norm(x)
-        attended, caches = self.attend(normed[:, None], state, time)
+        attended, caches = self.attend(normed[:, None], state, Clock.running(time))
         recalled, surprise, learned = self.memory.step(normed, state, time)
         return self.feed(x + self.gate(attended[:, 0], recalled)), surprise, learned | caches
 
-    def segment(self, x, state, grid, age, start):
+    def segment(self, x, state, grid):
         normed = self.memory_norm(x)
-        attended, caches = self.attend(normed, state, age, start)
-        recalled, surprise, learned = self.memory.segment(normed, state, grid, age, start)
+        attended, caches = self.attend(normed, state, grid.clock)
+        recalled, surprise, learned = self.memory.segment(normed, state, grid)
         return self.feed(x + self.gate(attended, recalled)), surprise, learned | caches
 
 

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from torch import nn
 
+from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.titans.lmm import Titans, TitansLayer
 from scrubjay.memory.titans.mag import WindowedLayer, WindowedTitansConfig
 
@@ -32,13 +33,13 @@ class _StackedLayer(WindowedLayer):
     def step(self, x, state, time):
         recalled, surprise, learned = self.memory.step(self.memory_norm(x), state, time)
         x = x + recalled
-        attended, caches = self.attend(self.attention_norm(x)[:, None], state, time)
+        attended, caches = self.attend(self.attention_norm(x)[:, None], state, Clock.running(time))
         return self.feed(x + attended[:, 0]), surprise, learned | caches
 
-    def segment(self, x, state, grid, age, start):
-        recalled, surprise, learned = self.memory.segment(self.memory_norm(x), state, grid, age, start)
+    def segment(self, x, state, grid):
+        recalled, surprise, learned = self.memory.segment(self.memory_norm(x), state, grid)
         x = x + recalled
-        attended, caches = self.attend(self.attention_norm(x), state, age, start)
+        attended, caches = self.attend(self.attention_norm(x), state, grid.clock)
         return self.feed(x + attended), surprise, learned | caches
 
 

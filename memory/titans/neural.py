@@ -186,8 +186,6 @@ class NeuralMemory(nn.Module):
         x: Float[Tensor, "batch time dim"],
         state: State,
         grid: ChunkGrid,
-        age: Int[Tensor, " batch"],
-        start: Bool[Tensor, "batch time"],
     ) -> tuple[Float[Tensor, "batch time dim"], Float[Tensor, "batch time"], State]:
         """Return what a segment recalls, its surprises, and the state after it."""
         projected = self.project_in(x)
@@ -196,8 +194,8 @@ class NeuralMemory(nn.Module):
         if self.config.convolution > 1:
             tail = state["tail"]
             projected = projected.to(tail.dtype)
-            after["tail"] = shift_window(tail, projected, age, start)
-            convolution = Convolution(self.convolution, tail, grid.step)
+            after["tail"] = shift_window(tail, projected, grid.clock)
+            convolution = Convolution(self.convolution, tail, grid.clock.step)
         query, key, value = heads_of(projected, self.heads, convolution)
         every = self.config.bptt_chunks
         y, surprise, learned = self._learn(

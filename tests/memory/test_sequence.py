@@ -40,16 +40,21 @@ def test_any_cut_gives_the_same_and_start_is_birth(memory):
     torch.testing.assert_close(logits[1:2, 13:], fresh, rtol=1e-9, atol=1e-9)
 
 
-def test_the_short_convolution_is_torchs_within_every_sequence():
+@pytest.mark.parametrize("width", [1, 2, 4])
+def test_the_short_convolution_is_torchs_within_every_sequence(width):
     torch.manual_seed(0)
-    convolution = ShortConvolution(6, width=4).double()
+    convolution = ShortConvolution(6, width).double()
     x = torch.randn(2, 9, 6, dtype=torch.float64)
     start = torch.zeros(2, 9, dtype=torch.bool)
     start[1, 5] = True
-    y, _ = convolution(x, convolution.initial_state(2), start)
+    y, before = convolution(x, convolution.initial_state(2), start)
+    assert torch.equal(before, x[:, 10 - width :])
+    nothing, unmoved = convolution(x[:, :0], before)
+    assert nothing.shape == (2, 0, 6)
+    assert torch.equal(unmoved, before)
     kernel = convolution.weight.flip(0).T[:, None]  # the last input's weight comes last there
     for row, begin, end in ((0, 0, 9), (1, 0, 5), (1, 5, 9)):
-        padded = torch.nn.functional.pad(x[row, begin:end].T, (3, 0))
+        padded = torch.nn.functional.pad(x[row, begin:end].T, (width - 1, 0))
         expected = torch.nn.functional.conv1d(padded, kernel, groups=6).T
         torch.testing.assert_close(y[row, begin:end], expected, rtol=1e-12, atol=1e-12)
 

@@ -7,6 +7,7 @@ float32's own.
 """
 
 from scrubjay.kernels.retrieval.gpu.examples import configurations
-from scrubjay.kernels.retrieval.gpu.launch import backward, forward
+from scrubjay.kernels.retrieval.gpu.launch import backward, choose, forward, read
+from scrubjay.kernels.retrieval.gpu.tensors import Filled, Grads
 
-__all__ = ["backward", "configurations", "forward"]
+__all__ = ["Filled", "Grads", "backward", "choose", "configurations", "forward", "read"]

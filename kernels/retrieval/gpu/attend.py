@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from scrubjay.kernels.launch import Launch
+from scrubjay.kernels.retrieval.gpu.tensors import Filled
 from scrubjay.kernels.retrieval.gpu.tiles import padded, rows_tile, sizes_of, strides_of, tile_sizes
-from scrubjay.kernels.retrieval.problem import Choice, Problem
+from scrubjay.kernels.retrieval.problem import Choice, Problem, Reading
 
 
 @triton.jit
 def _attend_kernel(
     query_ptr, keys_ptr, values_ptr, summary_query_ptr, summaries_ptr, positions_ptr, lengths_ptr, chunks_ptr,
-    out_ptr, weights_ptr, normalisers_ptr,
+    scores_ptr, out_ptr, weights_ptr, normalisers_ptr, lse_ptr,
     T, M, H, S, G, GS,
     query_b, query_t, query_h,
     keys_b, keys_m, keys_c, keys_g,
@@ -51,33 +51,43 @@ def _attend_kernel(
     o_kept = (i_row * S + i_s) * K
     # [K]
     chunks = tl.load(chunks_ptr + o_kept + k, mask=k < K, other=-1)
-    # What each chunk kept weighs: the softmax of their scores, taken again with the summaries at hand.
+    # What each chunk kept weighs: the softmax of their scores, given or taken with the summaries at hand.
     if JOINT:
         weights = tl.where(chunks >= 0, 1.0, 0.0)
     else:
-        ds = tl.arange(0, BLOCK_DS)
-        # [DS]
-        b_summary_query = tl.load(
-            summary_query_ptr + i_b * summary_query_b + i_t * summary_query_t + i_s * summary_query_s + ds,
-            mask=ds < DS,
-            other=0.0,
-        ).to(tl.float32)
-        # [K, DS]
-        b_summaries = tl.load(
-            summaries_ptr
-            + i_b * summaries_b
-            + (i_s * GS // S) * summaries_g
-            + chunks.to(tl.int64)[:, None] * summaries_m
-            + ds[None, :],
-            mask=(chunks >= 0)[:, None] & (ds < DS)[None, :],
-            other=0.0,
-        ).to(tl.float32)
-        scores = tl.sum(b_summaries * b_summary_query[None, :], axis=1) * summary_scale
+        if scores_ptr is not None:
+            # [K]
+            scores = tl.load(scores_ptr + o_kept + k, mask=k < K, other=float("-inf"))
+        else:
+            ds = tl.arange(0, BLOCK_DS)
+            # [DS]
+            b_summary_query = tl.load(
+                summary_query_ptr
+                + i_b * summary_query_b
+                + i_t * summary_query_t
+                + i_s * summary_query_s
+                + ds,
+                mask=ds < DS,
+                other=0.0,
+            ).to(tl.float32)
+            # [K, DS]
+            b_summaries = tl.load(
+                summaries_ptr
+                + i_b * summaries_b
+                + (i_s * GS // S) * summaries_g
+                + chunks.to(tl.int64)[:, None] * summaries_m
+                + ds[None, :],
+                mask=(chunks >= 0)[:, None] & (ds < DS)[None, :],
+                other=0.0,
+            ).to(tl.float32)
+            scores = tl.sum(b_summaries * b_summary_query[None, :], axis=1) * summary_scale
         scores = tl.where(chunks >= 0, scores, float("-inf"))
         best = tl.max(scores, axis=0)
         weights = tl.where(chunks >= 0, tl.exp(scores - tl.where(chunks >= 0, best, 0.0)), 0.0)
         total = tl.sum(weights, axis=0)
         weights = weights / tl.where(total > 0, total, 1.0)
+        lse = tl.where(total > 0, best + tl.log(tl.where(total > 0, total, 1.0)), float("-inf"))
+        tl.store(lse_ptr + i_row * H + head, tl.zeros([BLOCK_R], tl.float32) + lse, mask=m_r)
     tl.store(weights_ptr + o_kept + k, weights, mask=k < K)
 
     # A softmax over the steps of each chunk, or of all (joint), in tiles one after the other.
@@ -137,6 +147,7 @@ def _attend_kernel(
         mass = tl.where(mass > 0, mass, 1.0)
         out = out / mass[:, None]
         tl.store(normalisers_ptr + i_row * H + head, largest + tl.log(mass), mask=m_r)
+        tl.store(lse_ptr + i_row * H + head, largest + tl.log(mass), mask=m_r)
     tl.store(
         out_ptr + (i_row * H + head)[:, None] * V + v[None, :],
         out.to(out_ptr.dtype.element_ty),
@@ -144,22 +155,20 @@ def _attend_kernel(
     )
 
 
-def attend_launch(
-    problem: Problem, choice: Choice, chunks: Tensor, out: Tensor, weights: Tensor, normalisers: Tensor
-) -> Launch:
-    """Return the launch that fills `out`, `weights` and `normalisers`.
+def attend_launch(reading: Reading, choice: Choice, coarse: Problem | None, filled: Filled) -> Launch:
+    """Return the launch that fills `filled`.
 
     Args:
-        problem: The op's arguments, as kernels take them.
-        choice: How chunks are chosen and combined.
-        chunks: Those kept, per query and head.
-        out: Filled: what was read.
-        weights: Filled: of the chunks kept.
-        normalisers: Filled: the logarithm of each softmax's sum.
+        reading: The op's arguments, as kernels take them.
+        choice: How chunks are combined.
+        coarse: Where scores are computed from; None if the reading has them.
+        filled: What is written.
     """
-    query, keys, values = problem.query, problem.keys, problem.values
+    query, keys, values = reading.query, reading.keys, reading.values
     batch, time, heads, _ = query.shape
-    sizes = sizes_of(problem, choice)
+    sizes = sizes_of(reading, choice)
+    summary_query = None if coarse is None else coarse.summary_query
+    summaries = None if coarse is None else coarse.summaries
     return Launch(
         _attend_kernel,
         (batch * time, sizes["U"]),
@@ -167,33 +176,35 @@ def attend_launch(
             "query_ptr": query,
             "keys_ptr": keys,
             "values_ptr": values,
-            "summary_query_ptr": problem.summary_query,
-            "summaries_ptr": problem.summaries,
-            "positions_ptr": problem.positions,
-            "lengths_ptr": problem.lengths,
-            "chunks_ptr": chunks,
-            "out_ptr": out,
-            "weights_ptr": weights,
-            "normalisers_ptr": normalisers,
+            "summary_query_ptr": summary_query,
+            "summaries_ptr": summaries,
+            "positions_ptr": reading.positions,
+            "lengths_ptr": reading.lengths,
+            "chunks_ptr": reading.chunks,
+            "scores_ptr": reading.scores,
+            "out_ptr": filled.out,
+            "weights_ptr": filled.weights,
+            "normalisers_ptr": filled.normalisers,
+            "lse_ptr": filled.lse,
             "T": time,
             "M": keys.shape[1],
             "H": heads,
-            "S": chunks.shape[2],
+            "S": reading.chunks.shape[2],
             "G": keys.shape[3],
-            "GS": problem.summaries.shape[2],
+            "GS": 1 if summaries is None else summaries.shape[2],
             **strides_of("query", query, "bth"),
             **strides_of("keys", keys, "bmcg"),
             **strides_of("values", values, "bmcg"),
-            **strides_of("summary_query", problem.summary_query, "bts"),
-            **strides_of("summaries", problem.summaries, "bmg"),
+            **strides_of("summary_query", summary_query, "bts"),
+            **strides_of("summaries", summaries, "bmg"),
             "scale": choice.scale,
             "summary_scale": choice.summary_scale,
         },
         {
             **sizes,
-            "DS": problem.summaries.shape[-1],
-            **tile_sizes(problem, padded(sizes["R"])),
+            "DS": 1 if summaries is None else summaries.shape[-1],
+            **tile_sizes(reading, padded(sizes["R"])),
             "BLOCK_K": triton.next_power_of_2(choice.top_k),
-            "BLOCK_DS": padded(problem.summaries.shape[-1]),
+            "BLOCK_DS": padded(1 if summaries is None else summaries.shape[-1]),
         },
     )

@@ -9,6 +9,7 @@ from scrubjay.kernels.launch import Launch
 from scrubjay.kernels.retrieval.gpu.attend import attend_launch
 from scrubjay.kernels.retrieval.gpu.gradients import memory_gradient_launch, query_gradient_launch
 from scrubjay.kernels.retrieval.gpu.select import select_launch
+from scrubjay.kernels.retrieval.gpu.tensors import Filled, Grads
 from scrubjay.kernels.retrieval.problem import Choice, Problem
 
 
@@ -43,6 +44,7 @@ def _launches(
     choice = Choice(4, joint, width**-0.5, width**-0.5, 0, 0)
     keys = empty(batch, num_chunks, length, groups, width)
     values = empty(*keys.shape) if joint else keys
+    chunks = empty(batch, time, coarse, choice.top_k, dtype=torch.int32)
     problem = Problem(
         empty(batch, time, heads, width),
         keys,
@@ -53,18 +55,27 @@ def _launches(
         None if joint else empty(length, width),
         None,
     )
-    out, grad = empty(*problem.query.shape), empty(*problem.query.shape)
-    chunks = empty(batch, time, coarse, choice.top_k, dtype=torch.int32)
     weights = empty(*chunks.shape, dtype=torch.float32)
-    normalisers = empty(batch, time, heads, 1 if joint else choice.top_k, dtype=torch.float32)
-    delta = empty(*normalisers.shape, dtype=torch.float32)
-    saved = (chunks, weights, normalisers)
+    read = Filled(
+        empty(*problem.query.shape),
+        weights,
+        empty(batch, time, heads, 1 if joint else choice.top_k, dtype=torch.float32),
+        empty(batch, time, heads, dtype=torch.float32),
+    )
+    grads = Grads(read.out, read.lse)
+    delta = empty(*read.normalisers.shape, dtype=torch.float32)
     lists = batch * groups * num_chunks
     entries = batch * time * problem.units * choice.top_k
     readers = (empty(entries, dtype=torch.int64), empty(lists + 1, dtype=torch.int64))
-    return {
+    reading = problem.reading(chunks)
+    scored = problem.reading(chunks, weights)
+    launches = {
         "select": select_launch(problem, choice, chunks),
-        "attend": attend_launch(problem, choice, chunks, out, weights, normalisers),
-        "query gradient": query_gradient_launch(problem, choice, saved, out, grad, out, delta),
-        "memory gradient": memory_gradient_launch(problem, choice, saved, grad, delta, readers, keys, values),
+        "attend": attend_launch(reading, choice, problem, read),
+        "query gradient": query_gradient_launch(reading, choice, read, grads, read.out, delta),
+        "memory gradient": memory_gradient_launch(
+            reading, choice, read, grads, delta, readers, (keys, values)
+        ),
     }
+    # Joint, no score is looked at, given or not.
+    return launches if joint else launches | {"attend by scores": attend_launch(scored, choice, None, read)}

@@ -13,17 +13,25 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from jaxtyping import Float
 from torch import Tensor
 
 from scrubjay.kernels.launch import Launch
-from scrubjay.kernels.retrieval.gpu.tiles import memory_arguments, padded, rows_tile, sizes_of, tile_sizes
-from scrubjay.kernels.retrieval.problem import Choice, Problem
+from scrubjay.kernels.retrieval.gpu.tensors import Filled, Grads
+from scrubjay.kernels.retrieval.gpu.tiles import (
+    memory_arguments,
+    padded,
+    rows_tile,
+    sizes_of,
+    tile_sizes,
+)
+from scrubjay.kernels.retrieval.problem import Choice, Problem, Reading
 
 
 @triton.jit
 def _query_gradient_kernel(
     query_ptr, keys_ptr, values_ptr, positions_ptr, lengths_ptr, chunks_ptr, weights_ptr, normalisers_ptr,
-    out_ptr, grad_ptr, query_grad_ptr, delta_ptr,
+    out_ptr, grad_ptr, lse_grad_ptr, query_grad_ptr, delta_ptr,
     T, M, H, S, G,
     query_b, query_t, query_h,
     keys_b, keys_m, keys_c, keys_g,
@@ -55,6 +63,9 @@ def _query_gradient_kernel(
         # [R, V]
         b_out = tl.load(out_ptr + o_out, mask=m_v, other=0.0)
         delta = tl.sum(b_out.to(tl.float32) * b_grad.to(tl.float32), axis=1)
+        if lse_grad_ptr is not None:
+            # A logit's part in the normaliser is its weight.
+            delta -= tl.load(lse_grad_ptr + i_row * H + head, mask=m_r, other=0.0)
         tl.store(delta_ptr + i_row * H + head, delta, mask=m_r)
         # [R]
         normaliser = tl.load(normalisers_ptr + i_row * H + head, mask=m_r, other=0.0)
@@ -210,92 +221,83 @@ def _memory_gradient_kernel(
 
 
 def query_gradient_launch(
-    problem: Problem,
-    choice: Choice,
-    saved: tuple[Tensor, Tensor, Tensor],
-    out: Tensor,
-    grad: Tensor,
-    query_grad: Tensor,
-    delta: Tensor,
+    reading: Reading, choice: Choice, read: Filled, grads: Grads, query_grad: Tensor, delta: Tensor
 ) -> Launch:
     """Return the launch that fills `query_grad` and `delta`.
 
     Args:
-        problem: The op's arguments, as kernels take them.
-        choice: How chunks are chosen and combined.
-        saved: Chunks kept, their weights, and log normalisers.
-        out: What was read.
-        grad: Of `out`.
+        reading: The op's arguments, as kernels take them.
+        choice: How chunks are combined.
+        read: What forward wrote.
+        grads: Of the read-out and its normaliser.
         query_grad: Filled.
-        delta: Filled: the products of `out` and `grad`.
+        delta: Filled: the products of read-outs and their gradient, less that of the normaliser (joint).
     """
-    chunks, weights, normalisers = saved
-    batch, time = problem.query.shape[:2]
-    sizes = sizes_of(problem, choice)
+    batch, time = reading.query.shape[:2]
+    sizes = sizes_of(reading, choice)
     return Launch(
         _query_gradient_kernel,
         (batch * time, sizes["U"]),
         {
-            **memory_arguments(problem, chunks, choice),
-            "chunks_ptr": chunks,
-            "weights_ptr": weights,
-            "normalisers_ptr": normalisers,
-            "out_ptr": out,
-            "grad_ptr": grad,
+            **memory_arguments(reading, choice),
+            "chunks_ptr": reading.chunks,
+            "weights_ptr": read.weights,
+            "normalisers_ptr": read.normalisers,
+            "out_ptr": read.out,
+            "grad_ptr": grads.out,
+            "lse_grad_ptr": grads.lse if choice.joint else None,
             "query_grad_ptr": query_grad,
             "delta_ptr": delta,
         },
-        {**sizes, **tile_sizes(problem, padded(sizes["R"]))},
+        {**sizes, **tile_sizes(reading, padded(sizes["R"]))},
     )
 
 
 def memory_gradient_launch(
-    problem: Problem,
+    reading: Reading,
     choice: Choice,
-    saved: tuple[Tensor, Tensor, Tensor],
-    grad: Tensor,
+    read: Filled,
+    grads: Grads,
     delta: Tensor,
     readers: tuple[Tensor, Tensor],
-    keys_grad: Tensor,
-    values_grad: Tensor,
+    filled: tuple[Tensor, Tensor],
 ) -> Launch:
-    """Return the launch that fills `keys_grad` and `values_grad`.
+    """Return the launch that fills the gradients of keys and values.
 
     Args:
-        problem: The op's arguments, as kernels take them.
-        choice: How chunks are chosen and combined.
-        saved: Chunks kept, their weights, and log normalisers.
-        grad: Of what was read.
-        delta: The products of that and `grad`.
+        reading: The op's arguments, as kernels take them.
+        choice: How chunks are combined.
+        read: What forward wrote.
+        grads: Of the read-out and its normaliser.
+        delta: As the launch for queries filled it.
         readers: Which queries read each chunk, and where each chunk's begin.
-        keys_grad: Filled.
-        values_grad: Filled.
+        filled: What is written, for keys and for values.
     """
-    chunks, weights, normalisers = saved
-    batch, num_chunks, length, groups, _ = problem.keys.shape
-    constants = {**sizes_of(problem, choice), **tile_sizes(problem, 32)}
+    batch, num_chunks, length, groups, _ = reading.keys.shape
+    constants = {**sizes_of(reading, choice), **tile_sizes(reading, 32)}
     return Launch(
         _memory_gradient_kernel,
         (batch * groups * num_chunks, triton.cdiv(length, constants["BLOCK_C"])),
         {
-            **memory_arguments(problem, chunks, choice),
-            "weights_ptr": weights,
-            "normalisers_ptr": normalisers,
+            **memory_arguments(reading, choice),
+            "weights_ptr": read.weights,
+            "normalisers_ptr": read.normalisers,
             "delta_ptr": delta,
-            "grad_ptr": grad,
+            "grad_ptr": grads.out,
             "order_ptr": readers[0],
             "offsets_ptr": readers[1],
-            "keys_grad_ptr": keys_grad,
-            "values_grad_ptr": values_grad,
+            "keys_grad_ptr": filled[0],
+            "values_grad_ptr": filled[1],
         },
         constants,
     )
 
 
-def readers_of(problem: Problem, chunks: Tensor) -> tuple[Tensor, Tensor]:
+def readers_of(reading: Reading) -> tuple[Tensor, Tensor]:
     """List who chose each chunk: flat entries `(b, t, u, k)`, sorted by (b, key head, chunk), and offsets."""
+    chunks = reading.chunks
     batch, _, coarse, _ = chunks.shape
-    num_chunks, groups, units = problem.keys.shape[1], problem.keys.shape[3], problem.units
+    num_chunks, groups, units = reading.keys.shape[1], reading.keys.shape[3], reading.units
     unit = torch.arange(units, device=chunks.device)
     chosen = chunks[:, :, unit * coarse // units].long()
     row = torch.arange(batch, device=chunks.device).view(-1, 1, 1, 1)
@@ -307,17 +309,25 @@ def readers_of(problem: Problem, chunks: Tensor) -> tuple[Tensor, Tensor]:
     return order, offsets
 
 
-def coarse_gradients(
-    problem: Problem, choice: Choice, chunks: Tensor, weights: Tensor, delta: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return the gradients of summary queries and summaries: a softmax's, then two dense products."""
-    query, summaries = problem.summary_query, problem.summaries
-    if choice.joint:
-        return torch.zeros_like(query), torch.zeros_like(summaries)
-    batch, time, coarse, _ = chunks.shape
-    num_chunks, groups = summaries.shape[1:3]
+def score_gradients(
+    choice: Choice, weights: Tensor, delta: Tensor, lse_grad: Tensor | None
+) -> Float[Tensor, "B T S K"]:
+    """Return the gradient of the kept scores (hierarchical): a softmax's, and that of its normaliser."""
+    batch, time, coarse, _ = weights.shape
     weight_grad = delta.view(batch, time, coarse, -1, choice.top_k).sum(dim=3)
     score_grad = weights * (weight_grad - (weights * weight_grad).sum(dim=-1, keepdim=True))
+    if lse_grad is None:
+        return score_grad
+    return score_grad + weights * lse_grad.unflatten(2, (coarse, -1)).sum(dim=3)[..., None]
+
+
+def coarse_gradients(
+    problem: Problem, choice: Choice, chunks: Tensor, score_grad: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of summary queries and summaries, by two dense products."""
+    query, summaries = problem.summary_query, problem.summaries
+    batch, time, coarse, _ = chunks.shape
+    num_chunks, groups = summaries.shape[1:3]
     dense = score_grad.new_zeros(batch, time, coarse, num_chunks + 1)  # the last column takes the absent
     dense.scatter_(-1, torch.where(chunks < 0, num_chunks, chunks).long(), score_grad * choice.summary_scale)
     dense = dense[..., :num_chunks].unflatten(2, (groups, -1))

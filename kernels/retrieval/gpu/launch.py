@@ -12,89 +12,86 @@ from scrubjay.kernels.retrieval.gpu.gradients import (
     memory_gradient_launch,
     query_gradient_launch,
     readers_of,
+    score_gradients,
 )
 from scrubjay.kernels.retrieval.gpu.select import select_launch
-from scrubjay.kernels.retrieval.problem import Choice, Problem
+from scrubjay.kernels.retrieval.gpu.tensors import Filled, Grads, ready
+from scrubjay.kernels.retrieval.problem import Choice, Problem, Reading
 
 
-def forward(problem: Problem, choice: Choice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the read-out, the chunks kept (-1 for none), their weights and the log normalisers."""
-    problem = _ready(problem)
-    query = problem.query
-    batch, time, heads, _ = query.shape
-    kept = (batch, time, problem.summary_query.shape[2], choice.top_k)
-    out = query.new_empty(batch, time, heads, problem.values.shape[-1])
-    chunks = query.new_empty(kept, dtype=torch.int32)
-    weights = query.new_empty(kept, dtype=torch.float32)
-    normalisers = query.new_empty(
-        batch, time, heads, 1 if choice.joint else choice.top_k, dtype=torch.float32
-    )
+def choose(problem: Problem, choice: Choice) -> Tensor:
+    """Return the chunks kept, best first, -1 for none."""
+    summary_query, summaries = with_dense_rows(problem.summary_query), with_dense_rows(problem.summaries)
+    chunks = summary_query.new_empty(*summary_query.shape[:3], choice.top_k, dtype=torch.int32)
+    problem = problem._replace(summary_query=summary_query, summaries=summaries)
     select_launch(problem, choice, chunks).run()
-    attend_launch(problem, choice, chunks, out, weights, normalisers).run()
-    return out, chunks, weights, normalisers
+    return chunks
+
+
+def forward(problem: Problem, choice: Choice) -> tuple[Tensor, Filled]:
+    """Return the chunks kept (-1 for none), and what is read of them."""
+    chunks = choose(problem, choice)
+    return chunks, read(problem.reading(chunks), choice, problem)
+
+
+def read(reading: Reading, choice: Choice, coarse: Problem | None = None) -> Filled:
+    """Return what is read of chunks, by their scores or those computed from `coarse`."""
+    reading = ready(reading)
+    if coarse is not None:
+        coarse = coarse._replace(
+            summary_query=with_dense_rows(coarse.summary_query), summaries=with_dense_rows(coarse.summaries)
+        )
+    query, chunks = reading.query, reading.chunks
+    batch, time, heads, _ = query.shape
+    filled = Filled(
+        out=query.new_empty(batch, time, heads, reading.values.shape[-1]),
+        weights=query.new_empty(chunks.shape, dtype=torch.float32),
+        normalisers=query.new_empty(
+            batch, time, heads, 1 if choice.joint else chunks.shape[3], dtype=torch.float32
+        ),
+        lse=query.new_empty(batch, time, heads, dtype=torch.float32),
+    )
+    attend_launch(reading, choice, coarse, filled).run()
+    return filled
 
 
 def backward(
-    problem: Problem,
+    reading: Reading,
     choice: Choice,
-    grad: Tensor,
-    out: Tensor,
-    saved: tuple[Tensor, Tensor, Tensor],
-    wanted: list[bool],
-) -> list[Tensor]:
-    """Return the gradients of the eight tensors of `problem`, an empty one where none is wanted.
+    read: Filled,
+    grads: Grads,
+    in_memory: bool,
+    coarse: Problem | None = None,
+) -> dict[str, Tensor]:
+    """Return gradients by name: of the reading's tensors, of `coarse` in place of scores where it is given.
 
     Args:
-        problem: The op's arguments, as kernels take them.
+        reading: The op's arguments, as kernels take them.
         choice: How chunks are chosen and combined.
-        grad: Of `out`.
-        out: What was read.
-        saved: Chunks kept, their weights, and log normalisers, as `forward` returned them.
-        wanted: Which of the eight.
+        read: What forward wrote.
+        grads: Of the read-out and its normaliser.
+        in_memory: Whether those of keys, values and positions are wanted.
+        coarse: Where scores were computed from; None if the reading has them.
     """
-    problem = _ready(problem)
-    grad = grad.contiguous()
-    want = Problem(*wanted)  # pyright: ignore[reportArgumentType]
-    found: dict[str, Tensor] = {}
-    found["query"] = problem.query.new_empty(problem.query.shape)
-    chunks, weights, normalisers = saved
-    delta = torch.empty_like(normalisers)
-    query_gradient_launch(problem, choice, saved, out, grad, found["query"], delta).run()
-    if want.keys or want.values or want.positions:
-        found["keys"] = problem.keys.new_empty(problem.keys.shape)
-        found["values"] = problem.values.new_empty(problem.values.shape)
-        listed = readers_of(problem, chunks)
-        memory_gradient_launch(
-            problem, choice, saved, grad, delta, listed, found["keys"], found["values"]
-        ).run()
-    if problem.positions is not None and want.positions:
-        both = found["keys"].sum((0, 1, 3), dtype=torch.float32) + found["values"].sum(
-            (0, 1, 3), dtype=torch.float32
+    reading = ready(reading)
+    grads = Grads(grads.out.contiguous(), None if grads.lse is None else grads.lse.float().contiguous())
+    query, keys, values = reading.query, reading.keys, reading.values
+    found = {"query": query.new_empty(query.shape)}
+    delta = torch.empty_like(read.normalisers)
+    query_gradient_launch(reading, choice, read, grads, found["query"], delta).run()
+    if in_memory:
+        found["keys"], found["values"] = keys.new_empty(keys.shape), values.new_empty(values.shape)
+        both = (found["keys"], found["values"])
+        memory_gradient_launch(reading, choice, read, grads, delta, readers_of(reading), both).run()
+        if reading.positions is not None:
+            of_keys, of_values = (grad.sum((0, 1, 3), dtype=torch.float32) for grad in both)
+            found["positions"] = (of_keys + of_values).to(reading.positions.dtype)
+    if choice.joint:
+        return found
+    found["scores"] = score_gradients(choice, read.weights, delta, grads.lse)
+    if coarse is not None:
+        score_grad = found.pop("scores")
+        found["summary_query"], found["summaries"] = coarse_gradients(
+            coarse, choice, reading.chunks, score_grad
         )
-        found["positions"] = both.to(problem.positions.dtype)
-    if want.summaries or want.summary_query:
-        found["summary_query"], found["summaries"] = coarse_gradients(problem, choice, chunks, weights, delta)
-    return [
-        found[name] if wanted_here else problem.query.new_empty(0)
-        for name, wanted_here in zip(Problem._fields, wanted, strict=True)
-    ]
-
-
-def _ready(problem: Problem) -> Problem:
-    """Return the tensors as kernels read them: widths contiguous, lengths int32, positions packed."""
-    shared = problem.values is problem.keys
-    ready = {
-        name: with_dense_rows(tensor)
-        for name, tensor in problem._asdict().items()
-        if tensor is not None and name not in ("valid", "positions", "lengths")
-    }
-    if shared:
-        ready["values"] = ready["keys"]
-    positions, lengths = problem.positions, problem.lengths
-    return problem._replace(
-        **ready,
-        positions=None if positions is None else positions.contiguous(),
-        lengths=None
-        if lengths is None
-        else lengths.clamp(0, problem.keys.shape[2]).to(torch.int32).contiguous(),
-    )
+    return found

@@ -1,6 +1,6 @@
 # pyright: reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
 # pyright: reportOptionalMemberAccess=false, reportOperatorIssue=false, reportPossiblyUnboundVariable=false
-"""How the rows of a chunk are read in tiles, of which sizes, and what kernels are told of a problem."""
+"""How the rows of a chunk are read in tiles, of which sizes, and what kernels are told of a reading."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from scrubjay.kernels.retrieval.problem import Choice, Problem
+from scrubjay.kernels.retrieval.problem import Choice, Reading
 
 
 @triton.jit
@@ -25,13 +25,13 @@ def rows_tile(
     return tile
 
 
-def strides_of(name: str, tensor: Tensor, dims: str) -> dict[str, int]:
+def strides_of(name: str, tensor: Tensor | None, dims: str) -> dict[str, int]:
     """Return the strides of a tensor's first dimensions, by the names of the kernels' arguments."""
-    return {f"{name}_{dim}": tensor.stride(i) for i, dim in enumerate(dims)}
+    return {f"{name}_{dim}": 0 if tensor is None else tensor.stride(i) for i, dim in enumerate(dims)}
 
 
-def _is_shared(problem: Problem) -> bool:
-    keys, values = problem.keys, problem.values
+def _is_shared(reading: Reading) -> bool:
+    keys, values = reading.keys, reading.values
     same_layout = keys.shape == values.shape and keys.stride() == values.stride()
     return values is keys or (same_layout and not keys.is_meta and keys.data_ptr() == values.data_ptr())
 
@@ -41,11 +41,11 @@ def padded(width: int) -> int:
     return max(16, triton.next_power_of_2(width))
 
 
-def tile_sizes(problem: Problem, rows: int) -> dict[str, int]:
+def tile_sizes(reading: Reading, rows: int) -> dict[str, int]:
     """Choose tile sizes: wide heads take shorter tiles, float32, of twice the size, shorter ones still."""
-    length, width = problem.keys.shape[2], problem.query.shape[-1]
-    value_width = problem.values.shape[-1]
-    budget = 4096 if problem.query.dtype != torch.float32 else 1024
+    length, width = reading.keys.shape[2], reading.query.shape[-1]
+    value_width = reading.values.shape[-1]
+    budget = 4096 if reading.query.dtype != torch.float32 else 1024
     most = max(16, budget // max(padded(width), padded(value_width)))
     return {
         "BLOCK_R": rows,
@@ -55,34 +55,34 @@ def tile_sizes(problem: Problem, rows: int) -> dict[str, int]:
     }
 
 
-def sizes_of(problem: Problem, choice: Choice) -> dict[str, int]:
+def sizes_of(reading: Reading, choice: Choice) -> dict[str, int]:
     """Return the constants of the kernels that read memory."""
-    units = problem.units
+    units = reading.units
     return {
-        "C": problem.keys.shape[2],
-        "D": problem.query.shape[-1],
-        "V": problem.values.shape[-1],
+        "C": reading.keys.shape[2],
+        "D": reading.query.shape[-1],
+        "V": reading.values.shape[-1],
         "K": choice.top_k,
         "U": units,
-        "R": problem.query.shape[2] // units,
+        "R": reading.query.shape[2] // units,
         "JOINT": choice.joint,
-        "SHARED": _is_shared(problem),
+        "SHARED": _is_shared(reading),
     }
 
 
-def memory_arguments(problem: Problem, chunks: Tensor, choice: Choice) -> dict[str, object]:
+def memory_arguments(reading: Reading, choice: Choice) -> dict[str, object]:
     """Return what the gradients of queries and of memory are told alike."""
-    query, keys, values = problem.query, problem.keys, problem.values
+    query, keys, values = reading.query, reading.keys, reading.values
     return {
         "query_ptr": query,
         "keys_ptr": keys,
         "values_ptr": values,
-        "positions_ptr": problem.positions,
-        "lengths_ptr": problem.lengths,
+        "positions_ptr": reading.positions,
+        "lengths_ptr": reading.lengths,
         "T": query.shape[1],
         "M": keys.shape[1],
         "H": query.shape[2],
-        "S": chunks.shape[2],
+        "S": reading.chunks.shape[2],
         "G": keys.shape[3],
         **strides_of("query", query, "bth"),
         **strides_of("keys", keys, "bmcg"),

@@ -35,6 +35,6 @@ def _meta_launches(dtype: torch.dtype, width: int, queries: int) -> dict[str, La
     inputs = (grad, query, keys, values, *steps)
     return {
         "forward": attend_launch(query, keys, values, sink_logit, *steps, out, log_sum, *sizes),
-        "query gradient": query_gradient_launch(*inputs, out, log_sum, delta, query_grad, *sizes),
+        "query gradient": query_gradient_launch(*inputs, out, log_sum, log_sum, delta, query_grad, *sizes),
         "key gradient": key_gradient_launch(*inputs, log_sum, delta, keys_grad, values_grad, *sizes),
     }

@@ -36,6 +36,7 @@ def _query_gradient_kernel(
     episode_start,
     out,
     log_sum,
+    log_sum_grad,
     delta,
     query_grad,
     grad_b,
@@ -92,6 +93,9 @@ def _query_gradient_kernel(
     read = load_tile(out, flat * VALUE_WIDTH, inside, VALUE_WIDTH, BLOCK_VALUE)
     # What every score's gradient is less by: delta, which the keys' gradient needs too.
     mean = tl.sum(do.to(tl.float32) * read.to(tl.float32), axis=1)
+    if log_sum_grad is not None:
+        # A score's part in the logarithm of the sum is its weight.
+        mean -= tl.load(log_sum_grad + flat, mask=inside, other=0.0)
     tl.store(delta + flat, mean, mask=inside)
     # [R]
     log = tl.load(log_sum + flat, mask=inside, other=0.0)
@@ -234,6 +238,7 @@ def query_gradient_launch(
     episode_start,
     out,
     log_sum,
+    log_sum_grad,
     delta,
     query_grad,
     window,
@@ -246,7 +251,8 @@ def query_gradient_launch(
     """
     tensors = {"query": query, "keys": keys, "values": values, "grad": grad}
     steps = {"query_step": query_step, "key_step": key_step, "episode_start": episode_start}
-    extra = {"out": out, "log_sum": log_sum, "delta": delta, "query_grad": query_grad}
+    extra = {"out": out, "log_sum": log_sum, "log_sum_grad": log_sum_grad, "delta": delta}
+    extra["query_grad"] = query_grad
     return launch_of(
         _query_gradient_kernel, "query gradient", tensors, steps, extra, window, num_sinks, scale
     )

@@ -36,7 +36,7 @@ def forward(
 
 
 def backward(
-    grad: Tensor,
+    grads: tuple[Tensor, Tensor | None],
     query: Tensor,
     keys: Tensor,
     values: Tensor,
@@ -52,15 +52,17 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients to query, keys, values and sink_logit, the last empty where there is none.
 
-    Args: those of `kernels.sink_attention`, what `forward` returned, and the gradient of the read-out.
+    Args: those of `kernels.sink_attention`, what `forward` returned, and its gradients, the second if any.
     """
+    grad, log_sum_grad = grads
+    log_sum_grad = None if log_sum_grad is None else log_sum_grad.float().contiguous()
     grad, query, keys, values = map(with_dense_rows, (grad, query, keys, values))
     out, log_sum = out.contiguous(), log_sum.contiguous()
     query_grad, keys_grad, values_grad = (tensor.new_empty(tensor.shape) for tensor in (query, keys, values))
     delta = torch.empty_like(log_sum)
     inputs = (grad, query, keys, values, query_step, key_step, episode_start)
     sizes = (window, num_sinks, scale)
-    query_gradient_launch(*inputs, out, log_sum, delta, query_grad, *sizes).run()
+    query_gradient_launch(*inputs, out, log_sum, log_sum_grad, delta, query_grad, *sizes).run()
     key_gradient_launch(*inputs, log_sum, delta, keys_grad, values_grad, *sizes).run()
     if sink_logit is None:
         return query_grad, keys_grad, values_grad, query.new_empty(0)

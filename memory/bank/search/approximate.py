@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from scrubjay.kernels.search.arrays import largest
+from scrubjay.kernels.select import best
 from scrubjay.memory.bank.file.store import Store, select
 from scrubjay.memory.bank.search.dense import DenseIndex, Looked, VectorIndex
 from scrubjay.memory.bank.search.segments import SEGMENT, Segments, last_record, require_usearch
@@ -124,7 +124,7 @@ class ApproximateIndex(DenseIndex):
             matches = graph.search(query, each)
             found.append((matches.keys.astype(np.int64), 1 - matches.distances))
         numbers, cosines = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        return numbers[largest(cosines, len(cosines))]
+        return numbers[best(cosines, len(cosines))]
 
     def _scan(
         self, query: Float[np.ndarray, "D"], allows: Callable[[str, str], bool]
@@ -143,8 +143,8 @@ class ApproximateIndex(DenseIndex):
                 numbers += some
                 chunks += of
                 cosines.append(self._unpacked(vectors) @ query)
-        best = largest(np.concatenate(cosines), _NEAREST)
-        return dict(zip(numbers, chunks, strict=True)), np.array(numbers, dtype=np.int64)[best]
+        nearest = best(np.concatenate(cosines), _NEAREST)
+        return dict(zip(numbers, chunks, strict=True)), np.array(numbers, dtype=np.int64)[nearest]
 
     def _unpacked(self, vectors: Sequence[bytes]) -> Float[np.ndarray, "R D"]:
         return np.frombuffer(b"".join(vectors), dtype=np.float32).reshape(-1, self._dimension)

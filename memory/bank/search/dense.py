@@ -5,8 +5,8 @@ chunks whose summaries score best, and only there to single memories. Here both 
 they are told in standard deviations of all that are looked at, as one model's cosines lie from 0 to 1 and
 another's above 0.7.
 
-Both are an exact scan by `scrubjay.kernels.nearest`: numpy's, so that who embeds by a service need not
-import torch, or on a device of torch (`memory/bank/search/matrix.py`).
+Chunks are chosen by `scrubjay.kernels.choose_chunks`, as everywhere. Scores are exact scans: numpy's, so that
+who embeds by a service need not import torch, or on a device of torch (`memory/bank/search/matrix.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from scrubjay.kernels.search.arrays import largest
+from scrubjay.kernels.select import best
+from scrubjay.memory.bank.search.choice import best_chunks
 from scrubjay.memory.bank.search.matrix import DeviceMatrix, Matrix, with_room
 from scrubjay.memory.bank.search.shares import PORTIONS, lent, shares
 
@@ -110,7 +111,7 @@ class DenseIndex(ABC):
         z = (fine - fine.mean()) / max(float(fine.std()), 1e-6)
         shared = np.minimum([bm25.get(number, 0.0) for number in numbers.tolist()], 1.0)
         score = _with_neighbours(shares(z / _TEMPERATURE + _SHARED_WORD * shared, 1.0), chunks)
-        chosen = largest(np.where(places > 0, score, -np.inf), min(limit, int((places > 0).sum())))
+        chosen = best(np.where(places > 0, score, -np.inf), min(limit, int((places > 0).sum())))
         behind = np.flatnonzero(np.isin(numbers, also))
         records = [
             Near(
@@ -165,8 +166,9 @@ class VectorIndex(DenseIndex):
         chunks = len(self._chunks)
         place = np.zeros(chunks, dtype=np.int64)
         allowed_chunks = allowed[self._scope_of_chunk[:chunks]] & (self._sizes[:chunks] > 0)
-        best = self._sums.nearest(query, top_chunks, self._norms[:chunks], allowed_chunks)
-        place[best] = np.arange(1, len(best) + 1)
+        cosines = self._sums.first_scores(query, chunks) / self._norms[:chunks]
+        chosen = best_chunks(cosines, top_chunks, allowed_chunks)
+        place[chosen] = np.arange(1, len(chosen) + 1)
         known = np.searchsorted(self._numbers[: self._count], also)
         known = known[known < self._count]
         known = known[np.isin(self._numbers[known], also)]

@@ -10,7 +10,6 @@ are that common, the newest records that hold the rarest of them are looked at. 
 from __future__ import annotations
 
 import collections
-import heapq
 import itertools
 import math
 import sqlite3
@@ -20,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from scrubjay.memory.bank.file.store import select
+from scrubjay.memory.bank.search.choice import best_chunks, best_records
 from scrubjay.memory.bank.search.dates import Day, read_dates
 from scrubjay.memory.bank.search.shares import PORTIONS, lent, shares
 from scrubjay.memory.bank.search.words import is_unspaced, match_terms, normalise
@@ -81,7 +81,8 @@ def keyword_scores(
         coarse[chunk] += given
         for distance, portion in _SPREAD:
             around[chunk, place + distance] += portion * given
-    chosen = sorted(coarse, key=coarse.__getitem__, reverse=True)[:_TOP_CHUNKS]
+    touched = list(coarse)
+    chosen = [touched[i] for i in best_chunks(np.array(list(coarse.values())), _TOP_CHUNKS)]
     for number, chunk, place in select(
         connection, "number, chunk, place", chosen, condition, values, "chunk"
     ):
@@ -143,8 +144,8 @@ def _with_observed(
     for (number, chunk, place), gain in rarity.items():
         bm25 = score[number][0] if number in score else 0.0
         score[number] = (bm25 + gain, chunk, place)
-    best = heapq.nlargest(_SHARING, score.items(), key=lambda item: (item[1][0], item[0]))
-    return [(number, *rest) for number, rest in best]
+    best = best_records({number: bm25 for number, (bm25, *_) in score.items()}, _SHARING)
+    return [(number, *score[number]) for number in best]
 
 
 def _affordable(connection: sqlite3.Connection, counts: dict[str, int], scope: str) -> tuple[str, int]:

@@ -43,6 +43,10 @@ class Matrix:
         """Return the products of listed rows with a query."""
         return self._out(row_scores(self._in(query[None]), self._rows, self._in(rows)))[0]
 
+    def first_scores(self, query: Float[np.ndarray, "D"], count: int) -> Float[np.ndarray, "count"]:
+        """Return the products of the first rows with a query."""
+        return self._out(row_scores(self._in(query[None]), self._rows[:count]))[0]
+
     def nearest(
         self,
         query: Float[np.ndarray, "D"],

@@ -17,7 +17,6 @@ What a record gets:
 from __future__ import annotations
 
 import hashlib
-import heapq
 import itertools
 import math
 import sqlite3
@@ -28,6 +27,7 @@ import numpy as np
 
 from scrubjay.memory.bank.file.record import Explanation
 from scrubjay.memory.bank.file.store import select
+from scrubjay.memory.bank.search.choice import best_records
 from scrubjay.memory.bank.search.dense import DenseIndex, Near, Nearby
 from scrubjay.memory.bank.search.keyword import keyword_scores
 
@@ -109,7 +109,7 @@ def recall(
     """
     depth = max(_DEPTH * k, _LEAST_DEPTH)
     keyword = keyword_scores(connection, query, filter.scope(), *filter.condition(), zone)
-    by_words = heapq.nlargest(depth, keyword.scores, key=lambda number: (keyword.scores[number], number))
+    by_words = best_records(keyword.scores, depth)
     near: dict[int, Near] = {}
     if vector is not None and index is not None:
         nearby = _dense(connection, vector, index, filter, depth, by_words, keyword.bm25)
@@ -118,7 +118,7 @@ def recall(
     word_weight = keyword.coverage**1.5
     keyword_ranks = _ranks({number: keyword.scores[number] for number in by_words})
     dense_ranks = _ranks({number: place.score for number, place in near.items()})
-    found = []
+    found: dict[int, tuple[float, Explanation]] = {}
     for number, renewed, importance in select(connection, "number, renewed, importance", {*by_words, *near}):
         place = near.get(number)
         from_words = word_weight * keyword.scores.get(number, 0.0)
@@ -135,8 +135,9 @@ def recall(
             importance=1 + _SWAY * (2 * importance - 1),
         )
         score = (from_words + from_embeddings) * explanation.recency * explanation.importance
-        found.append((number, score, explanation))
-    return heapq.nsmallest(k, found, key=lambda hit: (-hit[1], -hit[0]))
+        found[number] = (score, explanation)
+    kept = best_records({number: score for number, (score, _) in found.items()}, k)
+    return [(number, *found[number]) for number in kept]
 
 
 def _ranks(scores: dict[int, float]) -> dict[int, float]:

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from scrubjay.kernels.select import best
+
 
 def keep_best(
     worth: Float[Tensor, "batch key_heads columns"], kept: Int[Tensor, " batch"], most: int
@@ -16,9 +18,9 @@ def keep_best(
 
     Of equals, as pooling makes them, the earlier is the worthier.
     """
-    best = worth.sort(dim=-1, descending=True, stable=True).indices[..., :most]
-    best = best.masked_fill(torch.arange(most, device=best.device) >= kept[:, None, None], -1)
-    return best.sort(dim=-1).values.clamp(min=0)
+    columns = best(worth, most)
+    columns = columns.masked_fill(torch.arange(most, device=columns.device) >= kept[:, None, None], -1)
+    return columns.sort(dim=-1).values.clamp(min=0)
 
 
 def take(

@@ -7,8 +7,9 @@ frozen config; `LayerMemory` is what it keeps for one layer of one cache.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeVar
 
@@ -49,6 +50,16 @@ class CacheShape:
         return self.layers * self.batch * self.key_heads * (self.key_width + self.value_width) * self.itemsize
 
 
+class LayerStats(NamedTuple):
+    """What a layer has measured of a prompt that it has just read."""
+
+    columns: int
+    """Tokens that it holds before any is dropped, of the fullest row."""
+    preference: float
+    """How much it would have of what all layers may keep together, in the policy's own units; of several
+    rows their mean."""
+
+
 class Step:
     """The new tokens of one call, the same for every layer.
 
@@ -76,6 +87,7 @@ class Step:
         self.before, self.after = before, after
         self._rotary = rotary
         self._made: dict[str, object] = {}
+        self._under: dict[Hashable, Step] = {}
 
     @property
     def length(self) -> int:
@@ -89,8 +101,18 @@ class Step:
             raise ValueError("this policy moves positions; it must say so by `moves_positions = True`")
         return self._rotary
 
+    def under(self, policy: Hashable) -> Step:
+        """Return the same tokens as layers under one policy see them, with values of their own for `once`."""
+        if policy not in self._under:
+            self._under[policy] = copy.copy(self)
+            self._under[policy]._made = {}
+        return self._under[policy]
+
     def once(self, name: str, make: Callable[[], Shared]) -> Shared:
-        """Return what `make` returned in the first layer that asked for `name`."""
+        """Return what `make` returned in the first layer under the same policy that asked for `name`.
+
+        So it may depend on the policy's sizes, and on nothing else in which layers differ.
+        """
         if name not in self._made:
             self._made[name] = make()
         return self._made[name]  # pyright: ignore[reportReturnType]
@@ -199,6 +221,21 @@ class LayerMemory(ABC):
     def compress(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scale: float) -> None:
         """Put the piece into the state, and drop from it what the policy drops."""
 
+    def measured(self) -> LayerStats:
+        """Return what `allocate` goes by, right after a prompt was read."""
+        raise NotImplementedError(f"{type(self).__name__} measures nothing that budgets could go by")
+
+    def shrink(self, budget: int) -> None:
+        """Keep `budget` tokens from now on, and of the prompt just read, until it is settled how many.
+
+        Raises ValueError on a budget that the policy could not have.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has one budget, and cannot be given another")
+
+    def settle(self) -> None:
+        """Forget what only `shrink` asks: all layers have read the prompt, and no budget falls any more."""
+        raise NotImplementedError(f"{type(self).__name__} has one budget, and nothing to settle")
+
     def crop(self, columns: int, count: Int[Tensor, " batch"]) -> None:
         """Forget the last `columns` tokens of every row, of which there were `count`.
 
@@ -224,7 +261,10 @@ class LayerMemory(ABC):
 
 
 class ContextPolicy(ABC):
-    """Sizes of a policy, a frozen dataclass that raises ValueError on one that cannot work."""
+    """Sizes of a policy, a frozen dataclass that raises ValueError on one that cannot work.
+
+    What it says of itself, it says of all layers, which `for_layer` may make differ.
+    """
 
     moves_positions: ClassVar[bool] = False
     """Whether tokens are moved to other positions than the model gave them."""
@@ -239,6 +279,26 @@ class ContextPolicy(ABC):
     def call_length(self, prompt: int, block: int) -> int:
         """Return how many tokens of a prompt to read in one call, where blocks of `block` would do."""
         return max(prompt, 1) if self.chooses_by_end else block
+
+    def for_layer(self, index: int, count: int) -> ContextPolicy:
+        """Return the policy of layer `index`, from 0, of `count`: by default this one, in all of them."""
+        return self
+
+    @property
+    def allocates(self) -> bool:
+        """Whether the budgets of layers are set while a prompt is read: whether `allocate` is overridden."""
+        return type(self).allocate is not ContextPolicy.allocate
+
+    def allocate(self, seen: Sequence[LayerStats], shape: CacheShape) -> Sequence[int] | None:
+        """Return the tokens that each layer keeps, of those that have read a prompt so far, the first first.
+
+        Called after each layer of a call of several tokens, so that no more than the budgets and one layer's
+        prompt is ever held. What a layer drops does not come back, and so its budget should only fall as more
+        layers are seen. All rows of a batch share it. None leaves the last layer as it is configured.
+
+        Its memories must have `measured`, `shrink` and `settle`.
+        """
+        return None
 
     @abstractmethod
     def build(self) -> LayerMemory:

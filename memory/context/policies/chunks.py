@@ -10,8 +10,9 @@ is fed token by token. What any key within a chunk's smallest and largest coordi
 on disk and are fetched; with the model stays one vector a chunk.
 
 The queries of a prompt choose together in pieces of 64, as in InfLLM (Xiao et al. 2024, arXiv 2402.04617), a
-token that is generated chooses alone. `kernels.chunk_retrieval` has the same shape but does not fit: it reads
-all chunks at positions of their own, from the model's memory, and has no causal part.
+token that is generated chooses alone: `kernels.choose_chunks` by the queries' votes. What is chosen is
+fetched and read in one softmax with the new tokens, whose keys stand behind it in the same row of positions.
+`kernels.attend_chosen` and `merge` read the same, to rounding, and take five times as long for a token.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from typing import ClassVar
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional
 
+from scrubjay.kernels import choose_chunks
 from scrubjay.memory.context.parts.store import ChunkStore, Place, Places
 from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, Held, LayerMemory, Step
 from scrubjay.memory.context.policies.slots import attend_at_slots, unturn
@@ -106,12 +109,10 @@ class ChunksMemory(LayerMemory):
         """Return the first chunk, those chosen, and those up to the present, as they follow in the text."""
         if self._store is None:
             return None
-        size = self.policy.chunk_size
-        always = step.once("always", lambda: self._always(step))
-        always = always[:, None].expand(-1, self._store.heads, -1)
-        end = step.once("end", lambda: step.before // size - self.policy.local)
-        chunks = torch.cat([always, self._choose(query, step, end, scale)], dim=2)
-        chunks = chunks.sort(dim=-1).values
+        full = step.once("full before", lambda: step.before // self.policy.chunk_size)
+        present = step.once("present", lambda: self._present(full, step))
+        chosen = self._choose(query, step, full, scale)
+        chunks = torch.cat([chosen, present.expand(-1, chosen.shape[1], -1)], dim=2).sort(dim=-1).values
         keys, values = self.load(chunks)
         # Heads and layers choose differently but as many, and without holes: slots are the same for all.
         return Held(keys, values, step.once("valid", lambda: self._valid(chunks[:, 0], step)))
@@ -125,13 +126,10 @@ class ChunksMemory(LayerMemory):
         token = chunks[:, :, None] * size + torch.arange(size, device=chunks.device)
         return ((chunks[:, :, None] >= 0) & (token < step.before[:, None, None])).flatten(1)
 
-    def _always(self, step: Step) -> Int[Tensor, "batch always"]:
-        """Return the first chunk and those up to the present, -1 where there are not so many."""
-        size, local = self.policy.chunk_size, self.policy.local
-        present = step.before // size
-        nearest = torch.arange(-local, 1, device=present.device) + present[:, None]
-        nearest = nearest.masked_fill((nearest < 0) | (nearest * size >= step.before[:, None]), -1)
-        return torch.cat([torch.where(present > local, 0, -1)[:, None], nearest], dim=1)
+    def _present(self, full: Int[Tensor, " batch"], step: Step) -> Int[Tensor, "batch 1 1"]:
+        """Return the chunk that is not yet full, -1 where none is begun."""
+        begun = step.before % self.policy.chunk_size > 0
+        return torch.where(begun, full, -1)[:, None, None]
 
     def load(self, chosen: Int[Tensor, "batch key_heads chunks"]) -> tuple[Tensor, Tensor]:
         """Fetch chunks from where they lie; a negative one is any."""
@@ -226,27 +224,50 @@ class ChunksMemory(LayerMemory):
         self,
         query: Float[Tensor, "batch heads length width"],
         step: Step,
-        end: Int[Tensor, " batch"],
+        full: Int[Tensor, " batch"],
         scale: float,
     ) -> Int[Tensor, "batch key_heads chosen"]:
-        """Return the best chunks between the first and `end`, -1 where there are not so many."""
-        number = step.once("number", lambda: min(self.policy.chosen, max(int(end.max()) - 1, 0)))
+        """Return the first chunk, the last full ones and the best between; -1 where there are fewer."""
         assert self._store is not None
-        groups = self._store.heads
-        if number == 0:
-            return end.new_full((len(end), groups, 0), -1)
-        # The first chunk is read anyway, and so are those from the end on.
-        means = self.state["means"][:, :, 1 : step.once("last", lambda: int(end.max()))]
-        query = unturn(query, step).detach().unflatten(1, (groups, -1)).flatten(2, 3)
-        scores = (query @ means.mT * scale).float()
-        # Each query has one vote to spread.
+        policy, groups = self.policy, self._store.heads
+        longest = step.once("longest", lambda: int(full.max()))
+        top_k = 1 + policy.local + policy.chosen
+        # Whatever the votes, where all are read.
+        votes = query.new_zeros(len(query), groups, longest)
+        if longest > top_k:
+            votes = self._votes(query, step, full, scale)
+        return choose_chunks(
+            full[:, None],
+            scores=votes[:, None],
+            top_k=top_k,
+            num_sink_chunks=1,
+            num_local_chunks=policy.local,
+        ).chunks[:, 0]
+
+    def _votes(
+        self,
+        query: Float[Tensor, "batch heads length width"],
+        step: Step,
+        full: Int[Tensor, " batch"],
+        scale: float,
+    ) -> Float[Tensor, "batch key_heads chunks"]:
+        """Return what the queries of each key head together give each full chunk.
+
+        A query has one vote, to spread over the chunks that are not read anyway.
+        """
+        means = self.state["means"]
+        query = unturn(query, step).detach().unflatten(1, (means.shape[1], -1)).flatten(2, 3)
         if not step.padded:
-            return torch.softmax(scores, dim=-1).sum(dim=2).topk(number, dim=-1).indices + 1
-        closed = step.once(
-            "closed", lambda: torch.arange(1, means.shape[2] + 1, device=end.device) >= end[:, None]
-        )
-        scores = scores.masked_fill(closed[:, None, None], float("-inf"))
+            end = step.once("end", lambda: int(full[0]) - self.policy.local)
+            scores = (query @ means[:, :, 1:end].mT * scale).float()
+            votes = torch.softmax(scores, dim=-1).sum(dim=2)
+            return functional.pad(votes, (1, means.shape[2] - end))
+        closed = step.once("closed", lambda: self._closed(full, means.shape[2]))
+        scores = (query @ means.mT * scale).float().masked_fill(closed[:, None, None], float("-inf"))
         votes = torch.softmax(scores, dim=-1).nan_to_num(0).unflatten(2, (-1, step.length))
-        votes = (votes * (step.time >= 0)[:, None, None, :, None]).sum(dim=(2, 3))
-        best = votes.masked_fill(closed[:, None], -1).topk(number, dim=-1)
-        return (best.indices + 1).masked_fill(best.values < 0, -1)
+        return (votes * (step.time >= 0)[:, None, None, :, None]).sum(dim=(2, 3))
+
+    def _closed(self, full: Int[Tensor, " batch"], chunks: int) -> Bool[Tensor, "batch chunks"]:
+        """Return which chunks are read anyway, or are not full."""
+        chunk = torch.arange(chunks, device=full.device)
+        return (chunk == 0) | (chunk >= full[:, None] - self.policy.local)

@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from scrubjay.kernels import sink_attention
 from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, LayerMemory, Step
+from scrubjay.memory.parts.sinks import held as held_in_slots
 
 # Columns attended at once where no gradient binds them: the band's copies of keys stay small.
 _PIECE = 1024
@@ -197,12 +198,7 @@ class StreamMemory(LayerMemory):
         )
 
     def _held(self, count: Int[Tensor, " batch"]) -> Int[Tensor, "batch slots"]:
-        """Return which token each slot holds after `count` of them, -1 for none."""
-        slot = torch.arange(self.slots, device=count.device)
-        newest = count[:, None] - 1
-        ring = newest - (newest - slot) % self.window
-        token = torch.where(slot < self.num_sinks, slot, ring)
-        return torch.where((token >= slot) & (token <= newest), token, -1)
+        return held_in_slots(count, self.num_sinks, self.window)
 
     def _sources(self, step: Step, held: int) -> Int[Tensor, "batch slots"]:
         """Return which column, of those held and the new, each slot is filled with."""

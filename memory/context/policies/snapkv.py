@@ -10,16 +10,16 @@ Positions are those of the text, which therefore must not be longer than the tex
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
 from scrubjay.memory.context.parts.eviction import keep_best, take
-from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, LayerMemory, Step
+from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, LayerMemory, LayerStats, Step
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,13 @@ class SnapKVPolicy(ContextPolicy):
         """Return an empty memory for one layer."""
         return SnapKVMemory(self)
 
+    def prefer(self, weights: Float[Tensor, "batch heads window columns"]) -> Float[Tensor, " batch"]:
+        """Return a layer's preference in each row, by what the window attends to, for `allocate`: all alike.
+
+        Where a row has not so many queries yet, those before its first attend to nothing.
+        """
+        return weights.new_ones(len(weights))
+
     def nbytes(self, tokens: int, shape: CacheShape, at_once: bool = True) -> int:
         """Return the bytes of what is kept, and of the queries of the window."""
         kept = min(tokens, self.budget)
@@ -72,29 +79,71 @@ class SnapKVMemory(LayerMemory):
 
     def __init__(self, policy: SnapKVPolicy) -> None:
         super().__init__()
-        self.policy = policy
+        self.policy, self.budget = policy, policy.budget
+        self._read: _Read | None = None
 
     def compress(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scale: float) -> None:
-        """Append; after a prompt, or when enough was generated, keep what the window attends to."""
+        """Append; after a prompt, or when enough was generated, keep what the window attends to.
+
+        A prompt of a policy that allocates waits for its budget.
+        """
         valid = self._append(query, keys, values, step)
-        columns, budget = self.state["keys"].shape[2], self.policy.budget
-        if valid is None:
-            count = torch.full((len(keys),), columns, device=keys.device)
-        else:
-            count = valid.sum(dim=1)
-        new = step.after - step.before
-        full = step.once(
-            f"full {columns}",
-            lambda: (count >= budget + self.policy.window) | ((new > 1) & (count > budget)),
-        )
-        if not step.once(f"any full {columns}", lambda: bool(full.any())):
+        waits = step.length > 1 and self.policy.allocates
+        if not waits and not self._any_full(valid, step):
             return
-        kept = torch.where(full, budget, count)
+        columns = self.state["keys"].shape[2]
+        count = step.after.new_full((len(keys),), columns) if valid is None else valid.sum(dim=1)
+        weights = self._weights(count, step, scale)
+        preference = float(self.policy.prefer(weights.flatten(1, 2)).mean()) if waits else 1.0
+        worth = self._worth(weights.sum(dim=(2, 3)), count)
+        self._read = _Read(worth, count, step.after - step.before > 1, LayerStats(columns, preference))
+        if not waits:
+            self.settle()
+
+    def measured(self) -> LayerStats:
+        """Return what is held of the prompt, and what the policy makes of the window's attention."""
+        assert self._read is not None
+        return self._read.stats
+
+    def shrink(self, budget: int) -> None:
+        """Keep `budget` tokens from now on, of the prompt just read as well."""
+        # Which says what is wrong with it.
+        self.budget = replace(self.policy, budget=budget).budget
+        if self._read is None:
+            return
+        valid, columns = self.state.get("valid"), self.state["keys"].shape[2]
+        full = self._full(self._read.count, self._read.prompt)
+        held = self._read.count.clamp(max=columns) if valid is None else valid.sum(dim=1)
+        kept = torch.where(full, budget, held).minimum(held)
+        if bool((kept == held).all()):
+            return
         most = int(kept.max())
-        best = keep_best(self._worth(count, step, scale), kept, most)
+        best = keep_best(self._read.worth, kept, most)
         self.state |= {name: take(self.state[name], best) for name in ("keys", "values")}
+        known = torch.arange(most, device=kept.device) >= most - kept[:, None]
         if valid is not None:
-            self.state["valid"] = torch.arange(most, device=keys.device) >= most - kept[:, None]
+            self.state["valid"] = known
+        worth = self._read.worth.gather(2, best).masked_fill(~known[:, None], float("-inf"))
+        self._read = self._read._replace(worth=worth)
+
+    def settle(self) -> None:
+        """Keep no more of the prompt than the budget, and forget what its tokens are worth."""
+        if self._read is not None:
+            self.shrink(self.budget)
+            self._read = None
+
+    def _any_full(self, valid: Tensor | None, step: Step) -> bool:
+        columns = self.state["keys"].shape[2]
+        if valid is None:
+            return columns > self.budget and (step.length > 1 or columns >= self.budget + self.policy.window)
+        return step.once(
+            f"any full {columns}",
+            lambda: bool(self._full(valid.sum(dim=1), step.after - step.before > 1).any()),
+        )
+
+    def _full(self, count: Int[Tensor, " batch"], prompt: Bool[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
+        """Return which rows have more than they may: at once after a prompt, else a window more."""
+        return (count >= self.budget + self.policy.window) | (prompt & (count > self.budget))
 
     def _append(self, query: Tensor, keys: Tensor, values: Tensor, step: Step) -> Tensor | None:
         """Put new tokens at the end, a row's padding before all it has; return what is none."""
@@ -123,10 +172,10 @@ class SnapKVMemory(LayerMemory):
         self.state = new | {"valid": valid}
         return valid
 
-    def _worth(
+    def _weights(
         self, count: Int[Tensor, " batch"], step: Step, scale: float
-    ) -> Float[Tensor, "batch key_heads held"]:
-        """Return what the window attends to each key's neighbourhood, infinity for what is kept anyway."""
+    ) -> Float[Tensor, "batch key_heads shared window columns"]:
+        """Return what the window attends to; nothing for what of it a row has not asked."""
         query, keys = self.state["queries"], self.state["keys"]
         batch, _, asked, width = query.shape
         groups, columns = keys.shape[1:3]
@@ -140,7 +189,14 @@ class SnapKVMemory(LayerMemory):
         weights = torch.softmax(
             scores.masked_fill(hidden[:, None, None], -torch.finfo(scores.dtype).max), dim=-1
         )
-        received = (weights * was_asked[:, None, None, :, None]).sum(dim=(2, 3))
+        return weights * was_asked[:, None, None, :, None]
+
+    def _worth(
+        self, received: Float[Tensor, "batch key_heads columns"], count: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch key_heads columns"]:
+        """Return what each key's neighbourhood received, infinity for what is kept anyway."""
+        columns = received.shape[2]
+        slot = torch.arange(columns, device=received.device) - columns + count[:, None]
         sink = (slot >= 0) & (slot < self.policy.num_sinks)
         last = slot >= (count - self.policy.window)[:, None]
         # Before the pooling: a sink's weight would be smeared over its neighbours.
@@ -150,3 +206,14 @@ class SnapKVMemory(LayerMemory):
         )
         pooled = pooled.masked_fill((slot < 0)[:, None], float("-inf"))
         return pooled.masked_fill(((sink | last) & (slot >= 0))[:, None], float("inf"))
+
+
+class _Read(NamedTuple):
+    """What of a prompt's end is known until it is settled how much of the prompt is kept."""
+
+    worth: Float[Tensor, "batch key_heads columns"]
+    count: Int[Tensor, " batch"]
+    """Tokens of each row before any was dropped."""
+    prompt: Bool[Tensor, " batch"]
+    """Whether a row has read several tokens, or one."""
+    stats: LayerStats

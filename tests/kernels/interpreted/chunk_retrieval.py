@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scrubjay.kernels import chunk_retrieval, retrieval
+from scrubjay.kernels import attend_chosen, choose_chunks, chunk_retrieval, retrieval
 from scrubjay.kernels.retrieval import gpu
 from scrubjay.kernels.retrieval.problem import Choice, Problem
 
@@ -67,14 +67,22 @@ def outcome(arguments, run) -> dict[str, Any]:
         for n, v in arguments.items()
     }
     out = run(**fresh)
+    out, lse = out if isinstance(out, tuple) else (out, None)
     if not out.requires_grad:  # the definition, where no query reads anything
         return {"out": out} | {n: torch.zeros_like(fresh[n]) for n in floating(arguments)}
-    (out.double() * torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view_as(out)).sum().backward()
+    weights = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view_as(out)
+    loss = (out.double() * weights).sum()
+    normaliser = {}
+    if lse is not None:
+        there = lse.double().masked_fill(lse.isinf(), 0)
+        loss = loss + (there * weights[..., -1]).sum()
+        normaliser = {"lse": there.detach()}
+    loss.backward()
     grads = {
         n: fresh[n].grad if fresh[n].grad is not None else torch.zeros_like(fresh[n])
         for n in floating(arguments)
     }
-    return {"out": out.detach()} | grads
+    return {"out": out.detach()} | normaliser | grads
 
 
 def definition(arguments) -> dict[str, torch.Tensor]:
@@ -99,11 +107,66 @@ def assert_near(arguments, run, bound):
 triton_path = functools.partial(chunk_retrieval, implementation="triton")
 
 
+def in_halves(
+    query, keys, values, summaries, valid, top_k, combine: Any = "hierarchical", summary_query=None, **options
+):
+    """Choose by one kernel, read by the other."""
+    lengths, positions = options.pop("lengths", None), options.pop("positions", None)
+    return_lse = options.pop("return_lse", False)
+    if lengths is not None:
+        chunks = torch.arange(keys.shape[1])
+        valid = valid if valid.dtype == torch.bool else chunks < valid[..., None]
+        valid = valid & (lengths > 0)[:, None]
+    chunks, scores = choose_chunks(
+        valid,
+        top_k=top_k,
+        summary_query=query if summary_query is None else summary_query,
+        summaries=summaries,
+        implementation="triton",
+        **options,
+    )
+    return attend_chosen(
+        query,
+        keys,
+        values,
+        chunks,
+        scores,
+        combine=combine,
+        lengths=lengths,
+        positions=positions,
+        return_lse=return_lse,
+        implementation="triton",
+    )
+
+
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("combine", ["hierarchical", "joint"])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_values_and_gradients_equal_the_definition(shape, combine):
     assert_near(draw(shape, combine=combine), triton_path, 2e-6)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("combine", ["hierarchical", "joint"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_the_normaliser_and_its_gradients_equal_the_definition(shape, combine):
+    assert_near(draw(shape, combine=combine, return_lse=True), triton_path, 2e-6)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("combine", ["hierarchical", "joint"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        {},
+        {"positional": True},
+        {"ragged": True, "masked": True},
+        {"num_sink_chunks": 1, "num_local_chunks": 1},
+    ],
+)
+def test_choosing_and_attending_equal_the_definition(option, combine):
+    for shape in ((2, 3, 5, 7, 4, 2, None, 12, 3), SHAPES["selections-and-key-heads-cross"]):
+        assert_near(draw(shape, 1, combine=combine, return_lse=True, **option), in_halves, 4e-6)
 
 
 @settings(
@@ -257,6 +320,9 @@ MUTATIONS = [
     ("row < stop * R", "row < stop * R - 1"),
     ("* weight[:, None]", ""),
     ("score_grad = weights * (weight_grad - ", "score_grad = weights * (weight_grad + "),
+    ("delta -= tl.load(lse_grad_ptr", "delta += tl.load(lse_grad_ptr"),
+    ("return score_grad + weights * ", "return score_grad - weights * "),
+    ("best + tl.log(", "tl.log("),
 ]
 
 
@@ -275,7 +341,7 @@ def errors() -> Iterator[float]:
         tied(draw((1, 2, 4, 3, 4, 2, None, 8, 2), 3)),
     ):
         for combine in ("hierarchical", "joint"):
-            given = arguments | {"combine": combine}
+            given = arguments | {"combine": combine, "return_lse": True}
             yield from distance(outcome(given, triton_path), definition(given)).values()
 
 
@@ -304,7 +370,9 @@ def test_the_operators_are_registered_as_torch_expects():
     detached = [None if tensor is None else tensor.detach() for tensor in problem]
     wanted = [True, True, True, True, False, True, False, False]
     backward = torch.ops.scrubjay.chunk_retrieval_backward.default
-    torch.library.opcheck(backward, (*detached, *choice, out, out, *saved, wanted), test_utils=tests)
+    for lse_grad in (None, saved[-1]):
+        given = (*detached, *choice, out, lse_grad, out, *saved, wanted)
+        torch.library.opcheck(backward, given, test_utils=tests)
 
 
 def test_problem_and_choice_are_the_ops_own_arguments():

@@ -73,9 +73,15 @@ def readout_and_gradients(arguments, **options) -> dict[str, torch.Tensor]:
     for name in names:
         fresh[name] = arguments[name].clone().requires_grad_()
     out = sink_attention(**fresh, **options)
+    out, lse = out if isinstance(out, tuple) else (out, None)
     weights = torch.linspace(-1, 1, out.numel()).view_as(out).to(out.dtype)
-    (out * weights).sum().backward()
-    return {"out": out.detach()} | {name: fresh[name].grad for name in names}
+    loss = (out * weights).sum()
+    if lse is not None:
+        there = lse.masked_fill(lse.isinf(), 0)
+        loss = loss.to(lse.dtype) + (there * weights[..., 0]).sum()
+    loss.backward()
+    results = {"out": out.detach()} | ({} if lse is None else {"lse": there.detach()})
+    return results | {name: fresh[name].grad for name in names}
 
 
 def check(arguments, tolerance=2e-5, **options) -> None:
@@ -85,7 +91,8 @@ def check(arguments, tolerance=2e-5, **options) -> None:
     expected = readout_and_gradients(exact, **options, implementation="reference")
     for name, want in expected.items():
         got = found[name]
-        assert got.dtype == arguments["query" if name == "out" else name].dtype
+        if name != "lse":
+            assert got.dtype == arguments["query" if name == "out" else name].dtype
         assert torch.isfinite(got).all(), name
         error = (got.double() - want).square().mean().sqrt()
         assert error <= tolerance * want.square().mean().sqrt().clamp(min=1e-3), f"{name}: {error}"
@@ -104,13 +111,14 @@ def check(arguments, tolerance=2e-5, **options) -> None:
     ],
 )
 @pytest.mark.parametrize("sink_logit", [True, False])
+@pytest.mark.parametrize("return_lse", [False, True])
 def test_kernels_equal_the_definition(
-    time, cached, heads, groups, width, value_width, window, num_sinks, reset, sink_logit
+    time, cached, heads, groups, width, value_width, window, num_sinks, reset, sink_logit, return_lse
 ):
     arguments = draw(
         time, 2, time, cached, heads, groups, width, value_width, reset=reset, sink_logit=sink_logit
     )
-    check(arguments, window=window, num_sinks=num_sinks)
+    check(arguments, window=window, num_sinks=num_sinks, return_lse=return_lse)
 
 
 @pytest.mark.parametrize(("time", "cached"), [(21, 13), (1, 37)])
@@ -133,6 +141,7 @@ def test_queries_that_see_nothing_read_zeros():
     arguments = draw(3, time=9, sink_logit=False)
     arguments["episode_start"] = arguments["query_step"] + torch.tensor([1, 1, 0, 0, 1, 1, 1, 1, 1])
     check(arguments, window=6, num_sinks=2)
+    check(arguments, window=6, num_sinks=2, return_lse=True)
     arguments["episode_start"] = arguments["query_step"] + 1
     found = readout_and_gradients(arguments, window=6, num_sinks=2, implementation="triton")
     assert all((tensor == 0).all() for tensor in found.values())

@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scrubjay.kernels.search.arrays import largest
+from scrubjay.kernels.select import best
 
 
 @settings(max_examples=50, deadline=None)
@@ -17,7 +17,7 @@ from scrubjay.kernels.search.arrays import largest
 )
 def test_the_largest_are_those_of_a_stable_sort(scores, count):
     right = sorted(range(len(scores)), key=lambda row: -scores[row])[:count]
-    assert largest(np.array(scores), count).tolist() == right
+    assert best(np.array(scores), count).tolist() == right
 
 
 def test_arrays_are_searched_without_torch():

@@ -55,9 +55,15 @@ def _readout_and_gradients(arguments, **options) -> dict[str, torch.Tensor]:
     for name in names:
         fresh[name] = arguments[name].clone().requires_grad_()
     out = sink_attention(**fresh, **options)
+    out, lse = out if isinstance(out, tuple) else (out, None)
     weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
-    (out * weights).sum().backward()
-    return {"out": out.detach()} | {name: fresh[name].grad for name in names}
+    loss = (out * weights).sum()
+    results = {"out": out.detach()}
+    if lse is not None:
+        results["lse"] = lse.detach()
+        loss = loss + (lse.masked_fill(lse.isinf(), 0) * weights[..., 0]).sum()
+    loss.backward()
+    return results | {name: fresh[name].grad for name in names}
 
 
 def _assert_same(found, expected, tolerance=1e-9):

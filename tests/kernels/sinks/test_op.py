@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
-from scrubjay.kernels import sink_attention, sink_slot
+from scrubjay.kernels import merge, sink_attention, sink_slot
 
 PATHS: list[Any] = ["dense", "banded"]
 TENSORS = ["query", "keys", "values", "sink_logit"]
@@ -296,3 +296,70 @@ def test_wrong_dtypes_are_refused(draw, name):
 def test_sizes_without_a_kernel_are_named(draw, change, message):
     with pytest.raises(ValueError, match=message):
         sink_attention(**draw(18, **change), window=4, implementation="triton")
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("sink_logit", [True, False])
+def test_the_normaliser_and_its_gradients_equal_the_definition(
+    draw, readout_and_gradients, assert_same, path, sink_logit
+):
+    for seed, sizes in enumerate([(0, 4), (2, 5), (4, 1), (3, 50)]):
+        arguments = draw(seed, time=23, cached=0, age=0, reset=0.2, sink_logit=sink_logit)
+        options = {"num_sinks": sizes[0], "window": sizes[1], "return_lse": True}
+        expected = readout_and_gradients(arguments, **options, implementation="reference")
+        assert_same(readout_and_gradients(arguments, **options, implementation=path), expected)
+
+
+def test_a_query_that_sees_nothing_has_no_normaliser(draw):
+    arguments = draw(3, sink_logit=False)
+    unborn = arguments["query_step"] + 1
+    query = arguments["query"].requires_grad_()
+    out, lse = sink_attention(**arguments | {"episode_start": unborn}, window=3, return_lse=True)
+    assert (lse == -torch.inf).all()
+    joined = merge([(out, lse), (torch.ones_like(out), torch.zeros_like(lse))])
+    assert (joined == 1).all()
+    joined.sum().backward()
+    assert (query.grad == 0).all()
+
+
+def test_keys_in_two_calls_merge_to_those_in_one(draw):
+    """As a window on a device and sinks elsewhere: no step is in both."""
+    arguments = draw(8, time=9, cached=12, sink_logit=False)
+    options = {"window": 7, "num_sinks": 3, "return_lse": True}
+    whole, lse = sink_attention(**arguments, **options)
+    names = ("keys", "values", "key_step")
+    halves = [
+        sink_attention(**arguments | {name: arguments[name][:, part] for name in names}, **options)
+        for part in (slice(0, 8), slice(8, None))
+    ]
+    torch.testing.assert_close(merge(halves), whole, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(torch.logaddexp(halves[0][1], halves[1][1]), lse, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("path", ["dense", "banded"])
+def test_merged_read_outs_have_the_gradients_of_finite_differences(tiny, path):
+    arguments = tiny()
+    arguments["key_step"][:, :3] = -1
+    names = ["query", "keys", "values", "sink_logit"]
+    other = (torch.ones(1, 5, 2, 2, dtype=torch.float64), torch.zeros(1, 5, 2, dtype=torch.float64))
+
+    def merged(*tensors):
+        fresh = arguments | dict(zip(names, tensors, strict=True))
+        return merge(
+            [sink_attention(**fresh, window=2, num_sinks=1, return_lse=True, implementation=path), other]
+        )
+
+    leaves = [arguments[name].requires_grad_() for name in names]
+    assert torch.autograd.gradcheck(merged, leaves)
+    assert torch.autograd.gradgradcheck(merged, leaves)
+
+
+def test_a_compiled_call_with_its_normaliser_is_one_graph(draw):
+    arguments = draw(9, time=6, dtype=torch.float32)
+
+    def read(**given):
+        return sink_attention(**given, window=4, num_sinks=1, return_lse=True)
+
+    compiled = torch.compile(read, fullgraph=True, backend="aot_eager")
+    for found, right in zip(compiled(**arguments), read(**arguments), strict=True):
+        torch.testing.assert_close(found, right)

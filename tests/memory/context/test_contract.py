@@ -1,9 +1,10 @@
-"""The laws of context policies, on every one registered."""
+"""The laws of context policies, on every one registered, and on two whose layers differ."""
 
 import copy
 
 import pytest
 import torch
+from by_layer import BY_LAYER, close, pad, read, recorded, replayed
 from transformers import DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -12,33 +13,32 @@ from scrubjay.memory.context.policies.full import FullPolicy
 
 # Sizes that have dropped much after 40 tokens, and sizes that have dropped nothing.
 SMALL = {
+    "alternating": {"budget": 8, "num_sinks": 2},
     "chunks": {"budget": 16, "chunk_size": 2, "local_chunks": 3, "store": "disk"},
     "full": {},
     "h2o": {"budget": 12, "recent": 5, "num_sinks": 2, "interval": 3},
     "recycled": {"budget": 12, "stride": 4, "num_sinks": 2},
     "sinks": {"budget": 8, "num_sinks": 2},
     "snapkv": {"budget": 12, "window": 4, "num_sinks": 2},
+    "spread": {"budget": 12, "window": 4, "num_sinks": 2},
     "window": {"budget": 8},
 }
 LARGE = {
+    "alternating": {},
     "chunks": {"budget": 80, "chunk_size": 8},
     "recycled": {"budget": 64},
     "full": {},
     "h2o": {"budget": 64},
     "sinks": {"budget": 64},
     "snapkv": {"budget": 64},
+    "spread": {"budget": 64},
     "window": {"budget": 64},
 }
 # What tokens have done to these cannot be undone.
-CROP_NOTHING = {"h2o", "snapkv"}
-POLICIES = context.list_policies()
+CROP_NOTHING = {"h2o", "snapkv", "spread"}
+POLICIES = [*context.list_policies(), *BY_LAYER]
 
-
-@pytest.fixture(scope="module")
-def text():
-    # No token twice, lest two chunks of the same tokens score alike and rounding choose.
-    generator = torch.Generator().manual_seed(0)
-    return torch.stack([2 + torch.randperm(62, generator=generator)[:40] for _ in range(2)])
+pytestmark = pytest.mark.usefixtures("registered")
 
 
 @pytest.fixture
@@ -48,30 +48,6 @@ def model(tiny_llama):
 
 def small(name):
     return context.make(name, **SMALL[name])
-
-
-@torch.no_grad()
-def read(model, cache, ids, cuts=None, mask=None):
-    """Return the logits of a text fed in pieces that end at `cuts`."""
-    ends = [*(cuts or []), ids.shape[1]]
-    out, begin = [], cache.get_seq_length() if mask is not None else 0
-    for end in ends:
-        options = {} if mask is None else {"attention_mask": mask[:, :end]}
-        out.append(model(ids[:, begin:end], cache=cache, **options).logits)
-        begin = end
-    return torch.cat(out, dim=1)
-
-
-def close(left, right):
-    torch.testing.assert_close(left, right, atol=1e-4, rtol=1e-4)
-
-
-def pad(ids, by):
-    """Return a batch of the first row, shortened and padded on the left, and the second, and its mask."""
-    length = ids.shape[1]
-    padded = torch.cat([torch.zeros(1, by, dtype=torch.long), ids[:1, : length - by]], dim=1)
-    mask = torch.arange(length) >= torch.tensor([[by], [0]])
-    return torch.cat([padded, ids[1:2]]), mask.long()
 
 
 def test_every_policy_is_in_the_suite():
@@ -140,11 +116,14 @@ def test_rows_are_strangers(name, by, model, text):
     policy = small(name)
     ids, mask = pad(text, by)
     cuts = [32, 33, 34, 35, 38]
-    logits = read(model, context.PolicyCache(policy, model), ids, cuts, mask)
-    alone = read(model, context.PolicyCache(policy, model), text[1:2], cuts)
+    with recorded() as budgets:
+        logits = read(model, context.PolicyCache(policy, model), ids, cuts, mask)
+    with replayed(budgets):
+        alone = read(model, context.PolicyCache(policy, model), text[1:2], cuts)
     close(logits[1:], alone)
     short = text[:1, : 40 - by]
-    alone = read(model, context.PolicyCache(policy, model), short, [cut - by for cut in cuts])
+    with replayed(budgets):
+        alone = read(model, context.PolicyCache(policy, model), short, [cut - by for cut in cuts])
     close(logits[:1, by:], alone)
 
 
@@ -156,14 +135,15 @@ def test_padding_between_turns(name, model, text):
     mask[0, 20:24] = 0
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     cache = context.PolicyCache(policy, model)
-    with torch.no_grad():
+    with torch.no_grad(), recorded() as budgets:
         out = [
             model(ids[:, a:b], attention_mask=mask[:, :b], position_ids=positions[:, a:b], cache=cache).logits
             for a, b in ((0, 20), (20, 36), (36, 37), (37, 40))
         ]
     logits = torch.cat(out, dim=1)
     seen = torch.cat([ids[:1, :20], ids[:1, 24:]], dim=1)
-    alone = read(model, context.PolicyCache(policy, model), seen, [20, 32, 33])
+    with replayed(budgets):
+        alone = read(model, context.PolicyCache(policy, model), seen, [20, 32, 33])
     close(torch.cat([logits[:1, :20], logits[:1, 24:]], dim=1), alone)
 
 
@@ -172,10 +152,13 @@ def test_generate_in_a_padded_batch_and_turn_after_turn(name, model, text):
     policy = small(name)
     options = {"do_sample": False, "max_new_tokens": 6}
     ids, mask = pad(text, 9)
-    together = model.generate(ids, attention_mask=mask, cache=context.PolicyCache(policy, model), **options)
+    cache = context.PolicyCache(policy, model)
+    with recorded() as budgets:
+        together = model.generate(ids, attention_mask=mask, cache=cache, **options)
     for row, prompt in enumerate((text[:1, :31], text[1:])):
         cache = context.PolicyCache(policy, model)
-        first = model.generate(prompt, cache=cache, **options)
+        with replayed(budgets):
+            first = model.generate(prompt, cache=cache, **options)
         assert torch.equal(first[0, -6:], together[row, -6:])
         assert cache.get_seq_length() == first.shape[1] - 1
         # The next turn feeds what is new, and goes on as one who has read it all in these pieces.
@@ -185,7 +168,8 @@ def test_generate_in_a_padded_batch_and_turn_after_turn(name, model, text):
         again = context.PolicyCache(policy, model)
         length = prompt.shape[1]
         cuts = [*range(length, length + 6), turn.shape[1]]
-        logits = read(model, again, second[:, :-1], [*cuts, *range(cuts[-1] + 1, second.shape[1] - 1)])
+        with replayed(budgets):
+            logits = read(model, again, second[:, :-1], [*cuts, *range(cuts[-1] + 1, second.shape[1] - 1)])
         assert torch.equal(logits[0, turn.shape[1] - 1 :].argmax(dim=-1), second[0, turn.shape[1] :])
 
 
@@ -314,10 +298,13 @@ def test_rows_are_reordered_and_repeated(name, padding, model, text):
     ids, mask = pad(text, padding)
     rows = torch.tensor([1, 0, 0])
     cache = context.PolicyCache(small(name), model)
-    read(model, cache, ids[:, :30], mask=mask[:, :30])
-    cache.reorder_cache(rows)
-    expected = read(model, context.PolicyCache(cache.policy, model), ids[rows], [30, 31], mask[rows])[:, 30:]
-    close(read(model, cache, ids[rows], [31], mask[rows]), expected)
+    with recorded() as budgets:
+        read(model, cache, ids[:, :30], mask=mask[:, :30])
+        cache.reorder_cache(rows)
+        logits = read(model, cache, ids[rows], [31], mask[rows])
+    with replayed(budgets):
+        again = read(model, context.PolicyCache(cache.policy, model), ids[rows], [30, 31], mask[rows])
+    close(logits, again[:, 30:])
 
 
 @pytest.mark.parametrize("padding", [0, 5])
@@ -350,8 +337,10 @@ def test_a_conversation_is_saved_and_goes_on(name, padding, model, tiny_llama, t
 def test_beams(name, model, text):
     options = {"do_sample": False, "max_new_tokens": 5, "num_beams": 3}
     cache = context.PolicyCache(small(name), model)
-    out = model.generate(text, cache=cache, **options)
-    alone = model.generate(text[1:], cache=context.PolicyCache(small(name), model), **options)
+    with recorded() as budgets:
+        out = model.generate(text, cache=cache, **options)
+    with replayed(budgets):
+        alone = model.generate(text[1:], cache=context.PolicyCache(small(name), model), **options)
     assert torch.equal(out[1:], alone)
 
 

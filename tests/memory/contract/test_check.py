@@ -235,6 +235,24 @@ def test_a_broken_module_is_caught(law, kind, message):
     assert str(caught.value).startswith(f"law {law} (")
 
 
+class KeepsOneVectorMore(MultipliesEmptySlots):
+    """Its `hidden` is no store and speaks through NaN; `written` is named and holds no float."""
+
+    stores = ("written",)
+
+
+class NamesItsLeak(MultipliesEmptySlots):
+    stores = ("hidden", "written")
+
+
+def test_law_7_asks_for_the_stores_and_is_told_what_is_none():
+    assert check_memory(KeepsOneVectorMore(), laws=[7]) == [
+        "law 7 (empty is silent): by its own word no stores are hidden"
+    ]
+    with pytest.raises(MemoryLawError, match="unwritten slots"):
+        check_memory(NamesItsLeak(), laws=[7])
+
+
 def test_a_state_that_is_not_flat_is_caught():
     with pytest.raises(MemoryLawError, match="is a list, not a tensor"):
         check_memory(NestsState(), laws=[6])

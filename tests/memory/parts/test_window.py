@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.parts.window import (
     WindowAttention,
-    advance_age,
     distance_embedding,
     resolve_heads,
     shift_window,
@@ -101,9 +101,10 @@ cases = given(
 @cases
 @settings(max_examples=12, deadline=None)
 def test_segment_agrees_with_one_query_at_a_time(window, time, rate, seed):
-    module, case = attention(window), random_case(window, min(time, 40), rate, seed)
+    module, (x, recent, age, start) = attention(window), random_case(window, min(time, 40), rate, seed)
     with torch.no_grad():
-        torch.testing.assert_close(module(*case), naive(module, *case), atol=1e-10, rtol=1e-10)
+        expected = naive(module, x, recent, age, start)
+        torch.testing.assert_close(module(x, recent, Clock.of(age, start)), expected, atol=1e-10, rtol=1e-10)
 
 
 @cases
@@ -116,20 +117,21 @@ def test_steps_agree_with_segment_and_so_do_gradients(window, time, rate, seed):
     results = []
     for output, window_after in (
         (y, recent_after),
-        (module(x, recent, age, start), shift_window(recent, x, age, start)),
+        (module(x, recent, Clock.of(age, start)), shift_window(recent, x, Clock.of(age, start))),
     ):
         loss = (output * torch.arange(DIM)).sum() + window_after.square().sum()
         grads = torch.autograd.grad(loss, [x, recent, *module.parameters()])
         results.append((output, window_after, *grads))
     torch.testing.assert_close(results[1], results[0], atol=1e-10, rtol=1e-10)
-    assert torch.equal(advance_age(age, start), age_after)
+    assert torch.equal(Clock.of(age, start).after, age_after)
 
 
 def test_float32_steps_agree_with_segment():
     module = attention(9, torch.float32)
     x, recent, age, start = random_case(9, 100, 0.05, 1)
-    case = (x.float(), recent.float(), age, start)
-    torch.testing.assert_close(module(*case), stepwise(module, *case)[0], atol=1e-5, rtol=1e-5)
+    x, recent = x.float(), recent.float()
+    expected = stepwise(module, x, recent, age, start)[0]
+    torch.testing.assert_close(module(x, recent, Clock.of(age, start)), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_position_term_alone_decides_when_queries_and_contents_are_blind():
@@ -140,7 +142,7 @@ def test_position_term_alone_decides_when_queries_and_contents_are_blind():
         module.value.weight.copy_(torch.eye(DIM))
         module.output.weight.copy_(torch.eye(DIM))
     x, recent, age, start = random_case(4, 30, 0.0, 2)
-    y = module(x, recent, age, start)
+    y = module(x, recent, Clock.of(age, start))
     for h in range(HEADS):
         head = slice(h * DIM // HEADS, (h + 1) * DIM // HEADS)
         scores = [
@@ -164,7 +166,7 @@ def test_cost_is_linear_in_time(window):
     def flops(time: int) -> int:
         x, recent, age, start = random_case(window, time, 0.02, 0)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            module(x.float(), recent.float(), age, start)
+            module(x.float(), recent.float(), Clock.of(age, start))
         return counter.get_total_flops()
 
     assert flops(1280) < 2.05 * flops(640)
@@ -173,8 +175,9 @@ def test_cost_is_linear_in_time(window):
 def test_window_after_a_segment_is_that_of_a_fresh_state_fed_from_the_start():
     x, recent, age, start = random_case(6, 10, 0.0, 3)
     start[:, 7] = True
-    after = shift_window(recent, x, age, start)
-    fresh = shift_window(torch.zeros_like(recent), x[:, 7:], torch.zeros_like(age), start[:, 7:])
+    after = shift_window(recent, x, Clock.of(age, start))
+    newborn = Clock.of(torch.zeros_like(age), start[:, 7:])
+    fresh = shift_window(torch.zeros_like(recent), x[:, 7:], newborn)
     assert torch.equal(after, fresh)
     assert torch.equal(after[:, :3], torch.zeros(3, 3, DIM, dtype=torch.float64))
     assert torch.equal(after[:, 3:], x[:, 7:])

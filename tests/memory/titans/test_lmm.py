@@ -103,7 +103,7 @@ def test_outputs_and_outer_gradients_equal_the_papers_equations(fields):
     age = torch.zeros(2, dtype=torch.int64)
     state = {name: value for name, value in layer.initial_state(2, torch.float64, x.device).items()}
     grid = ChunkGrid.of(age, start, module.chunk_size)
-    y, _, _ = layer.segment(x, state, grid, age, start)
+    y, _, _ = layer.segment(x, state, grid)
     expected = torch.stack([oracle(layer, x[row], start[row]) for row in range(2)])
     torch.testing.assert_close(y, expected, rtol=1e-9, atol=1e-9)
     inputs = [x, *layer.parameters()]
@@ -123,7 +123,7 @@ def test_a_grid_lays_every_step_once_at_its_place_in_its_episode():
         laid = grid.lay(x)
         torch.testing.assert_close(grid.collect(laid), x, rtol=0, atol=0)
         assert grid.place is not None
-        assert torch.equal(grid.place % chunk_size, grid.step % chunk_size)
+        assert torch.equal(grid.place % chunk_size, grid.clock.step % chunk_size)
         (laid.square().sum() / 2).backward()
         torch.testing.assert_close(x.grad, x.detach(), rtol=0, atol=0)
 

@@ -1,0 +1,153 @@
+"""Whether a change has cost speed: the ops of an earlier commit and of this tree, timed in turns.
+
+    OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.bench.revisions --base COMMIT
+
+Checks the earlier commit out into a temporary folder, then starts a process for either, in turns: each runs
+every case and tells its medians. Prints the median over processes, in milliseconds, and the ratio. Options:
+`--help`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RevisionsBench:
+    """What to compare, and how often."""
+
+    base: str
+    """Commit of this repository to compare with."""
+    rounds: int = 7
+    """Processes of each."""
+    least_seconds: float = 0.4
+    """Time that a case lasts in a process at least."""
+
+
+def main(bench: RevisionsBench) -> None:
+    """Time both and print the table."""
+    here = Path(__file__).resolve().parents[2]
+    times: dict[str, dict[str, list[float]]] = {}
+    with tempfile.TemporaryDirectory(prefix="scrubjay-") as folder:
+        there = Path(folder) / "base"
+        git = ["git", "-C", str(here)]
+        subprocess.run([*git, "worktree", "add", "--quiet", "--detach", str(there), bench.base], check=True)
+        try:
+            for done in range(bench.rounds):
+                for name, tree in (("base", there), ("here", here)):
+                    for case, milliseconds in _timed_in(tree, bench.least_seconds).items():
+                        times.setdefault(case, {}).setdefault(name, []).append(milliseconds)
+                print(f"round {done + 1} of {bench.rounds}", file=sys.stderr, flush=True)
+        finally:
+            subprocess.run([*git, "worktree", "remove", "--force", str(there)], check=True)
+    print(f"float32, 1 thread, {os.cpu_count()} CPUs; medians of {bench.rounds} processes of each, in ms.\n")
+    print(f"| case | {bench.base} | this tree | earlier / now |")
+    print("|---|---|---|---|")
+    for case, of in times.items():
+        base, now = statistics.median(of["base"]), statistics.median(of["here"])
+        print(f"| {case} | {base:.3f} | {now:.3f} | **{base / now:.2f}x** |")
+
+
+def _timed_in(tree: Path, least_seconds: float) -> dict[str, float]:
+    """Return each case's median milliseconds with the package of a checkout."""
+    environment = os.environ | {"PYTHONPATH": str(tree / "src")}
+    command = [sys.executable, "-P", str(Path(__file__).resolve()), "--time", str(least_seconds)]
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout)
+
+
+def time_cases(least_seconds: float) -> dict[str, float]:
+    """Return each case's median milliseconds in this process."""
+    import torch
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    found = {}
+    for case, run in _cases().items():
+        run()
+        spent: list[float] = []
+        while sum(spent) < least_seconds or len(spent) < 5:
+            begin = time.perf_counter()
+            run()
+            spent.append(time.perf_counter() - begin)
+        found[case] = 1e3 * statistics.median(spent)
+    return found
+
+
+def _cases() -> dict[str, Callable[[], object]]:
+    """Return calls that every commit of the package can make."""
+    import torch
+
+    from scrubjay import memory
+    from scrubjay.kernels import chunk_retrieval, nearest, sink_attention
+
+    def retrieval(combine, rows, queries, heads, groups, chunks, length, *, learns=False):
+        query = torch.randn(rows, queries, heads, 64, requires_grad=learns)
+        keys, values = (torch.randn(rows, chunks, length, groups, 64, requires_grad=learns) for _ in "kv")
+        summaries, valid = keys.detach().mean(dim=2), torch.full((rows, queries), chunks)
+        coarse = query[:, :, :groups].detach()
+
+        def run():
+            with torch.set_grad_enabled(learns):
+                out = chunk_retrieval(
+                    query, keys, values, summaries, valid, top_k=4, combine=combine, summary_query=coarse
+                )
+                if learns:
+                    out.sum().backward()
+
+        return run
+
+    def sinks(queries, slots):
+        query, keys, values = (torch.randn(4, count, 8, 64) for count in (queries, slots, slots))
+        step = torch.arange(slots).expand(4, slots)
+        asked = step[:, slots - queries :]
+        return lambda: sink_attention(
+            query, keys, values, asked, step, torch.zeros_like(asked), window=128, num_sinks=4
+        )
+
+    def hcam(rows, steps):
+        module = memory.make("hcam", dim=64)
+        state, x = module.initial_state(rows), torch.randn(rows, steps, 64)
+        with torch.no_grad():
+            _, state = module(torch.randn(rows, 200, 64), state)
+
+        def run():
+            with torch.set_grad_enabled(steps > 1):
+                out = module(x, state)[0]
+                if steps > 1:
+                    out.sum().backward()
+
+        return run
+
+    table, vector = torch.randn(100_000, 384).numpy(), torch.randn(1, 384).numpy()
+    return {
+        "chunk_retrieval, joint, 8 rows, a step": retrieval("joint", 8, 1, 8, 8, 128, 128),
+        "chunk_retrieval, joint, 256 queries": retrieval("joint", 1, 256, 8, 8, 128, 128),
+        "the same, forward and backward": retrieval("joint", 1, 256, 8, 8, 128, 128, learns=True),
+        "chunk_retrieval, hierarchical, 64 rows, a step": retrieval("hierarchical", 64, 1, 4, 1, 32, 16),
+        "chunk_retrieval, hierarchical, 32 rows of 128": retrieval("hierarchical", 32, 128, 4, 1, 32, 16),
+        "the same, forward and backward ": retrieval("hierarchical", 32, 128, 4, 1, 32, 16, learns=True),
+        "hcam, 64 rows, a step": hcam(64, 1),
+        "hcam, 16 rows of 128, forward and backward": hcam(16, 128),
+        "sink_attention, a step": sinks(1, 132),
+        "sink_attention, 1,024 queries": sinks(1024, 1024),
+        "nearest, 100,000 rows of 384, an array": lambda: nearest(vector, table, 256),
+    }
+
+
+if __name__ == "__main__":
+    if "--time" in sys.argv:
+        print(json.dumps(time_cases(float(sys.argv[-1]))))
+    else:
+        import tyro
+
+        main(tyro.cli(RevisionsBench, description=__doc__))

@@ -1,0 +1,79 @@
+"""The best of many scores, the earlier of equals first: whatever is kept by score is chosen here.
+
+Arrays of numpy are chosen from by numpy, without importing torch.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from jaxtyping import Float, Int
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Array = TypeVar("Array", np.ndarray, "Tensor")
+
+
+def best(scores: Float[Array, "*batch N"], count: int) -> Int[Array, "*batch K"]:
+    """Return where the `count` largest scores are, all if there are fewer; of equals the earlier comes first.
+
+    No score may be NaN. Those of -inf come last, in any order.
+    """
+    count = min(count, scores.shape[-1])
+    if not isinstance(scores, np.ndarray):
+        return _of_tensor(scores, count)
+    places: Any
+    if scores.ndim == 1:
+        places = _of_row(scores, count)
+        return places
+    places = np.empty((*scores.shape[:-1], count), dtype=np.int64)
+    for row in np.ndindex(scores.shape[:-1]):
+        places[row] = _of_row(scores[row], count)
+    return places
+
+
+def _of_row(scores: Float[np.ndarray, "N"], count: int) -> Int[np.ndarray, "K"]:
+    if 0 < count < len(scores):
+        bound = np.partition(scores, len(scores) - count)[len(scores) - count]
+        candidates = np.flatnonzero(scores >= bound)
+    else:
+        candidates = np.arange(len(scores))
+    return candidates[np.argsort(-scores[candidates], kind="stable")][:count]
+
+
+def _of_tensor(scores: Any, count: int) -> Any:
+    import torch
+
+    from scrubjay.kernels.dispatch import is_traced
+
+    if scores.is_cuda and scores.dtype == torch.float32:
+        return _packed(scores, count)
+    if scores.is_cuda or is_traced():
+        return scores.sort(dim=-1, descending=True, stable=True).indices[..., :count]
+    # topk is ten times faster than a stable sort and breaks ties as it likes, at the border above all.
+    values, places = scores.topk(min(count + 1, scores.shape[-1]), dim=-1)
+    equal = (values[..., 1:] == values[..., :-1]) & (values[..., 1:] > -math.inf)
+    if not equal.any():
+        return places[..., :count]
+    tied = equal.any(dim=-1)
+    places = places[..., :count].contiguous()
+    places[tied] = scores[tied].sort(dim=-1, descending=True, stable=True).indices[:, :count]
+    return places
+
+
+def _packed(scores: Any, count: int) -> Any:
+    """Choose without waiting for the GPU, by one whole number for each score and its place.
+
+    No two are equal: above, the score's bits in an order that agrees with it; below, the place counted from
+    the end.
+    """
+    import torch
+
+    bits = (scores + 0.0).view(torch.int32)  # -0.0 becomes 0.0, its equal
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    place = torch.arange(scores.shape[-1], device=scores.device)
+    packed = (ordered.long() << 32) | (0x7FFFFFFF - place)
+    return 0x7FFFFFFF - (packed.topk(count, dim=-1).values & 0x7FFFFFFF)

@@ -1,1 +1,0 @@
-"""Summaries of chunks, and a ring that keeps them."""

@@ -1,0 +1,32 @@
+"""The comparison of two commits' speed."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from scrubjay.experiments.bench.revisions import RevisionsBench, main
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a checkout")
+def test_a_commit_is_timed_beside_this_tree_and_leaves_nothing(capsys):
+    git = ["git", "-C", str(ROOT), "worktree", "list"]
+    before = subprocess.run(git, check=True, capture_output=True, text=True).stdout
+    main(RevisionsBench(base="HEAD", rounds=1, least_seconds=0.0))
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert table[0] == "| case | HEAD | this tree | earlier / now |"
+    assert len(table) > 10
+    for row in table[2:]:
+        base, now, ratio = row.split("|")[2:5]
+        assert float(base) > 0
+        assert float(now) > 0
+        assert ratio.strip().startswith("**")
+    assert subprocess.run(git, check=True, capture_output=True, text=True).stdout == before
+
+
+def test_an_unknown_commit_is_named_by_git(capfd):
+    with pytest.raises(subprocess.CalledProcessError):
+        main(RevisionsBench(base="no-such-commit", rounds=1))
+    assert "no-such-commit" in capfd.readouterr().err

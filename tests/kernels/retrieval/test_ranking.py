@@ -1,0 +1,77 @@
+"""Ties and rounding in the choice of chunks over tensors."""
+
+import math
+
+import pytest
+import torch
+
+from scrubjay.kernels.retrieval import ranking
+from scrubjay.kernels.retrieval.problem import Choice, Problem
+
+
+def problem(query, summaries, valid=None) -> Problem:
+    stand_in = summaries[:, :, None]
+    if valid is None:
+        valid = torch.ones(*query.shape[:2], summaries.shape[1], dtype=torch.bool)
+    return Problem(query, stand_in, stand_in, summaries, valid, query, None, None)
+
+
+def choice(top_k, **options) -> Choice:
+    return Choice(top_k, True, 1.0, 0.125, options.get("num_sinks", 0), options.get("num_locals", 0))
+
+
+@pytest.mark.parametrize("pieces", [1 << 21, 100])
+def test_equal_summaries_score_alike_in_a_large_product(pieces, monkeypatch):
+    """One large product may round rows apart that are equal; the earlier must win all the same."""
+    monkeypatch.setattr(ranking, "_PIECE_SCALARS", pieces)
+    generator = torch.Generator().manual_seed(0)
+    summaries = torch.randn(1, 1, 1, 64, generator=generator).expand(1, 200, 1, 64).clone()
+    query = torch.randn(1, 50, 3, 64, generator=generator)
+    chunks, _ = ranking.select(problem(query, summaries), choice(5))
+    assert (chunks.sort(dim=-1).values == torch.arange(5)).all()
+    chunks, _ = ranking.select_in_order(problem(query, summaries), choice(5))
+    assert (chunks == torch.arange(5)).all()
+    chunks, _ = ranking.select_in_order(problem(query, summaries), choice(5, num_sinks=1, num_locals=2))
+    assert (chunks == torch.tensor([0, 198, 199, 1, 2])).all()
+
+
+def test_equal_summaries_inside_the_kept_come_in_order():
+    """Rounding may part them there, too, where nothing is dropped between them."""
+    generator = torch.Generator().manual_seed(1)
+    one, two = torch.randn(2, 1, 1, 1, 64, generator=generator)
+    summaries = torch.cat([two, one, one, two, one, torch.zeros_like(one)], dim=1)
+    query = torch.cat([one, one * 0.3, one * 7], dim=1)
+    chunks, scores = ranking.select_in_order(problem(query, summaries), choice(6))
+    twins = {(1, 2, 4), (0, 3)}
+    for row in chunks[0, :, 0].tolist():
+        order = {chunk: place for place, chunk in enumerate(row)}
+        for group in twins:
+            assert sorted(group, key=order.__getitem__) == list(group)
+    assert (scores.diff(dim=-1) < 1e-5).all()
+
+
+def test_scores_of_chosen_chunks_are_the_scores_by_which_they_were_chosen():
+    generator = torch.Generator().manual_seed(2)
+    query = torch.randn(2, 3, 4, 8, generator=generator, dtype=torch.float64)
+    summaries = torch.randn(2, 6, 2, 8, generator=generator, dtype=torch.float64)
+    valid = torch.rand(2, 3, 6, generator=generator) < 0.5
+    valid[0, 0] = False
+    summaries[~valid.any(dim=1)] = math.nan
+    given = problem(query, summaries, valid)
+    chunks, scores = ranking.select_in_order(given, choice(3))
+    again = ranking.scores_of(given, choice(3), chunks)
+    torch.testing.assert_close(again, scores)
+
+
+def test_idle_queries_and_unread_summaries_are_blanked_and_no_other():
+    generator = torch.Generator().manual_seed(3)
+    query, summaries = torch.randn(1, 2, 1, 4, generator=generator), torch.ones(1, 3, 1, 4)
+    valid = torch.tensor([[[True, False, True], [False, False, False]]])
+    given = problem(query, summaries.requires_grad_(), valid)
+    blanked = ranking.blank_summaries(ranking.blank_idle(given))
+    assert torch.equal(blanked.query[0, 0], query[0, 0])
+    assert (blanked.query[0, 1] == 0).all()
+    assert blanked.summary_query is blanked.query
+    assert blanked.summaries[0, :, 0, 0].tolist() == [1, 0, 1]
+    whole = problem(query, summaries)
+    assert ranking.blank_summaries(ranking.blank_idle(whole)) is whole

@@ -1,0 +1,65 @@
+"""The best of many scores, by numpy and by torch, against a sorted list."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from scrubjay.kernels.select import _packed, best
+
+# Few values, so that most are equal to others, the two zeros among them.
+SCORES = arrays.arrays(
+    np.float32,
+    st.tuples(st.integers(1, 3), st.integers(1, 12)),
+    elements=st.sampled_from([-math.inf, -2.5, -0.0, 0.0, 1e-45, 1.0, 3e38, math.inf]),
+)
+
+
+def expected(row, count) -> list[int]:
+    """Of those that are anything at all, as -inf comes in any order."""
+    there = [place for place, score in enumerate(row) if score > -math.inf]
+    return sorted(there, key=lambda place: (-row[place], place))[:count]
+
+
+@pytest.mark.parametrize("find", [best, lambda scores, count: best(torch.tensor(scores), count)])
+@given(scores=SCORES, count=st.integers(1, 14))
+def test_the_largest_come_first_and_of_equals_the_earlier(find, scores, count):
+    found = np.asarray(find(scores, count))
+    assert found.shape == (len(scores), min(count, scores.shape[1]))
+    for row, places in zip(scores, found.tolist(), strict=True):
+        right = expected(row, count)
+        assert places[: len(right)] == right
+        assert len(set(places)) == len(places)
+
+
+@given(scores=SCORES, count=st.integers(1, 12))
+def test_whole_numbers_on_a_gpu_choose_alike(scores, count):
+    count = min(count, scores.shape[1])
+    found = _packed(torch.tensor(scores), count)
+    for row, places in zip(scores, found.tolist(), strict=True):
+        right = expected(row, count)
+        assert places[: len(right)] == right
+
+
+def test_a_traced_graph_chooses_alike():
+    scores = torch.tensor([[1.0, 3.0, 3.0, 0.0, 3.0]])
+    compiled = torch.compile(lambda x: best(x, 2), fullgraph=True, backend="eager")
+    assert compiled(scores).tolist() == best(scores, 2).tolist() == [[1, 2]]
+
+
+def test_a_row_alone_and_any_leading_dims():
+    scores = np.arange(24, dtype=np.float64).reshape(2, 3, 4)
+    assert best(scores[0, 0], 2).tolist() == [3, 2]
+    assert (best(scores, 2) == [3, 2]).all()
+    assert best(scores, 2).shape == best(torch.tensor(scores), 2).shape == (2, 3, 2)
+
+
+def test_arrays_need_no_torch(modules_after):
+    loaded = modules_after(
+        "import numpy; from scrubjay.kernels.select import best; best(numpy.ones((2, 3)), 2)"
+    )
+    assert "torch" not in loaded

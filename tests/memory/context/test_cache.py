@@ -1,0 +1,308 @@
+"""Caches whose layers differ: by their policies, by budgets that are set while a prompt is read."""
+
+import copy
+import itertools
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from by_layer import AlternatingPolicy, SpreadPolicy, close, pad, read
+
+from scrubjay.memory import context
+from scrubjay.memory.context import ContextPolicy, PolicyCache
+from scrubjay.memory.context.parts.rotary import Rotary
+from scrubjay.memory.context.policies.base import Step
+from scrubjay.memory.context.policies.full import FullPolicy
+from scrubjay.memory.context.policies.sinks import SinksPolicy
+from scrubjay.memory.context.policies.snapkv import SnapKVPolicy
+
+SMALL = {
+    "chunks": {"budget": 16, "chunk_size": 2, "local_chunks": 3},
+    "full": {},
+    "h2o": {"budget": 12, "recent": 5, "num_sinks": 2, "interval": 3},
+    "recycled": {"budget": 12, "stride": 4, "num_sinks": 2},
+    "sinks": {"budget": 8, "num_sinks": 2},
+    "snapkv": {"budget": 12, "window": 4, "num_sinks": 2},
+    "window": {"budget": 8},
+}
+SPREAD = SpreadPolicy(budget=12, window=4, num_sinks=2, kernel=5)
+
+pytestmark = pytest.mark.usefixtures("registered")
+
+
+@dataclass(frozen=True)
+class InTurnPolicy(ContextPolicy):
+    """One policy after another, and again from the first."""
+
+    parts: tuple[ContextPolicy, ...]
+
+    def for_layer(self, index, count):
+        return self.parts[index % len(self.parts)]
+
+    def build(self):
+        raise AssertionError("layers build their own")
+
+    def nbytes(self, tokens, shape, at_once=True):
+        raise AssertionError
+
+
+@pytest.fixture
+def model(tiny_llama):
+    """Return a model of four layers that attend to some things much and to others little."""
+    return tiny_llama(num_hidden_layers=4, initializer_range=0.6)
+
+
+def columns(cache):
+    return [layer.memory.state["keys"].shape[2] for layer in cache.layers]
+
+
+def budgets(cache) -> list[Any]:
+    return [layer.budget for layer in cache.layers]
+
+
+def states(cache):
+    return [layer.memory.state for layer in cache.layers]
+
+
+def test_even_layers_keep_64_keys_and_odd_ones_128(model):
+    ids = torch.randint(2, 64, (1, 200))
+    cache = PolicyCache(AlternatingPolicy(), model)
+    read(model, cache, ids, [90, 91])
+    assert columns(cache) == [64, 128, 64, 128]
+
+
+@pytest.mark.parametrize("padding", [0, 5])
+@pytest.mark.parametrize("names", itertools.permutations(SMALL, 2), ids="-".join)
+def test_what_layers_share_is_of_their_own_policy(names, padding, model, text, monkeypatch):
+    """All reads as it does when nothing is shared: two policies, each in two layers."""
+    policy = InTurnPolicy(tuple(context.make(name, **SMALL[name]) for name in names))
+    ids, mask = pad(text, padding)
+    cuts = [30, 31, 32, 36]
+    shared = read(model, PolicyCache(policy, model), ids, cuts, mask)
+    monkeypatch.setattr(Step, "once", lambda step, name, make: make())
+    assert torch.equal(read(model, PolicyCache(policy, model), ids, cuts, mask), shared)
+
+
+@pytest.mark.parametrize("name", ["chunks", "h2o", "sinks", "snapkv"])
+def test_sizes_of_one_policy_do_not_leak_into_layers_of_others(name, model, text, monkeypatch):
+    policy = context.make(name, **SMALL[name])
+    other = context.make(name, **SMALL[name] | {"budget": 20})
+    ids, mask = pad(text, 5)
+    cuts = [14, 30, 31, 32, 36]
+    mixed = InTurnPolicy((other, policy))
+    shared = read(model, PolicyCache(mixed, model), ids, cuts, mask)
+    with monkeypatch.context() as patch:
+        patch.setattr(Step, "once", lambda step, name, make: make())
+        assert torch.equal(read(model, PolicyCache(mixed, model), ids, cuts, mask), shared)
+    # And it would tell: in one drawer for all, layers of the second policy take what is the first's.
+    monkeypatch.setattr(Step, "under", lambda step, policy: step)
+    with pytest.raises((AssertionError, RuntimeError, IndexError)):
+        close(read(model, PolicyCache(mixed, model), ids, cuts, mask), shared)
+
+
+def test_layers_under_equal_policies_compute_what_they_share_once(tiny_llama, text, monkeypatch):
+    turned = []
+    turn = Rotary.turn
+    monkeypatch.setattr(Rotary, "turn", lambda *args: turned.append(args) or turn(*args))
+
+    def turns(policy, layers):
+        turned.clear()
+        model = tiny_llama(num_hidden_layers=layers)
+        read(model, PolicyCache(policy, model), text, [30, 31])
+        return len(turned)
+
+    sinks = SinksPolicy(budget=8, num_sinks=2)
+    once = turns(sinks, 1)
+    assert once == turns(sinks, 6)
+    # Equal, and not the same object.
+    assert once == turns(InTurnPolicy((sinks, replace(sinks))), 6)
+    assert 2 * once == turns(AlternatingPolicy(budget=8, num_sinks=2), 6)
+
+
+def test_a_mixed_cache_is_cropped_whole_or_not_at_all(model, text):
+    wide, narrow = SinksPolicy(budget=30), SinksPolicy(budget=10)
+    policy = InTurnPolicy((FullPolicy(), wide, narrow))
+    cache = PolicyCache(policy, model)
+    assert not cache.is_croppable
+    read(model, cache, text[:, :9])
+    cache.crop(-3)
+    read(model, cache, text[:, 20:23])
+    joined = torch.cat([text[:, :6], text[:, 20:23], text[:, 9:]], dim=1)
+    read(model, cache, text[:, 9:20])
+    # Only the narrow layers have dropped what they would need.
+    with pytest.raises(ValueError, match="budget of 10"):
+        cache.crop(-3)
+    assert cache.get_seq_length() == 20
+    alone = PolicyCache(policy, model)
+    close(read(model, cache, text[:, 20:]), read(model, alone, joined, [6, 9, 20])[:, 20:])
+
+
+def test_decoding_with_an_assistant_asks_all_layers(model, text):
+    options = {"do_sample": False, "max_new_tokens": 8}
+    ids = text[:1].repeat(1, 2)
+    for policy in (InTurnPolicy((FullPolicy(), SinksPolicy(budget=30))), AlternatingPolicy(), SPREAD):
+        with pytest.raises(ValueError, match="requires a cache that can be cropped"):
+            model.generate(ids, cache=PolicyCache(policy, model), prompt_lookup_num_tokens=3, **options)
+    policy = InTurnPolicy((FullPolicy(), FullPolicy()))
+    looked_up = model.generate(ids, cache=PolicyCache(policy, model), prompt_lookup_num_tokens=3, **options)
+    assert torch.equal(looked_up, model.generate(ids, cache=PolicyCache(policy, model), **options))
+
+
+def test_budgets_follow_what_layers_measure_and_sum_to_what_was_given(model, text):
+    cache = PolicyCache(SPREAD, model)
+    read(model, cache, text)
+    assert columns(cache) == budgets(cache)
+    assert sum(budgets(cache)) == 4 * SPREAD.budget
+    assert len({*budgets(cache)}) > 1
+    # Against the definition: the attention of the last 4 tokens, layer by layer, as the model itself has it.
+    model.set_attn_implementation("eager")
+    wide = [
+        torch.special.entr(weights[:, :, -4:].mean(dim=2)).sum(dim=-1).exp().mean().item()
+        for weights in model(text, output_attentions=True).attentions
+    ]
+    shares = [48 * each / sum(wide) for each in wide]
+    assert min(shares) > SPREAD.window + SPREAD.num_sinks
+    assert all(abs(budget - share) < 1 for budget, share in zip(budgets(cache), shares, strict=True))
+
+
+@pytest.mark.parametrize("padding", [0, 5, 33, 35])
+def test_layer_after_layer_keeps_what_all_at_hand_would(padding, model, text, monkeypatch):
+    ids, mask = pad(text, padding)
+    cache = PolicyCache(SPREAD, model)
+    logits = read(model, cache, ids, [36], mask)
+    last, allocate = len(cache.layers), SpreadPolicy.allocate
+
+    def late(policy, seen, shape):
+        return allocate(policy, seen, shape) if len(seen) == last else [stats.columns for stats in seen]
+
+    monkeypatch.setattr(SpreadPolicy, "allocate", late)
+    at_hand = PolicyCache(SPREAD, model)
+    assert torch.equal(read(model, at_hand, ids, [36], mask), logits)
+    assert budgets(at_hand) == budgets(cache)
+
+
+def test_a_prompt_is_kept_as_by_layers_that_knew_their_budgets_before(model, text):
+    cache = PolicyCache(SPREAD, model)
+    read(model, cache, text[:, :36])
+    known = InTurnPolicy(tuple(SnapKVPolicy(budget, 4, 5, 2) for budget in budgets(cache)))
+    other = PolicyCache(known, model)
+    read(model, other, text[:, :36])
+    for ours, theirs in zip(states(cache), states(other), strict=True):
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    # And what is generated piles up and is compressed alike.
+    cuts = range(1, 12)
+    assert torch.equal(read(model, cache, text[:, :12], cuts), read(model, other, text[:, :12], cuts))
+
+
+def test_no_more_is_held_than_the_budgets_and_one_layers_prompt(tiny_llama, monkeypatch):
+    model = tiny_llama(num_hidden_layers=8, initializer_range=0.6)
+    ids = torch.randint(2, 64, (2, 300))
+    held, allocate = [], PolicyCache.allocate
+
+    def watched(cache, index, length):
+        seen = cache.layers[: index + 1]
+        before = sum(layer.memory.state["keys"].shape[2] for layer in seen)
+        allocate(cache, index, length)
+        held.append((before, sum(layer.memory.state["keys"].shape[2] for layer in seen)))
+
+    monkeypatch.setattr(PolicyCache, "allocate", watched)
+    cache = PolicyCache(SPREAD, model)
+    read(model, cache, ids)
+    room = 8 * SPREAD.budget
+    assert len(held) == 8
+    assert all(before <= room + 300 and after <= room for before, after in held)
+    assert cache.nbytes() == SPREAD.nbytes(300, cache.shape())
+    # Further prompts and answers add up to no more.
+    read(model, cache, ids[:, :50], [20, 21, 22])
+    assert cache.nbytes() == SPREAD.nbytes(400, cache.shape())
+    assert sum(budgets(cache)) == room
+
+
+def test_equal_preferences_are_the_policy_without_allocation(model, text):
+    @dataclass(frozen=True)
+    class Alike(SpreadPolicy):
+        prefer = SnapKVPolicy.prefer
+
+    ids, mask = pad(text, 5)
+    cuts = [30, 31, 32, 36]
+    cache = PolicyCache(Alike(12, 4, 5, 2), model)
+    logits = read(model, cache, ids, cuts, mask)
+    assert budgets(cache) == [12] * 4
+    assert torch.equal(logits, read(model, PolicyCache(SnapKVPolicy(12, 4, 5, 2), model), ids, cuts, mask))
+
+
+def test_none_leaves_layers_as_they_are_configured(model, text):
+    caches = []
+
+    @dataclass(frozen=True)
+    class Silent(SnapKVPolicy):
+        def allocate(self, seen, shape):
+            # Each at once, not all at the end.
+            before = caches[0].layers[: len(seen) - 1]
+            assert all(layer.memory.state["keys"].shape[2] == 12 for layer in before)
+
+    cache = PolicyCache(Silent(12, 4, 5, 2), model)
+    caches.append(cache)
+    logits = read(model, cache, text, [30, 31])
+    assert budgets(cache) == [None] * 4
+    assert torch.equal(logits, read(model, PolicyCache(SnapKVPolicy(12, 4, 5, 2), model), text, [30, 31]))
+
+
+def test_rows_of_a_batch_share_the_budgets_of_their_mean(model, text, monkeypatch):
+    seen = []
+    allocate = SpreadPolicy.allocate
+    monkeypatch.setattr(
+        SpreadPolicy,
+        "allocate",
+        lambda policy, stats, shape: seen.append(stats) or allocate(policy, stats, shape),
+    )
+    for ids in (text, text[:1], text[1:]):
+        read(model, PolicyCache(SPREAD, model), ids)
+    both, one, other = (torch.tensor(seen[last]) for last in (3, 7, 11))
+    torch.testing.assert_close(both, (one + other) / 2)
+
+
+def test_budgets_are_saved_copied_and_forgotten(model, text, tmp_path):
+    cache = PolicyCache(SPREAD, model)
+    read(model, cache, text[:, :30], [25])
+    kept = budgets(cache)
+    assert len({*kept}) > 1
+    cache.save(tmp_path / "cache.safetensors")
+    loaded = PolicyCache.load(tmp_path / "cache.safetensors", SPREAD, model)
+    twin = copy.deepcopy(cache)
+    assert kept == budgets(loaded) == budgets(twin)
+    # One by one until all are compressed anew, and a further prompt.
+    expected = read(model, cache, text[:, 24:], range(1, 7))
+    for other in (loaded, twin):
+        assert torch.equal(read(model, other, text[:, 24:], range(1, 7)), expected)
+        assert budgets(other) == budgets(cache)
+    cache.reset()
+    assert budgets(cache) == [None] * 4
+    again = PolicyCache(SPREAD, model)
+    assert torch.equal(read(model, cache, text), read(model, again, text))
+    assert budgets(cache) == budgets(again)
+
+
+def test_budgets_that_cannot_be_are_told(model, text):
+    @dataclass(frozen=True)
+    class Wrong(SnapKVPolicy):
+        def allocate(self, seen, shape):
+            return [5] * len(seen) if shape.batch == 1 else [12]
+
+    cache = PolicyCache(Wrong(12, 4, 5, 2), model)
+    with pytest.raises(ValueError, match=r"budget=5: must be at least 6"):
+        read(model, cache, text[:1])
+    with pytest.raises(RuntimeError, match="broken off"):
+        read(model, cache, text[:1])
+    with pytest.raises(ValueError, match=r"Wrong.allocate returned 1 budgets; return one for each of the 2"):
+        read(model, PolicyCache(Wrong(12, 4, 5, 2), model), text)
+
+    @dataclass(frozen=True)
+    class Unmeasured(SinksPolicy):
+        def allocate(self, seen, shape):
+            return [12] * len(seen)
+
+    with pytest.raises(NotImplementedError, match="StreamMemory measures nothing"):
+        read(model, PolicyCache(Unmeasured(12), model), text)
