@@ -117,7 +117,7 @@ def in_halves(
         chunks = torch.arange(keys.shape[1])
         valid = valid if valid.dtype == torch.bool else chunks < valid[..., None]
         valid = valid & (lengths > 0)[:, None]
-    chunks, scores = choose_chunks(
+    chosen = choose_chunks(
         valid,
         top_k=top_k,
         summary_query=query if summary_query is None else summary_query,
@@ -129,8 +129,8 @@ def in_halves(
         query,
         keys,
         values,
-        chunks,
-        scores,
+        chosen.chunks,
+        chosen.scores,
         combine=combine,
         lengths=lengths,
         positions=positions,
