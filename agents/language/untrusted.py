@@ -24,7 +24,8 @@ _MARKS = re.compile(r"<{2,}|>{2,}|[«»《》]{2,}|[＜＞]{2,}")
 TAINTED = "scrubjay_tainted"
 """In the metadata of an answer that was written after text from outside was read."""
 
-_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE)
+# A scheme is tried from where its letters begin alone: from each of them would take their square.
+_ADDRESS = re.compile(r"(?<![a-z0-9+.-])[0-9+.-]*([a-z][a-z0-9+.-]*://\S+)", re.IGNORECASE)
 # Letters that no reader sees and a model reads all the same.
 _HIDDEN = re.compile("[\U000e0000-\U000e007f]")
 

@@ -22,12 +22,13 @@ _BANDS, _ROWS = 6, 3
 _PLANES, _SIGNS = 8, 12
 _OVERLAP = 0.75
 COSINE = 0.97  # bread and milk, in one sentence, are 0.965 alike to a small multilingual model
-_SENTENCE_START = re.compile(r"(?:^|[.!?:;\n]\s*)[A-Z](?=[a-z'’ ])")
+# A run of spaces and stops is tried from its beginning alone: from each place in it would take its square.
+_SENTENCE_START = re.compile(r"(?:^|(?<![.!?:;\s])[^\S\n]*[.!?:;\n][.!?:;\s]*)[A-Z](?=[a-z'’ ])")
 _NEGATION = re.compile(
     r"\b(not|no|never|none|nor|neither|without|cannot|stopped|quit|hardly)\b|n['’]t\b|[不没無无未别非]",
     re.IGNORECASE,
 )
-_NAME = re.compile(r"\b[A-Z]\w*|\w*\d\w*")
+_NAME = re.compile(r"\b(?:[A-Z]\w*|[^\W\d]*\d\w*)")
 _COURTESY = {"please", "remember", "note", "hi", "hello", "hey", "ok", "okay", "thanks", "actually", "really"}
 _SUFFIX = re.compile(r"(ations?|ings?|ness|ments?|ies|ied|ed|es|ers?|ly|ic|s|y|e)$")
 _RANDOM = np.random.default_rng(1997)
