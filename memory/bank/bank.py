@@ -46,8 +46,8 @@ from scrubjay.memory.bank.search.fluency import Embeddings, fluency, script_of
 from scrubjay.memory.bank.search.matrix import usable_device
 from scrubjay.memory.bank.search.recall import Filter, recall
 from scrubjay.memory.bank.search.segments import forget_in_segment, require_usearch
-from scrubjay.memory.bank.transfer import BATCH, Restorer, check_row, read_rows
-from scrubjay.memory.bank.write import Draft, Writer, check_text, encode_provenance
+from scrubjay.memory.bank.transfer import BATCH, Restorer, check_row, draft_of, read_rows
+from scrubjay.memory.bank.write import Draft, Writer, check_text, encode_provenance, prepared
 
 if TYPE_CHECKING:
     from scrubjay.memory.bank.surprise import Surprise, SurpriseConfig
@@ -208,14 +208,15 @@ class MemoryBank:
         )
 
     def embedded(self, drafts: list[Draft]) -> list[Draft]:
-        """Return the drafts with their embeddings.
+        """Return the drafts with their embeddings, and with all else that takes time done.
 
-        Before a transaction, as others must not wait for a model.
+        Before a transaction, as others must not wait for it.
         """
         vectors = self._embed([draft.text for draft in drafts])
         drafts = [draft._replace(vector=v) for draft, v in zip(drafts, vectors, strict=True)]
         surprise = None if not drafts or vectors[0] is None else self._surprised(len(vectors[0]))
-        return drafts if surprise is None else surprise.judged(drafts)
+        drafts = drafts if surprise is None else surprise.judged(drafts)
+        return [prepared(self._store, draft) for draft in drafts]
 
     def write(self, drafts: list[Draft]) -> list[str]:
         """Write embedded drafts, all or nothing, and return the ids of the records that say what they do."""
@@ -385,9 +386,10 @@ class MemoryBank:
             for row in batch:
                 check_row(row)
             vectors = self._embed([row["text"] for row in batch])
+            drafts = [draft_of(row, vector) for row, vector in zip(batch, vectors, strict=True)]
             with self._store.writing() as connection:
                 self._note_dimension(connection, vectors[0])
-                new = [restorer.restore(connection, row, v) for row, v in zip(batch, vectors, strict=True)]
+                new = [restorer.restore(connection, row, d) for row, d in zip(batch, drafts, strict=True)]
             yield from new
 
     def forget(self, id: str) -> bool:

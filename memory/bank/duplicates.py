@@ -38,7 +38,7 @@ _MULTIPLIERS = _RANDOM.integers(1, 2**63, size=_BANDS * _ROWS, dtype=np.uint64) 
 class Meaning(NamedTuple):
     """What of a text decides whether another says the same."""
 
-    words: tuple[str, ...]
+    order: tuple[str, ...]
     stems: frozenset[str]
     names: frozenset[str]
     denies: bool
@@ -54,16 +54,17 @@ class Marks(NamedTuple):
 
 
 def meaning_of(text: str, vector: np.ndarray | None) -> Meaning:
-    """Return words, content stems, names and numbers, negation, question, and the unit embedding."""
+    """Return stems in order, content stems, names and numbers, negation, question, and the unit embedding."""
     every = words(text)
-    content = [word for word in every if word not in STOP_WORDS | _COURTESY] or every
+    stem_of = {word: _stem(word) for word in every}
+    content = stem_of.keys() - STOP_WORDS - _COURTESY or stem_of.keys()
     text = normalise(text)
     # A capital that begins a sentence is no sign of a name.
     running = _SENTENCE_START.sub(lambda start: start[0].lower(), text)
     names = {_stem(part) for name in _NAME.findall(running) for part in words(name) if part not in STOP_WORDS}
     return Meaning(
-        words=tuple(every),
-        stems=frozenset(_stem(word) for word in content),
+        order=tuple(map(stem_of.__getitem__, every)),
+        stems=frozenset(map(stem_of.__getitem__, content)),
         names=frozenset(names),
         denies=_NEGATION.search(text) is not None,
         asks=text.rstrip().endswith("?"),
@@ -86,7 +87,7 @@ def says_no_more(new: Meaning, old: Meaning) -> bool:
 
 
 def _in_order(meaning: Meaning, names: frozenset[str]) -> list[str]:
-    return [stem for stem in map(_stem, meaning.words) if stem in names]
+    return [stem for stem in meaning.order if stem in names]
 
 
 def digest_of(scope: str, text: str) -> bytes:

@@ -1,13 +1,17 @@
 """What a bank does with a text takes time in proportion to its length, whatever the text is."""
 
+import contextlib
 import random
 import re
+import sqlite3
 
 import pytest
 
 from scrubjay.memory import MemoryBank
+from scrubjay.memory.bank import duplicates
 from scrubjay.memory.bank.document import split_document
 from scrubjay.memory.bank.duplicates import marks_of, meaning_of
+from scrubjay.memory.bank.search import words
 from scrubjay.memory.bank.search.dates import read_dates
 from scrubjay.memory.bank.search.words import index_text, match_terms, normalise
 
@@ -45,7 +49,6 @@ def test_four_times_the_text_takes_about_four_times_as_long(work, unit):
 
 @pytest.mark.parametrize("unit", texts.UNITS.values(), ids=texts.UNITS)
 def test_what_is_matched_is_what_the_plain_patterns_match(unit):
-    from scrubjay.memory.bank import duplicates
 
     plain = re.compile(r"(?:^|[.!?:;\n]\s*)[A-Z](?=[a-z'’ ])")
     drawn = random.Random(unit)
@@ -63,3 +66,28 @@ def test_marks_beyond_thirty_on_one_letter_change_no_other_text():
     assert normalise("ｅ\u0301ﬁ") == "éfi"
     assert normalise("が") == normalise("か\u3099") == normalise("か\uff9e") == "が"
     assert "word" in normalise("\u0301\u0316" * 1000 + "word")
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_nothing_is_read_of_a_text_while_the_file_waits_for_its_writer(letters, tmp_path, monkeypatch, merge):
+    paths, read = (tmp_path / "bank.db", tmp_path / "new.db"), []
+
+    def seen(text):
+        for path in paths:
+            with contextlib.closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as other:
+                other.execute("BEGIN IMMEDIATE")  # fails while another writes
+                other.execute("ROLLBACK")
+        read.append(text)
+        return normalise(text)
+
+    with MemoryBank(paths[0], letters) as bank, MemoryBank(paths[1], letters) as new:
+        bank.add("Ada lives in Berlin since May.")
+        for module in (duplicates, words):
+            monkeypatch.setattr(module, "normalise", seen)
+        bank.add("Since May Ada lives in Berlin.", merge=merge)
+        drafts = [bank.draft(text, merge=merge) for text in ("Bob has a cat.", "A cat Bob has.")]
+        bank.write(bank.embedded(drafts))
+        bank.add_document("# Cats\nThey purr.\n# Dogs\nThey bark.")
+        list(new.restore(bank.export()))
+        assert len(bank) == len(new) == (4 if merge else 6)
+    assert "Ada lives in Berlin since May." in read
