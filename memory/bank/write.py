@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scrubjay.memory.bank import duplicates
+from scrubjay.memory.bank.file.record import LONGEST_TEXT
 from scrubjay.memory.bank.file.store import Store, select
 from scrubjay.memory.bank.search.recall import scope_words
+from scrubjay.memory.bank.search.segments import forget_in_segment
 from scrubjay.memory.bank.search.words import index_text
 
 _CHUNK_LENGTH = 16
@@ -207,6 +209,28 @@ class Writer:
             connection.execute("INSERT INTO vectors VALUES (?, ?)", (number, draft.vector.tobytes()))
         return number
 
+    def forget(self, id: str, bank: str) -> bool:
+        """Delete a record and all that finds it, in the file `bank` and beside it; return if it was there."""
+        connection = self._connection
+        row = connection.execute(
+            "SELECT number, marks, vector FROM records LEFT JOIN vectors USING (number) WHERE id = ?",
+            (id,),
+        ).fetchone()
+        if row is None:
+            return False
+        number, marks, vector = row
+        connection.executemany(
+            "DELETE FROM marks WHERE mark = ? AND number = ?",
+            [(mark, number) for mark in duplicates.unpack_marks(marks)],
+        )
+        connection.execute("DELETE FROM words WHERE rowid = ?", (number,))
+        if sqlite3.sqlite_version_info < (3, 42):
+            connection.execute("INSERT INTO words (words) VALUES ('optimize')")
+        connection.execute("DELETE FROM records WHERE number = ?", (number,))
+        connection.execute("UPDATE facts SET value = value + 1 WHERE name = 'deletions'")
+        forget_in_segment(connection, bank, number, vector)
+        return True
+
     def _place(self, draft: Draft) -> tuple[int, int]:
         """Return the chunk that the draft goes on with, and its place there.
 
@@ -282,6 +306,25 @@ def encode_provenance(provenance: dict[str, Any]) -> str:
         raise TypeError(f"provenance must be JSON: {error}") from None
     check_text("provenance", written)
     return written
+
+
+def check_memorable(text: str) -> None:
+    """Raise ValueError or TypeError on what cannot be remembered."""
+    if not isinstance(text, str):
+        raise TypeError(f"text={text!r}: pass a string")
+    if not text.strip():
+        raise ValueError(f"text={text[:80]!r}: there is nothing to remember")
+    check_length("text", text)
+    check_text("text", text)
+
+
+def check_length(name: str, text: str) -> None:
+    """Raise ValueError on a text that is longer than a bank takes."""
+    if len(text) > LONGEST_TEXT:
+        raise ValueError(
+            f"{name} has {len(text):,} characters, a bank takes {LONGEST_TEXT:,}; cut it, or hand it in as "
+            "passages (add_document)"
+        )
 
 
 def check_text(name: str, text: str) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 KINDS = ("knowledge", "conversation", "task", "episode")
 TRUSTS = ("user", "agent", "tool")
+LONGEST_TEXT = 1 << 20
+"""Characters of a text that is remembered or asked for, at most."""
 
 COLUMNS = (
     "id, text, kind, namespace, trust, provenance, created, observed, renewed, valid_from, valid_to, "
