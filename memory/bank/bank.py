@@ -75,6 +75,7 @@ class MemoryBank:
             nearest are found, not surely all of them (extra `ann`; `memory/bank/search/approximate.py`).
 
     Raises:
+        DamagedBankError: a ValueError, here and by every method, on a file that is damaged or no bank.
         ValueError: on a file of a newer Scrubjay, on a device that is not there, and on what does not go
             together; the first search or write does on a file that was written with other embeddings
             (`memory/bank/model.py`).
@@ -333,7 +334,7 @@ class MemoryBank:
         """Return the record, valid or not; None if there is none."""
         with self._store.reading() as connection:
             row = connection.execute(f"SELECT {COLUMNS} FROM records WHERE id = ?", (id,)).fetchone()
-        return Record(**record_fields(row)) if row else None
+            return Record(**record_fields(row)) if row else None
 
     def recent(self, n: int, kind: str | None = None, namespace: Sequence[str] | None = None) -> list[Record]:
         """Return the last `n` records that hold now, the newest last."""
@@ -350,7 +351,7 @@ class MemoryBank:
                 f"SELECT {COLUMNS} FROM records WHERE {condition} ORDER BY renewed DESC, number DESC LIMIT ?",
                 [*values, n],
             ).fetchall()
-        return [Record(**record_fields(row)) for row in reversed(rows)]
+            return [Record(**record_fields(row)) for row in reversed(rows)]
 
     def sayings(self, id: str) -> list[str]:
         """Return every wording of a record, the first one first."""

@@ -7,7 +7,6 @@ Embeddings stay behind: the bank that takes the records makes its own.
 
 from __future__ import annotations
 
-import json
 import math
 import sqlite3
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from scrubjay.memory.bank.file.record import (
     check_choice,
     check_namespace,
     join_namespace,
+    read_json,
     split_namespace,
 )
 from scrubjay.memory.bank.write import Draft, Writer, check_text, encode_provenance, fingerprint
@@ -47,9 +47,9 @@ def read_rows(
     for number, *values in rows:
         row: dict[str, Any] = dict(zip(_COLUMNS, values, strict=True))
         row["namespace"] = list(split_namespace(row["namespace"]))
-        row["provenance"] = json.loads(row["provenance"])
+        row["provenance"] = read_json(row["provenance"])
         row["sayings"] = [
-            {"text": text, "observed": observed, "provenance": json.loads(provenance)}
+            {"text": text, "observed": observed, "provenance": read_json(provenance)}
             for text, observed, provenance in connection.execute(
                 "SELECT text, observed, provenance FROM sayings WHERE number = ? ORDER BY rowid", (number,)
             )

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scrubjay.memory.bank import duplicates
+from scrubjay.memory.bank.file.damage import Unreadable, unpacked
 from scrubjay.memory.bank.file.record import LONGEST_TEXT
 from scrubjay.memory.bank.file.store import Store, select
 from scrubjay.memory.bank.search.recall import scope_words
@@ -126,7 +127,7 @@ class Writer:
         if not rows:
             return set()
         numbers, blobs = zip(*rows, strict=True)
-        cosines = np.frombuffer(b"".join(blobs), dtype=np.float32).reshape(len(rows), -1) @ vector
+        cosines = unpacked(list(blobs), len(vector)) @ vector
         return {number for number, c in zip(numbers, cosines, strict=True) if c >= duplicates.COSINE}
 
     def _join(self, number: int, draft: Draft) -> str:
@@ -295,7 +296,9 @@ def _said_by(connection: sqlite3.Connection, number: int) -> tuple[str, np.ndarr
     row = connection.execute(
         "SELECT text, vector FROM records LEFT JOIN vectors USING (number) WHERE number = ?", (number,)
     ).fetchone()
-    return row and (row[0], None if row[1] is None else np.frombuffer(row[1], dtype=np.float32))
+    if row and not isinstance(row[0], str):
+        raise Unreadable(f"record {number} has no text but {row[0]!r:.80}")
+    return row and (row[0], None if row[1] is None else unpacked([row[1]])[0])
 
 
 def encode_provenance(provenance: dict[str, Any]) -> str:

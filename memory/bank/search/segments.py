@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from scrubjay.memory.bank.file.damage import fact
 from scrubjay.memory.bank.file.store import Store
 
 SEGMENT = 65_536
@@ -252,4 +253,4 @@ def _path(bank: str, place: int) -> Path:
 
 def count_deletions(connection: sqlite3.Connection) -> int:
     """Return how many records were ever forgotten."""
-    return connection.execute("SELECT value FROM facts WHERE name = 'deletions'").fetchone()[0]
+    return fact(connection, "deletions") or 0
