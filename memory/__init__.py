@@ -11,6 +11,7 @@ from scrubjay._lazy import face
 
 if TYPE_CHECKING:
     from scrubjay.memory.bank.bank import MemoryBank as MemoryBank
+    from scrubjay.memory.bank.file.damage import DamagedBankError as DamagedBankError
     from scrubjay.memory.bank.surprise import SurpriseConfig as SurpriseConfig
     from scrubjay.memory.contract.base import Memory as Memory
     from scrubjay.memory.contract.base import MemoryConfig as MemoryConfig
@@ -32,6 +33,7 @@ __all__, __getattr__, __dir__ = face(
     __name__,
     {
         "bank.bank": ["MemoryBank"],
+        "bank.file.damage": ["DamagedBankError"],
         "bank.surprise": ["SurpriseConfig"],
         "contract.base": ["Memory", "MemoryConfig", "State", "detach_state"],
         "contract.check": ["check_memory"],

@@ -197,7 +197,9 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
             self._model,
             self._planner,
             self._executor,
-            Recall(self._memory if self._recalled else None, namespace, self._recalled, **thread),
+            Recall(
+                self._memory if self._recalled else None, namespace, self._recalled, self._prompts, **thread
+            ),
             self._context,
             self._prompts,
             self.max_steps,

@@ -15,7 +15,7 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, StructuredTool, Tool
 
 from scrubjay.agents.kwai.effects import AskModel, Effect, RunTool, ToolTimeoutError
-from scrubjay.agents.kwai.replies import said, without_thoughts
+from scrubjay.agents.kwai.replies import said, unfinished, without_thoughts
 from scrubjay.agents.language.text import clean
 from scrubjay.agents.language.untrusted import telling_tools
 
@@ -53,26 +53,28 @@ class _Written:
     """An answer as it is written."""
 
     def __init__(self) -> None:
-        self._whole: AIMessageChunk | None = None
+        self._chunks: list[AIMessageChunk] = []
         self._text, self._begun = "", False
 
     def add(self, chunk: AIMessageChunk) -> Iterator[Update]:
         """Add a piece; give its text, if it has any outside a block of thought begun with `<think>`."""
-        self._whole = chunk if self._whole is None else self._whole + chunk
+        self._chunks.append(chunk)
         text = clean(chunk.text)
         if not self._begun:
             self._text += text
             text = without_thoughts(self._text)
             self._begun = bool(text)
+            self._text = "" if self._begun else unfinished(self._text)
         if text:
             yield {"answer": text}
 
     @property
     def message(self) -> AIMessage:
         """All of it."""
-        if self._whole is None:
+        if not self._chunks:
             return AIMessage("")
-        message = message_chunk_to_message(self._whole)
+        first, *others = self._chunks
+        message = message_chunk_to_message(first + others)  # at once: one by one takes their square
         assert isinstance(message, AIMessage)
         return message
 

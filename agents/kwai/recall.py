@@ -9,7 +9,9 @@ from scrubjay.agents.kwai.effects import Do, Effect
 from scrubjay.agents.kwai.events import Step
 from scrubjay.agents.kwai.remembering import Remembered, Remembers
 from scrubjay.agents.kwai.turn import Turn
-from scrubjay.agents.language.text import is_question
+from scrubjay.agents.language.prompts import Prompts
+from scrubjay.agents.language.text import is_question, storable
+from scrubjay.memory.bank.file.record import LONGEST_TEXT
 
 
 class Recall:
@@ -21,9 +23,14 @@ class Recall:
     """
 
     def __init__(
-        self, memory: Remembers | None, namespace: tuple[str, ...], k: int, **provenance: Any
+        self,
+        memory: Remembers | None,
+        namespace: tuple[str, ...],
+        k: int,
+        prompts: Prompts,
+        **provenance: Any,
     ) -> None:
-        self._memory, self._namespace, self._k = memory, namespace, k
+        self._memory, self._namespace, self._k, self._prompts = memory, namespace, k, prompts
         self._provenance = provenance
 
     def remember_question(self, turn: Turn) -> Generator[Effect, Any, None]:
@@ -53,9 +60,8 @@ class Recall:
         memory = self._memory
         if memory is None:
             return
-        query = turn.question
-        if turn.steps:
-            query = f"{query}\n{turn.steps[-1].task_name}"
+        asked = [turn.question, *(step.task_name for step in turn.steps[-1:])]
+        query = "\n".join(asked)[:LONGEST_TEXT]
         # Of what is found, some is in view already, or tells little.
         wanted = 4 * self._k + len(turn.written) + len(turn.window)
         hits: list[Remembered] = list(
@@ -81,16 +87,10 @@ class Recall:
     ) -> Generator[Effect, Any, None]:
         memory = self._memory
         if memory is not None and text.strip():
-            more = self._provenance | provenance
+            text = storable(text, self._prompts.say)
+            # A conversation is a log: what is said twice stays there twice.
+            more = {**self._provenance, **provenance, "merge": kind != "conversation"}
             added = yield Do(
-                # A conversation is a log: what is said twice stays there twice.
-                lambda: memory.add(
-                    text,
-                    kind=kind,
-                    namespace=self._namespace,
-                    trust=trust,
-                    merge=kind != "conversation",
-                    **more,
-                )
+                lambda: memory.add(text, kind=kind, namespace=self._namespace, trust=trust, **more)
             )
             turn.written.add(added)

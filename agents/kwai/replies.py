@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from langchain_core.messages import AIMessage
@@ -11,6 +12,7 @@ from scrubjay.agents.language.text import clean, clean_value
 _REASONS = ("finish_reason", "stop_reason", "stopReason", "done_reason")
 _CUT = ("length", "max_tokens", "model_length", "max_output_tokens")
 _OPEN, _CLOSE = "<think>", "</think>"
+_THOUGHTS = re.compile(rf"\s*({_OPEN}.*?{_CLOSE}\s*)*", re.DOTALL)
 
 
 def was_cut(reply: AIMessage) -> bool:
@@ -38,10 +40,25 @@ def without_thoughts(text: str) -> str:
     So the beginnings of a text give beginnings of what the whole of it gives. Of a block that the prompt
     opened, nothing is known before its end, so its text stays; `said` leaves it out.
     """
-    begun = text.lstrip()
-    while begun.startswith(_OPEN):
-        text = begun = begun.partition(_CLOSE)[2].lstrip()
-    return "" if _OPEN.startswith(begun) else text
+    thoughts = _THOUGHTS.match(text)
+    assert thoughts is not None
+    rest = text[thoughts.end() :]
+    if rest.startswith(_OPEN) or _OPEN.startswith(rest):
+        return ""
+    return rest if thoughts[1] else text
+
+
+def unfinished(text: str) -> str:
+    """Return what to keep of `text`, of which nothing is said yet, so that what follows is read as after it.
+
+    Of a thought that has not ended only its end matters, which may hold the begin of `</think>`.
+    """
+    thoughts = _THOUGHTS.match(text)
+    assert thoughts is not None
+    rest = text[thoughts.end() :]
+    if rest.startswith(_OPEN):
+        return _OPEN + rest[len(_OPEN) :][1 - len(_CLOSE) :]
+    return f"{_OPEN}{_CLOSE}{rest}" if thoughts[1] else text
 
 
 def thinking(reply: AIMessage) -> list[str | dict[Any, Any]]:

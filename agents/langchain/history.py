@@ -10,7 +10,8 @@ from typing import Any
 from langchain_core.chat_history import BaseChatMessageHistory
 from langchain_core.messages import BaseMessage, message_to_dict, messages_from_dict
 
-from scrubjay.agents.language.text import clean
+from scrubjay.agents.language.prompts import load_prompts
+from scrubjay.agents.language.text import clean, storable
 from scrubjay.memory.bank.bank import MemoryBank
 from scrubjay.memory.bank.file.record import check_namespace, join_namespace
 from scrubjay.memory.bank.write import Draft
@@ -98,10 +99,9 @@ class BankChatMessageHistory(BaseChatMessageHistory):
             if _is_said(message):
                 trust = "user" if role == "user" else "tool" if tainted else "agent"
                 provenance: dict[str, Any] = {"thread": self._thread, "role": role}
+                text = storable(clean(message.text), load_prompts("en").say)
                 drafts.append(
-                    self._bank.draft(
-                        clean(message.text), namespace=self._namespace, trust=trust, merge=False, **provenance
-                    )
+                    self._bank.draft(text, namespace=self._namespace, trust=trust, merge=False, **provenance)
                 )
         return drafts
 

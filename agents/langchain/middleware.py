@@ -14,10 +14,10 @@ from langgraph.runtime import Runtime
 
 from scrubjay.agents.language.packer import pack
 from scrubjay.agents.language.prompts import load_prompts
-from scrubjay.agents.language.text import clean, estimate_tokens
+from scrubjay.agents.language.text import clean, estimate_tokens, storable
 from scrubjay.agents.language.untrusted import fence, is_trusted, telling_tools
 from scrubjay.memory.bank.bank import MemoryBank
-from scrubjay.memory.bank.file.record import KINDS, TRUSTS, Hit, check_choices, check_namespace
+from scrubjay.memory.bank.file.record import KINDS, LONGEST_TEXT, TRUSTS, Hit, check_choices, check_namespace
 
 _TRUSTED = "scrubjay_trusted"
 
@@ -121,7 +121,14 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
         provenance: dict[str, Any] = {} if thread is None else {"thread": str(thread)}
         namespace = self._whose(runtime)
         drafts = [
-            self._bank.draft(text, namespace=namespace, trust=trust, merge=False, role=role, **provenance)
+            self._bank.draft(
+                storable(text, self._prompts.say),
+                namespace=namespace,
+                trust=trust,
+                merge=False,
+                role=role,
+                **provenance,
+            )
             for text, trust, role in _said(state)
             if text.strip()
         ]
@@ -133,7 +140,7 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
         wanted = 2 * self._k
         while True:
             hits = self._bank.search(
-                query, k=wanted, kinds=self._kinds, namespace=namespace, trusts=self._trusts
+                query[:LONGEST_TEXT], k=wanted, kinds=self._kinds, namespace=namespace, trusts=self._trusts
             )
             new = [hit for hit in hits if hit.text.strip() not in known]
             if len(new) >= self._k or len(hits) < wanted:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field
 from scrubjay.agents.language.text import clean
 from scrubjay.agents.language.untrusted import is_tainted
 from scrubjay.memory.bank.bank import MemoryBank
-from scrubjay.memory.bank.file.record import TRUSTS, Hit, Record, check_choices, check_namespace
+from scrubjay.memory.bank.file.record import LONGEST_TEXT, TRUSTS, Hit, Record, check_choices, check_namespace
 
 _CHANGES = {"side_effect": True, "untrusted": False}
 
@@ -89,7 +89,9 @@ class SearchMemory(_MemoryTool):
         self.metadata = {"untrusted": "tool" in self.trusts, **(self.metadata or {})}
 
     def _run(self, query: str) -> tuple[str, dict[str, Any]]:
-        hits = self.bank.search(clean(query), k=self.k, namespace=self.namespace, trusts=self.trusts)
+        hits = self.bank.search(
+            clean(query)[:LONGEST_TEXT], k=self.k, namespace=self.namespace, trusts=self.trusts
+        )
         records = [_shown(hit) for hit in hits]
         lines = [json.dumps(record, ensure_ascii=False) for record in records]
         return "\n".join(lines) or "Nothing is remembered about that.", {"records": records}

@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
+from scrubjay.memory.bank.file.record import LONGEST_TEXT
+
+_NOTE = 100  # characters for how much is cut
 _WIDE = re.compile(r"[\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]")
 
 
 def clean(text: str) -> str:
     """Return `text` without lone surrogates and nulls, which neither UTF-8 nor every store can hold."""
     return text.replace("\x00", "").encode("utf-8", "replace").decode("utf-8")
+
+
+def storable(text: str, say: Callable[..., str]) -> str:
+    """Return `text` as a memory bank takes it: of one that is too long the head, and how much is cut.
+
+    Args:
+        text: Any.
+        say: Of the `Prompts` in whose language it is told.
+    """
+    if len(text) <= LONGEST_TEXT:
+        return text
+    head = text[: LONGEST_TEXT - _NOTE]
+    return f"{head}\n{say('cut', count=len(text) - len(head))}"
 
 
 def clean_value(value: object) -> object:

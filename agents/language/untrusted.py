@@ -19,12 +19,14 @@ from scrubjay.agents.language.prompts import Prompts
 from scrubjay.agents.language.text import clean
 
 _tainted: ContextVar[bool] = ContextVar("tainted", default=True)
+_LETTERS, _MOST_LETTERS = 4, 16  # of a token, about and in nearly every text at most
 _MARKS = re.compile(r"<{2,}|>{2,}|[«»《》]{2,}|[＜＞]{2,}")
 
 TAINTED = "scrubjay_tainted"
 """In the metadata of an answer that was written after text from outside was read."""
 
-_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE)
+# A scheme is tried from where its letters begin alone: from each of them would take their square.
+_ADDRESS = re.compile(r"(?<![a-z0-9+.-])[0-9+.-]*([a-z][a-z0-9+.-]*://\S+)", re.IGNORECASE)
 # Letters that no reader sees and a model reads all the same.
 _HIDDEN = re.compile("[\U000e0000-\U000e007f]")
 
@@ -38,13 +40,19 @@ def fence(text: str, source: str, trust: str, prompts: Prompts) -> str:
 
 def cut(text: str, tokens: int, count_tokens: Callable[[str], int], prompts: Prompts) -> str:
     """Return the head of `text` of at most about `tokens`, with a note of how much is missing."""
-    if count_tokens(text) <= tokens:
+    if len(text) <= _MOST_LETTERS * tokens and count_tokens(text) <= tokens:
         return text
-    low, high = 0, len(text)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if count_tokens(text[:middle]) <= tokens else (low, middle - 1)
-    return f"{text[:low]}\n{prompts.say('cut', count=len(text) - low)}"
+    # Piece by piece, so that of a long text no more is counted than is kept, and twice a first piece.
+    kept, size = 0, _LETTERS * tokens
+    while size and kept < len(text):
+        taken = count_tokens(text[kept : kept + size])
+        if taken <= tokens:
+            kept, tokens = kept + size, tokens - taken
+        else:
+            size //= 2
+    if kept >= len(text):
+        return text
+    return f"{text[:kept]}\n{prompts.say('cut', count=len(text) - kept)}"
 
 
 def is_trusted(tool: BaseTool) -> bool:

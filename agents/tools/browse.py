@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 from scrubjay.agents.tools.base import Answer, Mistaken
 from scrubjay.agents.tools.spec import Argument, Around, Bilingual, ToolSpec
@@ -61,7 +62,7 @@ def choose(text: str, question: str | None, most: int, gap: str) -> str:
     passages = [piece for line in text.splitlines() if line.strip() for piece in _pieces(line, most // 4)]
     words = [set(_WORDS.findall(passage.lower())) for passage in passages]
     asked = set(_WORDS.findall(question.lower()))
-    spread = {word: sum(word in found for found in words) for word in asked}
+    spread = Counter(word for found in words for word in asked & found)
     scores = [sum(1 / spread[word] for word in asked & found) for found in words]
     if not any(scores):
         return shown_until(text, most)

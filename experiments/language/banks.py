@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sqlite3
 import sys
 from datetime import datetime
 from pathlib import Path
 from typing import get_args
 
 from scrubjay.agents.embeddings import EmbeddingsName, make_embeddings
-from scrubjay.memory import MemoryBank
+from scrubjay.memory import DamagedBankError, MemoryBank
 from scrubjay.memory.bank.model import lacks_embeddings
 from scrubjay.memory.bank.search.dense import stored_dimension
 
@@ -26,7 +25,7 @@ def open_bank(path: Path, create: bool, embeddings: EmbeddingsName | None = None
     made = None if embeddings is None else make_embeddings(embeddings)  # before a file is begun
     try:
         return MemoryBank(path, made, clock=lambda: datetime.now().astimezone())  # days are the user's
-    except sqlite3.DatabaseError as error:
+    except DamagedBankError as error:
         raise ValueError(f"{path} is no memory of Scrubjay: {error}") from None
 
 

@@ -8,6 +8,7 @@ from scrubjay._lazy import face
 
 if TYPE_CHECKING:
     from scrubjay.memory.bank.bank import MemoryBank as MemoryBank
+    from scrubjay.memory.bank.file.damage import DamagedBankError as DamagedBankError
     from scrubjay.memory.bank.surprise import SurpriseConfig as SurpriseConfig
 
 # A bank of texts must not wait for torch.
@@ -15,6 +16,7 @@ __all__, __getattr__, __dir__ = face(
     __name__,
     {
         "bank": ["MemoryBank"],
+        "file.damage": ["DamagedBankError"],
         "surprise": ["SurpriseConfig"],
     },
 )

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from scrubjay.memory.bank.document import split_document
-from scrubjay.memory.bank.duplicates import unpack_marks
 from scrubjay.memory.bank.file.record import (
     COLUMNS,
     KINDS,
@@ -45,9 +44,16 @@ from scrubjay.memory.bank.search.dense import DenseIndex, VectorIndex, stored_di
 from scrubjay.memory.bank.search.fluency import Embeddings, fluency, script_of
 from scrubjay.memory.bank.search.matrix import usable_device
 from scrubjay.memory.bank.search.recall import Filter, recall
-from scrubjay.memory.bank.search.segments import forget_in_segment, require_usearch
-from scrubjay.memory.bank.transfer import BATCH, Restorer, check_row, read_rows
-from scrubjay.memory.bank.write import Draft, Writer, check_text, encode_provenance
+from scrubjay.memory.bank.search.segments import require_usearch
+from scrubjay.memory.bank.transfer import BATCH, Restorer, check_row, draft_of, read_rows
+from scrubjay.memory.bank.write import (
+    Draft,
+    Writer,
+    check_length,
+    check_memorable,
+    encode_provenance,
+    prepared,
+)
 
 if TYPE_CHECKING:
     from scrubjay.memory.bank.surprise import Surprise, SurpriseConfig
@@ -69,6 +75,7 @@ class MemoryBank:
             nearest are found, not surely all of them (extra `ann`; `memory/bank/search/approximate.py`).
 
     Raises:
+        DamagedBankError: a ValueError, here and by every method, on a file that is damaged or no bank.
         ValueError: on a file of a newer Scrubjay, on a device that is not there, and on what does not go
             together; the first search or write does on a file that was written with other embeddings
             (`memory/bank/model.py`).
@@ -125,7 +132,7 @@ class MemoryBank:
         """Remember a text and return its id, when it is safe from the death of this process.
 
         Args:
-            text: What to remember.
+            text: What to remember, of up to `LONGEST_TEXT` (2**20) characters.
             kind: "knowledge", "conversation", "task" or "episode".
             namespace: Whose it is, from the widest circle.
             importance: From 0 to 1; by default 0.5.
@@ -179,11 +186,7 @@ class MemoryBank:
 
         Args: those of `add`.
         """
-        if not isinstance(text, str):
-            raise TypeError(f"text={text!r}: pass a string")
-        if not text.strip():
-            raise ValueError(f"text={text!r}: there is nothing to remember")
-        check_text("text", text)
+        check_memorable(text)
         if importance is not None and not 0 <= importance <= 1:
             raise ValueError(f"importance={importance}: must be from 0 to 1")
         now = to_seconds(self._clock(), "clock()")
@@ -208,14 +211,15 @@ class MemoryBank:
         )
 
     def embedded(self, drafts: list[Draft]) -> list[Draft]:
-        """Return the drafts with their embeddings.
+        """Return the drafts with their embeddings, and with all else that takes time done.
 
-        Before a transaction, as others must not wait for a model.
+        Before a transaction, as others must not wait for it.
         """
         vectors = self._embed([draft.text for draft in drafts])
         drafts = [draft._replace(vector=v) for draft, v in zip(drafts, vectors, strict=True)]
         surprise = None if not drafts or vectors[0] is None else self._surprised(len(vectors[0]))
-        return drafts if surprise is None else surprise.judged(drafts)
+        drafts = drafts if surprise is None else surprise.judged(drafts)
+        return [prepared(self._store, draft) for draft in drafts]
 
     def write(self, drafts: list[Draft]) -> list[str]:
         """Write embedded drafts, all or nothing, and return the ids of the records that say what they do."""
@@ -290,10 +294,12 @@ class MemoryBank:
             trusts: Only what these worded: `("user", "agent")` leaves out what tools said.
 
         Raises:
-            ValueError: on k < 1, and on kinds and trusts that there are none of.
+            ValueError: on k < 1, on kinds and trusts that there are none of, and on a query longer than
+                `LONGEST_TEXT` (2**20) characters.
         """
         if k < 1:
             raise ValueError(f"k={k}: must be at least 1")
+        check_length("query", query)
         moment = self._clock()
         now = to_seconds(moment, "clock()")
         filter = Filter(
@@ -328,7 +334,7 @@ class MemoryBank:
         """Return the record, valid or not; None if there is none."""
         with self._store.reading() as connection:
             row = connection.execute(f"SELECT {COLUMNS} FROM records WHERE id = ?", (id,)).fetchone()
-        return Record(**record_fields(row)) if row else None
+            return Record(**record_fields(row)) if row else None
 
     def recent(self, n: int, kind: str | None = None, namespace: Sequence[str] | None = None) -> list[Record]:
         """Return the last `n` records that hold now, the newest last."""
@@ -345,7 +351,7 @@ class MemoryBank:
                 f"SELECT {COLUMNS} FROM records WHERE {condition} ORDER BY renewed DESC, number DESC LIMIT ?",
                 [*values, n],
             ).fetchall()
-        return [Record(**record_fields(row)) for row in reversed(rows)]
+            return [Record(**record_fields(row)) for row in reversed(rows)]
 
     def sayings(self, id: str) -> list[str]:
         """Return every wording of a record, the first one first."""
@@ -385,9 +391,10 @@ class MemoryBank:
             for row in batch:
                 check_row(row)
             vectors = self._embed([row["text"] for row in batch])
+            drafts = [draft_of(row, vector) for row, vector in zip(batch, vectors, strict=True)]
             with self._store.writing() as connection:
                 self._note_dimension(connection, vectors[0])
-                new = [restorer.restore(connection, row, v) for row, v in zip(batch, vectors, strict=True)]
+                new = [restorer.restore(connection, row, d) for row, d in zip(batch, drafts, strict=True)]
             yield from new
 
     def forget(self, id: str) -> bool:
@@ -398,25 +405,10 @@ class MemoryBank:
         Its bytes are overwritten in the file; another process that reads at this moment may delay that.
         """
         with self._store.writing() as connection:
-            row = connection.execute(
-                "SELECT number, marks, vector FROM records LEFT JOIN vectors USING (number) WHERE id = ?",
-                (id,),
-            ).fetchone()
-            if row is None:
-                return False
-            number, marks, vector = row
-            connection.executemany(
-                "DELETE FROM marks WHERE mark = ? AND number = ?",
-                [(mark, number) for mark in unpack_marks(marks)],
-            )
-            connection.execute("DELETE FROM words WHERE rowid = ?", (number,))
-            if sqlite3.sqlite_version_info < (3, 42):
-                connection.execute("INSERT INTO words (words) VALUES ('optimize')")
-            connection.execute("DELETE FROM records WHERE number = ?", (number,))
-            connection.execute("UPDATE facts SET value = value + 1 WHERE name = 'deletions'")
-            forget_in_segment(connection, self._store.path, number, vector)
-        self._store.erase_traces()
-        return True
+            found = Writer(connection).forget(id, self._store.path)
+        if found:
+            self._store.erase_traces()
+        return found
 
     def build_index(self) -> Iterator[tuple[int, int]]:
         """Build what an `approximate` bank's index lacks, and yield how many records are in it, of how many.

@@ -45,15 +45,16 @@ def _letters(word: str, length: int) -> list[str]:
 
 def _packed(parts, length, joint, split_further) -> list[str]:
     """Return neighbouring parts joined while they fit; one that does not fit alone is split further."""
-    packed: list[str] = []
-    open_end = False
+    packed: list[list[str]] = []
+    room = -1  # of the last one, for a joint and more
     for part in parts:
         if len(part) > length:
-            packed += split_further(part, length)
-            open_end = False
-        elif open_end and len(packed[-1]) + len(joint) + len(part) <= length:
-            packed[-1] += joint + part
+            packed += [[piece] for piece in split_further(part, length)]
+            room = -1
+        elif len(joint) + len(part) <= room:
+            packed[-1].append(part)
+            room -= len(joint) + len(part)
         else:
-            packed.append(part)
-            open_end = True
-    return packed
+            packed.append([part])
+            room = length - len(part)
+    return [joint.join(pieces) for pieces in packed]

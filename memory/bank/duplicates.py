@@ -22,12 +22,13 @@ _BANDS, _ROWS = 6, 3
 _PLANES, _SIGNS = 8, 12
 _OVERLAP = 0.75
 COSINE = 0.97  # bread and milk, in one sentence, are 0.965 alike to a small multilingual model
-_SENTENCE_START = re.compile(r"(?:^|[.!?:;\n]\s*)[A-Z](?=[a-z'’ ])")
+# A run of spaces and stops is tried from its beginning alone: from each place in it would take its square.
+_SENTENCE_START = re.compile(r"(?:^|(?<![.!?:;\s])[^\S\n]*[.!?:;\n][.!?:;\s]*)[A-Z](?=[a-z'’ ])")
 _NEGATION = re.compile(
     r"\b(not|no|never|none|nor|neither|without|cannot|stopped|quit|hardly)\b|n['’]t\b|[不没無无未别非]",
     re.IGNORECASE,
 )
-_NAME = re.compile(r"\b[A-Z]\w*|\w*\d\w*")
+_NAME = re.compile(r"\b(?:[A-Z]\w*|[^\W\d]*\d\w*)")
 _COURTESY = {"please", "remember", "note", "hi", "hello", "hey", "ok", "okay", "thanks", "actually", "really"}
 _SUFFIX = re.compile(r"(ations?|ings?|ness|ments?|ies|ied|ed|es|ers?|ly|ic|s|y|e)$")
 _RANDOM = np.random.default_rng(1997)
@@ -37,7 +38,7 @@ _MULTIPLIERS = _RANDOM.integers(1, 2**63, size=_BANDS * _ROWS, dtype=np.uint64) 
 class Meaning(NamedTuple):
     """What of a text decides whether another says the same."""
 
-    words: tuple[str, ...]
+    order: tuple[str, ...]
     stems: frozenset[str]
     names: frozenset[str]
     denies: bool
@@ -53,16 +54,17 @@ class Marks(NamedTuple):
 
 
 def meaning_of(text: str, vector: np.ndarray | None) -> Meaning:
-    """Return words, content stems, names and numbers, negation, question, and the unit embedding."""
+    """Return stems in order, content stems, names and numbers, negation, question, and the unit embedding."""
     every = words(text)
-    content = [word for word in every if word not in STOP_WORDS | _COURTESY] or every
+    stem_of = {word: _stem(word) for word in every}
+    content = stem_of.keys() - STOP_WORDS - _COURTESY or stem_of.keys()
     text = normalise(text)
     # A capital that begins a sentence is no sign of a name.
     running = _SENTENCE_START.sub(lambda start: start[0].lower(), text)
     names = {_stem(part) for name in _NAME.findall(running) for part in words(name) if part not in STOP_WORDS}
     return Meaning(
-        words=tuple(every),
-        stems=frozenset(_stem(word) for word in content),
+        order=tuple(map(stem_of.__getitem__, every)),
+        stems=frozenset(map(stem_of.__getitem__, content)),
         names=frozenset(names),
         denies=_NEGATION.search(text) is not None,
         asks=text.rstrip().endswith("?"),
@@ -85,7 +87,7 @@ def says_no_more(new: Meaning, old: Meaning) -> bool:
 
 
 def _in_order(meaning: Meaning, names: frozenset[str]) -> list[str]:
-    return [stem for stem in map(_stem, meaning.words) if stem in names]
+    return [stem for stem in meaning.order if stem in names]
 
 
 def digest_of(scope: str, text: str) -> bytes:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from scrubjay.memory.bank.file.damage import Unreadable, unpacked
 from scrubjay.memory.bank.file.store import Store
 from scrubjay.memory.bank.search.dense import stored_dimension, unit_vectors
 from scrubjay.memory.bank.search.fluency import Embeddings
@@ -45,13 +46,16 @@ def check_model(store: Store, embeddings: Embeddings, known: Known | None = None
             "WHERE number = (SELECT MAX(number) FROM vectors)"
         ).fetchone()
         dimension = stored_dimension(connection)
-    if row is None:
-        return None
-    number, text, blob = row
+        if row is None:
+            return None
+        number, text, blob = row
+        stored = unpacked([blob], dimension)[0]
+        if not isinstance(text, str):
+            raise Unreadable(f"record {number} has no text but {text!r:.80}")
     (vector,) = unit_vectors(embeddings.embed_documents([text]), 1)
     check_dimension(dimension, vector)
     # By their distance, as a text of which a model knows nothing may have a vector of length 0.
-    apart = float(np.sum((vector - np.frombuffer(blob, dtype=np.float32)) ** 2))
+    apart = float(np.sum((vector - stored) ** 2))
     if apart > 2 - 2 * _LEAST_COSINE:
         raise ValueError(
             f"{store.path!r} was written with other embeddings: those stored and these have a cosine of "

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from scrubjay.memory.bank.file.damage import Unreadable, fact, unpacked
 from scrubjay.memory.bank.file.store import Store
 from scrubjay.memory.bank.write import Draft
 from scrubjay.memory.titans.lmm import TitansConfig
@@ -87,7 +88,7 @@ class Surprise:
     def catch_up(self) -> None:
         """Learn what was written since, by whichever process, as far as it fills chunks."""
         with self._store.reading() as connection:
-            (deletions,) = connection.execute("SELECT value FROM facts WHERE name = 'deletions'").fetchone()
+            deletions = fact(connection, "deletions") or 0
             if deletions != self._deletions:
                 self._birth()
                 self._deletions = deletions
@@ -111,8 +112,7 @@ class Surprise:
             "SELECT number, vector FROM vectors WHERE number > ? ORDER BY number", (self._last,)
         )
         while len(batch := rows.fetchmany(_CHUNK)) == _CHUNK:
-            vectors = np.frombuffer(b"".join(vector for _, vector in batch), dtype=np.float32)
-            for surprise in self._write(vectors.reshape(_CHUNK, -1)):
+            for surprise in self._write(unpacked([vector for _, vector in batch])):
                 # Welford 1962: mean and sum of squared deviations, one by one.
                 self._count += 1
                 gap = surprise - self._mean
@@ -127,7 +127,10 @@ class Surprise:
         ).fetchone()
         if row is None:
             return
-        self._last, self._count, self._mean, self._spread, state = row
+        state = row[-1]
+        if not isinstance(state, bytes) or len(state) != len(self.state_bytes()):
+            raise Unreadable("what was learned of surprise has another size")
+        self._last, self._count, self._mean, self._spread, _ = row
         self._copied, numbers = self._count, np.frombuffer(state, dtype=np.float32)
         for name in sorted(self._state):
             size, shape = self._state[name].numel(), self._state[name].shape
@@ -136,8 +139,7 @@ class Surprise:
 
     def _save(self) -> None:
         with self._store.writing() as connection:
-            (deletions,) = connection.execute("SELECT value FROM facts WHERE name = 'deletions'").fetchone()
-            if deletions == self._deletions:
+            if fact(connection, "deletions") == self._deletions:
                 connection.execute("DELETE FROM surprise WHERE last < ?", (self._last,))
                 connection.execute(
                     "INSERT OR IGNORE INTO surprise VALUES (?, ?, ?, ?, ?)",

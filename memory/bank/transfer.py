@@ -7,7 +7,6 @@ Embeddings stay behind: the bank that takes the records makes its own.
 
 from __future__ import annotations
 
-import json
 import math
 import sqlite3
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from scrubjay.memory.bank.file.record import (
     check_choice,
     check_namespace,
     join_namespace,
+    read_json,
     split_namespace,
 )
 from scrubjay.memory.bank.write import Draft, Writer, check_text, encode_provenance, fingerprint
@@ -47,9 +47,9 @@ def read_rows(
     for number, *values in rows:
         row: dict[str, Any] = dict(zip(_COLUMNS, values, strict=True))
         row["namespace"] = list(split_namespace(row["namespace"]))
-        row["provenance"] = json.loads(row["provenance"])
+        row["provenance"] = read_json(row["provenance"])
         row["sayings"] = [
-            {"text": text, "observed": observed, "provenance": json.loads(provenance)}
+            {"text": text, "observed": observed, "provenance": read_json(provenance)}
             for text, observed, provenance in connection.execute(
                 "SELECT text, observed, provenance FROM sayings WHERE number = ? ORDER BY rowid", (number,)
             )
@@ -67,19 +67,12 @@ class Restorer:
     def __init__(self) -> None:
         self._chunks: dict[int, int] = {}
 
-    def restore(self, connection: sqlite3.Connection, row: Mapping[str, Any], vector: Any) -> bool:
-        """Write a checked record unless its id is there already; return whether it was written."""
+    def restore(self, connection: sqlite3.Connection, row: Mapping[str, Any], draft: Draft) -> bool:
+        """Write a record, `draft` being its `draft_of`, unless its id is there; return whether it was new."""
         there = connection.execute("SELECT chunk FROM records WHERE id = ?", (row["id"],)).fetchone()
         if there:
             self._chunks.setdefault(row["chunk"], there[0])
             return False
-        draft = Draft(
-            **{name: row[name] for name in _AS_THEY_ARE},
-            namespace=join_namespace(tuple(row["namespace"])),
-            provenance=encode_provenance(row["provenance"]),
-            merge=False,
-            vector=vector,
-        )
         chunk = self._chunks.get(row["chunk"], 0)
         columns = {
             "id": row["id"],
@@ -88,8 +81,7 @@ class Restorer:
             "chunk": chunk,
             "place": row["place"],
         }
-        _, digest, marks = fingerprint(draft)
-        number = Writer(connection).insert(draft, digest, marks, columns)
+        number = Writer(connection).insert(draft, draft.fingerprint or fingerprint(draft), columns)
         if not chunk:
             # A chunk is called by its first record; a document's section by that number below zero.
             chunk = self._chunks[row["chunk"]] = number if row["chunk"] > 0 else -number
@@ -102,6 +94,18 @@ class Restorer:
             ],
         )
         return True
+
+
+def draft_of(row: Mapping[str, Any], vector: Any) -> Draft:
+    """Return a checked record as a draft, with all that takes time done: before a transaction."""
+    draft = Draft(
+        **{name: row[name] for name in _AS_THEY_ARE},
+        namespace=join_namespace(tuple(row["namespace"])),
+        provenance=encode_provenance(row["provenance"]),
+        merge=False,
+        vector=vector,
+    )
+    return draft._replace(fingerprint=fingerprint(draft))
 
 
 def check_row(row: Any) -> None:

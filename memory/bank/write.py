@@ -10,12 +10,30 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scrubjay.memory.bank import duplicates
+from scrubjay.memory.bank.file.damage import Unreadable, unpacked
+from scrubjay.memory.bank.file.record import LONGEST_TEXT
+from scrubjay.memory.bank.file.store import Store, select
 from scrubjay.memory.bank.search.recall import scope_words
+from scrubjay.memory.bank.search.segments import forget_in_segment
 from scrubjay.memory.bank.search.words import index_text
 
 _CHUNK_LENGTH = 16
 _PAUSE = 1800.0  # seconds of silence that end a segment
 _CANDIDATES = 8  # newest records looked at per mark
+_VALIDITY = "valid_from IS ? AND valid_to IS ?"
+
+
+class Fingerprint(NamedTuple):
+    """What of a draft's text finds it, and its like."""
+
+    meaning: duplicates.Meaning
+    digest: bytes
+    """The same for equal texts of one scope."""
+    marks: duplicates.Marks
+    body: str
+    """What the keyword index reads."""
+    judged: dict[str, bool]
+    """Of records that were there before, by id: whether they say all that the draft does."""
 
 
 class Draft(NamedTuple):
@@ -35,6 +53,7 @@ class Draft(NamedTuple):
     merge: bool
     vector: np.ndarray | None
     section: int | None = None
+    fingerprint: Fingerprint | None = None
 
 
 class Writer:
@@ -43,41 +62,49 @@ class Writer:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
         self._chunk_of_section: dict[int, int] = {}
+        self._meanings: dict[int, duplicates.Meaning] = {}
 
     def write(self, draft: Draft) -> str:
         """Return the id of the record that now says what the draft does."""
-        meaning, digest, marks = fingerprint(draft)
+        prints = draft.fingerprint or fingerprint(draft)
         if draft.merge:
-            same = self._find_same(draft, meaning, digest, marks)
+            same = self._find_same(draft, prints)
             if same is not None:
                 return self._join(same, draft)
         if draft.supersedes is not None:
             self._end(draft)
-        return self._insert(draft, digest, marks)
+        return self._insert(draft, prints)
 
-    def _find_same(
-        self, draft: Draft, meaning: duplicates.Meaning, digest: bytes, marks: duplicates.Marks
-    ) -> int | None:
-        validity = "valid_from IS ? AND valid_to IS ?"
-        ends = (draft.valid_from, draft.valid_to)
-        row = self._connection.execute(
-            f"SELECT number FROM records WHERE digest = ? AND {validity}", (digest, *ends)
-        ).fetchone()
-        if row:
-            return row[0]
-        candidates = self._candidates(marks.by_words) | self._near(draft.vector, marks.by_vector)
-        for number in sorted(candidates):
-            row = self._connection.execute(
-                "SELECT text, vector FROM records LEFT JOIN vectors USING (number) "
-                f"WHERE number = ? AND {validity}",
-                (number, *ends),
-            ).fetchone()
-            if row is None:
-                continue
-            vector = None if row[1] is None else np.frombuffer(row[1], dtype=np.float32)
-            if duplicates.says_no_more(meaning, duplicates.meaning_of(row[0], vector)):
+    def _find_same(self, draft: Draft, prints: Fingerprint) -> int | None:
+        if (number := self.equal(draft, prints)) is not None:
+            return number
+        for number, id in self.alike(draft, prints):
+            # Whatever is not judged yet was written since.
+            if prints.judged[id] if id in prints.judged else self.says(number, prints):
                 return number
         return None
+
+    def equal(self, draft: Draft, prints: Fingerprint) -> int | None:
+        """Return the record of the same text and validity, None if there is none."""
+        row = self._connection.execute(
+            f"SELECT number FROM records WHERE digest = ? AND {_VALIDITY}",
+            (prints.digest, draft.valid_from, draft.valid_to),
+        ).fetchone()
+        return row[0] if row else None
+
+    def alike(self, draft: Draft, prints: Fingerprint) -> list[tuple[int, str]]:
+        """Return number and id of records as long valid that may say what a draft does, the oldest first."""
+        found = self._candidates(prints.marks.by_words) | self._near(draft.vector, prints.marks.by_vector)
+        rows = select(self._connection, "number, id", found, _VALIDITY, (draft.valid_from, draft.valid_to))
+        return sorted(rows)
+
+    def says(self, number: int, prints: Fingerprint) -> bool:
+        """Return whether a record says all that a draft does."""
+        if number not in self._meanings:
+            said = _said_by(self._connection, number)
+            assert said is not None  # in the transaction that found it
+            self._meanings[number] = duplicates.meaning_of(*said)
+        return duplicates.says_no_more(prints.meaning, self._meanings[number])
 
     def _candidates(self, marks: list[int]) -> set[int]:
         return {
@@ -100,7 +127,7 @@ class Writer:
         if not rows:
             return set()
         numbers, blobs = zip(*rows, strict=True)
-        cosines = np.frombuffer(b"".join(blobs), dtype=np.float32).reshape(len(rows), -1) @ vector
+        cosines = unpacked(list(blobs), len(vector)) @ vector
         return {number for number, c in zip(numbers, cosines, strict=True) if c >= duplicates.COSINE}
 
     def _join(self, number: int, draft: Draft) -> str:
@@ -132,22 +159,24 @@ class Writer:
             "UPDATE records SET valid_to = MIN(?, COALESCE(valid_to, ?)) WHERE number = ?", (end, end, number)
         )
 
-    def _insert(self, draft: Draft, digest: bytes, marks: duplicates.Marks) -> str:
+    def _insert(self, draft: Draft, prints: Fingerprint) -> str:
         id = uuid.uuid4().hex
         if draft.valid_from is None and draft.supersedes is not None:
             draft = draft._replace(valid_from=draft.observed)
         chunk, place = self._place(draft)
         columns = {"id": id, "renewed": draft.observed, "chunk": chunk, "place": place}
-        number = self.insert(draft, digest, marks, columns)
+        number = self.insert(draft, prints, columns)
+        self._meanings[number] = prints.meaning
         if chunk == 0:
             self._open_chunk(draft, number)
         return id
 
-    def insert(self, draft: Draft, digest: bytes, marks: duplicates.Marks, columns: dict[str, Any]) -> int:
+    def insert(self, draft: Draft, prints: Fingerprint, columns: dict[str, Any]) -> int:
         """Write a record, with what a draft does not say in `columns`, and what finds it.
 
         Return its number.
         """
+        marks = [*prints.marks.by_words, *prints.marks.by_vector]
         row: dict[str, Any] = {
             "text": draft.text,
             "kind": draft.kind,
@@ -160,8 +189,8 @@ class Writer:
             "valid_to": draft.valid_to,
             "importance": draft.importance,
             "supersedes": draft.supersedes,
-            "digest": digest,
-            "marks": duplicates.pack_marks([*marks.by_words, *marks.by_vector]),
+            "digest": prints.digest,
+            "marks": duplicates.pack_marks(marks),
             **columns,
         }
         connection = self._connection
@@ -171,15 +200,37 @@ class Writer:
         assert number is not None
         connection.execute(
             "INSERT INTO words (rowid, scope, body) VALUES (?, ?, ?)",
-            (number, scope_words(draft.namespace, draft.kind), index_text(draft.text)),
+            (number, scope_words(draft.namespace, draft.kind), prints.body),
         )
         connection.executemany(
             "INSERT OR IGNORE INTO marks VALUES (?, ?)",
-            [(mark, number) for mark in (*marks.by_words, *marks.by_vector)],
+            [(mark, number) for mark in marks],
         )
         if draft.vector is not None:
             connection.execute("INSERT INTO vectors VALUES (?, ?)", (number, draft.vector.tobytes()))
         return number
+
+    def forget(self, id: str, bank: str) -> bool:
+        """Delete a record and all that finds it, in the file `bank` and beside it; return if it was there."""
+        connection = self._connection
+        row = connection.execute(
+            "SELECT number, marks, vector FROM records LEFT JOIN vectors USING (number) WHERE id = ?",
+            (id,),
+        ).fetchone()
+        if row is None:
+            return False
+        number, marks, vector = row
+        connection.executemany(
+            "DELETE FROM marks WHERE mark = ? AND number = ?",
+            [(mark, number) for mark in duplicates.unpack_marks(marks)],
+        )
+        connection.execute("DELETE FROM words WHERE rowid = ?", (number,))
+        if sqlite3.sqlite_version_info < (3, 42):
+            connection.execute("INSERT INTO words (words) VALUES ('optimize')")
+        connection.execute("DELETE FROM records WHERE number = ?", (number,))
+        connection.execute("UPDATE facts SET value = value + 1 WHERE name = 'deletions'")
+        forget_in_segment(connection, bank, number, vector)
+        return True
 
     def _place(self, draft: Draft) -> tuple[int, int]:
         """Return the chunk that the draft goes on with, and its place there.
@@ -211,11 +262,43 @@ class Writer:
         self._connection.execute("UPDATE records SET chunk = ? WHERE number = ?", (chunk, number))
 
 
-def fingerprint(draft: Draft) -> tuple[duplicates.Meaning, bytes, duplicates.Marks]:
-    """Return what a draft says, the hash of its text, and the marks by which its like is found."""
+def fingerprint(draft: Draft) -> Fingerprint:
+    """Return what finds a draft; its embedding, if it has one, must be in it."""
     scope = f"{draft.namespace}\0{draft.kind}\0{draft.trust}"
     meaning = duplicates.meaning_of(draft.text, draft.vector)
-    return meaning, duplicates.digest_of(scope, draft.text), duplicates.marks_of(scope, meaning)
+    digest, marks = duplicates.digest_of(scope, draft.text), duplicates.marks_of(scope, meaning)
+    return Fingerprint(meaning, digest, marks, index_text(draft.text), {})
+
+
+def prepared(store: Store, draft: Draft) -> Draft:
+    """Return a draft with its fingerprint, compared with what is there already.
+
+    Before a transaction, as others must not wait for it; in one, only what was written since is compared.
+    """
+    prints = fingerprint(draft)
+    if draft.merge:
+        with store.reading() as connection:
+            writer = Writer(connection)
+            alike = [] if writer.equal(draft, prints) is not None else writer.alike(draft, prints)
+        for number, id in alike:
+            with store.reading() as connection:
+                said = _said_by(connection, number)
+            if said is None:  # forgotten since
+                continue
+            prints.judged[id] = duplicates.says_no_more(prints.meaning, duplicates.meaning_of(*said))
+            if prints.judged[id]:
+                break
+    return draft._replace(fingerprint=prints)
+
+
+def _said_by(connection: sqlite3.Connection, number: int) -> tuple[str, np.ndarray | None] | None:
+    """Return text and embedding of a record, None if there is none."""
+    row = connection.execute(
+        "SELECT text, vector FROM records LEFT JOIN vectors USING (number) WHERE number = ?", (number,)
+    ).fetchone()
+    if row and not isinstance(row[0], str):
+        raise Unreadable(f"record {number} has no text but {row[0]!r:.80}")
+    return row and (row[0], None if row[1] is None else unpacked([row[1]])[0])
 
 
 def encode_provenance(provenance: dict[str, Any]) -> str:
@@ -226,6 +309,25 @@ def encode_provenance(provenance: dict[str, Any]) -> str:
         raise TypeError(f"provenance must be JSON: {error}") from None
     check_text("provenance", written)
     return written
+
+
+def check_memorable(text: str) -> None:
+    """Raise ValueError or TypeError on what cannot be remembered."""
+    if not isinstance(text, str):
+        raise TypeError(f"text={text!r}: pass a string")
+    if not text.strip():
+        raise ValueError(f"text={text[:80]!r}: there is nothing to remember")
+    check_length("text", text)
+    check_text("text", text)
+
+
+def check_length(name: str, text: str) -> None:
+    """Raise ValueError on a text that is longer than a bank takes."""
+    if len(text) > LONGEST_TEXT:
+        raise ValueError(
+            f"{name} has {len(text):,} characters, a bank takes {LONGEST_TEXT:,}; cut it, or hand it in as "
+            "passages (add_document)"
+        )
 
 
 def check_text(name: str, text: str) -> None:

@@ -8,8 +8,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, tzinfo
 from typing import Any
 
+from scrubjay.memory.bank.file.damage import Unreadable
+
 KINDS = ("knowledge", "conversation", "task", "episode")
 TRUSTS = ("user", "agent", "tool")
+LONGEST_TEXT = 1 << 20
+"""Characters of a text that is remembered or asked for, at most."""
 
 COLUMNS = (
     "id, text, kind, namespace, trust, provenance, created, observed, renewed, valid_from, valid_to, "
@@ -156,11 +160,30 @@ def split_namespace(stored: str) -> tuple[str, ...]:
 
 
 def record_fields(row: tuple) -> dict[str, Any]:
-    """Return the fields of a `Record` from a row of `COLUMNS`."""
+    """Return the fields of a `Record` from a row of `COLUMNS`. Raises Unreadable if it is none."""
+    if row is None:
+        raise Unreadable("an index tells of a record that is not there")
     fields: dict[str, Any] = dict(zip(COLUMNS.split(", "), row, strict=True))
-    fields["namespace"] = split_namespace(fields["namespace"])
-    fields["provenance"] = json.loads(fields["provenance"])
-    for name in ("created", "observed", "renewed", "valid_from", "valid_to"):
-        if fields[name] is not None:
-            fields[name] = to_datetime(fields[name])
+    fields["provenance"] = read_json(fields["provenance"])
+    try:
+        for name in ("id", "text", "kind", "namespace", "trust"):
+            fields[name].encode()
+        fields["namespace"] = split_namespace(fields["namespace"])
+        for name in ("created", "observed", "renewed", "valid_from", "valid_to"):
+            if fields[name] is not None or not name.startswith("valid"):
+                fields[name] = to_datetime(fields[name])
+        _ = fields["importance"] + fields["sayings"]  # both are numbers
+    except (AttributeError, TypeError, ValueError, OverflowError, OSError) as error:
+        raise Unreadable(f"record {fields['id']!r}: {error}") from error
     return fields
+
+
+def read_json(provenance: Any) -> dict[str, Any]:
+    """Return provenance from what is stored. Raises Unreadable if it is none."""
+    try:
+        value = json.loads(provenance)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise Unreadable(f"a record's provenance is no JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise Unreadable(f"a record's provenance is no object of JSON but {value!r:.80}")
+    return value

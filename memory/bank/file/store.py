@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from scrubjay.memory.bank.file.damage import DamagedBankError, tells_of_damage
+
 _PATIENCE = 30.0  # seconds to wait for another process's write
 
 _MIGRATIONS: tuple[tuple[str, ...], ...] = (
@@ -65,7 +67,10 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
 
 
 class Store:
-    """A connection for all threads of a process. Raises ValueError on a file of a newer Scrubjay."""
+    """A connection for all threads of a process.
+
+    Raises ValueError on a file of a newer Scrubjay, and DamagedBankError where a file is damaged.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
@@ -76,7 +81,8 @@ class Store:
             self.path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
         )
         try:
-            self._prepare()
+            with self._telling_damage():
+                self._prepare()
         except BaseException:
             self._connection.close()
             raise
@@ -132,13 +138,13 @@ class Store:
 
         Inside `writing` it does nothing: do it after.
         """
-        with self._lock:
+        with self._lock, self._telling_damage():
             if not self._connection.in_transaction:
                 self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     @contextlib.contextmanager
     def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
-        with self._lock:
+        with self._lock, self._telling_damage():
             if self._connection.in_transaction:  # this thread's own, as it holds the lock
                 yield self._connection
                 return
@@ -157,6 +163,18 @@ class Store:
                 raise
             finally:
                 self._if_undone.clear()
+
+    @contextlib.contextmanager
+    def _telling_damage(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if not tells_of_damage(error, self._connection):
+                raise
+            raise DamagedBankError(
+                f"{self.path!r} is damaged, or no memory of Scrubjay: {error}; take a copy of it, or what "
+                "`export` still reads of it"
+            ) from error
 
     def _prepare(self) -> None:
         connection = self._connection

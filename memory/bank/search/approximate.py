@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from scrubjay.kernels.select import best
+from scrubjay.memory.bank.file.damage import unpacked
 from scrubjay.memory.bank.file.store import Store, select
 from scrubjay.memory.bank.search.dense import DenseIndex, Looked, VectorIndex
 from scrubjay.memory.bank.search.segments import SEGMENT, Segments, last_record, require_usearch
@@ -147,4 +148,4 @@ class ApproximateIndex(DenseIndex):
         return dict(zip(numbers, chunks, strict=True)), np.array(numbers, dtype=np.int64)[nearest]
 
     def _unpacked(self, vectors: Sequence[bytes]) -> Float[np.ndarray, "R D"]:
-        return np.frombuffer(b"".join(vectors), dtype=np.float32).reshape(-1, self._dimension)
+        return unpacked(list(vectors), self._dimension)

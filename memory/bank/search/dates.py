@@ -52,6 +52,7 @@ _BEFORE_MONTHS = re.compile(
 _VERBS = ("may", "march", "mar")
 _FIRST_MOMENT, _LAST_MOMENT = (datetime(year, 1, 1, tzinfo=UTC).timestamp() for year in (2, 9999))
 _MOST_PHRASES = 16
+_LONGEST_BEFORE = 32  # more letters than those of any phrase before a date
 
 
 class Day(NamedTuple):
@@ -90,19 +91,21 @@ def read_dates(query: str) -> Dates:
     """Return the dates that a question names, the first eight or so from the left, and each day once."""
     phrases: list[str] = []
     days: list[Day] = []
-    rest, kept, begin = "", 0, 0
-    while len(phrases) < _MOST_PHRASES and (
-        found := [match for pattern in _PATTERNS if (match := pattern.search(query, begin))]
-    ):
+    rest, kept = "", 0
+    # Each pattern's next match, looked for again only when it is passed: the query is read once by each.
+    coming = {pattern: pattern.search(query) for pattern in _PATTERNS}
+    while len(phrases) < _MOST_PHRASES and (found := [*filter(None, coming.values())]):
         match = min(found, key=re.Match.start)
         day, begin = _day(match), match.start() + 1
-        if day is None:
-            continue
-        phrases += _phrases(*day)
-        if not (_BOUND_BEFORE.search(query[: match.start()]) or _BOUND_AFTER.match(query, match.end())):
-            days.append(day)
-        rest += query[kept : match.start()] + " "
-        kept = begin = match.end()
+        if day is not None:
+            phrases += _phrases(*day)
+            if not (_stands_before(match, _BOUND_BEFORE) or _BOUND_AFTER.match(query, match.end())):
+                days.append(day)
+            rest += query[kept : match.start()] + " "
+            kept = begin = match.end()
+        for pattern, one in coming.items():
+            if one is not None and one.start() < begin:
+                coming[pattern] = pattern.search(query, begin)
     return Dates(list(dict.fromkeys(phrases)), list(dict.fromkeys(days)), rest + query[kept:])
 
 
@@ -115,9 +118,15 @@ def _day(match: re.Match[str]) -> Day | None:
     if not 1 <= month <= 12 or not (day is None or 1 <= day <= 31):
         return None
     surely = told["month"] not in _VERBS or year is not None or told.get("ordinal")
-    if not surely and not _BEFORE_MONTHS.search(match.string[: match.start()]):
+    if not surely and not _stands_before(match, _BEFORE_MONTHS):
         return None  # "we may 3 times"
     return Day(year, month, day)
+
+
+def _stands_before(match: re.Match[str], pattern: re.Pattern[str]) -> bool:
+    """Return whether a pattern, which ends in `$`, ends where `match` begins."""
+    start = match.start()
+    return pattern.search(match.string, max(0, start - _LONGEST_BEFORE), start) is not None
 
 
 def _year(seconds: float, zone: tzinfo) -> int:

@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from scrubjay.kernels.select import best
+from scrubjay.memory.bank.file.damage import fact, unpacked
 from scrubjay.memory.bank.search.choice import best_chunks
 from scrubjay.memory.bank.search.matrix import DeviceMatrix, Matrix, with_room
 from scrubjay.memory.bank.search.shares import PORTIONS, lent, shares
@@ -139,7 +140,7 @@ class VectorIndex(DenseIndex):
 
     def refresh(self, connection: sqlite3.Connection) -> None:
         """Read what was written since; what was deleted goes."""
-        (deletions,) = connection.execute("SELECT value FROM facts WHERE name = 'deletions'").fetchone()
+        deletions = fact(connection, "deletions")
         if deletions != self._deletions:
             self._drop_missing(connection)
             self._deletions = deletions
@@ -216,7 +217,7 @@ class VectorIndex(DenseIndex):
         rows = slice(first, last)
         numbers, blobs, chunks, namespaces, kinds = zip(*batch, strict=True)
         self._numbers[rows] = numbers
-        vectors = np.frombuffer(bytearray().join(blobs), dtype=np.float32).reshape(len(batch), -1)
+        vectors = unpacked(list(blobs), self._dimension)
         self._matrix[rows] = vectors
         self._chunk_of_row[rows] = [self._chunks.setdefault(chunk, len(self._chunks)) for chunk in chunks]
         self._sums.reserve(len(self._chunks))
@@ -261,7 +262,7 @@ class VectorIndex(DenseIndex):
 
 def stored_dimension(connection: sqlite3.Connection) -> int | None:
     """Return the length of the bank's embeddings, None while it has none."""
-    return connection.execute("SELECT value FROM facts WHERE name = 'dimension'").fetchone()[0]
+    return fact(connection, "dimension")
 
 
 def unit_vectors(vectors: list[list[float]], count: int) -> Float[np.ndarray, "count dimension"]:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from scrubjay.memory.bank.file.damage import Unreadable
 from scrubjay.memory.bank.file.store import select
 from scrubjay.memory.bank.search.choice import best_chunks, best_records
 from scrubjay.memory.bank.search.dates import Day, read_dates
@@ -137,6 +138,8 @@ def _with_observed(
             "ORDER BY observed DESC LIMIT ?",
             (begin, end, *values, _SHARING),
         ).fetchall()
+        if len(then) > records:
+            raise Unreadable(f"it notes {records} records and has {len(then)} of one day")
         gain = max(0.0, math.log((records - len(then) + 0.5) / (len(then) + 0.5)))
         # A day and its month, both named, are one sign.
         rarity.update((row, max(gain, rarity.get(row, 0.0))) for row in then)

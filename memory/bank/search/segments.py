@@ -5,7 +5,8 @@
 given, and only `forget` changes it after. So a build that was broken off goes on at the next segment, and
 whoever writes or reads, in however many processes, never waits for more than one. SQLite stays the truth: a
 file tells the last record it was built of, by a hash of its id, and is built anew if the bank has another in
-its place.
+its place, or if it is damaged: its checksum is looked at before it is mapped. That is a guard against a disk,
+not against an enemy, who can write a checksum, too: delete the index that came with a stranger's bank.
 
 What is forgotten: files are put in place, and records deleted, by the one writer that SQLite lets in. It
 overwrites the embedding of the record in the file; where it is there twice, or not at all, the file goes. A
@@ -21,18 +22,20 @@ import os
 import sqlite3
 import struct
 import warnings
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from scrubjay.memory.bank.file.damage import fact
 from scrubjay.memory.bank.file.store import Store
 
 SEGMENT = 65_536
 """Record numbers of a segment."""
-_MARK = b"scrubjay-ann-1\0\0"
-_TRAILER = struct.Struct("<16sqqq32s")
+_MARK = b"scrubjay-ann-2\0\0"
+_TRAILER = struct.Struct("<16sqqq32s32s")
 _PART = "part"  # the file being written, one at a time
 
 
@@ -47,6 +50,15 @@ class _Trailer(NamedTuple):
     """How many the bank had counted when the file was last written."""
     last: bytes
     """What `last_record` gave."""
+    checksum: bytes = bytes(32)
+    """Of the graph and of what is above."""
+
+    def signed(self, graph: Iterable[bytes]) -> _Trailer:
+        """Return it with the checksum of a graph, given in pieces."""
+        digest = hashlib.blake2b(_TRAILER.pack(*self._replace(checksum=bytes(32))), digest_size=32)
+        for piece in graph:
+            digest.update(piece)
+        return self._replace(checksum=digest.digest())
 
 
 class Segments:
@@ -74,6 +86,9 @@ class Segments:
             if ahead or trailer.last != last_record(connection, place):
                 raise ValueError("it was built of records that the bank does not have")
             if place not in self._opened or self._opened[place][0] != stamp:
+                # What is damaged and mapped all the same ends the process.
+                if trailer.signed(_pieces(path, trailer.length)) != trailer:
+                    raise ValueError("it is damaged: its checksum is another")
                 graph = _empty_graph(self._dimension)
                 graph.view(str(path))
                 self._opened[place] = stamp, graph
@@ -133,14 +148,18 @@ def forget_in_segment(connection: sqlite3.Connection, bank: str, number: int, ve
     except ValueError:
         trailer, data = None, b""
     held = b"" if vector is None else _half(vector).tobytes()
-    if trailer is None or last is None or (held and data.count(held) != 1):
+    whole = trailer is not None and trailer.signed([data[: trailer.length]]) == trailer
+    if trailer is None or not whole or last is None or (held and data.count(held) != 1):
         path.unlink(missing_ok=True)  # what is left of it is built anew when it is needed
         return
+    start = data.find(held)
+    graph = b"".join([data[:start], bytes(len(held)), data[start + len(held) : trailer.length]])
+    trailer = trailer._replace(deletions=count_deletions(connection), last=last).signed([graph])
     with open(path, "r+b") as file:
-        file.seek(data.find(held))
+        file.seek(start)
         file.write(bytes(len(held)))
         file.seek(trailer.length)
-        file.write(_TRAILER.pack(*trailer._replace(deletions=count_deletions(connection), last=last)))
+        file.write(_TRAILER.pack(*trailer))
         file.flush()
         os.fsync(file.fileno())
 
@@ -193,8 +212,10 @@ def _save(graph: Any, path: Path, dimension: int, deletions: int, last: bytes) -
     path.parent.mkdir(exist_ok=True)
     part = path.parent / _PART
     graph.save(str(part))
+    length = part.stat().st_size
+    trailer = _Trailer(_MARK, length, dimension, deletions, last).signed(_pieces(part, length))
     with open(part, "ab") as file:
-        file.write(_TRAILER.pack(_MARK, file.tell(), dimension, deletions, last))
+        file.write(_TRAILER.pack(*trailer))
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
@@ -213,6 +234,14 @@ def _trailer(path: Path) -> _Trailer:
     raise ValueError("it is no whole segment of an index")
 
 
+def _pieces(path: Path, length: int) -> Iterator[bytes]:
+    """Yield the first `length` bytes of a file, some at a time."""
+    with open(path, "rb") as file:
+        while piece := file.read(min(1 << 20, length)):
+            length -= len(piece)
+            yield piece
+
+
 def _stamp(path: Path) -> tuple[int, int]:
     stat = path.stat()
     return stat.st_ino, stat.st_mtime_ns
@@ -224,4 +253,4 @@ def _path(bank: str, place: int) -> Path:
 
 def count_deletions(connection: sqlite3.Connection) -> int:
     """Return how many records were ever forgotten."""
-    return connection.execute("SELECT value FROM facts WHERE name = 'deletions'").fetchone()[0]
+    return fact(connection, "deletions") or 0

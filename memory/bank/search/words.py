@@ -67,8 +67,21 @@ def words(text: str) -> list[str]:
 
 
 def normalise(text: str) -> str:
-    """Return the text with wide, narrow and composed forms made one."""
+    """Return the text with wide, narrow and composed forms made one.
+
+    Of more than 30 marks on one letter those after are marks on nothing, as Unicode's stream-safe text (UAX
+    15) has it: to order a run of marks takes the square of its length.
+    """
+    if not text.isascii():
+        marks = "".join(map(re.escape, filter(_is_mark, set(text))))
+        if marks:
+            text = re.sub(f"[{marks}]{{30}}(?=[{marks}])", "\\g<0>\u034f", text)
     return unicodedata.normalize("NFKC", text)
+
+
+def _is_mark(letter: str) -> bool:
+    """Return whether a character is nothing but marks on the one before it, once it is taken apart."""
+    return letter > "\u02ff" and all(map(unicodedata.combining, unicodedata.normalize("NFKD", letter)))
 
 
 def _pairs(run: str) -> list[str]:

@@ -11,6 +11,7 @@ from langchain_core.tools import tool
 from scrubjay.agents.kwai import KwaiAgent, Limits
 from scrubjay.agents.language.text import estimate_tokens
 from scrubjay.memory import MemoryBank
+from scrubjay.memory.bank.file.record import LONGEST_TEXT
 
 from .scripted import ScriptedModel, call
 
@@ -184,3 +185,20 @@ def test_questions_asked_before_do_not_crowd_out_what_was_said(ending):
     shown = [record.text for record in result["recalled"]]
     assert "Vera has settled in Lisbon, they say." in shown
     assert sum("where does" in text for text in shown) == 2
+
+
+def test_what_is_too_long_for_the_bank_is_cut_there_and_says_so():
+    passage = "needle " + "hay " * (LONGEST_TEXT // 4)
+    with MemoryBank(":memory:") as bank:
+        model = ScriptedModel(replies=["Yes. " + passage])
+        limits = Limits(result_tokens=10**7)
+        KwaiAgent(model, [weather], memory=bank, limits=limits).invoke(
+            {"messages": "Needle?", "knowledge": passage}
+        )
+        knowledge, question, answer = bank.recent(9)
+        assert question.text == "Needle?"
+        for record, whole in ((knowledge, passage.strip()), (answer, f"Yes. {passage}".strip())):
+            head, _, note = record.text.rpartition("\n")
+            assert whole.startswith(head)
+            assert len(record.text) <= LONGEST_TEXT
+            assert note == f"[... {len(whole) - len(head)} characters cut]"

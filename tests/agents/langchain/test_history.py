@@ -24,6 +24,7 @@ from langchain_core.runnables.history import RunnableWithMessageHistory
 
 from scrubjay.agents.langchain import BankChatMessageHistory
 from scrubjay.memory import MemoryBank
+from scrubjay.memory.bank.file.record import LONGEST_TEXT
 
 WHOLE = [
     SystemMessage("Be brief.", id="s"),
@@ -199,3 +200,10 @@ async def test_a_chain_with_history_remembers(bank):
         "two",
         "I know 3.",
     ]
+
+
+def test_of_a_message_too_long_for_the_bank_the_bank_has_the_head_and_the_history_all(bank):
+    history = BankChatMessageHistory(bank, "a")
+    history.add_messages([HumanMessage("word " * (LONGEST_TEXT // 4))])
+    assert len(history.messages[0].text) > LONGEST_TEXT
+    assert bank.recent(1)[0].text.endswith("characters cut]")

@@ -31,3 +31,17 @@ def test_what_is_cut_is_a_head_within_its_limit(text, tokens):
     head = kept if kept == text else kept.rsplit("\n", 1)[0]
     assert text.startswith(head)
     assert estimate_tokens(head) <= tokens
+
+
+@given(st.text("a b中", min_size=500, max_size=3000), st.integers(1, 60))
+def test_no_more_of_a_text_is_counted_than_is_kept_and_a_little(text, tokens):
+    counted = []
+
+    def count(piece):
+        counted.append(len(piece))
+        return estimate_tokens(piece)
+
+    kept = cut(text * 100, tokens, count, load_prompts("en"))
+    head = kept.rsplit("\n", 1)[0]
+    assert estimate_tokens(head) > 0.8 * tokens - 8
+    assert sum(counted) <= len(head) + 16 * tokens + 8 * tokens

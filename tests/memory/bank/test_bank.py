@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from scrubjay.memory import MemoryBank
+from scrubjay.memory.bank.file.record import LONGEST_TEXT
 
 DAY = timedelta(days=1)
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -143,3 +144,14 @@ def test_embeddings_of_another_length_and_files_of_the_future_are_refused(letter
     connection.close()
     with pytest.raises(ValueError, match="layout 99"):
         MemoryBank(path)
+
+
+def test_a_text_longer_than_a_bank_takes_is_refused_and_the_longest_is_found(bank):
+    longest = f"needle {'hay ' * (LONGEST_TEXT // 4)}"[:LONGEST_TEXT]
+    id = bank.add(longest)
+    assert bank.search("needle")[0].id == id
+    assert bank.search(longest)[0].text == longest
+    for refused in (bank.add, bank.draft, bank.search):
+        with pytest.raises(ValueError, match=r"has 1,048,577 characters, a bank takes 1,048,576; cut it"):
+            refused(longest + "!")
+    assert len(bank) == 1

@@ -393,3 +393,40 @@ def test_what_does_not_go_together_is_named(path, monkeypatch):
         open_bank(path)
     with open_bank(path, approximate=False) as bank:
         assert list(bank.build_index()) == []
+
+
+@pytest.mark.parametrize("reopened", [True, False])
+def test_an_index_with_a_bit_flipped_anywhere_is_built_anew(path, reopened):
+    fill(path, 50)
+    drawn = np.random.default_rng(4)
+    with contextlib.ExitStack() as stack:
+        exact = stack.enter_context(open_bank(path, approximate=False))
+        bank = stack.enter_context(open_bank(path))
+        expected = hits(exact)
+        assert hits(bank) == expected
+        (file,) = segments(path)
+        whole = file.read_bytes()
+        for place in [*range(0, 64, 9), *drawn.integers(0, len(whole), 40), len(whole) - 1, len(whole) - 40]:
+            damaged = bytearray(whole)
+            damaged[place] ^= 1 << int(drawn.integers(8))
+            file.write_bytes(damaged)
+            if reopened:
+                bank = stack.enter_context(open_bank(path))
+            with pytest.warns(UserWarning, match=r"000000\.usearch is built anew: it "):
+                assert hits(bank) == expected
+            assert hits(bank) == expected
+            assert len(file.read_bytes()) == len(whole)
+
+
+def test_a_damaged_index_is_not_made_good_by_forgetting(path):
+    ids = fill(path, 50)
+    with open_bank(path) as bank, open_bank(path, approximate=False) as exact:
+        hits(bank)
+        (file,) = segments(path)
+        damaged = bytearray(file.read_bytes())
+        damaged[100] ^= 1
+        file.write_bytes(damaged)
+        bank.forget(ids[3])
+        assert not file.exists()
+        assert hits(bank) == hits(exact)
+        assert not held(path, "fact 3")

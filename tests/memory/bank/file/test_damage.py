@@ -1,0 +1,143 @@
+"""A damaged bank's file gives one class of error, whatever is done with it, or what is still whole."""
+
+import contextlib
+import re
+import shutil
+import sqlite3
+
+import numpy as np
+import pytest
+
+from scrubjay.memory import DamagedBankError, MemoryBank
+
+# What a flipped bit may also look like: another version, another model, an id that was not given.
+OTHERS = re.compile(
+    "upgrade scrubjay|written with other embeddings|the bank's embeddings have|no such record|cannot replace"
+)
+
+
+@pytest.fixture
+def whole(tmp_path, letters):
+    with MemoryBank(tmp_path / "whole.db", letters) as bank:
+        ids = [
+            bank.add(
+                f"fact {number} of {'abcdefgh'[number % 8] * 5}", namespace=("ada",), source={"page": number}
+            )
+            for number in range(24)
+        ]
+        bank.add("fact 3 of ddddd", namespace=("ada",), source={"page": 99})
+        bank.add_document("# Cats\nThey purr.\n\nThey sleep.\n# Dogs\nThey bark.")
+        bank.forget(ids.pop(5))
+    return tmp_path / "whole.db", ids
+
+
+def drive(path, ids, embeddings):
+    """Do everything with a bank; return how much of it was refused, each time by the one class."""
+    refused = 0
+
+    @contextlib.contextmanager
+    def told():
+        nonlocal refused
+        try:
+            yield
+        except DamagedBankError:
+            refused += 1
+        except ValueError as error:
+            if not OTHERS.search(str(error)):
+                raise
+            refused += 1
+
+    with told(), MemoryBank(path, embeddings) as bank:
+        for act in (
+            lambda: bank.search("fact 3 of ddddd", namespace=("ada",), explain=True),
+            lambda: bank.search("who purrs on 3 May?", kinds="knowledge"),
+            lambda: [bank.get(id) for id in ids],
+            lambda: bank.recent(50),
+            lambda: [bank.sayings(id) for id in ids],
+            lambda: list(bank.export()),
+            lambda: len(bank),
+            lambda: bank.add("fact 3 of eeeee ddddd", namespace=("ada",)),
+            lambda: bank.add("fact 4 of eeeee", namespace=("ada",), merge=False),
+            lambda: bank.add("They purr.", "knowledge", supersedes=ids[-1]),
+            lambda: [bank.forget(id) for id in ids[:4]],
+            lambda: bank.search("fact of eeeee"),
+        ):
+            with told():
+                act()
+    return refused
+
+
+@pytest.mark.parametrize("embedded", [True, False])
+@pytest.mark.parametrize("seed", range(4))
+def test_flipped_bytes_anywhere_are_told_by_one_class_or_do_no_harm(whole, letters, tmp_path, embedded, seed):
+    path, ids = whole
+    content, drawn, refused = path.read_bytes(), np.random.default_rng(seed), 0
+    for trial in range(40):
+        damaged = bytearray(content)
+        for place in drawn.integers(0, len(content), 1 + 40 * (trial % 2)):
+            damaged[place] ^= int(drawn.integers(1, 256))
+        file = tmp_path / f"{trial}.db"
+        file.write_bytes(damaged)
+        refused += drive(file, ids, letters if embedded else None)
+    assert refused
+
+
+@pytest.mark.parametrize("part", [0.0001, 0.01, 0.1, 0.3, 0.5, 0.9])
+def test_a_truncated_file_is_told_by_the_class(whole, letters, tmp_path, part):
+    path, ids = whole
+    content = path.read_bytes()
+    file = tmp_path / "short.db"
+    file.write_bytes(content[: int(len(content) * part)])
+    assert drive(file, ids, letters)
+
+
+COLUMNS = {
+    "records": "text kind namespace trust provenance created observed renewed valid_from valid_to "
+    "importance supersedes sayings chunk place digest marks",
+    "sayings": "text observed provenance",
+    "vectors": "vector",
+    "facts": "value",
+}
+VALUES = ("x", b"\xff\xfe", "", 10**18, -1.5e300, "[1]", "[" * 100_000, "{", b"\0" * 7)
+
+
+@pytest.mark.parametrize(
+    ("table", "column"), [(table, name) for table, names in COLUMNS.items() for name in names.split()]
+)
+def test_a_column_that_holds_something_else_is_told_by_the_class_or_does_no_harm(
+    whole, letters, tmp_path, table, column
+):
+    path, ids = whole
+    for number, value in enumerate(VALUES):
+        file = tmp_path / f"{number}.db"
+        shutil.copy(path, file)
+        with contextlib.closing(sqlite3.connect(file)) as connection, connection:
+            some = "WHERE rowid % 2" if table != "facts" else ""
+            connection.execute(f"UPDATE {table} SET {column} = ? {some}", (value,))
+        drive(file, ids, letters)
+
+
+@pytest.mark.parametrize("provenance", ["{", "[1]", "null", "", b"\0\1", "[" * 100_000])
+def test_provenance_that_is_none_is_told_with_the_file(whole, provenance):
+    path, ids = whole
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE records SET provenance = ? WHERE id = ?", (provenance, ids[0]))
+    with MemoryBank(path) as bank:
+        for act in (lambda: bank.get(ids[0]), lambda: bank.recent(99), lambda: list(bank.export())):
+            with pytest.raises(DamagedBankError, match=r"whole\.db' is damaged, .*provenance is no"):
+                act()
+        assert bank.get(ids[1]).provenance == {"source": {"page": 1}}
+
+
+def test_what_is_no_damage_is_told_as_before(whole):
+    path, ids = whole
+    with MemoryBank(path) as bank:
+        with pytest.raises(ValueError, match="no such record") as error:
+            bank.add("x", supersedes="nobody")
+        assert not isinstance(error.value, DamagedBankError)
+        with pytest.raises(sqlite3.ProgrammingError):
+            bank.get(object())
+        with pytest.raises(TypeError), bank.store.writing():
+            raise TypeError
+    with pytest.raises(sqlite3.ProgrammingError):
+        bank.get(ids[0])
