@@ -88,12 +88,11 @@ class Memory(nn.Module, ABC):
     ) -> tuple[Float[Tensor, "batch time dim"], State]:
         """Return outputs and the state after the last input.
 
-        Raises ValueError if the width, the shape of `start` or the number of the state's rows is wrong.
+        Raises ValueError if the width, shape or dtype of `start` or the number of the state's rows is wrong.
         """
         if x.ndim != 3 or x.shape[-1] != self.dim:
             raise ValueError(f"x has shape {tuple(x.shape)}; expected [batch, time, {self.dim}]")
-        if start is not None and start.shape != x.shape[:2]:
-            raise ValueError(f"start has shape {tuple(start.shape)}; expected {tuple(x.shape[:2])}")
+        check_start(start, x)
         for name, value in state.items():
             if value.shape[0] != x.shape[0]:
                 raise ValueError(f"state {name!r} has {value.shape[0]} rows; x has {x.shape[0]}")
@@ -165,6 +164,17 @@ class Memory(nn.Module, ABC):
             for name, value in after.items()
         }
         return y, after
+
+
+def check_start(start: Tensor | None, x: Tensor) -> None:
+    """Raise ValueError unless `start` is None or one bool for every step of `x`."""
+    if start is None:
+        return
+    if start.shape != x.shape[:2]:
+        raise ValueError(f"start has shape {tuple(start.shape)}; expected {tuple(x.shape[:2])}")
+    # Numbers would be taken for masks by some memories and for amounts by others.
+    if start.dtype != torch.bool:
+        raise ValueError(f"start has dtype {start.dtype}; expected torch.bool, so pass start.bool()")
 
 
 def detach_state(state: State) -> State:

@@ -142,6 +142,15 @@ def test_shapes_that_do_not_fit_are_named(name):
         module(torch.zeros(2, 3, 8), module.initial_state(2), torch.zeros(2, 4, dtype=torch.bool))
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32])
+@pytest.mark.parametrize("name", memory.list_memories())
+def test_a_start_that_is_not_bool_is_refused(name, dtype):
+    module = memory.make(name, dim=8)
+    for time in (0, 1, 3):
+        with pytest.raises(ValueError, match=rf"start has dtype {dtype}; .*pass start\.bool\(\)"):
+            module(torch.zeros(2, time, 8), module.initial_state(2), torch.ones(2, time, dtype=dtype))
+
+
 @pytest.mark.parametrize("name", memory.list_memories())
 def test_a_segment_of_no_steps_changes_nothing(name):
     module = memory.make(name, dim=8)
