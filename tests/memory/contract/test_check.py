@@ -235,6 +235,46 @@ def test_a_broken_module_is_caught(law, kind, message):
     assert str(caught.value).startswith(f"law {law} (")
 
 
+class KeepsItsState(Sound):
+    """As `Sound`, and its state and output have their dtypes under autocast, too."""
+
+    def update(self, x, hidden):
+        return super().update(x, hidden).to(hidden.dtype)
+
+    def forward(self, x, state, start=None):
+        y, after = super().forward(x, state, start)
+        return y.to(x.dtype), after
+
+
+class WidensUnderAutocast(KeepsItsState):
+    def forward(self, x, state, start=None):
+        y, after = super().forward(x, state, start)
+        return y.to(self.inward.weight.dtype), after
+
+
+UNDER_AUTOCAST = [
+    (1, ForgetsBetweenSegments, "output.*one step at a time.* under autocast"),
+    (2, IgnoresStart, "output after a start"),
+    (4, MixesRows, "a row removed|rows permuted|one row alone"),
+    (5, Sound, "under autocast, given torch.float32"),
+    (5, WidensUnderAutocast, "output has dtype torch.float32.* under autocast, given torch.bfloat16"),
+    (6, HidesState, "same call made twice"),
+    (9, DeadParameter, "no gradient reaches parameter unused"),
+]
+
+
+def test_a_memory_that_keeps_its_dtypes_under_autocast_passes():
+    check_memory(KeepsItsState(), autocast=True)
+
+
+@pytest.mark.parametrize(("law", "kind", "message"), UNDER_AUTOCAST)
+def test_a_module_that_is_broken_under_autocast_is_caught(law, kind, message):
+    torch.manual_seed(0)
+    with pytest.raises(MemoryLawError, match=message) as caught:
+        check_memory(kind(), laws=[law], dtypes=(), autocast=True)
+    assert caught.value.law == law
+
+
 class KeepsOneVectorMore(MultipliesEmptySlots):
     """Its `hidden` is no store and speaks through NaN; `written` is named and holds no float."""
 
