@@ -16,6 +16,8 @@ from scrubjay.memory.contract.base import State, detach_state
 from scrubjay.memory.contract.trial import BATCH, MemoryLawError, Trial, compare
 
 _LONG_STEPS = 1_000_000
+# What lies before a start: what harms at once, and what is finite until it is multiplied.
+_POISONS = (float("nan"), float("inf"), 1e20, 1e30)
 
 
 def step_is_sequence(trial: Trial) -> None:
@@ -87,7 +89,7 @@ def start_is_birth(trial: Trial) -> None:
     start[2, trial.steps // 3] = True
     # What comes before may not matter, so that one expectation serves all that is put there.
     expected = _births(trial, clean, born)
-    for poison in (None, float("nan"), float("inf")):
+    for poison in (None, *_POISONS):
         x, state = clean.clone(), lived_in
         if poison is not None:
             for row, t in enumerate(born):
@@ -178,16 +180,17 @@ def rows_are_strangers(trial: Trial) -> None:
                 for key, value in after_rows.items():
                     what = f"state {key!r} of a {path} with {name}"
                     compare(4, what, value, after[key][rows], trial.row_tolerance)
-            poisoned = x[:, :length].clone()
-            poisoned[0] = float("nan")
-            beside, _ = trial.memory(poisoned, state, start[:, :length])
-            compare(4, f"output of a {path} beside a row of NaN", beside[1:], y[1:], trial.row_tolerance)
-            harmed = {n: v.clone() for n, v in state.items()}
-            for value in harmed.values():
-                if value.is_floating_point():
-                    value[0] = float("nan")
-            beside, _ = trial.memory(x[:, :length], harmed, start[:, :length])
-            compare(4, f"output of a {path} beside a state of NaN", beside[1:], y[1:], trial.row_tolerance)
+            for name, poison in (("NaN", float("nan")), ("1e20", 1e20)):
+                poisoned = x[:, :length].clone()
+                poisoned[0] = poison
+                harmed = {n: v.clone() for n, v in state.items()}
+                for value in harmed.values():
+                    if value.is_floating_point():
+                        value[0] = poison
+                for what, given in (("row", (poisoned, state)), ("state", (x[:, :length], harmed))):
+                    beside, _ = trial.memory(*given, start[:, :length])
+                    what = f"output of a {path} beside a {what} of {name}"
+                    compare(4, what, beside[1:], y[1:], trial.row_tolerance)
 
 
 def fixed_shape(trial: Trial) -> None:

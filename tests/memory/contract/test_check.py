@@ -53,6 +53,15 @@ class MultipliesByZero(Sound):
         return hidden * ~start[:, None]
 
 
+class OverflowsBeforeIt(Sound):
+    """Takes no NaN and no inf, but a square that overflows, times zero."""
+
+    def forward(self, x, state, start=None):
+        y, after = super().forward(x, state, start)
+        finite = torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
+        return y + 0 * (finite * finite).sum(dim=1, keepdim=True), after
+
+
 class IgnoresStart(Sound):
     def reset(self, hidden, start):
         return hidden
@@ -200,6 +209,7 @@ BROKEN = [
     (1, GradientCutAtSegments, "gradient of"),
     (2, MultipliesByZero, "not finite at step"),
     (2, IgnoresStart, "output after a start"),
+    (2, OverflowsBeforeIt, r"with 1e\+20 before it, in one segment is not finite"),
     (3, LooksAhead, "output up to step"),
     (4, MixesRows, "a row removed|rows permuted|one row alone"),
     (4, LeaksANeighboursState, "beside a (row|state) of NaN"),
