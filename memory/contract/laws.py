@@ -346,16 +346,26 @@ def learns(trial: Trial, no_gradient: Sequence[str]) -> None:
 
 
 def stays_finite(trial: Trial) -> None:
-    """Law 5, long: over a million steps the output stays finite, and neither tensors nor module grow."""
+    """Law 5, long: over a million steps the output stays finite, and neither tensors nor module grow.
+
+    Inputs are drawn, constant, zero and of alternating sign, a row of each.
+    """
     memory, piece = trial.memory, 1000
-    state = memory.initial_state(1)
-    x = trial.draw(1, piece)
+    kinds = ("drawn", "constant", "zero", "alternating")
+    state = memory.initial_state(len(kinds))
+    drawn = trial.draw(1, piece)
+    constant = drawn[:, :1].expand_as(drawn)
+    alternating = constant.clone()
+    alternating[:, 1::2] *= -1
     held: tuple[int, int] | None = None
     with torch.no_grad():
         for done in range(piece, _LONG_STEPS + 1, piece):
-            y, state = memory(x.roll(done // piece, dims=1), state)
-            if not torch.isfinite(y).all():
-                raise MemoryLawError(5, f"the output is not finite within {done} steps")
+            x = torch.cat([drawn.roll(done // piece, dims=1), constant, torch.zeros_like(drawn), alternating])
+            y, state = memory(x, state)
+            finite = torch.isfinite(y).flatten(1).all(dim=1).tolist()
+            if not all(finite):
+                kind = kinds[finite.index(False)]
+                raise MemoryLawError(5, f"the output is not finite within {done} steps of {kind} inputs")
             if done in (2 * piece, _LONG_STEPS):
                 now = (_live_tensor_bytes(), len(pickle.dumps(memory)))
                 if held is not None and (now[0] > held[0] or now[1] > held[1]):

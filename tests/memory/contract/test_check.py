@@ -104,6 +104,34 @@ class Explodes(Sound):
         return self.inward(x) + 1.1 * self.across(hidden) + 1.1 * hidden
 
 
+class Resonates(Sound):
+    """Doubles what it holds with every input that is `factor` times the one before."""
+
+    factor = 1.0
+
+    def initial_state(self, batch_size):
+        state = super().initial_state(batch_size)
+        return state | {"last": torch.full_like(state["hidden"], torch.nan)}
+
+    def forward(self, x, state, start=None):
+        hidden, last, outputs = state["hidden"], state["last"], []
+        for t in range(x.shape[1]):
+            equal = (x[:, t] == self.factor * last).all(dim=1, keepdim=True) & (x[:, t] != 0)
+            hidden = torch.where(equal, 2 * hidden, self.update(x[:, t], hidden))
+            last = x[:, t].clone()
+            outputs.append(hidden)
+        return torch.stack(outputs, dim=1), {"hidden": hidden, "last": last}
+
+
+class ResonatesWithAlternation(Resonates):
+    factor = -1.0
+
+
+class DividesByTheInput(Sound):
+    def update(self, x, hidden):
+        return super().update(x / x.norm(dim=1, keepdim=True), hidden)
+
+
 class HidesState(Sound):
     def __init__(self):
         super().__init__()
@@ -308,7 +336,16 @@ def test_a_state_that_is_not_flat_is_caught():
         check_memory(NestsState(), laws=[6])
 
 
-@pytest.mark.parametrize(("kind", "message"), [(HidesALog, "grew from"), (Explodes, "not finite within")])
+ENDLESS = [
+    (HidesALog, "grew from"),
+    (Explodes, "not finite within [0-9]+ steps of drawn inputs"),
+    (Resonates, "not finite within 1000 steps of constant inputs"),
+    (DividesByTheInput, "not finite within 1000 steps of zero inputs"),
+    (ResonatesWithAlternation, "not finite within 1000 steps of alternating inputs"),
+]
+
+
+@pytest.mark.parametrize(("kind", "message"), ENDLESS)
 def test_a_long_run_that_grows_or_explodes_is_caught(kind, message, monkeypatch):
     monkeypatch.setattr("scrubjay.memory.contract.laws._LONG_STEPS", 6000)
     with pytest.raises(MemoryLawError, match=message):
