@@ -110,7 +110,7 @@ class Memory(nn.Module, ABC):
             start = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
         state = self.blank_unwritten(state)
         # The default loop over `step` meets harm as single steps do, and forgets it by selection alone.
-        if type(self).segment is Memory.segment or _size(x, state) < _HARMLESS:
+        if type(self).segment is Memory.segment or bool(_size(x, state) < _HARMLESS):
             return self.segment(x, state, start)
         return self._harmed_segment(x, state, start)
 
@@ -197,9 +197,10 @@ def detach_state(state: State) -> State:
     return {name: value.detach() for name, value in state.items()}
 
 
-def _size(x: Tensor, state: State) -> float:
+def _size(x: Tensor, state: State) -> Tensor:
     """Return the sum of the lengths of all that is given, NaN or inf if any of it is."""
-    return float(sum(torch.linalg.vector_norm(value) for value in _floats(x, state)))
+    first, *others = (torch.linalg.vector_norm(value) for value in _floats(x, state))
+    return sum(others, first)
 
 
 def _row_sizes(x: Tensor, state: State) -> Float[Tensor, " batch"]:
