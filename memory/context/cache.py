@@ -230,9 +230,9 @@ class PolicyCache(Cache):
         """
         if not self.is_croppable:
             raise ValueError(
-                f"assisted decoding would change the text under {type(self.policy).__name__}, which cannot "
-                "read a draft in one call and take part of it back without a trace; leave the assistant out, "
-                "or use FullPolicy"
+                "assisted decoding requires a cache that can be cropped after a draft as if it had never "
+                f"been read, and under {type(self.policy).__name__} the text would change; leave the "
+                "assistant out, or use FullPolicy"
             )
 
     def save(self, path: str | PathLike[str]) -> None:

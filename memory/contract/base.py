@@ -199,15 +199,20 @@ def detach_state(state: State) -> State:
 
 def _size(x: Tensor, state: State) -> Tensor:
     """Return the sum of the lengths of all that is given, NaN or inf if any of it is."""
-    first, *others = (torch.linalg.vector_norm(value) for value in _floats(x, state))
+    first, *others = (_length(value) for value in _floats(x, state))
     return sum(others, first)
 
 
 def _row_sizes(x: Tensor, state: State) -> Float[Tensor, " batch"]:
     """Return the same for each row."""
-    sizes = [torch.linalg.vector_norm(value.reshape(len(value), -1), dim=1) for value in _floats(x, state)]
+    sizes = [_length(value.reshape(len(value), -1), dim=1) for value in _floats(x, state)]
     return torch.stack(sizes).sum(0)
 
 
 def _floats(x: Tensor, state: State) -> list[Tensor]:
     return [value.detach() for value in (x, *state.values()) if value.is_floating_point()]
+
+
+def _length(value: Tensor, dim: int | None = None) -> Tensor:
+    # A length in half precision would overflow where nothing in it is large.
+    return torch.linalg.vector_norm(value, dim=dim, dtype=torch.promote_types(value.dtype, torch.float32))
