@@ -131,4 +131,5 @@ class Gate(nn.Module):
         reset = torch.sigmoid(reset_y + reset_x)
         gate = torch.sigmoid(gate_y + gate_x - self.bias)
         candidate = torch.tanh(candidate_y + self.reset_stream(reset * x))
-        return torch.lerp(x, candidate, gate)
+        # Under autocast the products are narrower than the stream, which keeps its dtype.
+        return torch.lerp(x, candidate.to(x.dtype), gate.to(x.dtype))

@@ -239,7 +239,7 @@ class _Block(nn.Module):
             out=self.out.weight.T,
             out_bias=self.out.bias,
         )
-        return _attend(
+        read = _attend(
             self.read_norm(x),
             stored.summaries.to(x.dtype),
             stored.contents.to(x.dtype),
@@ -250,6 +250,7 @@ class _Block(nn.Module):
             self.num_heads,
             self.stop_memory_gradient,
         )
+        return read.to(x.dtype)
 
     def step(self, x: Tensor, recent: Tensor, time: Tensor, stored: _Stored) -> tuple[Tensor, Tensor]:
         normed = self.local_norm(x)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from scrubjay.kernels.dispatch import without_autocast
 from scrubjay.memory.contract.base import Memory, MemoryConfig, State
 from scrubjay.memory.parts.flush import FlushPlan, cell_weights, one_buffer, stretched_weights
 
@@ -66,6 +67,7 @@ class LSTM(Memory):
         return y.to(x.dtype), {"hidden": hidden, "cell": cell}
 
 
+@without_autocast
 def _lstm(x: Tensor, state: State, weights: list[Tensor]) -> tuple[Tensor, Tensor]:
     y, _, cell = torch.lstm(
         x,

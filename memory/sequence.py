@@ -18,7 +18,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from scrubjay.memory.contract.base import Memory, MemoryConfig, State
+from scrubjay.memory.contract.base import Memory, MemoryConfig, State, check_start
 from scrubjay.memory.contract.nested import named, part_of
 from scrubjay.memory.parts.convolution import ShortConvolution
 from scrubjay.memory.serialization import decode, encode
@@ -91,10 +91,11 @@ class SequenceModel(
         """Return logits of the token after each, and the state after the last.
 
         `start[b, t]` marks `tokens[b, t]` as the first of a new sequence. Raises ValueError on shapes that do
-        not fit.
+        not fit, and on a `start` that is not bool.
         """
         if tokens.ndim != 2:
             raise ValueError(f"tokens have shape {tuple(tokens.shape)}; expected [batch, time]")
+        check_start(start, tokens)
         x = self.embedding(tokens)
         after: State = {}
         for index, block in enumerate(self._blocks):

@@ -32,7 +32,8 @@ class PolicyCache(Cache):
     """The memories of all layers of one model under one policy, for one batch of texts.
 
     Switches the model to this package's attention function. Padding, on the left of a prompt, is told by
-    `attention_mask`, as ever. What has been seen can be generated from again and again.
+    `attention_mask`, as ever. What has been seen can be generated from again and again. Assisted decoding is
+    refused unless `is_croppable`.
 
     Raises ValueError on a model that the policy cannot serve, RuntimeError when read into after a call that
     was broken off.
@@ -217,8 +218,22 @@ class PolicyCache(Cache):
 
     @property
     def is_croppable(self) -> bool:
-        """Whether `crop` leaves no trace, however much was seen."""
-        return all(layer.policy.can_crop for layer in self.layers)
+        """Whether tokens may be read ahead, several in a call, and taken back by `crop` without a trace."""
+        return not self.policy.allocates and all(
+            layer.policy.can_crop and layer.policy.any_cut for layer in self.layers
+        )
+
+    def activate_past_recording(self) -> None:
+        """Get ready for assisted decoding, which transformers announces so: nothing to do.
+
+        Raises ValueError where it would change the text.
+        """
+        if not self.is_croppable:
+            raise ValueError(
+                "assisted decoding requires a cache that can be cropped after a draft as if it had never "
+                f"been read, and under {type(self.policy).__name__} the text would change; leave the "
+                "assistant out, or use FullPolicy"
+            )
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write everything that is kept to one safetensors file, with the policy's name and sizes."""

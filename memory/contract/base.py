@@ -18,6 +18,9 @@ from scrubjay.memory.contract.clock import latest
 
 State = dict[str, Tensor]
 
+_HARMLESS = 1e12
+"""A length that may be multiplied by another such and by weights, and is finite in float32 still."""
+
 
 @dataclass(frozen=True)
 class MemoryConfig(ABC):
@@ -72,7 +75,7 @@ class Memory(nn.Module, ABC):
     ) -> tuple[Float[Tensor, "batch time dim"], State]:
         """Advance every row by a whole segment, `start` anywhere.
 
-        Who overrides this sees finite values only.
+        Who overrides this sees no values so large that a product of some overflows.
         """
         outputs = []
         for t in range(x.shape[1]):
@@ -88,12 +91,11 @@ class Memory(nn.Module, ABC):
     ) -> tuple[Float[Tensor, "batch time dim"], State]:
         """Return outputs and the state after the last input.
 
-        Raises ValueError if the width, the shape of `start` or the number of the state's rows is wrong.
+        Raises ValueError if the width, shape or dtype of `start` or the number of the state's rows is wrong.
         """
         if x.ndim != 3 or x.shape[-1] != self.dim:
             raise ValueError(f"x has shape {tuple(x.shape)}; expected [batch, time, {self.dim}]")
-        if start is not None and start.shape != x.shape[:2]:
-            raise ValueError(f"start has shape {tuple(start.shape)}; expected {tuple(x.shape[:2])}")
+        check_start(start, x)
         for name, value in state.items():
             if value.shape[0] != x.shape[0]:
                 raise ValueError(f"state {name!r} has {value.shape[0]} rows; x has {x.shape[0]}")
@@ -108,9 +110,9 @@ class Memory(nn.Module, ABC):
             start = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
         state = self.blank_unwritten(state)
         # The default loop over `step` meets harm as single steps do, and forgets it by selection alone.
-        if type(self).segment is Memory.segment or _all_finite(x, state):
+        if type(self).segment is Memory.segment or bool(_size(x, state) < _HARMLESS):
             return self.segment(x, state, start)
-        return self._quarantined_segment(x, state, start)
+        return self._harmed_segment(x, state, start)
 
     def blank_unwritten(self, state: State) -> State:
         """Return `state` with zeros where nothing was ever stored; for memories that have such places."""
@@ -140,11 +142,12 @@ class Memory(nn.Module, ABC):
         """Where the parameters, and so new states, live."""
         return self._anchor.device
 
-    def _quarantined_segment(self, x: Tensor, state: State, start: Tensor) -> tuple[Tensor, State]:
-        """Run a segment that holds NaN or inf, whose harm must end at the next `start`.
+    def _harmed_segment(self, x: Tensor, state: State, start: Tensor) -> tuple[Tensor, State]:
+        """Run a segment that holds NaN, inf or what soon would be, whose harm must end at the next `start`.
 
-        A parallel path cannot multiply the harm away (0 * NaN is NaN), forwards or backwards, so it sees
-        zeros instead, and the rest of the harmed episode is marked NaN afterwards.
+        A parallel path cannot multiply the harm away (0 * NaN is NaN), forwards or backwards. So it sees
+        zeros for NaN and inf, and the rest of the harmed episode is marked NaN afterwards. What is finite and
+        huge may do no harm, a norm may see to it: rows that hold such are run step by step.
         """
         bad_input = ~torch.isfinite(x).all(dim=-1)
         bad_state = torch.zeros_like(start[:, 0])
@@ -155,7 +158,18 @@ class Memory(nn.Module, ABC):
         born = latest(start)
         tainted = (bad_state[:, None] & (born < 0)) | (latest(bad_input) >= born.clamp(min=0))
         clean_state = {name: value.masked_fill(harm[name], 0) for name, value in state.items()}
-        y, after = self.segment(torch.where(torch.isfinite(x), x, 0), clean_state, start)
+        clean = torch.where(torch.isfinite(x), x, 0)
+        huge = (_row_sizes(clean, clean_state) >= _HARMLESS).nonzero().flatten()
+        calm_state = {
+            name: value.index_fill(0, huge, 0) if value.is_floating_point() else value
+            for name, value in clean_state.items()
+        }
+        y, after = self.segment(clean.index_fill(0, huge, 0), calm_state, start)
+        if len(huge):
+            rows = {name: value[huge] for name, value in clean_state.items()}
+            of_rows, after_rows = Memory.segment(self, clean[huge], rows, start[huge])
+            y = y.index_copy(0, huge, of_rows)
+            after = {name: value.index_copy(0, huge, after_rows[name]) for name, value in after.items()}
         nan = float("nan")
         y = torch.where(tainted[..., None], nan, y)
         after = {
@@ -167,15 +181,38 @@ class Memory(nn.Module, ABC):
         return y, after
 
 
+def check_start(start: Tensor | None, x: Tensor) -> None:
+    """Raise ValueError unless `start` is None or one bool for every step of `x`."""
+    if start is None:
+        return
+    if start.shape != x.shape[:2]:
+        raise ValueError(f"start has shape {tuple(start.shape)}; expected {tuple(x.shape[:2])}")
+    # Numbers would be taken for masks by some memories and for amounts by others.
+    if start.dtype != torch.bool:
+        raise ValueError(f"start has dtype {start.dtype}; expected torch.bool, so pass start.bool()")
+
+
 def detach_state(state: State) -> State:
     """Return the same state, cut from the graph that computed it."""
     return {name: value.detach() for name, value in state.items()}
 
 
-def _all_finite(x: Tensor, state: State) -> bool:
-    # A sum is finite exactly when its terms are, but for overflow, which only costs the slower path.
-    total = x.detach().sum()
-    for value in state.values():
-        if value.is_floating_point():
-            total = total + value.detach().sum()
-    return bool(torch.isfinite(total))
+def _size(x: Tensor, state: State) -> Tensor:
+    """Return the sum of the lengths of all that is given, NaN or inf if any of it is."""
+    first, *others = (_length(value) for value in _floats(x, state))
+    return sum(others, first)
+
+
+def _row_sizes(x: Tensor, state: State) -> Float[Tensor, " batch"]:
+    """Return the same for each row."""
+    sizes = [_length(value.reshape(len(value), -1), dim=1) for value in _floats(x, state)]
+    return torch.stack(sizes).sum(0)
+
+
+def _floats(x: Tensor, state: State) -> list[Tensor]:
+    return [value.detach() for value in (x, *state.values()) if value.is_floating_point()]
+
+
+def _length(value: Tensor, dim: int | None = None) -> Tensor:
+    # A length in half precision would overflow where nothing in it is large.
+    return torch.linalg.vector_norm(value, dim=dim, dtype=torch.promote_types(value.dtype, torch.float32))

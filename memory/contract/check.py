@@ -22,15 +22,16 @@ from torch import nn
 
 from scrubjay.memory.contract.laws import (
     CHECKS,
-    LAWS,
-    MemoryLawError,
-    Trial,
     compiles,
     first_line,
     learns,
     no_stores,
     stays_finite,
 )
+from scrubjay.memory.contract.trial import LAWS, MemoryLawError, Trial
+
+# Laws and dtypes of inputs: what lies before a memory may give it either.
+_UNDER_AUTOCAST = (*((law, torch.float32) for law in (1, 2, 4, 5, 6, 9)), (5, torch.bfloat16))
 
 
 def check_memory(
@@ -41,6 +42,7 @@ def check_memory(
     dtypes: Sequence[torch.dtype] = (torch.float32, torch.float64),
     steps: int | None = None,
     long: bool = False,
+    autocast: bool = False,
     compile_backend: str = "aot_eager",
     seed: int = 0,
 ) -> list[str]:
@@ -53,6 +55,8 @@ def check_memory(
         dtypes: Of parameters and inputs.
         steps: Length of the test sequences; by default what fills three chunks.
         long: Add the million steps of law 5 (a minute or more).
+        autocast: Test laws 1, 2, 4, 5, 6 and 9 under torch.autocast to bfloat16, too: shapes and dtypes as
+            without it, values to bfloat16's precision.
         compile_backend: Of law 8; "inductor" generates code where the default only traces.
         seed: Of inputs; weights are the memory's own.
 
@@ -91,8 +95,13 @@ def check_memory(
         for dtype in (torch.float32, torch.bfloat16):
             with _named(9):
                 learns(Trial(_copy(memory, dtype), width, length, dtype, seed), silent)
-        if silent:
-            exempt.append(f"law 9 (learns): by its own word no gradient reaches {', '.join(silent)}")
+    for law, dtype in _UNDER_AUTOCAST if autocast else ():
+        if law in laws:
+            trial = Trial(_copy(memory, torch.float32), width, length, dtype, seed, autocast=True)
+            with _named(law, f" under autocast, given {dtype}"):
+                learns(trial, silent) if law == 9 else CHECKS[law](trial)
+    if 9 in laws and silent:
+        exempt.append(f"law 9 (learns): by its own word no gradient reaches {', '.join(silent)}")
     if 5 in laws and long:
         with _named(5):
             stays_finite(float_trial)
@@ -100,14 +109,16 @@ def check_memory(
 
 
 @contextlib.contextmanager
-def _named(law: int) -> Iterator[None]:
-    """Turn whatever the memory raises while this law is tested into a breach of it."""
+def _named(law: int, how: str = "") -> Iterator[None]:
+    """Turn whatever the memory raises while this law is tested into a breach of it, and say how it ran."""
     try:
         yield
-    except MemoryLawError:
-        raise
+    except MemoryLawError as error:
+        if not how:
+            raise
+        raise MemoryLawError(error.law, f"{error.what}{how}") from error
     except Exception as error:
-        raise MemoryLawError(law, f"the memory raised {first_line(error)}") from error
+        raise MemoryLawError(law, f"the memory raised {first_line(error)}{how}") from error
 
 
 def _copy(memory: nn.Module, dtype: torch.dtype) -> nn.Module:

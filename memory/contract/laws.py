@@ -1,4 +1,4 @@
-"""The laws themselves, a function each, on a `Trial`: a copy of the memory, its data drawn anew alike."""
+"""The laws themselves, a function each, on a `Trial`."""
 
 from __future__ import annotations
 
@@ -13,76 +13,11 @@ from safetensors import torch as safetensors
 from torch import Tensor, nn
 
 from scrubjay.memory.contract.base import State, detach_state
+from scrubjay.memory.contract.trial import BATCH, MemoryLawError, Trial, compare
 
-LAWS = {
-    1: "step is sequence",
-    2: "start is birth",
-    3: "causal",
-    4: "rows are strangers",
-    5: "fixed shape",
-    6: "plain",
-    7: "empty is silent",
-    8: "compiles",
-    9: "learns",
-}
-_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
-_ROW_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
-_BATCH = 3
 _LONG_STEPS = 1_000_000
-
-
-class MemoryLawError(AssertionError):
-    """A memory broke a law; `law` is its number."""
-
-    def __init__(self, law: int, message: str) -> None:
-        super().__init__(f"law {law} ({LAWS[law]}): {message}")
-        self.law = law
-
-
-class Trial:
-    """One copy of the memory with its test data; every draw is reproducible."""
-
-    def __init__(self, memory: Any, dim: int, steps: int, dtype: torch.dtype, seed: int) -> None:
-        self.memory, self.dim, self.steps, self.dtype = memory, dim, steps, dtype
-        self.device = next((p.device for p in memory.parameters()), torch.device("cpu"))
-        self.generator = torch.Generator().manual_seed(seed)
-        self.tolerance = _TOLERANCE.get(dtype, 1e-5)
-        self.row_tolerance = _ROW_TOLERANCE.get(dtype, 1e-6)
-
-    def draw(self, batch: int = _BATCH, time: int | None = None) -> Tensor:
-        """Return inputs [batch, time, dim]; `time` defaults to the length of the test sequences."""
-        shape = (batch, self.steps if time is None else time, self.dim)
-        return torch.randn(shape, generator=self.generator, dtype=torch.float64).to(self.device, self.dtype)
-
-    def draw_starts(self, batch: int = _BATCH) -> Tensor:
-        """Return starts [batch, steps], few enough that episodes cross the borders of chunks."""
-        return (torch.rand(batch, self.steps, generator=self.generator) < 0.06).to(self.device)
-
-    def lived_in(self, batch: int = _BATCH) -> State:
-        """A state that has seen a sequence, so that stores are full and clocks differ between rows."""
-        state = self.memory.initial_state(batch)
-        _require_flat(state)
-        with torch.no_grad():
-            _, state = self.memory(self.draw(batch), state, self.draw_starts(batch))
-        _require_flat(state)
-        return detach_state(state)
-
-    def run(self, x: Tensor, state: State, start: Tensor | None, cuts: Sequence[int]) -> tuple[Tensor, State]:
-        """Feed `x` cut into segments that end at `cuts` and at its end."""
-        outputs, begin = [], 0
-        for end in [*cuts, x.shape[1]]:
-            y, state = self.memory(x[:, begin:end], state, None if start is None else start[:, begin:end])
-            outputs.append(y)
-            begin = end
-        return torch.cat(outputs, dim=1), state
-
-
-def _require_flat(state: Any) -> None:
-    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-        raise MemoryLawError(6, f"the state is a {type(state).__name__}, not a flat dict with string keys")
-    for name, value in state.items():
-        if not isinstance(value, Tensor):
-            raise MemoryLawError(6, f"state {name!r} is a {type(value).__name__}, not a tensor")
+# What lies before a start: what harms at once, and what is finite until it is multiplied.
+_POISONS = (float("nan"), float("inf"), 1e20, 1e30)
 
 
 def step_is_sequence(trial: Trial) -> None:
@@ -93,7 +28,7 @@ def step_is_sequence(trial: Trial) -> None:
     for name, cuts in (("one step at a time", list(range(1, trial.steps))), (f"cut at {middle}", middle)):
         pieces = _gradients(trial, x, state, start, cuts)
         for what in whole:
-            _compare(1, f"{what}, {name} against all at once", pieces[what], whole[what], trial.tolerance)
+            compare(1, f"{what}, {name} against all at once", pieces[what], whole[what], trial.tolerance)
 
 
 def _gradients(
@@ -148,13 +83,13 @@ def start_is_birth(trial: Trial) -> None:
     """Law 2: what follows a start is the life of a row born there, whatever came before."""
     born = [0, trial.steps // 2, trial.steps - 1]
     clean, lived_in = trial.draw(), trial.lived_in()
-    start = torch.zeros(_BATCH, trial.steps, dtype=torch.bool, device=trial.device)
+    start = torch.zeros(BATCH, trial.steps, dtype=torch.bool, device=trial.device)
     for row, t in enumerate(born):
         start[row, t] = True
     start[2, trial.steps // 3] = True
     # What comes before may not matter, so that one expectation serves all that is put there.
     expected = _births(trial, clean, born)
-    for poison in (None, float("nan"), float("inf")):
+    for poison in (None, *_POISONS):
         x, state = clean.clone(), lived_in
         if poison is not None:
             for row, t in enumerate(born):
@@ -187,29 +122,29 @@ def _compare_births(
     if differentiable:
         torch.stack([_functional(y[row, life.t :]) for row, life in enumerate(lives)]).sum().backward()
     for row, (t, output, after_birth, gradient) in enumerate(lives):
-        _compare(2, f"output after a start {how}", y[row : row + 1, t:], output, trial.tolerance, offset=t)
+        compare(2, f"output after a start {how}", y[row : row + 1, t:], output, trial.tolerance, offset=t)
         for name, value in after_birth.items():
-            _compare(
+            compare(
                 2, f"state {name!r} after a start {how}", after[name][row : row + 1], value, trial.tolerance
             )
         if not differentiable:
             continue
         reached = _gradient(x)[row : row + 1]
         what = f"gradient of x after a start {how}"
-        _compare(2, what, reached[:, t:], gradient, trial.tolerance, offset=t)
+        compare(2, what, reached[:, t:], gradient, trial.tolerance, offset=t)
         if finite:
             before = reached[:, :t]
-            _compare(2, f"gradient of x before a start {how}", before, torch.zeros_like(before), 0.0)
+            compare(2, f"gradient of x before a start {how}", before, torch.zeros_like(before), 0.0)
     # Backwards through what was poisoned, `where` itself gives 0 * NaN; nobody needs those gradients.
     if finite:
         for name, value in state.items():
             if value.grad is not None:
-                _compare(
+                compare(
                     2, f"gradient of the old state {name!r} {how}", value.grad, torch.zeros_like(value), 0.0
                 )
         found = dict(trial.memory.named_parameters())
         for name, value in expected_parameters.items():
-            _compare(2, f"gradient of parameter {name} {how}", _gradient(found[name]), value, trial.tolerance)
+            compare(2, f"gradient of parameter {name} {how}", _gradient(found[name]), value, trial.tolerance)
 
 
 def causal(trial: Trial) -> None:
@@ -222,7 +157,7 @@ def causal(trial: Trial) -> None:
                 changed = torch.cat([x[:, : t + 1], later[:, t + 1 :]], dim=1)
                 earlier, _ = trial.memory(changed, state, start)
                 what = f"output up to step {t} when later inputs become {name}"
-                _compare(3, what, earlier[:, : t + 1], y[:, : t + 1], trial.row_tolerance)
+                compare(3, what, earlier[:, : t + 1], y[:, : t + 1], trial.row_tolerance)
 
 
 def rows_are_strangers(trial: Trial) -> None:
@@ -241,20 +176,21 @@ def rows_are_strangers(trial: Trial) -> None:
                 rows = torch.tensor(order, device=trial.device)
                 again = {n: v[rows] for n, v in state.items()}
                 y_rows, after_rows = trial.memory(x[rows, :length], again, start[rows, :length])
-                _compare(4, f"output of a {path} with {name}", y_rows, y[rows], trial.row_tolerance)
+                compare(4, f"output of a {path} with {name}", y_rows, y[rows], trial.row_tolerance)
                 for key, value in after_rows.items():
                     what = f"state {key!r} of a {path} with {name}"
-                    _compare(4, what, value, after[key][rows], trial.row_tolerance)
-            poisoned = x[:, :length].clone()
-            poisoned[0] = float("nan")
-            beside, _ = trial.memory(poisoned, state, start[:, :length])
-            _compare(4, f"output of a {path} beside a row of NaN", beside[1:], y[1:], trial.row_tolerance)
-            harmed = {n: v.clone() for n, v in state.items()}
-            for value in harmed.values():
-                if value.is_floating_point():
-                    value[0] = float("nan")
-            beside, _ = trial.memory(x[:, :length], harmed, start[:, :length])
-            _compare(4, f"output of a {path} beside a state of NaN", beside[1:], y[1:], trial.row_tolerance)
+                    compare(4, what, value, after[key][rows], trial.row_tolerance)
+            for name, poison in (("NaN", float("nan")), ("1e20", 1e20)):
+                poisoned = x[:, :length].clone()
+                poisoned[0] = poison
+                harmed = {n: v.clone() for n, v in state.items()}
+                for value in harmed.values():
+                    if value.is_floating_point():
+                        value[0] = poison
+                for what, given in (("row", (poisoned, state)), ("state", (x[:, :length], harmed))):
+                    beside, _ = trial.memory(*given, start[:, :length])
+                    what = f"output of a {path} beside a {what} of {name}"
+                    compare(4, what, beside[1:], y[1:], trial.row_tolerance)
 
 
 def fixed_shape(trial: Trial) -> None:
@@ -299,11 +235,11 @@ def plain(trial: Trial) -> None:
     with torch.no_grad():
         y, after = trial.memory(x, state, start)
         trial.memory(trial.draw(), trial.lived_in(), start)
-        _compare(6, "x, which the memory changed in place", x, kept_x, 0.0)
+        compare(6, "x, which the memory changed in place", x, kept_x, 0.0)
         for name, value in kept_state.items():
-            _compare(6, f"state {name!r}, which the memory changed in place", state[name], value, 0.0)
+            compare(6, f"state {name!r}, which the memory changed in place", state[name], value, 0.0)
         again, _ = trial.memory(x, state, start)
-        _compare(
+        compare(
             6, "output of the same call made twice, so something is hidden", again, y, trial.row_tolerance
         )
         travelled = {
@@ -314,7 +250,7 @@ def plain(trial: Trial) -> None:
         for name, copied in travelled.items():
             copied = {n: v.to(trial.device) for n, v in copied.items()}
             same, _ = trial.memory(x, copied, start)
-            _compare(6, f"output of a state that went through {name}", same, y, trial.row_tolerance)
+            compare(6, f"output of a state that went through {name}", same, y, trial.row_tolerance)
     _, after = trial.memory(x.clone().requires_grad_(), state, start)
     attached = [name for name, value in detach_state(after).items() if value.requires_grad]
     if attached:
@@ -327,7 +263,7 @@ def empty_is_silent(trial: Trial) -> None:
     if not getattr(memory, "retrieves", False):
         return
     x, start = trial.draw(), trial.draw_starts()
-    empty = memory.initial_state(_BATCH)
+    empty = memory.initial_state(BATCH)
     others = no_stores(memory)
     unwritten = {
         n: torch.full_like(v, float("nan")) if v.is_floating_point() and n not in others else v
@@ -336,11 +272,11 @@ def empty_is_silent(trial: Trial) -> None:
     with torch.no_grad():
         for name, state in (("an empty store", empty), ("unwritten slots that hold NaN", unwritten)):
             answer = memory.read(x, state)
-            _compare(7, f"read-out of {name}", answer, torch.zeros_like(answer), 0.0)
+            compare(7, f"read-out of {name}", answer, torch.zeros_like(answer), 0.0)
         for name, cuts in (("in one segment", []), ("step by step", list(range(1, trial.steps)))):
             y, _ = trial.run(x, empty, start, cuts)
             poisoned, _ = trial.run(x, unwritten, start, cuts)
-            _compare(7, f"output with NaN in unwritten slots, {name}", poisoned, y, trial.row_tolerance)
+            compare(7, f"output with NaN in unwritten slots, {name}", poisoned, y, trial.row_tolerance)
 
 
 def no_stores(memory: Any) -> list[str]:
@@ -382,9 +318,9 @@ def compiles(trial: Trial, backend: str) -> None:
                         8, f"{name} of one step, {len(x)} rows: {first_line(error)}"
                     ) from error
                 expected, expected_after = memory(x, state, start)
-                _compare(8, f"output of {name}", y, expected, trial.tolerance)
+                compare(8, f"output of {name}", y, expected, trial.tolerance)
                 for key, value in expected_after.items():
-                    _compare(8, f"state {key!r} of {name}", after[key], value, trial.tolerance)
+                    compare(8, f"state {key!r} of {name}", after[key], value, trial.tolerance)
 
 
 def learns(trial: Trial, no_gradient: Sequence[str]) -> None:
@@ -410,16 +346,26 @@ def learns(trial: Trial, no_gradient: Sequence[str]) -> None:
 
 
 def stays_finite(trial: Trial) -> None:
-    """Law 5, long: over a million steps the output stays finite, and neither tensors nor module grow."""
+    """Law 5, long: over a million steps the output stays finite, and neither tensors nor module grow.
+
+    Inputs are drawn, constant, zero and of alternating sign, a row of each.
+    """
     memory, piece = trial.memory, 1000
-    state = memory.initial_state(1)
-    x = trial.draw(1, piece)
+    kinds = ("drawn", "constant", "zero", "alternating")
+    state = memory.initial_state(len(kinds))
+    drawn = trial.draw(1, piece)
+    constant = drawn[:, :1].expand_as(drawn)
+    alternating = constant.clone()
+    alternating[:, 1::2] *= -1
     held: tuple[int, int] | None = None
     with torch.no_grad():
         for done in range(piece, _LONG_STEPS + 1, piece):
-            y, state = memory(x.roll(done // piece, dims=1), state)
-            if not torch.isfinite(y).all():
-                raise MemoryLawError(5, f"the output is not finite within {done} steps")
+            x = torch.cat([drawn.roll(done // piece, dims=1), constant, torch.zeros_like(drawn), alternating])
+            y, state = memory(x, state)
+            finite = torch.isfinite(y).flatten(1).all(dim=1).tolist()
+            if not all(finite):
+                kind = kinds[finite.index(False)]
+                raise MemoryLawError(5, f"the output is not finite within {done} steps of {kind} inputs")
             if done in (2 * piece, _LONG_STEPS):
                 now = (_live_tensor_bytes(), len(pickle.dumps(memory)))
                 if held is not None and (now[0] > held[0] or now[1] > held[1]):
@@ -437,29 +383,6 @@ def _live_tensor_bytes() -> int:
         if type(o) in (Tensor, nn.Parameter) and o.layout == torch.strided
     }
     return sum(storages.values())
-
-
-def _compare(law: int, what: str, found: Tensor, expected: Tensor, tolerance: float, offset: int = 0) -> None:
-    """Raise MemoryLawError unless `found` is `expected` within `tolerance` times max(1, its scale)."""
-    found, expected = found.detach(), expected.detach()
-    if found.shape != expected.shape:
-        raise MemoryLawError(law, f"{what} has shape {tuple(found.shape)}, expected {tuple(expected.shape)}")
-    if found.numel() == 0:
-        return
-    found, expected = found.double(), expected.double()
-    gap = (found - expected).abs()
-    gap = torch.where(torch.isnan(gap) & ~(torch.isnan(found) & torch.isnan(expected)), float("inf"), gap)
-    gap = torch.nan_to_num(gap, nan=0.0, posinf=float("inf"))
-    scale = max(1.0, float(torch.nan_to_num(expected, nan=0.0, posinf=0.0, neginf=0.0).abs().max()))
-    worst = float(gap.max())
-    if worst > tolerance * scale:
-        place = torch.unravel_index(gap.argmax(), gap.shape)
-        step = f" at step {int(place[1]) + offset}" if gap.ndim == 3 and "output" in what else ""
-        step = step or (f" at step {int(place[1]) + offset}" if what.startswith("gradient of x") else "")
-        size = "not finite" if worst == float("inf") else f"off by {worst:.3g}"
-        raise MemoryLawError(
-            law, f"{what} is {size}{step}, row {int(place[0])} (allowed {tolerance * scale:.1g})"
-        )
 
 
 def first_line(error: Exception) -> str:

@@ -19,6 +19,7 @@ from scrubjay.memory.contract.base import State
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.parts.rotary import rotary_frequencies, rotate
 from scrubjay.memory.parts.window import resolve_heads, shift_window
+from scrubjay.memory.titans.heads import normalised
 
 NARROWEST_HEAD = 4
 
@@ -178,5 +179,6 @@ class MemoryGate(nn.Module):
 
     def forward(self, attended: Tensor, recalled: Tensor) -> Tensor:
         """Return the mixture, projected."""
-        attended, recalled = self.attended_norm(attended), self.recalled_norm(recalled)
+        attended = normalised(self.attended_norm, attended)
+        recalled = normalised(self.recalled_norm, recalled)
         return self.out(recalled + torch.sigmoid(attended + recalled) * (attended - recalled))

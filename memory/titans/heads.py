@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from scrubjay.kernels.dispatch import without_own_gradient
@@ -90,6 +90,11 @@ def split_heads(mixed: Float[Tensor, "*batch three_dims"], num_heads: int) -> tu
 def unit(x: Tensor) -> Tensor:
     """Return `x` with vectors of at most unit length, nearly that."""
     return x * _inverse_length(x)
+
+
+def normalised(norm: nn.RMSNorm, x: Tensor) -> Tensor:
+    """Return `norm` of `x` in the norm's dtype: under autocast what is given may be narrower."""
+    return norm(x.to(norm.weight.dtype))
 
 
 def _plainly(projected: Tensor, num_heads: int, convolution: Convolution | None):

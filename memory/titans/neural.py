@@ -37,7 +37,7 @@ from scrubjay.kernels import Gates, NeuralState, neural_memory, neural_memory_st
 from scrubjay.memory.contract.base import MemoryConfig, State
 from scrubjay.memory.parts.grid import ChunkGrid
 from scrubjay.memory.parts.window import shift_window
-from scrubjay.memory.titans.heads import Convolution, heads_of, split_heads, unit
+from scrubjay.memory.titans.heads import Convolution, heads_of, normalised, split_heads, unit
 
 _WIDEST_HEAD, _NARROWEST_HEAD = 64, 8
 # What is read in the first steps of an episode is small, and its rounding must stay so.
@@ -232,7 +232,7 @@ class NeuralMemory(nn.Module):
         heads = unit(functional.silu(query).unflatten(-1, (self.heads, self.width)))
         options = {name: self._options[name] for name in ("residual", "norm")}
         y = neural_recall(heads, list(self.weights), state["anchor"], **options)
-        return self.out(self.out_norm(y).flatten(-2))
+        return self.out(normalised(self.out_norm, y).flatten(-2))
 
     def _learn(
         self, heads: tuple[Tensor, Tensor, Tensor], logits: Tensor, learned: NeuralState, valid, fresh, cut
@@ -269,7 +269,7 @@ class NeuralMemory(nn.Module):
         )
 
     def _finish(self, x: Tensor, y: Float[Tensor, "*batch heads width"]) -> Tensor:
-        y = self.out_norm(y.to(x.dtype)).flatten(-2)
+        y = normalised(self.out_norm, y).flatten(-2)
         if self.config.output_gate:
             y = y * functional.silu(self.output_gate(x))
         return self.out(y)

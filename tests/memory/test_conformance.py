@@ -74,7 +74,12 @@ def test_laws_without_compilation(name, fields):
     draws = {0: both, 1: (torch.float64,)} if small else {int("dim" in fields): both}
     for seed, dtypes in draws.items():
         exempt = memory.check_memory(
-            module, laws=(1, 2, 3, 4, 5, 6, 7, 9), dtypes=dtypes, steps=steps, seed=seed
+            module,
+            laws=(1, 2, 3, 4, 5, 6, 7, 9),
+            dtypes=dtypes,
+            steps=steps,
+            autocast=torch.float32 in dtypes,
+            seed=seed,
         )
         assert any("retrieves nothing" in line for line in exempt) is not module.retrieves
         assert any("law 9" in line for line in exempt) is bool(module.no_gradient)
@@ -140,6 +145,38 @@ def test_shapes_that_do_not_fit_are_named(name):
                 module(torch.zeros(2, time, 8), state)
     with pytest.raises(ValueError, match=r"start has shape \(2, 4\)"):
         module(torch.zeros(2, 3, 8), module.initial_state(2), torch.zeros(2, 4, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("name", memory.list_memories())
+def test_what_is_huge_is_met_as_single_steps_meet_it(name):
+    torch.manual_seed(0)
+    module = memory.make(name, dim=16)
+    x = torch.randn(3, 40, 16)
+    calm = x.clone()
+    x[0, 5:7], x[1, 9] = 1e20, float("nan")
+    start = torch.zeros(3, 40, dtype=torch.bool)
+    start[:2, 20] = True
+    with torch.no_grad():
+        y, after = module(x, module.initial_state(3), start)
+        state, steps = module.initial_state(1), []
+        for t in range(40):
+            one, state = module(x[:1, t : t + 1], state, start[:1, t : t + 1])
+            steps.append(one)
+        torch.testing.assert_close(y[:1], torch.cat(steps, dim=1), equal_nan=True, atol=1e-5, rtol=1e-5)
+        for key, value in state.items():
+            torch.testing.assert_close(after[key][:1], value, atol=1e-5, rtol=1e-5)
+        undisturbed, _ = module(calm, module.initial_state(3), start)
+    torch.testing.assert_close(y[:2, 20:], undisturbed[:2, 20:], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(y[2], undisturbed[2], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32])
+@pytest.mark.parametrize("name", memory.list_memories())
+def test_a_start_that_is_not_bool_is_refused(name, dtype):
+    module = memory.make(name, dim=8)
+    for time in (0, 1, 3):
+        with pytest.raises(ValueError, match=rf"start has dtype {dtype}; .*pass start\.bool\(\)"):
+            module(torch.zeros(2, time, 8), module.initial_state(2), torch.ones(2, time, dtype=dtype))
 
 
 @pytest.mark.parametrize("name", memory.list_memories())

@@ -271,7 +271,7 @@ class ContextPolicy(ABC):
     can_crop: ClassVar[bool] = False
     """Whether a cache can be cropped after any number of tokens."""
     any_cut: ClassVar[bool] = True
-    """Whether a text is read alike however it is cut into calls."""
+    """Whether a text is read alike however it is cut into calls; with `can_crop`, drafts can be read, too."""
     chooses_by_end: ClassVar[bool] = False
     """Whether the end of a call chooses what is read later: a prompt should come in one call, its question
     last."""

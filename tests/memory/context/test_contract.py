@@ -174,6 +174,31 @@ def test_generate_in_a_padded_batch_and_turn_after_turn(name, model, text):
 
 
 @pytest.mark.parametrize("name", POLICIES)
+def test_assisted_decoding_gives_the_same_text_or_is_refused_by_name(name, model, tiny_llama, text):
+    policy = small(name)
+    options = {"do_sample": False, "max_new_tokens": 12}
+    drafts = {
+        "itself": {"assistant_model": copy.deepcopy(model)},
+        "a stranger": {"assistant_model": tiny_llama(num_hidden_layers=1)},
+        "the prompt": {"prompt_lookup_num_tokens": 3},
+    }
+    for row in range(2):
+        prompt = torch.cat([text[row : row + 1]] * 2, dim=1)
+        expected = model.generate(prompt, cache=context.PolicyCache(policy, model), **options)
+        for who, draft in drafts.items():
+            cache = context.PolicyCache(policy, model)
+            assert cache.is_croppable or name != "full"
+            if cache.is_croppable:
+                assert torch.equal(model.generate(prompt, cache=cache, **options, **draft), expected), who
+                continue
+            with pytest.raises(ValueError, match=f"assisted decoding .* {type(policy).__name__}"):
+                model.generate(prompt, cache=cache, **options, **draft)
+            # Before anything was read, so that it can be used without.
+            assert cache.get_seq_length() == 0
+            assert torch.equal(model.generate(prompt, cache=cache, **options), expected)
+
+
+@pytest.mark.parametrize("name", POLICIES)
 def test_crop_takes_back_tokens_or_says_that_it_cannot(name, model, text):
     policy = small(name)
     cache = context.PolicyCache(policy, model)

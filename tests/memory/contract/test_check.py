@@ -53,6 +53,15 @@ class MultipliesByZero(Sound):
         return hidden * ~start[:, None]
 
 
+class OverflowsBeforeIt(Sound):
+    """Takes no NaN and no inf, but a square that overflows, times zero."""
+
+    def forward(self, x, state, start=None):
+        y, after = super().forward(x, state, start)
+        finite = torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
+        return y + 0 * (finite * finite).sum(dim=1, keepdim=True), after
+
+
 class IgnoresStart(Sound):
     def reset(self, hidden, start):
         return hidden
@@ -93,6 +102,34 @@ class HidesALog(Sound):
 class Explodes(Sound):
     def update(self, x, hidden):
         return self.inward(x) + 1.1 * self.across(hidden) + 1.1 * hidden
+
+
+class Resonates(Sound):
+    """Doubles what it holds with every input that is `factor` times the one before."""
+
+    factor = 1.0
+
+    def initial_state(self, batch_size):
+        state = super().initial_state(batch_size)
+        return state | {"last": torch.full_like(state["hidden"], torch.nan)}
+
+    def forward(self, x, state, start=None):
+        hidden, last, outputs = state["hidden"], state["last"], []
+        for t in range(x.shape[1]):
+            equal = (x[:, t] == self.factor * last).all(dim=1, keepdim=True) & (x[:, t] != 0)
+            hidden = torch.where(equal, 2 * hidden, self.update(x[:, t], hidden))
+            last = x[:, t].clone()
+            outputs.append(hidden)
+        return torch.stack(outputs, dim=1), {"hidden": hidden, "last": last}
+
+
+class ResonatesWithAlternation(Resonates):
+    factor = -1.0
+
+
+class DividesByTheInput(Sound):
+    def update(self, x, hidden):
+        return super().update(x / x.norm(dim=1, keepdim=True), hidden)
 
 
 class HidesState(Sound):
@@ -200,6 +237,7 @@ BROKEN = [
     (1, GradientCutAtSegments, "gradient of"),
     (2, MultipliesByZero, "not finite at step"),
     (2, IgnoresStart, "output after a start"),
+    (2, OverflowsBeforeIt, r"with 1e\+20 before it, in one segment is not finite"),
     (3, LooksAhead, "output up to step"),
     (4, MixesRows, "a row removed|rows permuted|one row alone"),
     (4, LeaksANeighboursState, "beside a (row|state) of NaN"),
@@ -235,6 +273,46 @@ def test_a_broken_module_is_caught(law, kind, message):
     assert str(caught.value).startswith(f"law {law} (")
 
 
+class KeepsItsState(Sound):
+    """As `Sound`, and its state and output have their dtypes under autocast, too."""
+
+    def update(self, x, hidden):
+        return super().update(x, hidden).to(hidden.dtype)
+
+    def forward(self, x, state, start=None):
+        y, after = super().forward(x, state, start)
+        return y.to(x.dtype), after
+
+
+class WidensUnderAutocast(KeepsItsState):
+    def forward(self, x, state, start=None):
+        y, after = super().forward(x, state, start)
+        return y.to(self.inward.weight.dtype), after
+
+
+UNDER_AUTOCAST = [
+    (1, ForgetsBetweenSegments, "output.*one step at a time.* under autocast"),
+    (2, IgnoresStart, "output after a start"),
+    (4, MixesRows, "a row removed|rows permuted|one row alone"),
+    (5, Sound, "under autocast, given torch.float32"),
+    (5, WidensUnderAutocast, "output has dtype torch.float32.* under autocast, given torch.bfloat16"),
+    (6, HidesState, "same call made twice"),
+    (9, DeadParameter, "no gradient reaches parameter unused"),
+]
+
+
+def test_a_memory_that_keeps_its_dtypes_under_autocast_passes():
+    check_memory(KeepsItsState(), autocast=True)
+
+
+@pytest.mark.parametrize(("law", "kind", "message"), UNDER_AUTOCAST)
+def test_a_module_that_is_broken_under_autocast_is_caught(law, kind, message):
+    torch.manual_seed(0)
+    with pytest.raises(MemoryLawError, match=message) as caught:
+        check_memory(kind(), laws=[law], dtypes=(), autocast=True)
+    assert caught.value.law == law
+
+
 class KeepsOneVectorMore(MultipliesEmptySlots):
     """Its `hidden` is no store and speaks through NaN; `written` is named and holds no float."""
 
@@ -258,7 +336,16 @@ def test_a_state_that_is_not_flat_is_caught():
         check_memory(NestsState(), laws=[6])
 
 
-@pytest.mark.parametrize(("kind", "message"), [(HidesALog, "grew from"), (Explodes, "not finite within")])
+ENDLESS = [
+    (HidesALog, "grew from"),
+    (Explodes, "not finite within [0-9]+ steps of drawn inputs"),
+    (Resonates, "not finite within 1000 steps of constant inputs"),
+    (DividesByTheInput, "not finite within 1000 steps of zero inputs"),
+    (ResonatesWithAlternation, "not finite within 1000 steps of alternating inputs"),
+]
+
+
+@pytest.mark.parametrize(("kind", "message"), ENDLESS)
 def test_a_long_run_that_grows_or_explodes_is_caught(kind, message, monkeypatch):
     monkeypatch.setattr("scrubjay.memory.contract.laws._LONG_STEPS", 6000)
     with pytest.raises(MemoryLawError, match=message):

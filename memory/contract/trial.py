@@ -1,0 +1,133 @@
+"""What the laws are tested with: a copy of the memory, data drawn anew alike, and a comparison that names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scrubjay.memory.contract.base import State, detach_state
+
+LAWS = {
+    1: "step is sequence",
+    2: "start is birth",
+    3: "causal",
+    4: "rows are strangers",
+    5: "fixed shape",
+    6: "plain",
+    7: "empty is silent",
+    8: "compiles",
+    9: "learns",
+}
+_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
+_ROW_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
+# Of one rounding to bfloat16, which is what a product under autocast is off by.
+_AUTOCAST_TOLERANCE = 2e-2
+BATCH = 3
+
+
+class MemoryLawError(AssertionError):
+    """A memory broke a law; `law` is its number, `what` the rest of the message."""
+
+    def __init__(self, law: int, message: str) -> None:
+        super().__init__(f"law {law} ({LAWS[law]}): {message}")
+        self.law, self.what = law, message
+
+
+class Trial:
+    """One copy of the memory with its test data; every draw is reproducible.
+
+    Args:
+        memory: The copy.
+        dim: Its width.
+        steps: Length of the test sequences.
+        dtype: Of inputs.
+        seed: Of all draws.
+        autocast: Run the memory under torch.autocast to bfloat16, and compare to bfloat16's precision.
+    """
+
+    def __init__(
+        self, memory: Any, dim: int, steps: int, dtype: torch.dtype, seed: int, autocast: bool = False
+    ) -> None:
+        self.memory, self.dim, self.steps, self.dtype = memory, dim, steps, dtype
+        self.device = next((p.device for p in memory.parameters()), torch.device("cpu"))
+        self.generator = torch.Generator().manual_seed(seed)
+        self.tolerance = _TOLERANCE.get(dtype, 1e-5)
+        self.row_tolerance = _ROW_TOLERANCE.get(dtype, 1e-6)
+        if autocast:
+            self.tolerance = self.row_tolerance = _AUTOCAST_TOLERANCE
+            # A weight that is cast once for all steps would add their gradients up in bfloat16.
+            half = torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
+            memory.forward = half(memory.forward)
+
+    def draw(self, batch: int = BATCH, time: int | None = None) -> Tensor:
+        """Return inputs [batch, time, dim]; `time` defaults to the length of the test sequences."""
+        shape = (batch, self.steps if time is None else time, self.dim)
+        return torch.randn(shape, generator=self.generator, dtype=torch.float64).to(self.device, self.dtype)
+
+    def draw_starts(self, batch: int = BATCH) -> Tensor:
+        """Return starts [batch, steps], few enough that episodes cross the borders of chunks."""
+        return (torch.rand(batch, self.steps, generator=self.generator) < 0.06).to(self.device)
+
+    def lived_in(self, batch: int = BATCH) -> State:
+        """A state that has seen a sequence, so that stores are full and clocks differ between rows."""
+        state = self.memory.initial_state(batch)
+        require_flat(state)
+        with torch.no_grad():
+            _, state = self.memory(self.draw(batch), state, self.draw_starts(batch))
+        require_flat(state)
+        return detach_state(state)
+
+    def run(self, x: Tensor, state: State, start: Tensor | None, cuts: Sequence[int]) -> tuple[Tensor, State]:
+        """Feed `x` cut into segments that end at `cuts` and at its end."""
+        outputs, begin = [], 0
+        for end in [*cuts, x.shape[1]]:
+            y, state = self.memory(x[:, begin:end], state, None if start is None else start[:, begin:end])
+            outputs.append(y)
+            begin = end
+        return torch.cat(outputs, dim=1), state
+
+
+def require_flat(state: Any) -> None:
+    """Raise MemoryLawError unless `state` is a flat dict of tensors."""
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise MemoryLawError(6, f"the state is a {type(state).__name__}, not a flat dict with string keys")
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise MemoryLawError(6, f"state {name!r} is a {type(value).__name__}, not a tensor")
+
+
+def compare(law: int, what: str, found: Tensor, expected: Tensor, tolerance: float, offset: int = 0) -> None:
+    """Raise MemoryLawError unless `found` has the shape and dtype of `expected`, and nearly its values.
+
+    Args:
+        law: The number of the law that says so.
+        what: What is compared.
+        found: What the memory gave.
+        expected: What it should have given.
+        tolerance: How far off it may be, times max(1, the scale of `expected`).
+        offset: Number of the first step, for the message.
+    """
+    found, expected = found.detach(), expected.detach()
+    if found.shape != expected.shape:
+        raise MemoryLawError(law, f"{what} has shape {tuple(found.shape)}, expected {tuple(expected.shape)}")
+    if found.dtype != expected.dtype:
+        raise MemoryLawError(law, f"{what} has dtype {found.dtype}, expected {expected.dtype}")
+    if found.numel() == 0:
+        return
+    found, expected = found.double(), expected.double()
+    gap = (found - expected).abs()
+    gap = torch.where(torch.isnan(gap) & ~(torch.isnan(found) & torch.isnan(expected)), float("inf"), gap)
+    gap = torch.nan_to_num(gap, nan=0.0, posinf=float("inf"))
+    scale = max(1.0, float(torch.nan_to_num(expected, nan=0.0, posinf=0.0, neginf=0.0).abs().max()))
+    worst = float(gap.max())
+    if worst > tolerance * scale:
+        place = torch.unravel_index(gap.argmax(), gap.shape)
+        step = f" at step {int(place[1]) + offset}" if gap.ndim == 3 and "output" in what else ""
+        step = step or (f" at step {int(place[1]) + offset}" if what.startswith("gradient of x") else "")
+        size = "not finite" if worst == float("inf") else f"off by {worst:.3g}"
+        raise MemoryLawError(
+            law, f"{what} is {size}{step}, row {int(place[0])} (allowed {tolerance * scale:.1g})"
+        )
