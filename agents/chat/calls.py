@@ -48,6 +48,7 @@ class CallSplitter:
 
     def _in_text(self) -> Iterator[str]:
         text, mark, after = self._waiting.partition(CALL_BEGIN)
+        between_calls = self._index >= 0
         if mark:
             self._waiting, self._in_call, self._named = after, True, False
             self._index += 1
@@ -57,7 +58,7 @@ class CallSplitter:
             cut = len(text) - next(sizes, 0)
             text, self._waiting = text[:cut], text[cut:]
         # Between calls there is nothing but a line's end.
-        if text and not (self._index >= 0 and text.isspace()):
+        if text and not (between_calls and text.isspace()):
             yield text
 
     def _in_arguments(self) -> Iterator[CallPart]:

@@ -43,6 +43,10 @@ def test_however_it_is_cut_an_answer_has_the_same_parts(words, calls, cuts):
     assert [(name, json.loads(arguments)) for name, arguments in found] == calls
 
 
+def test_a_space_before_the_first_call_is_said():
+    assert split(f" {call_text('add', {})}", set()) == (" ", [("add", "{}")])
+
+
 def test_what_may_become_a_call_waits_and_is_shown_if_it_does_not():
     splitter = CallSplitter()
     assert list(splitter.push("2 <tool")) == ["2 "]
