@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from scrubjay.agents.rl.peers import Alone
 
 
+@runtime_checkable
 class Learner(Protocol):
     """Improves the policy it was built with, segment by segment.
 

@@ -1,6 +1,7 @@
 """What an agent does with a reply, an argument or a page takes time in proportion to its length."""
 
 import contextlib
+from datetime import datetime
 
 import pytest
 from langchain_core.messages import AIMessage, AIMessageChunk
@@ -26,7 +27,7 @@ def _plan(text):
 
 def _moment(text):
     with contextlib.suppress(Mistaken):
-        parse_moment(text, lambda: None)
+        parse_moment(text, datetime.now)
 
 
 def _split(text):
@@ -59,7 +60,7 @@ def test_four_times_the_text_takes_about_four_times_as_long(work, unit):
 def test_of_a_streamed_reply_no_more_is_read_again_than_what_may_begin_a_mark(unit):
     written = _Written()
     for piece in ("<think>", *[unit] * 100, "</think>", "<think>", *[unit] * 100, "</think>a", unit):
-        list(written.add(AIMessageChunk(piece)))
+        list(written.add(AIMessageChunk(content=piece)))
         assert len(written._text) <= len("<think></think><think></think")
 
 
@@ -72,7 +73,7 @@ def test_what_is_streamed_says_what_the_whole_does(unit):
             shown = "".join(
                 update["answer"]
                 for first in range(0, len(text), size)
-                for update in written.add(AIMessageChunk(text[first : first + size]))
+                for update in written.add(AIMessageChunk(content=text[first : first + size]))
             )
             assert shown == without_thoughts(text)
             assert written.message.text == text

@@ -126,7 +126,9 @@ def test_provenance_that_is_none_is_told_with_the_file(whole, provenance):
         for act in (lambda: bank.get(ids[0]), lambda: bank.recent(99), lambda: list(bank.export())):
             with pytest.raises(DamagedBankError, match=r"whole\.db' is damaged, .*provenance is no"):
                 act()
-        assert bank.get(ids[1]).provenance == {"source": {"page": 1}}
+        sound = bank.get(ids[1])
+        assert sound is not None
+        assert sound.provenance == {"source": {"page": 1}}
 
 
 def test_what_is_no_damage_is_told_as_before(whole):
@@ -136,7 +138,7 @@ def test_what_is_no_damage_is_told_as_before(whole):
             bank.add("x", supersedes="nobody")
         assert not isinstance(error.value, DamagedBankError)
         with pytest.raises(sqlite3.ProgrammingError):
-            bank.get(object())
+            bank.get(object())  # pyright: ignore[reportArgumentType]
         with pytest.raises(TypeError), bank.store.writing():
             raise TypeError
     with pytest.raises(sqlite3.ProgrammingError):
