@@ -10,12 +10,14 @@ MB. Options: `--help`.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import tyro
@@ -213,10 +215,9 @@ def _halves(bench: KernelsBench) -> Iterator[str]:
         summaries, valid = keys.mean(dim=2), torch.full((rows, queries), 64)
         coarse = query[:, :, :1]
 
-        def whole(query=query, keys=keys, values=values, summaries=summaries, valid=valid, coarse=coarse):
-            return chunk_retrieval(
-                query, keys, values, summaries, valid, top_k=bench.top_k, summary_query=coarse
-            )
+        whole: Any = functools.partial(
+            chunk_retrieval, query, keys, values, summaries, valid, top_k=bench.top_k, summary_query=coarse
+        )
 
         def halves(
             query=query, keys=keys, values=values, summaries=summaries, valid=valid, coarse=coarse
@@ -224,21 +225,7 @@ def _halves(bench: KernelsBench) -> Iterator[str]:
             chosen = choose_chunks(valid, summary_query=coarse, summaries=summaries, top_k=bench.top_k)
             return attend_chosen(query, keys, values, chosen.chunks, chosen.scores)
 
-        def with_lse(
-            query=query, keys=keys, values=values, summaries=summaries, valid=valid, coarse=coarse
-        ) -> Tensor:
-            return chunk_retrieval(
-                query,
-                keys,
-                values,
-                summaries,
-                valid,
-                top_k=bench.top_k,
-                summary_query=coarse,
-                return_lse=True,
-            )[0]
-
-        times = _contest(bench, False, whole, halves, with_lse)
+        times = _contest(bench, False, whole, halves, lambda whole=whole: whole(return_lse=True)[0])
         cells = " | ".join(f"{ms:.2f} = **{ms / times[0]:.2f}x**" for ms in times[1:])
         yield f"| {rows} | {queries} | {times[0]:.2f} | {cells} |"
 

@@ -95,7 +95,7 @@ def attend_chosen(
     _check_chunks(query, keys, chunks, scores, joint)
     query, keys, values, positions = of_one_dtype(query, keys, values, positions)
     absent = chunks < 0
-    if lengths is not None:
+    if lengths is not None and keys.shape[1]:
         row = torch.arange(len(query), device=query.device)[:, None, None, None]
         absent = absent | (lengths[row, chunks.clamp(min=0)] <= 0)
     if joint or scores is None:

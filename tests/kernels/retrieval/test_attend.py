@@ -151,6 +151,16 @@ def test_no_chunk_for_anybody_is_zeros_that_hang_on_the_inputs(draw, path):
     assert (query.grad == 0).all()
 
 
+@pytest.mark.parametrize("lengths", [None, torch.zeros(2, 0, dtype=torch.long)])
+def test_a_store_without_chunks_reads_zeros(draw, lengths):
+    arguments = draw(5, chunks=0)
+    query, keys, values = (arguments[name] for name in ("query", "keys", "values"))
+    chunks = torch.full((2, 5, 2, 3), -1)
+    out, lse = attend_chosen(query, keys, values, chunks, combine="joint", lengths=lengths, return_lse=True)
+    assert (out == 0).all()
+    assert (lse == -math.inf).all()
+
+
 def test_a_set_of_keys_in_three_parts_merges_to_attention_over_all(draw):
     arguments = draw(7, chunks=6)
     query, keys, values = (arguments[name] for name in ("query", "keys", "values"))
