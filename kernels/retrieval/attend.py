@@ -16,7 +16,7 @@ from scrubjay.kernels.dispatch import is_traced, resolve, without_autocast
 from scrubjay.kernels.retrieval import reference, vectorised
 from scrubjay.kernels.retrieval.checks import check_heads, check_memory, nothing, of_one_dtype, unsupported
 from scrubjay.kernels.retrieval.op import Combine, Implementation
-from scrubjay.kernels.retrieval.problem import Choice, Reading
+from scrubjay.kernels.retrieval.problem import Choice, Reading, without_data
 
 
 @overload
@@ -211,11 +211,7 @@ def _(
     query, keys, values, chunks, scores, positions, lengths, joint, scale,
     grad, lse_grad, out, weights, normalisers, lse, wanted,
 ):  # fmt: skip
-    tensors = (query, keys, values, chunks, scores, positions, lengths)
-    return [
-        t.new_empty(t.shape) if want and t is not None else query.new_empty(0)
-        for t, want in zip(tensors, wanted, strict=True)
-    ]
+    return without_data((query, keys, values, chunks, scores, positions, lengths), wanted)
 
 
 def _check_chunks(query: Tensor, keys: Tensor, chunks: Tensor, scores: Tensor | None, joint: bool) -> None:

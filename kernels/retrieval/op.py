@@ -22,7 +22,7 @@ from scrubjay.kernels.retrieval import reference, vectorised
 from scrubjay.kernels.retrieval.checks import check_heads, check_memory, nothing, of_one_dtype, unsupported
 from scrubjay.kernels.retrieval.choose import check_counts, check_summaries
 from scrubjay.kernels.retrieval.chosen import as_mask
-from scrubjay.kernels.retrieval.problem import Choice, Problem
+from scrubjay.kernels.retrieval.problem import Choice, Problem, without_data
 
 Combine = Literal["hierarchical", "joint"]
 Implementation = Literal["auto", "reference", "torch", "triton", "dense", "listed", "gather"]
@@ -339,8 +339,4 @@ def _(
     top_k, joint, scale, summary_scale, num_sinks, num_locals, return_lse,
     grad, lse_grad, out, chunks, weights, normalisers, lse, wanted,
 ):  # fmt: skip
-    tensors = (query, keys, values, summaries, valid, summary_query, positions, lengths)
-    return [
-        t.new_empty(t.shape) if want and t is not None else query.new_empty(0)
-        for t, want in zip(tensors, wanted, strict=True)
-    ]
+    return without_data((query, keys, values, summaries, valid, summary_query, positions, lengths), wanted)
