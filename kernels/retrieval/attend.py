@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from scrubjay.kernels.dispatch import is_traced, resolve, without_autocast
+from scrubjay.kernels.dispatch import is_traced, resolve, without_autocast, without_data
 from scrubjay.kernels.retrieval import reference, vectorised
 from scrubjay.kernels.retrieval.checks import check_heads, check_memory, nothing, of_one_dtype, unsupported
 from scrubjay.kernels.retrieval.op import Combine, Implementation
-from scrubjay.kernels.retrieval.problem import Choice, Reading, without_data
+from scrubjay.kernels.retrieval.problem import Choice, Reading
 
 
 @overload

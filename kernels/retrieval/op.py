@@ -17,12 +17,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from scrubjay.kernels.dispatch import is_compiled, resolve, without_autocast
+from scrubjay.kernels.dispatch import is_compiled, resolve, without_autocast, without_data
 from scrubjay.kernels.retrieval import reference, vectorised
 from scrubjay.kernels.retrieval.checks import check_heads, check_memory, nothing, of_one_dtype, unsupported
 from scrubjay.kernels.retrieval.choose import check_counts, check_summaries
 from scrubjay.kernels.retrieval.chosen import as_mask
-from scrubjay.kernels.retrieval.problem import Choice, Problem, without_data
+from scrubjay.kernels.retrieval.problem import Choice, Problem
 
 Combine = Literal["hierarchical", "joint"]
 Implementation = Literal["auto", "reference", "torch", "triton", "dense", "listed", "gather"]

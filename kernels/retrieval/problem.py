@@ -96,11 +96,3 @@ class Choice(NamedTuple):
     num_sinks: int
     num_locals: int
     return_lse: bool = False
-
-
-def without_data(tensors: tuple[Tensor, *tuple[Tensor | None, ...]], wanted: list[bool]) -> list[Tensor]:
-    """Return what a backward op does, for tracing: a gradient of each tensor, empty where none is wanted."""
-    return [
-        tensor.new_empty(tensor.shape) if want and tensor is not None else tensors[0].new_empty(0)
-        for tensor, want in zip(tensors, wanted, strict=True)
-    ]
