@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import scrubjay
-from scrubjay.experiments.runs.cluster import worker_variables
+from scrubjay.experiments.runs.cluster import TOKEN, worker_variables
 
-_TOKEN = "~/.ray/auth_token"
 _PATIENCE = 30.0
 _REACH_SECONDS = 10.0
 
@@ -29,7 +28,7 @@ def submit(address: str, words: Sequence[str]) -> tuple[Any, str]:
     the cluster. Raises ValueError if the head does not answer or refuses, ImportError without the extra
     `cluster`.
     """
-    if Path(_TOKEN).expanduser().exists() or "RAY_AUTH_TOKEN" in os.environ:
+    if Path(TOKEN).expanduser().exists() or "RAY_AUTH_TOKEN" in os.environ:
         os.environ.setdefault(
             "RAY_AUTH_MODE", "token"
         )  # a cluster of today asks for it, its client does not know

@@ -17,7 +17,7 @@ from typing import Any
 
 from scrubjay.experiments.recipes.overrides import override
 from scrubjay.experiments.run import Run
-from scrubjay.experiments.runs.cluster import RayOptions, connect
+from scrubjay.experiments.runs.cluster import RayOptions, connect, describe_cluster
 from scrubjay.experiments.runs.directory import CONFIG, write_atomically
 from scrubjay.experiments.training import go_on
 
@@ -83,6 +83,7 @@ def run_sweep(sweep: Sweep, out: Path, address: str | None = None, jobs: int | N
         raise ValueError(f"{out} holds another sweep, see {note}; choose another --out")
     write_atomically(note, asked)
     connect(RayOptions(num_env_runners=1, address=address))
+    print(describe_cluster(), flush=True)
     handler = signal.getsignal(signal.SIGINT)
     results = _tuner(sweep, out.resolve(), jobs, max(config.planned_steps for config in configs)).fit()
     # Tune takes Ctrl-C for an end like any other; it puts the handler back that it found only if there was

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
+import secrets
 import socket
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+TOKEN = "~/.ray/auth_token"
+"""Where Ray keeps the word by which a cluster knows its own."""
 
 _REACH_SECONDS = 5.0
 _FREE_SECONDS = 15.0
@@ -55,6 +61,7 @@ def connect(options: RayOptions) -> bool:
         settings: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
         if address == "local":
             settings["include_dashboard"] = False
+            _keep_token()
         if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # inside a job, its own environment holds
             settings["runtime_env"] = {"env_vars": worker_variables()}
         try:
@@ -70,6 +77,23 @@ def connect(options: RayOptions) -> bool:
             ray.shutdown()
         raise
     return joins
+
+
+def _keep_token() -> None:
+    """Make the token that Ray asks of strangers, unless one is named; the one it makes all users can read."""
+    if {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        return
+    path = Path(TOKEN).expanduser()
+    aside = path.with_name(f".{path.name}-{os.getpid()}")
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+        with contextlib.suppress(FileExistsError):
+            os.link(aside, path)  # whole or not at all: several runs may begin at once
+        path.chmod(0o600)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def worker_variables() -> dict[str, str]:
@@ -143,7 +167,10 @@ def _find_packages() -> None:
 
 
 def describe_cluster() -> str:
-    """Return one line on the cluster this process is in."""
+    """Return one line on the cluster this process is in, and on who can use it.
+
+    Ray listens on all interfaces and cannot be told otherwise (2.60), so this matters on a laptop, too.
+    """
     import ray
 
     nodes = [node for node in ray.nodes() if node["Alive"]]
@@ -151,7 +178,11 @@ def describe_cluster() -> str:
     size = f"{len(nodes)} node{'s' * (len(nodes) != 1)}, {resources.get('CPU', 0):.0f} CPUs"
     if resources.get("GPU"):
         size += f", {resources['GPU']:.0f} GPUs"
-    return f"ray cluster {ray.get_runtime_context().gcs_address}: {size}"
+    if os.environ.get("RAY_AUTH_MODE") == "token":
+        guard = "open to all interfaces, for who has the token"
+    else:
+        guard = "without a token: whoever reaches its ports can run code here"
+    return f"ray cluster {ray.get_runtime_context().gcs_address}: {size}; {guard}"
 
 
 def _reach(address: str) -> None:

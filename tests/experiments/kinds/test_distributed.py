@@ -272,6 +272,7 @@ def test_the_command_trains_and_resumes_on_ray(tmp_path, capsys):
     assert main([*words, "--quiet", "--total-steps", "4096", "--eval-episodes", "5"]) == 0
     out, err = capsys.readouterr()
     assert "ray cluster" in out
+    assert "token" in out
     assert "1 node" in out
     assert "done: return" in out
     assert "resume" not in err

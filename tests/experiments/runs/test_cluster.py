@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -74,3 +77,73 @@ def test_an_address_where_something_else_listens_is_refused(answer, message, mon
 def test_a_probe_is_not_for_ray(refused):
     words = ["--engine", "ray", "--run-dir", "run"]
     assert "ballet-probe is trained in one process" in refused("train", "ballet-probe", *words)
+
+
+STRANGER = r"""
+import pathlib, re, urllib.error, urllib.request
+import grpc, psutil, ray
+from scrubjay.experiments.runs.cluster import RayOptions, connect, describe_cluster
+
+connect(RayOptions(num_env_runners=0))
+print(describe_cluster())
+assert pathlib.Path("~/.ray/auth_token").expanduser().stat().st_mode & 0o777 == 0o600
+double = ray.remote(lambda x: 2 * x)
+assert ray.get(double.remote(3)) == 6
+stubs = (pathlib.Path(ray.__file__).parent / "core/generated").glob("*_grpc.py")
+calls = {call for stub in stubs for call in re.findall(r"'(/ray\.rpc[\w.]*/\w+)'", stub.read_text())}
+calls |= {f"/ray.rpc.ObjectManagerService/{name}" for name in ("Push", "Pull", "FreeObjects")}
+assert len(calls) > 100
+ours = [psutil.Process(), *psutil.Process().children(recursive=True)]
+listening = {c.laddr for process in ours for c in process.net_connections("inet") if c.status == "LISTEN"}
+refused = 0
+for address in listening:
+    host = address.ip if address.ip not in ("::", "0.0.0.0") else "127.0.0.1"
+    with grpc.insecure_channel(f"{host}:{address.port}") as channel:
+        for call in sorted(calls):
+            try:
+                channel.unary_unary(call, bytes, bytes)(b"", timeout=5)
+                raise AssertionError(f"{call} at {address} answered a stranger")
+            except grpc.RpcError as error:
+                if error.code() is grpc.StatusCode.UNAVAILABLE:  # speaks HTTP/1
+                    break
+                assert error.code().name in ("UNAUTHENTICATED", "UNIMPLEMENTED"), (call, address)
+                refused += error.code() is grpc.StatusCode.UNAUTHENTICATED
+        else:
+            continue
+    for path in ("/api/jobs/", "/api/job_agent/jobs/", "/get_or_create_runtime_env"):
+        try:
+            urllib.request.urlopen(f"http://{host}:{address.port}{path}", data=b"{}", timeout=5)
+            raise AssertionError(f"{path} at {address} answered a stranger")
+        except urllib.error.HTTPError as error:
+            assert error.code in (401, 405), (path, address, error.code)
+assert refused > 100
+assert ray.get(double.remote(4)) == 8
+"""
+
+
+@pytest.mark.slow
+def test_who_has_no_token_is_refused_at_every_port_of_a_local_cluster(tmp_path):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment = kept | {"HOME": str(tmp_path)}
+    words = [sys.executable, "-c", STRANGER]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "open to all interfaces, for who has the token" in done.stdout
+
+
+def test_a_token_that_others_could_read_is_closed_and_one_that_is_named_is_left(tmp_path, monkeypatch):
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    token = tmp_path / ".ray" / "auth_token"
+    cluster._keep_token()
+    first = token.read_text()
+    assert len(first) == 64
+    token.chmod(0o644)
+    cluster._keep_token()
+    assert (token.read_text(), token.stat().st_mode & 0o777) == (first, 0o600)
+    assert list(token.parent.iterdir()) == [token]
+    token.unlink()
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    cluster._keep_token()
+    assert not token.exists()
