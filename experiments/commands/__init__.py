@@ -11,6 +11,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "eval": ("play episodes with a trained policy and report return and success", "evaluate.run"),
     "plot": ("draw the curves of one or several runs", "plot.run"),
     "play": ("write one episode to an animated GIF", "play.run"),
+    "doctor": ("show versions, threads, GPU, and which extras lack what", "doctor.run"),
     "list": ("show recipes, memories and environments", "list.run"),
     "export": ("write one policy step for other programs (torch.export, ONNX)", "export.run"),
     "demo": ("train with and without a memory, and compare: a few minutes", "demo.run"),
