@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from scrubjay.kernels.dispatch import without_autocast, without_own_gradient
 from scrubjay.memory.contract.base import Memory, MemoryConfig, State
 from scrubjay.memory.parts.flush import FlushPlan, cell_weights, one_buffer, stretched_weights
 
@@ -42,22 +44,27 @@ class GRU(Memory):
         return hidden.to(x.dtype), {"hidden": hidden}
 
     def segment(self, x: Tensor, state: State, start: Tensor) -> tuple[Tensor, State]:
-        """Advance every row by a segment in one call of the fused kernel."""
-        hidden = self.reset_state(state, start[:, 0])["hidden"]
-        inputs = x.to(self.state_dtype)
-        plan = FlushPlan.of(start)
-        if plan is None:
-            y = _gru(
-                inputs.transpose(0, 1), hidden, one_buffer(cell_weights(self.cell, self.state_dtype))
-            ).transpose(0, 1)
+        """Advance every row by a segment, of whose steps only the products with the hidden vector wait."""
+        inputs, hidden = x.to(self.state_dtype), state["hidden"]
+        weights = cell_weights(self.cell, self.state_dtype)
+        # cuDNN is faster, and what records a graph is to see one operation, not hundreds.
+        if x.is_cuda or without_own_gradient(inputs, hidden, *weights):
+            y = _by_torch(inputs, start, hidden, *weights)
         else:
-            # Reset and update gates shut, candidate tanh(0): h' = (1 - 0) * 0 + 0 * h.
-            weights = stretched_weights(
-                cell_weights(self.cell, self.state_dtype), flush=(-1, -1, 0), padding=(-1, 1, 0)
-            )
-            y = plan.collect(_gru(plan.stretch(inputs), hidden, weights))
+            y = _by_hand(inputs, start, hidden, *weights)
         # A copy: a view would keep the whole segment alive, and travel with it.
         return y.to(x.dtype), {"hidden": y[:, -1].clone(memory_format=torch.contiguous_format)}
+
+
+def _by_torch(x: Tensor, start: Tensor, hidden: Tensor, *weights: Tensor) -> Tensor:
+    """Return all hidden vectors by torch's own kernel, differentiable any number of times."""
+    hidden = hidden.masked_fill(start[:, :1], 0)
+    plan = FlushPlan.of(start)
+    if plan is None:
+        return _gru(x.transpose(0, 1), hidden, one_buffer(weights)).transpose(0, 1)
+    # Reset and update gates shut, candidate tanh(0): h' = (1 - 0) * 0 + 0 * h.
+    stretched = stretched_weights(weights, flush=(-1, -1, 0), padding=(-1, 1, 0))
+    return plan.collect(_gru(plan.stretch(x), hidden, stretched))
 
 
 def _gru(x: Tensor, hidden: Tensor, weights: list[Tensor]) -> Tensor:
@@ -73,3 +80,103 @@ def _gru(x: Tensor, hidden: Tensor, weights: list[Tensor]) -> Tensor:
         batch_first=False,
     )
     return y
+
+
+@without_autocast
+def _by_hand(x: Tensor, start: Tensor, hidden: Tensor, *weights: Tensor) -> Tensor:
+    return _Sequence.apply(x, start, hidden, *weights)
+
+
+class _Sequence(torch.autograd.Function):
+    """All hidden vectors, with the gradient by hand: a step is five operations, and three on the way back.
+
+    Of torch's order of gates r, z, n: h' = n + z (h - n), n = tanh(x_n + r h_n), where h_n is W_n h + b_n. What
+    need not wait for the step before is done for all steps at once.
+    """
+
+    @staticmethod
+    def forward(ctx, x, start, hidden, weight, hidden_weight, bias, hidden_bias):
+        batch, time, _ = x.shape
+        width = hidden.shape[1]
+        resets = start.any(dim=0).tolist()
+        inward = torch.addmm(bias, x.transpose(0, 1).reshape(time * batch, -1), weight.T)
+        inward = inward.view(time, batch, 3 * width)
+        # r and z before their sigmoids, and h_n, all but for what comes of h.
+        gates = hidden_bias.repeat(time, batch, 1)
+        gates[..., : 2 * width] += inward[..., : 2 * width]
+        candidates = torch.empty_like(inward[..., :width], memory_format=torch.contiguous_format)
+        after = torch.empty_like(candidates)
+        outward = hidden_weight.T.contiguous()
+        steps = zip(
+            resets,
+            start.T[..., None].unbind(),
+            gates.unbind(),
+            gates[..., : 2 * width].unbind(),
+            *(part.unbind() for part in gates.split(width, dim=-1)),
+            inward[..., 2 * width :].unbind(),
+            candidates.unbind(),
+            after.unbind(),
+            strict=True,
+        )
+        h = hidden
+        for reset, begins, gate, opened, r, z, h_n, x_n, n, new in steps:
+            if reset:
+                h = h.masked_fill(begins, 0)
+            gate.addmm_(h, outward)
+            opened.sigmoid_()
+            torch.addcmul(x_n, r, h_n, out=n).tanh_()
+            h = torch.lerp(n, h, z, out=new)
+        ctx.save_for_backward(
+            x, start, hidden, weight, hidden_weight, bias, hidden_bias, gates, candidates, after
+        )
+        ctx.resets = resets
+        return after.transpose(0, 1)
+
+    @staticmethod
+    def backward(ctx, grad):
+        *given, gates, candidates, after = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _twice(given, grad)
+        x, start, hidden, weight, hidden_weight, *_ = given
+        time, batch, width = after.shape
+        begins = start.T[..., None]
+        before = torch.cat([hidden[None], after[:-1]]).masked_fill_(begins, 0)
+        r, z, h_n = gates.split(width, dim=-1)
+        # By how much the gradient of h' is to be multiplied for those of r, z and n before their functions.
+        slopes = torch.empty_like(gates)
+        to_r, to_z, to_h = slopes.split(width, dim=-1)
+        to_n = torch.mul(1 - z, 1 - candidates.square())
+        torch.mul(to_n, r, out=to_h)
+        torch.mul(to_n * h_n, r * (1 - r), out=to_r)
+        torch.mul(before - candidates, z * (1 - z), out=to_z)
+        # Of the hidden vectors before each step and after the last.
+        grads = torch.empty_like(after[:1]).repeat(time + 1, 1, 1)
+        totals, spread, keep, slope = grads.unbind(), grads[1:, :, None].unbind(), z.unbind(), slopes.unbind()
+        by_gate = slopes.view(time, batch, 3, width).unbind()
+        outside = [torch.zeros_like(hidden), *grad.unbind(dim=1)]
+        totals[time].copy_(outside[time])
+        for t in reversed(range(time)):
+            by_gate[t].mul_(spread[t])
+            if ctx.resets[t]:
+                passed = torch.addmm(totals[t + 1] * keep[t], slope[t], hidden_weight)
+                torch.add(outside[t], passed.masked_fill_(begins[t], 0), out=totals[t])
+            else:
+                torch.addcmul(outside[t], totals[t + 1], keep[t], out=totals[t])
+                totals[t].addmm_(slope[t], hidden_weight)
+        flat = slopes.view(time * batch, -1)
+        of_hidden_weight, of_hidden_bias = flat.T @ before.view(time * batch, -1), flat.sum(dim=0)
+        # Behind the bias of h_n there is r; the input's own has none.
+        torch.mul(grads[1:], to_n, out=to_h)
+        of_weight = flat.T @ x.transpose(0, 1).reshape(time * batch, -1)
+        of_x = (flat @ weight).view(time, batch, -1).transpose(0, 1)
+        return of_x, None, grads[0], of_weight, of_hidden_weight, flat.sum(dim=0), of_hidden_bias
+
+
+def _twice(given: Sequence[Tensor], grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Return the gradients with a graph of their own, for a second derivative."""
+    # Names of their own, since one input may have been computed from another.
+    x, start, *rest = (g.view_as(g) if g.requires_grad else g for g in given)
+    leaves = [g if g.requires_grad else g.detach().requires_grad_() for g in (x, *rest)]
+    y = _by_torch(leaves[0], start, *leaves[1:])
+    of_x, *others = torch.autograd.grad(y, leaves, grad, create_graph=True)
+    return of_x, None, *others
