@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scrubjay.experiments.launching.parallel import prepare
 from scrubjay.experiments.recipes.overrides import override
-from scrubjay.experiments.run import Run
 from scrubjay.experiments.runs.cluster import RayOptions, connect
-from scrubjay.experiments.runs.directory import CONFIG, write_atomically
+from scrubjay.experiments.runs.directory import write_atomically
 from scrubjay.experiments.training import go_on
 
 _REPORTS = 16
@@ -128,7 +128,7 @@ def _train(trial: dict[str, str], *, sweep: Sweep, out: Path) -> None:
 
     config = override(sweep.recipe, sweep.words(trial))
     folder = out / _folder(trial)
-    run = Run.load(folder) if (folder / CONFIG).exists() else Run.create(config, folder)
+    run = prepare(config, folder)
     reported = 0
 
     def report(step: int, row: dict[str, float]) -> None:
