@@ -89,7 +89,7 @@ def sweep(words: Sequence[str]) -> int:
             "behind\n"
             "(ASHA). NAME is a flag of train: memory, seed, ppo.learning-rate, set.corridor_length, ... The "
             "same\n"
-            "command goes on with what was stopped. Results are in DIR/table.md; default: runs/sweep. On a "
+            "command with --trust goes on with what was stopped. Results are in DIR/table.md; default: runs/sweep. On a "
             "cluster\n"
             "of several machines DIR must be on a file system that all of them share."
         )
@@ -99,10 +99,12 @@ def sweep(words: Sequence[str]) -> int:
         raise UsageError("sweep needs at least one --param NAME=V1,V2")
     out = Path(taken["out"][-1] if taken["out"] else "runs/sweep")
     address = taken["address"][-1] if taken["address"] else None
+    trust = "--trust" in remaining
+    flags = tuple(word for word in remaining[1:] if word != "--trust")
     with bad_input():
         jobs = whole_number("jobs", taken["jobs"][-1]) if taken["jobs"] else None
         params = tuple(map(parse_param, taken["param"]))
-        return run_sweep(Sweep(remaining[0], params, tuple(remaining[1:])), out, address, jobs)
+        return run_sweep(Sweep(remaining[0], params, flags), out, address, jobs, trust)
 
 
 def take_engine(words: list[str]) -> RayOptions | None:

@@ -11,7 +11,7 @@ import gymnasium
 def make(): return gymnasium.make("scrubjay.envs:scrubjay/RepeatPrevious-v0", k=1)
 """
 WORDS = ["--memories", "none", "--recipes", "ppo", "--seeds", "0", "--out", "out"]
-FLAGS = ["--env", "mine:make", "--total-steps", "512", "--eval-episodes", "2", "--env.num-envs", "2"]
+FLAGS = ["--env", "mine:make", "--total-steps", "1024", "--eval-episodes", "2", "--env.num-envs", "4"]
 
 
 def test_an_environment_of_ones_own_is_trained_in_processes_and_found_only_by_name(here, tmp_path):

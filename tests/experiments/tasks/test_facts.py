@@ -22,7 +22,7 @@ SPACES = [
     spaces.Box(0, 1, ()),
     spaces.Box(np.iinfo(np.int64).min, np.iinfo(np.int64).max, (2,), np.int64),
     spaces.Discrete(3, start=-1),
-    spaces.MultiDiscrete([[2, 3], [4, 5]]),
+    spaces.MultiDiscrete(np.array([[2, 3], [4, 5]])),
     spaces.MultiDiscrete([2, 3], start=[1, -1]),
     spaces.MultiBinary(4),
     spaces.MultiBinary([2, 3]),
