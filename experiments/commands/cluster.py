@@ -89,8 +89,8 @@ def sweep(words: Sequence[str]) -> int:
             "behind\n"
             "(ASHA). NAME is a flag of train: memory, seed, ppo.learning-rate, set.corridor_length, ... The "
             "same\n"
-            "command with --trust goes on with what was stopped. Results are in DIR/table.md; default: runs/sweep. On a "
-            "cluster\n"
+            "command with --trust goes on with what was stopped. Results are in DIR/table.md; default: "
+            "runs/sweep. On a cluster\n"
             "of several machines DIR must be on a file system that all of them share."
         )
         return 0
