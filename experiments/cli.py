@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 
 import scrubjay
 from scrubjay.experiments.commands import COMMANDS, command
 from scrubjay.experiments.words.arguments import UsageError, choose
+
+_MODULE = re.compile(r"(^|[=,])[A-Za-z_][\w.]*:[A-Za-z_]")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,8 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"scrubjay {scrubjay.__version__}")
         return 0
     # `--env module:callable` means a module in the folder one stands in; last, so that it shadows nothing.
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+    # Only then: an extra that is not installed, say, is not to be found there.
+    if any(map(_MODULE.search, words)) or "--trust" in words:
+        sys.path.extend({os.getcwd()} - {*sys.path})
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
         return command(choose("verb", words[0], list(COMMANDS)))(words[1:])

@@ -14,24 +14,34 @@ from scrubjay.agents.teams.policy import TeamPolicy
 from scrubjay.experiments.kinds import from_json, to_json
 from scrubjay.experiments.kinds.base import Experiment
 from scrubjay.experiments.runs.checkpoint import checkpoint_step, latest_checkpoint, load_weights
-from scrubjay.experiments.runs.directory import CHECKPOINTS, CONFIG, METRICS, RESULT, write_atomically
+from scrubjay.experiments.runs.directory import (
+    CHECKPOINTS,
+    CONFIG,
+    ENVIRONMENT,
+    METRICS,
+    RESULT,
+    check_files,
+    write_atomically,
+)
+from scrubjay.experiments.tasks.facts import Facts
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
 
 
 class Run:
     """One experiment's directory.
 
-    config.json, metrics.jsonl (one row per update), TensorBoard events, checkpoints/, and when finished
-    result.json and curve.png.
+    config.json, environment.json (its spaces, where something acts), metrics.jsonl (one row per update),
+    TensorBoard events, checkpoints/, and when finished result.json and curve.png.
 
     Example:
         run = Run.load("runs/tmaze-gru-s0-20260101-120000")
         action, state = run.policy.act(observation, state, start)
     """
 
-    def __init__(self, path: Path, config: Experiment) -> None:
+    def __init__(self, path: Path, config: Experiment, trust: bool = False) -> None:
         self.path = path
         self.config = config
+        self.trust = trust
 
     @classmethod
     def create(cls, config: Experiment, path: Path | str | None = None) -> Run:
@@ -42,12 +52,19 @@ class Run:
                 f"{path} already holds a run; choose another directory, or: scrubjay resume {path}"
             )
         path.mkdir(parents=True, exist_ok=True)
+        check_files(path)
+        if config.acts is not None:
+            _store_facts(config, path / ENVIRONMENT)
         write_atomically(path / CONFIG, to_json(config))
         return cls(path, config)
 
     @classmethod
-    def load(cls, path: Path | str) -> Run:
-        """Open a directory; raises ValueError if it holds no run."""
+    def load(cls, path: Path | str, trust: bool = False) -> Run:
+        """Open a directory, a stranger's too; raises ValueError if it holds no run, or links.
+
+        With `trust`, code that it names or has pickled may run: environments that are neither ours nor named
+        by you in this process, training states of older versions and of environments that are no plain data.
+        """
         path = Path(path)
         try:
             text = (path / CONFIG).read_text()
@@ -55,7 +72,20 @@ class Run:
             siblings = sorted(child.parent.name for child in path.parent.glob(f"*/{CONFIG}"))
             choices = f"; runs in {path.parent}: {', '.join(siblings)}" if siblings else ""
             raise ValueError(f"no run at {path}{choices}") from None
-        return cls(path, from_json(text))
+        if not trust:
+            check_files(path)
+        return cls(path, from_json(text, trust), trust)
+
+    def of_environment(self, name: str) -> Run:
+        """Return the same run, of whose environment the user has given the name, so that it may be made.
+
+        Raises ValueError if the run's has another.
+        """
+        config: Any = self.config
+        if config.acts is None or config.env.id != name:
+            raise ValueError(f"{self.path} is not of the environment {name!r}")
+        env = dataclasses.replace(config.env, id=name)
+        return Run(self.path, dataclasses.replace(config, env=env), self.trust)
 
     @property
     def finished(self) -> bool:
@@ -89,13 +119,43 @@ class Run:
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
     @cached_property
+    def facts(self) -> Facts:
+        """What is known of the environment, as kept when the run began; of an older run, by making one.
+
+        Raises ValueError if the file is damaged or, of an older run, only a file names the environment;
+        TypeError if nothing acts.
+        """
+        config: Any = self.config
+        if config.acts is None:
+            raise TypeError(f"{self.path} is a run of kind {config.kind!r}, in which nothing acts")
+        file = self.path / ENVIRONMENT
+        try:
+            text = file.read_text()
+        except FileNotFoundError:
+            return config.env.facts()
+        try:
+            return Facts.from_json(text)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}; without it the environment is asked") from error
+
+    @property
+    def success_without_memory(self) -> float | None:
+        """The best success there is without memory; None where nobody worked it out. Raises as `facts`."""
+        return (self.facts if self.config.acts == "agent" else self.config).success_without_memory
+
+    @cached_property
     def policy(self) -> Policy:
         """The policy at the newest checkpoint, on the CPU.
 
-        Raises ValueError if there is none yet, TypeError if none will be.
+        Raises ValueError if there is none yet, or it does not fit the run; TypeError if none will be.
         """
-        policy = self._config_of("agent", "policy").make_policy()
-        policy.load_state_dict(load_weights(self._checkpoint()))
+        config = self._config_of("agent", "policy")
+        weights = load_weights(self._checkpoint())
+        policy = config.policy.build(self.facts.spaces)
+        try:
+            policy.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(f"the weights in {self.latest} are not of the policy in {CONFIG}") from error
         return policy.eval()
 
     @cached_property
@@ -111,7 +171,7 @@ class Run:
         config = self._config_of("team", "team")
         weights = load_weights(self._checkpoint())
         fitted = config if env is None else dataclasses.replace(config, env=env)
-        policy = fitted.make_policy()
+        policy = config.policy.build((self.facts if fitted.env == config.env else fitted.env.facts()).spaces)
         try:
             policy.load_state_dict(weights)
         except RuntimeError as error:
@@ -136,9 +196,21 @@ class Run:
 
 def default_path(config: Experiment) -> Path:
     """Return `runs/<recipe>-<memory>-s<seed>-<time>`, made different from every existing one."""
-    name = f"{config.recipe}-{config.label}-s{config.seed}-{datetime.now():%Y%m%d-%H%M%S}"
+    name = f"{config.recipe}-{config.label}-s{config.seed}-{datetime.now():%Y%m%d-%H%M%S}".replace("/", "-")
     path, number = Path("runs") / name, 1
     while path.exists():
         number += 1
         path = Path("runs") / f"{name}-{number}"
     return path
+
+
+def _store_facts(config: Any, path: Path) -> None:
+    """Keep what is known of the environment, if it can be made and known again."""
+    try:
+        facts = config.env.facts()
+        text = facts.to_json()
+        kept = Facts.from_json(text)
+    except Exception:  # noqa: BLE001  (whoever makes the environment in earnest is told why it cannot be)
+        return
+    if kept == facts:
+        write_atomically(path, text)

@@ -36,12 +36,15 @@ def train(
     return run
 
 
-def resume(run_dir: Path | str, progress: bool = False, ray: RayOptions | None = None) -> Run:
+def resume(
+    run_dir: Path | str, progress: bool = False, ray: RayOptions | None = None, trust: bool = False
+) -> Run:
     """Go on with a run from its newest checkpoint to its end; on the CPU as if it had never stopped.
 
-    On whichever engine it was begun. Does nothing if it is finished. Raises ValueError if there is no run.
+    On whichever engine it was begun. Does nothing if it is finished. Raises ValueError if there is no run, or
+    without `trust`, as in `Run.load`, if it would have to run code of the directory's.
     """
-    run = Run.load(run_dir)
+    run = Run.load(run_dir, trust)
     run.config.check(ray)
     go_on(run, progress, ray)
     return run
@@ -74,10 +77,10 @@ def go_on(
 
 def _engine(run: Run, ray: RayOptions | None) -> Engine:
     if ray is None:
-        return make_engine(run.config, run.path)
+        return make_engine(run.config, run.path, run.trust)
     from scrubjay.experiments.kinds.distributed import make_ray_engine  # importing RLlib takes seconds
 
-    return make_ray_engine(run.config, run.path, ray)
+    return make_ray_engine(run.config, run.path, ray, run.trust)
 
 
 def _draw(run: Run) -> None:

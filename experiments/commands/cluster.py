@@ -20,8 +20,8 @@ def launch(words: Sequence[str]) -> int:
         print(
             "usage: scrubjay launch RECIPE --address http://HEAD:8265 [--detach] [--run-dir DIR] [flags of "
             "train]\n"
-            "       scrubjay launch --resume DIR --address http://HEAD:8265 [--detach] [--num-env-runners "
-            "N] ...\n\n"
+            "       scrubjay launch --resume DIR --address http://HEAD:8265 [--detach] [--trust] "
+            "[--num-env-runners N] ...\n\n"
             "Train on a Ray cluster, as a job of its head, and follow its output; Ctrl-C leaves it running.\n"
             "DIR is on the head, by default a new folder in ~/scrubjay."
         )
@@ -40,9 +40,11 @@ def launch(words: Sequence[str]) -> int:
         if run_dirs:
             raise UsageError("--resume names the run directory; leave --run-dir away")
         run_dir = resumed[-1]
-        if checked:
-            raise UsageError(f"unexpected argument {checked[0]!r}: the run's own config holds")
-        command = ["resume", run_dir]
+        trust = [word for word in checked if word == "--trust"]
+        if len(checked) > len(trust):
+            other = next(word for word in checked if word != "--trust")
+            raise UsageError(f"unexpected argument {other!r}: the run's own config holds")
+        command = ["resume", run_dir, *trust[:1]]
     else:
         if not checked:
             raise UsageError("launch needs a recipe, or --resume DIR")
@@ -87,8 +89,8 @@ def sweep(words: Sequence[str]) -> int:
             "behind\n"
             "(ASHA). NAME is a flag of train: memory, seed, ppo.learning-rate, set.corridor_length, ... The "
             "same\n"
-            "command goes on with what was stopped. Results are in DIR/table.md; default: runs/sweep. On a "
-            "cluster\n"
+            "command with --trust goes on with what was stopped. Results are in DIR/table.md; default: "
+            "runs/sweep. On a cluster\n"
             "of several machines DIR must be on a file system that all of them share."
         )
         return 0
@@ -97,10 +99,12 @@ def sweep(words: Sequence[str]) -> int:
         raise UsageError("sweep needs at least one --param NAME=V1,V2")
     out = Path(taken["out"][-1] if taken["out"] else "runs/sweep")
     address = taken["address"][-1] if taken["address"] else None
+    trust = "--trust" in remaining
+    flags = tuple(word for word in remaining[1:] if word != "--trust")
     with bad_input():
         jobs = whole_number("jobs", taken["jobs"][-1]) if taken["jobs"] else None
         params = tuple(map(parse_param, taken["param"]))
-        return run_sweep(Sweep(remaining[0], params, tuple(remaining[1:])), out, address, jobs)
+        return run_sweep(Sweep(remaining[0], params, flags), out, address, jobs, trust)
 
 
 def take_engine(words: list[str]) -> RayOptions | None:

@@ -41,6 +41,8 @@ class CompareOptions:
     """Processes at once."""
     out: Path = Path("runs/compare")
     """Directory of all runs, table.md, curves.png and the other plots."""
+    trust: bool = False
+    """Run code that the runs in it have pickled, as those of older versions have."""
 
     def check(self) -> None:
         """Raise ValueError on numbers and lists that cannot work, before any training."""
@@ -71,7 +73,7 @@ def run(words: Sequence[str]) -> int:
         for contender in contenders:
             for seed in options.seeds:
                 config = override(recipe, [flag, contender, *train_flags, "--seed", str(seed)])
-                runs.append(prepare(config, options.out / f"{recipe}-{contender}-s{seed}"))
+                runs.append(prepare(config, options.out / f"{recipe}-{contender}-s{seed}", options.trust))
     try:
         run_in_processes(runs, options.jobs)
     except Interrupted as stop:

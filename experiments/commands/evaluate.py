@@ -29,7 +29,7 @@ def run(words: Sequence[str]) -> int:
     settings = take_flag(remaining, "--set")
     options = parse(EvalOptions, remaining, "scrubjay eval")
     with bad_input():
-        trained = Run.load(options.run)
+        trained = Run.load(options.run, options.trust)
     if isinstance(trained.config, TeamTaskConfig):
         return _evaluate_team(trained, trained.config, settings, options)
     return _evaluate_agent(trained, config_of_agent(trained), settings, options)
@@ -89,7 +89,8 @@ def _print_heading(run: Run, env: EnvConfig | TeamEnvConfig) -> None:
 
 def _print_gains(run: Run, config: TeamTaskConfig, policy: TeamPolicy, options: EvalOptions) -> None:
     assert run.latest is not None  # where the policy came from
-    learned = load_training(run.latest)["learner"]
+    with bad_input():
+        learned = load_training(run.latest, run.trust)["learner"]
     for when, team, known in (("before training", untrained(config), None), ("after", policy, learned)):
         total = options.response_steps * team.num_agents
         with ProgressDisplay(f"best responses {when}", total, 0) as display:

@@ -24,12 +24,14 @@ class ExportOptions:
     """File to write; default: policy.pt2, or policy.onnx, in the run."""
     onnx: bool = False
     """Write ONNX instead of torch.export's format."""
+    trust: bool = False
+    """Run code that the directory names or has pickled: an environment that is none of Scrubjay's, say."""
 
 
 def run(words: Sequence[str]) -> int:
     """`scrubjay export RUN [--out FILE] [--onnx]`."""
     options = parse(ExportOptions, words, "scrubjay export")
-    trained, _ = load_agent(options.run)
+    trained, _ = load_agent(options.run, options.trust)
     with bad_input():
         policy = trained.policy
         out = options.out or trained.path / ("policy.onnx" if options.onnx else "policy.pt2")

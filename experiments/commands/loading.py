@@ -7,17 +7,19 @@ from pathlib import Path
 from scrubjay.experiments.kinds.reinforcement import AgentConfig
 from scrubjay.experiments.kinds.team import TeamTaskConfig
 from scrubjay.experiments.run import Run
+from scrubjay.experiments.runs.checkpoint import CheckpointError
 from scrubjay.experiments.runs.cluster import RayOptions
 from scrubjay.experiments.runs.directory import lock
 from scrubjay.experiments.runs.stopping import Interrupted
 from scrubjay.experiments.training import go_on
+from scrubjay.experiments.words.arguments import UsageError
 from scrubjay.experiments.words.terminal import bad_input
 
 
-def load_agent(path: Path) -> tuple[Run, AgentConfig]:
+def load_agent(path: Path, trust: bool = False) -> tuple[Run, AgentConfig]:
     """Open the run of one agent. Raises UsageError if it is none."""
     with bad_input():
-        run = Run.load(path)
+        run = Run.load(path, trust)
     return run, config_of_agent(run)
 
 
@@ -39,6 +41,8 @@ def train_on(run: Run, quiet: bool, ray: RayOptions | None = None) -> int:
     except Interrupted as stop:
         print(f"\n{stop}", flush=True)
         return stop.exit_code
+    except CheckpointError as error:
+        raise UsageError(str(error)) from error
     result = ", ".join(
         f"{name} {run.result[key]:.3f}"
         for name, key in (("return", "episodic_return"), ("success", "success"))

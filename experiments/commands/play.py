@@ -26,7 +26,7 @@ def run(words: Sequence[str]) -> int:
     settings = take_flag(remaining, "--set")
     options = parse(PlayOptions, remaining, "scrubjay play")
     with bad_input():
-        cast = cast_team(options.what, options.policy, options.preset, settings, options.seed)
+        cast = cast_team(options.what, options.policy, options.preset, settings, options.seed, options.trust)
     if cast is not None:
         return _play_team(cast, options)
     for flag in ("policy", "preset", "coverage"):
@@ -37,7 +37,7 @@ def run(words: Sequence[str]) -> int:
     folder, policy = Path(), None
     with bad_input():
         if Path(options.what).exists():
-            trained, config = load_agent(Path(options.what))
+            trained, config = load_agent(Path(options.what), options.trust)
             folder, policy, env = trained.path, trained.policy, config.env
         else:
             recipe = RECIPES[options.what]() if options.what in RECIPES else None

@@ -25,6 +25,8 @@ class PlotOptions:
     folder."""
     metric: str | None = None
     """Column of metrics.jsonl; default: success, or return where success is not told."""
+    trust: bool = False
+    """Run code that a directory names or has pickled: an environment that is none of Scrubjay's, say."""
 
 
 def run(words: Sequence[str]) -> int:
@@ -33,7 +35,7 @@ def run(words: Sequence[str]) -> int:
     with bad_input():
         if not options.runs:
             raise ValueError("plot needs at least one run directory")
-        runs = [Run.load(path) for path in options.runs]
+        runs = [Run.load(path, options.trust) for path in options.runs]
         out = options.out or (runs[0].path if len(runs) == 1 else Path()) / "curve.png"
         print(plot_runs(runs, out, options.metric))
     return 0

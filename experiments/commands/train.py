@@ -58,15 +58,21 @@ class ResumeOptions:
     """Its directory."""
     quiet: bool = False
     """Show no progress."""
+    env: str | None = None
+    """The name of the run's environment, where that is none of Scrubjay's and you mean it."""
+    trust: bool = False
+    """Run code that the directory names or has pickled: an environment that is none of Scrubjay's, say."""
 
 
 def resume(words: Sequence[str]) -> int:
-    """`scrubjay resume RUN [--engine ray ...]`."""
+    """`scrubjay resume RUN [--env ID] [--trust] [--engine ray ...]`."""
     remaining = list(words)
     ray = take_engine(remaining)
     options = parse(ResumeOptions, remaining, "scrubjay resume")
     with bad_input():
-        run = Run.load(options.run)
+        run = Run.load(options.run, options.trust)
+        if options.env is not None:
+            run = run.of_environment(options.env)
         run.config.check(ray)
     if run.finished:
         print(f"{run.path} is finished")

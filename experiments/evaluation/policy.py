@@ -55,9 +55,11 @@ class EvalOptions:
     """Draw actions at random from the policy instead of taking its favourite."""
     best_response: bool = False
     """Of a team: let each agent learn alone against the others, and tell what it gains; before training and
-    after. This unpickles the learner's state: only for runs you trust."""
+    after."""
     response_steps: int = 50_000
     """Environment steps each agent has for that."""
+    trust: bool = False
+    """Run code that the directory names or has pickled: an environment that is none of Scrubjay's, say."""
 
 
 @dataclass(frozen=True)

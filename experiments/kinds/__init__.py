@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from scrubjay.experiments.kinds.local import LocalEngine
 from scrubjay.experiments.kinds.reinforcement import AgentTaskConfig, TrainConfig
 from scrubjay.experiments.kinds.sequence import SequenceEngine, SequenceTaskConfig
 from scrubjay.experiments.kinds.team import TeamTaskConfig
+from scrubjay.experiments.tasks.environments import EnvConfig
+from scrubjay.experiments.tasks.teams import TeamEnvConfig
 from scrubjay.memory import serialization
 
 _KINDS: dict[str, tuple[type[Any], type[Engine]]] = {
@@ -24,9 +27,9 @@ _KINDS: dict[str, tuple[type[Any], type[Engine]]] = {
 }
 
 
-def make_engine(config: Experiment, run_dir: Path) -> Engine:
-    """Return what trains `config` in this process."""
-    return _KINDS[config.kind][1](config, run_dir)
+def make_engine(config: Experiment, run_dir: Path, trust: bool = False) -> Engine:
+    """Return what trains `config` in this process; with `trust` it unpickles what a checkpoint holds."""
+    return _KINDS[config.kind][1](config, run_dir, trust)
 
 
 def to_json(config: Experiment) -> str:
@@ -34,10 +37,22 @@ def to_json(config: Experiment) -> str:
     return json.dumps(serialization.encode(config), indent=2) + "\n"
 
 
-def from_json(text: str) -> Experiment:
-    """Return the config `to_json` wrote. Raises ValueError naming what does not fit."""
-    fields = json.loads(text)
-    kind = fields.pop("kind", None)
-    if kind not in _KINDS:
+def from_json(text: str, trust: bool = False) -> Experiment:
+    """Return the config `to_json` wrote. Raises ValueError naming what does not fit.
+
+    Unless there is `trust`, an environment that the text names is made only if it is ours or the user's: what
+    it names otherwise could be any code.
+    """
+    try:
+        fields = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("config.json is nested too deeply") from error
+    kind = fields.pop("kind", None) if isinstance(fields, dict) else None
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise ValueError(f"kind={kind!r} in config.json: choose from {', '.join(_KINDS)}")
-    return serialization.decode(_KINDS[kind][0], fields)
+    config = serialization.decode(_KINDS[kind][0], fields)
+    if trust:
+        return config
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    named = {name: value for name, value in values.items() if isinstance(value, (EnvConfig, TeamEnvConfig))}
+    return dataclasses.replace(config, **{name: env.as_found() for name, env in named.items()})

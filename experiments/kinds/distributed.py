@@ -15,6 +15,7 @@ from scrubjay.agents.rllib import SegmentConfig
 from scrubjay.agents.rllib.algorithm import SegmentAlgorithm
 from scrubjay.experiments.kinds.base import Experiment
 from scrubjay.experiments.kinds.engine import Engine
+from scrubjay.experiments.kinds.episodes import kept, taken
 from scrubjay.experiments.kinds.sampled import SampledConfig, evaluate_result
 from scrubjay.experiments.runs.cluster import RayOptions, connect, free_cpus
 from scrubjay.experiments.runs.metrics import EpisodeWindow
@@ -35,7 +36,9 @@ class RayEngine(Engine):
     built anew from here. What a lost runner's episodes had come to is lost; it begins new ones.
     """
 
-    def __init__(self, config: SampledConfig, run_dir: Path, options: RayOptions) -> None:
+    def __init__(
+        self, config: SampledConfig, run_dir: Path, options: RayOptions, trust: bool = False
+    ) -> None:
         self.options = options
         self._joined = connect(options)
         try:
@@ -45,7 +48,7 @@ class RayEngine(Engine):
                     f"num_learners={options.num_learners} on device='cuda' need a GPU each; the cluster has "
                     f"{gpus:.0f}: ask for fewer, or use --device cpu"
                 )
-            super().__init__(config, run_dir)
+            super().__init__(config, run_dir, trust)
         except BaseException:
             if self._joined:
                 ray.shutdown()
@@ -131,14 +134,15 @@ class RayEngine(Engine):
         states = self.algorithm.call_runners(lambda runner: runner.get_state())
         return {
             "learner": self._parts["learner"],
-            "samplers": sorted(states, key=lambda state: state["first_row"]),
+            "samplers": kept(sorted(states, key=lambda state: state["first_row"])),
             "episodes": self.episodes.get_state(),
         }
 
     def _set_parts(self, training: dict[str, Any]) -> None:
         self._parts = {"policy": self.model.state_dict(), "learner": training["learner"]}
         self.algorithm.set_parts(self._parts)
-        saved = {state["first_row"]: state["sampler"] for state in training["samplers"]}
+        samplers = taken(training["samplers"], self.config.env.id, self.trust)
+        saved = {state["first_row"]: state["sampler"] for state in samplers}
         rows = {first_row: len(sampler["lengths"]) for first_row, sampler in saved.items()}
         indices = range(1, self.options.num_env_runners + 1) if self.options.num_env_runners else [0]
         if rows == dict(self.algorithm.config.rows_of(index) for index in indices):
@@ -165,7 +169,7 @@ class RayEngine(Engine):
                 ray.shutdown()
 
 
-def make_ray_engine(config: Experiment, run_dir: Path, options: RayOptions) -> RayEngine:
+def make_ray_engine(config: Experiment, run_dir: Path, options: RayOptions, trust: bool = False) -> RayEngine:
     """Return what trains `config` on Ray; `config.check(options)` has said that it can be."""
     assert isinstance(config, SampledConfig)
-    return RayEngine(config, run_dir, options)
+    return RayEngine(config, run_dir, options, trust)

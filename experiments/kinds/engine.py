@@ -10,10 +10,11 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from scrubjay.experiments.kinds.base import Experiment
 from scrubjay.experiments.runs.checkpoint import (
+    CheckpointError,
     checkpoint_step,
     latest_checkpoint,
     load_training,
@@ -29,30 +30,25 @@ class Engine(ABC):
     """One run being trained in this process: a context manager that holds its lock and its files.
 
     A subclass builds its parts in `_build` and says what one update is, what the parts must remember, and
-    what the result is. Seeds the global generators of torch, numpy and random.
+    what the result is. Seeds the global generators of torch, numpy and random. With `trust` what a checkpoint
+    has pickled is read, by which its code runs. Raises CheckpointError if a checkpoint does not fit the run.
     """
 
     model: nn.Module
     """Whose weights are the checkpoint's; set in `_build`."""
 
-    def __init__(self, config: Experiment, run_dir: Path) -> None:
+    def __init__(self, config: Experiment, run_dir: Path, trust: bool = False) -> None:
         self.config: Any = config
+        self.trust = trust
         self.folder = run_dir / CHECKPOINTS
         self.step = 0
         self.seconds = 0.0
         self._lock = lock(run_dir)
         latest = latest_checkpoint(self.folder)
+        saved = None if latest is None else (load_training(latest, trust), load_weights(latest))
         _seed_everything(derive_seed(config.seed, "weights"))
         self._build()
-        offset = 0
-        if latest is not None:
-            self.step = checkpoint_step(latest)
-            training = load_training(latest)
-            self.model.load_state_dict(load_weights(latest))
-            self._set_parts(training)
-            self.seconds = training["seconds"]
-            _restore_random_states(training["random"])
-            offset = training["metrics_bytes"]
+        offset = 0 if latest is None or saved is None else self._restore(latest, *saved)
         self._metrics = MetricsLog(run_dir / METRICS, offset, self.step)
         self._saved_at = time.monotonic()
         self._saved_step = self.step
@@ -67,6 +63,19 @@ class Engine(ABC):
         finally:
             self._lock.close()
 
+    def _restore(self, checkpoint: Path, training: dict[str, Any], weights: dict[str, Tensor]) -> int:
+        """Go on from a checkpoint, which holds these; return how many bytes its record of metrics has."""
+        self.step = checkpoint_step(checkpoint)
+        try:
+            self.model.load_state_dict(weights)
+            self._set_parts(training)
+            self.seconds = float(training["seconds"])
+            _restore_random_states(training["random"])
+            return int(training["metrics_bytes"])
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise CheckpointError(f"{checkpoint} does not fit this run: {reason}") from error
+
     @abstractmethod
     def _build(self) -> None:
         """Make all parts, the model among them, as they are at step 0."""
@@ -77,7 +86,7 @@ class Engine(ABC):
 
     @abstractmethod
     def _get_parts(self) -> dict[str, Any]:
-        """Return what the parts remember, the model's weights aside."""
+        """Return what the parts remember, the model's weights aside: tensors, arrays and plain values."""
 
     @abstractmethod
     def _set_parts(self, training: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from scrubjay.agents.teams.sampler import make_sampler
 from scrubjay.experiments.kinds.engine import Engine
+from scrubjay.experiments.kinds.episodes import kept, taken
 from scrubjay.experiments.kinds.sampled import SampledConfig, evaluate_result
 from scrubjay.experiments.runs.device import resolve_device
 from scrubjay.experiments.runs.metrics import EpisodeWindow
@@ -45,7 +46,7 @@ class LocalEngine(Engine):
     def _get_parts(self) -> dict[str, Any]:
         return {
             "learner": self.learner.get_state(),
-            "samplers": [{"first_row": 0, "sampler": self.sampler.get_state()}],
+            "samplers": kept([{"first_row": 0, "sampler": self.sampler.get_state()}]),
             "episodes": self.episodes.get_state(),
         }
 
@@ -56,7 +57,7 @@ class LocalEngine(Engine):
                 "%s offers no get_state/set_state: resuming with fresh episodes, not exactly",
                 self.config.env.id,
             )
-        samplers = training["samplers"]
+        samplers = taken(training["samplers"], self.config.env.id, self.trust)
         # Of a checkpoint made while an env runner was gone, the rows are not all there.
         if [len(saved["sampler"]["lengths"]) for saved in samplers] == [self.config.env.num_envs]:
             self.sampler.set_state(samplers[0]["sampler"])

@@ -13,6 +13,7 @@ from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.experiments.evaluation.team import evaluate_policy
 from scrubjay.experiments.runs.cluster import RayOptions
 from scrubjay.experiments.runs.device import resolve_device
+from scrubjay.experiments.runs.plain import to_plain
 from scrubjay.experiments.runs.seeding import derive_seed
 from scrubjay.memory import MemoryConfig
 
@@ -31,7 +32,7 @@ class SampledConfig(ABC):
     """What the learner's settings are called on the command line."""
 
     env: Any
-    """What to learn; it has `num_envs` rows, which `make_rows` makes, and `spaces`."""
+    """What to learn; it has `num_envs` rows, which `make_rows` makes, `spaces` and `facts`."""
     policy: Any
     """Who learns; it has a `memory`, and `build`."""
     total_steps: int = 500_000
@@ -123,7 +124,8 @@ class SampledConfig(ABC):
                 f"{self.learner_field}.{learner.rows_by}={learner.rows_needed}: at most env.num_envs={rows}, "
                 "as a minibatch is a set of whole rows"
             )
-        learner.build(self.make_policy())
+        state = learner.build(self.make_policy()).get_state()
+        to_plain(state, f"the state of {type(learner).__name__}'s learner")
 
 
 def evaluate_result(policy: Any, config: SampledConfig) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from scrubjay.experiments.kinds.base import Experiment
+from scrubjay.experiments.kinds.sampled import SampledConfig
 from scrubjay.experiments.run import Run
 from scrubjay.experiments.runs.directory import CONFIG, METRICS
 from scrubjay.experiments.runs.progress import PLAIN_SECONDS, describe_row
@@ -25,19 +26,21 @@ from scrubjay.experiments.words.terminal import bad_input
 LOG = "log.txt"
 
 
-def prepare(config: Experiment, path: Path) -> Run:
-    """Return the run at `path`, made if absent.
+def prepare(config: Experiment, path: Path, trust: bool = False) -> Run:
+    """Return the run at `path`, made if absent; as the user has told `config`, it names what may be made.
 
     Raises UsageError if the experiment cannot run, or if another lives there.
     """
     if not (path / CONFIG).exists():
         with bad_input():
             config.check()
-        return Run.create(config, path)
-    run = Run.load(path)
+            Run.create(config, path)
+        return Run(path, config, trust)
+    with bad_input():
+        run = Run.load(path, trust)
     if run.config != config:
         raise UsageError(f"{path} holds a run with other settings; delete it or choose another directory")
-    return run
+    return Run(path, config, trust)
 
 
 def run_in_processes(runs: Sequence[Run], jobs: int) -> None:
@@ -70,7 +73,11 @@ def run_in_processes(runs: Sequence[Run], jobs: int) -> None:
 
 
 def _start(run: Run) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "scrubjay.experiments.cli", "resume", str(run.path), "--quiet"]
+    # -P, or Python would look for everything in the folder one stands in first.
+    command = [sys.executable, "-P", "-m", "scrubjay.experiments.cli", "resume", str(run.path), "--quiet"]
+    command += ["--trust"] * run.trust
+    if isinstance(run.config, SampledConfig):
+        command += ["--env", run.config.env.id]  # who started this one has named it
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
     with (run.path / LOG).open("ab") as log:
         # A session of its own: Ctrl-C at the terminal reaches the parent alone, which passes it on.

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scrubjay.experiments.launching.parallel import prepare
 from scrubjay.experiments.recipes.overrides import override
-from scrubjay.experiments.run import Run
 from scrubjay.experiments.runs.cluster import RayOptions, connect, describe_cluster
-from scrubjay.experiments.runs.directory import CONFIG, write_atomically
+from scrubjay.experiments.runs.directory import write_atomically
 from scrubjay.experiments.training import go_on
 
 _REPORTS = 16
@@ -63,11 +63,13 @@ def parse_param(text: str) -> tuple[str, tuple[str, ...]]:
     return name.removeprefix("--").replace("_", "-") if "set." not in name else name, tuple(values.split(","))
 
 
-def run_sweep(sweep: Sweep, out: Path, address: str | None = None, jobs: int | None = None) -> int:
+def run_sweep(
+    sweep: Sweep, out: Path, address: str | None = None, jobs: int | None = None, trust: bool = False
+) -> int:
     """Train all trials, going on where an earlier call was stopped; write and print table.md.
 
     Returns 0, or 1 if a trial failed. Raises ValueError if a trial's flags are wrong, if `out` holds another
-    sweep, or if the cluster cannot be joined.
+    sweep, or one that was begun and there is no `trust` in it, or if the cluster cannot be joined.
     """
     names = [name for name, _ in sweep.params]
     for name, values in sweep.params:
@@ -81,6 +83,11 @@ def run_sweep(sweep: Sweep, out: Path, address: str | None = None, jobs: int | N
     note = out / "sweep.json"
     if note.exists() and note.read_text() != asked:
         raise ValueError(f"{out} holds another sweep, see {note}; choose another --out")
+    if (out / "tune").exists() and not trust:
+        raise ValueError(
+            f"{out / 'tune'} is what Ray Tune pickled of a sweep, and going on runs whatever code is there: "
+            "add --trust if that sweep is yours, or choose another --out"
+        )
     write_atomically(note, asked)
     connect(RayOptions(num_env_runners=1, address=address))
     print(describe_cluster(), flush=True)
@@ -89,7 +96,7 @@ def run_sweep(sweep: Sweep, out: Path, address: str | None = None, jobs: int | N
     # Tune takes Ctrl-C for an end like any other; it puts the handler back that it found only if there was
     # one.
     if signal.getsignal(signal.SIGINT) is handler:
-        print("\nstopped; the same command goes on")
+        print("\nstopped; the same command goes on, with --trust")
         return 130
     signal.signal(signal.SIGINT, handler)
     table = _table(
@@ -129,7 +136,7 @@ def _train(trial: dict[str, str], *, sweep: Sweep, out: Path) -> None:
 
     config = override(sweep.recipe, sweep.words(trial))
     folder = out / _folder(trial)
-    run = Run.load(folder) if (folder / CONFIG).exists() else Run.create(config, folder)
+    run = prepare(config, folder)
     reported = 0
 
     def report(step: int, row: dict[str, float]) -> None:

@@ -43,7 +43,7 @@ def plot_runs(runs: Sequence[Run], out: Path | str, metric: str | None = None) -
             raise ValueError(f"{run.path} has no metric {metric!r}; it has {', '.join(names) or 'none yet'}")
         steps, values = np.array(points, dtype=float).T
         panels.setdefault(run.config.recipe, {}).setdefault(labels[run], []).append((steps, values))
-    chance = {run.config.recipe: run.config.success_without_memory for run in runs}
+    chance = {run.config.recipe: run.success_without_memory for run in runs}
     shades = colours(label for panel in panels.values() for label in panel)
     figure = figure_of(len(panels))
     for axes, (recipe, panel) in zip(

@@ -35,6 +35,8 @@ class PlayOptions:
     coverage: Path | None = None
     """Of uav: file for a map of what a user would get at every place at the end; its ending chooses the
     format."""
+    trust: bool = False
+    """Run code that the directory names or has pickled: an environment that is none of Scrubjay's, say."""
 
 
 def play(

@@ -46,7 +46,12 @@ class TeamEpisode:
 
 
 def cast_team(
-    what: str, policy: str | None, preset: str | None, settings: Sequence[str], seed: int
+    what: str,
+    policy: str | None,
+    preset: str | None,
+    settings: Sequence[str],
+    seed: int,
+    trust: bool = False,
 ) -> Cast | None:
     """Return who plays a team's run, a recipe of teams or one of `KNOWN_TEAMS`; None if it is none of these.
 
@@ -56,13 +61,14 @@ def cast_team(
         preset: of an environment that has presets, instead of what the run or recipe says.
         settings: `name=value`, handed to the environment.
         seed: of actions at random.
+        trust: whether a run may make code run, as in `Run.load`.
 
     Raises:
         UsageError: for an unknown policy, a run of one agent among them, or a bad setting.
         ValueError: if the policy learned in another kind of environment.
     """
     known = KNOWN_TEAMS.get(what)
-    run = None if known else _team_run(what)
+    run = None if known else _team_run(what, trust)
     recipe = RECIPES[what]() if what in RECIPES else None
     if run is not None:
         env = _task(run).env
@@ -74,7 +80,7 @@ def cast_team(
         return None
     learned = run
     if policy is not None:
-        learned = _team_run(policy)
+        learned = _team_run(policy, trust)
         if known is not None and learned is not None:
             env = _task(learned).env
     if preset is not None:
@@ -138,9 +144,9 @@ def _batch(env: ParallelEnv[Any, Any, Any], observations: Mapping[str, Any]) -> 
     return batch
 
 
-def _team_run(path: str) -> Run | None:
+def _team_run(path: str, trust: bool) -> Run | None:
     """Return the team's run in that directory; None without such a directory, or if it is of no team."""
-    run = Run.load(path) if Path(path).exists() else None
+    run = Run.load(path, trust) if Path(path).exists() else None
     return run if run is not None and isinstance(run.config, TeamTaskConfig) else None
 
 

@@ -5,17 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from scrubjay.experiments.runs.plain import from_plain, to_plain
 
 WEIGHTS = "model.safetensors"
 TRAINING = "training.pt"
 MANIFEST = "manifest.json"
+_NAME = re.compile(r"step_[0-9]{1,18}")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be read, or is of another run; the message is one line that says why."""
 
 
 def save_checkpoint(
@@ -23,8 +32,10 @@ def save_checkpoint(
 ) -> Path:
     """Write `folder/step_00001000` and drop all but the newest `keep`; return its path.
 
-    A kill at any moment leaves either no such directory or a whole one.
+    A kill at any moment leaves either no such directory or a whole one. Raises TypeError, and writes nothing,
+    if `training` is not of tensors, arrays and plain values.
     """
+    plain = to_plain(training, "training")
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step_{step:08d}"
     aside = folder / f".writing_{step:08d}"
@@ -32,7 +43,7 @@ def save_checkpoint(
         shutil.rmtree(unfinished)
     aside.mkdir()
     save_file({name: value.detach().cpu().clone() for name, value in weights.items()}, aside / WEIGHTS)
-    torch.save(training, aside / TRAINING)
+    torch.save(plain, aside / TRAINING)
     digests = {name: _digest(aside / name) for name in (WEIGHTS, TRAINING)}
     (aside / MANIFEST).write_text(json.dumps({"step": step, "sha256": digests}) + "\n")
     for file in aside.iterdir():
@@ -43,7 +54,7 @@ def save_checkpoint(
     _sync(folder)
     # A later one must be torn, or the run would have gone on from it.
     kept = [path for path in _newest_first(folder) if checkpoint_step(path) <= step][:keep]
-    for path in folder.glob("step_*"):
+    for path in _newest_first(folder):
         if path not in kept:
             shutil.rmtree(path)
     return final
@@ -62,27 +73,41 @@ def checkpoint_step(path: Path) -> int:
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Return the policy's weights; safe on a checkpoint from a stranger."""
-    return load_file(path / WEIGHTS)
+    """Return the policy's weights; safe on a stranger's. Raises CheckpointError if they are none."""
+    try:
+        return load_file(path / WEIGHTS)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path / WEIGHTS}: {error}") from error
 
 
-def load_training(path: Path) -> dict[str, Any]:
+def load_training(path: Path, trust: bool = False) -> dict[str, Any]:
     """Return the learner's, sampler's and random generators' state.
 
-    This unpickles, as environments may put anything into their state: resume only runs you trust.
+    Raises CheckpointError if it is not of plain data: that of older versions was pickled, and is read, by
+    which its code runs, only with `trust`.
     """
-    return torch.load(path / TRAINING, map_location="cpu", weights_only=False)
+    file = path / TRAINING
+    try:
+        return from_plain(torch.load(file, map_location="cpu", weights_only=True))
+    except Exception as error:
+        if not trust:
+            raise CheckpointError(
+                f"{file} is not of plain data: older versions pickled it, and unpickling runs whatever code "
+                "is there; add --trust if you trust the run (in Python trust=True)"
+            ) from error
+    return torch.load(file, map_location="cpu", weights_only=False)
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step_*"), key=checkpoint_step, reverse=True)
+    steps = (path for path in folder.glob("step_*") if _NAME.fullmatch(path.name))
+    return sorted(steps, key=checkpoint_step, reverse=True)
 
 
 def _is_whole(path: Path) -> bool:
     try:
         digests = json.loads((path / MANIFEST).read_text())["sha256"]
         return all(_digest(path / name) == digests[name] for name in (WEIGHTS, TRAINING))
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return False
 
 

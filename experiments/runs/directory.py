@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 from typing import IO
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 RESULT = "result.json"
+ENVIRONMENT = "environment.json"
 CHECKPOINTS = "checkpoints"
 
 
@@ -30,10 +32,29 @@ def lock(path: Path) -> IO[str]:
     return file
 
 
+def check_files(path: Path) -> None:
+    """Raise ValueError if there is anything but plain files and folders below `path`.
+
+    A run writes into its directory, and through a link it would write elsewhere.
+    """
+    for folder, folders, files in os.walk(path):
+        for name in (*folders, *files):
+            try:
+                mode = os.lstat(os.path.join(folder, name)).st_mode
+            except FileNotFoundError:  # whoever trains it has put it away meanwhile
+                continue
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise ValueError(
+                    f"{os.path.join(folder, name)} is a link, or no plain file: a run keeps what is its own; "
+                    "put the file itself there, or of a run that you trust add --trust (in Python trust=True)"
+                )
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write a small file so that a kill leaves the old one or the new one, never half."""
     aside = path.with_name(f".{path.name}.writing")
-    with aside.open("w") as file:
+    aside.unlink(missing_ok=True)
+    with aside.open("x") as file:  # through no link that somebody left there
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

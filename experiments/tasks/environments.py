@@ -6,8 +6,8 @@ import difflib
 import importlib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, cast
+from dataclasses import dataclass, field, replace
+from typing import Any, Self, cast
 
 import gymnasium
 from gymnasium.envs.registration import VectorizeMode
@@ -15,6 +15,8 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 
 from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.envs import list_environments
+from scrubjay.experiments.tasks.facts import Facts
+from scrubjay.experiments.tasks.names import admit, found, is_ours
 
 KwargValue = bool | int | float | str
 
@@ -37,7 +39,8 @@ class EnvConfig:
             raise ValueError(f"num_envs={self.num_envs}: at least 1 environment is needed")
 
     def make(self, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
-        """Return one environment. Raises ValueError if the id or a setting is unknown."""
+        """Return one environment. Raises ValueError if the id or a setting is unknown, or only a file's."""
+        admit(self.id, self.kwargs)
         kwargs: dict[str, Any] = dict(self.kwargs)
         if render_mode is not None:
             kwargs["render_mode"] = render_mode
@@ -53,15 +56,23 @@ class EnvConfig:
                 f"environment {self.id!r} refuses {kwargs or 'its defaults'}: {error}"
             ) from error
 
+    def as_found(self) -> Self:
+        """Return the same, read from a file: it makes nothing that is neither ours nor the user's."""
+        return replace(self, id=found(self.id, self.kwargs, is_ours(self.id, self.kwargs)))
+
+    def facts(self) -> Facts:
+        """Return what a run keeps of the environment."""
+        with self.make() as env:
+            spaces = Spaces(env.observation_space, env.action_space)
+            return Facts(spaces, getattr(env.unwrapped, "success_without_memory", None))
+
     def spaces(self) -> Spaces:
         """Return the spaces of one environment."""
-        with self.make() as env:
-            return Spaces(env.observation_space, env.action_space)
+        return self.facts().spaces
 
     def success_without_memory(self) -> float | None:
         """Return the best success without memory, where the environment offers it by that name."""
-        with self.make() as env:
-            return getattr(env.unwrapped, "success_without_memory", None)
+        return self.facts().success_without_memory
 
     def make_vector(self, num_envs: int | None = None) -> VectorEnv[Any, Any, Any]:
         """Return a batch of environments that reset in the step that ends an episode (SAME_STEP).

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 from pettingzoo import ParallelEnv
 
@@ -13,6 +13,8 @@ from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.agents.teams.env import TeamEnv
 from scrubjay.envs.teams import ParallelTeams
 from scrubjay.experiments.tasks.environments import KwargValue, named_callable
+from scrubjay.experiments.tasks.facts import Facts
+from scrubjay.experiments.tasks.names import admit, found, is_our_team
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,10 @@ class TeamEnvConfig:
             raise ValueError(f"num_envs={self.num_envs}: at least 1 environment is needed")
 
     def make(self, render_mode: str | None = None) -> ParallelEnv[Any, Any, Any]:
-        """Return one environment. Raises ValueError if there is none of that name or a setting is refused."""
+        """Return one environment. Raises ValueError if there is none of that name, or only a file's, or a
+        setting is refused.
+        """
+        admit(self.id, self.kwargs)
         kwargs: dict[str, Any] = dict(self.kwargs)
         if render_mode is not None:
             kwargs["render_mode"] = render_mode
@@ -50,6 +55,15 @@ class TeamEnvConfig:
     def make_rows(self, num_envs: int | None = None) -> TeamEnv:
         """Return what a policy is trained in: `make_teams`."""
         return self.make_teams(num_envs)
+
+    def as_found(self) -> Self:
+        """Return the same, read from a file: it makes nothing that is neither ours nor the user's."""
+        known = frozenset(teams.id for teams in KNOWN_TEAMS.values())
+        return replace(self, id=found(self.id, self.kwargs, is_our_team(self.id, self.kwargs, known)))
+
+    def facts(self) -> Facts:
+        """Return what a run keeps of the environment."""
+        return Facts(self.spaces())
 
     def spaces(self) -> Spaces:
         """Return the spaces of a team."""

@@ -49,6 +49,15 @@ def test_wrong_flags_are_one_line(words, message, refused):
     assert message in refused("sweep", *words)
 
 
+def test_what_tune_has_pickled_is_not_read_without_trust(here, tmp_path):
+    (tmp_path / "out" / "tune").mkdir(parents=True)
+    (tmp_path / "out" / "tune" / "tuner.pkl").write_bytes(b"cos\nmkdir\n(S'harm'\ntR.")
+    code, _, err = here("sweep", "tmaze-demo", "--param", "seed=0", "--out", "out")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "add --trust" in err
+    assert not (tmp_path / "harm").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_stopped_sweep_goes_on_and_tells_who_was_best(start, tmp_path):
@@ -67,7 +76,11 @@ def test_a_stopped_sweep_goes_on_and_tells_who_was_best(start, tmp_path):
     assert "the same command goes on" in out
     assert not (tmp_path / "out" / "table.md").exists()
     begun = {path.parents[1].name for path in tmp_path.glob("out/*/checkpoints/step_*")}
-    second = start("sweep", *words)
+    refused = start("sweep", *words)
+    _, err = refused.communicate(timeout=120)
+    assert refused.returncode == 2
+    assert "add --trust" in err
+    second = start("sweep", *words, "--trust")
     out, err = second.communicate(timeout=400)
     assert second.returncode == 0, out + err
     table = (tmp_path / "out" / "table.md").read_text()
