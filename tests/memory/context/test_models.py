@@ -1,0 +1,19 @@
+"""Models are loaded without a word where nobody sees it."""
+
+import pytest
+
+pytest.importorskip("transformers")
+
+from transformers.utils import logging
+
+from scrubjay.memory import context
+
+
+def test_progress_bars_stay_out_of_logs(tiny_llama, tiny_chat, tmp_path, capfd):
+    tiny_llama().save_pretrained(tmp_path)
+    tiny_chat[1].save_pretrained(tmp_path)
+    capfd.readouterr()
+    assert logging.is_progress_bar_enabled()
+    context.load_model(tmp_path)
+    assert capfd.readouterr().err == ""
+    assert logging.is_progress_bar_enabled()
