@@ -89,7 +89,7 @@ def conversation(said):
         HumanMessage(said["user"]),
         AIMessage(said["assistant"], tool_calls=[call]),
         ToolMessage(said["result"], name=f"add{said['name']}", tool_call_id="1"),
-        ChatMessage(said["other"], role=f"critic{said['role']}"),
+        ChatMessage(content=said["other"], role=f"critic{said['role']}"),
     ]
     field = {"type": "string", "description": said["explained"], "enum": ["a", said["choice"]]}
     parameters = {"type": "object", "properties": {f"a{said['parameter']}": field}, "required": ["a"]}
@@ -208,4 +208,4 @@ def test_what_a_template_refuses_is_told_in_words(tiny_chat):
 
     refusing = "{% for m in messages %}{{ raise_exception('no role ' + m['role']) }}{% endfor %}"
     with pytest.raises(TemplateError, match="no role critic"):
-        write_prompt(tiny_chat[1], [ChatMessage("Hm", role="critic")], template=refusing)
+        write_prompt(tiny_chat[1], [ChatMessage(content="Hm", role="critic")], template=refusing)
