@@ -5,12 +5,15 @@ Nothing is downloaded.
 
 from __future__ import annotations
 
+import functools
+import importlib
 import importlib.util
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -55,11 +58,17 @@ def _bars_on_terminals_alone() -> Iterator[None]:
     if sys.stderr.isatty() or not logging.is_progress_bar_enabled():
         yield
         return
+    gguf: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
+
+    # That of a GGUF file is tqdm's own, which transformers' switch does not reach.
+    drawn: Any = gguf.tqdm
+    gguf.tqdm = functools.partial(drawn, disable=True)
     logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.enable_progress_bar()
+        gguf.tqdm = drawn
 
 
 def _smollm2() -> Path:
