@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from scrubjay.agents.chat.constraint import CALL_BEGIN
+from scrubjay.memory.context.quotes import ControlTokens
 
 _FEED_BLOCK = 512
 
@@ -57,6 +58,11 @@ class LoadedModel:
         """Whether `<tool_call>` is a special token of this vocabulary."""
         token = self.tokenizer.get_vocab().get(CALL_BEGIN)
         return token is not None and self.vocabulary.is_special_token(token)
+
+    @cached_property
+    def control_tokens(self) -> ControlTokens:
+        """What no text but a template's becomes."""
+        return ControlTokens(self.tokenizer)
 
     def tokenize(self, text: str) -> list[int]:
         """Return the tokens of a prompt, whose marks are in the text already."""

@@ -56,8 +56,8 @@ class LocalChatModel(BaseChatModel):
     """What the cache keeps: a name of `memory.context.list_policies()` or a `ContextPolicy`."""
     budget: int = 1024
     """Tokens that a policy given by name keeps, where it has a budget."""
-    temperature: float = 0.7
-    """0 takes the likeliest token always."""
+    temperature: float = 0.0
+    """0 takes the likeliest token always; above, tokens are drawn."""
     top_p: float = 0.95
     """Tokens are drawn among the likeliest ones that have this much probability together."""
     seed: int | None = None
@@ -208,14 +208,14 @@ class LocalChatModel(BaseChatModel):
         return parsed(model, schema, include_raw)
 
     def get_token_ids(self, text: str) -> list[int]:
-        """Return the tokens of a text, by the model's own tokenizer."""
-        return self.loaded.tokenize(text)
+        """Return the tokens that a text takes in a prompt, by the model's own tokenizer."""
+        return self.loaded.tokenize(self.loaded.control_tokens.plain(text))
 
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence | None = None) -> int:
         """Return the tokens of the prompt that these messages make."""
         functions = [convert_to_openai_tool(tool) for tool in tools or ()]
         prompt = write_prompt(self.loaded.tokenizer, messages, functions, template=self.chat_template)
-        return len(self.get_token_ids(prompt))
+        return len(self.loaded.tokenize(prompt))
 
     def cache_bytes(self, thread_id: str | None = None) -> int:
         """Return the bytes of the keys and values kept of the conversation used last under this name."""

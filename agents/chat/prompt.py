@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,9 +17,43 @@ from langchain_core.messages import (
 )
 
 from scrubjay.agents.chat.constraint import CALL_BEGIN, CALL_END
+from scrubjay.memory.context.quotes import ControlTokens, Quotes
 
 # Blocks of a message that are told elsewhere (calls) or are no part of what was said.
 _SILENT_BLOCKS = ("tool_use", "tool_call", "tool_call_chunk", "invalid_tool_call", "reasoning", "thinking")
+_ROLES = ("system", "user", "assistant", "tool")
+_THOUGHT_END = "</think>"
+_RESULT_BEGIN, _RESULT_END = "<tool_response>", "</tool_response>"
+_TOOLS_BEGIN, _TOOLS_END = "<tools>", "</tools>"
+# Marks that we write ourselves where a template does not know of tools.
+_OUR_MARKS = CALL_BEGIN + CALL_END + _RESULT_BEGIN + _RESULT_END + _TOOLS_BEGIN + _TOOLS_END
+# Names by which templates look into a tool's description, and the types they ask for.
+_KEYWORDS = frozenset(
+    [
+        "type",
+        "function",
+        "name",
+        "description",
+        "parameters",
+        "properties",
+        "required",
+        "items",
+        "enum",
+        "default",
+        "title",
+        "anyOf",
+        "oneOf",
+        "allOf",
+        "const",
+        "format",
+        "nullable",
+        "additionalProperties",
+        "return",
+        "$defs",
+        "$ref",
+    ]
+)
+_TYPES = frozenset(["function", "object", "array", "string", "integer", "number", "boolean", "null"])
 
 
 def write_prompt(
@@ -33,9 +68,14 @@ def write_prompt(
     `tools` are functions in OpenAI's format: they are told by the template if it knows `<tool_call>`, else by
     a text of ours in the system message, where `instruction` goes too. A template that refuses the order of
     roles gets them merged: neighbours of one role into one message, the system's text into the first user's.
+    Only the template writes control tokens: where a tokenizer would make one of what messages, tools or the
+    instruction say, it is broken by a zero-width space, and so are the marks of the template's blocks. Of an
+    earlier answer a template that tells thoughts apart is given what comes after them.
 
     Raises ValueError on no messages, on content that is not text, and without a template.
     """
+    from jinja2.exceptions import TemplateError
+
     template = template or tokenizer.chat_template
     if not template:
         raise ValueError(
@@ -45,23 +85,25 @@ def write_prompt(
     if not messages:
         raise ValueError("there are no messages to answer")
     native = CALL_BEGIN in template and "tools" in template
-    marks = [mark for mark in tokenizer.all_special_tokens if len(mark) > 1]
-    spoken = [_spoken(message, native, marks) for message in messages]
+    quotes = Quotes(ControlTokens(tokenizer), template + _OUR_MARKS)
+    spoken = [_spoken(message, native, template, quotes) for message in messages]
+    told = [quotes.quote(instruction)] if instruction else []
     if tools and not native:
-        instruction = "\n\n".join(filter(None, [_tools_text(tools), instruction]))
-    if instruction:
-        first = spoken[0]["content"] if spoken[0]["role"] == "system" else ""
-        rest = spoken[1:] if spoken[0]["role"] == "system" else spoken
-        spoken = [{"role": "system", "content": "\n\n".join(filter(None, [first, instruction]))}, *rest]
-    keywords = {"tools": [_described(tool) for tool in tools] if tools and native else None}
+        told.insert(0, _tools_text(tools, quotes))
+    if told:
+        first = [spoken.pop(0)["content"]] if spoken[0]["role"] == "system" else []
+        spoken.insert(0, {"role": "system", "content": "\n\n".join(filter(None, [*first, *told]))})
+    keywords = {
+        "tools": [_quoted_tool(_described(tool), quotes) for tool in tools] if tools and native else None
+    }
     try:
-        return _apply(tokenizer, template, spoken, **keywords)
-    except Exception as refusal:
-        from jinja2.exceptions import TemplateError
-
-        if not isinstance(refusal, TemplateError):
-            raise
-    return _apply(tokenizer, template, _merged(spoken), **keywords)
+        return quotes.text(_applied(tokenizer, template, spoken, **keywords))
+    except TemplateError:
+        pass
+    try:
+        return quotes.text(_applied(tokenizer, template, _merged(spoken), **keywords))
+    except TemplateError as refusal:
+        raise TemplateError(quotes.spelled(str(refusal))) from None
 
 
 def call_text(name: str, arguments: Any) -> str:
@@ -70,22 +112,26 @@ def call_text(name: str, arguments: Any) -> str:
     return f"{CALL_BEGIN}\n{called}\n{CALL_END}"
 
 
-def _apply(tokenizer: Any, template: str, spoken: list[dict[str, Any]], **keywords: Any) -> str:
+def _applied(tokenizer: Any, template: str, spoken: list[dict[str, Any]], **keywords: Any) -> str:
     return tokenizer.apply_chat_template(
         spoken, chat_template=template, add_generation_prompt=True, tokenize=False, **keywords
     )
 
 
-def _spoken(message: BaseMessage, native: bool, marks: Sequence[str]) -> dict[str, Any]:
-    """Return a message as templates take it."""
-    content = _unmarked(_text(message), marks)
+def _spoken(message: BaseMessage, native: bool, template: str, quotes: Quotes) -> dict[str, Any]:
+    """Return a message as templates take it, what it says in code."""
+    said = _text(message)
+    if isinstance(message, AIMessage) and _THOUGHT_END in template:
+        said = said.rpartition(_THOUGHT_END)[2].lstrip("\n")
+    content = quotes.quote(said)
     if isinstance(message, ToolMessage):
         if native:
-            return {"role": "tool", "name": message.name or "", "content": content}
-        return {"role": "user", "content": f"<tool_response>\n{content}\n</tool_response>"}
+            return {"role": "tool", "name": quotes.quote(message.name or ""), "content": content}
+        return {"role": "user", "content": f"{_RESULT_BEGIN}\n{content}\n{_RESULT_END}"}
     if isinstance(message, AIMessage):
         calls = [
-            {"name": call["name"], "arguments": _unmarked(call["args"], marks)} for call in message.tool_calls
+            {"name": quotes.quote(call["name"]), "arguments": quotes.quote(call["args"])}
+            for call in message.tool_calls
         ]
         if native and calls:
             return {
@@ -100,8 +146,14 @@ def _spoken(message: BaseMessage, native: bool, marks: Sequence[str]) -> dict[st
     if isinstance(message, HumanMessage):
         return {"role": "user", "content": content}
     if isinstance(message, ChatMessage):
-        return {"role": message.role, "content": content}
+        return {"role": _role(message.role, template, quotes), "content": content}
     raise ValueError(f"cannot write a message of type {message.type!r} for the model")
+
+
+def _role(role: str, template: str, quotes: Quotes) -> str:
+    """Return a role as it is where the template knows it, else in code."""
+    named = re.fullmatch(r"\w+", role) and re.search(rf"""['"]{role}['"]""", template)
+    return role if role in _ROLES or named else quotes.quote(role)
 
 
 def _text(message: BaseMessage) -> str:
@@ -117,19 +169,6 @@ def _text(message: BaseMessage) -> str:
                 f"a {message.type} message holds a block of type {kind!r}: this model reads text only"
             )
     return "".join(texts)
-
-
-def _unmarked(said: Any, marks: Sequence[str]) -> Any:
-    """Return text, or JSON of texts, with the template's marks broken: a quote must not end a turn."""
-    if isinstance(said, dict):
-        return {_unmarked(name, marks): _unmarked(value, marks) for name, value in said.items()}
-    if isinstance(said, list):
-        return [_unmarked(value, marks) for value in said]
-    if isinstance(said, str):
-        for mark in marks:
-            # A zero-width space shows nothing, and no tokenizer takes the rest for the mark.
-            said = said.replace(mark, f"{mark[0]}\u200b{mark[1:]}")
-    return said
 
 
 def _merged(spoken: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -149,14 +188,29 @@ def _merged(spoken: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return merged
 
 
-def _tools_text(tools: Sequence[dict[str, Any]]) -> str:
-    listed = "\n".join(json.dumps(_described(tool), ensure_ascii=False) for tool in tools)
+def _tools_text(tools: Sequence[dict[str, Any]], quotes: Quotes) -> str:
+    listed = "\n".join(quotes.quote(json.dumps(_described(tool), ensure_ascii=False)) for tool in tools)
     return (
-        f"# Functions\n\nThese functions may be called:\n<tools>\n{listed}\n</tools>\n\n"
+        f"# Functions\n\nThese functions may be called:\n{_TOOLS_BEGIN}\n{listed}\n{_TOOLS_END}\n\n"
         f"A call is JSON with the function's name and its arguments, between {CALL_BEGIN} and {CALL_END}, "
         "and "
         f'nothing else:\n{CALL_BEGIN}\n{{"name": <name>, "arguments": <arguments as JSON>}}\n{CALL_END}'
     )
+
+
+def _quoted_tool(part: Any, quotes: Quotes, words: frozenset[str] = frozenset()) -> Any:
+    """Return a tool's description in code, but for the words by which a template finds its way in it."""
+    if isinstance(part, list):
+        return [_quoted_tool(value, quotes, words) for value in part]
+    if not isinstance(part, dict):
+        return part if isinstance(part, str) and part in words else quotes.quote(part)
+    plain = {"type": _TYPES, "required": _KEYWORDS}
+    return {
+        name if name in _KEYWORDS else quotes.quote(name): _quoted_tool(
+            value, quotes, plain.get(name, frozenset())
+        )
+        for name, value in part.items()
+    }
 
 
 def _described(tool: dict[str, Any]) -> dict[str, Any]:

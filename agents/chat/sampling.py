@@ -13,7 +13,7 @@ from torch import Tensor
 class Sampling:
     """How tokens are drawn. Raises ValueError on what no distribution can be made of."""
 
-    temperature: float = 0.7
+    temperature: float = 0.0
     """Flattens the distribution above 1, sharpens it below; 0 takes the likeliest token always."""
     top_p: float = 0.95
     """Draw among the likeliest tokens that have this much probability together (Holtzman et al. 2020)."""

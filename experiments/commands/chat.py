@@ -44,7 +44,7 @@ class ChatOptions:
     system: str = ""
     """What the model is told before the conversation."""
     temperature: float = 0.7
-    """0 takes the likeliest word always."""
+    """Words are drawn, the more freely the higher; 0 takes the likeliest always."""
     top_p: float = 0.95
     """Words are drawn among the likeliest that have this much probability together."""
     max_tokens: int = 512

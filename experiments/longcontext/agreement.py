@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from scrubjay.experiments.longcontext.options import MeasureOptions
-from scrubjay.experiments.longcontext.reading import held_bytes, read, tokenize
+from scrubjay.experiments.longcontext.reading import held_bytes, read, tokenize_text
 from scrubjay.experiments.runs.cost import Elapsed, stopwatch
 from scrubjay.experiments.runs.directory import write_atomically
 from scrubjay.experiments.runs.progress import ProgressDisplay
@@ -79,7 +79,7 @@ def run_agreement(options: AgreementOptions, command: str) -> list[Path]:
     options.check()
     settle(options.out, options.settings())
     model, tokenizer = options.load_model()
-    tokens = tokenize(tokenizer, options.read())
+    tokens = tokenize_text(tokenizer, options.read())
     last = len(tokens) - options.length
     if last < 0:
         raise ValueError(f"length={options.length}: the text has only {len(tokens)} tokens")

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from scrubjay.memory.context.quotes import ControlTokens, Quotes
+
 SLACK = 200
 """An example is full enough when less than 1/200 of its length is unused."""
 
@@ -33,13 +35,18 @@ class Example:
         return f"{self.instruction}\n\n{self.context}\n\n{self.question}"
 
     def render(self, tokenizer: Any) -> str:
-        """Return prompt and answer prefix by the model's chat template, or plainly if it has none."""
-        if getattr(tokenizer, "chat_template", None) is None:
-            return f"{self.prompt}\n{self.answer_prefix}"
-        turn = [{"role": "user", "content": self.prompt}]
-        return (
-            tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-            + self.answer_prefix
+        """Return prompt and answer prefix by the model's chat template, or plainly if it has none.
+
+        A control token in the text is broken.
+        """
+        template = getattr(tokenizer, "chat_template", None)
+        quotes = Quotes(ControlTokens(tokenizer), template or "")
+        prompt, prefix = quotes.quote(self.prompt), quotes.quote(self.answer_prefix)
+        if template is None:
+            return quotes.text(f"{prompt}\n{prefix}")
+        turn = [{"role": "user", "content": prompt}]
+        return quotes.text(
+            tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True) + prefix
         )
 
 

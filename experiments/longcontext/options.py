@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from tyro.conf import Positional
 
-from scrubjay.experiments.longcontext.reading import tokenize
+from scrubjay.experiments.longcontext.reading import tokenize_text
 from scrubjay.experiments.longcontext.texts import read_text
 from scrubjay.experiments.runs.device import resolve_device
 from scrubjay.memory import context
@@ -88,7 +88,7 @@ class MeasureOptions:
 
     def excerpt(self, tokenizer: Any, length: int) -> Int[Tensor, " time"]:
         """Return the first tokens of the text. Raises ValueError if it has fewer."""
-        tokens = tokenize(tokenizer, self.read())
+        tokens = tokenize_text(tokenizer, self.read())
         if len(tokens) < length:
             raise ValueError(
                 f"{', '.join(map(str, self.text))}: {length} tokens are needed, {len(tokens)} are there"

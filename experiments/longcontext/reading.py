@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from scrubjay.memory import context
+from scrubjay.memory.context.quotes import ControlTokens
 
 RECOMPUTE = "recompute"
 """Name of the peer that keeps no cache."""
@@ -52,5 +53,10 @@ def held_bytes(cache: context.PolicyCache) -> int:
 
 
 def tokenize(tokenizer: Any, text: str) -> Int[Tensor, " time"]:
-    """Return the tokens of a text that may be longer than the model was trained for."""
+    """Return the tokens of a prompt that may be longer than the model was trained for."""
     return torch.tensor(tokenizer(text, verbose=False)["input_ids"])
+
+
+def tokenize_text(tokenizer: Any, text: str) -> Int[Tensor, " time"]:
+    """Return the tokens of a text of any length: what looks like a control token in it is broken."""
+    return tokenize(tokenizer, ControlTokens(tokenizer).plain(text))

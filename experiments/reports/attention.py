@@ -16,6 +16,7 @@ from torch import Tensor
 from tyro.conf import Positional
 
 from scrubjay.experiments.reports.curves import save_figure
+from scrubjay.memory.context.quotes import ControlTokens
 
 if TYPE_CHECKING:
     from scrubjay.memory.heads.retrieval import RetrievalHeads
@@ -96,7 +97,8 @@ def _read(path: Path) -> str:
 
 def _tokens(text: str, tokenizer: Any, path: Path) -> Tensor:
     # A novel is longer than a model's context, of which a tokenizer warns: only its beginning is needed here.
-    tokens = tokenizer(text[: 16 * _LENGTH * _SEQUENCES], add_special_tokens=False, verbose=False).input_ids
+    beginning = ControlTokens(tokenizer).plain(text[: 16 * _LENGTH * _SEQUENCES])
+    tokens = tokenizer(beginning, add_special_tokens=False, verbose=False).input_ids
     if len(tokens) < _LENGTH:
         raise ValueError(f"{path} has {len(tokens)} tokens; the sink rate needs at least {_LENGTH}")
     return torch.tensor(tokens)

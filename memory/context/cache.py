@@ -20,6 +20,7 @@ from scrubjay.memory.context.attention import ATTENTION, KEYWORD, register_atten
 from scrubjay.memory.context.parts.rotary import Rotary
 from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, LayerStats, Step
 from scrubjay.memory.context.registry import name_of
+from scrubjay.memory.context.switch import attend_by_policy
 
 BROKEN_OFF = (
     "an earlier call with this cache was broken off, by Ctrl-C or an error, when some layers had read its "
@@ -31,9 +32,9 @@ BROKEN_OFF = (
 class PolicyCache(Cache):
     """The memories of all layers of one model under one policy, for one batch of texts.
 
-    Switches the model to this package's attention function. Padding, on the left of a prompt, is told by
-    `attention_mask`, as ever. What has been seen can be generated from again and again. Assisted decoding is
-    refused unless `is_croppable`.
+    While the model reads into it, it attends by this package's function, else as ever. Padding, on the left
+    of a prompt, is told by `attention_mask`. What has been seen can be generated from again and again.
+    Assisted decoding is refused unless `is_croppable`.
 
     Raises ValueError on a model that the policy cannot serve, RuntimeError when read into after a call that
     was broken off.
@@ -50,9 +51,14 @@ class PolicyCache(Cache):
                 f"{getattr(config, 'sliding_window', None)}); a policy serves models that attend to "
                 "everything"
             )
+        if not model._can_set_attn_implementation():
+            raise ValueError(
+                f"{type(model).__name__} does not take attention functions of transformers' "
+                "AttentionInterface, by which policies attend; use a model that does"
+            )
         register_attention()
-        if config._attn_implementation != ATTENTION:
-            model.set_attn_implementation(ATTENTION)
+        # It must not have changed when the cache is read into.
+        self.attends_elsewhere = attend_by_policy(model.get_decoder())
         self.policy, self._config = policy, config
         count = config.num_hidden_layers
         policies = [policy.for_layer(index, count) for index in range(count)]

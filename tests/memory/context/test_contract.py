@@ -1,6 +1,7 @@
 """The laws of context policies, on every one registered, and on two whose layers differ."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -431,9 +432,31 @@ def test_a_mask_of_the_new_tokens_alone_is_refused(model, text):
 
 def test_a_model_that_went_back_to_other_attention_is_told(model, text):
     cache = context.PolicyCache(context.make("full"), model)
-    model.set_attn_implementation("sdpa")
+    model.set_attn_implementation("eager")
     with pytest.raises(RuntimeError, match="does not call the policy"):
         read(model, cache, text)
+    assert model.config._attn_implementation == "eager"
+
+
+def test_the_models_config_is_as_it_was(model, text):
+    before, own = model.config.to_dict(), model.config._attn_implementation
+    cache = context.PolicyCache(context.make("sinks", budget=24), model)
+    assert (model.config.to_dict(), model.config._attn_implementation) == (before, own)
+    model.generate(text[:, :30], cache=cache, max_new_tokens=3, do_sample=False)
+    assert (model.config.to_dict(), model.config._attn_implementation) == (before, own)
+    with pytest.raises(ValueError, match="all tokens seen so far"):
+        model(text[:, :2], attention_mask=torch.ones(2, 1), cache=cache)
+    assert model.config._attn_implementation == own
+
+
+def test_threads_that_read_at_once_attend_by_their_policies_and_leave_the_config(model, text):
+    def read_slowly(_):
+        return read(model, context.PolicyCache(context.make("sinks", budget=24), model), text)
+
+    own, alone = model.config._attn_implementation, read_slowly(0)
+    with ThreadPoolExecutor(4) as threads:
+        assert all(torch.equal(logits, alone) for logits in threads.map(read_slowly, range(12)))
+    assert model.config._attn_implementation == own
 
 
 def test_without_a_cache_of_ours_the_model_is_as_before(model, text):
