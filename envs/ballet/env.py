@@ -118,7 +118,7 @@ class BalletVector(BatchedEnv):
         observation: Literal["rgb", "symbolic"] = "rgb",
         max_steps: int | None = None,
         render_mode: str | None = None,
-        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
     ) -> None:
         """Make so many ballets.
 
@@ -129,7 +129,8 @@ class BalletVector(BatchedEnv):
             observation: `rgb` pictures, or `symbolic` numbers.
             max_steps: Steps after which an episode is cut off; None for the original's.
             render_mode: rgb_array, ansi or None.
-            autoreset_mode: When a row whose episode ended begins the next.
+            autoreset_mode: When a row whose episode ended begins the next: by gymnasium's default, in the
+                step after.
         """
         if not is_integer(num_dancers) or not 1 <= num_dancers <= SLOTS:
             raise ValueError(f"num_dancers={num_dancers!r}: expected an integer from 1 to {SLOTS}")
