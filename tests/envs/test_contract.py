@@ -31,6 +31,7 @@ from scrubjay.envs.batched import BatchedEnv
 
 CASES = [
     ("scrubjay/Ballet-v0", {"num_dancers": 1, "delay": 2, "max_steps": 25}),
+    ("scrubjay/Ballet-v0", {"num_dancers": 2, "delay": 1, "max_steps": 40, "dtype": "uint8"}),
     ("scrubjay/Ballet-v0", {"num_dancers": 2, "delay": 1, "observation": "symbolic"}),
     ("scrubjay/Ballet-v0", {"num_dancers": 3, "observation": "symbolic", "max_steps": 100}),
     ("scrubjay/Autoencode-v0", {}),
