@@ -75,7 +75,7 @@ class AutoencodeVector(BatchedEnv):
         num_envs: int = 1,
         num_cards: int = _NUM_CARDS,
         render_mode: str | None = None,
-        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
     ) -> None:
         if not is_integer(num_cards) or num_cards < 4 or num_cards % 4:
             raise ValueError(f"num_cards={num_cards!r}: expected a multiple of 4, at least 4")

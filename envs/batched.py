@@ -47,7 +47,7 @@ class BatchedEnv(VectorEnv, ABC):
         action_space: Space,
         settings: Mapping[str, Any],
         render_mode: str | None = None,
-        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
     ) -> None:
         """Check what all environments have in common.
 
@@ -58,7 +58,8 @@ class BatchedEnv(VectorEnv, ABC):
             settings: What makes this environment another one than its class's default; a state is only of its
                 own.
             render_mode: One of `metadata["render_modes"]`, or None.
-            autoreset_mode: When a row whose episode ended begins the next.
+            autoreset_mode: When a row whose episode ended begins the next: by gymnasium's default, in the
+                step after.
         """
         if not is_integer(num_envs) or num_envs < 1:
             raise ValueError(f"num_envs={num_envs!r}: expected an integer of at least 1")

@@ -76,7 +76,7 @@ class CountRecallVector(BatchedEnv):
         num_cards: int = _NUM_CARDS,
         num_values: int = _NUM_VALUES,
         render_mode: str | None = None,
-        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
     ) -> None:
         if not is_integer(num_values) or not 2 <= num_values <= len(_LETTERS):
             raise ValueError(f"num_values={num_values!r}: expected an integer from 2 to {len(_LETTERS)}")

@@ -144,7 +144,7 @@ class KeyToDoorVector(BatchedEnv):
         apple_reward: float = _APPLE_REWARD,
         shuffle_doors: bool = True,
         render_mode: str | None = None,
-        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
     ) -> None:
         """Make so many games.
 
@@ -156,7 +156,8 @@ class KeyToDoorVector(BatchedEnv):
             apple_reward: Of one apple, in rewards of the door.
             shuffle_doors: Whether doors stand in a new order in every episode.
             render_mode: rgb_array, ansi or None.
-            autoreset_mode: When a row whose episode ended begins the next.
+            autoreset_mode: When a row whose episode ended begins the next: by gymnasium's default, in the
+                step after.
         """
         if not is_integer(num_colours) or not 1 <= num_colours <= len(_COLOURS):
             raise ValueError(f"num_colours={num_colours!r}: expected an integer from 1 to {len(_COLOURS)}")

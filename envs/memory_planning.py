@@ -107,7 +107,7 @@ class MemoryPlanningVector(BatchedEnv):
         size: int = _SIZE,
         max_steps: int = _MAX_STEPS,
         render_mode: str | None = None,
-        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
     ) -> None:
         if not is_integer(size) or not 2 <= size <= _LARGEST:
             raise ValueError(f"size={size!r}: expected an integer from 2 to {_LARGEST}")

@@ -70,7 +70,7 @@ class RepeatPreviousVector(BatchedEnv):
         k: int = _K,
         num_decks: int = _NUM_DECKS,
         render_mode: str | None = None,
-        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
     ) -> None:
         if not is_integer(num_decks) or num_decks < 1:
             raise ValueError(f"num_decks={num_decks!r}: expected an integer of at least 1")

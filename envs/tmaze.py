@@ -96,7 +96,7 @@ class TMazeVector(BatchedEnv):
         corridor_length: int = _CORRIDOR_LENGTH,
         active: bool = False,
         render_mode: str | None = None,
-        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
     ) -> None:
         if not is_integer(corridor_length) or not 1 <= corridor_length <= _LONGEST:
             raise ValueError(f"corridor_length={corridor_length!r}: expected an integer from 1 to {_LONGEST}")

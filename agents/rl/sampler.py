@@ -167,8 +167,10 @@ class Sampler(RowSampler):
         mode = getattr(env, "autoreset_mode", env.metadata.get("autoreset_mode"))
         if mode != AutoresetMode.SAME_STEP:
             raise ValueError(
-                f"the environment's autoreset_mode is {mode}; build it with "
-                "vector_kwargs={'autoreset_mode': gymnasium.vector.AutoresetMode.SAME_STEP}"
+                f"the environment's autoreset_mode is {getattr(mode, 'value', mode)}, not SAME_STEP; use "
+                "gymnasium.make_vec(..., autoreset_mode='SameStep') of what is batched by itself, as "
+                "scrubjay's are; of all else gymnasium.make_vec(..., vectorization_mode='sync', "
+                "vector_kwargs={'autoreset_mode': 'SameStep'})"
             )
         super().__init__(env, policy, segment_length, seed)
 

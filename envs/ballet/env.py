@@ -52,8 +52,9 @@ class Ballet(SingleEnv):
     =========== ====================== ==================================================================
     key         space                  meaning
     =========== ====================== ==================================================================
-    image       float32 [99, 99, 3]    11 x 11 cells of 9 x 9 pixels around the agent, red, green, blue
-                                       from 0 to 1; the agent white, walls 40/255, all else black
+    image       float32 [99, 99, 3]    rows, columns, channels (red, green, blue): 11 x 11 cells of 9 x 9
+                                       pixels around the agent, from 0 to 1; the agent white, walls
+                                       40/255, all else black. With `dtype="uint8"` bytes, from 0 to 255
     instruction Discrete(14)           0 watch, 1 + number of the dance; its text is in
                                        `info["instruction"]`
     =========== ====================== ==================================================================
@@ -83,7 +84,8 @@ class Ballet(SingleEnv):
     Settings: `num_dancers` from 1 to 8; `delay` at least 1 (with 0 the original never starts the second
     dance). `max_steps=None` is the original's 320 for a delay of 16 and 1024 for any other, or 72 more than
     the first step of the choice phase where no dancer could be reached before (the original then ends all the
-    same). The paper's levels are 2, 4 and 8 dancers with delays of 16 and 48.
+    same). The paper's levels are 2, 4 and 8 dancers with delays of 16 and 48. `dtype` of pictures: "float32",
+    as in the original, or "uint8", as most libraries expect them, the same pixels times 255.
 
     Units: places in cells, time in steps.
 
@@ -98,9 +100,12 @@ class Ballet(SingleEnv):
         observation: Literal["rgb", "symbolic"] = "rgb",
         max_steps: int | None = None,
         render_mode: str | None = None,
+        *,
+        dtype: Literal["float32", "uint8"] = "float32",
     ) -> None:
+        mode = AutoresetMode.DISABLED
         super().__init__(
-            BalletVector(1, num_dancers, delay, observation, max_steps, render_mode, AutoresetMode.DISABLED)
+            BalletVector(1, num_dancers, delay, observation, max_steps, render_mode, mode, dtype=dtype)
         )
 
 
@@ -118,7 +123,9 @@ class BalletVector(BatchedEnv):
         observation: Literal["rgb", "symbolic"] = "rgb",
         max_steps: int | None = None,
         render_mode: str | None = None,
-        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        *,
+        dtype: Literal["float32", "uint8"] = "float32",
     ) -> None:
         """Make so many ballets.
 
@@ -129,7 +136,9 @@ class BalletVector(BatchedEnv):
             observation: `rgb` pictures, or `symbolic` numbers.
             max_steps: Steps after which an episode is cut off; None for the original's.
             render_mode: rgb_array, ansi or None.
-            autoreset_mode: When a row whose episode ended begins the next.
+            autoreset_mode: When a row whose episode ended begins the next: by gymnasium's default, in the
+                step after.
+            dtype: Of pictures: float32 from 0 to 1, or uint8 from 0 to 255.
         """
         if not is_integer(num_dancers) or not 1 <= num_dancers <= SLOTS:
             raise ValueError(f"num_dancers={num_dancers!r}: expected an integer from 1 to {SLOTS}")
@@ -137,6 +146,11 @@ class BalletVector(BatchedEnv):
             raise ValueError(f"delay={delay!r}: expected an integer of at least 1")
         if observation not in ("rgb", "symbolic"):
             raise ValueError(f"observation={observation!r}: choose from 'rgb', 'symbolic'")
+        if dtype not in ("float32", "uint8"):
+            raise ValueError(f"dtype={dtype!r}: choose from 'float32', 'uint8'")
+        if dtype == "uint8" and observation == "symbolic":
+            raise ValueError("dtype='uint8' is of pictures; observation='symbolic' has float32 alone")
+        self.dtype = dtype
         self.num_dancers, self.delay, self.symbolic = int(num_dancers), int(delay), observation == "symbolic"
         self._period = world.MOVES_PER_DANCE - 1 + self.delay
         self.choice_step = self.num_dancers * self._period
@@ -152,13 +166,15 @@ class BalletVector(BatchedEnv):
         self.max_steps = int(max_steps)
         super().__init__(
             num_envs,
-            _symbolic_space() if self.symbolic else _rgb_space(),
+            _symbolic_space() if self.symbolic else _rgb_space(dtype),
             Discrete(8),
             {
                 "num_dancers": self.num_dancers,
                 "delay": self.delay,
                 "observation": observation,
                 "max_steps": self.max_steps,
+                # Left out where it is usual: states from before there was a choice are read as ever.
+                **({} if dtype == "float32" else {"dtype": dtype}),
             },
             render_mode,
             autoreset_mode,
@@ -300,14 +316,16 @@ class BalletVector(BatchedEnv):
         return places
 
     def _images(self, rows: np.ndarray) -> np.ndarray:
-        images = np.empty((len(rows), world.ROOM, world.CELL, world.ROOM, world.CELL, 3), dtype=np.float32)
+        images = np.empty((len(rows), world.ROOM, world.CELL, world.ROOM, world.CELL, 3), dtype=self.dtype)
         seen = self._places_now(rows) - self.agent[rows, None] + world.CENTRE
         visible = np.all((seen >= 0) & (seen < world.ROOM), axis=2)
         for i, row in enumerate(rows):
-            images[i] = world.background(*self.agent[row].tolist()).reshape(images.shape[1:])
+            images[i] = world.background(*self.agent[row].tolist(), self.dtype).reshape(images.shape[1:])
             for dancer in np.flatnonzero(visible[i]):
                 down, across = seen[i, dancer]
-                images[i, down, :, across] = world.tile(self.shape[row, dancer], self.colour[row, dancer])
+                images[i, down, :, across] = world.tile(
+                    self.shape[row, dancer], self.colour[row, dancer], self.dtype
+                )
         return images.reshape(len(rows), world.ROOM * world.CELL, world.ROOM * world.CELL, 3)
 
     def _summary(self) -> dict[str, np.ndarray]:
@@ -375,9 +393,9 @@ def _letter(dancer: int) -> str:
     return "BCDEFGHI"[dancer]
 
 
-def _rgb_space() -> Dict:
+def _rgb_space(dtype: str) -> Dict:
     side = world.ROOM * world.CELL
-    image = Box(0.0, 1.0, (side, side, 3), np.float32)
+    image = Box(0, 255 if dtype == "uint8" else 1, (side, side, 3), np.dtype(dtype).type)
     return Dict({"image": image, "instruction": Discrete(len(world.INSTRUCTIONS))})
 
 

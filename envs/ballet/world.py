@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Int64, UInt8
 
 ROOM = 11
 """Cells on each side of the room, the ring of wall included."""
@@ -96,32 +96,38 @@ COLOUR_NAMES = tuple(COLOURS)
 _WALL = 40
 
 
-def tile(shape: int, colour: int) -> Float32[np.ndarray, "9 9 3"]:
-    """Return a dancer's cell, red, green and blue from 0 to 1."""
-    return _tiles()[shape, colour]
+Picture = Float32[np.ndarray, "height width 3"] | UInt8[np.ndarray, "height width 3"]
+
+
+def tile(shape: int, colour: int, dtype: str = "float32") -> Picture:
+    """Return a dancer's cell `[9, 9, 3]`, red, green and blue: float32 from 0 to 1, or uint8 to 255."""
+    return _tiles(dtype)[shape, colour]
 
 
 @functools.cache
-def _tiles() -> Float32[np.ndarray, "shape colour 9 9 3"]:
+def _tiles(dtype: str) -> np.ndarray:
     rows = np.array([[int(row, 16) for row in text.split()] for text in _SHAPES.values()])
-    masks = (rows[..., None] >> np.arange(CELL)[::-1]) & 1
-    colours = np.array(list(COLOURS.values()), dtype=np.float32)
-    tiles = masks[:, None, :, :, None].astype(np.float32) * (colours / np.float32(255))[:, None, None, :]
-    tiles.flags.writeable = False
-    return tiles
+    masks = ((rows[..., None] >> np.arange(CELL)[::-1]) & 1).astype(np.uint8)
+    colours = np.array(list(COLOURS.values()), dtype=np.uint8)
+    return _painted(masks[:, None, :, :, None] * colours[:, None, None, :], dtype)
 
 
 @functools.cache
-def background(row: int, column: int) -> Float32[np.ndarray, "99 99 3"]:
-    """Return the agent's view of an empty room from a cell: walls, and the white agent in the centre."""
-    image = np.zeros((ROOM, CELL, ROOM, CELL, 3), dtype=np.float32)
+def background(row: int, column: int, dtype: str = "float32") -> Picture:
+    """Return the agent's view `[99, 99, 3]` of an empty room from a cell: walls, and itself in white."""
+    image = np.zeros((ROOM, CELL, ROOM, CELL, 3), dtype=np.uint8)
     inside = np.arange(ROOM)
     rows, columns = inside[:, None] - CENTRE + row, inside[None, :] - CENTRE + column
     in_room = (rows >= 0) & (rows < ROOM) & (columns >= 0) & (columns < ROOM)
     edge = (rows % (ROOM - 1) == 0) | (columns % (ROOM - 1) == 0)
     for i, j in zip(*np.nonzero(in_room & edge), strict=True):
-        image[i, :, j] = np.float32(_WALL) / np.float32(255)
-    image[CENTRE, :, CENTRE] = 1.0
-    image = image.reshape(ROOM * CELL, ROOM * CELL, 3)
+        image[i, :, j] = _WALL
+    image[CENTRE, :, CENTRE] = 255
+    return _painted(image.reshape(ROOM * CELL, ROOM * CELL, 3), dtype)
+
+
+def _painted(pixels: UInt8[np.ndarray, "*any 3"], dtype: str) -> np.ndarray:
+    """Return pixels in that dtype, not to be written to."""
+    image = pixels if dtype == "uint8" else pixels.astype(np.float32) / np.float32(255)
     image.flags.writeable = False
     return image

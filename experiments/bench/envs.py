@@ -104,7 +104,13 @@ def _measure(bench: EnvsBench, env_id: str, options: dict[str, Any], rows: int) 
                 env.reset()
 
     sync = SyncVectorEnv([single] * rows, autoreset_mode=AutoresetMode.SAME_STEP)
-    ours: Any = gymnasium.make_vec(env_id, num_envs=rows, vectorization_mode="vector_entry_point", **options)
+    ours: Any = gymnasium.make_vec(
+        env_id,
+        num_envs=rows,
+        vectorization_mode="vector_entry_point",
+        autoreset_mode=AutoresetMode.SAME_STEP,
+        **options,
+    )
     sync.reset(seed=bench.seed)
     ours.reset(seed=bench.seed)
     count = ours.single_action_space.n

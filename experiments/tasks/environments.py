@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, cast
 
 import gymnasium
-from gymnasium.envs.registration import VectorizeMode
+from gymnasium.envs.registration import VectorizeMode, load_env_creator
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from scrubjay.agents.rl.spaces import Spaces
@@ -81,9 +82,9 @@ class EnvConfig:
         """
         count = self.num_envs if num_envs is None else num_envs
         with self.make() as env:  # a bad id or setting is best reported by one environment
-            offers_batch = env.spec is not None and env.spec.vector_entry_point is not None
-        if offers_batch and named_callable(self.id) is None and not self.subprocesses:
-            batched = self._make_batched(count)
+            entry_point = None if env.spec is None else env.spec.vector_entry_point
+        if entry_point is not None and named_callable(self.id) is None and not self.subprocesses:
+            batched = self._make_batched(count, entry_point)
             if batched is not None:
                 return batched
         kind = AsyncVectorEnv if self.subprocesses else SyncVectorEnv
@@ -93,8 +94,14 @@ class EnvConfig:
         """Return what a policy is trained in: `make_vector`."""
         return self.make_vector(num_envs)
 
-    def _make_batched(self, count: int) -> VectorEnv[Any, Any, Any] | None:
+    def _make_batched(
+        self, count: int, entry_point: str | Callable[..., Any]
+    ) -> VectorEnv[Any, Any, Any] | None:
         kwargs: dict[str, Any] = dict(self.kwargs)
+        # Asked only of what knows the word: gymnasium's vector environments complain when half made.
+        creator = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
+        if "autoreset_mode" in inspect.signature(creator).parameters:
+            kwargs["autoreset_mode"] = AutoresetMode.SAME_STEP
         envs = gymnasium.make_vec(
             importing_id(self.id),
             num_envs=count,

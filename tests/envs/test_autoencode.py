@@ -77,7 +77,7 @@ def test_equals_the_slow_reference(quarter, seed):
 
 @pytest.mark.parametrize("cards", SIZES)
 def test_with_memory_return_and_success_are_one(cards):
-    env = AutoencodeVector(5, cards)
+    env = AutoencodeVector(5, cards, autoreset_mode="SameStep")
     pile, was_watching = [], True
 
     def policy(observations):
@@ -118,7 +118,7 @@ def test_sizes_of_popgym(cards, steps):
 
 @pytest.mark.parametrize("cards", [4, 8, 52])
 def test_memoryless_policies_have_their_closed_form(cards):
-    env = AutoencodeVector(4000, cards)
+    env = AutoencodeVector(4000, cards, autoreset_mode="SameStep")
     for policy, expected in (
         (lambda seen: seen[:, 1], 1 / 4 + 3 / (4 * cards)),
         (lambda seen: np.where(seen[:, 1] == 0, 2, seen[:, 1]), 1 / 4 + 1 / (2 * cards)),
@@ -134,7 +134,7 @@ def test_no_memoryless_policy_is_better(cards):
     """Every way to answer the four observations of the playback, on every pack there is."""
     packs = np.array(sorted(set(permutations(list(range(4)) * (cards // 4)))))
     policies = np.array(list(product(range(4), repeat=4)))
-    env: Any = AutoencodeVector(len(packs) * len(policies), cards)
+    env: Any = AutoencodeVector(len(packs) * len(policies), cards, autoreset_mode="SameStep")
     env.reset()
     env.deck = np.repeat(packs, len(policies), axis=0).astype(np.int8)
     policy_of_row = np.tile(np.arange(len(policies)), len(packs))
@@ -155,7 +155,7 @@ def test_docstring_numbers():
 
 @pytest.mark.parametrize("cards", [8, 156])
 def test_every_pack_is_complete_and_shuffled_alike_everywhere(cards):
-    env = AutoencodeVector(4000, cards)
+    env = AutoencodeVector(4000, cards, autoreset_mode="SameStep")
     env.reset(seed=1)
     assert (np.sort(env.deck, axis=1) == np.repeat(np.arange(4), cards // 4)).all()
     for suit in range(4):

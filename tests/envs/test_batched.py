@@ -21,7 +21,7 @@ class Clock(BatchedEnv):
 
     row_arrays = ("time", "episode", "lot")
 
-    def __init__(self, mode: AutoresetMode | str = AutoresetMode.SAME_STEP, **settings: Any) -> None:
+    def __init__(self, mode: AutoresetMode | str = AutoresetMode.NEXT_STEP, **settings: Any) -> None:
         seen = spaces.Box(-1, 99, (3,), np.int64)
         super().__init__(len(LENGTHS), seen, spaces.Discrete(2), settings, None, mode)
         self.time, self.lot = np.zeros((2, len(LENGTHS)), dtype=np.int64)
@@ -55,7 +55,7 @@ def rolled(env: Clock, steps: int, action: int = 0) -> list[Any]:
 
 
 def test_in_the_step_that_ends_an_episode_the_next_begins() -> None:
-    env = Clock()
+    env = Clock(AutoresetMode.SAME_STEP)
     env.reset(seed=0)
     for number, (seen, rewards, terminated, truncated, infos) in enumerate(rolled(env, 12), start=1):
         for row, length in enumerate(LENGTHS):

@@ -106,7 +106,7 @@ def test_equals_the_slow_reference(values, most, seed):
 
 @pytest.mark.parametrize(("cards", "values"), [*POPGYM, (4, 2), (26 * 2, 26)])
 def test_with_memory_return_and_success_are_one(cards, values):
-    env = CountRecallVector(5, cards, values)
+    env = CountRecallVector(5, cards, values, autoreset_mode="SameStep")
     counts = np.zeros((5, values), dtype=np.int64)
 
     def policy(observations, _):
@@ -140,7 +140,7 @@ def test_sizes_of_popgym(level, actions):
 
 @pytest.mark.parametrize(("cards", "values"), [(8, 2), (24, 4), (52, 2)])
 def test_memoryless_policies_have_their_closed_form(cards, values):
-    env, most = CountRecallVector(4000, cards, values), cards // values
+    env, most = CountRecallVector(4000, cards, values, autoreset_mode="SameStep"), cards // values
     for policy, expected in (
         (lambda seen, _: np.full(len(seen), 1), best_without_memory(cards, values)),
         (lambda seen, _: np.full(len(seen), most - 1), best_without_memory(cards, values)),
@@ -156,7 +156,7 @@ def test_memoryless_policies_have_their_closed_form(cards, values):
 def test_no_memoryless_policy_is_better(cards, values):
     """For each card and query in view, the answer most often right: together they do not top the claim."""
     packs, most = 20000, cards // values
-    env = CountRecallVector(packs, cards, values)
+    env = CountRecallVector(packs, cards, values, autoreset_mode="SameStep")
     tally = np.zeros((values, values, most + 1))
 
     def policy(seen, _):
@@ -172,7 +172,7 @@ def test_no_memoryless_policy_is_better(cards, values):
 
 @pytest.mark.parametrize(("cards", "values"), [(24, 4), (52, 2)])
 def test_a_clock_alone_reaches_what_the_spec_sheet_says(cards, values):
-    env = CountRecallVector(4000, cards, values)
+    env = CountRecallVector(4000, cards, values, autoreset_mode="SameStep")
 
     def policy(seen, time):
         (in_view, _), (elsewhere, _) = likeliest(cards, values, time)
@@ -190,7 +190,7 @@ def test_docstring_numbers():
 
 @pytest.mark.parametrize(("cards", "values"), [(12, 3), (208, 13)])
 def test_every_pack_is_complete_and_shuffled_alike_everywhere(cards, values):
-    env, share = CountRecallVector(4000, cards, values), 1 / values
+    env, share = CountRecallVector(4000, cards, values, autoreset_mode="SameStep"), 1 / values
     env.reset(seed=1)
     for pack in (env.deck, env.queries):
         assert (np.sort(pack, axis=1) == np.repeat(np.arange(values), cards // values)).all()

@@ -78,7 +78,7 @@ def test_equals_the_slow_reference(data, decks, seed):
 
 @pytest.mark.parametrize(("k", "decks"), [(1, 1), (4, 1), (32, 2), (64, 3), (51, 1)])
 def test_with_memory_return_and_success_are_one(k, decks):
-    env = RepeatPreviousVector(5, k, decks)
+    env = RepeatPreviousVector(5, k, decks, autoreset_mode="SameStep")
     last_k = deque(maxlen=k)
 
     def policy(observations):
@@ -104,7 +104,7 @@ def test_alignment_of_the_spec_sheet():
 
 @pytest.mark.parametrize("decks", [1, 2])
 def test_memoryless_policies_have_their_closed_form(decks):
-    env = RepeatPreviousVector(1000, 4, decks)
+    env = RepeatPreviousVector(1000, 4, decks, autoreset_mode="SameStep")
     cards = 52 * decks
     best = 13 * decks / (cards - 1)
     for policy, expected in (
@@ -126,7 +126,7 @@ def test_docstring_numbers():
 
 @pytest.mark.parametrize("decks", [1, 3])
 def test_every_pack_is_complete_and_shuffled_alike_everywhere(decks):
-    env = RepeatPreviousVector(4000, 4, decks)
+    env = RepeatPreviousVector(4000, 4, decks, autoreset_mode="SameStep")
     env.reset(seed=1)
     assert (np.sort(env.deck, axis=1) == np.repeat(np.arange(4), 13 * decks)).all()
     for suit in range(4):

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+from typing import Any
+
+import gymnasium
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
 
+from scrubjay.agents import PPO, Policy, PolicyConfig, PPOConfig, Sampler
 from scrubjay.agents.rl.encoders import ObservationEncoder
 from scrubjay.agents.rl.observations import from_leaves, is_batched, leaf_spaces, to_leaves, to_tensors
 from scrubjay.agents.rl.reconstruction import Reconstruction
-from scrubjay.agents.rl.segment import Observation
+from scrubjay.agents.rl.segment import Observation, Segment
+from scrubjay.memory import make_config
 
 NESTED = spaces.Dict(
     {
@@ -89,6 +94,31 @@ def test_images_of_bytes_and_of_floats_mean_the_same() -> None:
     of_floats.load_state_dict(of_bytes.state_dict())
     images = torch.randint(256, (2, 16, 16, 3), dtype=torch.uint8)
     torch.testing.assert_close(of_floats(images / 255), of_bytes(images))
+
+
+def test_a_policy_acts_and_learns_the_same_from_bytes_and_from_floats() -> None:
+    def sampled(dtype: str) -> tuple[Segment, dict[str, float]]:
+        envs = gymnasium.make_vec(
+            "scrubjay.envs:scrubjay/Ballet-v0",
+            num_envs=2,
+            autoreset_mode="SameStep",
+            num_dancers=1,
+            delay=1,
+            dtype=dtype,
+        )
+        torch.manual_seed(0)
+        config = PolicyConfig(memory=make_config("gru", dim=16), reconstruction=True)
+        policy = Policy(envs.single_observation_space, envs.single_action_space, config)
+        segment = Sampler(envs, policy, 24, seed=0).collect()
+        learner = PPO(policy, PPOConfig(epochs=1, num_minibatches=1, reconstruction_coefficient=1.0))
+        return segment, learner.update(segment)
+
+    (floats, learned_of_floats), (of_bytes, learned_of_bytes) = sampled("float32"), sampled("uint8")
+    kept: Any = of_bytes.observations
+    assert kept["image"].dtype == torch.uint8
+    for name in ("actions", "log_probs", "values"):
+        assert torch.equal(getattr(floats, name), getattr(of_bytes, name))
+    assert learned_of_floats == learned_of_bytes
 
 
 @pytest.mark.parametrize("name", SPACES)

@@ -23,6 +23,7 @@ def sampled(memory, num_envs=7):
         "scrubjay.envs:scrubjay/TMaze-v0",
         num_envs,
         vectorization_mode="vector_entry_point",
+        autoreset_mode="SameStep",
         corridor_length=4,
     )
     torch.manual_seed(0)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
@@ -168,6 +169,18 @@ def test_other_kinds_of_autoreset_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=r"autoreset_mode.*SAME_STEP"):
         Sampler(scripted_envs(2, mode), make_policy(), 4)
+
+
+@pytest.mark.parametrize(("env_id", "advice"), [("scrubjay.envs:scrubjay/TMaze-v0", 0), ("CartPole-v1", 1)])
+def test_the_advice_on_autoreset_is_right(make_policy: MakePolicy, env_id: str, advice: int) -> None:
+    envs = gymnasium.make_vec(env_id, num_envs=2)
+    policy = make_policy(envs.single_observation_space, envs.single_action_space)
+    with pytest.raises(ValueError, match="autoreset_mode is NextStep") as refused:
+        Sampler(envs, policy, 4)
+    calls = re.findall(r"gymnasium\.make_vec\(\.\.\..*?\)", str(refused.value))
+    assert len(calls) == 2
+    made = eval(calls[advice].replace("...", f"{env_id!r}, num_envs=2"), {"gymnasium": gymnasium})
+    assert Sampler(made, policy, 4).collect().rewards.shape == (2, 4)
 
 
 def test_empty_segments_are_refused(make_policy: MakePolicy, scripted_envs: Envs) -> None:

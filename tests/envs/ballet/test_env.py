@@ -7,6 +7,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -167,6 +168,47 @@ def test_equals_the_rules_written_sprite_by_sprite(num_dancers, delay, cut, seed
         np.testing.assert_array_equal(observation["image"], image)
         assert info["success"] == reward
         observation, info = env.reset()
+
+
+def test_bytes_show_the_same_in_the_form_that_libraries_take_as_a_picture():
+    floats, of_bytes = Ballet(4, 2), Ballet(4, 2, dtype="uint8")
+    space: Any = of_bytes.observation_space
+    # By this rule stable-baselines3 knows a picture and which of its axes are the channels.
+    assert space["image"] == spaces.Box(0, 255, (99, 99, 3), np.uint8)
+    assert np.argmin(space["image"].shape) == 2
+    seen, as_bytes = floats.reset(seed=3)[0], of_bytes.reset(seed=3)[0]
+    rng, shades, ended = np.random.default_rng(0), set(), False
+    while not ended:
+        assert as_bytes["image"].dtype == np.uint8
+        np.testing.assert_array_equal(as_bytes["image"] / np.float32(255), seen["image"])
+        assert as_bytes["instruction"] == seen["instruction"]
+        shades |= set(np.unique(as_bytes["image"]).tolist())
+        action = int(rng.integers(8))
+        (seen, *result), (as_bytes, *others) = floats.step(action), of_bytes.step(action)
+        assert result == others
+        ended = result[1] or result[2]
+    assert {0, 40, 255} <= shades
+
+
+def test_a_state_without_dtype_is_of_floats():
+    floats, of_bytes = BalletVector(2, 1, 2), BalletVector(2, 1, 2, dtype="uint8")
+    for env in (floats, of_bytes):
+        env.reset(seed=0)
+    assert "dtype" not in floats.get_state()["settings"]
+    with pytest.raises(ValueError, match="'dtype': 'uint8'"):
+        of_bytes.set_state(floats.get_state())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "float64"}, "dtype='float64': choose from 'float32', 'uint8'"),
+        ({"dtype": "uint8", "observation": "symbolic"}, "observation='symbolic' has float32 alone"),
+    ],
+)
+def test_a_dtype_that_cannot_be_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Ballet(**options)
 
 
 @settings(max_examples=15, deadline=None)

@@ -44,6 +44,16 @@ def test_dict_observations_can_be_exported(tmp_path):
     assert export_torch(make_policy("gru", space), tmp_path / "policy.pt2") <= 1e-5
 
 
+@pytest.mark.parametrize("form", ["torch", "onnx"])
+def test_bytes_of_pictures_can_be_exported(form, tmp_path):
+    if form == "onnx":
+        pytest.importorskip("onnx")
+        pytest.importorskip("onnxscript")
+    space = gymnasium.make("scrubjay.envs:scrubjay/Ballet-v0", dtype="uint8").observation_space
+    export = {"torch": export_torch, "onnx": export_onnx}[form]
+    assert export(make_policy("gru", space), tmp_path / "policy") <= 1e-4
+
+
 @pytest.mark.parametrize("memory", ["none", "gru", "hcam"])
 def test_the_onnx_model_is_the_policy(memory, tmp_path):
     pytest.importorskip("onnx")
