@@ -1,0 +1,1 @@
+"""Steps of memories as collecting policies take them: weights folded beforehand, rows overwritten in place."""
