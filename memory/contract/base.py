@@ -130,11 +130,11 @@ class Memory(nn.Module, ABC):
         }
 
     def stepper(self, state: State) -> Stepper:
-        """Return what advances these rows without gradients, under the weights of now, as often as need be."""
+        """Return what advances these rows without gradients, under the weights of now."""
         return PlainStepper(self, state)
 
     def steps_as(self, written: type[Memory], state: State) -> bool:
-        """Return whether a stepper made for the steps of the class `written` may take those of this memory."""
+        """Return whether a stepper made for the steps of `written` may take those of this memory."""
         return type(self).step is written.step and can_fold(self.device, self._anchor.dtype, state)
 
     def state_bytes(self, batch_size: int = 1) -> int:

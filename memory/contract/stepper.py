@@ -1,6 +1,6 @@
-"""Rows that go on step by step without gradients, as a policy that collects does, by what is quickest for them.
+"""Rows that go on step by step without gradients, as a collecting policy does, by what is quickest for them.
 
-A state is a value, so a step that is one function of it copies what it hardly changed, and forms anew at every
+A state is a value, so a step that is a function of it copies what it hardly changed, and forms anew at every
 step what follows from weights alone. A stepper is made once for many steps under the same weights, keeps rows
 of its own that it overwrites, and hands out values again.
 """
@@ -54,7 +54,7 @@ class PlainStepper(Stepper):
 
 
 def can_fold(device: torch.device, dtype: torch.dtype, state: dict[str, Tensor]) -> bool:
-    """Return whether weights of this dtype may be multiplied with each other beforehand, and rows overwritten.
+    """Return whether weights of this dtype may be multiplied beforehand, and rows overwritten.
 
     Not in half precision, where every product has a rounding of its own, and on a CPU alone, where it can be
     asked for nothing which rows begin an episode.

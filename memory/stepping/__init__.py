@@ -1,1 +1,1 @@
-"""Steps of memories as collecting policies take them: weights folded beforehand, rows overwritten in place."""
+"""Steps of memories as collecting policies take them: folded weights, rows overwritten in place."""

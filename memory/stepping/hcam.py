@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -133,16 +133,24 @@ class _Block:
         seen = torch.cat([key.mT @ query, key.mT @ bias], dim=2) * scale
         positions = block.positions.to(seen.dtype)
         coarse = block.summary_key.weight.T @ block.summary_query.weight * dim**-0.5
-        self.queries = torch.cat([coarse, seen[..., :dim].flatten(0, 1), (positions @ seen[..., :dim]).flatten(0, 1)])
+        self.queries = torch.cat(
+            [coarse, seen[..., :dim].flatten(0, 1), (positions @ seen[..., :dim]).flatten(0, 1)]
+        )
         self.queries_bias = torch.cat(
-            [torch.zeros_like(bias[0, 0]).expand(dim), seen[..., dim].flatten(), (positions @ seen[..., dim:]).flatten()]
+            [
+                torch.zeros_like(bias[0, 0]).expand(dim),
+                seen[..., dim].flatten(),
+                (positions @ seen[..., dim:]).flatten(),
+            ]
         )
         out = value.mT @ block.out.weight.T.unflatten(0, (heads, width))
         # What is read of contents, then of positions.
         self.out = torch.cat([out.flatten(0, 1), (positions @ out).flatten(0, 1)])
         self.out_bias = block.out.bias
 
-    def step(self, x: Tensor, born: Tensor | None, shelves: _Shelves | None, completed: _Completed | None) -> Tensor:
+    def step(
+        self, x: Tensor, born: Tensor | None, shelves: _Shelves | None, completed: _Completed | None
+    ) -> Tensor:
         x = self.local.step(x, self.local_norm(x), born)
         if shelves is not None:
             x = torch.where(shelves.some, self._read(x, shelves), x)
@@ -173,7 +181,7 @@ class _Block:
         else:
             values, chunks = scores.topk(self.top_k + 1, dim=1)
             values, chunks, gap = values[:, :-1], chunks[:, :-1], values[:, -2] - values[:, -1]
-            # A product may round the scores of two equal summaries differently; of equals the earlier is kept.
+            # A product may round scores of equal summaries differently; of equals the earlier is kept.
             rounding = 2 * self.dim * torch.finfo(query.dtype).eps * self.largest
             close = (gap <= query.abs().sum(dim=1) * rounding) & (values[:, -1] > least)
             if close.any():

@@ -115,7 +115,9 @@ class _Layer:
         self.sinks = keys[:, : self.num_sinks].clone()
         if self.num_sinks:
             self.positions = functional.pad(layer.sink_positions, (rotated, 0)).flatten(1)
-            self.keeps = torch.cat([self.positions.new_zeros(rotated), self.positions.new_ones(self.still)]).repeat(heads)
+            self.keeps = torch.cat(
+                [self.positions.new_zeros(rotated), self.positions.new_ones(self.still)]
+            ).repeat(heads)
             read = self.sinks * self.keeps + self.positions
             self.keys[:, : self.num_sinks] = read.masked_fill_(empty[:, : self.num_sinks, None], 0)
 

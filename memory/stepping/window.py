@@ -48,7 +48,9 @@ class WindowSteps:
     through values and output at once. Fold and ring hold what `WindowAttention.step` is given and computes.
     """
 
-    def __init__(self, attention: WindowAttention, ring: Ring, recent: Float[Tensor, "batch window dim"]) -> None:
+    def __init__(
+        self, attention: WindowAttention, ring: Ring, recent: Float[Tensor, "batch window dim"]
+    ) -> None:
         self.ring, self.heads = ring, attention.num_heads
         self.held = torch.cat([recent, torch.zeros_like(recent[:, :1])], dim=1)
         dim, heads = recent.shape[2], self.heads

@@ -1,8 +1,8 @@
 """The steps of a neural memory that is one matrix per head, without forming the matrix at every step.
 
-Inside a chunk all gradients are taken at the chunk's anchor, and a token's is the outer product of its key and
+Inside a chunk gradients are taken at the chunk's anchor, and a token's is the outer product of its key and
 its error. So what a row has learned is a sum of two matrices that stood at the chunk's beginning and of few
-such products, whose factors retention and momentum change: a step keeps key, error and factors, and only where
+such, whose factors retention and momentum change: a step keeps key, error and factors, and only where
 a chunk ends are the matrices formed. `kernels.neural_memory_step` says what they are.
 """
 
@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional
 
 from scrubjay.kernels.neural.network import LEAST_LOG, flushed
 from scrubjay.memory.contract.nested import named, part_of
@@ -63,7 +62,6 @@ class MatrixSteps:
         self.weights = memory.weights[0]
         self.tail = state["tail"].clone() if "tail" in state else None
         self.read_first = memory.config.read_before_write
-        # Where a product that is not of the present chunk has a factor of zero, its key may be anything finite.
         self.head = torch.arange(self.heads)
 
     def step(self, x: Float[Tensor, "batch dim"], moment: Moment) -> Float[Tensor, "batch dim"]:
@@ -110,7 +108,11 @@ class MatrixSteps:
         """Return the memory's state of all rows."""
         learned, moves = self._formed(torch.arange(len(self.base)))
         shape = (self.batch, self.heads, -1)
-        found = {"delta": learned.view(shape), "momentum": moves.view(shape), "anchor": self.anchor.clone().view(shape)}
+        found = {
+            "delta": learned.view(shape),
+            "momentum": moves.view(shape),
+            "anchor": self.anchor.clone().view(shape),
+        }
         return found if self.tail is None else found | {"tail": self.tail.clone()}
 
     def _read(self, query: Tensor, born_with: Tensor) -> Tensor:
@@ -159,7 +161,8 @@ class TitansStepper(Stepper):
         self.layers, self.chunk_size = layers, chunk_size
         self.time = state["time"].numpy().copy()
         self.memories = [
-            MatrixSteps(layer.memory, part_of(state, suffix=f"_{index}")) for index, layer in enumerate(layers)
+            MatrixSteps(layer.memory, part_of(state, suffix=f"_{index}"))
+            for index, layer in enumerate(layers)
         ]
 
     @torch.no_grad()
