@@ -1,5 +1,7 @@
 """Steppers of every registered memory do what its steps do, and hand out values."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -125,7 +127,9 @@ def test_harm_stays_in_its_row_and_ends_with_its_episode(name, harm):
 def test_half_precision_and_steps_of_ones_own_are_taken_one_by_one(name):
     module = memory.make(name, dim=DIM)
 
-    class Own(type(module)):
+    kind: Any = type(module)
+
+    class Own(kind):
         def step(self, x, state):
             return super().step(2 * x, state)
 
