@@ -17,7 +17,9 @@ from torch.nn import functional as F
 
 from scrubjay.memory.contract.base import Memory, MemoryConfig, State
 from scrubjay.memory.contract.clock import Clock
+from scrubjay.memory.contract.stepper import Stepper
 from scrubjay.memory.parts.window import WindowAttention, resolve_heads, shift_window
+from scrubjay.memory.stepping.gtrxl import GTrXLStepper
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,10 @@ class GTrXL(Memory):
             x = layer.combine(x, layer.attention.step(normed[-1], recent[:, index], age))
         newest = torch.stack(normed, dim=1)[:, :, None].to(recent.dtype)
         return x, {"recent": torch.cat([recent[:, :, 1:], newest], dim=2), "age": age + 1}
+
+    def stepper(self, state: State) -> Stepper:
+        """Return what advances these rows in place."""
+        return GTrXLStepper(self.layers, state) if self.steps_as(GTrXL, state) else super().stepper(state)
 
     def segment(self, x: Tensor, state: State, start: Tensor) -> tuple[Tensor, State]:
         """Advance every row by a segment at once."""

@@ -26,12 +26,14 @@ from scrubjay.kernels import chunk_retrieval
 from scrubjay.memory.contract.base import Memory, MemoryConfig, State
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.contract.nested import named, part_of
+from scrubjay.memory.contract.stepper import Stepper
 from scrubjay.memory.parts.window import (
     WindowAttention,
     distance_embedding,
     resolve_heads,
     shift_window,
 )
+from scrubjay.memory.stepping.hcam import HCAMStepper
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,12 @@ class HCAM(Memory):
             }
             after |= named(own, suffix=f"_{layer}")
         return x, after
+
+    def stepper(self, state: State) -> Stepper:
+        """Return what advances these rows in place."""
+        if not self.steps_as(HCAM, state):
+            return super().stepper(state)
+        return HCAMStepper(self._layers, self.blank_unwritten(state), self.chunk_size)
 
     def segment(
         self, x: Float[Tensor, "batch time dim"], state: State, start: Bool[Tensor, "batch time"]

@@ -23,9 +23,11 @@ from torch import Tensor, nn
 from scrubjay.kernels import sink_attention, sink_slot
 from scrubjay.memory.contract.base import Memory, MemoryConfig, State
 from scrubjay.memory.contract.clock import Clock
+from scrubjay.memory.contract.stepper import Stepper
 from scrubjay.memory.parts.rotary import rotary_frequencies, rotate
 from scrubjay.memory.parts.sinks import held
 from scrubjay.memory.parts.window import resolve_heads
+from scrubjay.memory.stepping.sink import SinkStepper
 
 _NARROWEST_HEAD = 4
 
@@ -103,6 +105,12 @@ class Sink(Memory):
             x = layer.finish(x, query, *cached, clock, seen)
         after = {name: torch.stack(caches, dim=1) for name, caches in written.items()}
         return x[:, 0], after | {"time": time + 1}
+
+    def stepper(self, state: State) -> Stepper:
+        """Return what advances these rows in place."""
+        if not self.steps_as(Sink, state):
+            return super().stepper(state)
+        return SinkStepper(self._layers, self.blank_unwritten(state), *self._sizes)
 
     def segment(
         self, x: Float[Tensor, "batch time dim"], state: State, start: Bool[Tensor, "batch time"]

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from scrubjay.memory.contract.base import Memory, MemoryConfig, State
 from scrubjay.memory.contract.nested import named, part_of
+from scrubjay.memory.contract.stepper import Stepper
 from scrubjay.memory.gru import GRUConfig
 from scrubjay.memory.sink import SinkConfig
 
@@ -116,6 +117,10 @@ class Stack(Memory):
             after |= named(own, prefix=f"{index}.")
         return x, after
 
+    def stepper(self, state: State) -> Stepper:
+        """Return what advances these rows with a stepper for every part."""
+        return _StackStepper(self, state) if self.steps_as(Stack, state) else super().stepper(state)
+
     def segment(
         self, x: Float[Tensor, "batch time dim"], state: State, start: Bool[Tensor, "batch time"]
     ) -> tuple[Float[Tensor, "batch time dim"], State]:
@@ -138,3 +143,27 @@ class Stack(Memory):
         """Yield each part's number, norm, module (a `Memory`; some `read`) and state."""
         for index, (norm, part) in enumerate(zip(self.norms, self.parts, strict=True)):
             yield index, norm, part, part_of(state, prefix=f"{index}.")
+
+
+class _StackStepper(Stepper):
+    """Advances rows of a stack, part by part."""
+
+    def __init__(self, stack: Stack, state: State) -> None:
+        self.residual = stack.residual
+        self.norms = list(stack.norms)
+        self.parts = [part.stepper(own) for _, _, part, own in stack._each(state)]
+
+    @torch.no_grad()
+    def step(self, x: Tensor, start: Tensor | None = None) -> Tensor:
+        """Return the outputs of one input each."""
+        for norm, part in zip(self.norms, self.parts, strict=True):
+            y = part.step(norm(x), start)
+            x = x + y if self.residual else y
+        return x
+
+    def state(self, rows: Tensor | None = None) -> State:
+        """Return the state of these rows, by default of all."""
+        state: State = {}
+        for index, part in enumerate(self.parts):
+            state |= named(part.state(rows), prefix=f"{index}.")
+        return state

@@ -17,6 +17,7 @@ from scrubjay.agents.rl.observations import from_leaves, leaf_dtype, leaf_spaces
 from scrubjay.agents.rl.policy import Policy
 from scrubjay.agents.rl.segment import Observation, Segment
 from scrubjay.agents.rl.snapshots import can_restore, load_env, save_env
+from scrubjay.memory.contract.stepper import Stepper
 
 _log = logging.getLogger(__name__)
 
@@ -196,12 +197,11 @@ class Sampler(RowSampler):
         bootstrap_values = torch.zeros(length, num_envs, device=device)
         actions, log_probs, values = [], [], []
         first_state = self._state
+        rows = self.policy.memory.stepper(first_state)
         for t in range(length):
             starts[t] = self._starts
             seen = at_time(observations, t, device)
-            action, log_prob, value, self._state = self.policy.step(
-                seen, self._state, self._start(), self._generator
-            )
+            action, log_prob, value = self.policy.advance(seen, rows, self._start(), self._generator)
             actions.append(action)
             log_probs.append(log_prob)
             values.append(value)
@@ -219,7 +219,8 @@ class Sampler(RowSampler):
                 self._finish_episodes(infos)
                 cut = np.flatnonzero(truncated[t] & ~terminated[t])
                 if len(cut):
-                    bootstrap_values[t, torch.from_numpy(cut)] = self._final_values(infos, cut)
+                    bootstrap_values[t, torch.from_numpy(cut)] = self._final_values(infos, cut, rows)
+        self._state = rows.state()
         last_values = self.policy.value(at_time(observations, length, device), self._state, self._start())
         self._current = {key: leaf[length].copy() for key, leaf in written.items()}
         seen = {key: leaf[:length].to(device).transpose(0, 1) for key, leaf in observations.items()}
@@ -263,27 +264,24 @@ class Sampler(RowSampler):
         self._returns[self._starts] = 0.0
         self._lengths[self._starts] = 0
 
-    def _final_values(self, infos: dict[str, Any], rows: np.ndarray) -> Tensor:
+    def _final_values(self, infos: dict[str, Any], cut: np.ndarray, rows: Stepper) -> Tensor:
         """Return the values of the observations that truncated episodes ended with, their memories intact."""
         if "final_obs" not in infos:
             raise ValueError(
                 f"{self.env} truncated an episode without infos['final_obs']; its value is needed"
             )
         final = infos["final_obs"]
-        leaves = self._empty_leaves(len(rows))
+        leaves = self._empty_leaves(len(cut))
         if isinstance(final, np.ndarray) and final.dtype == object:
-            for position, row in enumerate(rows):
+            for position, row in enumerate(cut):
                 for key, leaf in leaf_values(final[row]).items():
                     leaves[key][position] = torch.as_tensor(leaf)
         else:
             for key, leaf in leaf_values(final).items():
-                leaves[key].copy_(torch.from_numpy(leaf[rows]))
+                leaves[key].copy_(torch.from_numpy(leaf[cut]))
         device = self.policy.device
-        index = torch.from_numpy(rows).to(device)
-        remembered = {key: value.index_select(0, index) for key, value in self._state.items()}
-        return self.policy.value(
-            from_leaves({key: leaf.to(device) for key, leaf in leaves.items()}), remembered
-        )
+        seen = from_leaves({key: leaf.to(device) for key, leaf in leaves.items()})
+        return self.policy.value(seen, rows.state(torch.from_numpy(cut).to(device)))
 
 
 def at_time(observations: dict[str, Tensor], t: int, device: torch.device) -> Observation:

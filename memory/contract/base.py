@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from scrubjay.memory.contract.clock import latest
+from scrubjay.memory.contract.stepper import PlainStepper, Stepper, can_fold
 
 State = dict[str, Tensor]
 
@@ -127,6 +128,14 @@ class Memory(nn.Module, ABC):
             name: torch.where(start.view(-1, *[1] * (value.ndim - 1)), newborn[name], value)
             for name, value in state.items()
         }
+
+    def stepper(self, state: State) -> Stepper:
+        """Return what advances these rows without gradients, under the weights of now."""
+        return PlainStepper(self, state)
+
+    def steps_as(self, written: type[Memory], state: State) -> bool:
+        """Return whether a stepper made for the steps of `written` may take those of this memory."""
+        return type(self).step is written.step and can_fold(self.device, self._anchor.dtype, state)
 
     def state_bytes(self, batch_size: int = 1) -> int:
         """Return the exact size of the state in bytes."""

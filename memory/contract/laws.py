@@ -12,7 +12,7 @@ import torch
 from safetensors import torch as safetensors
 from torch import Tensor, nn
 
-from scrubjay.memory.contract.base import State, detach_state
+from scrubjay.memory.contract.base import Memory, State, detach_state
 from scrubjay.memory.contract.trial import BATCH, MemoryLawError, Trial, compare
 
 _LONG_STEPS = 1_000_000
@@ -21,7 +21,7 @@ _POISONS = (float("nan"), float("inf"), 1e20, 1e30)
 
 
 def step_is_sequence(trial: Trial) -> None:
-    """Law 1: any cut of a sequence gives the same outputs, final state and gradients."""
+    """Law 1: any cut of a sequence gives the same outputs, final state and gradients, as do steppers."""
     x, start, state = trial.draw(), trial.draw_starts(), trial.lived_in()
     whole = _gradients(trial, x, state, start, cuts=[])
     middle = sorted({1, trial.steps // 3, trial.steps // 3 + 1, trial.steps - 2})
@@ -29,6 +29,22 @@ def step_is_sequence(trial: Trial) -> None:
         pieces = _gradients(trial, x, state, start, cuts)
         for what in whole:
             compare(1, f"{what}, {name} against all at once", pieces[what], whole[what], trial.tolerance)
+    if isinstance(trial.memory, Memory):
+        given = {name: value.clone() for name, value in state.items()}
+        for what, found in _stepped(trial, x, state, start).items():
+            compare(1, f"{what}, of a stepper against all at once", found, whole[what], trial.tolerance)
+        for name, value in state.items():
+            compare(1, f"state {name!r} that a stepper was made of", value, given[name], 0.0)
+
+
+def _stepped(trial: Trial, x: Tensor, state: State, start: Tensor) -> dict[str, Tensor]:
+    """Return outputs and final state of the memory's steppers, of which the second goes on from the first."""
+    outputs = []
+    for steps in (range(trial.steps // 3), range(trial.steps // 3, trial.steps)):
+        stepper = trial.memory.stepper(state)
+        outputs += [stepper.step(x[:, t], start[:, t]) for t in steps]
+        state = stepper.state()
+    return {"output": torch.stack(outputs, dim=1)} | {f"state {n!r}": value for n, value in state.items()}
 
 
 def _gradients(

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from scrubjay.memory.contract.base import Memory, State
 from scrubjay.memory.contract.nested import named, part_of
+from scrubjay.memory.contract.stepper import Stepper
 from scrubjay.memory.parts.grid import ChunkGrid
 from scrubjay.memory.titans.neural import NeuralMemory, NeuralMemoryConfig
+from scrubjay.memory.titans.stepping import TitansStepper, is_matrix
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,15 @@ class Titans(Memory):
             x, _, learned = layer.step(x, part_of(state, suffix=f"_{index}"), time)
             after |= named(learned, suffix=f"_{index}")
         return x, after
+
+    def stepper(self, state: State) -> Stepper:
+        """Return what advances these rows in place, where layers are matrices and nothing more."""
+        layers = list(self._layers)
+        if not self.steps_as(Titans, state) or not all(
+            type(layer) is _MemoryLayer and is_matrix(layer.memory) for layer in layers
+        ):
+            return super().stepper(state)
+        return TitansStepper(layers, state, self.chunk_size)
 
     def segment(
         self, x: Float[Tensor, "batch time dim"], state: State, start: Bool[Tensor, "batch time"]

@@ -1,0 +1,158 @@
+"""The steps of `Sink`: keys and values written where they lie, every product of an input taken at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from scrubjay.kernels import sink_slot
+from scrubjay.memory.contract.stepper import Stepper
+from scrubjay.memory.parts.sinks import held
+
+
+class SinkStepper(Stepper):
+    """Advances rows of a `Sink`.
+
+    Args:
+        layers: Its layers.
+        state: The rows.
+        num_sinks: First steps of an episode that stay.
+        window: Last steps that stay.
+    """
+
+    @torch.no_grad()
+    def __init__(self, layers: Sequence[Any], state: dict[str, Tensor], num_sinks: int, window: int) -> None:
+        self.sizes = num_sinks, window
+        self.time = state["time"].clone()
+        batch, _, self.slots, _ = state["keys"].shape
+        self.first = torch.arange(batch) * self.slots
+        empty = held(self.time, *self.sizes) < 0
+        # What is added to scores.
+        self.unseen = torch.zeros(empty.shape, dtype=state["keys"].dtype).masked_fill_(empty, -math.inf)
+        self.layers = [
+            _Layer(layer, state["keys"][:, index], state["values"][:, index], empty)
+            for index, layer in enumerate(layers)
+        ]
+
+    @torch.no_grad()
+    def step(self, x: Tensor, start: Tensor | None = None) -> Tensor:
+        """Return the outputs of one input each."""
+        born = None
+        if start is not None:
+            born = start.nonzero()[:, 0]
+            self.time.index_fill_(0, born, 0)
+            self.unseen.index_fill_(0, born, -math.inf)
+        slot = sink_slot(self.time, *self.sizes)
+        where = self.first + slot
+        self.unseen.view(-1).index_fill_(0, where, 0)
+        early = np.flatnonzero(self.time.numpy() < self.sizes[0])
+        rows = torch.from_numpy(early) if len(early) else None
+        turn = self.layers[0].turn(self.time)
+        present = _Present(self.unseen[:, None], where, born, rows, None if rows is None else slot[rows])
+        for layer in self.layers:
+            x = layer.step(x, turn, present)
+        self.time += 1
+        return x
+
+    def state(self, rows: Tensor | None = None) -> dict[str, Tensor]:
+        """Return the state of these rows, by default of all."""
+        rows = torch.arange(len(self.time)) if rows is None else rows
+        keys = torch.stack([layer.keys.index_select(0, rows) for layer in self.layers], dim=1)
+        for index, layer in enumerate(self.layers):
+            keys[:, index, : self.sizes[0]] = layer.sinks.index_select(0, rows)
+        values = torch.stack([layer.values.index_select(0, rows) for layer in self.layers], dim=1)
+        return {"keys": keys, "values": values, "time": self.time[rows]}
+
+
+class _Present(NamedTuple):
+    """Where rows are in this step."""
+
+    unseen: Float[Tensor, "batch 1 slots"]
+    where: Int[Tensor, " batch"]
+    """The place written to, of those of all rows."""
+    born: Int[Tensor, " some"] | None
+    """Rows that begin an episode."""
+    early: Int[Tensor, " few"] | None
+    """Rows that write to a sink."""
+    slot: Int[Tensor, " few"] | None
+    """Theirs."""
+
+
+class _Layer:
+    """One layer with its rows' keys and values, `[batch, slots, dim]`.
+
+    A query stands in the place of its head among zeros, so that a product reads keys of all heads where they
+    lie, and what is read of other heads' values meets zeros in the output. Keys of sinks are kept twice: as a
+    state has them, and as they are read, without their turned half and with their slot's vector.
+    """
+
+    def __init__(self, layer: Any, keys: Tensor, values: Tensor, empty: Tensor) -> None:
+        self.norm = layer.attention_norm
+        self.norm_before, self.inward, _, self.outward = layer.feed_forward
+        self.logit = layer.sink_logit
+        self.frequencies = layer.frequencies
+        heads, width, rotated = layer.heads, layer.width, layer.rotated
+        self.heads, self.dim, self.num_sinks = heads, heads * width, layer.num_sinks
+        self.half, self.still = rotated // 2, width - rotated
+        scale = width**-0.5
+        turned = torch.cat([layer.query.weight * scale, layer.key.weight]).unflatten(0, (2 * heads, width))
+        left, right, still = turned.split([self.half, self.half, self.still], dim=1)
+        # What the sine of the time is multiplied with stands beside what the cosine is.
+        across = torch.cat([-right, left, torch.zeros_like(still)], dim=1)
+        self.projections = torch.cat([turned.flatten(0, 1), across.flatten(0, 1), layer.value.weight])
+        own = torch.eye(heads, dtype=keys.dtype)
+        self.own = own.repeat_interleave(width, dim=1)
+        out = layer.out.weight.T
+        self.out = (self.own[:, :, None] * out).flatten(0, 1)
+        self.keys, self.values = keys.clone(), values.clone()
+        self.sinks = keys[:, : self.num_sinks].clone()
+        if self.num_sinks:
+            self.positions = functional.pad(layer.sink_positions, (rotated, 0)).flatten(1)
+            self.keeps = torch.cat(
+                [self.positions.new_zeros(rotated), self.positions.new_ones(self.still)]
+            ).repeat(heads)
+            read = self.sinks * self.keeps + self.positions
+            self.keys[:, : self.num_sinks] = read.masked_fill_(empty[:, : self.num_sinks, None], 0)
+
+    def turn(self, time: Tensor) -> tuple[Tensor, Tensor]:
+        """Return cosines and sines of the rows' times for every place of a head, two heads' width."""
+        angle = time[:, None].double() * self.frequencies.double()
+        dtype = self.keys.dtype
+        cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
+        ones = cos.new_ones(len(time), self.still)
+        return torch.cat([cos, cos, ones], dim=1)[:, None], torch.cat([sin, sin, ones], dim=1)[:, None]
+
+    def step(self, x: Tensor, turn: tuple[Tensor, Tensor], present: _Present) -> Tensor:
+        batch, dim, heads = len(x), self.dim, self.heads
+        projected = functional.linear(self.norm(x), self.projections)
+        along, across, value = projected.split([2 * dim, 2 * dim, dim], dim=1)
+        cos, sin = turn
+        turned = along.view(batch, 2 * heads, -1) * cos
+        turned.addcmul_(across.view(batch, 2 * heads, -1), sin)
+        query, key = turned.view(batch, 2, dim).unbind(1)
+        if present.born is not None:
+            for cache in (self.keys, self.values, self.sinks):
+                cache.index_fill_(0, present.born, 0)
+        self.keys.view(-1, dim).index_copy_(0, present.where, key)
+        self.values.view(-1, dim).index_copy_(0, present.where, value)
+        if present.early is not None:
+            new = key[present.early]
+            self.sinks[present.early, present.slot] = new
+            self.keys[present.early, present.slot] = new * self.keeps + self.positions[present.slot]
+        query = query[:, None] * self.own
+        scores = torch.baddbmm(present.unseen, query, self.keys.transpose(1, 2))
+        if self.logit is None:
+            weights = torch.softmax(scores, dim=-1)
+        else:
+            silent = self.logit.view(1, heads, 1).expand(batch, -1, -1)
+            weights = torch.softmax(torch.cat([scores, silent], dim=-1), dim=-1)[..., :-1]
+        read = torch.bmm(weights, self.values)
+        x = torch.addmm(x, read.view(batch, -1), self.out)
+        return x + self.outward(functional.gelu(self.inward(self.norm_before(x))))
