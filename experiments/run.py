@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +13,8 @@ from scrubjay.agents.teams.policy import TeamPolicy
 from scrubjay.experiments.kinds import from_json, to_json
 from scrubjay.experiments.kinds.base import Experiment
 from scrubjay.experiments.runs.checkpoint import checkpoint_step, latest_checkpoint, load_weights
-from scrubjay.experiments.runs.directory import CHECKPOINTS, CONFIG, METRICS, RESULT, write_atomically
+from scrubjay.experiments.runs.directory import CHECKPOINTS, CONFIG, METRICS, RESULT, lock, write_atomically
+from scrubjay.experiments.runs.reading import Fields, read_lines, read_object, read_text, with_numbers
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
 
 
@@ -35,14 +35,19 @@ class Run:
 
     @classmethod
     def create(cls, config: Experiment, path: Path | str | None = None) -> Run:
-        """Make a new directory; raises ValueError if it already holds a run."""
-        path = default_path(config) if path is None else Path(path)
-        if (path / CONFIG).exists():
+        """Make a new directory; raises ValueError if it already holds a run, or is about to."""
+        if path is not None and not str(path):
             raise ValueError(
-                f"{path} already holds a run; choose another directory, or: scrubjay resume {path}"
+                "the run directory's name is empty; name a folder, or leave it away for one in runs"
             )
+        path = _made(config) if path is None else Path(path)
         path.mkdir(parents=True, exist_ok=True)
-        write_atomically(path / CONFIG, to_json(config))
+        with lock(path):  # of two that begin at once, the second finds the first one's config
+            if (path / CONFIG).exists():
+                raise ValueError(
+                    f"{path} already holds a run; choose another directory, or: scrubjay resume {path}"
+                )
+            write_atomically(path / CONFIG, to_json(config))
         return cls(path, config)
 
     @classmethod
@@ -50,12 +55,15 @@ class Run:
         """Open a directory; raises ValueError if it holds no run."""
         path = Path(path)
         try:
-            text = (path / CONFIG).read_text()
+            text = read_text(path / CONFIG)
         except OSError:
             siblings = sorted(child.parent.name for child in path.parent.glob(f"*/{CONFIG}"))
             choices = f"; runs in {path.parent}: {', '.join(siblings)}" if siblings else ""
             raise ValueError(f"no run at {path}{choices}") from None
-        return cls(path, from_json(text))
+        try:
+            return cls(path, from_json(text))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path / CONFIG}: {error}") from error
 
     @property
     def finished(self) -> bool:
@@ -67,7 +75,10 @@ class Run:
         """Evaluation of the trained policy; raises ValueError while there is none."""
         if not self.finished:
             raise ValueError(f"{self.path} is not finished; go on with: scrubjay resume {self.path}")
-        return json.loads((self.path / RESULT).read_text())
+        result = read_object(self.path / RESULT)
+        # The tests of a supervised run are a list of such objects.
+        with_numbers(Fields({k: v for k, v in result.items() if k != "tests"}, result.source))
+        return result
 
     @property
     def latest(self) -> Path | None:
@@ -81,12 +92,14 @@ class Run:
         return checkpoint_step(latest) if latest else 0
 
     def metrics(self) -> list[dict[str, float]]:
-        """Return one row per update; a last line cut off by a kill is left out."""
-        try:
-            lines = (self.path / METRICS).read_text().splitlines(keepends=True)
-        except FileNotFoundError:
-            return []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        """Return one row per update; a last line cut off by a kill is left out.
+
+        Raises ValueError if another is damaged.
+        """
+        rows = [with_numbers(row) for row in read_lines(self.path / METRICS)]
+        for row in rows:
+            _ = row["step"]
+        return [dict(row) for row in rows]
 
     @cached_property
     def policy(self) -> Policy:
@@ -95,7 +108,14 @@ class Run:
         Raises ValueError if there is none yet, TypeError if none will be.
         """
         policy = self._config_of("agent", "policy").make_policy()
-        policy.load_state_dict(load_weights(self._checkpoint()))
+        checkpoint = self._checkpoint()
+        weights = load_weights(checkpoint)
+        try:
+            policy.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(
+                f"the weights in {checkpoint} are not those of the run's config: {error}"
+            ) from error
         return policy.eval()
 
     @cached_property
@@ -132,6 +152,17 @@ class Run:
         if latest is None:
             raise ValueError(f"{self.path} has no checkpoint yet; go on with: scrubjay resume {self.path}")
         return latest
+
+
+def _made(config: Experiment) -> Path:
+    """Make the directory of a run that was given none, and that no other process has made."""
+    while True:
+        path = default_path(config)
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return path
 
 
 def default_path(config: Experiment) -> Path:

@@ -13,6 +13,7 @@ from scrubjay.experiments.kinds.local import LocalEngine
 from scrubjay.experiments.kinds.reinforcement import AgentTaskConfig, TrainConfig
 from scrubjay.experiments.kinds.sequence import SequenceEngine, SequenceTaskConfig
 from scrubjay.experiments.kinds.team import TeamTaskConfig
+from scrubjay.experiments.runs.reading import parse_object
 from scrubjay.memory import serialization
 
 _KINDS: dict[str, tuple[type[Any], type[Engine]]] = {
@@ -36,8 +37,8 @@ def to_json(config: Experiment) -> str:
 
 def from_json(text: str) -> Experiment:
     """Return the config `to_json` wrote. Raises ValueError naming what does not fit."""
-    fields = json.loads(text)
+    fields = parse_object(text, "config.json")
     kind = fields.pop("kind", None)
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise ValueError(f"kind={kind!r} in config.json: choose from {', '.join(_KINDS)}")
     return serialization.decode(_KINDS[kind][0], fields)

@@ -20,7 +20,7 @@ from scrubjay.experiments.runs.checkpoint import (
     load_weights,
     save_checkpoint,
 )
-from scrubjay.experiments.runs.directory import CHECKPOINTS, METRICS, lock
+from scrubjay.experiments.runs.directory import CHECKPOINTS, CONFIG, METRICS, lock
 from scrubjay.experiments.runs.metrics import MetricsLog
 from scrubjay.experiments.runs.seeding import derive_seed
 
@@ -47,12 +47,18 @@ class Engine(ABC):
         offset = 0
         if latest is not None:
             self.step = checkpoint_step(latest)
-            training = load_training(latest)
-            self.model.load_state_dict(load_weights(latest))
-            self._set_parts(training)
-            self.seconds = training["seconds"]
-            _restore_random_states(training["random"])
-            offset = training["metrics_bytes"]
+            training, weights = load_training(latest), load_weights(latest)
+            try:
+                self.model.load_state_dict(weights)
+                self._set_parts(training)
+                self.seconds = training["seconds"]
+                _restore_random_states(training["random"])
+                offset = training["metrics_bytes"]
+            except Exception as error:  # it is whole, and yet may hold anything
+                raise ValueError(
+                    f"{latest} does not fit {run_dir / CONFIG}: {type(error).__name__}: {error}; delete it "
+                    "to go on from the one before"
+                ) from error
         self._metrics = MetricsLog(run_dir / METRICS, offset, self.step)
         self._saved_at = time.monotonic()
         self._saved_step = self.step

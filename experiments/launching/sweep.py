@@ -19,6 +19,7 @@ from scrubjay.experiments.recipes.overrides import override
 from scrubjay.experiments.run import Run
 from scrubjay.experiments.runs.cluster import RayOptions, connect
 from scrubjay.experiments.runs.directory import CONFIG, write_atomically
+from scrubjay.experiments.runs.reading import read_text
 from scrubjay.experiments.training import go_on
 
 _REPORTS = 16
@@ -79,7 +80,7 @@ def run_sweep(sweep: Sweep, out: Path, address: str | None = None, jobs: int | N
     out.mkdir(parents=True, exist_ok=True)
     asked = json.dumps([sweep.recipe, sweep.params, sweep.flags], indent=1)
     note = out / "sweep.json"
-    if note.exists() and note.read_text() != asked:
+    if note.exists() and read_text(note) != asked:
         raise ValueError(f"{out} holds another sweep, see {note}; choose another --out")
     write_atomically(note, asked)
     connect(RayOptions(num_env_runners=1, address=address))

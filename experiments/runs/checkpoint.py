@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 WEIGHTS = "model.safetensors"
 TRAINING = "training.pt"
 MANIFEST = "manifest.json"
+_NAME = re.compile(r"step_[0-9]{1,18}")
 
 
 def save_checkpoint(
@@ -43,7 +46,7 @@ def save_checkpoint(
     _sync(folder)
     # A later one must be torn, or the run would have gone on from it.
     kept = [path for path in _newest_first(folder) if checkpoint_step(path) <= step][:keep]
-    for path in folder.glob("step_*"):
+    for path in _newest_first(folder):
         if path not in kept:
             shutil.rmtree(path)
     return final
@@ -62,8 +65,14 @@ def checkpoint_step(path: Path) -> int:
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Return the policy's weights; safe on a checkpoint from a stranger."""
-    return load_file(path / WEIGHTS)
+    """Return the policy's weights; safe on a checkpoint from a stranger.
+
+    Raises ValueError if they are none.
+    """
+    try:
+        return load_file(path / WEIGHTS)
+    except SafetensorError as error:
+        raise ValueError(f"{path / WEIGHTS}: {error}") from error
 
 
 def load_training(path: Path) -> dict[str, Any]:
@@ -75,14 +84,15 @@ def load_training(path: Path) -> dict[str, Any]:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step_*"), key=checkpoint_step, reverse=True)
+    steps = (path for path in folder.glob("step_*") if _NAME.fullmatch(path.name))
+    return sorted(steps, key=checkpoint_step, reverse=True)
 
 
 def _is_whole(path: Path) -> bool:
     try:
         digests = json.loads((path / MANIFEST).read_text())["sha256"]
         return all(_digest(path / name) == digests[name] for name in (WEIGHTS, TRAINING))
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return False
 
 
