@@ -105,7 +105,8 @@ def _be_the_command(words: list[str], folder: Path, aside: Path, output: str | N
         code = main(words)
         signal.setitimer(signal.ITIMER_REAL, 0)
         for stream in (sys.stdout, sys.stderr):
-            stream.flush()
+            if stream is not None:
+                stream.flush()
     except BaseException:  # noqa: BLE001  (nothing may come back into pytest)
         with contextlib.suppress(BaseException):
             os.write(2, traceback.format_exc().encode("utf-8", "replace"))
