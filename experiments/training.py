@@ -78,13 +78,23 @@ def go_on(
 
 def _engine(run: Run, ray: RayOptions | None) -> Engine:
     try:
-        if ray is None:
-            return make_engine(run.config, run.path)
-        from scrubjay.experiments.kinds.distributed import make_ray_engine  # importing RLlib takes seconds
-
-        return make_ray_engine(run.config, run.path, ray)
+        engine = _made(run, ray)
     except (ValueError, OSError) as error:
         raise CannotBeginError(f"{error}") from error
+    try:
+        run.metrics()  # what the curve is drawn from at the end, when it would be too late to say so
+    except ValueError as error:
+        with engine:
+            raise CannotBeginError(f"{error}") from error
+    return engine
+
+
+def _made(run: Run, ray: RayOptions | None) -> Engine:
+    if ray is None:
+        return make_engine(run.config, run.path)
+    from scrubjay.experiments.kinds.distributed import make_ray_engine  # importing RLlib takes seconds
+
+    return make_ray_engine(run.config, run.path, ray)
 
 
 def _draw(run: Run) -> None:

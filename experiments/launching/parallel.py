@@ -30,11 +30,11 @@ def prepare(config: Experiment, path: Path) -> Run:
 
     Raises UsageError if the experiment cannot run, or if another lives there.
     """
-    if not (path / CONFIG).exists():
-        with bad_input():
+    with bad_input():
+        if not (path / CONFIG).exists():
             config.check()
-        return Run.create(config, path)
-    run = Run.load(path)
+            return Run.create(config, path)
+        run = Run.load(path)
     if run.config != config:
         raise UsageError(f"{path} holds a run with other settings; delete it or choose another directory")
     return run
