@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-import scrubjay
-from scrubjay.experiments.commands import COMMANDS, command
-from scrubjay.experiments.words.arguments import UsageError, choose
+from scrubjay.experiments.words.failures import report
+from scrubjay.experiments.words.streams import give_up_output, open_streams
 
 _MODULE = re.compile(r"(^|[=,])[A-Za-z_][\w.]*:[A-Za-z_]")
 
@@ -18,33 +17,56 @@ _MODULE = re.compile(r"(^|[=,])[A-Za-z_][\w.]*:[A-Za-z_]")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; return the exit code.
 
-    0 done; 1 failed on the way, 2 bad input, with one line on stderr each; 130 stopped by Ctrl-C.
+    0 done; 1 failed on the way, 2 bad input, with one line on stderr each; 130 stopped by Ctrl-C; 141 where
+    who read the output has gone. Of an error that nobody foresaw the line says where its traceback is;
+    SCRUBJAY_TRACEBACK=1 lets it through.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    open_streams()
+    try:
+        code = _run(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+        return code
+    except BaseException as error:  # noqa: BLE001  (whatever it was, one line says so)
+        return report(error)
+    finally:
+        give_up_output()
+
+
+def _run(words: list[str]) -> int:
+    # Within reach of main's one line for Ctrl-C and for a broken installation.
+    import scrubjay
+    from scrubjay.experiments.commands import COMMANDS, command
+
     if not words or words[0] in ("-h", "--help"):
-        print(_help())
+        print(_help(COMMANDS))
         return 0
     if words[0] == "--version":
         print(f"scrubjay {scrubjay.__version__}")
         return 0
+    import logging
+
+    from scrubjay.experiments.words.arguments import choose
+
     # `--env module:callable` means a module in the folder one stands in; last, so that it shadows nothing.
     # Only then: an extra that is not installed, say, is not to be found there.
     if any(map(_MODULE.search, words)) or "--trust" in words:
-        sys.path.extend({os.getcwd()} - {*sys.path})
+        with contextlib.suppress(FileNotFoundError):  # that folder may have been deleted
+            sys.path.extend({os.getcwd()} - {*sys.path})
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    verb = command(choose("verb", words[0], list(COMMANDS)))
     try:
-        return command(choose("verb", words[0], list(COMMANDS)))(words[1:])
-    except UsageError as error:
-        print(f"scrubjay: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
-        return 130
+        return verb(words[1:])
+    except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):  # rich's, which has no other word for it
+            raise stop.__context__ from None
+        if stop.code in (0, None):  # tyro's, after it has shown help
+            return 0
+        raise
 
 
-def _help() -> str:
-    width = max(map(len, COMMANDS))
-    verbs = "\n".join(f"  {verb:<{width}}  {what}" for verb, (what, _) in COMMANDS.items())
+def _help(commands: Mapping[str, tuple[str, str]]) -> str:
+    width = max(map(len, commands))
+    verbs = "\n".join(f"  {verb:<{width}}  {what}" for verb, (what, _) in commands.items())
     return f"usage: scrubjay VERB ...\n\n{verbs}\n\nscrubjay VERB --help tells more."
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -21,8 +20,10 @@ from scrubjay.experiments.runs.directory import (
     METRICS,
     RESULT,
     check_files,
+    lock,
     write_atomically,
 )
+from scrubjay.experiments.runs.reading import Fields, read_lines, read_object, read_text, with_numbers
 from scrubjay.experiments.tasks.facts import Facts
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
 
@@ -45,17 +46,22 @@ class Run:
 
     @classmethod
     def create(cls, config: Experiment, path: Path | str | None = None) -> Run:
-        """Make a new directory; raises ValueError if it already holds a run."""
-        path = default_path(config) if path is None else Path(path)
-        if (path / CONFIG).exists():
+        """Make a new directory; raises ValueError if it already holds a run, or is about to."""
+        if path is not None and not str(path):
             raise ValueError(
-                f"{path} already holds a run; choose another directory, or: scrubjay resume {path}"
+                "the run directory's name is empty; name a folder, or leave it away for one in runs"
             )
+        path = _made(config) if path is None else Path(path)
         path.mkdir(parents=True, exist_ok=True)
         check_files(path)
-        if config.acts is not None:
-            _store_facts(config, path / ENVIRONMENT)
-        write_atomically(path / CONFIG, to_json(config))
+        with lock(path):  # of two that begin at once, the second finds the first one's config
+            if (path / CONFIG).exists():
+                raise ValueError(
+                    f"{path} already holds a run; choose another directory, or: scrubjay resume {path}"
+                )
+            if config.acts is not None:
+                _store_facts(config, path / ENVIRONMENT)
+            write_atomically(path / CONFIG, to_json(config))
         return cls(path, config)
 
     @classmethod
@@ -67,14 +73,17 @@ class Run:
         """
         path = Path(path)
         try:
-            text = (path / CONFIG).read_text()
+            text = read_text(path / CONFIG)
         except OSError:
             siblings = sorted(child.parent.name for child in path.parent.glob(f"*/{CONFIG}"))
             choices = f"; runs in {path.parent}: {', '.join(siblings)}" if siblings else ""
             raise ValueError(f"no run at {path}{choices}") from None
         if not trust:
             check_files(path)
-        return cls(path, from_json(text, trust), trust)
+        try:
+            return cls(path, from_json(text, trust), trust)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path / CONFIG}: {error}") from error
 
     def of_environment(self, name: str) -> Run:
         """Return the same run, of whose environment the user has given the name, so that it may be made.
@@ -97,7 +106,10 @@ class Run:
         """Evaluation of the trained policy; raises ValueError while there is none."""
         if not self.finished:
             raise ValueError(f"{self.path} is not finished; go on with: scrubjay resume {self.path}")
-        return json.loads((self.path / RESULT).read_text())
+        result = read_object(self.path / RESULT)
+        # The tests of a supervised run are a list of such objects.
+        with_numbers(Fields({k: v for k, v in result.items() if k != "tests"}, result.source))
+        return result
 
     @property
     def latest(self) -> Path | None:
@@ -111,12 +123,14 @@ class Run:
         return checkpoint_step(latest) if latest else 0
 
     def metrics(self) -> list[dict[str, float]]:
-        """Return one row per update; a last line cut off by a kill is left out."""
-        try:
-            lines = (self.path / METRICS).read_text().splitlines(keepends=True)
-        except FileNotFoundError:
-            return []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        """Return one row per update; a last line cut off by a kill is left out.
+
+        Raises ValueError if another is damaged.
+        """
+        rows = [with_numbers(row) for row in read_lines(self.path / METRICS)]
+        for row in rows:
+            _ = row["step"]
+        return [dict(row) for row in rows]
 
     @cached_property
     def facts(self) -> Facts:
@@ -192,6 +206,17 @@ class Run:
         if latest is None:
             raise ValueError(f"{self.path} has no checkpoint yet; go on with: scrubjay resume {self.path}")
         return latest
+
+
+def _made(config: Experiment) -> Path:
+    """Make the directory of a run that was given none, and that no other process has made."""
+    while True:
+        path = default_path(config)
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return path
 
 
 def default_path(config: Experiment) -> Path:

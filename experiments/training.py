@@ -17,6 +17,10 @@ from scrubjay.experiments.runs.progress import ProgressDisplay
 from scrubjay.experiments.runs.stopping import Interrupted, StopRequest
 
 
+class CannotBeginError(ValueError):
+    """Training cannot begin, or go on from where it stands: the run is in use, or a file of it is damaged."""
+
+
 def train(
     config: Experiment,
     run_dir: Path | str | None = None,
@@ -55,7 +59,7 @@ def go_on(
 ) -> None:
     """Train from the newest checkpoint, or from the start, to the end; then evaluate and plot.
 
-    Raises Interrupted after Ctrl-C or SIGTERM, a checkpoint written.
+    Raises Interrupted after Ctrl-C or SIGTERM, a checkpoint written; CannotBeginError before any training.
     """
     if run.finished:
         return
@@ -76,6 +80,19 @@ def go_on(
 
 
 def _engine(run: Run, ray: RayOptions | None) -> Engine:
+    try:
+        engine = _made(run, ray)
+    except (ValueError, OSError) as error:
+        raise CannotBeginError(f"{error}") from error
+    try:
+        run.metrics()  # what the curve is drawn from at the end, when it would be too late to say so
+    except ValueError as error:
+        with engine:
+            raise CannotBeginError(f"{error}") from error
+    return engine
+
+
+def _made(run: Run, ray: RayOptions | None) -> Engine:
     if ray is None:
         return make_engine(run.config, run.path, run.trust)
     from scrubjay.experiments.kinds.distributed import make_ray_engine  # importing RLlib takes seconds

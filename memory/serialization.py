@@ -63,7 +63,10 @@ def encode(value: Any) -> Any:
 
 
 def decode(kind: type[T], value: Any, where: str = "config") -> T:
-    """Return the `kind` that `encode` wrote; raises ValueError naming the place that does not fit."""
+    """Return the `kind` that `encode` wrote; raises ValueError naming the place that does not fit.
+
+    What a config's own checks raise of values that fit passes as it is: ValueError, or TypeError.
+    """
     return typing.cast(T, _decode(kind, value, where))
 
 
@@ -90,10 +93,12 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
     if origin is tuple and isinstance(value, (list, tuple)):
         inner = get_args(kind)
         kinds = [inner[0]] * len(value) if len(inner) == 2 and inner[1] is Ellipsis else inner
+        if len(kinds) != len(value):
+            raise ValueError(f"{where}={value!r}: expected {len(kinds)} values")
         return tuple(
             _decode(k, item, f"{where}[{i}]") for i, (k, item) in enumerate(zip(kinds, value, strict=True))
         )
-    if origin is dict:
+    if origin is dict and isinstance(value, dict):
         return {name: _decode(get_args(kind)[1], item, f"{where}.{name}") for name, item in value.items()}
     if origin in (Union, types.UnionType):
         return _decode_union(get_args(kind), value, where)
@@ -102,25 +107,42 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
             raise ValueError(f"{where}={value!r}: choose from {', '.join(map(str, get_args(kind)))}")
         return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ValueError(f"{where}: a number of {len(str(abs(value)))} digits is too large") from None
     if kind is Any or (kind is not None and type(value) is kind):
         return value
     raise ValueError(f"{where}={value!r}: expected {getattr(kind, '__name__', kind)}")
 
 
 def _decode_dataclass(kind: type, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError(  # noqa: TRY004  (of what a file holds)
+            f"{where}={value!r}: expected an object with the fields of {kind.__name__}"
+        )
     hints = typing.get_type_hints(kind)
-    names = [field.name for field in dataclasses.fields(kind)]
+    fields = dataclasses.fields(kind)
+    names = [field.name for field in fields]
     unknown = sorted(set(value) - set(names))
     if unknown:
         raise ValueError(f"{where} has no field {', '.join(unknown)}; its fields are {', '.join(names)}")
+    missing = [field.name for field in fields if field.name not in value and _is_needed(field)]
+    if missing:
+        raise ValueError(f"{where} lacks {', '.join(missing)}")
     return kind(**{name: _decode(hints[name], item, f"{where}.{name}") for name, item in value.items()})
+
+
+def _is_needed(field: dataclasses.Field[Any]) -> bool:
+    return field.init and field.default is field.default_factory is dataclasses.MISSING
 
 
 def _decode_named(family: _Family, value: Any, where: str) -> Any:
     name = value.get("name", family.unnamed) if isinstance(value, dict) else None
-    if name is None:
-        raise ValueError(f"{where}={value!r}: expected an object with a registered name")
+    if not isinstance(name, str):
+        raise ValueError(  # noqa: TRY004
+            f"{where}={value!r}: expected an object with a registered name"
+        )
     return _decode_dataclass(
         family.class_of(name), {key: item for key, item in value.items() if key != "name"}, where
     )
@@ -129,7 +151,7 @@ def _decode_named(family: _Family, value: Any, where: str) -> Any:
 def _decode_family(family: type, value: Any, where: str) -> Any:
     kinds = {getattr(kind, "kind", kind.__name__): kind for kind in family.__subclasses__()}
     chosen = value.get("kind") if isinstance(value, dict) else None
-    if chosen not in kinds:
+    if not isinstance(chosen, str) or chosen not in kinds:
         raise ValueError(f"{where}.kind={chosen!r}: choose from {', '.join(sorted(kinds))}")
     return _decode_dataclass(
         kinds[chosen], {key: item for key, item in value.items() if key != "kind"}, where

@@ -16,6 +16,7 @@ settings.load_profile("scrubjay")
 LONGEST = ("test_docs.py", "test_interpreted.py", "test_machine_code.py")
 TOGETHER = {
     "tests/experiments/kinds/test_distributed.py": "cluster",
+    "tests/experiments/commands/test_mistakes.py": "mistakes",
     "tests/experiments/test_resume.py": "run",
     "tests/memory/heads/test_retrieval.py": "smollm2",
     "tests/memory/reading/test_infiniretri.py": "smollm2",

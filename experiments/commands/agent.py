@@ -21,7 +21,8 @@ from scrubjay.experiments.language.banks import open_bank, open_for_recall, read
 from scrubjay.experiments.language.models import open_local_model
 from scrubjay.experiments.language.tuning import append_records, why_not
 from scrubjay.experiments.words.arguments import parse
-from scrubjay.experiments.words.terminal import bad_input, printable
+from scrubjay.experiments.words.failures import printable
+from scrubjay.experiments.words.terminal import bad_input
 
 if TYPE_CHECKING:
     from langchain_core.tools import BaseTool
@@ -100,7 +101,9 @@ class AgentOptions:
     """Where a local model runs."""
 
     def check(self) -> None:
-        """Raise ValueError on what cannot work together."""
+        """Raise ValueError on what cannot work together, and before a model is loaded."""
+        if self.question is not None and not self.question.strip():
+            raise ValueError("the question is empty; ask something, or leave it away for a conversation")
         if self.record is not None and self.replay is not None:
             raise ValueError("--record needs the network, --replay does without: give one of them")
         if self.replay is not None and not self.replay.is_file():

@@ -79,8 +79,9 @@ def run(words: Sequence[str]) -> int:
     except Interrupted as stop:
         print("\nstopped; the same command goes on")
         return stop.exit_code
-    for path in write_report(runs, options.out, _command(options, train_flags)):
-        print(path)
+    with bad_input():  # of a run's files, which may be of long ago
+        written = write_report(runs, options.out, _command(options, train_flags))
+    print(*written, sep="\n")
     return 0
 
 

@@ -60,17 +60,17 @@ def run(words: Sequence[str]) -> int:
     except Interrupted as stop:
         print("\nstopped; the same command goes on")
         return stop.exit_code
-    curve = plot_runs(runs, options.out / "curve.png")
+    with bad_input():  # of a run's files, which may be of long ago
+        curve = plot_runs(runs, options.out / "curve.png")
+        told = ("success", "success_low", "success_high", "seconds")
+        rows = [tuple(run.result[name] for name in told) for run in runs]
     print(
         "\nEach step deals a card; the task is to name the suit of the card dealt "
         f"{base.env.kwargs['k']} steps ago.\n"
         f"Without memory at most {base.success_without_memory:.0%} of the answers can be right; over "
         f"{base.eval_episodes} new episodes the trained policies were right in"
     )
-    for name, run in zip(names, runs, strict=True):
-        result = run.result
-        low, high = result["success_low"], result["success_high"]
-        seconds = f"{result['seconds']:.0f} s of training"
-        print(f"  {name:<6} {result['success']:.2f}  [{low:.2f}, {high:.2f}]   {seconds}, {run.path}")
+    for name, run, (success, low, high, seconds) in zip(names, runs, rows, strict=True):
+        print(f"  {name:<6} {success:.2f}  [{low:.2f}, {high:.2f}]   {seconds:.0f} s of training, {run.path}")
     print(f"curve: {curve}")
     return 0

@@ -13,6 +13,7 @@ from typing import Any
 from tyro.conf import Positional
 
 from scrubjay.experiments.language.scores import WEIGHTS, join, score
+from scrubjay.experiments.runs import reading
 from scrubjay.experiments.words.arguments import parse
 from scrubjay.experiments.words.terminal import bad_input, table
 
@@ -57,16 +58,13 @@ def run_kagentbench(options: KAgentBenchOptions) -> int:
 
 
 def _read(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number} is not JSON: {error}") from None
-            if not isinstance(record, dict) or "id" not in record:
-                raise ValueError(f"{path}, line {number} is no record: a JSON object with an id is needed")
+    for number, line in enumerate(reading.read_text(path).split("\n"), 1):
+        if line.strip():
+            record = reading.parse(line, f"{path}, line {number}")
+            if not isinstance(record, dict) or not isinstance(record.get("id"), str | int):
+                raise ValueError(
+                    f"{path}, line {number} is no record: it needs an id, a text or a whole number"
+                )
             yield record
 
 

@@ -9,10 +9,9 @@ from scrubjay.experiments.kinds.team import TeamTaskConfig
 from scrubjay.experiments.run import Run
 from scrubjay.experiments.runs.checkpoint import CheckpointError
 from scrubjay.experiments.runs.cluster import RayOptions
-from scrubjay.experiments.runs.directory import lock
 from scrubjay.experiments.runs.stopping import Interrupted
-from scrubjay.experiments.training import go_on
-from scrubjay.experiments.words.arguments import UsageError
+from scrubjay.experiments.training import CannotBeginError, go_on
+from scrubjay.experiments.words.failures import UsageError, describe
 from scrubjay.experiments.words.terminal import bad_input
 
 
@@ -34,10 +33,10 @@ def config_of_agent(run: Run) -> AgentConfig:
 
 def train_on(run: Run, quiet: bool, ray: RayOptions | None = None) -> int:
     """Train to the end from where the run stands, and say what came of it; return the exit code."""
-    with bad_input():
-        lock(run.path).close()
     try:
         go_on(run, not quiet, ray)
+    except CannotBeginError as error:
+        raise UsageError(describe(error)) from error
     except Interrupted as stop:
         print(f"\n{stop}", flush=True)
         return stop.exit_code

@@ -18,8 +18,10 @@ from tyro.conf import Positional
 
 from scrubjay.agents.embeddings import EmbeddingsName
 from scrubjay.experiments.language.banks import open_bank, open_for_recall, read_namespace
+from scrubjay.experiments.runs import reading
 from scrubjay.experiments.words.arguments import UsageError, choose, parse
-from scrubjay.experiments.words.terminal import bad_input, printable
+from scrubjay.experiments.words.failures import printable
+from scrubjay.experiments.words.terminal import bad_input
 from scrubjay.memory import MemoryBank
 from scrubjay.memory.bank.file.record import Hit, Record
 
@@ -54,7 +56,7 @@ class AddOptions:
 
 def add(options: AddOptions) -> int:
     """Add one record."""
-    text = sys.stdin.read() if options.text == "-" else options.text
+    text = _typed() if options.text == "-" else options.text
     with open_for_recall(options.file, True, options.embeddings) as bank:
         id = bank.add(
             text,
@@ -253,7 +255,7 @@ def import_(options: ImportOptions) -> int:
                 print(f"{source}: {sum(written)} new, {len(written) - sum(written)} were there")
                 continue
             ids = bank.add_document(
-                source.read_text("utf-8"),
+                reading.read_text(source),
                 options.kind,
                 read_namespace(options.namespace) or (),
                 trust=options.trust,
@@ -331,13 +333,23 @@ def _as_json(record: Record | Hit) -> dict[str, Any]:
     }
 
 
+def _typed() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"the standard input is no text in {error.encoding.upper()}: {error.reason}"
+        ) from None
+
+
 def _rows(lines: Iterable[str], source: Path) -> Iterator[Any]:
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{source}, line {number} is not JSON: {error}") from None
+    number = 0
+    try:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield reading.parse(line, f"{source}, line {number}")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source} is no text in UTF-8 after line {number}: {error.reason}") from None
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from scrubjay.experiments.kinds.reinforcement import AgentConfig
 from scrubjay.experiments.recipes import RECIPES
 from scrubjay.experiments.recipes.overrides import with_settings
 from scrubjay.experiments.reports.coverage import plot_coverage
-from scrubjay.experiments.reports.episode import PlayOptions, play
+from scrubjay.experiments.reports.episode import PlayOptions, check_film, play
 from scrubjay.experiments.reports.team_episode import Cast, cast_team, play_team
 from scrubjay.experiments.tasks.environments import EnvConfig
 from scrubjay.experiments.tasks.teams import KNOWN_TEAMS
@@ -26,6 +26,7 @@ def run(words: Sequence[str]) -> int:
     settings = take_flag(remaining, "--set")
     options = parse(PlayOptions, remaining, "scrubjay play")
     with bad_input():
+        check_film(options.out or Path("episode.gif"), options.max_steps)
         cast = cast_team(options.what, options.policy, options.preset, settings, options.seed, options.trust)
     if cast is not None:
         return _play_team(cast, options)

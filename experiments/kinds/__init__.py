@@ -14,6 +14,7 @@ from scrubjay.experiments.kinds.local import LocalEngine
 from scrubjay.experiments.kinds.reinforcement import AgentTaskConfig, TrainConfig
 from scrubjay.experiments.kinds.sequence import SequenceEngine, SequenceTaskConfig
 from scrubjay.experiments.kinds.team import TeamTaskConfig
+from scrubjay.experiments.runs.reading import parse_object
 from scrubjay.experiments.tasks.environments import EnvConfig
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
 from scrubjay.memory import serialization
@@ -43,11 +44,8 @@ def from_json(text: str, trust: bool = False) -> Experiment:
     Unless there is `trust`, an environment that the text names is made only if it is ours or the user's: what
     it names otherwise could be any code.
     """
-    try:
-        fields = json.loads(text)
-    except RecursionError as error:
-        raise ValueError("config.json is nested too deeply") from error
-    kind = fields.pop("kind", None) if isinstance(fields, dict) else None
+    fields = parse_object(text, "config.json")
+    kind = fields.pop("kind", None)
     if not isinstance(kind, str) or kind not in _KINDS:
         raise ValueError(f"kind={kind!r} in config.json: choose from {', '.join(_KINDS)}")
     config = serialization.decode(_KINDS[kind][0], fields)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -27,6 +28,8 @@ def open_bank(path: Path, create: bool, embeddings: EmbeddingsName | None = None
         return MemoryBank(path, made, clock=lambda: datetime.now().astimezone())  # days are the user's
     except DamagedBankError as error:
         raise ValueError(f"{path} is no memory of Scrubjay: {error}") from None
+    except sqlite3.Error as error:
+        raise ValueError(f"{path} cannot be opened as a memory: {error}") from error
 
 
 def open_for_recall(path: Path, create: bool, embeddings: EmbeddingsName | None) -> MemoryBank:

@@ -74,7 +74,10 @@ def score(
         try:
             scores = score_record(record)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+            if isinstance(error, TypeError | AttributeError):
+                what = "holds something of another kind than the benchmark's data do"
+            else:
+                what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
             raise ValueError(f"record {record.get('id')!r} {what}") from error
         for name, value in scores.items():
             found.setdefault(name, []).append(value)

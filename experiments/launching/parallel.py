@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import subprocess
 import sys
@@ -19,8 +18,9 @@ from scrubjay.experiments.kinds.sampled import SampledConfig
 from scrubjay.experiments.run import Run
 from scrubjay.experiments.runs.directory import CONFIG, METRICS
 from scrubjay.experiments.runs.progress import PLAIN_SECONDS, describe_row
+from scrubjay.experiments.runs.reading import parse_object, with_numbers
 from scrubjay.experiments.runs.stopping import Interrupted, StopRequest
-from scrubjay.experiments.words.arguments import UsageError
+from scrubjay.experiments.words.failures import FailedError, UsageError
 from scrubjay.experiments.words.terminal import bad_input
 
 LOG = "log.txt"
@@ -31,12 +31,10 @@ def prepare(config: Experiment, path: Path, trust: bool = False) -> Run:
 
     Raises UsageError if the experiment cannot run, or if another lives there.
     """
-    if not (path / CONFIG).exists():
-        with bad_input():
-            config.check()
-            Run.create(config, path)
-        return Run(path, config, trust)
     with bad_input():
+        if not (path / CONFIG).exists():
+            config.check()
+            return Run(path, Run.create(config, path).config, trust)
         run = Run.load(path, trust)
     if run.config != config:
         raise UsageError(f"{path} holds a run with other settings; delete it or choose another directory")
@@ -46,7 +44,7 @@ def prepare(config: Experiment, path: Path, trust: bool = False) -> Run:
 def run_in_processes(runs: Sequence[Run], jobs: int) -> None:
     """Start or resume every unfinished run, `jobs` at a time, one thread each, showing all of them.
 
-    After Ctrl-C waits for their last checkpoints and raises Interrupted. Raises RuntimeError with the last
+    After Ctrl-C waits for their last checkpoints and raises Interrupted. Raises FailedError with the last
     line of its log if one fails; the others are stopped the same way first.
     """
     waiting = [run for run in runs if not run.finished]
@@ -62,7 +60,7 @@ def run_in_processes(runs: Sequence[Run], jobs: int) -> None:
                 for process in [process for process in active if process.poll() is not None]:
                     run = active.pop(process)
                     if process.returncode != 0:
-                        raise RuntimeError(f"{run.path} failed: {_last_line(run.path / LOG)}")
+                        raise FailedError(f"{run.path} failed: {_last_line(run.path / LOG)}")
         finally:
             for process in active:
                 process.terminate()  # asks for a checkpoint, as Ctrl-C does
@@ -132,12 +130,12 @@ def _last_row(path: Path) -> dict[str, float] | None:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - 4096))
             lines = file.read().splitlines(keepends=True)
-    except FileNotFoundError:
+        whole = [line for line in lines[-2:] if line.startswith(b"{") and line.endswith(b"\n")]
+        return with_numbers(parse_object(whole[-1].decode(), path)) if whole else None
+    except (FileNotFoundError, ValueError):  # who trains tells of damage
         return None
-    whole = [line for line in lines[-2:] if line.startswith(b"{") and line.endswith(b"\n")]
-    return json.loads(whole[-1]) if whole else None
 
 
 def _last_line(path: Path) -> str:
-    lines = path.read_text().strip().splitlines()
+    lines = path.read_text("utf-8", errors="replace").strip().splitlines()
     return lines[-1] if lines else "no message"

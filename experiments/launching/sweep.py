@@ -19,6 +19,7 @@ from scrubjay.experiments.launching.parallel import prepare
 from scrubjay.experiments.recipes.overrides import override
 from scrubjay.experiments.runs.cluster import RayOptions, connect, describe_cluster
 from scrubjay.experiments.runs.directory import write_atomically
+from scrubjay.experiments.runs.reading import read_text
 from scrubjay.experiments.training import go_on
 
 _REPORTS = 16
@@ -81,7 +82,7 @@ def run_sweep(
     out.mkdir(parents=True, exist_ok=True)
     asked = json.dumps([sweep.recipe, sweep.params, sweep.flags], indent=1)
     note = out / "sweep.json"
-    if note.exists() and note.read_text() != asked:
+    if note.exists() and read_text(note) != asked:
         raise ValueError(f"{out} holds another sweep, see {note}; choose another --out")
     if (out / "tune").exists() and not trust:
         raise ValueError(

@@ -27,6 +27,15 @@ from scrubjay.experiments.runs.records import Records, header, markdown, settle
 from scrubjay.memory import context
 
 FULL = "full"
+_ROW = {
+    "start": int,
+    "method": str,
+    "agreement": float,
+    "divergence": float,
+    "cache_bytes": int,
+    "reading": float,
+    "writing": float,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +92,7 @@ def run_agreement(options: AgreementOptions, command: str) -> list[Path]:
     last = len(tokens) - options.length
     if last < 0:
         raise ValueError(f"length={options.length}: the text has only {len(tokens)} tokens")
-    records = Records(options.out / "stretches.jsonl")
+    records = Records(options.out / "stretches.jsonl", _ROW)
     methods = [FULL, *(name for name in options.methods if name != FULL)]
     generator = random.Random(options.seed)
     starts = [generator.randint(0, last) for _ in range(options.prompts)]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, get_type_hints
 
 from scrubjay.experiments.longcontext.answering import Answer, answer, answer_from_kept
 from scrubjay.experiments.longcontext.examples import Example, fit, token_counter
@@ -116,7 +116,8 @@ def run_haystack(options: HaystackOptions, command: str) -> list[Path]:
     sentences = split_sentences(options.read())
     settle(options.out, options.settings())
     model, tokenizer = options.load_model()
-    records = Records(options.out / "answers.jsonl")
+    kinds = get_type_hints(Cell) | get_type_hints(Answer) | {"method": str}
+    records = Records(options.out / "answers.jsonl", kinds)
 
     @functools.cache
     def reader() -> InfiniRetri:

@@ -26,6 +26,16 @@ from scrubjay.experiments.runs.records import Records, header, markdown, settle
 from scrubjay.experiments.runs.stopping import Interrupted, StopRequest
 from scrubjay.memory import context
 
+_BLOCK = {
+    "first": int,
+    "nats": tuple[float, ...],
+    "wall": float,
+    "cpu": float,
+    "resident": int,
+    "cache_bytes": int,
+}
+_POSITION = {"position": int, "nats": float, "wall": float, "cpu": float}
+
 
 @dataclass(frozen=True, kw_only=True)
 class PerplexityOptions(MeasureOptions):
@@ -77,10 +87,12 @@ def run_perplexity(options: PerplexityOptions, command: str) -> list[Path]:
             _stream(model, tokens, options, name, stop)
         if options.recompute:
             _recompute(model, tokens, options, stop)
-    curves = {name: Curve(Records(options.out / f"{name}.jsonl").rows) for name in options.methods}
+    curves = {name: Curve(Records(options.out / f"{name}.jsonl", _BLOCK).rows) for name in options.methods}
     sections = [header(command), _totals(curves, options.budget), _segments(curves)]
     if options.recompute:
-        sections.append(_against_recompute(curves, Records(options.out / f"{RECOMPUTE}.jsonl"), options))
+        sections.append(
+            _against_recompute(curves, Records(options.out / f"{RECOMPUTE}.jsonl", _POSITION), options)
+        )
     write_atomically(options.out / "table.md", "\n\n".join(sections) + "\n")
     return [options.out / "table.md", plot_perplexity(curves, options.out / "curve.png")]
 
@@ -93,7 +105,7 @@ def _stream(
     stop: StopRequest,
 ) -> None:
     """Append a row per block to the method's file, and go on from the last saved cache."""
-    policy, records = options.policy(name), Records(options.out / f"{name}.jsonl")
+    policy, records = options.policy(name), Records(options.out / f"{name}.jsonl", _BLOCK)
     total = len(tokens) - 1
     if sum(len(row["nats"]) for row in records.rows) >= total:
         return
@@ -145,7 +157,7 @@ def _sample(options: PerplexityOptions) -> list[int]:
 def _recompute(
     model: PreTrainedModel, tokens: Int[Tensor, " time"], options: PerplexityOptions, stop: StopRequest
 ) -> None:
-    records = Records(options.out / f"{RECOMPUTE}.jsonl")
+    records = Records(options.out / f"{RECOMPUTE}.jsonl", _POSITION)
     known = {row["position"] for row in records.rows}
     sample = [position for position in _sample(options) if position not in known]
     with ProgressDisplay(RECOMPUTE, len(sample), 0, not options.quiet) as display:

@@ -24,6 +24,8 @@ from scrubjay.experiments.runs.progress import ProgressDisplay
 from scrubjay.experiments.runs.records import Records, header, markdown, settle
 from scrubjay.memory import context
 
+_ROW = {"context": int, "method": str, "repeat": int, "wall": float, "cpu": float, "cache_bytes": int}
+
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedOptions(MeasureOptions):
@@ -84,7 +86,7 @@ def run_speed(options: SpeedOptions, command: str) -> list[Path]:
     settle(options.out, options.settings())
     model, tokenizer = options.load_model()
     tokens = options.excerpt(tokenizer, max(options.contexts) + options.steps * options.repeats)
-    records = Records(options.out / "turns.jsonl")
+    records = Records(options.out / "turns.jsonl", _ROW)
     _measure(model, tokens, options, records)
     rows = [row for row in records.rows if row["context"] in options.contexts]
     write_atomically(options.out / "table.md", f"{header(command)}\n\n{_table(rows, options)}\n")

@@ -10,12 +10,15 @@ holds one vector in R's XDR serialisation (R Internals, section 1.8).
 from __future__ import annotations
 
 import io
+import lzma
 import re
 import struct
 import tarfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+
+from scrubjay.experiments.runs import reading
 
 _VECTOR_OF_STRINGS, _STRING = 16, 9
 _DATABASE = "data/Rdata.rdb"
@@ -41,7 +44,7 @@ def read_text(path: Path | str, title: str | None = None) -> str:
         raise ValueError(f"{path}: give a .txt file, or r-cran-janeaustenr's .deb or Rdata.rdb")
     if title is not None:
         raise ValueError(f"title={title!r}: {path} is a single text; leave the title out")
-    return path.read_text(encoding="utf-8")
+    return reading.read_text(path)
 
 
 def read_novels(path: Path | str) -> dict[str, str]:
@@ -51,11 +54,18 @@ def read_novels(path: Path | str) -> dict[str, str]:
     """
     path = Path(path)
     data = path.read_bytes()
-    if path.suffix == ".deb":
-        data = _database_of(data, path)
     try:
+        if path.suffix == ".deb":
+            data = _database_of(data, path)
         texts = [_lines(block) for block in _blocks(data)]
-    except (struct.error, zlib.error, UnicodeDecodeError) as error:
+    except (
+        struct.error,
+        zlib.error,
+        lzma.LZMAError,
+        tarfile.TarError,
+        UnicodeDecodeError,
+        EOFError,
+    ) as error:
         raise ValueError(f"{path} is damaged, or no database of texts: {error}") from error
     if not texts:
         raise ValueError(f"{path} is empty")
@@ -72,7 +82,10 @@ def _database_of(package: bytes, path: Path) -> bytes:
         raise ValueError(f"{path} is no Debian package")
     place = 8
     while place + 60 <= len(package):
-        name, size = package[place : place + 16].decode(), int(package[place + 48 : place + 58])
+        name, digits = package[place : place + 16].decode(), package[place + 48 : place + 58].strip()
+        if not digits.isdigit():
+            raise struct.error(f"the size of its part {name.strip()!r} is {digits!r}")
+        size = int(digits)
         if name.startswith("data.tar"):
             with tarfile.open(fileobj=io.BytesIO(package[place + 60 : place + 60 + size])) as files:
                 for member in files:

@@ -195,7 +195,7 @@ def hold(
     """
     conversation, reminders = options.script(seed)
     name = f"{contestant}-{seed}"
-    records = Records(options.out / f"{name}.jsonl")
+    records = Records(options.out / f"{name}.jsonl", {})
     if records.rows and (len(records.rows) == options.turns or "ended" in records.rows[-1]):
         return
     saved = sorted(options.out.glob(f"{name}-at-*"))
@@ -296,7 +296,7 @@ def run(options: ConversationBench, command: str, model: Any = None) -> list[Pat
                 hold(options, contestant, seed, model, stop)
     del kept
     held = {
-        (contestant, seed): Records(options.out / f"{contestant}-{seed}.jsonl").rows
+        (contestant, seed): Records(options.out / f"{contestant}-{seed}.jsonl", {}).rows
         for contestant in options.contestants
         for seed in options.seeds
     }

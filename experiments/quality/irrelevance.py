@@ -198,7 +198,7 @@ def run(options: IrrelevanceBench, command: str, model: Any = None) -> Path:
     cases = read_cases(options.cases, options.seed)
     free = ("plannings", "out", "quiet")
     settle(options.out, {k: v for k, v in dataclasses.asdict(options).items() if k not in free})
-    records = Records(options.out / "cases.jsonl")
+    records = Records(options.out / "cases.jsonl", {})
     obedient = model is None and options.model == "obedient"
     chat = (
         None

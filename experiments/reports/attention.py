@@ -16,6 +16,7 @@ from torch import Tensor
 from tyro.conf import Positional
 
 from scrubjay.experiments.reports.curves import save_figure
+from scrubjay.experiments.runs.reading import read_text
 from scrubjay.memory.context.quotes import ControlTokens
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def inspect_model(options: InspectOptions) -> int:
 
     if options.tokens < 2:
         raise ValueError(f"tokens={options.tokens}: a map needs at least 2")
-    text = _read(options.text)
+    text = read_text(options.text)
     model, tokenizer = load_model(options.model)
     tokens = _tokens(text, tokenizer, options.text)
     print(f"{options.model}: attention on {options.text}", flush=True)
@@ -86,13 +87,6 @@ def _retrieval(model: Any, tokenizer: Any, sinks: Tensor) -> RetrievalHeads:
     best = scores.ranked()[:10]
     print("  " + "  ".join(f"({layer}, {head}) {scores.scores[layer][head]:.2f}" for layer, head in best))
     return scores
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--text {path}: {error}") from error
 
 
 def _tokens(text: str, tokenizer: Any, path: Path) -> Tensor:

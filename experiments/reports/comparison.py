@@ -21,6 +21,7 @@ from scrubjay.experiments.run import Run
 from scrubjay.experiments.runs.device import one_thread
 from scrubjay.experiments.runs.directory import write_atomically
 from scrubjay.experiments.runs.provenance import processor, version
+from scrubjay.experiments.runs.reading import read_numbers
 from scrubjay.experiments.runs.seeding import derive_seed
 from scrubjay.experiments.runs.statistics import bootstrap_interval, interquartile_mean
 
@@ -82,7 +83,10 @@ def success_when_longer(run: Run, episodes: int = 100) -> dict[int, float]:
                     evaluate(run.policy, env, episodes, derive_seed(config.seed, "evaluation")).summary()
                 )
         write_atomically(file, json.dumps(scores) + "\n")
-    return {int(value): score for value, score in json.loads(file.read_text()).items()}
+    found = read_numbers(file)
+    if not all(value.isdecimal() for value in found):
+        raise ValueError(f"{file} is damaged: {', '.join(found)}; delete it, and it is measured anew")
+    return {int(value): score for value, score in found.items()}
 
 
 def _score(summary: dict[str, Any]) -> float:

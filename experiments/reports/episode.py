@@ -62,6 +62,16 @@ def play(
     return len(frames), total
 
 
+def check_film(out: Path, max_steps: int) -> None:
+    """Raise ValueError, before an episode is played, if it cannot be written like that."""
+    if out.suffix.lower() != ".gif":
+        raise ValueError(
+            f"out={str(out)!r}: an episode is written as an animated GIF; name it {out.stem}.gif"
+        )
+    if max_steps < 1:
+        raise ValueError(f"max_steps={max_steps}: at least 1 step is shown")
+
+
 def write_gif(frames: list[Image.Image], out: Path | str, per_second: float) -> None:
     """Write pictures as an animation that goes round for ever and rests a second on the last one."""
     out = Path(out)

@@ -13,6 +13,7 @@ from scrubjay.experiments.recipes.registry import Range, sizes_of
 from scrubjay.experiments.run import Run
 from scrubjay.experiments.runs.device import one_thread
 from scrubjay.experiments.runs.directory import write_atomically
+from scrubjay.experiments.runs.reading import read_numbers
 from scrubjay.experiments.runs.seeding import derive_seed
 from scrubjay.experiments.runs.statistics import bootstrap_interval, interquartile_mean
 
@@ -141,7 +142,7 @@ def _play(actor: Actor, config: TeamTaskConfig, seed: int) -> Scores:
 def _kept(file: Path, play: Callable[[], Scores]) -> Scores:
     if not file.exists():
         write_atomically(file, json.dumps(play()) + "\n")
-    return json.loads(file.read_text())
+    return read_numbers(file)
 
 
 def _cell(scores: Sequence[float]) -> str:

@@ -10,12 +10,24 @@ import torch
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device for auto, cpu or cuda; raises ValueError if CUDA is asked for and absent."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device='cuda': torch sees no GPU here; choose cpu or auto")
+    """Return the device for auto, cpu or cuda, or another of torch's.
+
+    Raises ValueError if torch knows none of that name, or sees none here.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+        if device.type == "cuda":  # asked without waking it up
+            known = (device.index or 0) < torch.cuda.device_count()
+        else:
+            known = torch.zeros(1, device=device).item() == 0
+    except (RuntimeError, AssertionError, NotImplementedError):
+        known = False
+    if not known:
+        why = "torch sees no such GPU here" if name.startswith("cuda") else "torch cannot compute there"
+        raise ValueError(f"device={name!r}: {why}; choose cpu or auto")
+    return device
 
 
 @contextlib.contextmanager

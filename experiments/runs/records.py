@@ -14,22 +14,23 @@ import torch
 
 from scrubjay.experiments.runs.directory import write_atomically
 from scrubjay.experiments.runs.provenance import processor, version
+from scrubjay.experiments.runs.reading import Fields, read_lines, read_object
+from scrubjay.memory.serialization import decode
 
 SETTINGS = "settings.json"
 
 
 class Records:
-    """The rows of a JSON-lines file, in memory and on disk; a last line cut off by a kill is dropped."""
+    """The rows of a JSON-lines file, in memory and on disk; a last line cut off by a kill is dropped.
 
-    def __init__(self, path: Path) -> None:
+    Every row has the fields that `kinds` tells of, each of its kind; more may be there. Raises ValueError,
+    naming the line, if another one is damaged.
+    """
+
+    def __init__(self, path: Path, kinds: Mapping[str, Any]) -> None:
         self.path = path
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[dict[str, Any]] = [dict(_checked(row, kinds)) for row in read_lines(path)]
         if path.exists():
-            for line in path.read_text().splitlines():
-                try:
-                    self.rows.append(json.loads(line))
-                except json.JSONDecodeError:
-                    break
             self.keep(lambda row: True)
 
     def append(self, row: Mapping[str, Any]) -> None:
@@ -57,7 +58,7 @@ def settle(out: Path, settings: Mapping[str, Any]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     file, settings = out / SETTINGS, json.loads(json.dumps(settings, default=str))
     if file.exists():
-        before = json.loads(file.read_text())
+        before = read_object(file)
         different = [
             f"{name}={before.get(name)!r}, now {settings.get(name)!r}"
             for name in sorted({*before, *settings})
@@ -66,6 +67,12 @@ def settle(out: Path, settings: Mapping[str, Any]) -> None:
         if different:
             raise ValueError(f"{out} holds results of {'; '.join(different)}: choose another --out")
     write_atomically(file, json.dumps(settings, indent=2) + "\n")
+
+
+def _checked(row: Fields, kinds: Mapping[str, Any]) -> Fields:
+    for name, kind in kinds.items():
+        decode(kind, row[name], f"{row.source}, which is damaged: {name}")
+    return row
 
 
 def header(command: str) -> str:

@@ -12,11 +12,19 @@ from typing import Any, TypeVar
 
 import tyro
 
+from scrubjay.experiments.words.failures import UsageError
+
 T = TypeVar("T")
 
-
-class UsageError(ValueError):
-    """What the user typed cannot be done; the message is one line that says why and what can."""
+_REWORDED = (
+    (r"^(\S+): invalid literal for int\(\) with base 10: (.*)$", r"\1 \2: expected a whole number"),
+    (r"^(\S+): could not convert string to float: (.*)$", r"\1 \2: expected a number"),
+    (r"^(\S+): Exceeds the limit .*value has (\d+) digits.*$", r"\1: a number of \2 digits is too long"),
+    (
+        r"^(\S+): no type matching (.*) could be instantiated from \[(.*?)\]\. Got errors: .*$",
+        r"\1 \3: expected one of \2",
+    ),
+)
 
 
 def parse(kind: type[T], arguments: Sequence[str], prog: str, default: T | None = None) -> T:
@@ -76,16 +84,27 @@ def take_flag(arguments: list[str], flag: str) -> list[str]:
 def _first_paragraph(boxed: str) -> str:
     """Return the text of tyro's message box, up to its first ruler, as one line."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", boxed)
-    lines = []
+    blocks: list[list[str]] = [[]]
     for line in plain.splitlines():
-        text = line.strip("│ ").strip()
+        text = line.strip("│| ").strip()
         if text.startswith(("╭", "╰")):
             continue
-        if text and not text.strip("─"):
-            break
-        lines.append(text)
+        if text and not text.strip("─-"):
+            blocks.append([])
+        else:
+            blocks[-1].append(text)
+    # Where there are no letters to draw a box with, its title has a ruler of its own below it.
+    told = blocks[0] if "╭" in plain or len(blocks) == 1 else blocks[1]
     # tyro wraps at the terminal's width; joined words read as before.
-    return re.sub(r"^Error parsing ", "", " ".join(" ".join(lines).split())) or "bad command line"
+    message = re.sub(r"^Error parsing ", "", " ".join(" ".join(told).split()))
+    return _without_pythons_words(message) or "bad command line"
+
+
+def _without_pythons_words(message: str) -> str:
+    """Return what tyro says of a value in words for who typed it, not for who wrote the parser."""
+    for pythons, ours in _REWORDED:
+        message = re.sub(pythons, ours, message)
+    return message
 
 
 def _describe_unknown(unknown: Sequence[str], flags: Sequence[str]) -> str:

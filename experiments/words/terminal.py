@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import re
+import sys
 from collections.abc import Iterator, Sequence
 
-import gymnasium
-
-from scrubjay.experiments.words.arguments import UsageError
-
-# Control characters but tab and line feed, and those that turn the direction of writing or show nothing at
-# all.
-_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\U000e0000-\U000e007f]")
+from scrubjay.experiments.words.failures import UsageError, describe, lacks_memory
 
 
 @contextlib.contextmanager
@@ -20,8 +14,21 @@ def bad_input() -> Iterator[None]:
     """Turn errors of checks on what the user gave into one line; elsewhere they keep their traceback."""
     try:
         yield
-    except (ValueError, TypeError, OSError, ImportError, gymnasium.error.Error) as error:
-        raise UsageError(" ".join(str(error).split())) from error
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) or not (_is_told(error) or lacks_memory(error)):
+            raise
+        raise UsageError(describe(error)) from error
+
+
+def _is_told(error: Exception) -> bool:
+    """Return whether an error is of the kinds that checks raise."""
+    if isinstance(error, ValueError | TypeError | OSError | ImportError):
+        return True
+    if "gymnasium" not in sys.modules:  # who did not need it does not wait for it
+        return False
+    from gymnasium.error import Error
+
+    return isinstance(error, Error)
 
 
 def whole_number(name: str, value: str) -> int:
@@ -39,11 +46,3 @@ def table(rows: Sequence[Sequence[str]]) -> str:
         "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     )
-
-
-def printable(text: str) -> str:
-    """Return `text` without what would steer the terminal.
-
-    A page that an agent read must not write over its screen.
-    """
-    return _STEERING.sub("\N{REPLACEMENT CHARACTER}", text)

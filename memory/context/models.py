@@ -42,13 +42,29 @@ def load_model(
         folder = path
     else:
         raise ValueError(f"no model at {str(source)!r}; give {SMOLLM2!r}, a folder or a .gguf file")
-    with _bars_on_terminals_alone():
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
+    try:
+        with _bars_on_terminals_alone():
+            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, output_loading_info=True, **options
+            )
+        model, found = loaded
+    except ImportError:
+        raise
+    except Exception as error:  # of a damaged file, whatever its reader calls it
+        undecoded = isinstance(error, UnicodeDecodeError)
+        reason = "a file of it is no text in UTF-8" if undecoded else f"{type(error).__name__}: {error}"
+        raise ValueError(f"the model at {str(source)!r} cannot be read; copy it anew: {reason}") from error
+    if missing := sorted(found["missing_keys"]):
+        # transformers would draw them at random, and only warn of it.
+        raise ValueError(
+            f"the model at {str(source)!r} lacks {len(missing)} of its weights, {missing[0]} among them; "
+            "copy it anew"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
-    model.eval().to(device)  # pyright: ignore[reportArgumentType]
+    model.eval().to(device)
     return model, tokenizer
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -141,12 +142,21 @@ def test_bad_input_in_a_real_process_shows_no_traceback(scrubjay):
     assert err.count("\n") == 1
 
 
-def test_unexpected_errors_keep_their_traceback(monkeypatch):
+def test_unexpected_errors_keep_their_traceback(monkeypatch, capsys, tmp_path):
     def broken(words):
-        raise ValueError("a bug")
+        raise ValueError("a\nbug")
 
     monkeypatch.setattr("scrubjay.experiments.commands.list.run", broken)
-    with pytest.raises(ValueError, match="a bug") as caught:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert main(["list"]) == 1
+    (file,) = tmp_path.iterdir()
+    assert capsys.readouterr().err == f"scrubjay: unforeseen ValueError: a bug (its traceback: {file})\n"
+    assert "in broken" in file.read_text()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    assert main(["list"]) == 1
+    assert "SCRUBJAY_TRACEBACK=1 shows its traceback" in capsys.readouterr().err
+    monkeypatch.setenv("SCRUBJAY_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="bug") as caught:
         main(["list"])
     assert not isinstance(caught.value, UsageError)
 

@@ -58,7 +58,8 @@ def test_a_stopped_stream_goes_on_to_the_same_end(run, text, model_folder, tmp_p
     assert len(rows(options.out / "sinks.jsonl")) == 3
     # And as if it were killed with blocks written since the cache was saved, the last of them half.
     with (options.out / "sinks.jsonl").open("a") as file:
-        file.write(json.dumps({"first": 96, "nats": [9.0] * 32}) + '\n{"first": 12')
+        block = {"first": 96, "nats": [9.0] * 32, "wall": 1.0, "cpu": 1.0, "resident": 1, "cache_bytes": 1}
+        file.write(json.dumps(block) + '\n{"first": 12')
     cut = Curve(rows(run("perplexity", *flags, "--tokens", 224, out="cut") / "sinks.jsonl"))
     assert cut.nats == pytest.approx(whole.nats, abs=2e-5)
     assert len(list(options.out.glob("*.safetensors"))) == 1

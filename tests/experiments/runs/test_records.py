@@ -6,16 +6,16 @@ from scrubjay.experiments.runs.records import Records, settle
 
 
 def test_a_line_cut_off_is_dropped(tmp_path):
-    records = Records(tmp_path / "r.jsonl")
+    records = Records(tmp_path / "r.jsonl", {"a": int})
     records.append({"a": 1, "b": None})
     records.append({"a": 2, "b": 0.5})
     with records.path.open("a") as file:
         file.write('{"a": 3, ')
-    again = Records(records.path)
+    again = Records(records.path, {"a": int})
     assert again.rows == records.rows
     assert again.find(b=None) == [{"a": 1, "b": None}]
     again.append({"a": 4})
-    assert Records(records.path).rows == again.rows
+    assert Records(records.path, {"a": int}).rows == again.rows
 
 
 def test_settings_are_kept_and_compared(tmp_path):
@@ -23,3 +23,27 @@ def test_settings_are_kept_and_compared(tmp_path):
     settle(tmp_path / "x", {"budget": 8, "lengths": (1, 2)})
     with pytest.raises(ValueError, match="budget=8, now 9"):
         settle(tmp_path / "x", {"budget": 9, "lengths": (1, 2)})
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ('{"a": "x", "b": 1}', "expected int"),
+        ('{"b": 1}', "lacks a"),
+        ("[1]", "in place of an object"),
+        ('{"a": 1', "is not JSON"),
+        ("[" * 100_000, "too deep"),
+        ('{"a": ' + "9" * 5000 + "}", "5000 digits"),
+        ("\udcff", "no text in UTF-8"),
+    ],
+    ids=["kind", "lacking", "list", "cut", "deep", "long", "bytes"],
+)
+def test_a_damaged_row_is_named_and_kept(line, named, tmp_path):
+    """No measurement is dropped for one that cannot be read: who measured it decides."""
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(f'{{"a": 1}}\n{line}\n{{"a": 2}}\n'.encode(errors="surrogateescape"))
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=named) as caught:
+        Records(path, {"a": int})
+    assert str(path) in str(caught.value)
+    assert path.read_bytes() == before

@@ -1,0 +1,84 @@
+"""No verb of the command shows a traceback, whatever it is told and whatever it finds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("transformers")
+
+from scrubjay.experiments import RECIPES, Run, train, with_memory
+from scrubjay.experiments.recipes.overrides import override
+from scrubjay.memory import MemoryBank
+
+from .forked import complaint, run
+from .mistakes import TINY, furnish, make_case
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory, finished_run, tiny, tiny_chat):
+    """Return a folder with one whole thing of each kind that a verb reads."""
+    world = tmp_path_factory.mktemp("world")
+    shutil.copytree(finished_run.path, world / "run")
+    stopped = Run.create(tiny(), world / "stopped")
+    shutil.copytree(finished_run.path / "checkpoints", stopped.path / "checkpoints")
+    shutil.copy(finished_run.path / "metrics.jsonl", stopped.path / "metrics.jsonl")
+    train(override("uav-small", TINY.split()), world / "team")
+    train(
+        override("tmaze", ["--memory", "gru", "--seed", "0", *TINY.split()]),
+        world / "compared" / "tmaze-gru-s0",
+    )
+    for name in ("none", "gru"):
+        shown = with_memory(dataclasses.replace(RECIPES["recall-demo"].make(), total_steps=64), name)
+        done = Run.create(shown, world / "demo" / f"{name}-s0")
+        for file in ("metrics.jsonl", "result.json"):
+            shutil.copy(finished_run.path / file, done.path / file)
+    for part in tiny_chat:
+        part.save_pretrained(world / "model")
+    (world / "text.txt").write_text("The jay hid an acorn by the wall, and went back for it in winter. " * 40)
+    with MemoryBank(world / "bank.db") as bank:
+        for number in range(5):
+            bank.add(f"Fact {number} is that engines compute.", namespace=("user", "ada"))
+        (world / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in bank.export()))
+    (world / "sweep").mkdir()
+    (world / "sweep" / "sweep.json").write_text(json.dumps(["tmaze", [["gamma", ["1"]]], []], indent=1))
+    (world / "replay.jsonl").write_text(json.dumps({"tool": "search", "arguments": {}, "x": 1}) + "\n")
+    record = {"id": 1, "type": "plantooluse", "golden_result_list": ["a"], "funcs": []}
+    record |= {"memory_last_task": "", "model_predict": "a"}
+    (world / "benchmark.jsonl").write_text(json.dumps(record) + "\n")
+    (world / "predictions.jsonl").write_text(json.dumps({"id": 1, "model_predict": "b"}) + "\n")
+    folder = world.with_name("first")
+    furnish(folder)
+    text, model = str(world / "text.txt"), str(world / "model")
+    ended = run(["longcontext", "perplexity", text, "--model", model, "--tokens", "40", "--budget", "16",
+                 "--block", "8", "--out", str(world / "longcontext")], folder, seconds=60)  # fmt: skip
+    assert ended.code == 0, ended.err
+    return world
+
+
+def try_out(number: int, world: Path, folder: Path) -> str | None:
+    furnish(folder)
+    case = make_case(number, world, folder)
+    ended = run([os.fsdecode(word) for word in case.words], folder, case.typed, case.output)
+    wrong = complaint(ended)
+    if wrong is None:
+        return None
+    shown = " ".join(repr(word)[:60] for word in case.words)
+    return f"{wrong}: {shown}\n  {case.output or ''} {case.told}\n  {ended.code} {ended.err[-1500:]}"
+
+
+@pytest.mark.parametrize("number", range(60))
+def test_a_mistake_is_told_in_one_line(number, world, tmp_path):
+    assert try_out(number, world, tmp_path / "here") is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(60, 660, 20))
+def test_many_mistakes_are_told_in_one_line_each(first, world, tmp_path):
+    found = [try_out(number, world, tmp_path / str(number)) for number in range(first, first + 20)]
+    assert not [wrong for wrong in found if wrong]
