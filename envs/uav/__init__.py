@@ -17,38 +17,50 @@ from scrubjay.envs.uav.config import PRESETS, UAVConfig, resolve_config
 if TYPE_CHECKING:
     from pettingzoo import AECEnv
 
-    from scrubjay.envs.uav.batch import UAVTeams
+    from scrubjay.envs.uav.batch import Form, UAVTeams
     from scrubjay.envs.uav.parallel import UAVDownlink
 
 __all__ = ["PRESETS", "UAVConfig", "env", "parallel_env", "resolve_config", "teams"]
 
 
 def parallel_env(
-    preset: str | UAVConfig = "small", *, render_mode: str | None = None, **overrides: Any
+    preset: str | UAVConfig = "small",
+    *,
+    render_mode: str | None = None,
+    observation: Form = "parts",
+    **overrides: Any,
 ) -> UAVDownlink:
     """Return a PettingZoo ParallelEnv of a preset (small, paper, city) or config, with `overrides`.
 
-    Raises ValueError for an unknown preset, field or value.
+    With `observation="flat"` every UAV sees one vector, `scrubjay.envs.uav.observation.flat_space`. Raises
+    ValueError for an unknown preset, field or value.
     """
     from scrubjay.envs.uav.parallel import UAVDownlink
 
-    return UAVDownlink(resolve_config(preset, **overrides), render_mode)
+    return UAVDownlink(resolve_config(preset, **overrides), render_mode, observation)
 
 
 def env(
-    preset: str | UAVConfig = "small", *, render_mode: str | None = None, **overrides: Any
+    preset: str | UAVConfig = "small",
+    *,
+    render_mode: str | None = None,
+    observation: Form = "parts",
+    **overrides: Any,
 ) -> AECEnv[str, Any, Any]:
     """Return the same as a PettingZoo AECEnv, in which agents act one after another."""
     from pettingzoo.utils import parallel_to_aec
 
-    return parallel_to_aec(parallel_env(preset, render_mode=render_mode, **overrides))
+    parallel = parallel_env(preset, render_mode=render_mode, observation=observation, **overrides)
+    return parallel_to_aec(parallel)
 
 
-def teams(num_envs: int, preset: str | UAVConfig = "small", **overrides: Any) -> UAVTeams:
+def teams(
+    num_envs: int, preset: str | UAVConfig = "small", *, observation: Form = "parts", **overrides: Any
+) -> UAVTeams:
     """Return `num_envs` of them stepped at once."""
     from scrubjay.envs.uav.batch import UAVTeams
 
-    return UAVTeams(num_envs, resolve_config(preset, **overrides))
+    return UAVTeams(num_envs, resolve_config(preset, **overrides), observation)
 
 
 def _register() -> None:

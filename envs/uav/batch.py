@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from gymnasium.error import ResetNeeded
@@ -15,27 +15,33 @@ from jaxtyping import Bool, Int
 from scrubjay.envs.batched import is_integer
 from scrubjay.envs.teams import TeamStep
 from scrubjay.envs.uav.config import UAVConfig
-from scrubjay.envs.uav.observation import observation_space, observe
-from scrubjay.envs.uav.world import UAVWorld
+from scrubjay.envs.uav.observation import flat_space, flattened, observation_space, observe
+from scrubjay.envs.uav.world import Rows, UAVWorld
+
+Form = Literal["parts", "flat"]
 
 
 class UAVTeams:
     """`num_envs` copies of one scenario; a row begins a new episode in the step that ends one.
 
     Seed s gives row i the seed s + i, and row i then equals `parallel_env` under that seed, bit for bit. The
-    rules are in `UAVWorld`, which `world` is; the observations in `observation_space`.
+    rules are in `UAVWorld`, which `world` is; the observations in `observation_space`, or with
+    `observation="flat"` in `flat_space`, under the one leaf "".
 
     Actions, `[rows, agents, 3]`: move (`move_table_m`), sub-channel, power level.
     """
 
-    def __init__(self, num_envs: int, config: UAVConfig) -> None:
+    def __init__(self, num_envs: int, config: UAVConfig, observation: Form = "parts") -> None:
+        if observation not in ("parts", "flat"):
+            raise ValueError(f"observation={observation!r}: choose from 'parts', 'flat'")
         if not is_integer(num_envs) or num_envs < 1:
             raise ValueError(f"num_envs={num_envs!r}: expected an integer of at least 1")
         self.num_envs = int(num_envs)
         self.config = config
         self.world = UAVWorld(self.num_envs, config)
         self.possible_agents = [f"uav_{agent}" for agent in range(config.num_uavs)]
-        self.single_observation_space = observation_space(config)
+        self.flat = observation == "flat"
+        self.single_observation_space = flat_space(config) if self.flat else observation_space(config)
         self.single_action_space = action_space(config)
         self._begun = False
 
@@ -48,7 +54,12 @@ class UAVTeams:
                 self.seed_row(row, seeding.np_random(seed + row)[0])
         self.world.begin(self.world.all_rows)
         self._begun = True
-        return observe(self.world, slice(None)), self.world.alive.copy()
+        return self.observe(slice(None)), self.world.alive.copy()
+
+    def observe(self, rows: Rows | slice) -> dict[str, np.ndarray]:
+        """Return what all UAVs of `rows` see, leaves `[rows, agents, ...]` in fresh arrays."""
+        parts = observe(self.world, rows)
+        return {"": flattened(parts)} if self.flat else parts
 
     def seed_row(self, row: int, generator: np.random.Generator) -> None:
         """Let all of a row's future randomness come from `generator`."""
@@ -66,12 +77,12 @@ class UAVTeams:
         infos = world.measures()
         ended = truncated | ~world.alive.any(axis=1)
         rows = np.flatnonzero(ended)
-        observations = observe(world, slice(None))
+        observations = self.observe(slice(None))
         final_observations = {name: values[rows] for name, values in observations.items()}
         final_alive = world.alive[rows]
         if rows.size:
             world.begin(rows)
-            for name, values in observe(world, rows).items():
+            for name, values in self.observe(rows).items():
                 observations[name][rows] = values
         return TeamStep(
             observations=observations,

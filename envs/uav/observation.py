@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 from gymnasium import spaces
@@ -50,6 +51,25 @@ def observation_space(config: UAVConfig) -> spaces.Dict:
             "adjacency": spaces.MultiBinary(uavs),
         }
     )
+
+
+def flat_space(config: UAVConfig) -> spaces.Box:
+    """Return the space of one UAV's observation as one vector: `observation_space`'s leaves, flattened.
+
+    They stand in the order of their names, as `gymnasium.spaces.flatten` puts them: adjacency [M], neighbours
+    [M (4 + N)], neighbours_mask [M], own [11 + N], users [5 K], users_mask [K]; `unflatten` of
+    `observation_space` gives the parts back.
+    """
+    flat = spaces.flatten_space(observation_space(config))
+    assert isinstance(flat, spaces.Box)
+    return flat
+
+
+def flattened(parts: Mapping[str, np.ndarray]) -> Float32[np.ndarray, "rows M features"]:
+    """Return leaves `[rows, M, ...]` of `observe` as elements of `flat_space`."""
+    # Sizes by hand, since -1 fits anything where there are no rows.
+    leaves = [leaf.reshape(*leaf.shape[:2], math.prod(leaf.shape[2:])) for _, leaf in sorted(parts.items())]
+    return np.concatenate(leaves, axis=2, dtype=np.float32)
 
 
 def state_space(config: UAVConfig) -> spaces.Box:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,29 +13,32 @@ from gymnasium.utils import seeding
 from jaxtyping import Float32, UInt8
 from pettingzoo import ParallelEnv
 
-from scrubjay.envs.uav.batch import UAVTeams
+from scrubjay.envs.uav.batch import Form, UAVTeams
 from scrubjay.envs.uav.config import UAVConfig
-from scrubjay.envs.uav.observation import global_state, observe, state_space
+from scrubjay.envs.uav.observation import global_state, state_space
 
 
 class UAVDownlink(ParallelEnv):
     """UAV base stations `uav_0`, `uav_1`, ... that decide where to fly, on which sub-channel, at what power.
 
-    Rules: `UAVWorld`. Observations: `observation_space`. Actions: move (`move_table_m`), sub-channel, power
-    level. `infos` of every UAV hold what `UAVWorld.measures` says of the step: sum_rate_bps,
-    fifth_percentile_rate_bps, jain, collisions. A UAV that drops out is terminated; at `max_steps` all that
-    still fly are truncated.
+    Rules: `UAVWorld`. Observations: `observation_space`, or with `observation="flat"` one vector,
+    `flat_space`, for wrappers that take nothing else, such as supersuit's. Actions: move (`move_table_m`),
+    sub-channel, power level. `infos` of every UAV hold what `UAVWorld.measures` says of the step:
+    sum_rate_bps, fifth_percentile_rate_bps, jain, collisions. A UAV that drops out is terminated; at
+    `max_steps` all that still fly are truncated.
     """
 
     metadata = {"name": "uav_v0", "render_modes": ["rgb_array"], "render_fps": 4, "is_parallelizable": True}
 
-    def __init__(self, config: UAVConfig, render_mode: str | None = None) -> None:
+    def __init__(
+        self, config: UAVConfig, render_mode: str | None = None, observation: Form = "parts"
+    ) -> None:
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             choices = ", ".join(self.metadata["render_modes"])
             raise ValueError(f"render_mode={render_mode!r}: choose from {choices}, or None")
         self.config = config
         self.render_mode = render_mode
-        self._teams = UAVTeams(1, config)
+        self._teams = UAVTeams(1, config, observation)
         self._trail_m: list[np.ndarray] = []
         self.world = self._teams.world
         self.possible_agents = self._teams.possible_agents
@@ -42,15 +46,14 @@ class UAVDownlink(ParallelEnv):
         self.state_space = state_space(config)
         # Spaces of its own for each agent, which seed and sample independently.
         self._observation_spaces = {
-            agent: spaces.Dict(dict(self._teams.single_observation_space.spaces))
-            for agent in self.possible_agents
+            agent: copy.deepcopy(self._teams.single_observation_space) for agent in self.possible_agents
         }
         self._action_spaces = {
             agent: spaces.MultiDiscrete(self._teams.single_action_space.nvec)
             for agent in self.possible_agents
         }
 
-    def observation_space(self, agent: str) -> spaces.Dict:
+    def observation_space(self, agent: str) -> spaces.Dict | spaces.Box:
         """Return the space of that agent's observation, the same object each time."""
         return self._observation_spaces[agent]
 
@@ -95,7 +98,7 @@ class UAVDownlink(ParallelEnv):
         rewards, terminated, truncated = self.world.advance(chosen)
         measures = {name: float(values[0]) for name, values in self.world.measures().items()}
         self._remember()
-        observations = self._each(observe(self.world, slice(None)), flew)
+        observations = self._each(self._teams.observe(slice(None)), flew)
         over = bool(truncated[0])
         columns = {agent: self.possible_agents.index(agent) for agent in flew}
         terminations = {agent: bool(terminated[0, column]) for agent, column in columns.items()}
@@ -146,10 +149,10 @@ class UAVDownlink(ParallelEnv):
     def _named(self, alive: np.ndarray) -> list[str]:
         return [agent for agent, flies in zip(self.possible_agents, alive, strict=True) if flies]
 
-    def _each(
-        self, observations: Mapping[str, np.ndarray], agents: list[str]
-    ) -> dict[str, dict[str, np.ndarray]]:
+    def _each(self, observations: Mapping[str, np.ndarray], agents: list[str]) -> dict[str, Any]:
         columns = {agent: self.possible_agents.index(agent) for agent in agents}
+        if self._teams.flat:
+            return {agent: observations[""][0, column].copy() for agent, column in columns.items()}
         return {
             agent: {name: values[0, column].copy() for name, values in observations.items()}
             for agent, column in columns.items()

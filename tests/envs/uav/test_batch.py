@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
+from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -61,6 +64,29 @@ def test_a_row_of_many_equals_the_environment_alone_to_the_last_bit(config, seed
                     same(seen[row][agent], at(step.final_observations, ended_rows.index(row), column))
             if step.ended[row]:
                 seen[row] = env.reset()[0]
+
+
+def test_flat_teams_see_the_parts_one_after_another():
+    options: Any = {"num_uavs": 3, "max_steps": 6, "drop_probability": 0.1}
+    flat, parts = (uav.teams(4, observation=form, **options) for form in ("flat", "parts"))
+    assert flat.single_observation_space == spaces.flatten_space(parts.single_observation_space)
+    rng, ended = np.random.default_rng(0), 0
+
+    def compare(mine, theirs):
+        assert list(mine) == [""]
+        sizes = {name: math.prod(leaf.shape[2:]) for name, leaf in theirs.items()}
+        leaves = [theirs[name].reshape(*mine[""].shape[:2], sizes[name]) for name in sorted(theirs)]
+        np.testing.assert_array_equal(mine[""], np.concatenate(leaves, axis=2))
+
+    compare(flat.reset(seed=1)[0], parts.reset(seed=1)[0])
+    for _ in range(20):
+        actions = random_actions(parts, rng)
+        mine, theirs = flat.step(actions), parts.step(actions)
+        compare(mine.observations, theirs.observations)
+        compare(mine.final_observations, theirs.final_observations)
+        np.testing.assert_array_equal(mine.rewards, theirs.rewards)
+        ended += int(mine.ended.sum())
+    assert ended >= 8
 
 
 @settings(max_examples=12, deadline=None)

@@ -11,12 +11,15 @@ from typing import Any, cast
 import numpy as np
 import pettingzoo
 import pytest
+from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from pettingzoo.test import api_test, parallel_api_test, parallel_seed_test, render_test
 
 from scrubjay.envs import uav
 from scrubjay.envs.uav.config import PRESETS, UAVConfig
 
+LAYOUT = ("adjacency", "neighbours", "neighbours_mask", "own", "users", "users_mask")
+"""In this order the parts stand in a flat observation."""
 every_preset = pytest.mark.parametrize("preset", PRESETS)
 
 
@@ -47,6 +50,50 @@ def test_pettingzoos_own_test_of_rendering():
         return uav.env("small", max_steps=3, render_mode=None if render_mode == "human" else render_mode)
 
     render_test(cast(Any, make))
+
+
+@every_preset
+def test_flat_observations_are_the_parts_one_after_another(preset):
+    options: Any = {"num_uavs": 4, "drop_probability": 0.05}
+    flat, parts = (uav.parallel_env(preset, observation=form, **options) for form in ("flat", "parts"))
+    space = cast(spaces.Dict, parts.observation_space("uav_0"))
+    assert flat.observation_space("uav_0") == spaces.flatten_space(space)
+    rng = np.random.default_rng(0)
+    (seen, _), (whole, _) = flat.reset(seed=5), parts.reset(seed=5)
+    for _ in range(30):
+        assert seen.keys() == whole.keys()
+        for agent in seen:
+            assert flat.observation_space(agent).contains(seen[agent])
+            by_hand = np.concatenate([np.ravel(whole[agent][name]) for name in LAYOUT])
+            np.testing.assert_array_equal(seen[agent], by_hand)
+            np.testing.assert_array_equal(seen[agent], spaces.flatten(space, whole[agent]))
+        actions = {agent: rng.integers(parts.action_space(agent).nvec) for agent in parts.agents}
+        if not actions:
+            break
+        (seen, *others), (whole, *results) = flat.step(actions), parts.step(actions)
+        assert others == results
+    assert 1 <= len(flat.agents) < 4 or not flat.agents
+
+
+def test_pettingzoos_own_tests_of_flat_observations():
+    options: Any = {"num_uavs": 4, "drop_probability": 0.1, "observation": "flat"}
+    parallel_api_test(uav.parallel_env("small", **options), num_cycles=150)
+    parallel_seed_test(lambda: uav.parallel_env("small", **options), num_cycles=60)
+    with warnings.catch_warnings():
+        # Actions are three numbers, of which it only says that this is unusual.
+        warnings.filterwarnings("ignore", message="Action space for each agent")
+        api_test(uav.env("small", observation="flat"), num_cycles=120)
+
+
+def test_spaces_of_two_agents_draw_for_themselves():
+    for form in ("parts", "flat"):
+        env = uav.parallel_env("small", observation=form)
+        first, second = (env.observation_space(agent) for agent in env.possible_agents)
+        first.seed(0)
+        expected = spaces.flatten(first, first.sample())
+        first.seed(0)
+        second.sample()
+        np.testing.assert_array_equal(spaces.flatten(first, first.sample()), expected)
 
 
 def test_registered_with_pettingzoo_in_both_forms():
@@ -137,6 +184,10 @@ def test_wrong_use_is_refused_by_name():
         uav.parallel_env("small", render_mode="ascii")
     with pytest.raises(ResetNeeded):
         uav.parallel_env("small", render_mode="rgb_array").render()
+    makers: list[Any] = [uav.parallel_env, uav.env, lambda **form: uav.teams(2, **form)]
+    for make in makers:
+        with pytest.raises(ValueError, match="observation='images': choose from 'parts', 'flat'"):
+            make(observation="images")
     with pytest.raises(ValueError, match="num_envs=0"):
         uav.teams(0)
     teams = uav.teams(2)
