@@ -90,7 +90,7 @@ def _by_hand(x: Tensor, start: Tensor, hidden: Tensor, *weights: Tensor) -> Tens
 class _Sequence(torch.autograd.Function):
     """All hidden vectors, with the gradient by hand: a step is five operations, and three on the way back.
 
-    Of torch's order of gates r, z, n: h' = n + z (h - n), n = tanh(x_n + r h_n), where h_n is W_n h + b_n. What
+    Of the gates r, z, n: h' = n + z (h - n), n = tanh(x_n + r h_n), where h_n is W_n h + b_n. What
     need not wait for the step before is done for all steps at once.
     """
 
