@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from scrubjay.agents.teams.sampler import TeamEpisodeStats as TeamEpisodeStats
     from scrubjay.agents.teams.sampler import TeamSampler as TeamSampler
     from scrubjay.agents.teams.segment import TeamSegment as TeamSegment
+    from scrubjay.agents.tools.declared import tool as tool
 
 # An agent that talks must not wait for torch.
 __all__, __getattr__, __dir__ = face(
@@ -54,6 +55,7 @@ __all__, __getattr__, __dir__ = face(
         "teams.policy": ["TeamPolicy", "TeamPolicyConfig", "TeamPolicyStep"],
         "teams.sampler": ["TeamEpisodeStats", "TeamSampler"],
         "teams.segment": ["TeamSegment"],
+        "tools.declared": ["tool"],
     },
     packages=("embeddings", "kwai", "langchain", "rllib", "tools"),
 )

@@ -14,23 +14,24 @@ from langchain_core.runnables import Runnable, RunnableConfig, ensure_config
 from langchain_core.runnables.config import patch_config
 from langchain_core.runnables.utils import AddableDict
 from langchain_core.tools import BaseTool
-from langchain_core.tools import tool as as_tool
 
 from scrubjay.agents.kwai.context import Context, passages, spoken
 from scrubjay.agents.kwai.drive import Loop, adrive, drive
 from scrubjay.agents.kwai.executor import Executor
 from scrubjay.agents.kwai.limits import Limits, Meter, counter_for, limits_for, prompt_counter_for
 from scrubjay.agents.kwai.loop import Parts, take_turn
+from scrubjay.agents.kwai.offer import by_name, to_bind
 from scrubjay.agents.kwai.planner import Planner
-from scrubjay.agents.kwai.plans import FINISH, NOTHING, Call
+from scrubjay.agents.kwai.plans import Call
 from scrubjay.agents.kwai.profile import Profile
 from scrubjay.agents.kwai.recall import Recall
 from scrubjay.agents.kwai.remembering import Remembers
 from scrubjay.agents.kwai.transcript import mend
 from scrubjay.agents.kwai.turn import Supplied, Turn
+from scrubjay.agents.language.declarations import is_foreign, is_trusted
 from scrubjay.agents.language.prompts import load_prompts
 from scrubjay.agents.language.text import clean
-from scrubjay.agents.language.untrusted import TAINTED, is_trusted
+from scrubjay.agents.language.untrusted import TAINTED
 
 _PLANNING = ("auto", "native", "json")
 
@@ -62,6 +63,7 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
         max_steps: int = 5,
         *,
         limits: Limits | None = None,
+        foreign_tools: Sequence[BaseTool | Callable[..., Any]] = (),
         planning: str = "auto",
         approve: Callable[[Call], bool] | None = None,
         namespace: tuple[str, ...] = (),
@@ -78,11 +80,14 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
             memory: Keeps what was asked and found beyond the conversation; None for none.
             max_steps: Tasks at most, for one question.
             limits: Of tokens, calls and seconds; None for those of `limits_for`.
+            foreign_tools: More of them, described by others, as those of MCP servers are, which are known for
+                such among `tools`, too. What they say of themselves is data and taints from the start; of
+                their metadata only what `scrubjay.agents.tool` declared counts.
             planning: `native` tool calls, plans as `json` text, or `auto`, what the model offers.
-            approve: Asked, after text from outside was read, before a tool with
-                `metadata={"side_effect": True}` runs, and before a tool that is not `{"untrusted": False}` is
-                given an address that only the model wrote; without it, or unless it returns True, neither is
-                run.
+            approve: Asked, after text from outside was read, before a tool runs that is not declared to be
+                without side effect (`scrubjay.agents.tool(side_effect=False)`, or that in its metadata), and
+                before one is given an address that nobody but the model wrote; without it, or unless it
+                returns True, neither is run.
             namespace: Whose memory it is, where the call's `config` does not say.
             recalled: Records of `memory` shown before each step.
             count_tokens: Counts those of a text; None for `counter_for` and `prompt_counter_for`.
@@ -107,7 +112,7 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
         self.limits = limits or limits_for(model)
         count_in_prompt = count_tokens or prompt_counter_for(model)
         count_tokens = count_tokens or counter_for(model)
-        self.tools = _by_name(tools)
+        self.tools = by_name(tools, foreign_tools)
         self._model, self._memory, self._recalled = model, memory, recalled
         self._namespace = _as_namespace(namespace)
         self._count_tokens, self._count_in_prompt = count_tokens, count_in_prompt
@@ -189,7 +194,9 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
             ),
             meter=Meter(self.limits, self._count_in_prompt),
             clock=self._clock,
-            tainted=any(map(self._taints, messages)) or not all(document.trusted for document in knowledge),
+            tainted=any(map(is_foreign, self.tools.values()))
+            or any(map(self._taints, messages))
+            or not all(document.trusted for document in knowledge),
         )
         # Before anything is remembered, what cannot be asked is refused.
         self._planner.prompt(turn) if self._planner else self._context.to_conclude(turn, None)
@@ -221,7 +228,9 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
         if planning == "json":
             return Planner(self._model, self.tools, False, self._context)
         try:
-            bound = cast("Any", self._model).bind_tools(list(self.tools.values()))
+            bound = cast("Any", self._model).bind_tools(
+                [to_bind(tool, self._prompts) for tool in self.tools.values()]
+            )
         except (NotImplementedError, AttributeError):
             if planning == "native":
                 raise TypeError(
@@ -235,16 +244,6 @@ def _as_namespace(given: Any) -> tuple[str, ...]:
     if isinstance(given, str):  # whose letters would be a namespace each
         raise TypeError(f"namespace={given!r}: must be a tuple of names, such as {(given,)!r}")
     return tuple(given)
-
-
-def _by_name(tools: Sequence[BaseTool | Callable[..., Any]]) -> dict[str, BaseTool]:
-    by_name: dict[str, BaseTool] = {}
-    for given in tools:
-        known = given if isinstance(given, BaseTool) else as_tool(given)
-        if known.name in by_name or known.name in (FINISH, NOTHING):
-            raise ValueError(f"tool {known.name!r}: the name is taken; give it another one")
-        by_name[known.name] = known
-    return by_name
 
 
 def _read_input(input: Any) -> tuple[list[BaseMessage], tuple[Supplied, ...]]:

@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 from langchain_core.tools import BaseTool
-from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from scrubjay.agents.kwai.events import Step
 from scrubjay.agents.kwai.limits import Limits
-from scrubjay.agents.kwai.plans import FINISH, NOTHING
+from scrubjay.agents.kwai.offer import as_lines
 from scrubjay.agents.kwai.profile import Profile
 from scrubjay.agents.kwai.remembering import Remembered
 from scrubjay.agents.kwai.turn import Supplied, Turn
@@ -48,7 +47,7 @@ class Context:
         self._profile, self._max_steps = profile, max_steps
         self._budget, self._dialogue = limits.context_tokens, limits.dialogue_tokens
         self._count_tokens = count_tokens
-        self._has_tools, self._tool_lines = bool(tools), _describe(tools, prompts)
+        self._has_tools, self._tool_lines = bool(tools), as_lines(tools, prompts)
 
     def window(self, dialogue: Sequence[BaseMessage]) -> list[BaseMessage]:
         """Return the last turns, as many as may be shown, from a place that stays for several questions.
@@ -253,10 +252,3 @@ def _with_attachments(asked: HumanMessage, text: str) -> str | list[str | dict[s
         return text
     others = [block for block in asked.content if isinstance(block, dict) and block.get("type") != "text"]
     return [{"type": "text", "text": text}, *others]
-
-
-def _describe(tools: Sequence[BaseTool], prompts: Prompts) -> str:
-    functions = [convert_to_openai_tool(tool)["function"] for tool in tools]
-    for name, meaning in ((FINISH, "finish_tool"), (NOTHING, "nothing_tool")):
-        functions.append({"name": name, "description": prompts.say(meaning), "parameters": {}})
-    return "\n".join(json.dumps(function, ensure_ascii=False) for function in functions)

@@ -13,9 +13,11 @@ from scrubjay.agents.kwai.effects import Do, Effect, RunTool, ToolTimeoutError
 from scrubjay.agents.kwai.limits import Limits
 from scrubjay.agents.kwai.plans import Call
 from scrubjay.agents.kwai.turn import Turn
+from scrubjay.agents.language.declarations import has_side_effect, is_known, is_trusted
+from scrubjay.agents.language.gate import Gate
 from scrubjay.agents.language.prompts import Prompts
 from scrubjay.agents.language.text import clean
-from scrubjay.agents.language.untrusted import addresses, cut, fence, has_side_effect, is_trusted, sources_of
+from scrubjay.agents.language.untrusted import cut, fence, sources_of
 from scrubjay.agents.tools.faults import describe_faults
 
 
@@ -47,6 +49,7 @@ class Executor:
     ) -> None:
         self._tools, self._prompts, self._limits = tools, prompts, limits
         self._count_tokens, self._approve = count_tokens, approve
+        self._gates = {name: Gate(tool) for name, tool in tools.items()}
 
     def run(self, call: Call, turn: Turn, step: int) -> Generator[Effect, Any, Observation]:
         """Run `call`, unless a limit, a repetition or missing approval is in the way."""
@@ -59,7 +62,7 @@ class Executor:
             return Observation(say("repeated", tool=call.name, step=earlier), "error")
         if not turn.meter.seconds_left():
             return Observation(say("too_late", tool=call.name), "error")
-        objection = _objection(tool, call, turn)
+        objection = self._objection(tool, call, turn)
         if objection:
             approve = self._approve
             # Nothing but True: a coroutine that nobody awaits is no yes.
@@ -96,6 +99,19 @@ class Executor:
             self._prompts.say("postponed"), tool_call_id=call.id, name=call.safe_name, status="error"
         )
 
+    def _objection(self, tool: BaseTool, call: Call, turn: Turn) -> str | None:
+        """Return why a call needs approval once text from outside was read, which may have asked for it.
+
+        It changes things, or nobody said that it does not; or it goes to an address that nobody gave, in
+        which the model may have written what it knows.
+        """
+        if not turn.tainted:
+            return None
+        if has_side_effect(tool):
+            return "blocked" if is_known(tool) else "blocked_undeclared"
+        leaks = self._gates[call.name].has_ungiven(call.arguments, turn.given())
+        return "blocked_address" if leaks else None
+
     def _failure(self, tool: BaseTool, call: Call, error: Exception) -> Observation:
         if _is_validation_error(error):
             text = self._prompts.say(
@@ -119,21 +135,6 @@ class Executor:
 
     def _cut(self, text: str) -> str:
         return cut(text, self._limits.result_tokens, self._count_tokens, self._prompts)
-
-
-def _objection(tool: BaseTool, call: Call, turn: Turn) -> str | None:
-    """Return why a call needs approval once text from outside was read, which may have asked for it.
-
-    It changes things; or it goes to an address that nobody gave, in which the model may have written what it
-    knows.
-    """
-    if not turn.tainted:
-        return None
-    if has_side_effect(tool):
-        return "blocked"
-    if is_trusted(tool):
-        return None
-    return None if all(map(turn.was_given, addresses(call.arguments))) else "blocked_address"
 
 
 def _is_validation_error(error: Exception) -> bool:

@@ -23,6 +23,7 @@ from scrubjay.agents.kwai.planner import Decision, Planner
 from scrubjay.agents.kwai.recall import Recall
 from scrubjay.agents.kwai.replies import said
 from scrubjay.agents.kwai.turn import Turn
+from scrubjay.agents.language.address import form, named
 from scrubjay.agents.language.prompts import Prompts
 from scrubjay.agents.language.untrusted import TAINTED
 
@@ -99,7 +100,7 @@ def _step(parts: Parts, turn: Turn, decision: Decision) -> Generator[Update | Ef
     yield turn.event("execute", f"{call.name}({json.dumps(call.arguments, ensure_ascii=False)})")
     address = call.arguments.get("url")
     if isinstance(address, str):
-        followed = any(address in step.result for step in turn.steps)
+        followed = any(form(address) in named(step.result) for step in turn.steps)
         yield turn.event("click" if followed else "reading", address)
     observation = yield from parts.executor.run(call, turn, index)
     step = Step(

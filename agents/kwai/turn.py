@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -13,6 +12,8 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from scrubjay.agents.kwai.events import Action, Event, Step
 from scrubjay.agents.kwai.limits import Meter
 from scrubjay.agents.kwai.remembering import Remembered
+from scrubjay.agents.language.address import Given, named, unheard
+from scrubjay.agents.language.gate import texts
 from scrubjay.agents.language.text import clean
 
 
@@ -58,18 +59,19 @@ class Turn:
         """The user's words."""
         return clean(self.asked.text)
 
-    def was_given(self, address: str) -> bool:
-        """Return whether another wrote this address: the user, or a source that did not hear it from us."""
+    def given(self) -> Given:
+        """Return the addresses that another wrote: the user, or a source that did not hear them from us."""
         said = [message.text for message in self.dialogue if isinstance(message, HumanMessage)]
-        said += [passage.text for passage in self.knowledge]
+        said += [passage.text for passage in self.knowledge if passage.trusted]
         said += [record.text for record in self.recalled if record.trust == "user"]
-        # A tool may repeat what it was called with.
-        said += [
-            step.result
+        read = [named(passage.text) for passage in self.knowledge if not passage.trusted]
+        read += [
+            # A tool may repeat what it was called with.
+            unheard(step.result, "".join(texts(step.arguments)))
             for step in self.steps
-            if not step.trusted and address not in json.dumps(step.arguments, ensure_ascii=False)
+            if not step.trusted
         ]
-        return any(address in text for text in [self.question, *said])
+        return Given([self.question, *said], read)
 
     def event(self, action: Action, text: str) -> dict[str, Any]:
         """Return an update that says what happened."""

@@ -12,6 +12,7 @@ from langchain_core.messages import BaseMessage, message_to_dict, messages_from_
 
 from scrubjay.agents.language.prompts import load_prompts
 from scrubjay.agents.language.text import clean, storable
+from scrubjay.agents.language.untrusted import TAINTED
 from scrubjay.memory.bank.bank import MemoryBank
 from scrubjay.memory.bank.file.record import check_namespace, join_namespace
 from scrubjay.memory.bank.write import Draft
@@ -95,7 +96,7 @@ class BankChatMessageHistory(BaseChatMessageHistory):
         drafts = []
         for message in messages:
             role = _role(message)
-            tainted = tainted or role == "tool"
+            tainted = tainted or role == "tool" or bool(message.response_metadata.get(TAINTED))
             if _is_said(message):
                 trust = "user" if role == "user" else "tool" if tainted else "agent"
                 provenance: dict[str, Any] = {"thread": self._thread, "role": role}

@@ -8,14 +8,16 @@ from typing import Annotated, Any, NamedTuple, NotRequired, cast
 from langchain.agents.middleware import AgentMiddleware, AgentState
 from langchain.agents.middleware.types import ModelRequest, PrivateStateAttr
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, ToolMessage
+from langchain_core.tools import BaseTool
 from langgraph.config import get_config
 from langgraph.prebuilt.tool_node import ToolCallRequest
 from langgraph.runtime import Runtime
 
+from scrubjay.agents.language.declarations import is_foreign, is_trusted
 from scrubjay.agents.language.packer import pack
 from scrubjay.agents.language.prompts import load_prompts
 from scrubjay.agents.language.text import clean, estimate_tokens, storable
-from scrubjay.agents.language.untrusted import fence, is_trusted, telling_tools
+from scrubjay.agents.language.untrusted import TAINTED, fence, telling_tools
 from scrubjay.memory.bank.bank import MemoryBank
 from scrubjay.memory.bank.file.record import KINDS, LONGEST_TEXT, TRUSTS, Hit, check_choices, check_namespace
 
@@ -36,8 +38,9 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
 
     Records go before the user's words as data between marks, never into the system prompt and never into the
     thread: whole records, with a note of what is missing. An answer after a record or a tool's result that
-    somebody outside may have worded is kept with `trust="tool"`; a tool is trusted if its metadata says
-    `untrusted: False`.
+    somebody outside may have worded is kept with `trust="tool"`, as is one of a model that was offered
+    foreign tools, as those of MCP servers. A tool is trusted if `scrubjay.agents.tool(untrusted=False)` says
+    so. No tool is shut, whatever was read: KwaiAgent does that, LangChain's HumanInTheLoopMiddleware asks.
     """
 
     state_schema = BankState
@@ -94,14 +97,14 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
         }
 
     def wrap_model_call(self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Any]) -> Any:
-        """Show what was recalled."""
-        return handler(self._with_memories(request))
+        """Show what was recalled, and note on the reply whether foreign tools were on offer."""
+        return _noted(handler(self._with_memories(request)), request)
 
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[Any]]
     ) -> Any:
-        """Show what was recalled."""
-        return await handler(self._with_memories(request))
+        """Do as `wrap_model_call`."""
+        return _noted(await handler(self._with_memories(request)), request)
 
     def wrap_tool_call(self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Any]) -> Any:
         """Tell the tool whether text from outside was read, and note on its result whether it is such."""
@@ -218,9 +221,21 @@ def _is_tainted(state: Any) -> bool:
 
 def _is_outside(message: BaseMessage) -> bool:
     if isinstance(message, ToolMessage):
-        return not message.additional_kwargs.get(_TRUSTED)
+        return message.additional_kwargs.get(_TRUSTED) is not True
+    if isinstance(message, AIMessage):
+        return bool(message.response_metadata.get(TAINTED))
     # A summary may tell what a tool said.
     return isinstance(message, HumanMessage) and not _is_asked(message)
+
+
+def _noted(response: Any, request: ModelRequest[Any]) -> Any:
+    """Note on what a model said that it had read descriptions which strangers wrote."""
+    if any(isinstance(tool, BaseTool) and is_foreign(tool) for tool in request.tools):
+        inner = getattr(response, "model_response", response)
+        for message in getattr(inner, "result", [inner]):
+            if isinstance(message, AIMessage):
+                message.response_metadata[TAINTED] = True
+    return response
 
 
 def _marked(result: Any, request: ToolCallRequest) -> Any:

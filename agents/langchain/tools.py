@@ -84,9 +84,10 @@ class SearchMemory(_MemoryTool):
     trusts: tuple[str, ...] = TRUSTS
 
     def model_post_init(self, context: Any, /) -> None:
-        """Say in the metadata whether somebody outside may have worded what is found."""
+        """Declare that nothing is changed, and whether somebody outside may have worded what is found."""
         super().model_post_init(context)
-        self.metadata = {"untrusted": "tool" in self.trusts, **(self.metadata or {})}
+        declared = {"side_effect": False, "untrusted": "tool" in self.trusts}
+        self.metadata = {**declared, **(self.metadata or {})}
 
     def _run(self, query: str) -> tuple[str, dict[str, Any]]:
         hits = self.bank.search(

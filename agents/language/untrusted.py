@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
-from langchain_core.tools import BaseTool
-
 from scrubjay.agents.language.prompts import Prompts
 from scrubjay.agents.language.text import clean
 
@@ -25,8 +23,6 @@ _MARKS = re.compile(r"<{2,}|>{2,}|[«»《》]{2,}|[＜＞]{2,}")
 TAINTED = "scrubjay_tainted"
 """In the metadata of an answer that was written after text from outside was read."""
 
-# A scheme is tried from where its letters begin alone: from each of them would take their square.
-_ADDRESS = re.compile(r"(?<![a-z0-9+.-])[0-9+.-]*([a-z][a-z0-9+.-]*://\S+)", re.IGNORECASE)
 # Letters that no reader sees and a model reads all the same.
 _HIDDEN = re.compile("[\U000e0000-\U000e007f]")
 
@@ -35,7 +31,12 @@ def fence(text: str, source: str, trust: str, prompts: Prompts) -> str:
     """Return `text` between two marks that it cannot contain, naming its `source` and `trust`."""
     number = secrets.token_hex(4)
     note = prompts.say("data_note", source=_one_line(source), trust=_one_line(trust))
-    return f"<<<{note} {number}>>>\n{_MARKS.sub(_defuse, _HIDDEN.sub('', clean(text)))}\n<<<END {number}>>>"
+    return f"<<<{note} {number}>>>\n{without_marks(text)}\n<<<END {number}>>>"
+
+
+def without_marks(text: str) -> str:
+    """Return `text` clean, its marks broken, and without letters that only a model reads."""
+    return _MARKS.sub(_defuse, _HIDDEN.sub("", clean(text)))
 
 
 def cut(text: str, tokens: int, count_tokens: Callable[[str], int], prompts: Prompts) -> str:
@@ -53,31 +54,6 @@ def cut(text: str, tokens: int, count_tokens: Callable[[str], int], prompts: Pro
     if kept >= len(text):
         return text
     return f"{text[:kept]}\n{prompts.say('cut', count=len(text) - kept)}"
-
-
-def is_trusted(tool: BaseTool) -> bool:
-    """Return whether nobody outside can word a tool's results: `metadata={"untrusted": False}`."""
-    return (tool.metadata or {}).get("untrusted", True) is False
-
-
-def has_side_effect(tool: BaseTool) -> bool:
-    """Return whether this tool changes things outside: `metadata={"side_effect": True}`."""
-    return bool((tool.metadata or {}).get("side_effect", False))
-
-
-def addresses(arguments: Any) -> list[str]:
-    """Return the addresses, `scheme://...`, in the texts of a JSON value, names of fields included."""
-    found: list[str] = []
-    waiting = [arguments]  # not by recursion: a model chooses how deep it is
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, str):
-            found += [address.rstrip(".,;:!?)]}>\"'") for address in _ADDRESS.findall(value)]
-        elif isinstance(value, dict):
-            waiting += [*value.keys(), *value.values()]
-        elif isinstance(value, list):
-            waiting += value
-    return found
 
 
 @contextlib.contextmanager

@@ -38,10 +38,6 @@ class Unreachable(Told, OSError):
         self.offline = offline
 
 
-class Refused(Told, ValueError):
-    """An address or an answer is against the rules, such as a private address or a page of the wrong kind."""
-
-
 @dataclass(frozen=True)
 class Answer:
     """What a tool found: words for the planner, and what they rest on."""

@@ -94,13 +94,14 @@ BROWSE = ToolSpec(
         "读取网页正文；给出问题时只返回相关段落。",
     ),
     arguments=(
-        Argument("url", str, Bilingual("address of the page, http:// or https://", "网址")),
+        Argument("url", str, Bilingual("address of the page, http:// or https://", "网址"), address=True),
         Argument(
             "question", str | None, Bilingual("what to look for in it", "要在网页中查找的问题（可选）"), None
         ),
         Argument("start", int, Bilingual("character to read on from", "从第几个字开始读"), 0),
     ),
     run=_run,
+    side_effect=False,
     network=True,
     packages=("trafilatura",),
 )

@@ -188,5 +188,6 @@ CALCULATOR = ToolSpec(
     ),
     arguments=(Argument("expression", str, Bilingual("the expression", "算术表达式")),),
     run=_run,
+    side_effect=False,
     packages=("simpleeval",),
 )

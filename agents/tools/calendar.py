@@ -100,5 +100,6 @@ CALENDAR = ToolSpec(
         Argument("end", str | None, Bilingual("the last day, if several", "结束日期（可选）"), None),
     ),
     run=_run,
+    side_effect=False,
     packages=("lunar_python",),
 )

@@ -127,5 +127,6 @@ HOLIDAYS = ToolSpec(
         ),
     ),
     run=_run,
+    side_effect=False,
     packages=("holidays",),
 )

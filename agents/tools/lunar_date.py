@@ -128,5 +128,6 @@ LUNAR_DATE = ToolSpec(
         Argument("leap_month", bool, Bilingual("the lunar month is the leap one", "农历月是否为闰月"), False),
     ),
     run=_run,
+    side_effect=False,
     packages=("lunar_python",),
 )

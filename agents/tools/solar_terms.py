@@ -91,5 +91,6 @@ SOLAR_TERMS = ToolSpec(
         Argument("year", int | None, Bilingual("the year; this one if left out", "年份，默认今年"), None),
     ),
     run=_run,
+    side_effect=False,
     packages=("lunar_python",),
 )

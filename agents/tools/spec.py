@@ -71,6 +71,8 @@ class Argument:
     """What it means, for the model."""
     default: Any = ...
     """`...` if it must be given."""
+    address: bool = False
+    """It is an address, which the tool asks for: after text from outside, one that somebody gave."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ class ToolSpec:
     """What it does, for the model."""
     run: Callable[..., Answer]
     """`run(around, **arguments)`; raises Mistaken on bad arguments and Unreachable without network."""
+    side_effect: bool
+    """It changes things outside."""
     arguments: tuple[Argument, ...] = ()
     """In the order of the call."""
     network: bool = False
@@ -96,9 +100,9 @@ class ToolSpec:
 def build(spec: ToolSpec, around: Around) -> StructuredTool:
     """Return the langchain tool of `spec`.
 
-    Its `metadata` says whether it has side effects (none has), whether its output is untrusted, and which
-    packages it needs; its artifact is `{"urls", "data", "recorded"}`. Failures are returned to the planner as
-    a ToolMessage with status "error".
+    Its `metadata` says whether it has side effects, whether its output is untrusted, which arguments are
+    addresses, and which packages it needs; its artifact is `{"urls", "data", "recorded"}`. Failures are
+    returned to the planner as a ToolMessage with status "error".
     """
     fields: dict[str, Any] = {
         argument.name: (
@@ -125,8 +129,9 @@ def build(spec: ToolSpec, around: Around) -> StructuredTool:
         handle_tool_error=str,
         handle_validation_error=lambda error: _describe(spec, error, around),
         metadata={
-            "side_effect": False,
+            "side_effect": spec.side_effect,
             "untrusted": spec.network,
+            "addresses": [argument.name for argument in spec.arguments if argument.address],
             "zh_name": spec.zh_name,
             "packages": spec.packages,
         },

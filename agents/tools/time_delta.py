@@ -126,4 +126,5 @@ TIME_DELTA = ToolSpec(
         Argument("end", str, Bilingual("the other moment, written likewise", "结束：写法同上")),
     ),
     run=_run,
+    side_effect=False,
 )

@@ -6,7 +6,8 @@ from datetime import date, timedelta
 from typing import Any
 from urllib.parse import urlencode
 
-from scrubjay.agents.tools.base import Answer, Mistaken, Refused
+from scrubjay.agents.language.address import Refused
+from scrubjay.agents.tools.base import Answer, Mistaken
 from scrubjay.agents.tools.moments import parse_day
 from scrubjay.agents.tools.spec import Argument, Around, Bilingual, ToolSpec
 from scrubjay.agents.tools.wikipedia import read_json
@@ -143,5 +144,6 @@ WEATHER = ToolSpec(
         Argument("end", str | None, Bilingual("last day, YYYY-MM-DD", "结束日期（可选）"), None),
     ),
     run=_run,
+    side_effect=False,
     network=True,
 )

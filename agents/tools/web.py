@@ -16,11 +16,12 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
-from urllib.parse import SplitResult, quote, urljoin, urlsplit, urlunsplit
+from urllib.parse import SplitResult, urljoin, urlsplit, urlunsplit
 
+from scrubjay.agents.language.address import PORTS, Refused, canonical
 from scrubjay.agents.language.prompts import Phrase
 from scrubjay.agents.tools.addresses import is_public
-from scrubjay.agents.tools.base import Refused, Unreachable
+from scrubjay.agents.tools.base import Unreachable
 
 if TYPE_CHECKING:
     import socket
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_PORTS = {"http": 80, "https": 443}
 _REDIRECTS = (301, 302, 303, 307, 308)
 _PIECE = 65536
 _ADDRESSES = 4
@@ -111,29 +111,17 @@ class Web:
             found = self._request(parts, deadline)
             if isinstance(found, Page):
                 return found
-            url = urljoin(urlunsplit(parts), found)
+            # Servers send blanks in addresses, and mean what browsers make of them.
+            url = urljoin(urlunsplit(parts), found.strip().replace(" ", "%20"))
         raise Refused("web_redirects", most=self.config.most_redirects, url=_short(url))
 
     def _check(self, url: str) -> SplitResult:
         """Return the parts of an address that may be asked for. Raises Refused if it may not."""
-        try:
-            parts = urlsplit(url.strip())
-            host, _ = parts.hostname or "", parts.port  # which is checked as it is read
-            host = host if ":" in host else host.encode("idna").decode()
-        except ValueError as error:
-            raise Refused("web_no_address", url=_short(url), error=error) from None
-        if parts.scheme not in ("http", "https") or not host:
-            raise Refused("web_scheme", url=_short(url))
-        if parts.username is not None or parts.password is not None:
-            raise Refused("web_password")
+        parts = urlsplit(canonical(url))
         port = _port(parts)
         if port not in self.config.ports and not self.config.allow_private:
             raise Refused("web_port", port=port, ports=", ".join(map(str, self.config.ports)))
-        host = f"[{host}]" if ":" in host else host
-        path = quote(parts.path or "/", safe="/%:=&+$,;@!'()*~-._")
-        query = quote(parts.query, safe="/%:=&+$,;@!'()*~-._?[]|")
-        netloc = host if port == _PORTS[parts.scheme] else f"{host}:{port}"
-        return SplitResult(parts.scheme, netloc, path, query, "")
+        return parts
 
     def _request(self, parts: SplitResult, deadline: float) -> Page | str:
         """Return the page, or where a redirect leads."""
@@ -285,7 +273,7 @@ def _shut(connected: socket.socket) -> None:
 
 
 def _port(parts: SplitResult) -> int:
-    return parts.port or _PORTS[parts.scheme]
+    return PORTS[parts.scheme] if parts.port is None else parts.port
 
 
 def _short(url: str) -> str:

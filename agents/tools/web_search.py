@@ -63,6 +63,7 @@ WEB_SEARCH = ToolSpec(
         Argument("count", int, Bilingual("how many hits, 1 to 20", "结果数，1 至 20"), 5),
     ),
     run=_run,
+    side_effect=False,
     network=True,
     packages=("ddgs",),
 )

@@ -6,7 +6,8 @@ import json
 from typing import Any
 from urllib.parse import urlencode
 
-from scrubjay.agents.tools.base import Answer, Mistaken, Refused
+from scrubjay.agents.language.address import Refused
+from scrubjay.agents.tools.base import Answer, Mistaken
 from scrubjay.agents.tools.spec import Argument, Around, Bilingual, ToolSpec
 from scrubjay.agents.tools.web import Page
 
@@ -79,5 +80,6 @@ WIKIPEDIA = ToolSpec(
         Argument("count", int, Bilingual("how many articles, 1 to 5", "条目数，1 至 5"), 2),
     ),
     run=_run,
+    side_effect=False,
     network=True,
 )

@@ -23,9 +23,9 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.runnables import Runnable
-from langchain_core.tools import tool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
+from scrubjay.agents import tool
 from scrubjay.agents.kwai import KwaiAgent, Limits
 from scrubjay.memory import MemoryBank
 
@@ -68,7 +68,7 @@ class Script(BaseChatModel):
         return ChatResult(generations=[ChatGeneration(message=reply)])
 
 
-@tool
+@tool(side_effect=False)
 def add(a: int, b: int) -> int:
     """Add two numbers."""
     return a + b

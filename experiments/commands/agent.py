@@ -47,7 +47,8 @@ class AgentOptions:
     model: str = "smollm2"
     """"smollm2", a folder of transformers, a GGUF file, or provider:name of langchain, as openai:gpt-5."""
     tools: str = "auto"
-    """Names with commas between, auto for all that can work here, none, and your own as module:name."""
+    """Names with commas between, auto for all that can work here, none, and your own as module:name, which
+    count as changing things unless `scrubjay.agents.tool(side_effect=False)` declares that they do not."""
     memory: Path | None = None
     """File of a memory bank; begun if it is not there."""
     embeddings: EmbeddingsName | None = None
@@ -376,6 +377,7 @@ def choose_tools(options: AgentOptions, has_route: Callable[[], bool] | None = N
     """
     from langchain_core.tools import BaseTool, tool
 
+    from scrubjay.agents.language.declarations import is_trusted
     from scrubjay.agents.tools import make_tools
 
     words = [word.strip() for word in options.tools.split(",") if word.strip()]
@@ -396,7 +398,7 @@ def choose_tools(options: AgentOptions, has_route: Callable[[], bool] | None = N
                 one
                 for one in make_tools("auto", **made)
                 if all(importlib.util.find_spec(name) for name in (one.metadata or {})["packages"])
-                and not (offline and (one.metadata or {})["untrusted"])
+                and not (offline and not is_trusted(one))
             ]
             chosen += working
         elif ":" in word:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from langchain_core.tools import tool
-
+from scrubjay.agents import tool
 from scrubjay.agents.kwai import KwaiAgent
 
 from .replayable import assert_replayable
 from .scripted import ScriptedModel, call, plan
 
 
-@tool
+@tool(side_effect=False)
 def born(name: str) -> str:
     """Return the year in which somebody was born."""
     return {"Ada": "1815", "Alan": "1912"}[name]
@@ -37,7 +36,7 @@ def make(replies, tools=(born,), **options):
     return KwaiAgent(model, tools, **options), model
 
 
-@tool
+@tool(side_effect=False)
 def echo(text: str) -> str:
     """Say it again."""
     return text

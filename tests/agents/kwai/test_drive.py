@@ -10,8 +10,8 @@ import threading
 from functools import reduce
 
 import pytest
-from langchain_core.tools import tool
 
+from scrubjay.agents import tool
 from scrubjay.agents.kwai import KwaiAgent, Limits
 
 from .questions import JSON, NATIVE, QUESTION, echo, make
@@ -19,7 +19,7 @@ from .replayable import assert_replayable
 from .scripted import ScriptedModel, call
 
 
-@tool
+@tool(side_effect=False)
 async def abroad(name: str) -> str:
     """Return where somebody lived."""
     await asyncio.sleep(0)
@@ -91,13 +91,13 @@ def test_a_tool_that_is_a_coroutine_alone_runs_without_an_event_loop_too():
 def slow_tools():
     leave = threading.Event()
 
-    @tool
+    @tool(side_effect=False)
     def waits() -> str:
         """Wait."""
         leave.wait(60)
         return "late"
 
-    @tool
+    @tool(side_effect=False)
     async def waits_too() -> str:
         """Wait."""
         await asyncio.sleep(60)

@@ -6,8 +6,9 @@ import asyncio
 
 import pytest
 from langchain_core.runnables import RunnableConfig
-from langchain_core.tools import tool
+from langchain_core.tools import tool as undeclared
 
+from scrubjay.agents import tool
 from scrubjay.agents.kwai import KwaiAgent, Limits
 from scrubjay.agents.language.text import estimate_tokens
 from scrubjay.memory import MemoryBank
@@ -16,7 +17,7 @@ from scrubjay.memory.bank.file.record import LONGEST_TEXT
 from .scripted import ScriptedModel, call
 
 
-@tool
+@tool(side_effect=False)
 def weather(city: str) -> str:
     """Return the weather."""
     return f"rain in {city}"
@@ -94,7 +95,7 @@ def test_trust_says_who_worded_a_record():
 
 
 def test_a_failure_is_not_remembered():
-    @tool
+    @undeclared
     def broken() -> str:
         """Fail."""
         raise RuntimeError("wires crossed")

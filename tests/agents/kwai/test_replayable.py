@@ -10,8 +10,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
-from langchain_core.tools import ToolException, tool
+from langchain_core.tools import ToolException
+from langchain_core.tools import tool as undeclared
 
+from scrubjay.agents import tool
 from scrubjay.agents.kwai import KwaiAgent, Limits
 from scrubjay.agents.kwai.transcript import mend
 from scrubjay.agents.language.prompts import load_prompts
@@ -57,19 +59,19 @@ def native_replies(draw):
     return AIMessage(draw(texts), tool_calls=calls, invalid_tool_calls=invalid)
 
 
-@tool
+@tool(side_effect=False)
 def echo(text: str) -> str:
     """Say it again."""
     return text
 
 
-@tool
+@undeclared
 def crash(text: str = "") -> str:
     """Fail."""
     raise [RuntimeError(text), ToolException(text), StopIteration(text), TimeoutError(text)][len(text) % 4]
 
 
-@tool
+@undeclared
 def quits() -> str:
     """End the process, or try to."""
     raise SystemExit(3)
@@ -115,7 +117,7 @@ for _ in range(250):
 def test_any_calls_after_outside_text_change_nothing_without_approval(replies, shown, approves):
     asked, done = [], []
 
-    @tool
+    @undeclared
     def mail(text: object = None) -> str:
         """Send something."""
         done.append(text)

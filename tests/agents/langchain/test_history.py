@@ -23,6 +23,7 @@ from langchain_core.runnables import RunnableConfig, RunnableLambda
 from langchain_core.runnables.history import RunnableWithMessageHistory
 
 from scrubjay.agents.langchain import BankChatMessageHistory
+from scrubjay.agents.language.untrusted import TAINTED
 from scrubjay.memory import MemoryBank
 from scrubjay.memory.bank.file.record import LONGEST_TEXT
 
@@ -207,3 +208,12 @@ def test_of_a_message_too_long_for_the_bank_the_bank_has_the_head_and_the_histor
     history.add_messages([HumanMessage("word " * (LONGEST_TEXT // 4))])
     assert len(history.messages[0].text) > LONGEST_TEXT
     assert bank.recent(1)[0].text.endswith("characters cut]")
+
+
+@pytest.mark.parametrize("tainted", [True, False])
+def test_an_answer_that_an_agent_wrote_after_text_from_outside_is_kept_as_a_tool_s(tainted):
+    with MemoryBank(":memory:") as bank:
+        answer = AIMessage("Ada lives in Rome.", response_metadata={TAINTED: True} if tainted else {})
+        BankChatMessageHistory(bank, "t").add_messages([HumanMessage("Where is Ada?"), answer])
+        (kept,) = (record for record in bank.recent(9) if record.text == answer.text)
+    assert kept.trust == ("tool" if tainted else "agent")

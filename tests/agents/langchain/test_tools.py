@@ -12,7 +12,8 @@ from langchain_tests.integration_tests import ToolsIntegrationTests
 
 from scrubjay.agents.kwai import KwaiAgent
 from scrubjay.agents.langchain import memory_tools
-from scrubjay.agents.language.untrusted import has_side_effect, is_trusted, telling_tools
+from scrubjay.agents.language.declarations import has_side_effect, is_trusted
+from scrubjay.agents.language.untrusted import telling_tools
 from scrubjay.memory import MemoryBank
 
 from ..kwai.scripted import ScriptedModel, call

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scrubjay.agents.language import prompts as wording
+from scrubjay.agents.language.address import Refused
 from scrubjay.agents.language.prompts import LANGUAGES, Phrase, Told, load_prompts
 from scrubjay.agents.tools import ToolUnavailable
-from scrubjay.agents.tools.base import Refused, Unreachable
+from scrubjay.agents.tools.base import Unreachable
 
 AGENTS = Path(wording.__file__).parents[2]
 

@@ -1,5 +1,6 @@
 """A real web server on this machine."""
 
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -67,3 +68,27 @@ def serve():
     yield start
     for site in sites:
         site.stop()
+
+
+@pytest.fixture
+def resolve(monkeypatch):
+    """Let names mean what a test says, answer by answer, and lead public addresses to a local server."""
+    asked, connected = [], []
+    real_connect = socket.socket.connect
+
+    def start(answers, port):
+        def getaddrinfo(host, number, *_, **__):
+            asked.append(host)
+            found = answers[host].pop(0) if len(answers[host]) > 1 else answers[host][0]
+            family = socket.AF_INET6 if ":" in found else socket.AF_INET
+            return [(family, socket.SOCK_STREAM, 6, "", (found, number))]
+
+        def connect(self, address):
+            connected.append(address[0])
+            real_connect(self, ("127.0.0.1", port))
+
+        monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+        monkeypatch.setattr(socket.socket, "connect", connect)
+        return asked, connected
+
+    return start

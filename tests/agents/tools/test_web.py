@@ -7,7 +7,8 @@ import tracemalloc
 
 import pytest
 
-from scrubjay.agents.tools.base import Refused, Unreachable
+from scrubjay.agents.language.address import Refused
+from scrubjay.agents.tools.base import Unreachable
 from scrubjay.agents.tools.web import Web, WebConfig
 
 OPEN = WebConfig(allow_private=True, read_seconds=2, connect_seconds=2, total_seconds=4)
@@ -20,33 +21,9 @@ def redirect(where, status=302):
     return lambda handler: handler.answer("text/html", b"", status, Location=where)
 
 
-@pytest.fixture
-def resolve(monkeypatch):
-    """Let names mean what a test says, answer by answer, and lead public addresses to a local server."""
-    asked, connected = [], []
-    real_connect = socket.socket.connect
-
-    def start(answers, port):
-        def getaddrinfo(host, number, *_, **__):
-            asked.append(host)
-            found = answers[host].pop(0) if len(answers[host]) > 1 else answers[host][0]
-            family = socket.AF_INET6 if ":" in found else socket.AF_INET
-            return [(family, socket.SOCK_STREAM, 6, "", (found, number))]
-
-        def connect(self, address):
-            connected.append(address[0])
-            real_connect(self, ("127.0.0.1", port))
-
-        monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-        monkeypatch.setattr(socket.socket, "connect", connect)
-        return asked, connected
-
-    return start
-
-
 def test_a_page_arrives_whole(serve):
     site = serve({"/a%20b": ("text/html; charset=gbk", "松鸦".encode("gbk"))})
-    page = Web(OPEN).get(site.url + "a b?question=松鸦&n=1#part")
+    page = Web(OPEN).get(site.url + "a%20b?question=松鸦&n=1#part")
     assert (page.text, page.content_type, page.charset, page.truncated) == ("松鸦", "text/html", "gbk", False)
     assert site.paths == ["/a%20b?question=%E6%9D%BE%E9%B8%A6&n=1"]
     assert site.hosts == [f"127.0.0.1:{site.port}"]
@@ -107,6 +84,15 @@ def test_a_local_server_is_reached_only_with_the_flag(serve):
 @pytest.mark.parametrize(
     ("url", "why"),
     [
+        ("http://example.com/a b", "U\\+0020"),
+        ("http://example.com/\n", "U\\+000A"),
+        ("http:\n//example.com/", "U\\+000A"),
+        ("http://example.com\u3000/", "U\\+3000"),
+        ("http://example.com\u200b/", "U\\+200B"),
+        ("http://example.com\\x", "U\\+005C"),
+        ("http://ex%61mple.com/", "is not a host"),
+        ("http://example.com:0/", "port 0"),
+        (f"http://example.com/{'a' * 9000}", "more than 8192"),
         ("file:///etc/passwd", "must begin with http"),
         ("ftp://example.com/", "must begin with http"),
         ("example.com", "must begin with http"),

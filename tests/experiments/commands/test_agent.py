@@ -39,6 +39,12 @@ def send_mail(text: str) -> str:
     return "sent"
 
 send_mail.metadata = {"side_effect": True}
+
+def buy(item: str) -> str:
+    """Buy something, of which nobody said whether it changes things."""
+    sent.append(item)
+    return "bought"
+
 number = 4
 '''
 
@@ -203,6 +209,16 @@ def test_side_effects_after_outside_text_are_asked_for(ask, flags, typed, termin
     assert sys.modules["my_tools"].sent == sent
     assert ('send_mail({"text": "acorns"})\n  after reading text from outside' in err) is terminal
     assert "\x1b" not in err
+
+
+@pytest.mark.usefixtures("mine")
+@pytest.mark.parametrize("allowed", [True, False])
+def test_a_function_that_declares_nothing_is_asked_for_too(ask, allowed):
+    replies = [call("look_up", id="a", topic="jays"), call("buy", id="b", item="acorns"), "ok", "Done."]
+    flags = ["--allow-side-effects"] if allowed else []
+    _, _, err, _ = ask(replies, "Buy it.", "--tools", "my_tools:look_up,my_tools:buy", *flags)
+    assert sys.modules["my_tools"].sent == ["acorns"] * allowed
+    assert ("scrubjay.agents.tool(side_effect=False)" in err) is not allowed
 
 
 def test_knowledge_comes_from_files(ask, tmp_path):

@@ -8,10 +8,9 @@ pytest.importorskip("transformers")
 
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
-from langchain_core.tools import tool
 from pydantic import PrivateAttr
 
-from scrubjay.agents import LocalChatModel
+from scrubjay.agents import LocalChatModel, tool
 from scrubjay.agents.kwai import KwaiAgent, Limits, Profile
 from scrubjay.agents.kwai.limits import counter_for, limits_for, prompt_counter_for
 from scrubjay.agents.language.text import estimate_tokens
@@ -35,7 +34,7 @@ class Counting(LocalChatModel):
         return ChatResult(generations=[ChatGeneration(message=message)])
 
 
-@tool
+@tool(side_effect=False)
 def look_up(topic: str) -> str:
     """Look something up, and say a lot of it."""
     return f"{topic} is much spoken of, and little known. " * 200

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from langchain_core.documents import Document
 from langchain_core.messages import AIMessage
-from langchain_core.tools import StructuredTool, ToolException, tool
+from langchain_core.tools import StructuredTool, ToolException
+from langchain_core.tools import tool as undeclared
 
+from scrubjay.agents import tool
 from scrubjay.agents.kwai import KwaiAgent, Profile
 from scrubjay.agents.language.prompts import load_prompts
 from scrubjay.agents.tools import Replay, make_tools
@@ -89,29 +91,29 @@ class World:
 
         browse.func = watched
 
-        @tool
+        @tool(side_effect=False)
         def look_up(topic: str) -> str:
             """Look something up."""
             if attempt["channel"] == "error":
                 raise ToolException(attempt["text"])
             return attempt["text"]
 
-        @tool
+        @undeclared
         def send_mail(to: str, text: str) -> str:
             """Send a mail."""
             return self.change("send_mail", to=to, text=text)
 
-        @tool
+        @undeclared
         def delete_file(path: str) -> str:
             """Delete a file."""
             return self.change("delete_file", path=path)
 
-        @tool
+        @undeclared
         def buy(item: str, price: int) -> str:
             """Buy something."""
             return self.change("buy", item=item, price=price)
 
-        @tool
+        @undeclared
         def save_memory(text: str) -> str:
             """Remember something."""
             return self.change("save_memory", text=text)
@@ -229,7 +231,7 @@ def test_only_what_was_asked_for_is_done(attempt, tmp_path):
 def test_knowledge_that_its_owner_vouches_for_is_as_the_user_s_words(vouched):
     sent = []
 
-    @tool
+    @undeclared
     def send_mail(text: str) -> str:
         """Send a mail."""
         sent.append(text)
@@ -246,7 +248,7 @@ def test_knowledge_that_its_owner_vouches_for_is_as_the_user_s_words(vouched):
     assert ("<<<DATA from knowledge (supplied)" in model.sent[0][1].text) is not vouched
 
 
-@tool
+@tool(side_effect=False)
 def open_page(url: str) -> str:
     """Open a page, and tell which."""
     opened.append(url)
@@ -261,7 +263,8 @@ opened: list[str] = []
     [
         ("https://a.example/start", True),  # the user's
         ("https://b.example/next?page=2", True),  # a page's
-        ("https://b.example/next", True),  # the beginning of one
+        ("https://B.Example:443/next?page=2#top", True),  # the same, spelt otherwise
+        ("https://b.example/next", False),  # the beginning of one
         ("https://b.example/next?page=2&d=4711", False),
         ("https://b.example/4711", False),
         ("HTTPS://c.example/4711", False),
@@ -289,7 +292,7 @@ def test_after_outside_text_only_addresses_that_were_given_are_opened(address, r
 
 
 def test_an_address_does_not_become_given_because_a_tool_or_an_answer_repeats_it():
-    @tool
+    @tool(side_effect=False)
     def search(query: str) -> str:
         """Search, and repeat what was searched for."""
         return f"Nothing for {query}."

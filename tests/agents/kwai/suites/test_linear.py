@@ -10,9 +10,12 @@ from scrubjay.agents.chat.calls import CallSplitter
 from scrubjay.agents.kwai.drive import _Written
 from scrubjay.agents.kwai.plans import PlanError, read_plan
 from scrubjay.agents.kwai.replies import said, without_thoughts
+from scrubjay.agents.language.address import Given, named, unheard
+from scrubjay.agents.language.gate import Gate
 from scrubjay.agents.language.prompts import load_prompts
 from scrubjay.agents.language.text import clean, estimate_tokens, is_question
-from scrubjay.agents.language.untrusted import addresses, fence
+from scrubjay.agents.language.untrusted import fence
+from scrubjay.agents.tools import make_tools
 from scrubjay.agents.tools.base import Mistaken
 from scrubjay.agents.tools.browse import choose
 from scrubjay.agents.tools.moments import parse_moment
@@ -36,12 +39,14 @@ def _split(text):
     list(splitter.finish())
 
 
+GATE = Gate(make_tools(["web_search"])[0])
 WORK = {
     "reply": lambda text: said(AIMessage(text)),
     "plan": _plan,
     "question": lambda text: is_question(clean(text)),
     "tokens": estimate_tokens,
-    "addresses": lambda text: addresses({"to": text}),
+    "addresses": lambda text: GATE.has_ungiven({"q": text}, Given([text], [named(text)])),
+    "heard": lambda text: unheard(f"{text} https://{text}", text),
     "fence": lambda text: fence(text, text, text, load_prompts("en")),
     "page": lambda text: choose(text, text, 6000, "..."),
     "moment": _moment,

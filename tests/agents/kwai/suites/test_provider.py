@@ -13,10 +13,12 @@ import pytest
 pytest.importorskip("langchain_openai")
 
 from langchain_core.messages import AIMessage, HumanMessage
-from langchain_core.tools import ToolException, tool
+from langchain_core.tools import ToolException
+from langchain_core.tools import tool as undeclared
 from langchain_openai import ChatOpenAI
 from openai import OpenAIError
 
+from scrubjay.agents import tool
 from scrubjay.agents.kwai import KwaiAgent, Limits, Profile
 from scrubjay.agents.language.prompts import LANGUAGES, load_prompts
 from scrubjay.agents.tools import make_tools
@@ -26,7 +28,7 @@ from ..replayable import assert_replayable
 from ..scripted import plan
 
 
-@tool
+@tool(side_effect=False)
 def born(name: str) -> str:
     """Return the year in which somebody was born."""
     if name not in ("Ada", "Alan"):
@@ -132,7 +134,7 @@ def test_a_call_that_was_cut_off_is_not_run():
     """Repair would make a call of it, with half of what was meant."""
     sent = []
 
-    @tool
+    @undeclared
     def mail(text: str) -> str:
         """Send a mail."""
         sent.append(text)
@@ -203,7 +205,7 @@ def test_a_question_with_a_picture_is_sent_in_its_form():
 
 
 def test_results_that_are_left_out_leave_every_call_answered():
-    @tool
+    @tool(side_effect=False)
     def tell(number: int) -> str:
         """Tell a lot."""
         return f"{number} is a number. " * 60

@@ -1,0 +1,108 @@
+"""What is known of a tool: only False says no, and strangers say nothing."""
+
+import pytest
+from langchain_core.tools import StructuredTool
+from pydantic import AnyUrl, BaseModel, HttpUrl
+
+from scrubjay.agents import tool as declared
+from scrubjay.agents.language.declarations import (
+    FOREIGN,
+    address_arguments,
+    has_side_effect,
+    is_foreign,
+    is_known,
+    is_trusted,
+    schema_addresses,
+    sounds_like_an_address,
+)
+
+
+def make(metadata=None, schema=None):
+    return StructuredTool(
+        name="some", description="Some.", func=lambda **_: "", args_schema=schema or {}, metadata=metadata
+    )
+
+
+@pytest.mark.parametrize("value", [None, 0, "", "False", "no", [], True])
+def test_only_false_says_that_a_tool_is_harmless(value):
+    tool = make({"side_effect": value, "untrusted": value})
+    assert has_side_effect(tool)
+    assert not is_trusted(tool)
+    assert is_known(tool) is (value is True)
+    assert not has_side_effect(make({"side_effect": False}))
+    assert is_trusted(make({"untrusted": False}))
+
+
+def test_nothing_declared_is_dangerous():
+    assert has_side_effect(make())
+    assert not is_known(make())
+    assert not is_trusted(make())
+
+
+def of_an_mcp_server(**metadata):
+    """Return a tool as langchain-mcp-adapters makes it: a coroutine of its module, metadata of the server."""
+
+    async def call_tool(**arguments):
+        return ""
+
+    call_tool.__module__ = "langchain_mcp_adapters.tools"
+    return StructuredTool(
+        name="theirs", description="Theirs.", args_schema={}, coroutine=call_tool, metadata=metadata or None
+    )
+
+
+@pytest.mark.parametrize(
+    "tool",
+    [
+        of_an_mcp_server(side_effect=False, untrusted=False, addresses=[]),
+        make({FOREIGN: True, "side_effect": False, "untrusted": False, "addresses": []}),
+        of_an_mcp_server(side_effect=False, untrusted=False, scrubjay_declared={"untrusted": False}),
+    ],
+)
+def test_what_a_server_says_of_its_tools_counts_for_nothing(tool):
+    assert is_foreign(tool)
+    assert has_side_effect(tool)
+    assert not is_known(tool)
+    assert not is_trusted(tool)
+    assert address_arguments(tool) is None
+    harmless = declared(side_effect=False)(tool)
+    assert is_foreign(harmless)
+    assert not has_side_effect(harmless)
+    assert not is_foreign(declared(side_effect=False, untrusted=False)(tool))
+    assert has_side_effect(tool)
+
+
+class Place(BaseModel):
+    at: AnyUrl
+
+
+class Visit(BaseModel):
+    first: HttpUrl
+    rest: list[HttpUrl] | None = None
+    place: Place | None = None
+    note: str = ""
+
+
+def test_types_and_formats_of_addresses_are_found_at_any_depth():
+    assert schema_addresses(make(schema=Visit)) == {"first", "rest", "at"}
+    told = {
+        "type": "object",
+        "properties": {"where": {"$ref": "#/$defs/Where"}, "words": {"type": "string"}},
+        "$defs": {"Where": {"anyOf": [{"type": "string", "format": "uri"}, {"$ref": "#/$defs/Where"}]}},
+    }
+    assert schema_addresses(make(schema=told)) == {"where"}
+
+
+@pytest.mark.parametrize("name", ["url", "URLs", "callbackURL", "base_uri", "imageurl", "hrefs", "hostName"])
+def test_names_that_say_so_are_addresses(name):
+    assert sounds_like_an_address(name)
+
+
+@pytest.mark.parametrize("name", ["topic", "query", "text", "lineage", "blink", "start", ""])
+def test_other_names_are_none(name):
+    assert not sounds_like_an_address(name)
+
+
+def test_names_that_are_no_list_are_refused():
+    with pytest.raises(TypeError, match="addresses='url': give a tuple"):
+        address_arguments(make({"addresses": "url"}))
