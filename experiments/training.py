@@ -26,17 +26,19 @@ def train(
     run_dir: Path | str | None = None,
     progress: bool = False,
     ray: RayOptions | None = None,
+    on_update: OnUpdate | None = None,
 ) -> Run:
     """Run an experiment to its end in a new directory, by default `runs/<recipe>-<memory>-s<seed>-<time>`.
 
-    In this process, or with `ray` on a cluster.
+    In this process, or with `ray` on a cluster. `on_update(step, row)` is called after every update with its
+    row of metrics.jsonl, for loggers of your own; what it raises ends the training.
 
     Raises ValueError, before anything is written, if the config cannot work or the directory holds a run;
     Interrupted after Ctrl-C, a checkpoint written.
     """
     config.check(ray)
     run = Run.create(config, run_dir)
-    go_on(run, progress, ray)
+    go_on(run, progress, ray, on_update)
     return run
 
 

@@ -53,7 +53,7 @@ def gemma() -> Any:
     special = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>", "<unused0>"]
     plain = ["<table>", "</table>", "[multimodal]", "<2mass>", "\n\n", "▁▁"]
     letters = sorted({*map(chr, range(32, 127)), "▁", "\n", *"éüß中"} - {" "})
-    table = [("t", "a"), ("ta", "b"), ("tab", "l"), ("tabl", "e"), ("<", "table"), ("<table", ">")]
+    table = [*(("table"[:end], "table"[end]) for end in range(1, 5)), ("<", "table"), ("<table", ">")]
     merges = [*table, ("▁", "▁"), ("\n", "\n")]
     words = [f"<0x{byte:02X}>" for byte in range(256)] + letters + ["".join(pair) for pair in merges]
     words = dict.fromkeys([*special, *plain, *words])

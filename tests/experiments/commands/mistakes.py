@@ -251,7 +251,7 @@ FORMS: Mapping[str, tuple[Form, ...]] = {
             numbers="--importance",
             named="--kind --namespace --trust --supersedes --embeddings",
         ),
-        Form("memory add {bank} -", typed=b"caf\xe9"),
+        Form("memory add {bank} -", typed=b"\xe9t\xe9"),
         Form(
             "memory search {bank} engines",
             numbers="--k",
