@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def test_rules_beat_chance(name, at_random):
 @pytest.mark.parametrize("name", list(HEURISTICS))
 @pytest.mark.parametrize("preset", ["small", "city"])
 def test_same_seeds_same_actions_all_of_them_allowed(name, preset):
-    changes = {"drop_probability": 0.05} if preset == "city" else {}
+    changes: dict[str, Any] = {"drop_probability": 0.05} if preset == "city" else {}
     runs = [episode(name, teams(3, preset, **changes), seed=7, steps=30)[1] for _ in range(2)]
     np.testing.assert_array_equal(runs[0], runs[1])
     assert (runs[0] < teams(1, preset).single_action_space.nvec).all()
