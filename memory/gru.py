@@ -99,7 +99,7 @@ class _Sequence(torch.autograd.Function):
         batch, time, _ = x.shape
         width = hidden.shape[1]
         resets = start.any(dim=0).tolist()
-        inward = torch.addmm(bias, x.transpose(0, 1).reshape(time * batch, -1), weight.T)
+        inward = torch.addmm(bias, x.transpose(0, 1).reshape(time * batch, x.shape[2]), weight.T)
         inward = inward.view(time, batch, 3 * width)
         # r and z before their sigmoids, and h_n, all but for what comes of h.
         gates = hidden_bias.repeat(time, batch, 1)
@@ -163,12 +163,12 @@ class _Sequence(torch.autograd.Function):
             else:
                 torch.addcmul(outside[t], totals[t + 1], keep[t], out=totals[t])
                 totals[t].addmm_(slope[t], hidden_weight)
-        flat = slopes.view(time * batch, -1)
-        of_hidden_weight, of_hidden_bias = flat.T @ before.view(time * batch, -1), flat.sum(dim=0)
+        flat = slopes.view(time * batch, 3 * width)
+        of_hidden_weight, of_hidden_bias = flat.T @ before.view(time * batch, width), flat.sum(dim=0)
         # Behind the bias of h_n there is r; the input's own has none.
         torch.mul(grads[1:], to_n, out=to_h)
-        of_weight = flat.T @ x.transpose(0, 1).reshape(time * batch, -1)
-        of_x = (flat @ weight).view(time, batch, -1).transpose(0, 1)
+        of_weight = flat.T @ x.transpose(0, 1).reshape(time * batch, x.shape[2])
+        of_x = (flat @ weight).view(time, batch, x.shape[2]).transpose(0, 1)
         return of_x, None, grads[0], of_weight, of_hidden_weight, flat.sum(dim=0), of_hidden_bias
 
 
