@@ -172,7 +172,7 @@ class Store:
             if not tells_of_damage(error, self._connection):
                 raise
             # Python's own words for such a text are about a decoder.
-            why = "a text is not UTF-8" if isinstance(error, UnicodeDecodeError) else error
+            why = "a text is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
             raise DamagedBankError(
                 f"{self.path!r} is damaged, or no memory of Scrubjay: {why}; take a copy of it, or what "
                 "`export` still reads of it"
