@@ -30,3 +30,22 @@ def tiny_llama():
         return model.to(dtype).eval()  # pyright: ignore[reportArgumentType]
 
     return build
+
+
+@pytest.fixture
+def check_stepper():
+    """Hold a memory's stepper, made anew now and then, to its steps: `check_stepper(module, x)`."""
+
+    @torch.no_grad()
+    def check(module, x):
+        state = module.initial_state(len(x))
+        stepper = module.stepper(state)
+        for t in range(x.shape[1]):
+            expected, state = module.step(x[:, t], state)
+            torch.testing.assert_close(stepper.step(x[:, t]), expected, rtol=0, atol=1e-10)
+            if t % 7 == 3:
+                stepper = module.stepper(stepper.state())
+        for key, value in stepper.state().items():
+            torch.testing.assert_close(value, state[key], rtol=0, atol=1e-10)
+
+    return check
