@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ class GTrXLStepper(Stepper):
     """
 
     @torch.no_grad()
-    def __init__(self, layers: Sequence[Any], state: dict[str, Tensor]) -> None:
+    def __init__(self, layers: Iterable[Any], state: dict[str, Tensor]) -> None:
         recent, age = state["recent"], state["age"]
         self.window, self.age = recent.shape[2], age.clone()
         self.ring = Ring(self.window, age, recent.dtype)

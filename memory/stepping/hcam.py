@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +27,7 @@ class HCAMStepper(Stepper):
     """
 
     @torch.no_grad()
-    def __init__(self, blocks: Sequence[Any], state: dict[str, Tensor], chunk_size: int) -> None:
+    def __init__(self, blocks: Iterable[Any], state: dict[str, Tensor], chunk_size: int) -> None:
         self.chunk_size = chunk_size
         self.time = state["time"].numpy().copy()
         recent, contents = state["recent_0"], state["contents_0"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +28,7 @@ class SinkStepper(Stepper):
     """
 
     @torch.no_grad()
-    def __init__(self, layers: Sequence[Any], state: dict[str, Tensor], num_sinks: int, window: int) -> None:
+    def __init__(self, layers: Iterable[Any], state: dict[str, Tensor], num_sinks: int, window: int) -> None:
         self.sizes = num_sinks, window
         self.time = state["time"].clone()
         batch, _, self.slots, _ = state["keys"].shape
