@@ -67,7 +67,10 @@ def resolve(
         if unsupported is not None:
             raise ValueError(f"implementation='triton': {unsupported}; use 'torch' or 'auto'")
         if not _has_triton():
-            raise RuntimeError("implementation='triton': triton is not installed; use 'torch' or 'auto'")
+            raise RuntimeError(
+                "implementation='triton': triton is not installed; pip install 'scrubjay[gpu]', or use 'torch' "
+                "or 'auto'"
+            )
         if not on_gpu and os.environ.get("TRITON_INTERPRET") != "1":
             raise RuntimeError(
                 "implementation='triton' needs CUDA tensors, or TRITON_INTERPRET=1 in the environment before "

@@ -22,6 +22,7 @@ EXTRAS = {
     "cluster": "scrubjay launch, and Ray's dashboard",
     "dev": "the tests",
     "embeddings": "banks that search by meaning, in English",
+    "gpu": "Triton's kernels, where torch brings none: PyPI's does, on Linux",
     "langgraph": "store, checkpointer and middleware of LangGraph",
     "lm": "local language models: chat, inspect, longcontext",
     "mpe": "PettingZoo's particle environments",
