@@ -106,8 +106,8 @@ class _Reader:
             "MultiDiscrete": self._multi_discrete,
             "Tuple": lambda v, d: spaces.Tuple([self.read(part, d + 1) for part in v["parts"]]),
         }
-        name = value["space"]
-        if name not in readers:
+        name = value.get("space") if isinstance(value, dict) else value
+        if not isinstance(name, str) or name not in readers:
             raise ValueError(f"space {name!r:.40}: choose from {', '.join(readers)}")
         return readers[name](value, depth)
 
