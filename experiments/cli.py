@@ -7,6 +7,10 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import logging
 
 from scrubjay.experiments.words.failures import report
 from scrubjay.experiments.words.streams import give_up_output, open_streams
@@ -52,7 +56,7 @@ def _run(words: list[str]) -> int:
     if any(map(_MODULE.search, words)) or "--trust" in words:
         with contextlib.suppress(FileNotFoundError):  # that folder may have been deleted
             sys.path.extend({os.getcwd()} - {*sys.path})
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    logging.basicConfig(handlers=[_log_handler()], level=logging.WARNING)
     verb = command(choose("verb", words[0], list(COMMANDS)))
     try:
         return verb(words[1:])
@@ -62,6 +66,21 @@ def _run(words: list[str]) -> int:
         if stop.code in (0, None):  # tyro's, after it has shown help
             return 0
         raise
+
+
+def _log_handler() -> logging.Handler:
+    """Return what writes warnings, which may quote what others wrote, to stderr."""
+    import logging
+
+    from scrubjay.experiments.words.foreign import printable
+
+    class Printable(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return printable(super().format(record))
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(Printable("%(levelname)s: %(message)s"))
+    return handler
 
 
 def _help(commands: Mapping[str, tuple[str, str]]) -> str:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from collections.abc import Callable
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from scrubjay.agents.rl.policy import Policy
+from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.agents.teams.policy import TeamPolicy
+from scrubjay.experiments.evaluation.policy import MAX_COPIES
 from scrubjay.experiments.kinds import from_json, to_json
 from scrubjay.experiments.kinds.base import Experiment
 from scrubjay.experiments.runs.checkpoint import checkpoint_step, latest_checkpoint, load_weights
+from scrubjay.experiments.runs.cluster import RayOptions
 from scrubjay.experiments.runs.directory import (
     CHECKPOINTS,
     CONFIG,
@@ -23,7 +30,17 @@ from scrubjay.experiments.runs.directory import (
     lock,
     write_atomically,
 )
-from scrubjay.experiments.runs.reading import Fields, read_lines, read_object, read_text, with_numbers
+from scrubjay.experiments.runs.reading import (
+    MOST_BYTES,
+    Fields,
+    read_kept,
+    read_lines,
+    read_object,
+    with_numbers,
+)
+from scrubjay.experiments.runs.room import ROOM, check_room
+from scrubjay.experiments.runs.sketch import MisfitError, fitted, sketch, state_nbytes
+from scrubjay.experiments.tasks.environments import EnvConfig
 from scrubjay.experiments.tasks.facts import Facts
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
 
@@ -39,10 +56,12 @@ class Run:
         action, state = run.policy.act(observation, state, start)
     """
 
-    def __init__(self, path: Path, config: Experiment, trust: bool = False) -> None:
+    def __init__(self, path: Path, config: Experiment, trust: bool = False, found: bool = False) -> None:
         self.path = path
         self.config = config
         self.trust = trust
+        self.found = found
+        """Whether nobody vouches for the config, which was read from the directory: its sizes have bounds."""
 
     @classmethod
     def create(cls, config: Experiment, path: Path | str | None = None) -> Run:
@@ -72,16 +91,16 @@ class Run:
         by you in this process, training states of older versions and of environments that are no plain data.
         """
         path = Path(path)
+        if not trust and os.path.lexists(path / CONFIG):
+            check_files(path)
         try:
-            text = read_text(path / CONFIG)
+            text = read_kept(path / CONFIG)
         except OSError:
             siblings = sorted(child.parent.name for child in path.parent.glob(f"*/{CONFIG}"))
             choices = f"; runs in {path.parent}: {', '.join(siblings)}" if siblings else ""
             raise ValueError(f"no run at {path}{choices}") from None
-        if not trust:
-            check_files(path)
         try:
-            return cls(path, from_json(text, trust), trust)
+            return cls(path, from_json(text, trust), trust, found=not trust)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path / CONFIG}: {error}") from error
 
@@ -94,7 +113,16 @@ class Run:
         if config.acts is None or config.env.id != name:
             raise ValueError(f"{self.path} is not of the environment {name!r}")
         env = dataclasses.replace(config.env, id=name)
-        return Run(self.path, dataclasses.replace(config, env=env), self.trust)
+        return Run(self.path, dataclasses.replace(config, env=env), self.trust, self.found)
+
+    def check(self, ray: RayOptions | None = None) -> None:
+        """Raise ValueError or TypeError, in one clear line, if this cannot run here, or on Ray if told so.
+
+        Of a run that was found, also if it would take more memory than such a one may.
+        """
+        if self.found:
+            check_room(self.config.rough_bytes())
+        self.config.check(ray)
 
     @property
     def finished(self) -> bool:
@@ -144,7 +172,7 @@ class Run:
             raise TypeError(f"{self.path} is a run of kind {config.kind!r}, in which nothing acts")
         file = self.path / ENVIRONMENT
         try:
-            text = file.read_text()
+            text = read_kept(file)
         except FileNotFoundError:
             return config.env.facts()
         try:
@@ -164,13 +192,21 @@ class Run:
         Raises ValueError if there is none yet, or it does not fit the run; TypeError if none will be.
         """
         config = self._config_of("agent", "policy")
-        weights = load_weights(self._checkpoint())
-        policy = config.policy.build(self.facts.spaces)
+        weights, spaces = load_weights(self._checkpoint()), self.facts.spaces
         try:
-            policy.load_state_dict(weights)
-        except RuntimeError as error:
-            raise ValueError(f"the weights in {self.latest} are not of the policy in {CONFIG}") from error
-        return policy.eval()
+            return self._fitted(lambda: config.policy.build(spaces), weights)
+        except MisfitError as error:
+            raise ValueError(
+                f"the weights in {self.latest} are not of the policy in {CONFIG}: {error}"
+            ) from error
+
+    def policy_in(self, env: EnvConfig) -> Policy:
+        """Return `policy` to play in `env`; raises as it, and ValueError if that is no environment for it."""
+        policy, met = self.policy, env.spaces()
+        known = Spaces(policy.observation_space, policy.action_space)
+        if (misfit := known.misfit(met)) is not None:
+            raise ValueError(f"the policy of {self.path} is for no such environment as {env.id!r}: {misfit}")
+        return policy
 
     @cached_property
     def team_policy(self) -> TeamPolicy:
@@ -184,16 +220,23 @@ class Run:
         """
         config = self._config_of("team", "team")
         weights = load_weights(self._checkpoint())
-        fitted = config if env is None else dataclasses.replace(config, env=env)
-        policy = config.policy.build((self.facts if fitted.env == config.env else fitted.env.facts()).spaces)
+        spaces = self.facts.spaces if env is None else env.spaces()
         try:
-            policy.load_state_dict(weights)
-        except RuntimeError as error:
+            return self._fitted(lambda: config.policy.build(spaces), weights)
+        except MisfitError as error:
             raise ValueError(
-                f"the policy of {self.path} does not fit {fitted.env.kwargs}: it learned in "
-                f"{config.env.kwargs}; what an "
-                "agent sees and can do must be alike, and only policy.shared=True serves teams of other sizes"
+                f"the policy of {self.path} does not fit {(env or config.env).kwargs}: it learned in "
+                f"{config.env.kwargs}; what an agent sees and can do must be alike, and only "
+                f"policy.shared=True serves teams of other sizes ({error})"
             ) from error
+
+    def _fitted(self, build: Callable[[], Any], weights: dict[str, Tensor]) -> Any:
+        """Return a policy with these weights; of a found run only if there is room for its memory, too."""
+        policy = fitted(build, weights)
+        if self.found:
+            rows = MAX_COPIES
+            taken = state_nbytes(sketch(build, ROOM), rows)
+            check_room({f"the memory of {rows} environments by {CONFIG}": taken})
         return policy.eval()
 
     def _config_of(self, whose: str, lacking: str) -> Any:
@@ -237,5 +280,5 @@ def _store_facts(config: Any, path: Path) -> None:
         kept = Facts.from_json(text)
     except Exception:  # noqa: BLE001  (whoever makes the environment in earnest is told why it cannot be)
         return
-    if kept == facts:
+    if kept == facts and len(text) <= MOST_BYTES:
         write_atomically(path, text)

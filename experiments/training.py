@@ -15,6 +15,7 @@ from scrubjay.experiments.runs.directory import RESULT, write_atomically
 from scrubjay.experiments.runs.metrics import OnUpdate
 from scrubjay.experiments.runs.progress import ProgressDisplay
 from scrubjay.experiments.runs.stopping import Interrupted, StopRequest
+from scrubjay.experiments.words.foreign import one_line
 
 
 class CannotBeginError(ValueError):
@@ -51,7 +52,7 @@ def resume(
     without `trust`, as in `Run.load`, if it would have to run code of the directory's.
     """
     run = Run.load(run_dir, trust)
-    run.config.check(ray)
+    run.check(ray)
     go_on(run, progress, ray)
     return run
 
@@ -67,7 +68,7 @@ def go_on(
         return
     config = run.config
     with one_thread(), StopRequest() as stop, _engine(run, ray) as engine:
-        title = f"{config.recipe} {config.label} s{config.seed}"
+        title = one_line(f"{config.recipe} {config.label} s{config.seed}")
         with ProgressDisplay(title, config.planned_steps, engine.step, progress) as display:
             while engine.step < config.planned_steps and stop.signal_number is None:
                 row = engine.update()
@@ -87,7 +88,8 @@ def _engine(run: Run, ray: RayOptions | None) -> Engine:
     except (ValueError, OSError) as error:
         raise CannotBeginError(f"{error}") from error
     try:
-        run.metrics()  # what the curve is drawn from at the end, when it would be too late to say so
+        # What the curve is drawn from at the end, when it would be too late to say so.
+        _ = run.metrics(), run.success_without_memory
     except ValueError as error:
         with engine:
             raise CannotBeginError(f"{error}") from error

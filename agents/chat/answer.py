@@ -170,7 +170,18 @@ class Answer:
             del conversation.pending[-unread:]
         if beyond > unread and not crop(conversation, self.prompt_tokens + tokens):
             length = len(self._text.said)
-        conversation.text = self._prompt + self._text.said[:length]
+        conversation.text = self._prompt + self._as_a_template_has_it(self._text.said[:length])
+
+    def _as_a_template_has_it(self, said: str) -> str:
+        """Return the words of an answer as they will stand in the next prompt.
+
+        Where they spell control tokens that were not said as such, these are broken: or an empty answer and
+        the mark behind it would pass for them.
+        """
+        control = self._loaded.control_tokens
+        if len(control.places(said)) <= control.count(self._text.tokens):
+            return said
+        return control.plain(said)
 
 
 def crop(conversation: Conversation, length: int) -> bool:

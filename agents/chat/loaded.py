@@ -17,6 +17,7 @@ from scrubjay.agents.chat.constraint import CALL_BEGIN
 from scrubjay.memory.context.quotes import ControlTokens
 
 _FEED_BLOCK = 512
+_SAID = "said"
 
 
 class LoadedModel:
@@ -36,10 +37,14 @@ class LoadedModel:
 
     @cached_property
     def end_tokens(self) -> frozenset[int]:
-        """Tokens that end an answer: end of turn, and any other mark that only templates write."""
+        """Tokens that end an answer: end of turn, and any other mark that only templates write.
+
+        They are those of the model's settings, those of the tokenizer's, and what its template writes behind
+        an answer, which not every tokenizer lists.
+        """
         ends = getattr(self.model.generation_config, "eos_token_id", None)
         ends = ends if isinstance(ends, list) else [ends]
-        marks = [self.tokenizer.eos_token_id, *self.tokenizer.all_special_ids]
+        marks = [self.tokenizer.eos_token_id, *self.tokenizer.all_special_ids, *self._behind_answers()]
         return frozenset(end for end in [*ends, *marks] if end is not None)
 
     @cached_property
@@ -63,6 +68,20 @@ class LoadedModel:
     def control_tokens(self) -> ControlTokens:
         """What no text but a template's becomes."""
         return ControlTokens(self.tokenizer)
+
+    def _behind_answers(self) -> list[int]:
+        """Return the first control token that the template writes behind an answer; none if there is none."""
+        from jinja2.exceptions import TemplateError
+
+        if not self.tokenizer.chat_template:
+            return []
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _SAID}]
+        try:
+            written = self.tokenizer.apply_chat_template(turns, tokenize=False)
+        except TemplateError:
+            return []
+        tokens = self.tokenizer(written.rpartition(_SAID)[2], add_special_tokens=False).input_ids
+        return [token for token in tokens if self.control_tokens.count([token])][:1]
 
     def tokenize(self, text: str) -> list[int]:
         """Return the tokens of a prompt, whose marks are in the text already."""

@@ -26,6 +26,11 @@ class AnswerText:
         self.stop_at: int | None = None
 
     @property
+    def tokens(self) -> Sequence[int]:
+        """All that were pushed."""
+        return self._tokens
+
+    @property
     def stopped(self) -> bool:
         """Whether a stop sequence has come; `stop_at` is where in `said` it begins."""
         return self.stop_at is not None

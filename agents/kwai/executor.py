@@ -13,8 +13,8 @@ from scrubjay.agents.kwai.effects import Do, Effect, RunTool, ToolTimeoutError
 from scrubjay.agents.kwai.limits import Limits
 from scrubjay.agents.kwai.plans import Call
 from scrubjay.agents.kwai.turn import Turn
-from scrubjay.agents.language.declarations import has_side_effect, is_known, is_trusted
-from scrubjay.agents.language.gate import Gate
+from scrubjay.agents.language.declarations import is_trusted
+from scrubjay.agents.language.gate import Gate, objection
 from scrubjay.agents.language.prompts import Prompts
 from scrubjay.agents.language.text import clean
 from scrubjay.agents.language.untrusted import cut, fence, sources_of
@@ -100,17 +100,10 @@ class Executor:
         )
 
     def _objection(self, tool: BaseTool, call: Call, turn: Turn) -> str | None:
-        """Return why a call needs approval once text from outside was read, which may have asked for it.
-
-        It changes things, or nobody said that it does not; or it goes to an address that nobody gave, in
-        which the model may have written what it knows.
-        """
+        """Return why a call needs approval: text from outside was read, which may have asked for it."""
         if not turn.tainted:
             return None
-        if has_side_effect(tool):
-            return "blocked" if is_known(tool) else "blocked_undeclared"
-        leaks = self._gates[call.name].has_ungiven(call.arguments, turn.given())
-        return "blocked_address" if leaks else None
+        return objection(tool, self._gates[call.name], call.arguments, turn.given)
 
     def _failure(self, tool: BaseTool, call: Call, error: Exception) -> Observation:
         if _is_validation_error(error):

@@ -13,7 +13,9 @@ from langgraph.config import get_config
 from langgraph.prebuilt.tool_node import ToolCallRequest
 from langgraph.runtime import Runtime
 
+from scrubjay.agents.language.address import Given, unheard
 from scrubjay.agents.language.declarations import is_foreign, is_trusted
+from scrubjay.agents.language.gate import Gate, objection, texts
 from scrubjay.agents.language.packer import pack
 from scrubjay.agents.language.prompts import load_prompts
 from scrubjay.agents.language.text import clean, estimate_tokens, storable
@@ -40,7 +42,9 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
     thread: whole records, with a note of what is missing. An answer after a record or a tool's result that
     somebody outside may have worded is kept with `trust="tool"`, as is one of a model that was offered
     foreign tools, as those of MCP servers. A tool is trusted if `scrubjay.agents.tool(untrusted=False)` says
-    so. No tool is shut, whatever was read: KwaiAgent does that, LangChain's HumanInTheLoopMiddleware asks.
+    so. With `gate` a tool that may change things outside, or goes to an address that nobody gave, is refused
+    once such text was read or recalled, as KwaiAgent does; without, LangChain's HumanInTheLoopMiddleware can
+    ask the user.
     """
 
     state_schema = BankState
@@ -56,6 +60,7 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
         trusts: Sequence[str] | None = None,
         language: str = "en",
         count_tokens: Callable[[str], int] = estimate_tokens,
+        gate: bool = False,
     ) -> None:
         """Join a bank to an agent.
 
@@ -68,6 +73,9 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
             trusts: Recall what these have worded only; None for all.
             language: Of the marks, en or zh.
             count_tokens: Counts those of a text.
+            gate: Refuse, once text was read that somebody outside may have worded, what could do harm: tools
+                that are not declared by `scrubjay.agents.tool(side_effect=False)`, and addresses that neither
+                the user nor a source gave.
 
         Raises ValueError or TypeError on what cannot be.
         """
@@ -78,7 +86,7 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
         self._namespace = namespace if callable(namespace) else check_namespace(namespace)
         self._kinds = check_choices("kinds", kinds, KINDS)
         self._trusts = check_choices("trusts", trusts, TRUSTS)
-        self._prompts = load_prompts(language)
+        self._prompts, self._gate = load_prompts(language), gate
         # Tried on a record that cannot fit, as the note of what is missing must fit beside the heading.
         self._pack([{"id": "", "kind": "", "trust": "", "text": "word " * (token_budget + 1)}])
 
@@ -107,7 +115,12 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
         return _noted(await handler(self._with_memories(request)), request)
 
     def wrap_tool_call(self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Any]) -> Any:
-        """Tell the tool whether text from outside was read, and note on its result whether it is such."""
+        """Tell the tool whether text from outside was read, and note on its result whether it is such.
+
+        With `gate` it may be refused instead.
+        """
+        if (refusal := self._refusal(request)) is not None:
+            return refusal
         with telling_tools(_is_tainted(request.state)):
             return _marked(handler(request), request)
 
@@ -115,6 +128,8 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Awaitable[Any]]
     ) -> Any:
         """Do as `wrap_tool_call`."""
+        if (refusal := self._refusal(request)) is not None:
+            return refusal
         with telling_tools(_is_tainted(request.state)):
             return _marked(await handler(request), request)
 
@@ -136,6 +151,23 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
             if text.strip()
         ]
         self._bank.write(self._bank.embedded(drafts))
+
+    def _refusal(self, request: ToolCallRequest) -> ToolMessage | None:
+        """Return what the model is told in place of a result, None if the tool may run."""
+        if not self._gate or not _is_tainted(request.state):
+            return None
+        tool, called = request.tool, request.tool_call
+        if tool is None:
+            why = "blocked_undeclared"
+        else:
+            why = objection(tool, Gate(tool), called["args"], lambda: _given(request.state))
+        if why is None:
+            return None
+        said = self._prompts.say(why, tool=called["name"])
+        told = {_TRUSTED: True}
+        return ToolMessage(
+            said, tool_call_id=called["id"], name=called["name"], status="error", additional_kwargs=told
+        )
 
     def _recall(self, query: str, namespace: tuple[str, ...], messages: Sequence[BaseMessage]) -> list[Hit]:
         """Return the best records that are not said in the thread itself."""
@@ -217,6 +249,21 @@ def _before(memories: str, asked: BaseMessage) -> str | list[Any]:
 def _is_tainted(state: Any) -> bool:
     """Return whether the agent has seen text that somebody outside may have worded."""
     return bool(state.get("recalled_untrusted")) or any(map(_is_outside, state["messages"]))
+
+
+def _given(state: Any) -> Given:
+    """Return the addresses that another than the model wrote: the user, or a source that did not hear it."""
+    messages = state["messages"]
+    said = [clean(message.text) for message in messages if _is_asked(message)]
+    said += [record["text"] for record in state.get("recalled", []) if record["trust"] == "user"]
+    told = {
+        call["id"]: "".join(texts(call["args"]))
+        for message in messages
+        if isinstance(message, AIMessage)
+        for call in message.tool_calls
+    }
+    heard = [message for message in messages if isinstance(message, ToolMessage) and _is_outside(message)]
+    return Given(said, [unheard(message.text, told.get(message.tool_call_id, "")) for message in heard])
 
 
 def _is_outside(message: BaseMessage) -> bool:

@@ -7,7 +7,7 @@ has to that looks like one: with `scheme:` or `www.` in it, or two slashes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from langchain_core.tools import BaseTool
@@ -15,6 +15,8 @@ from langchain_core.tools import BaseTool
 from scrubjay.agents.language.address import Given, squeezed
 from scrubjay.agents.language.declarations import (
     address_arguments,
+    has_side_effect,
+    is_known,
     is_trusted,
     schema_addresses,
     sounds_like_an_address,
@@ -63,6 +65,17 @@ class Gate:
 
     def _is_address(self, name: str) -> bool:
         return name in self._names or (self._guesses and sounds_like_an_address(name))
+
+
+def objection(tool: BaseTool, gate: Gate, arguments: Any, given: Callable[[], Given]) -> str | None:
+    """Return why a call needs approval once text from outside was read, as the name of a prompt's line.
+
+    It changes things, or nobody said that it does not; or it goes to an address that nobody gave, in which
+    the model may have written what it knows. None if nothing is in its way.
+    """
+    if has_side_effect(tool):
+        return "blocked" if is_known(tool) else "blocked_undeclared"
+    return "blocked_address" if gate.has_ungiven(arguments, given()) else None
 
 
 def texts(arguments: Any) -> list[str]:

@@ -23,6 +23,16 @@ _MARKS = re.compile(r"<{2,}|>{2,}|[«»《》]{2,}|[＜＞]{2,}")
 TAINTED = "scrubjay_tainted"
 """In the metadata of an answer that was written after text from outside was read."""
 
+# As the models of these years spell them: <|im_end|>, <｜end▁of▁sentence｜>, </s>, <end_of_turn>, [/INST].
+_CONTROL_MARKS = re.compile(
+    r"<[|｜][^<>\s]{1,64}?[|｜]>"
+    r"|</?(?:s|bos|eos|pad|unk|cls|sep|mask|(?:start|end)_of_(?:turn|text|image)|unused\d+"
+    r"|tools|tool_calls?|tool_responses?|think|thought|function_calls?|(?:repo|file)_[a-z]+|jupyter_[a-z]+)>"
+    r"|\[/?(?:INST|(?:AVAILABLE_)?TOOLS|TOOL_(?:CALLS|RESULTS|CONTENT)|SYSTEM_PROMPT|THINK|ARGS"
+    r"|IMG(?:_END|_BREAK)?|PREFIX|MIDDLE|SUFFIX)\]|<</?SYS>>",
+    re.IGNORECASE,
+)
+
 # Letters that no reader sees and a model reads all the same.
 _HIDDEN = re.compile("[\U000e0000-\U000e007f]")
 
@@ -37,6 +47,15 @@ def fence(text: str, source: str, trust: str, prompts: Prompts) -> str:
 def without_marks(text: str) -> str:
     """Return `text` clean, its marks broken, and without letters that only a model reads."""
     return _MARKS.sub(_defuse, _HIDDEN.sub("", clean(text)))
+
+
+def without_control_marks(text: str) -> str:
+    """Return `text` with a space of no width in what is a control token to some model, by its spelling.
+
+    For texts of which nobody knows by which tokenizer they will be read; where it is known, ask
+    `scrubjay.memory.context.quotes`.
+    """
+    return _CONTROL_MARKS.sub(lambda mark: f"{mark.group()[0]}\u200b{mark.group()[1:]}", text)
 
 
 def cut(text: str, tokens: int, count_tokens: Callable[[str], int], prompts: Prompts) -> str:

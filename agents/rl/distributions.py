@@ -212,8 +212,13 @@ class CategoricalHead(nn.Module):
         self.single = isinstance(space, spaces.Discrete)
         self.choices = (len(sizes), int(sizes.max()))
         self.linear = _small_linear(dim, len(sizes) * int(sizes.max()))
-        impossible = torch.arange(int(sizes.max())) >= torch.as_tensor(sizes)[:, None]
-        self.register_buffer("impossible", impossible if impossible.any() else None, persistent=False)
+        alike = int(sizes.min()) == int(sizes.max())
+        impossible = (
+            None
+            if alike
+            else torch.arange(int(sizes.max())) >= torch.as_tensor(sizes.astype(np.int64))[:, None]
+        )
+        self.register_buffer("impossible", impossible, persistent=False)
 
     def forward(self, features: Float[Tensor, "... dim"]) -> Categorical:
         """Return the distribution over indices that count from zero."""

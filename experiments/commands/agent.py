@@ -21,7 +21,7 @@ from scrubjay.experiments.language.banks import open_bank, open_for_recall, read
 from scrubjay.experiments.language.models import open_local_model
 from scrubjay.experiments.language.tuning import append_records, why_not
 from scrubjay.experiments.words.arguments import parse
-from scrubjay.experiments.words.failures import printable
+from scrubjay.experiments.words.foreign import as_json, printable
 from scrubjay.experiments.words.terminal import bad_input
 
 if TYPE_CHECKING:
@@ -232,7 +232,7 @@ class Conversation:
             return False
         self._messages = result["messages"]
         if options.json:
-            print(json.dumps(summarise(question, result), ensure_ascii=False, default=str), flush=True)
+            print(as_json(summarise(question, result)), flush=True)
         else:
             print(flush=True)
             if result["stopped"] != "finished":
@@ -329,7 +329,7 @@ def _read(terminal: bool) -> str | None:
 
 
 def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 def load_model(options: AgentOptions) -> Any:

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from scrubjay.experiments.language.models import open_local_model
 from scrubjay.experiments.words.arguments import did_you_mean, parse
+from scrubjay.experiments.words.foreign import one_line, printable
 from scrubjay.experiments.words.terminal import bad_input
 
 _THREAD = "chat"
@@ -88,7 +89,7 @@ class Chat:
                 else:
                     self.answer(line)
             except (ValueError, OSError) as error:
-                console.out(error, style="red", highlight=False)
+                console.out(one_line(error), style="red", highlight=False)
             except KeyboardInterrupt:
                 console.print("\nstopped at once; the next answer reads the conversation again")
         return 0
@@ -105,7 +106,7 @@ class Chat:
                 first = next(stream)
             for chunk in itertools.chain([first], stream):
                 said += chunk.text
-                self._console.out(chunk.text, end="", highlight=False)
+                self._console.out(printable(chunk.text), end="", highlight=False)
                 last = chunk
                 if stopped.is_set():
                     break
@@ -167,7 +168,7 @@ class Chat:
         new = folder / f"{_MESSAGES}.new"
         new.write_text(json.dumps(messages_to_dict(self._messages), ensure_ascii=False, indent=1), "utf-8")
         new.replace(folder / _MESSAGES)
-        self._console.print(f"saved in {folder}")
+        self._console.out(one_line(f"saved in {folder}"))
 
     def _load(self, folder: Path) -> None:
         from langchain_core.messages import messages_from_dict
@@ -178,7 +179,7 @@ class Chat:
             raise ValueError(f"{folder} holds no saved conversation: {error}") from error
         self._chat.load_conversation(folder, _THREAD)
         self._messages = messages
-        self._console.print(f"loaded {folder}: {len(messages)} messages")
+        self._console.out(one_line(f"loaded {folder}: {len(messages)} messages"))
 
     def _start(self) -> None:
         from langchain_core.messages import SystemMessage

@@ -18,6 +18,7 @@ from scrubjay.experiments.recipes.overrides import override
 from scrubjay.experiments.reports.comparison import write_report
 from scrubjay.experiments.runs.stopping import Interrupted
 from scrubjay.experiments.words.arguments import choose, parse
+from scrubjay.experiments.words.foreign import one_line
 from scrubjay.experiments.words.terminal import bad_input
 from scrubjay.memory import list_memories
 
@@ -81,7 +82,7 @@ def run(words: Sequence[str]) -> int:
         return stop.exit_code
     with bad_input():  # of a run's files, which may be of long ago
         written = write_report(runs, options.out, _command(options, train_flags))
-    print(*written, sep="\n")
+    print(*map(one_line, written), sep="\n")
     return 0
 
 

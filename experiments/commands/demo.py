@@ -13,6 +13,7 @@ from scrubjay.experiments.recipes.tasks import recall_demo
 from scrubjay.experiments.reports.curves import plot_runs
 from scrubjay.experiments.runs.stopping import Interrupted
 from scrubjay.experiments.words.arguments import parse
+from scrubjay.experiments.words.foreign import one_line
 from scrubjay.experiments.words.terminal import bad_input
 from scrubjay.memory import make_config
 
@@ -71,6 +72,7 @@ def run(words: Sequence[str]) -> int:
         f"{base.eval_episodes} new episodes the trained policies were right in"
     )
     for name, run, (success, low, high, seconds) in zip(names, runs, rows, strict=True):
-        print(f"  {name:<6} {success:.2f}  [{low:.2f}, {high:.2f}]   {seconds:.0f} s of training, {run.path}")
-    print(f"curve: {curve}")
+        told = f"[{low:.2f}, {high:.2f}]   {seconds:.0f} s of training, {one_line(run.path)}"
+        print(f"  {name:<6} {success:.2f}  {told}")
+    print(one_line(f"curve: {curve}"))
     return 0

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from scrubjay.agents.teams.policy import TeamPolicy
-from scrubjay.experiments.commands.loading import config_of_agent
+from scrubjay.experiments.commands.loading import config_of_agent, guarded
 from scrubjay.experiments.evaluation.policy import EvalOptions, evaluate
 from scrubjay.experiments.evaluation.team import PolicyActor, evaluate_team
 from scrubjay.experiments.kinds.reinforcement import AgentConfig
@@ -20,6 +20,7 @@ from scrubjay.experiments.runs.seeding import derive_seed
 from scrubjay.experiments.tasks.environments import EnvConfig
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
 from scrubjay.experiments.words.arguments import parse, take_flag
+from scrubjay.experiments.words.foreign import one_line
 from scrubjay.experiments.words.terminal import bad_input, table
 
 
@@ -28,11 +29,12 @@ def run(words: Sequence[str]) -> int:
     remaining = list(words)
     settings = take_flag(remaining, "--set")
     options = parse(EvalOptions, remaining, "scrubjay eval")
-    with bad_input():
-        trained = Run.load(options.run, options.trust)
-    if isinstance(trained.config, TeamTaskConfig):
-        return _evaluate_team(trained, trained.config, settings, options)
-    return _evaluate_agent(trained, config_of_agent(trained), settings, options)
+    with guarded(options.trust):
+        with bad_input():
+            trained = Run.load(options.run, options.trust)
+        if isinstance(trained.config, TeamTaskConfig):
+            return _evaluate_team(trained, trained.config, settings, options)
+        return _evaluate_agent(trained, config_of_agent(trained), settings, options)
 
 
 def _evaluate_agent(run: Run, config: AgentConfig, settings: Sequence[str], options: EvalOptions) -> int:
@@ -41,8 +43,7 @@ def _evaluate_agent(run: Run, config: AgentConfig, settings: Sequence[str], opti
         if options.best_response:
             raise ValueError(f"--best-response is of teams; {run.path} is a run of one agent")
         env = with_settings(config.env, settings)
-        env.make().close()
-        policy = run.policy
+        policy = run.policy_in(env)
         if options.episodes < 1:
             raise ValueError(f"episodes={options.episodes}: at least 1 is needed")
     seed = derive_seed(options.seed, "evaluation")
@@ -84,7 +85,8 @@ def _evaluate_team(run: Run, config: TeamTaskConfig, settings: Sequence[str], op
 def _print_heading(run: Run, env: EnvConfig | TeamEnvConfig) -> None:
     config = run.config
     changed = ", ".join(f"{name}={value}" for name, value in env.kwargs.items())
-    print(f"{config.recipe} {config.label} s{config.seed} at step {run.step:,}: {env.id} {changed}".rstrip())
+    title = f"{config.recipe} {config.label} s{config.seed}"
+    print(one_line(f"{title} at step {run.step:,}: {env.id} {changed}"))
 
 
 def _print_gains(run: Run, config: TeamTaskConfig, policy: TeamPolicy, options: EvalOptions) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from scrubjay.experiments.commands.loading import load_agent
+from scrubjay.experiments.commands.loading import guarded, load_agent
 from scrubjay.experiments.reports.export import export_onnx, export_torch
 from scrubjay.experiments.words.arguments import parse
+from scrubjay.experiments.words.foreign import one_line
 from scrubjay.experiments.words.terminal import bad_input
 
 
@@ -31,10 +32,10 @@ class ExportOptions:
 def run(words: Sequence[str]) -> int:
     """`scrubjay export RUN [--out FILE] [--onnx]`."""
     options = parse(ExportOptions, words, "scrubjay export")
-    trained, _ = load_agent(options.run, options.trust)
-    with bad_input():
+    with guarded(options.trust), bad_input():
+        trained, _ = load_agent(options.run, options.trust)
         policy = trained.policy
         out = options.out or trained.path / ("policy.onnx" if options.onnx else "policy.pt2")
         difference = (export_onnx if options.onnx else export_torch)(policy, out)
-    print(f"{out}: reloaded, and equal to the policy up to {difference:.1e}")
+    print(one_line(f"{out}: reloaded, and equal to the policy up to {difference:.1e}"))
     return 0

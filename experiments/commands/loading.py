@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from scrubjay.experiments.kinds.reinforcement import AgentConfig
@@ -9,10 +11,30 @@ from scrubjay.experiments.kinds.team import TeamTaskConfig
 from scrubjay.experiments.run import Run
 from scrubjay.experiments.runs.checkpoint import CheckpointError
 from scrubjay.experiments.runs.cluster import RayOptions
+from scrubjay.experiments.runs.room import ROOM, available, bounded
 from scrubjay.experiments.runs.stopping import Interrupted
 from scrubjay.experiments.training import CannotBeginError, go_on
-from scrubjay.experiments.words.failures import UsageError, describe
+from scrubjay.experiments.words.failures import UsageError, describe, lacks_memory
+from scrubjay.experiments.words.foreign import one_line
 from scrubjay.experiments.words.terminal import bad_input
+
+
+@contextlib.contextmanager
+def guarded(trust: bool) -> Iterator[None]:
+    """While entered, let runs that nobody vouches for take half of the memory that is free, and no more.
+
+    Raises UsageError where they would.
+    """
+    if trust:
+        yield
+        return
+    try:
+        with bounded(max(ROOM, available() // 2)):
+            yield
+    except Exception as error:
+        if not lacks_memory(error.__cause__ or error):
+            raise
+        raise UsageError(f"{describe(error)}; a run that you trust may take more: add --trust") from error
 
 
 def load_agent(path: Path, trust: bool = False) -> tuple[Run, AgentConfig]:
@@ -38,7 +60,7 @@ def train_on(run: Run, quiet: bool, ray: RayOptions | None = None) -> int:
     except CannotBeginError as error:
         raise UsageError(describe(error)) from error
     except Interrupted as stop:
-        print(f"\n{stop}", flush=True)
+        print(f"\n{one_line(stop)}", flush=True)
         return stop.exit_code
     except CheckpointError as error:
         raise UsageError(str(error)) from error
@@ -47,5 +69,5 @@ def train_on(run: Run, quiet: bool, ray: RayOptions | None = None) -> int:
         for name, key in (("return", "episodic_return"), ("success", "success"))
         if key in run.result
     )
-    print(f"done: {result or 'not evaluated'}; curve: {run.path / 'curve.png'}")
+    print(one_line(f"done: {result or 'not evaluated'}; curve: {run.path / 'curve.png'}"))
     return 0

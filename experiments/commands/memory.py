@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import sqlite3
 import sys
 import time
@@ -20,7 +19,7 @@ from scrubjay.agents.embeddings import EmbeddingsName
 from scrubjay.experiments.language.banks import open_bank, open_for_recall, read_namespace
 from scrubjay.experiments.runs import reading
 from scrubjay.experiments.words.arguments import UsageError, choose, parse
-from scrubjay.experiments.words.failures import printable
+from scrubjay.experiments.words.foreign import as_json, one_line, printable
 from scrubjay.experiments.words.terminal import bad_input
 from scrubjay.memory import MemoryBank
 from scrubjay.memory.bank.file.record import Hit, Record
@@ -111,9 +110,9 @@ def search(options: SearchOptions) -> int:
         )
     for hit in hits:
         if options.json:
-            print(json.dumps(_as_json(hit), ensure_ascii=False))
+            print(as_json(_as_json(hit)))
             continue
-        print(f"{hit.id}  {hit.score:.4f}  {_heading(hit)}")
+        print(f"{one_line(hit.id)}  {hit.score:.4f}  {_heading(hit)}")
         print(_indented(hit.text))
         if hit.explanation is not None:
             why = dataclasses.asdict(hit.explanation).items()
@@ -151,9 +150,9 @@ def show(options: ShowOptions) -> int:
         for record in records:
             wordings = bank.sayings(record.id)
             if options.json:
-                print(json.dumps(_as_json(record) | {"wordings": wordings}, ensure_ascii=False))
+                print(as_json(_as_json(record) | {"wordings": wordings}))
                 continue
-            print(f"{record.id}  {_heading(record)}")
+            print(f"{one_line(record.id)}  {_heading(record)}")
             print(_indented(record.text))
             for name, value in _as_json(record).items():
                 if name not in ("id", "text", "kind", "trust", "renewed") and value not in (None, [], {}):
@@ -203,7 +202,7 @@ class ExportOptions:
 def export(options: ExportOptions) -> int:
     """Write records, in a file only whole."""
     with open_bank(options.file, create=False) as bank:
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in bank.export())
+        lines = (f"{as_json(row)}\n" for row in bank.export())
         lines = _told(lines, "exported", len(bank))
         if options.out is None:
             sys.stdout.writelines(lines)
@@ -252,7 +251,7 @@ def import_(options: ImportOptions) -> int:
             if source == Path("-") or source.suffix == ".jsonl":
                 with _opened(source) as lines:
                     written = list(_told(bank.restore(_rows(lines, source)), "read"))
-                print(f"{source}: {sum(written)} new, {len(written) - sum(written)} were there")
+                print(one_line(f"{source}: {sum(written)} new, {len(written) - sum(written)} were there"))
                 continue
             ids = bank.add_document(
                 reading.read_text(source),
@@ -261,7 +260,7 @@ def import_(options: ImportOptions) -> int:
                 trust=options.trust,
                 source=str(source),
             )
-            print(f"{source}: {len(ids)} passages")
+            print(one_line(f"{source}: {len(ids)} passages"))
     return 0
 
 
@@ -312,7 +311,7 @@ def _read_moment(text: str) -> datetime:
 def _heading(record: Record) -> str:
     when = record.renewed.astimezone().strftime("%Y-%m-%d %H:%M")
     ended = f"  until {record.valid_to.astimezone():%Y-%m-%d %H:%M}" if record.valid_to else ""
-    return f"{record.kind}  {when}{ended}  {record.trust}"
+    return one_line(f"{record.kind}  {when}{ended}  {record.trust}")
 
 
 def _indented(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from scrubjay.experiments.commands.loading import load_agent
+from scrubjay.experiments.commands.loading import guarded, load_agent
 from scrubjay.experiments.kinds.reinforcement import AgentConfig
 from scrubjay.experiments.recipes import RECIPES
 from scrubjay.experiments.recipes.overrides import with_settings
@@ -15,6 +15,7 @@ from scrubjay.experiments.reports.team_episode import Cast, cast_team, play_team
 from scrubjay.experiments.tasks.environments import EnvConfig
 from scrubjay.experiments.tasks.teams import KNOWN_TEAMS
 from scrubjay.experiments.words.arguments import UsageError, parse, take_flag
+from scrubjay.experiments.words.foreign import one_line
 from scrubjay.experiments.words.terminal import bad_input, table
 
 _TEAMS = " or ".join(KNOWN_TEAMS)
@@ -25,6 +26,12 @@ def run(words: Sequence[str]) -> int:
     remaining = list(words)
     settings = take_flag(remaining, "--set")
     options = parse(PlayOptions, remaining, "scrubjay play")
+    with guarded(options.trust):
+        return _play(options, settings)
+
+
+def _play(options: PlayOptions, settings: list[str]) -> int:
+    """Write an episode of who or what is named."""
     with bad_input():
         check_film(options.out or Path("episode.gif"), options.max_steps)
         cast = cast_team(options.what, options.policy, options.preset, settings, options.seed, options.trust)
@@ -39,14 +46,15 @@ def run(words: Sequence[str]) -> int:
     with bad_input():
         if Path(options.what).exists():
             trained, config = load_agent(Path(options.what), options.trust)
-            folder, policy, env = trained.path, trained.policy, config.env
+            folder, env = trained.path, with_settings(config.env, settings)
+            policy = trained.policy_in(env)
         else:
             recipe = RECIPES[options.what]() if options.what in RECIPES else None
             env = recipe.env if isinstance(recipe, AgentConfig) else EnvConfig(options.what, num_envs=1)
-        env = with_settings(env, settings)
+            env = with_settings(env, settings)
         out = options.out or folder / "episode.gif"
         frames, total = play(env, out, policy, options.seed, options.max_steps)
-    print(f"{out}: {frames} frames, return {total:g}")
+    print(one_line(f"{out}: {frames} frames, return {total:g}"))
     return 0
 
 
@@ -61,8 +69,8 @@ def _play_team(cast: Cast, options: PlayOptions) -> int:
         played = play_team(env, cast.actor, out, options.seed, options.max_steps)
         env.close()
         covered = [str(plot_coverage(world, options.coverage))] if options.coverage and world else []
-    print(f"{out}: {played.frames} frames, return {sum(played.returns.values()):g}")
+    print(one_line(f"{out}: {played.frames} frames, return {sum(played.returns.values()):g}"))
     if played.measures:
         print(table([(name, f"{value:.4g}") for name, value in played.measures.items()]))
-    print(*covered, sep="\n", end="\n" if covered else "")
+    print(*map(one_line, covered), sep="\n", end="\n" if covered else "")
     return 0

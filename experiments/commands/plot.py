@@ -8,9 +8,11 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
+from scrubjay.experiments.commands.loading import guarded
 from scrubjay.experiments.reports.curves import plot_runs
 from scrubjay.experiments.run import Run
 from scrubjay.experiments.words.arguments import parse
+from scrubjay.experiments.words.foreign import one_line
 from scrubjay.experiments.words.terminal import bad_input
 
 
@@ -32,10 +34,10 @@ class PlotOptions:
 def run(words: Sequence[str]) -> int:
     """`scrubjay plot RUN [RUN ...] [--out FILE] [--metric NAME]`."""
     options = parse(PlotOptions, words, "scrubjay plot")
-    with bad_input():
+    with guarded(options.trust), bad_input():
         if not options.runs:
             raise ValueError("plot needs at least one run directory")
         runs = [Run.load(path, options.trust) for path in options.runs]
         out = options.out or (runs[0].path if len(runs) == 1 else Path()) / "curve.png"
-        print(plot_runs(runs, out, options.metric))
+        print(one_line(plot_runs(runs, out, options.metric)))
     return 0

@@ -10,12 +10,13 @@ from tyro.conf import Positional
 
 from scrubjay.agents.learners import list_learners
 from scrubjay.experiments.commands.cluster import join, take_engine
-from scrubjay.experiments.commands.loading import train_on
+from scrubjay.experiments.commands.loading import guarded, train_on
 from scrubjay.experiments.recipes import RECIPES
 from scrubjay.experiments.recipes.methods import METHODS
 from scrubjay.experiments.recipes.overrides import override
 from scrubjay.experiments.run import Run
 from scrubjay.experiments.words.arguments import parse, take_flag
+from scrubjay.experiments.words.foreign import one_line
 from scrubjay.experiments.words.terminal import bad_input, table
 
 
@@ -43,7 +44,7 @@ def run(words: Sequence[str]) -> int:
         config.check(ray)
         join(ray)
         started = Run.create(config, run_dirs[-1] if run_dirs else None)
-    print(f"run directory: {started.path}", flush=True)
+    print(one_line(f"run directory: {started.path}"), flush=True)
     return train_on(started, quiet, ray)
 
 
@@ -69,17 +70,18 @@ def resume(words: Sequence[str]) -> int:
     remaining = list(words)
     ray = take_engine(remaining)
     options = parse(ResumeOptions, remaining, "scrubjay resume")
-    with bad_input():
-        run = Run.load(options.run, options.trust)
-        if options.env is not None:
-            run = run.of_environment(options.env)
-        run.config.check(ray)
-    if run.finished:
-        print(f"{run.path} is finished")
-        return 0
-    with bad_input():
-        join(ray)
-    return train_on(run, options.quiet, ray)
+    with guarded(options.trust or ray is not None):  # Ray's processes take what they have claimed
+        with bad_input():
+            run = Run.load(options.run, options.trust)
+            if options.env is not None:
+                run = run.of_environment(options.env)
+            run.check(ray)
+        if run.finished:
+            print(one_line(f"{run.path} is finished"))
+            return 0
+        with bad_input():
+            join(ray)
+        return train_on(run, options.quiet, ray)
 
 
 def recipes() -> list[tuple[str, str]]:

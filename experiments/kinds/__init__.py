@@ -48,7 +48,10 @@ def from_json(text: str, trust: bool = False) -> Experiment:
     kind = fields.pop("kind", None)
     if not isinstance(kind, str) or kind not in _KINDS:
         raise ValueError(f"kind={kind!r} in config.json: choose from {', '.join(_KINDS)}")
-    config = serialization.decode(_KINDS[kind][0], fields)
+    try:
+        config = serialization.decode(_KINDS[kind][0], fields)
+    except RecursionError:
+        raise ValueError("its parts are too deep in each other") from None
     if trust:
         return config
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}

@@ -18,11 +18,16 @@ from torch.nn import functional
 from scrubjay.envs.ballet.env import COLOUR_AT, MOVE_AT, SHAPE_AT, SLOT_SIZE, SLOTS, BalletVector
 from scrubjay.envs.ballet.world import INSTRUCTIONS, NO_MOVE
 from scrubjay.experiments.kinds.supervised import SupervisedConfig, SupervisedEngine
+from scrubjay.experiments.runs.room import ROOM
 from scrubjay.experiments.runs.seeding import derive_seed
-from scrubjay.memory import MemoryConfig
+from scrubjay.experiments.runs.sketch import nbytes, sketch, state_nbytes
+from scrubjay.memory import MemoryConfig, name_of
 
 _SYMBOLS = SLOTS * SLOT_SIZE
 _EVAL_ROWS = 64
+_DANCE_STEPS = 32  # at most
+_PER_STEP = 32  # numbers that a memory keeps of a step for its gradient, by its width
+_PER_TEST = 2**16
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,22 @@ class BalletProbeConfig(SupervisedConfig):
         """Return a batch of ballets, of the training's dancers and delay unless told otherwise."""
         count = self.num_dancers if num_dancers is None else num_dancers
         return BalletVector(num_envs, count, self.delay if delay is None else delay, "symbolic")
+
+    def rough_bytes(self) -> dict[str, int]:
+        """Return about how many bytes training and test take, by what takes them."""
+        model = sketch(lambda: BalletProbe(self.memory), ROOM)
+        rows = max(self.batch_questions, min(_EVAL_ROWS, self.eval_episodes))
+        dancers, delay = max(self.num_dancers, *self.eval_dancers), max(self.delay, *self.eval_delays)
+        steps = dancers * (delay + _DANCE_STEPS)
+        tests = (len(self.eval_dancers) + 1) * (len(self.eval_delays) + 1)
+        name, batch = f"memory={name_of(self.memory)}", f"batch_questions={self.batch_questions:,}"
+        numbers = rows * steps * (_SYMBOLS + _PER_STEP * self.memory.dim)
+        return {
+            name: 4 * nbytes(model.state_dict()),
+            f"{name} of {batch}": state_nbytes(model.memory, rows),
+            f"{batch}, delay={delay:,}": 4 * numbers,
+            f"{tests:,} tests": tests * _PER_TEST,
+        }
 
     def check_parts(self) -> None:
         """Make ballets of all sizes in the test, and the model."""

@@ -51,6 +51,13 @@ class Experiment(Protocol):
         """Return the same experiment with another memory."""
         ...
 
+    def rough_bytes(self) -> dict[str, int]:
+        """Return about how many bytes training takes, by what takes them, before anything is made of them.
+
+        Raises ValueError naming what would not end.
+        """
+        ...
+
     def check(self, ray: RayOptions | None = None) -> None:
         """Raise ValueError or TypeError, in one clear line, if this cannot run here, or on Ray if told so."""
         ...

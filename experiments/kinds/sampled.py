@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from scrubjay.agents.rl.learner import LearnerConfig
+from scrubjay.agents.rl.observations import leaf_spaces
 from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.experiments.evaluation.team import evaluate_policy
 from scrubjay.experiments.runs.cluster import RayOptions
 from scrubjay.experiments.runs.device import resolve_device
 from scrubjay.experiments.runs.plain import to_plain
+from scrubjay.experiments.runs.room import ROOM, check_room
 from scrubjay.experiments.runs.seeding import derive_seed
+from scrubjay.experiments.runs.sketch import nbytes, sketch, state_nbytes
 from scrubjay.memory import MemoryConfig
 
 _log = logging.getLogger(__name__)
+
+_PER_ROW = 2**17  # bytes of an environment, where each row is one of its own
+_COPIES = 4  # weights, their gradients, and Adam's two averages
+_NUMBER = 4  # bytes
+_PER_STEP = 8  # numbers of a step beside what is seen and done
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +110,21 @@ class SampledConfig(ABC):
     def make_policy(self, envs: Any = None) -> Any:
         """Return a new policy for the experiment's environment, or for `envs`, rows of one like it."""
         return self.policy.build(self.env.spaces() if envs is None else Spaces.of(envs))
+
+    def rough_bytes(self) -> dict[str, int]:
+        """Return about how many bytes training takes, by what takes them; makes one environment at most."""
+        rows = self.env.num_envs
+        check_room({f"env.num_envs={rows:,}": rows * _PER_ROW})
+        spaces = self.env.spaces()
+        policy = sketch(lambda: self.policy.build(spaces), ROOM)
+        spaces_of_one = [*leaf_spaces(spaces.observation).values(), *leaf_spaces(spaces.action).values()]
+        numbers = _PER_STEP + sum(math.prod(space.shape or ()) for space in spaces_of_one)
+        steps = rows * self.segment_length * (spaces.num_agents or 1)
+        return {
+            f"policy.memory={type(self.memory).__name__}": _COPIES * nbytes(policy.state_dict()),
+            f"policy.memory of env.num_envs={rows:,}": state_nbytes(policy, rows),
+            f"env.num_envs={rows:,}, segment_length={self.segment_length:,}": _NUMBER * steps * numbers,
+        }
 
     def check(self, ray: RayOptions | None = None) -> None:
         """Build the parts once. Raises ValueError or TypeError naming what does not fit."""

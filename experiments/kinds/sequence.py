@@ -12,13 +12,18 @@ import torch
 from torch import Tensor
 
 from scrubjay.experiments.kinds.supervised import SupervisedConfig, SupervisedEngine
+from scrubjay.experiments.runs.room import ROOM
 from scrubjay.experiments.runs.seeding import derive_seed
+from scrubjay.experiments.runs.sketch import nbytes, sketch, state_nbytes
 from scrubjay.experiments.tasks.suites import IGNORED, MQAR, Sequences, Suite
+from scrubjay.memory import name_of
 
 if TYPE_CHECKING:
     from scrubjay.memory.sequence import SequenceModel
 
 _EVAL_TOKENS = 8192
+_PER_TOKEN = 32  # numbers that a block keeps of a token for its gradient, by its width
+_PER_TEST = 2**16
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,25 @@ class SequenceTaskConfig(SupervisedConfig):
     def chance(self, count: int) -> float:
         """The suite's own, for who sees one token; two blocks' convolutions see five, and may do better."""
         return self.suite.chance
+
+    def rough_bytes(self) -> dict[str, int]:
+        """Return about how many bytes training and test take, by what takes them."""
+        suite, rows = self.suite, self.batch_rows
+        model = sketch(lambda: make_model(self), ROOM)
+        counts, longest = max(self.trained[0], *self.eval_items, 1), max(1, *self.eval_longer)
+        tests = (len(self.eval_items) + 1) * (len(self.eval_longer) + 1)
+        tested = min(self.eval_rows, max(1, _EVAL_TOKENS // suite.length))
+        name, length = f"memory={name_of(self.memory)}", f"suite.length={suite.length:,}"
+        read = rows * suite.length * (suite.vocab_size + _PER_TOKEN * self.memory.dim * self.num_blocks)
+        drawn = max(rows, tested) * (counts + suite.vocab_size)
+        return {
+            f"{name}, parameters={self.parameters:,}": 4 * nbytes(model.state_dict()),
+            f"{name} of batch_rows={rows:,}": state_nbytes(model, rows),
+            f"batch_rows={rows:,}, {length}": 4 * read,
+            f"eval_longer={longest:,}, {length}": 64 * tested * suite.length * longest,
+            f"eval_items={counts:,}, suite.vocab_size={suite.vocab_size:,}": 64 * drawn,
+            f"{tests:,} tests": tests * _PER_TEST,
+        }
 
     def check_parts(self) -> None:
         """Make suites of all sizes in training and test, and the model."""

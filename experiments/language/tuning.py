@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scrubjay.agents.language.untrusted import without_control_marks
 from scrubjay.experiments.language.forms import Plan
 from scrubjay.experiments.language.templates import Task, Template, generate_templates, write_plan
 
@@ -45,18 +46,22 @@ def why_not(result: Mapping[str, Any]) -> str | None:
 
 
 def moments(result: Mapping[str, Any], agent: KwaiAgent) -> Iterator[tuple[Task, Plan | None]]:
-    """Yield the task before each step with the plan that was made, last the task at its end with None."""
+    """Yield the task before each step with the plan that was made, last the task at its end with None.
+
+    What user, tools, memory and model wrote is free of control tokens, as prompts of chat models are.
+    """
     from langchain_core.utils.function_calling import convert_to_openai_tool
 
-    functions = tuple(convert_to_openai_tool(tool)["function"] for tool in agent.tools.values())
+    functions = tuple(_harmless(convert_to_openai_tool(tool)["function"]) for tool in agent.tools.values())
     profile = " ".join(filter(None, [agent.profile.bio, agent.profile.instructions]))
-    *earlier, question = _spoken(result["messages"])[:-1]
-    background = (*earlier, *result["knowledge"], *(record.text for record in result["recalled"]))
+    *earlier, question = map(without_control_marks, _spoken(result["messages"])[:-1])
+    read = (*result["knowledge"], *(record.text for record in result["recalled"]))
+    background = (*earlier, *map(without_control_marks, read))
     task = Task(agent.profile.name, profile, question, functions, agent.max_steps, background=background)
     for step in result["steps"]:
-        plan = Plan(step.task_name, step.tool, dict(step.arguments))
+        plan = Plan(without_control_marks(step.task_name), step.tool, _harmless(step.arguments))
         yield task, plan
-        task = replace(task, done=(*task.done, (plan, step.result)))
+        task = replace(task, done=(*task.done, (plan, without_control_marks(step.result))))
     yield task, None
 
 
@@ -69,7 +74,8 @@ def make_record(result: Mapping[str, Any], agent: KwaiAgent, template: Template)
             planned = write_plan(template, plan or template.finished())
             turns.append({"prompt": template.to_plan(task), "reply": planned})
         if plan is None:
-            turns.append({"prompt": template.to_conclude(task), "reply": result["answer"]})
+            answer = without_control_marks(result["answer"])
+            turns.append({"prompt": template.to_conclude(task), "reply": answer})
     content = json.dumps([template.id, turns], ensure_ascii=False)
     return {
         "id": hashlib.sha256(content.encode()).hexdigest()[:32],
@@ -80,6 +86,15 @@ def make_record(result: Mapping[str, Any], agent: KwaiAgent, template: Template)
         "function_names": [function["name"] for function in functions],
         "turns": turns,
     }
+
+
+def _harmless(value: Any) -> Any:
+    """Return JSON whose texts are no control tokens: what others wrote must not end a turn in training."""
+    if isinstance(value, str):
+        return without_control_marks(value)
+    if isinstance(value, Mapping):
+        return {_harmless(key): _harmless(item) for key, item in value.items()}
+    return [_harmless(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def append_records(path: Path, result: Mapping[str, Any], agent: KwaiAgent, templates: int) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 
 import scrubjay
 from scrubjay.experiments.runs.cluster import TOKEN, worker_variables
+from scrubjay.experiments.words.foreign import printable
 
 _PATIENCE = 30.0
 _REACH_SECONDS = 10.0
@@ -72,7 +73,7 @@ def follow(client: Any, job: str) -> int:
 
     async def tail() -> None:
         async for text in client.tail_job_logs(job):
-            print(text, end="", flush=True)
+            print(printable(text), end="", flush=True)
 
     while True:
         try:
@@ -86,7 +87,7 @@ def follow(client: Any, job: str) -> int:
     if info.status == "SUCCEEDED":
         return 0
     if info.driver_exit_code is None:  # it never came to run
-        print(info.message, flush=True)
+        print(printable(info.message), flush=True)
     return info.driver_exit_code or 1
 
 

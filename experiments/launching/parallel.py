@@ -21,6 +21,7 @@ from scrubjay.experiments.runs.progress import PLAIN_SECONDS, describe_row
 from scrubjay.experiments.runs.reading import parse_object, with_numbers
 from scrubjay.experiments.runs.stopping import Interrupted, StopRequest
 from scrubjay.experiments.words.failures import FailedError, UsageError
+from scrubjay.experiments.words.foreign import one_line
 from scrubjay.experiments.words.terminal import bad_input
 
 LOG = "log.txt"
@@ -88,7 +89,7 @@ def _start(run: Run) -> subprocess.Popen[bytes]:
 def _display(runs: Sequence[Run]) -> Iterator[Callable[[], None]]:
     console = Console()
     live = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
         TextColumn("{task.percentage:>3.0f}%  {task.fields[numbers]}"),
         TimeElapsedColumn(),
@@ -121,7 +122,7 @@ def _display(runs: Sequence[Run]) -> Iterator[Callable[[], None]]:
 
 
 def _title(run: Run) -> str:
-    return f"{run.config.recipe} {run.config.label} s{run.config.seed}"
+    return one_line(f"{run.config.recipe} {run.config.label} s{run.config.seed}")
 
 
 def _last_row(path: Path) -> dict[str, float] | None:

@@ -21,6 +21,7 @@ from scrubjay.experiments.runs.cluster import RayOptions, connect, describe_clus
 from scrubjay.experiments.runs.directory import write_atomically
 from scrubjay.experiments.runs.reading import read_text
 from scrubjay.experiments.training import go_on
+from scrubjay.experiments.words.foreign import printable
 
 _REPORTS = 16
 """How often a trial is compared with the others."""
@@ -104,7 +105,7 @@ def run_sweep(
         sweep, out, [(result.config or {}, result.metrics or {}, result.error) for result in results]
     )
     write_atomically(out / "table.md", table)
-    print(table)
+    print(printable(table))
     return 1 if results.num_errors else 0
 
 

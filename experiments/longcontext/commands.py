@@ -14,6 +14,7 @@ from scrubjay.experiments.longcontext.speed import SpeedOptions, run_speed
 from scrubjay.experiments.runs.device import one_thread
 from scrubjay.experiments.runs.stopping import Interrupted
 from scrubjay.experiments.words.arguments import UsageError, choose, parse
+from scrubjay.experiments.words.foreign import one_line
 
 MEASUREMENTS: dict[str, tuple[str, type, Callable[[Any, str], list[Path]]]] = {
     "perplexity": ("of a text, streamed: the curve, time and memory", PerplexityOptions, run_perplexity),
@@ -44,5 +45,5 @@ def longcontext(words: Sequence[str]) -> int:
         return stop.exit_code if isinstance(stop, Interrupted) else 130
     except (ValueError, OSError, ImportError) as error:
         raise UsageError(" ".join(str(error).split())) from error
-    print(*written, sep="\n")
+    print(*map(one_line, written), sep="\n")
     return 0

@@ -17,6 +17,7 @@ from tyro.conf import Positional
 
 from scrubjay.experiments.reports.curves import save_figure
 from scrubjay.experiments.runs.reading import read_text
+from scrubjay.experiments.words.foreign import one_line
 from scrubjay.memory.context.quotes import ControlTokens
 
 if TYPE_CHECKING:
@@ -60,14 +61,14 @@ def inspect_model(options: InspectOptions) -> int:
     text = read_text(options.text)
     model, tokenizer = load_model(options.model)
     tokens = _tokens(text, tokenizer, options.text)
-    print(f"{options.model}: attention on {options.text}", flush=True)
+    print(one_line(f"{options.model}: attention on {options.text}"), flush=True)
     sinks = sink_weights(model, _sequences(tokens))
     _print_sinks(sinks)
     scores = _retrieval(model, tokenizer, sinks)
     layers = options.layers or _telling(sinks, scores)
     maps = attention_weights(model, tokens[None, : options.tokens], dict.fromkeys(layers))
     figure = _draw(sinks.mean(dim=0), scores, {layer: maps[layer][0] for layer in layers}, str(options.model))
-    print(f"picture: {save_figure(figure, options.out)}")
+    print(one_line(f"picture: {save_figure(figure, options.out)}"))
     return 0
 
 
@@ -78,7 +79,7 @@ def _retrieval(model: Any, tokenizer: Any, sinks: Tensor) -> RetrievalHeads:
     try:
         scores = retrieval_heads(model, tokenizer)
     except ValueError as error:
-        print(f"no retrieval heads: {error}")
+        print(f"no retrieval heads: {one_line(error)}")
         return RetrievalHeads(tuple(map(tuple, torch.zeros(sinks.shape[1:]).tolist())), 0)
     print(
         "retrieval heads (layer, head), and the share of copied tokens they attended to most; "

@@ -79,9 +79,8 @@ def success_when_longer(run: Run, episodes: int = 100) -> dict[int, float]:
         for factor in factors:
             env = dataclasses.replace(config.env, kwargs={**config.env.kwargs, name: trained * factor})
             with one_thread():
-                scores[trained * factor] = _score(
-                    evaluate(run.policy, env, episodes, derive_seed(config.seed, "evaluation")).summary()
-                )
+                policy, seed = run.policy_in(env), derive_seed(config.seed, "evaluation")
+                scores[trained * factor] = _score(evaluate(policy, env, episodes, seed).summary())
         write_atomically(file, json.dumps(scores) + "\n")
     found = read_numbers(file)
     if not all(value.isdecimal() for value in found):

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from numpy.typing import NDArray
 
 from scrubjay.experiments.recipes.registry import longer_of
 from scrubjay.experiments.run import Run
+from scrubjay.experiments.words.foreign import printable
 
 LABELS = {
     "charts/success": "success per episode (0 to 1)",
@@ -22,6 +24,7 @@ LABELS = {
     "charts/SPS": "environment steps per second",
 }
 _GRID = 400
+_LONGEST_LABEL = 300
 
 
 def plot_runs(runs: Sequence[Run], out: Path | str, metric: str | None = None) -> Path:
@@ -120,6 +123,9 @@ def save_figure(figure: Figure, out: Path | str) -> Path:
     """Write a figure, in the format its name ends in, and return the path."""
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
+    for text in figure.findobj(Text):
+        # A name of a run is no formula, nor longer than a picture is wide.
+        text.set_text(printable(text.get_text())[:_LONGEST_LABEL].replace("$", r"\$"))  # pyright: ignore
     figure.savefig(out)
     return out
 

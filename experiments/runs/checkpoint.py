@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from scrubjay.experiments.runs.plain import from_plain, to_plain
+from scrubjay.experiments.runs.reading import read_object
 
 WEIGHTS = "model.safetensors"
 TRAINING = "training.pt"
 MANIFEST = "manifest.json"
+_SMALL = 2**26  # bytes of a tensor that may be one number told often, as rows of newborns are
 _NAME = re.compile(r"step_[0-9]{1,18}")
 
 
@@ -88,7 +91,8 @@ def load_training(path: Path, trust: bool = False) -> dict[str, Any]:
     """
     file = path / TRAINING
     try:
-        return from_plain(torch.load(file, map_location="cpu", weights_only=True))
+        _check_stored(file)
+        return from_plain(_within(file, torch.load(file, map_location="cpu", weights_only=True)))
     except Exception as error:
         if not trust:
             raise CheckpointError(
@@ -98,6 +102,28 @@ def load_training(path: Path, trust: bool = False) -> dict[str, Any]:
     return torch.load(file, map_location="cpu", weights_only=False)
 
 
+def _check_stored(file: Path) -> None:
+    """Raise ValueError if a file unpacks to more than it is: torch packs nothing."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+                raise ValueError("its parts are packed")
+
+
+def _within(file: Path, value: Any) -> Any:
+    """Return a value. Raises ValueError if a tensor in it is larger than the file can tell."""
+    most, waiting = max(file.stat().st_size, _SMALL), [value]
+    seen: set[int] = set()
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, Tensor) and part.nbytes > most:
+            raise ValueError(f"a tensor of shape {list(part.shape)} is larger than the file")
+        if isinstance(part, (dict, list, tuple)) and id(part) not in seen:
+            seen.add(id(part))
+            waiting += part.values() if isinstance(part, dict) else part
+    return value
+
+
 def _newest_first(folder: Path) -> list[Path]:
     steps = (path for path in folder.glob("step_*") if _NAME.fullmatch(path.name))
     return sorted(steps, key=checkpoint_step, reverse=True)
@@ -105,7 +131,7 @@ def _newest_first(folder: Path) -> list[Path]:
 
 def _is_whole(path: Path) -> bool:
     try:
-        digests = json.loads((path / MANIFEST).read_text())["sha256"]
+        digests = read_object(path / MANIFEST)["sha256"]
         return all(_digest(path / name) == digests[name] for name in (WEIGHTS, TRAINING))
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return False

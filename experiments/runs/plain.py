@@ -38,15 +38,26 @@ def to_plain(value: Any, where: str = "state") -> Any:
 
 
 def from_plain(value: Any) -> Any:
-    """Undo `to_plain`."""
+    """Undo `to_plain`. Raises ValueError on what it never wrote: a dict, list or tuple that is in two places.
+
+    Of such a few bytes tell a tree that no memory holds.
+    """
+    return _from_plain(value, set())
+
+
+def _from_plain(value: Any, met: set[int]) -> Any:
+    if isinstance(value, (dict, list, tuple)) and value:
+        if id(value) in met:
+            raise ValueError("something in it stands in two places")
+        met.add(id(value))
     if isinstance(value, dict):
         if value.keys() == {_ARRAY}:
             return value[_ARRAY].numpy()
         if value.keys() == {_SCALAR}:
             return value[_SCALAR].numpy()[()]
-        return type(value)((key, from_plain(item)) for key, item in value.items())
+        return type(value)((key, _from_plain(item, met)) for key, item in value.items())
     if type(value) in (list, tuple):
-        return type(value)(map(from_plain, value))
+        return type(value)(_from_plain(item, met) for item in value)
     return value
 
 

@@ -24,7 +24,7 @@ class ProgressDisplay:
         self._live = None
         if enabled and self._console.is_terminal:
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=20),
                 TextColumn("{task.percentage:>3.0f}%  {task.fields[numbers]}  ETA"),
                 TimeRemainingColumn(),

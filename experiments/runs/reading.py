@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import stat
 from pathlib import Path
 from typing import Any
+
+MOST_BYTES = 2**26
+"""Of a file with one object; the largest tells the bounds of every number of an observation."""
+MOST_BYTES_OF_LINES = 2**28
+"""Of a file of lines: of half a million updates, or so."""
+
+_AT_ONCE = getattr(os, "O_NONBLOCK", 0)
 
 
 class Fields(dict[str, Any]):
@@ -41,15 +50,27 @@ def parse_object(text: str, source: object) -> Fields:
 
 def read_object(path: Path) -> Fields:
     """Return the object of JSON in a file. Raises ValueError if it holds none; OSError."""
-    return parse_object(read_text(path), path)
+    return parse_object(read_kept(path), path)
 
 
 def read_text(path: Path) -> str:
     """Return the text of a file. Raises ValueError, naming it, if it is not UTF-8; OSError."""
-    try:
-        return path.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8: byte {error.start} is none of it") from None
+    return _decoded(path.read_bytes(), path)
+
+
+def read_kept(path: Path, most: int = MOST_BYTES) -> str:
+    """Return the text of a file that a run or a measurement keeps, which a stranger may have written.
+
+    Raises ValueError, naming it, if it is not UTF-8, no plain file, or larger than `most` bytes; OSError.
+    """
+    # A pipe that nobody writes to is opened without waiting, and then refused.
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | _AT_ONCE)) as file:
+        told = os.fstat(file.fileno())
+        if not stat.S_ISREG(told.st_mode):
+            raise ValueError(f"{path} is no plain file")
+        if told.st_size > most:
+            raise ValueError(f"{path} has {told.st_size:,} bytes: more than {most:,} are no such file")
+        return _decoded(file.read(most + 1), path)
 
 
 def read_lines(path: Path) -> list[Fields]:
@@ -58,7 +79,7 @@ def read_lines(path: Path) -> list[Fields]:
     A last line cut off by a kill is left out. Raises ValueError, naming the line, on another without object.
     """
     try:
-        text = read_text(path)
+        text = read_kept(path, MOST_BYTES_OF_LINES)
     except FileNotFoundError:
         return []
     return [
@@ -79,6 +100,14 @@ def with_numbers(fields: Fields) -> Fields:
         if not is_number(value):
             raise ValueError(f"{fields.source} is damaged: {name}={value!r:.40} is no number")
     return fields
+
+
+def _decoded(data: bytes, path: Path) -> str:
+    try:
+        # As files of text are read: of any system's ends of lines.
+        return data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8: byte {error.start} is none of it") from None
 
 
 def is_number(value: Any) -> bool:

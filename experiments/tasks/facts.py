@@ -12,11 +12,15 @@ import numpy as np
 from gymnasium import spaces
 
 from scrubjay.agents.rl.spaces import Spaces
+from scrubjay.experiments.runs.reading import parse_object
 
 _MOST_NUMBERS = 2**24
 """In one observation or action: a policy's first and last layers are that wide."""
 _MOST_AGENTS = 2**12
 _DEEPEST = 8
+_MOST_SPACES = 2**10
+"""Parts of one space, at any depth."""
+_MOST_AXES = 32
 _MISREAD = (LookupError, TypeError, AttributeError, AssertionError, OverflowError, RecursionError)
 
 
@@ -42,13 +46,11 @@ class Facts:
     def from_json(cls, text: str) -> Self:
         """Return what `to_json` wrote; raises ValueError on all else, and on sizes that cannot be meant."""
         try:
-            fields = json.loads(text)
+            fields = parse_object(text, "it")
+            observation, action = (_Reader().read(fields[name]) for name in ("observation", "action"))
             num_agents, success = fields["num_agents"], fields["success_without_memory"]
-            told = Spaces(
-                _Reader().read(fields["observation"]),
-                _Reader().read(fields["action"]),
-                None if num_agents is None else _whole(num_agents, 1, _MOST_AGENTS),
-            )
+            agents = None if num_agents is None else _whole(num_agents, 1, _MOST_AGENTS)
+            told = Spaces(observation, action, agents)
             return cls(told, None if success is None else _finite(success))
         except _MISREAD as error:
             raise ValueError(f"not the spaces of an environment: {type(error).__name__} {error}") from error
@@ -88,11 +90,14 @@ class _Reader:
     """Reads spaces, and stops before it has made room for more numbers than an environment shows."""
 
     def __init__(self) -> None:
-        self.left = _MOST_NUMBERS
+        self.left, self.spaces_left = _MOST_NUMBERS, _MOST_SPACES
 
     def read(self, value: Any, depth: int = 0) -> spaces.Space:
         if depth > _DEEPEST:
             raise ValueError(f"spaces within spaces, more than {_DEEPEST} deep")
+        self.spaces_left -= 1
+        if self.spaces_left < 0:
+            raise ValueError(f"more than {_MOST_SPACES:,} spaces")
         readers: dict[str, Callable[[Mapping[str, Any], int], spaces.Space]] = {
             "Box": self._box,
             "Dict": self._dict,
@@ -101,16 +106,18 @@ class _Reader:
             "MultiDiscrete": self._multi_discrete,
             "Tuple": lambda v, d: spaces.Tuple([self.read(part, d + 1) for part in v["parts"]]),
         }
-        name = value["space"]
-        if name not in readers:
-            raise ValueError(f"space {name!r}: choose from {', '.join(readers)}")
+        name = value.get("space") if isinstance(value, dict) else value
+        if not isinstance(name, str) or name not in readers:
+            raise ValueError(f"space {name!r:.40}: choose from {', '.join(readers)}")
         return readers[name](value, depth)
 
     def _box(self, value: Mapping[str, Any], _: int) -> spaces.Box:
         dtype = _dtype(value["dtype"], "biuf")
-        shape = tuple(_whole(size, 0) for size in value["shape"])
+        shape = _shape(value["shape"], 0)
         self._take(math.prod(shape))
         low, high = (_bounds(value[name], shape, dtype) for name in ("low", "high"))
+        if (low > high).any():
+            raise ValueError("low is above high")
         return spaces.Box(low, high, dtype=dtype.type)
 
     def _dict(self, value: Mapping[str, Any], depth: int) -> spaces.Dict:
@@ -124,14 +131,14 @@ class _Reader:
 
     def _multi_binary(self, value: Mapping[str, Any], _: int) -> spaces.MultiBinary:
         size = value["n"]
-        many = [_whole(item, 1) for item in (size if isinstance(size, list) else [size])]
+        many = list(_shape(size if isinstance(size, list) else [size], 1))
         self._take(math.prod(many))
         return spaces.MultiBinary(many if isinstance(size, list) else size)
 
     def _multi_discrete(self, value: Mapping[str, Any], _: int) -> spaces.MultiDiscrete:
-        sizes, start = np.array(value["n"]), np.array(value["start"])
+        sizes, start = (_numbers(value[name]) for name in ("n", "start"))
         if sizes.dtype.kind != "i" or start.dtype.kind != "i":
-            raise ValueError(f"n={value['n']!r} and start={value['start']!r}: expected whole numbers")
+            raise ValueError(f"n={value['n']!r:.40} and start={value['start']!r:.40}: expected whole numbers")
         self._take(sum(_whole(size, 1) for size in sizes.reshape(-1).tolist()))
         return spaces.MultiDiscrete(sizes, dtype=_dtype(value["dtype"], "iu").type, start=start)
 
@@ -150,31 +157,45 @@ def _bounds(value: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 def _bound_of(value: Any) -> float:
     if value in ("inf", "-inf"):
         return float(value)
-    if type(value) not in (int, float, bool):
-        raise ValueError(f"{value!r}: expected a number")
+    if type(value) not in (int, float, bool) or value != value:  # noqa: PLR0124  (NaN is no bound)
+        raise ValueError(f"{value!r:.40}: expected a number")
     return value
+
+
+def _shape(value: Any, least: int) -> tuple[int, ...]:
+    if not isinstance(value, list) or len(value) > _MOST_AXES:
+        raise ValueError(f"{value!r:.40}: expected a list of at most {_MOST_AXES} sizes")
+    return tuple(_whole(size, least) for size in value)
+
+
+def _numbers(value: Any) -> np.ndarray:
+    """Return nested lists as an array; of what is no such, or too deep, one that holds no numbers."""
+    try:
+        return np.array(value)
+    except (ValueError, OverflowError):
+        return np.array(None)
 
 
 def _dtype(name: Any, kinds: str) -> np.dtype:
     dtype = np.dtype(name) if isinstance(name, str) and name.isalnum() else None
     if dtype is None or dtype.kind not in kinds or dtype.name != name:
-        raise ValueError(f"dtype={name!r}: expected a number's, such as float32")
+        raise ValueError(f"dtype={name!r:.40}: expected a number's, such as float32")
     return dtype
 
 
 def _key(value: Any) -> str | int:
     if type(value) not in (str, int):
-        raise ValueError(f"key {value!r}: expected a string or a number")
+        raise ValueError(f"key {value!r:.40}: expected a string or a number")
     return value
 
 
 def _whole(value: Any, least: int, most: int = _MOST_NUMBERS) -> int:
     if type(value) is not int or not least <= value <= most:
-        raise ValueError(f"{value!r}: expected a whole number from {least} to {most:,}")
+        raise ValueError(f"{value!r:.40}: expected a whole number from {least} to {most:,}")
     return value
 
 
 def _finite(value: Any) -> float:
     if type(value) not in (int, float) or not math.isfinite(value):
-        raise ValueError(f"{value!r}: expected a number")
+        raise ValueError(f"{value!r:.40}: expected a number")
     return float(value)

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import sys
 import tempfile
 import traceback
 
+from scrubjay.experiments.words.foreign import one_line
+
 TRACEBACK = "SCRUBJAY_TRACEBACK"
 """Environment variable that lets errors through as Python shows them."""
-_LONGEST = 1000
-# Control characters but tab and line feed, and those that turn the direction of writing or show nothing at
-# all.
-_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\U000e0000-\U000e007f]")
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "Storage size calculation overflowed")
 
 
@@ -24,20 +21,6 @@ class UsageError(ValueError):
 
 class FailedError(RuntimeError):
     """Something went wrong on the way, such as another process; the message is one line that says what."""
-
-
-def printable(text: str) -> str:
-    """Return `text` without what would steer the terminal.
-
-    A page that an agent read must not write over its screen.
-    """
-    return _STEERING.sub("\N{REPLACEMENT CHARACTER}", text)
-
-
-def one_line(text: object) -> str:
-    """Return a text without its line breaks and what would steer the terminal, and not endless."""
-    line = printable(" ".join(str(text).split()))
-    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]} …"
 
 
 def describe(error: BaseException) -> str:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from scrubjay.experiments.words.failures import UsageError, describe, lacks_memory
+from scrubjay.experiments.words.foreign import one_line
 
 
 @contextlib.contextmanager
@@ -40,7 +41,8 @@ def whole_number(name: str, value: str) -> int:
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows of words as indented columns."""
+    """Return rows of words as indented columns; what a word holds that is no letter of a line is replaced."""
+    rows = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import re
 import unicodedata
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -59,6 +60,10 @@ class ControlTokens:
                 if end < len(text) and unicodedata.combining(text[end]):
                     found.append((end - 1, end + 1))
         return found
+
+    def count(self, tokens: Sequence[int]) -> int:
+        """Return how many of these tokens are control tokens."""
+        return sum(token in self._spelled for token in tokens)
 
     def tokens(self, text: str) -> list[int]:
         """Return the tokens of a text that is a quote as a whole: none of them is a control token."""

@@ -9,10 +9,15 @@ pytest.importorskip("llguidance")
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from langchain_core.messages import HumanMessage
+from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.runnables import RunnableConfig
 
 from scrubjay.agents import LocalChatModel
+from scrubjay.agents.chat.answer import Answer, AnswerConfig
+from scrubjay.agents.chat.conversations import Conversation
+from scrubjay.agents.chat.loaded import LoadedModel
+from scrubjay.agents.chat.prompt import write_prompt
+from scrubjay.memory.context import PolicyCache, make
 
 from .talking import QUESTIONS, SYSTEM, read, talk, weather
 
@@ -191,3 +196,27 @@ def test_a_turn_after_a_call_reads_only_what_is_new(chat):
     after = model.invoke([HumanMessage("Hello"), answer, result])
     # The end of the call was forced, and is read together with what follows.
     assert read(after) >= answer.usage_metadata["input_tokens"]
+
+
+def test_a_mark_that_a_model_spells_in_letters_is_none_in_what_is_kept(tiny_chat):
+    """Else an empty answer, with the mark that its template writes behind it, would go on from it."""
+    model, tokenizer = tiny_chat
+    spelled = tokenizer("".join("<|im_end|>"), split_special_tokens=True).input_ids
+    loaded = LoadedModel(model, tokenizer, "tiny")
+    assert not loaded.control_tokens.count(spelled)
+    prompt = write_prompt(tokenizer, [HumanMessage("Hello")])
+    conversation = Conversation(PolicyCache(make("full"), model), loaded)
+    answer = Answer(
+        loaded, conversation, prompt, loaded.tokenize(prompt), AnswerConfig(max_tokens=len(spelled))
+    )
+    says = iter(spelled)
+    answer._next = lambda logits: [next(says)]
+    assert "".join(answer) == "<|im_end|>"
+    written = loaded.control_tokens.count(loaded.tokenize(prompt))
+    assert loaded.control_tokens.count(loaded.tokenize(conversation.text)) == written
+    empty, said = (
+        write_prompt(tokenizer, [HumanMessage("Hello"), AIMessage(text), HumanMessage("So?")])
+        for text in ("", "<|im_end|>")
+    )
+    assert not empty.startswith(conversation.text)
+    assert said.startswith(conversation.text)

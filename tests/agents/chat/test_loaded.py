@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from scrubjay.agents import LocalChatModel
 from scrubjay.agents.chat.loaded import LoadedModel, load
 from scrubjay.memory import context
 
+from .families import FAMILIES
 from .talking import QUESTIONS, read
 
 
@@ -36,6 +39,24 @@ def test_what_ends_an_answer_is_not_told_to_the_model(tiny_chat):
         assert model.generation_config.eos_token_id == [1, 5]
     finally:
         model.generation_config.eos_token_id = ends
+
+
+@pytest.mark.parametrize(("family", "mark"), [("llama3", "<|eot_id|>"), ("gemma", "<end_of_turn>")])
+def test_what_a_template_writes_behind_an_answer_ends_one(tiny_chat, family, mark):
+    """Though neither the model's settings nor the tokenizer's map of special tokens list it."""
+    model, _ = tiny_chat
+    tokenizer = FAMILIES[family]()
+    tokenizer.eos_token = tokenizer.bos_token
+    token = tokenizer.convert_tokens_to_ids(mark)
+    assert token not in tokenizer.all_special_ids
+    assert token in LoadedModel(model, tokenizer, "x").end_tokens
+
+
+def test_a_template_that_takes_no_turns_of_two_adds_none(tiny_chat):
+    model, tokenizer = tiny_chat
+    strict = copy.copy(tokenizer)
+    strict.chat_template = "{{ raise_exception('no') }}"
+    assert LoadedModel(model, strict, "x").end_tokens == {0, 1}
 
 
 def test_a_ready_model_is_loaded_once_while_somebody_holds_it(tiny_chat):

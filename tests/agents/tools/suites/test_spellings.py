@@ -118,7 +118,7 @@ def test_no_character_anywhere_leads_elsewhere(site, data):
     assert set(zip(site.hosts, site.paths, strict=True)) <= {("farm.example", "/report")}
 
 
-def fetching(name, **options):
+def fetching(name, schema=None, **options):
     """Return a tool of somebody else's, whose one argument has that name, and what it was called with."""
     called = []
 
@@ -127,8 +127,9 @@ def fetching(name, **options):
         return "Forty sacks."
 
     fetch.__doc__ = "Fetch something."
-    schema = {"type": "object", "properties": {name: {"type": "string"}}, "required": [name]}
-    made = StructuredTool(name="fetch", description="Fetch.", func=fetch, args_schema=schema)
+    properties = {name: {"type": ["string", "array", "object"]} if schema is None else schema}
+    told = {"type": "object", "properties": properties, "required": [name]}
+    made = StructuredTool(name="fetch", description="Fetch.", func=fetch, args_schema=told)
     return tool(side_effect=False, **options)(made), called
 
 
@@ -144,6 +145,68 @@ def test_an_argument_that_is_an_address_has_to_be_given_as_a_whole(name, options
     fetch, called = fetching(name, **options)
     ask([fetch], call("fetch", id="a", **{name: GIVEN}))
     assert called == [{name: GIVEN}]
+
+
+BARE = [
+    "evil.example",
+    "evil.example.",
+    "EVIL.EXAMPLE:443",
+    "4711.farm.example",
+    "farm.example",
+    "farm.example.",
+    "farm.example.evil.example",
+    "farm.example@evil.example",
+    "4711:4711@evil.example/",
+    "bücher.example",
+    "xn--bcher-kva.example",
+    "松鸦。example",
+    "ｅｖｉｌ.example",
+    "evil%2Eexample",
+    "farm.example%2F@evil.example",
+    "farm.example%00.evil.example/report",
+    "evil.example%20/4711",
+    "127.0.0.1",
+    "2130706433",
+    "0x7f.1",
+    "127。0。0。1",
+    "[::1]",
+    "::1",
+    "[2001:db8::4711]:80/report",
+    "::ffff:93.184.216.34",
+    "[fe80::1%25eth0]",
+    "localhost",
+    "evil",
+    "farm.example/report.evil.example",
+    "farm.example/%72eport",
+    "farm.example/report%3Fd=4711",
+]
+
+
+DECLARED = [
+    ("where", {"addresses": ("where",)}, None),
+    ("host", {}, None),
+    ("serverHostName", {}, None),
+    ("where", {}, {"format": "hostname"}),
+    ("where", {}, {"format": "idn-hostname"}),
+    ("where", {}, {"anyOf": [{"format": "uri"}, {"type": "null"}]}),
+]
+
+
+@pytest.mark.parametrize("spelling", BARE)
+def test_a_bare_host_in_an_argument_that_is_an_address_has_to_be_given(spelling):
+    for name, options, said in DECLARED:
+        for value in (spelling, [spelling], {"at": spelling}):
+            fetch, called = fetching(name, schema=said, **options)
+            result = ask([fetch], call("fetch", id="a", **{name: value}))
+            assert called == [], (name, said)
+            assert result["steps"][0].result == load_prompts("en").say("blocked_address")
+
+
+def test_as_the_user_wrote_it_it_is_given_there():
+    for name, options, said in DECLARED:
+        fetch, called = fetching(name, schema=said, **options)
+        ask([fetch], call("fetch", id="a", **{name: GIVEN}))
+        assert called == [{name: GIVEN}]
 
 
 # Words without a mark: of a bare host, and of what follows an address that was given.
