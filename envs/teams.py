@@ -41,7 +41,8 @@ class ParallelTeams:
     Its agents must be alike in their spaces. A row begins its next episode in the step that ends one. An
     agent that leaves is not alive until the episode ends; one that is cut off while others go on counts as
     terminated. Seed s gives row i the seed s + i. If the environments offer `get_state` and `set_state`, so
-    do the teams. Raises ValueError if agents differ, or there is no row.
+    do the teams. Raises ValueError if agents differ, or there is no row; later if others come than
+    `possible_agents` names, or what an agent sees or earns is missing or not of its space.
     """
 
     def __init__(self, make_env: Callable[[], ParallelEnv], num_envs: int) -> None:
@@ -50,7 +51,13 @@ class ParallelTeams:
         self.envs = [make_env() for _ in range(num_envs)]
         self.num_envs = num_envs
         first = self.envs[0]
-        self.possible_agents: list[Any] = list(first.possible_agents)
+        self.possible_agents: list[Any] = _named(first)
+        for row, env in enumerate(self.envs):
+            if _named(env) != self.possible_agents:
+                raise ValueError(
+                    f"row {row} has possible_agents {_named(env)}, row 0 {self.possible_agents}; the agents "
+                    "of a team must stay the same: name all that may ever act, who is away is not in agents"
+                )
         self.single_observation_space = _common(first, "observation_space")
         self.single_action_space = _common(first, "action_space")
         self._column = {agent: column for column, agent in enumerate(self.possible_agents)}
@@ -88,6 +95,8 @@ class ParallelTeams:
                 {name: chosen[column[name]] for name in acting}
             )
             for name in acting:
+                if name not in earned:
+                    raise ValueError(f"step returned no reward of {name!r}, who acted, but of {list(earned)}")
                 rewards[row, column[name]] = earned[name]
             if any(terminations.values()) or any(truncations.values()) or env.agents != acting:
                 staying = [
@@ -126,6 +135,12 @@ class ParallelTeams:
             env.close()
 
     def _live(self, row: int, agents: list[Any]) -> None:
+        for name in agents:
+            if name not in self._column:
+                raise ValueError(
+                    f"agent {name!r} came, and possible_agents are {self.possible_agents}: name there all "
+                    "that may ever act"
+                )
         self._agents[row] = agents
         self._alive[row] = False
         self._alive[row, [self._column[name] for name in agents]] = True
@@ -141,12 +156,24 @@ class ParallelTeams:
     def _write(
         self, arrays: dict[str, np.ndarray], row: int, seen: Mapping[Any, Any], agents: list[Any]
     ) -> None:
-        for key, (path, _) in self._leaves.items():
+        for name in agents:
+            if name not in seen:
+                raise ValueError(f"no observation of {name!r}, who is in agents, but of {list(seen)}")
+        for key, (path, leaf) in self._leaves.items():
             array = arrays[key][row]
             for name in agents:
-                value = seen[name]
-                for part in path:
-                    value = value[part]
+                try:
+                    value = seen[name]
+                    for part in path:
+                        value = value[part]
+                    fits = np.shape(value) == leaf.shape
+                except (LookupError, TypeError, ValueError):
+                    fits = False
+                if not fits:  # numpy would stretch what is too small
+                    raise ValueError(
+                        f"{name!r} sees {_short(seen[name])}, which is not of its observation_space, "
+                        f"{self.single_observation_space}"
+                    )
                 array[self._column[name]] = value
 
     def _get_state(self) -> dict[str, Any]:
@@ -161,6 +188,22 @@ class ParallelTeams:
         for row, env in enumerate(self.envs):
             env.set_state(state["envs"][row])  # pyright: ignore[reportAttributeAccessIssue]
             self._live(row, list(state["agents"][row]))
+
+
+def _named(env: ParallelEnv) -> list[Any]:
+    """Return all agents that an environment may have. Raises ValueError if it does not name them."""
+    names = list(getattr(env, "possible_agents", None) or ())
+    if not names:
+        raise ValueError(
+            f"{type(env).__name__} names no possible_agents: set it, before reset, to the names of all that "
+            "may ever act"
+        )
+    return names
+
+
+def _short(value: Any) -> str:
+    words = " ".join(str(value).split())
+    return words if len(words) <= 60 else f"{words[:60]} ..."
 
 
 def _common(env: ParallelEnv, kind: str) -> spaces.Space:

@@ -10,7 +10,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "resume": ("go on with a run that was stopped or killed", "train.resume"),
     "eval": ("play episodes with a trained policy and report return and success", "evaluate.run"),
     "plot": ("draw the curves of one or several runs", "plot.run"),
-    "play": ("write one episode to an animated GIF", "play.run"),
+    "play": ("write one episode to an animated GIF or a film", "play.run"),
     "doctor": ("show versions, threads, GPU, and which extras lack what", "doctor.run"),
     "list": ("show recipes, memories and environments", "list.run"),
     "export": ("write one policy step for other programs (torch.export, ONNX)", "export.run"),

@@ -22,6 +22,7 @@ EXTRAS = {
     "cluster": "scrubjay launch, and Ray's dashboard",
     "dev": "the tests",
     "embeddings": "banks that search by meaning, in English",
+    "film": "scrubjay play --out x.mp4",
     "gpu": "Triton's kernels, where torch brings none: PyPI's does, on Linux",
     "langgraph": "store, checkpointer and middleware of LangGraph",
     "lm": "local language models: chat, inspect, longcontext",

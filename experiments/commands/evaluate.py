@@ -63,6 +63,7 @@ def _evaluate_team(run: Run, config: TeamTaskConfig, settings: Sequence[str], op
         env = with_settings(config.env, settings)
         config = dataclasses.replace(config, env=env)
         policy = run.team_policy_in(env)
+        env.make().close()
         if options.best_response:
             of_trust_region(config)
         for name in ("episodes", "response_steps"):

@@ -1,4 +1,4 @@
-"""`scrubjay play`: one episode as an animated GIF, by a trained policy, at random, or by a rule of thumb."""
+"""`scrubjay play`: one episode as a GIF or a film, by a trained policy, at random, or by a rule of thumb."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TEAMS = " or ".join(KNOWN_TEAMS)
 
 
 def run(words: Sequence[str]) -> int:
-    """`scrubjay play RUN|ENV_ID|RECIPE|TEAM [--out FILE.gif] [--set name=value]`."""
+    """`scrubjay play RUN|ENV_ID|RECIPE|TEAM [--out FILE.gif|FILE.mp4] [--set name=value]`."""
     remaining = list(words)
     settings = take_flag(remaining, "--set")
     options = parse(PlayOptions, remaining, "scrubjay play")

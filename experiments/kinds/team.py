@@ -11,6 +11,7 @@ from scrubjay.agents.rl.learner import LearnerConfig
 from scrubjay.agents.teams.gamatr import GAMATRConfig
 from scrubjay.agents.teams.policy import TeamPolicyConfig
 from scrubjay.experiments.kinds.sampled import SampledConfig
+from scrubjay.experiments.runs.cluster import RayOptions
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
 from scrubjay.memory import MemoryConfig, name_of
 
@@ -57,3 +58,8 @@ class TeamTaskConfig(SampledConfig):
         name = learner.mode if isinstance(learner, GAMATRConfig) else name_of_learner(learner)
         method = f"{self.method.partition('-by-')[0]}-by-{name}"
         return dataclasses.replace(self, method=method, learner=learner)
+
+    def check(self, ray: RayOptions | None = None) -> None:
+        """Build the parts once, and play some steps of the environment. Raises as `SampledConfig.check`."""
+        super().check(ray)
+        self.env.try_out()

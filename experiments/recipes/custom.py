@@ -1,11 +1,14 @@
-"""The recipe of an environment of your own."""
+"""The recipes of an environment of your own: of one agent, and of a team."""
 
 from __future__ import annotations
 
 from scrubjay.agents.rl.policy import PolicyConfig
 from scrubjay.experiments.kinds.reinforcement import TrainConfig
+from scrubjay.experiments.kinds.team import TeamTaskConfig
+from scrubjay.experiments.recipes.methods import with_method
 from scrubjay.experiments.recipes.registry import recipe
 from scrubjay.experiments.tasks.environments import EnvConfig
+from scrubjay.experiments.tasks.teams import TeamEnvConfig
 from scrubjay.memory import make_config
 
 
@@ -13,3 +16,9 @@ from scrubjay.memory import make_config
 def ppo() -> TrainConfig:
     """Any gymnasium environment: `scrubjay train ppo --env ID|module:callable`."""
     return TrainConfig(env=EnvConfig(""), policy=PolicyConfig(memory=make_config("gru", dim=64)))
+
+
+@recipe("team")
+def team() -> TeamTaskConfig:
+    """Any PettingZoo ParallelEnv of agents alike: `scrubjay train team --env module:callable`."""
+    return with_method(TeamTaskConfig(env=TeamEnvConfig("")), "gamatr")

@@ -53,7 +53,9 @@ def override(recipe: str, arguments: Sequence[str]) -> Experiment:
         remaining = [word.replace("--memory.", "--policy.memory.", 1) for word in remaining]
     config = parse(type(config), remaining, f"scrubjay train {recipe}", config)
     if isinstance(config, SampledConfig) and not config.env.id:
-        raise UsageError(f"recipe {recipe!r} needs --env: a gymnasium id or module:callable")
+        team = isinstance(config, TeamTaskConfig)
+        kind = "module:callable of a PettingZoo ParallelEnv" if team else "a gymnasium id or module:callable"
+        raise UsageError(f"recipe {recipe!r} needs --env: {kind}")
     return config
 
 

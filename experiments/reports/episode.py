@@ -1,4 +1,4 @@
-"""Watch a policy: one episode as an animated GIF."""
+"""Watch a policy: one episode as an animated GIF, or as a film."""
 
 from __future__ import annotations
 
@@ -12,17 +12,22 @@ from PIL import Image
 from tyro.conf import Positional
 
 from scrubjay.agents.rl.policy import Policy
+from scrubjay.experiments.reports.film import check_encoder, write_mp4
 from scrubjay.experiments.tasks.environments import EnvConfig
+
+FORMATS = (".gif", ".mp4")
+"""What an episode is written as, by the ending of a file's name."""
 
 
 @dataclass(frozen=True)
 class PlayOptions:
-    """Write one episode to an animated GIF, by a trained policy, at random, or of UAVs by a rule of thumb."""
+    """Write one episode to a GIF or MP4, by a trained policy, at random, or of UAVs by a rule of thumb."""
 
     what: Positional[str]
     """A run's directory; or the id of an environment, or a recipe for its environment; or uav."""
     out: Path | None = None
-    """File to write; default: episode.gif in the run, or in the current folder."""
+    """File to write, an animated .gif or a film, .mp4 (extra `film`); default: episode.gif in the run, or in
+    the current folder."""
     seed: int = 1
     """Of the episode."""
     max_steps: int = 500
@@ -42,9 +47,9 @@ class PlayOptions:
 def play(
     env_config: EnvConfig, out: Path | str, policy: Policy | None = None, seed: int = 0, max_steps: int = 500
 ) -> tuple[int, float]:
-    """Write one episode, by the policy or at random, to a GIF; return its frames and the return.
+    """Write one episode, by the policy or at random, to a GIF or MP4; return its frames and the return.
 
-    Raises ValueError if the environment cannot render pictures.
+    Raises ValueError if the environment cannot render pictures, ImportError on a film without the extra.
     """
     env = env_config.make(render_mode="rgb_array")
     try:
@@ -58,24 +63,35 @@ def play(
         per_second = float(env.metadata.get("render_fps") or 10)
     finally:
         env.close()
-    write_gif(frames, out, per_second)
+    write_episode(frames, out, per_second)
     return len(frames), total
 
 
 def check_film(out: Path, max_steps: int) -> None:
-    """Raise ValueError, before an episode is played, if it cannot be written like that."""
-    if out.suffix.lower() != ".gif":
+    """Raise ValueError, before an episode is played, if it cannot be written like that.
+
+    Raises ImportError without what a film needs.
+    """
+    if out.suffix.lower() not in FORMATS:
         raise ValueError(
-            f"out={str(out)!r}: an episode is written as an animated GIF; name it {out.stem}.gif"
+            f"out={str(out)!r}: an episode is written as an animated GIF or a film; name it {out.stem}.gif "
+            f"or {out.stem}.mp4"
         )
+    if out.suffix.lower() == ".mp4":
+        check_encoder()
     if max_steps < 1:
         raise ValueError(f"max_steps={max_steps}: at least 1 step is shown")
 
 
+def write_episode(frames: list[Image.Image], out: Path | str, per_second: float) -> None:
+    """Write pictures as the film or animation that the file's name asks for, at rest on the last one."""
+    write = write_mp4 if Path(out).suffix.lower() == ".mp4" else write_gif
+    write(frames, out, per_second)
+
+
 def write_gif(frames: list[Image.Image], out: Path | str, per_second: float) -> None:
     """Write pictures as an animation that goes round for ever and rests a second on the last one."""
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
     # Each frame lasts at least 20 ms (viewers slow shorter ones down), the last one a second.
     durations = [max(20, round(1000 / per_second))] * (len(frames) - 1) + [1000]
     frames[0].save(out, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)

@@ -1,4 +1,4 @@
-"""Watch a team: who plays what, and one episode of it as an animated GIF."""
+"""Watch a team: who plays what, and one episode of it as an animated GIF, or as a film."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scrubjay.experiments.evaluation.team import Actor, PolicyActor, rules
 from scrubjay.experiments.kinds.team import TeamTaskConfig
 from scrubjay.experiments.recipes import RECIPES
 from scrubjay.experiments.recipes.overrides import with_settings
-from scrubjay.experiments.reports.episode import picture, write_gif
+from scrubjay.experiments.reports.episode import picture, write_episode
 from scrubjay.experiments.run import Run
 from scrubjay.experiments.tasks.teams import KNOWN_TEAMS, TeamEnvConfig, known_by
 from scrubjay.experiments.words.arguments import UsageError, did_you_mean
@@ -96,13 +96,15 @@ def cast_team(
 def play_team(
     env: ParallelEnv[Any, Any, Any], actor: Actor, out: Path | str, seed: int = 0, max_steps: int = 500
 ) -> TeamEpisode:
-    """Write one episode of a team, whose agents are alike, to a GIF; the environment is left as it ended.
+    """Write one episode of a team, whose agents are alike, to a GIF or MP4.
 
-    Raises ValueError if the environment renders no pictures, or `max_steps` is below 1.
+    The environment is left as it ended. Raises ValueError if it renders no pictures, or `max_steps` is below
+    1.
     """
     if max_steps < 1:
         raise ValueError(f"max_steps={max_steps}: at least 1 is needed")
-    name = str(env.metadata.get("name", type(env).__name__))
+    metadata = getattr(env, "metadata", {})  # of which ParallelEnv itself has none
+    name = str(metadata.get("name", type(env).__name__))
     observations, _ = env.reset(seed=seed)
     frames = [picture(env, name)]
     returns = dict.fromkeys(env.possible_agents, 0.0)
@@ -124,7 +126,7 @@ def play_team(
                 told.setdefault(measure, []).append(float(value))
         frames.append(picture(env, name))
         start = np.zeros(1, dtype=bool)
-    write_gif(frames, out, float(env.metadata.get("render_fps") or 10))
+    write_episode(frames, out, float(metadata.get("render_fps") or 10))
     return TeamEpisode(
         len(frames), returns, {measure: float(np.mean(values)) for measure, values in told.items()}
     )

@@ -17,7 +17,9 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.envs import list_environments
 from scrubjay.experiments.tasks.facts import Facts
+from scrubjay.experiments.tasks.lacking import missing, remedy
 from scrubjay.experiments.tasks.names import admit, found, is_ours
+from scrubjay.experiments.tasks.returned import check_single
 
 KwargValue = bool | int | float | str
 
@@ -47,15 +49,14 @@ class EnvConfig:
             kwargs["render_mode"] = render_mode
         function = named_callable(self.id)
         try:
-            if function is not None:
-                return function(**kwargs)
-            return gymnasium.make(importing_id(self.id), **kwargs)
+            env = gymnasium.make(importing_id(self.id), **kwargs) if function is None else function(**kwargs)
         except (ModuleNotFoundError, gymnasium.error.Error) as error:
             raise ValueError(_unknown(self.id, error)) from error
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"environment {self.id!r} refuses {kwargs or 'its defaults'}: {error}"
             ) from error
+        return check_single(env, self.id)
 
     def as_found(self) -> Self:
         """Return the same, read from a file: it makes nothing that is neither ours nor the user's."""
@@ -143,19 +144,25 @@ def named_callable(name: str) -> Callable[..., gymnasium.Env[Any, Any]] | None:
     try:
         function = getattr(importlib.import_module(module), attribute)
     except (ModuleNotFoundError, AttributeError) as error:
-        raise ValueError(
-            f"environment {name!r}: {error}; write module:callable with an importable module"
-        ) from error
+        advice = remedy(name, missing(error)) or "write module:callable with an importable module"
+        raise ValueError(f"environment {name!r}: {error}; {advice}") from error
     if not callable(function):
         raise TypeError(f"environment {name!r}: {attribute} is a {type(function).__name__}, not a callable")
     return cast(Callable[..., gymnasium.Env[Any, Any]], function)
 
 
 def _unknown(name: str, error: Exception) -> str:
-    known = [*list_environments(), *gymnasium.registry]
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
     reason = " ".join(str(error).split())
+    if isinstance(error, ModuleNotFoundError) and (advice := remedy(name, missing(error))):
+        return f"environment {name!r}: {reason.partition('. ')[0]}; {advice}"
+    if name.startswith("popgym-"):
+        return f"unknown environment {name!r}; did you mean 'popgym:{name}' (extra popgym)?"
+    known = [*list_environments(), *gymnasium.registry]
+    close = [
+        f"popgym:{match}" if match.startswith("popgym-") else match
+        for match in difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    ]
+    hint = f"; did you mean {close[0]!r}?" if close else ""
     return (
         f"unknown environment {name!r} ({reason}); choose a gymnasium id, module:callable "
         f"or one of {', '.join(list_environments()) or 'those you registered'}{hint}"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
+import numpy as np
 from pettingzoo import ParallelEnv
 
 from scrubjay.agents.rl.spaces import Spaces
@@ -15,6 +17,10 @@ from scrubjay.envs.teams import ParallelTeams
 from scrubjay.experiments.tasks.environments import KwargValue, named_callable
 from scrubjay.experiments.tasks.facts import Facts
 from scrubjay.experiments.tasks.names import admit, found, is_our_team
+from scrubjay.experiments.tasks.returned import check_team
+
+_TRIED_STEPS = 16
+_GYMNASIUM_ID = r"-v\d+$"
 
 
 @dataclass(frozen=True)
@@ -41,20 +47,40 @@ class TeamEnvConfig:
         kwargs: dict[str, Any] = dict(self.kwargs)
         if render_mode is not None:
             kwargs["render_mode"] = render_mode
-        return self._call(self.id, **kwargs)
+        return check_team(self._call(self.id, **kwargs), self.id)
 
     def make_teams(self, num_envs: int | None = None) -> TeamEnv:
         """Return `num_envs` teams; raises ValueError as `make`, and if the agents of a team are not alike."""
         count = self.num_envs if num_envs is None else num_envs
         module, _, _ = self.id.partition(":")
         self.make().close()  # a bad name or setting is best reported by one environment
-        if hasattr(importlib.import_module(module), "teams"):
+        if callable(getattr(importlib.import_module(module), "teams", None)):
             return self._call(f"{module}:teams", num_envs=count, **self.kwargs)
-        return ParallelTeams(self.make, count)
+        try:
+            return ParallelTeams(self.make, count)
+        except ValueError as error:
+            raise ValueError(f"environment {self.id!r}: {error}") from error
 
     def make_rows(self, num_envs: int | None = None) -> TeamEnv:
         """Return what a policy is trained in: `make_teams`."""
         return self.make_teams(num_envs)
+
+    def try_out(self) -> None:
+        """Begin an episode and act at random for some steps; raises ValueError if that is not a team's.
+
+        What is wrong with an environment of the user's is told before a run is begun.
+        """
+        teams = self.make_teams(min(self.num_envs, 2))  # two, since rows must be alike, too
+        space = teams.single_action_space
+        space.seed(0)
+        try:
+            _, alive = teams.reset(seed=0)
+            for _ in range(_TRIED_STEPS):
+                teams.step(np.array([[space.sample() for _ in row] for row in alive]))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"environment {self.id!r}: {error}") from error
+        finally:
+            teams.close()
 
     def as_found(self) -> Self:
         """Return the same, read from a file: it makes nothing that is neither ours nor the user's."""
@@ -76,7 +102,11 @@ class TeamEnvConfig:
     def _call(self, name: str, **kwargs: Any) -> Any:
         function = named_callable(name)
         if function is None:
-            raise ValueError(f"environment {self.id!r}: write module:callable, as in {TeamEnvConfig.id!r}")
+            alone = f"ids of gymnasium are of one agent (scrubjay train ppo --env {self.id}); for a team "
+            raise ValueError(
+                f"environment {self.id!r}: {alone if re.search(_GYMNASIUM_ID, self.id) else ''}"
+                f"write module:callable, as in {TeamEnvConfig.id!r}"
+            )
         try:
             return function(**kwargs)
         except (TypeError, ValueError) as error:

@@ -12,7 +12,11 @@ from scrubjay.experiments.recipes.overrides import override
 from scrubjay.experiments.recipes.registry import longer_of, recipe, sizes_of
 from scrubjay.memory import list_memories, make_config
 
-NEEDS = {"ppo": "a gymnasium environment's id", "spread": "the extra mpe"}
+NEEDS = {
+    "ppo": "a gymnasium environment's id",
+    "team": "a ParallelEnv's name",
+    "spread": "the extra mpe",
+}
 """What recipes need that is not always there."""
 
 
@@ -29,9 +33,10 @@ def test_recipes_can_be_trained_here(name):
     RECIPES[name]().check()
 
 
-def test_a_recipe_that_lacks_something_says_what():
+@pytest.mark.parametrize("name", ["ppo", "team"])
+def test_a_recipe_that_lacks_something_says_what(name):
     with pytest.raises(ValueError, match="environment"):
-        RECIPES["ppo"]().check()
+        RECIPES[name]().check()
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if RECIPES[name].longer or RECIPES[name].sizes])

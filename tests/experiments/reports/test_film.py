@@ -1,0 +1,72 @@
+"""An episode as a film, read back from its file."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from scrubjay.experiments.reports.episode import write_episode
+from scrubjay.experiments.reports.film import write_mp4
+
+imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
+
+
+def read(path):
+    """Return a film's own words on itself, and its pictures."""
+    film = imageio_ffmpeg.read_frames(str(path))
+    told = next(film)
+    width, height = told["size"]
+    return told, [np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in film]
+
+
+def halves(shade, size=(45, 27)):
+    """Return a picture whose left is of that red, and whose right is blue."""
+    picture = Image.new("RGB", size, (shade, 0, 0))
+    picture.paste((0, 0, 255), (size[0] // 2, 0, *size))
+    return picture
+
+
+def test_a_film_shows_its_pictures_in_their_time_and_rests_on_the_last(tmp_path):
+    shades = (40, 120, 200)
+    write_episode([halves(shade) for shade in shades], tmp_path / "new" / "x.mp4", per_second=5)
+    told, frames = read(tmp_path / "new" / "x.mp4")
+    assert (told["codec"], told["fps"], told["size"]) == ("h264", 5, (46, 28))
+    assert len(frames) == 2 + 5
+    for frame, shade in zip(frames, (*shades, *[shades[-1]] * 4), strict=True):
+        assert np.abs(frame[:, :18].astype(int) - [shade, 0, 0]).max() < 12
+        # The row and the column that make it even go on with what is beside them.
+        assert np.abs(frame[:, -18:].astype(int) - [0, 0, 255]).max() < 12
+
+
+def test_pictures_of_several_sizes_and_few_colours_are_written(tmp_path):
+    frames = [halves(200, (20, 10)), halves(200, (31, 16)).convert("L")]
+    write_mp4(frames, tmp_path / "x.mp4", per_second=0.5)
+    told, read_back = read(tmp_path / "x.mp4")
+    assert told["size"] == (32, 16)
+    assert len(read_back) == 2
+
+
+@pytest.mark.parametrize("name", ["-x.mp4", "http:x.mp4", "X.MP4", "é %d.mp4"])
+def test_the_command_writes_a_film_whatever_its_name(name, here, tmp_path):
+    code, out, err = here("play", "scrubjay/TMaze-v0", f"--out={name}", "--max-steps", 3)
+    assert (code, err) == (0, "")
+    assert f"{name}: 4 frames" in out
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    told, frames = read(tmp_path / name)
+    assert len(frames) == 3 + told["fps"]
+
+
+def test_what_cannot_be_written_is_one_line(here, tmp_path):
+    (tmp_path / "full.mp4").symlink_to("/dev/full")
+    (tmp_path / "folder.mp4").mkdir()
+    for name, message in (
+        ("full.mp4", "full.mp4: ffmpeg could not finish the film"),
+        ("folder.mp4", "folder.mp4: Is a directory"),
+        ("x.avi", "name it x.gif or x.mp4"),
+        ("x", "name it x.gif or x.mp4"),
+    ):
+        code, out, err = here("play", "scrubjay/TMaze-v0", "--out", name, "--max-steps", 3)
+        assert (code, out) == (2, "")
+        assert message in err
+        assert err.count("\n") == 1
