@@ -31,7 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 def command(verb: str) -> Callable[[Sequence[str]], int]:
     """Return the function that takes the words after `verb` and returns the exit code.
 
-    It is imported now, with all that it needs: `scrubjay --help` must not wait for torch.
+    It is imported now, and what computes only after its words are read: no --help must wait for torch.
     """
     module, _, function = COMMANDS[verb][1].partition(".")
     return getattr(importlib.import_module(f"{__name__}.{module}"), function)

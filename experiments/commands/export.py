@@ -8,8 +8,6 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from scrubjay.experiments.commands.loading import load_agent
-from scrubjay.experiments.reports.export import export_onnx, export_torch
 from scrubjay.experiments.words.arguments import parse
 from scrubjay.experiments.words.terminal import bad_input
 
@@ -31,6 +29,9 @@ class ExportOptions:
 def run(words: Sequence[str]) -> int:
     """`scrubjay export RUN [--out FILE] [--onnx]`."""
     options = parse(ExportOptions, words, "scrubjay export")
+    from scrubjay.experiments.commands.loading import load_agent
+    from scrubjay.experiments.reports.export import export_onnx, export_torch
+
     trained, _ = load_agent(options.run, options.trust)
     with bad_input():
         policy = trained.policy
