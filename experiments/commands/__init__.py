@@ -12,6 +12,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plot": ("draw the curves of one or several runs", "plot.run"),
     "play": ("write one episode to an animated GIF", "play.run"),
     "doctor": ("show versions, threads, GPU, and which extras lack what", "doctor.run"),
+    "completion": ("make a shell complete verbs, options and names", "completion.run"),
     "list": ("show recipes, memories and environments", "list.run"),
     "export": ("write one policy step for other programs (torch.export, ONNX)", "export.run"),
     "demo": ("train with and without a memory, and compare: a few minutes", "demo.run"),
