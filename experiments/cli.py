@@ -38,6 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     # Within reach of main's one line for Ctrl-C and for a broken installation.
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what can follow
+        from scrubjay.experiments.commands.completion import complete
+
+        complete()
     import scrubjay
     from scrubjay.experiments.commands import COMMANDS, command
 

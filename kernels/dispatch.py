@@ -68,8 +68,8 @@ def resolve(
             raise ValueError(f"implementation='triton': {unsupported}; use 'torch' or 'auto'")
         if not _has_triton():
             raise RuntimeError(
-                "implementation='triton': triton is not installed; pip install 'scrubjay[gpu]', or use 'torch' "
-                "or 'auto'"
+                "implementation='triton': triton is not installed; pip install 'scrubjay[gpu]', or use "
+                "'torch' or 'auto'"
             )
         if not on_gpu and os.environ.get("TRITON_INTERPRET") != "1":
             raise RuntimeError(

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 import scrubjay
+from scrubjay.experiments.commands import COMMANDS
+from scrubjay.experiments.commands.memory import ACTIONS
+from scrubjay.experiments.longcontext.commands import MEASUREMENTS
 
 ROOT = Path(__file__).parent.parent
 HEAVY = (
@@ -70,14 +73,26 @@ def test_agents_and_experiments_do_not_start_ray_or_draw_or_load_language_models
     )
 
 
-@pytest.mark.parametrize("verb", ["memory", "memory add", "chat", "agent", "kagentbench"])
-def test_commands_that_compute_nothing_load_no_torch_to_show_help(verb, modules_after):
-    words = [*verb.split(), "--help"]
-    loaded = modules_after(
-        f"import contextlib\nfrom scrubjay.experiments.cli import main\n"
-        f"with contextlib.suppress(SystemExit): main({words})"
-    )
-    assert loaded.isdisjoint({"torch", "ray", "transformers", "langchain_core"})
+def shown(*words: str) -> str:
+    """Return the statement that runs the command on `words`."""
+    return f"from scrubjay.experiments.cli import main\nassert main({list(words)}) == 0"
+
+
+def helps() -> list[tuple[str, ...]]:
+    """Return the words of the command after which --help tells more: every verb, and every word of one."""
+    nested = {"memory": ACTIONS, "longcontext": MEASUREMENTS}
+    return [(verb, *word) for verb in COMMANDS for word in [(), *((name,) for name in nested.get(verb, ()))]]
+
+
+@pytest.mark.parametrize("words", helps(), ids=" ".join)
+def test_no_help_waits_for_what_computes(words, modules_after):
+    assert modules_after(shown(*words, "--help")).isdisjoint({*HEAVY, "torch", "matplotlib"})
+
+
+@pytest.mark.parametrize("words", [("list",), ("train",), ("--version",), ()], ids=" ".join)
+def test_names_are_shown_without_what_they_name(words, modules_after):
+    loaded = modules_after(shown(*words))
+    assert loaded.isdisjoint({*HEAVY, "torch", "matplotlib", "numpy"})
 
 
 def test_the_package_is_the_command():

@@ -12,6 +12,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plot": ("draw the curves of one or several runs", "plot.run"),
     "play": ("write one episode to an animated GIF or a film", "play.run"),
     "doctor": ("show versions, threads, GPU, and which extras lack what", "doctor.run"),
+    "completion": ("make a shell complete verbs, options and names", "completion.run"),
     "list": ("show recipes, memories and environments", "list.run"),
     "export": ("write one policy step for other programs (torch.export, ONNX)", "export.run"),
     "demo": ("train with and without a memory, and compare: a few minutes", "demo.run"),
@@ -31,7 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 def command(verb: str) -> Callable[[Sequence[str]], int]:
     """Return the function that takes the words after `verb` and returns the exit code.
 
-    It is imported now, with all that it needs: `scrubjay --help` must not wait for torch.
+    It is imported now, and what computes only after its words are read: no --help must wait for torch.
     """
     module, _, function = COMMANDS[verb][1].partition(".")
     return getattr(importlib.import_module(f"{__name__}.{module}"), function)

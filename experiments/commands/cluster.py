@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from scrubjay.experiments.recipes.overrides import override
-from scrubjay.experiments.run import default_path
 from scrubjay.experiments.runs.cluster import RayOptions, connect, describe_cluster
 from scrubjay.experiments.words.arguments import UsageError, choose, take_flag
 from scrubjay.experiments.words.terminal import bad_input, whole_number
@@ -14,8 +12,6 @@ from scrubjay.experiments.words.terminal import bad_input, whole_number
 
 def launch(words: Sequence[str]) -> int:
     """`scrubjay launch RECIPE --address http://HEAD:8265 [--detach] [--run-dir DIR] [flags of train]`."""
-    from scrubjay.experiments.launching.launch import follow, submit
-
     if not words or words[0] in ("-h", "--help"):
         print(
             "usage: scrubjay launch RECIPE --address http://HEAD:8265 [--detach] [--run-dir DIR] [flags of "
@@ -26,6 +22,10 @@ def launch(words: Sequence[str]) -> int:
             "DIR is on the head, by default a new folder in ~/scrubjay."
         )
         return 0
+    from scrubjay.experiments.launching.launch import follow, submit
+    from scrubjay.experiments.recipes.overrides import override
+    from scrubjay.experiments.run import default_path
+
     remaining = [word for word in words if word not in ("--detach", "--quiet")]
     addresses, run_dirs = take_flag(remaining, "--address"), take_flag(remaining, "--run-dir")
     resumed = take_flag(remaining, "--resume")
@@ -77,8 +77,6 @@ def _how_to_find(job: str, address: str) -> str:
 
 def sweep(words: Sequence[str]) -> int:
     """`scrubjay sweep RECIPE --param NAME=V1,V2 [--param ...] [--out DIR] [--jobs N] [flags of train]`."""
-    from scrubjay.experiments.launching.sweep import Sweep, parse_param, run_sweep
-
     remaining = list(words)
     if not remaining or remaining[0] in ("-h", "--help"):
         print(
@@ -94,6 +92,8 @@ def sweep(words: Sequence[str]) -> int:
             "of several machines DIR must be on a file system that all of them share."
         )
         return 0
+    from scrubjay.experiments.launching.sweep import Sweep, parse_param, run_sweep
+
     taken = {flag: take_flag(remaining, f"--{flag}") for flag in ("param", "out", "jobs", "address")}
     if not taken["param"]:
         raise UsageError("sweep needs at least one --param NAME=V1,V2")

@@ -10,17 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scrubjay.experiments.kinds.team import TeamTaskConfig
-from scrubjay.experiments.launching.parallel import prepare, run_in_processes
-from scrubjay.experiments.recipes import RECIPES
-from scrubjay.experiments.recipes.methods import METHODS
-from scrubjay.experiments.recipes.overrides import override
-from scrubjay.experiments.reports.comparison import write_report
 from scrubjay.experiments.runs.stopping import Interrupted
 from scrubjay.experiments.words.arguments import choose, parse
 from scrubjay.experiments.words.foreign import one_line
 from scrubjay.experiments.words.terminal import bad_input
-from scrubjay.memory import list_memories
 
 
 @dataclass(frozen=True)
@@ -59,6 +52,13 @@ def run(words: Sequence[str]) -> int:
     words = list(words)
     cut = words.index("--") if "--" in words else len(words)
     options, train_flags = parse(CompareOptions, words[:cut], "scrubjay compare"), words[cut + 1 :]
+    from scrubjay.experiments.launching.parallel import prepare, run_in_processes
+    from scrubjay.experiments.recipes import RECIPES
+    from scrubjay.experiments.recipes.methods import METHODS
+    from scrubjay.experiments.recipes.overrides import override
+    from scrubjay.experiments.reports.comparison import write_report
+    from scrubjay.memory import list_memories
+
     for kind, names, known in (
         ("memory", options.memories, list_memories()),
         ("method", options.methods, list(METHODS)),
@@ -88,6 +88,9 @@ def run(words: Sequence[str]) -> int:
 
 def _contenders(options: CompareOptions, recipe: str) -> tuple[str, tuple[str, ...]]:
     """Return the flag that names who contends on a recipe, and the names."""
+    from scrubjay.experiments.kinds.team import TeamTaskConfig
+    from scrubjay.experiments.recipes import RECIPES
+
     if isinstance(RECIPES[recipe](), TeamTaskConfig):
         return "--method", options.methods
     return "--memory", options.memories

@@ -7,15 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scrubjay.experiments.launching.parallel import prepare, run_in_processes
-from scrubjay.experiments.recipes import with_memory
-from scrubjay.experiments.recipes.tasks import recall_demo
-from scrubjay.experiments.reports.curves import plot_runs
 from scrubjay.experiments.runs.stopping import Interrupted
 from scrubjay.experiments.words.arguments import parse
 from scrubjay.experiments.words.foreign import one_line
 from scrubjay.experiments.words.terminal import bad_input
-from scrubjay.memory import make_config
 
 
 @dataclass(frozen=True)
@@ -35,6 +30,8 @@ class DemoOptions:
 
     def check(self) -> None:
         """Raise ValueError on an unknown memory or an impossible number."""
+        from scrubjay.memory import make_config
+
         make_config(self.memory)
         if self.memory == "none":
             raise ValueError("memory='none': that is the other contestant; choose one that remembers")
@@ -47,6 +44,11 @@ def run(words: Sequence[str]) -> int:
     options = parse(DemoOptions, words, "scrubjay demo")
     with bad_input():
         options.check()
+    from scrubjay.experiments.launching.parallel import prepare, run_in_processes
+    from scrubjay.experiments.recipes import with_memory
+    from scrubjay.experiments.recipes.tasks import recall_demo
+    from scrubjay.experiments.reports.curves import plot_runs
+
     base = dataclasses.replace(recall_demo(), seed=options.seed)
     if options.total_steps is not None:
         base = dataclasses.replace(base, total_steps=options.total_steps)

@@ -4,24 +4,44 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from scrubjay.agents.teams.policy import TeamPolicy
-from scrubjay.experiments.commands.loading import config_of_agent, guarded
-from scrubjay.experiments.evaluation.policy import EvalOptions, evaluate
-from scrubjay.experiments.evaluation.team import PolicyActor, evaluate_team
-from scrubjay.experiments.kinds.reinforcement import AgentConfig
-from scrubjay.experiments.kinds.team import TeamTaskConfig
-from scrubjay.experiments.recipes.overrides import with_settings
-from scrubjay.experiments.reports.equilibrium import gains, of_trust_region, untrained
-from scrubjay.experiments.run import Run
-from scrubjay.experiments.runs.checkpoint import load_training
-from scrubjay.experiments.runs.progress import ProgressDisplay
-from scrubjay.experiments.runs.seeding import derive_seed
-from scrubjay.experiments.tasks.environments import EnvConfig
-from scrubjay.experiments.tasks.teams import TeamEnvConfig
+from tyro.conf import Positional
+
 from scrubjay.experiments.words.arguments import parse, take_flag
 from scrubjay.experiments.words.foreign import one_line
 from scrubjay.experiments.words.terminal import bad_input, table
+
+if TYPE_CHECKING:
+    from scrubjay.agents.teams.policy import TeamPolicy
+    from scrubjay.experiments.kinds.reinforcement import AgentConfig
+    from scrubjay.experiments.kinds.team import TeamTaskConfig
+    from scrubjay.experiments.run import Run
+    from scrubjay.experiments.tasks.environments import EnvConfig
+    from scrubjay.experiments.tasks.teams import TeamEnvConfig
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """Play whole episodes with a trained policy. `--set name=value` changes the environment."""
+
+    run: Positional[Path]
+    """The run's directory."""
+    episodes: int = 100
+    """How many."""
+    seed: int = 1
+    """Of the episodes."""
+    sample: bool = False
+    """Draw actions at random from the policy instead of taking its favourite."""
+    best_response: bool = False
+    """Of a team: let each agent learn alone against the others, and tell what it gains; before training and
+    after."""
+    response_steps: int = 50_000
+    """Environment steps each agent has for that."""
+    trust: bool = False
+    """Run code that the directory names or has pickled: an environment that is none of Scrubjay's, say."""
 
 
 def run(words: Sequence[str]) -> int:
@@ -29,6 +49,10 @@ def run(words: Sequence[str]) -> int:
     remaining = list(words)
     settings = take_flag(remaining, "--set")
     options = parse(EvalOptions, remaining, "scrubjay eval")
+    from scrubjay.experiments.commands.loading import config_of_agent, guarded
+    from scrubjay.experiments.kinds.team import TeamTaskConfig
+    from scrubjay.experiments.run import Run
+
     with guarded(options.trust):
         with bad_input():
             trained = Run.load(options.run, options.trust)
@@ -39,6 +63,10 @@ def run(words: Sequence[str]) -> int:
 
 def _evaluate_agent(run: Run, config: AgentConfig, settings: Sequence[str], options: EvalOptions) -> int:
     """Play episodes with a trained policy, and report."""
+    from scrubjay.experiments.evaluation.policy import evaluate
+    from scrubjay.experiments.recipes.overrides import with_settings
+    from scrubjay.experiments.runs.seeding import derive_seed
+
     with bad_input():
         if options.best_response:
             raise ValueError(f"--best-response is of teams; {run.path} is a run of one agent")
@@ -59,6 +87,11 @@ def _evaluate_agent(run: Run, config: AgentConfig, settings: Sequence[str], opti
 
 def _evaluate_team(run: Run, config: TeamTaskConfig, settings: Sequence[str], options: EvalOptions) -> int:
     """Play episodes with a trained team, and report; with `best_response` also who could gain alone."""
+    from scrubjay.experiments.evaluation.team import PolicyActor, evaluate_team
+    from scrubjay.experiments.recipes.overrides import with_settings
+    from scrubjay.experiments.reports.equilibrium import of_trust_region
+    from scrubjay.experiments.runs.seeding import derive_seed
+
     with bad_input():
         env = with_settings(config.env, settings)
         config = dataclasses.replace(config, env=env)
@@ -91,6 +124,10 @@ def _print_heading(run: Run, env: EnvConfig | TeamEnvConfig) -> None:
 
 
 def _print_gains(run: Run, config: TeamTaskConfig, policy: TeamPolicy, options: EvalOptions) -> None:
+    from scrubjay.experiments.reports.equilibrium import gains, untrained
+    from scrubjay.experiments.runs.checkpoint import load_training
+    from scrubjay.experiments.runs.progress import ProgressDisplay
+
     assert run.latest is not None  # where the policy came from
     with bad_input():
         learned = load_training(run.latest, run.trust)["learner"]

@@ -8,8 +8,6 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from scrubjay.experiments.commands.loading import guarded, load_agent
-from scrubjay.experiments.reports.export import export_onnx, export_torch
 from scrubjay.experiments.words.arguments import parse
 from scrubjay.experiments.words.foreign import one_line
 from scrubjay.experiments.words.terminal import bad_input
@@ -32,6 +30,9 @@ class ExportOptions:
 def run(words: Sequence[str]) -> int:
     """`scrubjay export RUN [--out FILE] [--onnx]`."""
     options = parse(ExportOptions, words, "scrubjay export")
+    from scrubjay.experiments.commands.loading import guarded, load_agent
+    from scrubjay.experiments.reports.export import export_onnx, export_torch
+
     with guarded(options.trust), bad_input():
         trained, _ = load_agent(options.run, options.trust)
         policy = trained.policy

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scrubjay.envs import list_environments
-from scrubjay.experiments.commands.train import learners, methods, recipes
+from scrubjay.experiments.catalogue import catalogue
 from scrubjay.experiments.words.arguments import UsageError
 from scrubjay.experiments.words.terminal import table
-from scrubjay.memory import list_memories, make
 
 
 def run(words: Sequence[str]) -> int:
@@ -21,14 +19,27 @@ def run(words: Sequence[str]) -> int:
         return 0
     if words:
         raise UsageError(f"unexpected argument {words[0]!r}: list takes none")
+    kept = catalogue()
+    memories = [(name, f"{kept.state_bytes[name]:>9,} B", about) for name, about in kept.memories.items()]
     print(f"recipes\n{table(recipes())}\n")
     print(f"methods (of recipes with several agents)\n{table(methods())}\n")
     print(f"learners, of\n{table(learners())}\n")
-    memories = []
-    for name in list_memories():
-        memory = make(name, dim=64)
-        lines = (type(memory).__doc__ or "").strip().splitlines()
-        memories.append((name, f"{memory.state_bytes():>9,} B", lines[0] if lines else ""))
     print(f"memories (state per agent at width 64)\n{table(memories)}\n")
-    print("environments\n" + table([(name,) for name in list_environments()]))
+    print("environments\n" + table([(name,) for name in kept.environments]))
     return 0
+
+
+def recipes() -> list[tuple[str, str]]:
+    """Return the names of all recipes, each with a line about it."""
+    return list(catalogue().recipes.items())
+
+
+def learners() -> list[tuple[str, str]]:
+    """Return whose policies are learned, each with the names of the learners there are."""
+    whose = {"agent": "one agent", "team": "teams"}
+    return [(whose[acts], ", ".join(names)) for acts, names in catalogue().learners.items()]
+
+
+def methods() -> list[tuple[str, str]]:
+    """Return the names of all methods of teams, each with a line about it."""
+    return list(catalogue().methods.items())

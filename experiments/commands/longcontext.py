@@ -2,15 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from scrubjay.experiments.longcontext.commands import longcontext as run
 
-from scrubjay.experiments.words.arguments import UsageError
-
-
-def run(words: Sequence[str]) -> int:
-    """`scrubjay longcontext perplexity|haystack|speed|agreement TEXT [--methods NAME ...] [--out DIR]`."""
-    try:
-        from scrubjay.experiments.longcontext.commands import longcontext
-    except ModuleNotFoundError as error:
-        raise UsageError(f"longcontext needs more: pip install 'scrubjay[lm]' ({error})") from error
-    return longcontext(words)
+__all__ = ["run"]

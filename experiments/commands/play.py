@@ -4,21 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from scrubjay.experiments.commands.loading import guarded, load_agent
-from scrubjay.experiments.kinds.reinforcement import AgentConfig
-from scrubjay.experiments.recipes import RECIPES
-from scrubjay.experiments.recipes.overrides import with_settings
-from scrubjay.experiments.reports.coverage import plot_coverage
-from scrubjay.experiments.reports.episode import PlayOptions, check_film, play
-from scrubjay.experiments.reports.team_episode import Cast, cast_team, play_team
-from scrubjay.experiments.tasks.environments import EnvConfig
-from scrubjay.experiments.tasks.teams import KNOWN_TEAMS
+from scrubjay.experiments.reports.options import PlayOptions
 from scrubjay.experiments.words.arguments import UsageError, parse, take_flag
 from scrubjay.experiments.words.foreign import one_line
 from scrubjay.experiments.words.terminal import bad_input, table
 
-_TEAMS = " or ".join(KNOWN_TEAMS)
+if TYPE_CHECKING:
+    from scrubjay.experiments.reports.team_episode import Cast
 
 
 def run(words: Sequence[str]) -> int:
@@ -26,12 +20,22 @@ def run(words: Sequence[str]) -> int:
     remaining = list(words)
     settings = take_flag(remaining, "--set")
     options = parse(PlayOptions, remaining, "scrubjay play")
+    from scrubjay.experiments.commands.loading import guarded
+
     with guarded(options.trust):
         return _play(options, settings)
 
 
 def _play(options: PlayOptions, settings: list[str]) -> int:
     """Write an episode of who or what is named."""
+    from scrubjay.experiments.commands.loading import load_agent
+    from scrubjay.experiments.kinds.reinforcement import AgentConfig
+    from scrubjay.experiments.recipes import RECIPES
+    from scrubjay.experiments.recipes.overrides import with_settings
+    from scrubjay.experiments.reports.episode import check_film, play
+    from scrubjay.experiments.reports.team_episode import cast_team
+    from scrubjay.experiments.tasks.environments import EnvConfig
+
     with bad_input():
         check_film(options.out or Path("episode.gif"), options.max_steps)
         cast = cast_team(options.what, options.policy, options.preset, settings, options.seed, options.trust)
@@ -40,7 +44,7 @@ def _play(options: PlayOptions, settings: list[str]) -> int:
     for flag in ("policy", "preset", "coverage"):
         if getattr(options, flag) is not None:
             raise UsageError(
-                f"--{flag} is of teams, which {options.what} is not; as in: scrubjay play {_TEAMS}"
+                f"--{flag} is of teams, which {options.what} is not; as in: scrubjay play {_teams()}"
             )
     folder, policy = Path(), None
     with bad_input():
@@ -60,11 +64,14 @@ def _play(options: PlayOptions, settings: list[str]) -> int:
 
 def _play_team(cast: Cast, options: PlayOptions) -> int:
     """Write an episode of a team, and of UAVs a map of what they cover."""
+    from scrubjay.experiments.reports.coverage import plot_coverage
+    from scrubjay.experiments.reports.team_episode import play_team
+
     with bad_input():
         env = cast.env.make(render_mode="rgb_array")
         world = getattr(env, "world", None)
         if options.coverage is not None and world is None:
-            raise ValueError(f"--coverage is of {_TEAMS}, not of {cast.env.id}")
+            raise ValueError(f"--coverage is of {_teams()}, not of {cast.env.id}")
         out = options.out or cast.folder / "episode.gif"
         played = play_team(env, cast.actor, out, options.seed, options.max_steps)
         env.close()
@@ -74,3 +81,9 @@ def _play_team(cast: Cast, options: PlayOptions) -> int:
         print(table([(name, f"{value:.4g}") for name, value in played.measures.items()]))
     print(*map(one_line, covered), sep="\n", end="\n" if covered else "")
     return 0
+
+
+def _teams() -> str:
+    from scrubjay.experiments.tasks.teams import KNOWN_TEAMS
+
+    return " or ".join(KNOWN_TEAMS)

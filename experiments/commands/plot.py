@@ -8,9 +8,6 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from scrubjay.experiments.commands.loading import guarded
-from scrubjay.experiments.reports.curves import plot_runs
-from scrubjay.experiments.run import Run
 from scrubjay.experiments.words.arguments import parse
 from scrubjay.experiments.words.foreign import one_line
 from scrubjay.experiments.words.terminal import bad_input
@@ -34,6 +31,10 @@ class PlotOptions:
 def run(words: Sequence[str]) -> int:
     """`scrubjay plot RUN [RUN ...] [--out FILE] [--metric NAME]`."""
     options = parse(PlotOptions, words, "scrubjay plot")
+    from scrubjay.experiments.commands.loading import guarded
+    from scrubjay.experiments.reports.curves import plot_runs
+    from scrubjay.experiments.run import Run
+
     with guarded(options.trust), bad_input():
         if not options.runs:
             raise ValueError("plot needs at least one run directory")

@@ -8,13 +8,8 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from scrubjay.agents.learners import list_learners
 from scrubjay.experiments.commands.cluster import join, take_engine
-from scrubjay.experiments.commands.loading import guarded, train_on
-from scrubjay.experiments.recipes import RECIPES
-from scrubjay.experiments.recipes.methods import METHODS
-from scrubjay.experiments.recipes.overrides import override
-from scrubjay.experiments.run import Run
+from scrubjay.experiments.commands.list import learners, methods, recipes
 from scrubjay.experiments.words.arguments import parse, take_flag
 from scrubjay.experiments.words.foreign import one_line
 from scrubjay.experiments.words.terminal import bad_input, table
@@ -35,6 +30,10 @@ def run(words: Sequence[str]) -> int:
             "scrubjay train RECIPE --help lists every field and its default."
         )
         return 0
+    from scrubjay.experiments.commands.loading import train_on
+    from scrubjay.experiments.recipes.overrides import override
+    from scrubjay.experiments.run import Run
+
     remaining = list(words[1:])
     run_dirs = take_flag(remaining, "--run-dir")
     quiet = "--quiet" in remaining
@@ -70,6 +69,9 @@ def resume(words: Sequence[str]) -> int:
     remaining = list(words)
     ray = take_engine(remaining)
     options = parse(ResumeOptions, remaining, "scrubjay resume")
+    from scrubjay.experiments.commands.loading import guarded, train_on
+    from scrubjay.experiments.run import Run
+
     with guarded(options.trust or ray is not None):  # Ray's processes take what they have claimed
         with bad_input():
             run = Run.load(options.run, options.trust)
@@ -82,20 +84,3 @@ def resume(words: Sequence[str]) -> int:
         with bad_input():
             join(ray)
         return train_on(run, options.quiet, ray)
-
-
-def recipes() -> list[tuple[str, str]]:
-    """Return the names of all recipes, each with a line about it."""
-    return [(name, recipe.description) for name, recipe in RECIPES.items()]
-
-
-def learners() -> list[tuple[str, str]]:
-    """Return whose policies are learned, each with the names of the learners there are."""
-    return [
-        (whose, ", ".join(list_learners(acts))) for acts, whose in (("agent", "one agent"), ("team", "teams"))
-    ]
-
-
-def methods() -> list[tuple[str, str]]:
-    """Return the names of all methods of teams, each with a line about it."""
-    return [(name, method.description) for name, method in METHODS.items()]

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-from tyro.conf import Positional
 
 from scrubjay.agents.rl.policy import Policy
 from scrubjay.agents.rl.sampler import final_success
@@ -39,27 +37,6 @@ def describe(returns: Sequence[float] | np.ndarray, lengths: Sequence[int] | np.
         "episodic_return_high": high,
         "episodic_length": float(np.mean(lengths)),
     }
-
-
-@dataclass(frozen=True)
-class EvalOptions:
-    """Play whole episodes with a trained policy. `--set name=value` changes the environment."""
-
-    run: Positional[Path]
-    """The run's directory."""
-    episodes: int = 100
-    """How many."""
-    seed: int = 1
-    """Of the episodes."""
-    sample: bool = False
-    """Draw actions at random from the policy instead of taking its favourite."""
-    best_response: bool = False
-    """Of a team: let each agent learn alone against the others, and tell what it gains; before training and
-    after."""
-    response_steps: int = 50_000
-    """Environment steps each agent has for that."""
-    trust: bool = False
-    """Run code that the directory names or has pickled: an environment that is none of Scrubjay's, say."""
 
 
 @dataclass(frozen=True)

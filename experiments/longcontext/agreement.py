@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from scrubjay.experiments.longcontext.options import MeasureOptions
+from scrubjay.experiments.longcontext.options import FULL, AgreementOptions
 from scrubjay.experiments.longcontext.reading import held_bytes, read, tokenize_text
 from scrubjay.experiments.runs.cost import Elapsed, stopwatch
 from scrubjay.experiments.runs.directory import write_atomically
@@ -26,7 +26,6 @@ from scrubjay.experiments.runs.progress import ProgressDisplay
 from scrubjay.experiments.runs.records import Records, header, markdown, settle
 from scrubjay.memory import context
 
-FULL = "full"
 _ROW = {
     "start": int,
     "method": str,
@@ -36,31 +35,6 @@ _ROW = {
     "reading": float,
     "writing": float,
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class AgreementOptions(MeasureOptions):
-    """Let the full cache go on with stretches of a text, greedily, and each policy predict every token."""
-
-    methods: tuple[str, ...] = ("window", "sinks", "h2o", "snapkv", "chunks", "recycled")
-    """Names of context policies; full is always measured."""
-    prompts: int = 8
-    """Stretches of the text."""
-    length: int = 2048
-    """Tokens of a stretch."""
-    new_tokens: int = 32
-    """Tokens written after each."""
-    out: Path = Path("runs/agreement")
-    """Directory of the results; the same command goes on where it was stopped."""
-
-    EXTENSIBLE = (*MeasureOptions.EXTENSIBLE, "prompts")
-
-    def check(self) -> None:
-        """Raise ValueError on names and numbers that cannot work, before anything is loaded."""
-        super().check()
-        for name in ("prompts", "length", "new_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
 
 
 @dataclass(frozen=True)

@@ -18,72 +18,14 @@ from typing import Any, get_type_hints
 from scrubjay.experiments.longcontext.answering import Answer, answer, answer_from_kept
 from scrubjay.experiments.longcontext.examples import Example, fit, token_counter
 from scrubjay.experiments.longcontext.needles import Needles, split_sentences
-from scrubjay.experiments.longcontext.options import MeasureOptions
-from scrubjay.experiments.longcontext.ruler import list_tasks, make_example
+from scrubjay.experiments.longcontext.options import INFINIRETRI, NEEDLE, HaystackOptions
+from scrubjay.experiments.longcontext.ruler import make_example
 from scrubjay.experiments.runs.directory import write_atomically
 from scrubjay.experiments.runs.progress import ProgressDisplay
 from scrubjay.experiments.runs.records import Records, header, markdown, settle
 from scrubjay.memory.reading.infiniretri import InfiniRetri
 
-NEEDLE = "needle"
-"""The task whose one needle stands at a given depth."""
-INFINIRETRI = "infiniretri"
-"""The method that keeps sentences, not keys."""
 _ONE_NEEDLE = Needles(new_tokens=24)
-
-
-@dataclass(frozen=True, kw_only=True)
-class HaystackOptions(MeasureOptions):
-    """Ask about texts of several lengths; tabulate and draw what each method finds.
-
-    Running it again goes on.
-    """
-
-    methods: tuple[str, ...] = (
-        "full",
-        "window",
-        "sinks",
-        "h2o",
-        "snapkv",
-        "chunks",
-        "recycled",
-        "infiniretri",
-    )
-    """Names of context policies, and infiniretri."""
-    tasks: tuple[str, ...] = (NEEDLE,)
-    """needle, at each of the depths; or tasks of RULER: single_1, multikey_2, variable_tracking, ..."""
-    lengths: tuple[int, ...] = (1024, 2048, 4096, 8192)
-    """Tokens of text, question and answer, at most."""
-    depths: tuple[float, ...] = (0.0, 25.0, 50.0, 75.0, 100.0)
-    """Where the needle stands, in percent of the text."""
-    samples: int = 1
-    """Examples of each length and depth, or length and task; the same for all methods."""
-    out: Path = Path("runs/haystack")
-    """Directory of the results; the same command goes on where it was stopped."""
-
-    EXTENSIBLE = (*MeasureOptions.EXTENSIBLE, "tasks", "lengths", "depths", "samples")
-
-    def check(self) -> None:
-        """Raise ValueError on names and numbers that cannot work, before anything is loaded."""
-        super().check()
-        for name in ("tasks", "lengths", "depths"):
-            if not getattr(self, name):
-                raise ValueError(f"--{name} is empty; name at least one")
-        for task in self.tasks:
-            if task not in (NEEDLE, *list_tasks()):
-                raise ValueError(f"unknown task {task!r}; choose from {', '.join([NEEDLE, *list_tasks()])}")
-        for depth in self.depths:
-            if not 0 <= depth <= 100:
-                raise ValueError(f"depth={depth}: it is a percentage, from 0 to 100")
-        if self.samples < 1:
-            raise ValueError(f"samples={self.samples}: at least 1 is needed")
-
-    def check_method(self, name: str) -> None:
-        """Raise ValueError if no method of that name can have this budget."""
-        if name != INFINIRETRI:
-            super().check_method(name)
-        elif self.budget < 2:
-            raise ValueError(f"budget={self.budget}: {INFINIRETRI} needs at least 2")
 
 
 @dataclass(frozen=True)

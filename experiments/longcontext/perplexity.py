@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from scrubjay.experiments.longcontext.curve import Curve
-from scrubjay.experiments.longcontext.options import MeasureOptions
-from scrubjay.experiments.longcontext.reading import RECOMPUTE, held_bytes, losses, recompute
+from scrubjay.experiments.longcontext.options import RECOMPUTE, PerplexityOptions
+from scrubjay.experiments.longcontext.reading import held_bytes, losses, recompute
 from scrubjay.experiments.runs.cost import resident_bytes, stopwatch
 from scrubjay.experiments.runs.directory import write_atomically
 from scrubjay.experiments.runs.progress import ProgressDisplay
@@ -35,39 +34,6 @@ _BLOCK = {
     "cache_bytes": int,
 }
 _POSITION = {"position": int, "nats": float, "wall": float, "cpu": float}
-
-
-@dataclass(frozen=True, kw_only=True)
-class PerplexityOptions(MeasureOptions):
-    """Stream a text through a model under each policy; tabulate and draw perplexity, time and memory.
-
-    More `--tokens` than before go on from where the same directory ended.
-    """
-
-    methods: tuple[str, ...] = ("window", "sinks")
-    """Names of context policies."""
-    tokens: int = 20_000
-    """Tokens of the text to predict."""
-    recompute: int = 0
-    """Random positions at which the last `budget` tokens are read afresh, to compare with; slow."""
-    save_every: int = 20
-    """Blocks between two copies of the cache on disk, from which a stopped run goes on."""
-    out: Path = Path("runs/perplexity")
-    """Directory of the results; the same command goes on where it was stopped."""
-
-    EXTENSIBLE = (*MeasureOptions.EXTENSIBLE, "tokens", "recompute", "save_every")
-
-    def check(self) -> None:
-        """Raise ValueError on names and numbers that cannot work, before anything is loaded."""
-        super().check()
-        for name, least in (("tokens", 1), ("recompute", 0), ("save_every", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}")
-        if self.recompute > max(0, self.tokens - self.budget):
-            raise ValueError(
-                f"recompute={self.recompute}: only tokens after the first budget={self.budget} of "
-                f"tokens={self.tokens} can be recomputed; choose fewer"
-            )
 
 
 def run_perplexity(options: PerplexityOptions, command: str) -> list[Path]:

@@ -13,9 +13,6 @@ from transformers import PreTrainedModel
 from scrubjay.memory import context
 from scrubjay.memory.context.quotes import ControlTokens
 
-RECOMPUTE = "recompute"
-"""Name of the peer that keeps no cache."""
-
 
 @torch.no_grad()
 def read(

@@ -5,10 +5,8 @@ scrubjay longcontext speed novels.deb --methods full sinks --budget 256 --contex
 
 from __future__ import annotations
 
-import itertools
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +14,8 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from scrubjay.experiments.longcontext.options import MeasureOptions
-from scrubjay.experiments.longcontext.reading import RECOMPUTE, held_bytes, read, recompute
+from scrubjay.experiments.longcontext.options import RECOMPUTE, SpeedOptions
+from scrubjay.experiments.longcontext.reading import held_bytes, read, recompute
 from scrubjay.experiments.runs.cost import stopwatch
 from scrubjay.experiments.runs.directory import write_atomically
 from scrubjay.experiments.runs.progress import ProgressDisplay
@@ -25,53 +23,6 @@ from scrubjay.experiments.runs.records import Records, header, markdown, settle
 from scrubjay.memory import context
 
 _ROW = {"context": int, "method": str, "repeat": int, "wall": float, "cpu": float, "cache_bytes": int}
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpeedOptions(MeasureOptions):
-    """Time the next token after contexts of several lengths, by turns in one process, against `recompute`.
-
-    recompute keeps no cache and reads the last `budget` tokens afresh for every token, as StreamingLLM's peer
-    does.
-    """
-
-    methods: tuple[str, ...] = ("full", "sinks")
-    """Names of context policies."""
-    contexts: tuple[int, ...] = (1024, 4096, 8192)
-    """Tokens read before the clock starts."""
-    full_until: int = 8192
-    """Longest context for the method full, which must hold all of it."""
-    steps: int = 8
-    """Tokens timed in a turn; of recompute, one."""
-    repeats: int = 5
-    """Turns of each contestant at each length."""
-    out: Path = Path("runs/speed")
-    """Directory of the results; the same command goes on where it was stopped."""
-
-    EXTENSIBLE = (*MeasureOptions.EXTENSIBLE, "contexts", "full_until")
-
-    def check(self) -> None:
-        """Raise ValueError on names and numbers that cannot work, before anything is loaded."""
-        super().check()
-        if not self.contexts:
-            raise ValueError("--contexts is empty; name at least one")
-        for name in ("steps", "repeats"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: at least 1 is needed")
-        lengths = sorted(self.contexts)
-        between = self.steps * self.repeats
-        if any(after - before <= between for before, after in itertools.pairwise(lengths)):
-            raise ValueError(
-                f"contexts={self.contexts}: they must be more than steps x repeats = {between} tokens "
-                "apart, for "
-                "those are read on the way"
-            )
-        if lengths[0] < self.budget:
-            raise ValueError(f"contexts={self.contexts}: each must have at least budget={self.budget} tokens")
-
-    def contestants(self, length: int) -> list[str]:
-        """Return who is timed after so many tokens."""
-        return [RECOMPUTE, *(m for m in self.methods if m != "full" or length <= self.full_until)]
 
 
 def run_speed(options: SpeedOptions, command: str) -> list[Path]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from torch import Tensor
-from tyro.conf import Positional
 
 from scrubjay.experiments.reports.curves import save_figure
 from scrubjay.experiments.runs.reading import read_text
@@ -29,25 +27,10 @@ _SEQUENCES = 16
 _THRESHOLD = 0.3
 
 
-@dataclass(frozen=True)
-class InspectOptions:
-    """Show a model's attention sinks, its retrieval heads and attention maps on a text."""
-
-    model: Positional[str]
-    """"smollm2", a folder of transformers, or a GGUF file."""
-    text: Path
-    """A text file in a language of the model."""
-    layers: tuple[int, ...] = ()
-    """Layers to draw the maps of; default: the first, those of the strongest sink and of retrieval, the
-    last."""
-    tokens: int = 128
-    """Tokens from the text's beginning that the maps show."""
-    out: Path = Path("inspect.png")
-    """The picture."""
-
-
-def inspect_model(options: InspectOptions) -> int:
-    """Print the numbers, draw the picture, return the exit code.
+def inspect_model(
+    model_name: str, text_file: Path, layers: Sequence[int], tokens_shown: int, out: Path
+) -> None:
+    """Print the numbers and draw the picture, with maps of `layers`, or of telling ones where there are none.
 
     Raises ValueError for a model, text or layer that cannot be inspected.
     """
@@ -56,20 +39,19 @@ def inspect_model(options: InspectOptions) -> int:
     from scrubjay.memory.heads.capture import attention_weights
     from scrubjay.memory.heads.sink_rate import sink_weights
 
-    if options.tokens < 2:
-        raise ValueError(f"tokens={options.tokens}: a map needs at least 2")
-    text = read_text(options.text)
-    model, tokenizer = load_model(options.model)
-    tokens = _tokens(text, tokenizer, options.text)
-    print(one_line(f"{options.model}: attention on {options.text}"), flush=True)
+    if tokens_shown < 2:
+        raise ValueError(f"tokens={tokens_shown}: a map needs at least 2")
+    text = read_text(text_file)
+    model, tokenizer = load_model(model_name)
+    tokens = _tokens(text, tokenizer, text_file)
+    print(one_line(f"{model_name}: attention on {text_file}"), flush=True)
     sinks = sink_weights(model, _sequences(tokens))
     _print_sinks(sinks)
     scores = _retrieval(model, tokenizer, sinks)
-    layers = options.layers or _telling(sinks, scores)
-    maps = attention_weights(model, tokens[None, : options.tokens], dict.fromkeys(layers))
-    figure = _draw(sinks.mean(dim=0), scores, {layer: maps[layer][0] for layer in layers}, str(options.model))
-    print(one_line(f"picture: {save_figure(figure, options.out)}"))
-    return 0
+    layers = layers or _telling(sinks, scores)
+    maps = attention_weights(model, tokens[None, :tokens_shown], dict.fromkeys(layers))
+    figure = _draw(sinks.mean(dim=0), scores, {layer: maps[layer][0] for layer in layers}, model_name)
+    print(one_line(f"picture: {save_figure(figure, out)}"))
 
 
 def _retrieval(model: Any, tokenizer: Any, sinks: Tensor) -> RetrievalHeads:

@@ -44,7 +44,7 @@ def parse(kind: type[T], arguments: Sequence[str], prog: str, default: T | None 
             raise
         raise UsageError(_first_paragraph(boxed.getvalue())) from None
     if unknown:
-        raise UsageError(_describe_unknown(unknown, _flags(config)))
+        raise UsageError(_describe_unknown(unknown, flags_of(config)))
     return config
 
 
@@ -115,15 +115,16 @@ def _describe_unknown(unknown: Sequence[str], flags: Sequence[str]) -> str:
     return f"unknown option {name!r}{did_you_mean(name, flags)}; --help lists all"
 
 
-def _flags(config: Any, prefix: str = "--") -> list[str]:
+def flags_of(config: Any, prefix: str = "--") -> list[str]:
+    """Return the options that `parse` takes for the fields of a dataclass, and of those within it."""
     flags = []
     for field in dataclasses.fields(config):
         value, name = getattr(config, field.name), prefix + field.name.replace("_", "-")
         if dataclasses.is_dataclass(value):
-            flags += _flags(value, f"{name}.")
+            flags += flags_of(value, f"{name}.")
         elif isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
             for index, item in enumerate(value):
-                flags += _flags(item, f"{name}.{index}.")
+                flags += flags_of(item, f"{name}.{index}.")
         else:
             flags.append(name)
     return flags

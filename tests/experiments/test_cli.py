@@ -245,7 +245,7 @@ def test_compare_tabulates_and_tests_beyond_training(monkeypatch, tmp_path):
         for run in runs:
             resume(run.path)
 
-    monkeypatch.setattr("scrubjay.experiments.commands.compare.run_in_processes", run_here)
+    monkeypatch.setattr("scrubjay.experiments.launching.parallel.run_in_processes", run_here)
     words = [
         "compare",
         "--memories",
