@@ -23,7 +23,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from scrubjay.agents import PolicyConfig, PPOConfig, Sampler, Spaces
 from scrubjay.experiments.tasks.environments import EnvConfig
-from scrubjay.memory import make_config
+from scrubjay.memory import MemoryConfig, make_config
 
 PARTS = ("env", "policy", "learner")
 
@@ -68,9 +68,8 @@ class Contender(Protocol):
 class Ours:
     """A policy with one of our memories, on gymnasium's loop over single environments or our batched ones."""
 
-    def __init__(self, config: ThroughputConfig, memory: str, envs: VectorEnv) -> None:
-        memory_config = make_config(memory, dim=config.dim)
-        policy = PolicyConfig(memory=memory_config).build(Spaces.of(envs))
+    def __init__(self, config: ThroughputConfig, memory: MemoryConfig, envs: VectorEnv) -> None:
+        policy = PolicyConfig(memory=memory).build(Spaces.of(envs))
         ppo = PPOConfig(epochs=config.epochs, num_minibatches=config.num_minibatches)
         self.sampler = Sampler(envs, policy, config.segment_length)
         self.learner = ppo.build(policy)
@@ -78,11 +77,15 @@ class Ours:
     def update(self) -> dict[str, float]:
         """Collect a segment and learn from it."""
         before = dict(self.sampler.seconds)
-        segment = self.sampler.collect()
+        self.segment = self.sampler.collect()
         began = time.perf_counter()
-        self.learner.update(segment)
+        self.learn()
         spent = {part: self.sampler.seconds[part] - before[part] for part in before}
         return {**spent, "learner": time.perf_counter() - began}
+
+    def learn(self) -> None:
+        """Learn once more from what was collected last."""
+        self.learner.update(self.segment)
 
 
 class Theirs:
@@ -141,6 +144,10 @@ class Theirs:
         env, rollout = self.seconds["env"], self.seconds["rollout"]
         return {"env": env, "policy": rollout - env, "learner": total - rollout}
 
+    def learn(self) -> None:
+        """Learn once more from what was collected last."""
+        self.model.train()
+
 
 @dataclass
 class Timing:
@@ -163,12 +170,13 @@ def contenders(config: ThroughputConfig) -> dict[str, Contender]:
     """Return everybody who takes part, by name, RecurrentPPO first."""
     single = EnvConfig(config.env)
     found: dict[str, Contender] = {"sb3-contrib RecurrentPPO (lstm)": Theirs(config)}
-    for memory in config.memories:
+    for name in config.memories:
+        memory = make_config(name, dim=config.dim)
         loop = SyncVectorEnv([single.make] * config.num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
-        found[f"scrubjay {memory}"] = Ours(config, memory, loop)
+        found[f"scrubjay {name}"] = Ours(config, memory, loop)
         batched = single.make_vector(config.num_envs)
         if not isinstance(batched, SyncVectorEnv):
-            found[f"scrubjay {memory}, batched environment"] = Ours(config, memory, batched)
+            found[f"scrubjay {name}, batched environment"] = Ours(config, memory, batched)
     return found
 
 

@@ -139,11 +139,12 @@ def in_halves(
     )
 
 
+# Alone as well, since who asks for no normaliser gives it no gradient.
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("combine", ["hierarchical", "joint"])
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("shape", ["decode", "one-selection", "selections-and-key-heads-cross"])
 def test_values_and_gradients_equal_the_definition(shape, combine):
-    assert_near(draw(shape, combine=combine), triton_path, 2e-6)
+    assert_near(draw(SHAPES[shape], combine=combine), triton_path, 2e-6)
 
 
 @pytest.mark.usefixtures("poisoned")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import inspect
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from triton import language
+from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter
 
 
@@ -22,14 +24,24 @@ def _quick_interpreter() -> Iterator[None]:
     """Spare the interpreter work that it repeats; every result stays as it is.
 
     It puts its own functions into triton.language at each call of a device function, builds a table of all
-    dtypes at each look-up of one, and reduces by exclusive or, as sorting does, one element at a time.
-    A Triton that does not know these names runs as it comes.
+    dtypes at each look-up of one, writes out and checks the type of every number anew, works out whether
+    whole numbers overflow for an assertion that it then leaves out, and reduces by exclusive or, as sorting
+    does, one element at a time. A Triton that does not know these names runs as it comes.
     """
     with pytest.MonkeyPatch.context() as patch:
         if hasattr(interpreter, "_LangPatchScope"):
             patch.setattr(interpreter, "_patch_lang", _once_a_launch(interpreter._patch_lang))
         if hasattr(interpreter, "_get_np_dtype"):
             patch.setattr(interpreter, "_get_np_dtype", _remembered(interpreter._get_np_dtype))
+        options = getattr(getattr(interpreter, "interpreter_builder", None), "options", None)
+        if options is not None and not getattr(options, "debug", True):
+            quick = dataclasses.replace(options, sanitize_overflow=False)
+            patch.setattr(interpreter.interpreter_builder, "options", quick)
+        core, semantic = language.core, TritonSemantic
+        patch.setattr(core.block_type, "__init__", _once_a_type(core.block_type.__init__))
+        patch.setattr(core.tensor, "__init__", _of_its_type(core.tensor.__init__))
+        patch.setattr(core.dtype, "__eq__", _or_the_same(core.dtype.__eq__))
+        patch.setattr(semantic, "broadcast_impl_value", _unless_alike(semantic.broadcast_impl_value))
         combine = getattr(language.standard, "_xor_combine", None)
         if combine is not None and hasattr(interpreter, "ReduceOps"):
             patch.setattr(interpreter.ReduceOps, "apply_impl", _xor_at_once(combine))
@@ -68,6 +80,51 @@ def _remembered(get_dtype: Callable[[Any], np.dtype]) -> Callable[[Any], np.dtyp
         return found[element.name]
 
     return get
+
+
+def _once_a_type(begin: Callable[..., None]) -> Callable[..., None]:
+    made: dict[tuple[int, ...], dict[str, Any]] = {}
+
+    def begin_once(self: Any, element_ty: Any, shape: Any) -> None:
+        sizes = (size.value if type(size) is language.core.constexpr else size for size in shape)
+        # What is kept holds the elements' type, so no other comes to have its number.
+        key = (id(element_ty), *sizes)
+        if key not in made:
+            begin(self, element_ty, shape)
+            made[key] = self.__dict__
+        self.__dict__ = made[key]
+
+    return begin_once
+
+
+def _of_its_type(begin: Callable[..., None]) -> Callable[..., None]:
+    """Give tensors of one type the same shape, which nothing changes."""
+    scalar: dict[str, Any] = {}
+
+    def begin_alike(self: Any, handle: Any, type: Any) -> None:
+        known = type.__dict__ if type.is_block() else scalar
+        if "of_tensor" not in known:
+            begin(self, handle, type)
+            known["of_tensor"] = self.shape, self.numel
+        self.shape, self.numel = known["of_tensor"]
+        self.handle, self.type, self.dtype = handle, type, type.scalar
+
+    return begin_alike
+
+
+def _or_the_same(equal: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
+    return lambda self, other: self is other or equal(self, other)
+
+
+def _unless_alike(broadcast: Callable[..., Any]) -> Callable[..., Any]:
+    def quick(self: Any, left: Any, right: Any) -> Any:
+        kinds = left.type, right.type
+        blocks = [kind.shape.values for kind in kinds if kind.is_block()]
+        if not blocks or (len(blocks) == 2 and blocks[0] == blocks[1]):
+            return left, right
+        return broadcast(self, left, right)
+
+    return quick
 
 
 def _xor_at_once(combine: Any) -> Callable[[Any, Any], Any]:

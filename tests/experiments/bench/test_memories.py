@@ -1,0 +1,46 @@
+"""What the table of memories compares: all that are registered, in the middle of episodes, as multiples."""
+
+import torch
+
+from scrubjay.experiments.bench.memories import Cost, MemoriesConfig, _step, _table, _Walk
+from scrubjay.memory import list_memories, make
+
+CONFIG = MemoriesConfig(dim=8, rows=(1, 3), steps=2, rounds=2)
+
+
+def test_all_that_are_registered_take_part_behind_none():
+    names = list(CONFIG.contenders)
+    assert names[0] == "none"
+    assert set(list_memories()) < set(names)
+    assert all(memory.dim == 8 for memory in CONFIG.contenders.values())
+    assert list(MemoriesConfig(memories=("gru",)).contenders) == ["none", "gru"]
+
+
+def test_rows_walk_on_from_the_middle_of_episodes_of_different_ages():
+    walk = _Walk(make("sink", dim=8), rows=3, steps=2)
+    before = walk.rows.state()["time"]
+    assert before.tolist() == [256, 255, 254]
+    walk()
+    assert torch.equal(walk.rows.state()["time"], before + 2)
+
+
+def test_every_round_that_counts_gives_a_step_of_each_size():
+    memories = MemoriesConfig(dim=8, memories=("lstm",)).contenders
+    costs = {name: Cost() for name in memories}
+    _step(CONFIG, memories, costs)
+    assert all(
+        {rows: len(taken) for rows, taken in cost.step.items()} == {1: 2, 3: 2} for cost in costs.values()
+    )
+
+
+def test_costs_are_multiples_of_none_and_of_the_peer():
+    memories = MemoriesConfig(dim=8, memories=("lstm",)).contenders
+    costs = {
+        "none": Cost([10.0], [20.0], {1: [0.5], 3: [1.0]}),
+        "lstm": Cost([25.0], [40.0], {1: [0.25], 3: [2.0]}),
+        "sb3-contrib RecurrentPPO": Cost([50.0], [100.0]),
+    }
+    _, _, none, lstm, peer = _table(CONFIG, memories, costs)
+    assert none == "| none | 10 (1.0x) | 204,800 (1.0x the time) | 5.0x | 500 | 1,000 | 0 |"
+    assert lstm == "| lstm | 25 (2.5x) | 102,400 (2.0x the time) | 2.5x | 250 | 2,000 | 64 |"
+    assert peer.endswith("| 50 (5.0x) | 40,960 (5.0x the time) | 1.0x | - | - | - |")
