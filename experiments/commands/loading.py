@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from scrubjay.envs.teams import TeamError
 from scrubjay.experiments.kinds.reinforcement import AgentConfig
 from scrubjay.experiments.kinds.team import TeamTaskConfig
 from scrubjay.experiments.run import Run
@@ -11,7 +13,7 @@ from scrubjay.experiments.runs.checkpoint import CheckpointError
 from scrubjay.experiments.runs.cluster import RayOptions
 from scrubjay.experiments.runs.stopping import Interrupted
 from scrubjay.experiments.training import CannotBeginError, go_on
-from scrubjay.experiments.words.failures import UsageError, describe
+from scrubjay.experiments.words.failures import FailedError, UsageError, describe
 from scrubjay.experiments.words.terminal import bad_input
 
 
@@ -42,6 +44,10 @@ def train_on(run: Run, quiet: bool, ray: RayOptions | None = None) -> int:
         return stop.exit_code
     except CheckpointError as error:
         raise UsageError(str(error)) from error
+    except TeamError as error:
+        config: Any = run.config
+        name, again = config.env.id, f"scrubjay resume {run.path} --env {config.env.id}"
+        raise FailedError(f"environment {name!r}: {error}; once it is mended: {again}") from error
     result = ", ".join(
         f"{name} {run.result[key]:.3f}"
         for name, key in (("return", "episodic_return"), ("success", "success"))
