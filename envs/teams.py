@@ -11,6 +11,10 @@ from jaxtyping import Bool, Float
 from pettingzoo import ParallelEnv
 
 
+class TeamError(ValueError):
+    """An environment does something else than its own words on its agents and their spaces say."""
+
+
 class TeamStep(NamedTuple):
     """What one step of every row came to. A row whose episode ended shows the first step of its next one."""
 
@@ -41,8 +45,9 @@ class ParallelTeams:
     Its agents must be alike in their spaces. A row begins its next episode in the step that ends one. An
     agent that leaves is not alive until the episode ends; one that is cut off while others go on counts as
     terminated. Seed s gives row i the seed s + i. If the environments offer `get_state` and `set_state`, so
-    do the teams. Raises ValueError if agents differ, or there is no row; later if others come than
-    `possible_agents` names, or what an agent sees or earns is missing or not of its space.
+    do the teams. Raises ValueError if agents differ, or there is no row; and TeamError, whenever it is seen,
+    if others come than `possible_agents` names, or what an agent sees or earns is missing or not of its
+    space.
     """
 
     def __init__(self, make_env: Callable[[], ParallelEnv], num_envs: int) -> None:
@@ -54,7 +59,7 @@ class ParallelTeams:
         self.possible_agents: list[Any] = _named(first)
         for row, env in enumerate(self.envs):
             if _named(env) != self.possible_agents:
-                raise ValueError(
+                raise TeamError(
                     f"row {row} has possible_agents {_named(env)}, row 0 {self.possible_agents}; the agents "
                     "of a team must stay the same: name all that may ever act, who is away is not in agents"
                 )
@@ -96,7 +101,7 @@ class ParallelTeams:
             )
             for name in acting:
                 if name not in earned:
-                    raise ValueError(f"step returned no reward of {name!r}, who acted, but of {list(earned)}")
+                    raise TeamError(f"step returned no reward of {name!r}, who acted, but of {list(earned)}")
                 rewards[row, column[name]] = earned[name]
             if any(terminations.values()) or any(truncations.values()) or env.agents != acting:
                 staying = [
@@ -137,7 +142,7 @@ class ParallelTeams:
     def _live(self, row: int, agents: list[Any]) -> None:
         for name in agents:
             if name not in self._column:
-                raise ValueError(
+                raise TeamError(
                     f"agent {name!r} came, and possible_agents are {self.possible_agents}: name there all "
                     "that may ever act"
                 )
@@ -158,7 +163,7 @@ class ParallelTeams:
     ) -> None:
         for name in agents:
             if name not in seen:
-                raise ValueError(f"no observation of {name!r}, who is in agents, but of {list(seen)}")
+                raise TeamError(f"no observation of {name!r}, who is in agents, but of {list(seen)}")
         for key, (path, leaf) in self._leaves.items():
             array = arrays[key][row]
             for name in agents:
@@ -170,7 +175,7 @@ class ParallelTeams:
                 except (LookupError, TypeError, ValueError):
                     fits = False
                 if not fits:  # numpy would stretch what is too small
-                    raise ValueError(
+                    raise TeamError(
                         f"{name!r} sees {_short(seen[name])}, which is not of its observation_space, "
                         f"{self.single_observation_space}"
                     )
@@ -191,10 +196,10 @@ class ParallelTeams:
 
 
 def _named(env: ParallelEnv) -> list[Any]:
-    """Return all agents that an environment may have. Raises ValueError if it does not name them."""
+    """Return all agents that an environment may have. Raises TeamError if it does not name them."""
     names = list(getattr(env, "possible_agents", None) or ())
     if not names:
-        raise ValueError(
+        raise TeamError(
             f"{type(env).__name__} names no possible_agents: set it, before reset, to the names of all that "
             "may ever act"
         )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from scrubjay.envs.teams import TeamError
 from scrubjay.experiments.kinds.reinforcement import AgentConfig
 from scrubjay.experiments.kinds.team import TeamTaskConfig
 from scrubjay.experiments.run import Run
@@ -14,7 +16,7 @@ from scrubjay.experiments.runs.cluster import RayOptions
 from scrubjay.experiments.runs.room import ROOM, available, bounded
 from scrubjay.experiments.runs.stopping import Interrupted
 from scrubjay.experiments.training import CannotBeginError, go_on
-from scrubjay.experiments.words.failures import UsageError, describe, lacks_memory
+from scrubjay.experiments.words.failures import FailedError, UsageError, describe, lacks_memory
 from scrubjay.experiments.words.foreign import one_line
 from scrubjay.experiments.words.terminal import bad_input
 
@@ -64,6 +66,10 @@ def train_on(run: Run, quiet: bool, ray: RayOptions | None = None) -> int:
         return stop.exit_code
     except CheckpointError as error:
         raise UsageError(str(error)) from error
+    except TeamError as error:
+        config: Any = run.config
+        name, again = config.env.id, f"scrubjay resume {run.path} --env {config.env.id}"
+        raise FailedError(f"environment {name!r}: {error}; once it is mended: {again}") from error
     result = ", ".join(
         f"{name} {run.result[key]:.3f}"
         for name, key in (("return", "episodic_return"), ("success", "success"))

@@ -15,9 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import scrubjay
-from scrubjay.experiments.runs.cluster import TOKEN, worker_variables
+from scrubjay.experiments.runs.cluster import refusal, token_named, worker_variables
 from scrubjay.experiments.words.foreign import printable
 
+# Whoever started the head has Ray, and so has the interpreter of its workers, which the raylet, two processes
+# above the job's shell, has in its command line; elsewhere than on Linux the path of executables must do.
+_INTERPRETER = (
+    """raylet=$(sed -n 's/^PPid:[^0-9]*//p' "/proc/$PPID/status" 2>/dev/null); """
+    """python=$(cat "/proc/$raylet/cmdline" 2>/dev/null | tr '\\0' '\\n' """
+    """| sed -n 's/^--python_worker_command=\\([^" ]*\\) .*/\\1/p'); """
+    """: "${python:=$(command -v python || echo python3)}"; """
+)
 _PATIENCE = 30.0
 _REACH_SECONDS = 10.0
 
@@ -26,20 +34,23 @@ def submit(address: str, words: Sequence[str]) -> tuple[Any, str]:
     """Start `scrubjay WORDS` on the head of the cluster; return the client and the job's id.
 
     The package goes with the job as it is here; what it needs (torch, ray[rllib], ...) must be installed on
-    the cluster. Raises ValueError if the head does not answer or refuses, ImportError without the extra
-    `cluster`.
+    the cluster. Raises ValueError if the head does not answer, refuses or asks for a token that is not here,
+    ImportError without the extra `cluster`.
     """
-    if Path(TOKEN).expanduser().exists() or "RAY_AUTH_TOKEN" in os.environ:
+    if token_named() is not None:
         os.environ.setdefault(
             "RAY_AUTH_MODE", "token"
         )  # a cluster of today asks for it, its client does not know
     try:
         import aiohttp  # noqa: F401  (Ray itself names another remedy, late)
+        from ray.exceptions import RayError
         from ray.job_submission import JobSubmissionClient
     except ImportError as error:
         raise ImportError("launch needs the extra `cluster`: pip install 'scrubjay[cluster]'") from error
     _reach(address)
-    entrypoint = " ".join(map(_quote, ["python", "-m", "scrubjay.experiments.cli", *words]))
+    entrypoint = f'{_INTERPRETER}exec "$python" ' + " ".join(
+        map(_quote, ["-m", "scrubjay.experiments.cli", *words])
+    )
     environment = {**worker_variables(), "PYTHONUNBUFFERED": "1"}
     for chatty in (
         "dashboard.modules.dashboard_sdk",
@@ -56,12 +67,12 @@ def submit(address: str, words: Sequence[str]) -> tuple[Any, str]:
                 runtime_env={"py_modules": [str(Path(scrubjay.__file__).parent)], "env_vars": environment},
                 metadata={"name": f"scrubjay {' '.join(words)}"},
             )
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (ConnectionError, RuntimeError, ValueError, RayError) as error:
             # The head of a young cluster answers before it can take jobs.
             if "No available agent" in str(error) and time.monotonic() < deadline:
                 time.sleep(1.0)
                 continue
-            raise ValueError(f"no job started at {address}: {' '.join(str(error).split())[:300]}") from error
+            raise ValueError(f"no job started at {address}: {refusal(error)[:300]}") from error
 
 
 def follow(client: Any, job: str) -> int:

@@ -51,6 +51,7 @@ def connect(options: RayOptions) -> bool:
     `options` need or others keep them, or if a node cannot import what a run needs.
     """
     import ray  # seconds of import, for this engine only
+    from ray.exceptions import RayError
 
     joins = not ray.is_initialized()
     address = options.address or os.environ.get("RAY_ADDRESS") or "local"
@@ -66,8 +67,10 @@ def connect(options: RayOptions) -> bool:
             settings["runtime_env"] = {"env_vars": worker_variables()}
         try:
             ray.init(address=address, **settings)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ValueError(f"no Ray cluster at {address}: {' '.join(str(error).split())}") from error
+        except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+            # A head listens, and Ray does not say why that is not enough.
+            perhaps = f"; perhaps {_about_token()}" if isinstance(error, ConnectionError) else ""
+            raise ValueError(f"no Ray cluster at {address}: {refusal(error)}{perhaps}") from error
     try:
         _find_cpus(options)
         if joins and address != "local":
@@ -94,6 +97,36 @@ def _keep_token() -> None:
         path.chmod(0o600)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def token_named() -> str | None:
+    """Return where the token is that this process shows a cluster which asks for one; None if it has none."""
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        if os.environ.get(name):
+            return name
+    return TOKEN if Path(TOKEN).expanduser().exists() else None
+
+
+def refusal(error: Exception) -> str:
+    """Return in a line why Ray refused, and what to do where a token is missing or wrong."""
+    from ray import exceptions
+
+    # Older Rays have no such error.
+    if isinstance(error, getattr(exceptions, "AuthenticationError", ())):
+        return _about_token()
+    return " ".join(str(error).split())
+
+
+def _about_token() -> str:
+    named, mode = token_named(), os.environ.get("RAY_AUTH_MODE")
+    remedy = f"copy {TOKEN} of its head to here, or name it in RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+    if named is None:
+        return f"it asks for a token, and there is none here: {remedy}"
+    if named == "RAY_AUTH_TOKEN_PATH" and not Path(os.environ[named]).is_file():
+        return f"it asks for a token, and {named} names no file: {remedy}"
+    if mode != "token":
+        return f"it asks for a token, and that of {named} is kept back: set RAY_AUTH_MODE=token"
+    return f"it refuses the token of {named}: {remedy}"
 
 
 def worker_variables() -> dict[str, str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -10,6 +12,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,11 +32,15 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def launch(folder: Path, *words: object) -> subprocess.CompletedProcess[str]:
+def launch(folder: Path, *words: object, **variables: str) -> subprocess.CompletedProcess[str]:
+    return run(folder, "launch", *words, **variables)
+
+
+def run(folder: Path, *words: object, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "scrubjay.experiments.cli", "launch", *map(str, words)],
+        [sys.executable, "-m", "scrubjay.experiments.cli", *map(str, words)],
         cwd=folder,
-        env=ENVIRONMENT,
+        env=ENVIRONMENT | variables,
         capture_output=True,
         text=True,
         timeout=240,
@@ -41,19 +48,23 @@ def launch(folder: Path, *words: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.fixture(scope="module")
-def head():
-    port = free_port()
+@contextlib.contextmanager
+def started(port: int, **variables: str) -> Iterator[str]:
+    """Start a head whose path of executables has other Pythons than its own; give its dashboard's address."""
+    dashboard = free_port()
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # sockets lie in it: a long path is too long
-    ports = ["--port=0", f"--dashboard-port={port}", "--dashboard-agent-listen-port=0"]
+    for name in ("python", "python3"):
+        (Path(folder) / name).write_text("#!/bin/sh\necho not the one that has Ray\nexit 3\n")
+        (Path(folder) / name).chmod(0o755)
+    ports = [f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-agent-listen-port=0"]
     options = ["--include-dashboard=true", "--num-cpus=2", f"--temp-dir={folder}", "--disable-usage-stats"]
     process = subprocess.Popen(
         [f"{BIN}/ray", "start", "--head", "--block", *ports, "--dashboard-host=127.0.0.1", *options],
-        env=ENVIRONMENT,
+        env=ENVIRONMENT | variables | {"PATH": f"{folder}:/usr/bin:/bin"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    address = f"http://127.0.0.1:{port}"
+    address = f"http://127.0.0.1:{dashboard}"
     deadline = time.monotonic() + 60
     while True:
         try:
@@ -62,10 +73,18 @@ def head():
         except OSError:
             assert time.monotonic() < deadline, "the dashboard never answered"
             time.sleep(0.5)
-    yield address
-    process.terminate()
-    process.wait(timeout=60)
-    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield address
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def head():
+    with started(0) as address:
+        yield address
 
 
 @pytest.mark.slow
@@ -90,6 +109,46 @@ def test_a_job_trains_is_followed_and_its_exit_code_returned(head, tmp_path):
     detached = launch(tmp_path, "--resume", run_dir, "--address", head, "--detach")
     assert detached.returncode == 0
     assert f"stop: ray job stop --address {head} raysubmit_" in detached.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_head_that_asks_for_a_token_is_told_of_in_one_line(tmp_path):
+    token = secrets.token_hex(32)
+    (tmp_path / "token").write_text(token)
+    here, port = {"HOME": str(tmp_path)}, free_port()
+    named = {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
+    with started(port, RAY_AUTH_MODE="token", **named, **here) as address:
+        for variables, message in (
+            ({}, "asks for a token, and there is none here: copy ~/.ray/auth_token of its head"),
+            (
+                {"RAY_AUTH_TOKEN": token[::-1]},
+                "it refuses the token of RAY_AUTH_TOKEN: copy ~/.ray/auth_token",
+            ),
+            ({"RAY_AUTH_TOKEN_PATH": "nowhere"}, "RAY_AUTH_TOKEN_PATH names no file: copy ~/.ray/auth_token"),
+            (
+                {"RAY_AUTH_TOKEN": token, "RAY_AUTH_MODE": "disabled"},
+                "that of RAY_AUTH_TOKEN is kept back: set RAY_AUTH_MODE=token",
+            ),
+        ):
+            refused = launch(tmp_path, "tmaze-demo", "--address", address, **here, **variables)
+            assert (refused.returncode, refused.stdout) == (2, ""), variables
+            assert refused.stderr.startswith(f"scrubjay: no job started at {address}: it ")
+            assert message in refused.stderr
+            assert refused.stderr.count("\n") == 1
+            assert token not in refused.stderr
+        # With it a job is begun, by the head's own interpreter: this one has nothing to go on with.
+        begun = launch(tmp_path, "--resume", tmp_path / "run", "--address", address, **here, **named)
+        assert begun.returncode == 2, begun.stdout + begun.stderr
+        assert f"scrubjay: no run at {tmp_path / 'run'}" in begun.stdout
+        # Who joins, and sends no job, is told the same, by Ray's warnings first.
+        words = ["tmaze-demo", "--engine", "ray", "--address", f"127.0.0.1:{port}", "--run-dir", "run"]
+        joined = run(tmp_path, "train", *words, **here)
+        assert joined.returncode == 2
+        assert "perhaps it asks for a token, and there is none here" in joined.stderr.splitlines()[-1]
+        mode = run(tmp_path, "train", *words, **here, RAY_AUTH_MODE="token")
+        assert (mode.returncode, mode.stderr.count("\n")) == (2, 1)
+        assert "it asks for a token, and there is none here" in mode.stderr
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,14 @@ class Newcomer(Meet):
         self.agents += ["third"] * (self.time == 3)
         return told
 
+class Late(Meet):
+    resets = 0
+    def reset(self, seed=None, options=None):
+        told = super().reset(seed, options)
+        self.resets += 1
+        self.agents += ["third"] * (self.resets == 5)
+        return told
+
 class Larger(Meet):
     made = 0
     def __init__(self):
@@ -220,6 +228,16 @@ def test_what_is_no_team_is_told_before_a_run_is_begun(name, told, refused):
     more = ["--set", "nested=true"] if name == "mine:Lacking" else []
     said = refused("train", "team", "--env", name, *more)
     assert re.search(told, said), said
+
+
+def test_what_is_seen_later_is_told_with_the_way_to_go_on(here, tmp_path):
+    words = ["--env", "mine:Late", *TINY, "--total-steps", "4000", "--run-dir", "run"]
+    code, _, err = here("train", "team", *words)
+    assert code == 1
+    assert err.startswith("scrubjay: environment 'mine:Late': agent 'third' came")
+    assert err.endswith("once it is mended: scrubjay resume run --env mine:Late\n")
+    assert err.count("\n") == 1
+    assert Run.load(tmp_path / "run").metrics()
 
 
 @pytest.mark.parametrize(
