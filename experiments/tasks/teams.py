@@ -79,7 +79,7 @@ class TeamEnvConfig:
             raise ValueError(f"environment {self.id!r}: write module:callable, as in {TeamEnvConfig.id!r}")
         try:
             return function(**kwargs)
-        except (TypeError, ValueError) as error:
+        except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
             raise ValueError(
                 f"environment {self.id!r} refuses {kwargs or 'its defaults'}: {error}"
             ) from error

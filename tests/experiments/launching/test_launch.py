@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -42,14 +43,20 @@ def launch(folder: Path, *words: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def head():
+def modules(tmp_path_factory):
+    """A folder whose modules a job can import."""
+    return tmp_path_factory.mktemp("modules")
+
+
+@pytest.fixture(scope="module")
+def head(modules):
     port = free_port()
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # sockets lie in it: a long path is too long
     ports = ["--port=0", f"--dashboard-port={port}", "--dashboard-agent-listen-port=0"]
     options = ["--include-dashboard=true", "--num-cpus=2", f"--temp-dir={folder}", "--disable-usage-stats"]
     process = subprocess.Popen(
         [f"{BIN}/ray", "start", "--head", "--block", *ports, "--dashboard-host=127.0.0.1", *options],
-        env=ENVIRONMENT,
+        env={**ENVIRONMENT, "PYTHONPATH": os.pathsep.join([str(modules), os.environ.get("PYTHONPATH", "")])},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -90,6 +97,33 @@ def test_a_job_trains_is_followed_and_its_exit_code_returned(head, tmp_path):
     detached = launch(tmp_path, "--resume", run_dir, "--address", head, "--detach")
     assert detached.returncode == 0
     assert f"stop: ray job stop --address {head} raysubmit_" in detached.stdout
+
+
+EVIL = """
+import pathlib
+pathlib.Path(__file__).with_name("harm").touch()
+def Foo(*args, **kwargs): raise ValueError("made")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_strangers_run_is_resumed_by_a_job_only_with_trust(head, modules, finished_run, tmp_path):
+    (modules / "evilmod.py").write_text(EVIL)
+    run = shutil.copytree(finished_run.path, tmp_path / "run")
+    (run / "result.json").unlink()
+    fields = json.loads((run / "config.json").read_text())
+    fields["env"]["id"], fields["total_steps"] = "evilmod:Foo", 2 * fields["total_steps"]
+    (run / "config.json").write_text(json.dumps(fields))
+    words = ["--resume", run, "--address", head, "--num-env-runners", 1, "--quiet"]
+    refused = launch(tmp_path, *words)
+    assert refused.returncode == 2, refused.stdout + refused.stderr
+    assert "add --trust" in refused.stdout
+    assert not (modules / "harm").exists()
+    trusted = launch(tmp_path, *words, "--trust")
+    assert trusted.returncode == 2, trusted.stdout + trusted.stderr
+    assert "made" in trusted.stdout
+    assert (modules / "harm").exists()
 
 
 @pytest.mark.parametrize(
