@@ -12,6 +12,7 @@ from scrubjay.envs.drawing import ASKED, BACKGROUND, BAD, CARD, GOOD, INK, PALE,
 from scrubjay.envs.single import SingleEnv
 
 _NUM_CARDS = 52
+_MOST_CARDS = 10_000
 
 _BACK = (205, 212, 222)
 _TILE_WIDTH, _TILE_HEIGHT, _TILES_A_LINE = 38, 48, 13
@@ -54,7 +55,7 @@ class Autoencode(SingleEnv):
     clubs when there is no card: success 1/4 + 3/(4N), 0.2644 for 52 cards, and return twice that less one,
     -0.4712; a clock adds nothing. Blind guessing: success 0.25, return -0.5.
 
-    Units: time in steps. `num_cards` is a multiple of 4, at least 4; POPGym's easy, medium and hard are 52,
+    Units: time in steps. `num_cards` is a multiple of 4 up to 10,000; POPGym's easy, medium and hard are 52,
     104 and 156.
 
     Paper: Morad et al. 2023, POPGym, arXiv 2303.01859. Deviations: packs of other sizes than whole decks are
@@ -77,8 +78,8 @@ class AutoencodeVector(BatchedEnv):
         render_mode: str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
     ) -> None:
-        if not is_integer(num_cards) or num_cards < 4 or num_cards % 4:
-            raise ValueError(f"num_cards={num_cards!r}: expected a multiple of 4, at least 4")
+        if not is_integer(num_cards) or not 4 <= num_cards <= _MOST_CARDS or num_cards % 4:
+            raise ValueError(f"num_cards={num_cards!r}: expected a multiple of 4, from 4 to {_MOST_CARDS}")
         self.num_cards = int(num_cards)
         super().__init__(
             num_envs,

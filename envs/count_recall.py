@@ -12,6 +12,7 @@ from scrubjay.envs.drawing import ASKED, BACKGROUND, BAD, CARD, GOOD, INK, PALE
 from scrubjay.envs.single import SingleEnv
 
 _NUM_CARDS = 52
+_MOST_CARDS = 10_000
 _NUM_VALUES = 2
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -51,9 +52,9 @@ class CountRecall(SingleEnv):
     observation, but no earlier card, can name the likeliest count, success 0.2973, return -0.4054. Only what
     lies above is memory of cards.
 
-    Units: counts in cards, time in steps. `num_values` from 2 to 26; `num_cards` a multiple of it, at least
-    twice it. POPGym's easy, medium and hard (colours of 1 deck, suits of 2, ranks of 4) are `num_cards` 52,
-    104, 208 with `num_values` 2, 4, 13.
+    Units: counts in cards, time in steps. `num_values` from 2 to 26; `num_cards` a multiple of it, from
+    twice it to 10,000. POPGym's easy, medium and hard (colours of 1 deck, suits of 2, ranks of 4) are
+    `num_cards` 52, 104, 208 with `num_values` 2, 4, 13.
 
     Paper: Morad et al. 2023, POPGym, arXiv 2303.01859. Deviations: packs of other sizes than whole decks are
     allowed; the true counts are not in `info`.
@@ -81,10 +82,11 @@ class CountRecallVector(BatchedEnv):
         if not is_integer(num_values) or not 2 <= num_values <= len(_LETTERS):
             raise ValueError(f"num_values={num_values!r}: expected an integer from 2 to {len(_LETTERS)}")
         self.num_values = int(num_values)
-        if not is_integer(num_cards) or num_cards < 2 * num_values or num_cards % num_values:
+        few = 2 * num_values
+        if not is_integer(num_cards) or not few <= num_cards <= _MOST_CARDS or num_cards % num_values:
             raise ValueError(
                 f"num_cards={num_cards!r}: expected a multiple of num_values={num_values}, "
-                f"at least {2 * num_values}"
+                f"from {few} to {_MOST_CARDS}"
             )
         self.num_cards = int(num_cards)
         self.most = self.num_cards // self.num_values

@@ -15,6 +15,7 @@ from scrubjay.envs.single import SingleEnv
 
 _K = 4
 _NUM_DECKS = 1
+_MOST_DECKS = 1_000
 _CARDS_PER_DECK = 52
 
 _CARD_WIDTH, _CARD_HEIGHT, _CARDS_SHOWN = 56, 78, 8
@@ -49,8 +50,8 @@ class RepeatPrevious(SingleEnv):
     in view: success 13 `num_decks` / (N - 1), 0.2549 for one deck, and return twice that less one, -0.4902.
     Blind guessing: success 0.25, return -0.5.
 
-    Units: time and k in steps. k from 1 to N - 1; `num_decks` at least 1. POPGym's easy, medium and hard are
-    k = 4, 32, 64 with 1, 2, 3 decks.
+    Units: time and k in steps. k from 1 to N - 1; `num_decks` from 1 to 1,000. POPGym's easy, medium and
+    hard are k = 4, 32, 64 with 1, 2, 3 decks.
 
     Paper: Morad et al. 2023, POPGym, arXiv 2303.01859. Deviation: the end is `terminated`, not `truncated`.
     """
@@ -72,8 +73,8 @@ class RepeatPreviousVector(BatchedEnv):
         render_mode: str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
     ) -> None:
-        if not is_integer(num_decks) or num_decks < 1:
-            raise ValueError(f"num_decks={num_decks!r}: expected an integer of at least 1")
+        if not is_integer(num_decks) or not 1 <= num_decks <= _MOST_DECKS:
+            raise ValueError(f"num_decks={num_decks!r}: expected an integer from 1 to {_MOST_DECKS}")
         self.num_cards = _CARDS_PER_DECK * int(num_decks)
         if not is_integer(k) or not 1 <= k < self.num_cards:
             raise ValueError(f"k={k!r}: expected an integer from 1 to {self.num_cards - 1} (cards less one)")

@@ -78,6 +78,12 @@ class Run:
                 raise ValueError(
                     f"{path} already holds a run; choose another directory, or: scrubjay resume {path}"
                 )
+            # What is there would be gone on from, or written over, though nobody knows whose it is.
+            for name in (CHECKPOINTS, METRICS, RESULT, ENVIRONMENT):
+                if (path / name).exists():
+                    raise ValueError(
+                        f"{path} holds {name} of a run without its {CONFIG}; choose another directory"
+                    )
             if config.acts is not None:
                 _store_facts(config, path / ENVIRONMENT)
             write_atomically(path / CONFIG, to_json(config))

@@ -106,9 +106,10 @@ class UAVConfig:
     """Taken from a UAV whose move would have left the area or the heights allowed."""
 
     def __post_init__(self) -> None:
-        for name, least in _INTEGERS.items():
+        for name, (least, most) in _INTEGERS.items():
             _require(self, name, is_integer(getattr(self, name)), "an integer")
             _require(self, name, getattr(self, name) >= least, f"at least {least}")
+            _require(self, name, getattr(self, name) <= most, f"at most {most}")
         for name in (*_POSITIVE, *_NOT_NEGATIVE, *_SIGNED):
             _require(self, name, _is_number(getattr(self, name)), "a finite number")
         for name in _POSITIVE:
@@ -209,14 +210,15 @@ def resolve_config(preset: str | UAVConfig, **overrides: Any) -> UAVConfig:
 
 
 _INTEGERS = {
-    "num_uavs": 1,
-    "num_users": 1,
-    "max_steps": 1,
-    "directions": 4,
-    "hot_spots": 0,
-    "num_channels": 1,
-    "power_levels": 1,
+    "num_uavs": (1, 256),
+    "num_users": (1, 4096),
+    "max_steps": (1, 10_000),
+    "directions": (4, 8),
+    "hot_spots": (0, 4096),
+    "num_channels": (1, 256),
+    "power_levels": (1, 256),
 }
+"""Least and most; of UAVs and users every pair is computed."""
 _POSITIVE = (
     "area_m",
     "slot_s",

@@ -75,7 +75,8 @@ def _evaluate_agent(run: Run, config: AgentConfig, settings: Sequence[str], opti
         if options.episodes < 1:
             raise ValueError(f"episodes={options.episodes}: at least 1 is needed")
     seed = derive_seed(options.seed, "evaluation")
-    summary = evaluate(policy, env, options.episodes, seed, not options.sample).summary()
+    with bad_input():
+        summary = evaluate(policy, env, options.episodes, seed, not options.sample).summary()
     _print_heading(run, env)
     for name, words_for_it in (("episodic_return", "return "), ("success", "success")):
         if name in summary:
@@ -104,7 +105,8 @@ def _evaluate_team(run: Run, config: TeamTaskConfig, settings: Sequence[str], op
                 raise ValueError(f"{name}={getattr(options, name)}: at least 1 is needed")
     seed = derive_seed(options.seed, "evaluation")
     actor = PolicyActor(policy, deterministic=not options.sample)
-    summary = evaluate_team(actor, env, options.episodes, seed).summary()
+    with bad_input():
+        summary = evaluate_team(actor, env, options.episodes, seed).summary()
     _print_heading(run, env)
     low, high = summary.pop("episodic_return_low"), summary.pop("episodic_return_high")
     print(f"return of the team  {summary.pop('episodic_return'):.3f}  [{low:.3f}, {high:.3f}]  95 % interval")

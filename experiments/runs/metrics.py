@@ -76,6 +76,10 @@ class MetricsLog:
         path.touch()
         if path.stat().st_size < offset:
             raise ValueError(f"{path} is shorter than its checkpoint says; restore it or start a new run")
+        with path.open("rb") as file:
+            file.seek(max(0, offset - 1))
+            if offset and file.read(1) != b"\n":
+                raise ValueError(f"{path} is not the one its checkpoint was written with; restore it")
         os.truncate(path, offset)
         if offset == 0:
             for events in path.parent.glob("events.out.tfevents.*"):

@@ -52,7 +52,7 @@ class EnvConfig:
             env = gymnasium.make(importing_id(self.id), **kwargs) if function is None else function(**kwargs)
         except (ModuleNotFoundError, gymnasium.error.Error) as error:
             raise ValueError(_unknown(self.id, error)) from error
-        except (TypeError, ValueError) as error:
+        except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
             raise ValueError(
                 f"environment {self.id!r} refuses {kwargs or 'its defaults'}: {error}"
             ) from error

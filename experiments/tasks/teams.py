@@ -109,7 +109,7 @@ class TeamEnvConfig:
             )
         try:
             return function(**kwargs)
-        except (TypeError, ValueError) as error:
+        except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
             raise ValueError(
                 f"environment {self.id!r} refuses {kwargs or 'its defaults'}: {error}"
             ) from error

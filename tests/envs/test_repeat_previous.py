@@ -140,7 +140,7 @@ def test_impossible_delays_are_refused_by_name(k):
         gymnasium.make("scrubjay.envs:scrubjay/RepeatPrevious-v0", k=k)
 
 
-@pytest.mark.parametrize("num_decks", [0, 1.5, None])
+@pytest.mark.parametrize("num_decks", [0, 10**8, 1.5, None])
 def test_impossible_packs_are_refused_by_name(num_decks):
     with pytest.raises(ValueError, match=f"num_decks={num_decks!r}: expected"):
         RepeatPrevious(num_decks=num_decks)

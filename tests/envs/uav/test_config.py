@@ -32,6 +32,10 @@ from scrubjay.envs.uav.world import move_table_m
         ({"battery_j": 0.0}, "battery_j=0.0"),
         ({"flight_3d": True, "height_m": 200.0}, "height_m=200.0"),
         ({"max_speed_m_s": 600.0}, "max_speed_m_s=600.0"),
+        ({"num_uavs": 10**6}, "num_uavs=1000000: expected at most 256"),
+        ({"num_users": 10**9}, "num_users=1000000000: expected at most 4096"),
+        ({"num_channels": 10**9}, "num_channels=1000000000: expected at most 256"),
+        ({"max_steps": 10**15}, "expected at most 10000"),
         ({"num_uav": 3}, "did you mean 'num_uavs'"),
     ],
 )

@@ -6,6 +6,7 @@ One file and one worker, as a cluster takes seconds of many processes to begin.
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -37,6 +38,7 @@ from scrubjay.experiments.kinds.distributed import RayEngine
 from scrubjay.experiments.kinds.local import LocalEngine
 from scrubjay.experiments.kinds.team import TeamTaskConfig
 from scrubjay.experiments.runs.checkpoint import load_training, load_weights
+from scrubjay.experiments.tasks import names
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
 from scrubjay.memory import list_memories, make_config
 
@@ -280,6 +282,41 @@ def test_the_command_trains_and_resumes_on_ray(tmp_path, capsys):
     assert run.step == 4096
     assert main(["resume", folder, "--engine", "ray"]) == 0
     assert capsys.readouterr().out == f"{folder} is finished\n"
+
+
+EVIL = """
+import pathlib
+pathlib.Path(__file__).with_name("harm").touch()
+def Foo(*args, **kwargs): raise ValueError("made")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runners", [0, 1])
+def test_what_only_a_file_names_is_made_by_no_process(runners, cluster, tiny, tmp_path, capsys, monkeypatch):
+    """Not by the driver, and not by a worker that is sent the config, where another process read the name."""
+    monkeypatch.setattr(names, "_NAMED", set())  # as in a process of its own
+    sys.modules.pop("evilmod", None)
+    (cluster / "evilmod.py").write_text(EVIL)
+    run = Run.create(tiny(total_steps=64), tmp_path / "run")
+    stopped_after(1, LocalEngine(run.config, run.path))
+    fields = json.loads((run.path / "config.json").read_text())
+    fields["env"]["id"] = "evilmod:Foo"
+    (run.path / "config.json").write_text(json.dumps(fields))
+    words = ["resume", str(run.path), "--engine", "ray", "--num-env-runners", str(runners), "--quiet"]
+    assert main(words) == 2
+    assert "add --trust" in capsys.readouterr().err
+    config = Run.load(run.path).config
+    with pytest.raises(Exception, match="add --trust"), RayEngine(config, run.path, RayOptions(runners)):
+        pass
+    for make in ("make", "make_rows", "spaces"):
+        with pytest.raises(ValueError, match="add --trust"):
+            ray.get(ray.remote(lambda env, make: getattr(env, make)()).remote(config.env, make))
+    assert not (cluster / "harm").exists()
+    assert main([*words, "--trust"]) == 2
+    assert "made" in capsys.readouterr().err
+    assert (cluster / "harm").exists()
+    (cluster / "harm").unlink()
 
 
 @pytest.mark.parametrize("processes", [(0, 0), (1, 1)], ids=["here", "in-processes"])

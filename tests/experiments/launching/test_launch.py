@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -48,6 +49,12 @@ def run(folder: Path, *words: object, **variables: str) -> subprocess.CompletedP
     )
 
 
+@pytest.fixture(scope="module")
+def modules(tmp_path_factory):
+    """A folder whose modules a job can import."""
+    return tmp_path_factory.mktemp("modules")
+
+
 @contextlib.contextmanager
 def started(port: int, **variables: str) -> Iterator[str]:
     """Start a head whose path of executables has other Pythons than its own; give its dashboard's address."""
@@ -82,8 +89,9 @@ def started(port: int, **variables: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def head():
-    with started(0) as address:
+def head(modules):
+    paths = [str(modules), os.environ.get("PYTHONPATH", "")]
+    with started(0, PYTHONPATH=os.pathsep.join(paths)) as address:
         yield address
 
 
@@ -149,6 +157,33 @@ def test_a_head_that_asks_for_a_token_is_told_of_in_one_line(tmp_path):
         mode = run(tmp_path, "train", *words, **here, RAY_AUTH_MODE="token")
         assert (mode.returncode, mode.stderr.count("\n")) == (2, 1)
         assert "it asks for a token, and there is none here" in mode.stderr
+
+
+EVIL = """
+import pathlib
+pathlib.Path(__file__).with_name("harm").touch()
+def Foo(*args, **kwargs): raise ValueError("made")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_strangers_run_is_resumed_by_a_job_only_with_trust(head, modules, finished_run, tmp_path):
+    (modules / "evilmod.py").write_text(EVIL)
+    run = shutil.copytree(finished_run.path, tmp_path / "run")
+    (run / "result.json").unlink()
+    fields = json.loads((run / "config.json").read_text())
+    fields["env"]["id"], fields["total_steps"] = "evilmod:Foo", 2 * fields["total_steps"]
+    (run / "config.json").write_text(json.dumps(fields))
+    words = ["--resume", run, "--address", head, "--num-env-runners", 1, "--quiet"]
+    refused = launch(tmp_path, *words)
+    assert refused.returncode == 2, refused.stdout + refused.stderr
+    assert "add --trust" in refused.stdout
+    assert not (modules / "harm").exists()
+    trusted = launch(tmp_path, *words, "--trust")
+    assert trusted.returncode == 2, trusted.stdout + trusted.stderr
+    assert "made" in trusted.stdout
+    assert (modules / "harm").exists()
 
 
 @pytest.mark.parametrize(

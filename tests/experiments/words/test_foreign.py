@@ -1,0 +1,54 @@
+"""What others wrote is shown as letters, and stays what it is as JSON."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scrubjay.experiments.words.foreign import as_json, one_line, printable
+from scrubjay.experiments.words.terminal import table
+
+_TRICKS = "\x00\x07\b\r\x1b\x7f\x85\x9b\u202e\u2066\u200f\u2028\ufeff"
+NASTY = st.text(st.one_of(st.characters(), st.sampled_from(_TRICKS)))
+
+
+def steers(text: str) -> list[str]:
+    """Return the letters that a terminal would obey: by their category, not by our own list."""
+    turning = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+    return [
+        letter
+        for letter in text
+        if (unicodedata.category(letter) == "Cc" and letter not in "\n\t")
+        or unicodedata.category(letter) in ("Zl", "Zp")
+        or unicodedata.bidirectional(letter) in turning
+    ]
+
+
+@given(NASTY)
+def test_nothing_shown_steers(text):
+    assert not steers(printable(text))
+    line = one_line(text)
+    assert not steers(line)
+    assert "\n" not in line
+    assert "\t" not in line
+    assert len(line) <= 1002
+    assert not steers(as_json([text]))
+    assert json.loads(as_json({"a": [text]})) == {"a": [text]}
+    assert steers(table([[text, "x"], ["y", text]])) == []
+
+
+@given(st.text(st.characters(categories=["L", "N", "P", "Sm", "Mn"], exclude_characters="\ufeff")))
+def test_letters_stay_what_they_are(text):
+    assert printable(text) == text
+    assert json.loads(as_json(text)) == text
+
+
+@pytest.mark.parametrize(
+    "sequence", ["\x1b[2J", "\x9b31m", "\x1b]0;title\x07", "a\rb", "\u202etxt.exe", "\b\b"]
+)
+def test_known_tricks_are_shown_as_what_they_are(sequence):
+    assert "\N{REPLACEMENT CHARACTER}" in printable(sequence)
