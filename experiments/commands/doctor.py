@@ -87,7 +87,7 @@ def _machine() -> list[tuple[str, str]]:
 
 def _extra(name: str, asked: Sequence[Requirement]) -> tuple[str, str, str]:
     lacking = [problem for need in asked if _asked_by(need, name) and (problem := _problem(need))]
-    remedy = f"pip install 'scrubjay[{name}]'  (lacks {', '.join(lacking)})" if lacking else "installed"
+    remedy = f"pip install 'scrubjay[{name}]' (lacks {', '.join(lacking)})" if lacking else "installed"
     return name, EXTRAS[name], remedy
 
 

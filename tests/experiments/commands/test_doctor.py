@@ -32,7 +32,7 @@ def test_what_an_extra_lacks_is_named_with_the_words_that_bring_it(here, monkeyp
     monkeypatch.setattr(doctor, "_version", lambda name: None if name == "usearch" else known(name))
     code, out, _ = here("doctor")
     assert code == 0
-    assert "pip install 'scrubjay[ann]'  (lacks usearch)" in out
+    assert "pip install 'scrubjay[ann]' (lacks usearch)" in out
 
 
 @pytest.mark.parametrize(("found", "said"), [(None, "missing: gymnasium;"), ("0.29.1", "not 0.29.1;")])
