@@ -25,7 +25,7 @@ def run(words: Sequence[str]) -> int:
         print(
             "usage: scrubjay train RECIPE [--memory NAME] [--learner NAME] [--method NAME]\n"
             "                      [--memory stack --memory.parts NAME+NAME...]\n"
-            "                      [--env ID|module:callable] [--set NAME=VALUE ...]\n"
+            "                      [--env ID|module:callable] [--set NAME=VALUE ...] [--init-from RUN]\n"
             "                      [--run-dir DIR] [--quiet] [--any.field VALUE ...]\n"
             "                      [--engine ray [--num-env-runners N] [--num-learners N] [--address "
             "HOST:PORT]]\n\n"
@@ -44,18 +44,23 @@ def run(words: Sequence[str]) -> int:
         join(ray)
         started = Run.create(config, run_dirs[-1] if run_dirs else None)
     print(f"run directory: {started.path}", flush=True)
+    if started.config.init_from is not None:
+        print(f"weights of {started.config.init_from} at step {started.config.init_step:,}", flush=True)
     return train_on(started, quiet, ray)
 
 
 @dataclass(frozen=True)
 class ResumeOptions:
-    """Go on with a run from its newest checkpoint, to the result it would have had uninterrupted.
+    """Go on with a run from its newest checkpoint, to the result it would have had uninterrupted, or further.
 
     On any engine: `--engine ray`, with `--num-env-runners`, `--num-learners` and `--address` as in train.
     """
 
     run: Positional[Path]
     """Its directory."""
+    total_steps: int | None = None
+    """Train on to so many steps, of a finished or stopped run more than it has done; the result is that of
+    the new end. What changes over a run's course, such as a step size, went by the first plan and stays."""
     quiet: bool = False
     """Show no progress."""
     env: str | None = None
@@ -65,7 +70,7 @@ class ResumeOptions:
 
 
 def resume(words: Sequence[str]) -> int:
-    """`scrubjay resume RUN [--env ID] [--trust] [--engine ray ...]`."""
+    """`scrubjay resume RUN [--total-steps N] [--env ID] [--trust] [--engine ray ...]`."""
     remaining = list(words)
     ray = take_engine(remaining)
     options = parse(ResumeOptions, remaining, "scrubjay resume")
@@ -73,6 +78,8 @@ def resume(words: Sequence[str]) -> int:
         run = Run.load(options.run, options.trust)
         if options.env is not None:
             run = run.of_environment(options.env)
+        if options.total_steps is not None:
+            run = run.extended(options.total_steps)
         run.config.check(ray)
     if run.finished:
         print(f"{run.path} is finished")

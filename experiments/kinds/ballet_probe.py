@@ -83,11 +83,15 @@ class BalletProbeConfig(SupervisedConfig):
         count = self.num_dancers if num_dancers is None else num_dancers
         return BalletVector(num_envs, count, self.delay if delay is None else delay, "symbolic")
 
+    def make_model(self) -> BalletProbe:
+        """Return a new probe."""
+        return BalletProbe(self.memory)
+
     def check_parts(self) -> None:
         """Make ballets of all sizes in the test, and the model."""
         for num_dancers, delay in self.tests:
             self.make_envs(1, num_dancers, delay)
-        BalletProbe(self.memory)
+        self.make_model()
 
 
 class Ballets(NamedTuple):
@@ -184,9 +188,6 @@ class ProbeEngine(SupervisedEngine):
         # dancers so, and two where every number of dancers has ballets of its own.
         for envs in self.envs.values():
             envs.reset(seed=derive_seed(self.config.seed, "sampling"))
-
-    def _make_model(self) -> BalletProbe:
-        return BalletProbe(self.config.memory)
 
     def _draw(self, count: int) -> tuple[Ballets, int]:
         envs = self.envs[count]

@@ -27,6 +27,7 @@ class SequenceTaskConfig(SupervisedConfig):
 
     kind: ClassVar[str] = "sequence-task"
     axes: ClassVar[tuple[str, str]] = ("num_items", "length")
+    shaped_by: ClassVar[tuple[str, ...]] = ("suite", "memory", "num_blocks", "parameters")
 
     recipe: str = "mqar"
     """Name of the task in run directories and plots."""
@@ -76,11 +77,19 @@ class SequenceTaskConfig(SupervisedConfig):
         """The suite's own, for who sees one token; two blocks' convolutions see five, and may do better."""
         return self.suite.chance
 
+    def make_model(self) -> SequenceModel:
+        """Return a model of the experiment's size. Raises ValueError if its memory alone is larger."""
+        # For hundreds of modules of a hub, which recipes and commands need not wait for.
+        from scrubjay.memory.sequence import SequenceConfig, match_parameters
+
+        sizes = SequenceConfig(self.suite.vocab_size, self.memory, self.num_blocks)
+        return match_parameters(sizes, self.parameters).build()
+
     def check_parts(self) -> None:
         """Make suites of all sizes in training and test, and the model."""
         for count, length in [*self.tests, *((count, self.suite.length) for count in self.counts)]:
             self.suite.resized(count, length)
-        make_model(self)
+        self.make_model()
 
 
 class SequenceEngine(SupervisedEngine):
@@ -88,9 +97,6 @@ class SequenceEngine(SupervisedEngine):
 
     config: SequenceTaskConfig
     model: SequenceModel
-
-    def _make_model(self) -> SequenceModel:
-        return make_model(self.config)
 
     def _draw(self, count: int) -> tuple[Sequences, int]:
         suite = self.config.suite.resized(count, self.config.suite.length)
@@ -108,15 +114,6 @@ class SequenceEngine(SupervisedEngine):
     def _evaluate(self) -> dict[str, Any]:
         sizes = {"parameters": self.model.num_parameters, "state_bytes": self.model.state_bytes()}
         return super()._evaluate() | sizes
-
-
-def make_model(config: SequenceTaskConfig) -> SequenceModel:
-    """Return a new model of the experiment's size. Raises ValueError if its memory alone is larger."""
-    # For hundreds of modules of a hub, which recipes and commands need not wait for.
-    from scrubjay.memory.sequence import SequenceConfig, match_parameters
-
-    sizes = SequenceConfig(config.suite.vocab_size, config.memory, config.num_blocks)
-    return match_parameters(sizes, config.parameters).build()
 
 
 @torch.no_grad()

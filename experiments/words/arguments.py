@@ -118,6 +118,8 @@ def _describe_unknown(unknown: Sequence[str], flags: Sequence[str]) -> str:
 def _flags(config: Any, prefix: str = "--") -> list[str]:
     flags = []
     for field in dataclasses.fields(config):
+        if field.metadata.get("recorded"):  # which is no flag
+            continue
         value, name = getattr(config, field.name), prefix + field.name.replace("_", "-")
         if dataclasses.is_dataclass(value):
             flags += _flags(value, f"{name}.")
