@@ -97,7 +97,8 @@ def _engine(run: Run, ray: RayOptions | None) -> Engine:
     except (ValueError, OSError) as error:
         raise CannotBeginError(f"{error}") from error
     try:
-        run.metrics()  # what the curve is drawn from at the end, when it would be too late to say so
+        # What the curve is drawn from at the end, when it would be too late to say so.
+        _ = run.metrics(), run.success_without_memory
         _extend(run)
     except (ValueError, OSError) as error:
         with engine:
