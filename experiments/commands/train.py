@@ -59,8 +59,7 @@ class ResumeOptions:
     run: Positional[Path]
     """Its directory."""
     total_steps: int | None = None
-    """Train on to so many steps, of a finished or stopped run more than it has done; the result is that of
-    the new end. What changes over a run's course, such as a step size, went by the first plan and stays."""
+    """Train to so many steps in all, more than are done; step sizes that fall keep their first plan."""
     quiet: bool = False
     """Show no progress."""
     env: str | None = None
@@ -82,7 +81,7 @@ def resume(words: Sequence[str]) -> int:
             run = run.extended(options.total_steps)
         run.config.check(ray)
     if run.finished:
-        print(f"{run.path} is finished")
+        print(f"{run.path} is finished; --total-steps N trains it further")
         return 0
     with bad_input():
         join(ray)
