@@ -16,14 +16,20 @@ from scrubjay.agents.rl.policy import Policy
 from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.agents.teams.policy import TeamPolicy
 from scrubjay.experiments.evaluation.policy import MAX_COPIES
-from scrubjay.experiments.kinds import from_json, to_json
+from scrubjay.experiments.kinds import Source, from_json, to_json, weights_of
 from scrubjay.experiments.kinds.base import Experiment
-from scrubjay.experiments.runs.checkpoint import checkpoint_step, latest_checkpoint, load_weights
+from scrubjay.experiments.runs.checkpoint import (
+    checkpoint_step,
+    latest_checkpoint,
+    load_weights,
+    write_weights,
+)
 from scrubjay.experiments.runs.cluster import RayOptions
 from scrubjay.experiments.runs.directory import (
     CHECKPOINTS,
     CONFIG,
     ENVIRONMENT,
+    INITIAL,
     METRICS,
     RESULT,
     check_files,
@@ -49,7 +55,8 @@ class Run:
     """One experiment's directory.
 
     config.json, environment.json (its spaces, where something acts), metrics.jsonl (one row per update),
-    TensorBoard events, checkpoints/, and when finished result.json and curve.png.
+    TensorBoard events, checkpoints/, and when finished result.json and curve.png; initial.safetensors where
+    it began with another run's weights.
 
     Example:
         run = Run.load("runs/tmaze-gru-s0-20260101-120000")
@@ -62,14 +69,20 @@ class Run:
         self.trust = trust
         self.found = found
         """Whether nobody vouches for the config, which was read from the directory: its sizes have bounds."""
+        self.as_written: Experiment | None = None
+        """What config.json says, where `extended` has made another of it that is not written yet."""
 
     @classmethod
     def create(cls, config: Experiment, path: Path | str | None = None) -> Run:
-        """Make a new directory; raises ValueError if it already holds a run, or is about to."""
+        """Make a new directory, with a copy of the weights that `config.init_from` names.
+
+        Raises ValueError if it already holds a run, or is about to, or if those weights do not fit.
+        """
         if path is not None and not str(path):
             raise ValueError(
                 "the run directory's name is empty; name a folder, or leave it away for one in runs"
             )
+        config, weights = with_weights(config)
         path = _made(config) if path is None else Path(path)
         path.mkdir(parents=True, exist_ok=True)
         check_files(path)
@@ -86,6 +99,8 @@ class Run:
                     )
             if config.acts is not None:
                 _store_facts(config, path / ENVIRONMENT)
+            if weights is not None:
+                write_weights(path / INITIAL, weights)
             write_atomically(path / CONFIG, to_json(config))
         return cls(path, config)
 
@@ -130,10 +145,41 @@ class Run:
             check_room(self.config.rough_bytes())
         self.config.check(ray)
 
+    def extended(self, total_steps: int) -> Run:
+        """Return the same run with another total of steps, which its directory learns when training goes on.
+
+        Raises ValueError if it has that many already, or if its result has outlived its checkpoints.
+        """
+        if total_steps == self.config.total_steps and not self.finished:
+            return self
+        if self.finished and self.latest is None:
+            raise ValueError(f"{self.path} has a result and no whole checkpoint to go on from")
+        try:
+            config = self.config.extended(total_steps, self.step)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from None
+        run = Run(self.path, config, self.trust, self.found)
+        run.as_written = self.config
+        return run
+
+    def write_extension(self) -> None:
+        """Write into the directory what `extended` has changed, and that there is no result of it yet.
+
+        Only who holds the directory's lock may. Raises ValueError if another has extended it meanwhile.
+        """
+        if self.as_written is None:
+            return
+        if Run.load(self.path, self.trust).config != self.as_written:
+            raise ValueError(f"{self.path} has been extended by another process meanwhile")
+        # The result goes first: a kill here leaves the run as it was, to be evaluated once more.
+        (self.path / RESULT).unlink(missing_ok=True)
+        write_atomically(self.path / CONFIG, to_json(self.config))
+        self.as_written = None
+
     @property
     def finished(self) -> bool:
         """Whether the run reached its last step and was evaluated."""
-        return (self.path / RESULT).exists()
+        return self.as_written is None and (self.path / RESULT).exists()
 
     @property
     def result(self) -> dict[str, Any]:
@@ -198,7 +244,7 @@ class Run:
         Raises ValueError if there is none yet, or it does not fit the run; TypeError if none will be.
         """
         config = self._config_of("agent", "policy")
-        weights, spaces = load_weights(self._checkpoint()), self.facts.spaces
+        weights, spaces = load_weights(self.checkpoint), self.facts.spaces
         try:
             return self._fitted(lambda: config.policy.build(spaces), weights)
         except MisfitError as error:
@@ -225,7 +271,7 @@ class Run:
         Raises as `policy`, and ValueError also if it does not fit.
         """
         config = self._config_of("team", "team")
-        weights = load_weights(self._checkpoint())
+        weights = load_weights(self.checkpoint)
         spaces = self.facts.spaces if env is None else env.spaces()
         try:
             return self._fitted(lambda: config.policy.build(spaces), weights)
@@ -250,11 +296,29 @@ class Run:
             raise TypeError(f"{self.path} is a run of kind {self.config.kind!r}, which has no {lacking}")
         return self.config
 
-    def _checkpoint(self) -> Path:
+    @property
+    def checkpoint(self) -> Path:
+        """The newest whole checkpoint; raises ValueError if there is none."""
         latest = self.latest
         if latest is None:
             raise ValueError(f"{self.path} has no checkpoint yet; go on with: scrubjay resume {self.path}")
         return latest
+
+
+def with_weights(config: Experiment) -> tuple[Experiment, dict[str, Tensor] | None]:
+    """Return the weights that a config names to begin with, None if it names none, and their step in it.
+
+    Raises ValueError if there are none, or if they do not fit, naming what differs.
+    """
+    if config.init_from is None:
+        return config, None
+    run = Run.load(config.init_from)
+    # Of a run of before there was such a file the weights alone tell: its environment is not made.
+    known = run.config.acts is not None and (run.path / ENVIRONMENT).exists()
+    spaces = run.facts.spaces if known else None
+    weights, step = weights_of(Source(run.path, run.config, run.checkpoint, spaces), config)
+    any_config: Any = config
+    return dataclasses.replace(any_config, init_step=step), weights
 
 
 def _made(config: Experiment) -> Path:

@@ -44,14 +44,24 @@ def train(
 
 
 def resume(
-    run_dir: Path | str, progress: bool = False, ray: RayOptions | None = None, trust: bool = False
+    run_dir: Path | str,
+    progress: bool = False,
+    ray: RayOptions | None = None,
+    trust: bool = False,
+    total_steps: int | None = None,
 ) -> Run:
     """Go on with a run from its newest checkpoint to its end; on the CPU as if it had never stopped.
 
-    On whichever engine it was begun. Does nothing if it is finished. Raises ValueError if there is no run, or
-    without `trust`, as in `Run.load`, if it would have to run code of the directory's.
+    On whichever engine it was begun. Does nothing if it is finished, unless `total_steps` says that it is to
+    have more: then config.json names both totals from now on, and the result is that of the new end. What
+    changes over a run's course, as a step size may, goes by its first total, and stays as it was there.
+
+    Raises ValueError if there is no run, if it has so many steps already, or without `trust`, as in
+    `Run.load`, if it would have to run code of the directory's.
     """
     run = Run.load(run_dir, trust)
+    if total_steps is not None:
+        run = run.extended(total_steps)
     run.check(ray)
     go_on(run, progress, ray)
     return run
@@ -90,10 +100,21 @@ def _engine(run: Run, ray: RayOptions | None) -> Engine:
     try:
         # What the curve is drawn from at the end, when it would be too late to say so.
         _ = run.metrics(), run.success_without_memory
-    except ValueError as error:
+        _extend(run)
+    except (ValueError, OSError) as error:
         with engine:
             raise CannotBeginError(f"{error}") from error
     return engine
+
+
+def _extend(run: Run) -> None:
+    """Write down another total if the run has been given one, and forget what its weights came to so far."""
+    if run.as_written is not None:
+        from scrubjay.experiments.reports.comparison import kept_files  # which loads the recipes
+
+        for file in kept_files(run):
+            file.unlink(missing_ok=True)
+        run.write_extension()
 
 
 def _made(run: Run, ray: RayOptions | None) -> Engine:

@@ -16,10 +16,11 @@ def launch(words: Sequence[str]) -> int:
         print(
             "usage: scrubjay launch RECIPE --address http://HEAD:8265 [--detach] [--run-dir DIR] [flags of "
             "train]\n"
-            "       scrubjay launch --resume DIR --address http://HEAD:8265 [--detach] [--trust] "
-            "[--num-env-runners N] ...\n\n"
+            "       scrubjay launch --resume DIR --address http://HEAD:8265 [--total-steps N] [--detach] "
+            "[--trust]\n"
+            "                       [--num-env-runners N] ...\n\n"
             "Train on a Ray cluster, as a job of its head, and follow its output; Ctrl-C leaves it running.\n"
-            "DIR is on the head, by default a new folder in ~/scrubjay."
+            "DIR is on the head, by default a new folder in ~/scrubjay; so is the run that --init-from names."
         )
         return 0
     from scrubjay.experiments.launching.launch import follow, submit
@@ -40,11 +41,14 @@ def launch(words: Sequence[str]) -> int:
         if run_dirs:
             raise UsageError("--resume names the run directory; leave --run-dir away")
         run_dir = resumed[-1]
+        further = take_flag(checked, "--total-steps")[-1:]
+        with bad_input():
+            total = [str(whole_number("--total-steps", number)) for number in further]
         trust = [word for word in checked if word == "--trust"]
         if len(checked) > len(trust):
             other = next(word for word in checked if word != "--trust")
             raise UsageError(f"unexpected argument {other!r}: the run's own config holds")
-        command = ["resume", run_dir, *trust[:1]]
+        command = ["resume", run_dir, *(["--total-steps", *total] if total else []), *trust[:1]]
     else:
         if not checked:
             raise UsageError("launch needs a recipe, or --resume DIR")

@@ -54,10 +54,8 @@ def run(words: Sequence[str]) -> int:
         base = dataclasses.replace(base, total_steps=options.total_steps)
     names = ["none", options.memory]
     runs = [prepare(with_memory(base, name), options.out / f"{name}-s{options.seed}") for name in names]
-    print(
-        f"{base.recipe}: {base.total_steps:,} steps each for {' and '.join(names)}, in {options.out}",
-        flush=True,
-    )
+    totals = " and ".join(dict.fromkeys(f"{run.config.total_steps:,}" for run in runs))
+    print(f"{base.recipe}: {totals} steps each for {' and '.join(names)}, in {options.out}", flush=True)
     try:
         run_in_processes(runs, options.jobs)
     except Interrupted as stop:

@@ -21,7 +21,7 @@ def run(words: Sequence[str]) -> int:
         print(
             "usage: scrubjay train RECIPE [--memory NAME] [--learner NAME] [--method NAME]\n"
             "                      [--memory stack --memory.parts NAME+NAME...]\n"
-            "                      [--env ID|module:callable] [--set NAME=VALUE ...]\n"
+            "                      [--env ID|module:callable] [--set NAME=VALUE ...] [--init-from RUN]\n"
             "                      [--run-dir DIR] [--quiet] [--any.field VALUE ...]\n"
             "                      [--engine ray [--num-env-runners N] [--num-learners N] [--address "
             "HOST:PORT]]\n\n"
@@ -44,18 +44,23 @@ def run(words: Sequence[str]) -> int:
         join(ray)
         started = Run.create(config, run_dirs[-1] if run_dirs else None)
     print(one_line(f"run directory: {started.path}"), flush=True)
+    if started.config.init_from is not None:
+        told = f"weights of {started.config.init_from} at step {started.config.init_step:,}"
+        print(one_line(told), flush=True)
     return train_on(started, quiet, ray)
 
 
 @dataclass(frozen=True)
 class ResumeOptions:
-    """Go on with a run from its newest checkpoint, to the result it would have had uninterrupted.
+    """Go on with a run from its newest checkpoint, to the result it would have had uninterrupted, or further.
 
     On any engine: `--engine ray`, with `--num-env-runners`, `--num-learners` and `--address` as in train.
     """
 
     run: Positional[Path]
     """Its directory."""
+    total_steps: int | None = None
+    """Train to so many steps in all, more than are done; step sizes that fall keep their first plan."""
     quiet: bool = False
     """Show no progress."""
     env: str | None = None
@@ -65,7 +70,7 @@ class ResumeOptions:
 
 
 def resume(words: Sequence[str]) -> int:
-    """`scrubjay resume RUN [--env ID] [--trust] [--engine ray ...]`."""
+    """`scrubjay resume RUN [--total-steps N] [--env ID] [--trust] [--engine ray ...]`."""
     remaining = list(words)
     ray = take_engine(remaining)
     options = parse(ResumeOptions, remaining, "scrubjay resume")
@@ -77,9 +82,11 @@ def resume(words: Sequence[str]) -> int:
             run = Run.load(options.run, options.trust)
             if options.env is not None:
                 run = run.of_environment(options.env)
+            if options.total_steps is not None:
+                run = run.extended(options.total_steps)
             run.check(ray)
         if run.finished:
-            print(one_line(f"{run.path} is finished"))
+            print(one_line(f"{run.path} is finished; --total-steps N trains it further"))
             return 0
         with bad_input():
             join(ray)

@@ -90,7 +90,7 @@ class BalletProbeConfig(SupervisedConfig):
 
     def rough_bytes(self) -> dict[str, int]:
         """Return about how many bytes training and test take, by what takes them."""
-        model = sketch(lambda: BalletProbe(self.memory), ROOM)
+        model = sketch(self.make_model, ROOM)
         rows = max(self.batch_questions, min(_EVAL_ROWS, self.eval_episodes))
         dancers, delay = max(self.num_dancers, *self.eval_dancers), max(self.delay, *self.eval_delays)
         steps = dancers * (delay + _DANCE_STEPS)
@@ -104,11 +104,15 @@ class BalletProbeConfig(SupervisedConfig):
             f"{tests:,} tests": tests * _PER_TEST,
         }
 
+    def make_model(self) -> BalletProbe:
+        """Return a new probe."""
+        return BalletProbe(self.memory)
+
     def check_parts(self) -> None:
         """Make ballets of all sizes in the test, and the model."""
         for num_dancers, delay in self.tests:
             self.make_envs(1, num_dancers, delay)
-        BalletProbe(self.memory)
+        self.make_model()
 
 
 class Ballets(NamedTuple):
@@ -205,9 +209,6 @@ class ProbeEngine(SupervisedEngine):
         # dancers so, and two where every number of dancers has ballets of its own.
         for envs in self.envs.values():
             envs.reset(seed=derive_seed(self.config.seed, "sampling"))
-
-    def _make_model(self) -> BalletProbe:
-        return BalletProbe(self.config.memory)
 
     def _draw(self, count: int) -> tuple[Ballets, int]:
         envs = self.envs[count]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar, Protocol, Self
 
+from torch import nn
+
 from scrubjay.experiments.runs.cluster import RayOptions
 from scrubjay.memory import MemoryConfig
 
@@ -16,6 +18,9 @@ class Experiment(Protocol):
 
     acts: ClassVar[str | None]
     """Whose policy is trained, "agent" or "team"; then `make_policy` makes it. None where nothing acts."""
+
+    shaped_by: ClassVar[tuple[str, ...]]
+    """The fields on which the shapes of the weights depend, the environment's spaces aside."""
 
     @property
     def recipe(self) -> str:
@@ -43,6 +48,21 @@ class Experiment(Protocol):
         ...
 
     @property
+    def total_steps(self) -> int:
+        """What the user asked for: `planned_steps` may be more, as updates are whole."""
+        ...
+
+    @property
+    def init_from(self) -> str | None:
+        """Directory of a run whose weights this one begins with."""
+        ...
+
+    @property
+    def init_step(self) -> int | None:
+        """Steps behind those weights."""
+        ...
+
+    @property
     def success_without_memory(self) -> float | None:
         """The best success there is without memory; None where nobody worked it out."""
         ...
@@ -56,6 +76,25 @@ class Experiment(Protocol):
 
         Raises ValueError naming what would not end.
         """
+        ...
+
+    def extended(self, total_steps: int, done: int) -> Self:
+        """Return the same with another total, given when so many steps were done.
+
+        Raises ValueError if that is no more.
+        """
+        ...
+
+    def as_begun(self) -> Self:
+        """Return the same as it was asked for when the run began."""
+        ...
+
+    def as_recorded_in(self, recorded: Self) -> Self:
+        """Return the same with what a run of it has written since."""
+        ...
+
+    def make_model(self) -> nn.Module:
+        """Return what learns, as it is at step 0."""
         ...
 
     def check(self, ray: RayOptions | None = None) -> None:

@@ -56,7 +56,7 @@ class RayEngine(Engine):
 
     def _build(self) -> None:
         self.episodes = EpisodeWindow()
-        self.model = self.config.make_policy()
+        self.model = self._begun(self.config.make_policy())
         self._parts: dict[str, Any] = {"policy": self.model.state_dict(), "learner": None}
         self.algorithm = self._start(self.options.num_env_runners)
         self.algorithm.set_parts(self._parts)

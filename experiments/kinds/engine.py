@@ -6,7 +6,7 @@ import random
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -19,19 +19,23 @@ from scrubjay.experiments.runs.checkpoint import (
     latest_checkpoint,
     load_training,
     load_weights,
+    read_weights,
     save_checkpoint,
 )
-from scrubjay.experiments.runs.directory import CHECKPOINTS, METRICS, lock
+from scrubjay.experiments.runs.directory import CHECKPOINTS, INITIAL, METRICS, lock
 from scrubjay.experiments.runs.metrics import MetricsLog
 from scrubjay.experiments.runs.seeding import derive_seed
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class Engine(ABC):
     """One run being trained in this process: a context manager that holds its lock and its files.
 
-    A subclass builds its parts in `_build` and says what one update is, what the parts must remember, and
-    what the result is. Seeds the global generators of torch, numpy and random. With `trust` what a checkpoint
-    has pickled is read, by which its code runs. Raises CheckpointError if a checkpoint does not fit the run.
+    A subclass builds its parts in `_build`, the model by way of `_begun`, and says what one update is, what
+    the parts must remember, and what the result is. Seeds the global generators of torch, numpy and random.
+    With `trust` what a checkpoint has pickled is read, by which its code runs. Raises CheckpointError if a
+    checkpoint does not fit the run.
     """
 
     model: nn.Module
@@ -46,6 +50,8 @@ class Engine(ABC):
         self._lock = lock(run_dir)
         latest = latest_checkpoint(self.folder)
         saved = None if latest is None else (load_training(latest, trust), load_weights(latest))
+        others = latest is None and config.init_from is not None
+        self._initial = read_weights(run_dir / INITIAL) if others else None
         _seed_everything(derive_seed(config.seed, "weights"))
         self._build()
         offset = 0 if latest is None or saved is None else self._restore(latest, *saved)
@@ -62,6 +68,17 @@ class Engine(ABC):
             self._close()
         finally:
             self._lock.close()
+
+    def _begun(self, model: Model) -> Model:
+        """Return a new model with the weights that the run begins with, where they are another run's."""
+        if self._initial is not None:
+            try:
+                model.load_state_dict(self._initial)
+            except RuntimeError as error:
+                raise CheckpointError(
+                    f"the weights in {INITIAL} are not of the model in config.json"
+                ) from error
+        return model
 
     def _restore(self, checkpoint: Path, training: dict[str, Any], weights: dict[str, Tensor]) -> int:
         """Go on from a checkpoint, which holds these; return how many bytes its record of metrics has."""

@@ -24,7 +24,7 @@ class LocalEngine(Engine):
         config: SampledConfig = self.config
         self.episodes = EpisodeWindow()
         self._envs = config.env.make_rows()
-        self.model = config.make_policy(self._envs).to(resolve_device(config.device))
+        self.model = self._begun(config.make_policy(self._envs)).to(resolve_device(config.device))
         self.learner = config.learner.build(self.model, derive_seed(config.seed, "minibatches"))
         self.sampler = make_sampler(
             self._envs, self.model, config.segment_length, derive_seed(config.seed, "sampling")

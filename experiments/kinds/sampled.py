@@ -13,6 +13,7 @@ from scrubjay.agents.rl.learner import LearnerConfig
 from scrubjay.agents.rl.observations import leaf_spaces
 from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.experiments.evaluation.team import evaluate_policy
+from scrubjay.experiments.kinds.plan import Plan
 from scrubjay.experiments.runs.cluster import RayOptions
 from scrubjay.experiments.runs.device import resolve_device
 from scrubjay.experiments.runs.plain import to_plain
@@ -30,13 +31,14 @@ _PER_STEP = 8  # numbers of a step beside what is seen and done
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampledConfig(ABC):
+class SampledConfig(Plan, ABC):
     """Rows of an environment are stepped by a policy; after every segment it learns."""
 
     kind: ClassVar[str]
     """Name in config.json of the class to rebuild."""
     acts: ClassVar[str | None]
     """Whose policy it is: "agent" or "team"."""
+    shaped_by: ClassVar[tuple[str, ...]] = ("policy",)
     learner_field: ClassVar[str] = "learner"
     """What the learner's settings are called on the command line."""
 
@@ -60,6 +62,7 @@ class SampledConfig(ABC):
     """Name of the task in run directories and plots."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("total_steps", "segment_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
@@ -106,6 +109,10 @@ class SampledConfig(ABC):
     def with_learner(self, learner: LearnerConfig) -> SampledConfig:
         """Return the same experiment with another learner."""
         return dataclasses.replace(self, learner=learner)
+
+    def make_model(self) -> Any:
+        """Return a new policy."""
+        return self.make_policy()
 
     def make_policy(self, envs: Any = None) -> Any:
         """Return a new policy for the experiment's environment, or for `envs`, rows of one like it."""

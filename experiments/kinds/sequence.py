@@ -32,6 +32,7 @@ class SequenceTaskConfig(SupervisedConfig):
 
     kind: ClassVar[str] = "sequence-task"
     axes: ClassVar[tuple[str, str]] = ("num_items", "length")
+    shaped_by: ClassVar[tuple[str, ...]] = ("suite", "memory", "num_blocks", "parameters")
 
     recipe: str = "mqar"
     """Name of the task in run directories and plots."""
@@ -84,7 +85,7 @@ class SequenceTaskConfig(SupervisedConfig):
     def rough_bytes(self) -> dict[str, int]:
         """Return about how many bytes training and test take, by what takes them."""
         suite, rows = self.suite, self.batch_rows
-        model = sketch(lambda: make_model(self), ROOM)
+        model = sketch(self.make_model, ROOM)
         counts, longest = max(self.trained[0], *self.eval_items, 1), max(1, *self.eval_longer)
         tests = (len(self.eval_items) + 1) * (len(self.eval_longer) + 1)
         tested = min(self.eval_rows, max(1, _EVAL_TOKENS // suite.length))
@@ -100,11 +101,19 @@ class SequenceTaskConfig(SupervisedConfig):
             f"{tests:,} tests": tests * _PER_TEST,
         }
 
+    def make_model(self) -> SequenceModel:
+        """Return a model of the experiment's size. Raises ValueError if its memory alone is larger."""
+        # For hundreds of modules of a hub, which recipes and commands need not wait for.
+        from scrubjay.memory.sequence import SequenceConfig, match_parameters
+
+        sizes = SequenceConfig(self.suite.vocab_size, self.memory, self.num_blocks)
+        return match_parameters(sizes, self.parameters).build()
+
     def check_parts(self) -> None:
         """Make suites of all sizes in training and test, and the model."""
         for count, length in [*self.tests, *((count, self.suite.length) for count in self.counts)]:
             self.suite.resized(count, length)
-        make_model(self)
+        self.make_model()
 
 
 class SequenceEngine(SupervisedEngine):
@@ -112,9 +121,6 @@ class SequenceEngine(SupervisedEngine):
 
     config: SequenceTaskConfig
     model: SequenceModel
-
-    def _make_model(self) -> SequenceModel:
-        return make_model(self.config)
 
     def _draw(self, count: int) -> tuple[Sequences, int]:
         suite = self.config.suite.resized(count, self.config.suite.length)
@@ -132,15 +138,6 @@ class SequenceEngine(SupervisedEngine):
     def _evaluate(self) -> dict[str, Any]:
         sizes = {"parameters": self.model.num_parameters, "state_bytes": self.model.state_bytes()}
         return super()._evaluate() | sizes
-
-
-def make_model(config: SequenceTaskConfig) -> SequenceModel:
-    """Return a new model of the experiment's size. Raises ValueError if its memory alone is larger."""
-    # For hundreds of modules of a hub, which recipes and commands need not wait for.
-    from scrubjay.memory.sequence import SequenceConfig, match_parameters
-
-    sizes = SequenceConfig(config.suite.vocab_size, config.memory, config.num_blocks)
-    return match_parameters(sizes, config.parameters).build()
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from scrubjay.experiments.kinds.engine import Engine
+from scrubjay.experiments.kinds.plan import Plan
 from scrubjay.experiments.runs.cluster import RayOptions
 from scrubjay.experiments.runs.statistics import wilson_interval
 from scrubjay.memory import MemoryConfig, make_config, name_of
@@ -23,12 +24,13 @@ _MAX_GRAD_NORM = 1.0
 
 
 @dataclass(frozen=True)
-class SupervisedConfig(ABC):
+class SupervisedConfig(Plan, ABC):
     """A memory learns by cross-entropy. Its task has two sizes: how much to remember, and for how long."""
 
     kind: ClassVar[str]
     """Name in config.json of the class to rebuild."""
     acts: ClassVar[str | None] = None
+    shaped_by: ClassVar[tuple[str, ...]] = ("memory",)
     axes: ClassVar[tuple[str, str]]
     """The sizes' names in result.json: how much, how long."""
 
@@ -37,7 +39,7 @@ class SupervisedConfig(ABC):
     memory: MemoryConfig = field(default_factory=lambda: make_config("gru", dim=64))
     """What remembers."""
     learning_rate: float = 2e-3
-    """Adam's step size at the start; falls linearly to zero."""
+    """Adam's step size at the start; falls linearly, to zero at the end of the first plan."""
     total_steps: int = 3_000_000
     """Steps of the whole run, over all rows of all batches; the last batch is finished."""
     seed: int = 0
@@ -46,6 +48,7 @@ class SupervisedConfig(ABC):
     """Time between checkpoints."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.total_steps < 1:
             raise ValueError(f"total_steps={self.total_steps}: must be at least 1")
         for name in ("seed", "checkpoint_seconds"):
@@ -82,6 +85,10 @@ class SupervisedConfig(ABC):
     @abstractmethod
     def chance(self, count: int) -> float:
         """The best accuracy there is without memory, where there are `count` things to remember."""
+
+    @abstractmethod
+    def make_model(self) -> nn.Module:
+        """Return the model as it is at step 0."""
 
     @abstractmethod
     def check_parts(self) -> None:
@@ -141,10 +148,6 @@ class SupervisedEngine(Engine):
     config: SupervisedConfig
 
     @abstractmethod
-    def _make_model(self) -> nn.Module:
-        """Return the model as it is at step 0."""
-
-    @abstractmethod
     def _draw(self, count: int) -> tuple[Any, int]:
         """Return the next batch of `count` things to remember, and how many steps it has."""
 
@@ -157,7 +160,7 @@ class SupervisedEngine(Engine):
         """Return how many questions were answered right, of how many; of these sizes and the test's seed."""
 
     def _build(self) -> None:
-        self.model = self._make_model()
+        self.model = self._begun(self.config.make_model())
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=self.config.learning_rate)
         self.turn = 0
 
@@ -170,8 +173,7 @@ class SupervisedEngine(Engine):
         logits, answers = self._answer(batch)
         loss = functional.cross_entropy(logits, answers)
         forward = time.perf_counter()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * (1 - self.step / self.config.planned_steps)
+        rate = self._set_learning_rate()
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), _MAX_GRAD_NORM)
@@ -183,10 +185,19 @@ class SupervisedEngine(Engine):
             f"charts/{self.config.axes[0].removeprefix('num_')}": count,
             name: (logits.argmax(dim=-1) == answers).float().mean().item(),
             "losses/cross_entropy": loss.item(),
+            "charts/learning_rate": rate,
             "time/SPS_env": steps / (drawn - began),
             "time/SPS_policy": steps / (forward - drawn),
             "time/SPS_learner": steps / (ended - forward),
         }
+
+    def _set_learning_rate(self) -> float:
+        """Set the rate of this update, and return it; beyond the first plan the last one stays."""
+        groups = self.optimizer.param_groups
+        if self.step < self.config.first_plan:
+            for group in groups:
+                group["lr"] = self.config.learning_rate * (1 - self.step / self.config.first_plan)
+        return groups[0]["lr"]
 
     def _get_parts(self) -> dict[str, Any]:
         return {"optimizer": copy.deepcopy(self.optimizer.state_dict()), "turn": self.turn}

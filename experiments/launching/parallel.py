@@ -30,6 +30,8 @@ LOG = "log.txt"
 def prepare(config: Experiment, path: Path, trust: bool = False) -> Run:
     """Return the run at `path`, made if absent; as the user has told `config`, it names what may be made.
 
+    One that has been extended since is the same run, with the total that it has now.
+
     Raises UsageError if the experiment cannot run, or if another lives there.
     """
     with bad_input():
@@ -37,9 +39,9 @@ def prepare(config: Experiment, path: Path, trust: bool = False) -> Run:
             config.check()
             return Run(path, Run.create(config, path).config, trust)
         run = Run.load(path, trust)
-    if run.config != config:
+    if run.config.as_begun() != config:
         raise UsageError(f"{path} holds a run with other settings; delete it or choose another directory")
-    return Run(path, config, trust)
+    return Run(path, config.as_recorded_in(run.config), trust)
 
 
 def run_in_processes(runs: Sequence[Run], jobs: int) -> None:

@@ -5,6 +5,7 @@ scrubjay sweep tmaze --param ppo.learning-rate=3e-4,1e-3 --param memory=gru,hcam
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -17,6 +18,7 @@ from typing import Any
 
 from scrubjay.experiments.launching.parallel import prepare
 from scrubjay.experiments.recipes.overrides import override
+from scrubjay.experiments.run import with_weights
 from scrubjay.experiments.runs.cluster import RayOptions, connect, describe_cluster
 from scrubjay.experiments.runs.directory import write_atomically
 from scrubjay.experiments.runs.reading import read_text
@@ -80,6 +82,7 @@ def run_sweep(
     configs = [override(sweep.recipe, sweep.words(trial)) for trial in sweep.trials()]
     for config in configs:
         config.check()
+        with_weights(config)
     out.mkdir(parents=True, exist_ok=True)
     asked = json.dumps([sweep.recipe, sweep.params, sweep.flags], indent=1)
     note = out / "sweep.json"
@@ -113,7 +116,9 @@ def _tuner(sweep: Sweep, out: Path, jobs: int | None, steps: int) -> Any:
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler
 
-    trainable = tune.with_resources(functools.partial(_train, sweep=sweep, out=out), {"cpu": 1})
+    trainable = tune.with_resources(
+        functools.partial(_train, sweep=sweep, out=out, here=Path.cwd()), {"cpu": 1}
+    )
     storage = out / "tune"
     if tune.Tuner.can_restore(str(storage)):
         return tune.Tuner.restore(str(storage), trainable, resume_unfinished=True, restart_errored=True)
@@ -132,19 +137,24 @@ def _tuner(sweep: Sweep, out: Path, jobs: int | None, steps: int) -> Any:
     )
 
 
-def _train(trial: dict[str, str], *, sweep: Sweep, out: Path) -> None:
+def _train(trial: dict[str, str], *, sweep: Sweep, out: Path, here: Path) -> None:
     """One trial, in a worker; its run directory outlives it, so that a restarted one goes on."""
     from ray import tune
 
-    config = override(sweep.recipe, sweep.words(trial))
+    config: Any = override(sweep.recipe, sweep.words(trial))
+    if (
+        config.init_from is not None
+    ):  # which is named as seen from where the sweep began, not from Tune's folder
+        config = dataclasses.replace(config, init_from=str(here / config.init_from))
     folder = out / _folder(trial)
     run = prepare(config, folder)
+    planned = run.config.planned_steps
     reported = 0
 
     def report(step: int, row: dict[str, float]) -> None:
         nonlocal reported
         score = row.get("charts/success", row.get("charts/episodic_return"))
-        due = step * _REPORTS // config.planned_steps
+        due = step * _REPORTS // planned
         # The end is reported by the result: at the last step ASHA would end the trial before it is evaluated.
         if score is not None and reported < due < _REPORTS:
             reported = due
@@ -153,7 +163,7 @@ def _train(trial: dict[str, str], *, sweep: Sweep, out: Path) -> None:
     go_on(run, on_update=report)
     result = run.result
     score = result["success"] if "success" in result else result.get("episodic_return", float("nan"))
-    tune.report({"score": score, "step": config.planned_steps, "finished": True})
+    tune.report({"score": score, "step": planned, "finished": True})
 
 
 def _folder(trial: dict[str, str]) -> str:

@@ -16,7 +16,7 @@ from scrubjay.experiments.kinds.reinforcement import AgentConfig
 from scrubjay.experiments.kinds.supervised import SupervisedConfig
 from scrubjay.experiments.kinds.team import TeamTaskConfig
 from scrubjay.experiments.recipes.registry import longer_of
-from scrubjay.experiments.reports.teams import team_plots, team_tables
+from scrubjay.experiments.reports.teams import size_files, team_plots, team_tables
 from scrubjay.experiments.run import Run
 from scrubjay.experiments.runs.device import one_thread
 from scrubjay.experiments.runs.directory import write_atomically
@@ -88,6 +88,11 @@ def success_when_longer(run: Run, episodes: int = 100) -> dict[int, float]:
     return {int(value): score for value, score in found.items()}
 
 
+def kept_files(run: Run) -> list[Path]:
+    """Return where reports keep in a run's directory what its weights came to, which other weights void."""
+    return [run.path / LONGER_FILE, *size_files(run)]
+
+
 def _score(summary: dict[str, Any]) -> float:
     return float(summary["success" if "success" in summary else "episodic_return"])
 
@@ -121,11 +126,11 @@ def _final_table(runs: Sequence[Run]) -> str:
         groups.setdefault((run.config.recipe, run.config.label), []).append(run.result)
     for (recipe, memory), results in groups.items():
         seconds = interquartile_mean([result["seconds"] for result in results])
-        steps = results[0]["step"]
+        steps = sorted({result["step"] for result in results})  # several where some were extended
+        rate = interquartile_mean([result["step"] for result in results]) / seconds
         scores = _cell([_score(result) for result in results])
-        lines.append(
-            f"| {recipe} | {memory} | {scores} | {steps:,} | {seconds:.0f} | {steps / seconds:,.0f} |"
-        )
+        told = " to ".join(f"{count:,}" for count in dict.fromkeys((steps[0], steps[-1])))
+        lines.append(f"| {recipe} | {memory} | {scores} | {told} | {seconds:.0f} | {rate:,.0f} |")
     return "\n".join(lines)
 
 

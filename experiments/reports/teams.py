@@ -85,9 +85,8 @@ def _at_sizes(runs: Sequence[Run], out: Path, sizes: Range) -> dict[str, dict[in
         )
         for run in runs:
             if _config(run).policy.shared:
-                file = run.path / f"{name}-{value}.json"
                 played = _kept(
-                    file,
+                    _size_file(run, name, value),
                     lambda run=run, resized=resized: _play(
                         PolicyActor(run.team_policy_in(resized.env)), resized, run.config.seed
                     ),
@@ -101,6 +100,16 @@ def _at_sizes(runs: Sequence[Run], out: Path, sizes: Range) -> dict[str, dict[in
                 )
                 scores.setdefault(f"rule: {rule}", {}).setdefault(value, []).append(played)
     return scores
+
+
+def size_files(run: Run) -> list[Path]:
+    """Return where a run's directory keeps what its team came to at other sizes."""
+    sizes = sizes_of(run.config.recipe)
+    return [] if sizes is None else [_size_file(run, sizes[0], value) for value in sizes[1]]
+
+
+def _size_file(run: Run, name: str, value: int) -> Path:
+    return run.path / f"{name}-{value}.json"
 
 
 def _size_tables(runs: Sequence[Run], out: Path, sizes: Range) -> list[str]:

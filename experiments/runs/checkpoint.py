@@ -77,10 +77,24 @@ def checkpoint_step(path: Path) -> int:
 
 def load_weights(path: Path) -> dict[str, Tensor]:
     """Return the policy's weights; safe on a stranger's. Raises CheckpointError if they are none."""
+    return read_weights(path / WEIGHTS)
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """Return the weights in a file; safe on a stranger's. Raises CheckpointError if there are none."""
     try:
-        return load_file(path / WEIGHTS)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path / WEIGHTS}: {error}") from error
+        return load_file(file)
+    except (SafetensorError, FileNotFoundError) as error:
+        raise CheckpointError(f"{file}: {error}") from error
+
+
+def write_weights(file: Path, weights: dict[str, Tensor]) -> None:
+    """Write weights so that a kill leaves the old file or the new one, never half."""
+    aside = file.with_name(f".{file.name}.writing")
+    aside.unlink(missing_ok=True)
+    save_file(weights, aside)
+    _sync(aside)
+    aside.rename(file)
 
 
 def load_training(path: Path, trust: bool = False) -> dict[str, Any]:

@@ -15,6 +15,8 @@ CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 RESULT = "result.json"
 ENVIRONMENT = "environment.json"
+INITIAL = "initial.safetensors"
+"""Weights of another run that this one began with."""
 CHECKPOINTS = "checkpoints"
 
 

@@ -119,6 +119,8 @@ def flags_of(config: Any, prefix: str = "--") -> list[str]:
     """Return the options that `parse` takes for the fields of a dataclass, and of those within it."""
     flags = []
     for field in dataclasses.fields(config):
+        if field.metadata.get("recorded"):  # which is no flag
+            continue
         value, name = getattr(config, field.name), prefix + field.name.replace("_", "-")
         if dataclasses.is_dataclass(value):
             flags += flags_of(value, f"{name}.")

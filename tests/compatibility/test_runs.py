@@ -1,5 +1,6 @@
 """Runs that d9e860e began go on to the end it reached, and serve for all that a run is for."""
 
+import dataclasses
 import io
 import json
 import os
@@ -15,7 +16,7 @@ from collect import tiny_run
 from material import MADE, RUNS, play_agent, play_team, untimed
 from safetensors.torch import load_file
 
-from scrubjay.experiments import Run, resume
+from scrubjay.experiments import Run, resume, train
 from scrubjay.experiments.cli import main
 
 PROMISED = json.loads(MADE.with_name("public.json").read_text())
@@ -75,6 +76,16 @@ def test_a_run_goes_on_to_its_end(name, run):
     done = resume(stopped.path, trust=True)
     assert done.finished
     assert_as_expected(name, done)
+
+
+def test_it_goes_on_further_and_another_begins_with_its_weights(run, tmp_path):
+    done: Any = resume(run("agent"), trust=True)
+    before = done.step
+    further = resume(done.path, total_steps=before + 1)
+    assert further.result["step"] == further.step > before
+    fields = {"init_from": str(done.path), "total_steps": 32, "eval_episodes": 0}
+    begun = train(dataclasses.replace(done.config, **fields), tmp_path / "begun")
+    assert begun.config.init_step == further.step
 
 
 @pytest.mark.parametrize("name", ["agent", "team"])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
-from scrubjay.experiments import resume, train
+from scrubjay.experiments import Run, resume, train
 from scrubjay.experiments.runs.directory import lock
 from scrubjay.experiments.training import CannotBeginError
 
@@ -34,3 +36,13 @@ def test_a_run_in_use_is_not_trained_twice(tiny, tmp_path):
     with lock(tmp_path / "run"), pytest.raises(CannotBeginError, match="run"):
         resume(tmp_path / "run")
     assert resume(tmp_path / "run").finished
+
+
+@pytest.mark.parametrize("name", ["environment.json", "metrics.jsonl"])
+def test_what_the_curve_is_drawn_from_is_read_before_anything_is_trained(name, finished_run, tmp_path):
+    copy = shutil.copytree(finished_run.path, tmp_path / "run")
+    (copy / name).write_text("[3.5]\n" * 9999)
+    with pytest.raises(CannotBeginError, match=name):
+        resume(copy, total_steps=384)
+    assert Run.load(copy).step == 192
+    assert Run.load(copy).finished

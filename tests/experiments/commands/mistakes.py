@@ -73,9 +73,15 @@ _ASKED = (
 
 FORMS: Mapping[str, tuple[Form, ...]] = {
     "train": (
-        Form("train tmaze", numbers=_AGENT, named=_NAMES, paths="--run-dir", fixed=TINY),
-        Form("train ppo --env CartPole-v1", numbers=_AGENT, named=_NAMES, paths="--run-dir", fixed=TINY),
-        Form("train uav-small", numbers=_TRAINED, named=_NAMES, paths="--run-dir", fixed=TINY),
+        Form("train tmaze", numbers=_AGENT, named=_NAMES, paths="--run-dir --init-from", fixed=TINY),
+        Form(
+            "train ppo --env CartPole-v1",
+            numbers=_AGENT,
+            named=_NAMES,
+            paths="--run-dir --init-from",
+            fixed=TINY,
+        ),
+        Form("train uav-small", numbers=_TRAINED, named=_NAMES, paths="--run-dir --init-from", fixed=TINY),
         Form(
             "train mqar --total-steps 64 --batch-rows 2",
             numbers=(
@@ -83,14 +89,20 @@ FORMS: Mapping[str, tuple[Form, ...]] = {
                 "--suite.num-items --suite.vocab-size --seed --eval-longer"
             ),
             named=_NAMES,
-            paths="--run-dir",
+            paths="--run-dir --init-from",
             fixed="--suite.length 32 --suite.num-items 4 --parameters 20000 --eval-rows 2",
         ),
         Form(
-            "train ballet --total-steps 64", numbers="--total-steps --seed", named=_NAMES, paths="--run-dir"
+            "train ballet --total-steps 64",
+            numbers="--total-steps --seed",
+            named=_NAMES,
+            paths="--run-dir --init-from",
         ),
     ),
-    "resume": (Form("resume {stopped}", numbers="--num-env-runners", named="--engine --address"),),
+    "resume": (
+        Form("resume {stopped}", numbers="--num-env-runners --total-steps", named="--engine --address"),
+        Form("resume {run} --total-steps 256", numbers="--total-steps"),
+    ),
     "eval": (
         Form("eval {run}", numbers="--episodes --seed", named="--set", fixed="--episodes 2"),
         Form(
@@ -164,7 +176,7 @@ FORMS: Mapping[str, tuple[Form, ...]] = {
         ),
         Form(
             "launch --resume x --address http://127.0.0.1:9",
-            numbers="--num-env-runners --num-learners",
+            numbers="--num-env-runners --num-learners --total-steps",
             named="--address",
         ),
     ),

@@ -281,7 +281,7 @@ def test_the_command_trains_and_resumes_on_ray(tmp_path, capsys):
     run = Run.load(tmp_path / "run")
     assert run.step == 4096
     assert main(["resume", folder, "--engine", "ray"]) == 0
-    assert capsys.readouterr().out == f"{folder} is finished\n"
+    assert capsys.readouterr().out == f"{folder} is finished; --total-steps N trains it further\n"
 
 
 EVIL = """

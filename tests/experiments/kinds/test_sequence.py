@@ -12,7 +12,7 @@ import torch
 from scrubjay.experiments import RECIPES, Run, resume, train, with_memory
 from scrubjay.experiments.cli import main
 from scrubjay.experiments.kinds import from_json, to_json
-from scrubjay.experiments.kinds.sequence import SequenceEngine, SequenceTaskConfig, accuracy, make_model
+from scrubjay.experiments.kinds.sequence import SequenceEngine, SequenceTaskConfig, accuracy
 from scrubjay.experiments.recipes.overrides import override
 from scrubjay.experiments.reports.comparison import write_report
 from scrubjay.experiments.tasks.suites import MQAR, Induction, SelectiveCopy
@@ -87,7 +87,7 @@ def test_reading_in_pieces_is_reading_at_once(monkeypatch):
     """And rows that do not fit into one batch are counted all the same."""
     config = tiny(eval_rows=7)
     torch.manual_seed(0)
-    model = make_model(config).double()
+    model = config.make_model().double()
     pieces = accuracy(model, config, 2, 48)
     suite = config.suite.resized(2, 48)
     with monkeypatch.context() as patch:

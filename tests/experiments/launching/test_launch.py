@@ -186,6 +186,23 @@ def test_a_strangers_run_is_resumed_by_a_job_only_with_trust(head, modules, fini
     assert (modules / "harm").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_job_trains_a_run_further_and_begins_another_with_its_weights(head, tmp_path):
+    sizes = ["--env.num-envs", 4, "--segment-length", 8, "--eval-episodes", 1, "--quiet"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    told = launch(tmp_path, "tmaze-demo", "--address", head, "--run-dir", first, "--total-steps", 64, *sizes)
+    assert told.returncode == 0, told.stdout + told.stderr
+    further = launch(tmp_path, "--resume", first, "--address", head, "--total-steps", 128)
+    assert further.returncode == 0, further.stdout + further.stderr
+    assert Run.load(first).result["step"] == 128
+    words = ["--run-dir", second, "--total-steps", 64, "--init-from", first]
+    begun = launch(tmp_path, "tmaze-demo", "--address", head, *words, *sizes)
+    assert begun.returncode == 0, begun.stdout + begun.stderr
+    assert f"weights of {first} at step 128" in begun.stdout
+    assert Run.load(second).result["step"] == 64
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -201,6 +218,11 @@ def test_a_strangers_run_is_resumed_by_a_job_only_with_trust(head, modules, fini
         (["tmaze", "--engine", "local", "--address", "http://127.0.0.1:1"], "launch is of --engine ray"),
         (["--resume", "x", "--run-dir", "y", "--address", "http://127.0.0.1:1"], "leave --run-dir away"),
         (["--resume", "x", "--address", "http://127.0.0.1:1", "--seed", "3"], "unexpected argument '--seed'"),
+        (["--resume", "x", "--address", "http://127.0.0.1:1", "--total-steps", "ten"], "--total-steps='ten'"),
+        (
+            ["--resume", "x", "--address", "http://127.0.0.1:1", "--total-steps"],
+            "--total-steps needs a value",
+        ),
     ],
 )
 def test_wrong_flags_are_one_line(words, message, refused):
