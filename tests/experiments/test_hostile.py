@@ -7,6 +7,7 @@ import os
 import random
 import resource
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -258,32 +259,6 @@ def test_names_of_a_strangers_steer_no_terminal(stranger, tmp_path):
         assert wrong(words, tmp_path) is None
     ended = ran(["eval", shown.name, "--episodes", "1"], tmp_path)
     assert ended.out.startswith("x\N{REPLACEMENT CHARACTER}[31m")
-
-
-@pytest.mark.parametrize("left", ["checkpoints", "metrics.jsonl", "result.json", "environment.json"])
-def test_training_begins_in_no_directory_that_holds_what_another_left(left, stranger, refused_by, tmp_path):
-    """It would go on from a stranger's weights, or take a stranger's result for its own."""
-    if left == "result.json":
-        (stranger / left).write_text('{"success": 1}')
-    for path in list(stranger.iterdir()):
-        if path.name not in (left, ".lock"):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    ended = ran(["train", "tmaze", "--run-dir", "run", *TINY.split()], tmp_path)
-    assert ended.code == 2
-    assert f"run holds {left} of a run without its config.json" in ended.err
-    assert sorted(path.name for path in stranger.iterdir()) == sorted({left, ".lock"})
-
-
-def test_nor_where_a_run_is(stranger, tmp_path):
-    rewrite(stranger, "config.json", "env", "id", value="evilmod:Foo")
-    (tmp_path / "evilmod.py").write_text("import pathlib; pathlib.Path('harm').touch()")
-    before = {path: path.read_bytes() for path in stranger.rglob("*.json*")}
-    for more in ([], ["--trust"]):
-        ended = ran(["train", "tmaze", "--run-dir", "run", *more], tmp_path)
-        assert ended.code == 2
-        assert "already holds a run" in ended.err or "unknown option '--trust'" in ended.err
-    assert not (tmp_path / "harm").exists()
-    assert {path: path.read_bytes() for path in stranger.rglob("*.json*")} == before
 
 
 def test_a_record_of_another_length_is_not_cut_in_a_line(stranger, refused_by):
