@@ -92,11 +92,13 @@ class Run:
                     f"{path} already holds a run; choose another directory, or: scrubjay resume {path}"
                 )
             # What is there would be gone on from, or written over, though nobody knows whose it is.
-            for name in (CHECKPOINTS, METRICS, RESULT, ENVIRONMENT):
+            for name in (CHECKPOINTS, METRICS, RESULT):
                 if (path / name).exists():
                     raise ValueError(
                         f"{path} holds {name} of a run without its {CONFIG}; choose another directory"
                     )
+            for name in (ENVIRONMENT, INITIAL):  # of a beginning that was killed, perhaps
+                (path / name).unlink(missing_ok=True)
             if config.acts is not None:
                 _store_facts(config, path / ENVIRONMENT)
             if weights is not None:

@@ -170,4 +170,5 @@ def _decode_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
                 return _decode(kind, value, where)
             except ValueError:
                 continue
-    raise ValueError(f"{where}={value!r}: expected one of {', '.join(str(kind) for kind in kinds)}")
+    told = ("null" if kind is type(None) else getattr(kind, "__name__", str(kind)) for kind in kinds)
+    raise ValueError(f"{where}={value!r}: expected one of {', '.join(told)}")

@@ -83,7 +83,7 @@ class Conversation:
 def _about(folder: Path) -> dict[str, Any]:
     try:
         about = json.loads((folder / _TEXT).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{folder} holds no saved conversation: {error}") from error
     if not isinstance(about, dict):
         raise ValueError(f"{folder} holds no saved conversation: {_TEXT} is no JSON object")  # noqa: TRY004

@@ -67,7 +67,7 @@ class Replay:
         try:
             record = json.loads(line)
             self._answers[_key(record["tool"], record["language"], record["arguments"])] = _answer(record)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             warnings.warn(
                 f"{self.path}, line {number} is skipped: not a recorded answer ({type(error).__name__}: "
                 f"{error})",

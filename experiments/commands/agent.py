@@ -20,6 +20,7 @@ from scrubjay.agents.embeddings import EmbeddingsName, make_embeddings
 from scrubjay.experiments.language.banks import open_bank, open_for_recall, read_namespace
 from scrubjay.experiments.language.models import open_local_model
 from scrubjay.experiments.language.tuning import append_records, why_not
+from scrubjay.experiments.runs.reading import read_text
 from scrubjay.experiments.words.arguments import parse
 from scrubjay.experiments.words.foreign import as_json, printable
 from scrubjay.experiments.words.terminal import bad_input
@@ -173,7 +174,7 @@ class Conversation:
 
     def __init__(self, agent: KwaiAgent, options: AgentOptions) -> None:
         self._agent, self._options = agent, options
-        self._knowledge = [path.read_text("utf-8") for path in options.knowledge]
+        self._knowledge = [read_text(path) for path in options.knowledge]
         self._messages: list[Any] = []
 
     def run(self) -> int:

@@ -16,7 +16,9 @@ from typing import Any
 from rich.console import Console
 
 from scrubjay.experiments.language.models import open_local_model
-from scrubjay.experiments.words.arguments import did_you_mean, parse
+from scrubjay.experiments.runs.reading import parse, read_kept
+from scrubjay.experiments.words import arguments
+from scrubjay.experiments.words.arguments import did_you_mean
 from scrubjay.experiments.words.foreign import one_line, printable
 from scrubjay.experiments.words.terminal import bad_input
 
@@ -174,8 +176,8 @@ class Chat:
         from langchain_core.messages import messages_from_dict
 
         try:
-            messages = messages_from_dict(json.loads((folder / _MESSAGES).read_text("utf-8")))
-        except (OSError, ValueError, KeyError) as error:
+            messages = messages_from_dict(parse(read_kept(folder / _MESSAGES), folder / _MESSAGES))
+        except (AttributeError, OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{folder} holds no saved conversation: {error}") from error
         self._chat.load_conversation(folder, _THREAD)
         self._messages = messages
@@ -248,6 +250,6 @@ def _bytes(count: int) -> str:
 
 def run(words: Sequence[str]) -> int:
     """`scrubjay chat [--model NAME|FOLDER|FILE.gguf] [--policy NAME] [--budget N]`."""
-    options = parse(ChatOptions, words, "scrubjay chat")
+    options = arguments.parse(ChatOptions, words, "scrubjay chat")
     with bad_input():
         return Chat(options, Console()).run()

@@ -6,7 +6,7 @@ import difflib
 import importlib
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, cast
 
@@ -22,6 +22,8 @@ from scrubjay.experiments.tasks.names import admit, found, is_ours
 from scrubjay.experiments.tasks.returned import check_single
 
 KwargValue = bool | int | float | str
+REFUSALS = (ArithmeticError, AssertionError, LookupError, TypeError, ValueError)
+"""What an environment may raise of settings that it does not take."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,8 @@ class EnvConfig:
             env = gymnasium.make(importing_id(self.id), **kwargs) if function is None else function(**kwargs)
         except (ModuleNotFoundError, gymnasium.error.Error) as error:
             raise ValueError(_unknown(self.id, error)) from error
-        except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"environment {self.id!r} refuses {kwargs or 'its defaults'}: {error}"
-            ) from error
+        except REFUSALS as error:
+            raise ValueError(refusal(self.id, kwargs, error)) from error
         return check_single(env, self.id)
 
     def as_found(self) -> Self:
@@ -149,6 +149,13 @@ def named_callable(name: str) -> Callable[..., gymnasium.Env[Any, Any]] | None:
     if not callable(function):
         raise TypeError(f"environment {name!r}: {attribute} is a {type(function).__name__}, not a callable")
     return cast(Callable[..., gymnasium.Env[Any, Any]], function)
+
+
+def refusal(name: str, kwargs: Mapping[str, Any], error: Exception) -> str:
+    """Return in words which settings an environment refuses, and why."""
+    unknown = re.search(r"unexpected keyword argument '(.*?)'(?: was|\Z)", str(error), re.DOTALL)
+    reason = f"it has no setting {unknown[1]!r}" if unknown else error
+    return f"environment {name!r} refuses {dict(kwargs) or 'its defaults'}: {reason}"
 
 
 def _unknown(name: str, error: Exception) -> str:

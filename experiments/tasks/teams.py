@@ -14,7 +14,7 @@ from pettingzoo import ParallelEnv
 from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.agents.teams.env import TeamEnv
 from scrubjay.envs.teams import ParallelTeams
-from scrubjay.experiments.tasks.environments import KwargValue, named_callable
+from scrubjay.experiments.tasks.environments import REFUSALS, KwargValue, named_callable, refusal
 from scrubjay.experiments.tasks.facts import Facts
 from scrubjay.experiments.tasks.names import admit, found, is_our_team
 from scrubjay.experiments.tasks.returned import check_team
@@ -109,10 +109,8 @@ class TeamEnvConfig:
             )
         try:
             return function(**kwargs)
-        except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"environment {self.id!r} refuses {kwargs or 'its defaults'}: {error}"
-            ) from error
+        except REFUSALS as error:
+            raise ValueError(refusal(self.id, kwargs, error)) from error
 
 
 @dataclass(frozen=True)

@@ -287,7 +287,7 @@ class PolicyCache(Cache):
                     index, _, part = name.partition(".")
                     saved[int(index)][part] = file.get_tensor(name)
                 cache.count = file.get_tensor("count") if "count" in names else about["seen"]
-        except SafetensorError as error:
+        except (AttributeError, LookupError, RecursionError, SafetensorError) as error:
             raise ValueError(f"{path} is damaged, or no saved cache: {error}") from error
         budgets = about.get("budgets", [None] * len(cache.layers))
         for layer, tensors, budget in zip(cache.layers, saved, budgets, strict=True):

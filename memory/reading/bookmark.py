@@ -109,7 +109,7 @@ class Bookmark:
             settings = state["settings"]
             kept = [Sentence(text, tuple(tokens)) for text, tokens in state["kept"]]
             self.place = Place(state["characters"], state["tokens"], kept, state["digest"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, RecursionError, TypeError, ValueError) as error:
             raise ValueError(f"{path} holds no place in a text ({error}); delete it to begin anew") from error
         if settings != self.settings:
             raise ValueError(

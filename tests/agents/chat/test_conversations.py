@@ -220,3 +220,13 @@ def test_a_mark_that_a_model_spells_in_letters_is_none_in_what_is_kept(tiny_chat
     )
     assert not empty.startswith(conversation.text)
     assert said.startswith(conversation.text)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", '{"cache": 3}', "\x00"])
+def test_what_is_no_saved_conversation_is_told(text, chat, tmp_path):
+    model = chat(policy="full")
+    model.invoke("Hello")
+    model.save_conversation(tmp_path)
+    (tmp_path / "conversation.json").write_text(text)
+    with pytest.raises(ValueError, match="holds no saved conversation"):
+        model.load_conversation(tmp_path)

@@ -291,6 +291,11 @@ def Foo(*args, **kwargs): raise ValueError("made")
 """
 
 
+@ray.remote
+def made_there(env: Any, make: Any) -> Any:
+    return getattr(env, make)()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("runners", [0, 1])
 def test_what_only_a_file_names_is_made_by_no_process(runners, cluster, tiny, tmp_path, capsys, monkeypatch):
@@ -306,12 +311,12 @@ def test_what_only_a_file_names_is_made_by_no_process(runners, cluster, tiny, tm
     words = ["resume", str(run.path), "--engine", "ray", "--num-env-runners", str(runners), "--quiet"]
     assert main(words) == 2
     assert "add --trust" in capsys.readouterr().err
-    config = Run.load(run.path).config
+    config: Any = Run.load(run.path).config
     with pytest.raises(Exception, match="add --trust"), RayEngine(config, run.path, RayOptions(runners)):
         pass
     for make in ("make", "make_rows", "spaces"):
         with pytest.raises(ValueError, match="add --trust"):
-            ray.get(ray.remote(lambda env, make: getattr(env, make)()).remote(config.env, make))
+            ray.get(made_there.remote(config.env, make))
     assert not (cluster / "harm").exists()
     assert main([*words, "--trust"]) == 2
     assert "made" in capsys.readouterr().err

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import zipfile
+
 import pytest
 import torch
 
 from scrubjay.experiments.runs.checkpoint import (
+    CheckpointError,
     checkpoint_step,
     latest_checkpoint,
     load_training,
@@ -59,3 +62,39 @@ def test_an_unfinished_write_is_invisible_and_cleared_by_the_next(tmp_path):
     assert latest_checkpoint(tmp_path) is None
     save_checkpoint(tmp_path, 8, WEIGHTS, {})
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000008"]
+
+
+def rewritten(path, training):
+    """Replace a checkpoint's training state; return what reading it says."""
+    torch.save(training, path / "training.pt")
+    with pytest.raises(CheckpointError) as refused:
+        load_training(path)
+    assert "\n" not in str(refused.value)
+    return str(refused.value.__cause__)
+
+
+def test_a_few_bytes_that_tell_of_more_than_memory_holds_are_refused(tmp_path):
+    path = save_checkpoint(tmp_path, 1, {"w": torch.zeros(2)}, {"a": [1, (2, 3)]})
+    assert load_training(path) == {"a": [1, (2, 3)]}
+    tree: list = [1]
+    for _ in range(60):
+        tree = [tree, tree]
+    assert "stands in two places" in rewritten(path, {"a": tree})
+    circle: dict = {}
+    circle["a"] = circle
+    assert "stands in two places" in rewritten(path, circle)
+    wide = torch.zeros(1).expand(10**12)
+    assert "a tensor of shape [1000000000000] is larger than the file" in rewritten(path, {"a": [wide]})
+
+
+def test_training_state_that_unpacks_to_more_is_refused(tmp_path):
+    path = save_checkpoint(tmp_path, 1, {"w": torch.zeros(2)}, {"a": torch.zeros(10**6)})
+    with zipfile.ZipFile(path / "training.pt") as archive:
+        parts = {part.filename: archive.read(part) for part in archive.infolist()}
+    with zipfile.ZipFile(path / "training.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in parts.items():
+            archive.writestr(name, data)
+    assert (path / "training.pt").stat().st_size < 10**5
+    with pytest.raises(CheckpointError) as refused:
+        load_training(path)
+    assert "packed" in str(refused.value.__cause__)

@@ -1,5 +1,7 @@
 """However an address that nobody gave is spelt, after text from outside nothing is requested at it."""
 
+from typing import Any
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -197,7 +199,8 @@ def test_a_bare_host_in_an_argument_that_is_an_address_has_to_be_given(spelling)
     for name, options, said in DECLARED:
         for value in (spelling, [spelling], {"at": spelling}):
             fetch, called = fetching(name, schema=said, **options)
-            result = ask([fetch], call("fetch", id="a", **{name: value}))
+            asked: dict[str, Any] = {name: value}
+            result = ask([fetch], call("fetch", id="a", **asked))
             assert called == [], (name, said)
             assert result["steps"][0].result == load_prompts("en").say("blocked_address")
 
