@@ -8,7 +8,7 @@ normed input with a plain residual. A layer learns its own normed inputs.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
@@ -50,6 +50,9 @@ class TitansLayer(nn.Module, ABC):
     A subclass adds how memory and attention are put together.
     """
 
+    in_place: ClassVar[bool] = False
+    """Whether `advance` is written."""
+
     def __init__(self, config: TitansConfig) -> None:
         super().__init__()
         hidden = config.feed_forward_ratio * config.dim
@@ -78,12 +81,27 @@ class TitansLayer(nn.Module, ABC):
     ) -> tuple[Float[Tensor, "batch time dim"], Float[Tensor, "batch time"], State]:
         """Return the outputs of a segment, its surprises and the state after."""
 
+    def advance(
+        self,
+        x: Float[Tensor, "batch dim"],
+        recall: Callable[[Tensor], Tensor],
+        caches: State,
+        time: Int[Tensor, " batch"],
+    ) -> tuple[Float[Tensor, "batch dim"], State]:
+        """Return the output of one input and what else than its memory is kept of it.
+
+        `recall` does what the memory's step does, elsewhere.
+        """
+        raise NotImplementedError
+
     def feed(self, x: Tensor) -> Tensor:
         """Return `x` with the feed-forward part added."""
         return x + self.feed_forward(x)
 
 
 class _MemoryLayer(TitansLayer):
+    in_place = True
+
     def step(self, x, state, time):
         y, surprise, after = self.memory.step(self.memory_norm(x), state, time)
         return self.feed(x + y), surprise, after
@@ -91,6 +109,9 @@ class _MemoryLayer(TitansLayer):
     def segment(self, x, state, grid):
         y, surprise, after = self.memory.segment(self.memory_norm(x), state, grid)
         return self.feed(x + y), surprise, after
+
+    def advance(self, x, recall, caches, time):
+        return self.feed(x + recall(self.memory_norm(x))), caches
 
 
 class Titans(Memory):
@@ -124,10 +145,10 @@ class Titans(Memory):
         return x, after
 
     def stepper(self, state: State) -> Stepper:
-        """Return what advances these rows in place, where layers are matrices and nothing more."""
+        """Return what advances these rows in place, where memories are matrices and nothing more."""
         layers = list(self._layers)
         if not self.steps_as(Titans, state) or not all(
-            type(layer) is _MemoryLayer and is_matrix(layer.memory) for layer in layers
+            layer.in_place and is_matrix(layer.memory) for layer in layers
         ):
             return super().stepper(state)
         return TitansStepper(layers, state, self.chunk_size)

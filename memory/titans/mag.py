@@ -67,6 +67,8 @@ class WindowedLayer(TitansLayer):
 
 
 class _GateLayer(WindowedLayer):
+    in_place = True
+
     def __init__(self, config: WindowedTitansConfig) -> None:
         super().__init__(config)
         self.gate = MemoryGate(config.dim)
@@ -82,6 +84,11 @@ class _GateLayer(WindowedLayer):
         attended, caches = self.attend(normed, state, grid.clock)
         recalled, surprise, learned = self.memory.segment(normed, state, grid)
         return self.feed(x + self.gate(attended, recalled)), surprise, learned | caches
+
+    def advance(self, x, recall, caches, time):
+        normed = self.memory_norm(x)
+        attended, caches = self.attend(normed[:, None], caches, Clock.running(time))
+        return self.feed(x + self.gate(attended[:, 0], recall(normed))), caches
 
 
 class TitansMAG(Titans):

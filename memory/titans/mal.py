@@ -26,6 +26,8 @@ class TitansMALConfig(WindowedTitansConfig):
 
 
 class _StackedLayer(WindowedLayer):
+    in_place = True
+
     def __init__(self, config: WindowedTitansConfig) -> None:
         super().__init__(config)
         self.attention_norm = nn.LayerNorm(config.dim)
@@ -41,6 +43,11 @@ class _StackedLayer(WindowedLayer):
         x = x + recalled
         attended, caches = self.attend(self.attention_norm(x), state, grid.clock)
         return self.feed(x + attended), surprise, learned | caches
+
+    def advance(self, x, recall, caches, time):
+        x = x + recall(self.memory_norm(x))
+        attended, caches = self.attend(self.attention_norm(x)[:, None], caches, Clock.running(time))
+        return self.feed(x + attended[:, 0]), caches
 
 
 class TitansMAL(Titans):

@@ -8,6 +8,7 @@ a chunk ends are the matrices formed. `kernels.neural_memory_step` says what the
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from scrubjay.kernels import NeuralState
 from scrubjay.kernels.neural.network import LEAST_LOG, flushed
 from scrubjay.memory.contract.nested import named, part_of
 from scrubjay.memory.contract.stepper import Stepper
@@ -35,6 +37,8 @@ class Moment(NamedTuple):
     """Rows that begin an episode."""
     full: Int[Tensor, " some"] | None
     """Rows whose chunk ends with it."""
+    time: Int[Tensor, " batch"]
+    """Steps that rows have taken in their episodes before it."""
 
 
 class MatrixSteps:
@@ -148,7 +152,9 @@ class MatrixSteps:
 
 
 class TitansStepper(Stepper):
-    """Advances rows of a `Titans` whose memories are matrices.
+    """Advances rows of a `Titans`, or of an architecture of it, whose memories are matrices.
+
+    What layers keep besides their memories is a value, made anew at every step.
 
     Args:
         layers: Its layers.
@@ -160,17 +166,24 @@ class TitansStepper(Stepper):
     def __init__(self, layers: Sequence[Any], state: dict[str, Tensor], chunk_size: int) -> None:
         self.layers, self.chunk_size = layers, chunk_size
         self.time = state["time"].numpy().copy()
-        self.memories = [
-            MatrixSteps(layer.memory, part_of(state, suffix=f"_{index}"))
-            for index, layer in enumerate(layers)
-        ]
+        self.memories, self.caches = [], []
+        for index, layer in enumerate(layers):
+            own = part_of(state, suffix=f"_{index}")
+            self.memories.append(MatrixSteps(layer.memory, own))
+            others = own.keys() - {*NeuralState._fields, "tail"}
+            self.caches.append({name: own[name].clone() for name in others})
 
     @torch.no_grad()
     def step(self, x: Tensor, start: Tensor | None = None) -> Tensor:
         """Return the outputs of one input each."""
         moment = self._moment(start)
-        for layer, memory in zip(self.layers, self.memories, strict=True):
-            x = layer.feed(x + memory.step(layer.memory_norm(x), moment))
+        for index, (layer, memory) in enumerate(zip(self.layers, self.memories, strict=True)):
+            caches = self.caches[index]
+            if moment.born is not None:
+                for cache in caches.values():
+                    cache.index_fill_(0, moment.born, 0)
+            recall = functools.partial(memory.step, moment=moment)
+            x, self.caches[index] = layer.advance(x, recall, caches, moment.time)
         return x
 
     @torch.no_grad()
@@ -178,7 +191,8 @@ class TitansStepper(Stepper):
         """Return the state of these rows, by default of all."""
         state = {"time": torch.from_numpy(self.time.copy())}
         for index, memory in enumerate(self.memories):
-            state |= named(memory.state(), suffix=f"_{index}")
+            caches = {name: cache.clone() for name, cache in self.caches[index].items()}
+            state |= named(memory.state() | caches, suffix=f"_{index}")
         return state if rows is None else {name: value.index_select(0, rows) for name, value in state.items()}
 
     def _moment(self, start: Tensor | None) -> Moment:
@@ -187,5 +201,6 @@ class TitansStepper(Stepper):
             self.time[start.numpy()] = 0
             born = start.nonzero()[:, 0]
         full = np.flatnonzero(self.time % self.chunk_size == self.chunk_size - 1)
+        time = torch.from_numpy(self.time.copy())
         self.time += 1
-        return Moment(born, torch.from_numpy(full) if len(full) else None)
+        return Moment(born, torch.from_numpy(full) if len(full) else None, time)
