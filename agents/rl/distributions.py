@@ -212,8 +212,9 @@ class CategoricalHead(nn.Module):
         self.single = isinstance(space, spaces.Discrete)
         self.choices = (len(sizes), int(sizes.max()))
         self.linear = _small_linear(dim, len(sizes) * int(sizes.max()))
-        impossible = torch.arange(int(sizes.max())) >= torch.as_tensor(sizes)[:, None]
-        self.register_buffer("impossible", impossible if impossible.any() else None, persistent=False)
+        impossible = np.arange(int(sizes.max())) >= sizes[:, None]
+        mask = torch.as_tensor(impossible) if impossible.any() else None
+        self.register_buffer("impossible", mask, persistent=False)
 
     def forward(self, features: Float[Tensor, "... dim"]) -> Categorical:
         """Return the distribution over indices that count from zero."""
