@@ -24,10 +24,12 @@ EXTRAS = {
     "embeddings": "banks that search by meaning, in English",
     "langgraph": "store, checkpointer and middleware of LangGraph",
     "lm": "local language models: chat, inspect, longcontext",
+    "mlflow": "scrubjay train --logger mlflow",
     "mpe": "PettingZoo's particle environments",
     "multilingual": "banks that search by meaning, in a hundred languages",
     "onnx": "scrubjay export --onnx",
     "popgym": "POPGym's environments",
+    "wandb": "scrubjay train --logger wandb",
 }
 """What each extra of the package is for."""
 _SHOWN = ("torch", "triton", "ray", "gymnasium", "pettingzoo", "torch-geometric", "langchain-core", "numpy")

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from tyro.conf import Positional
 
-from scrubjay.experiments.commands.cluster import join, take_engine
+from scrubjay.experiments import loggers
+from scrubjay.experiments.commands.cluster import join, take_engine, take_logger
 from scrubjay.experiments.commands.list import learners, methods, recipes
 from scrubjay.experiments.words.arguments import parse, take_flag
 from scrubjay.experiments.words.terminal import bad_input, table
+
+LoggerName = Literal["wandb", "mlflow"]
 
 
 def run(words: Sequence[str]) -> int:
@@ -21,7 +25,7 @@ def run(words: Sequence[str]) -> int:
             "usage: scrubjay train RECIPE [--memory NAME] [--learner NAME] [--method NAME]\n"
             "                      [--memory stack --memory.parts NAME+NAME...]\n"
             "                      [--env ID|module:callable] [--set NAME=VALUE ...]\n"
-            "                      [--run-dir DIR] [--quiet] [--any.field VALUE ...]\n"
+            "                      [--run-dir DIR] [--quiet] [--logger wandb|mlflow] [--any.field X ...]\n"
             "                      [--engine ray [--num-env-runners N] [--num-learners N] [--address "
             "HOST:PORT]]\n\n"
             f"{table(recipes())}\n\nmethods, of recipes with several agents\n{table(methods())}\n\n"
@@ -34,16 +38,17 @@ def run(words: Sequence[str]) -> int:
     from scrubjay.experiments.run import Run
 
     remaining = list(words[1:])
-    run_dirs = take_flag(remaining, "--run-dir")
+    run_dirs, logger = take_flag(remaining, "--run-dir"), take_logger(remaining)
     quiet = "--quiet" in remaining
     ray = take_engine(remaining)
     config = override(words[0], [word for word in remaining if word != "--quiet"])
     with bad_input():
         config.check(ray)
+        loggers.check(logger)
         join(ray)
         started = Run.create(config, run_dirs[-1] if run_dirs else None)
     print(f"run directory: {started.path}", flush=True)
-    return train_on(started, quiet, ray)
+    return train_on(started, quiet, ray, logger)
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,8 @@ class ResumeOptions:
     """Its directory."""
     quiet: bool = False
     """Show no progress."""
+    logger: LoggerName | None = None
+    """Service that is told of every update, in the run there that this one was begun in."""
     env: str | None = None
     """The name of the run's environment, where that is none of Scrubjay's and you mean it."""
     trust: bool = False
@@ -76,9 +83,10 @@ def resume(words: Sequence[str]) -> int:
         if options.env is not None:
             run = run.of_environment(options.env)
         run.config.check(ray)
+        loggers.check(options.logger)
     if run.finished:
         print(f"{run.path} is finished")
         return 0
     with bad_input():
         join(ray)
-    return train_on(run, options.quiet, ray)
+    return train_on(run, options.quiet, ray, options.logger)
