@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from scrubjay.agents.learners import make_learner_config as make_learner_config
     from scrubjay.agents.learners import register_learner as register_learner
     from scrubjay.agents.rl.advantages import generalized_advantage as generalized_advantage
+    from scrubjay.agents.rl.card import Origin as Origin
     from scrubjay.agents.rl.learner import Learner as Learner
     from scrubjay.agents.rl.learner import LearnerConfig as LearnerConfig
     from scrubjay.agents.rl.policy import Evaluation as Evaluation
@@ -44,6 +45,7 @@ __all__, __getattr__, __dir__ = face(
         "chat.model": ["LocalChatModel"],
         "learners": ["list_learners", "make_learner_config", "register_learner"],
         "rl.advantages": ["generalized_advantage"],
+        "rl.card": ["Origin"],
         "rl.learner": ["Learner", "LearnerConfig"],
         "rl.policy": ["Evaluation", "Policy", "PolicyConfig", "PolicyStep"],
         "rl.ppo": ["PPO", "PPOConfig"],

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+from scrubjay.experiments import loggers
 from scrubjay.experiments.kinds import make_engine
 from scrubjay.experiments.kinds.base import Experiment
 from scrubjay.experiments.kinds.engine import Engine
 from scrubjay.experiments.run import Run
 from scrubjay.experiments.runs.cluster import RayOptions
 from scrubjay.experiments.runs.device import one_thread
-from scrubjay.experiments.runs.directory import RESULT, write_atomically
+from scrubjay.experiments.runs.directory import CONFIG, RESULT, write_atomically
 from scrubjay.experiments.runs.metrics import OnUpdate
 from scrubjay.experiments.runs.progress import ProgressDisplay
+from scrubjay.experiments.runs.reading import read_object
 from scrubjay.experiments.runs.stopping import Interrupted, StopRequest
 from scrubjay.experiments.words.foreign import one_line
 
@@ -28,18 +32,28 @@ def train(
     progress: bool = False,
     ray: RayOptions | None = None,
     on_update: OnUpdate | None = None,
+    logger: str | None = None,
 ) -> Run:
     """Run an experiment to its end in a new directory, by default `runs/<recipe>-<memory>-s<seed>-<time>`.
 
-    In this process, or with `ray` on a cluster. `on_update(step, row)` is called after every update with its
-    row of metrics.jsonl, for loggers of your own; what it raises ends the training.
+    Args:
+        config: What to do.
+        run_dir: Its directory.
+        progress: Whether to show how far it is.
+        ray: The cluster to train on; None for this process.
+        on_update: Called as `on_update(step, row)` after every update with its row of metrics.jsonl, for
+            loggers of your own; what it raises ends the training.
+        logger: "wandb" or "mlflow": a service that is told of every row as well, by its own client.
 
-    Raises ValueError, before anything is written, if the config cannot work or the directory holds a run;
-    Interrupted after Ctrl-C, a checkpoint written.
+    Raises:
+        ValueError: before anything is written, if the config cannot work or the directory holds a run, or
+            before any training, if the logger's service cannot be reached.
+        Interrupted: after Ctrl-C, a checkpoint written.
     """
     config.check(ray)
+    loggers.check(logger)
     run = Run.create(config, run_dir)
-    go_on(run, progress, ray, on_update)
+    go_on(run, progress, ray, on_update, logger)
     return run
 
 
@@ -49,26 +63,33 @@ def resume(
     ray: RayOptions | None = None,
     trust: bool = False,
     total_steps: int | None = None,
+    logger: str | None = None,
 ) -> Run:
     """Go on with a run from its newest checkpoint to its end; on the CPU as if it had never stopped.
 
-    On whichever engine it was begun. Does nothing if it is finished, unless `total_steps` says that it is to
-    have more: then config.json names both totals from now on, and the result is that of the new end. What
-    changes over a run's course, as a step size may, goes by its first total, and stays as it was there.
+    On whichever engine it was begun, and with `logger` in the run there that it was begun in. Does nothing if
+    it is finished, unless `total_steps` says that it is to have more: then config.json names both totals from
+    now on, and the result is that of the new end. What changes over a run's course, as a step size may, goes
+    by its first total, and stays as it was there.
 
     Raises ValueError if there is no run, if it has so many steps already, or without `trust`, as in
     `Run.load`, if it would have to run code of the directory's.
     """
+    loggers.check(logger)
     run = Run.load(run_dir, trust)
     if total_steps is not None:
         run = run.extended(total_steps)
     run.check(ray)
-    go_on(run, progress, ray)
+    go_on(run, progress, ray, logger=logger)
     return run
 
 
 def go_on(
-    run: Run, progress: bool = False, ray: RayOptions | None = None, on_update: OnUpdate | None = None
+    run: Run,
+    progress: bool = False,
+    ray: RayOptions | None = None,
+    on_update: OnUpdate | None = None,
+    logger: str | None = None,
 ) -> None:
     """Train from the newest checkpoint, or from the start, to the end; then evaluate and plot.
 
@@ -77,19 +98,32 @@ def go_on(
     if run.finished:
         return
     config = run.config
-    with one_thread(), StopRequest() as stop, _engine(run, ray) as engine:
+    with one_thread(), StopRequest() as stop, _engine(run, ray) as engine, _log(run, logger) as log:
         title = one_line(f"{config.recipe} {config.label} s{config.seed}")
         with ProgressDisplay(title, config.planned_steps, engine.step, progress) as display:
             while engine.step < config.planned_steps and stop.signal_number is None:
                 row = engine.update()
                 display.update(engine.step, row)
+                log.update(engine.step, row)
                 if on_update is not None:
                     on_update(engine.step, row)
         engine.save()
         _draw(run)
         if stop.signal_number is not None:
             raise Interrupted(run.path, stop.signal_number)
-        write_atomically(run.path / RESULT, json.dumps(engine.result(), indent=2) + "\n")
+        result = engine.result()
+        write_atomically(run.path / RESULT, json.dumps(result, indent=2) + "\n")
+        log.finish(result)
+
+
+@contextlib.contextmanager
+def _log(run: Run, logger: str | None) -> Iterator[loggers.Log]:
+    with contextlib.ExitStack() as stack:
+        try:
+            log = stack.enter_context(loggers.log_to(logger, run.path, read_object(run.path / CONFIG)))
+        except (ValueError, OSError) as error:
+            raise CannotBeginError(f"{error}") from error
+        yield log
 
 
 def _engine(run: Run, ray: RayOptions | None) -> Engine:

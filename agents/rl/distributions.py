@@ -212,13 +212,9 @@ class CategoricalHead(nn.Module):
         self.single = isinstance(space, spaces.Discrete)
         self.choices = (len(sizes), int(sizes.max()))
         self.linear = _small_linear(dim, len(sizes) * int(sizes.max()))
-        alike = int(sizes.min()) == int(sizes.max())
-        impossible = (
-            None
-            if alike
-            else torch.arange(int(sizes.max())) >= torch.as_tensor(sizes.astype(np.int64))[:, None]
-        )
-        self.register_buffer("impossible", impossible, persistent=False)
+        impossible = np.arange(int(sizes.max())) >= sizes[:, None] if sizes.min() < sizes.max() else None
+        mask = None if impossible is None else torch.as_tensor(impossible)
+        self.register_buffer("impossible", mask, persistent=False)
 
     def forward(self, features: Float[Tensor, "... dim"]) -> Categorical:
         """Return the distribution over indices that count from zero."""

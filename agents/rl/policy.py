@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -12,6 +13,8 @@ from gymnasium import spaces
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from scrubjay.agents.rl import pretrained
+from scrubjay.agents.rl.card import Origin
 from scrubjay.agents.rl.distributions import Distribution, make_action_head
 from scrubjay.agents.rl.encoders import ObservationEncoder
 from scrubjay.agents.rl.observations import from_leaves, is_batched, to_leaves, to_tensors
@@ -156,6 +159,23 @@ class Policy(nn.Module):
         step = self.step(seen, state, start, deterministic=deterministic)
         actions = self.env_actions(step.action)
         return (actions if batched else actions[0]), step.state
+
+    def save_pretrained(self, directory: Path | str, origin: Origin | None = None) -> None:
+        """Write weights (safetensors), config.json and a model card that tells of `origin` to a folder.
+
+        Raises ValueError if it holds the config of something else, TypeError if a space or memory cannot be
+        written.
+        """
+        spaces = Spaces(self.observation_space, self.action_space)
+        pretrained.save(self, self.config, spaces, directory, origin)
+
+    @classmethod
+    def from_pretrained(cls, directory: Path | str) -> Self:
+        """Return the policy that `save_pretrained` wrote to a folder, on the CPU; no code in it is run.
+
+        Raises ValueError, naming file and place, on whatever is none; OSError.
+        """
+        return pretrained.load(cls, PolicyConfig, directory)
 
     def env_actions(self, actions: Tensor) -> np.ndarray:
         """Return a batch of sampled actions as the environment wants them: in bounds, right dtype."""

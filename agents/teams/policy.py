@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast, get_args
+from pathlib import Path
+from typing import Any, NamedTuple, Self, cast, get_args
 
 import numpy as np
 import torch
@@ -12,6 +13,8 @@ from gymnasium import spaces
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from scrubjay.agents.rl import pretrained
+from scrubjay.agents.rl.card import Origin
 from scrubjay.agents.rl.distributions import (
     CategoricalHead,
     Distribution,
@@ -135,6 +138,16 @@ class TeamPolicy(nn.Module):
         self.critic = TeamCritic(
             observation_space, config.memory, config.graph_rounds, config.graph_heads, config.critic
         )
+
+    def save_pretrained(self, directory: Path | str, origin: Origin | None = None) -> None:
+        """Write weights (safetensors), config.json and a model card to a folder, as `Policy` does."""
+        spaces = Spaces(self.observation_space, self.action_space, self.num_agents)
+        pretrained.save(self, self.config, spaces, directory, origin)
+
+    @classmethod
+    def from_pretrained(cls, directory: Path | str) -> Self:
+        """Return the team that `save_pretrained` wrote to a folder; raises as `Policy.from_pretrained`."""
+        return pretrained.load(cls, TeamPolicyConfig, directory)
 
     @property
     def device(self) -> torch.device:

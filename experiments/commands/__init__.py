@@ -14,7 +14,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("show versions, threads, GPU, and which extras lack what", "doctor.run"),
     "completion": ("make a shell complete verbs, options and names", "completion.run"),
     "list": ("show recipes, memories and environments", "list.run"),
-    "export": ("write one policy step for other programs (torch.export, ONNX)", "export.run"),
+    "export": (
+        "write a policy for others: a step (torch.export, ONNX), or weights with a card",
+        "export.run",
+    ),
     "demo": ("train with and without a memory, and compare: a few minutes", "demo.run"),
     "compare": ("train memories x recipes x seeds, and tabulate", "compare.run"),
     "launch": ("train on a Ray cluster, as a job of its head", "cluster.launch"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from scrubjay.experiments import loggers
 from scrubjay.experiments.runs.cluster import RayOptions, connect, describe_cluster
 from scrubjay.experiments.words.arguments import UsageError, choose, take_flag
 from scrubjay.experiments.words.terminal import bad_input, whole_number
@@ -29,7 +30,7 @@ def launch(words: Sequence[str]) -> int:
 
     remaining = [word for word in words if word not in ("--detach", "--quiet")]
     addresses, run_dirs = take_flag(remaining, "--address"), take_flag(remaining, "--run-dir")
-    resumed = take_flag(remaining, "--resume")
+    resumed, logger = take_flag(remaining, "--resume"), take_logger(remaining)
     if not addresses:
         raise UsageError("launch needs --address http://HEAD:8265, where the cluster's dashboard listens")
     # What is wrong with the flags is told here and now, not by a job minutes later.
@@ -58,9 +59,9 @@ def launch(words: Sequence[str]) -> int:
         run_dir = run_dirs[-1] if run_dirs else f"~/scrubjay/{default_path(config).name}"
         command = ["train", checked[0], "--run-dir", run_dir, *checked[1:]]
     sizes = ["--num-env-runners", str(ray.num_env_runners), "--num-learners", str(ray.num_learners)]
-    quiet = ["--quiet"] if "--quiet" in words else []
+    told = [*(["--quiet"] if "--quiet" in words else []), *(["--logger", logger] if logger else [])]
     with bad_input():
-        client, job = submit(addresses[-1], [*command, "--engine", "ray", *sizes, *quiet])
+        client, job = submit(addresses[-1], [*command, "--engine", "ray", *sizes, *told])
     print(f"job {job} at {addresses[-1]}, run directory on its head: {run_dir}", flush=True)
     if "--detach" in words:
         print(_how_to_find(job, addresses[-1]))
@@ -127,6 +128,12 @@ def take_engine(words: list[str]) -> RayOptions | None:
     with bad_input():
         numbers = {name: whole_number(name, value) for name, value in given.items() if name != "address"}
         return RayOptions(**numbers, address=given.get("address"))
+
+
+def take_logger(words: list[str]) -> str | None:
+    """Take the name of a service that is told of every update from `words`; None if there is none."""
+    named = take_flag(words, "--logger")
+    return choose("logger", named[-1], loggers.LOGGERS) if named else None
 
 
 def join(ray: RayOptions | None) -> None:

@@ -22,6 +22,7 @@ from tyro.conf import Positional
 
 from scrubjay.experiments.catalogue import catalogue
 from scrubjay.experiments.commands import COMMANDS
+from scrubjay.experiments.loggers import LOGGERS
 from scrubjay.experiments.runs.directory import CONFIG
 from scrubjay.experiments.words.arguments import UsageError, choose
 
@@ -56,7 +57,7 @@ _BY_HAND: Mapping[str, Sequence[str]] = {
     "train": ["--engine", "--num-env-runners", "--num-learners", "--address"],
 }
 """Options of verbs that stand in no dataclass."""
-_OF_TRAINING = ["--memory", "--learner", "--method", "--env", "--set", "--run-dir", "--quiet"]
+_OF_TRAINING = ["--memory", "--learner", "--method", "--env", "--set", "--run-dir", "--quiet", "--logger"]
 _WITHOUT_VALUE = ("--detach", "--quiet", "--trust")
 
 
@@ -191,6 +192,7 @@ def _completer(name: str, kind: Any, verb: str) -> Any:
     names: dict[str, Iterable[str]] = {
         "engine": ["local", "ray"],
         "env": kept.environments,
+        "logger": LOGGERS,
         "learner": sorted({name for names in kept.learners.values() for name in names}),
         "memories": kept.memories,
         "memory": kept.memories,

@@ -26,10 +26,12 @@ EXTRAS = {
     "gpu": "Triton's kernels, where torch brings none: PyPI's does, on Linux",
     "langgraph": "store, checkpointer and middleware of LangGraph",
     "lm": "local language models: chat, inspect, longcontext",
+    "mlflow": "scrubjay train --logger mlflow",
     "mpe": "PettingZoo's particle environments",
     "multilingual": "banks that search by meaning, in a hundred languages",
     "onnx": "scrubjay export --onnx",
     "popgym": "POPGym's environments",
+    "wandb": "scrubjay train --logger wandb",
 }
 """What each extra of the package is for."""
 _SHOWN = ("torch", "triton", "ray", "gymnasium", "pettingzoo", "torch-geometric", "langchain-core", "numpy")

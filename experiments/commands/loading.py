@@ -55,10 +55,10 @@ def config_of_agent(run: Run) -> AgentConfig:
         return run.config
 
 
-def train_on(run: Run, quiet: bool, ray: RayOptions | None = None) -> int:
+def train_on(run: Run, quiet: bool, ray: RayOptions | None = None, logger: str | None = None) -> int:
     """Train to the end from where the run stands, and say what came of it; return the exit code."""
     try:
-        go_on(run, not quiet, ray)
+        go_on(run, not quiet, ray, logger=logger)
     except CannotBeginError as error:
         raise UsageError(describe(error)) from error
     except Interrupted as stop:

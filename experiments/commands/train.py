@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from tyro.conf import Positional
 
-from scrubjay.experiments.commands.cluster import join, take_engine
+from scrubjay.experiments import loggers
+from scrubjay.experiments.commands.cluster import join, take_engine, take_logger
 from scrubjay.experiments.commands.list import learners, methods, recipes
 from scrubjay.experiments.words.arguments import parse, take_flag
 from scrubjay.experiments.words.foreign import one_line
 from scrubjay.experiments.words.terminal import bad_input, table
+
+LoggerName = Literal["wandb", "mlflow"]
 
 
 def run(words: Sequence[str]) -> int:
@@ -22,7 +26,7 @@ def run(words: Sequence[str]) -> int:
             "usage: scrubjay train RECIPE [--memory NAME] [--learner NAME] [--method NAME]\n"
             "                      [--memory stack --memory.parts NAME+NAME...]\n"
             "                      [--env ID|module:callable] [--set NAME=VALUE ...] [--init-from RUN]\n"
-            "                      [--run-dir DIR] [--quiet] [--any.field VALUE ...]\n"
+            "                      [--run-dir DIR] [--quiet] [--logger wandb|mlflow] [--any.field X ...]\n"
             "                      [--engine ray [--num-env-runners N] [--num-learners N] [--address "
             "HOST:PORT]]\n\n"
             f"{table(recipes())}\n\nmethods, of recipes with several agents\n{table(methods())}\n\n"
@@ -35,19 +39,20 @@ def run(words: Sequence[str]) -> int:
     from scrubjay.experiments.run import Run
 
     remaining = list(words[1:])
-    run_dirs = take_flag(remaining, "--run-dir")
+    run_dirs, logger = take_flag(remaining, "--run-dir"), take_logger(remaining)
     quiet = "--quiet" in remaining
     ray = take_engine(remaining)
     config = override(words[0], [word for word in remaining if word != "--quiet"])
     with bad_input():
         config.check(ray)
+        loggers.check(logger)
         join(ray)
         started = Run.create(config, run_dirs[-1] if run_dirs else None)
     print(one_line(f"run directory: {started.path}"), flush=True)
     if started.config.init_from is not None:
         told = f"weights of {started.config.init_from} at step {started.config.init_step:,}"
         print(one_line(told), flush=True)
-    return train_on(started, quiet, ray)
+    return train_on(started, quiet, ray, logger)
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,8 @@ class ResumeOptions:
     """Train to so many steps in all, more than are done; step sizes that fall keep their first plan."""
     quiet: bool = False
     """Show no progress."""
+    logger: LoggerName | None = None
+    """Service that is told of every update, in the run there that this one was begun in."""
     env: str | None = None
     """The name of the run's environment, where that is none of Scrubjay's and you mean it."""
     trust: bool = False
@@ -85,9 +92,10 @@ def resume(words: Sequence[str]) -> int:
             if options.total_steps is not None:
                 run = run.extended(options.total_steps)
             run.check(ray)
+            loggers.check(options.logger)
         if run.finished:
             print(one_line(f"{run.path} is finished; --total-steps N trains it further"))
             return 0
         with bad_input():
             join(ray)
-        return train_on(run, options.quiet, ray)
+        return train_on(run, options.quiet, ray, options.logger)

@@ -19,6 +19,8 @@ from scrubjay.memory.contract.clock import Clock
 
 _SMALLEST_BLOCK = 16
 _MOST_HEADS = 4
+_MOST_TOLD = 1024
+"""Up to which numbers of heads are named in an error: a width that somebody mistyped may be any number."""
 
 
 def resolve_heads(dim: int, num_heads: int | None, narrowest: int = 1, name: str = "num_heads") -> int:
@@ -26,14 +28,18 @@ def resolve_heads(dim: int, num_heads: int | None, narrowest: int = 1, name: str
 
     Raises ValueError, with the field's `name`, if the heads do not divide the width or are too narrow.
     """
-    possible = [heads for heads in range(1, dim // narrowest + 1) if dim % heads == 0]
+    most = dim // narrowest
     if num_heads is None:
-        return max(heads for heads in possible if heads <= _MOST_HEADS)
-    if num_heads not in possible:
+        return max(_divisors(dim, min(most, _MOST_HEADS)))
+    if not 1 <= num_heads <= most or dim % num_heads:
         wide = f" into heads at least {narrowest} wide" if narrowest > 1 else ""
-        choices = ", ".join(map(str, possible))
+        choices = ", ".join(map(str, _divisors(dim, min(most, _MOST_TOLD))))
         raise ValueError(f"{name}={num_heads} does not divide dim={dim}{wide}; choose from {choices}")
     return num_heads
+
+
+def _divisors(number: int, most: int) -> list[int]:
+    return [divisor for divisor in range(1, most + 1) if number % divisor == 0]
 
 
 def distance_embedding(count: int, dim: int) -> Float[Tensor, "count dim"]:

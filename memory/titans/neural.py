@@ -93,9 +93,8 @@ class NeuralMemoryConfig(MemoryConfig):
         """Networks of a layer."""
         if self.num_heads is not None:
             return self.num_heads
-        possible = [heads for heads in range(1, self.dim + 1) if self.dim % heads == 0]
-        fitting = [heads for heads in possible if _NARROWEST_HEAD <= self.dim // heads <= _WIDEST_HEAD]
-        return fitting[0] if fitting else 1
+        widths = range(min(_WIDEST_HEAD, self.dim), _NARROWEST_HEAD - 1, -1)
+        return next((self.dim // width for width in widths if self.dim % width == 0), 1)
 
     @property
     def layer_widths(self) -> list[tuple[int, int]]:

@@ -230,3 +230,13 @@ def test_bad_sizes_are_refused():
         WindowAttention(8, 2, 0)
     with pytest.raises(ValueError, match="dim=9"):
         WindowAttention(9, 3, 4)
+
+
+@pytest.mark.parametrize("num_heads", [None, 3])
+def test_a_width_may_be_any_number(num_heads):
+    """It may be mistyped, or a stranger's: who looks for its heads must not count as far."""
+    if num_heads is None:
+        assert resolve_heads(10**30, None) == 4
+    else:
+        with pytest.raises(ValueError, match="num_heads=3 does not divide"):
+            resolve_heads(10**30, num_heads)
