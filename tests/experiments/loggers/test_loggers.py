@@ -189,6 +189,9 @@ def test_a_missing_package_is_one_line_with_its_extra(name, refused, monkeypatch
 
 def test_another_logger_is_one_line(refused, tiny, tmp_path):
     assert "choose from mlflow, wandb" in refused("train", "tmaze", "--logger", "tensorbord")
+    launch = ("launch", "tmaze", "--address", UNREACHABLE)
+    assert "choose from mlflow, wandb" in refused(*launch, "--logger", "tensorbord")
+    assert "no dashboard" in refused(*launch, "--logger", "wandb"), "it is taken before the recipe is read"
     with pytest.raises(ValueError, match="unknown logger 'wandbb'"):
         train(tiny(), tmp_path / "run", logger="wandbb")
     assert not (tmp_path / "run").exists()
