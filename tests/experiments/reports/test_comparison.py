@@ -76,7 +76,7 @@ def played(monkeypatch):
         return Scores(env)
 
     monkeypatch.setattr(comparison, "evaluate", evaluate)
-    monkeypatch.setattr("scrubjay.experiments.run.Run.policy", None)
+    monkeypatch.setattr("scrubjay.experiments.run.Run.policy_in", lambda run, env: None)
     return seen
 
 
