@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
@@ -100,7 +101,8 @@ def test_what_a_killed_beginning_left_is_made_anew(here, tmp_path):
     for name in ("environment.json", "initial.safetensors"):
         (tmp_path / "run" / name).write_text("a stranger's")
     assert here("train", "tmaze", *WORDS, "--run-dir", "run")[0] == 0
-    assert Run.load(tmp_path / "run").facts == Run.load(tmp_path / "run").config.env.facts()
+    run: Any = Run.load(tmp_path / "run")
+    assert run.facts == run.config.env.facts()
     assert not (tmp_path / "run" / "initial.safetensors").exists()
 
 
