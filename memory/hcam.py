@@ -158,14 +158,14 @@ class HCAM(Memory):
             normed = block.local_norm(x)
             history = torch.cat([recent, normed.to(recent.dtype)], dim=1)
             history = history.detach() if block.stop_memory_gradient else history
-            new = _gather_steps(history, plan.steps).masked_fill(~plan.exists[:, :, None, None], 0)
+            new = _take(history, plan.steps).masked_fill_(~plan.exists[:, :, None, None], 0)
             table = torch.cat([contents, new], dim=1)
             summary_table = torch.cat([summaries, new.mean(dim=2)], dim=1)
             x = block.finish(x, normed, recent, clock, _Stored(table, summary_table, plan.readable))
             own = {
                 "recent": shift_window(recent, normed.to(recent.dtype), clock),
-                "contents": _take(table, plan.kept).masked_fill(~written[:, :, None, None], 0),
-                "summaries": _take(summary_table, plan.kept).masked_fill(~written[:, :, None], 0),
+                "contents": _take(table, plan.kept).masked_fill_(~written[:, :, None, None], 0),
+                "summaries": _take(summary_table, plan.kept).masked_fill_(~written[:, :, None], 0),
             }
             after |= named(own, suffix=f"_{layer}")
         return x, after
@@ -432,15 +432,11 @@ def _plan(clock: Clock, chunk_size: int, num_chunks: int, window: int) -> _Plan:
     return _Plan(steps, exists, readable, kept)
 
 
-def _gather_steps(history: Tensor, steps: Tensor) -> Tensor:
-    """Return `[batch, N, chunk_size, dim]`: the given steps of each row's history."""
-    row = torch.arange(history.shape[0], device=history.device)[:, None, None]
-    return history[row, steps]
-
-
-def _take(table: Tensor, slots: Tensor) -> Tensor:
-    """Return the given slots of each row's table."""
-    return table[torch.arange(table.shape[0], device=table.device)[:, None], slots]
+def _take(table: Tensor, places: Int[Tensor, "batch *some"]) -> Tensor:
+    """Return a copy of what is at the given places of each row's table."""
+    first = torch.arange(table.shape[0], device=table.device) * table.shape[1]
+    where = places + first.view(-1, *[1] * (places.ndim - 1))
+    return table.flatten(0, 1).index_select(0, where.flatten()).view(*places.shape, *table.shape[2:])
 
 
 def _push(store: Tensor, item: Tensor, where: Bool[Tensor, "batch"]) -> Tensor:

@@ -19,12 +19,13 @@ from typing import NamedTuple, cast
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 
 from scrubjay.kernels import sink_attention, sink_slot
 from scrubjay.memory.contract.base import Memory, MemoryConfig, State
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.contract.stepper import Stepper
-from scrubjay.memory.parts.rotary import rotary_frequencies, rotate
+from scrubjay.memory.parts.rotary import across, rotary_frequencies, turns
 from scrubjay.memory.parts.sinks import held
 from scrubjay.memory.parts.window import resolve_heads
 from scrubjay.memory.stepping.sink import SinkStepper
@@ -93,11 +94,12 @@ class Sink(Memory):
         here = torch.arange(self.slots, device=time.device) == sink_slot(time, *self._sizes)[:, None]
         clock = Clock.running(time)
         step = held(time + 1, *self._sizes)
-        seen = _Held(step, step.clamp(min=0))
+        seen = _Held(step, step.clamp(min=0, max=self.num_sinks))
+        turn = self._turns(clock, x.dtype)
         written: dict[str, list[Tensor]] = {"keys": [], "values": []}
         x = x[:, None]
         for index, layer in enumerate(self._layers):
-            query, key, value = layer.project(x, clock)
+            query, key, value = layer.project(x, turn)
             for name, new in (("keys", key), ("values", value)):
                 cache = state[name][:, index]
                 written[name].append(torch.where(here[..., None], new.flatten(2).to(cache.dtype), cache))
@@ -122,18 +124,22 @@ class Sink(Memory):
         cached = held(age, *self._sizes)
         seen = _Held(
             torch.cat([cached, clock.stream], dim=1),
-            torch.cat([cached.clamp(min=0), clock.step], dim=1),
+            torch.cat([cached.clamp(min=0), clock.step], dim=1).clamp(max=self.num_sinks),
         )
+        turn = self._turns(clock, x.dtype)
         source = self._sources(time, clock)
+        length = self.slots + clock.length
+        row = (source.clamp(min=0) + torch.arange(len(x), device=x.device)[:, None] * length).flatten()
+        nowhere = (source < 0)[..., None]
         after: dict[str, list[Tensor]] = {"keys": [], "values": []}
         for index, layer in enumerate(self._layers):
-            query, key, value = layer.project(x, clock)
+            query, key, value = layer.project(x, turn)
             extended = {}
             for name, new in (("keys", key), ("values", value)):
                 cache = state[name][:, index]
                 extended[name] = torch.cat([cache, new.flatten(2).to(cache.dtype)], dim=1)
-                kept = extended[name].gather(1, source.clamp(min=0)[..., None].expand(-1, -1, self.dim))
-                after[name].append(kept.masked_fill((source < 0)[..., None], 0))
+                kept = extended[name].flatten(0, 1).index_select(0, row).unflatten(0, source.shape)
+                after[name].append(kept.masked_fill_(nowhere, 0))
             x = layer.finish(x, query, *(extended[n].to(x.dtype) for n in ("keys", "values")), clock, seen)
         return x, {name: torch.stack(caches, dim=1) for name, caches in after.items()} | {"time": time}
 
@@ -150,6 +156,11 @@ class Sink(Memory):
     def _layers(self) -> list[_Layer]:
         return cast("list[_Layer]", self.layers)
 
+    def _turns(self, clock: Clock, dtype: torch.dtype) -> _Turns:
+        layer = self._layers[0]
+        cos, sin = turns(clock.step, layer.frequencies, layer.width, dtype)
+        return _Turns(cos[:, :, None], sin[:, :, None])
+
     def _sources(self, time: Tensor, clock: Clock) -> Int[Tensor, "batch slots"]:
         """Return where each slot's content after a segment lies in cache and segment, -1 for nowhere."""
         last = held(time, *self._sizes)
@@ -164,6 +175,14 @@ class _Held(NamedTuple):
 
     step: Int[Tensor, "batch slots"]
     place: Int[Tensor, "batch slots"]
+    """`num_sinks` for all behind the sinks."""
+
+
+class _Turns(NamedTuple):
+    """How far heads are turned at each step; the same for every layer."""
+
+    cos: Float[Tensor, "batch time 1 width"]
+    sin: Float[Tensor, "batch time 1 width"]
 
 
 class _Layer(nn.Module):
@@ -192,30 +211,34 @@ class _Layer(nn.Module):
         )
         self.register_buffer("frequencies", rotary_frequencies(self.rotated), persistent=False)
 
-    def project(self, x: Tensor, clock: Clock) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, turn: _Turns) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys, values `[batch, time, heads, width]`, half of each head turned by time."""
-        normed = self.attention_norm(x)
-        query, key, value = (
-            projection(normed).unflatten(-1, (self.heads, self.width))
-            for projection in (self.query, self.key, self.value)
-        )
-        query_turned, key_turned = (
-            rotate(t[..., : self.rotated], clock.step, self.frequencies) for t in (query, key)
-        )
-        query_still, key_still = query[..., self.rotated :], key[..., self.rotated :]
-        return torch.cat([query_turned, query_still], -1), torch.cat([key_turned, key_still], -1), value
+        along = torch.cat([self.query.weight, self.key.weight])
+        turned = across(along.unflatten(0, (2 * self.heads, self.width)), self.rotated).flatten(0, 1)
+        # One product instead of five.
+        weights = torch.cat([along, turned, self.value.weight])
+        parts = functional.linear(self.attention_norm(x), weights).unflatten(-1, (-1, self.width))
+        along, turned, value = parts.split([2 * self.heads, 2 * self.heads, self.heads], dim=2)
+        query, key = torch.addcmul(along * turn.cos, turned, turn.sin).chunk(2, dim=2)
+        return query, key, value
 
     def finish(
         self, x: Tensor, query: Tensor, keys: Tensor, values: Tensor, clock: Clock, held: _Held
     ) -> Tensor:
         """Return the layer's output for keys and values `[batch, slots, dim]` of the steps `held`."""
-        keys = keys.unflatten(-1, (self.heads, self.width))
         if self.num_sinks:
-            place = held.place[..., None, None]
-            turned, still = keys.split([self.rotated, self.width - self.rotated], dim=-1)
-            positions = self.sink_positions.to(x.dtype)[held.place.clamp(max=self.num_sinks - 1)]
-            turned = torch.where(place < self.num_sinks, 0, turned)
-            keys = torch.cat([turned, torch.where(place < self.num_sinks, still + positions, still)], dim=-1)
+            # Sinks lose their turned half and get their slot's vector; all others stay.
+            positions = (
+                functional.pad(self.sink_positions, (self.rotated, 0, 0, 0, 0, 1)).flatten(1).to(x.dtype)
+            )
+            kept = torch.ones_like(positions)
+            kept.unflatten(1, (self.heads, -1))[: self.num_sinks, :, : self.rotated] = 0
+            keys = torch.addcmul(
+                functional.embedding(held.place, positions, padding_idx=self.num_sinks),
+                keys,
+                functional.embedding(held.place, kept),
+            )
+        keys = keys.unflatten(-1, (self.heads, self.width))
         read = sink_attention(
             query,
             keys,

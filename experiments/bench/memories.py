@@ -50,7 +50,7 @@ class MemoriesConfig:
     """Rows of a step."""
     steps: int = 64
     """Steps timed at once."""
-    rounds: int = 7
+    rounds: int = 3
     """Rounds that count."""
 
     @property

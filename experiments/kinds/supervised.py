@@ -128,15 +128,7 @@ class SupervisedConfig(Plan, ABC):
         return dataclasses.replace(self, memory=memory)
 
     def rough_bytes(self) -> dict[str, int]:
-<<<<<<< ours
-        """Return about how many bytes training and test take, by what takes them, before they are taken.
-
-        Nothing by default: then only the memory that a stranger's run is granted bounds it, not a line that
-        names the value.
-        """
-=======
         """Return about how many bytes training and test take, by what takes them; none if nobody knows."""
->>>>>>> theirs
         return {}
 
     def check(self, ray: RayOptions | None = None) -> None:

@@ -137,13 +137,15 @@ def _attend(
     attention = torch.softmax(scores, dim=-1)[..., : visible.shape[-1]]
     out = (attention.flatten(3, 4) @ values).unflatten(3, (shared, length))
     out = out.permute(0, 1, 4, 2, 3, 5).flatten(3, 4)
-    out = out.masked_fill(~reads[..., None], 0).to(query.dtype)
+    if reads is not None:
+        out = out.masked_fill(~reads[..., None], 0)
+    out = out.to(query.dtype)
     if not return_lse:
         return out, None
     if scores.shape[-1] == 0:
         return out, out.new_full(out.shape[:-1], -math.inf, dtype=dtype)
     lse = torch.logsumexp(scores, dim=-1).permute(0, 1, 4, 2, 3).flatten(3, 4)
-    return out, lse.masked_fill(~reads, -math.inf)
+    return out, lse if reads is None else lse.masked_fill(~reads, -math.inf)
 
 
 def _attend_fused(
@@ -173,17 +175,24 @@ def _attend_fused(
     mask = mask.flatten(2, 3)
     out = functional.scaled_dot_product_attention(left, keys, values, attn_mask=mask, scale=scale)
     out = out.unflatten(2, (shared, length)).permute(0, 3, 1, 2, 4).flatten(2, 3).unflatten(0, (batch, count))
-    return out.masked_fill(~reads[..., None], 0).to(query.dtype), None
+    if reads is not None:
+        out = out.masked_fill(~reads[..., None], 0)
+    return out.to(query.dtype), None
 
 
 def _hidden(
     visible: Bool[Tensor, "B K L C"], sink_logit: Tensor | None, dtype: torch.dtype
-) -> tuple[Float[Tensor, "B K L C"], Bool[Tensor, "..."]]:
-    """Return what to add to the scores, and which queries read anything."""
-    # A row of nothing but -inf has no softmax: queries that see nothing score all alike, to read zeros after
-    # it.
-    reads = visible.any(dim=-1, keepdim=True) if sink_logit is None else visible.new_ones(1, 1, 1, 1)
-    return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible & reads, -math.inf), reads
+) -> tuple[Float[Tensor, "B K L C"], Bool[Tensor, "B K L 1"] | None]:
+    """Return what to add to the scores, and which queries read anything, None if all do."""
+    nothing, never = (torch.tensor(value, dtype=dtype, device=visible.device) for value in (0, -math.inf))
+    if sink_logit is None:
+        reads = visible.any(dim=-1, keepdim=True)
+        # On a GPU finding out that all read would be a wait.
+        if is_traced() or visible.is_cuda or not reads.all():
+            # A row of nothing but -inf has no softmax: queries that see nothing score all alike, to read
+            # zeros after it.
+            return torch.where(visible | ~reads, nothing, never), reads
+    return torch.where(visible, nothing, never), None
 
 
 def _blank(table: Float[Tensor, "B K C G D"], visible: Bool[Tensor, "B K L C"]) -> Float[Tensor, "B K C G D"]:

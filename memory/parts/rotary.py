@@ -26,3 +26,22 @@ def rotate(
     cos, sin = angle.cos().to(x.dtype)[:, :, None], angle.sin().to(x.dtype)[:, :, None]
     left, right = x.chunk(2, dim=-1)
     return torch.cat([left * cos - right * sin, left * sin + right * cos], dim=-1)
+
+
+def across(weight: Float[Tensor, "heads width dim"], rotated: int) -> Float[Tensor, "heads width dim"]:
+    """Return the weights of what the sine of the time is multiplied with; `rotated` places of a head turn.
+
+    A product with these beside that with `weight` gives both parts of `rotate` at once.
+    """
+    left, right, still = weight.split([rotated // 2, rotated // 2, weight.shape[1] - rotated], dim=1)
+    return torch.cat([-right, left, torch.zeros_like(still)], dim=1)
+
+
+def turns(
+    time: Int[Tensor, "*batch"], frequencies: Float[Tensor, " pairs"], width: int, dtype: torch.dtype
+) -> tuple[Float[Tensor, "*batch {width}"], Float[Tensor, "*batch {width}"]]:
+    """Return cosines and sines of a time for every place of a head of `width`; still places have 1 and 0."""
+    angle = time[..., None].double() * frequencies.double()
+    cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
+    still = (*time.shape, width - 2 * len(frequencies))
+    return torch.cat([cos, cos, cos.new_ones(still)], -1), torch.cat([sin, sin, sin.new_zeros(still)], -1)

@@ -93,15 +93,18 @@ class WindowAttention(nn.Module):
         block = math.ceil(time / count)
         padding = count * block - time
 
-        query = F.pad(self.query(x), (0, 0, 0, padding)).view(batch, count, block, heads, dim // heads)
+        query = _padded(self.query(x), padding).view(batch, count, block, heads, dim // heads)
         content_query, position_query = self._biased(query.transpose(2, 3), heads_dim=2)
-        context = F.pad(torch.cat([recent.to(x.dtype), x], dim=1), (0, 0, 0, padding))
-        key = self.key(context).unfold(1, block + window, block).unflatten(2, (heads, -1))
-        value = self.value(context).unfold(1, block + window, block).unflatten(2, (heads, -1))
+        context = torch.cat([recent.to(x.dtype), x], dim=1)
+        both = F.linear(context, torch.cat([self.key.weight, self.value.weight]))
+        both = _windows(_padded(both, padding), count, block, window)
+        key, value = (part.unflatten(3, (heads, -1)).transpose(2, 3) for part in both.chunk(2, dim=3))
 
-        scores = content_query @ key + _skew(position_query @ self._distance_keys())
-        scores = scores.masked_fill(~self._visible(clock, count, block)[:, :, None], -math.inf)
-        read = _softmax(scores) @ value.transpose(-1, -2)
+        scores = content_query @ key.mT + _skew(position_query @ self._distance_keys())
+        hidden = torch.zeros(1, dtype=scores.dtype, device=x.device)
+        hidden = torch.where(self._visible(clock, count, block), hidden, -math.inf)
+        scores = scores + hidden[:, :, None]
+        read = _softmax(scores) @ value
         return self.output(read.transpose(2, 3).reshape(batch, count * block, dim)[:, :time])
 
     def step(
@@ -157,6 +160,26 @@ def shift_window(
     inputs = torch.cat([behind, x[:, max(0, x.shape[1] - window) :].to(recent.dtype)], dim=1)
     index = torch.arange(window, device=x.device)
     return torch.where((index >= window - clock.after[:, None])[..., None], inputs, 0)
+
+
+def _windows(
+    x: Float[Tensor, "batch before_and_steps width"], count: int, block: int, before: int
+) -> Float[Tensor, "batch count before_and_block width"]:
+    """Return the steps of every block and those `before` it.
+
+    Whole blocks are laid side by side, which is quicker to differentiate than an unfolding.
+    """
+    if count == 1:
+        return x[:, None]
+    each = -(-before // block)
+    blocks = _padded(x, each * block - before).unflatten(1, (each + count, block))
+    beside = torch.cat([blocks[:, place : place + count] for place in range(each + 1)], dim=2)
+    return beside[:, :, : before + block]
+
+
+def _padded(x: Float[Tensor, "batch time width"], steps: int) -> Tensor:
+    # A padding by nothing would copy all the same.
+    return F.pad(x, (0, 0, 0, steps)) if steps else x
 
 
 def _skew(scores: Float[Tensor, "... block distances"]) -> Float[Tensor, "... block keys"]:

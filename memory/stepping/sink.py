@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from scrubjay.kernels import sink_slot
 from scrubjay.memory.contract.stepper import Stepper
+from scrubjay.memory.parts.rotary import across, turns
 from scrubjay.memory.parts.sinks import held
 
 
@@ -100,13 +101,12 @@ class _Layer:
         self.frequencies = layer.frequencies
         heads, width, rotated = layer.heads, layer.width, layer.rotated
         self.heads, self.dim, self.num_sinks = heads, heads * width, layer.num_sinks
-        self.half, self.still = rotated // 2, width - rotated
+        self.width, self.still = width, width - rotated
         scale = width**-0.5
         turned = torch.cat([layer.query.weight * scale, layer.key.weight]).unflatten(0, (2 * heads, width))
-        left, right, still = turned.split([self.half, self.half, self.still], dim=1)
         # What the sine of the time is multiplied with stands beside what the cosine is.
-        across = torch.cat([-right, left, torch.zeros_like(still)], dim=1)
-        self.projections = torch.cat([turned.flatten(0, 1), across.flatten(0, 1), layer.value.weight])
+        both = turned.flatten(0, 1), across(turned, rotated).flatten(0, 1)
+        self.projections = torch.cat([*both, layer.value.weight])
         own = torch.eye(heads, dtype=keys.dtype)
         self.own = own.repeat_interleave(width, dim=1)
         out = layer.out.weight.T
@@ -123,20 +123,17 @@ class _Layer:
 
     def turn(self, time: Tensor) -> tuple[Tensor, Tensor]:
         """Return cosines and sines of the rows' times for every place of a head, two heads' width."""
-        angle = time[:, None].double() * self.frequencies.double()
-        dtype = self.keys.dtype
-        cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
-        ones = cos.new_ones(len(time), self.still)
-        return torch.cat([cos, cos, ones], dim=1)[:, None], torch.cat([sin, sin, ones], dim=1)[:, None]
+        cos, sin = turns(time, self.frequencies, self.width, self.keys.dtype)
+        return cos[:, None], sin[:, None]
 
     def step(self, x: Tensor, turn: tuple[Tensor, Tensor], present: _Present) -> Tensor:
         batch, dim, heads = len(x), self.dim, self.heads
         projected = functional.linear(self.norm(x), self.projections)
-        along, across, value = projected.split([2 * dim, 2 * dim, dim], dim=1)
+        along, turned, value = projected.split([2 * dim, 2 * dim, dim], dim=1)
         cos, sin = turn
-        turned = along.view(batch, 2 * heads, -1) * cos
-        turned.addcmul_(across.view(batch, 2 * heads, -1), sin)
-        query, key = turned.view(batch, 2, dim).unbind(1)
+        both = along.view(batch, 2 * heads, -1) * cos
+        both.addcmul_(turned.view(batch, 2 * heads, -1), sin)
+        query, key = both.view(batch, 2, dim).unbind(1)
         if present.born is not None:
             for cache in (self.keys, self.values, self.sinks):
                 cache.index_fill_(0, present.born, 0)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scrubjay.memory.parts.rotary import rotary_frequencies, rotate
+from scrubjay.memory.parts.rotary import across, rotary_frequencies, rotate, turns
 
 WIDTH = 8
 
@@ -29,3 +29,16 @@ def test_turning_keeps_lengths_and_nothing_is_turned_at_time_zero():
 def test_the_first_pair_turns_by_a_radian_a_step_and_the_last_by_almost_none():
     frequencies = rotary_frequencies(WIDTH)
     assert frequencies.tolist() == pytest.approx([10_000 ** (-2 * i / WIDTH) for i in range(WIDTH // 2)])
+
+
+@pytest.mark.parametrize("rotated", [2, 6, WIDTH])
+def test_a_product_with_weights_beside_their_own_turns_heads_at_once(rotated):
+    generator = torch.Generator().manual_seed(1)
+    x, weight = (torch.randn(*shape, generator=generator).double() for shape in ((3, 5, 10), (2, WIDTH, 10)))
+    time = torch.randint(0, 1000, (3, 5), generator=generator)
+    frequencies = rotary_frequencies(rotated)
+    along, beside = (torch.einsum("btd,hwd->bthw", x, part) for part in (weight, across(weight, rotated)))
+    cos, sin = turns(time, frequencies, WIDTH, x.dtype)
+    found = along * cos[:, :, None] + beside * sin[:, :, None]
+    expected = torch.cat([rotate(along[..., :rotated], time, frequencies), along[..., rotated:]], dim=-1)
+    torch.testing.assert_close(found, expected)
