@@ -67,13 +67,23 @@ def resume(
 ) -> Run:
     """Go on with a run from its newest checkpoint to its end; on the CPU as if it had never stopped.
 
-    On whichever engine it was begun, and with `logger` in the run there that it was begun in. Does nothing if
-    it is finished, unless `total_steps` says that it is to have more: then config.json names both totals from
-    now on, and the result is that of the new end. What changes over a run's course, as a step size may, goes
-    by its first total, and stays as it was there.
+    Does nothing if it is finished and is given no more steps.
 
-    Raises ValueError if there is no run, if it has so many steps already, or without `trust`, as in
-    `Run.load`, if it would have to run code of the directory's.
+    Args:
+        run_dir: Its directory.
+        progress: Whether to show how far it is.
+        ray: The cluster to train on; None for this process, on whichever of them it was begun.
+        trust: Whether code may run that the directory names or has pickled, as in `Run.load`.
+        total_steps: A new total: config.json names both from now on, and the result is that of the new end.
+            What changes over a run's course, as a step size may, goes by the first total, and stays as it was
+            there.
+        logger: "wandb" or "mlflow": the service that is told of every row, in the run there that this one was
+            begun in.
+
+    Raises:
+        ValueError: if there is no run, if it has so many steps already, or without `trust`, if it would have
+            to run code of the directory's.
+        Interrupted: after Ctrl-C, a checkpoint written.
     """
     loggers.check(logger)
     run = Run.load(run_dir, trust)

@@ -50,14 +50,32 @@ _OPTIONS: Mapping[str, str] = {
 
 _BY_HAND: Mapping[str, Sequence[str]] = {
     "eval": ["--set"],
-    "launch": ["--address", "--detach", "--resume", "--trust", "--num-env-runners", "--num-learners"],
+    "launch": [
+        "--address",
+        "--detach",
+        "--resume",
+        "--total-steps",
+        "--trust",
+        "--num-env-runners",
+        "--num-learners",
+    ],
     "play": ["--set"],
     "resume": ["--engine", "--num-env-runners", "--num-learners", "--address"],
     "sweep": ["--param", "--out", "--jobs", "--address", "--trust"],
     "train": ["--engine", "--num-env-runners", "--num-learners", "--address"],
 }
 """Options of verbs that stand in no dataclass."""
-_OF_TRAINING = ["--memory", "--learner", "--method", "--env", "--set", "--run-dir", "--quiet", "--logger"]
+_OF_TRAINING = (
+    "--memory",
+    "--learner",
+    "--method",
+    "--env",
+    "--set",
+    "--init-from",
+    "--run-dir",
+    "--quiet",
+    "--logger",
+)
 _WITHOUT_VALUE = ("--detach", "--quiet", "--trust")
 
 
@@ -184,7 +202,7 @@ def _completer(name: str, kind: Any, verb: str) -> Any:
     kept = catalogue()
     if get_origin(kind) is Literal:
         return _names(get_args(kind))
-    if name in ("run", "runs", "resume", "run_dir"):
+    if name in ("run", "runs", "resume", "run_dir", "init_from"):
         return _runs
     if kind is Path or name == "out":
         return FilesCompleter()

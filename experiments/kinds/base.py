@@ -72,17 +72,11 @@ class Experiment(Protocol):
         ...
 
     def rough_bytes(self) -> dict[str, int]:
-        """Return about how many bytes training takes, by what takes them, before anything is made of them.
-
-        Raises ValueError naming what would not end.
-        """
+        """Return about how many bytes training takes, by what takes them; ValueError if it cannot end."""
         ...
 
     def extended(self, total_steps: int, done: int) -> Self:
-        """Return the same with another total, given when so many steps were done.
-
-        Raises ValueError if that is no more.
-        """
+        """Return the same with a larger total, given when so many steps were `done`; else ValueError."""
         ...
 
     def as_begun(self) -> Self:
