@@ -41,7 +41,8 @@ def _quick_interpreter() -> Iterator[None]:
         patch.setattr(core.block_type, "__init__", _once_a_type(core.block_type.__init__))
         patch.setattr(core.tensor, "__init__", _of_its_type(core.tensor.__init__))
         patch.setattr(core.dtype, "__eq__", _or_the_same(core.dtype.__eq__))
-        patch.setattr(semantic, "broadcast_impl_value", _unless_alike(semantic.broadcast_impl_value))
+        patch.setattr(core, "_unwrap_if_constexpr", _plain_first(core._unwrap_if_constexpr))
+        patch.setattr(semantic, "broadcast_impl_value", _by_shapes(semantic.broadcast_impl_value))
         combine = getattr(language.standard, "_xor_combine", None)
         if combine is not None and hasattr(interpreter, "ReduceOps"):
             patch.setattr(interpreter.ReduceOps, "apply_impl", _xor_at_once(combine))
@@ -116,13 +117,38 @@ def _or_the_same(equal: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool
     return lambda self, other: self is other or equal(self, other)
 
 
-def _unless_alike(broadcast: Callable[..., Any]) -> Callable[..., Any]:
+def _plain_first(unwrap: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    plain = (int, float, bool, str, type(None), language.core.dtype, language.core.tensor)
+
+    def quick(value: Any) -> Any:
+        kind = type(value)
+        if kind is language.core.constexpr:
+            return value.value
+        return value if kind in plain else unwrap(value)
+
+    return quick
+
+
+def _by_shapes(broadcast: Callable[..., Any]) -> Callable[..., Any]:
     def quick(self: Any, left: Any, right: Any) -> Any:
-        kinds = left.type, right.type
-        blocks = [kind.shape.values for kind in kinds if kind.is_block()]
+        blocks = [of.type.shape.values for of in (left, right) if of.type.is_block()]
         if not blocks or (len(blocks) == 2 and blocks[0] == blocks[1]):
             return left, right
-        return broadcast(self, left, right)
+        if len(blocks) == 1 or len(blocks[0]) != len(blocks[1]):
+            return broadcast(self, left, right)
+        pairs = list(zip(*blocks, strict=True))
+        if any(a != b and 1 not in (a, b) for a, b in pairs):
+            return broadcast(self, left, right)
+        shape = [max(pair) for pair in pairs]
+        return tuple(
+            of
+            if own == shape
+            else self.make_tensor(
+                self.builder.create_broadcast(of.handle, shape),
+                language.core.block_type(of.type.scalar, shape),
+            )
+            for of, own in zip((left, right), blocks, strict=True)
+        )
 
     return quick
 
