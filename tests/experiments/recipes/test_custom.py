@@ -144,6 +144,7 @@ def _mine(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "mine.py").write_text(MINE)
     monkeypatch.setattr(names, "_NAMED", set())
+    monkeypatch.delitem(sys.modules, "mine", raising=False)  # of another test
     monkeypatch.syspath_prepend(str(folder))
     yield
     sys.modules.pop("mine", None)
