@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from scrubjay.agents.rl.policy import Policy
+from scrubjay.agents.rl.sketch import MisfitError, fitted, sketch, state_nbytes
 from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.agents.teams.policy import TeamPolicy
 from scrubjay.experiments.evaluation.policy import MAX_COPIES
@@ -45,7 +46,6 @@ from scrubjay.experiments.runs.reading import (
     with_numbers,
 )
 from scrubjay.experiments.runs.room import ROOM, check_room
-from scrubjay.experiments.runs.sketch import MisfitError, fitted, sketch, state_nbytes
 from scrubjay.experiments.tasks.environments import EnvConfig
 from scrubjay.experiments.tasks.facts import Facts
 from scrubjay.experiments.tasks.teams import TeamEnvConfig

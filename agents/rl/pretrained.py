@@ -9,18 +9,17 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from threading import get_ident
 from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from scrubjay.agents.rl.card import Origin, card
+from scrubjay.agents.rl.sketch import nbytes, sketch_for, state_nbytes
 from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.memory.serialization import decode, encode
 
@@ -33,8 +32,6 @@ _LONGEST_CONFIG = 2**25
 _LARGEST_STATE = 2**32
 """Bytes that one row of a policy may remember, and that it may hold beside its weights."""
 _FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
-_SPARE = 64
-"""Parameters that may be missing and are still named."""
 _TOLD = 3
 """Tensors that do not fit, named in an error."""
 
@@ -91,8 +88,9 @@ def load(kind: type[AnyPolicy], config_class: type[PolicyConfigLike], directory:
     with _blaming(directory / CONFIG):
         spaces = Spaces.from_plain(fields["spaces"])
         config = decode(config_class, fields["policy"], "policy")
-        with torch.device("meta"), _at_most(len(stored) + _SPARE):
-            outline = config.build(spaces)
+        outline = sketch_for(
+            lambda: config.build(spaces), [math.prod(part.shape) for part in stored.values()]
+        )
         _check_size(outline)
     dtype = _check_fit(stored, outline.state_dict(), file)
     with _blaming(directory / CONFIG), torch.random.fork_rng(devices=[]):
@@ -166,38 +164,12 @@ def _blaming(file: Path) -> Iterator[None]:
         raise ValueError(f"{file}: {reason:.500}") from error
 
 
-@contextlib.contextmanager
-def _at_most(count: int) -> Iterator[None]:
-    """Stop what this thread builds before it has more than `count` parameters: a layer number may be any."""
-    left, thread = count, get_ident()
-
-    def counted(module: nn.Module, name: str, value: Tensor | None) -> None:
-        nonlocal left
-        if value is None or get_ident() != thread:
-            return
-        left -= 1
-        if left < 0:
-            raise ValueError(f"it tells of many more layers than {WEIGHTS} holds")
-
-    hook = register_module_parameter_registration_hook(counted)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
 def _check_size(outline: Any) -> None:
     """Raise ValueError if acting would take more room than anybody means, weights aside."""
-    with torch.device("meta"):
-        state = outline.initial_state(1)
-    for what, tensors in (("its state", state.values()), ("what it holds", outline.buffers())):
-        size = _size(tensors)
+    held = nbytes(dict(outline.named_buffers()))
+    for what, size in (("its state", state_nbytes(outline, 1)), ("what it holds", held)):
         if size > _LARGEST_STATE:
             raise ValueError(f"{what} takes {size:,} bytes, more than {_LARGEST_STATE:,}")
-
-
-def _size(tensors: Iterable[Tensor]) -> int:
-    return sum(value.numel() * value.element_size() for value in tensors)
 
 
 def _check_fit(stored: dict[str, _Stored], expected: dict[str, Tensor], file: Path) -> torch.dtype:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from scrubjay.experiments.runs.directory import write_atomically
 from scrubjay.experiments.runs.reading import read_object
-from scrubjay.experiments.words.failures import one_line
+from scrubjay.experiments.words.foreign import one_line
 
 LOGGERS = ("mlflow", "wandb")
 """Their names: each is a module here, an extra of Scrubjay, and the package that it imports."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -61,12 +61,7 @@ def fitted(build: Callable[[], Model], weights: Mapping[str, Tensor]) -> Model:
 
     Raises MisfitError; and what `build` raises.
     """
-    most = sum(value.numel() for value in weights.values()) * 8  # nobody computes in longer numbers
-    try:
-        drawn = sketch(build, 4 * most + _SPARE_BYTES, 4 * len(weights) + _SPARE_TENSORS)
-    except TooLargeError as error:
-        raise MisfitError(f"by the config {error}") from error
-    wanted = drawn.state_dict()
+    wanted = sketch_for(build, [value.numel() for value in weights.values()]).state_dict()
     for name in sorted({*wanted, *weights}):
         ours, theirs = wanted.get(name), weights.get(name)
         if ours is None or theirs is None or ours.shape != theirs.shape:
@@ -74,6 +69,15 @@ def fitted(build: Callable[[], Model], weights: Mapping[str, Tensor]) -> Model:
     model = build()
     model.load_state_dict(dict(weights))
     return model
+
+
+def sketch_for(build: Callable[[], Model], sizes: Sequence[int]) -> Model:
+    """Return `sketch` of what has about these weights, by their numbers. Raises MisfitError if far more."""
+    most = sum(sizes) * 8  # nobody computes in longer numbers
+    try:
+        return sketch(build, 4 * most + _SPARE_BYTES, 4 * len(sizes) + _SPARE_TENSORS)
+    except TooLargeError as error:
+        raise MisfitError(f"by the config {error}") from error
 
 
 def state_nbytes(model: Any, rows: int) -> int:

@@ -8,9 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from scrubjay.agents.rl.spaces import Spaces
-from scrubjay.experiments import RECIPES
-from scrubjay.experiments.runs.sketch import (
+from scrubjay.agents.rl.sketch import (
     MisfitError,
     TooLargeError,
     fitted,
@@ -18,6 +16,8 @@ from scrubjay.experiments.runs.sketch import (
     sketch,
     state_nbytes,
 )
+from scrubjay.agents.rl.spaces import Spaces
+from scrubjay.experiments import RECIPES
 from scrubjay.memory import list_memories, make_config
 
 
