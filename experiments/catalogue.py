@@ -12,6 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from scrubjay.experiments.forms import Form, kept
+
 _FILE = Path(__file__).with_suffix(".json")
 _WIDTH = 64
 """Of the memories whose bytes are told."""
@@ -39,6 +41,18 @@ class Catalogue:
     """Of the command, for the fields of each kind of experiment but its memory's."""
     environments: list[str]
     context_policies: list[str]
+    forms: dict[str, Form]
+    """Of the classes of configs, by their names."""
+    experiments: dict[str, dict[str, Any]]
+    """Of each recipe, what differs from these forms."""
+    memory_values: dict[str, dict[str, Any]]
+    """Of each memory the same."""
+    memory_settings: dict[str, dict[str, dict[str, Any]]]
+    """Of each recipe, of each memory there that gets something beside its defaults."""
+    method_settings: dict[str, dict[str, Any]]
+    """Of each method: what it sets in policy and learner, and its memory."""
+    learner_of: dict[str, list[str]]
+    """Of each recipe with a learner: the field of the config that holds it, and its name."""
 
 
 @cache
@@ -49,7 +63,7 @@ def catalogue() -> Catalogue:
 
 def gathered() -> Catalogue:
     """Return what the registries hold, which is to be kept."""
-    from scrubjay.agents.learners import list_learners
+    from scrubjay.agents.learners import list_learners, name_of_learner
     from scrubjay.envs import list_environments
     from scrubjay.experiments.recipes import RECIPES
     from scrubjay.experiments.recipes.methods import METHODS
@@ -58,6 +72,8 @@ def gathered() -> Catalogue:
 
     memories = {name: make(name, dim=_WIDTH) for name in list_memories()}
     configs: dict[str, Any] = {name: recipe() for name, recipe in RECIPES.items()}
+    sampled = {name: config for name, config in configs.items() if config.acts}
+    forms: dict[str, Form] = {}
     options = {config.kind: flags_of(config) for config in configs.values()}
     return Catalogue(
         recipes={name: recipe.description for name, recipe in RECIPES.items()},
@@ -76,6 +92,20 @@ def gathered() -> Catalogue:
         },
         environments=list_environments(),
         context_policies=sorted(context.list_policies()),
+        forms=forms,
+        experiments={name: kept(config, forms) for name, config in configs.items()},
+        memory_values={name: kept(memory.config, forms) for name, memory in memories.items()},
+        memory_settings={
+            name: {memory: dict(fields) for memory, fields in recipe.settings.items()}
+            for name, recipe in RECIPES.items()
+        },
+        method_settings={
+            name: {"policy": method.policy, "learner": method.learner, "memory": method.memory}
+            for name, method in METHODS.items()
+        },
+        learner_of={
+            name: [config.learner_field, name_of_learner(config.learner)] for name, config in sampled.items()
+        },
     )
 
 

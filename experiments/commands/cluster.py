@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scrubjay.experiments import loggers
+from scrubjay.experiments.explain import explain
 from scrubjay.experiments.runs.cluster import RayOptions, connect, describe_cluster
 from scrubjay.experiments.words.arguments import UsageError, choose, take_flag
 from scrubjay.experiments.words.terminal import bad_input, whole_number
@@ -24,20 +25,22 @@ def launch(words: Sequence[str]) -> int:
             "DIR is on the head, by default a new folder in ~/scrubjay; so is the run that --init-from names."
         )
         return 0
-    from scrubjay.experiments.launching.launch import follow, submit
-    from scrubjay.experiments.recipes.overrides import override
-    from scrubjay.experiments.run import default_path
-
     remaining = [word for word in words if word not in ("--detach", "--quiet")]
     addresses, run_dirs = take_flag(remaining, "--address"), take_flag(remaining, "--run-dir")
     resumed, logger = take_flag(remaining, "--resume"), take_logger(remaining)
-    if not addresses:
-        raise UsageError("launch needs --address http://HEAD:8265, where the cluster's dashboard listens")
     # What is wrong with the flags is told here and now, not by a job minutes later.
     checked = ["--engine", "ray", *remaining]
     ray = take_engine(checked)
     if ray is None:
         raise UsageError("launch is of --engine ray; leave --engine away")
+    if checked and not resumed:
+        explain(checked[0], checked[1:])
+    if not addresses:
+        raise UsageError("launch needs --address http://HEAD:8265, where the cluster's dashboard listens")
+    from scrubjay.experiments.launching.launch import follow, submit
+    from scrubjay.experiments.recipes.overrides import override
+    from scrubjay.experiments.run import default_path
+
     if resumed:
         if run_dirs:
             raise UsageError("--resume names the run directory; leave --run-dir away")

@@ -12,6 +12,7 @@ from tyro.conf import Positional
 from scrubjay.experiments import loggers
 from scrubjay.experiments.commands.cluster import join, take_engine, take_logger
 from scrubjay.experiments.commands.list import learners, methods, recipes
+from scrubjay.experiments.explain import explain
 from scrubjay.experiments.words.arguments import parse, take_flag
 from scrubjay.experiments.words.foreign import one_line
 from scrubjay.experiments.words.terminal import bad_input, table
@@ -34,15 +35,17 @@ def run(words: Sequence[str]) -> int:
             "scrubjay train RECIPE --help lists every field and its default."
         )
         return 0
-    from scrubjay.experiments.commands.loading import train_on
-    from scrubjay.experiments.recipes.overrides import override
-    from scrubjay.experiments.run import Run
-
     remaining = list(words[1:])
     run_dirs, logger = take_flag(remaining, "--run-dir"), take_logger(remaining)
     quiet = "--quiet" in remaining
     ray = take_engine(remaining)
-    config = override(words[0], [word for word in remaining if word != "--quiet"])
+    remaining = [word for word in remaining if word != "--quiet"]
+    explain(words[0], remaining)
+    from scrubjay.experiments.commands.loading import train_on
+    from scrubjay.experiments.recipes.overrides import override
+    from scrubjay.experiments.run import Run
+
+    config = override(words[0], remaining)
     with bad_input():
         config.check(ray)
         loggers.check(logger)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -13,9 +12,10 @@ from scrubjay.experiments.kinds.sampled import SampledConfig
 from scrubjay.experiments.kinds.team import TeamTaskConfig
 from scrubjay.experiments.recipes import RECIPES, with_memory
 from scrubjay.experiments.recipes.methods import METHODS, with_method
-from scrubjay.experiments.tasks.environments import EnvConfig, parse_setting
+from scrubjay.experiments.tasks.environments import EnvConfig
+from scrubjay.experiments.tasks.settings import parse_setting
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
-from scrubjay.experiments.words.arguments import UsageError, choose, parse, take_flag
+from scrubjay.experiments.words.arguments import UsageError, choose, in_full, parse, take_flag
 from scrubjay.experiments.words.terminal import bad_input, whole_number
 from scrubjay.memory import list_memories
 from scrubjay.memory.stack import StackConfig
@@ -47,10 +47,7 @@ def override(recipe: str, arguments: Sequence[str]) -> Experiment:
         config = config.with_memory(_with_parts(config, config.memory, remaining))
     if isinstance(config, SampledConfig):
         config = dataclasses.replace(config, env=_with_env(config.env, remaining))
-        slot = f"--{config.learner_field}."
-        for short in ("--learner.", f"--{name_of_learner(config.learner)}."):
-            remaining = [re.sub(f"^{re.escape(short)}", slot, word) for word in remaining]
-        remaining = [word.replace("--memory.", "--policy.memory.", 1) for word in remaining]
+        remaining = in_full(remaining, config.learner_field, name_of_learner(config.learner))
     config = parse(type(config), remaining, f"scrubjay train {recipe}", config)
     if isinstance(config, SampledConfig) and not config.env.id:
         team = isinstance(config, TeamTaskConfig)

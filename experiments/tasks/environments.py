@@ -20,8 +20,8 @@ from scrubjay.experiments.tasks.facts import Facts
 from scrubjay.experiments.tasks.lacking import missing, remedy
 from scrubjay.experiments.tasks.names import admit, found, is_ours
 from scrubjay.experiments.tasks.returned import check_single
+from scrubjay.experiments.tasks.settings import KwargValue
 
-KwargValue = bool | int | float | str
 REFUSALS = (ArithmeticError, AssertionError, LookupError, TypeError, ValueError)
 """What an environment may raise of settings that it does not take."""
 
@@ -113,22 +113,6 @@ class EnvConfig:
             return envs
         envs.close()
         return None
-
-
-def parse_setting(text: str) -> tuple[str, KwargValue]:
-    """Return name and value of `name=value`; true, false and numbers get their type."""
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise ValueError(f"setting {text!r}: write it as name=value, for example corridor_length=50")
-    name = name.replace("-", "_")
-    if value.lower() in ("true", "false"):
-        return name, value.lower() == "true"
-    for number in (int, float):
-        try:
-            return name, number(value)
-        except ValueError:
-            continue
-    return name, value
 
 
 def importing_id(name: str) -> str:

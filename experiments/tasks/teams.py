@@ -14,10 +14,11 @@ from pettingzoo import ParallelEnv
 from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.agents.teams.env import TeamEnv
 from scrubjay.envs.teams import ParallelTeams
-from scrubjay.experiments.tasks.environments import REFUSALS, KwargValue, named_callable, refusal
+from scrubjay.experiments.tasks.environments import REFUSALS, named_callable, refusal
 from scrubjay.experiments.tasks.facts import Facts
 from scrubjay.experiments.tasks.names import admit, found, is_our_team
 from scrubjay.experiments.tasks.returned import check_team
+from scrubjay.experiments.tasks.settings import KwargValue
 
 _TRIED_STEPS = 16
 _GYMNASIUM_ID = r"-v\d+$"

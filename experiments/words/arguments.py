@@ -81,6 +81,13 @@ def take_flag(arguments: list[str], flag: str) -> list[str]:
     return values
 
 
+def in_full(arguments: Sequence[str], learner_field: str, learner: str) -> list[str]:
+    """Return the words with the short options of a policy's memory, and of what trains it, in full."""
+    for short in ("--learner.", f"--{learner}."):
+        arguments = [re.sub(f"^{re.escape(short)}", f"--{learner_field}.", word) for word in arguments]
+    return [word.replace("--memory.", "--policy.memory.", 1) for word in arguments]
+
+
 def _first_paragraph(boxed: str) -> str:
     """Return the text of tyro's message box, up to its first ruler, as one line."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", boxed)

@@ -12,7 +12,7 @@ from scrubjay.agents.rl.policy import PolicyConfig
 from scrubjay.agents.rl.ppo import PPOConfig
 from scrubjay.experiments import EnvConfig, TrainConfig
 from scrubjay.experiments.kinds import from_json, to_json
-from scrubjay.experiments.tasks.environments import parse_setting
+from scrubjay.experiments.tasks.settings import parse_setting
 from scrubjay.memory import list_memories, make_config
 
 kwarg_values = st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
