@@ -8,6 +8,7 @@ extra away again before the next. Sizes are megabytes on the disk. Options: `--h
 
 from __future__ import annotations
 
+import json
 import platform
 import subprocess
 import sys
@@ -42,15 +43,15 @@ def main(bench: InstallationBench) -> None:
         f"Python {platform.python_version()}, pip {version('pip')} with a warm cache, torch "
         f"{version('torch')}; an extra is on top of Scrubjay\n"
     )
-    print("| what | MB | packages | seconds | the largest, MB |")
-    print("|---|---|---|---|---|")
+    print("| what | MB | seconds | the largest, MB |")
+    print("|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         place = _Place(Path(folder))
         _add(place, "", "scrubjay")
         for extra in extras:
-            for package in _add(place, f"[{extra}]", extra):
-                place.pip("uninstall", "--yes", package)
+            if come := _add(place, f"[{extra}]", extra):
+                place.pip("uninstall", "--yes", *come)
 
 
 def _add(place: _Place, extra: str, name: str) -> set[str]:
@@ -63,12 +64,8 @@ def _add(place: _Place, extra: str, name: str) -> set[str]:
     grown = {part: size - sizes.get(part, 0) for part, size in place.sizes().items()}
     largest = sorted(grown.items(), key=lambda item: -item[1])[:3]
     told = ", ".join(f"{part} {size / 1e6:.0f}" for part, size in largest if size >= 1e6)
-    come = place.packages() - packages
-    print(
-        f"| {name} | {sum(grown.values()) / 1e6:.0f} | {len(come)} | {seconds:.0f} | {told} |",
-        flush=True,
-    )
-    return come
+    print(f"| {name} | {sum(grown.values()) / 1e6:.0f} | {seconds:.0f} | {told} |", flush=True)
+    return place.packages() - packages
 
 
 @dataclass(frozen=True)
@@ -79,10 +76,10 @@ class _Place:
 
     def pip(self, *words: str) -> str:
         command = [self.folder / "bin" / "python", "-m", "pip", *words, "--disable-pip-version-check"]
-        return subprocess.run([*command, "--quiet"], check=True, stdout=subprocess.PIPE, text=True).stdout
+        return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
     def packages(self) -> set[str]:
-        return {line.partition("==")[0] for line in self.pip("list", "--format=freeze").split()}
+        return {package["name"] for package in json.loads(self.pip("list", "--format=json"))}
 
     def sizes(self) -> dict[str, int]:
         """Return the bytes on the disk of what lies side by side in site-packages."""
