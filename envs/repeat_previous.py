@@ -56,8 +56,31 @@ class RepeatPrevious(SingleEnv):
     Paper: Morad et al. 2023, POPGym, arXiv 2303.01859. Deviation: the end is `terminated`, not `truncated`.
     """
 
+    _batch: RepeatPreviousVector
+
     def __init__(self, k: int = _K, num_decks: int = _NUM_DECKS, render_mode: str | None = None) -> None:
         super().__init__(RepeatPreviousVector(1, k, num_decks, render_mode, AutoresetMode.DISABLED))
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Do what the batch does, without numpy's price for arrays of one number."""
+        batch = self._batch
+        ended = batch._ended
+        # What is refused is refused there; so is an action of another type, if it is.
+        if type(action) not in (int, np.int64) or not 0 <= action < 4 or ended is None or ended.item(0):
+            return super().step(action)
+        time = batch.time.item(0) + 1
+        batch.time[0], batch.answer[0] = time, action
+        reward = 0.0
+        if time >= batch.k:
+            right = batch.deck.item(time - batch.k) == action
+            reward = (1.0 if right else -1.0) / batch.questions
+            if right:
+                batch.right[0] += 1
+        done = time == batch.num_cards - 1
+        if done:
+            ended[0] = True
+        info = {"success": batch.right.item(0) / batch.questions} if done else {}
+        return np.int64(batch.deck.item(time)), reward, done, False, info
 
 
 class RepeatPreviousVector(BatchedEnv):

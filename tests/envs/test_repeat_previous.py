@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scrubjay.envs.repeat_previous import RepeatPrevious, RepeatPreviousVector
+from scrubjay.envs.single import SingleEnv
 
 MASK = 2**64 - 1
 
@@ -144,3 +145,39 @@ def test_impossible_delays_are_refused_by_name(k):
 def test_impossible_packs_are_refused_by_name(num_decks):
     with pytest.raises(ValueError, match=f"num_decks={num_decks!r}: expected"):
         RepeatPrevious(num_decks=num_decks)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    k=st.integers(1, 51),
+    seed=st.integers(0, 2**32 - 1),
+    actions=st.lists(st.integers(0, 3), min_size=51, max_size=51),
+    numpy_steps=st.sets(st.integers(0, 50)),
+)
+def test_the_single_one_does_what_a_batch_of_one_does(k, seed, actions, numpy_steps):
+    """In values, types and what it keeps, whichever type an action has."""
+    single, batch = RepeatPrevious(k), RepeatPrevious(k)
+    assert single.reset(seed=seed) == batch.reset(seed=seed)
+    for time, action in enumerate(actions):
+        told = single.step(np.int64(action) if time in numpy_steps else action)
+        expected = SingleEnv.step(batch, action)
+        assert told == expected
+        assert [type(part) for part in told] == [type(part) for part in expected]
+        ours, theirs = single.get_state()["row"], batch.get_state()["row"]
+        assert ours.keys() == theirs.keys()
+        for name in set(ours) - {"settings"}:
+            np.testing.assert_array_equal(ours[name], theirs[name], strict=True)
+    assert told[2]
+
+
+@pytest.mark.parametrize("action", [-1, 4, 1.0, "1", None, True, np.float32(1), np.array([1])])
+def test_the_single_one_refuses_what_the_batch_refuses(action):
+    single, batch = RepeatPrevious(), RepeatPrevious()
+    single.reset(seed=3), batch.reset(seed=3)
+    told = []
+    for step in (single.step, lambda given: SingleEnv.step(batch, given)):
+        try:
+            told.append(step(action))
+        except ValueError as error:
+            told.append(str(error))
+    assert told[0] == told[1]
