@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from scrubjay.agents.rl.advantages import generalized_advantage
 from scrubjay.agents.rl.learner import LearnerConfig
+from scrubjay.agents.rl.optimizers import restore
 from scrubjay.agents.rl.peers import Alone
 from scrubjay.agents.rl.policy import Policy
 from scrubjay.agents.rl.segment import Segment
@@ -210,5 +211,5 @@ class PPO:
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on from what `get_state` returned."""
-        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        restore(self.optimizer, state["optimizer"])
         self.generator.set_state(state["generator"])

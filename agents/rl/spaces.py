@@ -73,8 +73,10 @@ class Spaces:
                 _Reader().read(fields["action"]),
                 None if num_agents is None else _whole(num_agents, 1, _MOST_AGENTS),
             )
+        except KeyError as error:
+            raise ValueError(f"not the spaces of an environment: it lacks {error}") from error
         except _MISREAD as error:
-            raise ValueError(f"not the spaces of an environment: {type(error).__name__} {error}") from error
+            raise ValueError("not the spaces of an environment: a part is not of its form") from error
 
 
 def _form(space: Space) -> Any:

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn.functional import smooth_l1_loss
 
 from scrubjay.agents.rl.learner import LearnerConfig
+from scrubjay.agents.rl.optimizers import restore
 from scrubjay.agents.rl.peers import Alone
 from scrubjay.agents.rl.trust_region import mean_kl
 from scrubjay.agents.teams.batch import TeamBatch, normalized, team_advantages
@@ -235,9 +236,9 @@ class GAMATR:
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on from what `get_state` returned."""
-        self.critic_optimizer.load_state_dict(copy.deepcopy(state["critic_optimizer"]))
+        restore(self.critic_optimizer, state["critic_optimizer"])
         if self.actor_optimizer is not None:
-            self.actor_optimizer.load_state_dict(copy.deepcopy(state["actor_optimizer"]))
+            restore(self.actor_optimizer, state["actor_optimizer"])
         self.generator.set_state(state["generator"])
         self._moments = state["value_moments"].clone()
 

@@ -89,7 +89,9 @@ class Engine(ABC):
             self.seconds = float(training["seconds"])
             _restore_random_states(training["random"])
             return int(training["metrics_bytes"])
-        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, TypeError) as error:  # whose words are of Python, not of a file
+            raise CheckpointError(f"{checkpoint} does not fit this run: it is not of its form") from error
+        except (ArithmeticError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise CheckpointError(f"{checkpoint} does not fit this run: {reason}") from error
 

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from scrubjay.agents.rl.optimizers import restore
 from scrubjay.experiments.kinds.engine import Engine
 from scrubjay.experiments.kinds.plan import Plan
 from scrubjay.experiments.runs.cluster import RayOptions
@@ -199,7 +200,7 @@ class SupervisedEngine(Engine):
         return {"optimizer": copy.deepcopy(self.optimizer.state_dict()), "turn": self.turn}
 
     def _set_parts(self, training: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(training["optimizer"])
+        restore(self.optimizer, training["optimizer"])
         self.turn = training["turn"]
 
     def _evaluate(self) -> dict[str, Any]:

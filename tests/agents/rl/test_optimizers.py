@@ -1,0 +1,95 @@
+"""A restored optimiser goes on as the one that was saved; what is not of its parameters is refused whole."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from scrubjay.agents.rl.optimizers import restore
+
+
+def learned(steps: int, seed: int = 0) -> tuple[nn.Module, torch.optim.Adam]:
+    torch.manual_seed(seed)
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    for _ in range(steps):
+        update(model, optimizer)
+    return model, optimizer
+
+
+def update(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    model(torch.arange(3.0)).square().sum().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("steps", [0, 4])
+def test_it_goes_on_as_the_one_that_was_saved(steps, assert_equal):
+    model, optimizer = learned(steps)
+    optimizer.param_groups[0]["lr"] = 0.03
+    other, again = learned(0, seed=1)
+    other.load_state_dict(model.state_dict())
+    saved = copy.deepcopy(optimizer.state_dict())
+    restore(again, saved)
+    for _ in range(3):
+        update(model, optimizer)
+        update(other, again)
+    assert_equal(model.state_dict(), other.state_dict())
+    assert_equal(saved["state"], learned(steps)[1].state_dict()["state"])
+
+
+def broken():
+    """Yield ways to break a state, each with what is said of it."""
+    nan = torch.full((2, 3), float("nan"))
+    for name, value in (
+        *(
+            ("exp_avg", value)
+            for value in (None, 3, "x", [1], torch.zeros(3, 2), nan, torch.zeros(2, 3).int())
+        ),
+        *(("step", value) for value in (None, torch.zeros(2), 4.0, torch.tensor(float("inf")))),
+    ):
+        yield lambda state, n=name, v=value: state["state"][0].update({n: v}), f"{name!r} of parameter 0"
+    for key, value in (
+        ("state", 3),
+        ("state", None),
+        ("param_groups", []),
+        ("param_groups", [3]),
+        ("state", {0: 1}),
+    ):
+        yield lambda state, k=key, v=value: state.update({k: v}), "as training writes it"
+    yield lambda state: state["state"].update({7: {}}), "as training writes it"
+    yield lambda state: state["state"].update({"x": {}}), "as training writes it"
+    yield lambda state: state["state"][0].pop("exp_avg"), "different things"
+    yield lambda state: state["param_groups"][0].update(params=[0]), "as training writes it"
+    for rate in (None, "x", -1.0, float("nan"), True, [0.1]):
+        yield lambda state, r=rate: state["param_groups"][0].update(lr=r), "its step size is"
+
+
+@pytest.mark.parametrize(("change", "told"), broken())
+def test_what_is_not_of_its_parameters_is_refused_and_changes_nothing(change, told, assert_equal):
+    _, optimizer = learned(4)
+    state = copy.deepcopy(optimizer.state_dict())
+    before = copy.deepcopy(state)
+    change(state)
+    with pytest.raises(ValueError, match=told):
+        restore(optimizer, state)
+    assert_equal(optimizer.state_dict()["state"], before["state"])
+
+
+@pytest.mark.parametrize("state", [None, 3, [], "x", {}])
+def test_what_is_no_state_is_refused(state):
+    with pytest.raises(ValueError, match="as training writes it"):
+        restore(learned(1)[1], state)
+
+
+def test_settings_are_the_optimisers_own():
+    _, optimizer = learned(2)
+    state = copy.deepcopy(optimizer.state_dict())
+    state["param_groups"][0].update(betas=(2.0, -1.0), capturable=True, differentiable=True, unknown=1)
+    restore(optimizer, state)
+    group = optimizer.param_groups[0]
+    assert (group["betas"], group["capturable"], group["differentiable"]) == ((0.9, 0.999), False, False)
+    assert "unknown" not in group
