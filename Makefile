@@ -84,7 +84,7 @@ bench-gpu: $(VENV)/.installed
 	cat experiments/bench/gpu.md
 
 docs-check: $(VENV)/.installed-dev
-	$(BIN)/pytest tests/test_docs.py
+	$(BIN)/pytest tests/test_docs.py -m 'slow or not slow'
 	$(BIN)/codespell README.md CONTRIBUTING.md CHANGELOG.md
 
 clean:

@@ -47,6 +47,7 @@ def test_the_quickstart_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) < 200
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_shell_snippets_run(document, tmp_path):

@@ -145,6 +145,7 @@ def test_more_runners_go_on_with_weights_and_optimizer_and_a_killed_one_comes_ba
     assert "sampled by 2 processes before and by 1 now" in caplog.text
 
 
+@pytest.mark.slow
 def test_two_learners_learn_what_one_learns_and_a_killed_one_costs_one_update(tiny, tmp_path, caplog):
     config = tiny("hcam")
     local = Run.create(config, tmp_path / "local")
@@ -372,6 +373,7 @@ def test_a_team_without_further_processes_is_the_local_run_bit_for_bit(config, t
     assert_same(train(config, tmp_path / "ray", ray=RayOptions(0, 0)), local)
 
 
+@pytest.mark.slow
 def test_one_runner_and_one_learner_of_a_team_go_on_with_a_local_run_to_the_same_end(tmp_path, assert_same):
     whole = train(TEAM, tmp_path / "whole")
     run = Run.create(TEAM, tmp_path / "stopped")
@@ -434,6 +436,7 @@ def test_rllibs_own_checkpoints_hold_the_learner_of_a_team(tmp_path, assert_equa
         assert after["learner"]["actor_optimizer"]["state"][name]["step"] == 2 * state["step"]
 
 
+@pytest.mark.slow
 def test_a_cluster_of_its_own_begins_when_it_is_needed_and_has_what_it_is_told(tmp_path):
     """What needs no Ray does not even wait for its import: see test_house.py."""
     source = """
