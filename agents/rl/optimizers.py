@@ -41,7 +41,7 @@ def restore(optimizer: torch.optim.Optimizer, state: Any) -> None:
 def _group(theirs: Any, ours: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(theirs, dict) or theirs.get("params") != ours["params"]:
         raise ValueError(_FORM)
-    rate = theirs.get("lr")
+    rate: Any = theirs.get("lr")
     if type(rate) not in (int, float) or not math.isfinite(rate) or rate < 0:
         raise ValueError(f"{_FORM}: its step size is {rate!r:.40}")
     return {**ours, "lr": rate}

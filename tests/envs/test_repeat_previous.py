@@ -173,7 +173,8 @@ def test_the_single_one_does_what_a_batch_of_one_does(k, seed, actions, numpy_st
 @pytest.mark.parametrize("action", [-1, 4, 1.0, "1", None, True, np.float32(1), np.array([1])])
 def test_the_single_one_refuses_what_the_batch_refuses(action):
     single, batch = RepeatPrevious(), RepeatPrevious()
-    single.reset(seed=3), batch.reset(seed=3)
+    single.reset(seed=3)
+    batch.reset(seed=3)
     told = []
     for step in (single.step, lambda given: SingleEnv.step(batch, given)):
         try:
