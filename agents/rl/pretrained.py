@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
+from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar, runtime_checkable
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -38,6 +38,7 @@ _TOLD = 3
 AnyPolicy = TypeVar("AnyPolicy", bound=nn.Module)
 
 
+@runtime_checkable
 class PolicyConfigLike(Protocol):
     """What builds a policy for spaces."""
 
