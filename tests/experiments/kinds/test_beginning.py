@@ -17,17 +17,16 @@ from safetensors.torch import load_file, save
 
 from scrubjay.agents.rl.policy import PolicyConfig
 from scrubjay.agents.rl.ppo import PPOConfig
-from scrubjay.agents.teams.gamatr import GAMATRConfig
-from scrubjay.agents.teams.policy import TeamPolicyConfig
 from scrubjay.experiments import EnvConfig, RayOptions, Run, resume, train
 from scrubjay.experiments.kinds.ballet_probe import BalletProbeConfig
 from scrubjay.experiments.kinds.local import LocalEngine
-from scrubjay.experiments.kinds.sequence import SequenceEngine, SequenceTaskConfig
-from scrubjay.experiments.kinds.team import TeamTaskConfig
+from scrubjay.experiments.kinds.sequence import SequenceEngine
 from scrubjay.experiments.runs.checkpoint import load_training, load_weights
 from scrubjay.experiments.tasks.suites import MQAR
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
 from scrubjay.memory import make_config
+
+from . import smallest
 
 WORDS = (
     *("--env.num-envs", "4", "--segment-length", "8", "--eval-episodes", "2", "--device", "cpu", "--quiet"),
@@ -35,27 +34,8 @@ WORDS = (
 )
 BARE = ("--ppo.reconstruction-coefficient", "0", "--policy.no-reconstruction")
 """Makes the policy of a recipe what `tiny` has."""
-TEAM = TeamTaskConfig(
-    recipe="tiny-team",
-    env=TeamEnvConfig(kwargs={"max_steps": 6}, num_envs=4),
-    policy=TeamPolicyConfig(memory=make_config("gru", dim=8), graph_heads=2),
-    learner=GAMATRConfig(minibatches=2),
-    total_steps=32,
-    segment_length=8,
-    device="cpu",
-    eval_episodes=0,
-)
-SEQUENCES = SequenceTaskConfig(
-    suite=MQAR(length=32, num_items=4),
-    memory=make_config("gru", dim=8),
-    num_blocks=1,
-    parameters=4000,
-    batch_rows=2,
-    total_steps=128,
-    eval_rows=4,
-    eval_items=(2,),
-    eval_longer=(2,),
-)
+TEAM = dataclasses.replace(smallest.TEAM, total_steps=32, eval_episodes=0)
+SEQUENCES = dataclasses.replace(smallest.SEQUENCES, total_steps=2 * smallest.BATCH)
 
 
 def begun_with(run: Run, config: Any, path: Path, engine: Any = LocalEngine) -> dict[str, torch.Tensor]:

@@ -10,45 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from scrubjay.agents.teams.gamatr import GAMATRConfig
-from scrubjay.agents.teams.policy import TeamPolicyConfig
 from scrubjay.experiments import RayOptions, Run, resume, train
 from scrubjay.experiments.kinds import from_json, to_json
 from scrubjay.experiments.kinds.local import LocalEngine
 from scrubjay.experiments.kinds.plan import Extension
-from scrubjay.experiments.kinds.sequence import SequenceEngine, SequenceTaskConfig
-from scrubjay.experiments.kinds.team import TeamTaskConfig
+from scrubjay.experiments.kinds.sequence import SequenceEngine
 from scrubjay.experiments.launching.parallel import prepare
 from scrubjay.experiments.runs.directory import lock
-from scrubjay.experiments.tasks.suites import MQAR
-from scrubjay.experiments.tasks.teams import TeamEnvConfig
 from scrubjay.experiments.training import CannotBeginError, go_on
 from scrubjay.experiments.words.failures import UsageError
-from scrubjay.memory import make_config
 
-TEAM = TeamTaskConfig(
-    recipe="tiny-team",
-    env=TeamEnvConfig(kwargs={"max_steps": 6}, num_envs=4),
-    policy=TeamPolicyConfig(memory=make_config("gru", dim=8), graph_heads=2),
-    learner=GAMATRConfig(minibatches=2),
-    total_steps=64,
-    segment_length=8,
-    device="cpu",
-    eval_episodes=1,
-)
-MOST = 4 * 2 * 32
+from .smallest import SEQUENCES, TEAM
+
+MOST = SEQUENCES.total_steps
 """Tokens of four batches."""
-SEQUENCES = SequenceTaskConfig(
-    suite=MQAR(length=32, num_items=4),
-    memory=make_config("gru", dim=8),
-    num_blocks=1,
-    parameters=4000,
-    batch_rows=2,
-    total_steps=MOST,
-    eval_rows=4,
-    eval_items=(2,),
-    eval_longer=(2,),
-)
 
 
 @pytest.fixture
