@@ -6,7 +6,7 @@ import random
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .damage import copied, damage, files
@@ -60,8 +60,7 @@ _FILE = re.compile(r"\{(?!word)(\w+)\}")
 TINY = "--total-steps 64 --env.num-envs 4 --segment-length 8 --eval-episodes 2"
 _TRAINED = "--total-steps --segment-length --seed --eval-episodes --checkpoint-seconds"
 _AGENT = (
-    "--total-steps --segment-length --seed --eval-episodes --checkpoint-seconds "
-    "--env.num-envs --ppo.gamma --ppo.epochs --ppo.learning-rate --ppo.num-minibatches "
+    f"{_TRAINED} --env.num-envs --ppo.gamma --ppo.epochs --ppo.learning-rate --ppo.num-minibatches "
     "--policy.memory.dim --memory.dim --ppo.clip-coefficient --ppo.target-kl"
 )
 _NAMES = "--memory --learner --method --env --set --device --engine --recipe --env.id"
@@ -71,6 +70,12 @@ _ASKED = (
     b"Hello\n/help\n/policy sinks x\n/policy nine\n/save folder\n/load folder\n/load nowhere\n\xff\n/what\n"
 )
 
+_PLAY = Form(
+    "play {run}",
+    numbers="--seed --max-steps",
+    named="--set --policy --preset",
+    paths="--out --coverage",
+)
 FORMS: Mapping[str, tuple[Form, ...]] = {
     "train": (
         Form("train tmaze", numbers=_AGENT, named=_NAMES, paths="--run-dir --init-from", fixed=TINY),
@@ -117,20 +122,9 @@ FORMS: Mapping[str, tuple[Form, ...]] = {
         Form("plot {run} {stopped}", named="--metric", paths="--out"),
     ),
     "play": (
-        Form(
-            "play {run}",
-            numbers="--seed --max-steps",
-            named="--set --policy --preset",
-            paths="--out --coverage",
-        ),
+        _PLAY,
         Form("play scrubjay/TMaze-v0", numbers="--seed --max-steps", named="--set", paths="--out"),
-        Form(
-            "play uav",
-            numbers="--seed --max-steps",
-            named="--set --policy --preset",
-            paths="--out --coverage",
-            fixed="--max-steps 3",
-        ),
+        replace(_PLAY, words="play uav", fixed="--max-steps 3"),
         Form(
             "play {team}",
             numbers="--seed --max-steps",
