@@ -7,8 +7,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]  (an extra)
-from mlflow.entities import Metric, Param  # pyright: ignore[reportMissingImports]
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param
 
 _LONGEST = 500
 """Letters of a parameter that every store takes."""

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import wandb  # pyright: ignore[reportMissingImports]  (an extra)
+import wandb
 
 
 class WandbClient:

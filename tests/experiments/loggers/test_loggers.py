@@ -42,7 +42,7 @@ def messages(log):
 def wandb_records(tmp_path, monkeypatch):
     """Have W&B write to disk; return what reads it back: a list of records for each time a run was opened."""
     wandb = pytest.importorskip("wandb")
-    from wandb.proto import wandb_internal_pb2  # pyright: ignore[reportMissingImports]
+    from wandb.proto import wandb_internal_pb2
 
     record: Any = wandb_internal_pb2
 
