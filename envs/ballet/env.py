@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
-from gymnasium.spaces import Box, Dict, Discrete
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
 from gymnasium.vector import AutoresetMode
 from PIL import Image, ImageDraw, ImageFont
 
@@ -26,6 +26,9 @@ COLOUR_AT = SHAPE_AT + len(world.SHAPE_NAMES)
 SLOT_SIZE = COLOUR_AT + len(world.COLOUR_NAMES)
 """Numbers in a slot; `MOVE_AT`, `SHAPE_AT` and `COLOUR_AT` are where its one-hot parts begin."""
 _SIZE = SLOTS * SLOT_SIZE + len(world.INSTRUCTIONS)
+_DOWN, _ACROSS, _MOVE, _BEFORE, _SHAPE, _COLOUR = range(6)
+_FARTHEST = 8
+"""Cells to a dancer that dances, at most, along an axis and in either direction."""
 _NEAREST = 3
 """Cells from the agent's first place to every dancer: all are equally near."""
 _TIME_TO_CHOOSE = 72
@@ -71,6 +74,18 @@ class Ballet(SingleEnv):
     26 .. 44  colour, one-hot, in the order of `scrubjay.envs.ballet.world.COLOUR_NAMES`
     ========= ============================================================================
 
+    Observation with `observation="set"`, a Dict of the same, for encoders that treat all dancers alike:
+
+    ============ =================== ===================================================================
+    key          space               meaning
+    ============ =================== ===================================================================
+    dancers      MultiDiscrete       for each of 8 slots 6 numbers: rows and columns from the agent to the
+                 [8, 6]              dancer, plus 8; the move it made in this step and the one before, 8
+                                     for none; shape; colour. Zeros in the slots of nobody
+    dancers_mask MultiBinary(8)      which slots are somebody's
+    instruction  Discrete(14)        as with "rgb"
+    ============ =================== ===================================================================
+
     Action, `Discrete(8)`: one cell to N, NE, E, SE, S, SW, W, NW (0 .. 7; N is up). A move into the wall,
     diagonal ones included, leaves the agent where it is. Other numbers are refused, in every phase.
 
@@ -97,7 +112,7 @@ class Ballet(SingleEnv):
         self,
         num_dancers: int = _NUM_DANCERS,
         delay: int = _DELAY,
-        observation: Literal["rgb", "symbolic"] = "rgb",
+        observation: Literal["rgb", "symbolic", "set"] = "rgb",
         max_steps: int | None = None,
         render_mode: str | None = None,
         *,
@@ -120,7 +135,7 @@ class BalletVector(BatchedEnv):
         num_envs: int = 1,
         num_dancers: int = _NUM_DANCERS,
         delay: int = _DELAY,
-        observation: Literal["rgb", "symbolic"] = "rgb",
+        observation: Literal["rgb", "symbolic", "set"] = "rgb",
         max_steps: int | None = None,
         render_mode: str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
@@ -133,7 +148,7 @@ class BalletVector(BatchedEnv):
             num_envs: Ballets in the batch.
             num_dancers: 1 to 8.
             delay: Steps for which all stand after each dance, at least 1.
-            observation: `rgb` pictures, or `symbolic` numbers.
+            observation: `rgb` pictures, `symbolic` numbers or a `set` of dancers.
             max_steps: Steps after which an episode is cut off; None for the original's.
             render_mode: rgb_array, ansi or None.
             autoreset_mode: When a row whose episode ended begins the next: by gymnasium's default, in the
@@ -144,14 +159,14 @@ class BalletVector(BatchedEnv):
             raise ValueError(f"num_dancers={num_dancers!r}: expected an integer from 1 to {SLOTS}")
         if not is_integer(delay) or delay < 1:
             raise ValueError(f"delay={delay!r}: expected an integer of at least 1")
-        if observation not in ("rgb", "symbolic"):
-            raise ValueError(f"observation={observation!r}: choose from 'rgb', 'symbolic'")
+        if observation not in _SPACES:
+            raise ValueError(f"observation={observation!r}: choose from {', '.join(map(repr, _SPACES))}")
         if dtype not in ("float32", "uint8"):
             raise ValueError(f"dtype={dtype!r}: choose from 'float32', 'uint8'")
-        if dtype == "uint8" and observation == "symbolic":
-            raise ValueError("dtype='uint8' is of pictures; observation='symbolic' has float32 alone")
+        if dtype == "uint8" and observation != "rgb":
+            raise ValueError(f"dtype='uint8' is of pictures; observation={observation!r} has none")
         self.dtype = dtype
-        self.num_dancers, self.delay, self.symbolic = int(num_dancers), int(delay), observation == "symbolic"
+        self.num_dancers, self.delay, self.observation = int(num_dancers), int(delay), observation
         self._period = world.MOVES_PER_DANCE - 1 + self.delay
         self.choice_step = self.num_dancers * self._period
         if max_steps is None:
@@ -166,7 +181,7 @@ class BalletVector(BatchedEnv):
         self.max_steps = int(max_steps)
         super().__init__(
             num_envs,
-            _symbolic_space() if self.symbolic else _rgb_space(dtype),
+            _SPACES[observation](dtype),
             Discrete(8),
             {
                 "num_dancers": self.num_dancers,
@@ -259,10 +274,10 @@ class BalletVector(BatchedEnv):
     def _found(self) -> np.ndarray:
         return (self.place[self._row, self.target] == self.agent).all(axis=1)
 
-    def _dancing(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Where someone moves in this step, return index in `rows`, dancer and move number."""
-        dancer, move = np.divmod(self.time[rows], self._period)
-        index = np.flatnonzero((dancer < self.num_dancers) & (move < world.MOVES_PER_DANCE))
+    def _dancing(self, rows: np.ndarray, ago: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Where someone moves, or did so long `ago`, return index in `rows`, dancer and move number."""
+        dancer, move = np.divmod(self.time[rows] - ago, self._period)
+        index = np.flatnonzero((dancer >= 0) & (dancer < self.num_dancers) & (move < world.MOVES_PER_DANCE))
         return index, dancer[index], move[index]
 
     def _instruction(self) -> np.ndarray:
@@ -272,13 +287,15 @@ class BalletVector(BatchedEnv):
     def _observe(self, rows: Rows | slice) -> Observations:
         rows = self._row[rows]
         instruction = self._instruction()[rows]
-        if self.symbolic:
+        if self.observation == "symbolic":
             return self._symbols(rows, instruction)
+        if self.observation == "set":
+            return {**self._set(rows), "instruction": instruction}
         return {"image": self._images(rows), "instruction": instruction}
 
     def _draw_still(self, rows: np.ndarray) -> None:
         """Draw the symbols of `rows` that hold while nobody has moved and nothing is asked."""
-        if not self.symbolic:
+        if self.observation != "symbolic":
             return
         still = np.zeros((len(rows), _SIZE), dtype=np.float32)
         slots = still[:, : SLOTS * SLOT_SIZE].reshape(len(rows), SLOTS, SLOT_SIZE)
@@ -307,6 +324,21 @@ class BalletVector(BatchedEnv):
                 symbols[index[:, None], at + axis] -= (walked[index, axis] / np.float32(8))[:, None]
         symbols[np.arange(len(rows)), SLOTS * SLOT_SIZE + instruction] = 1
         return symbols
+
+    def _set(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the dancers of `rows`, each in its slot, and which slots have one."""
+        each, slot = np.arange(len(rows))[:, None], self.slot[rows]
+        dancers = np.zeros((len(rows), SLOTS, _COLOUR + 1), dtype=np.int64)
+        dancers[each, slot, :_MOVE] = self._places_now(rows) - self.agent[rows, None] + _FARTHEST
+        for ago, field in enumerate((_MOVE, _BEFORE)):
+            dancers[each, slot, field] = world.NO_MOVE
+            index, dancer, move = self._dancing(rows, ago)
+            made = world.DANCE_MOVES[self.dance[rows[index], dancer], move]
+            dancers[index, slot[index, dancer], field] = made
+        dancers[each, slot, _SHAPE], dancers[each, slot, _COLOUR] = self.shape[rows], self.colour[rows]
+        present = np.zeros((len(rows), SLOTS), dtype=np.int8)
+        present[each, slot] = 1
+        return {"dancers": dancers, "dancers_mask": present}
 
     def _places_now(self, rows: np.ndarray) -> np.ndarray:
         """Return where all dancers of `rows` stand in this step, `[rows, dancers, 2]`."""
@@ -399,8 +431,23 @@ def _rgb_space(dtype: str) -> Dict:
     return Dict({"image": image, "instruction": Discrete(len(world.INSTRUCTIONS))})
 
 
-def _symbolic_space() -> Box:
+def _symbolic_space(dtype: str) -> Box:
     low = np.zeros((SLOTS, SLOT_SIZE), dtype=np.float32)
     low[:, :2] = -1
     low = np.concatenate([low.ravel(), np.zeros(len(world.INSTRUCTIONS), dtype=np.float32)])
     return Box(low, np.ones(_SIZE, dtype=np.float32))
+
+
+def _set_space(dtype: str) -> Dict:
+    place, move = 2 * _FARTHEST + 1, world.NO_MOVE + 1
+    one = [place, place, move, move, len(world.SHAPE_NAMES), len(world.COLOUR_NAMES)]
+    return Dict(
+        {
+            "dancers": MultiDiscrete([one] * SLOTS),
+            "dancers_mask": MultiBinary(SLOTS),
+            "instruction": Discrete(len(world.INSTRUCTIONS)),
+        }
+    )
+
+
+_SPACES = {"rgb": _rgb_space, "symbolic": _symbolic_space, "set": _set_space}

@@ -203,7 +203,7 @@ def test_a_state_without_dtype_is_of_floats():
     ("options", "message"),
     [
         ({"dtype": "float64"}, "dtype='float64': choose from 'float32', 'uint8'"),
-        ({"dtype": "uint8", "observation": "symbolic"}, "observation='symbolic' has float32 alone"),
+        ({"dtype": "uint8", "observation": "symbolic"}, "observation='symbolic' has none"),
     ],
 )
 def test_a_dtype_that_cannot_be_is_refused(options, message):
@@ -251,6 +251,36 @@ def world_without_dancers(image):
     plain = (low == high) & ((low == np.float32(40 / 255)) | (low == 1.0))
     cells *= plain
     return cells.reshape(99, 99, 3)
+
+
+@settings(max_examples=10, deadline=None)
+@given(num_dancers=st.integers(1, 8), delay=st.integers(1, 20), seed=st.integers(0, 2**40))
+def test_a_set_says_what_the_symbols_say_and_the_move_before(num_dancers, delay, seed):
+    flat, of_dancers = (BalletVector(3, num_dancers, delay, kind) for kind in ("symbolic", "set"))
+    rng = np.random.default_rng(seed)
+    told, seen = flat.reset(seed=seed)[0], of_dancers.reset(seed=seed)[0]
+    before = None
+    for _ in range(flat.choice_step + 20):
+        slots, instruction = told[:, :-14].reshape(3, SLOTS, SLOT_SIZE), told[:, -14:]
+        present = slots.any(axis=2)
+        np.testing.assert_array_equal(seen["dancers_mask"], present)
+        np.testing.assert_array_equal(seen["instruction"], instruction.argmax(axis=1))
+        place, moved, last, shape, colour = np.split(seen["dancers"], [2, 3, 4, 5], axis=2)
+        np.testing.assert_array_equal(place, np.where(present[..., None], slots[..., :2] * 8 + 8, 0))
+        for part, one_hot in (
+            (moved, slots[..., MOVE_AT:SHAPE_AT]),
+            (shape, slots[..., SHAPE_AT:COLOUR_AT]),
+            (colour, slots[..., COLOUR_AT:]),
+        ):
+            np.testing.assert_array_equal(part[..., 0], one_hot.argmax(axis=2))
+        expected = np.where(present, world.NO_MOVE, 0)[..., None] if before is None else before
+        np.testing.assert_array_equal(last, expected)
+        before = moved
+        action = rng.integers(8, size=3)
+        told, _, met, *_ = flat.step(action)
+        seen = of_dancers.step(action)[0]
+        if met.any():
+            break
 
 
 def test_last_moves_are_the_dances():
@@ -371,7 +401,7 @@ def test_instructions_are_told_in_words():
         ({"num_dancers": 9}, "num_dancers=9"),
         ({"delay": 0}, "delay=0: expected an integer of at least 1"),
         ({"delay": 1.5}, "delay=1.5"),
-        ({"observation": "pixels"}, "observation='pixels': choose from 'rgb', 'symbolic'"),
+        ({"observation": "pixels"}, "observation='pixels': choose from 'rgb', 'symbolic', 'set'"),
         ({"max_steps": 0}, "max_steps=0"),
         ({"max_steps": 64}, "max_steps=64: expected None or an integer of at least 65"),
     ],
