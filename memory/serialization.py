@@ -17,6 +17,10 @@ from scrubjay.memory.registry import make_config, name_of
 
 T = TypeVar("T")
 
+LATER = {"later": True}
+"""Marks a field that configs did not always have: at its default it is not written, and older versions can
+read what does not use it."""
+
 
 class _Family(NamedTuple):
     """Configs of one base class that are told by name."""
@@ -72,7 +76,11 @@ def decode(kind: type[T], value: Any, where: str = "config") -> T:
 
 def _fields(config: Any) -> dict[str, Any]:
     declared = typing.get_type_hints(type(config))
-    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    values = {
+        field.name: value
+        for field in dataclasses.fields(config)
+        if (value := getattr(config, field.name)) != field.default or not field.metadata.get("later")
+    }
     return {
         # What is declared to be one of a family and no other needs no name.
         name: _fields(value) if _is_one_of_family(declared[name]) else encode(value)

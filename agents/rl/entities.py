@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
+import numpy as np
 import torch
 from gymnasium import spaces
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Real
 from torch import Tensor, nn
 
-from scrubjay.agents.rl.encoders import ObservationEncoder, VectorEncoder
+from scrubjay.agents.rl.encoders import IndexEncoder, ObservationEncoder, VectorEncoder
 from scrubjay.agents.rl.observations import leaf_spaces
+
+Pooling = Literal["attention", "sum"]
+"""How the elements of a set become one vector; see `SetEncoder`."""
 
 ADJACENCY = "adjacency"
 """The leaf that says whom an agent hears; it shapes the graph and is no feature."""
 
 
+def make_encoder(space: spaces.Space, dim: int, pooling: Pooling = "attention") -> nn.Module:
+    """Return what encodes observations as vectors `[batch, dim]`: sets, where the space has any, as sets.
+
+    A set is declared by its names, as in `EntityEncoder`, whose errors are raised.
+    """
+    has_sets = bool(set_names(leaf_spaces(space)))
+    return EntityEncoder(space, dim, pooling) if has_sets else ObservationEncoder(space, dim)
+
+
+def set_names(leaves: dict[str, spaces.Space]) -> list[str]:
+    """Return which leaves are sets: those NAME of two axes that have a sibling NAME_mask."""
+    return [name for name in leaves if f"{name}_mask" in leaves and len(leaves[name].shape or ()) == 2]
+
+
 class EntityEncoder(nn.Module):
-    """Encodes one agent's observation, its sets included, as one vector.
+    """Encodes one observation, its sets included, as one vector.
 
     A leaf NAME of two axes with a sibling NAME_mask is a set, for a `SetEncoder`: neither order nor padding
     matters, and no parameter depends on the padded size. All other leaves but `adjacency` go through an
@@ -25,12 +44,10 @@ class EntityEncoder(nn.Module):
     not fit its set.
     """
 
-    def __init__(self, space: spaces.Space, dim: int) -> None:
+    def __init__(self, space: spaces.Space, dim: int, pooling: Pooling = "attention") -> None:
         super().__init__()
         leaves = leaf_spaces(space)
-        self.sets = [
-            name for name in leaves if f"{name}_mask" in leaves and len(leaves[name].shape or ()) == 2
-        ]
+        self.sets = set_names(leaves)
         apart = {ADJACENCY, *self.sets, *(f"{name}_mask" for name in self.sets)}
         plain = {name: leaf for name, leaf in leaves.items() if name not in apart}
         if not plain and not self.sets:
@@ -40,12 +57,12 @@ class EntityEncoder(nn.Module):
         width = dim * bool(plain)
         for name in self.sets:
             leaf, mask = leaves[name], leaves[f"{name}_mask"]
-            if not isinstance(leaf, spaces.Box) or mask.shape != leaf.shape[:1]:
+            if not isinstance(leaf, (spaces.Box, spaces.MultiDiscrete)) or mask.shape != leaf.shape[:1]:
                 raise ValueError(
-                    f"set {name!r} is {leaf} and its mask {mask}; expected a Box [elements, features] and "
-                    "one bit for each element"
+                    f"set {name!r} is {leaf} and its mask {mask}; expected a Box or MultiDiscrete [elements, "
+                    "features] and one bit for each element"
                 )
-            encoder = SetEncoder(leaf, dim)
+            encoder = SetEncoder(leaf, dim, pooling)
             self.elements.append(encoder)
             width += encoder.width
         self.project = nn.Linear(width, dim)
@@ -61,26 +78,38 @@ class EntityEncoder(nn.Module):
 
 
 class SetEncoder(nn.Module):
-    """Encodes a padded set in `width` numbers: the mean of its elements, two weighted means, their count.
+    """Encodes a padded set in `width` numbers, by one network that all elements share.
 
-    Elements pass a linear layer and SiLU; a learned vector each weighs them by a softmax, as one seed of the
-    pooling by attention of Lee et al. 2019 (arXiv 1810.00825) does. An empty set is zeros.
+    Features that are numbers pass a linear layer and SiLU. Those that are indices (MultiDiscrete) are
+    one-hot, and pass two, since only a second layer can tell that two of them came together.
+
+    Pooling by "attention" is the mean of the elements, two weighted means, and their count: a learned vector
+    each weighs them by a softmax, as one seed of the pooling by attention of Lee et al. 2019 (arXiv
+    1810.00825) does. By "sum" it is their sum (Zaheer et al. 2017, arXiv 1703.06114). An empty set is zeros.
     """
 
-    def __init__(self, space: spaces.Box, dim: int) -> None:
+    blank: Tensor
+
+    def __init__(
+        self, space: spaces.Box | spaces.MultiDiscrete, dim: int, pooling: Pooling = "attention"
+    ) -> None:
         super().__init__()
-        element = spaces.Box(space.low[0], space.high[0], dtype=space.dtype.type)
-        self.encoder = VectorEncoder(element, dim)
-        self.scores = nn.Linear(dim, 2, bias=False)
-        self.width = 3 * dim + 1
+        element = _element(space)
+        self.encoder = _element_encoder(element, dim)
+        blank = torch.as_tensor(getattr(element, "start", np.zeros(element.shape, dtype=np.float32)))
+        self.register_buffer("blank", blank, persistent=False)
+        self.scores = nn.Linear(dim, 2, bias=False) if pooling == "attention" else None
+        self.width = dim if self.scores is None else 3 * dim + 1
 
     def forward(
-        self, elements: Float[Tensor, "batch elements features"], present: Bool[Tensor, "batch elements"]
+        self, elements: Real[Tensor, "batch elements features"], present: Bool[Tensor, "batch elements"]
     ) -> Float[Tensor, "batch width"]:
         """Return one vector per set; elements that are not `present` may hold anything."""
-        # Zeros before the encoder, so that NaN in padding does not reach its gradient either.
-        clean = elements.masked_fill(~present[..., None], 0)
+        # Before the encoder, so that NaN in padding does not reach its gradient either.
+        clean = torch.where(present[..., None], elements, self.blank.to(elements.dtype))
         encoded = self.encoder(clean.flatten(0, 1)).unflatten(0, present.shape)
+        if self.scores is None:
+            return encoded.masked_fill(~present[..., None], 0).sum(dim=1)
         absent = ~present[:, None]
         # Finite, so that the softmax of an empty set is, too.
         weights = self.scores(encoded).transpose(1, 2).masked_fill(absent, -1e9).softmax(dim=-1)
@@ -88,3 +117,20 @@ class SetEncoder(nn.Module):
         even = (1 / count.clamp_min(1))[..., None].expand(-1, 1, weights.shape[-1])
         means = torch.cat([even, weights], dim=1).masked_fill(absent, 0) @ encoded
         return torch.cat([means.flatten(1), count.log1p()], dim=-1)
+
+
+def _element(space: spaces.Box | spaces.MultiDiscrete) -> spaces.Box | spaces.MultiDiscrete:
+    """Return the space of one element, wide enough for whatever an element may be."""
+    if isinstance(space, spaces.Box):
+        return spaces.Box(space.low[0], space.high[0], dtype=space.dtype.type)
+    first = space.start.min(axis=0)
+    return spaces.MultiDiscrete((space.start + space.nvec).max(axis=0) - first, start=first)
+
+
+def _element_encoder(element: spaces.Box | spaces.MultiDiscrete, dim: int) -> nn.Module:
+    if isinstance(element, spaces.Box):
+        return VectorEncoder(element, dim)
+    second = nn.Linear(dim, dim)
+    nn.init.orthogonal_(second.weight, math.sqrt(2))
+    nn.init.zeros_(second.bias)
+    return nn.Sequential(IndexEncoder(element, dim), nn.SiLU(), second, nn.SiLU())

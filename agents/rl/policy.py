@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from scrubjay.agents.rl import pretrained
 from scrubjay.agents.rl.card import Origin
 from scrubjay.agents.rl.distributions import Distribution, make_action_head
-from scrubjay.agents.rl.encoders import ObservationEncoder
+from scrubjay.agents.rl.entities import Pooling, make_encoder
 from scrubjay.agents.rl.observations import from_leaves, is_batched, to_leaves, to_tensors
 from scrubjay.agents.rl.reconstruction import Reconstruction
 from scrubjay.agents.rl.segment import Observation, Segment
 from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.memory import MemoryConfig, State, detach_state, make_config
 from scrubjay.memory.contract.stepper import Stepper
+from scrubjay.memory.serialization import LATER
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,10 @@ class PolicyConfig:
     """The memory between encoder and heads."""
     reconstruction: bool = False
     """Whether to add the head that redraws observations, for learners that use its loss."""
+    skip: bool = dataclasses.field(default=False, metadata=LATER)
+    """Whether what is seen reaches the heads beside memory, too, by an encoder of its own."""
+    pooling: Pooling = dataclasses.field(default="attention", metadata=LATER)
+    """How sets in observations (a leaf NAME with a sibling NAME_mask) become one vector."""
 
     def build(self, spaces: Spaces) -> Policy:
         """Return a new policy; raises TypeError on a space that is not supported, or on a team's spaces."""
@@ -84,7 +89,9 @@ class Policy(nn.Module):
         self.observation_space = observation_space
         self.action_space = action_space
         dim = self.config.memory.dim
-        self.encoder = ObservationEncoder(observation_space, dim)
+        self.encoder = make_encoder(observation_space, dim, self.config.pooling)
+        # An encoder of its own: a dance is to be kept, while where to walk is only to be seen.
+        self.view = make_encoder(observation_space, dim, self.config.pooling) if self.config.skip else None
         self.memory = self.config.memory.build()
         self.actor = make_action_head(action_space, dim)
         self.critic = nn.Linear(dim, 1)
@@ -124,7 +131,8 @@ class Policy(nn.Module):
         deterministic: bool = False,
     ) -> Choice:
         """Do what `step` does with rows that `memory.stepper` made, and that are quicker for it."""
-        return self._choose(rows.step(self.encoder(observation), start), generator, deterministic)
+        remembered = rows.step(self.encoder(observation), start)
+        return self._choose(self._with_view(remembered, observation), generator, deterministic)
 
     @torch.no_grad()
     def value(
@@ -190,7 +198,8 @@ class Policy(nn.Module):
         leaves = {key: leaf.flatten(0, 1) for key, leaf in to_leaves(segment.observations).items()}
         observations = from_leaves(leaves)
         encoded = self.encoder(observations).unflatten(0, (batch, time))
-        features, _ = self.memory(encoded, detach_state(segment.state), segment.starts)
+        remembered, _ = self.memory(encoded, detach_state(segment.state), segment.starts)
+        features = self._with_view(remembered.flatten(0, 1), observations).unflatten(0, (batch, time))
         distribution: Distribution = self.actor(features)
         values = self.critic(features).squeeze(-1)
         if self.reconstruction is None:
@@ -207,5 +216,8 @@ class Policy(nn.Module):
 
     def _remember(self, observation: Observation, state: State, start: Tensor | None) -> tuple[Tensor, State]:
         encoded = self.encoder(observation).unsqueeze(1)
-        features, state = self.memory(encoded, state, None if start is None else start.unsqueeze(1))
-        return features.squeeze(1), state
+        remembered, state = self.memory(encoded, state, None if start is None else start.unsqueeze(1))
+        return self._with_view(remembered.squeeze(1), observation), state
+
+    def _with_view(self, remembered: Tensor, observation: Observation) -> Tensor:
+        return remembered if self.view is None else remembered + self.view(observation)

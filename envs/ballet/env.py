@@ -443,7 +443,7 @@ def _set_space(dtype: str) -> Dict:
     one = [place, place, move, move, len(world.SHAPE_NAMES), len(world.COLOUR_NAMES)]
     return Dict(
         {
-            "dancers": MultiDiscrete([one] * SLOTS),
+            "dancers": MultiDiscrete(np.array([one] * SLOTS)),
             "dancers_mask": MultiBinary(SLOTS),
             "instruction": Discrete(len(world.INSTRUCTIONS)),
         }

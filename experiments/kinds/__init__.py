@@ -13,7 +13,6 @@ from scrubjay.experiments.kinds.beginning import Source as Source
 from scrubjay.experiments.kinds.beginning import weights_of as weights_of
 from scrubjay.experiments.kinds.engine import Engine
 from scrubjay.experiments.kinds.local import LocalEngine
-from scrubjay.experiments.kinds.plan import without_defaults
 from scrubjay.experiments.kinds.reinforcement import AgentTaskConfig, TrainConfig
 from scrubjay.experiments.kinds.sequence import SequenceEngine, SequenceTaskConfig
 from scrubjay.experiments.kinds.team import TeamTaskConfig
@@ -38,7 +37,7 @@ def make_engine(config: Experiment, run_dir: Path, trust: bool = False) -> Engin
 
 def to_json(config: Experiment) -> str:
     """Return the text of config.json."""
-    return json.dumps(without_defaults(serialization.encode(config)), indent=2) + "\n"
+    return json.dumps(serialization.encode(config), indent=2) + "\n"
 
 
 def from_json(text: str, trust: bool = False) -> Experiment:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from tyro.conf import Fixed, Suppress
 
+from scrubjay.memory.serialization import LATER
+
 RECORDED = {"recorded": True}
 """Marks fields that a run writes of itself, and nobody sets by a flag."""
 
@@ -47,12 +49,14 @@ class Plan:
     shaped_by: ClassVar[tuple[str, ...]]
     """The fields on which the shapes of the weights depend, the environment's spaces aside."""
 
-    init_from: str | None = None
+    init_from: str | None = dataclasses.field(default=None, metadata=LATER)
     """Directory of a run whose newest weights this one begins with; its optimiser and counts stay there."""
-    init_step: Annotated[int | None, Suppress, Fixed] = dataclasses.field(default=None, metadata=RECORDED)
+    init_step: Annotated[int | None, Suppress, Fixed] = dataclasses.field(
+        default=None, metadata=RECORDED | LATER
+    )
     """Steps behind those weights; a run writes it when it begins."""
     extensions: Annotated[tuple[Extension, ...], Suppress, Fixed] = dataclasses.field(
-        default=(), metadata=RECORDED
+        default=(), metadata=RECORDED | LATER
     )
     """Totals given later, as by `scrubjay resume RUN --total-steps N`; the last is `total_steps`."""
 
@@ -103,12 +107,3 @@ class Plan:
         """Return the same with what a run of it has written since."""
         names = ("total_steps", "extensions", "init_step")
         return dataclasses.replace(self, **{name: getattr(recorded, name) for name in names})
-
-
-def without_defaults(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a config.json without those of `Plan` that say nothing.
-
-    So that of a run that was neither extended nor begun with another's weights older versions can read it.
-    """
-    names = {field.name for field in dataclasses.fields(Plan)}
-    return {name: value for name, value in fields.items() if name not in names or value not in (None, [])}

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from scrubjay.agents.rl.entities import EntityEncoder
+from scrubjay.agents.rl.entities import EntityEncoder, Pooling, SetEncoder, make_encoder
 
 
 def space(users: int, agents: int = 3) -> spaces.Dict:
@@ -110,3 +110,63 @@ def test_bad_spaces_are_named() -> None:
         EntityEncoder(spaces.Dict({**space(4).spaces, "users_mask": spaces.MultiBinary(3)}), 8)
     with pytest.raises(TypeError, match="no features"):
         EntityEncoder(spaces.Dict({"adjacency": spaces.MultiBinary(3)}), 8)
+
+
+KINDS = {
+    "numbers": spaces.Box(-1, 1, (6, 3), np.float32),
+    "indices": spaces.MultiDiscrete(np.array([[3, 4, 5]] * 6)),
+    "indices from three": spaces.MultiDiscrete(np.array([[3, 4, 5]] * 6), start=np.array([[3, 0, -1]] * 6)),
+}
+
+
+@pytest.mark.parametrize("pooling", ["attention", "sum"])
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 1000))
+def test_a_set_is_read_in_any_order_and_whatever_lies_in_empty_slots(
+    kind: str, pooling: Pooling, seed: int
+) -> None:
+    torch.manual_seed(0)
+    space = KINDS[kind]
+    encode = SetEncoder(space, 8, pooling).double()  # pyright: ignore[reportArgumentType]
+    space.seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    elements = torch.as_tensor(space.sample())[None]
+    present = torch.rand(1, 6, generator=generator) < 0.5
+    order = torch.randperm(6, generator=generator)
+    elsewhere = torch.where(present[..., None], elements, 10**6)
+    torch.testing.assert_close(encode(elements, present), encode(elsewhere[:, order], present[:, order]))
+    assert encode(elements, present).shape == (1, encode.width)
+
+
+def test_a_sum_is_of_what_each_element_alone_gives() -> None:
+    encode = SetEncoder(KINDS["indices"], 8, "sum")  # pyright: ignore[reportArgumentType]
+    elements = torch.as_tensor(KINDS["indices"].sample())[None].expand(6, -1, -1)
+    alone = encode(elements, torch.eye(6).bool())
+    assert torch.equal(encode(elements, torch.zeros(6, 6).bool()), torch.zeros(6, 8))
+    torch.testing.assert_close(alone.sum(dim=0), encode(elements[:1], torch.ones(1, 6).bool())[0])
+
+
+def test_that_two_indices_came_together_can_be_told_from_a_sum() -> None:
+    """Counting the elements whose two indices are alike, among some that are not, needs a second layer."""
+    torch.manual_seed(0)
+    encode = SetEncoder(spaces.MultiDiscrete(np.array([[4, 4]] * 5)), 32, "sum")
+    count = torch.nn.Linear(encode.width, 1)
+    optimizer = torch.optim.Adam([*encode.parameters(), *count.parameters()], lr=1e-2)
+    present = torch.ones(256, 5).bool()
+    error = torch.tensor(torch.inf)
+    for _ in range(300):
+        pairs = torch.randint(4, (256, 5, 2))
+        alike = (pairs[..., 0] == pairs[..., 1]).sum(dim=1).float()
+        error = (count(encode(pairs, present))[:, 0] - alike).square().mean()
+        optimizer.zero_grad()
+        error.backward()
+        optimizer.step()
+    assert error < 0.05, "the best that sees each index alone errs by the variance, 0.94"
+
+
+def test_a_space_with_a_set_is_encoded_as_one_and_another_is_not() -> None:
+    flat = spaces.Dict({"dancers": KINDS["indices"], "told": spaces.Discrete(3)})
+    declared = spaces.Dict({**flat.spaces, "dancers_mask": spaces.MultiBinary(6)})
+    assert isinstance(make_encoder(declared, 8, "sum"), EntityEncoder)
+    assert not isinstance(make_encoder(flat, 8), EntityEncoder)

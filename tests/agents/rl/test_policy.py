@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -8,8 +9,9 @@ import torch
 from gymnasium import spaces
 
 from scrubjay.agents import Policy, PolicyConfig, Segment
+from scrubjay.agents.rl.entities import Pooling
 from scrubjay.agents.rl.observations import from_leaves, to_leaves, to_tensors
-from scrubjay.memory import list_memories, make_config
+from scrubjay.memory import list_memories, make_config, serialization
 from scrubjay.memory.gru import GRUConfig
 
 MakePolicy = Callable[..., Policy]
@@ -82,6 +84,47 @@ def test_steps_and_a_whole_segment_agree_for_every_memory(make_policy: MakePolic
     torch.testing.assert_close(evaluation.values, torch.stack(values, 1), atol=1e-5, rtol=1e-4)
 
 
+SET = spaces.Dict(
+    {
+        "dancers": spaces.MultiDiscrete(np.array([[3, 4]] * 3)),
+        "dancers_mask": spaces.MultiBinary(3),
+        "told": spaces.Discrete(3),
+    }
+)
+
+
+@pytest.mark.parametrize("pooling", ["attention", "sum"])
+def test_steps_and_a_segment_agree_where_sets_are_seen_beside_memory(pooling: Pooling) -> None:
+    torch.manual_seed(0)
+    config = PolicyConfig(make_config("gru", dim=8), skip=True, pooling=pooling)
+    policy = Policy(SET, spaces.Discrete(3), config)
+    segment = walk(policy, batch=3, time=11)
+    evaluation = policy.evaluate(segment)
+    torch.testing.assert_close(evaluation.log_probs, segment.log_probs)
+    torch.testing.assert_close(evaluation.values, segment.values)
+    with torch.no_grad():
+        rows = policy.memory.stepper(segment.state)
+        for t in range(11):
+            seen = from_leaves({key: leaf[:, t] for key, leaf in to_leaves(segment.observations).items()})
+            value = policy.advance(seen, rows, segment.starts[:, t]).value
+            torch.testing.assert_close(value, segment.values[:, t])
+
+
+def test_what_is_seen_reaches_the_heads_beside_memory_only_where_asked_for() -> None:
+    def slopes(skip: bool) -> list[bool]:
+        torch.manual_seed(0)
+        policy = Policy(SET, spaces.Discrete(3), PolicyConfig(make_config("gru", dim=8), skip=skip))
+        policy.memory.requires_grad_(False)
+        for parameter in policy.memory.parameters():
+            parameter.zero_()  # a memory whose output is zero
+        policy.evaluate(walk(policy, batch=2, time=3)).values.sum().backward()
+        encoders = [policy.encoder] if policy.view is None else [policy.encoder, policy.view]
+        return [any(p.grad is not None and bool(p.grad.any()) for p in e.parameters()) for e in encoders]
+
+    assert slopes(skip=False) == [False]
+    assert slopes(skip=True) == [False, True]
+
+
 def test_value_looks_and_forgets(make_policy: MakePolicy) -> None:
     policy = make_policy()
     state = policy.initial_state(2)
@@ -150,3 +193,11 @@ def test_gradients_stop_at_the_segments_border(make_policy: MakePolicy) -> None:
     segment.state = {key: value.requires_grad_() for key, value in segment.state.items()}
     policy.evaluate(segment).values.sum().backward()
     assert all(value.grad is None for value in segment.state.values())
+
+
+def test_what_configs_did_not_always_have_is_written_where_it_is_used() -> None:
+    plain = PolicyConfig(make_config("gru", dim=8))
+    assert serialization.encode(plain).keys() == {"memory", "reconstruction"}
+    used = dataclasses.replace(plain, skip=True, pooling="sum")
+    assert serialization.encode(used).keys() == {"memory", "reconstruction", "skip", "pooling"}
+    assert serialization.decode(PolicyConfig, serialization.encode(used)) == used
