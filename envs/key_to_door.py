@@ -90,7 +90,8 @@ class KeyToDoor(SingleEnv):
 
     End: `terminated` on entering a door, and after E + D + 15 steps (the horizon belongs to the task, so
     nothing is ever `truncated`). The last step's info has `success`, 1.0 if the right door was entered with
-    the key, else 0.0; `key`, 1.0 if the key was taken; `apples`, the number eaten.
+    the key, else 0.0; `reached`, 1.0 if any door was entered; `key`, 1.0 if the key was taken; `apples`, the
+    number eaten.
 
     Best: with memory success 1, and a return of 1 and what the apples pay (shortest ways, C = 3: 9.0 apples
     in 30 steps, mean return 1.49). Without memory (the action drawn from the present observation) success is
@@ -261,6 +262,7 @@ class KeyToDoorVector(BatchedEnv):
     def _summary(self) -> dict[str, np.ndarray]:
         return {
             "success": self._right().astype(np.float64),
+            "reached": (self.place >= self._num_cells).astype(np.float64),
             "key": self.has_key.astype(np.float64),
             "apples": self.eaten.copy(),
         }

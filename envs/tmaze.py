@@ -66,7 +66,7 @@ class TMaze(SingleEnv):
 
     End: `terminated` on entering a goal, and after L + 1 steps (active: L + 3), the fewest in which the
     right goal can be found for sure; this horizon belongs to the task, so nothing is ever `truncated`. The
-    last step's `info["success"]` is 1.0 if the right goal was entered, else 0.0.
+    last step's info has `success`, 1.0 if the right goal was entered, and `reached`, 1.0 if either was.
 
     Best: with memory return 1 and success 1. Without memory (actions drawn from the present observation)
     success is at most 0.5, with return 0.5: walk right, turn blindly.
@@ -151,7 +151,10 @@ class TMazeVector(BatchedEnv):
         return observations
 
     def _summary(self) -> dict[str, np.ndarray]:
-        return {"success": (self.arm == self.cue).astype(np.float64)}
+        return {
+            "success": (self.arm == self.cue).astype(np.float64),
+            "reached": (self.arm != 0).astype(np.float64),
+        }
 
     def _window(self, row: int, shown: int) -> range:
         """Cells in view: the whole maze, or as many as fit around the agent."""

@@ -21,6 +21,9 @@ from scrubjay.memory.contract.stepper import Stepper
 
 _log = logging.getLogger(__name__)
 
+MEASURES = ("reached",)
+"""What environments may say at an end beside `info["success"]`: whether a choice was made at all."""
+
 
 @dataclass(frozen=True)
 class EpisodeStats:
@@ -33,7 +36,7 @@ class EpisodeStats:
     success: float | None = None
     """What the environment said under `info["success"]` at the end, if it did."""
     measures: dict[str, float] = field(default_factory=dict)
-    """Means over its steps of what else was measured, in samplers that do."""
+    """What else was measured: of `MEASURES`, or means over its steps in samplers that take some."""
 
 
 class RowSampler(ABC):
@@ -259,8 +262,12 @@ class Sampler(RowSampler):
 
     def _finish_episodes(self, infos: dict[str, Any]) -> None:
         for row in np.flatnonzero(self._starts).tolist():
-            success = final_success(infos, row)
-            self._episodes.append(EpisodeStats(float(self._returns[row]), int(self._lengths[row]), success))
+            told = {name: final_info(infos, row, name) for name in ("success", *MEASURES)}
+            success = told.pop("success")
+            measures = {name: value for name, value in told.items() if value is not None}
+            self._episodes.append(
+                EpisodeStats(float(self._returns[row]), int(self._lengths[row]), success, measures)
+            )
         self._returns[self._starts] = 0.0
         self._lengths[self._starts] = 0
 
@@ -294,9 +301,9 @@ def batch_first(array: np.ndarray, device: torch.device) -> Tensor:
     return torch.from_numpy(array).to(device).transpose(0, 1)
 
 
-def final_success(infos: dict[str, Any], row: int) -> float | None:
-    """Return `info["success"]` of a row's last step: gymnasium 1.x keeps it in a dict of arrays and masks."""
+def final_info(infos: dict[str, Any], row: int, name: str) -> float | None:
+    """Return `info[name]` of a row's last step: gymnasium 1.x keeps it in a dict of arrays and masks."""
     final = infos.get("final_info", {})
-    if "success" not in final or not final.get("_success", infos["_final_info"])[row]:
+    if name not in final or not final.get(f"_{name}", infos["_final_info"])[row]:
         return None
-    return float(final["success"][row])
+    return float(final[name][row])

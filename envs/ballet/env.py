@@ -92,7 +92,7 @@ class Ballet(SingleEnv):
     Reward: +1 on entering the target's cell, else 0.
 
     End: `terminated` on entering a dancer's cell; `truncated` after `max_steps` steps. The last step's
-    `info["success"]` is 1.0 if the target was found, else 0.0.
+    info has `success`, 1.0 if the target was found, and `reached`, 1.0 if any dancer was; else 0.0.
 
     Best: with memory return and success 1. Without memory 1/n.
 
@@ -267,9 +267,11 @@ class BalletVector(BatchedEnv):
         agent = self.agent + world.MOVES[actions]
         free = walking & ((agent > 0) & (agent < world.ROOM - 1)).all(axis=1)
         self.agent = np.where(free[:, None], agent, self.agent)
-        met = (self.place == self.agent[:, None]).all(axis=2)
-        terminated = met.any(axis=1)
+        terminated = self._met()
         return self._found().astype(np.float64), terminated, (self.time >= self.max_steps) & ~terminated
+
+    def _met(self) -> np.ndarray:
+        return (self.place == self.agent[:, None]).all(axis=2).any(axis=1)
 
     def _found(self) -> np.ndarray:
         return (self.place[self._row, self.target] == self.agent).all(axis=1)
@@ -361,7 +363,7 @@ class BalletVector(BatchedEnv):
         return images.reshape(len(rows), world.ROOM * world.CELL, world.ROOM * world.CELL, 3)
 
     def _summary(self) -> dict[str, np.ndarray]:
-        return {"success": self._found().astype(np.float64)}
+        return {"success": self._found().astype(np.float64), "reached": self._met().astype(np.float64)}
 
     def _info(self) -> dict[str, np.ndarray]:
         return {"instruction": _INSTRUCTIONS[self._instruction()]}

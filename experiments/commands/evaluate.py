@@ -82,6 +82,8 @@ def _evaluate_agent(run: Run, config: AgentConfig, settings: Sequence[str], opti
         if name in summary:
             low, high = summary[f"{name}_low"], summary[f"{name}_high"]
             print(f"{words_for_it}  {summary[name]:.3f}  [{low:.3f}, {high:.3f}]  95 % interval")
+    if "reached" in summary:
+        print(f"reached  {summary['reached']:.3f}  any choice, right or wrong")
     print(f"length   {summary['episodic_length']:.1f} steps, {options.episodes} episodes")
     return 0
 

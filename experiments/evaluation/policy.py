@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from scrubjay.agents.rl.policy import Policy
-from scrubjay.agents.rl.sampler import final_success
+from scrubjay.agents.rl.sampler import MEASURES, final_info
 from scrubjay.experiments.runs.statistics import normal_interval, wilson_interval
 from scrubjay.experiments.tasks.environments import EnvConfig
 
@@ -49,6 +49,8 @@ class EpisodeScores:
     """Steps of each episode."""
     successes: tuple[float, ...]
     """How well each succeeded, from 0 to 1; empty where the environment does not say."""
+    measures: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """What else the environment says of each episode, such as whether a choice was reached at all."""
 
     def summary(self) -> dict[str, float]:
         """Return means with 95 % intervals: Wilson's for success that is yes or no, else the normal one."""
@@ -59,7 +61,7 @@ class EpisodeScores:
             else:
                 low, high = normal_interval(self.successes)
             summary |= {"success": float(np.mean(self.successes)), "success_low": low, "success_high": high}
-        return summary
+        return summary | {name: float(np.mean(values)) for name, values in self.measures.items()}
 
 
 def evaluate(
@@ -88,7 +90,7 @@ def evaluate(
     """
     shares = share_out(episodes)
     copies = len(shares)
-    finished: list[list[tuple[float, int, float | None]]] = [[] for _ in range(copies)]
+    finished: list[list[tuple[float, int, dict[str, float | None]]]] = [[] for _ in range(copies)]
     envs = env.make_vector(copies)
     training = policy.training
     policy.eval()
@@ -106,9 +108,8 @@ def evaluate(
                 returns, lengths = returns + rewards, lengths + 1
                 start = np.logical_or(terminated, truncated)
                 for row in np.flatnonzero(start):
-                    finished[row].append(
-                        (float(returns[row]), int(lengths[row]), final_success(infos, int(row)))
-                    )
+                    told = {name: final_info(infos, int(row), name) for name in ("success", *MEASURES)}
+                    finished[row].append((float(returns[row]), int(lengths[row]), told))
                     returns[row] = lengths[row] = 0
     finally:
         policy.train(training)
@@ -116,9 +117,12 @@ def evaluate(
     counted = [episode for done, share in zip(finished, shares, strict=True) for episode in done[:share]]
     if not counted:
         raise ValueError(f"{env.id}: no episode ended within {max_steps:,} steps")
-    told = [episode[2] for episode in counted if episode[2] is not None]
+    columns = {name: [episode[2][name] for episode in counted] for name in counted[0][2]}
+    whole = {name: tuple(v for v in values if v is not None) for name, values in columns.items()}
+    whole = {name: values for name, values in whole.items() if len(values) == len(counted)}
     return EpisodeScores(
         returns=tuple(episode[0] for episode in counted),
         lengths=tuple(episode[1] for episode in counted),
-        successes=tuple(told) if len(told) == len(counted) else (),
+        successes=whole.pop("success", ()),
+        measures=whole,
     )

@@ -106,8 +106,8 @@ class SlowRoom:
         last = opened is not None or self.time == self.explore + self.distract + 15
         if self.time in (self.explore, self.explore + self.distract):
             self.agent = self.middle
-        info = {"success": success, "key": float(self.taken), "apples": self.eaten} if last else {}
-        return self.look(), reward + success, last, info
+        told = {"key": float(self.taken), "apples": self.eaten, "reached": float(opened is not None)}
+        return self.look(), reward + success, last, told | {"success": success} if last else {}
 
 
 def triples_of(observations):

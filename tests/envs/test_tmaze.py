@@ -61,7 +61,8 @@ class SlowTMaze:
         else:
             desired = self.steps - (2 if self.active else 0)
             reward = -1 / self.length if self.cell < desired else 0.0
-        return self.look(goal), reward, last, {"success": float(goal == self.goal)} if last else {}
+        told = {"success": float(goal == self.goal), "reached": float(goal is not None)}
+        return self.look(goal), reward, last, told if last else {}
 
 
 def batch_with_both_cues(length, active, rows=2) -> Any:

@@ -85,6 +85,15 @@ def test_bookkeeping_agrees_with_a_loop_over_single_environments(
     assert sampler.pop_episodes() == []
 
 
+def test_whether_a_choice_was_reached_is_kept_beside_success(make_policy: MakePolicy) -> None:
+    env = gymnasium.make_vec("scrubjay/TMaze-v0", num_envs=32, corridor_length=2, autoreset_mode="SameStep")
+    policy = make_policy(observation_space=env.single_observation_space, action_space=spaces.Discrete(4))
+    sampler = Sampler(env, policy, 30)
+    sampler.collect()
+    told = {(episode.measures["reached"], episode.success) for episode in sampler.pop_episodes()}
+    assert told == {(0.0, 0.0), (1.0, 0.0), (1.0, 1.0)}
+
+
 def test_log_probs_are_those_of_the_actions(scripted_envs: Envs, make_policy: MakePolicy) -> None:
     policy = make_policy()
     sampler = Sampler(scripted_envs(3), policy, 12)

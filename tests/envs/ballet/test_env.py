@@ -166,7 +166,7 @@ def test_equals_the_rules_written_sprite_by_sprite(num_dancers, delay, cut, seed
             assert [reward, terminated, truncated] == theirs
             ended = terminated or truncated
         np.testing.assert_array_equal(observation["image"], image)
-        assert info["success"] == reward
+        assert (info["success"], info["reached"]) == (reward, terminated)
         observation, info = env.reset()
 
 

@@ -21,6 +21,18 @@ def test_evaluation_is_reproducible_fair_and_leaves_no_trace(finished_run):
         evaluate(policy, longer, 0)
 
 
+def test_reaching_a_choice_is_told_apart_from_choosing_right(finished_run):
+    short = EnvConfig("scrubjay/TMaze-v0", {"corridor_length": 2})
+    scores = evaluate(finished_run.policy, short, 200, deterministic=False)
+    reached, right = scores.measures["reached"], scores.successes
+    assert all(arrived >= chosen for arrived, chosen in zip(reached, right, strict=True))
+    # Arriving pays 1 where the choice is right; whoever arrives without lagging behind and fails has 0.
+    wrong = [arrived - chosen for arrived, chosen in zip(reached, right, strict=True)]
+    assert 0 < sum(wrong) < 200
+    assert scores.summary()["reached"] == sum(reached) / 200
+    assert "reached" not in EpisodeScores((0.0,), (1,), ()).summary()
+
+
 def test_evaluation_summary_by_hand():
     summary = EpisodeScores((1.0, 0.0, 1.0, 0.0), (2, 4, 4, 2), (1.0, 0.0, 1.0, 0.0)).summary()
     assert summary["episodic_return"] == summary["success"] == 0.5
