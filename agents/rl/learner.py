@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 from scrubjay.agents.rl.peers import Alone
 
@@ -52,6 +52,10 @@ class LearnerConfig(ABC):
     def rows_needed(self) -> int:
         """The fewest rows of which an update can be made."""
         return 1 if self.rows_by is None else getattr(self, self.rows_by)
+
+    def over(self, total_steps: int) -> Self:
+        """Return the settings for a run of so many environment steps: by default the same."""
+        return self
 
     def check_learners(self, count: int) -> None:
         """Raise ValueError if an update cannot be shared by so many learners, each in its own process."""

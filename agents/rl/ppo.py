@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +17,7 @@ from scrubjay.agents.rl.optimizers import restore
 from scrubjay.agents.rl.peers import Alone
 from scrubjay.agents.rl.policy import Policy
 from scrubjay.agents.rl.segment import Segment
+from scrubjay.memory.serialization import LATER
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,10 @@ class PPOConfig(LearnerConfig):
     """Whether to bring advantages to mean 0 and deviation 1 over the whole batch."""
     target_kl: float | None = None
     """Divergence from the sampling policy, in nats, after which the remaining passes are skipped."""
+    anneal: bool = field(default=False, metadata=LATER)
+    """Whether the step size falls, in a straight line, to 0 at the end of the run."""
+    anneal_steps: int | None = field(default=None, metadata=LATER)
+    """Environment steps over which it does; by default those that the run was begun for."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.gamma <= 1 or not 0 <= self.gae_lambda <= 1:
@@ -63,14 +68,26 @@ class PPOConfig(LearnerConfig):
                 raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
         if self.target_kl is not None and not self.target_kl > 0:
             raise ValueError(f"target_kl={self.target_kl}: must be positive, or None for no limit")
+        if self.anneal_steps is not None and not (self.anneal and self.anneal_steps > 0):
+            raise ValueError(
+                f"anneal={self.anneal}, anneal_steps={self.anneal_steps}: give steps, at least 1, with "
+                "anneal=True, or None"
+            )
         if self.learning_rate <= 0 or self.clip <= 0 or self.max_grad_norm <= 0:
             raise ValueError(
                 f"learning_rate={self.learning_rate}, clip={self.clip}, max_grad_norm={self.max_grad_norm}: "
                 "all must be positive"
             )
 
+    def over(self, total_steps: int) -> Self:
+        """Return the settings for a run of so many environment steps."""
+        return replace(self, anneal_steps=total_steps) if self.anneal and not self.anneal_steps else self
+
     def build(self, policy: Policy, seed: int = 0, peers: Alone | None = None) -> PPO:
-        """Return PPO of `policy`; raises ValueError if that lacks a head that the settings ask for."""
+        """Return PPO of `policy`; raises ValueError if that lacks a head that the settings ask for.
+
+        Or if a step size is to fall, and nobody has said over how many steps; see `over`.
+        """
         return PPO(policy, self, seed, peers)
 
 
@@ -96,6 +113,10 @@ class PPO:
                 f"reconstruction_coefficient={self.config.reconstruction_coefficient} needs a policy built "
                 "with PolicyConfig(reconstruction=True)"
             )
+        if self.config.anneal and self.config.anneal_steps is None:
+            raise ValueError("anneal=True without anneal_steps: take config.over(total_steps) instead")
+        self.steps = 0
+        """Environment steps learned from."""
         self._parameters = list(policy.parameters())
         self.optimizer = torch.optim.Adam(
             self._parameters, lr=self.config.learning_rate, eps=1e-5, fused=True
@@ -109,6 +130,7 @@ class PPO:
         """
         advantages, returns = self.advantages(segment)
         first, total = self.peers.place(segment.num_rows)
+        rate = self._set_learning_rate()
         history: list[dict[str, Tensor]] = []
         for _ in range(self.config.epochs):
             epoch = []
@@ -132,6 +154,9 @@ class PPO:
         _, deviation = self.peers.moments(returns)
         explained = 1 - error.square() / deviation.square().clamp_min(1e-8)
         result["losses/explained_variance"] = explained.item()
+        if self.config.anneal:
+            result["charts/learning_rate"] = rate
+        self.steps += total * segment.rewards.shape[1]
         return result
 
     def advantages(self, segment: Segment) -> tuple[Float[Tensor, "batch time"], Float[Tensor, "batch time"]]:
@@ -204,12 +229,24 @@ class PPO:
     def get_state(self) -> dict[str, Any]:
         """Return what the learner knows besides the policy's weights, as tensors and plain values."""
         # Copied, since the optimizer hands out the very tensors that its next step overwrites.
-        return {
+        state = {
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "generator": self.generator.get_state(),
         }
+        return {**state, "steps": self.steps} if self.config.anneal else state
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on from what `get_state` returned."""
         restore(self.optimizer, state["optimizer"])
         self.generator.set_state(state["generator"])
+        steps = state.get("steps", 0)
+        if type(steps) is not int or steps < 0:
+            raise ValueError(f"steps={steps!r:.40} of the learner: expected a number of steps")
+        self.steps = steps
+
+    def _set_learning_rate(self) -> float:
+        """Set the rate of the next update, and return it; once it has fallen the last one stays."""
+        group = self.optimizer.param_groups[0]
+        if self.config.anneal_steps is not None and self.steps < self.config.anneal_steps:
+            group["lr"] = self.config.learning_rate * (1 - self.steps / self.config.anneal_steps)
+        return group["lr"]

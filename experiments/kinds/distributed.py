@@ -70,7 +70,7 @@ class RayEngine(Engine):
                 num_envs=config.env.num_envs,
                 segment_length=config.segment_length,
                 policy=config.policy,
-                learner=config.learner,
+                learner=config.planned_learner,
                 sampling_seed=derive_seed(config.seed, "sampling", self.step),
                 learner_seed=derive_seed(config.seed, "minibatches"),
             )

@@ -25,7 +25,7 @@ class LocalEngine(Engine):
         self.episodes = EpisodeWindow()
         self._envs = config.env.make_rows()
         self.model = self._begun(config.make_policy(self._envs)).to(resolve_device(config.device))
-        self.learner = config.learner.build(self.model, derive_seed(config.seed, "minibatches"))
+        self.learner = config.planned_learner.build(self.model, derive_seed(config.seed, "minibatches"))
         self.sampler = make_sampler(
             self._envs, self.model, config.segment_length, derive_seed(config.seed, "sampling")
         )

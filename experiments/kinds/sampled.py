@@ -88,6 +88,11 @@ class SampledConfig(Plan, ABC):
         return -(-self.total_steps // self.steps_per_update) * self.steps_per_update
 
     @property
+    def planned_learner(self) -> LearnerConfig:
+        """The learner's settings, for as many steps as the run was begun for."""
+        return self.learner.over(self.first_plan)
+
+    @property
     def memory(self) -> MemoryConfig:
         """The policy's memory."""
         return self.policy.memory
@@ -155,7 +160,7 @@ class SampledConfig(Plan, ABC):
                 f"{self.learner_field}.{learner.rows_by}={learner.rows_needed}: at most env.num_envs={rows}, "
                 "as a minibatch is a set of whole rows"
             )
-        state = learner.build(self.make_policy()).get_state()
+        state = self.planned_learner.build(self.make_policy()).get_state()
         to_plain(state, f"the state of {type(learner).__name__}'s learner")
 
 

@@ -184,6 +184,34 @@ def test_a_restored_learner_makes_the_same_update(make_policy: MakePolicy, scrip
     assert all(torch.equal(*pair) for pair in weights)
 
 
+def test_the_step_size_falls_in_a_line_and_goes_on_where_it_was(
+    make_policy: MakePolicy, scripted_envs: Envs
+) -> None:
+    policy = make_policy()
+    segment = segment_of(policy, scripted_envs(4))
+    config = PPOConfig(num_minibatches=2, learning_rate=0.01, anneal=True).over(4 * segment.num_steps)
+    learner = PPO(policy, config)
+    rates = [learner.update(segment)["charts/learning_rate"] for _ in range(2)]
+    again = PPO(policy, config)
+    again.set_state(learner.get_state())
+    rates += [again.update(segment)["charts/learning_rate"] for _ in range(4)]
+    assert rates == pytest.approx([0.01, 0.0075, 0.005, 0.0025, 0.0025, 0.0025])
+    before = policy.critic.weight.clone()
+    again.optimizer.param_groups[0]["lr"] = 0.0
+    again.update(segment)
+    assert torch.equal(before, policy.critic.weight), "the rate that is told is the one that is used"
+
+
+def test_a_falling_step_size_needs_a_length(make_policy: MakePolicy) -> None:
+    with pytest.raises(ValueError, match=r"over\(total_steps\)"):
+        PPOConfig(anneal=True).build(make_policy())
+    assert PPOConfig().over(100) == PPOConfig()
+    assert PPOConfig(anneal=True, anneal_steps=7).over(100).anneal_steps == 7
+    learner = PPOConfig(anneal=True).over(100).build(make_policy())
+    with pytest.raises(ValueError, match="steps=-1"):
+        learner.set_state({**learner.get_state(), "steps": -1})
+
+
 class Recall(gymnasium.Env):
     """Shows 0 or 1 once, then 2; pays 1 for answering, at the last step, with what was shown first."""
 

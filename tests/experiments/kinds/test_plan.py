@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from scrubjay.agents import PPOConfig
 from scrubjay.experiments import RayOptions, Run, resume, train
 from scrubjay.experiments.kinds import from_json, to_json
 from scrubjay.experiments.kinds.local import LocalEngine
@@ -70,6 +71,17 @@ def test_a_rate_that_falls_keeps_the_first_plan_and_then_its_last_value(tmp_path
     assert [row["charts/learning_rate"] for row in run.metrics()] == falling + 4 * falling[-1:]
     assert run.result["step"] == 2 * MOST
     assert steps_in(run) == [64 * update for update in range(1, 9)]
+
+
+def test_so_does_one_of_ppo(tiny, tmp_path):
+    annealing = dataclasses.replace(
+        tiny(eval_episodes=0), ppo=PPOConfig(epochs=1, num_minibatches=2, anneal=True)
+    )
+    plan = train(annealing, tmp_path / "run")
+    falling = [row["charts/learning_rate"] for row in plan.metrics()]
+    assert falling == pytest.approx([3e-4 * (1 - done / 6) for done in range(6)])
+    run = resume(plan.path, total_steps=256)
+    assert [row["charts/learning_rate"] for row in run.metrics()] == falling + 2 * falling[-1:]
 
 
 def test_a_stopped_plan_goes_on_falling_as_if_it_had_not_been_extended(tmp_path):
