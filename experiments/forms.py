@@ -24,7 +24,7 @@ _TYPES: dict[str, Any] = {
     "tuple[int, ...]": tuple[int, ...],
     "dict[str, bool | int | float | str]": dict[str, bool | int | float | str],
 }
-_CONFIG, _CONFIGS = "config", "configs"
+_CONFIG, _CONFIGS, _SEVERAL = "config", "configs", "several"
 
 
 def form_of(kind: type[Any]) -> Form:
@@ -70,7 +70,7 @@ def made(values: dict[str, Any], forms: dict[str, Form]) -> Any:
             value = tuple(made(item, forms) for item in value)
             kind = tuple[tuple(map(type, value))]
         else:
-            kind = _TYPES[kind] if isinstance(kind, str) else Literal[tuple(kind)]
+            kind = _type(kind)
             value = tuple(value) if isinstance(value, list) else value
         fields.append((name, Annotated[kind, tyro.conf.arg(help=field["help"])]))
         given[name] = value
@@ -78,10 +78,22 @@ def made(values: dict[str, Any], forms: dict[str, Form]) -> Any:
     return dataclasses.make_dataclass(values["form"], fields, namespace=namespace, kw_only=True)(**given)
 
 
-def _named(hint: Any) -> str | list[str]:
-    """Return the name of a field's type, or its choices. Raises KeyError on a type that has none."""
+def _type(named: Any) -> Any:
+    """Undo `_named`."""
+    if isinstance(named, str):
+        return _TYPES[named]
+    return tuple[_type(named[_SEVERAL]), ...] if isinstance(named, dict) else Literal[tuple(named)]
+
+
+def _named(hint: Any) -> str | list[str] | dict[str, list[str]]:
+    """Return the name of a field's type, or its choices, of which it may have several.
+
+    Raises KeyError on a type that has none.
+    """
     if get_origin(hint) is Literal:
         return list(get_args(hint))
+    if get_origin(hint) is tuple and get_origin(get_args(hint)[0]) is Literal:
+        return {_SEVERAL: list(get_args(get_args(hint)[0]))}
     if dataclasses.is_dataclass(hint):
         return _CONFIG
     if get_origin(hint) is tuple and dataclasses.is_dataclass(get_args(hint)[0]):

@@ -13,8 +13,10 @@ def can_restore(env: VectorEnv) -> bool:
     """Return whether `save_env` and `load_env` work on `env`.
 
     They do if it offers `get_state` and `set_state` itself, or is a `SyncVectorEnv` whose environments do
-    under no other wrappers than those that `gymnasium.make` adds.
+    under no other wrappers than those that `gymnasium.make` adds, and those that say that they are
+    `stateless`.
     """
+    env = _bare(env)
     if _offers_state(env):
         return True
     return type(env) is SyncVectorEnv and all(_layers(sub_env) is not None for sub_env in env.envs)
@@ -22,6 +24,7 @@ def can_restore(env: VectorEnv) -> bool:
 
 def save_env(env: VectorEnv) -> Any:
     """Return the state of `env`. Raises TypeError if it offers none."""
+    env = _bare(env)
     if _offers_state(env):
         return env.get_state()  # type: ignore[attr-defined]
     return [_save_layers(layers) for layers in _all_layers(env)]
@@ -29,6 +32,7 @@ def save_env(env: VectorEnv) -> Any:
 
 def load_env(env: VectorEnv, state: Any) -> None:
     """Put `env` where it was at `save_env`; it must have been reset once. Raises TypeError if it cannot."""
+    env = _bare(env)
     if _offers_state(env):
         env.set_state(state)  # type: ignore[attr-defined]
         return
@@ -38,6 +42,13 @@ def load_env(env: VectorEnv, state: Any) -> None:
         layers[-1].set_state(saved["env"])
 
 
+def _bare(env: Any) -> Any:
+    """Return the environment under wrappers that keep nothing between steps."""
+    while getattr(type(env), "stateless", False):
+        env = env.env
+    return env
+
+
 def _offers_state(env: Any) -> bool:
     return callable(getattr(env, "get_state", None)) and callable(getattr(env, "set_state", None))
 
@@ -45,7 +56,7 @@ def _offers_state(env: Any) -> bool:
 def _layers(env: gymnasium.Env) -> list[Any] | None:
     """Return the time limits around an environment that offers its state, and it; None if something hides."""
     limits: list[Any] = []
-    while not _offers_state(env):
+    while not _offers_state(env := _bare(env)):
         if not isinstance(env, (TimeLimit, OrderEnforcing, PassiveEnvChecker)):
             return None
         if isinstance(env, TimeLimit):

@@ -16,11 +16,13 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 
 from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.envs import list_environments
+from scrubjay.envs.previous import Input, PreviousStep, PreviousSteps
 from scrubjay.experiments.tasks.facts import Facts
 from scrubjay.experiments.tasks.lacking import missing, remedy
 from scrubjay.experiments.tasks.names import admit, found, is_ours
 from scrubjay.experiments.tasks.returned import check_single
 from scrubjay.experiments.tasks.settings import KwargValue
+from scrubjay.memory.serialization import LATER
 
 REFUSALS = (ArithmeticError, AssertionError, LookupError, TypeError, ValueError)
 """What an environment may raise of settings that it does not take."""
@@ -36,6 +38,8 @@ class EnvConfig:
     """Settings handed to the environment; `--set name=value` changes one."""
     num_envs: int = 16
     """Copies stepped together: the batch of the sampler."""
+    inputs: tuple[Input, ...] = field(default=("observation",), metadata=LATER)
+    """What a policy sees: the observation, and the action and reward of the step before."""
     subprocesses: bool = False
     """Give each copy a process of its own; pays only where one step takes longer than about 0.2 ms."""
 
@@ -56,7 +60,12 @@ class EnvConfig:
             raise ValueError(_unknown(self.id, error)) from error
         except REFUSALS as error:
             raise ValueError(refusal(self.id, kwargs, error)) from error
-        return check_single(env, self.id)
+        env = check_single(env, self.id)
+        return PreviousStep(env, self.inputs) if self._wraps else env
+
+    @property
+    def _wraps(self) -> bool:
+        return self.inputs != ("observation",)
 
     def as_found(self) -> Self:
         """Return the same, read from a file: it makes nothing that is neither ours nor the user's."""
@@ -87,7 +96,7 @@ class EnvConfig:
         if entry_point is not None and named_callable(self.id) is None and not self.subprocesses:
             batched = self._make_batched(count, entry_point)
             if batched is not None:
-                return batched
+                return PreviousSteps(batched, self.inputs) if self._wraps else batched
         kind = AsyncVectorEnv if self.subprocesses else SyncVectorEnv
         return kind([self.make] * count, autoreset_mode=AutoresetMode.SAME_STEP)
 

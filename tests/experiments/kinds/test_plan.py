@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from scrubjay.agents import PPOConfig
-from scrubjay.experiments import RayOptions, Run, resume, train
+from scrubjay.experiments import EnvConfig, RayOptions, Run, resume, train
 from scrubjay.experiments.kinds import from_json, to_json
 from scrubjay.experiments.kinds.local import LocalEngine
 from scrubjay.experiments.kinds.plan import Extension
@@ -54,6 +54,15 @@ def test_trained_and_extended_is_trained_to_the_extended_total(copy, tiny, tmp_p
     assert steps_in(run) == [32 * update for update in range(1, 13)]
     assert (before["step"], run.result["step"], run.step) == (192, 384, 384)
     assert run.config.planned_steps == run.config.total_steps == 384
+
+
+@pytest.mark.parametrize("env_id", ["scrubjay/TMaze-v0", "scrubjay.envs.tmaze:TMaze"])
+def test_so_is_who_sees_the_step_before(env_id, tiny, tmp_path, assert_same):
+    env = EnvConfig(env_id, {"corridor_length": 4}, num_envs=4, inputs=("observation", "action", "reward"))
+    train(tiny(env=env), tmp_path / "extended")
+    run = resume(tmp_path / "extended", total_steps=384)
+    assert_same(run, train(tiny(env=env, total_steps=384), tmp_path / "at once"))
+    assert list(run.policy.observation_space) == ["action", "observation", "reward"]
 
 
 def test_so_is_a_team(tmp_path, assert_same):
