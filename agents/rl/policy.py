@@ -14,11 +14,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from scrubjay.agents.rl import pretrained
+from scrubjay.agents.rl.auxiliary import HEADS, Auxiliary
+from scrubjay.agents.rl.auxiliary.reconstruction import Reconstruction
 from scrubjay.agents.rl.card import Origin
 from scrubjay.agents.rl.distributions import Distribution, make_action_head
 from scrubjay.agents.rl.entities import Pooling, make_encoder
 from scrubjay.agents.rl.observations import from_leaves, is_batched, to_leaves, to_tensors
-from scrubjay.agents.rl.reconstruction import Reconstruction
 from scrubjay.agents.rl.segment import Observation, Segment
 from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.memory import MemoryConfig, State, detach_state, make_config
@@ -34,10 +35,20 @@ class PolicyConfig:
     """The memory between encoder and heads."""
     reconstruction: bool = False
     """Whether to add the head that redraws observations, for learners that use its loss."""
+    auxiliary: tuple[Auxiliary, ...] = dataclasses.field(default=(), metadata=LATER)
+    """Heads with losses of their own, for learners that weigh them: what is seen, and what will be."""
     skip: bool = dataclasses.field(default=False, metadata=LATER)
     """Whether what is seen reaches the heads beside memory, too, by an encoder of its own."""
     pooling: Pooling = dataclasses.field(default="attention", metadata=LATER)
     """How sets in observations (a leaf NAME with a sibling NAME_mask) become one vector."""
+
+    def __post_init__(self) -> None:
+        given = [*self.auxiliary, *(["reconstruction"] if self.reconstruction else [])]
+        if not set(given) <= set(HEADS) or len(set(given)) < len(given):
+            raise ValueError(
+                f"auxiliary={self.auxiliary!r}, reconstruction={self.reconstruction}: choose from "
+                f"{', '.join(HEADS)}, each at most once"
+            )
 
     def build(self, spaces: Spaces) -> Policy:
         """Return a new policy; raises TypeError on a space that is not supported, or on a team's spaces."""
@@ -73,6 +84,8 @@ class Evaluation(NamedTuple):
     values: Float[Tensor, "batch time"]
     reconstruction_loss: Float[Tensor, ""]
     """Zero unless the policy has the head for it."""
+    auxiliary_losses: dict[str, Float[Tensor, ""]]
+    """Of each head that `PolicyConfig.auxiliary` names."""
 
 
 class Policy(nn.Module):
@@ -98,6 +111,8 @@ class Policy(nn.Module):
         nn.init.orthogonal_(self.critic.weight)
         nn.init.zeros_(self.critic.bias)
         self.reconstruction = Reconstruction(observation_space, dim) if self.config.reconstruction else None
+        heads = {name: HEADS[name](observation_space, action_space, dim) for name in self.config.auxiliary}
+        self.auxiliary = nn.ModuleDict(heads)
 
     @property
     def device(self) -> torch.device:
@@ -207,7 +222,8 @@ class Policy(nn.Module):
         else:
             reconstruction_loss = self.reconstruction(features.flatten(0, 1), observations)
         log_probs, entropy = distribution.log_prob(segment.actions), distribution.entropy()
-        return Evaluation(log_probs, entropy, values, reconstruction_loss)
+        auxiliary = {name: head(features, segment) for name, head in self.auxiliary.items()}
+        return Evaluation(log_probs, entropy, values, reconstruction_loss, auxiliary)
 
     def _choose(self, features: Tensor, generator: torch.Generator | None, deterministic: bool) -> Choice:
         distribution = self.actor(features)

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from scrubjay.agents.rl.advantages import generalized_advantage
+from scrubjay.agents.rl.auxiliary import HEADS
 from scrubjay.agents.rl.learner import LearnerConfig
 from scrubjay.agents.rl.optimizers import restore
 from scrubjay.agents.rl.peers import Alone
@@ -45,6 +46,8 @@ class PPOConfig(LearnerConfig):
     """Weight of the critic's squared error."""
     reconstruction_coefficient: float = 0.0
     """Weight of the reconstruction loss; above 0 the policy needs `reconstruction=True`."""
+    auxiliary_coefficient: float = field(default=0.0, metadata=LATER)
+    """Weight of the losses of the policy's auxiliary heads; above 0 it needs `auxiliary=(...)`."""
     max_grad_norm: float = 0.5
     """Norm to which longer gradients are shortened."""
     normalize_advantage: bool = True
@@ -63,7 +66,8 @@ class PPOConfig(LearnerConfig):
             raise ValueError(
                 f"epochs={self.epochs}, num_minibatches={self.num_minibatches}: both must be at least 1"
             )
-        for name in ("entropy_coefficient", "value_coefficient", "reconstruction_coefficient"):
+        weights = ("entropy", "value", "reconstruction", "auxiliary")
+        for name in (f"{weight}_coefficient" for weight in weights):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
         if self.target_kl is not None and not self.target_kl > 0:
@@ -112,6 +116,11 @@ class PPO:
             raise ValueError(
                 f"reconstruction_coefficient={self.config.reconstruction_coefficient} needs a policy built "
                 "with PolicyConfig(reconstruction=True)"
+            )
+        if self.config.auxiliary_coefficient > 0 and not policy.auxiliary:
+            raise ValueError(
+                f"auxiliary_coefficient={self.config.auxiliary_coefficient} needs a policy built with "
+                f"PolicyConfig(auxiliary=(...)): of {', '.join(HEADS)}"
             )
         if self.config.anneal and self.config.anneal_steps is None:
             raise ValueError("anneal=True without anneal_steps: take config.over(total_steps) instead")
@@ -204,12 +213,15 @@ class PPO:
         loss = policy_loss + config.value_coefficient * value_loss - config.entropy_coefficient * entropy
         if config.reconstruction_coefficient > 0:
             loss = loss + config.reconstruction_coefficient * evaluation.reconstruction_loss
+        for auxiliary in evaluation.auxiliary_losses.values():
+            loss = loss + config.auxiliary_coefficient * auxiliary
         with torch.no_grad():
             metrics = {
                 "losses/policy_loss": policy_loss.detach(),
                 "losses/value_loss": value_loss.detach(),
                 "losses/entropy": entropy.detach(),
                 "losses/reconstruction_loss": evaluation.reconstruction_loss.detach(),
+                **{f"losses/{k}_loss": v.detach() for k, v in evaluation.auxiliary_losses.items()},
                 # Schulman's estimator of KL(old || new): never negative and of low variance.
                 "losses/approx_kl": (log_ratio.expm1() - log_ratio).mean(),
                 "losses/clipfrac": ((ratio - 1).abs() > config.clip).to(ratio.dtype).mean(),

@@ -9,9 +9,9 @@ import torch
 from gymnasium import spaces
 
 from scrubjay.agents import PPO, Policy, PolicyConfig, PPOConfig, Sampler
+from scrubjay.agents.rl.auxiliary.reconstruction import Reconstruction
 from scrubjay.agents.rl.encoders import ObservationEncoder
 from scrubjay.agents.rl.observations import from_leaves, is_batched, leaf_spaces, to_leaves, to_tensors
-from scrubjay.agents.rl.reconstruction import Reconstruction
 from scrubjay.agents.rl.segment import Observation, Segment
 from scrubjay.memory import make_config
 

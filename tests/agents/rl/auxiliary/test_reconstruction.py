@@ -6,7 +6,7 @@ import torch
 from gymnasium import spaces
 from torch.nn import functional
 
-from scrubjay.agents.rl.reconstruction import Reconstruction
+from scrubjay.agents.rl.auxiliary.reconstruction import Reconstruction
 
 
 def silenced(space: spaces.Space) -> Reconstruction:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from jaxtyping import Float
@@ -22,8 +23,8 @@ from scrubjay.agents.rl.encoders import (
     image_shape,
     is_image,
 )
-from scrubjay.agents.rl.observations import leaf_spaces, to_leaves
-from scrubjay.agents.rl.segment import Observation
+from scrubjay.agents.rl.observations import from_leaves, leaf_spaces, to_leaves
+from scrubjay.agents.rl.segment import Observation, Segment
 
 
 class Reconstruction(nn.Module):
@@ -47,21 +48,38 @@ class Reconstruction(nn.Module):
         return torch.stack(losses).sum()
 
 
+class Redrawing(nn.Module):
+    """`Reconstruction` of a whole segment."""
+
+    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space, dim: int) -> None:
+        super().__init__()
+        self.predict = Reconstruction(observation_space, dim)
+
+    def forward(self, features: Float[Tensor, "batch time dim"], segment: Segment) -> Float[Tensor, ""]:
+        """Return the mean loss of redrawing what is seen in each step."""
+        leaves = {key: leaf.flatten(0, 1) for key, leaf in to_leaves(segment.observations).items()}
+        return self.predict(features.flatten(0, 1), from_leaves(leaves))
+
+
 class _IndexDecoder(nn.Module):
     starts: Tensor
+    places: Tensor
 
     def __init__(self, space: spaces.Discrete | spaces.MultiDiscrete, dim: int) -> None:
         super().__init__()
         sizes, starts = category_sizes(space)
-        self.sizes = sizes.tolist()
         self.register_buffer("starts", torch.as_tensor(starts), persistent=False)
-        self.linear = nn.Linear(dim, sum(self.sizes))
+        self.linear = nn.Linear(dim, int(sizes.sum()))
+        # Where each entry's logits lie; behind them all a column of nothing, for entries of fewer categories.
+        within = np.arange(sizes.max())
+        places = np.where(within < sizes[:, None], (np.cumsum(sizes) - sizes)[:, None] + within, sizes.sum())
+        self.register_buffer("places", torch.as_tensor(places), persistent=False)
 
     def forward(self, features: Tensor, target: Tensor) -> Tensor:
-        logits = self.linear(features).split(self.sizes, dim=-1)
-        indices = (target.reshape(target.shape[0], -1) - self.starts).unbind(dim=-1)
-        losses = [functional.cross_entropy(*pair) for pair in zip(logits, indices, strict=True)]
-        return torch.stack(losses).mean()
+        logits = functional.pad(self.linear(features), (0, 1), value=-torch.inf)
+        by_entry = logits.index_select(1, self.places.flatten()).unflatten(1, self.places.shape)
+        indices = target.reshape(target.shape[0], -1) - self.starts
+        return functional.cross_entropy(by_entry.flatten(0, 1), indices.flatten())
 
 
 class _VectorDecoder(nn.Module):

@@ -1,0 +1,49 @@
+"""Prediction: the memory's output and the action taken must suffice to draw what is seen next."""
+
+from __future__ import annotations
+
+import numpy as np
+from gymnasium import spaces
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from scrubjay.agents.rl.auxiliary.reconstruction import Reconstruction
+from scrubjay.agents.rl.encoders import ObservationEncoder
+from scrubjay.agents.rl.observations import from_leaves, to_leaves
+from scrubjay.agents.rl.segment import Segment
+
+
+class NextObservation(nn.Module):
+    """Predicts, from features and the action taken, what is seen in the next step of the same episode.
+
+    Redrawing the present needs no memory where the present is seen; telling what a dancer does next needs to
+    have watched it. Scored as `Reconstruction` does, as in the predictive heads of Wayne et al. 2018 (MERLIN,
+    arXiv 1803.10760), here without a prior.
+    """
+
+    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space, dim: int) -> None:
+        super().__init__()
+        self.action = ObservationEncoder(_as_sampled(action_space), dim)
+        self.features = nn.Linear(dim, dim)
+        self.predict = Reconstruction(observation_space, dim)
+
+    def forward(self, features: Float[Tensor, "batch time dim"], segment: Segment) -> Float[Tensor, ""]:
+        """Return the mean loss over all steps but episodes' last; 0 where there is no other."""
+        follows = ~segment.starts[:, 1:]
+        if not follows.any():
+            return features.sum() * 0
+        acted = self.action(segment.actions[:, :-1][follows])
+        leaves = {key: leaf[:, 1:][follows] for key, leaf in to_leaves(segment.observations).items()}
+        both = nn.functional.silu(self.features(features[:, :-1][follows]) + acted)
+        return self.predict(both, from_leaves(leaves))
+
+
+def _as_sampled(space: spaces.Space) -> spaces.Space:
+    """Return the space of actions as policies sample them: indices from 0, numbers without bounds."""
+    if isinstance(space, spaces.Discrete):
+        return spaces.Discrete(int(space.n))
+    if isinstance(space, spaces.MultiDiscrete):
+        return spaces.MultiDiscrete(space.nvec)
+    if isinstance(space, spaces.Box):
+        return spaces.Box(-np.inf, np.inf, space.shape, np.float32)
+    return space

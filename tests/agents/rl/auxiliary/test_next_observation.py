@@ -1,0 +1,168 @@
+"""Losses beside reward on closed cases: what can be told is told, what cannot costs what a guess costs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from scrubjay.agents import PPO, Policy, PPOConfig, Segment
+from scrubjay.agents.rl.auxiliary import HEADS
+from scrubjay.agents.rl.auxiliary.next_observation import NextObservation
+from scrubjay.agents.rl.auxiliary.reconstruction import Reconstruction, Redrawing
+from scrubjay.agents.rl.policy import PolicyConfig
+from scrubjay.memory import make_config
+
+
+def lived(observations: torch.Tensor, actions: torch.Tensor, starts: torch.Tensor, **state: Any) -> Segment:
+    zeros = torch.zeros(starts.shape)
+    return Segment(
+        observations=observations,
+        actions=actions,
+        log_probs=zeros,
+        values=zeros,
+        rewards=zeros,
+        starts=starts,
+        terminated=zeros.bool(),
+        truncated=zeros.bool(),
+        bootstrap_values=zeros,
+        last_values=zeros[:, 0],
+        state=state,
+    )
+
+
+def walk(batch: int, time: int, seed: int) -> Segment:
+    """A place on a ring of five, moved by 0 or 1 as the action says; episodes begin anywhere at random."""
+    generator = torch.Generator().manual_seed(seed)
+    actions = torch.randint(2, (batch, time), generator=generator)
+    starts = torch.rand(batch, time, generator=generator) < 0.2
+    places = torch.randint(5, (batch, time), generator=generator)
+    for t in range(1, time):
+        moved = (places[:, t - 1] + actions[:, t - 1]) % 5
+        places[:, t] = torch.where(starts[:, t], places[:, t], moved)
+    return lived(places, actions, starts)
+
+
+def fit(head: torch.nn.Module, features_of: Callable[[Segment], torch.Tensor]) -> float:
+    """Return the loss of a head on a segment it has not seen, after some on others."""
+    optimizer = torch.optim.Adam(head.parameters(), lr=3e-2)
+    for seed in range(150):
+        segment = walk(16, 12, seed)
+        optimizer.zero_grad()
+        head(features_of(segment), segment).backward()
+        optimizer.step()
+    segment = walk(64, 12, 1000)
+    return head(features_of(segment), segment).item()
+
+
+def one_hot(segment: Segment) -> torch.Tensor:
+    assert isinstance(segment.observations, torch.Tensor)
+    return torch.nn.functional.one_hot(segment.observations, 16).float()
+
+
+def test_what_comes_next_is_told_from_place_and_action_and_not_from_one_of_them() -> None:
+    torch.manual_seed(0)
+    spaces_of = spaces.Discrete(5), spaces.Discrete(2)
+    assert fit(NextObservation(*spaces_of, 16), one_hot) < 0.05
+    blind = fit(NextObservation(*spaces_of, 16), lambda segment: torch.zeros_like(one_hot(segment)))
+    assert blind == pytest.approx(np.log(5), abs=0.05)
+
+    def without_action(segment: Segment) -> torch.Tensor:
+        segment.actions.zero_()
+        return one_hot(segment)
+
+    assert fit(NextObservation(*spaces_of, 16), without_action) == pytest.approx(np.log(2), abs=0.05)
+
+
+def test_the_present_is_redrawn() -> None:
+    torch.manual_seed(0)
+    assert fit(Redrawing(spaces.Discrete(5), spaces.Discrete(2), 16), one_hot) < 0.05
+
+
+def test_nothing_is_asked_across_the_border_of_an_episode() -> None:
+    torch.manual_seed(0)
+    head = NextObservation(spaces.Discrete(5), spaces.Discrete(2), 16)
+    segment = walk(4, 10, 0)
+    features = torch.randn(4, 10, 16, requires_grad=True)
+    loss = head(features, segment)
+    asked = torch.autograd.grad(loss, features)[0].abs().sum(-1) > 0
+    assert torch.equal(asked[:, :-1], ~segment.starts[:, 1:])
+    assert not asked[:, -1].any()
+    alone = dataclasses.replace(segment, starts=torch.ones(4, 10, dtype=torch.bool))
+    nothing = head(features, alone)
+    assert nothing.item() == 0
+    assert not torch.autograd.grad(nothing, features)[0].any()
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        spaces.Discrete(3, start=4),
+        spaces.MultiDiscrete(np.array([2, 3]), start=np.array([1, -1])),
+        spaces.Box(-1, 1, (2,)),
+        spaces.MultiBinary(2),
+    ],
+)
+@pytest.mark.parametrize("name", HEADS)
+def test_a_policy_learns_by_them_whatever_its_actions(
+    make_policy: Callable[..., Policy], name: Any, action: spaces.Space
+) -> None:
+    torch.manual_seed(0)
+    config = PolicyConfig(make_config("gru", dim=8), auxiliary=(name,))
+    policy = Policy(spaces.Discrete(5), action, config)
+    segment = walk(4, 6, 0)
+    rows = [policy.step(seen, policy.initial_state(4)) for seen in segment.observations.unbind(1)]  # pyright: ignore[reportAttributeAccessIssue]
+    actions = torch.stack([row.action for row in rows], dim=1)
+    log_probs = torch.stack([row.log_prob for row in rows], dim=1)
+    segment = dataclasses.replace(
+        segment, actions=actions, log_probs=log_probs, state=policy.initial_state(4)
+    )
+    learner = PPO(policy, PPOConfig(auxiliary_coefficient=1.0, learning_rate=1e-2, num_minibatches=2))
+    told = [learner.update(segment)[f"losses/{name}_loss"] for _ in range(15)]
+    assert told[-1] < 0.8 * told[0]
+
+
+def test_the_weight_is_that_of_their_sum() -> None:
+    torch.manual_seed(0)
+    config = PolicyConfig(make_config("gru", dim=8), auxiliary=("reconstruction", "next_observation"))
+    policy = Policy(spaces.Discrete(5), spaces.Discrete(2), config)
+    segment = dataclasses.replace(walk(4, 6, 0), state=policy.initial_state(4))
+    advantages = torch.zeros(4, 6)
+    losses = {}
+    for weight in (0.0, 0.5):
+        learner = PPO(policy, PPOConfig(auxiliary_coefficient=weight))
+        losses[weight], metrics = learner.loss(segment, advantages, advantages)
+    both = metrics["losses/reconstruction_loss"] + metrics["losses/next_observation_loss"]
+    torch.testing.assert_close(losses[0.5] - losses[0.0], 0.5 * both)
+
+
+def test_what_is_not_there_is_refused(make_policy: Callable[..., Policy]) -> None:
+    with pytest.raises(ValueError, match=r"auxiliary_coefficient=0\.5 needs"):
+        PPO(make_policy(), PPOConfig(auxiliary_coefficient=0.5))
+    memory = make_config("gru", dim=8)
+    impossible: list[dict[str, Any]] = [
+        {"auxiliary": ("next",)},
+        {"auxiliary": ("reconstruction",), "reconstruction": True},
+        {"auxiliary": ("next_observation", "next_observation")},
+    ]
+    for bad in impossible:
+        with pytest.raises(
+            ValueError, match="choose from reconstruction, next_observation, each at most once"
+        ):
+            PolicyConfig(memory, **bad)
+
+
+def test_indices_of_many_sizes_cost_the_mean_of_their_cross_entropies() -> None:
+    torch.manual_seed(0)
+    space = spaces.MultiDiscrete(np.array([[2, 5], [3, 1]]), start=np.array([[0, 7], [-1, 2]]))
+    drawing = Reconstruction(space, 8)
+    features, target = torch.randn(6, 8), torch.as_tensor(np.stack([space.sample() for _ in range(6)]))
+    parts = drawing.decoders[0].get_submodule("linear")(features).split([2, 5, 3, 1], dim=1)
+    entries = (target - torch.as_tensor(space.start)).flatten(1).unbind(1)
+    costs = [torch.nn.functional.cross_entropy(*pair) for pair in zip(parts, entries, strict=True)]
+    torch.testing.assert_close(drawing(features, target), torch.stack(costs).mean())
