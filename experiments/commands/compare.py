@@ -31,6 +31,11 @@ class CompareOptions:
     """Names of recipes."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """One run each."""
+    search: tuple[str, ...] | None = None
+    """First search settings for each contender, the same for all: name=v1,v2 of flags of train, by default
+    twelve of PPO's; the better half of them is trained on, twice, and the best one compared."""
+    search_seeds: tuple[int, ...] = (1000,)
+    """Seeds of the search, others than `seeds`."""
     jobs: int = 2
     """Processes at once."""
     out: Path = Path("runs/compare")
@@ -42,9 +47,15 @@ class CompareOptions:
         """Raise ValueError on numbers and lists that cannot work, before any training."""
         if self.jobs < 1:
             raise ValueError(f"jobs={self.jobs}: at least 1 process is needed")
-        for name in ("memories", "methods", "recipes", "seeds"):
+        for name in ("memories", "methods", "recipes", "seeds", "search_seeds"):
             if not getattr(self, name):
-                raise ValueError(f"--{name} is empty; name at least one")
+                raise ValueError(f"--{name.replace('_', '-')} is empty; name at least one")
+        both = set(self.seeds) & set(self.search_seeds)
+        if self.search is not None and both:
+            raise ValueError(
+                f"seeds {sorted(both)} are of --seeds and of --search-seeds: what settings were chosen by "
+                "tells nothing of how good they are; take others"
+            )
 
 
 def run(words: Sequence[str]) -> int:
@@ -68,22 +79,49 @@ def run(words: Sequence[str]) -> int:
             choose(kind, name, known)
     with bad_input():
         options.check()
-    runs = []
-    for recipe in options.recipes:
-        flag, contenders = _contenders(options, recipe)
-        for contender in contenders:
-            for seed in options.seeds:
-                config = override(recipe, [flag, contender, *train_flags, "--seed", str(seed)])
-                runs.append(prepare(config, options.out / f"{recipe}-{contender}-s{seed}", options.trust))
+    words_of = {
+        (recipe, contender): [flag, contender, *train_flags]
+        for recipe in options.recipes
+        for flag, contenders in [_contenders(options, recipe)]
+        for contender in contenders
+    }
     try:
+        found = [] if options.search is None else [_searched(words_of, options)]
+        runs = []
+        for (recipe, contender), given in words_of.items():
+            for seed in options.seeds:
+                config = override(recipe, [*given, "--seed", str(seed)])
+                runs.append(prepare(config, options.out / f"{recipe}-{contender}-s{seed}", options.trust))
         run_in_processes(runs, options.jobs)
     except Interrupted as stop:
         print("\nstopped; the same command goes on")
         return stop.exit_code
     with bad_input():  # of a run's files, which may be of long ago
         written = write_report(runs, options.out, _command(options, train_flags))
-    print(*map(one_line, written), sep="\n")
+    print(*map(one_line, [*written, *found]), sep="\n")
     return 0
+
+
+def _searched(words_of: dict[tuple[str, str], list[str]], options: CompareOptions) -> Path:
+    """Search settings for all contenders, put the best of each into its words; return what tells of them."""
+    from scrubjay.experiments.launching.search import SETTINGS, Search, run_searches, write_found
+    from scrubjay.experiments.launching.sweep import Sweep, parse_param
+
+    with bad_input():
+        params = tuple(map(parse_param, options.search or SETTINGS))
+        searches = {
+            (recipe, contender): Search(
+                Sweep(recipe, params, tuple(words)),
+                options.search_seeds,
+                options.out / "search" / f"{recipe}-{contender}",
+                options.trust,
+            )
+            for (recipe, contender), words in words_of.items()
+        }
+    run_searches(list(searches.values()), options.jobs)
+    for contender, search in searches.items():
+        words_of[contender] = search.words
+    return write_found(searches, options.out)
 
 
 def _contenders(options: CompareOptions, recipe: str) -> tuple[str, tuple[str, ...]]:
@@ -102,5 +140,8 @@ def _command(options: CompareOptions, train_flags: Sequence[str]) -> str:
         chosen = options.methods if name == "--method" else options.memories
         words += ["--methods" if name == "--method" else "--memories", *chosen]
     words += ["--recipes", *options.recipes]
-    words += ["--seeds", *map(str, options.seeds), "--jobs", str(options.jobs), "--out", str(options.out)]
+    words += ["--seeds", *map(str, options.seeds)]
+    if options.search is not None:
+        words += ["--search", *options.search, "--search-seeds", *map(str, options.search_seeds)]
+    words += ["--jobs", str(options.jobs), "--out", str(options.out)]
     return shlex.join([*words, "--", *train_flags] if train_flags else words)

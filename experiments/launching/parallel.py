@@ -77,6 +77,8 @@ def _start(run: Run) -> subprocess.Popen[bytes]:
     # -P, or Python would look for everything in the folder one stands in first.
     command = [sys.executable, "-P", "-m", "scrubjay.experiments.cli", "resume", str(run.path), "--quiet"]
     command += ["--trust"] * run.trust
+    if run.as_written is not None:
+        command += ["--total-steps", str(run.config.total_steps)]
     if isinstance(run.config, SampledConfig):
         command += ["--env", run.config.env.id]  # who started this one has named it
     environment = {"OMP_NUM_THREADS": "1", **os.environ}

@@ -146,7 +146,7 @@ def _train(trial: dict[str, str], *, sweep: Sweep, out: Path, here: Path) -> Non
         config.init_from is not None
     ):  # which is named as seen from where the sweep began, not from Tune's folder
         config = dataclasses.replace(config, init_from=str(here / config.init_from))
-    folder = out / _folder(trial)
+    folder = out / folder_of(trial)
     run = prepare(config, folder)
     planned = run.config.planned_steps
     reported = 0
@@ -166,7 +166,8 @@ def _train(trial: dict[str, str], *, sweep: Sweep, out: Path, here: Path) -> Non
     tune.report({"score": score, "step": planned, "finished": True})
 
 
-def _folder(trial: dict[str, str]) -> str:
+def folder_of(trial: dict[str, str]) -> str:
+    """Return the name of a trial's folder."""
     return "_".join(f"{name}={value}".replace("/", "-") for name, value in trial.items())
 
 
@@ -187,7 +188,7 @@ def _table(sweep: Sweep, out: Path, results: Sequence[tuple[dict[str, Any], dict
         state = "failed" if error else "finished" if metrics.get("finished") else "stopped early"
         score = f"{metrics['score']:.3f}" if "score" in metrics else ""
         values = " | ".join(str(config.get(name, "")) for name in names)
-        folder = out / _folder({name: config[name] for name in names}) if config else ""
+        folder = out / folder_of({name: config[name] for name in names}) if config else ""
         lines.append(f"| {values} | {score} | {metrics.get('step', 0):,} | {state} | {folder} |")
     return "\n".join(lines) + "\n"
 

@@ -1,0 +1,165 @@
+"""The same search of settings for every contender, on seeds of its own, before they are compared.
+
+Successive halving (Jamieson & Talwalkar 2016, arXiv 1502.07943, algorithm 1): all settings of a grid are
+trained for a quarter of the steps, the better half of them to a half, the better half of those to the end.
+Every trial is a run like any other, so that a search that was stopped goes on; what is known of a rung is
+written down when all its runs have ended.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from scrubjay.experiments.kinds.sampled import SampledConfig
+from scrubjay.experiments.launching.parallel import prepare, run_in_processes
+from scrubjay.experiments.launching.sweep import Sweep, folder_of
+from scrubjay.experiments.recipes.overrides import override
+from scrubjay.experiments.run import Run
+from scrubjay.experiments.runs.directory import write_atomically
+from scrubjay.experiments.runs.reading import read_text
+from scrubjay.experiments.words.failures import UsageError
+
+SETTINGS = ("ppo.learning-rate=3e-4,1e-3,2e-3,4e-3", "ppo.entropy-coefficient=0.003,0.01,0.03")
+"""What is searched where nothing else is asked for: twelve settings."""
+_PARTS = (4, 2, 1)
+"""Of the steps, at each rung, one part in so many."""
+
+
+class Search:
+    """The search of one contender on one recipe; its runs live in `out`.
+
+    Raises UsageError if a setting is wrong, if the recipe is of a kind that cannot be searched, or if `out`
+    holds another search.
+    """
+
+    def __init__(self, sweep: Sweep, seeds: Sequence[int], out: Path, trust: bool = False) -> None:
+        self._sweep, self._seeds, self._out, self._trust = sweep, tuple(seeds), out, trust
+        self._trials = {folder_of(trial): sweep.words(trial) for trial in sweep.trials()}
+        for name in self._trials:
+            for config in self._configs(name):
+                config.check()
+        asked = {"recipe": sweep.recipe, "params": sweep.params, "flags": sweep.flags, "seeds": self._seeds}
+        self._asked = json.loads(json.dumps(asked))
+        self._file = out / "search.json"
+        self.rungs: list[dict[str, float]] = []
+        """Scores of the settings at each rung that has ended, by their names."""
+        if self._file.exists():
+            self._go_on()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the best setting is known."""
+        return len(self.rungs) == len(_PARTS)
+
+    @property
+    def best(self) -> str:
+        """The name of the best setting."""
+        return _ranked(self.rungs[-1])[0]
+
+    @property
+    def words(self) -> list[str]:
+        """The words after `scrubjay train RECIPE` that make a run of the best setting, its seed aside."""
+        return self._trials[self.best]
+
+    def runs(self) -> list[Run]:
+        """Return the runs of the next rung, finished ones included; none if the search has ended."""
+        if self.ended:
+            return []
+        return [run for name in self._alive() for run in self._at_rung(name)]
+
+    def record(self) -> None:
+        """Write down what the runs of the next rung, which have all ended, came to."""
+        if not self.ended:
+            scores = {name: [_score(run.result) for run in self._at_rung(name)] for name in self._alive()}
+            self.rungs.append({name: sum(of) / len(of) for name, of in scores.items()})
+            self._out.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._file, json.dumps({**self._asked, "rungs": self.rungs}, indent=1) + "\n")
+
+    def _alive(self) -> list[str]:
+        if not self.rungs:
+            return list(self._trials)
+        ranked = _ranked(self.rungs[-1])
+        return ranked[: -(-len(ranked) // 2)]
+
+    def _at_rung(self, name: str) -> list[Run]:
+        runs = []
+        for seed, config in zip(self._seeds, self._configs(name), strict=True):
+            run = prepare(_of_part(config, _PARTS[0]), self._out / f"{name}_s{seed}", self._trust)
+            total = _steps(config, _PARTS[len(self.rungs)])
+            # An update may be of more steps than lie between two rungs.
+            there = run.config.total_steps == total or (run.finished and run.step >= total)
+            runs.append(run if there else run.extended(total))
+        return runs
+
+    def _configs(self, name: str) -> list[SampledConfig]:
+        configs = []
+        for seed in self._seeds:
+            config = override(self._sweep.recipe, [*self._trials[name], "--seed", str(seed)])
+            if not isinstance(config, SampledConfig):
+                raise UsageError(
+                    f"--search is of recipes that act; the step size of {self._sweep.recipe!r} falls by its "
+                    "number of steps, so that a quarter of them says little"
+                )
+            # What follows a run's course follows that of the whole run at every rung.
+            configs.append(config.with_learner(config.planned_learner))
+        return configs
+
+    def _go_on(self) -> None:
+        try:
+            kept: Any = json.loads(read_text(self._file))
+            rungs = kept.pop("rungs")
+            names = [list(self._trials), *(_ranked(rung)[: -(-len(rung) // 2)] for rung in rungs)]
+            fits = all(set(rung) == set(alive) for rung, alive in zip(rungs, names, strict=False))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UsageError(f"{self._file} is damaged; delete it to score its runs again") from error
+        if kept != self._asked or not fits or len(rungs) > len(_PARTS):
+            raise UsageError(f"{self._out} holds another search, see {self._file}; choose another --out")
+        self.rungs = rungs
+
+
+def run_searches(searches: Sequence[Search], jobs: int) -> None:
+    """Bring all searches to their ends, rung by rung, `jobs` runs at a time.
+
+    Raises as `run_in_processes`; the same call goes on.
+    """
+    for rung in range(len(_PARTS)):
+        behind = [search for search in searches if len(search.rungs) == rung]
+        runs = [run for search in behind for run in search.runs()]
+        if runs:
+            run_in_processes(runs, jobs)
+        for search in behind:
+            search.record()
+
+
+def write_found(searches: dict[tuple[str, str], Search], out: Path) -> Path:
+    """Write search.md: the settings found for each recipe and contender, and how the others did."""
+    lines = ["| recipe | contender | settings found | score | the next best | score |", "| --- " * 6 + "|"]
+    for (recipe, contender), search in searches.items():
+        last = search.rungs[-1]
+        ranked = [*_ranked(last), "-"][:2]
+        cells = [cell for name in ranked for cell in (name.replace("_", ", "), f"{last.get(name, 0.0):.3f}")]
+        lines.append(f"| {' | '.join([recipe, contender, *cells])} |")
+    path = out / "search.md"
+    write_atomically(path, "\n".join(lines) + "\n")
+    return path
+
+
+def _ranked(scores: dict[str, float]) -> list[str]:
+    # Of equals the one that stands first in the grid.
+    return sorted(scores, key=lambda name: -scores[name])
+
+
+def _score(result: dict[str, Any]) -> float:
+    return float(result["success"] if "success" in result else result["episodic_return"])
+
+
+def _steps(config: SampledConfig, part: int) -> int:
+    return -(-config.total_steps // part)
+
+
+def _of_part(config: SampledConfig, part: int) -> SampledConfig:
+    return dataclasses.replace(config, total_steps=_steps(config, part))

@@ -1,0 +1,147 @@
+"""Settings that are searched for every contender alike: who goes on, how far, and what is kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from scrubjay.experiments import Run
+from scrubjay.experiments.launching import search as searching
+from scrubjay.experiments.launching.search import Search, run_searches, write_found
+from scrubjay.experiments.launching.sweep import Sweep, parse_param
+from scrubjay.experiments.runs.stopping import Interrupted
+from scrubjay.experiments.training import go_on
+from scrubjay.experiments.words.failures import UsageError
+
+FLAGS = (
+    *("--memory", "gru", "--memory.dim", "8", "--env.num-envs", "4", "--segment-length", "8"),
+    *("--set", "corridor_length=3", "--total-steps", "256", "--eval-episodes", "40", "--ppo.anneal"),
+)
+PARAMS = tuple(map(parse_param, ("ppo.learning-rate=1e-5,3e-2", "ppo.epochs=1,2")))
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Train one run after the other here, where processes of their own would take seconds each to start."""
+
+    def train(runs, jobs):
+        for run in runs:
+            go_on(run)
+
+    monkeypatch.setattr(searching, "run_in_processes", train)
+
+
+def make(out: Path, recipe: str = "tmaze-demo", flags: tuple[str, ...] = FLAGS, seeds=(50, 51)) -> Search:
+    return Search(Sweep(recipe, PARAMS, flags), seeds, out)
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_the_better_half_goes_on_and_the_best_of_all_is_found(tmp_path):
+    search = make(tmp_path / "found")
+    run_searches([search], jobs=1)
+    assert [len(rung) for rung in search.rungs] == [4, 2, 1]
+    for before, after in zip(search.rungs, search.rungs[1:], strict=False):
+        left = set(before) - set(after)
+        assert min(before[name] for name in after) >= max(before[name] for name in left)
+    trained = {path.parent.name: Run.load(path.parent) for path in tmp_path.glob("found/*/config.json")}
+    assert len(trained) == 8
+    for name, run in trained.items():
+        rungs = sum(name.rpartition("_")[0] in rung for rung in search.rungs)
+        assert run.step == run.config.total_steps == {1: 64, 2: 128, 3: 256}[rungs]
+    scores = [trained[f"{search.best}_s{seed}"].result["success"] for seed in (50, 51)]
+    assert search.rungs[-1] == {search.best: sum(scores) / 2}
+    assert search.words == [*FLAGS, *(w for pair in search.best.split("_") for w in f"--{pair}".split("="))]
+    table = write_found({("tmaze-demo", "gru"): search}, tmp_path).read_text()
+    assert search.best.replace("_", ", ") in table
+    rates = [row["charts/learning_rate"] for row in trained[f"{search.best}_s50"].metrics()]
+    first = float(search.best.split("_")[0].split("=")[1])
+    assert rates == pytest.approx([first * (1 - done / 8) for done in range(8)]), "a plan is of the whole run"
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_search_that_was_stopped_goes_on_and_finds_the_same(tmp_path, monkeypatch):
+    whole = make(tmp_path / "whole")
+    run_searches([whole], jobs=1)
+    trained = 0
+
+    def stop_after(runs, jobs):
+        nonlocal trained
+        for run in runs:
+            if trained % 5 == 4:
+                trained += 1
+                raise Interrupted(run.path, 2)
+            if not run.finished:
+                trained += 1
+                go_on(run)
+
+    monkeypatch.setattr(searching, "run_in_processes", stop_after)
+    for attempt in range(9):
+        search = make(tmp_path / "stopped")
+        assert len(search.rungs) >= attempt // 4
+        try:
+            run_searches([search], jobs=1)
+            break
+        except Interrupted:
+            continue
+    assert attempt > 1
+    assert search.rungs == whole.rungs
+    again = make(tmp_path / "stopped")
+    assert again.ended
+    assert again.runs() == []
+    assert again.words == whole.words
+
+
+def test_another_search_or_a_damaged_one_is_refused(tmp_path):
+    note = tmp_path / "found" / "search.json"
+    note.parent.mkdir()
+    asked = {"recipe": "tmaze-demo", "params": PARAMS, "flags": FLAGS, "seeds": [50, 51]}
+    for text in ("[]", "{", '{"rungs": 3}', json.dumps({**asked, "rungs": [3]})):
+        note.write_text(text)
+        with pytest.raises(UsageError, match=r"search\.json"):
+            make(tmp_path / "found")
+    note.write_text(json.dumps({**asked, "rungs": []}))
+    assert make(tmp_path / "found").rungs == []
+    with pytest.raises(UsageError, match="another search"):
+        make(tmp_path / "found", seeds=(50,))
+    note.write_text(json.dumps({**asked, "rungs": [{"ppo.learning-rate=1": 0.5}]}))
+    with pytest.raises(UsageError, match="another search"):
+        make(tmp_path / "found")
+
+
+def test_what_learns_under_supervision_is_not_searched_by_halves(tmp_path):
+    with pytest.raises(UsageError, match="--search is of recipes that act"):
+        Search(Sweep("mqar", (parse_param("learning-rate=1e-3,1e-2"),)), (50,), tmp_path)
+
+
+def test_seeds_that_chose_settings_do_not_compare_them(refused):
+    said = refused("compare", "--recipes", "tmaze-demo", "--search", "--search-seeds", "2", "3")
+    assert "seeds [2] are of --seeds and of --search-seeds" in said
+
+
+@pytest.mark.slow
+def test_compare_searches_first_and_says_what_it_found(here, tmp_path):
+    words = ["--memories", "none", "gru", "--recipes", "tmaze-demo", "--seeds", "0", "--out", "out"]
+    words += [
+        "--search",
+        "ppo.learning-rate=1e-3,1e-2",
+        "--",
+        "--total-steps",
+        "4096",
+        "--eval-episodes",
+        "8",
+    ]
+    code, out, err = here("compare", *words)
+    assert code == 0, err
+    assert "out/search.md" in out
+    for memory in ("none", "gru"):
+        found = json.loads((tmp_path / f"out/search/tmaze-demo-{memory}/search.json").read_text())
+        (best,) = found["rungs"][-1]
+        run = Run.load(tmp_path / f"out/tmaze-demo-{memory}-s0")
+        assert run.config.ppo.learning_rate == float(best.split("=")[1])  # pyright: ignore[reportAttributeAccessIssue]
+        assert f"| tmaze-demo | {memory} | {best} |" in (tmp_path / "out/search.md").read_text()
+    assert (
+        "--search ppo.learning-rate=1e-3,1e-2 --search-seeds 1000" in (tmp_path / "out/table.md").read_text()
+    )
+    assert here("compare", *words)[0] == 0, "nothing is left to do"
