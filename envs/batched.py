@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from gymnasium import Space
@@ -34,7 +34,7 @@ class BatchedEnv(VectorEnv, ABC):
     `reset(options={"reset_mask": mask})` restarts only some rows.
     """
 
-    row_arrays: ClassVar[tuple[str, ...]]
+    row_arrays: tuple[str, ...]
     success_without_memory: float | None = None
     """Best mean `info["success"]` of a policy that knows the present observation only; None if not worked
     out."""

@@ -8,11 +8,10 @@ from typing import Any, Literal
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
 from gymnasium.vector import AutoresetMode
-from PIL import Image, ImageDraw, ImageFont
 
 from scrubjay.envs.ballet import world
+from scrubjay.envs.ballet.rendering import Scene, draw, letter, write
 from scrubjay.envs.batched import BatchedEnv, Observations, Rows, is_integer
-from scrubjay.envs.drawing import BACKGROUND, INK, PALE
 from scrubjay.envs.single import SingleEnv
 from scrubjay.envs.streams import generator_at
 
@@ -31,10 +30,10 @@ _FARTHEST = 8
 """Cells to a dancer that dances, at most, along an axis and in either direction."""
 _NEAREST = 3
 """Cells from the agent's first place to every dancer: all are equally near."""
+_NOWHERE = -99
+"""Row and column of dancers that an episode does without."""
 _TIME_TO_CHOOSE = 72
 """What the original's shortest choice phase has: 320 steps less the 248 of 8 dancers and a delay of 16."""
-
-_ZOOM = 4
 
 
 class Ballet(SingleEnv):
@@ -100,7 +99,9 @@ class Ballet(SingleEnv):
     dance). `max_steps=None` is the original's 320 for a delay of 16 and 1024 for any other, or 72 more than
     the first step of the choice phase where no dancer could be reached before (the original then ends all the
     same). The paper's levels are 2, 4 and 8 dancers with delays of 16 and 48. `dtype` of pictures: "float32",
-    as in the original, or "uint8", as most libraries expect them, the same pixels times 255.
+    as in the original, or "uint8", as most libraries expect them, the same pixels times 255. With
+    `min_dancers` every episode has a number of dancers of its own, drawn from there to `num_dancers`; with
+    `walk_steps` in place of `max_steps` it is cut off so many steps after its choice phase began.
 
     Units: places in cells, time in steps.
 
@@ -117,10 +118,13 @@ class Ballet(SingleEnv):
         render_mode: str | None = None,
         *,
         dtype: Literal["float32", "uint8"] = "float32",
+        min_dancers: int | None = None,
+        walk_steps: int | None = None,
     ) -> None:
+        options = {"dtype": dtype, "min_dancers": min_dancers, "walk_steps": walk_steps}
         mode = AutoresetMode.DISABLED
         super().__init__(
-            BalletVector(1, num_dancers, delay, observation, max_steps, render_mode, mode, dtype=dtype)
+            BalletVector(1, num_dancers, delay, observation, max_steps, render_mode, mode, **options)
         )
 
 
@@ -141,6 +145,8 @@ class BalletVector(BatchedEnv):
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         *,
         dtype: Literal["float32", "uint8"] = "float32",
+        min_dancers: int | None = None,
+        walk_steps: int | None = None,
     ) -> None:
         """Make so many ballets.
 
@@ -154,6 +160,9 @@ class BalletVector(BatchedEnv):
             autoreset_mode: When a row whose episode ended begins the next: by gymnasium's default, in the
                 step after.
             dtype: Of pictures: float32 from 0 to 1, or uint8 from 0 to 255.
+            min_dancers: Fewest dancers of an episode, 1 to `num_dancers`, which is the default.
+            walk_steps: Steps from the choice phase on after which an episode is cut off, in place of
+                `max_steps`.
         """
         if not is_integer(num_dancers) or not 1 <= num_dancers <= SLOTS:
             raise ValueError(f"num_dancers={num_dancers!r}: expected an integer from 1 to {SLOTS}")
@@ -169,7 +178,16 @@ class BalletVector(BatchedEnv):
         self.num_dancers, self.delay, self.observation = int(num_dancers), int(delay), observation
         self._period = world.MOVES_PER_DANCE - 1 + self.delay
         self.choice_step = self.num_dancers * self._period
-        if max_steps is None:
+        self.min_dancers = _fewest(min_dancers, self.num_dancers)
+        self.walk_steps = walk_steps
+        if walk_steps is not None:
+            if max_steps is not None or not is_integer(walk_steps) or walk_steps < _NEAREST:
+                raise ValueError(
+                    f"walk_steps={walk_steps!r}, max_steps={max_steps!r}: expected one of them alone, and at "
+                    f"least {_NEAREST} steps to walk, the fewest in which a dancer can be reached"
+                )
+            max_steps = self.choice_step + int(walk_steps)
+        elif max_steps is None:
             max_steps = 320 if self.delay == 16 else 1024
             if max_steps < self.choice_step + _NEAREST:
                 max_steps = self.choice_step + _TIME_TO_CHOOSE
@@ -190,17 +208,23 @@ class BalletVector(BatchedEnv):
                 "max_steps": self.max_steps,
                 # Left out where it is usual: states from before there was a choice are read as ever.
                 **({} if dtype == "float32" else {"dtype": dtype}),
+                **({} if self.min_dancers == self.num_dancers else {"min_dancers": self.min_dancers}),
+                **({} if walk_steps is None else {"walk_steps": walk_steps}),
             },
             render_mode,
             autoreset_mode,
         )
-        self.success_without_memory = 1 / self.num_dancers
+        numbers = range(self.min_dancers, self.num_dancers + 1)
+        self.success_without_memory = sum(1 / number for number in numbers) / len(numbers)
         self.generators = np.random.default_rng().spawn(self.num_envs)
         per_dancer = (self.num_envs, self.num_dancers)
         self.place = np.zeros((*per_dancer, 2), dtype=np.int64)
         self.dance, self.colour, self.shape, self.slot = (
             np.zeros(per_dancer, dtype=np.int64) for _ in range(4)
         )
+        self.count = np.full(self.num_envs, self.num_dancers)
+        if self.min_dancers < self.num_dancers:
+            self.row_arrays = (*self.row_arrays, "count")
         self.agent = np.full((self.num_envs, 2), world.CENTRE)
         self.target, self.time = (np.zeros(self.num_envs, dtype=np.int64) for _ in range(2))
         self._still = np.zeros((self.num_envs, _SIZE), dtype=np.float32)
@@ -244,13 +268,16 @@ class BalletVector(BatchedEnv):
         count = self.num_dancers
         for row in rows:
             generator = self.generators[row]
+            if self.min_dancers < self.num_dancers:
+                self.count[row] = generator.integers(self.min_dancers, self.num_dancers + 1)
             # The order of these calls, and that whole lists are shuffled, is part of the original.
-            self.target[row] = generator.integers(count)
+            self.target[row] = generator.integers(self.count[row])
             places = generator.permutation(len(world.PLACES))[:count]
             dances = generator.permutation(len(world.DANCE_NAMES))[:count]
             colours = generator.permutation(len(world.COLOUR_NAMES))
             shapes = generator.permutation(len(world.SHAPE_NAMES))[:count]
             self.place[row] = world.PLACES[places]
+            self.place[row, self.count[row] :] = _NOWHERE
             self.dance[row], self.colour[row], self.shape[row] = dances, colours[:count], shapes
             # Colours that nobody wears are shuffled too: their order is a random one that costs no draw.
             self.slot[row] = colours[-SLOTS:].argsort()[:count]
@@ -260,15 +287,23 @@ class BalletVector(BatchedEnv):
 
     def _advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         self.time += 1
-        walking = self.time > self.choice_step
+        choice_step = self.count * self._period
+        walking = self.time > choice_step
+        limit = self._limit()
         if not walking.any():
             terminated = np.zeros(self.num_envs, dtype=np.bool_)
-            return np.zeros(self.num_envs), terminated, self.time >= self.max_steps
+            return np.zeros(self.num_envs), terminated, self.time >= limit
         agent = self.agent + world.MOVES[actions]
         free = walking & ((agent > 0) & (agent < world.ROOM - 1)).all(axis=1)
         self.agent = np.where(free[:, None], agent, self.agent)
         terminated = self._met()
-        return self._found().astype(np.float64), terminated, (self.time >= self.max_steps) & ~terminated
+        return self._found().astype(np.float64), terminated, (self.time >= limit) & ~terminated
+
+    def _limit(self) -> np.ndarray:
+        """Return the step after which each row's episode is cut off."""
+        if self.walk_steps is None:
+            return np.full(self.num_envs, self.max_steps)
+        return self.count * self._period + self.walk_steps
 
     def _met(self) -> np.ndarray:
         return (self.place == self.agent[:, None]).all(axis=2).any(axis=1)
@@ -279,12 +314,16 @@ class BalletVector(BatchedEnv):
     def _dancing(self, rows: np.ndarray, ago: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Where someone moves, or did so long `ago`, return index in `rows`, dancer and move number."""
         dancer, move = np.divmod(self.time[rows] - ago, self._period)
-        index = np.flatnonzero((dancer >= 0) & (dancer < self.num_dancers) & (move < world.MOVES_PER_DANCE))
+        index = np.flatnonzero((dancer >= 0) & (dancer < self.count[rows]) & (move < world.MOVES_PER_DANCE))
         return index, dancer[index], move[index]
 
     def _instruction(self) -> np.ndarray:
         named = self.dance[self._row, self.target] + 1
-        return np.where(self.time >= self.choice_step, named, 0)
+        return np.where(self.time >= self.count * self._period, named, 0)
+
+    def _present(self, rows: np.ndarray) -> np.ndarray:
+        """Return which dancers there are in `rows`, `[rows, dancers]`."""
+        return np.arange(self.num_dancers) < self.count[rows, None]
 
     def _observe(self, rows: Rows | slice) -> Observations:
         rows = self._row[rows]
@@ -306,6 +345,7 @@ class BalletVector(BatchedEnv):
         slots[index, slot, MOVE_AT + world.NO_MOVE] = 1
         slots[index, slot, SHAPE_AT + self.shape[rows]] = 1
         slots[index, slot, COLOUR_AT + self.colour[rows]] = 1
+        slots[index, slot] *= self._present(rows)[..., None]
         self._still[rows] = still
 
     def _symbols(self, rows: np.ndarray, instruction: np.ndarray) -> np.ndarray:
@@ -322,8 +362,9 @@ class BalletVector(BatchedEnv):
         index = np.flatnonzero(walked.any(axis=1))
         if len(index):
             at = self.slot[rows[index]] * SLOT_SIZE
+            seen = self._present(rows[index])
             for axis in (0, 1):
-                symbols[index[:, None], at + axis] -= (walked[index, axis] / np.float32(8))[:, None]
+                symbols[index[:, None], at + axis] -= (walked[index, axis] / np.float32(8))[:, None] * seen
         symbols[np.arange(len(rows)), SLOTS * SLOT_SIZE + instruction] = 1
         return symbols
 
@@ -339,8 +380,8 @@ class BalletVector(BatchedEnv):
             dancers[index, slot[index, dancer], field] = made
         dancers[each, slot, _SHAPE], dancers[each, slot, _COLOUR] = self.shape[rows], self.colour[rows]
         present = np.zeros((len(rows), SLOTS), dtype=np.int8)
-        present[each, slot] = 1
-        return {"dancers": dancers, "dancers_mask": present}
+        present[each, slot] = self._present(rows)
+        return {"dancers": dancers * present[..., None], "dancers_mask": present}
 
     def _places_now(self, rows: np.ndarray) -> np.ndarray:
         """Return where all dancers of `rows` stand in this step, `[rows, dancers, 2]`."""
@@ -368,63 +409,46 @@ class BalletVector(BatchedEnv):
     def _info(self) -> dict[str, np.ndarray]:
         return {"instruction": _INSTRUCTIONS[self._instruction()]}
 
-    def _caption(self, row: int) -> tuple[str, str]:
-        """Return the time, and what the agent is told and what happens."""
+    def _scene(self, row: int) -> Scene:
+        """Return what a person is shown of a row."""
+        chooses = self.time[row] >= self.count[row] * self._period
         met = np.flatnonzero((self.place[row] == self.agent[row]).all(axis=1))
         _, dancer, move = self._dancing(np.array([row]))
         if len(met):
-            happens = f"dancer {_letter(met[0])}: {'right!' if met[0] == self.target[row] else 'wrong'}"
+            happens = f"dancer {letter(met[0])}: {'right!' if met[0] == self.target[row] else 'wrong'}"
         elif len(dancer):
             dance = world.DANCE_NAMES[self.dance[row, dancer[0]]]
-            happens = f"{_letter(dancer[0])} dances {dance}, move {move[0] + 1} of 16"
+            happens = f"{letter(dancer[0])} dances {dance}, move {move[0] + 1} of 16"
         else:
-            happens = "a pause" if self.time[row] < self.choice_step else "the agent chooses"
-        told = _INSTRUCTIONS[self._instruction()[row]]
-        return f"step {self.time[row]} of at most {self.max_steps}", f'"{told}"   {happens}'
+            happens = "the agent chooses" if chooses else "a pause"
+        told, there = _INSTRUCTIONS[self._instruction()[row]], slice(self.count[row])
+        return Scene(
+            step=f"step {self.time[row]} of at most {self._limit()[row]}",
+            happens=f'"{told}"   {happens}',
+            agent=self.agent[row],
+            homes=self.place[row, there],
+            places=self._places_now(np.array([row]))[0, there],
+            shapes=self.shape[row, there],
+            colours=self.colour[row, there],
+            target=int(self.target[row]) if chooses else None,
+        )
 
     def _frame(self, row: int) -> np.ndarray:
-        size = world.CELL * _ZOOM
-        room = np.full((world.ROOM, world.CELL, world.ROOM, world.CELL, 3), 0.0, dtype=np.float32)
-        room[[0, -1]] = room[:, :, [0, -1]] = 0.35
-        places = self._places_now(np.array([row]))[0]
-        room[self.agent[row, 0], 2:7, self.agent[row, 1], 2:7] = 1.0
-        for (down, across), shape, colour in zip(places, self.shape[row], self.colour[row], strict=True):
-            room[down, :, across] = world.tile(shape, colour)
-        side = world.ROOM * world.CELL
-        pixels = Image.fromarray((room.reshape(side, side, 3) * 255).round().astype(np.uint8))
-        image = Image.new("RGB", (world.ROOM * size, world.ROOM * size + 62), BACKGROUND)
-        image.paste(pixels.resize((side * _ZOOM, side * _ZOOM), Image.Resampling.NEAREST), (0, 62))
-        draw = ImageDraw.Draw(image)
-        font = ImageFont.load_default(size=16)
-        step, happens = self._caption(row)
-        draw.text((10, 8), step, fill=INK, font=font)
-        draw.text((10, 34), happens, fill=INK, font=font)
-        draw.text((264, 8), "white: the agent", fill=PALE, font=font)
-        for dancer, (down, across) in enumerate(self.place[row]):
-            # Letters stand in the corners of the blocks in which dancers move, over all else.
-            corner = ((across - 1) * size + 3, 62 + (down - 1) * size - 1)
-            draw.text(corner, _letter(dancer), fill=(190, 190, 190), font=font)
-            if self.time[row] >= self.choice_step and dancer == self.target[row]:
-                top = 62 + (down - 1) * size
-                box = ((across - 1) * size, top, (across + 2) * size - 1, top + 3 * size - 1)
-                draw.rectangle(box, outline=(90, 200, 110), width=3)
-        return np.asarray(image)
+        return draw(self._scene(row))
 
     def _text(self, row: int) -> str:
-        room = np.full((world.ROOM, world.ROOM), " ")
-        room[[0, -1]] = room[:, [0, -1]] = "#"
-        room[tuple(self.agent[row])] = "A"
-        for dancer, place in enumerate(self._places_now(np.array([row]))[0]):
-            room[tuple(place)] = _letter(dancer)
-        return "\n".join([*self._caption(row), *("".join(cells) for cells in room)])
+        return write(self._scene(row))
 
 
 _INSTRUCTIONS = np.array(world.INSTRUCTIONS, dtype=object)
 
 
-def _letter(dancer: int) -> str:
-    """Return the letter of the dancer that dances as number `dancer`; A is the agent."""
-    return "BCDEFGHI"[dancer]
+def _fewest(min_dancers: int | None, num_dancers: int) -> int:
+    if min_dancers is None:
+        return num_dancers
+    if not is_integer(min_dancers) or not 1 <= min_dancers <= num_dancers:
+        raise ValueError(f"min_dancers={min_dancers!r}: expected an integer from 1 to {num_dancers=}")
+    return int(min_dancers)
 
 
 def _rgb_space(dtype: str) -> Dict:

@@ -35,6 +35,7 @@ CASES = [
     ("scrubjay/Ballet-v0", {"num_dancers": 2, "delay": 1, "observation": "symbolic"}),
     ("scrubjay/Ballet-v0", {"num_dancers": 3, "observation": "symbolic", "max_steps": 100}),
     ("scrubjay/Ballet-v0", {"num_dancers": 2, "delay": 1, "observation": "set", "max_steps": 50}),
+    ("scrubjay/Ballet-v0", {"num_dancers": 3, "min_dancers": 1, "delay": 1, "walk_steps": 9}),
     ("scrubjay/Autoencode-v0", {}),
     ("scrubjay/Autoencode-v0", {"num_cards": 12}),
     ("scrubjay/CountRecall-v0", {}),

@@ -203,10 +203,14 @@ def test_a_state_without_dtype_is_of_floats():
     ("options", "message"),
     [
         ({"dtype": "float64"}, "dtype='float64': choose from 'float32', 'uint8'"),
+        ({"min_dancers": 3}, "min_dancers=3: expected an integer from 1 to num_dancers=2"),
+        ({"min_dancers": 0}, "min_dancers=0: expected an integer"),
+        ({"walk_steps": 2}, "walk_steps=2, max_steps=None: .* at least 3 steps to walk"),
+        ({"walk_steps": 9, "max_steps": 400}, "walk_steps=9, max_steps=400: expected one of them alone"),
         ({"dtype": "uint8", "observation": "symbolic"}, "observation='symbolic' has none"),
     ],
 )
-def test_a_dtype_that_cannot_be_is_refused(options, message):
+def test_settings_that_cannot_be_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Ballet(**options)
 
@@ -254,9 +258,17 @@ def world_without_dancers(image):
 
 
 @settings(max_examples=10, deadline=None)
-@given(num_dancers=st.integers(1, 8), delay=st.integers(1, 20), seed=st.integers(0, 2**40))
-def test_a_set_says_what_the_symbols_say_and_the_move_before(num_dancers, delay, seed):
-    flat, of_dancers = (BalletVector(3, num_dancers, delay, kind) for kind in ("symbolic", "set"))
+@given(
+    num_dancers=st.integers(1, 8),
+    fewer=st.integers(0, 7),
+    delay=st.integers(1, 20),
+    seed=st.integers(0, 2**40),
+)
+def test_a_set_says_what_the_symbols_say_and_the_move_before(num_dancers, fewer, delay, seed):
+    flat, of_dancers = (
+        BalletVector(3, num_dancers, delay, kind, min_dancers=max(1, num_dancers - fewer))
+        for kind in ("symbolic", "set")
+    )
     rng = np.random.default_rng(seed)
     told, seen = flat.reset(seed=seed)[0], of_dancers.reset(seed=seed)[0]
     before = None
@@ -281,6 +293,42 @@ def test_a_set_says_what_the_symbols_say_and_the_move_before(num_dancers, delay,
         seen = of_dancers.step(action)[0]
         if met.any():
             break
+
+
+def test_every_episode_may_have_a_number_of_dancers_of_its_own():
+    env = BalletVector(600, 4, 1, "set", min_dancers=2, walk_steps=5, autoreset_mode="SameStep")
+    seen, _ = env.reset(seed=0)
+    count = seen["dancers_mask"].sum(axis=1)
+    assert stats.chisquare(np.bincount(count, minlength=5)[2:]).pvalue > 1e-4
+    assert env.success_without_memory == pytest.approx((1 / 2 + 1 / 3 + 1 / 4) / 3)
+    told, ended = np.zeros(600), np.zeros(600)
+    for step in range(1, 70):
+        going = ended == 0
+        seen, _, terminated, truncated, _ = env.step(np.zeros(600, dtype=np.int64))
+        told[(seen["instruction"] > 0) & (told == 0) & going] = step
+        ended[truncated & going] = step
+        ended[terminated & going] = -1
+    np.testing.assert_array_equal(told, count * 16)
+    assert set(ended[ended > 0] - told[ended > 0]) == {5}
+    assert (ended < 0).any(), "north of the middle somebody stands at times"
+
+
+def test_a_smaller_ballet_looks_as_if_it_were_made_for_so_many():
+    for dtype in ("float32", "uint8"):
+        mixed = BalletVector(40, 5, 2, dtype=dtype, min_dancers=1, render_mode="ansi")
+        mixed.reset(seed=3)
+        for row in range(40):
+            count = mixed.count[row]
+            alone = BalletVector(1, int(count), 2, dtype=dtype, render_mode="ansi")
+            alone.reset(seed=0)
+            for name in ("place", "dance", "colour", "shape", "slot"):
+                getattr(alone, name)[0] = getattr(mixed, name)[row, :count]
+            alone.target[0] = mixed.target[row]
+            ours, theirs = (env._observe(slice(None)) for env in (mixed, alone))
+            assert isinstance(ours, dict)
+            assert isinstance(theirs, dict)
+            np.testing.assert_array_equal(ours["image"][row], theirs["image"][0])
+            assert mixed._text(row).split("\n")[1:] == alone._text(0).split("\n")[1:]
 
 
 def test_last_moves_are_the_dances():
