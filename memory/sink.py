@@ -29,7 +29,7 @@ from scrubjay.memory.contract.base import Memory, MemoryConfig, State
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.contract.stepper import Stepper
 from scrubjay.memory.parts import streaming
-from scrubjay.memory.parts.graph import has_own_gradient
+from scrubjay.kernels.derivatives import has_own_gradient
 from scrubjay.memory.parts.rotary import across, rotary_frequencies, turns
 from scrubjay.memory.parts.sinks import held
 from scrubjay.memory.parts.window import resolve_heads

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from scrubjay.memory.parts.graph import by_graph, has_own_gradient, is_wanted_again
+from scrubjay.kernels.derivatives import by_graph, has_own_gradient, is_wanted_again
 
 
 def gated(

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from scrubjay.memory.contract.clock import Clock
-from scrubjay.memory.parts.graph import by_graph, is_wanted_again
+from scrubjay.kernels.derivatives import by_graph, is_wanted_again
 from scrubjay.memory.parts.heap import keep_freed
 
 

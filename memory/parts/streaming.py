@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from scrubjay.memory.contract.clock import Clock
-from scrubjay.memory.parts.graph import by_graph, is_wanted_again
+from scrubjay.kernels.derivatives import by_graph, is_wanted_again
 from scrubjay.memory.parts.heap import keep_freed
 
 _NORM_EPS = 1e-5

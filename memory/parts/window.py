@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.parts import relative
-from scrubjay.memory.parts.graph import has_own_gradient
+from scrubjay.kernels.derivatives import has_own_gradient
 
 _SMALLEST_BLOCK = 16
 _MOST_BLOCKS = 8
