@@ -24,12 +24,12 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from scrubjay.kernels import sink_attention, sink_slot
+from scrubjay.kernels.derivatives import has_own_gradient
 from scrubjay.kernels.dispatch import is_traced
 from scrubjay.memory.contract.base import Memory, MemoryConfig, State
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.contract.stepper import Stepper
 from scrubjay.memory.parts import streaming
-from scrubjay.kernels.derivatives import has_own_gradient
 from scrubjay.memory.parts.rotary import across, rotary_frequencies, turns
 from scrubjay.memory.parts.sinks import held
 from scrubjay.memory.parts.window import resolve_heads
@@ -152,9 +152,7 @@ class Sink(Memory):
                 given = x, keys[:, index], values[:, index], self._moment(clock, x.dtype)
                 return functional_call(layer, named, given)
 
-            x, *written = streaming.Segment.apply(
-                plain, at, index, x, state["keys"], state["values"], *weights
-            )
+            x, *written = streaming.run_layer(plain, at, index, x, state["keys"], state["values"], *weights)
             own.append(written)
         return x, own
 
@@ -276,7 +274,7 @@ class _Layer(nn.Module):
         )
 
     def weights(self) -> list[Tensor]:
-        """Return the parameters that `streaming.Segment` takes."""
+        """Return the parameters that `streaming.run_layer` takes."""
         before, inward, _, outward = cast("Iterable[nn.Linear]", self.feed_forward)
         projections = [part.weight for part in (self.query, self.key, self.value, self.out)]
         absent = self.query.weight.new_empty(0, self.heads, self.width - self.rotated)

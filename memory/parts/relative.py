@@ -17,13 +17,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from scrubjay.memory.contract.clock import Clock
 from scrubjay.kernels.derivatives import by_graph, is_wanted_again
+from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.parts.heap import keep_freed
 
 
 class Weights(NamedTuple):
-    """The parameters of `WindowAttention`, in the order that `Segment` takes them in."""
+    """The parameters of `WindowAttention`, in the order that `read_segment` takes them in."""
 
     query: Float[Tensor, "D D"]
     key: Float[Tensor, "D D"]
@@ -71,20 +71,30 @@ def blocks(clock: Clock, window: int, shortest: int) -> list[Block]:
     return found
 
 
-class Segment(torch.autograd.Function):
-    """What every step of a segment reads, `[B, T, D]`.
+def read_segment(
+    plain: Callable[..., Tensor],
+    seen: list[Block],
+    distances: Float[Tensor, "W+1 D"],
+    x: Float[Tensor, "B T D"],
+    recent: Float[Tensor, "B W D"],
+    *weights: Tensor,
+) -> Float[Tensor, "B T D"]:
+    """Return what every step of a segment reads.
 
     Args:
         plain: The same of `x`, `recent` and weights, of plain operations.
         seen: The blocks of the segment.
         distances: The sinusoids of the distances, farthest first.
-        x: Inputs, `[B, T, D]`.
-        recent: Those before, `[B, W, D]`.
+        x: Inputs.
+        recent: Those before.
         weights: Those of `Weights`.
     """
+    return _Segment.apply(plain, seen, distances, x, recent, *weights)
 
+
+class _Segment(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, plain: Callable, seen: list[Block], distances: Tensor, x, recent, *weights):  # noqa: D102
+    def forward(ctx: Any, plain, seen, distances, x, recent, *weights):
         keep_freed()
         y, kept, scores = _forward(seen, distances, x, recent, Weights(*weights))
         ctx.plain, ctx.seen, ctx.count = plain, seen, 2 + len(weights)
@@ -92,7 +102,7 @@ class Segment(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad):  # noqa: D102  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
         distances, *saved = ctx.saved_tensors
         given, saved = saved[: ctx.count], saved[ctx.count :]
         if is_wanted_again(grad):

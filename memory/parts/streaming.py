@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,8 +21,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from scrubjay.memory.contract.clock import Clock
 from scrubjay.kernels.derivatives import by_graph, is_wanted_again
+from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.parts.heap import keep_freed
 
 _NORM_EPS = 1e-5
@@ -120,7 +120,7 @@ def _seen(birth: Int[Tensor, "B T"], plan: _Plan, num_sinks: int) -> Bool[Tensor
 
 
 class Weights(NamedTuple):
-    """A layer's parameters, in the order that `Segment` takes them in."""
+    """A layer's parameters, in the order that `run_layer` takes them in."""
 
     norm: Tensor
     norm_bias: Tensor
@@ -160,21 +160,32 @@ class _Kept(NamedTuple):
     active: Float[Tensor, "B*T hidden"]
 
 
-class Segment(torch.autograd.Function):
-    """A layer over a segment: outputs, and its keys and values `[B, T, D]`, as a state holds them.
+def run_layer(
+    plain: Callable[..., Sequence[Tensor]],
+    at: Moment,
+    layer: int,
+    x: Float[Tensor, "B T D"],
+    keys: Float[Tensor, "B layers slots D"],
+    values: Float[Tensor, "B layers slots D"],
+    *weights: Tensor,
+) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B T D"], Float[Tensor, "B T D"]]:
+    """Return what a layer makes of a segment: outputs, and its keys and values, as a state holds them.
 
     Args:
         plain: The same of `x`, `keys`, `values` and weights, of plain operations.
         at: What follows from steps.
         layer: The layer's number.
-        x: Inputs, `[B, T, D]`.
-        keys: The state's, `[B, layers, slots, D]`.
-        values: The state's, alike.
+        x: Inputs.
+        keys: The state's.
+        values: The state's.
         weights: Those of `Weights`.
     """
+    return _Segment.apply(plain, at, layer, x, keys, values, *weights)
 
+
+class _Segment(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, plain, at, layer, x, keys, values, *weights):  # noqa: D102
+    def forward(ctx, plain, at, layer, x, keys, values, *weights):
         keep_freed()
         y, own_keys, own_values, kept = _forward(at, layer, x, keys, values, Weights(*weights))
         ctx.plain, ctx.at, ctx.layer = plain, at, layer
@@ -183,7 +194,7 @@ class Segment(torch.autograd.Function):
         return y, own_keys, own_values
 
     @staticmethod
-    def backward(ctx, *grads):  # noqa: D102
+    def backward(ctx, *grads):
         count = 3 + len(Weights._fields)
         given, kept = ctx.saved_tensors[:count], _Kept(*ctx.saved_tensors[count:])
         if all(grad is None for grad in grads):

@@ -16,9 +16,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scrubjay.kernels.derivatives import has_own_gradient
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.parts import relative
-from scrubjay.kernels.derivatives import has_own_gradient
 
 _SMALLEST_BLOCK = 16
 _MOST_BLOCKS = 8
@@ -97,7 +97,7 @@ class WindowAttention(nn.Module):
             return self._by_torch(clock, x, recent, *weights)
         seen = relative.blocks(clock, self.window, _SMALLEST_BLOCK)
         plain = functools.partial(self._by_torch, clock)
-        return relative.Segment.apply(plain, seen, self.distances, x, recent, *weights)
+        return relative.read_segment(plain, seen, self.distances, x, recent, *weights)
 
     def _by_torch(self, clock: Clock, x: Tensor, recent: Tensor, *weights: Tensor) -> Tensor:
         """Return the same by plain operations, of the weights given."""
