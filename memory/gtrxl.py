@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from scrubjay.memory.contract.base import Memory, MemoryConfig, State
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.contract.stepper import Stepper
+from scrubjay.memory.parts.gate import gated
 from scrubjay.memory.parts.window import WindowAttention, resolve_heads, shift_window
 from scrubjay.memory.stepping.gtrxl import GTrXLStepper
 
@@ -132,10 +133,5 @@ class Gate(nn.Module):
 
     def forward(self, x: Float[Tensor, "... dim"], y: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:
         """Return the stream `x` after the sublayer's output `y` has been let in."""
-        reset_y, gate_y, candidate_y = self.update(y).chunk(3, dim=-1)
-        reset_x, gate_x = self.stream(x).chunk(2, dim=-1)
-        reset = torch.sigmoid(reset_y + reset_x)
-        gate = torch.sigmoid(gate_y + gate_x - self.bias)
-        candidate = torch.tanh(candidate_y + self.reset_stream(reset * x))
-        # Under autocast the products are narrower than the stream, which keeps its dtype.
-        return torch.lerp(x, candidate.to(x.dtype), gate.to(x.dtype))
+        weights = self.update.weight, self.stream.weight, self.reset_stream.weight, self.bias
+        return gated(x, y, *weights)

@@ -13,24 +13,31 @@ more, silent column of the softmax (`sink_logit`).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional
 
 from scrubjay.kernels import sink_attention, sink_slot
+from scrubjay.kernels.derivatives import has_own_gradient
+from scrubjay.kernels.dispatch import is_traced
 from scrubjay.memory.contract.base import Memory, MemoryConfig, State
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.contract.stepper import Stepper
+from scrubjay.memory.parts import streaming
 from scrubjay.memory.parts.rotary import across, rotary_frequencies, turns
 from scrubjay.memory.parts.sinks import held
 from scrubjay.memory.parts.window import resolve_heads
 from scrubjay.memory.stepping.sink import SinkStepper
 
 _NARROWEST_HEAD = 4
+_AT_ONCE = 64
+"""Steps up to which a segment's gradient is taken by hand: all pairs with what is cached are scored."""
 
 
 @dataclass(frozen=True)
@@ -118,33 +125,80 @@ class Sink(Memory):
         self, x: Float[Tensor, "batch time dim"], state: State, start: Bool[Tensor, "batch time"]
     ) -> tuple[Float[Tensor, "batch time dim"], State]:
         """Advance every row by a segment in one pass, whatever the pattern of `start`."""
-        age = state["time"]
-        clock = Clock.of(age, start)
-        time = clock.after
-        cached = held(age, *self._sizes)
-        seen = _Held(
-            torch.cat([cached, clock.stream], dim=1),
-            torch.cat([cached.clamp(min=0), clock.step], dim=1).clamp(max=self.num_sinks),
-        )
-        turn = self._turns(clock, x.dtype)
-        source = self._sources(time, clock)
-        length = self.slots + clock.length
-        row = (source.clamp(min=0) + torch.arange(len(x), device=x.device)[:, None] * length).flatten()
-        nowhere = (source < 0)[..., None]
-        after: dict[str, list[Tensor]] = {"keys": [], "values": []}
+        clock = Clock.of(state["time"], start)
+        run = self._by_hand if self._has_own_gradient(x, state) else self._by_torch
+        x, own = run(x, state, clock)
+        return x, self._after(state, clock, own)
+
+    def _by_torch(self, x: Tensor, state: State, clock: Clock) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """Return outputs, and each layer's keys and values of the segment."""
+        at, own = self._moment(clock, x.dtype), []
         for index, layer in enumerate(self._layers):
-            query, key, value = layer.project(x, turn)
-            extended = {}
-            for name, new in (("keys", key), ("values", value)):
-                cache = state[name][:, index]
-                extended[name] = torch.cat([cache, new.flatten(2).to(cache.dtype)], dim=1)
-                kept = extended[name].flatten(0, 1).index_select(0, row).unflatten(0, source.shape)
-                after[name].append(kept.masked_fill_(nowhere, 0))
-            x = layer.finish(x, query, *(extended[n].to(x.dtype) for n in ("keys", "values")), clock, seen)
-        return x, {name: torch.stack(caches, dim=1) for name, caches in after.items()} | {"time": time}
+            x, *written = layer(x, state["keys"][:, index], state["values"][:, index], at)
+            own.append(written)
+        return x, own
+
+    def _by_hand(self, x: Tensor, state: State, clock: Clock) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """Return the same, with gradients written by hand."""
+        first, own = self._layers[0], []
+        sizes = streaming.Sizes(*self._sizes, first.heads, first.width, first.rotated)
+        turn = turns(clock.step, first.frequencies, first.width, x.dtype)
+        at = streaming.moment(sizes, len(self.layers), clock, *turn)
+        for index, layer in enumerate(self._layers):
+            weights = layer.weights()
+
+            def plain(x, keys, values, *weights, index=index, layer=layer):
+                named = {name: w for name, w in zip(layer.names, weights, strict=True) if name}
+                given = x, keys[:, index], values[:, index], self._moment(clock, x.dtype)
+                return functional_call(layer, named, given)
+
+            x, *written = streaming.run_layer(plain, at, index, x, state["keys"], state["values"], *weights)
+            own.append(written)
+        return x, own
+
+    def _has_own_gradient(self, x: Tensor, state: State) -> bool:
+        """Return whether gradients by hand are those of these numbers."""
+        own = x.shape[1] <= _AT_ONCE and len(x) > 0 and self._layers[0].sink_logit is None
+        weight = self._layers[0].query.weight
+        return own and has_own_gradient(x, state["keys"], state["values"], weight)
+
+    def _moment(self, clock: Clock, dtype: torch.dtype) -> _Moment:
+        cached = held(clock.age, *self._sizes)
+        step = torch.cat([cached, clock.stream], dim=1)
+        place = torch.cat([cached.clamp(min=0), clock.step], dim=1).clamp(max=self.num_sinks)
+        return _Moment(clock, _Held(step, place), self._turns(clock, dtype))
+
+    def _after(self, state: State, clock: Clock, own: list[tuple[Tensor, Tensor]]) -> State:
+        """Return the state after a segment, of which the layers' keys and values are given."""
+        time, device = clock.after, clock.age.device
+        last = held(time, *self._sizes)
+        behind = last + (clock.birth[:, -1] - clock.stream[:, 0])[:, None]
+        # Rows to take: of all layers' caches, then of their segments, then zeros.
+        layer, row = torch.arange(len(own), device=device)[:, None], torch.arange(len(time), device=device)
+        row = row[:, None, None]
+        cached, total = len(time) * len(own) * self.slots, len(time) * clock.length
+        # Steps before the segment are of the episode it began in, and lie in the same slot still.
+        stays = (row * len(own) + layer) * self.slots + torch.arange(self.slots, device=device)
+        source = torch.where(
+            (behind >= 0)[:, None],
+            cached + layer * total + row * clock.length + behind[:, None],
+            stays,
+        ).masked_fill_((last < 0)[:, None], cached + len(own) * total)
+        after = {"time": time}
+        for place, name in enumerate(("keys", "values")):
+            cache = state[name]
+            new = [pair[place].reshape(total, self.dim).to(cache.dtype) for pair in own]
+            rows = torch.cat([cache.reshape(cached, self.dim), *new, cache.new_zeros(1, self.dim)])
+            after[name] = rows.index_select(0, source.flatten()).view(cache.shape)
+        return after
 
     def blank_unwritten(self, state: State) -> State:
-        """Return `state` with zeros in the slots that no step has reached."""
+        """Return `state` with zeros in the slots that no step has reached, or only finite numbers there."""
+        if not is_traced() and state["keys"].is_cpu:
+            total = sum(state[name].detach().sum() for name in ("keys", "values"))
+            # Finding out that all is finite is ten times cheaper than zeroing.
+            if cast("Tensor", total).isfinite():
+                return state
         empty = (held(state["time"], *self._sizes) < 0)[:, None, :, None]
         return state | {name: state[name].masked_fill(empty, 0) for name in ("keys", "values")}
 
@@ -161,14 +215,6 @@ class Sink(Memory):
         cos, sin = turns(clock.step, layer.frequencies, layer.width, dtype)
         return _Turns(cos[:, :, None], sin[:, :, None])
 
-    def _sources(self, time: Tensor, clock: Clock) -> Int[Tensor, "batch slots"]:
-        """Return where each slot's content after a segment lies in cache and segment, -1 for nowhere."""
-        last = held(time, *self._sizes)
-        behind = last + (clock.birth[:, -1] - clock.stream[:, 0])[:, None]
-        slot = torch.arange(self.slots, device=time.device)
-        # Steps before the segment are of the episode it began in, and lie in the same slot still.
-        return torch.where(last < 0, -1, torch.where(behind >= 0, self.slots + behind, slot))
-
 
 class _Held(NamedTuple):
     """What the key slots of a call hold: which step of the stream, and its place in its episode."""
@@ -183,6 +229,14 @@ class _Turns(NamedTuple):
 
     cos: Float[Tensor, "batch time 1 width"]
     sin: Float[Tensor, "batch time 1 width"]
+
+
+class _Moment(NamedTuple):
+    """What all layers need to know of a segment's steps."""
+
+    clock: Clock
+    held: _Held
+    turn: _Turns
 
 
 class _Layer(nn.Module):
@@ -210,6 +264,34 @@ class _Layer(nn.Module):
             nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim)
         )
         self.register_buffer("frequencies", rotary_frequencies(self.rotated), persistent=False)
+        # In the order of `streaming.Weights`; empty for what this layer lacks.
+        self.names = (
+            "attention_norm.weight",
+            "attention_norm.bias",
+            *(f"{name}.weight" for name in ("query", "key", "value", "out")),
+            "sink_positions" if config.num_sinks else "",
+            *(f"feed_forward.{index}.{name}" for index in (0, 1, 3) for name in ("weight", "bias")),
+        )
+
+    def weights(self) -> list[Tensor]:
+        """Return the parameters that `streaming.run_layer` takes."""
+        before, inward, _, outward = cast("Iterable[nn.Linear]", self.feed_forward)
+        projections = [part.weight for part in (self.query, self.key, self.value, self.out)]
+        absent = self.query.weight.new_empty(0, self.heads, self.width - self.rotated)
+        positions = self.sink_positions if self.num_sinks else absent
+        norm = self.attention_norm
+        rest = [tensor for part in (before, inward, outward) for tensor in (part.weight, part.bias)]
+        return [norm.weight, norm.bias, *projections, positions, *rest]
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, at: _Moment) -> tuple[Tensor, Tensor, Tensor]:
+        """Return outputs and own keys and values of a segment; cached ones are `[batch, slots, dim]`."""
+        query, key, value = (part.flatten(2) for part in self.project(x, at.turn))
+        keys, values = (
+            torch.cat([cache, new.to(cache.dtype)], dim=1).to(x.dtype)
+            for cache, new in ((keys, key), (values, value))
+        )
+        query = query.unflatten(2, (self.heads, self.width))
+        return self.finish(x, query, keys, values, at.clock, at.held), key, value
 
     def project(self, x: Tensor, turn: _Turns) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys, values `[batch, time, heads, width]`, half of each head turned by time."""

@@ -6,6 +6,7 @@ Letters as in `sink_attention`.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 
 import torch
@@ -17,6 +18,9 @@ from scrubjay.kernels.dispatch import is_traced
 
 # Longer blocks of queries waste more on hidden columns than they save in copied keys.
 _LONGEST_BLOCK = 64
+
+# Blocks of queries of one segment all of whose pairs are scored: what is after a block is left out.
+_CAUSAL_BLOCK = 64
 
 
 Read = tuple[Tensor, Tensor | None]
@@ -67,10 +71,31 @@ def visible_slots(
 def _dense(
     query, keys, values, sink_logit, query_step, key_step, episode_start, window, num_sinks, scale, attend
 ) -> Read:
-    """Score all pairs of a query and a slot."""
-    visible = visible_slots(query_step, key_step, episode_start, window, num_sinks)
-    out, lse = attend(query[:, None], keys[:, None], values[:, None], visible[:, None], sink_logit, scale)
-    return out[:, 0], None if lse is None else lse[:, 0]
+    """Score all pairs of a query and a slot, but for slots after all of a block's in a segment."""
+    steps = query_step, key_step, episode_start
+    parts = []
+    # On the way back the gradients of the slots of several blocks would have to be added.
+    learns = torch.is_grad_enabled() and any(x.requires_grad for x in (query, keys, values))
+    in_blocks = attend is _attend_fused and not learns and query.shape[1] >= 2 * _CAUSAL_BLOCK
+    for queries, slots in _runs(*steps) if in_blocks else [(slice(None), slice(None))]:
+        sizes = window, num_sinks
+        visible = visible_slots(query_step[:, queries], key_step[:, slots], episode_start[:, queries], *sizes)
+        given = (x[:, None] for x in (query[:, queries], keys[:, slots], values[:, slots], visible))
+        out, lse = attend(*given, sink_logit, scale)
+        parts.append((out[:, 0], None if lse is None else lse[:, 0]))
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat([out for out, _ in parts], dim=1), None
+
+
+def _runs(query_step: Tensor, key_step: Tensor, episode_start: Tensor) -> list[tuple[slice, slice]]:
+    """Return blocks of queries, each with the slots that it may see."""
+    if is_traced() or not _is_segment(query_step, key_step, episode_start):
+        return [(slice(None), slice(None))]
+    time, slots = query_step.shape[1], key_step.shape[1]
+    count = time // _CAUSAL_BLOCK
+    bounds = [time * index // count for index in range(count + 1)]
+    return [(slice(a, b), slice(slots - time + b)) for a, b in itertools.pairwise(bounds)]
 
 
 def _banded(
@@ -125,8 +150,8 @@ def _attend(
     groups = keys.shape[3]
     shared = heads // groups
     dtype = torch.promote_types(query.dtype, torch.float32)
-    keys = _blank(keys, visible).transpose(2, 3).to(dtype).contiguous()
-    values = _blank(values, visible).transpose(2, 3).to(dtype)
+    keys, values = (x.transpose(2, 3).to(dtype) for x in _blank(keys, values, visible))
+    keys = keys.contiguous()
     left = (query.to(dtype) * scale).unflatten(3, (groups, shared)).permute(0, 1, 3, 4, 2, 5)
     scores = (left.flatten(3, 4) @ keys.mT).unflatten(3, (shared, length))
     hidden, reads = _hidden(visible, sink_logit, dtype)
@@ -162,22 +187,42 @@ def _attend_fused(
     shared = heads // groups
     # Half precision would round the attention to it, and be no faster.
     dtype = torch.promote_types(query.dtype, torch.float32)
-    keys = _blank(keys, visible).to(dtype).flatten(0, 1).transpose(1, 2)
-    values = _blank(values, visible).to(dtype).flatten(0, 1).transpose(1, 2)
+    keys, values = (x.to(dtype).flatten(0, 1).transpose(1, 2) for x in _blank(keys, values, visible))
     # The query heads of a key head are so many more queries: a step then reads its keys once.
-    left = query.to(dtype).flatten(0, 1).unflatten(2, (groups, shared)).permute(0, 2, 3, 1, 4).flatten(2, 3)
-    hidden, reads = _hidden(visible, sink_logit, dtype)
-    mask = hidden.flatten(0, 1)[:, None, None].expand(-1, -1, shared, -1, -1)
+    left = query.to(dtype).flatten(0, 1).transpose(1, 2)
+    mask, reads = _seen(visible) if sink_logit is None else (visible, None)
+    mask = mask.flatten(0, 1)[:, None]
+    if shared > 1:
+        left = left.unflatten(1, (groups, shared)).flatten(2, 3)
+        mask = mask[:, :, None].expand(-1, -1, shared, -1, -1).flatten(2, 3)
     if sink_logit is not None:
         keys, values = (torch.cat([x, x.new_zeros(()).expand_as(x[:, :, :1])], dim=2) for x in (keys, values))
-        column = sink_logit.to(dtype).view(groups, shared, 1, 1).expand(batch * count, -1, -1, length, 1)
-        mask = torch.cat([mask.expand(-1, groups, -1, -1, -1), column], dim=-1)
-    mask = mask.flatten(2, 3)
+        nothing, never = (torch.tensor(value, dtype=dtype, device=visible.device) for value in (0, -math.inf))
+        mask = torch.where(mask, nothing, never).expand(-1, groups, -1, -1)
+        column = sink_logit.to(dtype).repeat_interleave(length).view(1, groups, shared * length, 1)
+        mask = torch.cat([mask, column.expand(batch * count, -1, -1, -1)], dim=-1)
     out = functional.scaled_dot_product_attention(left, keys, values, attn_mask=mask, scale=scale)
-    out = out.unflatten(2, (shared, length)).permute(0, 3, 1, 2, 4).flatten(2, 3).unflatten(0, (batch, count))
+    if shared > 1:
+        out = out.unflatten(2, (shared, length)).flatten(1, 2)
+    out = out.transpose(1, 2).unflatten(0, (batch, count))
     if reads is not None:
         out = out.masked_fill(~reads[..., None], 0)
     return out.to(query.dtype), None
+
+
+def _seen(
+    visible: Bool[Tensor, "B K L C"],
+) -> tuple[Bool[Tensor, "B K L C"], Bool[Tensor, "B K L 1"] | None]:
+    """Return which slots are to be scored, and which queries read anything, None if all do.
+
+    A row of nothing but -inf has no softmax: queries that see nothing score all alike, to read zeros after
+    it.
+    """
+    reads = visible.any(dim=-1, keepdim=True)
+    # On a GPU finding out that all read would be a wait.
+    if is_traced() or visible.is_cuda or not reads.all():
+        return visible | ~reads, reads
+    return visible, None
 
 
 def _hidden(
@@ -185,22 +230,24 @@ def _hidden(
 ) -> tuple[Float[Tensor, "B K L C"], Bool[Tensor, "B K L 1"] | None]:
     """Return what to add to the scores, and which queries read anything, None if all do."""
     nothing, never = (torch.tensor(value, dtype=dtype, device=visible.device) for value in (0, -math.inf))
+    reads = None
     if sink_logit is None:
-        reads = visible.any(dim=-1, keepdim=True)
-        # On a GPU finding out that all read would be a wait.
-        if is_traced() or visible.is_cuda or not reads.all():
-            # A row of nothing but -inf has no softmax: queries that see nothing score all alike, to read
-            # zeros after it.
-            return torch.where(visible | ~reads, nothing, never), reads
-    return torch.where(visible, nothing, never), None
+        visible, reads = _seen(visible)
+    return torch.where(visible, nothing, never), reads
 
 
-def _blank(table: Float[Tensor, "B K C G D"], visible: Bool[Tensor, "B K L C"]) -> Float[Tensor, "B K C G D"]:
+def _blank(
+    keys: Float[Tensor, "B K C G D"], values: Float[Tensor, "B K C G V"], visible: Bool[Tensor, "B K L C"]
+) -> tuple[Float[Tensor, "B K C G D"], Float[Tensor, "B K C G V"]]:
     """Zero the slots no query sees: their NaN would survive a multiplication by weight zero."""
-    # Finding out that all is finite is ten times cheaper than zeroing, but on a GPU it would be a wait.
-    if not is_traced() and not table.is_cuda and table.detach().sum().isfinite():
-        return table
-    return table.masked_fill(~visible.any(dim=2)[..., None, None], 0)
+    seen = visible.any(dim=2)
+    # Finding out that all is seen, or finite, is far cheaper than zeroing, but on a GPU it would be a wait.
+    if not is_traced() and not keys.is_cuda:
+        finite = seen.all() or (keys.detach().sum() + values.detach().sum()).isfinite()
+        if finite:
+            return keys, values
+    unseen = ~seen[..., None, None]
+    return keys.masked_fill(unseen, 0), values.masked_fill(unseen, 0)
 
 
 def _slots_of(

@@ -8,6 +8,7 @@ a segment its clock tells both age and starts.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -15,9 +16,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scrubjay.kernels.derivatives import has_own_gradient
 from scrubjay.memory.contract.clock import Clock
+from scrubjay.memory.parts import relative
 
 _SMALLEST_BLOCK = 16
+_MOST_BLOCKS = 8
+"""Of a segment whose gradient is taken by hand."""
 _MOST_HEADS = 4
 _MOST_TOLD = 1024
 """Up to which numbers of heads are named in an error: a width that somebody mistyped may be any number."""
@@ -86,6 +91,17 @@ class WindowAttention(nn.Module):
         clock: Clock,
     ) -> Float[Tensor, "batch time dim"]:
         """Return what every step of a segment reads, in one pass whose cost is linear in time."""
+        weights = self._weights()
+        few = 1 < x.shape[1] <= _MOST_BLOCKS * max(self.window, _SMALLEST_BLOCK) and len(x) > 0
+        if not few or not has_own_gradient(x, recent, weights[0], self.distances):
+            return self._by_torch(clock, x, recent, *weights)
+        seen = relative.blocks(clock, self.window, _SMALLEST_BLOCK)
+        plain = functools.partial(self._by_torch, clock)
+        return relative.read_segment(plain, seen, self.distances, x, recent, *weights)
+
+    def _by_torch(self, clock: Clock, x: Tensor, recent: Tensor, *weights: Tensor) -> Tensor:
+        """Return the same by plain operations, of the weights given."""
+        w = relative.Weights(*weights)
         batch, time, dim = x.shape
         window, heads = self.window, self.num_heads
         # Queries go in blocks; those of a block share the keys of the block and of the window before it.
@@ -93,19 +109,19 @@ class WindowAttention(nn.Module):
         block = math.ceil(time / count)
         padding = count * block - time
 
-        query = _padded(self.query(x), padding).view(batch, count, block, heads, dim // heads)
-        content_query, position_query = self._biased(query.transpose(2, 3), heads_dim=2)
+        query = _padded(F.linear(x, w.query), padding).view(batch, count, block, heads, dim // heads)
+        content_query, position_query = _biased(query.transpose(2, 3), w.content_bias, w.position_bias)
         context = torch.cat([recent.to(x.dtype), x], dim=1)
-        both = F.linear(context, torch.cat([self.key.weight, self.value.weight]))
+        both = F.linear(context, torch.cat([w.key, w.value]))
         both = _windows(_padded(both, padding), count, block, window)
         key, value = (part.unflatten(3, (heads, -1)).transpose(2, 3) for part in both.chunk(2, dim=3))
 
-        scores = content_query @ key.mT + _skew(position_query @ self._distance_keys())
+        scores = content_query @ key.mT + _skew(position_query @ self._distance_keys(w.position))
         hidden = torch.zeros(1, dtype=scores.dtype, device=x.device)
         hidden = torch.where(self._visible(clock, count, block), hidden, -math.inf)
         scores = scores + hidden[:, :, None]
         read = _softmax(scores) @ value
-        return self.output(read.transpose(2, 3).reshape(batch, count * block, dim)[:, :time])
+        return F.linear(read.transpose(2, 3).reshape(batch, count * block, dim)[:, :time], w.output)
 
     def step(
         self,
@@ -119,26 +135,28 @@ class WindowAttention(nn.Module):
         visible = index >= self.window - age[:, None]
         context = torch.cat([recent.to(x.dtype), x[:, None]], dim=1)
         context = torch.where(visible[..., None], context, 0)
-        content_query, position_query = self._biased(self.query(x).unflatten(1, (heads, -1)), heads_dim=1)
+        query = self.query(x).unflatten(1, (heads, -1))
+        scale = query.shape[-1] ** -0.5
+        content_query, position_query = (
+            (query + self.content_bias) * scale,
+            (query + self.position_bias) * scale,
+        )
         # Keys and values of the window are never formed: their projections move to the one query and the one
         # read-out, which costs heads * window * dim instead of window * dim².
         content_query = torch.einsum("bhd,hdw->bhw", content_query, self.key.weight.unflatten(0, (heads, -1)))
         scores = content_query @ context.transpose(1, 2)
-        scores = scores + (position_query[:, :, None] @ self._distance_keys())[:, :, 0]
+        scores = scores + (position_query[:, :, None] @ self._distance_keys(self.position.weight))[:, :, 0]
         scores = scores.masked_fill(~visible[:, None], -math.inf)
         read = _softmax(scores) @ context
         read = torch.einsum("bhw,hdw->bhd", read, self.value.weight.unflatten(0, (heads, -1)))
         return self.output(read.flatten(1))
 
-    def _biased(self, query: Tensor, heads_dim: int) -> tuple[Tensor, Tensor]:
-        scale = query.shape[-1] ** -0.5
-        shape = (self.num_heads, *[1] * (query.ndim - heads_dim - 2), query.shape[-1])
-        return (query + self.content_bias.view(shape)) * scale, (
-            query + self.position_bias.view(shape)
-        ) * scale
+    def _weights(self) -> tuple[Tensor, ...]:
+        parts = self.query, self.key, self.value, self.position, self.output
+        return *(part.weight for part in parts), self.content_bias, self.position_bias
 
-    def _distance_keys(self) -> Float[Tensor, "heads head_dim distances"]:
-        return self.position(self.distances).T.unflatten(0, (self.num_heads, -1))
+    def _distance_keys(self, weight: Tensor) -> Float[Tensor, "heads head_dim distances"]:
+        return F.linear(self.distances, weight).T.unflatten(0, (self.num_heads, -1))
 
     def _visible(self, clock: Clock, count: int, block: int) -> Bool[Tensor, "batch count block keys"]:
         """Return which keys of its block each query may see: those of its episode, inside its window."""
@@ -160,6 +178,13 @@ def shift_window(
     inputs = torch.cat([behind, x[:, max(0, x.shape[1] - window) :].to(recent.dtype)], dim=1)
     index = torch.arange(window, device=x.device)
     return torch.where((index >= window - clock.after[:, None])[..., None], inputs, 0)
+
+
+def _biased(
+    query: Float[Tensor, "*batch heads block head_dim"], *biases: Float[Tensor, "heads head_dim"]
+) -> list[Tensor]:
+    scale = query.shape[-1] ** -0.5
+    return [(query + bias[:, None]) * scale for bias in biases]
 
 
 def _windows(

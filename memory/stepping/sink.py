@@ -33,7 +33,6 @@ class SinkStepper(Stepper):
         self.sizes = num_sinks, window
         self.time = state["time"].clone()
         batch, _, self.slots, _ = state["keys"].shape
-        self.first = torch.arange(batch) * self.slots
         empty = held(self.time, *self.sizes) < 0
         # What is added to scores.
         self.unseen = torch.zeros(empty.shape, dtype=state["keys"].dtype).masked_fill_(empty, -math.inf)
@@ -41,6 +40,8 @@ class SinkStepper(Stepper):
             _Layer(layer, state["keys"][:, index], state["values"][:, index], empty)
             for index, layer in enumerate(layers)
         ]
+        # Where the slots of each row's heads begin.
+        self.first = torch.arange(batch * self.layers[0].heads).view(batch, -1) * self.slots
 
     @torch.no_grad()
     def step(self, x: Tensor, start: Tensor | None = None) -> Tensor:
@@ -51,11 +52,11 @@ class SinkStepper(Stepper):
             self.time.index_fill_(0, born, 0)
             self.unseen.index_fill_(0, born, -math.inf)
         slot = sink_slot(self.time, *self.sizes)
-        where = self.first + slot
-        self.unseen.view(-1).index_fill_(0, where, 0)
+        self.unseen.scatter_(1, slot[:, None], 0)
         early = np.flatnonzero(self.time.numpy() < self.sizes[0])
         rows = torch.from_numpy(early) if len(early) else None
         turn = self.layers[0].turn(self.time)
+        where = (self.first + slot[:, None]).flatten()
         present = _Present(self.unseen[:, None], where, born, rows, None if rows is None else slot[rows])
         for layer in self.layers:
             x = layer.step(x, turn, present)
@@ -65,10 +66,8 @@ class SinkStepper(Stepper):
     def state(self, rows: Tensor | None = None) -> dict[str, Tensor]:
         """Return the state of these rows, by default of all."""
         rows = torch.arange(len(self.time)) if rows is None else rows
-        keys = torch.stack([layer.keys.index_select(0, rows) for layer in self.layers], dim=1)
-        for index, layer in enumerate(self.layers):
-            keys[:, index, : self.sizes[0]] = layer.sinks.index_select(0, rows)
-        values = torch.stack([layer.values.index_select(0, rows) for layer in self.layers], dim=1)
+        layers = [layer.state(rows) for layer in self.layers]
+        keys, values = (torch.stack(parts, dim=1) for parts in zip(*layers, strict=True))
         return {"keys": keys, "values": values, "time": self.time[rows]}
 
 
@@ -76,8 +75,8 @@ class _Present(NamedTuple):
     """Where rows are in this step."""
 
     unseen: Float[Tensor, "batch 1 slots"]
-    where: Int[Tensor, " batch"]
-    """The place written to, of those of all rows."""
+    where: Int[Tensor, " batch*heads"]
+    """The place written to, of the slots of all heads of all rows."""
     born: Int[Tensor, " some"] | None
     """Rows that begin an episode."""
     early: Int[Tensor, " few"] | None
@@ -87,11 +86,10 @@ class _Present(NamedTuple):
 
 
 class _Layer:
-    """One layer with its rows' keys and values, `[batch, slots, dim]`.
+    """One layer with its rows' keys and values, `[batch * heads, slots, width]`, where one query reads them.
 
-    A query stands in the place of its head among zeros, so that a product reads keys of all heads where they
-    lie, and what is read of other heads' values meets zeros in the output. Keys of sinks are kept twice: as a
-    state has them, and as they are read, without their turned half and with their slot's vector.
+    Keys of sinks are kept twice: as a state has them, and as they are read, without their turned half and
+    with their slot's vector.
     """
 
     def __init__(self, layer: Any, keys: Tensor, values: Tensor, empty: Tensor) -> None:
@@ -107,19 +105,29 @@ class _Layer:
         # What the sine of the time is multiplied with stands beside what the cosine is.
         both = turned.flatten(0, 1), across(turned, rotated).flatten(0, 1)
         self.projections = torch.cat([*both, layer.value.weight])
-        own = torch.eye(heads, dtype=keys.dtype)
-        self.own = own.repeat_interleave(width, dim=1)
-        out = layer.out.weight.T
-        self.out = (self.own[:, :, None] * out).flatten(0, 1)
-        self.keys, self.values = keys.clone(), values.clone()
+        self.out = layer.out.weight.T.contiguous()
         self.sinks = keys[:, : self.num_sinks].clone()
+        keys = keys.clone()
         if self.num_sinks:
             self.positions = functional.pad(layer.sink_positions, (rotated, 0)).flatten(1)
             self.keeps = torch.cat(
                 [self.positions.new_zeros(rotated), self.positions.new_ones(self.still)]
             ).repeat(heads)
             read = self.sinks * self.keeps + self.positions
-            self.keys[:, : self.num_sinks] = read.masked_fill_(empty[:, : self.num_sinks, None], 0)
+            keys[:, : self.num_sinks] = read.masked_fill_(empty[:, : self.num_sinks, None], 0)
+        self.keys, self.values = (
+            cache.unflatten(2, (heads, width)).transpose(1, 2).flatten(0, 1).contiguous()
+            for cache in (keys, values)
+        )
+
+    def state(self, rows: Int[Tensor, " some"]) -> tuple[Tensor, Tensor]:
+        """Return keys and values of these rows as a state has them, `[batch, slots, dim]`."""
+        keys, values = (
+            cache.unflatten(0, (-1, self.heads)).index_select(0, rows).transpose(1, 2).flatten(2)
+            for cache in (self.keys, self.values)
+        )
+        keys[:, : self.num_sinks] = self.sinks.index_select(0, rows)
+        return keys, values
 
     def turn(self, time: Tensor) -> tuple[Tensor, Tensor]:
         """Return cosines and sines of the rows' times for every place of a head, two heads' width."""
@@ -136,20 +144,22 @@ class _Layer:
         query, key = both.view(batch, 2, dim).unbind(1)
         if present.born is not None:
             for cache in (self.keys, self.values, self.sinks):
-                cache.index_fill_(0, present.born, 0)
-        self.keys.view(-1, dim).index_copy_(0, present.where, key)
-        self.values.view(-1, dim).index_copy_(0, present.where, value)
+                cache.view(batch, -1).index_fill_(0, present.born, 0)
         if present.early is not None:
             new = key[present.early]
             self.sinks[present.early, present.slot] = new
-            self.keys[present.early, present.slot] = new * self.keeps + self.positions[present.slot]
-        query = query[:, None] * self.own
-        scores = torch.baddbmm(present.unseen, query, self.keys.transpose(1, 2))
+            key = key.index_copy(0, present.early, new * self.keeps + self.positions[present.slot])
+        for cache, new in ((self.keys, key), (self.values, value)):
+            cache.view(-1, self.width).index_copy_(0, present.where, new.reshape(-1, self.width))
+        scores = torch.bmm(query.reshape(batch * heads, 1, -1), self.keys.transpose(1, 2)).view(
+            batch, heads, -1
+        )
+        scores += present.unseen
         if self.logit is None:
             weights = torch.softmax(scores, dim=-1)
         else:
             silent = self.logit.view(1, heads, 1).expand(batch, -1, -1)
             weights = torch.softmax(torch.cat([scores, silent], dim=-1), dim=-1)[..., :-1]
-        read = torch.bmm(weights, self.values)
-        x = torch.addmm(x, read.view(batch, -1), self.out)
+        read = torch.bmm(weights.reshape(batch * heads, 1, -1), self.values)
+        x = torch.addmm(x, read.view(batch, dim), self.out)
         return x + self.outward(functional.gelu(self.inward(self.norm_before(x))))

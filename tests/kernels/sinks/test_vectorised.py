@@ -198,3 +198,35 @@ def test_forward_mode_agrees_with_reverse_mode(draw, path):
     weights = torch.randn(out.shape, generator=generator, dtype=out.dtype)
     reverse = sum((g * t).sum() for g, t in zip(pull(weights), tangents, strict=True))
     torch.testing.assert_close((along * weights).sum(), reverse)
+
+
+@pytest.mark.parametrize("sink_logit", [True, False])
+def test_queries_that_see_nothing_among_others_read_zeros_fused_too(draw, sink_logit):
+    arguments = draw(23, time=6, value_width=6, sink_logit=sink_logit)
+    arguments["episode_start"][:, 2] = arguments["query_step"][:, -1] + 1
+    for grows in (False, True):
+        arguments["query"].requires_grad_(grows)
+        out = sink_attention(**arguments, window=4, num_sinks=2)
+        expected = sink_attention(**arguments, window=4, num_sinks=2, implementation="reference")
+        assert (out[:, 2] == 0).all()
+        torch.testing.assert_close(out, expected)
+
+
+@pytest.mark.parametrize("cached", [0, 30])
+def test_long_segments_without_gradients_leave_out_what_is_later(draw, permuted, cached, monkeypatch):
+    arguments = draw(24, time=150, cached=cached, age=60, reset=0.02, value_width=6)
+    options: dict[str, Any] = {"window": 140, "num_sinks": 3}
+    scored = []
+    fused = functional.scaled_dot_product_attention
+
+    def counted(query, keys, *others, **named):
+        scored.append(query.shape[2] * keys.shape[2])
+        return fused(query, keys, *others, **named)
+
+    expected = sink_attention(**arguments, **options, implementation="reference")
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", counted)
+    torch.testing.assert_close(sink_attention(**arguments, **options), expected)
+    in_order = sum(scored)
+    scored.clear()
+    torch.testing.assert_close(sink_attention(**permuted(arguments), **options), expected)
+    assert in_order < 0.9 * sum(scored)
