@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from scrubjay.kernels import chunk_retrieval
+from scrubjay.kernels.retrieval.problem import some
 from scrubjay.memory.contract.base import Memory, MemoryConfig, State
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.contract.nested import named, part_of
@@ -379,7 +380,7 @@ def _attend(
     out = attended @ weights.out
     if weights.out_bias is not None:
         out = out + weights.out_bias
-    return torch.where(mask.any(dim=-1, keepdim=True), out, 0.0)
+    return torch.where(some(mask, -1)[..., None], out, 0.0)
 
 
 def _per_head(query: Tensor, key: Tensor, num_heads: int) -> Tensor:

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from scrubjay.kernels.dispatch import is_traced
 from scrubjay.kernels.normalisers import log_normaliser, softmax_or_zero
-from scrubjay.kernels.retrieval.problem import Choice, Problem, Reading, Tensors
+from scrubjay.kernels.retrieval.problem import Choice, Problem, Reading, Tensors, some
 from scrubjay.kernels.retrieval.ranking import blank_idle, blank_summaries, select
 from scrubjay.kernels.retrieval.rows import DTYPES as LISTED_DTYPES
 from scrubjay.kernels.retrieval.rows import Runs, dots, mix
 
 # Above this many scalars a block's intermediates leave the caches; larger inputs go in blocks.
 _BLOCK_SCALARS = {"dense": 1 << 24, "listed": 1 << 21, "gather": 1 << 24}
+_BLOCK_SCORES = 1 << 20
 
 Read = tuple[Float[Tensor, "B T H V"], Float[Tensor, "B T H"] | None]
 """What is read and, if asked for, the logarithm of its normaliser."""
@@ -100,6 +101,9 @@ def _block_sizes(tensors: Problem | Reading, choice: Choice, path: str) -> tuple
         "gather": tensors.units * choice.top_k * length * width,
     }[path]
     queries = max(1, _BLOCK_SCALARS[path] // max(1, per_query))
+    if isinstance(tensors, Problem):
+        # Of a large store the scores outgrow what is read.
+        queries = min(queries, max(1, _BLOCK_SCORES // (tensors.summary_query.shape[2] * chunks)))
     return max(1, queries // max(1, time)), queries
 
 
@@ -108,7 +112,7 @@ def _trim(problem: Problem) -> Problem:
 
     Young episodes fill a corner of a large store; on a GPU finding out would cost a wait for the device.
     """
-    read = problem.valid.flatten(0, 1).any(dim=0).nonzero().flatten()
+    read = some(problem.valid, (0, 1)).nonzero().flatten()
     first, last = (int(read[0]), int(read[-1]) + 1) if len(read) else (0, 1)
     if last - first == problem.keys.shape[1]:
         return problem
@@ -127,7 +131,7 @@ def _blank_unread(problem: Problem, path: str) -> Problem:
     in_memory, in_tails = _where_seen(problem, path)
     if not (in_memory or in_tails):
         return problem
-    unread = ~problem.valid.any(dim=1)
+    unread = ~some(problem.valid, 1)
     if not in_tails and not is_traced() and not unread.any():
         return problem
     return _blank_memory(problem, unread, in_tails)
