@@ -26,7 +26,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.profiler import ProfilerActivity, profile
 
 from scrubjay.kernels import attend_chosen, choose_chunks, chunk_retrieval, sink_attention
-from scrubjay.memory.hcam import ReadWeights, hierarchical_attention
+from scrubjay.memory.parts.hierarchy import ReadWeights, hierarchical_attention
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from scrubjay.kernels.dispatch import is_traced
 from scrubjay.kernels.normalisers import log_normaliser, softmax_or_zero
+from scrubjay.kernels.retrieval.dense import dense
 from scrubjay.kernels.retrieval.problem import Choice, Problem, Reading, Tensors, some
 from scrubjay.kernels.retrieval.ranking import blank_idle, blank_summaries, select
 from scrubjay.kernels.retrieval.rows import DTYPES as LISTED_DTYPES
@@ -35,9 +36,13 @@ def retrieve(problem: Problem, choice: Choice, path: str) -> Read:
     choice = choice._replace(top_k=min(choice.top_k, problem.keys.shape[1]))
     path = _path(problem, choice, path)
     problem = _blank_unread(blank_summaries(blank_idle(problem)), path)
-    return _in_blocks(
-        problem, choice, path, lambda block: _PATHS[path](block.reading(*select(block, choice)), choice)
-    )
+    everything = choice.top_k == problem.keys.shape[1]
+
+    def run(block: Problem) -> Read:
+        reading = block.reading(*select(block, choice))
+        return dense(reading, choice, everything) if path == "dense" else _PATHS[path](reading, choice)
+
+    return _in_blocks(problem, choice, path, run)
 
 
 def attend(reading: Reading, choice: Choice, path: str) -> Read:
@@ -132,9 +137,15 @@ def _blank_unread(problem: Problem, path: str) -> Problem:
     if not (in_memory or in_tails):
         return problem
     unread = ~some(problem.valid, 1)
-    if not in_tails and not is_traced() and not unread.any():
+    if not in_tails and not is_traced() and (not unread.any() or _is_finite(problem)):
         return problem
     return _blank_memory(problem, unread, in_tails)
+
+
+def _is_finite(tensors: Problem | Reading) -> bool:
+    """Return whether all is: finding out is ten times cheaper than zeroing, but a wait on a GPU."""
+    keys, values = tensors.keys.detach(), tensors.values.detach()
+    return bool(not keys.is_cuda and keys.sum().isfinite() and values.sum().isfinite())
 
 
 def _blank_unchosen(reading: Reading, path: str) -> Reading:
@@ -142,15 +153,12 @@ def _blank_unchosen(reading: Reading, path: str) -> Reading:
     in_memory, in_tails = _where_seen(reading, path)
     if not (in_memory or in_tails):
         return reading
-    keys, values = reading.keys, reading.values
-    looked_at = not is_traced() and not keys.is_cuda
-    # Finding out that all is finite is ten times cheaper than zeroing, but on a GPU it would be a wait.
-    if not in_tails and looked_at and keys.detach().sum().isfinite() and values.detach().sum().isfinite():
+    if not in_tails and not is_traced() and _is_finite(reading):
         return reading
-    batch, chunks = keys.shape[:2]
+    batch, chunks = reading.keys.shape[:2]
     assert reading.scores is not None
     chosen = reading.chunks.masked_fill(reading.scores == -math.inf, chunks).flatten(1)
-    read = torch.zeros(batch, chunks + 1, dtype=torch.bool, device=keys.device).scatter(1, chosen, True)
+    read = torch.zeros(batch, chunks + 1, dtype=torch.bool, device=chosen.device).scatter(1, chosen, True)
     return _blank_memory(reading, ~read[:, :chunks], in_tails)
 
 
@@ -171,65 +179,6 @@ def _blank_memory(tensors: Tensors, unread: Bool[Tensor, "B M"], in_tails: bool)
     blanked = keys.masked_fill(blank, 0)
     values = blanked if tensors.values is keys else tensors.values.masked_fill(blank, 0)
     return tensors._replace(keys=blanked, values=values)
-
-
-def _dense(reading: Reading, choice: Choice) -> Read:
-    """Attend to every chunk and weight the unselected by zero: one large product, best for few chunks."""
-    query, keys, values, index, kept, positions, lengths = reading
-    assert kept is not None
-    batch, time, heads, width = query.shape
-    chunks, length, groups = keys.shape[1:4]
-    coarse = kept.shape[2]
-    shared = heads // groups
-    dtype = reading.score_dtype
-    scaled = query.to(dtype) * choice.scale
-    grouped = scaled.view(batch, time, groups, shared, width).transpose(1, 2)
-    flat_keys = keys.permute(0, 3, 1, 2, 4).reshape(batch, groups, chunks * length, width)
-    logits = grouped.reshape(batch, groups, time * shared, width) @ flat_keys.to(dtype).transpose(-1, -2)
-    logits = logits.view(batch, groups, time, shared, chunks, length)
-    if positions is not None:
-        logits = logits + (grouped @ positions.to(dtype).T).unsqueeze(-2)
-    beyond = None
-    if lengths is not None:
-        beyond = torch.arange(length, device=keys.device) >= lengths[..., None]
-        beyond = beyond[:, None, None, None]
-    if choice.joint:
-        keep = _spread(kept > -math.inf, index, chunks)
-        drop = ~_per_query_head(keep, heads, coarse, groups)[..., None]
-        logits = logits.masked_fill(drop if beyond is None else drop | beyond, -math.inf)
-        attention = softmax_or_zero(logits.flatten(-2)).view_as(logits)
-    else:
-        weights = _per_query_head(_spread(softmax_or_zero(kept), index, chunks), heads, coarse, groups)
-        if beyond is None:
-            attention = torch.softmax(logits, dim=-1) * weights[..., None]
-        else:
-            attention = softmax_or_zero(logits.masked_fill(beyond, -math.inf)) * weights[..., None]
-    attention = attention.to(values.dtype)
-    flat_values = values.permute(0, 3, 1, 2, 4).reshape(batch, groups, chunks * length, values.shape[-1])
-    out = attention.reshape(batch, groups, time * shared, chunks * length) @ flat_values
-    out = out.view(batch, groups, time, shared, values.shape[-1])
-    if positions is not None:
-        out = out + attention.sum(dim=-2) @ positions
-    lse = None
-    if choice.return_lse and choice.joint:
-        lse = log_normaliser(logits.flatten(-2)).transpose(1, 2).reshape(batch, time, heads)
-    elif choice.return_lse:
-        lse = log_normaliser(kept).repeat_interleave(heads // coarse, dim=2)
-    return out.transpose(1, 2).reshape(batch, time, heads, values.shape[-1]), lse
-
-
-def _spread(kept: Tensor, index: Int[Tensor, "B T S K"], chunks: int) -> Tensor:
-    """Return `[B, T, S, M]` with what is kept at its chunk, zeros elsewhere."""
-    table = kept.new_zeros(*kept.shape[:-1], chunks + 1)
-    return table.scatter(-1, index, kept)[..., :chunks]
-
-
-def _per_query_head(per_coarse_head: Tensor, heads: int, coarse: int, groups: int) -> Tensor:
-    """Spread `[B, T, S, M]` over query heads as `[B, G, T, H / G, M]`."""
-    spread = per_coarse_head.repeat_interleave(heads // coarse, dim=2) if coarse > 1 else per_coarse_head
-    batch, time, _, chunks = spread.shape
-    spread = spread.expand(batch, time, heads, chunks)
-    return spread.view(batch, time, groups, heads // groups, chunks).transpose(1, 2)
 
 
 def _per_unit(reading: Reading) -> tuple[Tensor, Tensor]:
@@ -381,7 +330,7 @@ def _nothing_read(reading: Reading, choice: Choice) -> Read:
     values = reading.values[:, :1].masked_fill(torch.ones((), dtype=torch.bool), 0)
     assert reading.scores is not None
     chunks, lengths = torch.ones_like(reading.chunks), reading.lengths
-    return _dense(
+    return dense(
         reading._replace(
             keys=keys, values=values, chunks=chunks, lengths=None if lengths is None else lengths[:, :1]
         ),
@@ -433,4 +382,4 @@ def _not_listable(tensors: Problem | Reading) -> str | None:
     return None
 
 
-_PATHS: dict[str, Callable[[Reading, Choice], Read]] = {"dense": _dense, "listed": _listed, "gather": _gather}
+_PATHS: dict[str, Callable[[Reading, Choice], Read]] = {"dense": dense, "listed": _listed, "gather": _gather}
