@@ -21,12 +21,14 @@ from typing import NamedTuple, cast
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 
-from scrubjay.kernels import chunk_retrieval
+from scrubjay.kernels.dispatch import without_own_gradient
 from scrubjay.memory.contract.base import Memory, MemoryConfig, State
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.contract.nested import named, part_of
 from scrubjay.memory.contract.stepper import Stepper
+from scrubjay.memory.parts.hierarchy import ReadWeights, attend
 from scrubjay.memory.parts.window import (
     WindowAttention,
     distance_embedding,
@@ -142,7 +144,7 @@ class HCAM(Memory):
         """Return what advances these rows in place."""
         if not self.steps_as(HCAM, state):
             return super().stepper(state)
-        return HCAMStepper(self._layers, self.blank_unwritten(state), self.chunk_size)
+        return HCAMStepper(self._layers, self._blanked(state), self.chunk_size)
 
     def segment(
         self, x: Float[Tensor, "batch time dim"], state: State, start: Bool[Tensor, "batch time"]
@@ -151,21 +153,22 @@ class HCAM(Memory):
         clock = Clock.of(state["time"], start)
         plan = _plan(clock, self.chunk_size, self.num_chunks, self.window)
         after: State = {"time": clock.after}
-        written = self._written(clock.after)
         for layer, block in enumerate(self._layers):
             own = part_of(state, suffix=f"_{layer}")
-            recent, contents, summaries = own["recent"], own["contents"], own["summaries"]
+            recent = own["recent"]
+            contents, summaries = (own[name][:, plan.unwritten :] for name in ("contents", "summaries"))
             normed = block.local_norm(x)
             history = torch.cat([recent, normed.to(recent.dtype)], dim=1)
             history = history.detach() if block.stop_memory_gradient else history
-            new = _take(history, plan.steps).masked_fill_(~plan.exists[:, :, None, None], 0)
+            new = _take(history, plan.steps)
             table = torch.cat([contents, new], dim=1)
             summary_table = torch.cat([summaries, new.mean(dim=2)], dim=1)
-            x = block.finish(x, normed, recent, clock, _Stored(table, summary_table, plan.readable))
+            stored = _Stored(table, summary_table, plan.readable, plan.most)
+            x = block.finish(x, normed, recent, clock, stored)
             own = {
                 "recent": shift_window(recent, normed.to(recent.dtype), clock),
-                "contents": _take(table, plan.kept).masked_fill_(~written[:, :, None, None], 0),
-                "summaries": _take(summary_table, plan.kept).masked_fill_(~written[:, :, None], 0),
+                "contents": plan.store(table, self.num_chunks),
+                "summaries": plan.store(summary_table, self.num_chunks),
             }
             after |= named(own, suffix=f"_{layer}")
         return x, after
@@ -180,7 +183,12 @@ class HCAM(Memory):
         return slot >= self.num_chunks - (time // self.chunk_size)[:, None]
 
     def blank_unwritten(self, state: State) -> State:
-        """Return `state` with zeros in the slots that no step has reached."""
+        """Return `state` with zeros in the slots that no step has reached, as it is where they do no harm."""
+        # A segment reads what is written alone; to see that all is finite takes a tenth of a copy.
+        total = sum(value.detach().sum() for name, value in state.items() if name != "time")
+        return state if torch.as_tensor(total).isfinite() else self._blanked(state)
+
+    def _blanked(self, state: State) -> State:
         written = self._written(state["time"])
         age = torch.arange(self.window, 0, -1, device=written.device)
         seen = age <= state["time"][:, None]
@@ -201,6 +209,8 @@ class _Stored(NamedTuple):
     contents: Float[Tensor, "batch chunks chunk_size dim"]
     summaries: Float[Tensor, "batch chunks dim"]
     readable: Bool[Tensor, "batch time chunks"]
+    most: int | None = None
+    """How many of them any query may read at most; None if that is not known."""
 
 
 class _Block(nn.Module):
@@ -247,14 +257,15 @@ class _Block(nn.Module):
             out=self.out.weight.T,
             out_bias=self.out.bias,
         )
-        read = _attend(
+        read = attend(
             self.read_norm(x),
             stored.summaries.to(x.dtype),
             stored.contents.to(x.dtype),
             stored.readable,
             weights,
             self.positions,
-            self.top_k,
+            # Who may read no more than are kept need not choose.
+            self.top_k if stored.most is None or stored.most > self.top_k else stored.summaries.shape[1],
             self.num_heads,
             self.stop_memory_gradient,
         )
@@ -282,154 +293,69 @@ def _indifferent_parameters(config: HCAMConfig) -> tuple[str, ...]:
     return tuple(f"blocks.{layer}.{name}" for layer in range(config.num_layers) for name in names)
 
 
-class ReadWeights(NamedTuple):
-    """The projections of one hierarchical read, each applied as `x @ weight + bias`; F is the feature width.
-
-    The summary projections are one head; the others are split into `num_heads` along F.
-    """
-
-    summary_key: Float[Tensor, "dim F"]
-    summary_query: Float[Tensor, "width F"]
-    key: Float[Tensor, "dim F"]
-    query: Float[Tensor, "width F"]
-    value: Float[Tensor, "dim F"]
-    out: Float[Tensor, "F F"]
-    key_bias: Float[Tensor, "F"] | None = None
-    query_bias: Float[Tensor, "F"] | None = None
-    value_bias: Float[Tensor, "F"] | None = None
-    out_bias: Float[Tensor, "F"] | None = None
-
-
-def hierarchical_attention(
-    queries: Float[Tensor, "batch time width"],
-    keys: Float[Tensor, "batch chunks dim"],
-    contents: Float[Tensor, "batch chunks chunk_size dim"],
-    mask: Bool[Tensor, "batch time chunks"] | None,
-    weights: ReadWeights,
-    position: bool = True,
-    *,
-    top_k: int = 4,
-    num_heads: int = 1,
-    stop_memory_gradient: bool = True,
-) -> Float[Tensor, "batch time F"]:
-    """Return the relevance-weighted sum of one attention per kept chunk (section 3 of the paper).
-
-    Key and value projections are moved onto the query and the read-out, so contents are never projected.
-
-    Args:
-        queries: One per step.
-        keys: The chunks' summaries.
-        contents: What the chunks hold.
-        mask: Which chunks a query may read; None for all. A query that may read none gets zeros.
-        weights: The projections of both levels.
-        position: Add a sinusoid of a step's distance from its chunk's end.
-        top_k: Chunks kept per query.
-        num_heads: Of the attention inside chunks.
-        stop_memory_gradient: Cut the gradient into keys and contents.
-
-    Raises:
-        ValueError: if `num_heads` does not divide F or shapes disagree.
-    """
-    features = weights.query.shape[1]
-    if features % num_heads:
-        raise ValueError(f"num_heads={num_heads} does not divide the feature width {features}")
-    if mask is None:
-        mask = torch.ones(*queries.shape[:2], keys.shape[1], dtype=torch.bool, device=keys.device)
-    # The newest step of a chunk is at distance 0.
-    positions = distance_embedding(*contents.shape[2:]).flip(0).to(contents) if position else None
-    return _attend(queries, keys, contents, mask, weights, positions, top_k, num_heads, stop_memory_gradient)
-
-
-def _attend(
-    queries: Tensor,
-    keys: Tensor,
-    contents: Tensor,
-    mask: Tensor,
-    weights: ReadWeights,
-    positions: Tensor | None,
-    top_k: int,
-    num_heads: int,
-    stop_memory_gradient: bool,
-) -> Tensor:
-    batch, time, _ = queries.shape
-    features = weights.query.shape[1]
-    query = queries @ weights.query
-    if weights.query_bias is not None:
-        query = query + weights.query_bias
-    # The key bias shifts every position of a chunk alike, so its softmax does not see it.
-    query = _per_head(query, weights.key, num_heads)
-    stored = contents[:, :, :, None]
-    read_out = chunk_retrieval(
-        query,
-        stored,
-        stored,
-        summaries=keys[:, :, None],
-        valid=mask,
-        top_k=top_k,
-        scale=(features // num_heads) ** -0.5,
-        summary_query=(queries @ weights.summary_query @ weights.summary_key.T)[:, :, None],
-        summary_scale=features**-0.5,
-        positions=positions,
-        stop_memory_gradient=stop_memory_gradient,
-    )
-    value = weights.value.view(-1, num_heads, features // num_heads).transpose(0, 1)
-    attended = (read_out.flatten(0, 1).transpose(0, 1) @ value).transpose(0, 1).reshape(batch, time, features)
-    if weights.value_bias is not None:
-        attended = attended + weights.value_bias
-    out = attended @ weights.out
-    if weights.out_bias is not None:
-        out = out + weights.out_bias
-    return torch.where(mask.any(dim=-1, keepdim=True), out, 0.0)
-
-
-def _per_head(query: Tensor, key: Tensor, num_heads: int) -> Tensor:
-    """Return `[batch, time, heads, dim]`: each head's query seen through that head's key projection."""
-    batch, time, features = query.shape
-    per_head = query.view(batch * time, num_heads, features // num_heads).transpose(0, 1)
-    projection = key.view(-1, num_heads, features // num_heads).permute(1, 2, 0)
-    return (per_head @ projection).transpose(0, 1).view(batch, time, num_heads, key.shape[0])
-
-
 class _Plan(NamedTuple):
     """Where the chunks of a segment lie and who may read them; the same for every layer.
 
-    A layer's table is its `chunks` stored ones followed by the N that the segment may complete.
+    A layer's table is its stored chunks, without the first slots that no row has written, and behind them
+    those that the segment completes.
     """
 
+    unwritten: int
+    """Slots of the stores that no row has written before the segment."""
     steps: Int[Tensor, "batch N chunk_size"]
-    exists: Bool[Tensor, "batch N"]
+    """Where the steps of the chunks lie that it completes, in the window and the segment."""
     readable: Bool[Tensor, "batch time chunks_and_N"]
-    kept: Int[Tensor, "batch chunks"]
+    most: int
+    """How many of them any query may read at most."""
+    kept: Int[Tensor, "batch kept"]
+    """Which chunks of the table the last slots hold after the segment."""
+    held: Bool[Tensor, "batch kept"] | None
+    """Which of these slots hold a chunk at all, None if all do."""
+
+    def store(
+        self, table: Float[Tensor, "batch chunks_and_N *dims"], num_chunks: int
+    ) -> Float[Tensor, "batch chunks *dims"]:
+        """Return the slots after the segment, zero where nothing is written."""
+        kept = _take(table, self.kept)
+        if self.held is not None:
+            kept = kept.masked_fill_(~self.held.view(*self.held.shape, *[1] * (table.ndim - 2)), 0)
+        before = num_chunks - kept.shape[1]
+        return functional.pad(kept, (*[0, 0] * (table.ndim - 2), before, 0)) if before else kept
 
 
 def _plan(clock: Clock, chunk_size: int, num_chunks: int, window: int) -> _Plan:
     """Place the segment's chunk boundaries, at multiples of `chunk_size` since each row's own `start`."""
     batch, length = clock.step.shape
     device = clock.age.device
-    step = torch.arange(length, device=device)
-    chunk, episode = clock.chunk(chunk_size), clock.episode
+    chunk = clock.chunk(chunk_size)
     completes = clock.place(chunk_size) == chunk_size - 1
     completed = completes.cumsum(dim=1)
-    most = (length + chunk_size - 1) // chunk_size
-    ends = torch.full((batch, most + 1), chunk_size - 1, device=device)
-    ends = ends.scatter(1, torch.where(completes, completed - 1, most), step.expand(batch, -1))[:, :most]
-    exists = torch.arange(most, device=device) < completed[:, -1:]
+    lived = (clock.after // chunk_size).clamp(max=num_chunks)
+    # Of chunks that no row has, none is looked at; a graph that is recorded cannot know.
+    stored, new, most, held = num_chunks, -(-length // chunk_size), num_chunks, num_chunks
+    known = bool(batch) and not (clock.age.is_cuda or without_own_gradient(clock.age))
+    if known:
+        written = (clock.age.amax() // chunk_size).clamp(max=num_chunks)
+        numbers = torch.stack([written, completed[:, -1].amax(), chunk.amax(), lived.amax(), lived.amin()])
+        stored, new, most, held, fewest = numbers.tolist()
+        new, most = max(new, 1 - stored), min(most, num_chunks)
+
+    step = torch.arange(length, device=device)
+    ends = torch.full((batch, new + 1), chunk_size - 1, device=device)
+    ends = ends.scatter(1, torch.where(completes, completed - 1, new), step.expand(batch, -1))[:, :new]
     ends = ends.clamp(max=length - 1)
     steps = (window + ends)[:, :, None] + torch.arange(1 - chunk_size, 1, device=device)
 
-    stored = clock.age[:, None] // chunk_size - num_chunks + torch.arange(num_chunks, device=device)
-    ordinal = torch.cat([stored, chunk.gather(1, ends)], dim=1)
-    exists_all = torch.cat([stored >= 0, exists], dim=1)
-    belongs = torch.cat([torch.zeros_like(stored), episode.gather(1, ends)], dim=1)
-    past = chunk[:, :, None]
-    readable = (
-        exists_all[:, None]
-        & (belongs[:, None] == episode[:, :, None])
-        & (ordinal[:, None] < past)
-        & (ordinal[:, None] >= past - num_chunks)
+    # A row's chunks lie in their order, and an episode's own are the last before a step.
+    last = (stored + completed - completes.long())[..., None]
+    place = torch.arange(stored + new, device=device)
+    readable = (place < last) & (place >= last - chunk.clamp(max=num_chunks)[..., None])
+    slot = torch.arange(-held, 0, device=device)
+    kept = (completed[:, -1:] + stored + slot).clamp(min=0)
+    everything = known and held == fewest
+    return _Plan(
+        num_chunks - stored, steps, readable, most, kept, None if everything else slot >= -lived[:, None]
     )
-    kept = completed[:, -1:] + torch.arange(num_chunks, device=device)
-    return _Plan(steps, exists, readable, kept)
 
 
 def _take(table: Tensor, places: Int[Tensor, "batch *some"]) -> Tensor:

@@ -26,7 +26,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.profiler import ProfilerActivity, profile
 
 from scrubjay.kernels import attend_chosen, choose_chunks, chunk_retrieval, sink_attention
-from scrubjay.memory.hcam import ReadWeights, hierarchical_attention
+from scrubjay.memory.parts.hierarchy import ReadWeights, hierarchical_attention
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,10 @@ class KernelsBench:
 
     histories: tuple[int, ...] = (4096, 16384, 65536, 262144)
     """Keys in store, for the comparison with full attention."""
+    queries: tuple[int, ...] = (1, 16, 64, 256, 1024, 4096)
+    """Queries of a row, for the same."""
+    most_pairs: int = 1 << 26
+    """Pairs of query and key up to which full attention is waited for."""
     heads: int = 8
     """Query heads, and as many key heads where full attention is the peer."""
     width: int = 64
@@ -72,29 +76,37 @@ def main(bench: KernelsBench) -> None:
 
 def _full_attention(bench: KernelsBench) -> Iterator[str]:
     """Chunk retrieval of one softmax over the kept chunks against attention to everything."""
-    yield "Full attention over the history / chunk_retrieval (joint), selection included:\n"
-    yield "| keys | 1 query, 1 row | 1 query, 8 rows | 256 queries | 256 queries, forward and backward |"
-    yield "|---|---|---|---|---|"
-    for history in bench.histories:
-        cells = []
-        for rows, queries, backward in ((1, 1, False), (8, 1, False), (1, 256, False), (1, 256, True)):
-            if rows * history > max(bench.histories):
-                cells.append("-")
-                continue
-            shape = (rows, history // bench.chunk, bench.chunk, bench.heads, bench.width)
-            query = torch.randn(rows, queries, bench.heads, bench.width, requires_grad=backward)
-            keys, values = (torch.randn(shape, requires_grad=backward) for _ in "kv")
-            summaries, valid = keys.detach().mean(dim=2), torch.full((rows, queries), shape[1])
-            flat = [t.detach().flatten(1, 2) for t in (keys, values)]
+    for backward in (False, True):
+        yield (
+            "Full attention over the history / chunk_retrieval (joint), selection included, "
+            f"{'forward and backward' if backward else 'forward'}, one row:\n"
+        )
+        yield f"| keys / queries | {' | '.join(f'{queries:,}' for queries in bench.queries)} |"
+        yield "|---" * (1 + len(bench.queries)) + "|"
+        for history in bench.histories:
+            cells = [
+                _against_full(bench, 1, queries, history, backward)
+                if queries * history <= bench.most_pairs
+                else "-"
+                for queries in bench.queries
+            ]
+            yield f"| {history:,} | {' | '.join(cells)} |"
+        yield ""
+    yield f"The same of one query in each of 8 rows: {_against_full(bench, 8, 1, bench.histories[0], False)}"
 
-            def ours(query=query, keys=keys, values=values, summaries=summaries, valid=valid) -> Tensor:
-                return chunk_retrieval(
-                    query, keys, values, summaries, valid, top_k=bench.top_k, combine="joint"
-                )
 
-            times = _contest(bench, backward, ours, _attention(query.detach(), *flat))
-            cells.append(f"{times[1]:.2f} / {times[0]:.2f} = **{times[1] / times[0]:.1f}x**")
-        yield f"| {history:,} | {' | '.join(cells)} |"
+def _against_full(bench: KernelsBench, rows: int, queries: int, history: int, backward: bool) -> str:
+    shape = (rows, history // bench.chunk, bench.chunk, bench.heads, bench.width)
+    query = torch.randn(rows, queries, bench.heads, bench.width, requires_grad=backward)
+    keys, values = (torch.randn(shape, requires_grad=backward) for _ in "kv")
+    summaries, valid = keys.detach().mean(dim=2), torch.full((rows, queries), shape[1])
+    flat = [t.detach().flatten(1, 2) for t in (keys, values)]
+
+    def ours() -> Tensor:
+        return chunk_retrieval(query, keys, values, summaries, valid, top_k=bench.top_k, combine="joint")
+
+    own, full = _contest(bench, backward, ours, _attention(query.detach(), *flat))
+    return f"{full:.2f} / {own:.2f} = **{full / own:.1f}x**"
 
 
 def _attention(

@@ -2,11 +2,12 @@
 
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.bench.segments
 
-Each contestant processes a segment of new steps after a history of 1k, 4k and 16k steps, on one CPU thread,
-turn by turn. HCAM carries its state (M chunks of C steps), torch's nn.GRU of equal width its hidden vector;
+Each contestant processes a segment of new steps after a history of 1k to 65k steps, on one CPU thread, turn
+by turn. HCAM carries its state (M chunks of C steps), torch's nn.GRU of equal width its hidden vector;
 full causal attention keeps keys and values of the whole history and has the same projections and feed-forward
 as one HCAM block. The read path alone, with the same M, C, k and width, is compared with HTMAttention of the
-PyPI package htm-pytorch. Prints medians as tables. Options: `--help`.
+PyPI package htm-pytorch; and with itself where it keeps the whole history. Prints medians as tables. Options:
+`--help`.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class SegmentsBench:
     """Steps of the new segment."""
     dim: int = 64
     """Width."""
-    histories: tuple[int, ...] = (1024, 4096, 16384)
+    histories: tuple[int, ...] = (1024, 4096, 16384, 65536)
     """Steps lived before the segment."""
     memory: HCAMConfig = field(default_factory=HCAMConfig)
     """HCAM's sizes; its width is replaced by `dim`."""
@@ -91,6 +92,8 @@ def main(bench: SegmentsBench) -> None:
     _segments(bench, hcam)
     print()
     _reads(bench, hcam)
+    print()
+    _whole(bench, config)
 
 
 def _segments(bench: SegmentsBench, hcam: HCAM) -> None:
@@ -154,6 +157,29 @@ def _reads(bench: SegmentsBench, hcam: HCAM) -> None:
         cells = [f"{forward:.2f} / {both:.2f}" for forward, both in cost.values()]
         ratio = " / ".join(f"{cost['theirs'][i] / cost['ours'][i]:.1f}x" for i in range(2))
         print(f"| {queries} a row | {' | '.join(cells)} | {ratio} |")
+
+
+def _whole(bench: SegmentsBench, config: HCAMConfig) -> None:
+    """How a read grows with the history where no chunk of it is dropped."""
+    print(f"Milliseconds per read of all chunks of a history, {bench.time} queries, one row:\n")
+    print("| history | forward / forward and backward | as a multiple of the shortest |")
+    print("|---|---|---|")
+    x = torch.randn(1, bench.time, bench.dim, requires_grad=True)
+    contestants: dict[str, Callable[[], Tensor]] = {}
+    for history in bench.histories:
+        chunks = history // config.chunk_size
+        hcam = dataclasses.replace(config, num_chunks=chunks).build()
+        contents = torch.randn(1, chunks, config.chunk_size, bench.dim)
+        state = hcam.initial_state(1) | {
+            "contents_0": contents,
+            "summaries_0": contents.mean(2),
+            "time": torch.tensor([chunks * config.chunk_size]),
+        }
+        contestants[f"{history:,}"] = lambda hcam=hcam, state=state: hcam.read(x, state)
+    cost = _interleaved(contestants, bench.repeats)
+    first = next(iter(cost.values()))
+    for name, (forward, both) in cost.items():
+        print(f"| {name} | {forward:.2f} / {both:.2f} | {forward / first[0]:.1f}x / {both / first[1]:.1f}x |")
 
 
 def _interleaved(

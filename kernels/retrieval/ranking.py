@@ -11,12 +11,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from scrubjay.kernels.dispatch import is_traced
-from scrubjay.kernels.retrieval.problem import Choice, Problem
-from scrubjay.kernels.select import best
+from scrubjay.kernels.dispatch import any_dual, is_traced
+from scrubjay.kernels.retrieval.problem import Choice, Problem, every, some
+from scrubjay.kernels.select import best, largest
 
 # Above this many scalars the exact scores of tied queries leave the caches: they go in pieces.
 _PIECE_SCALARS = 1 << 21
+
+# Of so many chunks for one that is kept those about the last kept are looked at, if they suffice.
+_NEAR = 8
+
+# From so many chunks for one that is kept on, the kept ones' scores are taken a second time, with gradients.
+_MANY_FOR_ONE = 128
 
 Selection = tuple[Int[Tensor, "B T S K"], Float[Tensor, "B T S K"]]
 """Numbers of the chunks kept, and their scores: -inf where fewer than K are readable."""
@@ -24,10 +30,27 @@ Selection = tuple[Int[Tensor, "B T S K"], Float[Tensor, "B T S K"]]
 
 def select(problem: Problem, choice: Choice) -> Selection:
     """Return the chunks of the best scores in no order, of equals the earlier; the absent may be any."""
+    if _scored_again(problem, choice):
+        cut = problem._replace(
+            query=problem.query.detach(),
+            summaries=problem.summaries.detach(),
+            summary_query=problem.summary_query.detach(),
+        )
+        chunks, scores = select(cut, choice)
+        kept = scores_of(problem, choice, chunks.masked_fill(scores == -math.inf, -1))
+        return chunks, kept
     scores, readable = _readable(_coarse_scores(problem, choice), problem.valid)
     ranking = _forced(scores.detach(), readable, choice)
     chunks = _best(ranking, problem, choice, ordered=False)
     return chunks, scores.gather(3, chunks)
+
+
+def _scored_again(problem: Problem, choice: Choice) -> bool:
+    """Return whether gradients had better see the few scores that are kept than all."""
+    query, summaries = problem.summary_query, problem.summaries
+    recorded = torch.is_grad_enabled() and query.requires_grad and not summaries.requires_grad
+    many = summaries.shape[1] >= _MANY_FOR_ONE * choice.top_k
+    return recorded and many and not (is_traced() or query.is_cuda or any_dual(query, summaries))
 
 
 def select_in_order(problem: Problem, choice: Choice) -> Selection:
@@ -61,7 +84,7 @@ def scores_of(problem: Problem, choice: Choice, chunks: Int[Tensor, "B T S K"]) 
 
 def blank_idle(problem: Problem) -> Problem:
     """Zero the queries that may read nothing: NaN in them would reach gradients through weights of zero."""
-    reads = problem.valid.any(dim=-1)[..., None, None]
+    reads = some(problem.valid, -1)[..., None, None]
     if not is_traced() and not reads.is_cuda and reads.all():
         return problem
     query = torch.where(reads, problem.query, 0)
@@ -75,7 +98,7 @@ def blank_summaries(problem: Problem) -> Problem:
     """Zero the summaries that no query may look at, where their NaN would reach a gradient."""
     if not (is_traced() or problem.summaries.requires_grad or problem.summary_query.requires_grad):
         return problem
-    unread = ~problem.valid.any(dim=1)
+    unread = ~some(problem.valid, 1)
     if not is_traced() and not unread.any():
         return problem
     return problem._replace(summaries=problem.summaries.masked_fill(unread[..., None, None], 0))
@@ -87,6 +110,9 @@ def _found(scores: Tensor, ranking: Tensor, chunks: Tensor) -> Selection:
 
 def _readable(scores: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     readable = valid[:, :, None].expand_as(scores)
+    # A look at all is a tenth of a choice by each.
+    if not is_traced() and not valid.is_cuda and every(valid):
+        return scores, readable
     return torch.where(readable, scores, -math.inf), readable
 
 
@@ -112,13 +138,14 @@ def _best(
     # One large product may round the scores of two equal summaries differently. Where two neighbours, or the
     # last kept and the first dropped, are no farther apart than rounding, the query's scores are taken again,
     # each in the same order of summation, and sorted.
-    values, chunks = ranking.topk(min(top_k + 1, ranking.shape[-1]), dim=-1)
+    values, chunks = largest(ranking, min(top_k + 1, ranking.shape[-1]))
     above, below = (values[..., :-1], values[..., 1:]) if ordered else (values[..., -2:-1], values[..., -1:])
     chunks = chunks[..., :top_k]
-    close = ~(above - below > _rounding(problem, choice)[..., None])
+    rounding = _rounding(problem, choice)
+    close = ~(above - below > rounding[..., None])
     if close.any():
         tied = (close & (below > -math.inf)).any(dim=-1)
-        chunks[tied] = _sorted_exactly(ranking, tied, problem, choice)
+        chunks[tied] = _sorted_exactly(ranking, tied, rounding, problem, choice)
     return chunks
 
 
@@ -131,18 +158,33 @@ def _rounding(problem: Problem, choice: Choice) -> Float[Tensor, "B T S"]:
 
 
 def _sorted_exactly(
-    ranking: Tensor, tied: Bool[Tensor, "B T S"], problem: Problem, choice: Choice
+    ranking: Tensor, tied: Bool[Tensor, "B T S"], rounding: Tensor, problem: Problem, choice: Choice
 ) -> Int[Tensor, "tied K"]:
     row, time, head = tied.nonzero().unbind(-1)
     summaries = problem.summaries.detach().to(ranking.dtype)
     group = head * summaries.shape[2] // ranking.shape[2]
     query = problem.summary_query.detach().to(ranking.dtype)[row, time, head] * choice.summary_scale
+    ranked = ranking[row, time, head]
+    near = _near(ranked, rounding[tied], choice.top_k)
+    ranked = ranked.gather(1, near)
     found = []
-    for piece in torch.arange(len(row)).split(max(1, _PIECE_SCALARS // summaries[0, :, 0].numel())):
-        ranked = ranking[row[piece], time[piece], head[piece]]
-        exact = (summaries[row[piece], :, group[piece]] * query[piece, None]).sum(dim=-1)
-        found.append(best(torch.where(ranked.isinf(), ranked, exact), choice.top_k))
+    for piece in torch.arange(len(row)).split(max(1, _PIECE_SCALARS // (near.shape[1] * query.shape[1]))):
+        fetched = summaries[row[piece, None], near[piece], group[piece, None]]
+        exact = (fetched * query[piece, None]).sum(dim=-1)
+        kept = best(torch.where(ranked[piece].isinf(), ranked[piece], exact), choice.top_k)
+        found.append(near[piece].gather(1, kept))
     return torch.cat(found)
+
+
+def _near(ranked: Float[Tensor, "N M"], rounding: Float[Tensor, " N"], top_k: int) -> Int[Tensor, "N J"]:
+    """Return, in their order, chunks that hold the `top_k` best however scores are rounded."""
+    chunks = ranked.shape[1]
+    if chunks > _NEAR * top_k:
+        values, near = largest(ranked, 2 * top_k)
+        last = values[:, -1]
+        if ((last < values[:, top_k - 1] - rounding) | (last == -math.inf)).all():
+            return near.sort(dim=1).values
+    return torch.arange(chunks).expand_as(ranked)
 
 
 def _coarse_scores(problem: Problem, choice: Choice) -> Float[Tensor, "B T S M"]:

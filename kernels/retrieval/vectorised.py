@@ -1,7 +1,8 @@
 """Chunk retrieval in vectorised torch: attend to every chunk, or fetch those chosen, or read them in place.
 
 Letters as in `chunk_retrieval`. All paths share the choice and differ in what they move: "dense" multiplies
-by all chunks in one product, "gather" copies the chunks kept, "listed" copies nothing.
+by all chunks in one product, "gather" copies the chunks kept, "listed" copies nothing, unless
+many queries share a chunk: "grouped" multiplies it with all of them then.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ from torch import Tensor
 
 from scrubjay.kernels.dispatch import is_traced
 from scrubjay.kernels.normalisers import log_normaliser, softmax_or_zero
-from scrubjay.kernels.retrieval.problem import Choice, Problem, Reading, Tensors
+from scrubjay.kernels.retrieval.dense import dense
+from scrubjay.kernels.retrieval.grouped import group, grouped
+from scrubjay.kernels.retrieval.problem import Choice, Problem, Reading, Tensors, some
 from scrubjay.kernels.retrieval.ranking import blank_idle, blank_summaries, select
 from scrubjay.kernels.retrieval.rows import DTYPES as LISTED_DTYPES
 from scrubjay.kernels.retrieval.rows import Runs, dots, mix
 
 # Above this many scalars a block's intermediates leave the caches; larger inputs go in blocks.
 _BLOCK_SCALARS = {"dense": 1 << 24, "listed": 1 << 21, "gather": 1 << 24}
+_BLOCK_SCORES = 1 << 20
 
 Read = tuple[Float[Tensor, "B T H V"], Float[Tensor, "B T H"] | None]
 """What is read and, if asked for, the logarithm of its normaliser."""
@@ -34,9 +38,13 @@ def retrieve(problem: Problem, choice: Choice, path: str) -> Read:
     choice = choice._replace(top_k=min(choice.top_k, problem.keys.shape[1]))
     path = _path(problem, choice, path)
     problem = _blank_unread(blank_summaries(blank_idle(problem)), path)
-    return _in_blocks(
-        problem, choice, path, lambda block: _PATHS[path](block.reading(*select(block, choice)), choice)
-    )
+    everything = choice.top_k == problem.keys.shape[1]
+
+    def run(block: Problem) -> Read:
+        reading = block.reading(*select(block, choice))
+        return dense(reading, choice, everything) if path == "dense" else _PATHS[path](reading, choice)
+
+    return _in_blocks(problem, choice, path, run)
 
 
 def attend(reading: Reading, choice: Choice, path: str) -> Read:
@@ -100,6 +108,9 @@ def _block_sizes(tensors: Problem | Reading, choice: Choice, path: str) -> tuple
         "gather": tensors.units * choice.top_k * length * width,
     }[path]
     queries = max(1, _BLOCK_SCALARS[path] // max(1, per_query))
+    if isinstance(tensors, Problem):
+        # Of a large store the scores outgrow what is read.
+        queries = min(queries, max(1, _BLOCK_SCORES // (tensors.summary_query.shape[2] * chunks)))
     return max(1, queries // max(1, time)), queries
 
 
@@ -108,7 +119,7 @@ def _trim(problem: Problem) -> Problem:
 
     Young episodes fill a corner of a large store; on a GPU finding out would cost a wait for the device.
     """
-    read = problem.valid.flatten(0, 1).any(dim=0).nonzero().flatten()
+    read = some(problem.valid, (0, 1)).nonzero().flatten()
     first, last = (int(read[0]), int(read[-1]) + 1) if len(read) else (0, 1)
     if last - first == problem.keys.shape[1]:
         return problem
@@ -127,10 +138,16 @@ def _blank_unread(problem: Problem, path: str) -> Problem:
     in_memory, in_tails = _where_seen(problem, path)
     if not (in_memory or in_tails):
         return problem
-    unread = ~problem.valid.any(dim=1)
-    if not in_tails and not is_traced() and not unread.any():
+    unread = ~some(problem.valid, 1)
+    if not in_tails and not is_traced() and (not unread.any() or _is_finite(problem)):
         return problem
     return _blank_memory(problem, unread, in_tails)
+
+
+def _is_finite(tensors: Problem | Reading) -> bool:
+    """Return whether all is: finding out is ten times cheaper than zeroing, but a wait on a GPU."""
+    keys, values = tensors.keys.detach(), tensors.values.detach()
+    return bool(not keys.is_cuda and keys.sum().isfinite() and values.sum().isfinite())
 
 
 def _blank_unchosen(reading: Reading, path: str) -> Reading:
@@ -138,15 +155,12 @@ def _blank_unchosen(reading: Reading, path: str) -> Reading:
     in_memory, in_tails = _where_seen(reading, path)
     if not (in_memory or in_tails):
         return reading
-    keys, values = reading.keys, reading.values
-    looked_at = not is_traced() and not keys.is_cuda
-    # Finding out that all is finite is ten times cheaper than zeroing, but on a GPU it would be a wait.
-    if not in_tails and looked_at and keys.detach().sum().isfinite() and values.detach().sum().isfinite():
+    if not in_tails and not is_traced() and _is_finite(reading):
         return reading
-    batch, chunks = keys.shape[:2]
+    batch, chunks = reading.keys.shape[:2]
     assert reading.scores is not None
     chosen = reading.chunks.masked_fill(reading.scores == -math.inf, chunks).flatten(1)
-    read = torch.zeros(batch, chunks + 1, dtype=torch.bool, device=keys.device).scatter(1, chosen, True)
+    read = torch.zeros(batch, chunks + 1, dtype=torch.bool, device=chosen.device).scatter(1, chosen, True)
     return _blank_memory(reading, ~read[:, :chunks], in_tails)
 
 
@@ -167,65 +181,6 @@ def _blank_memory(tensors: Tensors, unread: Bool[Tensor, "B M"], in_tails: bool)
     blanked = keys.masked_fill(blank, 0)
     values = blanked if tensors.values is keys else tensors.values.masked_fill(blank, 0)
     return tensors._replace(keys=blanked, values=values)
-
-
-def _dense(reading: Reading, choice: Choice) -> Read:
-    """Attend to every chunk and weight the unselected by zero: one large product, best for few chunks."""
-    query, keys, values, index, kept, positions, lengths = reading
-    assert kept is not None
-    batch, time, heads, width = query.shape
-    chunks, length, groups = keys.shape[1:4]
-    coarse = kept.shape[2]
-    shared = heads // groups
-    dtype = reading.score_dtype
-    scaled = query.to(dtype) * choice.scale
-    grouped = scaled.view(batch, time, groups, shared, width).transpose(1, 2)
-    flat_keys = keys.permute(0, 3, 1, 2, 4).reshape(batch, groups, chunks * length, width)
-    logits = grouped.reshape(batch, groups, time * shared, width) @ flat_keys.to(dtype).transpose(-1, -2)
-    logits = logits.view(batch, groups, time, shared, chunks, length)
-    if positions is not None:
-        logits = logits + (grouped @ positions.to(dtype).T).unsqueeze(-2)
-    beyond = None
-    if lengths is not None:
-        beyond = torch.arange(length, device=keys.device) >= lengths[..., None]
-        beyond = beyond[:, None, None, None]
-    if choice.joint:
-        keep = _spread(kept > -math.inf, index, chunks)
-        drop = ~_per_query_head(keep, heads, coarse, groups)[..., None]
-        logits = logits.masked_fill(drop if beyond is None else drop | beyond, -math.inf)
-        attention = softmax_or_zero(logits.flatten(-2)).view_as(logits)
-    else:
-        weights = _per_query_head(_spread(softmax_or_zero(kept), index, chunks), heads, coarse, groups)
-        if beyond is None:
-            attention = torch.softmax(logits, dim=-1) * weights[..., None]
-        else:
-            attention = softmax_or_zero(logits.masked_fill(beyond, -math.inf)) * weights[..., None]
-    attention = attention.to(values.dtype)
-    flat_values = values.permute(0, 3, 1, 2, 4).reshape(batch, groups, chunks * length, values.shape[-1])
-    out = attention.reshape(batch, groups, time * shared, chunks * length) @ flat_values
-    out = out.view(batch, groups, time, shared, values.shape[-1])
-    if positions is not None:
-        out = out + attention.sum(dim=-2) @ positions
-    lse = None
-    if choice.return_lse and choice.joint:
-        lse = log_normaliser(logits.flatten(-2)).transpose(1, 2).reshape(batch, time, heads)
-    elif choice.return_lse:
-        lse = log_normaliser(kept).repeat_interleave(heads // coarse, dim=2)
-    return out.transpose(1, 2).reshape(batch, time, heads, values.shape[-1]), lse
-
-
-def _spread(kept: Tensor, index: Int[Tensor, "B T S K"], chunks: int) -> Tensor:
-    """Return `[B, T, S, M]` with what is kept at its chunk, zeros elsewhere."""
-    table = kept.new_zeros(*kept.shape[:-1], chunks + 1)
-    return table.scatter(-1, index, kept)[..., :chunks]
-
-
-def _per_query_head(per_coarse_head: Tensor, heads: int, coarse: int, groups: int) -> Tensor:
-    """Spread `[B, T, S, M]` over query heads as `[B, G, T, H / G, M]`."""
-    spread = per_coarse_head.repeat_interleave(heads // coarse, dim=2) if coarse > 1 else per_coarse_head
-    batch, time, _, chunks = spread.shape
-    spread = spread.expand(batch, time, heads, chunks)
-    return spread.view(batch, time, groups, heads // groups, chunks).transpose(1, 2)
 
 
 def _per_unit(reading: Reading) -> tuple[Tensor, Tensor]:
@@ -322,6 +277,11 @@ def _listed(reading: Reading, choice: Choice) -> Read:
     length, units = keys.shape[2], reading.units
     each = heads // units
     kept, index = _per_unit(reading)
+    groups = group(kept, index, keys.shape[1], each)
+    if groups is not None:
+        # Products go over chunks that nobody has chosen, too.
+        learnt = keys.requires_grad or values.requires_grad
+        return grouped(_blank_unchosen(reading, "dense") if learnt else reading, choice, kept, groups)
     row = torch.arange(batch).view(-1, 1, 1, 1)
     absent = kept == -math.inf
     complete = not absent.any()
@@ -377,7 +337,7 @@ def _nothing_read(reading: Reading, choice: Choice) -> Read:
     values = reading.values[:, :1].masked_fill(torch.ones((), dtype=torch.bool), 0)
     assert reading.scores is not None
     chunks, lengths = torch.ones_like(reading.chunks), reading.lengths
-    return _dense(
+    return dense(
         reading._replace(
             keys=keys, values=values, chunks=chunks, lengths=None if lengths is None else lengths[:, :1]
         ),
@@ -429,4 +389,4 @@ def _not_listable(tensors: Problem | Reading) -> str | None:
     return None
 
 
-_PATHS: dict[str, Callable[[Reading, Choice], Read]] = {"dense": _dense, "listed": _listed, "gather": _gather}
+_PATHS: dict[str, Callable[[Reading, Choice], Read]] = {"dense": dense, "listed": _listed, "gather": _gather}

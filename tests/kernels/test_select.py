@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from scrubjay.kernels.select import _packed, best
+from scrubjay.kernels.select import _packed, best, largest
 
 # Few values, so that most are equal to others, the two zeros among them.
 SCORES = arrays.arrays(
@@ -63,3 +63,19 @@ def test_arrays_need_no_torch(modules_after):
         "import numpy; from scrubjay.kernels.select import best; best(numpy.ones((2, 3)), 2)"
     )
     assert "torch" not in loaded
+
+
+@pytest.mark.parametrize("columns", [640, 671, 1000])
+def test_of_very_many_the_same_are_largest_as_of_few(columns):
+    """Where groups are compared first, and where some are left over behind the last whole group."""
+    generator = torch.Generator().manual_seed(columns)
+    scores = torch.randn(3, 5, columns, generator=generator)
+    # The best may all lie in one group, and behind the last.
+    scores[0, 0, 64:74] += 20
+    scores[0, 1, -1] += 20
+    scores[1, 0] = -math.inf
+    for count in (1, 5):
+        values, places = largest(scores, count)
+        torch.testing.assert_close(values, scores.topk(count).values, rtol=0, atol=0)
+        torch.testing.assert_close(values, scores.gather(-1, places), rtol=0, atol=0)
+        assert all(len(set(row.tolist())) == count for row in places.flatten(0, 1))

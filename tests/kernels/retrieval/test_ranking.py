@@ -75,3 +75,44 @@ def test_idle_queries_and_unread_summaries_are_blanked_and_no_other():
     assert blanked.summaries[0, :, 0, 0].tolist() == [1, 0, 1]
     whole = problem(query, summaries)
     assert ranking.blank_summaries(ranking.blank_idle(whole)) is whole
+
+
+@pytest.mark.parametrize("twins", [2, 90])
+def test_of_many_chunks_the_earlier_of_equals_wins_however_many_there_are(twins):
+    """Few neighbours suffice to tell two twins apart, and do not for ninety."""
+    generator = torch.Generator().manual_seed(4)
+    summaries = torch.randn(1, 100, 1, 64, generator=generator) * 0.01
+    query = torch.randn(1, 40, 1, 64, generator=generator)
+    # Alike for every query, and the best for half of them.
+    places = torch.randperm(100, generator=generator)[:twins].sort().values
+    summaries[:, places] = query[:, :1] * 3
+    chunks, _ = ranking.select_in_order(problem(query, summaries), choice(3))
+    best = (query[0, :, 0] @ query[0, 0, 0]) > 1
+    assert best.sum() > 5
+    for row in chunks[0, best, 0]:
+        assert row[: min(3, twins)].tolist() == places[: min(3, twins)].tolist()
+
+
+def test_scores_of_the_kept_alone_carry_the_gradient_of_all(monkeypatch):
+    """Of very many chunks the few that are kept are scored again, under a mask of rows or of queries."""
+    monkeypatch.setattr(ranking, "_MANY_FOR_ONE", 16)
+    generator = torch.Generator().manual_seed(5)
+    summaries = torch.randn(2, 64, 2, 8, generator=generator, dtype=torch.float64)
+    query = torch.randn(2, 6, 4, 8, generator=generator, dtype=torch.float64, requires_grad=True)
+    row = torch.rand(2, 1, 64, generator=generator) < 0.5
+    each = torch.rand(2, 6, 64, generator=generator) < 0.03
+    each[0, 0] = False
+    for valid in (row.expand(2, 6, 64), each):
+        given = problem(query, summaries, valid)
+        found = []
+        for inputs in (given, given._replace(summaries=summaries.clone().requires_grad_())):
+            chunks, scores = ranking.select(inputs, choice(2))
+            assert scores.requires_grad
+            (grad,) = torch.autograd.grad(scores.nan_to_num(neginf=0).square().sum(), query)
+            order = scores.argsort(dim=-1, descending=True)
+            found.append((chunks.gather(3, order), scores.gather(3, order), grad))
+        (one, score, grad), (other, its, by_all) = found
+        there = its > -math.inf
+        assert (one == other)[there].all()
+        torch.testing.assert_close(score, its)
+        torch.testing.assert_close(grad, by_all)

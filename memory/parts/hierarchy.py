@@ -1,0 +1,196 @@
+"""HCAM's read (Lampinen et al. 2021, arXiv 2105.14039, section 3): chunks by their summaries, then inside.
+
+Where chunks are few, all steps are projected and read in large products; where they are many, the kept ones
+are read as they are, and projections are moved onto the query and what is read.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from scrubjay.kernels import choose_chunks, chunk_retrieval
+from scrubjay.kernels.dispatch import without_autocast, without_own_gradient
+from scrubjay.kernels.retrieval.dense import attend_all
+from scrubjay.kernels.retrieval.problem import some
+from scrubjay.memory.parts.window import distance_embedding
+
+
+class ReadWeights(NamedTuple):
+    """The projections of one hierarchical read, each applied as `x @ weight + bias`; F is the feature width.
+
+    The summary projections are one head; the others are split into `num_heads` along F.
+    """
+
+    summary_key: Float[Tensor, "dim F"]
+    summary_query: Float[Tensor, "width F"]
+    key: Float[Tensor, "dim F"]
+    query: Float[Tensor, "width F"]
+    value: Float[Tensor, "dim F"]
+    out: Float[Tensor, "F F"]
+    key_bias: Float[Tensor, "F"] | None = None
+    query_bias: Float[Tensor, "F"] | None = None
+    value_bias: Float[Tensor, "F"] | None = None
+    out_bias: Float[Tensor, "F"] | None = None
+
+
+def hierarchical_attention(
+    queries: Float[Tensor, "batch time width"],
+    keys: Float[Tensor, "batch chunks dim"],
+    contents: Float[Tensor, "batch chunks chunk_size dim"],
+    mask: Bool[Tensor, "batch time chunks"] | None,
+    weights: ReadWeights,
+    position: bool = True,
+    *,
+    top_k: int = 4,
+    num_heads: int = 1,
+    stop_memory_gradient: bool = True,
+) -> Float[Tensor, "batch time F"]:
+    """Return the relevance-weighted sum of one attention per kept chunk (section 3 of the paper).
+
+    Args:
+        queries: One per step.
+        keys: The chunks' summaries.
+        contents: What the chunks hold.
+        mask: Which chunks a query may read; None for all. A query that may read none gets zeros.
+        weights: The projections of both levels.
+        position: Add a sinusoid of a step's distance from its chunk's end.
+        top_k: Chunks kept per query.
+        num_heads: Of the attention inside chunks.
+        stop_memory_gradient: Cut the gradient into keys and contents.
+
+    Raises:
+        ValueError: if `num_heads` does not divide F or shapes disagree.
+    """
+    features = weights.query.shape[1]
+    if features % num_heads:
+        raise ValueError(f"num_heads={num_heads} does not divide the feature width {features}")
+    if mask is None:
+        mask = torch.ones(*queries.shape[:2], keys.shape[1], dtype=torch.bool, device=keys.device)
+    # The newest step of a chunk is at distance 0.
+    positions = distance_embedding(*contents.shape[2:]).flip(0).to(contents) if position else None
+    return attend(queries, keys, contents, mask, weights, positions, top_k, num_heads, stop_memory_gradient)
+
+
+def attend(
+    queries: Tensor,
+    keys: Tensor,
+    contents: Tensor,
+    mask: Tensor,
+    weights: ReadWeights,
+    positions: Tensor | None,
+    top_k: int,
+    num_heads: int,
+    stop_memory_gradient: bool,
+) -> Float[Tensor, "batch time F"]:
+    """Do so with a mask and the codes of positions, `[chunk_size, dim]`, that are at hand."""
+    if stop_memory_gradient:
+        keys, contents = keys.detach(), contents.detach()
+    few = _are_few(queries, contents, weights.key, top_k, num_heads)
+    read = _read_few if few else _read_many
+    attended = read(queries, keys, contents, mask, weights, positions, top_k, num_heads)
+    if weights.value_bias is not None:
+        attended = attended + weights.value_bias
+    out = attended @ weights.out
+    if weights.out_bias is not None:
+        out = out + weights.out_bias
+    return torch.where(some(mask, -1)[..., None], out, 0.0)
+
+
+def _are_few(queries: Tensor, contents: Tensor, key: Tensor, top_k: int, num_heads: int) -> bool:
+    """Return whether to read all chunks takes less time than to read the kept ones alone.
+
+    Those are read one by one, at a third of the speed of a product, and by every head in full width.
+    """
+    time, chunks, features = queries.shape[1], contents.shape[1], key.shape[1]
+    if time == 1 or contents.is_cuda or queries.dtype not in (torch.float32, torch.float64):
+        return False
+    cheaper = chunks * (features + time) <= 3 * time * num_heads * min(chunks, top_k)
+    return cheaper and 0 not in (len(queries), chunks) and not without_own_gradient(queries, contents, key)
+
+
+@without_autocast
+def _read_few(
+    queries: Tensor,
+    keys: Tensor,
+    contents: Tensor,
+    mask: Tensor,
+    weights: ReadWeights,
+    positions: Tensor | None,
+    top_k: int,
+    num_heads: int,
+) -> Float[Tensor, "batch time F"]:
+    """Read keys and values of all steps that are stored; steps and queries lie side by side in memory."""
+    (batch, chunks, length, _), (time, features) = contents.shape, (queries.shape[1], weights.query.shape[1])
+    width = features // num_heads
+    if chunks > top_k:
+        with torch.no_grad():
+            asked = (queries @ weights.summary_query @ weights.summary_key.T)[:, :, None]
+            chosen = choose_chunks(mask, top_k=top_k, summary_query=asked, summaries=keys[:, :, None]).chunks
+            chosen = chosen[:, :, 0].remainder(chunks + 1)  # none is one more
+            kept = mask.new_zeros(batch, time, chunks + 1).scatter_(2, chosen, True)
+            mask = mask & kept[..., :chunks]
+
+    def project(weight: Tensor, items: Float[Tensor, "batch items dim"]) -> Float[Tensor, "batch F items"]:
+        return torch.bmm(weight.T.expand(batch, -1, -1), items.mT)
+
+    scale = width**-0.5
+    query = project(weights.query * scale, queries)
+    if weights.query_bias is not None:
+        query = query + (weights.query_bias * scale)[:, None]
+    stored = (contents if positions is None else contents + positions).flatten(1, 2)
+    # The key bias shifts every position of a chunk alike, so its softmax does not see it.
+    key, value = project(weights.key, stored), project(weights.value, stored)
+    coarse = (keys @ weights.summary_key) @ (weights.summary_query.T * features**-0.5)
+    scores = torch.bmm(coarse, queries.mT).masked_fill(~mask.mT, torch.finfo(queries.dtype).min)
+    read = attend_all(
+        query.view(-1, width, time),
+        key.view(-1, width, chunks * length).mT,
+        value.view(-1, width, chunks * length),
+        torch.softmax(scores, dim=1)[:, None, :, None, None],
+    )
+    return read.view(batch, features, time).mT
+
+
+def _read_many(
+    queries: Tensor,
+    keys: Tensor,
+    contents: Tensor,
+    mask: Tensor,
+    weights: ReadWeights,
+    positions: Tensor | None,
+    top_k: int,
+    num_heads: int,
+) -> Float[Tensor, "batch time F"]:
+    """Read what is stored as it is: its projections are moved onto the query and what is read."""
+    batch, time, _ = queries.shape
+    features = weights.query.shape[1]
+    query = queries @ weights.query
+    if weights.query_bias is not None:
+        query = query + weights.query_bias
+    stored = contents[:, :, :, None]
+    read = chunk_retrieval(
+        _per_head(query, weights.key, num_heads),
+        stored,
+        stored,
+        summaries=keys[:, :, None],
+        valid=mask,
+        top_k=top_k,
+        scale=(features // num_heads) ** -0.5,
+        summary_query=(queries @ weights.summary_query @ weights.summary_key.T)[:, :, None],
+        summary_scale=features**-0.5,
+        positions=positions,
+    )
+    value = weights.value.view(-1, num_heads, features // num_heads).transpose(0, 1)
+    return (read.flatten(0, 1).transpose(0, 1) @ value).transpose(0, 1).reshape(batch, time, features)
+
+
+def _per_head(query: Tensor, key: Tensor, num_heads: int) -> Tensor:
+    """Return `[batch, time, heads, dim]`: each head's query seen through that head's key projection."""
+    batch, time, features = query.shape
+    per_head = query.view(batch * time, num_heads, features // num_heads).transpose(0, 1)
+    projection = key.view(-1, num_heads, features // num_heads).permute(1, 2, 0)
+    return (per_head @ projection).transpose(0, 1).view(batch, time, num_heads, key.shape[0])

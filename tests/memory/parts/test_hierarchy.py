@@ -1,0 +1,111 @@
+"""HCAM's read against published reference numbers, and one way of reading against the other."""
+
+import math
+
+import pytest
+import torch
+
+from scrubjay.memory.parts import hierarchy
+from scrubjay.memory.parts.hierarchy import ReadWeights, hierarchical_attention
+from scrubjay.memory.parts.window import distance_embedding
+
+
+def golden():
+    """Inputs and weights of a published run of the reference read path (values are data)."""
+
+    def wave(shape, offset):
+        count = math.prod(shape)
+        return torch.sin(0.37 * torch.arange(count, dtype=torch.float64) + offset).view(shape)
+
+    contents = wave((2, 5, 4, 8), 0.2)
+    order = [
+        "summary_key",
+        "summary_query",
+        "key_bias",
+        "key",
+        "out_bias",
+        "out",
+        "query_bias",
+        "query",
+        "value_bias",
+        "value",
+    ]
+    weights = ReadWeights(
+        **{
+            name: 0.5 * wave((8,) if name.endswith("bias") else (8, 8), 0.5 + 0.1 * i)
+            for i, name in enumerate(order)
+        }
+    )
+    mask = torch.ones(2, 3, 5, dtype=torch.bool)
+    mask[0, 0, 1:] = False
+    mask[0, 1, 3] = False
+    mask[1, 2] = False
+    return wave((2, 3, 8), 0.1), contents.mean(dim=2), contents, mask, weights
+
+
+def test_read_path_agrees_with_the_reference_implementation():
+    queries, keys, contents, mask, weights = golden()
+    out = hierarchical_attention(queries, keys, contents, mask, weights, top_k=2, num_heads=2)
+    expected = {
+        (0, 0): [0.473348, 0.625912, 0.693762, 0.667714, 0.551295, 0.360260, 0.120465, -0.135633],
+        (0, 1): [0.479695, 0.635287, 0.704897, 0.679101],
+        (1, 1): [0.466612, 0.614794, 0.679765, 0.652734],
+    }
+    for place, values in expected.items():
+        wanted = torch.tensor(values, dtype=torch.float64)
+        torch.testing.assert_close(out[place][: len(values)], wanted, rtol=0, atol=1e-5)
+    # Where the reference leaks through a fully masked row, ours says nothing.
+    assert (out[1, 2] == 0).all()
+
+
+def test_read_ignores_the_order_of_chunks_and_position_matters():
+    queries, keys, contents, mask, weights = golden()
+    order = torch.tensor([3, 0, 4, 1, 2])
+    out = hierarchical_attention(queries, keys, contents, mask, weights, top_k=5)
+    shuffled = hierarchical_attention(
+        queries, keys[:, order], contents[:, order], mask[..., order], weights, top_k=5
+    )
+    torch.testing.assert_close(shuffled, out)
+    flat = hierarchical_attention(queries, keys, contents, mask, weights, position=False, top_k=5)
+    assert (flat - out).abs().max() > 1e-2
+    within = contents.flip(2)
+    torch.testing.assert_close(
+        hierarchical_attention(queries, keys, within, mask, weights, position=False, top_k=5), flat
+    )
+
+
+@pytest.mark.parametrize("top_k", [2, 5])
+@pytest.mark.parametrize("position", [False, True])
+def test_few_chunks_and_many_are_read_alike(top_k, position, monkeypatch):
+    """All steps projected at once, or the kept ones as they are; forwards, back and into what is stored."""
+    queries, keys, contents, mask, weights = golden()
+    queries = torch.cat([queries, queries.flip(1) * 2], dim=1)
+    mask = torch.cat([mask, ~mask], dim=1)
+    tensors = [queries, keys, contents, *weights]
+    given = [tensor.clone().requires_grad_() for tensor in tensors]
+    found = []
+    for few in (True, False):
+        monkeypatch.setattr(hierarchy, "_are_few", lambda *_, few=few: few)
+        out = hierarchical_attention(
+            given[0],
+            given[1],
+            given[2],
+            mask,
+            ReadWeights(*given[3:]),
+            position,
+            top_k=top_k,
+            num_heads=2,
+            stop_memory_gradient=False,
+        )
+        slope = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
+        found.append([out, *torch.autograd.grad(out, given, slope, allow_unused=True)])
+    assert sum(tensor is None for tensor in found[0]) == 1  # the key bias
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_position_table_matches_the_reference_layout():
+    table = distance_embedding(4, 8).flip(0)
+    oldest = [0.14112, 0.29552, 0.029996, 0.003, -0.989992, 0.955336, 0.99955, 0.999996]
+    torch.testing.assert_close(table[0], torch.tensor(oldest), rtol=0, atol=1e-5)
+    assert table[-1].tolist() == [0.0] * 4 + [1.0] * 4
