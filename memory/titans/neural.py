@@ -195,10 +195,9 @@ class NeuralMemory(nn.Module):
             projected = projected.to(tail.dtype)
             after["tail"] = shift_window(tail, projected, grid.clock)
             convolution = Convolution(self.convolution, tail, grid.clock.step)
-        query, key, value = heads_of(projected, self.heads, convolution)
         every = self.config.bptt_chunks
         y, surprise, learned = self._learn(
-            (grid.lay(query), grid.lay(key), grid.lay(value)),
+            grid.lay(heads_of(projected, self.heads, convolution)),
             grid.lay(self.gates(x)),
             _learned(state),
             grid.valid,
@@ -218,9 +217,8 @@ class NeuralMemory(nn.Module):
 
         For a memory without a convolution.
         """
-        y, surprise, learned = self._learn(
-            heads_of(self.project_in(x), self.heads), self.gates(x), _learned(state), valid, None, None
-        )
+        heads = heads_of(self.project_in(x), self.heads)
+        y, surprise, learned = self._learn(heads, self.gates(x), _learned(state), valid, None, None)
         return self._finish(x, y), surprise.mean(-1), learned._asdict()
 
     def recall(self, query: Float[Tensor, "batch time dim"], state: State) -> Float[Tensor, "batch time dim"]:
@@ -234,10 +232,13 @@ class NeuralMemory(nn.Module):
         return self.out(normalised(self.out_norm, y).flatten(-2))
 
     def _learn(
-        self, heads: tuple[Tensor, Tensor, Tensor], logits: Tensor, learned: NeuralState, valid, fresh, cut
+        self, heads: Float[Tensor, "batch places 3 heads width"], logits, learned, valid, fresh, cut
     ) -> tuple[Tensor, Tensor, NeuralState]:
+        query, key, value = heads.unbind(2)
         return neural_memory(
-            *heads,
+            query,
+            key,
+            value,
             self._gates(logits),
             list(self.weights),
             learned,
