@@ -25,7 +25,8 @@ from scrubjay.kernels.neural.chunk import (
     Tokens,
     coefficients_of,
 )
-from scrubjay.kernels.neural.matrix import Given, Segment, run_matrices
+from scrubjay.kernels.neural.factors import Given, Segment
+from scrubjay.kernels.neural.matrix import run_matrices
 from scrubjay.kernels.neural.network import (
     NetworkShape,
     NeuralState,

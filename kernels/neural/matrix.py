@@ -1,9 +1,9 @@
 """Neural memories that are one matrix per head: what chunks need of each other is few products a chunk.
 
 A chunk's error is its keys' product with the anchor, and what it adds to delta and momentum are products of
-keys and errors whose factors gates alone decide. So factors are formed for many chunks at once, chunk after
-chunk does no more than to form its errors and the next state, and all reads come after, at once; backwards
-the same way round. `_Matrices` is differentiated by hand.
+keys and errors whose factors gates alone decide. So factors, and what ties the tokens of a chunk to each
+other, are formed for many chunks at once, and from chunk to chunk go only the products with the state, while
+it is in a cache; backwards the same way round, by hand.
 
 Letters as in `neural_memory_torch`; N chunks. Delta and momentum lie one above the other, `[2 D, D]`, so that
 a product serves both. A name with `grad_` is the gradient of what the rest of the name is.
@@ -12,15 +12,15 @@ a product serves both. A name with `grad_` is the gradient of what the rest of t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional
 
-from scrubjay.kernels.neural.network import LEAST_LOG, NEGLIGIBLE, decays_of
+from scrubjay.kernels.neural.factors import Factors, Given, Segment
+from scrubjay.kernels.neural.network import NEGLIGIBLE
 
 # Chunks between looks for denormal numbers, beside the last.
 _FLUSH_EVERY = 8
@@ -32,35 +32,6 @@ _MOST_NUMBERS = 2**17
 _GIVEN, _NOWHERE = -1, -2
 
 Plainly = Callable[[Any, Sequence[Tensor], Tensor, Sequence[Tensor]], tuple[Tensor | None, ...]]
-
-
-class Segment(NamedTuple):
-    """Some chunks, and how they are gone through."""
-
-    fresh: Bool[Tensor, "N R"] | None
-    """Which begin anew, None if none does."""
-    cut: Bool[Tensor, "N R"] | None
-    """Across whose beginning no gradient flows."""
-    incomplete: Bool[Tensor, "N R"] | None
-    """Behind which the anchor stays."""
-    learned: Bool[Tensor, "N R C"] | None
-    """Which tokens are, None if all."""
-    read_before_write: bool
-
-
-class Given(NamedTuple):
-    """What a segment's outputs are differentiable functions of."""
-
-    query: Float[Tensor, "N R C D"]
-    key: Float[Tensor, "N R C D"]
-    value: Float[Tensor, "N R C D"]
-    step_size: Float[Tensor, "N R C 1"]
-    log_momentum: Float[Tensor, "N R C"]
-    log_retention: Float[Tensor, "N R C"]
-    weight: Float[Tensor, "H D D"]
-    delta: Float[Tensor, "R D D"]
-    momentum: Float[Tensor, "R D D"]
-    anchor: Float[Tensor, "R D D"]
 
 
 def run_matrices(
@@ -95,7 +66,7 @@ class _Matrices(torch.autograd.Function):
     @staticmethod
     def forward(ctx, segment: Segment, plainly: Plainly, keep: bool, *flat):
         given = Given(*flat)
-        course, factors = _Course(segment, given), _Factors.of(segment, given)
+        course, factors = _Course(segment, given), Factors.of(segment, given)
         walk = _Walk(segment, given, course, factors)
         y, squared, after = walk.forward()
         ctx.segment, ctx.plainly, ctx.course = segment, plainly, course
@@ -113,7 +84,7 @@ class _Matrices(torch.autograd.Function):
         if torch.is_grad_enabled():
             return None, None, None, *ctx.plainly(ctx.segment, flat, grad_y, grad_after)
         given = Given(*flat)
-        factors = _Factors(*kept[:-2]) if kept else _Factors.of(ctx.segment, given)
+        factors = Factors(*kept[:-2]) if kept else Factors.of(ctx.segment, given)
         walk = _Walk(ctx.segment, given, ctx.course, factors)
         if kept:
             walk.states, walk.errors = kept[-2:]
@@ -123,98 +94,10 @@ class _Matrices(torch.autograd.Function):
         return None, None, None, *walk.backward(grad_y, grad_after)
 
 
-class _Factors(NamedTuple):
-    """What gates decide: how a chunk's tokens add up at the places of reads and at its end.
-
-    Reads are of row t - 1 of what is written where they come before.
-    """
-
-    decay: Float[Tensor, "N R C C"]
-    trace: Float[Tensor, "N R C C"]
-    retained: Float[Tensor, "N R C"]
-    kept: Float[Tensor, "N R C"]
-    read_retained: Float[Tensor, "N R C"]
-    read_built: Float[Tensor, "N R C"]
-    read_mixed: Float[Tensor, "N R C C"]
-    end_mixed: Float[Tensor, "N R C"]
-    end_trace: Float[Tensor, "N R C"]
-    end_built: Float[Tensor, "N R"]
-    ends: Float[Tensor, "N R 2"]
-
-    @classmethod
-    def of(cls, segment: Segment, given: Given) -> _Factors:
-        decay, trace, retained, kept = decays_of(given.log_retention, given.log_momentum, segment.learned)
-        built = (decay @ kept[..., None])[..., 0]
-        mixed = decay @ trace
-        read_retained, read_built, read_mixed = retained, built, mixed
-        if segment.read_before_write:
-            read_retained = functional.pad(retained[..., :-1], (1, 0), value=1)
-            read_built = functional.pad(built[..., :-1], (1, 0))
-            read_mixed = functional.pad(mixed[..., :-1, :], (0, 0, 1, 0))
-        return cls(
-            decay,
-            trace,
-            retained,
-            kept,
-            read_retained,
-            read_built,
-            read_mixed,
-            end_mixed=mixed[..., -1, :],
-            end_trace=trace[..., -1, :],
-            end_built=built[..., -1],
-            ends=torch.stack([retained[..., -1], kept[..., -1]], dim=-1),
-        )
-
-    def backward(
-        self,
-        segment: Segment,
-        given: Given,
-        grad_retained,
-        grad_built,
-        grad_mixed,
-        grad_end_mixed,
-        grad_end_trace,
-        grad_ends,
-    ) -> list[Tensor]:
-        """Return the gradients of the logarithms of momentum and retention; those given are overwritten.
-
-        `grad_ends` are `[N, R, 2, 2]`, of how much of delta and momentum is in delta and momentum.
-        """
-        before = segment.read_before_write
-        grad_retained = _of_writes(grad_retained, grad_ends[..., 0, 0], 2, before)
-        grad_built = _of_writes(grad_built, grad_ends[..., 0, 1], 2, before)
-        grad_mixed = _of_writes(grad_mixed, grad_end_mixed, 2, before)
-        grad_trace = self.decay.mT @ grad_mixed
-        grad_trace[..., -1, :].add_(grad_end_trace)
-        grad_decay = grad_mixed @ self.trace.mT
-        grad_decay.addcmul_(grad_built[..., :, None], self.kept[..., None, :])
-        grad_kept = (self.decay.mT @ grad_built[..., None])[..., 0]
-        grad_kept[..., -1].add_(grad_ends[..., 1, 1])
-        # Of the sums of logarithms: each is in its row, and less so in its column.
-        owed = torch.stack([grad_trace.mul_(self.trace), grad_decay.mul_(self.decay)])
-        sums = owed.sum(-1).sub_(owed.sum(-2))
-        sums[0].addcmul_(grad_kept, self.kept)
-        sums[1].addcmul_(grad_retained, self.retained)
-        # What is owed to a sum is owed to all that it is a sum of.
-        found = (sums.sum(-1, keepdim=True) - sums.cumsum(-1)).add_(sums)
-        logs = (given.log_momentum, given.log_retention)
-        return [part.mul_(log >= LEAST_LOG) for part, log in zip(found, logs, strict=True)]
-
-
-def _of_writes(grad_reads: Tensor, grad_end: Tensor, dim: int, read_before_write: bool) -> Tensor:
-    """Return the gradient at all rows of writes from those at reads and at the end."""
-    if not read_before_write:
-        grad_reads.select(dim, -1).add_(grad_end)
-        return grad_reads
-    # Row 0 of reads is before all writes, and the last of writes is the end's.
-    rest = grad_reads.narrow(dim, 1, grad_reads.shape[dim] - 1)
-    return torch.cat([rest, grad_end.unsqueeze(dim)], dim=dim)
-
-
 class _Walk:
     """The way through a segment's chunks: `forward`, or `backward` with what `write` found."""
 
-    def __init__(self, segment: Segment, given: Given, course: _Course, factors: _Factors) -> None:
+    def __init__(self, segment: Segment, given: Given, course: _Course, factors: Factors) -> None:
         self.segment, self.given, self.course, self.factors = segment, given, course, factors
         self.count, self.rows, self.length, self.width = given.query.shape
         self.heads = len(given.weight)
@@ -240,20 +123,27 @@ class _Walk:
         self.states = given.query.new_empty(self.count + 2, rows, 2, width, width)
         self.states[0, :, 0], self.states[0, :, 1], self.states[-1, :, 0] = given[7:]
         self.errors, anchored = torch.empty_like(given.value), torch.empty_like(given.delta)
-        ends, built = self._ends()
-        for index in range(self.count):
-            before, after = self.states[index], self.states[index + 1]
+        states, tall = self.states.unbind(), self.states.flatten(2, 3).unbind()
+        deltas, momenta = self.states[:, :, 0].unbind(), self.states[:, :, 1].unbind()
+        chunks = zip(
+            given.key.unbind(),
+            given.value.unbind(),
+            self.errors.unbind(),
+            self.reads.unbind(),
+            self.writes.mT.unbind(),
+            *self._ends(),
+            strict=True,
+        )
+        outputs = None if y is None else y.unbind()
+        for index, (key, value, error, reads, writes, ends, built) in enumerate(chunks):
             if index in self.course.fresh:
-                before.index_fill_(0, self.course.fresh[index], 0)
-            self._anchored(index, anchored)
-            error = torch.baddbmm(
-                given.value[index], given.key[index], anchored, beta=-1, out=self.errors[index]
-            )
-            if y is not None:
-                y[index].baddbmm_(self.reads[index], _tall(before))
-            torch.mul(before, ends[index], out=after)
-            after[:, 0].addcmul_(built[index], before[:, 1])
-            _tall(after).baddbmm_(self.writes[index].mT, error, alpha=-1)
+                states[index].index_fill_(0, self.course.fresh[index], 0)
+            torch.baddbmm(value, key, self._anchored(index, anchored), beta=-1, out=error)
+            if outputs is not None:
+                outputs[index].baddbmm_(reads, tall[index])
+            after = torch.mul(states[index], ends, out=states[index + 1])
+            deltas[index + 1].addcmul_(built, momenta[index])
+            tall[index + 1].baddbmm_(writes, error, alpha=-1)
             if index % _FLUSH_EVERY == _FLUSH_EVERY - 1 or index == self.count - 1:
                 torch.hardshrink(after, NEGLIGIBLE, out=after)
 
@@ -310,37 +200,60 @@ class _Walk:
 
         Returns the gradients of `reads`, `writes` (negative), ends, weights in anchors, and the state.
         """
-        course, key, rows = self.course, self.given.key, self.rows
+        course, rows, width = self.course, self.rows, self.width
         grad_reads, grad_writes = torch.empty_like(self.reads), torch.empty_like(self.writes)
-        grad_ends = key.new_empty(self.count, rows, 2, 2)
-        to_delta, to_momentum, to_anchor = grad_after
+        grad_ends = grad_y.new_empty(self.count, rows, 2, 2)
         anchored, grad_weight = torch.empty_like(self.given.delta), torch.zeros_like(self.given.delta)
         debts = _Debts(course)
-        after, before = (torch.zeros_like(self.states[0]) for _ in range(2))
-        for part, grad in enumerate((to_delta, to_momentum)):
+        both = grad_y.new_zeros(2, rows, 2, width, width)
+        # Of a border and of that behind it, by turns: whole, its parts, and these one above the other.
+        before, after = zip(both, both[:, :, 0], both[:, :, 1], both.flatten(2, 3), strict=True)
+        if grad_after[2] is not None:
+            debts.owe(grad_after[2], self.count)
+        for part, grad in zip(after[1:3], grad_after, strict=False):
             if grad is not None:
-                after[:, part] = grad
-        if to_anchor is not None:
-            debts.owe(to_anchor, self.count)
-        debts.pay(after, self.count)
-        ends, built = self._ends()
-        for index in reversed(range(self.count)):
-            state, error = self.states[index], grad_errors[index]
-            error.baddbmm_(self.writes[index], _tall(after), alpha=-1)
-            torch.bmm(self.errors[index], _tall(after).mT, out=grad_writes[index])
-            torch.bmm(after.flatten(2), state.flatten(2).mT, out=grad_ends[index])
-            torch.bmm(grad_y[index], _tall(state).mT, out=grad_reads[index])
-            grad_key[index].baddbmm_(error, self._anchored(index, anchored).mT)
-            of_anchor = torch.bmm(key[index].mT, error, out=anchored)
+                part.copy_(grad)
+        debts.pay(after[1], self.count)
+        nothing = all(grad is None for grad in grad_after)
+        chunks = zip(
+            self.given.key.mT.unbind(),
+            self.errors.unbind(),
+            self.reads.mT.unbind(),
+            self.writes.unbind(),
+            *self._ends(),
+            self.states[: self.count].flatten(3).mT.unbind(),
+            self.states[: self.count].flatten(2, 3).mT.unbind(),
+            grad_y.unbind(),
+            grad_errors.unbind(),
+            grad_key.unbind(),
+            grad_reads.unbind(),
+            grad_writes.unbind(),
+            grad_ends.unbind(),
+            strict=True,
+        )
+        for index, chunk in reversed(list(enumerate(chunks))):
+            key, error, reads, writes, ends, built, state, tall, of_y, *found = chunk
+            of_error, of_key, of_reads, of_writes, of_ends = found
+            if nothing:
+                of_writes.zero_()
+                of_ends.zero_()
+                torch.bmm(reads, of_y, out=before[3])
+            else:
+                of_error.baddbmm_(writes, after[3], alpha=-1)
+                torch.bmm(error, after[3].mT, out=of_writes)
+                torch.bmm(after[0].flatten(2), state, out=of_ends)
+                torch.mul(after[0], ends, out=before[0])
+                before[2].addcmul_(built, after[1])
+                before[3].baddbmm_(reads, of_y)
+            torch.bmm(of_y, tall, out=of_reads)
+            of_key.baddbmm_(of_error, self._anchored(index, anchored).mT)
+            of_anchor = torch.bmm(key, of_error, out=anchored)
             grad_weight.add_(of_anchor)
-            torch.mul(after, ends[index], out=before)
-            before[:, 1].addcmul_(built[index], after[:, 0])
-            _tall(before).baddbmm_(self.reads[index].mT, grad_y[index])
             debts.owe(of_anchor, index)
-            debts.pay(before, index)
+            debts.pay(before[1], index)
             if index in course.stopped:
-                before.index_fill_(0, course.stopped[index], 0)
-            after, before = before, after
+                before[0].index_fill_(0, course.stopped[index], 0)
+            after, before, nothing = before, after, False
         of_anchor = debts.at.get(_GIVEN)
         if of_anchor is None:
             of_anchor = torch.zeros_like(grad_weight)
@@ -349,15 +262,18 @@ class _Walk:
             grad_writes,
             grad_ends,
             self._by_head(grad_weight).sum(0),
-            (after[:, 0], after[:, 1], of_anchor),
+            (after[1], after[2], of_anchor),
         )
 
-    def _ends(self) -> tuple[Float[Tensor, "N R 2 1 1"], Float[Tensor, "N R 1 1"]]:
-        return self.factors.ends[..., None, None], self.factors.end_built[..., None, None]
+    def _ends(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Return, for every chunk, what is left of its state and how much of momentum is in delta."""
+        return self.factors.ends[..., None, None].unbind(), self.factors.end_built[..., None, None].unbind()
 
     def _anchored(self, index: int, out: Float[Tensor, "R D D"]) -> Float[Tensor, "R D D"]:
         """Return a chunk's weights."""
         anchor = self.course.anchor(self.states, index)
+        if self.heads == 1:
+            return torch.add(anchor, self.given.weight, out=out)
         torch.add(self._by_head(anchor), self.given.weight, out=self._by_head(out))
         return out
 
@@ -455,17 +371,12 @@ class _Debts:
                 part.masked_fill_((course.owing[index] != border)[:, None, None], 0)
             self.at[border] = part.add_(self.at[border]) if border in self.at else part
 
-    def pay(self, grad_state: Float[Tensor, "R 2 D D"], index: int) -> None:
+    def pay(self, grad_delta: Float[Tensor, "R D D"], index: int) -> None:
         """Add all that is owed to a border's delta."""
         for part in (self.own, self.at.pop(index, None)):
             if part is not None:
-                grad_state[:, 0].add_(part)
+                grad_delta.add_(part)
         self.own = None
-
-
-def _tall(state: Float[Tensor, "R 2 D D"]) -> Float[Tensor, "R 2D D"]:
-    """Return delta and momentum one above the other."""
-    return state.flatten(1, 2)
 
 
 def _flat(x: Float[Tensor, "N R *rest"]) -> Float[Tensor, "NR *rest"]:
