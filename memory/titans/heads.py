@@ -63,14 +63,17 @@ class Convolution(NamedTuple):
         self, grad: Tensor, inputs: Tensor, steps: slice
     ) -> tuple[Float[Tensor, "batch tail_and_steps width"], Float[Tensor, "taps width"]]:
         """Return the gradients of `inputs` and taps from that of `sums`."""
-        grad_inputs, grad_taps = torch.zeros_like(inputs), []
+        grad_inputs, grad_taps = torch.empty_like(inputs), grad.new_empty(self.taps.shape)
         length = grad.shape[1]
-        for place, seen in enumerate(self.seen(steps)):
+        grad_inputs[:, : self.reach].zero_()
+        torch.mul(grad, self.taps[-1], out=grad_inputs[:, self.reach :])
+        torch.sum(grad * inputs[:, self.reach :], (0, 1), out=grad_taps[-1])
+        for place, seen in enumerate(self.seen(steps)[:-1]):
             shifted = slice(place, place + length)
             own = _only(seen, grad)
             grad_inputs[:, shifted].addcmul_(own, self.taps[place])
-            grad_taps.append((own * inputs[:, shifted]).sum((0, 1)))
-        return grad_inputs, torch.stack(grad_taps)
+            torch.sum(own * inputs[:, shifted], (0, 1), out=grad_taps[place])
+        return grad_inputs, grad_taps
 
 
 def heads_of(
@@ -112,23 +115,26 @@ class _Heads(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, projected, taps, tail, step, num_heads):
-        ctx.save_for_backward(projected, taps, tail, step)
         ctx.num_heads = num_heads
         convolution = None if taps is None else Convolution(taps, tail, step)
         batch, time, width = projected.shape
         out = projected.new_empty(batch, time, 3, num_heads, width // (3 * num_heads))
-        for steps in _blocks(projected):
+        blocks, x = _blocks(projected), projected
+        for steps in blocks:
             x = projected[:, steps]
             if convolution is not None:
                 x = convolution.sums(convolution.inputs(projected, steps), steps)
             block = out[:, steps]
             block.copy_(functional.silu(x).view_as(block))
             block[:, :, :2].mul_(_inverse_length(block[:, :, :2]))
+        # The sums of one block are few enough to be kept.
+        sums = x if convolution is not None and len(blocks) == 1 else None
+        ctx.save_for_backward(projected, taps, tail, step, sums)
         return out
 
     @staticmethod
     def backward(ctx, grad):
-        projected, taps, tail, step = ctx.saved_tensors
+        projected, taps, tail, step, sums = ctx.saved_tensors
         convolution = None if taps is None else Convolution(taps, tail, step)
         if torch.is_grad_enabled():
             wanted = [x for x in (projected, taps, tail) if x is not None]
@@ -142,11 +148,12 @@ class _Heads(torch.autograd.Function):
             for steps in _blocks(projected):
                 grad_projected[:, steps] = _gradient(projected[:, steps], grad[:, steps])
             return grad_projected, None, None, None, None
-        grad_taps = projected.new_zeros(convolution.taps.shape)
+        grad_taps = torch.zeros_like(convolution.taps, dtype=projected.dtype)
         owed = torch.zeros_like(convolution.tail)
         for steps in reversed(_blocks(projected)):
             inputs = convolution.inputs(projected, steps)
-            of_sums = _gradient(convolution.sums(inputs, steps), grad[:, steps])
+            mixed = convolution.sums(inputs, steps) if sums is None else sums
+            of_sums = _gradient(mixed, grad[:, steps])
             grad_inputs, part = convolution.pull_back(of_sums, inputs, steps)
             grad_taps += part
             # What the steps behind owe to the last inputs of these.
