@@ -36,6 +36,7 @@ from scrubjay.kernels.neural.network import (
     finish,
     flushed,
     forward_pass,
+    pack,
     residual_gradient,
     unpack,
 )
@@ -115,9 +116,7 @@ def run_chunks(problem: Problem, by_hand: bool) -> tuple[Tensor, Tensor, NeuralS
     y = y.view(count, batch, heads, chunk_size, width).permute(1, 0, 3, 2, 4).reshape(query.shape)
     surprise = squared.detach().sqrt().view(count, batch, heads, chunk_size)
     surprise = surprise.permute(1, 0, 3, 2).reshape(batch, time, heads)
-    after = NeuralState(
-        *(torch.cat([x.flatten(1) for x in part], dim=1).view(batch, heads, shape.size) for part in after)
-    )
+    after = NeuralState(*(pack(part).view(batch, heads, shape.size) for part in after))
     return y, surprise, after
 
 

@@ -205,16 +205,16 @@ class _Walk:
         grad_ends = grad_y.new_empty(self.count, rows, 2, 2)
         anchored, grad_weight = torch.empty_like(self.given.delta), torch.zeros_like(self.given.delta)
         debts = _Debts(course)
-        both = grad_y.new_zeros(2, rows, 2, width, width)
+        both = grad_y.new_empty(2, rows, 2, width, width)
         # Of a border and of that behind it, by turns: whole, its parts, and these one above the other.
         before, after = zip(both, both[:, :, 0], both[:, :, 1], both.flatten(2, 3), strict=True)
+        nothing = all(grad is None for grad in grad_after)
+        if not nothing:
+            for part, grad in zip(after[1:3], grad_after, strict=False):
+                part.copy_(grad) if grad is not None else part.zero_()
         if grad_after[2] is not None:
             debts.owe(grad_after[2], self.count)
-        for part, grad in zip(after[1:3], grad_after, strict=False):
-            if grad is not None:
-                part.copy_(grad)
         debts.pay(after[1], self.count)
-        nothing = all(grad is None for grad in grad_after)
         chunks = zip(
             self.given.key.mT.unbind(),
             self.errors.unbind(),
