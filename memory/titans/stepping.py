@@ -79,7 +79,7 @@ class MatrixSteps:
     def recall(self, asked: Float[Tensor, "batch heads width"]) -> Float[Tensor, "batch heads width"]:
         """Return what was learned of queries before the present chunk; nothing is learned."""
         rows = self.batch * self.heads
-        born_with = torch.matmul(asked[:, :, None], self.weights).view(rows, 1, self.width)
+        born_with = self._born_with(asked)[:, None]
         return torch.baddbmm(born_with, asked.reshape(rows, 1, self.width), self.anchor).view(asked.shape)
 
     def step(self, x: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
@@ -92,7 +92,7 @@ class MatrixSteps:
             self.tail = taken[:, 1:]
             projected = (taken * memory.convolution).sum(1)
         query, key, value = split_heads(projected, self.heads)
-        born_with = [torch.matmul(part[:, :, None], self.weights).view(rows, width) for part in (query, key)]
+        born_with = [self._born_with(part) for part in (query, key)]
         query, key, value = (part.reshape(rows, width) for part in (query, key, value))
         step_size, log_momentum, log_retention = memory._gates(memory.gates(x))
         kept, retained = (
@@ -129,9 +129,14 @@ class MatrixSteps:
         }
         return found if self.tail is None else found | {"tail": self.tail.clone()}
 
+    def _born_with(self, part: Float[Tensor, "batch heads width"]) -> Float[Tensor, "rows width"]:
+        """Return the products with the learned weights."""
+        products = torch.bmm(part.transpose(0, 1), self.weights)
+        return products.transpose(0, 1).reshape(-1, self.width)
+
     def _read(self, query: Tensor, born_with: Tensor) -> Tensor:
         factors = self.of_delta
-        alike = torch.bmm(self.keys, query[:, :, None])[..., 0] * factors[:, 2:]
+        alike = torch.bmm(query[:, None], self.keys.mT)[:, 0] * factors[:, 2:]
         read = torch.baddbmm(born_with[:, None], alike[:, None], self.errors)
         read = torch.baddbmm(read, (query * factors[:, :1])[:, None], self.base)
         return torch.baddbmm(read, (query * factors[:, 1:2])[:, None], self.motion)[:, 0]
