@@ -137,7 +137,7 @@ class _Walk:
         outputs = None if y is None else y.unbind()
         for index, (key, value, error, reads, writes, ends, built) in enumerate(chunks):
             if index in self.course.fresh:
-                states[index].index_fill_(0, self.course.fresh[index], 0)
+                _empty(states[index], self.course.fresh[index])
             torch.baddbmm(value, key, self._anchored(index, anchored), beta=-1, out=error)
             if outputs is not None:
                 outputs[index].baddbmm_(reads, tall[index])
@@ -252,7 +252,7 @@ class _Walk:
             debts.owe(of_anchor, index)
             debts.pay(before[1], index)
             if index in course.stopped:
-                before[0].index_fill_(0, course.stopped[index], 0)
+                _empty(before[0], course.stopped[index])
             after, before, nothing = before, after, False
         of_anchor = debts.at.get(_GIVEN)
         if of_anchor is None:
@@ -377,6 +377,11 @@ class _Debts:
             if part is not None:
                 grad_delta.add_(part)
         self.own = None
+
+
+def _empty(state: Float[Tensor, "R 2 D D"], rows: Int[Tensor, " some"]) -> None:
+    # All rows at once often, where environments are reset together, and quicker then.
+    state.zero_() if len(rows) == len(state) else state.index_fill_(0, rows, 0)
 
 
 def _flat(x: Float[Tensor, "N R *rest"]) -> Float[Tensor, "NR *rest"]:
