@@ -100,7 +100,15 @@ class Factors(NamedTuple):
     ) -> list[Tensor]:
         """Return the gradients of the logarithms of momentum and retention; those given are overwritten.
 
-        `grad_ends` are `[N, R, 2, 2]`, of how much of delta and momentum is in delta and momentum.
+        Args:
+            segment: The segment.
+            given: Its gates.
+            grad_retained: Of `read_retained`.
+            grad_built: Of `read_built`.
+            grad_mixed: Of `read_mixed`.
+            grad_end_mixed: Of `end_mixed`.
+            grad_end_trace: Of `end_trace`.
+            grad_ends: `[N, R, 2, 2]`, of how much of delta and momentum is in delta and momentum.
         """
         before = segment.read_before_write
         grad_retained = _of_writes(grad_retained, grad_ends[..., 0, 0], 2, before)
