@@ -3,9 +3,10 @@
     pip install titans-pytorch
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.bench.titans
 
-All contestants map [batch, tokens, width] to the same, with projections for query, key, value and output, on
-one CPU thread, turn by turn in one process; attention is torch's scaled_dot_product_attention. Peak memory is
-what a call adds to the level before it, forward and backward, each in a process of its own. Prints tables.
+All contestants map [batch, tokens, width] to the same, with projections for query, key, value and output, the
+whole layer with norms and a feed-forward part besides, on one CPU thread, turn by turn in one process;
+attention is torch's scaled_dot_product_attention. Peak memory is what a call adds to the level before it,
+forward and backward, each in a process of its own. Prints tables.
 Options: `--help`.
 """
 
@@ -102,6 +103,21 @@ class Ours(nn.Module):
         return self.memory.segment(x, state, grid)[0]
 
 
+class Whole(nn.Module):
+    """The memory `titans` of one layer, from a fresh state: norms, convolution, gate and feed-forward too."""
+
+    def __init__(self, dim: int, chunk_size: int) -> None:
+        super().__init__()
+        self.memory = TitansConfig(dim=dim, chunk_size=chunk_size).build()
+        for name, weight in self.memory.named_parameters():
+            if ".weights." in name:
+                nn.init.normal_(weight, std=0.05)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Read and learn every token."""
+        return self.memory(x, self.memory.initial_state(len(x)))[0]
+
+
 class Theirs(nn.Module):
     """titans-pytorch's NeuralMemory; `anchored` moves the weights of gradients once a chunk."""
 
@@ -123,6 +139,7 @@ def contestants(dim: int) -> dict[str, Callable[[], Any]]:
         "causal attention": lambda: Attention(dim),
         "depth 1": lambda: Ours(dim, 64, depth=1, **ENGINE),
         "depth 1, convolution and gate": lambda: Ours(dim, 64, depth=1),
+        "depth 1, the whole layer": lambda: Whole(dim, 64),
         "depth 2, hidden 4x": lambda: Ours(dim, 64, depth=2, hidden_ratio=4, **ENGINE),
         "depth 2, hidden 4x, convolution and gate": lambda: Ours(dim, 64, depth=2, hidden_ratio=4),
         "titans-pytorch, heads of 64, anchors as ours": lambda: Theirs(dim, dim // WIDEST_HEAD, True),

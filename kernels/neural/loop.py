@@ -25,6 +25,8 @@ from scrubjay.kernels.neural.chunk import (
     Tokens,
     coefficients_of,
 )
+from scrubjay.kernels.neural.factors import Given, Segment
+from scrubjay.kernels.neural.matrix import run_matrices
 from scrubjay.kernels.neural.network import (
     NetworkShape,
     NeuralState,
@@ -34,6 +36,7 @@ from scrubjay.kernels.neural.network import (
     finish,
     flushed,
     forward_pass,
+    pack,
     residual_gradient,
     unpack,
 )
@@ -101,18 +104,19 @@ def run_chunks(problem: Problem, by_hand: bool) -> tuple[Tensor, Tensor, NeuralS
     tokens = Tokens(
         by_chunk(query), by_chunk(key), by_chunk(value), step_size[..., None], log_momentum, log_retention
     )
-    weights = [w.expand(batch, *w.shape).flatten(0, 1) for w in weights]
     layers = Layers(*(unpack(part.flatten(0, 1), shape) for part in state))
     plan = _Plan(shape, _Borders(by_row(fresh), by_row(cut), incomplete), learned, read_before_write)
-    arguments = (plan, tokens, weights, layers)
     by_hand = by_hand and not shape.norm and not without_own_gradient(*tokens, *weights, *state)
-    y, squared, after = _by_hand(*arguments) if by_hand else _loop(*arguments)
+    if by_hand and len(weights) == 1 and query.numel():
+        y, squared, after = _of_matrices(plan, tokens, weights[0], layers)
+    else:
+        weights = [w.expand(batch, *w.shape).flatten(0, 1) for w in weights]
+        arguments = (plan, tokens, weights, layers)
+        y, squared, after = _by_hand(*arguments) if by_hand else _loop(*arguments)
     y = y.view(count, batch, heads, chunk_size, width).permute(1, 0, 3, 2, 4).reshape(query.shape)
     surprise = squared.detach().sqrt().view(count, batch, heads, chunk_size)
     surprise = surprise.permute(1, 0, 3, 2).reshape(batch, time, heads)
-    after = NeuralState(
-        *(torch.cat([x.flatten(1) for x in part], dim=1).view(batch, heads, shape.size) for part in after)
-    )
+    after = NeuralState(*(pack(part).view(batch, heads, shape.size) for part in after))
     return y, surprise, after
 
 
@@ -249,6 +253,35 @@ def _by_hand(plan: _Plan, tokens: Tokens, weights, layers: Layers):
     return out[0], out[1], Layers(*(list(out[2 + depth * k : 2 + depth * (k + 1)]) for k in range(3)))
 
 
+def _of_matrices(plan: _Plan, tokens: Tokens, weight: Tensor, layers: Layers):
+    """Run all chunks of a memory of one layer."""
+    if plan.shape.residual:
+        weight = weight + torch.eye(weight.shape[-1], dtype=weight.dtype, device=weight.device)
+    fresh, cut, incomplete = (None if border is None else border[..., 0, 0] for border in plan.borders)
+    segment = Segment(fresh, cut, incomplete, plan.learned, plan.read_before_write)
+    delta, momentum, anchor = (part[0] for part in layers)
+    tokens = Tokens(*(x.contiguous() for x in tokens))
+    given = Given(*tokens, weight, delta, momentum, anchor)
+    y, squared, after = run_matrices(segment, given, _matrices_by_autograd)
+    return y, squared, Layers(*([part] for part in after))
+
+
+def _matrices_by_autograd(segment: Segment, flat: Sequence[Tensor], grad_y, grad_after):
+    """Return the gradients of some chunks of matrices with a graph of their own, for a second derivative."""
+    inputs = Given(*_names(flat))
+    heads, width, _ = inputs.weight.shape
+    borders = _Borders(*(None if x is None else x[..., None, None] for x in segment[:3]))
+    plan = _Plan(
+        NetworkShape(((width, width),), residual=False, norm=False),
+        borders,
+        segment.learned,
+        segment.read_before_write,
+    )
+    weight = inputs.weight.expand(len(inputs.delta) // heads, -1, -1, -1).flatten(0, 1)
+    y, _, after = _loop(plan, Tokens(*inputs[:6]), [weight], Layers(*([x] for x in inputs[7:])))
+    return _second(inputs, [y, *(x for part in after for x in part)], [grad_y, *grad_after])
+
+
 def _split(flat: Sequence, depth: int) -> tuple[Tokens, list[Tensor], Layers]:
     """Undo the flattening of `_by_hand`."""
     tokens, rest = Tokens(*flat[:6]), list(flat[6:])
@@ -286,12 +319,19 @@ class _Chunks(torch.autograd.Function):
 
 def _by_autograd(plan: _Plan, flat, grad_y, grad_after):
     """Return the gradients with a graph of their own, for a second derivative."""
-    # Names of their own, since one input may have been computed from another.
-    inputs = [x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in flat]
+    inputs = _names(flat)
     y, _, after = _loop(plan, *_split(inputs, len(plan.shape.layers)))
-    outputs = [y, *(x for part in after for x in part)]
-    grads = [grad_y, *grad_after]
-    live, along = zip(*((o, g) for o, g in zip(outputs, grads, strict=True) if o.requires_grad), strict=True)
+    return _second(inputs, [y, *(x for part in after for x in part)], [grad_y, *grad_after])
+
+
+def _names(flat: Sequence[Tensor]) -> list[Tensor]:
+    """Return the inputs under names of their own, since one may have been computed from another."""
+    return [x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in flat]
+
+
+def _second(inputs: Sequence[Tensor], outputs: Sequence[Tensor], grads: Sequence[Tensor]):
+    pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if o.requires_grad and g is not None]
+    live, along = zip(*pairs, strict=True)
     return torch.autograd.grad(live, inputs, along, create_graph=True, allow_unused=True)
 
 

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 # Nothing is left of what was multiplied by e^-80; below this, sums of logarithms would lose their digits.
 LEAST_LOG = -80.0
-_NEGLIGIBLE = 1e-30
+NEGLIGIBLE = 1e-30
 NORM_EPSILON = 1e-5
 
 
@@ -207,22 +207,44 @@ class Rule(NamedTuple):
     """The last row of E: how much of token j's step is in the momentum at the chunk's end."""
 
 
+class Decays(NamedTuple):
+    """What momentum and retention leave from each token of a chunk to each later one."""
+
+    decay: Float[Tensor, "*heads C C"]
+    """D: of delta; zero from tokens that are skipped."""
+    trace: Float[Tensor, "*heads C C"]
+    """E: of momentum."""
+    retained: Float[Tensor, "*heads C"]
+    """From the chunk's beginning, of delta..."""
+    kept: Float[Tensor, "*heads C"]
+    """...and of momentum."""
+
+
+def decays_of(
+    log_retention: Float[Tensor, "*heads C"],
+    log_momentum: Float[Tensor, "*heads C"],
+    valid: Bool[Tensor, "*heads C"] | None,
+) -> Decays:
+    """Return what is left of what. Tokens not `valid` must have logarithms of 0."""
+    # In float64: a difference of sums that reach -80 C keeps too few digits of a float32.
+    logs = torch.stack([log_retention, log_momentum]).clamp(min=LEAST_LOG).double().cumsum(-1)
+    size, dtype = logs.shape[-1], log_retention.dtype
+    future = torch.full((size, size), -torch.inf, dtype=dtype, device=logs.device).triu(1)
+    decay, trace = ((logs[..., :, None] - logs[..., None, :]).to(dtype) + future).exp().unbind(0)
+    retained, kept = logs.to(dtype).exp().unbind(0)
+    if valid is not None:
+        # A skipped token adds no momentum to delta, though it keeps all of it.
+        decay = decay * valid[..., None, :].to(dtype)
+    return Decays(decay, trace, retained, kept)
+
+
 def rule(
     log_retention: Float[Tensor, "*heads C"],
     log_momentum: Float[Tensor, "*heads C"],
     valid: Bool[Tensor, "*heads C"] | None,
 ) -> Rule:
     """Return the closed form of retention and momentum. Tokens not `valid` must have logarithms of 0."""
-    # In float64: a difference of sums that reach -80 C keeps too few digits of a float32.
-    logs = torch.stack([log_retention, log_momentum]).clamp(min=LEAST_LOG).double().cumsum(-1)
-    size = logs.shape[-1]
-    future = torch.ones(size, size, dtype=torch.bool, device=logs.device).triu(1)
-    differences = (logs[..., :, None] - logs[..., None, :]).to(log_retention.dtype)
-    decay, trace = differences.masked_fill(future, -torch.inf).exp().unbind(0)
-    retained, kept = logs.to(log_retention.dtype).exp().unbind(0)
-    if valid is not None:
-        # A skipped token adds no momentum to delta, though it keeps all of it.
-        decay = decay * valid[..., None, :].to(decay.dtype)
+    decay, trace, retained, kept = decays_of(log_retention, log_momentum, valid)
     built = (decay @ kept[..., None])[..., 0]
     return Rule(retained, built, kept, decay @ trace, trace[..., -1, :])
 
@@ -233,5 +255,5 @@ def flushed(x: Tensor) -> Tensor:
     The gradient is that of the identity.
     """
     flat = x.detach()
-    correction = torch.where(flat.abs() < _NEGLIGIBLE, flat, 0)
+    correction = torch.where(flat.abs() < NEGLIGIBLE, flat, 0)
     return x - correction

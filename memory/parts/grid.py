@@ -10,10 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from scrubjay.kernels.dispatch import without_own_gradient
 from scrubjay.memory.contract.clock import Clock
 
 
@@ -29,8 +30,11 @@ class ChunkGrid:
     """Place of the first step where all rows are one piece, begun at the same place of a chunk."""
     place: Int[Tensor, "batch time"] | None
     """Place of every step on the grid, None where it is `offset` and on."""
-    source: Int[Tensor, "batch places"] | None
-    """The step at every place, -1 for none; None where `place` is."""
+    source: Int[Tensor, " all_places"] | None
+    """The step at every place, counted through all rows, the number of all steps for none; None where `place`
+    is."""
+    target: Int[Tensor, " all_steps"] | None
+    """The place of every step, counted likewise; None where `place` is."""
     valid: Bool[Tensor, "batch places"] | None
     """Which places hold a step, None if all do."""
     fresh: Bool[Tensor, "batch chunks"] | None
@@ -64,6 +68,7 @@ class ChunkGrid:
                 offset,
                 None,
                 None,
+                None,
                 valid,
                 fresh,
                 begins.expand(batch, -1),
@@ -76,6 +81,7 @@ class ChunkGrid:
         place = chunk * chunk_size + in_chunk
         source = torch.full((batch, num_chunks * chunk_size), -1, device=start.device)
         now = torch.arange(length, device=start.device)
+        row = torch.arange(batch, device=start.device)[:, None]
         source = source.scatter(1, place, now.expand(batch, -1))
 
         def by_chunk(of_step: Tensor, blank: int) -> Tensor:
@@ -91,7 +97,8 @@ class ChunkGrid:
             num_chunks,
             0,
             place,
-            source,
+            torch.where(source < 0, batch * length, row * length + source).flatten(),
+            (row * num_chunks * chunk_size + place).flatten(),
             source >= 0,
             by_chunk(start, False),
             by_chunk(in_chunk == 0, False),
@@ -104,46 +111,46 @@ class ChunkGrid:
 
     def lay(self, x: Tensor) -> Tensor:
         """Return `[batch, places, ...]` of `[batch, time, ...]`, zeros where no step lies."""
-        if self.place is None or self.source is None:
+        if self.source is None or self.target is None:
             behind = self.num_chunks * self.chunk_size - self.offset - self.clock.length
             if not self.offset and not behind:
                 return x
             return functional.pad(x.flatten(2), (0, 0, self.offset, behind)).unflatten(2, x.shape[2:])
-        return _take(x, self.source, self.place)
+        return _take(x, self.source, self.target, some_empty=True)
 
     def collect(self, x: Tensor) -> Tensor:
         """Return `[batch, time, ...]` of `[batch, places, ...]`; undoes `lay`."""
-        if self.place is None or self.source is None:
+        if self.source is None or self.target is None:
             return x[:, self.offset : self.offset + self.clock.length]
-        return _take(x, self.place, self.source)
+        return _take(x, self.target, self.source, some_empty=False)
 
 
-def _take(x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
-    return _Take.apply(x.flatten(2), index, inverse).unflatten(2, x.shape[2:])
+def _take(x: Tensor, index: Tensor, inverse: Tensor, some_empty: bool) -> Tensor:
+    rows = x.flatten(2).flatten(0, 1)
+    if without_own_gradient(rows):
+        taken = _select(rows, index, some_empty)
+    else:
+        taken = _Take.apply(rows, index, inverse, some_empty)
+    return taken.view(x.shape[0], -1, *x.shape[2:])
+
+
+def _select(rows: Float[Tensor, "rows width"], index: Tensor, some_empty: bool) -> Tensor:
+    if some_empty:
+        # What no step fills is taken from a row of zeros: a copy is quicker than a selection.
+        rows = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
+    return rows.index_select(0, index)
 
 
 class _Take(torch.autograd.Function):
-    """Rows of each batch by index, zeros for -1; the gradient takes by the inverse and adds nothing up."""
-
-    generate_vmap_rule = True
+    """`_select`, whose gradient takes by the inverse and adds nothing up."""
 
     @staticmethod
-    def forward(x, index, inverse):
-        batch, length, width = x.shape
-        first = torch.arange(batch, device=x.device)[:, None] * length
-        taken = x.reshape(batch * length, width).index_select(0, (first + index.clamp(min=0)).flatten())
-        return taken.view(batch, -1, width).masked_fill_((index < 0)[..., None], 0)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs[1:])
-        ctx.save_for_forward(*inputs[1:])
+    def forward(ctx, rows, index, inverse, some_empty):
+        ctx.save_for_backward(index, inverse)
+        ctx.some_empty = some_empty
+        return _select(rows, index, some_empty)
 
     @staticmethod
     def backward(ctx, grad):
         index, inverse = ctx.saved_tensors
-        return _Take.apply(grad, inverse, index), None, None
-
-    @staticmethod
-    def jvp(ctx, tangent, *_):
-        return _Take.apply(tangent, *ctx.saved_tensors)
+        return _Take.apply(grad, inverse, index, not ctx.some_empty), None, None, None

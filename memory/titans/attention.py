@@ -13,11 +13,12 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 
 from scrubjay.kernels import sink_attention
 from scrubjay.memory.contract.base import State
 from scrubjay.memory.contract.clock import Clock
-from scrubjay.memory.parts.rotary import rotary_frequencies, rotate
+from scrubjay.memory.parts.rotary import across, rotary_frequencies, rotate
 from scrubjay.memory.parts.window import resolve_heads, shift_window
 from scrubjay.memory.titans.heads import normalised
 
@@ -53,24 +54,53 @@ class PersistentTokens(nn.Module):
         """Return keys and values of `x` at their times, `[batch, time, heads, width]`."""
         return self._turn(self.key(x), time), self.value(x).unflatten(-1, (self.heads, self.width))
 
+    def both(self) -> Float[Tensor, "three_dims dim"]:
+        """Return the weights of keys, of what turns them and of values, one below the other, for `turned`."""
+        return torch.cat([self.key.weight, self._across(self.key.weight), self.value.weight])
+
+    def turned_query(self) -> Float[Tensor, "two_dims dim"]:
+        """Return the weights of queries, scaled, and of what turns them."""
+        weight = self.query.weight * self.width**-0.5
+        return torch.cat([weight, self._across(weight)])
+
+    def _across(self, weight: Tensor) -> Tensor:
+        return across(weight.unflatten(0, (self.heads, self.width)), self.rotated).flatten(0, 1)
+
+    def turned(
+        self, products: Float[Tensor, "batch time three_dims"], turn: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return keys and values `[batch, heads, time, width]` of products with `both`.
+
+        `turn` is that of `parts.rotary.turns`.
+        """
+        shape = (3, self.heads, self.width)
+        key, across_key, value = products.unflatten(-1, shape).movedim(-2, 1).unbind(-2)
+        cos, sin = turn
+        return torch.addcmul(key * cos, across_key, sin), value
+
     def before(
         self, keys: Float[Tensor, "batch slots heads width"], values: Tensor, times: int = 1
     ) -> tuple[Tensor, Tensor]:
         """Return keys and values with the persistent ones, so many `times`, before them."""
         if not self.num_persistent:
             return keys, values
-        still = torch.cat(
-            [
-                self.persistent_keys.new_zeros(*self.persistent_keys.shape[:2], self.rotated),
-                self.persistent_keys,
-            ],
-            -1,
+        still = self.persistent(keys.shape[0], keys.dtype)
+        joined = (
+            torch.cat([persistent.repeat(1, times, 1, 1) if times > 1 else persistent, own], dim=1)
+            for persistent, own in zip(still, (keys, values), strict=True)
         )
-        stacked = []
-        for persistent, own in ((still, keys), (self.persistent_values, values)):
-            repeated = persistent.to(own.dtype).repeat(times, 1, 1).expand(own.shape[0], -1, -1, -1)
-            stacked.append(torch.cat([repeated, own], dim=1))
-        return stacked[0], stacked[1]
+        return next(joined), next(joined)
+
+    def persistent(
+        self, batch: int, dtype: torch.dtype
+    ) -> tuple[Float[Tensor, "batch persistent heads width"], Tensor]:
+        """Return the persistent keys and values, none if there are none."""
+        if not self.num_persistent:
+            none = self.query.weight.new_empty(batch, 0, self.heads, self.width, dtype=dtype)
+            return none, none
+        keys = functional.pad(self.persistent_keys, (self.rotated, 0))
+        still = [part.to(dtype).expand(batch, -1, -1, -1) for part in (keys, self.persistent_values)]
+        return still[0], still[1]
 
     def _turn(self, x: Tensor, time: Tensor) -> Tensor:
         x = x.unflatten(-1, (self.heads, self.width))

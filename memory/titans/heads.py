@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -43,12 +43,13 @@ class Convolution(NamedTuple):
         inside = x[:, max(0, steps.start - self.reach) : steps.stop]
         return torch.cat([missing, inside], dim=1) if missing.shape[1] else inside
 
-    def seen(self, steps: slice) -> list[Bool[Tensor, "batch steps 1"] | None]:
-        """Return, for each tap, which of some steps have so old an input, None where all have."""
+    def seen(self, steps: slice) -> list[Float[Tensor, "batch steps 1"] | None]:
+        """Return, for each tap, ones where some steps have so old an input, None where all have."""
         step = self.step[:, steps]
         if not (step < self.reach).any():
             return [None] * len(self.taps)
-        return [(step >= back)[..., None] for back in range(self.reach, 0, -1)] + [None]
+        step = step[..., None]
+        return [(step >= back).to(self.taps.dtype) for back in range(self.reach, 0, -1)] + [None]
 
     def sums(self, inputs: Tensor, steps: slice) -> Float[Tensor, "batch steps width"]:
         """Return the sums of some steps; `inputs` are theirs."""
@@ -62,19 +63,23 @@ class Convolution(NamedTuple):
         self, grad: Tensor, inputs: Tensor, steps: slice
     ) -> tuple[Float[Tensor, "batch tail_and_steps width"], Float[Tensor, "taps width"]]:
         """Return the gradients of `inputs` and taps from that of `sums`."""
-        grad_inputs, grad_taps = torch.zeros_like(inputs), []
+        grad_inputs, grad_taps = torch.empty_like(inputs), grad.new_empty(self.taps.shape)
         length = grad.shape[1]
-        for place, seen in enumerate(self.seen(steps)):
+        grad_inputs[:, : self.reach].zero_()
+        torch.mul(grad, self.taps[-1], out=grad_inputs[:, self.reach :])
+        torch.sum(grad * inputs[:, self.reach :], (0, 1), out=grad_taps[-1])
+        for place, seen in enumerate(self.seen(steps)[:-1]):
             shifted = slice(place, place + length)
-            grad_inputs[:, shifted].addcmul_(_only(seen, grad), self.taps[place])
-            grad_taps.append((grad * _only(seen, inputs[:, shifted])).sum((0, 1)))
-        return grad_inputs, torch.stack(grad_taps)
+            own = _only(seen, grad)
+            grad_inputs[:, shifted].addcmul_(own, self.taps[place])
+            torch.sum(own * inputs[:, shifted], (0, 1), out=grad_taps[place])
+        return grad_inputs, grad_taps
 
 
 def heads_of(
     projected: Float[Tensor, "batch time three_dims"], num_heads: int, convolution: Convolution | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return queries and keys of at most unit length, and values, `[batch, time, heads, width]` each."""
+) -> Float[Tensor, "batch time 3 heads width"]:
+    """Return queries and keys of at most unit length, and values."""
     taps, tail, step = (None, None, None) if convolution is None else convolution
     if without_own_gradient(projected, taps, tail) or not projected.numel():
         return _plainly(projected, num_heads, convolution)
@@ -97,12 +102,12 @@ def normalised(norm: nn.RMSNorm, x: Tensor) -> Tensor:
     return norm(x.to(norm.weight.dtype))
 
 
-def _plainly(projected: Tensor, num_heads: int, convolution: Convolution | None):
+def _plainly(projected: Tensor, num_heads: int, convolution: Convolution | None) -> Tensor:
     """Compute `heads_of` in operations that can be differentiated any number of times."""
     if convolution is not None:
         whole = slice(0, projected.shape[1])
         projected = convolution.sums(convolution.inputs(projected, whole), whole)
-    return split_heads(projected, num_heads)
+    return torch.stack(split_heads(projected, num_heads), dim=2)
 
 
 class _Heads(torch.autograd.Function):
@@ -110,45 +115,46 @@ class _Heads(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, projected, taps, tail, step, num_heads):
-        ctx.save_for_backward(projected, taps, tail, step)
         ctx.num_heads = num_heads
         convolution = None if taps is None else Convolution(taps, tail, step)
         batch, time, width = projected.shape
-        query, key, value = (
-            projected.new_empty(batch, time, num_heads, width // (3 * num_heads)) for _ in range(3)
-        )
-        for steps in _blocks(projected):
+        out = projected.new_empty(batch, time, 3, num_heads, width // (3 * num_heads))
+        blocks, x = _blocks(projected), projected
+        for steps in blocks:
             x = projected[:, steps]
             if convolution is not None:
                 x = convolution.sums(convolution.inputs(projected, steps), steps)
-            active = functional.silu(x).unflatten(-1, (3, num_heads, -1)).unbind(-3)
-            for whole, part in zip((query, key), active, strict=False):
-                torch.mul(part, _inverse_length(part), out=whole[:, steps])
-            value[:, steps] = active[2]
-        return query, key, value
+            block = out[:, steps]
+            block.copy_(functional.silu(x).view_as(block))
+            block[:, :, :2].mul_(_inverse_length(block[:, :, :2]))
+        # The sums of one block are few enough to be kept.
+        sums = x if convolution is not None and len(blocks) == 1 else None
+        ctx.save_for_backward(projected, taps, tail, step, sums)
+        return out
 
     @staticmethod
-    def backward(ctx, *grads):
-        projected, taps, tail, step = ctx.saved_tensors
+    def backward(ctx, grad):
+        projected, taps, tail, step, sums = ctx.saved_tensors
         convolution = None if taps is None else Convolution(taps, tail, step)
         if torch.is_grad_enabled():
             wanted = [x for x in (projected, taps, tail) if x is not None]
             names = [x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in wanted]
             again = None if convolution is None else Convolution(names[1], names[2], step)
             outputs = _plainly(names[0], ctx.num_heads, again)
-            found = torch.autograd.grad(outputs, names, grads, create_graph=True)
+            found = torch.autograd.grad(outputs, names, grad, create_graph=True)
             return *found, *[None] * (5 - len(found))
         grad_projected = torch.empty_like(projected)
         if convolution is None:
             for steps in _blocks(projected):
-                grad_projected[:, steps] = _gradient(projected[:, steps], [grad[:, steps] for grad in grads])
+                grad_projected[:, steps] = _gradient(projected[:, steps], grad[:, steps])
             return grad_projected, None, None, None, None
-        grad_taps = projected.new_zeros(convolution.taps.shape)
+        grad_taps = torch.zeros_like(convolution.taps, dtype=projected.dtype)
         owed = torch.zeros_like(convolution.tail)
         for steps in reversed(_blocks(projected)):
             inputs = convolution.inputs(projected, steps)
-            grad = _gradient(convolution.sums(inputs, steps), [grad[:, steps] for grad in grads])
-            grad_inputs, part = convolution.pull_back(grad, inputs, steps)
+            mixed = convolution.sums(inputs, steps) if sums is None else sums
+            of_sums = _gradient(mixed, grad[:, steps])
+            grad_inputs, part = convolution.pull_back(of_sums, inputs, steps)
             grad_taps += part
             # What the steps behind owe to the last inputs of these.
             length = grad_inputs.shape[1]
@@ -158,18 +164,19 @@ class _Heads(torch.autograd.Function):
         return grad_projected, grad_taps.to(convolution.taps.dtype), owed, None, None
 
 
-def _gradient(x: Float[Tensor, "batch steps three_dims"], grads: list[Tensor]) -> Tensor:
+def _gradient(
+    x: Float[Tensor, "batch steps three_dims"], grad: Float[Tensor, "batch steps 3 heads width"]
+) -> Tensor:
     """Return the gradient of mixed inputs from those of queries, keys and values."""
     gate = torch.sigmoid(x)
     active = x * gate
-    slope = torch.addcmul(gate, active, 1 - gate).unflatten(-1, (3, *grads[0].shape[-2:]))
-    parts = active.unflatten(-1, slope.shape[-3:]).unbind(-3)
-    for index, (part, grad) in enumerate(zip(parts[:2], grads, strict=False)):
-        inverse = _inverse_length(part)
-        direction = part * inverse
-        along = (direction * grad).sum(-1, keepdim=True)
-        slope[..., index, :, :] *= torch.addcmul(grad, direction, along, value=-1).mul_(inverse)
-    slope[..., 2, :, :] *= grads[2]
+    slope = torch.addcmul(gate, active, 1 - gate).view_as(grad)
+    directions, grads = active.view_as(grad)[:, :, :2], grad[:, :, :2]
+    inverse = _inverse_length(directions)
+    directions.mul_(inverse)
+    along = (directions * grads).sum(-1, keepdim=True)
+    slope[:, :, :2].mul_(torch.addcmul(grads, directions, along, value=-1).mul_(inverse))
+    slope[:, :, 2].mul_(grad[:, :, 2])
     return slope.flatten(-3)
 
 
@@ -185,4 +192,5 @@ def _inverse_length(x: Tensor) -> Tensor:
 
 
 def _only(seen: Tensor | None, x: Tensor) -> Tensor:
-    return x if seen is None else torch.where(seen, x, 0)
+    # All that a segment is given is finite, and a product is many times quicker than a selection.
+    return x if seen is None else x * seen

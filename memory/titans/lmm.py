@@ -8,7 +8,7 @@ normed input with a plain residual. A layer learns its own normed inputs.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
@@ -21,7 +21,7 @@ from scrubjay.memory.contract.nested import named, part_of
 from scrubjay.memory.contract.stepper import Stepper
 from scrubjay.memory.parts.grid import ChunkGrid
 from scrubjay.memory.titans.neural import NeuralMemory, NeuralMemoryConfig
-from scrubjay.memory.titans.stepping import TitansStepper, is_matrix
+from scrubjay.memory.titans.stepping import MatrixSteps, TitansStepper, is_matrix
 
 
 @dataclass(frozen=True)
@@ -81,16 +81,29 @@ class TitansLayer(nn.Module, ABC):
     ) -> tuple[Float[Tensor, "batch time dim"], Float[Tensor, "batch time"], State]:
         """Return the outputs of a segment, its surprises and the state after."""
 
+    def opened(self, caches: State) -> State:
+        """Return what `advance` takes of what is kept besides the memory, none of it the given tensors."""
+        return {name: cache.clone() for name, cache in caches.items()}
+
+    def closed(self, caches: State) -> State:
+        """Undo `opened`."""
+        return {name: cache.clone() for name, cache in caches.items()}
+
+    def forget(self, caches: State, rows: Int[Tensor, " some"]) -> None:
+        """Empty what these rows keep besides the memory."""
+        for cache in caches.values():
+            cache.index_fill_(0, rows, 0)
+
     def advance(
         self,
         x: Float[Tensor, "batch dim"],
-        recall: Callable[[Tensor], Tensor],
+        memory: MatrixSteps,
         caches: State,
         time: Int[Tensor, " batch"],
     ) -> tuple[Float[Tensor, "batch dim"], State]:
         """Return the output of one input and what else than its memory is kept of it.
 
-        `recall` does what the memory's step does, elsewhere.
+        `memory` does what the layer's does, elsewhere.
         """
         raise NotImplementedError
 
@@ -110,8 +123,8 @@ class _MemoryLayer(TitansLayer):
         y, surprise, after = self.memory.segment(self.memory_norm(x), state, grid)
         return self.feed(x + y), surprise, after
 
-    def advance(self, x, recall, caches, time):
-        return self.feed(x + recall(self.memory_norm(x))), caches
+    def advance(self, x, memory, caches, time):
+        return self.feed(x + memory.step(self.memory_norm(x))), caches
 
 
 class Titans(Memory):

@@ -11,18 +11,23 @@ own write. The memory has no convolution: attention stands before it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
 from scrubjay.memory.contract.base import State
+from scrubjay.memory.parts.grid import ChunkGrid
+from scrubjay.memory.parts.rotary import turns
 from scrubjay.memory.parts.window import resolve_heads
 from scrubjay.memory.titans.attention import NARROWEST_HEAD, MemoryGate, PersistentTokens
+from scrubjay.memory.titans.heads import normalised
 from scrubjay.memory.titans.lmm import Titans, TitansConfig, TitansLayer
 from scrubjay.memory.titans.neural import cut_rows
+
+_CACHES = ("keys", "values")
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,8 @@ class _ContextLayer(TitansLayer):
     `keys` and `values` `[batch, 2 chunk_size, dim]` of the chunk's inputs and recalls.
     """
 
+    in_place = True
+
     def __init__(self, config: TitansMACConfig) -> None:
         super().__init__(config)
         self.config = config
@@ -70,7 +77,7 @@ class _ContextLayer(TitansLayer):
     def initial_state(self, batch_size: int, dtype: torch.dtype, device: torch.device) -> State:
         """Return the layer's state at the birth of an episode."""
         shape = (batch_size, 2 * self.config.chunk_size, self.config.dim)
-        caches = {name: torch.zeros(shape, dtype=dtype, device=device) for name in ("keys", "values")}
+        caches = {name: torch.zeros(shape, dtype=dtype, device=device) for name in _CACHES}
         return self.memory.initial_state(batch_size, dtype, device) | caches
 
     def step(self, x, state, time):
@@ -87,79 +94,226 @@ class _ContextLayer(TitansLayer):
             kept = torch.where((place == 0)[:, None, None], 0, state[name])
             caches[name] = torch.where(here, written.to(kept.dtype), kept)
         visible = slot % size <= place[:, None]
-        query = self.attention.project_query(normed, place[:, None])
-        attended = x + self._attend(query, caches, visible[:, None])[:, 0]
+        attended = x + self._attend_one(normed, place[:, None], caches, visible)
         recalled, surprise, learned = self.memory.step(self.write_norm(attended), state, time)
         return self.feed(x + self.gate(attended, recalled)), surprise, learned | caches
 
+    def _attend_one(self, normed: Tensor, place: Tensor, caches: State, visible: Tensor) -> Tensor:
+        attention = self.attention
+        query = attention.project_query(normed, place) * attention.width**-0.5
+        shape = (attention.heads, attention.width)
+        keys, values = (caches[name].to(query.dtype).unflatten(-1, shape) for name in _CACHES)
+        keys, values = attention.before(keys, values)
+        hidden = torch.zeros_like(visible, dtype=query.dtype).masked_fill(~visible, -torch.inf)
+        hidden = functional.pad(hidden, (attention.num_persistent, 0)).repeat_interleave(attention.heads, 0)
+        query, keys, values = (part.transpose(1, 2) for part in (query, keys, values))
+        return self._attend(query, keys, values, hidden[:, None])[:, 0]
+
     def segment(self, x, state, grid):
-        size = self.config.chunk_size
-        every = self.config.bptt_chunks
-        cuts = grid.boundaries(every) if every else None
-        laid = grid.lay(x).unflatten(1, (grid.num_chunks, size))
+        every, shape = self.config.bptt_chunks, (grid.num_chunks, -1)
+        laid = grid.lay(x)
         normed = self.memory_norm(laid)
-        valid = None if grid.valid is None else grid.valid.unflatten(1, (grid.num_chunks, size))
-        place = torch.arange(size, device=x.device).expand(x.shape[0], -1)
-        slot = torch.arange(2 * size, device=x.device)
-        visible = (slot % size <= torch.arange(size, device=x.device)[:, None]).expand(x.shape[0], -1, -1)
-        learned = {name: value for name, value in state.items() if name not in ("keys", "values")}
-        caches = {name: state[name] for name in ("keys", "values")}
-        attended_chunks, recalled_chunks, surprises = [], [], []
-        for chunk in range(grid.num_chunks):
-            if grid.fresh is not None:
-                fresh = grid.fresh[:, chunk, None, None]
+        # What depends on inputs alone comes for all chunks at once, as does what nothing waits for.
+        chunks = zip(
+            laid.unflatten(1, shape).unbind(1),
+            self.memory.asked(self.recall_query(normed)).unflatten(1, shape).unbind(1),
+            *(part.unflatten(2, shape).unbind(2) for part in self._of_inputs(normed)),
+            strict=True,
+        )
+        begins = [] if grid.fresh is None else grid.fresh.any(0).tolist()
+        context = _ContextOfChunks(self, x, state, grid)
+        learned = {name: value for name, value in state.items() if name not in _CACHES}
+        attended, written, reads, surprises = [], [], [], []
+        for index, (here, asked, query, keys, values) in enumerate(chunks):
+            if grid.fresh is not None and begins[index]:
+                fresh = grid.fresh[:, index, None, None]
                 learned = {name: torch.where(fresh, 0, value) for name, value in learned.items()}
-            present = None if valid is None else valid[:, chunk]
-            if cuts is not None:
-                learned = cut_rows(learned, cuts[:, chunk])
-            context = self._context(normed[:, chunk], place, learned)
-            if present is not None:
-                # What a chunk holds already was written by the segment before; only the first of a row can.
-                new_chunk = grid.begins[:, chunk, None, None]
-                here = present.repeat(1, 2)[..., None]
-                context = {
-                    name: torch.where(here, new, caches[name].to(new.dtype).masked_fill(new_chunk, 0))
-                    for name, new in context.items()
-                }
-                some = present.any(dim=1)[:, None, None]
-                caches = {name: torch.where(some, context[name].to(c.dtype), c) for name, c in caches.items()}
-            else:
-                caches = {name: context[name].to(cache.dtype) for name, cache in caches.items()}
-            query = self.attention.project_query(normed[:, chunk], place)
-            attended = laid[:, chunk] + self._attend(query, context, visible)
-            recalled, surprise, learned = self.memory.chunk(self.write_norm(attended), learned, present)
-            attended_chunks.append(attended)
-            recalled_chunks.append(recalled)
+            if every:
+                learned = cut_rows(learned, grid.boundaries(every)[:, index])
+            keys, values = context.add(index, (keys, values), self.memory.recall(asked, learned))
+            attended.append(here + self._attend(query, keys, values, context.hidden))
+            written.append(self.write_norm(attended[-1]))
+            read, surprise, learned = self.memory.learn(written[-1], learned, context.present(index))
+            reads.append(read)
             surprises.append(surprise)
-        attended, recalled = (grid.collect(torch.cat(x, dim=1)) for x in (attended_chunks, recalled_chunks))
+        recalled = self.memory.finish(torch.cat(written, dim=1), torch.cat(reads, dim=1))
+        mixed = self.gate(grid.collect(torch.cat(attended, dim=1)), grid.collect(recalled))
         surprise = grid.collect(torch.cat(surprises, dim=1)[..., None])[..., 0]
-        return self.feed(x + self.gate(attended, recalled)), surprise, learned | caches
+        return self.feed(x + mixed), surprise, learned | context.caches()
+
+    def opened(self, caches):
+        return _Folded.of(self, caches)._asdict()
+
+    def closed(self, caches):
+        return {name: caches[name].transpose(1, 2).flatten(2).clone() for name in _CACHES}
+
+    def forget(self, caches, rows):
+        """Do nothing: at the first step of a chunk all is emptied."""
+
+    def advance(self, x, memory, caches, time):
+        attention, size = self.attention, self.config.chunk_size
+        place = time % size
+        cos, sin, hidden = (caches[name].index_select(0, place) for name in ("cos", "sin", "hidden"))
+        begun = (place == 0).nonzero()[:, 0]
+        normed = self.memory_norm(x)
+        shape = (-1, attention.heads, attention.width)
+        of_input = (normed @ caches["of_input"]).unflatten(-1, shape)
+        query = torch.addcmul(of_input[:, 0] * cos, of_input[:, 1], sin)
+        asked = self.memory.asked(of_input[:, 5].flatten(1))
+        recalled = normalised(self.memory.out_norm, memory.recall(asked)).flatten(-2)
+        of_recalled = (recalled @ caches["of_recalled"]).unflatten(-1, shape)
+        if len(begun):
+            for name in _CACHES:
+                caches[name].index_fill_(0, begun, 0)
+        row = torch.arange(len(x))
+        for slot, parts in ((place, of_input[:, 2:5]), (place + size, of_recalled)):
+            caches["keys"][row, :, slot] = torch.addcmul(parts[:, 0] * cos, parts[:, 1], sin)
+            caches["values"][row, :, slot] = parts[:, 2]
+        keys, values = (caches[name].flatten(0, 1) for name in _CACHES)
+        still = torch.matmul(query[:, :, None], caches["still_keys"])[:, :, 0]
+        scores = torch.bmm(query.flatten(0, 1)[:, None], keys.mT).view(*query.shape[:2], -1)
+        weights = torch.softmax(torch.cat([still, scores + hidden[:, None]], dim=-1), dim=-1)
+        still, weights = weights.split([attention.num_persistent, 2 * size], dim=-1)
+        read = torch.bmm(weights.flatten(0, 1)[:, None], values).view(query.shape)
+        read += torch.matmul(still[:, :, None], caches["still_values"])[:, :, 0]
+        attended = x + attention.out(read.flatten(1))
+        recalled = memory.step(self.write_norm(attended))
+        return self.feed(x + self.gate(attended, recalled)), caches
+
+    def _of_inputs(self, normed: Tensor) -> list[Float[Tensor, "batch heads places width"]]:
+        """Return queries, scaled, and the keys and values of what is laid on a grid."""
+        attention, size = self.attention, self.config.chunk_size
+        place = torch.arange(normed.shape[1], device=normed.device)[None] % size
+        query = attention.project_query(normed, place) * attention.width**-0.5
+        return [part.transpose(1, 2) for part in (query, *attention.project(normed, place))]
 
     def _context(self, normed: Tensor, place: Tensor, learned: State) -> State:
         """Return keys and values `[batch, 2 time, dim]` of inputs, then of what memory recalls for them."""
-        recalled = self.memory.recall(self.recall_query(normed), learned)
+        recalled = self.memory.recall(self.memory.asked(self.recall_query(normed)), learned)
         parts = [self.attention.project(tokens, place) for tokens in (normed, recalled)]
         return {
             name: torch.cat([part[index].flatten(2) for part in parts], dim=1)
-            for index, name in enumerate(("keys", "values"))
+            for index, name in enumerate(_CACHES)
         }
 
     def _attend(
-        self, query: Float[Tensor, "batch time heads width"], context: State, visible: Tensor
+        self,
+        query: Float[Tensor, "batch heads time width"],
+        keys: Float[Tensor, "batch heads slots width"],
+        values: Float[Tensor, "batch heads slots width"],
+        hidden: Float[Tensor, "#rows time slots"],
     ) -> Float[Tensor, "batch time dim"]:
-        attention = self.attention
-        keys, values = (
-            context[name].to(query.dtype).unflatten(-1, (attention.heads, attention.width))
-            for name in ("keys", "values")
-        )
-        keys, values = attention.before(keys, values)
-        mask = functional.pad(visible, (attention.num_persistent, 0), value=True)[:, None]
-        query, keys, values = (part.transpose(1, 2) for part in (query, keys, values))
+        """Return what scaled queries read of what is not `hidden`, which is -inf there and else 0."""
         # Written out, for the sake of higher derivatives; the context is two chunks long.
-        scores = (query @ keys.mT * attention.width**-0.5).masked_fill(~mask, -torch.inf)
+        query, keys, values = (part.flatten(0, 1) for part in (query, keys, values))
+        scores = torch.baddbmm(hidden, query, keys.mT)
         dtype = torch.promote_types(scores.dtype, torch.float32)
-        read = torch.softmax(scores, dim=-1, dtype=dtype).to(values.dtype) @ values
-        return attention.out(read.transpose(1, 2).flatten(2))
+        read = torch.bmm(torch.softmax(scores, dim=-1, dtype=dtype).to(values.dtype), values)
+        return self.attention.out(read.unflatten(0, (-1, self.attention.heads)).transpose(1, 2).flatten(2))
+
+
+class _Folded(NamedTuple):
+    """What steps in place take: a layer's caches, overwritten, and what follows from its weights alone."""
+
+    keys: Float[Tensor, "batch heads slots width"]
+    values: Float[Tensor, "batch heads slots width"]
+    of_input: Float[Tensor, "dim six_dims"]
+    """To queries, keys and values, and to what memory is asked; queries and keys with what turns them."""
+    of_recalled: Float[Tensor, "dim three_dims"]
+    """To keys, to what turns them, and to values of what memory recalls before its projection."""
+    cos: Float[Tensor, "chunk_size 1 width"]
+    sin: Float[Tensor, "chunk_size 1 width"]
+    hidden: Float[Tensor, "chunk_size slots"]
+    still_keys: Float[Tensor, "heads width persistent"]
+    still_values: Float[Tensor, "heads persistent width"]
+
+    @classmethod
+    def of(cls, layer: _ContextLayer, caches: State) -> _Folded:
+        attention, dtype = layer.attention, caches["keys"].dtype
+        place = torch.arange(layer.config.chunk_size)
+        cos, sin = turns(place, attention.frequencies, attention.width, dtype)
+        both = attention.both()
+        of_input = torch.cat([attention.turned_query(), both, layer.recall_query.weight])
+        seen = (place[:, None] >= place).repeat(1, 2)
+        keys, values = (part[0].transpose(0, 1) for part in attention.persistent(1, dtype))
+        return cls(
+            keys=_by_head(caches["keys"], attention),
+            values=_by_head(caches["values"], attention),
+            of_input=of_input.T.contiguous(),
+            of_recalled=(both @ layer.memory.out.weight).T.contiguous(),
+            cos=cos[:, None],
+            sin=sin[:, None],
+            hidden=torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, -torch.inf),
+            still_keys=keys.mT.contiguous(),
+            still_values=values.contiguous(),
+        )
+
+
+def _by_head(cache: Tensor, attention: PersistentTokens) -> Float[Tensor, "batch heads slots width"]:
+    """Return a copy of what a state holds, one head after the other."""
+    of_heads = cache.unflatten(-1, (attention.heads, attention.width)).transpose(1, 2)
+    return of_heads.clone(memory_format=torch.contiguous_format)
+
+
+class _ContextOfChunks:
+    """Keys and values of a segment's chunks: persistent ones, those of inputs, those of what was recalled."""
+
+    def __init__(self, layer: _ContextLayer, x: Tensor, state: State, grid: ChunkGrid) -> None:
+        self.attention, self.grid = layer.attention, grid
+        size, batch = grid.chunk_size, len(x)
+        self.still = [part.transpose(1, 2) for part in self.attention.persistent(batch, x.dtype)]
+        self.both = self.attention.both()
+        place = torch.arange(size, device=x.device)
+        self.turn = turns(place, self.attention.frequencies, self.attention.width, x.dtype)
+        seen = (place[:, None] >= place).repeat(1, 2)
+        seen = functional.pad(seen, (self.attention.num_persistent, 0), value=True)
+        self.hidden = torch.zeros_like(seen, dtype=x.dtype).masked_fill(~seen, -torch.inf)[None]
+        self.valid = None if grid.valid is None else grid.valid.unflatten(1, (grid.num_chunks, size))
+        self.whole = [] if self.valid is None else self.valid.all(-1).all(0).tolist()
+        self.given = {name: state[name] for name in _CACHES}
+        self.chunks: list[list[Tensor]] = []
+
+    def present(self, index: int) -> Bool[Tensor, "batch chunk_size"] | None:
+        """Return which places of a chunk hold a step, None if all do."""
+        return None if self.valid is None or self.whole[index] else self.valid[:, index]
+
+    def add(self, index: int, own: tuple[Tensor, Tensor], recalled: Tensor) -> list[Tensor]:
+        """Return keys and values of the next chunk, `[batch, heads, slots, width]`."""
+        of_recalled = self.attention.turned(functional.linear(recalled, self.both), self.turn)
+        held = [torch.cat(parts, dim=2) for parts in zip(self.still, own, of_recalled, strict=True)]
+        present = self.present(index)
+        if index == 0 and present is not None:
+            # What a chunk holds already was written by the segment before; only the first of a row can.
+            kept = self._slots(~present & ~self.grid.begins[:, :1])
+            given = [self._given(name).to(part.dtype) for name, part in zip(_CACHES, held, strict=True)]
+            held = [torch.where(kept, old, new) for old, new in zip(given, held, strict=True)]
+        self.chunks.append(held)
+        return held
+
+    def caches(self) -> State:
+        """Return what the last chunk of every row holds, zero where it holds no step yet."""
+        if self.valid is None:
+            held = self.chunks[-1]
+        else:
+            last = self.valid.any(-1).long().cumsum(1).argmax(1)
+            row = torch.arange(len(last), device=last.device)
+            kept = self.valid[row, last] | ((last == 0) & ~self.grid.begins[:, 0])[:, None]
+            every = [torch.stack(parts, dim=1)[row, last] for parts in zip(*self.chunks, strict=True)]
+            held = [torch.where(self._slots(kept), part, 0) for part in every]
+        skipped = self.attention.num_persistent
+        return {
+            name: part[:, :, skipped:].transpose(1, 2).flatten(2).to(self.given[name].dtype)
+            for name, part in zip(_CACHES, held, strict=True)
+        }
+
+    def _slots(self, places: Bool[Tensor, "batch chunk_size"]) -> Bool[Tensor, "batch 1 slots 1"]:
+        return functional.pad(places.repeat(1, 2), (self.attention.num_persistent, 0))[:, None, :, None]
+
+    def _given(self, name: str) -> Float[Tensor, "batch heads slots width"]:
+        shape = (self.attention.heads, self.attention.width)
+        return functional.pad(
+            self.given[name].unflatten(-1, shape).transpose(1, 2), (0, 0, self.attention.num_persistent, 0)
+        )
 
 
 class TitansMAC(Titans):

@@ -85,10 +85,10 @@ class _GateLayer(WindowedLayer):
         recalled, surprise, learned = self.memory.segment(normed, state, grid)
         return self.feed(x + self.gate(attended, recalled)), surprise, learned | caches
 
-    def advance(self, x, recall, caches, time):
+    def advance(self, x, memory, caches, time):
         normed = self.memory_norm(x)
         attended, caches = self.attend(normed[:, None], caches, Clock.running(time))
-        return self.feed(x + self.gate(attended[:, 0], recall(normed))), caches
+        return self.feed(x + self.gate(attended[:, 0], memory.step(normed))), caches
 
 
 class TitansMAG(Titans):

@@ -44,8 +44,8 @@ class _StackedLayer(WindowedLayer):
         attended, caches = self.attend(self.attention_norm(x), state, grid.clock)
         return self.feed(x + attended), surprise, learned | caches
 
-    def advance(self, x, recall, caches, time):
-        x = x + recall(self.memory_norm(x))
+    def advance(self, x, memory, caches, time):
+        x = x + memory.step(self.memory_norm(x))
         attended, caches = self.attend(self.attention_norm(x)[:, None], caches, Clock.running(time))
         return self.feed(x + attended[:, 0]), caches
 

@@ -172,7 +172,7 @@ class NeuralMemory(nn.Module):
             time % self.chunk_size == self.chunk_size - 1,
             **self._options,
         )
-        return self._finish(x, y), surprise.mean(-1), after | learned._asdict()
+        return self.finish(x, y), surprise.mean(-1), after | learned._asdict()
 
     def cut(self, state: State, time: Int[Tensor, " batch"]) -> State:
         """Return `state`, cut off from the graph in rows that stand at a boundary of `bptt_chunks`."""
@@ -195,10 +195,9 @@ class NeuralMemory(nn.Module):
             projected = projected.to(tail.dtype)
             after["tail"] = shift_window(tail, projected, grid.clock)
             convolution = Convolution(self.convolution, tail, grid.clock.step)
-        query, key, value = heads_of(projected, self.heads, convolution)
         every = self.config.bptt_chunks
         y, surprise, learned = self._learn(
-            (grid.lay(query), grid.lay(key), grid.lay(value)),
+            grid.lay(heads_of(projected, self.heads, convolution)),
             grid.lay(self.gates(x)),
             _learned(state),
             grid.valid,
@@ -206,38 +205,45 @@ class NeuralMemory(nn.Module):
             grid.boundaries(every) if every else None,
         )
         surprise = grid.collect(surprise.mean(-1, keepdim=True))[..., 0]
-        return self._finish(x, grid.collect(y)), surprise, after | learned._asdict()
+        return self.finish(x, grid.collect(y)), surprise, after | learned._asdict()
 
-    def chunk(
+    def learn(
         self,
         x: Float[Tensor, "batch chunk_size dim"],
         state: State,
         valid: Bool[Tensor, "batch chunk_size"] | None,
-    ) -> tuple[Float[Tensor, "batch chunk_size dim"], Float[Tensor, "batch chunk_size"], State]:
-        """Return what one chunk recalls, its surprises, and the state after.
+    ) -> tuple[Float[Tensor, "batch chunk_size heads width"], Float[Tensor, "batch chunk_size"], State]:
+        """Return what one chunk reads, for `finish`, its surprises, and the state after.
 
         For a memory without a convolution.
         """
-        y, surprise, learned = self._learn(
-            heads_of(self.project_in(x), self.heads), self.gates(x), _learned(state), valid, None, None
-        )
-        return self._finish(x, y), surprise.mean(-1), learned._asdict()
+        heads = heads_of(self.project_in(x), self.heads)
+        y, surprise, learned = self._learn(heads, self.gates(x), _learned(state), valid, None, None)
+        return y, surprise.mean(-1), learned._asdict()
 
-    def recall(self, query: Float[Tensor, "batch time dim"], state: State) -> Float[Tensor, "batch time dim"]:
+    def asked(self, query: Float[Tensor, "batch time dim"]) -> Float[Tensor, "batch time heads width"]:
+        """Return what `recall` is given of queries."""
+        return unit(functional.silu(query).unflatten(-1, (self.heads, self.width)))
+
+    def recall(
+        self, asked: Float[Tensor, "batch time heads width"], state: State
+    ) -> Float[Tensor, "batch time dim"]:
         """Return what queries recall of all that was learned before the present chunk, ungated.
 
         Nothing is learned.
         """
-        heads = unit(functional.silu(query).unflatten(-1, (self.heads, self.width)))
         options = {name: self._options[name] for name in ("residual", "norm")}
-        y = neural_recall(heads, list(self.weights), state["anchor"], **options)
+        y = neural_recall(asked, list(self.weights), state["anchor"], **options)
         return self.out(normalised(self.out_norm, y).flatten(-2))
 
     def _learn(
-        self, heads: tuple[Tensor, Tensor, Tensor], logits: Tensor, learned: NeuralState, valid, fresh, cut
+        self, heads: Float[Tensor, "batch places 3 heads width"], logits, learned, valid, fresh, cut
     ) -> tuple[Tensor, Tensor, NeuralState]:
+        query, key, value = heads.unbind(2)
         return neural_memory(
-            *heads,
+            query,
+            key,
+            value,
             self._gates(logits),
             list(self.weights),
             learned,
@@ -267,7 +273,8 @@ class NeuralMemory(nn.Module):
             functional.logsigmoid(-forgetting),
         )
 
-    def _finish(self, x: Tensor, y: Float[Tensor, "*batch heads width"]) -> Tensor:
+    def finish(self, x: Tensor, y: Float[Tensor, "*batch heads width"]) -> Tensor:
+        """Return the outputs of what was read, gated by inputs."""
         y = normalised(self.out_norm, y).flatten(-2)
         if self.config.output_gate:
             y = y * functional.silu(self.output_gate(x))

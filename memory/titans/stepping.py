@@ -8,7 +8,6 @@ a chunk ends are the matrices formed. `kernels.neural_memory_step` says what the
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from scrubjay.kernels import NeuralState
-from scrubjay.kernels.neural.network import LEAST_LOG, flushed
+from scrubjay.kernels.neural.network import LEAST_LOG, NEGLIGIBLE
 from scrubjay.memory.contract.nested import named, part_of
 from scrubjay.memory.contract.stepper import Stepper
 from scrubjay.memory.titans.heads import split_heads
@@ -67,21 +66,33 @@ class MatrixSteps:
         self.tail = state["tail"].clone() if "tail" in state else None
         self.read_first = memory.config.read_before_write
         self.head = torch.arange(self.heads)
+        self.moment: Moment | None = None
 
-    def step(self, x: Float[Tensor, "batch dim"], moment: Moment) -> Float[Tensor, "batch dim"]:
-        """Return what one input recalls."""
-        memory, rows, width = self.memory, self.batch * self.heads, self.width
+    def begin(self, moment: Moment) -> None:
+        """Go on to a step."""
+        self.moment = moment
         if moment.born is not None:
             self._forget(self._of_heads(moment.born))
             if self.tail is not None:
                 self.tail.index_fill_(0, moment.born, 0)
+
+    def recall(self, asked: Float[Tensor, "batch heads width"]) -> Float[Tensor, "batch heads width"]:
+        """Return what was learned of queries before the present chunk; nothing is learned."""
+        rows = self.batch * self.heads
+        born_with = self._born_with(asked)[:, None]
+        return torch.baddbmm(born_with, asked.reshape(rows, 1, self.width), self.anchor).view(asked.shape)
+
+    def step(self, x: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
+        """Return what one input recalls."""
+        memory, moment, rows, width = self.memory, self.moment, self.batch * self.heads, self.width
+        assert moment is not None
         projected = memory.project_in(x)
         if self.tail is not None:
             taken = torch.cat([self.tail, projected[:, None]], dim=1)
             self.tail = taken[:, 1:]
             projected = (taken * memory.convolution).sum(1)
         query, key, value = split_heads(projected, self.heads)
-        born_with = [torch.matmul(part[:, :, None], self.weights).view(rows, width) for part in (query, key)]
+        born_with = [self._born_with(part) for part in (query, key)]
         query, key, value = (part.reshape(rows, width) for part in (query, key, value))
         step_size, log_momentum, log_retention = memory._gates(memory.gates(x))
         kept, retained = (
@@ -102,11 +113,10 @@ class MatrixSteps:
             y = self._read(query, born_with[0])
         if moment.full is not None:
             ended = self._of_heads(moment.full)
-            learned, moves = self._formed(ended)
-            learned = flushed(learned)
-            self.base[ended], self.motion[ended], self.anchor[ended] = learned, flushed(moves), learned
+            learned, moves = (torch.hardshrink(part, NEGLIGIBLE) for part in self._formed(ended))
+            self.base[ended], self.motion[ended], self.anchor[ended] = learned, moves, learned
             self._reset_factors(ended)
-        return memory._finish(x, y.view(self.batch, self.heads, width))
+        return memory.finish(x, y.view(self.batch, self.heads, width))
 
     def state(self) -> dict[str, Tensor]:
         """Return the memory's state of all rows."""
@@ -119,9 +129,14 @@ class MatrixSteps:
         }
         return found if self.tail is None else found | {"tail": self.tail.clone()}
 
+    def _born_with(self, part: Float[Tensor, "batch heads width"]) -> Float[Tensor, "rows width"]:
+        """Return the products with the learned weights."""
+        products = torch.bmm(part.transpose(0, 1), self.weights)
+        return products.transpose(0, 1).reshape(-1, self.width)
+
     def _read(self, query: Tensor, born_with: Tensor) -> Tensor:
         factors = self.of_delta
-        alike = torch.bmm(self.keys, query[:, :, None])[..., 0] * factors[:, 2:]
+        alike = torch.bmm(query[:, None], self.keys.mT)[:, 0] * factors[:, 2:]
         read = torch.baddbmm(born_with[:, None], alike[:, None], self.errors)
         read = torch.baddbmm(read, (query * factors[:, :1])[:, None], self.base)
         return torch.baddbmm(read, (query * factors[:, 1:2])[:, None], self.motion)[:, 0]
@@ -154,7 +169,7 @@ class MatrixSteps:
 class TitansStepper(Stepper):
     """Advances rows of a `Titans`, or of an architecture of it, whose memories are matrices.
 
-    What layers keep besides their memories is a value, made anew at every step.
+    What layers keep besides their memories is theirs: a value made anew at every step, or overwritten.
 
     Args:
         layers: Its layers.
@@ -171,19 +186,17 @@ class TitansStepper(Stepper):
             own = part_of(state, suffix=f"_{index}")
             self.memories.append(MatrixSteps(layer.memory, own))
             others = own.keys() - {*NeuralState._fields, "tail"}
-            self.caches.append({name: own[name].clone() for name in others})
+            self.caches.append(layer.opened({name: own[name] for name in others}))
 
     @torch.no_grad()
     def step(self, x: Tensor, start: Tensor | None = None) -> Tensor:
         """Return the outputs of one input each."""
         moment = self._moment(start)
         for index, (layer, memory) in enumerate(zip(self.layers, self.memories, strict=True)):
-            caches = self.caches[index]
+            memory.begin(moment)
             if moment.born is not None:
-                for cache in caches.values():
-                    cache.index_fill_(0, moment.born, 0)
-            recall = functools.partial(memory.step, moment=moment)
-            x, self.caches[index] = layer.advance(x, recall, caches, moment.time)
+                layer.forget(self.caches[index], moment.born)
+            x, self.caches[index] = layer.advance(x, memory, self.caches[index], moment.time)
         return x
 
     @torch.no_grad()
@@ -191,7 +204,7 @@ class TitansStepper(Stepper):
         """Return the state of these rows, by default of all."""
         state = {"time": torch.from_numpy(self.time.copy())}
         for index, memory in enumerate(self.memories):
-            caches = {name: cache.clone() for name, cache in self.caches[index].items()}
+            caches = self.layers[index].closed(self.caches[index])
             state |= named(memory.state() | caches, suffix=f"_{index}")
         return state if rows is None else {name: value.index_select(0, rows) for name, value in state.items()}
 

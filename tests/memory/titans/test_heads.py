@@ -23,7 +23,7 @@ def draw(taps, dtype=torch.float64):
 def run(monkeypatch, numbers, taps):
     monkeypatch.setattr(heads_module, "_BLOCK", numbers)
     projected, convolution = draw(taps)
-    outputs = heads_of(projected, 2, convolution)
+    outputs = heads_of(projected, 2, convolution).unbind(2)
     inputs = [projected, *(convolution or ())[:2]]
     weights = [torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out) for out in outputs]
     return outputs, torch.autograd.grad(outputs, inputs, weights)
@@ -49,9 +49,9 @@ def test_second_derivatives_equal_finite_differences(taps, monkeypatch):
 
     def function(x, *filters):
         if convolution is None:
-            return heads_of(x, 2)
+            return heads_of(x, 2).unbind(2)
         tail, weight = filters
-        return heads_of(x, 2, Convolution(weight, tail, convolution.step[:1, :5]))
+        return heads_of(x, 2, Convolution(weight, tail, convolution.step[:1, :5])).unbind(2)
 
     assert torch.autograd.gradcheck(function, inputs)
     assert torch.autograd.gradgradcheck(function, inputs)
@@ -62,7 +62,7 @@ def test_half_precision_taps_have_gradients_of_their_own_type():
     assert convolution is not None
     weight = convolution.taps.detach().bfloat16().requires_grad_()
     outputs = heads_of(projected, 2, convolution._replace(taps=weight))
-    torch.stack([out.sum() for out in outputs]).sum().backward()
+    outputs.sum().backward()
     assert weight.grad is not None
     assert weight.grad.dtype == torch.bfloat16
     assert weight.grad.isfinite().all()

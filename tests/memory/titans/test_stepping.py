@@ -1,5 +1,6 @@
 """Titans in place: a stepper may be made in the middle of a chunk."""
 
+import pytest
 import torch
 
 from scrubjay import memory
@@ -9,3 +10,28 @@ def test_a_chunk_may_be_cut_anywhere(check_stepper):
     module = memory.make("titans", dim=16, chunk_size=5, num_heads=2, read_before_write=False).double()
     x = torch.randn(3, 60, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     check_stepper(module, x)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"chunk_size": 5}, {"chunk_size": 3, "num_persistent": 0, "num_layers": 2, "attention_heads": 1}],
+    ids=str,
+)
+def test_a_context_may_be_cut_anywhere(check_stepper, fields):
+    module = memory.make("titans_mac", dim=16, num_heads=2, **fields).double()
+    x = torch.randn(3, 60, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    check_stepper(module, x)
+
+
+def test_a_context_of_one_head_is_a_copy():
+    module = memory.make("titans_mac", dim=16, attention_heads=1)
+    state = module(torch.randn(2, 5, 16), module.initial_state(2))[1]
+    kept = {name: value.clone() for name, value in state.items()}
+    stepper = module.stepper(state)
+    stepper.step(torch.randn(2, 16))
+    out = stepper.state()
+    handed = {name: value.clone() for name, value in out.items()}
+    stepper.step(torch.randn(2, 16))
+    for name in state:
+        assert torch.equal(state[name], kept[name])
+        assert torch.equal(out[name], handed[name])
