@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from scrubjay.kernels.derivatives import by_graph
 from scrubjay.kernels.dispatch import without_autocast, without_own_gradient
 from scrubjay.memory.contract.base import Memory, MemoryConfig, State
 from scrubjay.memory.parts.flush import FlushPlan, cell_weights, one_buffer, stretched_weights
@@ -136,7 +136,9 @@ class _Sequence(torch.autograd.Function):
     def backward(ctx, grad):
         *given, gates, candidates, after = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return _twice(given, grad)
+            first, start, *rest = given
+            of_x, *others = by_graph(lambda x, *rest: _by_torch(x, start, *rest), (first, *rest), grad)
+            return of_x, None, *others
         x, start, hidden, weight, hidden_weight, *_ = given
         time, batch, width = after.shape
         begins = start.T[..., None]
@@ -170,13 +172,3 @@ class _Sequence(torch.autograd.Function):
         of_weight = flat.T @ x.transpose(0, 1).reshape(time * batch, x.shape[2])
         of_x = (flat @ weight).view(time, batch, x.shape[2]).transpose(0, 1)
         return of_x, None, grads[0], of_weight, of_hidden_weight, flat.sum(dim=0), of_hidden_bias
-
-
-def _twice(given: Sequence[Tensor], grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Return the gradients with a graph of their own, for a second derivative."""
-    # Names of their own, since one input may have been computed from another.
-    x, start, *rest = (g.view_as(g) if g.requires_grad else g for g in given)
-    leaves = [g if g.requires_grad else g.detach().requires_grad_() for g in (x, *rest)]
-    y = _by_torch(leaves[0], start, *leaves[1:])
-    of_x, *others = torch.autograd.grad(y, leaves, grad, create_graph=True)
-    return of_x, None, *others
