@@ -16,6 +16,7 @@ from scrubjay.experiments.kinds.reinforcement import AgentConfig
 from scrubjay.experiments.kinds.supervised import SupervisedConfig
 from scrubjay.experiments.kinds.team import TeamTaskConfig
 from scrubjay.experiments.recipes.registry import longer_of
+from scrubjay.experiments.reports.scores import write_scores
 from scrubjay.experiments.reports.teams import size_files, team_plots, team_tables
 from scrubjay.experiments.run import Run
 from scrubjay.experiments.runs.device import one_thread
@@ -29,7 +30,7 @@ LONGER_FILE = "longer.json"
 
 
 def write_report(runs: Sequence[Run], out: Path, command: str) -> list[Path]:
-    """Write table.md, curves.png and, where tests reach beyond training, plots of these; return their paths.
+    """Write table.md, scores.jsonl, curves.png and plots of tests beyond training; return their paths.
 
     longer.png for trained policies, RECIPE-sizes.png for teams; for supervised experiments one plot for each
     size of the task, such as lengths.png and items.png, and state.png where results tell the bytes of state.
@@ -46,7 +47,8 @@ def write_report(runs: Sequence[Run], out: Path, command: str) -> list[Path]:
     for alike in supervised.values():
         sections += [*_size_table(alike), *_accuracy_tables(alike)]
     write_atomically(out / "table.md", "\n\n".join(sections) + "\n")
-    written = [out / "table.md", plot_runs(runs, out / "curves.png"), *team_plots(runs, out)]
+    written = [out / "table.md", write_scores(runs, longer, out, command)]
+    written += [plot_runs(runs, out / "curves.png"), *team_plots(runs, out)]
     tables = [(run, longer[run.path]) for run in runs if longer[run.path]]
     if tables:
         written.append(plot_longer(tables, out / "longer.png"))

@@ -185,7 +185,8 @@ def test_impossible_settings_are_refused_by_name(fields, message):
 def test_runs_are_tabulated_and_drawn(tmp_path):
     runs = [train(tiny(memory), tmp_path / memory) for memory in ("none", "gru")]
     (tmp_path / "report").mkdir()
-    table, *plots = write_report(runs, tmp_path / "report", "the command")
+    table, scores, *plots = write_report(runs, tmp_path / "report", "the command")
+    assert scores.name == "scores.jsonl"
     assert [plot.name for plot in plots] == ["curves.png", "lengths.png", "items.png", "state.png"]
     assert all(plot.stat().st_size > 5_000 for plot in plots)
     text = table.read_text()
@@ -200,12 +201,12 @@ def test_compare_trains_what_is_missing_and_goes_on(capfd, tmp_path):
     flags = ["--suite.length", "16", "--suite.num-items", "2", "--total-steps", "128"]
     flags += ["--batch-rows", "4", "--eval-rows", "4", "--eval-items", "1", "--eval-longer", "2"]
     assert main([*words, "--out", str(tmp_path), "--", *flags]) == 0
-    files = [line.rpartition("/")[2] for line in capfd.readouterr().out.splitlines()[-5:]]
-    assert files == ["table.md", "curves.png", "lengths.png", "items.png", "state.png"]
+    files = [line.rpartition("/")[2] for line in capfd.readouterr().out.splitlines()[-6:]]
+    assert files == ["table.md", "scores.jsonl", "curves.png", "lengths.png", "items.png", "state.png"]
     table = (tmp_path / "table.md").read_text()
     for row in ("| mqar | gru | 1", "| mqar | gru |", "| memory | key-value pairs | 16 | 32 |", "| 1,536 |"):
         assert row in table
-    for file in files[1:]:
+    for file in files[2:]:
         assert (tmp_path / file).stat().st_size > 5_000
     before = (tmp_path / "mqar-gru-s0" / "metrics.jsonl").read_text()
     assert main([*words, "--out", str(tmp_path), "--", *flags]) == 0

@@ -17,6 +17,10 @@ def cells(text, first):
     return [row for row in rows if row[: len(first)] == list(first)]
 
 
+def scores_in(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def test_a_row_is_the_mean_over_seeds_with_its_interval(tiny, tmp_path):
     runs = [
         finished(tmp_path / f"{memory}{seed}", tiny(memory, seed=seed), success=score, seconds=seconds)
@@ -27,20 +31,31 @@ def test_a_row_is_the_mean_over_seeds_with_its_interval(tiny, tmp_path):
         )
     ]
     written = write_report(runs, tmp_path, "the command")
-    assert [path.name for path in written] == ["table.md", "curves.png"]
+    assert [path.name for path in written] == ["table.md", "scores.jsonl", "curves.png"]
     table = written[0].read_text()
     assert table.startswith("`the command`\n\n")
     assert cells(table, ["tiny", "gru"]) == [["tiny", "gru", "0.75 [0.50, 1.00]", "100", "3", "33"]]
     assert cells(table, ["tiny", "none"]) == [["tiny", "none", "0.25", "100", "5", "20"]]
     assert "over 2 seeds" in table
     assert "fewer than 4 seeds" in table
+    told = scores_in(written[1])
+    assert [(line["memory"], line["seed"], line["score"]) for line in told] == [
+        ("gru", 0, 0.5),
+        ("gru", 1, 1.0),
+        ("none", 0, 0.25),
+    ]
+    about = {"task": "tiny", "steps": 100, "test": {}, "measure": "success", "command": "the command"}
+    assert all({name: line[name] for name in about} == about for line in told)
+    assert all(line["commit"].startswith("scrubjay ") for line in told)
 
 
 def test_scores_are_returns_where_nobody_tells_success(tiny, tmp_path):
     run = finished(tmp_path / "run", tiny(), episodic_return=-3.5)
-    (table, _) = write_report([run], tmp_path, "c")
+    table, *_ = write_report([run], tmp_path, "c")
     assert cells(table.read_text(), ["tiny", "gru", "-3.50"])
     assert "Scores of one seed" in table.read_text()
+    (told,) = scores_in(tmp_path / "scores.jsonl")
+    assert (told["measure"], told["score"]) == ("episodic_return", -3.5)
 
 
 def test_accuracies_are_tabulated_by_amount_and_length_with_what_models_weigh(tmp_path):
@@ -49,6 +64,7 @@ def test_accuracies_are_tabulated_by_amount_and_length_with_what_models_weigh(tm
     written = write_report(runs, tmp_path, "c")
     assert [path.name for path in written] == [
         "table.md",
+        "scores.jsonl",
         "curves.png",
         "lengths.png",
         "items.png",
@@ -56,6 +72,13 @@ def test_accuracies_are_tabulated_by_amount_and_length_with_what_models_weigh(tm
     ]
     table = written[0].read_text()
     assert cells(table, ["gru"]) == [["gru", "2", "1.00", "0.90"], ["gru", "4", "0.80", "0.40"]]
+    tests = {
+        (line["memory"], *line["test"].values()): line["score"]
+        for line in scores_in(written[1])
+        if line["test"]
+    }
+    assert len(tests) == 8
+    assert tests["gru", 4, 32] == 0.4
     assert cells(table, ["tiny-mqar", "gru", "1,234"]) == [["tiny-mqar", "gru", "1,234", "2,048"]]
 
 
@@ -95,6 +118,8 @@ def test_longer_tasks_are_multiples_of_the_trained_one_and_played_once(tiny, tmp
     table = written[0].read_text()
     assert "tmaze, trained at corridor_length 10, tested at:" in table
     assert cells(table, ["gru"]) == [["gru", "1.00", "0.50", "0.20", "0.10"]]
+    tested = [line["test"] for line in scores_in(written[1])]
+    assert tested == [{}, *({"corridor_length": length} for length in scores)]
 
 
 def test_recipes_that_nothing_makes_longer_are_not_played(tiny, tmp_path, played):
