@@ -1,0 +1,91 @@
+"""The same policies in our batched environments and in POPGym's own: returns equal within noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+
+import scrubjay.envs  # noqa: F401  (registers)
+
+popgym_envs = pytest.importorskip("popgym.envs")
+
+Answer = Callable[[Sequence[np.ndarray]], int]
+"""What a policy with memory says, of all observations of its episode so far."""
+
+
+def suit_before(seen: Sequence[np.ndarray]) -> int:
+    return int(seen[-4][0]) if len(seen) >= 4 else 0
+
+
+def recite(seen: Sequence[np.ndarray]) -> int:
+    playing = [mode == 0 for mode, _ in seen]
+    if not playing[-1]:
+        return 0
+    first = playing.index(True)
+    return int(seen[first - (len(seen) - 1 - first)][1])
+
+
+def count(seen: Sequence[np.ndarray]) -> int:
+    return sum(int(value == seen[-1][1]) for value, _ in seen)
+
+
+TASKS: dict[str, tuple[Answer, str, dict[str, Any]]] = {
+    "RepeatPreviousEasy": (suit_before, "scrubjay/RepeatPrevious-v0", {"k": 4}),
+    "AutoencodeEasy": (recite, "scrubjay/Autoencode-v0", {}),
+    "CountRecallEasy": (count, "scrubjay/CountRecall-v0", {}),
+}
+
+
+def returns_of_ours(
+    answer: Answer, slip: float, env_id: str, options: dict[str, Any], rows: int
+) -> np.ndarray:
+    env = gymnasium.make_vec(env_id, num_envs=rows, autoreset_mode="Disabled", **options)
+    space: Any = env.single_action_space
+    rng = np.random.default_rng(0)
+    observation, _ = env.reset(seed=0)
+    seen, total, ended = [observation.reshape(rows, -1)], np.zeros(rows), False
+    while not ended:
+        told = np.array([answer([step[row] for step in seen]) for row in range(rows)])
+        actions = np.where(rng.random(rows) < slip, rng.integers(space.n, size=rows), told)
+        observation, rewards, terminated, truncated, _ = env.step(actions)
+        seen.append(observation.reshape(rows, -1))
+        total += rewards
+        ended = bool((terminated | truncated).all())
+    return total
+
+
+def returns_of_theirs(answer: Answer, slip: float, name: str, episodes: int) -> np.ndarray:
+    env = getattr(popgym_envs, name)()
+    rng = np.random.default_rng(1)
+    totals = []
+    for episode in range(episodes):
+        observation, _ = env.reset(seed=episode)
+        seen, total, ended = [np.atleast_1d(observation)], 0.0, False
+        while not ended:
+            slipped = rng.random() < slip
+            action = int(rng.integers(env.action_space.n)) if slipped else answer(seen)
+            observation, reward, terminated, truncated, _ = env.step(action)
+            seen.append(np.atleast_1d(observation))
+            total += reward
+            ended = terminated or truncated
+        totals.append(total)
+    return np.array(totals)
+
+
+@pytest.mark.parametrize("slip", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("name", TASKS)
+def test_a_policy_has_the_returns_that_it_has_in_popgym(name: str, slip: float) -> None:
+    answer, env_id, options = TASKS[name]
+    ours = returns_of_ours(answer, slip, env_id, options, 60)
+    theirs = returns_of_theirs(answer, slip, name, 60)
+    if slip == 0:
+        np.testing.assert_allclose(ours, 1)
+        np.testing.assert_allclose(theirs, 1)
+        return
+    noise = np.sqrt(ours.var(ddof=1) / len(ours) + theirs.var(ddof=1) / len(theirs))
+    assert abs(ours.mean() - theirs.mean()) < 4 * noise
+    assert 0.5 < ours.std() / theirs.std() < 2
