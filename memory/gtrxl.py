@@ -88,10 +88,12 @@ class GTrXL(Memory):
         """Advance every row by a segment at once."""
         clock = Clock.of(state["age"], start)
         windows = []
+        attention = self.layers[0].attention
+        seen = attention.blocks(clock) if attention.has_own_gradient(x, state["recent"]) else None
         for layer, recent in zip(self.layers, state["recent"].unbind(1), strict=True):
             normed = layer.attention_norm(x)
             windows.append(shift_window(recent, normed, clock))
-            x = layer.combine(x, layer.attention(normed, recent, clock))
+            x = layer.combine(x, layer.attention(normed, recent, clock, seen))
         return x, {"recent": torch.stack(windows, dim=1), "age": clock.after}
 
 

@@ -89,15 +89,29 @@ class WindowAttention(nn.Module):
         x: Float[Tensor, "batch time dim"],
         recent: Float[Tensor, "batch window dim"],
         clock: Clock,
+        seen: list[relative.Block] | None = None,
     ) -> Float[Tensor, "batch time dim"]:
-        """Return what every step of a segment reads, in one pass whose cost is linear in time."""
+        """Return what every step of a segment reads, in one pass whose cost is linear in time.
+
+        `seen` is what `blocks` made of the same clock, for layers of one window to share where they may.
+        """
         weights = self._weights()
-        few = 1 < x.shape[1] <= _MOST_BLOCKS * max(self.window, _SMALLEST_BLOCK) and len(x) > 0
-        if not few or not has_own_gradient(x, recent, weights[0], self.distances):
+        if seen is None and self.has_own_gradient(x, recent):
+            seen = self.blocks(clock)
+        if seen is None:
             return self._by_torch(clock, x, recent, *weights)
-        seen = relative.blocks(clock, self.window, _SMALLEST_BLOCK)
         plain = functools.partial(self._by_torch, clock)
         return relative.read_segment(plain, seen, self.distances, x, recent, *weights)
+
+    def has_own_gradient(self, x: Tensor, recent: Tensor) -> bool:
+        """Return whether a segment of such inputs may have its gradient by hand."""
+        return len(x) > 0 and has_own_gradient(x, recent, self.query.weight, self.distances)
+
+    def blocks(self, clock: Clock) -> list[relative.Block] | None:
+        """Return what queries of a segment see, None of one too long for a gradient by hand."""
+        if not 1 < clock.length <= _MOST_BLOCKS * max(self.window, _SMALLEST_BLOCK):
+            return None
+        return relative.blocks(clock, self.window, _SMALLEST_BLOCK)
 
     def _by_torch(self, clock: Clock, x: Tensor, recent: Tensor, *weights: Tensor) -> Tensor:
         """Return the same by plain operations, of the weights given."""
