@@ -86,7 +86,19 @@ def attend(
     num_heads: int,
     stop_memory_gradient: bool,
 ) -> Float[Tensor, "batch time F"]:
-    """Do so with a mask and the codes of positions, `[chunk_size, dim]`, that are at hand."""
+    """Do so where masks and codes of positions are at hand.
+
+    Args:
+        queries: As in `hierarchical_attention`, like all that follows unless said.
+        keys: So, too.
+        contents: So, too.
+        mask: Never None.
+        weights: The projections.
+        positions: What is added to the steps of a chunk, `[chunk_size, dim]`; None for nothing.
+        top_k: Chunks kept per query.
+        num_heads: Of the attention inside chunks.
+        stop_memory_gradient: Cut the gradient into keys and contents.
+    """
     if stop_memory_gradient:
         keys, contents = keys.detach(), contents.detach()
     few = _are_few(queries, contents, weights.key, top_k, num_heads)
