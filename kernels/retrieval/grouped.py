@@ -21,7 +21,7 @@ from scrubjay.kernels.retrieval.problem import Choice, Reading
 # operations, and narrow products are slow.
 _LEAST_ROWS = 8
 _LEAST_STEPS = 64
-_LEAST_PRODUCTS = 1 << 22
+_LEAST_PRODUCTS = 1 << 23
 
 
 class Groups(NamedTuple):
