@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from scrubjay.kernels.derivatives import by_graph
+from scrubjay.kernels.derivatives import by_graph, is_wanted_again
 from scrubjay.kernels.dispatch import without_autocast, without_own_gradient
 from scrubjay.memory.contract.base import Memory, MemoryConfig, State
 from scrubjay.memory.parts.flush import FlushPlan, cell_weights, one_buffer, stretched_weights
@@ -135,7 +135,7 @@ class _Sequence(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         *given, gates, candidates, after = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if is_wanted_again(grad):
             first, start, *rest = given
             of_x, *others = by_graph(lambda x, *rest: _by_torch(x, start, *rest), (first, *rest), grad)
             return of_x, None, *others

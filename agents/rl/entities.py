@@ -130,7 +130,10 @@ def _element(space: spaces.Box | spaces.MultiDiscrete) -> spaces.Box | spaces.Mu
 def _element_encoder(element: spaces.Box | spaces.MultiDiscrete, dim: int) -> nn.Module:
     if isinstance(element, spaces.Box):
         return VectorEncoder(element, dim)
-    second = nn.Linear(dim, dim)
-    nn.init.orthogonal_(second.weight, math.sqrt(2))
+    first, second = IndexEncoder(element, dim), nn.Linear(dim, dim)
+    # As a linear layer of one-hot features begins: ten times as large, as torch's embeddings begin, features
+    # hardly move under Adam, and no policy learns what elements are.
+    for weight in (first.embedding.weight, second.weight):
+        nn.init.orthogonal_(weight, math.sqrt(2))
     nn.init.zeros_(second.bias)
-    return nn.Sequential(IndexEncoder(element, dim), nn.SiLU(), second, nn.SiLU())
+    return nn.Sequential(first, nn.SiLU(), second, nn.SiLU())

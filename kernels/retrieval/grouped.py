@@ -17,8 +17,11 @@ from torch.nn import functional
 from scrubjay.kernels.normalisers import log_normaliser, softmax_or_zero
 from scrubjay.kernels.retrieval.problem import Choice, Reading
 
-# Rows to a chunk that are worth a product.
+# Rows to a chunk, its steps, and multiplications of a unit, that are worth products: a unit takes some thirty
+# operations, and narrow products are slow.
 _LEAST_ROWS = 8
+_LEAST_STEPS = 64
+_LEAST_PRODUCTS = 1 << 23
 
 
 class Groups(NamedTuple):
@@ -34,16 +37,17 @@ class Groups(NamedTuple):
     """P."""
 
 
-def group(
-    kept: Float[Tensor, "B T U K"], index: Int[Tensor, "B T U K"], chunks: int, each: int
-) -> Groups | None:
-    """Return the groups, None where a chunk has so few that rows one by one are quicker.
+def are_worth_it(reading: Reading, top_k: int) -> bool:
+    """Return whether to group takes less time than to read rows one by one."""
+    (_, time, heads, width), (chunks, length) = reading.query.shape, reading.keys.shape[1:3]
+    rows = time * top_k * heads // reading.units
+    products = rows * length * (width + reading.values.shape[-1])
+    return rows >= _LEAST_ROWS * chunks and length >= _LEAST_STEPS and products >= _LEAST_PRODUCTS
 
-    `each` query heads ask for the same chunks.
-    """
+
+def group(kept: Float[Tensor, "B T U K"], index: Int[Tensor, "B T U K"], chunks: int) -> Groups:
+    """Return the groups for chunks `index`, of which those with scores of -inf are absent."""
     batch, time, units, top_k = kept.shape
-    if time * top_k * each < _LEAST_ROWS * chunks:
-        return None
     size = math.ceil(1.25 * time * top_k / chunks)
     unit = torch.arange(batch * units).view(batch, 1, units, 1)
     absent = kept == -math.inf

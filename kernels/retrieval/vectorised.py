@@ -17,7 +17,7 @@ from torch import Tensor
 from scrubjay.kernels.dispatch import is_traced
 from scrubjay.kernels.normalisers import log_normaliser, softmax_or_zero
 from scrubjay.kernels.retrieval.dense import dense
-from scrubjay.kernels.retrieval.grouped import group, grouped
+from scrubjay.kernels.retrieval.grouped import are_worth_it, group, grouped
 from scrubjay.kernels.retrieval.problem import Choice, Problem, Reading, Tensors, some
 from scrubjay.kernels.retrieval.ranking import blank_idle, blank_summaries, select
 from scrubjay.kernels.retrieval.rows import DTYPES as LISTED_DTYPES
@@ -277,11 +277,11 @@ def _listed(reading: Reading, choice: Choice) -> Read:
     length, units = keys.shape[2], reading.units
     each = heads // units
     kept, index = _per_unit(reading)
-    groups = group(kept, index, keys.shape[1], each)
-    if groups is not None:
+    if are_worth_it(reading, choice.top_k):
         # Products go over chunks that nobody has chosen, too.
         learnt = keys.requires_grad or values.requires_grad
-        return grouped(_blank_unchosen(reading, "dense") if learnt else reading, choice, kept, groups)
+        reading = _blank_unchosen(reading, "dense") if learnt else reading
+        return grouped(reading, choice, kept, group(kept, index, keys.shape[1]))
     row = torch.arange(batch).view(-1, 1, 1, 1)
     absent = kept == -math.inf
     complete = not absent.any()

@@ -86,7 +86,19 @@ def attend(
     num_heads: int,
     stop_memory_gradient: bool,
 ) -> Float[Tensor, "batch time F"]:
-    """Do so with a mask and the codes of positions, `[chunk_size, dim]`, that are at hand."""
+    """Do so where masks and codes of positions are at hand.
+
+    Args:
+        queries: As in `hierarchical_attention`, like all that follows unless said.
+        keys: So, too.
+        contents: So, too.
+        mask: Never None.
+        weights: The projections.
+        positions: What is added to the steps of a chunk, `[chunk_size, dim]`; None for nothing.
+        top_k: Chunks kept per query.
+        num_heads: Of the attention inside chunks.
+        stop_memory_gradient: Cut the gradient into keys and contents.
+    """
     if stop_memory_gradient:
         keys, contents = keys.detach(), contents.detach()
     few = _are_few(queries, contents, weights.key, top_k, num_heads)
@@ -171,6 +183,11 @@ def _read_many(
     query = queries @ weights.query
     if weights.query_bias is not None:
         query = query + weights.query_bias
+    # Added once to what is stored, where that is less than what is read; a GPU's kernel adds as it reads.
+    chunks, dim = contents.shape[1], contents.shape[3]
+    less = chunks * dim <= 8 * time * num_heads * min(top_k, chunks)
+    if positions is not None and less and not contents.is_cuda:
+        contents, positions = contents + positions, None
     stored = contents[:, :, :, None]
     read = chunk_retrieval(
         _per_head(query, weights.key, num_heads),

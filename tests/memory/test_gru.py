@@ -47,3 +47,14 @@ def test_what_came_before_a_start_reaches_nothing_after_it():
     spoiled = x.detach().clone()
     spoiled[0, :4] = torch.nan
     torch.testing.assert_close(_by_hand(spoiled, start, *rest)[:, 4:], _by_hand(x, start, *rest)[:, 4:])
+
+
+def test_gradients_may_come_in_batches():
+    start, (x, *rest) = case(0.3)
+    y = _by_hand(x, start, *rest)
+    along = torch.randn(4, *y.shape, dtype=y.dtype)
+    together = torch.autograd.grad(y, [x, *rest], along, is_grads_batched=True, retain_graph=True)
+    for index, grad in enumerate(along):
+        alone = torch.autograd.grad(y, [x, *rest], grad, retain_graph=True)
+        for one, other in zip(together, alone, strict=True):
+            torch.testing.assert_close(one[index], other, rtol=0, atol=1e-12)

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from scrubjay.kernels import attend_chosen, chunk_retrieval
-from scrubjay.kernels.retrieval import grouped, vectorised
-from scrubjay.kernels.retrieval.grouped import group
+from scrubjay.kernels.retrieval import vectorised
+from scrubjay.kernels.retrieval.grouped import are_worth_it, group
+from scrubjay.kernels.retrieval.problem import Reading
 
 
 def random(*shape, seed=0):
@@ -25,8 +26,7 @@ def test_every_pair_has_a_slot_of_its_own_at_its_chunk(alike):
         index[:] = torch.tensor([4, 1])
     kept[0, :3] = -math.inf
     kept[1, 5, 1, 1] = -math.inf
-    groups = group(kept, index, chunks, each=1)
-    assert groups is not None
+    groups = group(kept, index, chunks)
     for b in range(batch):
         for u in range(units):
             number = b * units + u
@@ -43,7 +43,6 @@ def test_every_pair_has_a_slot_of_its_own_at_its_chunk(alike):
             assert len(taken) == (kept[b, :, u] > -math.inf).sum()
             others = set(range(len(of_tile) * groups.size)) - taken
             assert (groups.query[number, list(others)] == time).all()
-    assert group(kept[:, :3], index[:, :3], chunks, each=1) is None
 
 
 @pytest.mark.parametrize("combine", ["joint", "hierarchical"])
@@ -65,8 +64,8 @@ def test_groups_read_what_rows_read_and_are_differentiated_alike(combine, heads,
         given.append(random(length, width, seed=6).requires_grad_())
         options = {"lengths": torch.randint(0, length + 1, (2, chunks)), "implementation": "listed"}
     found = []
-    for least in (1, 1000):
-        monkeypatch.setattr(grouped, "_LEAST_ROWS", least)
+    for worth in (True, False):
+        monkeypatch.setattr(vectorised, "are_worth_it", lambda *_, worth=worth: worth)
         out, lse = chunk_retrieval(
             given[0],
             given[1],
@@ -88,11 +87,11 @@ def test_groups_read_what_rows_read_and_are_differentiated_alike(combine, heads,
         torch.testing.assert_close(one, other)
 
 
-def test_a_chunk_that_nobody_chose_may_hold_anything():
+def test_a_chunk_that_nobody_chose_may_hold_anything(monkeypatch):
+    monkeypatch.setattr(vectorised, "are_worth_it", lambda *_: True)
     query, keys = random(1, 40, 1, 4), random(1, 4, 2, 1, 4, seed=1)
     keys[0, 3] = math.nan
     chunks = torch.arange(2).expand(1, 40, 1, 2) + torch.arange(40)[:, None, None] % 2
-    assert group(torch.zeros(chunks.shape), chunks, 4, 1) is not None
     given = [query.requires_grad_(), keys.requires_grad_()]
     out = attend_chosen(given[0], given[1], given[1], chunks, combine="joint")
     for grad in torch.autograd.grad(out.square().sum(), given):
@@ -100,7 +99,7 @@ def test_a_chunk_that_nobody_chose_may_hold_anything():
 
 
 def test_second_derivatives_and_forward_mode(monkeypatch):
-    monkeypatch.setattr(grouped, "_LEAST_ROWS", 1)
+    monkeypatch.setattr(vectorised, "are_worth_it", lambda *_: True)
     monkeypatch.setattr(vectorised, "_path", lambda *_: "listed")
     query, keys = random(1, 6, 2, 3), random(1, 3, 2, 2, 3, seed=1)
     chunks = torch.arange(2).expand(1, 6, 1, 2)
@@ -111,3 +110,13 @@ def test_second_derivatives_and_forward_mode(monkeypatch):
     inputs = (query.requires_grad_(), keys.requires_grad_())
     assert torch.autograd.gradcheck(read, inputs, fast_mode=True, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(read, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize(
+    ("queries", "chunks", "length", "worth"),
+    [(256, 32, 128, True), (256, 32, 16, False), (16, 32, 128, False), (256, 2048, 128, False)],
+)
+def test_groups_are_formed_where_chunks_are_large_and_asked_by_many(queries, chunks, length, worth):
+    query, keys = torch.empty(1, queries, 8, 64), torch.empty(1, chunks, length, 8, 64)
+    choice = torch.empty(1, queries, 8, 4)
+    assert are_worth_it(Reading(query, keys, keys, choice, choice, None, None), 4) is worth

@@ -45,7 +45,7 @@ def gradients(y, leaves, **options):
     seed=st.integers(0, 1000),
 )
 def test_outputs_and_gradients_are_those_of_plain_operations(sizes, window, time, rate, seed):
-    module = build(*sizes, window)
+    module = build(sizes[0], sizes[1], window)
     x, recent, clock = draw(module, sizes[0], time, rate, seed)
     found, expected = both_ways(module, x, recent, clock)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)

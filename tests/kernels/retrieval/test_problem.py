@@ -1,0 +1,34 @@
+"""Masks that are looked at as bytes say what masks say."""
+
+import pytest
+import torch
+
+from scrubjay.kernels.retrieval.problem import every, some
+
+
+def masks() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    few = torch.rand(3, 5, 7, generator=generator) < 0.1
+    return [
+        few,
+        few[:, :1].expand(3, 5, 7),
+        few[:, :, 2:5],
+        few.transpose(0, 2),
+        few[:1, :1].expand(4, 6, 7),
+        torch.ones(2, 3, 4, dtype=torch.bool),
+        torch.ones(1, 1, 1, dtype=torch.bool).expand(2, 3, 4),
+    ]
+
+
+@pytest.mark.parametrize("mask", masks())
+def test_some_and_every_of_any_layout(mask):
+    for dim in (-1, 0, 1, (0, 1), (1, 2)):
+        assert torch.equal(some(mask, dim), mask.any(dim=dim))
+    assert every(mask) == bool(mask.all())
+    assert every(~mask) == bool((~mask).all())
+
+
+def test_a_graph_that_is_recorded_holds_the_plain_question():
+    compiled = torch.compile(lambda mask: some(mask, 1), fullgraph=True, backend="eager")
+    mask = masks()[0]
+    assert torch.equal(compiled(mask), mask.any(dim=1))
