@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from gymnasium.spaces import Dict
 
 from scrubjay.agents import PPOConfig
 from scrubjay.experiments import EnvConfig, RayOptions, Run, resume, train
@@ -62,7 +63,9 @@ def test_so_is_who_sees_the_step_before(env_id, tiny, tmp_path, assert_same):
     train(tiny(env=env), tmp_path / "extended")
     run = resume(tmp_path / "extended", total_steps=384)
     assert_same(run, train(tiny(env=env, total_steps=384), tmp_path / "at once"))
-    assert list(run.policy.observation_space) == ["action", "observation", "reward"]
+    seen = run.policy.observation_space
+    assert isinstance(seen, Dict)
+    assert list(seen.spaces) == ["action", "observation", "reward"]
 
 
 def test_so_is_a_team(tmp_path, assert_same):
