@@ -150,7 +150,7 @@ class Surprise:
     def _write(self, vectors: np.ndarray) -> list[float]:
         with torch.inference_mode():
             x = _SCALE * torch.from_numpy(vectors.copy())[None]
-            _, surprise, self._state = self._memory.chunk(x, self._state, None)
+            _, surprise, self._state = self._memory.learn(x, self._state, None)
         return surprise[0].tolist()
 
     def _read(self, vectors: np.ndarray) -> list[float]:
