@@ -79,9 +79,8 @@ class Surprise:
         """
         self.catch_up()
         with torch.inference_mode():
-            given = self._memory.recall(_SCALE * torch.from_numpy(query)[None, None], self._state)[
-                0, 0
-            ].numpy()
+            asked = self._memory.asked(_SCALE * torch.from_numpy(query)[None, None])
+            given = self._memory.recall(asked, self._state)[0, 0].numpy()
         blend = query + self.config.recall_weight * given / max(float(np.linalg.norm(given)), 1e-12)
         return blend / np.linalg.norm(blend)
 
