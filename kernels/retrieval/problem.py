@@ -103,7 +103,7 @@ class Choice(NamedTuple):
 
 def some(mask: Bool[Tensor, "*dims"], dim: int | tuple[int, ...]) -> Bool[Tensor, "*others"]:
     """Return whether any is true along a dimension: as `any`, forty times as fast on a CPU."""
-    if mask.is_cuda or is_traced():
+    if mask.is_cuda or is_traced() or not mask.numel():
         return mask.any(dim=dim)
     found = _unexpanded(mask).view(torch.uint8).amax(dim=dim, keepdim=True).view(torch.bool)
     dims = [d % mask.ndim for d in ((dim,) if isinstance(dim, int) else dim)]
@@ -112,7 +112,8 @@ def some(mask: Bool[Tensor, "*dims"], dim: int | tuple[int, ...]) -> Bool[Tensor
 
 def every(mask: Bool[Tensor, "*dims"]) -> bool:
     """Return whether all are true: as `all`, forty times as fast on a CPU."""
-    return bool(mask.all() if mask.is_cuda else _unexpanded(mask).view(torch.uint8).amin())
+    plainly = mask.is_cuda or not mask.numel()
+    return bool(mask.all() if plainly else _unexpanded(mask).view(torch.uint8).amin())
 
 
 def _unexpanded(tensor: Tensor) -> Tensor:

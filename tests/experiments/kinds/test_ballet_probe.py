@@ -165,7 +165,7 @@ def test_probes_are_drawn_trained_by_tested(tmp_path):
     assert plot_spans(runs, tmp_path / "delays.png").stat().st_size > 10_000
     assert (runs[0].path / "curve.png").exists()
     (tmp_path / "report").mkdir()
-    table, *plots = write_report(runs, tmp_path / "report", "the command")
+    table, _, *plots = write_report(runs, tmp_path / "report", "the command")
     assert [plot.name for plot in plots] == ["curves.png", "delays.png", "dancers.png"]
     assert f"| tiny-probe | none | {sum(run.result['success'] for run in runs) / 2:.2f}" in table.read_text()
 

@@ -17,6 +17,8 @@ def masks() -> list[torch.Tensor]:
         few[:1, :1].expand(4, 6, 7),
         torch.ones(2, 3, 4, dtype=torch.bool),
         torch.ones(1, 1, 1, dtype=torch.bool).expand(2, 3, 4),
+        torch.ones(2, 3, 0, dtype=torch.bool),
+        torch.ones(0, 3, 4, dtype=torch.bool),
     ]
 
 
