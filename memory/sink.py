@@ -134,8 +134,8 @@ class Sink(Memory):
         """Return outputs, and each layer's keys and values of the segment."""
         at, own = self._moment(clock, x.dtype), []
         for index, layer in enumerate(self._layers):
-            x, *written = layer(x, state["keys"][:, index], state["values"][:, index], at)
-            own.append(written)
+            x, key, value = layer(x, state["keys"][:, index], state["values"][:, index], at)
+            own.append((key, value))
         return x, own
 
     def _by_hand(self, x: Tensor, state: State, clock: Clock) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
@@ -152,8 +152,8 @@ class Sink(Memory):
                 given = x, keys[:, index], values[:, index], self._moment(clock, x.dtype)
                 return functional_call(layer, named, given)
 
-            x, *written = streaming.run_layer(plain, at, index, x, state["keys"], state["values"], *weights)
-            own.append(written)
+            x, key, value = streaming.run_layer(plain, at, index, x, state["keys"], state["values"], *weights)
+            own.append((key, value))
         return x, own
 
     def _has_own_gradient(self, x: Tensor, state: State) -> bool:

@@ -388,7 +388,7 @@ def _flat(x: Float[Tensor, "N R *rest"]) -> Float[Tensor, "NR *rest"]:
     return x.reshape(-1, *x.shape[2:])
 
 
-def _beside(x: Float[Tensor, "N R C D"], a: Float[Tensor, "N R C"], b: Tensor) -> Float[Tensor, "N R C 2D"]:
+def _beside(x: Float[Tensor, "N R C D"], a: Float[Tensor, "N R C"], b: Tensor) -> Float[Tensor, "N R C both"]:
     """Return every token's two multiples, one beside the other."""
     both = x.new_empty(*x.shape[:3], 2, x.shape[3])
     torch.mul(x, a[..., None], out=both[..., 0, :])
@@ -397,7 +397,7 @@ def _beside(x: Float[Tensor, "N R C D"], a: Float[Tensor, "N R C"], b: Tensor) -
 
 
 def _pull_back(
-    grad: Float[Tensor, "N R C 2D"], x: Float[Tensor, "N R C D"], grad_x: Tensor, a: Tensor, b: Tensor
+    grad: Float[Tensor, "N R C both"], x: Float[Tensor, "N R C D"], grad_x: Tensor, a: Tensor, b: Tensor
 ) -> tuple[Float[Tensor, "N R C"], Float[Tensor, "N R C"]]:
     """Return the gradients of the factors of `_beside`; adds to `grad_x`."""
     grad_a, grad_b = grad.chunk(2, dim=-1)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from scrubjay.kernels.dispatch import without_own_gradient
@@ -193,7 +193,9 @@ def _spread(kept: Tensor, index: Int[Tensor, "B T S K"], chunks: int) -> Tensor:
     return table.scatter(-1, index, kept)[..., :chunks]
 
 
-def _per_query_head(per_coarse_head: Float[Tensor, "B T S M"], heads: int, groups: int) -> Tensor:
+def _per_query_head(
+    per_coarse_head: Float[Tensor, "B T S M"] | Bool[Tensor, "B T S M"], heads: int, groups: int
+) -> Tensor:
     """Return `[B, G, M, 1, H / G, T]`, 1 for G and H / G where all heads share one selection."""
     batch, time, coarse, chunks = per_coarse_head.shape
     if coarse == 1:

@@ -74,7 +74,7 @@ def blocks(clock: Clock, window: int, shortest: int) -> list[Block]:
 def read_segment(
     plain: Callable[..., Tensor],
     seen: list[Block],
-    distances: Float[Tensor, "W+1 D"],
+    distances: Float[Tensor, "distances D"],
     x: Float[Tensor, "B T D"],
     recent: Float[Tensor, "B W D"],
     *weights: Tensor,
@@ -204,12 +204,12 @@ def _backward(
     )
 
 
-def _by_head(x: Float[Tensor, "B*T D"], batch: int, heads: int) -> Float[Tensor, "R T E"]:
+def _by_head(x: Float[Tensor, "steps D"], batch: int, heads: int) -> Float[Tensor, "R T E"]:
     steps = x.unflatten(0, (batch, -1)).unflatten(2, (heads, -1))
     return steps.permute(2, 0, 1, 3).reshape(heads * batch, steps.shape[1], -1)
 
 
-def _by_step(x: Float[Tensor, "R T E"], batch: int) -> Float[Tensor, "B*T D"]:
+def _by_step(x: Float[Tensor, "R T E"], batch: int) -> Float[Tensor, "steps D"]:
     return x.view(-1, batch, *x.shape[1:]).permute(1, 2, 0, 3).reshape(batch * x.shape[1], -1)
 
 

@@ -17,7 +17,7 @@ def rotary_frequencies(width: int) -> Float[Tensor, " {width//2}"]:
 
 def rotate(
     x: Float[Tensor, "batch time heads width"],
-    time: Int[Tensor, "batch time"],
+    time: Int[Tensor, "#batch time"],
     frequencies: Float[Tensor, " pairs"],
 ) -> Float[Tensor, "batch time heads width"]:
     """Return `x` with coordinate pairs (i, i + width / 2) turned by `time` steps."""

@@ -256,12 +256,12 @@ def _forward(
     return y.view(x.shape), own[0].view(x.shape), own[1].view(x.shape), kept
 
 
-def _by_head(x: Float[Tensor, "B*T D"], batch: int, heads: int) -> Float[Tensor, "B H T E"]:
+def _by_head(x: Float[Tensor, "steps D"], batch: int, heads: int) -> Float[Tensor, "B H T E"]:
     return x.view(batch, len(x) // max(batch, 1), heads, x.shape[1] // heads).transpose(1, 2)
 
 
 def _columns(
-    at: Moment, layer: int, cache: Float[Tensor, "B layers slots D"], own: Float[Tensor, "B*T D"]
+    at: Moment, layer: int, cache: Float[Tensor, "B layers slots D"], own: Float[Tensor, "steps D"]
 ) -> Float[Tensor, "B H N E"]:
     """Lay what is cached and what is the segment's own side by side."""
     batch, _, slots, dim = cache.shape
@@ -362,7 +362,7 @@ def _backward(
 
 
 def _attention_backward(
-    at: Moment, of_flat: Float[Tensor, "B*T D"], kept: _Kept, cached: bool
+    at: Moment, of_flat: Float[Tensor, "steps D"], kept: _Kept, cached: bool
 ) -> tuple[Float[Tensor, "B H T E"], Float[Tensor, "B H n E"], Float[Tensor, "B H n E"], Tensor]:
     """Return the gradients of queries, unscaled, of keys and values, and of the cached sinks' vectors.
 

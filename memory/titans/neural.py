@@ -221,7 +221,7 @@ class NeuralMemory(nn.Module):
         y, surprise, learned = self._learn(heads, self.gates(x), _learned(state), valid, None, None)
         return y, surprise.mean(-1), learned._asdict()
 
-    def asked(self, query: Float[Tensor, "batch time dim"]) -> Float[Tensor, "batch time heads width"]:
+    def asked(self, query: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch heads width"]:
         """Return what `recall` is given of queries."""
         return unit(functional.silu(query).unflatten(-1, (self.heads, self.width)))
 
