@@ -329,7 +329,7 @@ def _names(flat: Sequence[Tensor]) -> list[Tensor]:
     return [x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in flat]
 
 
-def _second(inputs: Sequence[Tensor], outputs: Sequence[Tensor], grads: Sequence[Tensor]):
+def _second(inputs: Sequence[Tensor], outputs: Sequence[Tensor], grads: Sequence[Tensor | None]):
     pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if o.requires_grad and g is not None]
     live, along = zip(*pairs, strict=True)
     return torch.autograd.grad(live, inputs, along, create_graph=True, allow_unused=True)
