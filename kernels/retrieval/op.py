@@ -218,7 +218,9 @@ def _op(
         return read.out, chunks, read.weights, read.normalisers, read.lse
     none = [query.new_empty(0, dtype=dtype) for dtype in (torch.int32, *[torch.float32] * 3)]
     out, lse = vectorised.retrieve(problem, choice, implementation)
-    return out, none[0], none[1], none[2], none[3] if lse is None else lse
+    # A recorded graph counts on the layout that the fake one has.
+    lse = none[3] if lse is None else lse.contiguous()
+    return out.contiguous(), none[0], none[1], none[2], lse
 
 
 @_op.register_fake
