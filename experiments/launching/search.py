@@ -80,10 +80,7 @@ class Search:
             write_atomically(self._file, json.dumps({**self._asked, "rungs": self.rungs}, indent=1) + "\n")
 
     def _alive(self) -> list[str]:
-        if not self.rungs:
-            return list(self._trials)
-        ranked = _ranked(self.rungs[-1])
-        return ranked[: -(-len(ranked) // 2)]
+        return _better_half(self.rungs[-1]) if self.rungs else list(self._trials)
 
     def _at_rung(self, name: str) -> list[Run]:
         runs = []
@@ -112,7 +109,7 @@ class Search:
         try:
             kept: Any = json.loads(read_text(self._file))
             rungs = kept.pop("rungs")
-            names = [list(self._trials), *(_ranked(rung)[: -(-len(rung) // 2)] for rung in rungs)]
+            names = [list(self._trials), *map(_better_half, rungs)]
             fits = all(set(rung) == set(alive) for rung, alive in zip(rungs, names, strict=False))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UsageError(f"{self._file} is damaged; delete it to score its runs again") from error
@@ -151,6 +148,10 @@ def write_found(searches: dict[tuple[str, str], Search], out: Path) -> Path:
 def _ranked(scores: dict[str, float]) -> list[str]:
     # Of equals the one that stands first in the grid.
     return sorted(scores, key=lambda name: -scores[name])
+
+
+def _better_half(scores: dict[str, float]) -> list[str]:
+    return _ranked(scores)[: -(-len(scores) // 2)]
 
 
 def _score(result: dict[str, Any]) -> float:
