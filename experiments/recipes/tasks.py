@@ -16,17 +16,29 @@ from scrubjay.memory import make_config
 _TWO_LAYERS = {"hcam": {"num_layers": 2}}
 
 
-@recipe("tmaze", longer=("corridor_length", (1, 2, 5, 10)))
+@recipe("tmaze", longer=("corridor_length", (1, 2, 5, 10, 100)))
 def tmaze() -> TrainConfig:
     """T-maze, corridor of 50: a cue at the start tells where to turn at the end."""
     return TrainConfig(
-        env=EnvConfig("scrubjay/TMaze-v0", {"corridor_length": 50}, num_envs=64),
-        policy=PolicyConfig(memory=make_config("gru", dim=64), reconstruction=True),
-        # The one step that pays comes at the junction. With a smaller bonus for trying things out, or with
-        # fewer junctions in a batch, a policy settles on one turn before it has learned to heed the cue.
-        ppo=PPOConfig(learning_rate=1e-3, entropy_coefficient=0.02, reconstruction_coefficient=1.0),
-        total_steps=800_000,
-        segment_length=64,
+        # A lost step costs in all later ones, in which actions then matter no more. Only who is told what was
+        # paid can tell these from steps in which they do: all else looks alike.
+        env=EnvConfig(
+            "scrubjay/TMaze-v0", {"corridor_length": 50}, num_envs=64, inputs=("observation", "reward")
+        ),
+        policy=PolicyConfig(memory=make_config("gru", dim=64), reconstruction=True, skip=True),
+        # To walk takes a policy that hardly errs, to find the turn one that still does: so what makes it
+        # undecided falls slowly. Once all turns are right, advantages stretched to deviation 1 unlearn them.
+        ppo=PPOConfig(
+            learning_rate=1e-3,
+            anneal=True,
+            entropy_coefficient=0.06,
+            final_entropy_coefficient=0.006,
+            least_deviation=0.1,
+            num_minibatches=8,
+            reconstruction_coefficient=1.0,
+        ),
+        total_steps=1_200_000,
+        segment_length=128,
     )
 
 

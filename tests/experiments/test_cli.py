@@ -25,11 +25,11 @@ TINY = ["--total-steps", "64", "--env.num-envs", "4", "--segment-length", "8", "
 def test_train_eval_plot_play_in_one_go(here, tmp_path):
     """In this process; as processes test_docs.py runs all of them."""
     code, out, err = here(
-        "train", "tmaze", "--memory", "lstm", "--set", "corridor_length=3", "--seed", 7, *TINY
+        "train", "tmaze-demo", "--memory", "lstm", "--set", "corridor_length=3", "--seed", 7, *TINY
     )
     assert (code, err) == (0, "")
     path = Path(out.splitlines()[0].removeprefix("run directory: "))
-    assert path.name.startswith("tmaze-lstm-s7-")
+    assert path.name.startswith("tmaze-demo-lstm-s7-")
     run = Run.load(tmp_path / path)
     assert run.config.seed == 7
     assert run.config.env.kwargs["corridor_length"] == 3  # type: ignore[attr-defined]
@@ -64,7 +64,7 @@ def test_train_eval_plot_play_in_one_go(here, tmp_path):
         (["train", "tmaze", "--ppo.gamma", "high"], ["--ppo.gamma", "'high'"]),
         (["train", "tmaze", "--ppo.gamma", "2"], ["gamma=2"]),
         (["train", "tmaze", "--device", "tpu"], ["'tpu'", "auto", "cpu", "cuda"]),
-        (["train", "tmaze", "--env.num-envs", "2"], ["num_minibatches=4", "num_envs=2"]),
+        (["train", "tmaze-demo", "--env.num-envs", "2"], ["num_minibatches=4", "num_envs=2"]),
         (["train", "tmaze", "--env.num-envs", "0"], ["num_envs=0"]),
         (["train", "tmaze", "--set", "corridor_length"], ["'corridor_length'", "name=value"]),
         (["train", "tmaze", "--set", "corridor_length=0"], ["corridor_length=0"]),

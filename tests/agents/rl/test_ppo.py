@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -122,6 +123,23 @@ def test_advantages_are_normalised_over_the_whole_batch(scripted_envs: Envs, mak
     torch.testing.assert_close(plain, returns - segment.values)
 
 
+def test_advantages_that_differ_little_are_not_stretched(
+    scripted_envs: Envs, make_policy: MakePolicy
+) -> None:
+    policy = make_policy()
+    segment = segment_of(policy, scripted_envs(4))
+    plain, _ = PPO(policy, PPOConfig(normalize_advantage=False)).advantages(segment)
+    deviation = plain.std(correction=0).item()
+    stretched, _ = PPO(policy, PPOConfig(least_deviation=deviation / 2)).advantages(segment)
+    assert torch.equal(stretched, PPO(policy, PPOConfig()).advantages(segment)[0])
+    held, _ = PPO(policy, PPOConfig(least_deviation=2 * deviation)).advantages(segment)
+    torch.testing.assert_close(held, (plain - plain.mean()) / (2 * deviation))
+    with pytest.raises(ValueError, match=r"least_deviation=0\.1: .* normalize_advantage=True"):
+        PPOConfig(least_deviation=0.1, normalize_advantage=False)
+    with pytest.raises(ValueError, match="least_deviation=-1"):
+        PPOConfig(least_deviation=-1)
+
+
 def test_minibatches_are_a_partition_drawn_from_the_learners_own_generator(make_policy: MakePolicy) -> None:
     config = PPOConfig(num_minibatches=3)
     learners = [PPO(make_policy(), config, seed) for seed in (5, 5, 6)]
@@ -210,6 +228,33 @@ def test_a_falling_step_size_needs_a_length(make_policy: MakePolicy) -> None:
     learner = PPOConfig(anneal=True).over(100).build(make_policy())
     with pytest.raises(ValueError, match="steps=-1"):
         learner.set_state({**learner.get_state(), "steps": -1})
+
+
+def test_the_bonus_for_undecided_policies_falls_by_equal_factors(
+    make_policy: MakePolicy, scripted_envs: Envs
+) -> None:
+    policy = make_policy()
+    segment = segment_of(policy, scripted_envs(4))
+    config = PPOConfig(num_minibatches=2, entropy_coefficient=0.08, final_entropy_coefficient=0.02)
+    learner = PPO(policy, config.over(2 * segment.num_steps))
+    advantages, returns = learner.advantages(segment)
+    expected = []
+    for coefficient in (0.08, 0.04, 0.02, 0.02):
+        constant = PPO(
+            policy, replace(config, entropy_coefficient=coefficient, final_entropy_coefficient=None)
+        )
+        expected.append(constant.loss(segment, advantages, returns)[0].item())
+        assert learner.loss(segment, advantages, returns)[0].item() == pytest.approx(expected[-1], abs=1e-7)
+        told = learner.update(segment)["charts/entropy_coefficient"]
+        assert told == pytest.approx(coefficient)
+        learner.set_state(learner.get_state())
+    assert len({round(loss, 5) for loss in expected}) > 1
+
+
+@pytest.mark.parametrize(("first", "final"), [(0.0, 0.01), (0.01, 0.0), (0.01, -1.0)])
+def test_a_bonus_falls_only_between_numbers_above_zero(first: float, final: float) -> None:
+    with pytest.raises(ValueError, match=f"final_entropy_coefficient={final}"):
+        PPOConfig(entropy_coefficient=first, final_entropy_coefficient=final)
 
 
 class Recall(gymnasium.Env):

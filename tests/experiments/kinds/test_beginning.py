@@ -101,7 +101,7 @@ def test_what_does_not_fit_is_one_line_with_both_values(words, told, finished_ru
     base = ["--memory", "gru", "--memory.dim", "16", "--env.num-envs", "4"]
     base += BARE[:2] if "--policy.reconstruction" in words else BARE
     named = [] if "--init-from" in words else ["--init-from", "source"]
-    code, out, err = here("train", "tmaze", *base, *named, *words, "--run-dir", "new")
+    code, out, err = here("train", "tmaze-demo", *base, *named, *words, "--run-dir", "new")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert told in err
     assert not (tmp_path / "new").exists()
@@ -237,7 +237,7 @@ def test_nothing_of_the_other_run_is_executed(finished_run, tiny, tmp_path, here
         if not known:
             (source / "environment.json").unlink()
         words = ["--set", "corridor_length=4", "--init-from", "source", "--run-dir", f"new{known}"]
-        code, _, err = here("train", "tmaze", *WORDS, *BARE, *words)
+        code, _, err = here("train", "tmaze-demo", *WORDS, *BARE, *words)
         assert (code, err) == (0, "")
     assert not (tmp_path / "harm").exists()
     checkpoint = Run.load(source).checkpoint
@@ -283,7 +283,7 @@ def test_on_ray_it_begins_alike(finished_run, tiny, tmp_path, assert_same):
 def test_a_sweep_tells_what_does_not_fit_before_it_begins(finished_run, here, tmp_path):
     shutil.copytree(finished_run.path, tmp_path / "source")
     words = ["--memory", "gru", *BARE, "--param", "memory.dim=16,32"]
-    code, out, err = here("sweep", "tmaze", *words, "--init-from", "source", "--out", "out")
+    code, out, err = here("sweep", "tmaze-demo", *words, "--init-from", "source", "--out", "out")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "policy.memory.dim is 32 here and 16 there" in err
     assert not (tmp_path / "out").exists()
@@ -294,7 +294,9 @@ def test_a_sweep_begins_all_its_trials_so(finished_run, scrubjay: Callable[..., 
     shutil.copytree(finished_run.path, tmp_path / "source")
     words = [*WORDS, *BARE, "--set", "corridor_length=4", "--init-from", "source"]
     words.remove("--quiet")
-    code, out, err = scrubjay("sweep", "tmaze", "--param", "seed=1,2", "--jobs", 1, "--out", "out", *words)
+    code, out, err = scrubjay(
+        "sweep", "tmaze-demo", "--param", "seed=1,2", "--jobs", 1, "--out", "out", *words
+    )
     assert code == 0, out + err
     for seed in (1, 2):
         run = Run.load(tmp_path / "out" / f"seed={seed}")

@@ -60,8 +60,8 @@ def test_what_cannot_be_is_said_in_one_line(words, told):
 def test_a_stack_is_trained_stopped_resumed_evaluated_and_exported(here, tmp_path, assert_same):
     words = [*STACK, "--memory.parts.1.chunk-size", "4", "--set", "corridor_length=4", "--device", "cpu"]
     words += ["--total-steps", "192", "--env.num-envs", "4", "--segment-length", "8", "--eval-episodes", "3"]
-    config: Any = override("tmaze", words)
-    code, out, err = here("train", "tmaze", *words, "--run-dir", "whole")
+    config: Any = override("tmaze-demo", words)
+    code, out, err = here("train", "tmaze-demo", *words, "--run-dir", "whole")
     assert (code, err) == (0, "")
     whole = Run.load(tmp_path / "whole")
     assert whole.config == config
