@@ -1,15 +1,27 @@
-"""An optimiser's state, taken only if it is of the parameters there are: a checkpoint may be anybody's."""
+"""The optimiser of all learners, and its state, taken only if it is of the parameters there are.
+
+A checkpoint may be anybody's.
+"""
 
 from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from scrubjay.memory.parts.heap import keep_freed
 
 _FORM = "its optimiser's state is not as training writes it"
+
+
+def adam(parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.Adam:
+    """Return Adam as learners take it, in a process that will take many steps."""
+    keep_freed()
+    return torch.optim.Adam(parameters, lr=learning_rate, eps=1e-5, fused=True)
 
 
 def restore(optimizer: torch.optim.Optimizer, state: Any) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from scrubjay.agents.rl.advantages import generalized_advantage
 from scrubjay.agents.rl.auxiliary import HEADS
 from scrubjay.agents.rl.learner import LearnerConfig
-from scrubjay.agents.rl.optimizers import restore
+from scrubjay.agents.rl.optimizers import adam, restore
 from scrubjay.agents.rl.peers import Alone
 from scrubjay.agents.rl.policy import Policy
 from scrubjay.agents.rl.segment import Segment
@@ -127,9 +127,7 @@ class PPO:
         self.steps = 0
         """Environment steps learned from."""
         self._parameters = list(policy.parameters())
-        self.optimizer = torch.optim.Adam(
-            self._parameters, lr=self.config.learning_rate, eps=1e-5, fused=True
-        )
+        self.optimizer = adam(self._parameters, self.config.learning_rate)
         self.generator = torch.Generator().manual_seed(seed)
 
     def update(self, segment: Segment) -> dict[str, float]:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from scrubjay.agents.rl.optimizers import restore
+from scrubjay.agents.rl.optimizers import adam, restore
+from scrubjay.memory.parts.heap import keep_freed
 
 
 def learned(steps: int, seed: int = 0) -> tuple[nn.Module, torch.optim.Adam]:
@@ -24,6 +25,13 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad()
     model(torch.arange(3.0)).square().sum().backward()
     optimizer.step()
+
+
+def test_who_learns_keeps_what_steps_free():
+    keep_freed.cache_clear()
+    optimizer = adam(nn.Linear(3, 2).parameters(), 0.1)
+    assert keep_freed.cache_info().currsize == 1
+    assert optimizer.defaults["lr"] == 0.1
 
 
 @pytest.mark.parametrize("steps", [0, 4])
