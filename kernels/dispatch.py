@@ -89,6 +89,8 @@ def without_autocast(op: Callable[Arguments, Result]) -> Callable[Arguments, Res
 
     @functools.wraps(op)
     def run(*args: Arguments.args, **options: Arguments.kwargs) -> Result:
+        if not any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")):
+            return op(*args, **options)
         kinds = {value.device.type for value in (*args, *options.values()) if isinstance(value, Tensor)}
         kind = next(iter(kinds & {"cpu", "cuda"}), None)
         if kind is None or not torch.is_autocast_enabled(kind):

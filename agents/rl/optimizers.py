@@ -1,15 +1,53 @@
-"""An optimiser's state, taken only if it is of the parameters there are: a checkpoint may be anybody's."""
+"""The optimiser of all learners, and its state, taken only if it is of the parameters there are.
+
+A checkpoint may be anybody's.
+"""
 
 from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.adam import adam as step_of_adam
+
+from scrubjay.memory.parts.heap import keep_freed
 
 _FORM = "its optimiser's state is not as training writes it"
+
+
+def adam(parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.Adam:
+    """Return Adam as learners take it, in a process that will take many steps."""
+    keep_freed()
+    return torch.optim.Adam(parameters, lr=learning_rate, eps=1e-5, fused=True)
+
+
+def take_step(optimizer: torch.optim.Adam) -> None:
+    """Take the step that `optimizer.step()` takes, of one made by `adam`, without what hooks ask for."""
+    (group,) = optimizer.param_groups
+    moved = [parameter for parameter in group["params"] if parameter.grad is not None]
+    states = [optimizer.state[parameter] for parameter in moved]
+    if not all(states):  # which begins what it keeps of each
+        optimizer.step()
+        return
+    means, squares, steps = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
+    beta1, beta2 = group["betas"]
+    with torch.no_grad():
+        step_of_adam(
+            moved,
+            [parameter.grad for parameter in moved],
+            means,
+            squares,
+            [],
+            steps,
+            fused=True,
+            beta1=beta1,
+            beta2=beta2,
+            **{name: group[name] for name in ("lr", "eps", "weight_decay", "amsgrad", "maximize")},
+        )
 
 
 def restore(optimizer: torch.optim.Optimizer, state: Any) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from scrubjay.agents.rl.advantages import generalized_advantage
 from scrubjay.agents.rl.auxiliary import HEADS
 from scrubjay.agents.rl.learner import LearnerConfig
-from scrubjay.agents.rl.optimizers import restore
+from scrubjay.agents.rl.optimizers import adam, restore, take_step
 from scrubjay.agents.rl.peers import Alone
 from scrubjay.agents.rl.policy import Policy
 from scrubjay.agents.rl.segment import Segment
@@ -150,9 +150,7 @@ class PPO:
         self.steps = 0
         """Environment steps learned from."""
         self._parameters = list(policy.parameters())
-        self.optimizer = torch.optim.Adam(
-            self._parameters, lr=self.config.learning_rate, eps=1e-5, fused=True
-        )
+        self.optimizer = adam(self._parameters, self.config.learning_rate)
         self.generator = torch.Generator().manual_seed(seed)
 
     def update(self, segment: Segment) -> dict[str, float]:
@@ -173,8 +171,10 @@ class PPO:
                     own = index.new_zeros(1)
                 own = own.to(segment.rewards.device)
                 loss, metrics = self.loss(segment.rows(own), advantages[own], returns[own])
-                metrics["losses/grad_norm"] = self.descend(loss * share)
-                epoch.append({name: value * share for name, value in metrics.items()})
+                metrics["losses/grad_norm"] = self.descend(loss if share == 1 else loss * share)
+                if share < 1:
+                    metrics = {name: value * share for name, value in metrics.items()}
+                epoch.append(metrics)
             history += epoch
             if self.config.target_kl is not None:
                 divergence = torch.stack([metrics["losses/approx_kl"] for metrics in epoch]).mean()
@@ -260,7 +260,7 @@ class PPO:
         loss.backward()
         self.peers.sum_gradients(self._parameters)
         norm = nn.utils.clip_grad_norm_(self._parameters, self.config.max_grad_norm)
-        self.optimizer.step()
+        take_step(self.optimizer)
         return norm.detach()
 
     def get_state(self) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn.functional import smooth_l1_loss
 
 from scrubjay.agents.rl.learner import LearnerConfig
-from scrubjay.agents.rl.optimizers import restore
+from scrubjay.agents.rl.optimizers import adam, restore
 from scrubjay.agents.rl.peers import Alone
 from scrubjay.agents.rl.trust_region import mean_kl
 from scrubjay.agents.teams.batch import TeamBatch, normalized, team_advantages
@@ -107,13 +107,9 @@ class GAMATR:
         if agents is not None and (not self.config.rule.alone or policy.config.shared):
             raise ValueError(f"agents={agents} alone can move only with mode='independent' and shared=False")
         self.agents = range(policy.num_agents) if agents is None else agents
-        self.critic_optimizer = torch.optim.Adam(
-            policy.critic_parameters(), lr=self.config.critic_learning_rate, eps=1e-5, fused=True
-        )
+        self.critic_optimizer = adam(policy.critic_parameters(), self.config.critic_learning_rate)
         self.actor_optimizer = (
-            torch.optim.Adam(policy.actor_parameters(), lr=self.config.learning_rate, eps=1e-5, fused=True)
-            if self.config.rule.descends
-            else None
+            adam(policy.actor_parameters(), self.config.learning_rate) if self.config.rule.descends else None
         )
         self.generator = torch.Generator().manual_seed(seed)
         self._moments = torch.zeros(3, dtype=torch.float64)  # weight, mean and mean square of returns

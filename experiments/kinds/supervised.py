@@ -20,6 +20,7 @@ from scrubjay.experiments.kinds.plan import Plan
 from scrubjay.experiments.runs.cluster import RayOptions
 from scrubjay.experiments.runs.statistics import wilson_interval
 from scrubjay.memory import MemoryConfig, make_config, name_of
+from scrubjay.memory.parts.heap import keep_freed
 
 _MAX_GRAD_NORM = 1.0
 
@@ -157,6 +158,7 @@ class SupervisedEngine(Engine):
         """Return how many questions were answered right, of how many; of these sizes and the test's seed."""
 
     def _build(self) -> None:
+        keep_freed()
         self.model = self._begun(self.config.make_model())
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=self.config.learning_rate)
         self.turn = 0

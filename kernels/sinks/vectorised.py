@@ -63,7 +63,7 @@ def visible_slots(
     num_sinks: int,
 ) -> Bool[Tensor, "*batch T N"]:
     """Return which keys each query sees."""
-    query, key, start = query_step[..., None], key_step[..., None, :], episode_start[..., None]
+    query, key, start = query_step.unsqueeze(-1), key_step.unsqueeze(-2), episode_start.unsqueeze(-1)
     in_episode = (key >= start.clamp(min=0)) & (key <= query)
     return in_episode & ((key < start + num_sinks) | (key > query - window))
 
@@ -73,26 +73,28 @@ def _dense(
 ) -> Read:
     """Score all pairs of a query and a slot, but for slots after all of a block's in a segment."""
     steps = query_step, key_step, episode_start
+    in_blocks = _one_by_one(attend, query, keys, values) and query.shape[1] >= 2 * _CAUSAL_BLOCK
+    if not in_blocks or not _is_segment(*steps):
+        return attend(query, keys, values, visible_slots(*steps, window, num_sinks), sink_logit, scale)
     parts = []
-    # On the way back the gradients of the slots of several blocks would have to be added.
-    learns = torch.is_grad_enabled() and any(x.requires_grad for x in (query, keys, values))
-    in_blocks = attend is _attend_fused and not learns and query.shape[1] >= 2 * _CAUSAL_BLOCK
-    for queries, slots in _runs(*steps) if in_blocks else [(slice(None), slice(None))]:
-        sizes = window, num_sinks
-        visible = visible_slots(query_step[:, queries], key_step[:, slots], episode_start[:, queries], *sizes)
-        given = (x[:, None] for x in (query[:, queries], keys[:, slots], values[:, slots], visible))
-        out, lse = attend(*given, sink_logit, scale)
-        parts.append((out[:, 0], None if lse is None else lse[:, 0]))
-    if len(parts) == 1:
-        return parts[0]
+    for queries, slots in _runs(query.shape[1], keys.shape[1]):
+        asked, held, start = query_step[:, queries], key_step[:, slots], episode_start[:, queries]
+        visible = visible_slots(asked, held, start, window, num_sinks)
+        parts.append(attend(query[:, queries], keys[:, slots], values[:, slots], visible, sink_logit, scale))
     return torch.cat([out for out, _ in parts], dim=1), None
 
 
-def _runs(query_step: Tensor, key_step: Tensor, episode_start: Tensor) -> list[tuple[slice, slice]]:
-    """Return blocks of queries, each with the slots that it may see."""
-    if is_traced() or not _is_segment(query_step, key_step, episode_start):
-        return [(slice(None), slice(None))]
-    time, slots = query_step.shape[1], key_step.shape[1]
+def _one_by_one(attend, *inputs: Tensor) -> bool:
+    """Return whether blocks of queries may be read one by one.
+
+    On the way back the gradients of the slots of several would have to be added.
+    """
+    learns = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    return attend is _attend_fused and not learns and not is_traced()
+
+
+def _runs(time: int, slots: int) -> list[tuple[slice, slice]]:
+    """Return blocks of a segment's queries, each with the slots that it may see."""
     count = time // _CAUSAL_BLOCK
     bounds = [time * index // count for index in range(count + 1)]
     return [(slice(a, b), slice(slots - time + b)) for a, b in itertools.pairwise(bounds)]
@@ -132,36 +134,48 @@ def _banded(
     block_query_step = functional.pad(query_step, (0, padding), value=-1).unflatten(1, (count, block))
     block_start = functional.pad(episode_start, (0, padding)).unflatten(1, (count, block))
     visible = visible_slots(block_query_step, steps, block_start, window, num_sinks)
-    query = functional.pad(query, (0, 0, 0, 0, 0, padding)).unflatten(1, (count, block))
-    out, lse = attend(query, _fetch(keys, columns), _fetch(values, columns), visible, sink_logit, scale)
-    return out.flatten(1, 2)[:, :time], None if lse is None else lse.flatten(1, 2)[:, :time]
+    # A padding by nothing would copy all the same.
+    query = functional.pad(query, (0, 0, 0, 0, 0, padding)) if padding else query
+    query = query.unflatten(1, (count, block))
+    if _one_by_one(attend, query, keys, values):
+        # What is fetched for one block is in the cache still when it is read.
+        parts = []
+        for index in range(count):
+            held = (_fetch(x, columns[:, index : index + 1])[:, 0] for x in (keys, values))
+            parts.append(attend(query[:, index], *held, visible[:, index], sink_logit, scale)[0])
+        return torch.cat(parts, dim=1)[:, :time], None
+    given = (x.flatten(0, 1) for x in (query, _fetch(keys, columns), _fetch(values, columns), visible))
+    read = (None if x is None else x.unflatten(0, (batch, count)) for x in attend(*given, sink_logit, scale))
+    out, lse = (None if x is None else x.flatten(1, 2)[:, :time] for x in read)
+    assert out is not None
+    return out, lse
 
 
 def _attend(
-    query: Float[Tensor, "B K L H D"],
-    keys: Float[Tensor, "B K C G D"],
-    values: Float[Tensor, "B K C G V"],
-    visible: Bool[Tensor, "B K L C"],
+    query: Float[Tensor, "B L H D"],
+    keys: Float[Tensor, "B C G D"],
+    values: Float[Tensor, "B C G V"],
+    visible: Bool[Tensor, "B L C"],
     sink_logit: Float[Tensor, " H"] | None,
     scale: float,
     return_lse: bool = False,
 ) -> Read:
-    batch, count, length, heads, _ = query.shape
-    groups = keys.shape[3]
+    batch, length, heads, _ = query.shape
+    groups = keys.shape[2]
     shared = heads // groups
     dtype = torch.promote_types(query.dtype, torch.float32)
-    keys, values = (x.transpose(2, 3).to(dtype) for x in _blank(keys, values, visible))
+    keys, values = (x.transpose(1, 2).to(dtype) for x in _blank(keys, values, visible))
     keys = keys.contiguous()
-    left = (query.to(dtype) * scale).unflatten(3, (groups, shared)).permute(0, 1, 3, 4, 2, 5)
-    scores = (left.flatten(3, 4) @ keys.mT).unflatten(3, (shared, length))
+    left = (query.to(dtype) * scale).unflatten(2, (groups, shared)).permute(0, 2, 3, 1, 4)
+    scores = (left.flatten(2, 3) @ keys.mT).unflatten(2, (shared, length))
     hidden, reads = _hidden(visible, sink_logit, dtype)
-    scores = scores + hidden[:, :, None, None]
+    scores = scores + hidden[:, None, None]
     if sink_logit is not None:
-        column = sink_logit.to(dtype).view(groups, shared, 1, 1).expand(batch, count, -1, -1, length, 1)
+        column = sink_logit.to(dtype).view(groups, shared, 1, 1).expand(batch, -1, -1, length, 1)
         scores = torch.cat([scores, column], dim=-1)
     attention = torch.softmax(scores, dim=-1)[..., : visible.shape[-1]]
-    out = (attention.flatten(3, 4) @ values).unflatten(3, (shared, length))
-    out = out.permute(0, 1, 4, 2, 3, 5).flatten(3, 4)
+    out = (attention.flatten(2, 3) @ values).unflatten(2, (shared, length))
+    out = out.permute(0, 3, 1, 2, 4).flatten(2, 3)
     if reads is not None:
         out = out.masked_fill(~reads[..., None], 0)
     out = out.to(query.dtype)
@@ -169,50 +183,64 @@ def _attend(
         return out, None
     if scores.shape[-1] == 0:
         return out, out.new_full(out.shape[:-1], -math.inf, dtype=dtype)
-    lse = torch.logsumexp(scores, dim=-1).permute(0, 1, 4, 2, 3).flatten(3, 4)
+    lse = torch.logsumexp(scores, dim=-1).permute(0, 3, 1, 2).flatten(2, 3)
     return out, lse if reads is None else lse.masked_fill(~reads, -math.inf)
 
 
 def _attend_fused(
-    query: Float[Tensor, "B K L H D"],
-    keys: Float[Tensor, "B K C G D"],
-    values: Float[Tensor, "B K C G V"],
-    visible: Bool[Tensor, "B K L C"],
+    query: Float[Tensor, "B L H D"],
+    keys: Float[Tensor, "B C G D"],
+    values: Float[Tensor, "B C G V"],
+    visible: Bool[Tensor, "B L C"],
     sink_logit: Float[Tensor, " H"] | None,
     scale: float,
 ) -> Read:
     """Do as `_attend`, in torch's fused attention."""
-    batch, count, length, heads, _ = query.shape
-    groups = keys.shape[3]
+    if not is_traced():
+        # NaN in a slot that nobody sees shows in what is read, and that is cheaper to look at than slots.
+        out = _fused(query, keys, values, visible, sink_logit, scale)
+        if math.isfinite(out.detach().sum().item()):
+            return out, None
+    keys, values = _blank(keys, values, visible)
+    mask, reads = _seen(visible) if sink_logit is None else (visible, None)
+    out = _fused(query, keys, values, mask, sink_logit, scale)
+    return out if reads is None else out.masked_fill(~reads[..., None], 0), None
+
+
+def _fused(
+    query: Float[Tensor, "B L H D"],
+    keys: Float[Tensor, "B C G D"],
+    values: Float[Tensor, "B C G V"],
+    mask: Bool[Tensor, "B L C"],
+    sink_logit: Float[Tensor, " H"] | None,
+    scale: float,
+) -> Float[Tensor, "B L H V"]:
+    batch, length, heads, _ = query.shape
+    groups = keys.shape[2]
     shared = heads // groups
     # Half precision would round the attention to it, and be no faster.
     dtype = torch.promote_types(query.dtype, torch.float32)
-    keys, values = (x.to(dtype).flatten(0, 1).transpose(1, 2) for x in _blank(keys, values, visible))
     # The query heads of a key head are so many more queries: a step then reads its keys once.
-    left = query.to(dtype).flatten(0, 1).transpose(1, 2)
-    mask, reads = _seen(visible) if sink_logit is None else (visible, None)
-    mask = mask.flatten(0, 1)[:, None]
+    left, keys, values = (x.to(dtype).transpose(1, 2) for x in (query, keys, values))
+    mask = mask[:, None]
     if shared > 1:
         left = left.unflatten(1, (groups, shared)).flatten(2, 3)
         mask = mask[:, :, None].expand(-1, -1, shared, -1, -1).flatten(2, 3)
     if sink_logit is not None:
         keys, values = (torch.cat([x, x.new_zeros(()).expand_as(x[:, :, :1])], dim=2) for x in (keys, values))
-        nothing, never = (torch.tensor(value, dtype=dtype, device=visible.device) for value in (0, -math.inf))
+        nothing, never = (torch.tensor(value, dtype=dtype, device=mask.device) for value in (0, -math.inf))
         mask = torch.where(mask, nothing, never).expand(-1, groups, -1, -1)
         column = sink_logit.to(dtype).repeat_interleave(length).view(1, groups, shared * length, 1)
-        mask = torch.cat([mask, column.expand(batch * count, -1, -1, -1)], dim=-1)
+        mask = torch.cat([mask, column.expand(batch, -1, -1, -1)], dim=-1)
     out = functional.scaled_dot_product_attention(left, keys, values, attn_mask=mask, scale=scale)
     if shared > 1:
         out = out.unflatten(2, (shared, length)).flatten(1, 2)
-    out = out.transpose(1, 2).unflatten(0, (batch, count))
-    if reads is not None:
-        out = out.masked_fill(~reads[..., None], 0)
-    return out.to(query.dtype), None
+    return out.transpose(1, 2).to(query.dtype)
 
 
 def _seen(
-    visible: Bool[Tensor, "B K L C"],
-) -> tuple[Bool[Tensor, "B K L C"], Bool[Tensor, "B K L 1"] | None]:
+    visible: Bool[Tensor, "B L C"],
+) -> tuple[Bool[Tensor, "B L C"], Bool[Tensor, "B L 1"] | None]:
     """Return which slots are to be scored, and which queries read anything, None if all do.
 
     A row of nothing but -inf has no softmax: queries that see nothing score all alike, to read zeros after
@@ -226,8 +254,8 @@ def _seen(
 
 
 def _hidden(
-    visible: Bool[Tensor, "B K L C"], sink_logit: Tensor | None, dtype: torch.dtype
-) -> tuple[Float[Tensor, "B K L C"], Bool[Tensor, "B K L 1"] | None]:
+    visible: Bool[Tensor, "B L C"], sink_logit: Tensor | None, dtype: torch.dtype
+) -> tuple[Float[Tensor, "B L C"], Bool[Tensor, "B L 1"] | None]:
     """Return what to add to the scores, and which queries read anything, None if all do."""
     nothing, never = (torch.tensor(value, dtype=dtype, device=visible.device) for value in (0, -math.inf))
     reads = None
@@ -237,10 +265,10 @@ def _hidden(
 
 
 def _blank(
-    keys: Float[Tensor, "B K C G D"], values: Float[Tensor, "B K C G V"], visible: Bool[Tensor, "B K L C"]
-) -> tuple[Float[Tensor, "B K C G D"], Float[Tensor, "B K C G V"]]:
+    keys: Float[Tensor, "B C G D"], values: Float[Tensor, "B C G V"], visible: Bool[Tensor, "B L C"]
+) -> tuple[Float[Tensor, "B C G D"], Float[Tensor, "B C G V"]]:
     """Zero the slots no query sees: their NaN would survive a multiplication by weight zero."""
-    seen = visible.any(dim=2)
+    seen = visible.any(dim=1)
     # Finding out that all is seen, or finite, is far cheaper than zeroing, but on a GPU it would be a wait.
     if not is_traced() and not keys.is_cuda:
         finite = seen.all() or (keys.detach().sum() + values.detach().sum()).isfinite()

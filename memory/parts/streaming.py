@@ -5,8 +5,9 @@ forward and as many back, instead of a graph of two hundred: queries, keys and v
 place, and a softmax to the base 2. A second derivative, and all that is not plain numbers on a CPU, goes the
 layer's plain way.
 
-Letters: B batch, T steps, H heads, E width of a head, D = H * E, R = B * H, S sinks, P = window - 1, N = S +
-P + T columns: the S sinks of the episode that the segment began in, the P steps before it, and its own.
+Letters: B batch, T steps, H heads, E width of a head, D = H * E, R = B * H, S sinks, N = S + P + T columns: the
+S sinks of the episode that the segment began in, the P steps before it, and its own. P is window - 1, or up to
+three more, which nobody sees.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.parts.heap import keep_freed
 
 _NORM_EPS = 1e-5
+_EVEN = 4
+"""What the number of columns is a multiple of: products of odd ones take a quarter longer."""
 
 
 class Sizes(NamedTuple):
@@ -95,14 +98,16 @@ class _Plan(NamedTuple):
 @torch.inference_mode(False)
 def _plan(sizes: Sizes, time: int) -> _Plan:
     num_sinks, window, heads, width, rotated = sizes
-    query, step = torch.arange(time)[:, None], torch.arange(1 - window, time, dtype=torch.int32)
+    before = window - 1
+    before += -(num_sinks + before + time) % _EVEN
+    query, step = torch.arange(time)[:, None], torch.arange(-before, time, dtype=torch.int32)
     pair = torch.arange(width)
     pair = torch.cat([pair[rotated // 2 : rotated], pair[: rotated // 2], pair[rotated:]])
     return _Plan(
         step,
         step <= query,
         step > query - window,
-        step[: window - 1].long() - num_sinks,
+        step[:before].long() - num_sinks,
         torch.arange(num_sinks),
         (torch.arange(2 * heads)[:, None] * width + pair).flatten(),
     )

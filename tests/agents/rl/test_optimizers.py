@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from scrubjay.agents.rl.optimizers import restore
+from scrubjay.agents.rl.optimizers import adam, restore, take_step
+from scrubjay.memory.parts.heap import keep_freed
 
 
 def learned(steps: int, seed: int = 0) -> tuple[nn.Module, torch.optim.Adam]:
@@ -24,6 +25,31 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad()
     model(torch.arange(3.0)).square().sum().backward()
     optimizer.step()
+
+
+def test_who_learns_keeps_what_steps_free():
+    keep_freed.cache_clear()
+    optimizer = adam(nn.Linear(3, 2).parameters(), 0.1)
+    assert keep_freed.cache_info().currsize == 1
+    assert optimizer.defaults["lr"] == 0.1
+
+
+@pytest.mark.parametrize("unused", [False, True])
+def test_a_step_is_the_optimisers_own(unused, assert_equal):
+    ends = []
+    for quick in (False, True):
+        torch.manual_seed(1)
+        model = nn.ModuleList([nn.Linear(3, 2), nn.Linear(3, 2)])
+        optimizer = adam(model.parameters(), 0.1)
+        for turn in range(5):
+            optimizer.param_groups[0]["lr"] = 0.1 / (turn + 1)
+            optimizer.zero_grad()
+            # A part that is not used at first gets its state later than the others.
+            used = model[:1] if unused and turn < 2 else model
+            torch.stack([part(torch.arange(3.0) + turn).square().sum() for part in used]).sum().backward()
+            take_step(optimizer) if quick else optimizer.step()
+        ends.append({"weights": model.state_dict(), "moments": optimizer.state_dict()["state"]})
+    assert_equal(*ends)
 
 
 @pytest.mark.parametrize("steps", [0, 4])

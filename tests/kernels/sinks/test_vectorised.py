@@ -116,12 +116,15 @@ def test_the_fused_way_is_taken_and_equals_the_explicit_one(
 
     def found():
         gradients = readout_and_gradients(arguments, **options)
+        learned.append(len(calls))
         return gradients | {"alone": sink_attention(**arguments, **options)}
 
+    learned: list[int] = []
     monkeypatch.setattr(functional, "scaled_dot_product_attention", counted)
     results = found()
-    # Gradients to a sink logit, or beside one, are those of the explicit way.
-    assert len(calls) == (1 if sink_logit else 2)
+    # Gradients to a sink logit, or beside one, are those of the explicit way; without, blocks are read alone.
+    assert learned == [0 if sink_logit else 1]
+    assert len(calls) - learned[0] == (1 if time == 1 else 3)
     assert results.keys() == {"out", "alone", *names}
     assert_same(results, explicitly(found, monkeypatch), tolerance=1e-10)
 
