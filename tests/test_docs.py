@@ -32,7 +32,7 @@ def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-# Unpacking the real model takes longer than all other snippets; that it answers is tested beside the chat model.
+# Unpacking the real model takes longer than all other snippets; that it answers, the chat model's tests say.
 REAL = "smollm2"
 
 
