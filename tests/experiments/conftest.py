@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ import torch
 
 from scrubjay.agents.rl.policy import PolicyConfig
 from scrubjay.agents.rl.ppo import PPOConfig
-from scrubjay.experiments import EnvConfig, Run, TrainConfig, train
+from scrubjay.experiments import EnvConfig, Run, TrainConfig, resume, train
 from scrubjay.experiments.cli import main
+from scrubjay.experiments.launching import parallel
 from scrubjay.experiments.runs.checkpoint import load_weights
 from scrubjay.experiments.runs.metrics import is_timing
 from scrubjay.memory import make_config
@@ -155,6 +156,18 @@ def refused(
         return err
 
     return run
+
+
+@pytest.fixture
+def trained_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train here what a comparison trains, one after the other; processes of runs are the demo's to test."""
+
+    def run_here(runs: Sequence[Run], jobs: int) -> None:
+        for run in runs:
+            if not run.finished:
+                resume(run.path)
+
+    monkeypatch.setattr(parallel, "run_in_processes", run_here)
 
 
 @pytest.fixture(scope="session")

@@ -48,7 +48,7 @@ SPACES: tuple[Any, ...] = (
     *({**_ONE, "n": count} for count in (10**30, 2**24, 0, -1, 1.0, True, "2", None)),
     *({**_ONE, "start": start} for start in (2**62, 10**400, None)),
     {**_ONE, "n": 300, "dtype": "int8"},
-    {"space": "Dict", "parts": [[f"k{number}", _ONE] for number in range(10**6)]},
+    lambda: {"space": "Dict", "parts": [[f"k{number}", _ONE] for number in range(10**6)]},
     {"space": "Dict", "parts": [[NAME, {**_ONE, "n": 10**9}]]},
     {"space": "Dict", "parts": [[NAME, _ONE]]},
     {"space": "Dict", "parts": [[1, _ONE], ["a", _ONE]]},
@@ -58,13 +58,14 @@ SPACES: tuple[Any, ...] = (
     {"space": "MultiDiscrete", "n": [[2, 3], [4]], "start": [0], "dtype": "int64"},
     {"space": "MultiDiscrete", "n": [], "start": [], "dtype": "int64"},
     {"space": "MultiDiscrete", "n": [2, 10**18], "start": [0, 0], "dtype": "int64"},
-    {"space": "MultiDiscrete", "n": [1] * 2**22, "start": [0] * 2**22, "dtype": "int64"},
+    lambda: {"space": "MultiDiscrete", "n": [1] * 2**22, "start": [0] * 2**22, "dtype": "int64"},
     {"space": "MultiDiscrete", "n": _deep(900), "start": [0], "dtype": "int64"},
     {"space": "MultiBinary", "n": [2**12, 2**12]},
     {"space": "MultiBinary", "n": [1] * 50},
     *({"space": name} for name in ("Text", STEERING, ["Box"], None)),
     *(7, None, [], "Box"),
 )
+"""Those of millions are made when they are drawn, lest whoever imports this hold them."""
 RAW = (
     b"",
     b"\xff\xfe\x00",
@@ -129,7 +130,8 @@ def _space(path: Path, draw: random.Random) -> str:
 
     def change(facts: dict[str, Any]) -> str:
         name = draw.choice(("observation", "observation", "action", "num_agents", "success_without_memory"))
-        facts[name] = draw.choice(SPACES if name in ("observation", "action") else VALUES)
+        drawn = draw.choice(SPACES if name in ("observation", "action") else VALUES)
+        facts[name] = drawn() if callable(drawn) else drawn
         return f"{name}={facts[name]!r:.80}"
 
     told = _rewritten(path / "environment.json", change)

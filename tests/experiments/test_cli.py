@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from scrubjay.experiments import Run, commands, resume
+from scrubjay.experiments import Run, commands
 from scrubjay.experiments.cli import main
 from scrubjay.experiments.commands import COMMANDS
 from scrubjay.experiments.recipes.overrides import override
@@ -237,15 +237,8 @@ def test_demo_trains_both_compares_them_and_goes_on_when_called_again(capfd, tmp
     assert "other settings" in capfd.readouterr().err
 
 
-def test_compare_tabulates_and_tests_beyond_training(monkeypatch, tmp_path):
-    """Trained here, one after the other; processes of runs are the demo's to test."""
-
-    def run_here(runs, jobs):
-        assert jobs == 2
-        for run in runs:
-            resume(run.path)
-
-    monkeypatch.setattr("scrubjay.experiments.launching.parallel.run_in_processes", run_here)
+@pytest.mark.usefixtures("trained_here")
+def test_compare_tabulates_and_tests_beyond_training(tmp_path):
     words = [
         "compare",
         "--memories",

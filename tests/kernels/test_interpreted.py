@@ -1,8 +1,7 @@
-"""Runs the tests of Triton kernels in processes of their own, where Triton's interpreter is on.
+"""Runs the tests of Triton kernels in a process of their own, where Triton's interpreter is on.
 
 The interpreter must be chosen before the first import of triton and replaces its functions for good, so it
-cannot share a process with the other tests. Two processes, not one a file: each imports torch and triton
-anew.
+cannot share a process with the other tests. One process, not one a file: each imports torch and triton anew.
 """
 
 import importlib.util
@@ -16,17 +15,15 @@ import pytest
 
 FOLDER = Path(__file__).parent / "interpreted"
 FILES = sorted(path.name for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "conftest"))
-HALVES = [FILES[::2], FILES[1::2]]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("names", HALVES, ids=" ".join)
-def test_kernels_under_the_interpreter(names):
+def test_kernels_under_the_interpreter():
     options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--import-mode=importlib"]
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "pytest", *(str(FOLDER / name) for name in names), *options],
+        [sys.executable, "-P", "-m", "pytest", *(str(FOLDER / name) for name in FILES), *options],
         cwd=FOLDER.parents[2],
         env=environment,
         capture_output=True,

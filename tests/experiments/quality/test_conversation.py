@@ -15,7 +15,7 @@ ASKED = (10, 40, 80, 120, 150)
 
 def options(out, **given):
     # A token of the small model is a byte: all is some four times as long as it would be.
-    sizes = {"budget": 1600, "prompt_tokens": 1400, "max_tokens": 4, "turns": 150, "asked": ASKED}
+    sizes = {"budget": 1600, "prompt_tokens": 1400, "max_tokens": 2, "turns": 150, "asked": ASKED}
     return ConversationBench(
         **{**sizes, "save_every": 7, "recall_seeds": 0, "quiet": True, "out": out, **given}
     )

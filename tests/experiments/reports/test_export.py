@@ -54,7 +54,8 @@ def test_bytes_of_pictures_can_be_exported(form, tmp_path):
     assert export(make_policy("gru", space), tmp_path / "policy") <= 1e-4
 
 
-@pytest.mark.parametrize("memory", ["none", "gru", "hcam"])
+# A GRU's is made of pictures above.
+@pytest.mark.parametrize("memory", ["none", pytest.param("gru", marks=pytest.mark.slow), "hcam"])
 def test_the_onnx_model_is_the_policy(memory, tmp_path):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")

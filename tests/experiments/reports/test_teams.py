@@ -3,7 +3,11 @@
 import dataclasses
 import json
 
+import pytest
+
 from scrubjay.experiments import RECIPES
+
+pytestmark = pytest.mark.usefixtures("trained_here")
 
 
 def test_a_comparison_sets_methods_beside_rules(tmp_path, here):

@@ -9,10 +9,12 @@ from scrubjay.kernels.retrieval import gpu as retrieval_gpu
 from scrubjay.kernels.search import gpu as search_gpu
 
 
-def test_right_kernels_pass_the_gate():
-    passed = list(gpu.check("cpu", (torch.float32, torch.float16)))
-    assert len(passed) == 14
-    assert all(0 < error < gpu.TOLERANCE[dtype] for _, dtype, error in passed)
+# Half precision is held to tighter bounds in the tests of each op.
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float16, marks=pytest.mark.slow)])
+def test_right_kernels_pass_the_gate(dtype):
+    passed = list(gpu.check("cpu", (dtype,)))
+    assert len(passed) == 7
+    assert all(0 < error < gpu.TOLERANCE[dtype] for _, _, error in passed)
 
 
 def test_a_wrong_kernel_ends_the_run_before_anything_is_timed(monkeypatch, mutated):

@@ -1,8 +1,8 @@
 """The Triton kernels of neural memory under the interpreter, against the definition."""
 
+import functools
 import itertools
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -84,10 +84,14 @@ def outcome(arguments: dict[str, Any], implementation: Any) -> list[torch.Tensor
 
 
 def errors(arguments: dict[str, Any], implementation="reference") -> list[float]:
+    return distances(outcome(arguments, "triton"), outcome(arguments, implementation))
+
+
+def distances(found: list[torch.Tensor], right: list[torch.Tensor]) -> list[float]:
     """Root mean square errors over the root mean square of what is right, of outputs and gradients."""
     return [
-        float((found.double() - right).square().mean().sqrt() / right.square().mean().sqrt().clamp_min(1e-6))
-        for found, right in zip(outcome(arguments, "triton"), outcome(arguments, implementation), strict=True)
+        float((ours.double() - exact).square().mean().sqrt() / exact.square().mean().sqrt().clamp_min(1e-6))
+        for ours, exact in zip(found, right, strict=True)
     ]
 
 
@@ -224,8 +228,9 @@ def test_no_tokens():
     torch.testing.assert_close(list(after), list(arguments["state"]))
 
 
-def mutants() -> Iterator[float]:
-    """Yield the errors of calls that give each mutation something to break."""
+@functools.cache
+def spoilt() -> tuple[dict[str, Any], list[torch.Tensor]]:
+    """Return a call that gives each mutation something to break, and what is right."""
     arguments = draw(chunks=4, chunk_size=2, heads=1, seed=7)
     no, yes = False, True
     arguments["valid"] = torch.tensor([[yes, no, yes, yes, yes, no, yes, yes]])
@@ -233,7 +238,13 @@ def mutants() -> Iterator[float]:
         torch.tensor([[no, no, no, yes]]),
         torch.tensor([[no, no, yes, no]]),
     )
-    yield from errors(arguments, "closed")
+    return arguments, outcome(arguments, "closed")
+
+
+def mutants() -> list[float]:
+    """Return the errors of a call that gives each mutation something to break."""
+    arguments, right = spoilt()
+    return distances(outcome(arguments, "triton"), right)
 
 
 MUTATIONS = [

@@ -182,7 +182,8 @@ def test_slots_that_no_query_sees_may_hold_anything(blank):
 
 
 def unseen_filled(blank):
-    arguments = draw(10, time=24, cached=20, reset=0.15)
+    # One row, drawn so that every mutation shows.
+    arguments = draw(15, batch=1, time=24, cached=20, reset=0.15)
     query, key, start = (arguments[name] for name in ("query_step", "key_step", "episode_start"))
     query, key, start = query[..., None], key[:, None], start[..., None]
     visible = (key >= start) & (key <= query) & ((key < start + 1) | (key > query - 3))
