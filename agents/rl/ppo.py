@@ -42,8 +42,6 @@ class PPOConfig(LearnerConfig):
     """Gradient steps per pass; a minibatch is a set of whole rows."""
     entropy_coefficient: float = 0.01
     """Weight of the bonus for undecided policies."""
-    final_entropy_coefficient: float | None = field(default=None, metadata=LATER)
-    """What that falls to, by equal factors, over the same steps as the step size; None keeps it."""
     value_coefficient: float = 0.5
     """Weight of the critic's squared error."""
     reconstruction_coefficient: float = 0.0
@@ -61,12 +59,7 @@ class PPOConfig(LearnerConfig):
     anneal: bool = field(default=False, metadata=LATER)
     """Whether the step size falls, in a straight line, to 0 at the end of the run."""
     anneal_steps: int | None = field(default=None, metadata=LATER)
-    """Environment steps over which what falls does; by default those that the run was begun for."""
-
-    @property
-    def falls(self) -> bool:
-        """Whether anything changes with the steps."""
-        return self.anneal or self.final_entropy_coefficient is not None
+    """Environment steps over which it does; by default those that the run was begun for."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.gamma <= 1 or not 0 <= self.gae_lambda <= 1:
@@ -86,16 +79,10 @@ class PPOConfig(LearnerConfig):
             )
         if self.target_kl is not None and not self.target_kl > 0:
             raise ValueError(f"target_kl={self.target_kl}: must be positive, or None for no limit")
-        if self.anneal_steps is not None and not (self.falls and self.anneal_steps > 0):
+        if self.anneal_steps is not None and not (self.anneal and self.anneal_steps > 0):
             raise ValueError(
                 f"anneal={self.anneal}, anneal_steps={self.anneal_steps}: give steps, at least 1, with "
-                "anneal=True or a final_entropy_coefficient, or None"
-            )
-        final = self.final_entropy_coefficient
-        if final is not None and not (final > 0 and self.entropy_coefficient > 0):
-            raise ValueError(
-                f"entropy_coefficient={self.entropy_coefficient}, final_entropy_coefficient={final}: what "
-                "falls by equal factors must be above 0 at both ends"
+                "anneal=True, or None"
             )
         if self.learning_rate <= 0 or self.clip <= 0 or self.max_grad_norm <= 0:
             raise ValueError(
@@ -105,7 +92,7 @@ class PPOConfig(LearnerConfig):
 
     def over(self, total_steps: int) -> Self:
         """Return the settings for a run of so many environment steps."""
-        return replace(self, anneal_steps=total_steps) if self.falls and not self.anneal_steps else self
+        return replace(self, anneal_steps=total_steps) if self.anneal and not self.anneal_steps else self
 
     def build(self, policy: Policy, seed: int = 0, peers: Alone | None = None) -> PPO:
         """Return PPO of `policy`; raises ValueError if that lacks a head that the settings ask for.
@@ -142,11 +129,8 @@ class PPO:
                 f"auxiliary_coefficient={self.config.auxiliary_coefficient} needs a policy built with "
                 f"PolicyConfig(auxiliary=(...)): of {', '.join(HEADS)}"
             )
-        if self.config.falls and self.config.anneal_steps is None:
-            raise ValueError(
-                "anneal or final_entropy_coefficient without anneal_steps: take config.over(total_steps) "
-                "instead"
-            )
+        if self.config.anneal and self.config.anneal_steps is None:
+            raise ValueError("anneal=True without anneal_steps: take config.over(total_steps) instead")
         self.steps = 0
         """Environment steps learned from."""
         self._parameters = list(policy.parameters())
@@ -188,8 +172,6 @@ class PPO:
         result["losses/explained_variance"] = explained.item()
         if self.config.anneal:
             result["charts/learning_rate"] = rate
-        if self.config.final_entropy_coefficient is not None:
-            result["charts/entropy_coefficient"] = self._entropy_coefficient()
         self.steps += total * segment.rewards.shape[1]
         return result
 
@@ -235,7 +217,7 @@ class PPO:
         policy_loss = -torch.minimum(ratio * advantages, clipped * advantages).mean()
         value_loss = 0.5 * (evaluation.values - returns).square().mean()
         entropy = evaluation.entropy.mean()
-        loss = policy_loss + config.value_coefficient * value_loss - self._entropy_coefficient() * entropy
+        loss = policy_loss + config.value_coefficient * value_loss - config.entropy_coefficient * entropy
         if config.reconstruction_coefficient > 0:
             loss = loss + config.reconstruction_coefficient * evaluation.reconstruction_loss
         for auxiliary in evaluation.auxiliary_losses.values():
@@ -270,7 +252,7 @@ class PPO:
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "generator": self.generator.get_state(),
         }
-        return {**state, "steps": self.steps} if self.config.falls else state
+        return {**state, "steps": self.steps} if self.config.anneal else state
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on from what `get_state` returned."""
@@ -284,14 +266,6 @@ class PPO:
     def _set_learning_rate(self) -> float:
         """Set the rate of the next update, and return it; once it has fallen the last one stays."""
         group = self.optimizer.param_groups[0]
-        if self.config.anneal and self._progress() < 1:
-            group["lr"] = self.config.learning_rate * (1 - self._progress())
+        if self.config.anneal_steps is not None and self.steps < self.config.anneal_steps:
+            group["lr"] = self.config.learning_rate * (1 - self.steps / self.config.anneal_steps)
         return group["lr"]
-
-    def _entropy_coefficient(self) -> float:
-        first, last = self.config.entropy_coefficient, self.config.final_entropy_coefficient
-        return first if last is None else first * (last / first) ** min(self._progress(), 1.0)
-
-    def _progress(self) -> float:
-        assert self.config.anneal_steps is not None
-        return self.steps / self.config.anneal_steps

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -228,33 +227,6 @@ def test_a_falling_step_size_needs_a_length(make_policy: MakePolicy) -> None:
     learner = PPOConfig(anneal=True).over(100).build(make_policy())
     with pytest.raises(ValueError, match="steps=-1"):
         learner.set_state({**learner.get_state(), "steps": -1})
-
-
-def test_the_bonus_for_undecided_policies_falls_by_equal_factors(
-    make_policy: MakePolicy, scripted_envs: Envs
-) -> None:
-    policy = make_policy()
-    segment = segment_of(policy, scripted_envs(4))
-    config = PPOConfig(num_minibatches=2, entropy_coefficient=0.08, final_entropy_coefficient=0.02)
-    learner = PPO(policy, config.over(2 * segment.num_steps))
-    advantages, returns = learner.advantages(segment)
-    expected = []
-    for coefficient in (0.08, 0.04, 0.02, 0.02):
-        constant = PPO(
-            policy, replace(config, entropy_coefficient=coefficient, final_entropy_coefficient=None)
-        )
-        expected.append(constant.loss(segment, advantages, returns)[0].item())
-        assert learner.loss(segment, advantages, returns)[0].item() == pytest.approx(expected[-1], abs=1e-7)
-        told = learner.update(segment)["charts/entropy_coefficient"]
-        assert told == pytest.approx(coefficient)
-        learner.set_state(learner.get_state())
-    assert len({round(loss, 5) for loss in expected}) > 1
-
-
-@pytest.mark.parametrize(("first", "final"), [(0.0, 0.01), (0.01, 0.0), (0.01, -1.0)])
-def test_a_bonus_falls_only_between_numbers_above_zero(first: float, final: float) -> None:
-    with pytest.raises(ValueError, match=f"final_entropy_coefficient={final}"):
-        PPOConfig(entropy_coefficient=first, final_entropy_coefficient=final)
 
 
 class Recall(gymnasium.Env):
