@@ -31,12 +31,12 @@ def tmaze() -> TrainConfig:
         ppo=PPOConfig(
             learning_rate=1e-3,
             anneal=True,
-            entropy_coefficient=0.06,
+            entropy_coefficient=0.04,
             least_deviation=0.1,
             num_minibatches=8,
             reconstruction_coefficient=1.0,
         ),
-        total_steps=1_500_000,
+        total_steps=2_000_000,
         segment_length=128,
     )
 
