@@ -12,6 +12,9 @@ from gymnasium import spaces
 from jaxtyping import Float
 from torch import Tensor, nn
 
+_IMPOSSIBLE = -1e9
+"""Logit of a choice that there is not: finite, so that 0 * log 0 is 0 in the entropy and its gradient."""
+
 
 @runtime_checkable
 class Distribution(Protocol):
@@ -83,6 +86,12 @@ class Categorical:
         """Return the divergence KL(self, other)."""
         return (self.log_probs.exp() * (self.log_probs - other.log_probs)).sum(dim=-1)
 
+    def barrier(self) -> Tensor:
+        """Return the divergence KL(uniform, self), which has no bound as a choice becomes impossible."""
+        there = self.log_probs > 0.5 * _IMPOSSIBLE
+        count = there.sum(dim=-1)
+        return -torch.where(there, self.log_probs, 0).sum(dim=-1) / count - count.log()
+
     def outputs(self) -> Tensor:
         """Return the log-probabilities of all choices."""
         return self.log_probs
@@ -121,6 +130,10 @@ class IndependentCategoricals(Categorical):
     def kl(self, other: Categorical) -> Tensor:
         """Return the divergence of all N choices together."""
         return super().kl(other).sum(dim=-1)
+
+    def barrier(self) -> Tensor:
+        """Return the divergence from all N uniform choices together."""
+        return super().barrier().sum(dim=-1)
 
     def outputs(self) -> Tensor:
         """Return the log-probabilities of all choices, one after the other."""
@@ -223,8 +236,7 @@ class CategoricalHead(nn.Module):
             return Categorical(logits)
         logits = logits.unflatten(-1, self.choices)
         if self.impossible is not None:
-            # Finite, so that 0 * log 0 is 0 in the entropy and its gradient.
-            logits = logits.masked_fill(self.impossible, -1e9)
+            logits = logits.masked_fill(self.impossible, _IMPOSSIBLE)
         return IndependentCategoricals(logits)
 
     def to_env(self, action: Tensor) -> np.ndarray:

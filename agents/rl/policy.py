@@ -86,6 +86,8 @@ class Evaluation(NamedTuple):
     """Zero unless the policy has the head for it."""
     auxiliary_losses: dict[str, Float[Tensor, ""]]
     """Of each head that `PolicyConfig.auxiliary` names."""
+    distribution: Distribution
+    """Of the actions, `[batch, time]`."""
 
 
 class Policy(nn.Module):
@@ -223,7 +225,7 @@ class Policy(nn.Module):
             reconstruction_loss = self.reconstruction(features.flatten(0, 1), observations)
         log_probs, entropy = distribution.log_prob(segment.actions), distribution.entropy()
         auxiliary = {name: head(features, segment) for name, head in self.auxiliary.items()}
-        return Evaluation(log_probs, entropy, values, reconstruction_loss, auxiliary)
+        return Evaluation(log_probs, entropy, values, reconstruction_loss, auxiliary, distribution)
 
     def _choose(self, features: Tensor, generator: torch.Generator | None, deterministic: bool) -> Choice:
         distribution = self.actor(features)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from scrubjay.agents.rl.advantages import generalized_advantage
 from scrubjay.agents.rl.auxiliary import HEADS
+from scrubjay.agents.rl.distributions import Categorical, CategoricalHead
 from scrubjay.agents.rl.learner import LearnerConfig
 from scrubjay.agents.rl.optimizers import adam, restore, take_step
 from scrubjay.agents.rl.peers import Alone
@@ -42,6 +43,8 @@ class PPOConfig(LearnerConfig):
     """Gradient steps per pass; a minibatch is a set of whole rows."""
     entropy_coefficient: float = 0.01
     """Weight of the bonus for undecided policies."""
+    barrier_coefficient: float = field(default=0.0, metadata=LATER)
+    """Weight of the log barrier, KL(uniform, policy), by which no choice becomes too rare to be tried."""
     value_coefficient: float = 0.5
     """Weight of the critic's squared error."""
     reconstruction_coefficient: float = 0.0
@@ -68,7 +71,7 @@ class PPOConfig(LearnerConfig):
             raise ValueError(
                 f"epochs={self.epochs}, num_minibatches={self.num_minibatches}: both must be at least 1"
             )
-        weights = ("entropy", "value", "reconstruction", "auxiliary")
+        weights = ("entropy", "barrier", "value", "reconstruction", "auxiliary")
         for name in (*(f"{weight}_coefficient" for weight in weights), "least_deviation"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
@@ -105,7 +108,9 @@ class PPOConfig(LearnerConfig):
 class PPO:
     """Improves a policy on the segments it sampled itself.
 
-    Schulman et al. 2017 (arXiv 1707.06347), equations 7 and 9, with the critic's error left unclipped.
+    Schulman et al. 2017 (arXiv 1707.06347), equations 7 and 9, with the critic's error left unclipped. The
+    log barrier, if wanted, is that of Agarwal et al. 2021 (arXiv 1908.00261): its gradient does not vanish
+    with a choice's probability, as the entropy's does.
     Each segment starts from the state that was carried into it, as constant; minibatches are whole rows.
 
     With `peers`, learners in several processes make one update together: each is given some rows of the
@@ -128,6 +133,11 @@ class PPO:
             raise ValueError(
                 f"auxiliary_coefficient={self.config.auxiliary_coefficient} needs a policy built with "
                 f"PolicyConfig(auxiliary=(...)): of {', '.join(HEADS)}"
+            )
+        if self.config.barrier_coefficient > 0 and not isinstance(policy.actor, CategoricalHead):
+            raise ValueError(
+                f"barrier_coefficient={self.config.barrier_coefficient} needs actions that are choices, not "
+                f"{policy.action_space}"
             )
         if self.config.anneal and self.config.anneal_steps is None:
             raise ValueError("anneal=True without anneal_steps: take config.over(total_steps) instead")
@@ -218,6 +228,9 @@ class PPO:
         value_loss = 0.5 * (evaluation.values - returns).square().mean()
         entropy = evaluation.entropy.mean()
         loss = policy_loss + config.value_coefficient * value_loss - config.entropy_coefficient * entropy
+        if config.barrier_coefficient > 0:
+            assert isinstance(evaluation.distribution, Categorical)
+            loss = loss + config.barrier_coefficient * evaluation.distribution.barrier().mean()
         if config.reconstruction_coefficient > 0:
             loss = loss + config.reconstruction_coefficient * evaluation.reconstruction_loss
         for auxiliary in evaluation.auxiliary_losses.values():

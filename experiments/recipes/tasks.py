@@ -26,17 +26,17 @@ def tmaze() -> TrainConfig:
             "scrubjay/TMaze-v0", {"corridor_length": 50}, num_envs=64, inputs=("observation", "reward")
         ),
         policy=PolicyConfig(memory=make_config("gru", dim=64), reconstruction=True, skip=True),
-        # Advantages stretched to deviation 1 drown what keeps a policy undecided, so that it settles on one
-        # turn, or on none, before it heeds the cue; once all turns are right, they are noise, and unlearn.
+        # A policy that settles on one turn, or on none, before it heeds the cue must come to try the other
+        # again. Once all turns are right, advantages stretched to deviation 1 are noise, and unlearn.
         ppo=PPOConfig(
             learning_rate=1e-3,
             anneal=True,
-            entropy_coefficient=0.04,
+            barrier_coefficient=0.01,
             least_deviation=0.1,
             num_minibatches=8,
             reconstruction_coefficient=1.0,
         ),
-        total_steps=2_000_000,
+        total_steps=1_500_000,
         segment_length=128,
     )
 

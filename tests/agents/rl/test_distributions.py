@@ -34,6 +34,33 @@ def test_independent_categoricals_are_a_product() -> None:
     torch.testing.assert_close(ours.entropy(), theirs.entropy())
 
 
+def test_the_barrier_is_the_divergence_from_uniform_choices() -> None:
+    logits = torch.randn(6, 3, 4, dtype=torch.float64)
+    theirs = reference.Categorical(logits=logits)
+    uniform = reference.Categorical(logits=torch.zeros_like(logits))
+    expected = reference.kl_divergence(uniform, theirs)
+    torch.testing.assert_close(Categorical(logits).barrier(), expected)
+    torch.testing.assert_close(IndependentCategoricals(logits).barrier(), expected.sum(dim=-1))
+    # Choices that there are not count for nothing: those of 2 are among as many columns as those of 4.
+    head = make_action_head(spaces.MultiDiscrete([2, 4]), dim=8).double()
+    features = torch.randn(5, 8, dtype=torch.float64)
+    two, four = head.linear(features).unflatten(-1, (2, 4)).unbind(1)
+    apart = Categorical(two[:, :2]).barrier() + Categorical(four).barrier()
+    distribution = head(features)
+    assert isinstance(distribution, IndependentCategoricals)
+    torch.testing.assert_close(distribution.barrier(), apart)
+
+
+def test_the_barrier_pulls_at_choices_that_the_entropy_has_given_up() -> None:
+    logits = torch.tensor([20.0, 0.0, 0.0], dtype=torch.float64, requires_grad=True)
+    distribution = Categorical(logits)
+    (by_barrier,) = torch.autograd.grad(-distribution.barrier(), logits, retain_graph=True)
+    (by_entropy,) = torch.autograd.grad(distribution.entropy(), logits)
+    torch.testing.assert_close(by_barrier, 1 / 3 - distribution.log_probs.detach().exp())
+    assert by_barrier[1] > 0.3
+    assert by_entropy[1] < 1e-6
+
+
 def test_diagonal_gaussian_agrees_with_torch() -> None:
     mean, log_std = torch.randn(5, 2, 3, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
     ours = DiagonalGaussian(mean, log_std)

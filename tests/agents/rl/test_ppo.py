@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -45,7 +46,7 @@ def test_loss_agrees_with_the_paper_element_by_element(scripted_envs: Envs, make
     with torch.no_grad():  # moved on since it sampled: ratios within the clip and beyond
         for parameter in policy.parameters():
             parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
-    config = PPOConfig(clip=0.1, entropy_coefficient=0.3, value_coefficient=0.7)
+    config = PPOConfig(clip=0.1, entropy_coefficient=0.3, barrier_coefficient=0.2, value_coefficient=0.7)
     learner = PPO(policy, config)
     advantages, returns = learner.advantages(segment)
     loss, metrics = learner.loss(segment, advantages, returns)
@@ -59,6 +60,8 @@ def test_loss_agrees_with_the_paper_element_by_element(scripted_envs: Envs, make
             surrogate = min(ratio * advantage, min(max(ratio, 0.9), 1.1) * advantage)
             error = float(evaluation.values[b, t] - returns[b, t])
             total += -surrogate + 0.7 * 0.5 * error**2 - 0.3 * float(evaluation.entropy[b, t])
+            chances = evaluation.distribution.outputs()[b, t].tolist()
+            total -= 0.2 * (sum(chances) / len(chances) + math.log(len(chances)))
             clipped += abs(ratio - 1) > 0.1
     assert loss.item() == pytest.approx(total / 36, rel=1e-4)
     assert metrics["losses/clipfrac"].item() == pytest.approx(clipped / 36)
@@ -227,6 +230,12 @@ def test_a_falling_step_size_needs_a_length(make_policy: MakePolicy) -> None:
     learner = PPOConfig(anneal=True).over(100).build(make_policy())
     with pytest.raises(ValueError, match="steps=-1"):
         learner.set_state({**learner.get_state(), "steps": -1})
+
+
+def test_a_barrier_needs_choices(make_policy: MakePolicy) -> None:
+    policy = make_policy(spaces.Box(-9, 9, (3,)), spaces.Box(-1, 1, (2,)))
+    with pytest.raises(ValueError, match=r"barrier_coefficient=0\.1 needs actions that are choices, not Box"):
+        PPO(policy, PPOConfig(barrier_coefficient=0.1))
 
 
 class Recall(gymnasium.Env):
