@@ -5,9 +5,9 @@ forward and as many back, instead of a graph of two hundred: queries, keys and v
 place, and a softmax to the base 2. A second derivative, and all that is not plain numbers on a CPU, goes the
 layer's plain way.
 
-Letters: B batch, T steps, H heads, E width of a head, D = H * E, R = B * H, S sinks, N = S + P + T columns: the
-S sinks of the episode that the segment began in, the P steps before it, and its own. P is window - 1, or up to
-three more, which nobody sees.
+Letters: B batch, T steps, H heads, E width of a head, D = H * E, R = B * H, S sinks, N = S + P + T columns:
+the S sinks of the episode that the segment began in, the P steps before it, and its own. P is window - 1, or
+up to three more, which nobody sees.
 """
 
 from __future__ import annotations
