@@ -78,7 +78,7 @@ _PLAY = Form(
 )
 FORMS: Mapping[str, tuple[Form, ...]] = {
     "train": (
-        Form("train tmaze", numbers=_AGENT, named=_NAMES, paths="--run-dir --init-from", fixed=TINY),
+        Form("train tmaze-demo", numbers=_AGENT, named=_NAMES, paths="--run-dir --init-from", fixed=TINY),
         Form(
             "train ppo --env CartPole-v1",
             numbers=_AGENT,
@@ -150,20 +150,20 @@ FORMS: Mapping[str, tuple[Form, ...]] = {
     ),
     "compare": (
         Form(
-            "compare --out folder --recipes tmaze --memories gru",
+            "compare --out folder --recipes tmaze-demo --memories gru",
             numbers="--seeds --jobs",
             named="--memories --recipes --methods",
             paths="--out",
         ),
         Form("compare --recipes uav-small", numbers="--seeds --jobs", named="--methods", paths="--out"),
         Form(
-            "compare --out {compared} --recipes tmaze --memories gru --seeds 0 -- --total-steps 64 "
+            "compare --out {compared} --recipes tmaze-demo --memories gru --seeds 0 -- --total-steps 64 "
             "--env.num-envs 4 --segment-length 8 --eval-episodes 2"
         ),
     ),
     "launch": (
         Form(
-            "launch tmaze --address http://127.0.0.1:9",
+            "launch tmaze-demo --address http://127.0.0.1:9",
             numbers=_AGENT,
             named="--memory --learner --method --env --set --device --engine --recipe --env.id --address",
             paths="--run-dir",
@@ -175,9 +175,9 @@ FORMS: Mapping[str, tuple[Form, ...]] = {
         ),
     ),
     "sweep": (
-        Form("sweep tmaze --param seed=0,0", numbers=_AGENT, named=_NAMES, paths="--out"),
-        Form("sweep tmaze --param ppo.gamma=0.9,{word}", numbers="--jobs", named=_NAMES, paths="--out"),
-        Form("sweep tmaze --param seed=1,2 --out {sweep}", numbers="--jobs", named="--param"),
+        Form("sweep tmaze-demo --param seed=0,0", numbers=_AGENT, named=_NAMES, paths="--out"),
+        Form("sweep tmaze-demo --param ppo.gamma=0.9,{word}", numbers="--jobs", named=_NAMES, paths="--out"),
+        Form("sweep tmaze-demo --param seed=1,2 --out {sweep}", numbers="--jobs", named="--param"),
     ),
     "inspect": (Form("inspect {model} --text {text}", numbers="--layers --tokens", paths="--text --out"),),
     "longcontext": (

@@ -30,8 +30,8 @@ def world(tmp_path_factory, finished_run, tiny, tiny_chat):
     shutil.copy(finished_run.path / "metrics.jsonl", stopped.path / "metrics.jsonl")
     train(override("uav-small", TINY.split()), world / "team")
     train(
-        override("tmaze", ["--memory", "gru", "--seed", "0", *TINY.split()]),
-        world / "compared" / "tmaze-gru-s0",
+        override("tmaze-demo", ["--memory", "gru", "--seed", "0", *TINY.split()]),
+        world / "compared" / "tmaze-demo-gru-s0",
     )
     for name in ("none", "gru"):
         shown = with_memory(dataclasses.replace(RECIPES["recall-demo"].make(), total_steps=64), name)
@@ -46,7 +46,7 @@ def world(tmp_path_factory, finished_run, tiny, tiny_chat):
             bank.add(f"Fact {number} is that engines compute.", namespace=("user", "ada"))
         (world / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in bank.export()))
     (world / "sweep").mkdir()
-    (world / "sweep" / "sweep.json").write_text(json.dumps(["tmaze", [["gamma", ["1"]]], []], indent=1))
+    (world / "sweep" / "sweep.json").write_text(json.dumps(["tmaze-demo", [["gamma", ["1"]]], []], indent=1))
     (world / "replay.jsonl").write_text(json.dumps({"tool": "search", "arguments": {}, "x": 1}) + "\n")
     record = {"id": 1, "type": "plantooluse", "golden_result_list": ["a"], "funcs": []}
     record |= {"memory_last_task": "", "model_predict": "a"}

@@ -51,24 +51,24 @@ def test_every_verb_tells_of_the_new_end(copy, here, tmp_path):
 
 def test_no_flag_sets_what_a_run_records_of_itself(refused):
     for flag in ("--extensions", "--init-step"):
-        told = refused("train", "tmaze", flag, "3")
+        told = refused("train", "tmaze-demo", flag, "3")
         assert f"unknown option '{flag}'" in told
         assert f"did you mean '{flag}'" not in told
 
 
 def test_at_the_command_line_in_another_corridor(here, tmp_path, assert_equal):
-    assert here("train", "tmaze", *WORDS, "--set", "corridor_length=4", "--run-dir", "first")[0] == 0
+    assert here("train", "tmaze-demo", *WORDS, "--set", "corridor_length=4", "--run-dir", "first")[0] == 0
     words = ["--set", "corridor_length=9", "--init-from", "first", "--run-dir", "second", "--seed", 3]
-    code, out, err = here("train", "tmaze", *WORDS, *words)
+    code, out, err = here("train", "tmaze-demo", *WORDS, *words)
     assert (code, err) == (0, "")
     assert "weights of first at step 64" in out
     second, first = Run.load(tmp_path / "second"), Run.load(tmp_path / "first")
     assert_equal(load_file(second.path / "initial.safetensors"), load_weights(first.checkpoint))
-    code, out, err = here("train", "tmaze", *WORDS, "--init-from", "second", "--run-dir", "third")
+    code, out, err = here("train", "tmaze-demo", *WORDS, "--init-from", "second", "--run-dir", "third")
     assert (code, err) == (0, "")
     assert "initial.safetensors" in {file.name for file in (tmp_path / "third").iterdir()}
     assert "--init-from RUN" in here("train", "--help")[1]
-    assert "--init-from" in here("train", "tmaze", "--help")[1]
+    assert "--init-from" in here("train", "tmaze-demo", "--help")[1]
 
 
 TINY = ["--total-steps", "64", "--env.num-envs", "4", "--segment-length", "8", "--eval-episodes", "2"]
@@ -90,7 +90,7 @@ def test_training_begins_in_no_directory_that_holds_what_another_left(left, stra
     for path in list(stranger.iterdir()):
         if path.name not in (left, ".lock"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    ended = run(["train", "tmaze", "--run-dir", "run", *TINY], tmp_path, seconds=30)
+    ended = run(["train", "tmaze-demo", "--run-dir", "run", *TINY], tmp_path, seconds=30)
     assert ended.code == 2
     assert f"run holds {left} of a run without its config.json" in ended.err
     assert sorted(path.name for path in stranger.iterdir()) == sorted({left, ".lock"})
@@ -100,7 +100,7 @@ def test_what_a_killed_beginning_left_is_made_anew(here, tmp_path):
     (tmp_path / "run").mkdir()
     for name in ("environment.json", "initial.safetensors"):
         (tmp_path / "run" / name).write_text("a stranger's")
-    assert here("train", "tmaze", *WORDS, "--run-dir", "run")[0] == 0
+    assert here("train", "tmaze-demo", *WORDS, "--run-dir", "run")[0] == 0
     run: Any = Run.load(tmp_path / "run")
     assert run.facts == run.config.env.facts()
     assert not (tmp_path / "run" / "initial.safetensors").exists()
@@ -113,7 +113,7 @@ def test_nor_where_a_run_is(stranger, tmp_path):
     (tmp_path / "evilmod.py").write_text("import pathlib; pathlib.Path('harm').touch()")
     before = {path: path.read_bytes() for path in stranger.rglob("*.json*")}
     for more in ([], ["--trust"]):
-        ended = run(["train", "tmaze", "--run-dir", "run", *more], tmp_path, seconds=30)
+        ended = run(["train", "tmaze-demo", "--run-dir", "run", *more], tmp_path, seconds=30)
         assert ended.code == 2
         assert "already holds a run" in ended.err or "unknown option '--trust'" in ended.err
     assert not (tmp_path / "harm").exists()

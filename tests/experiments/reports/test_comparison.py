@@ -105,7 +105,7 @@ def played(monkeypatch):
 
 def test_longer_tasks_are_multiples_of_the_trained_one_and_played_once(tiny, tmp_path, played):
     env = EnvConfig("scrubjay/TMaze-v0", {"corridor_length": 10}, num_envs=4)
-    run = finished(tmp_path / "run", tiny(recipe="tmaze", env=env), success=1.0)
+    run = finished(tmp_path / "run", tiny(recipe="tmaze-demo", env=env), success=1.0)
     scores = success_when_longer(run, episodes=7)
     assert scores == {10: 1.0, 20: 0.5, 50: 0.2, 100: 0.1}
     assert [length for length, _, _ in played] == list(scores)
@@ -116,7 +116,7 @@ def test_longer_tasks_are_multiples_of_the_trained_one_and_played_once(tiny, tmp
     written = write_report([run], tmp_path, "c")
     assert written[-1].name == "longer.png"
     table = written[0].read_text()
-    assert "tmaze, trained at corridor_length 10, tested at:" in table
+    assert "tmaze-demo, trained at corridor_length 10, tested at:" in table
     assert cells(table, ["gru"]) == [["gru", "1.00", "0.50", "0.20", "0.10"]]
     tested = [line["test"] for line in scores_in(written[1])]
     assert tested == [{}, *({"corridor_length": length} for length in scores)]

@@ -57,7 +57,7 @@ def test_letters_that_an_encoding_lacks_are_escaped_and_json_stays_json(shell):
 @pytest.mark.slow
 def test_of_two_trainings_of_one_directory_the_second_is_refused(start, scrubjay, tmp_path):
     """Until the first one's process is dead, however it died."""
-    both = [start("train", "tmaze", *LONG) for _ in range(2)]
+    both = [start("train", "tmaze-demo", *LONG) for _ in range(2)]
     while all(process.poll() is None for process in both):
         time.sleep(0.1)
     (second,) = [process for process in both if process.poll() is not None]
