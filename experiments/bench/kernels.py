@@ -250,7 +250,7 @@ def _sinks(bench: KernelsBench) -> Iterator[str]:
     )
     yield "| queries | key slots | ours, forward | ours, forward and backward | masked full attention |"
     yield "|---|---|---|---|---|"
-    for queries in (1, 4, 16, 64, 256, 1024, 4096):
+    for queries in (1, 4, 16, 64, 256, 384, 1024, 4096):
         slots = max(queries, window + sinks)
         query = torch.randn(rows, queries, bench.heads, bench.width, requires_grad=True)
         keys, values = (torch.randn(rows, slots, bench.heads, bench.width, requires_grad=True) for _ in "kv")
