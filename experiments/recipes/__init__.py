@@ -11,5 +11,5 @@ from scrubjay.experiments.recipes.registry import with_memory as with_memory
 
 # In the order in which `scrubjay list` shows them: from what one would try first to what needs an
 # environment.
-for _family in ("tasks", "ballet", "sequences", "teams", "custom"):
+for _family in ("tasks", "ballet", "popgym", "sequences", "teams", "custom"):
     importlib.import_module(f"{__name__}.{_family}")

@@ -13,7 +13,7 @@ from scrubjay.memory import make_config
 
 # To count, or to find what lies as far back as the answer is away, takes a second layer; GTrXL has two by
 # default.
-_TWO_LAYERS = {"hcam": {"num_layers": 2}}
+TWO_LAYERS = {"hcam": {"num_layers": 2}}
 
 
 @recipe("tmaze", longer=("corridor_length", (1, 2, 5, 10, 100)))
@@ -71,7 +71,7 @@ def recall_demo() -> TrainConfig:
     return dataclasses.replace(repeat_previous(), total_steps=250_000)
 
 
-@recipe("autoencode", longer=("num_cards", (1, 2, 4)), settings=_TWO_LAYERS)
+@recipe("autoencode", longer=("num_cards", (1, 2, 4)), settings=TWO_LAYERS)
 def autoencode() -> TrainConfig:
     """Watch 8 cards go by, then name their suits backwards."""
     return TrainConfig(
@@ -84,7 +84,7 @@ def autoencode() -> TrainConfig:
     )
 
 
-@recipe("memory-planning", settings=_TWO_LAYERS)
+@recipe("memory-planning", settings=TWO_LAYERS)
 def memory_planning() -> TrainConfig:
     """Learn an unknown torus of 2 x 2 places and walk to one goal after another."""
     return TrainConfig(
@@ -96,7 +96,7 @@ def memory_planning() -> TrainConfig:
     )
 
 
-@recipe("key-to-door", longer=("distract_steps", (1, 2, 5, 10)), settings=_TWO_LAYERS)
+@recipe("key-to-door", longer=("distract_steps", (1, 2, 5, 10)), settings=TWO_LAYERS)
 def key_to_door() -> TrainConfig:
     """Take a coloured key, wait, enter the door of its colour."""
     return TrainConfig(
@@ -118,7 +118,7 @@ def key_to_door() -> TrainConfig:
     )
 
 
-@recipe("count-recall", settings=_TWO_LAYERS)
+@recipe("count-recall", settings=TWO_LAYERS)
 def count_recall() -> TrainConfig:
     """Say how often a card was seen among up to 12."""
     return TrainConfig(

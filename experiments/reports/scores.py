@@ -17,7 +17,7 @@ from scrubjay.experiments.runs.provenance import version
 def write_scores(
     runs: Sequence[Run], longer: Mapping[Path, Mapping[int, float]], out: Path, command: str
 ) -> Path:
-    """Write scores.jsonl: task, memory, seed, what was tested, score, steps, command and commit of each.
+    """Write scores.jsonl: task, memory, seed, what was tested, score, return, steps, command and commit of each.
 
     `longer` has the scores of each run's policy by the value of what makes its task longer.
     """
@@ -33,6 +33,8 @@ def _rows(run: Run, longer: Mapping[int, float]) -> Iterator[dict[str, Any]]:
     about = {"task": config.recipe, "memory": config.label, "seed": config.seed, "steps": result["step"]}
     measure = "success" if "success" in result else "episodic_return"
     score = {"measure": measure, "score": result[measure]}
+    if "episodic_return" in result:
+        score["return"] = result["episodic_return"]
     bounds = {name: result[f"{measure}_{name}"] for name in ("low", "high") if f"{measure}_{name}" in result}
     yield {**about, "test": {}, **score, **bounds}
     setting = longer_of(config.recipe)

@@ -55,7 +55,7 @@ def test_scores_are_returns_where_nobody_tells_success(tiny, tmp_path):
     assert cells(table.read_text(), ["tiny", "gru", "-3.50"])
     assert "Scores of one seed" in table.read_text()
     (told,) = scores_in(tmp_path / "scores.jsonl")
-    assert (told["measure"], told["score"]) == ("episodic_return", -3.5)
+    assert (told["measure"], told["score"], told["return"]) == ("episodic_return", -3.5, -3.5)
 
 
 def test_accuracies_are_tabulated_by_amount_and_length_with_what_models_weigh(tmp_path):
