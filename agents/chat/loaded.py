@@ -123,7 +123,8 @@ def load(source: Any, dtype: torch.dtype, device: str) -> LoadedModel:
         else:
             key = (str(source), dtype, device)
             if key not in _loaded:
-                found = LoadedModel(*context.load_model(source, dtype, device), name=str(source))
+                loaded = context.load_model(source, dtype, device, under_policy=True)
+                found = LoadedModel(*loaded, name=str(source))
                 _loaded[key] = found
                 return found
         return _loaded[key]

@@ -118,7 +118,8 @@ class MeasureOptions:
         from scrubjay.experiments.runs.device import resolve_device
         from scrubjay.memory import context
 
-        return context.load_model(self.model, getattr(torch, self.dtype), resolve_device(self.device))
+        dtype = getattr(torch, self.dtype)
+        return context.load_model(self.model, dtype, resolve_device(self.device), under_policy=True)
 
 
 @dataclass(frozen=True, kw_only=True)

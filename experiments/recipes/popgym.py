@@ -1,7 +1,7 @@
 """Recipes of POPGym's easy tasks (Morad et al. 2023, arXiv 2303.01859), of one shape for all memories.
 
-What differs by task is the horizon alone: an answer changes nothing that comes later, a push of the cart does.
-They are made to be searched: `scrubjay compare --search --recipes popgym-autoencode ...`.
+What differs by task is the horizon alone: an answer changes nothing that comes later, a push of the cart
+does. They are made to be searched: `scrubjay compare --search --recipes popgym-autoencode ...`.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from scrubjay.experiments.runs.provenance import version
 def write_scores(
     runs: Sequence[Run], longer: Mapping[Path, Mapping[int, float]], out: Path, command: str
 ) -> Path:
-    """Write scores.jsonl: task, memory, seed, what was tested, score, return, steps, command and commit of each.
+    """Write scores.jsonl: task, memory, seed, test, score, return, steps, command and commit of each.
 
     `longer` has the scores of each run's policy by the value of what makes its task longer.
     """

@@ -7,6 +7,7 @@ tokenizer comes through as it is.
 from __future__ import annotations
 
 import functools
+import threading
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
@@ -14,12 +15,19 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from scrubjay.memory.context.parts.dense import causal_attention
+from scrubjay.memory.context.parts.scoring import Scoring
 
 ATTENTION = "scrubjay"
 """Name of the attention function in `config._attn_implementation`."""
 
-KEYWORD = "policy_layer"
-"""Keyword by which a cache hands its layer to the attention function of the same module."""
+
+class _Handed(threading.local):
+    """The layer whose cache was updated last in this thread, for the attention function called next."""
+
+    layer: Attends | None = None
+
+
+_handed = _Handed()
 
 
 @runtime_checkable
@@ -32,8 +40,7 @@ class Attends(Protocol):
         keys: Float[Tensor, "batch key_heads length width"],
         values: Float[Tensor, "batch key_heads length value_width"],
         mask: Tensor | None,
-        position_ids: Tensor | None,
-        scale: float,
+        scoring: Scoring,
     ) -> Float[Tensor, "batch heads length value_width"]:
         """Return what the new tokens read.
 
@@ -42,10 +49,25 @@ class Attends(Protocol):
             keys: Theirs.
             values: Theirs.
             mask: The tokenizer's padding mask, "batch columns"; None without padding.
-            position_ids: What the model turned queries and keys by; None for the order of columns.
-            scale: Of the scores.
+            scoring: What the model does to scores.
         """
         ...
+
+
+def hand_over(layer: Attends) -> None:
+    """Let the attention function that is called next in this thread ask `layer`.
+
+    Raises RuntimeError where the one handed over before was not asked.
+    """
+    if _handed.layer is not None:
+        _handed.layer = None
+        raise RuntimeError("the model attends in its own way and does not call the policy")
+    _handed.layer = layer
+
+
+def take_back() -> None:
+    """Forget a layer that was handed over and not asked, as of a call that was broken off."""
+    _handed.layer = None
 
 
 @functools.cache
@@ -63,8 +85,8 @@ def policy_attention(
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    policy_layer: Attends | None = None,
-    position_ids: Tensor | None = None,
+    softcap: float | None = None,
+    s_aux: Float[Tensor, " heads"] | None = None,
     **unused: object,
 ) -> tuple[Float[Tensor, "batch length heads value_width"], None]:
     """Return what the tokens read through their policy; without one, of all keys, causally.
@@ -80,25 +102,23 @@ def policy_attention(
         attention_mask: The tokenizer's padding mask, "batch columns".
         dropout: Refused with a policy.
         scaling: Of the scores; by default one over the root of the width.
-        policy_layer: The cache's layer of this module.
-        position_ids: What the model turned queries and keys by.
-        unused: What else transformers hands on; `softcap` is refused.
+        softcap: What scores are capped at.
+        s_aux: Scores of no key, learned, one for each head.
+        unused: What else transformers hands on.
 
     Raises:
-        ValueError: on what policies do not do.
+        ValueError: on dropout with a policy.
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if unused.get("softcap") is not None:
-        raise ValueError(
-            f"{type(module).__name__} caps its scores, which policies do not; use another attention"
-        )
-    if policy_layer is None:
+    scoring = Scoring(scale, softcap, s_aux)
+    layer, _handed.layer = _handed.layer, None
+    if layer is None:
         valid = None if attention_mask is None else attention_mask.bool()[:, -key.shape[2] :]
-        out = causal_attention(query, key, value, valid, scale, dropout)
+        out = causal_attention(query, key, value, valid, scoring, dropout)
     elif dropout:
         raise ValueError(f"attention_dropout={dropout}: policies have none; set it to 0 or call model.eval()")
     else:
-        out = policy_layer.attend(query, key, value, attention_mask, position_ids, scale)
+        out = layer.attend(query, key, value, attention_mask, scoring)
     return out.transpose(1, 2), None
 
 

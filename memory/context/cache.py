@@ -5,18 +5,24 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+from collections.abc import Sequence
 from os import PathLike
 from typing import Any, Self
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
-from transformers.cache_utils import CacheLayerMixin
 
-from scrubjay.memory.context.attention import ATTENTION, KEYWORD, register_attention
+from scrubjay.memory.context.attention import ATTENTION, hand_over, register_attention
+from scrubjay.memory.context.layers.falcon import serve_falcon
+from scrubjay.memory.context.layers.kinds import Kind, kinds_of
+from scrubjay.memory.context.layers.own import OwnWindow
+from scrubjay.memory.context.layers.policy import PolicyLayer
+from scrubjay.memory.context.layers.state import StateAndPolicyLayer, StateLayer
+from scrubjay.memory.context.layers.turned import turns_of
 from scrubjay.memory.context.parts.rotary import Rotary
 from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, LayerStats, Step
 from scrubjay.memory.context.registry import name_of
@@ -32,6 +38,9 @@ BROKEN_OFF = (
 class PolicyCache(Cache):
     """The memories of all layers of one model under one policy, for one batch of texts.
 
+    Layers in which the model attends to everything are the policy's. Those that see a window or a chunk keep
+    what they see, and what else a layer has for a state is the model's own.
+
     While the model reads into it, it attends by this package's function, else as ever. Padding, on the left
     of a prompt, is told by `attention_mask`. What has been seen can be generated from again and again.
     Assisted decoding is refused unless `is_croppable`.
@@ -40,18 +49,12 @@ class PolicyCache(Cache):
     was broken off.
     """
 
-    layers: list[PolicyLayer]
+    layers: list[PolicyLayer | StateLayer]
 
     def __init__(self, policy: ContextPolicy, model: PreTrainedModel) -> None:
         config = model.config.get_text_config(decoder=True)
-        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-        if kinds != {"full_attention"} or getattr(config, "sliding_window", None):
-            raise ValueError(
-                f"{type(model).__name__} has layers of {', '.join(sorted(kinds))} (sliding_window="
-                f"{getattr(config, 'sliding_window', None)}); a policy serves models that attend to "
-                "everything"
-            )
-        if not model._can_set_attn_implementation():
+        kinds = kinds_of(config)
+        if not model._can_set_attn_implementation() and not serve_falcon(model.get_decoder()):
             raise ValueError(
                 f"{type(model).__name__} does not take attention functions of transformers' "
                 "AttentionInterface, by which policies attend; use a model that does"
@@ -60,39 +63,63 @@ class PolicyCache(Cache):
         # It must not have changed when the cache is read into.
         self.attends_elsewhere = attend_by_policy(model.get_decoder())
         self.policy, self._config = policy, config
-        count = config.num_hidden_layers
-        policies = [policy.for_layer(index, count) for index in range(count)]
-        self.rotary = Rotary(model) if any(own.moves_positions for own in policies) else None
+        policies = [_policy_of(policy, kind, index, len(kinds)) for index, kind in enumerate(kinds)]
+        self.rotaries = _rotaries(model, policies)
         # Tokens of every row, one tensor as soon as rows differ by their padding.
         self.count: int | Int[Tensor, " batch"] = 0
+        # Of the present call of the model: where it put its tokens, and whether a layer has read them.
+        self.position_ids: Tensor | None = None
+        self.touched = False
         self._step: Step | None = None
         # Of the layers that have read the present call.
         self._measured: list[LayerStats] = []
-        super().__init__(
-            layers=[PolicyLayer(self, index, own, policies.index(own)) for index, own in enumerate(policies)]
-        )
+        super().__init__(layers=[self._layer(index, kinds[index], policies) for index in range(len(kinds))])
+
+    def _layer(
+        self, index: int, kind: Kind, policies: Sequence[ContextPolicy | None]
+    ) -> PolicyLayer | StateLayer:
+        policy = policies[index]
+        if policy is None:
+            return StateLayer(self, kind.states)
+        ways = list(zip(policies, map(id, self.rotaries), strict=True))
+        alike = ways.index(ways[index])
+        if kind.states:
+            return StateAndPolicyLayer(self, index, policy, alike, kind.states)
+        return PolicyLayer(self, index, policy, alike)
+
+    def begin_call(self, position_ids: Tensor | None) -> None:
+        """Get ready for a call of the model, which turns its tokens to these positions.
+
+        None stands for the order of columns. Raises RuntimeError if an earlier call was broken off half-way.
+        """
+        if self.touched:
+            raise RuntimeError(BROKEN_OFF)
+        self.position_ids = position_ids
+
+    def end_call(self) -> None:
+        """Note that all layers have read what the call brought."""
+        self.touched = False
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **options: Any
     ) -> tuple[Tensor, Tensor]:
         """Hand the layer to the attention function that is called next, which does the rest."""
-        attention = options.get("kwargs")
-        if attention is None or self._config._attn_implementation != ATTENTION:
+        if self._config._attn_implementation != ATTENTION:
             raise RuntimeError(
                 f"the model attends by {self._config._attn_implementation!r} and does not call the policy; "
                 "build "
                 "the cache for this model, after any set_attn_implementation"
             )
-        attention[KEYWORD] = self.layers[layer_idx]
+        layer = self.layers[layer_idx]
+        assert isinstance(layer, PolicyLayer)
+        hand_over(layer)
         return key_states, value_states
 
-    def step(self, keys: Tensor, seen: int, mask: Tensor | None, position_ids: Tensor | None) -> Step:
+    def step(self, keys: Tensor, seen: int, mask: Tensor | None) -> Step:
         """Return the new tokens of this call, the same object for every layer."""
         batch, _, length, _ = keys.shape
         if self._step is not None and self._step.seen == seen and self._step.length == length:
             return self._step
-        if any(layer.seen != seen for layer in self.layers):
-            raise RuntimeError(BROKEN_OFF)
         device = keys.device
         column = torch.arange(length, device=device)
         new = None
@@ -120,8 +147,8 @@ class PolicyCache(Cache):
             time = time.masked_fill(~new & (column >= ahead), -1)
             self.count = after = before + counted[:, -1]
             padded = True
-        given = (seen + column if position_ids is None else position_ids).expand(batch, length)
-        self._step = Step(time, given, seen, before, after, padded, self.rotary)
+        given = (seen + column if self.position_ids is None else self.position_ids).expand(batch, length)
+        self._step = Step(time, given, seen, before, after, padded, None)
         self._measured = []
         return self._step
 
@@ -132,7 +159,7 @@ class PolicyCache(Cache):
         """
         if length == 1 or not self.policy.allocates:
             return
-        layers = self.layers[: index + 1]
+        layers = [layer for layer in self._under_policy if layer.index <= index]
         self._measured.append(layers[-1].memory.measured())
         budgets = self.policy.allocate(tuple(self._measured), self.shape())
         if budgets is None:
@@ -145,7 +172,7 @@ class PolicyCache(Cache):
         else:
             for layer, budget in zip(layers, budgets, strict=True):
                 layer.shrink(int(budget))
-        if len(layers) == len(self.layers):
+        if len(layers) == len(self._under_policy):
             for layer in layers:
                 layer.memory.settle()
 
@@ -154,18 +181,30 @@ class PolicyCache(Cache):
 
         Those offloaded to `place`, "cpu" or "disk".
         """
-        return sum(layer.memory.nbytes(place) for layer in self.layers)
+        return sum(layer.nbytes(place) for layer in self.layers)
+
+    @property
+    def attending(self) -> list[PolicyLayer]:
+        """Layers that have keys and values, the first first."""
+        return [layer for layer in self.layers if isinstance(layer, PolicyLayer)]
+
+    @property
+    def _under_policy(self) -> list[PolicyLayer]:
+        return [layer for layer in self.attending if layer.sees_everything]
 
     def shape(self) -> CacheShape:
-        """Return the sizes by which `policy.nbytes` reckons. Raises ValueError before the first token."""
-        for layer in self.layers:
+        """Return the sizes by which `policy.nbytes` reckons, of the layers under the policy.
+
+        Raises ValueError before the first token.
+        """
+        for layer in self._under_policy or self.attending:
             if layer.shape is not None:
-                return layer.shape
+                return dataclasses.replace(layer.shape, layers=len(self._under_policy))
         raise ValueError("the cache has seen no token yet, and no batch size")
 
     def reset(self) -> None:
         """Forget everything."""
-        self.count, self._step = 0, None
+        self.count, self._step, self.touched = 0, None, False
         super().reset()
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -181,13 +220,18 @@ class PolicyCache(Cache):
             raise ValueError(f"crop({tokens_to_remove}): the cache has seen {self.get_seq_length()} tokens")
         if tokens_to_remove == 0:
             return
-        count = self._count_tensor()
+        if any(isinstance(layer, StateLayer) for layer in self.layers):
+            raise ValueError(
+                f"crop({tokens_to_remove}): the model has layers with states of their own, of which no token "
+                "can be taken back; save the cache before you try something, and load it"
+            )
+        count, layers = self._count_tensor(), self.attending
         # What may refuse is cropped aside, so that the cache is cropped whole or not at all.
-        aside = [copy.copy(layer.memory) if not layer.policy.can_crop else None for layer in self.layers]
+        aside = [copy.copy(layer.memory) if not layer.policy.can_crop else None for layer in layers]
         for memory in filter(None, aside):
             memory.state = dict(memory.state)
             memory.crop(-tokens_to_remove, count)
-        for layer, memory in zip(self.layers, aside, strict=True):
+        for layer, memory in zip(layers, aside, strict=True):
             if memory is None:
                 layer.memory.crop(-tokens_to_remove, count)
             else:
@@ -206,7 +250,7 @@ class PolicyCache(Cache):
         if not isinstance(self.count, int):
             self.count = self.count.index_select(0, beam_idx.to(self.count.device))
         for layer in self.layers:
-            layer.reorder_cache(beam_idx)
+            layer.reorder_cache(beam_idx)  # pyright: ignore[reportArgumentType]
         self._step = None
 
     def batch_select_indices(self, indices: Tensor) -> None:
@@ -226,8 +270,17 @@ class PolicyCache(Cache):
     def is_croppable(self) -> bool:
         """Whether tokens may be read ahead, several in a call, and taken back by `crop` without a trace."""
         return not self.policy.allocates and all(
-            layer.policy.can_crop and layer.policy.any_cut for layer in self.layers
+            isinstance(layer, PolicyLayer)
+            and not isinstance(layer, StateLayer)
+            and layer.policy.can_crop
+            and layer.policy.any_cut
+            for layer in self.layers
         )
+
+    @property
+    def is_compileable(self) -> bool:
+        """Return False: what is kept has no fixed size, and masks are none of queries by keys."""
+        return False
 
     def activate_past_recording(self) -> None:
         """Get ready for assisted decoding, which transformers announces so: nothing to do.
@@ -246,7 +299,7 @@ class PolicyCache(Cache):
         tensors = {
             f"{index}.{name}": tensor.detach().contiguous()
             for index, layer in enumerate(self.layers)
-            for name, tensor in layer.memory.saved().items()
+            for name, tensor in layer.saved().items()
         }
         if not isinstance(self.count, int):
             tensors["count"] = self.count
@@ -257,8 +310,9 @@ class PolicyCache(Cache):
             "layers": len(self.layers),
             "shape": dataclasses.asdict(self.shape()) if self.get_seq_length() else None,
         }
-        if any(layer.budget is not None for layer in self.layers):
-            about["budgets"] = [layer.budget for layer in self.layers]
+        budgets = [getattr(layer, "budget", None) for layer in self.layers]
+        if any(budget is not None for budget in budgets):
+            about["budgets"] = budgets
         save_file(tensors, path, metadata={"scrubjay": json.dumps(about)})
 
     @classmethod
@@ -291,11 +345,12 @@ class PolicyCache(Cache):
             raise ValueError(f"{path} is damaged, or no saved cache: {error}") from error
         budgets = about.get("budgets", [None] * len(cache.layers))
         for layer, tensors, budget in zip(cache.layers, saved, budgets, strict=True):
-            if budget is not None:
+            if budget is not None and isinstance(layer, PolicyLayer):
                 layer.shrink(budget)
-            layer.memory.restore(tensors)
-            layer.seen = about["seen"]
-            layer.shape = CacheShape(**about["shape"]) if about["shape"] else None
+            layer.restore(tensors)
+            if isinstance(layer, PolicyLayer):
+                layer.seen = about["seen"]
+                layer.shape = CacheShape(**about["shape"]) if about["shape"] else None
         return cache
 
     def _check_shape(
@@ -303,11 +358,11 @@ class PolicyCache(Cache):
     ) -> None:
         if shape is None:
             return
-        heads = self._config.num_attention_heads
+        key_heads, key_width = turns_of(model).sizes[(self._under_policy or self.attending)[0].index]
         ours = {
-            "heads": heads,
-            "key_heads": getattr(self._config, "num_key_value_heads", None) or heads,
-            "key_width": getattr(self._config, "head_dim", None) or self._config.hidden_size // heads,
+            "heads": self._config.num_attention_heads,
+            "key_heads": key_heads,
+            "key_width": key_width,
             "itemsize": model.dtype.itemsize,
         }
         for name, value in ours.items():
@@ -316,7 +371,8 @@ class PolicyCache(Cache):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Return a cache of the same model that goes its own way, as for several questions about one text."""
-        for shared in (self._config, self.rotary, self.policy, *(layer.policy for layer in self.layers)):
+        own = (layer.policy for layer in self.attending)
+        for shared in (self._config, self.policy, *self.rotaries, *own):
             memo[id(shared)] = shared
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
@@ -328,100 +384,32 @@ class PolicyCache(Cache):
         return torch.as_tensor(self.count).expand(self.shape().batch)
 
 
-class PolicyLayer(CacheLayerMixin):
-    """One layer's memory under its own policy, as transformers sees it: it counts tokens seen, and attends.
+def _policy_of(policy: ContextPolicy, kind: Kind, index: int, count: int) -> ContextPolicy | None:
+    if not kind.attends:
+        return None
+    return policy.for_layer(index, count) if kind.window is None else OwnWindow(kind.window, kind.chunked)
 
-    `alike` is the first layer under an equal policy.
+
+def _rotaries(model: PreTrainedModel, policies: Sequence[ContextPolicy | None]) -> list[Rotary | None]:
+    """Return how each layer under a policy that moves positions turns its keys.
+
+    Raises ValueError on a model that turns them in a way that is not known.
     """
-
-    def __init__(self, cache: PolicyCache, index: int, policy: ContextPolicy, alike: int) -> None:
-        super().__init__()
-        self.policy = policy
-        self._cache, self._index, self._alike = cache, index, alike
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self.memory = self.policy.build()
-        # What `allocate` has set; None for what the policy is configured to.
-        self.budget: int | None = None
-        self.seen = 0
-        self._attending = False
-        self.shape: CacheShape | None = None
-
-    def attend(
-        self,
-        query: Float[Tensor, "batch heads length width"],
-        keys: Float[Tensor, "batch key_heads length width"],
-        values: Float[Tensor, "batch key_heads length value_width"],
-        mask: Tensor | None,
-        position_ids: Tensor | None,
-        scale: float,
-    ) -> Float[Tensor, "batch heads length value_width"]:
-        """Return what the new tokens read, and keep what the policy keeps of them.
-
-        Args:
-            query: Of the new tokens, as the model turned them.
-            keys: Theirs.
-            values: Theirs.
-            mask: The tokenizer's padding mask, "batch columns"; None without padding.
-            position_ids: What the model turned queries and keys by; None for the order of columns.
-            scale: Of the scores.
-
-        Raises:
-            RuntimeError: if an earlier call was broken off half-way.
-        """
-        if self._attending:
-            raise RuntimeError(BROKEN_OFF)
-        # A layer with a budget of its own may hold other tokens than any other.
-        policy = (self._alike,) if self.budget is None else (self._index, self.budget)
-        step = self._cache.step(keys, self.seen, mask, position_ids).under(policy)
-        self._attending = True
-        out = self.memory.attend(query, keys, values, step, scale)
-        self.seen += step.length
-        if self.shape is None:
-            batch, heads, _, width = keys.shape
-            self.shape = CacheShape(
-                len(self._cache.layers),
-                batch,
-                query.shape[1],
-                heads,
-                width,
-                values.shape[-1],
-                keys.element_size(),
+    moved = [policy is not None and policy.moves_positions for policy in policies]
+    if not any(moved):
+        return [None] * len(policies)
+    turns = turns_of(model)
+    if turns.changing is not None:
+        raise ValueError(
+            f"{type(model).__name__} has rope_type={turns.changing!r}, whose angles change with the length "
+            "of the text; use the policy 'full'"
+        )
+    if not turns.kinds:
+        raise ValueError(f"{type(model).__name__} has no rotary positions; use the policy 'full'")
+    for layer, (moves, rotary) in enumerate(zip(moved, turns.by_layer, strict=True)):
+        if moves and rotary is None:
+            raise ValueError(
+                f"{type(model).__name__} turns the keys of layer {layer} in a way that is none of the known "
+                "ones; use the policy 'full'"
             )
-        self._cache.allocate(self._index, step.length)
-        self._attending = False
-        return out
-
-    def shrink(self, budget: int) -> None:
-        """Keep `budget` tokens from now on, of the prompt just read as well."""
-        self.memory.shrink(budget)
-        self.budget = budget
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Do nothing: a memory allocates as it sees tokens."""
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **options: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Return the new tokens as they are; `PolicyCache.update` says who reads them."""
-        return key_states, value_states
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return how many columns a padding mask has, and that it has them from the first on."""
-        return self.seen + query_length, 0
-
-    def get_seq_length(self) -> int:
-        """Return the columns seen, kept or not, padding included."""
-        return self.seen
-
-    def get_max_length(self) -> int:
-        """Return -1: there is no text too long."""
-        return -1
-
-    def reorder_cache(self, beam_idx: Int[Tensor, " chosen"]) -> None:
-        """Keep the given rows, in their order."""
-        self.memory.reorder(beam_idx)
-        if self.shape is not None:
-            self.shape = dataclasses.replace(self.shape, batch=len(beam_idx))
+    return [rotary if moves else None for moves, rotary in zip(moved, turns.by_layer, strict=True)]

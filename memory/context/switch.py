@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from scrubjay.memory.context.attention import ATTENTION
+from scrubjay.memory.context.attention import ATTENTION, take_back
 
 
 class _Readers:
-    """The threads that read into a cache of ours, and how the model attends elsewhere."""
+    """The caches of ours that are read into, by thread, and how the model attends elsewhere."""
 
     def __init__(self) -> None:
-        self.threads: set[int] = set()
+        self.caches: dict[int, Any] = {}
         self.elsewhere: str | None = None
 
 
@@ -35,16 +36,19 @@ def attend_by_policy(decoder: nn.Module) -> str | None:
 def _elsewhere(decoder: nn.Module) -> str | None:
     config: Any = decoder.config
     readers = _readers.get(decoder)
-    return readers.elsewhere if readers is not None and readers.threads else config._attn_implementation
+    return readers.elsewhere if readers is not None and readers.caches else config._attn_implementation
 
 
 def _enter(decoder: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
     # A call that Ctrl-C broke off has not left.
     _leave(decoder)
-    given = (getattr(each, "attends_elsewhere", None) for each in (*args, *options.values()))
-    elsewhere = next(filter(None, given), None)
-    if elsewhere is None:
+    caches = (each for each in (*args, *options.values()) if hasattr(each, "attends_elsewhere"))
+    cache = next(caches, None)
+    if cache is None:
         return
+    take_back()
+    cache.begin_call(_position_ids(decoder, args, options))
+    elsewhere = cache.attends_elsewhere
     config: Any = decoder.config
     with _lock:
         now = _elsewhere(decoder)
@@ -54,16 +58,24 @@ def _enter(decoder: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -
                 "model, after any set_attn_implementation"
             )
         readers = _readers.setdefault(decoder, _Readers())
-        readers.threads.add(threading.get_ident())
+        readers.caches[threading.get_ident()] = cache
         readers.elsewhere, config._attn_implementation = elsewhere, ATTENTION
 
 
-def _leave(decoder: nn.Module, *_: Any) -> None:
+def _position_ids(decoder: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    if "position_ids" in options or len(args) < 2:
+        return options.get("position_ids")
+    return inspect.signature(decoder.forward).bind_partial(*args, **options).arguments.get("position_ids")
+
+
+def _leave(decoder: nn.Module, _: Any = None, read: Any = None) -> None:
     config: Any = decoder.config
     with _lock:
         readers = _readers.get(decoder)
-        if readers is None or threading.get_ident() not in readers.threads:
+        cache = None if readers is None else readers.caches.pop(threading.get_ident(), None)
+        if readers is None or cache is None:
             return
-        readers.threads.discard(threading.get_ident())
-        if not readers.threads:
+        if read is not None:
+            cache.end_call()
+        if not readers.caches:
             config._attn_implementation = readers.elsewhere

@@ -15,7 +15,15 @@ from collect import PARTS, commands, flags, missing, said
 PROMISED = json.loads(Path(__file__).with_name("public.json").read_text())
 REPLACED = {
     "configs": {("ballet",), ("tmaze",)},
-    "members": {("scrubjay.experiments.TrainConfig", "engine"), ("scrubjay.experiments.TrainConfig", "run")},
+    "members": {
+        ("scrubjay.experiments.TrainConfig", "engine"),
+        ("scrubjay.experiments.TrainConfig", "run"),
+        ("scrubjay.memory.context.LayerMemory", "attend", "scale"),
+        ("scrubjay.memory.context.LayerMemory", "compress", "scale"),
+        ("scrubjay.memory.context.LayerMemory", "generate", "scale"),
+        ("scrubjay.memory.context.LayerMemory", "retrieve", "scale"),
+        ("scrubjay.memory.context.PolicyCache", "step", "position_ids"),
+    },
     "ops": {
         ("scrubjay::chunk_retrieval",),
         ("scrubjay::chunk_retrieval_backward",),
@@ -27,8 +35,9 @@ REPLACED = {
     },
 }
 """What CHANGELOG names a substitute for: recipes by which memories learned with no seed, or not with all, by
-others; a config is data, and `experiments.train(config)` trains it; torch's operators are called through the
-functions of `scrubjay.kernels`, whose own arguments are promised."""
+others; a config is data, and `experiments.train(config)` trains it; slots of policies get all that a model
+does to scores where they got its scale; torch's operators are called through the functions of
+`scrubjay.kernels`, whose own arguments are promised."""
 WHOLE = ("members", "layouts", "ops", "tables", "files", "choices", "configs", "memory configs")
 
 
@@ -63,7 +72,7 @@ def test_what_is_promised_is_there(part):
         owner = promised
         for key in owners:
             owner = owner[key]
-        del owner[name]
+        owner.remove(name) if isinstance(owner, list) else owner.pop(name)
     check(promised, found(part), part)
 
 

@@ -1,4 +1,4 @@
-"""Causal attention to everything: torch's fused kernels, and never a mask of text by text."""
+"""Causal attention to everything, or to a window: torch's fused kernels, and never a mask of text by text."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-# Rows of a mask that exist at once.
-_BLOCK = 256
+from scrubjay.memory.context.parts.scoring import Scoring
+
+BLOCK = 256
+"""Rows of a mask that exist at once."""
 
 
 def causal_attention(
@@ -16,7 +18,7 @@ def causal_attention(
     keys: Float[Tensor, "batch key_heads held width"],
     values: Float[Tensor, "batch key_heads held value_width"],
     valid: Bool[Tensor, "batch held"] | None,
-    scale: float,
+    scoring: Scoring,
     dropout: float = 0.0,
 ) -> Float[Tensor, "batch heads length value_width"]:
     """Return what queries read of the keys up to their own; the last keys are the queries' own, in order.
@@ -28,33 +30,73 @@ def causal_attention(
         keys: All that is held.
         values: Theirs.
         valid: Which columns may be read; None for all.
-        scale: Of the scores.
+        scoring: What the model does to scores.
         dropout: Of the weights.
     """
-    batch, heads, length, width = query.shape
+    heads, length = query.shape[1:3]
     groups, held = keys.shape[1:3]
     if length == 1:
-        # The query heads of a key head are so many queries: keys are read once, not repeated.
-        mask = None if valid is None else _with_own(valid[:, None], held, 1)[:, None]
-        out = functional.scaled_dot_product_attention(
-            query.reshape(batch, groups, heads // groups, width), keys, values, mask, dropout, scale=scale
+        mask = None if valid is None else _with_own(valid[:, None], held, 1)
+        return masked_attention(query, keys, values, mask, scoring, dropout)
+    if length == held and valid is None and scoring.is_plain:
+        return functional.scaled_dot_product_attention(
+            query,
+            keys,
+            values,
+            None,
+            dropout,
+            is_causal=True,
+            scale=scoring.scale,
+            enable_gqa=heads != groups,
         )
-        return out.reshape(batch, heads, 1, -1)
-    options = {"scale": scale, "enable_gqa": heads != groups, "dropout_p": dropout}
-    if length == held and valid is None:
-        return functional.scaled_dot_product_attention(query, keys, values, is_causal=True, **options)
     out = []
-    for first in range(0, length, _BLOCK):
-        last = min(first + _BLOCK, length)
+    for first in range(0, length, BLOCK):
+        last = min(first + BLOCK, length)
         reach = held - length + last
-        mask = torch.ones(last - first, reach, dtype=torch.bool, device=query.device).tril(
+        mask = torch.ones(1, last - first, reach, dtype=torch.bool, device=query.device).tril(
             reach - last + first
         )
         if valid is not None:
-            mask = _with_own(mask & valid[:, None, :reach], reach, last - first)[:, None]
+            mask = _with_own(mask & valid[:, None, :reach], reach, last - first)
         rows = (query[:, :, first:last], keys[:, :, :reach], values[:, :, :reach])
-        out.append(functional.scaled_dot_product_attention(*rows, attn_mask=mask, **options))
+        out.append(masked_attention(*rows, mask, scoring, dropout))
     return torch.cat(out, dim=2)
+
+
+def masked_attention(
+    query: Float[Tensor, "batch heads length width"],
+    keys: Float[Tensor, "batch key_heads held width"],
+    values: Float[Tensor, "batch key_heads held value_width"],
+    mask: Bool[Tensor, "rows length held"] | None,
+    scoring: Scoring,
+    dropout: float = 0.0,
+) -> Float[Tensor, "batch heads length value_width"]:
+    """Return what queries read of the keys that a mask lets them see, all of them without one.
+
+    Args:
+        query: Of so many tokens.
+        keys: What is held.
+        values: Theirs.
+        mask: What each query sees, of every row or of one for all; something, each.
+        scoring: What the model does to scores.
+        dropout: Of the weights.
+    """
+    batch, heads, length, width = query.shape
+    groups = keys.shape[1]
+    if not scoring.is_plain:
+        products = query.reshape(batch, groups, -1, width) @ keys.mT
+        hidden = None if mask is None else ~mask[:, None, None]
+        weights = scoring.weights(products.unflatten(2, (-1, length)), hidden)
+        weights = functional.dropout(weights, dropout).to(values.dtype)
+        return (weights.flatten(2, 3) @ values).unflatten(2, (-1, length)).flatten(1, 2)
+    mask = None if mask is None else mask[:, None]
+    if length == 1:
+        # The query heads of a key head are so many queries: keys are read once, not repeated.
+        query = query.reshape(batch, groups, heads // groups, width)
+        out = functional.scaled_dot_product_attention(query, keys, values, mask, dropout, scale=scoring.scale)
+        return out.reshape(batch, heads, 1, -1)
+    options = {"scale": scoring.scale, "enable_gqa": heads != groups}
+    return functional.scaled_dot_product_attention(query, keys, values, mask, dropout, **options)
 
 
 def _with_own(mask: Tensor, reach: int, rows: int) -> Tensor:

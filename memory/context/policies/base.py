@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from scrubjay.memory.context.parts.dense import causal_attention
+from scrubjay.memory.context.parts.scoring import Scoring
 
 if TYPE_CHECKING:
     from scrubjay.memory.context.parts.rotary import Rotary
@@ -101,11 +102,14 @@ class Step:
             raise ValueError("this policy moves positions; it must say so by `moves_positions = True`")
         return self._rotary
 
-    def under(self, policy: Hashable) -> Step:
-        """Return the same tokens as layers under one policy see them, with values of their own for `once`."""
+    def under(self, policy: Hashable, rotary: Rotary | None = None) -> Step:
+        """Return the same tokens as layers under one policy see them, with values of their own for `once`.
+
+        `rotary` is how these layers turn keys; None for a policy that moves none.
+        """
         if policy not in self._under:
-            self._under[policy] = copy.copy(self)
-            self._under[policy]._made = {}
+            own = self._under[policy] = copy.copy(self)
+            own._made, own._rotary = {}, rotary
         return self._under[policy]
 
     def once(self, name: str, make: Callable[[], Shared]) -> Shared:
@@ -170,15 +174,15 @@ class LayerMemory(ABC):
         keys: Float[Tensor, "batch key_heads length width"],
         values: Float[Tensor, "batch key_heads length value_width"],
         step: Step,
-        scale: float,
+        scoring: Scoring,
     ) -> Float[Tensor, "batch heads length value_width"]:
         """Return what the new tokens read, and keep of them what the policy keeps."""
         out, first = [], 0
         for length in step.once("pieces", lambda: self.pieces(step)):
             part, columns = step.part(first, length), slice(first, first + length)
             new = (query[:, :, columns], keys[:, :, columns], values[:, :, columns])
-            out.append(self.generate(*new, self.retrieve(new[0], part, scale), part, scale))
-            self.compress(*new, part, scale)
+            out.append(self.generate(*new, self.retrieve(new[0], part, scoring), part, scoring))
+            self.compress(*new, part, scoring)
             first += length
         return out[0] if len(out) == 1 else torch.cat(out, dim=2)
 
@@ -186,7 +190,7 @@ class LayerMemory(ABC):
         """Return how many columns are attended at once, one number after another; by default all."""
         return [step.length]
 
-    def retrieve(self, query: Tensor, step: Step, scale: float) -> Held | None:
+    def retrieve(self, query: Tensor, step: Step, scoring: Scoring) -> Held | None:
         """Return what of the kept the piece's queries read, None for nothing; by default all."""
         if "keys" not in self.state:
             return None
@@ -197,7 +201,7 @@ class LayerMemory(ABC):
         raise NotImplementedError(f"{type(self).__name__} keeps everything on the model's device")
 
     def generate(
-        self, query: Tensor, keys: Tensor, values: Tensor, held: Held | None, step: Step, scale: float
+        self, query: Tensor, keys: Tensor, values: Tensor, held: Held | None, step: Step, scoring: Scoring
     ) -> Tensor:
         """Return what the piece reads of `held` and, causally, of itself.
 
@@ -209,16 +213,16 @@ class LayerMemory(ABC):
             values: Its own, "batch key_heads length value_width".
             held: What `retrieve` gave; None for nothing.
             step: The piece as a step.
-            scale: Of the scores.
+            scoring: What the model does to scores.
         """
         valid = step.time >= 0 if step.padded else None
         if held is not None:
             valid = _join_valid(held, valid, step)
             keys, values = torch.cat([held.keys, keys], dim=2), torch.cat([held.values, values], dim=2)
-        return causal_attention(query, keys, values, valid, scale)
+        return causal_attention(query, keys, values, valid, scoring)
 
     @abstractmethod
-    def compress(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scale: float) -> None:
+    def compress(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scoring: Scoring) -> None:
         """Put the piece into the state, and drop from it what the policy drops."""
 
     def measured(self) -> LayerStats:

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from scrubjay.kernels import choose_chunks
+from scrubjay.memory.context.parts.scoring import Scoring
 from scrubjay.memory.context.parts.store import ChunkStore, Place, Places
 from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, Held, LayerMemory, Step
 from scrubjay.memory.context.policies.slots import attend_at_slots, unturn
@@ -105,13 +106,13 @@ class ChunksMemory(LayerMemory):
         whole, rest = divmod(step.length, _PIECE)
         return [_PIECE] * whole + [rest] * (rest > 0)
 
-    def retrieve(self, query: Tensor, step: Step, scale: float) -> Held | None:
+    def retrieve(self, query: Tensor, step: Step, scoring: Scoring) -> Held | None:
         """Return the first chunk, those chosen, and those up to the present, as they follow in the text."""
         if self._store is None:
             return None
         full = step.once("full before", lambda: step.before // self.policy.chunk_size)
         present = step.once("present", lambda: self._present(full, step))
-        chosen = self._choose(query, step, full, scale)
+        chosen = self._choose(query, step, full, scoring)
         chunks = torch.cat([chosen, present.expand(-1, chosen.shape[1], -1)], dim=2).sort(dim=-1).values
         keys, values = self.load(chunks)
         # Heads and layers choose differently but as many, and without holes: slots are the same for all.
@@ -138,7 +139,7 @@ class ChunksMemory(LayerMemory):
         return table[..., : self._width], table[..., self._width :]
 
     def generate(
-        self, query: Tensor, keys: Tensor, values: Tensor, held: Held | None, step: Step, scale: float
+        self, query: Tensor, keys: Tensor, values: Tensor, held: Held | None, step: Step, scoring: Scoring
     ) -> Tensor:
         """Attend causally at slot positions.
 
@@ -152,9 +153,9 @@ class ChunksMemory(LayerMemory):
             new = torch.where(step.time < 0, -1, old[:, -1:] + step.time - step.before[:, None])
             return torch.cat([torch.where(held.valid, old - 1, -1), new], dim=1)
 
-        return attend_at_slots(query, keys, values, held, step.once("slots", slots), step, scale)[0]
+        return attend_at_slots(query, keys, values, held, step.once("slots", slots), step, scoring)[0]
 
-    def compress(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scale: float) -> None:
+    def compress(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scoring: Scoring) -> None:
         """Put new tokens into the store, and take the means of chunks that are full."""
         table = torch.cat([unturn(keys, step), values], dim=-1).detach()
         if self._store is None:
@@ -225,7 +226,7 @@ class ChunksMemory(LayerMemory):
         query: Float[Tensor, "batch heads length width"],
         step: Step,
         full: Int[Tensor, " batch"],
-        scale: float,
+        scoring: Scoring,
     ) -> Int[Tensor, "batch key_heads chosen"]:
         """Return the first chunk, the last full ones and the best between; -1 where there are fewer."""
         assert self._store is not None
@@ -235,7 +236,7 @@ class ChunksMemory(LayerMemory):
         # Whatever the votes, where all are read.
         votes = query.new_zeros(len(query), groups, longest)
         if longest > top_k:
-            votes = self._votes(query, step, full, scale)
+            votes = self._votes(query, step, full, scoring)
         return choose_chunks(
             full[:, None],
             scores=votes[:, None],
@@ -249,7 +250,7 @@ class ChunksMemory(LayerMemory):
         query: Float[Tensor, "batch heads length width"],
         step: Step,
         full: Int[Tensor, " batch"],
-        scale: float,
+        scoring: Scoring,
     ) -> Float[Tensor, "batch key_heads chunks"]:
         """Return what the queries of each key head together give each full chunk.
 
@@ -259,11 +260,11 @@ class ChunksMemory(LayerMemory):
         query = unturn(query, step).detach().unflatten(1, (means.shape[1], -1)).flatten(2, 3)
         if not step.padded:
             end = step.once("end", lambda: int(full[0]) - self.policy.local)
-            scores = (query @ means[:, :, 1:end].mT * scale).float()
+            scores = scoring.of(query @ means[:, :, 1:end].mT).float()
             votes = torch.softmax(scores, dim=-1).sum(dim=2)
             return functional.pad(votes, (1, means.shape[2] - end))
         closed = step.once("closed", lambda: self._closed(full, means.shape[2]))
-        scores = (query @ means.mT * scale).float().masked_fill(closed[:, None, None], float("-inf"))
+        scores = scoring.of(query @ means.mT).float().masked_fill(closed[:, None, None], float("-inf"))
         votes = torch.softmax(scores, dim=-1).nan_to_num(0).unflatten(2, (-1, step.length))
         return (votes * (step.time >= 0)[:, None, None, :, None]).sum(dim=(2, 3))
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from scrubjay.memory.context.parts.dense import causal_attention
 from scrubjay.memory.context.parts.room import append, columns_of_room, shrink
+from scrubjay.memory.context.parts.scoring import Scoring
 from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, LayerMemory, Step
 
 
@@ -42,16 +43,18 @@ class FullMemory(LayerMemory):
         super().__init__()
         self.columns = 0
 
-    def attend(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scale: float) -> Tensor:
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scoring: Scoring) -> Tensor:
         """Return what the new tokens read of everything up to themselves."""
-        self.compress(query, keys, values, step, scale)
-        return causal_attention(query, self.held("keys"), self.held("values"), self.state.get("valid"), scale)
+        self.compress(query, keys, values, step, scoring)
+        return causal_attention(
+            query, self.held("keys"), self.held("values"), self.state.get("valid"), scoring
+        )
 
     def held(self, name: str) -> Float[Tensor, "batch key_heads columns width"]:
         """Return the columns held of `keys` or `values`."""
         return self.state[name][:, :, : self.columns]
 
-    def compress(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scale: float) -> None:
+    def compress(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scoring: Scoring) -> None:
         """Append."""
         for name, new in (("keys", keys), ("values", values)):
             self.state[name] = append(self.state.get(name), self.columns, new)

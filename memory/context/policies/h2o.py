@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from scrubjay.memory.context.parts.eviction import keep_best, take
+from scrubjay.memory.context.parts.scoring import Scoring
 from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, Held, LayerMemory, Step
 from scrubjay.memory.context.policies.slots import attend_at_slots, unturn
 
@@ -96,7 +97,7 @@ class H2OMemory(LayerMemory):
         return pieces
 
     def generate(
-        self, query: Tensor, keys: Tensor, values: Tensor, held: Held | None, step: Step, scale: float
+        self, query: Tensor, keys: Tensor, values: Tensor, held: Held | None, step: Step, scoring: Scoring
     ) -> Tensor:
         """Attend causally at slot positions, and note what attention each key receives.
 
@@ -104,14 +105,14 @@ class H2OMemory(LayerMemory):
         """
         count = 0 if held is None else held.keys.shape[2]
         slots = step.once("slots", lambda: self._slots(step, count))
-        out, weights = attend_at_slots(query, keys, values, held, slots, step, scale)
+        out, weights = attend_at_slots(query, keys, values, held, slots, step, scoring)
         given = weights.detach()
         if step.padded:
             given = given * (step.time >= 0)[:, None, None, :, None]
         self._received = given.sum(dim=(2, 3))
         return out
 
-    def compress(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scale: float) -> None:
+    def compress(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scoring: Scoring) -> None:
         """Append, and drop the least attended of a row that is full."""
         count = self.state["keys"].shape[2] if self.state else 0
         sums, self._received = self._received, None

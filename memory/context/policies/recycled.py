@@ -19,6 +19,7 @@ from torch.nn import functional
 from scrubjay.memory.context.parts.dense import causal_attention
 from scrubjay.memory.context.parts.eviction import keep_best, take
 from scrubjay.memory.context.parts.room import columns_of_room
+from scrubjay.memory.context.parts.scoring import Scoring
 from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, LayerMemory, Step
 from scrubjay.memory.context.policies.full import FullMemory
 
@@ -81,16 +82,16 @@ class RecycledMemory(FullMemory):
         self.policy = policy
         self._since = 0
 
-    def attend(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scale: float) -> Tensor:
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scoring: Scoring) -> Tensor:
         """Read the copy, or everything, and then renew the copy."""
         if step.length > 1 or not self._since or self._since == self.policy.stride:
-            out = super().attend(query, keys, values, step, scale)
-            self._refresh(query[:, :, -1:], scale)
+            out = super().attend(query, keys, values, step, scoring)
+            self._refresh(query[:, :, -1:], scoring)
             self._since = 1
             return out
         self._since += 1
         copied = self.state["copied_keys"].shape[2]
-        self.compress(query, keys, values, step, scale)
+        self.compress(query, keys, values, step, scoring)
         for name, new in (("copied_keys", keys), ("copied_values", values)):
             self.state[name] = torch.cat([self.state[name], new], dim=2)
         if "valid" in self.state:
@@ -100,7 +101,7 @@ class RecycledMemory(FullMemory):
             self.state["copied_valid"] = torch.cat([old, step.time >= 0], dim=1)
         copy = self.state
         return causal_attention(
-            query, copy["copied_keys"], copy["copied_values"], copy.get("copied_valid"), scale
+            query, copy["copied_keys"], copy["copied_values"], copy.get("copied_valid"), scoring
         )
 
     def crop(self, columns: int, count: Int[Tensor, " batch"]) -> None:
@@ -118,23 +119,23 @@ class RecycledMemory(FullMemory):
         self._since = int(saved["since"])
         super().restore({name: tensor for name, tensor in saved.items() if name != "since"})
 
-    def _refresh(self, query: Float[Tensor, "batch heads 1 width"], scale: float) -> None:
+    def _refresh(self, query: Float[Tensor, "batch heads 1 width"], scoring: Scoring) -> None:
         """Copy what the last query attends to."""
         keys, valid = self.held("keys").detach(), self.state.get("valid")
         batch, groups, columns, width = keys.shape
         most = min(self.policy.copied, columns)
         count = torch.full((batch,), columns, device=keys.device) if valid is None else valid.sum(dim=1)
         kept = count.clamp(max=most)
-        scores = (query.detach().reshape(batch, groups, -1, width) @ keys.mT * scale).float()
+        products = query.detach().reshape(batch, groups, -1, width) @ keys.mT
         if valid is not None:
             # Padding first, so that what follows each other in the text are neighbours.
             order = valid.byte().argsort(dim=1, stable=True)[:, None].expand(-1, groups, -1)
-            scores = scores.masked_fill(~valid[:, None, None], -torch.finfo(scores.dtype).max)
-            scores = scores.gather(3, order[:, :, None].expand_as(scores))
+            products = products.gather(3, order[:, :, None].expand_as(products))
         slot = torch.arange(columns, device=keys.device) - columns + count[:, None, None]
         sink = (slot >= 0) & (slot < self.policy.num_sinks)
         # Before the pooling: a sink's weight would be smeared over its neighbours.
-        weights = torch.softmax(scores, dim=-1).amax(dim=2).masked_fill(sink, 0)
+        weights = scoring.weights(products[:, :, :, None], (slot < 0)[:, :, None, None])
+        weights = weights[:, :, :, 0].amax(dim=2).masked_fill(sink, 0)
         worth = functional.max_pool1d(weights, self.policy.kernel, stride=1, padding=self.policy.kernel // 2)
         worth = worth.masked_fill(slot < 0, float("-inf")).masked_fill(sink, float("inf"))
         best = keep_best(worth, kept, most)

@@ -19,11 +19,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from scrubjay.kernels import sink_attention
+from scrubjay.memory.context.parts.scoring import Scoring
 from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, LayerMemory, Step
 from scrubjay.memory.parts.sinks import held as held_in_slots
 
 # Columns attended at once where no gradient binds them: the band's copies of keys stay small.
 _PIECE = 1024
+# Rows of scores that exist at once where the kernel does not know how they are made.
+_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -65,11 +68,11 @@ class StreamMemory(LayerMemory):
         self.num_sinks, self.window = num_sinks, budget - num_sinks
         self.slots = budget
 
-    def attend(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scale: float) -> Tensor:
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scoring: Scoring) -> Tensor:
         """Return what the new tokens read: one of them from its ring, more of them from a band."""
         if step.length > 1 or step.padded or torch.is_grad_enabled():
-            return super().attend(query, keys, values, step, scale)
-        return self._read_one(query, keys, values, step, scale)
+            return super().attend(query, keys, values, step, scoring)
+        return self._read_one(query, keys, values, step, scoring)
 
     def pieces(self, step: Step) -> list[int]:
         """Return all columns where gradients need them, otherwise some."""
@@ -78,7 +81,7 @@ class StreamMemory(LayerMemory):
         whole, rest = divmod(step.length, _PIECE)
         return [_PIECE] * whole + [rest] * (rest > 0)
 
-    def generate(self, query, keys, values, held, step, scale) -> Tensor:
+    def generate(self, query, keys, values, held, step, scoring) -> Tensor:
         """Read the band of the window and the sinks, each at its own turn of the query, in one softmax.
 
         Args: those of `LayerMemory.generate`.
@@ -89,6 +92,8 @@ class StreamMemory(LayerMemory):
         if held is not None:
             keys, values = torch.cat([held.keys, keys], dim=2), torch.cat([held.values, values], dim=2)
         in_window, width = place(query), values.shape[-1]
+        if not scoring.is_plain:
+            return self._read_band(query, in_window, keys, values, key_time, step, scoring)
         query, keys = (
             self._with_sink_scores(query, in_window, keys, key_time, step)
             if self.num_sinks
@@ -106,11 +111,45 @@ class StreamMemory(LayerMemory):
                 torch.zeros_like(query_time),
                 window=self.window,
                 num_sinks=self.num_sinks,
-                scale=scale,
+                scale=scoring.scale,
             )[..., :width]
             .transpose(1, 2)
             .to(values.dtype)
         )
+
+    def _read_band(
+        self,
+        query: Tensor,
+        in_window: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        key_time: Tensor,
+        step: Step,
+        scoring: Scoring,
+    ) -> Tensor:
+        """Return what new tokens read by scores that the kernel does not know, some rows at a time."""
+        slot = step.once("slot", lambda: step.rotary.turn(step.given, step.time.clamp(max=self.slots - 1)))
+        batch, groups, columns, _ = keys.shape
+        is_sink = ((key_time >= 0) & (key_time < self.num_sinks))[:, None, None, None]
+        column, out = torch.arange(columns, device=keys.device), []
+        at_slot = slot(query)
+        for first in range(0, step.length, _ROWS):
+            rows = slice(first, min(first + _ROWS, step.length))
+            products = [
+                (part[:, :, rows].reshape(batch, groups, -1, part.shape[-1]) @ keys.mT).unflatten(
+                    2, (-1, rows.stop - first)
+                )
+                for part in (in_window, at_slot)
+            ]
+            own = column == column[columns - step.length + first : columns - step.length + rows.stop, None]
+            age = step.time[:, rows, None] - key_time[:, None]
+            seen = (age >= 0) & (key_time >= 0)[:, None]
+            seen &= (age < self.window) | (key_time < self.num_sinks)[:, None]
+            weights = scoring.weights(
+                torch.where(is_sink, products[1], products[0]), ~(seen | own)[:, None, None]
+            )
+            out.append((weights.to(values.dtype).flatten(2, 3) @ values).unflatten(2, weights.shape[2:4]))
+        return torch.cat(out, dim=3).flatten(1, 2)
 
     def _with_sink_scores(
         self, query: Tensor, in_window: Tensor, keys: Tensor, key_time: Tensor, step: Step
@@ -136,7 +175,7 @@ class StreamMemory(LayerMemory):
             [keys, ones.to(keys.dtype)], -1
         ).to(dtype)
 
-    def compress(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scale: float) -> None:
+    def compress(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scoring: Scoring) -> None:
         """Fill each slot with the last token that belongs there."""
         held = self.state["keys"].shape[2] if self.state else 0
         source = step.once(f"source {held}", lambda: self._sources(step, held))
@@ -159,7 +198,7 @@ class StreamMemory(LayerMemory):
         kept = int(count.max()) - columns
         self.state = {name: tensor[:, :, :kept] for name, tensor in self.state.items()}
 
-    def _read_one(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scale: float) -> Tensor:
+    def _read_one(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scoring: Scoring) -> Tensor:
         place = step.once("place", lambda: step.rotary.turn(step.given, step.time))
         count = step.once("count", lambda: int(step.time[0, 0]))
         keys, in_window = place(keys), place(query)
@@ -184,9 +223,7 @@ class StreamMemory(LayerMemory):
             )
             sinks = slice(0, self.num_sinks)
             scores[..., sinks] = slot(query).reshape(grouped.shape) @ keys[:, :, sinks].mT
-        attention = torch.softmax(
-            scores * scale, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)
-        )
+        attention = scoring.weights(scores[:, :, :, None])[:, :, :, 0]
         return (attention.to(values.dtype) @ values).reshape(batch, -1, 1, values.shape[-1])
 
     def _key_time(self, step: Step) -> Int[Tensor, "batch held"]:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from scrubjay.memory.context.parts.scoring import Scoring
 from scrubjay.memory.context.policies.base import Held, Step
 
 
@@ -25,7 +26,7 @@ def attend_at_slots(
     held: Held | None,
     slots: Int[Tensor, "batch columns"],
     step: Step,
-    scale: float,
+    scoring: Scoring,
 ) -> tuple[
     Float[Tensor, "batch heads length value_width"], Float[Tensor, "batch key_heads shared length columns"]
 ]:
@@ -38,7 +39,7 @@ def attend_at_slots(
         held: What is kept; None for nothing.
         slots: Of held and new columns, negative for what nobody reads, the same object in every layer.
         step: The new tokens as a step.
-        scale: Of the scores.
+        scoring: What the model does to scores.
     """
     count = 0 if held is None else held.keys.shape[2]
     new = slots[:, count:]
@@ -50,11 +51,11 @@ def attend_at_slots(
         values = torch.cat([held.values, values], dim=2)
     batch, heads, length, width = query.shape
     groups = keys.shape[1]
-    scores = query.reshape(batch, groups, -1, width) @ keys.mT * scale
-    scores = scores.unflatten(2, (heads // groups, length)).float()
+    products = (query.reshape(batch, groups, -1, width) @ keys.mT).unflatten(2, (heads // groups, length))
+    hidden = None
     if length > 1 or step.once("any hidden", lambda: bool((slots < 0).any())):
-        scores = scores.masked_fill(step.once("hidden", lambda: _hidden(slots, new)), float("-inf"))
-    weights = torch.softmax(scores, dim=-1)
+        hidden = step.once("hidden", lambda: _hidden(slots, new))
+    weights = scoring.weights(products, hidden)
     out = weights.to(values.dtype).flatten(2, 3) @ values
     return out.unflatten(2, (heads // groups, length)).flatten(1, 2), weights
 

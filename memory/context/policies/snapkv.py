@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from scrubjay.memory.context.parts.eviction import keep_best, take
+from scrubjay.memory.context.parts.scoring import Scoring
 from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, LayerMemory, LayerStats, Step
 
 
@@ -82,7 +83,7 @@ class SnapKVMemory(LayerMemory):
         self.policy, self.budget = policy, policy.budget
         self._read: _Read | None = None
 
-    def compress(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scale: float) -> None:
+    def compress(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scoring: Scoring) -> None:
         """Append; after a prompt, or when enough was generated, keep what the window attends to.
 
         A prompt of a policy that allocates waits for its budget.
@@ -93,7 +94,7 @@ class SnapKVMemory(LayerMemory):
             return
         columns = self.state["keys"].shape[2]
         count = step.after.new_full((len(keys),), columns) if valid is None else valid.sum(dim=1)
-        weights = self._weights(count, step, scale)
+        weights = self._weights(count, step, scoring)
         preference = float(self.policy.prefer(weights.flatten(1, 2)).mean()) if waits else 1.0
         worth = self._worth(weights.sum(dim=(2, 3)), count)
         self._read = _Read(worth, count, step.after - step.before > 1, LayerStats(columns, preference))
@@ -173,7 +174,7 @@ class SnapKVMemory(LayerMemory):
         return valid
 
     def _weights(
-        self, count: Int[Tensor, " batch"], step: Step, scale: float
+        self, count: Int[Tensor, " batch"], step: Step, scoring: Scoring
     ) -> Float[Tensor, "batch key_heads shared window columns"]:
         """Return what the window attends to; nothing for what of it a row has not asked."""
         query, keys = self.state["queries"], self.state["keys"]
@@ -182,14 +183,11 @@ class SnapKVMemory(LayerMemory):
         slot = torch.arange(columns, device=keys.device) - columns + count[:, None]
         row = torch.arange(asked, device=keys.device)
         grouped = query.detach().reshape(batch, groups, -1, width)
-        scores = (grouped @ keys.detach().mT * scale).unflatten(2, (-1, asked)).float()
+        products = (grouped @ keys.detach().mT).unflatten(2, (-1, asked))
         later = torch.arange(columns, device=keys.device) > columns - asked + row[:, None]
         hidden = later | (slot < 0)[:, None]
         was_asked = row >= asked - step.after.clamp(max=asked)[:, None]
-        weights = torch.softmax(
-            scores.masked_fill(hidden[:, None, None], -torch.finfo(scores.dtype).max), dim=-1
-        )
-        return weights * was_asked[:, None, None, :, None]
+        return scoring.weights(products, hidden[:, None, None]) * was_asked[:, None, None, :, None]
 
     def _worth(
         self, received: Float[Tensor, "batch key_heads columns"], count: Int[Tensor, " batch"]

@@ -54,15 +54,15 @@ def model(tiny_llama):
 
 
 def columns(cache):
-    return [layer.memory.state["keys"].shape[2] for layer in cache.layers]
+    return [layer.memory.state["keys"].shape[2] for layer in cache.attending]
 
 
 def budgets(cache) -> list[Any]:
-    return [layer.budget for layer in cache.layers]
+    return [layer.budget for layer in cache.attending]
 
 
 def states(cache):
-    return [layer.memory.state for layer in cache.layers]
+    return [layer.memory.state for layer in cache.attending]
 
 
 def test_even_layers_keep_64_keys_and_odd_ones_128(model):
@@ -96,7 +96,8 @@ def test_sizes_of_one_policy_do_not_leak_into_layers_of_others(name, model, text
         patch.setattr(Step, "once", lambda step, name, make: make())
         assert torch.equal(read(model, PolicyCache(mixed, model), ids, cuts, mask), shared)
     # And it would tell: in one drawer for all, layers of the second policy take what is the first's.
-    monkeypatch.setattr(Step, "under", lambda step, policy: step)
+    under = Step.under
+    monkeypatch.setattr(Step, "under", lambda step, policy, rotary: under(step, "one for all", rotary))
     with pytest.raises((AssertionError, RuntimeError, IndexError)):
         close(read(model, PolicyCache(mixed, model), ids, cuts, mask), shared)
 
@@ -171,7 +172,7 @@ def test_layer_after_layer_keeps_what_all_at_hand_would(padding, model, text, mo
     ids, mask = pad(text, padding)
     cache = PolicyCache(SPREAD, model)
     logits = read(model, cache, ids, [36], mask)
-    last, allocate = len(cache.layers), SpreadPolicy.allocate
+    last, allocate = len(cache.attending), SpreadPolicy.allocate
 
     def late(policy, seen, shape):
         return allocate(policy, seen, shape) if len(seen) == last else [stats.columns for stats in seen]
@@ -202,7 +203,7 @@ def test_no_more_is_held_than_the_budgets_and_one_layers_prompt(tiny_llama, monk
     held, allocate = [], PolicyCache.allocate
 
     def watched(cache, index, length):
-        seen = cache.layers[: index + 1]
+        seen = cache.attending[: index + 1]
         before = sum(layer.memory.state["keys"].shape[2] for layer in seen)
         allocate(cache, index, length)
         held.append((before, sum(layer.memory.state["keys"].shape[2] for layer in seen)))
@@ -240,7 +241,7 @@ def test_none_leaves_layers_as_they_are_configured(model, text):
     class Silent(SnapKVPolicy):
         def allocate(self, seen, shape):
             # Each at once, not all at the end.
-            before = caches[0].layers[: len(seen) - 1]
+            before = caches[0].attending[: len(seen) - 1]
             assert all(layer.memory.state["keys"].shape[2] == 12 for layer in before)
 
     cache = PolicyCache(Silent(12, 4, 5, 2), model)

@@ -256,13 +256,13 @@ def test_a_call_that_was_broken_off_is_told(layer, model, text):
     hook = model.model.layers[layer].mlp.register_forward_pre_hook(stop)
     if layer == 1:
         hook.remove()
-        generate = cache.layers[1].memory.generate
-        cache.layers[1].memory.generate = stop  # pyright: ignore[reportAttributeAccessIssue]
+        generate = cache.attending[1].memory.generate
+        cache.attending[1].memory.generate = stop  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(KeyboardInterrupt):
         read(model, cache, text[:, 10:20])
     hook.remove()
     if layer == 1:
-        cache.layers[1].memory.generate = generate
+        cache.attending[1].memory.generate = generate
     for length in (10, 1):
         with pytest.raises(RuntimeError, match="broken off"):
             read(model, cache, text[:, 10 : 10 + length])

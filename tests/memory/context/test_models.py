@@ -23,6 +23,14 @@ def test_progress_bars_stay_out_of_logs(tiny_llama, tiny_chat, tmp_path, capfd):
     assert logging.is_progress_bar_enabled()
 
 
+def test_a_model_that_no_policy_serves_is_refused_before_its_weights_are_read(tmp_path):
+    from transformers import Mamba2Config
+
+    Mamba2Config(num_heads=4, head_dim=16, hidden_size=32).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="attends in no layer"):  # there are no weights
+        context.load_model(tmp_path, under_policy=True)
+
+
 def test_so_do_those_of_gguf_files(smollm2_and_what_it_said):
     gguf: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
 

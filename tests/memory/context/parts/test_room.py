@@ -33,10 +33,10 @@ def test_a_token_leaves_the_others_where_they_lie(name, tiny_llama):
     model = tiny_llama()
     cache = context.PolicyCache(context.make(name), model)
     model(torch.arange(2, 42)[None], cache=cache)
-    held = [layer.memory.state["keys"].data_ptr() for layer in cache.layers]
+    held = [layer.memory.state["keys"].data_ptr() for layer in cache.attending]
     for token in range(42, 62):
         model(torch.tensor([[token]]), cache=cache)
-    assert [layer.memory.state["keys"].data_ptr() for layer in cache.layers] == held
+    assert [layer.memory.state["keys"].data_ptr() for layer in cache.attending] == held
 
 
 @pytest.mark.parametrize("name", ["full", "recycled"])

@@ -7,7 +7,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from scrubjay.kernels import attend_chosen, merge
-from scrubjay.memory.context.parts.rotary import Rotary
+from scrubjay.memory.context.layers.turned import turns_of
+from scrubjay.memory.context.parts.scoring import Scoring
 from scrubjay.memory.context.policies.base import Step
 from scrubjay.memory.context.policies.chunks import ChunksPolicy
 
@@ -24,7 +25,7 @@ def rotary():
         num_attention_heads=HEADS,
         num_key_value_heads=GROUPS,
     )
-    return Rotary(LlamaForCausalLM(config).double())
+    return turns_of(LlamaForCausalLM(config).double()).by_layer[0]
 
 
 def step_of(rotary, first, length) -> Step:
@@ -64,7 +65,7 @@ def test_a_token_reads_the_chunks_of_its_own_votes(rotary, tokens, local, store)
         own = slice(first, first + length)
         step = step_of(rotary, first, length)
         tensors = (given_query[:, :, own], given_keys[:, :, own], values[:, :, own])
-        out = memory.attend(*tensors, step, SCALE)
+        out = memory.attend(*tensors, step, Scoring(SCALE))
 
     for head in range(HEADS):
         group = head // (HEADS // GROUPS)

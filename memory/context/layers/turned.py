@@ -1,0 +1,131 @@
+"""How the layers of a model turn their keys by position: found by trying, for every family has its own way.
+
+One token is read alone at two positions. It attends to itself, whatever its position, and so all that differs
+between the two readings, in any layer, is how far its key was turned.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+from scrubjay.memory.context.parts.rotary import Layout, Rotary, Turn
+
+_FAR = 101
+"""A position at which fast and slow pairs have turned differently, and far from whole rounds."""
+
+
+class Turns(NamedTuple):
+    """How a model turns, layer by layer."""
+
+    by_layer: tuple[Rotary | None, ...]
+    """One object for all layers that are turned alike; None in layers without keys, or of another way."""
+    sizes: dict[int, tuple[int, int]]
+    """Heads and width of the keys of layers that have keys."""
+    kinds: int
+    """How many kinds of rotary positions the model has."""
+    changing: str | None
+    """The kind of rotary positions whose angles change with the length of the text, if there is one."""
+
+
+_found: WeakKeyDictionary[nn.Module, Turns] = WeakKeyDictionary()
+
+
+def turns_of(model: PreTrainedModel) -> Turns:
+    """Return how the layers of a model turn their keys; tried out once."""
+    if model not in _found:
+        _found[model] = _try(model)
+    return _found[model]
+
+
+def _try(model: PreTrainedModel) -> Turns:
+    decoder = model.get_decoder()
+    count = model.config.get_text_config(decoder=True).num_hidden_layers
+    at_zero, far = (_keys(model, position) for position in (0, _FAR))
+    ways = list(_ways(decoder))
+    dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
+    made: dict[tuple[int, Layout], Rotary] = {}
+    still = Rotary(Layout(0), lambda: torch.zeros(0), dtype)
+
+    def rotary(layer: int) -> Rotary | None:
+        if layer not in at_zero:
+            return None
+        before, after = at_zero[layer].double(), far[layer].double()
+        if before.shape != after.shape or before.ndim != 4:
+            return None
+        precision = torch.finfo(at_zero[layer].dtype).eps
+        tolerance = max(64 * precision, 1e-4) * float(before.abs().max())
+        if float((after - before).abs().max()) <= tolerance:
+            return still
+        for number, way in enumerate(ways):
+            for layout in _layouts(way().shape[-1], before.shape[-1]):
+                angle = _FAR * way().double().cpu()
+                turn = Turn(angle.cos(), angle.sin(), layout)
+                if float((turn(before) - after).abs().max()) <= tolerance:
+                    return made.setdefault((number, layout), Rotary(layout, way, dtype))
+        return None
+
+    kinds = {kind for module in decoder.modules() for kind in _kinds(module)}
+    changing = next(iter(kinds & {"dynamic", "longrope"}), None)
+    sizes = {layer: (keys.shape[1], keys.shape[-1]) for layer, keys in far.items()}
+    return Turns(tuple(rotary(layer) for layer in range(count)), sizes, len(ways), changing)
+
+
+def _layouts(pairs: int, width: int) -> Iterator[Layout]:
+    if 2 * pairs <= width:
+        yield from (Layout(pairs, neighbours) for neighbours in (False, True))
+
+
+def _ways(decoder: nn.Module) -> Iterator[Callable[[], Tensor]]:
+    """Yield what returns the frequencies of each kind of rotary positions that a decoder has."""
+    for module in decoder.modules():
+        for name, _ in module.named_buffers(recurse=False):
+            if name.endswith("inv_freq") and not name.endswith("original_inv_freq"):
+                yield lambda module=module, name=name: getattr(module, name)
+
+
+def _kinds(module: nn.Module) -> set[str]:
+    kind = getattr(module, "rope_type", None)
+    kinds = kind.values() if isinstance(kind, dict) else [kind]
+    return {kind for kind in kinds if isinstance(kind, str)}
+
+
+class _Noting(DynamicCache):
+    """A cache that notes the keys that layers hand it."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config=config)
+        self.keys: dict[int, Tensor] = {}
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **options: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Note, and do as ever."""
+        self.keys[layer_idx] = key_states.detach().cpu()
+        return super().update(key_states, value_states, layer_idx, *args, **options)
+
+
+def _keys(model: PreTrainedModel, position: int) -> dict[int, Tensor]:
+    """Return what key each layer makes of a token that stands alone at a position."""
+    decoder = model.get_decoder()
+    config = model.config.get_text_config(decoder=True)
+    cache = _Noting(config)
+    # Of the one for padding all is zero.
+    token = torch.full((1, 1), int(config.pad_token_id == 0), device=model.device)
+    takes_positions = "position_ids" in inspect.signature(decoder.forward).parameters
+    options = {"position_ids": torch.full_like(token, position)} if takes_positions else {}
+    training = [module for module in decoder.modules() if module.training]
+    with torch.no_grad():
+        decoder.eval()
+        try:
+            decoder(token, cache=cache, use_cache=True, **options)
+        finally:
+            for module in training:
+                module.training = True
+    return cache.keys

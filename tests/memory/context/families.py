@@ -1,0 +1,196 @@
+"""Tiny random models of the families of today, by name."""
+
+import sys
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+from scrubjay.memory import context
+from scrubjay.memory.context.layers.kinds import kinds_of
+from scrubjay.memory.context.layers.turned import turns_of
+
+_SIZES: dict[str, Any] = {
+    "vocab_size": 128,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 1,
+    "initializer_range": 0.3,
+}
+_EXPERTS = {"num_local_experts": 2, "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16}
+_LINEAR = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_conv_kernel_dim": 4,
+}
+_MAMBA = {
+    "mamba_n_heads": 4,
+    "mamba_d_head": 8,
+    "mamba_d_state": 8,
+    "mamba_n_groups": 1,
+    "mamba_expand": 1,
+    "mamba_d_conv": 4,
+    "mamba_chunk_size": 8,
+    "mamba_d_ssm": 32,
+}
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {}),
+    "qwen2": ("Qwen2", {}),
+    "qwen3": ("Qwen3", {"head_dim": 8}),
+    "qwen3_moe": ("Qwen3Moe", {"head_dim": 8} | _EXPERTS),
+    "qwen3_next": (
+        "Qwen3Next",
+        {"head_dim": 8, "layer_types": ["linear_attention", FULL], "shared_expert_intermediate_size": 16}
+        | _EXPERTS
+        | _LINEAR,
+    ),
+    "mistral": ("Mistral", {"sliding_window": None}),
+    "mistral-window": ("Mistral", {"sliding_window": 7}),
+    "ministral": ("Ministral", {"sliding_window": 7, "layer_types": [SLIDING, FULL], "head_dim": 8}),
+    "gemma2": ("Gemma2", {"sliding_window": 7, "head_dim": 8, "attn_logit_softcapping": 2.0}),
+    "gemma3": ("Gemma3", {"sliding_window": 7, "head_dim": 8, "layer_types": [SLIDING, FULL]}),
+    "gpt_oss": (
+        "GptOss",
+        {"sliding_window": 7, "head_dim": 8, "layer_types": [SLIDING, FULL], "rope_parameters": None}
+        | _EXPERTS,
+    ),
+    "llama4": (
+        "Llama4",
+        {
+            "attention_chunk_size": 8,
+            "head_dim": 8,
+            "no_rope_layers": [1, 0],
+            "layer_types": ["chunked_attention", FULL],
+            "intermediate_size_mlp": 32,
+            "floor_scale": 16,
+            "num_experts_per_tok": 1,
+            "num_local_experts": 2,
+        },
+    ),
+    "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0]}),
+    "phi": ("Phi", {"partial_rotary_factor": 0.5}),
+    "phi3": ("Phi3", {}),
+    "olmo2": ("Olmo2", {}),
+    "granite": ("Granite", {"attention_multiplier": 0.2}),
+    "stablelm": ("StableLm", {"partial_rotary_factor": 0.5}),
+    "cohere2": ("Cohere2", {"sliding_window": 7, "layer_types": [SLIDING, FULL], "head_dim": 8}),
+    "cohere": ("Cohere", {}),
+    "gpt_neox": ("GPTNeoX", {"rotary_pct": 0.5}),
+    "falcon": ("Falcon", {"alibi": False, "multi_query": True, "new_decoder_architecture": False}),
+    "falcon-new": ("Falcon", {"alibi": False, "num_kv_heads": 2, "new_decoder_architecture": True}),
+    "lfm2": ("Lfm2", {"layer_types": ["conv", FULL], "conv_L_cache": 3}),
+    "granitemoehybrid": (
+        "GraniteMoeHybrid",
+        {
+            "layer_types": ["mamba", "attention"],
+            "shared_intermediate_size": 16,
+            "position_embedding_type": "rope",
+        }
+        | _EXPERTS
+        | _MAMBA,
+    ),
+    "falcon_h1": ("FalconH1", {"head_dim": 8} | _MAMBA),
+}
+"""Families that every policy serves: the class's name, and what differs from a small Llama's config."""
+
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "bloom": ("Bloom", {"n_layer": 1, "n_head": 2}, "ALiBi"),
+    "falcon-alibi": ("Falcon", {"alibi": True, "num_hidden_layers": 1}, "ALiBi"),
+    "deepseek_v3": ("DeepseekV3", {}, "MLA"),
+    "mamba2": ("Mamba2", {"num_heads": 4, "head_dim": 16}, "attends in no layer"),
+}
+"""Families that no policy serves: as above, and a word of the reason."""
+
+
+def config_of(name: str, options: dict[str, Any]) -> Any:
+    """Return a config of a class's name."""
+    kind = f"{name}TextConfig" if name in ("Gemma3", "Llama4") else f"{name}Config"
+    return getattr(transformers, kind)(**{**_SIZES, **options})
+
+
+def make(family: str, seed: int = 0, **options: Any) -> PreTrainedModel:
+    """Return a tiny random model of a family, in float64 where its experts can."""
+    name, own = FAMILIES[family]
+    config = config_of(name, own | options)
+    torch.manual_seed(seed)
+    model = getattr(transformers, f"{name}ForCausalLM")(config)
+    if family == "gpt_oss":
+        for layer in model.model.layers:
+            torch.nn.init.normal_(layer.self_attn.sinks)
+    return model.eval() if hasattr(config, "num_experts_per_tok") else model.double().eval()
+
+
+def table() -> str:
+    """Return what experiments/results/families.md says: `python tests/memory/context/families.py > ...`."""
+    policies = ", ".join(f"`{name}`" for name in context.list_policies())
+    about = (
+        f"Tiny random models of each family read three times the budget under every policy ({policies}) as\n"
+        "their own layers do of what is kept, and `full` is their own cache:\n"
+        "`pytest tests/memory/context/test_families.py -m ''`. Layers that see a window or a chunk keep\n"
+        "what they see; a policy has no say there."
+    )
+    lines = [
+        "# Families of language models under context policies",
+        "",
+        about,
+        "",
+        "| family | layers tried | scores |",
+        "| --- | --- | --- |",
+        *(f"| {family} | {_layers(family)} | {_scores(family)} |" for family in FAMILIES),
+        "",
+        "Refused, with the reason, before weights are read:",
+        "",
+        "| family | reason |",
+        "| --- | --- |",
+        *(f"| {family} | {_reason(family)} |" for family in REFUSED),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _layers(family: str) -> str:
+    model = make(family)
+    kinds, turns = kinds_of(model.config.get_text_config(decoder=True)), turns_of(model)
+    told = []
+    for index, kind in enumerate(kinds):
+        sees = (
+            "all" if kind.window is None else f"{'its chunk' if kind.chunked else 'the last'} {kind.window}"
+        )
+        rotary = turns.by_layer[index]
+        where = ""
+        if rotary is not None:
+            layout = rotary.layout
+            pairs = f"{layout.pairs} {'neighbouring ' if layout.neighbours else ''}pairs turned"
+            where = f", {pairs}" if layout.pairs else ", without positions"
+        parts = [f"sees {sees}{where}"] if kind.attends else []
+        told.append(" and ".join(parts + ["a state of its own"] * (kind.states > 0)))
+    return "; ".join(dict.fromkeys(told))
+
+
+def _scores(family: str) -> str:
+    config = make(family).config
+    capped = getattr(config, "attn_logit_softcapping", None)
+    return "learned sinks" if family == "gpt_oss" else "capped" if capped else "plain"
+
+
+def _reason(family: str) -> str:
+    name, options, _ = REFUSED[family]
+    try:
+        kinds_of(config_of(name, options))
+    except ValueError as error:
+        return str(error).partition(": use")[0].partition("; use")[0]
+    raise AssertionError(family)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(table())

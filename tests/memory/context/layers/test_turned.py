@@ -1,0 +1,53 @@
+"""How keys are turned is found by trying: every layout, several kinds in one model, and what is none."""
+
+import pytest
+import torch
+from families import make
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from scrubjay.memory.context.layers.turned import turns_of
+from scrubjay.memory.context.parts.rotary import Layout
+
+EVERY = {"llama": Layout(4), "cohere": Layout(4, neighbours=True), "phi": Layout(2), "qwen3_next": Layout(1)}
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_the_layout_is_found(family):
+    turns = turns_of(make(family))
+    found = [rotary.layout for rotary in turns.by_layer if rotary is not None]
+    assert set(found) == {EVERY[family]}
+    assert turns.changing is None
+
+
+def test_layers_turned_alike_share_and_others_do_not():
+    first, second = turns_of(make("gemma3")).by_layer
+    assert first is not None
+    assert second is not None
+    # Its two kinds of layers turn at two speeds.
+    at = torch.tensor([[7]])
+    assert not torch.allclose(first.angle(at), second.angle(at))
+    one, same = turns_of(make("llama")).by_layer
+    assert one is same
+
+
+def test_layers_without_positions_are_told_from_others():
+    turned, still = turns_of(make("smollm3")).by_layer
+    assert turned is not None
+    assert still is not None
+    assert (turned.layout.pairs, still.layout.pairs) == (4, 0)
+    x = torch.randn(1, 2, 3, 8)
+    assert still.turn(torch.tensor([[5, 6, 7]]), torch.tensor([[0, 1, 2]]))(x) is x
+
+
+def test_a_model_in_training_stays_in_training_and_is_tried_once():
+    model = make("llama").train()
+    parts = [module.training for module in model.modules()]
+    assert turns_of(model) is turns_of(model)
+    assert [module.training for module in model.modules()] == parts
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_positions_in_embeddings_are_no_rotary_ones():
+    turns = turns_of(GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=2)))
+    assert turns.kinds == 0
+    assert turns.by_layer == (None, None)

@@ -1,0 +1,40 @@
+"""Attention under a mask: torch's fused kernels and the scores that they do not know say the same."""
+
+import pytest
+import torch
+
+from scrubjay.memory.context.parts.dense import causal_attention, masked_attention
+from scrubjay.memory.context.parts.scoring import Scoring
+
+
+def tensors(length, held, heads=4, groups=2):
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((heads, length), (groups, held), (groups, held))
+    return [torch.randn(2, h, n, 8, generator=generator, dtype=torch.float64) for h, n in shapes]
+
+
+@pytest.mark.parametrize(("length", "held"), [(1, 9), (5, 5), (5, 9), (300, 310)])
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_cap_and_sinks_that_do_nothing_change_nothing(length, held, padded):
+    query, keys, values = tensors(length, held)
+    valid = torch.arange(held) >= torch.tensor([[3], [0]]) if padded else None
+    plain = causal_attention(query, keys, values, valid, Scoring(0.4))
+    nothing = Scoring(0.4, 1e9, torch.full((4,), -1e9, dtype=torch.float64))
+    assert not nothing.is_plain
+    special = causal_attention(query, keys, values, valid, nothing)
+    seen = slice(None) if valid is None else valid[:, held - length :]
+    torch.testing.assert_close(special.transpose(1, 2)[seen], plain.transpose(1, 2)[seen])
+
+
+def test_a_sink_takes_its_share_and_a_cap_bounds_the_rest():
+    query, keys, values = tensors(3, 6)
+    mask = torch.rand(2, 3, 6, generator=torch.Generator().manual_seed(1)) > 0.4
+    mask[:, :, 0] = True
+    sinks = torch.tensor([0.0, 1.0, -2.0, 3.0], dtype=torch.float64)
+    out = masked_attention(query, keys, values, mask, Scoring(0.4, 2.0, sinks))
+    for row in range(2):
+        for head in range(4):
+            scores = 2 * torch.tanh(query[row, head] @ keys[row, head // 2].T * 0.4 / 2)
+            weights = scores.exp() * mask[row]
+            share = weights / (weights.sum(dim=-1, keepdim=True) + sinks[head].exp())
+            torch.testing.assert_close(out[row, head], share @ values[row, head // 2])
