@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from scrubjay.memory.contract.base import detach_state as detach_state
     from scrubjay.memory.contract.check import check_memory as check_memory
     from scrubjay.memory.contract.laws import MemoryLawError as MemoryLawError
+    from scrubjay.memory.reading.infiniretri import InfiniRetri as InfiniRetri
     from scrubjay.memory.registry import list_memories as list_memories
     from scrubjay.memory.registry import make as make
     from scrubjay.memory.registry import make_config as make_config
@@ -38,8 +39,10 @@ __all__, __getattr__, __dir__ = face(
         "contract.base": ["Memory", "MemoryConfig", "State", "detach_state"],
         "contract.check": ["check_memory"],
         "contract.laws": ["MemoryLawError"],
+        "reading.infiniretri": ["InfiniRetri"],
         "registry": ["list_memories", "make", "make_config", "name_of", "register"],
         "sequence": ["SequenceConfig", "SequenceModel", "match_parameters"],
     },
     packages=("bank", "context", "contract", "reading"),
+    extras={"transformers": "lm"},
 )

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
+from scrubjay.memory.context.parts.scoring import Scoring
 from scrubjay.memory.heads.wrap import Attention, wrapped_attention
 
 Heads = Mapping[int, Sequence[int] | None]
@@ -94,30 +95,34 @@ class _Capture:
         mask: Tensor | None,
         *,
         scaling: float,
+        softcap: float | None = None,
+        s_aux: Tensor | None = None,
         **options: Any,
     ) -> tuple[Tensor, Tensor | None]:
         heads = range(query.shape[1]) if self.heads is None else self.heads
         if not all(0 <= head < query.shape[1] for head in heads):
             raise ValueError(f"heads {list(heads)} of layer {self.layer}: it has {query.shape[1]}, from 0")
-        self.keep(self.layer, weights_of(query, key, mask, scaling, heads, self.rows))
-        return attention(module, query, key, value, mask, scaling=scaling, **options)
+        scoring = Scoring(scaling, softcap, s_aux)
+        self.keep(self.layer, weights_of(query, key, mask, scoring, heads, self.rows))
+        options |= {"scaling": scaling, "softcap": softcap, "s_aux": s_aux}
+        return attention(module, query, key, value, mask, **options)
 
 
 def weights_of(
     query: Float[Tensor, "batch heads time width"],
     key: Float[Tensor, "batch key_heads keys width"],
     mask: Tensor | None,
-    scaling: float,
+    scoring: Scoring,
     heads: Sequence[int],
     rows: slice,
 ) -> Float[Tensor, "batch chosen rows keys"]:
-    """Return softmax weights as SDPA makes them.
+    """Return the weights of keys as the model makes them; of a row they add up to 1, or less by its sink's.
 
     Args:
         query: All queries.
         key: All keys, a head for one or several of the queries'.
         mask: Boolean (True: visible), additive, or None for causal.
-        scaling: Of the scores.
+        scoring: What the model does to scores.
         heads: Which of the queries' heads.
         rows: Which queries.
     """
@@ -125,7 +130,7 @@ def weights_of(
     time, keys = query.shape[2], key.shape[2]
     key_heads = chosen // (query.shape[1] // key.shape[1])
     wide = torch.promote_types(query.dtype, torch.float32)
-    logits = (query[:, chosen, rows] @ key[:, key_heads].transpose(2, 3)).to(wide) * scaling
+    logits = scoring.of((query[:, chosen, rows] @ key[:, key_heads].transpose(2, 3)).to(wide))
     if mask is None:
         place = torch.arange(keys - time, keys, device=query.device)[rows]
         mask = torch.arange(keys, device=query.device) <= place[:, None]
@@ -135,4 +140,7 @@ def weights_of(
         logits = logits.masked_fill(~mask, torch.finfo(wide).min)
     else:
         logits = logits + mask
-    return logits.softmax(dim=-1)
+    if scoring.sinks is None:
+        return logits.softmax(dim=-1)
+    sinks = scoring.sinks[chosen].to(wide)[:, None, None].expand(*logits.shape[:-1], 1)
+    return torch.cat([logits, sinks], dim=-1).softmax(dim=-1)[..., :-1]

@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from scrubjay.memory.heads.capture import capture_attention
-from scrubjay.memory.heads.prompts import chat_prompt
+from scrubjay.memory.heads.prompts import chat_prompt, opened
 from scrubjay.memory.heads.wrap import attention_modules
 
 # Cosine of two models' embeddings: strangers' is near 0, a fine-tune's near 1.
@@ -87,25 +87,34 @@ class RetrievalHeads:
     scores: tuple[tuple[float, ...], ...]
     """For each layer and head, the fraction of copied tokens it attended to most, 0 to 1."""
     probes: int
-    """Probes averaged over."""
+    """Probes averaged over: those that the model answered."""
+    layers: tuple[int, ...] = ()
+    """Which layers of the model have these heads, where not all attend; else they are counted from 0."""
+
+    def by_layer(self) -> dict[int, tuple[float, ...]]:
+        """Return the scores of each layer's heads."""
+        return dict(zip(self.layers or range(len(self.scores)), self.scores, strict=True))
 
     def ranked(self) -> list[tuple[int, int]]:
         """Return `(layer, head)`s, best first."""
-        heads = [(layer, head) for layer, row in enumerate(self.scores) for head in range(len(row))]
-        return sorted(heads, key=lambda at: -self.scores[at[0]][at[1]])
+        rows = self.by_layer()
+        heads = [(layer, head) for layer, row in rows.items() for head in range(len(row))]
+        return sorted(heads, key=lambda at: -rows[at[0]][at[1]])
 
     def best_layer(self) -> int:
         """Return the layer whose heads copy most together."""
-        return max(range(len(self.scores)), key=lambda layer: sum(self.scores[layer]))
+        rows = self.by_layer()
+        return max(rows, key=lambda layer: sum(rows[layer]))
 
     def of_layer(self, layer: int, share: float = 0.5) -> list[int]:
         """Return the heads of a layer that score at least `share` of its best, best first.
 
         Raises ValueError for a layer that does not exist or has no head that ever copied.
         """
-        if not 0 <= layer < len(self.scores):
-            raise ValueError(f"layer={layer}: the model has {len(self.scores)}, counted from 0")
-        row = self.scores[layer]
+        rows = self.by_layer()
+        if layer not in rows:
+            raise ValueError(f"layer={layer}: the model attends in layers {', '.join(map(str, rows))}")
+        row = rows[layer]
         if max(row) == 0:
             raise ValueError(f"layer={layer} has no retrieval head; the best heads are {self.ranked()[:5]}")
         return sorted((h for h in range(len(row)) if row[h] >= share * max(row)), key=lambda h: -row[h])
@@ -118,7 +127,8 @@ def retrieval_heads(model: PreTrainedModel, tokenizer: Any, *, probes: int = 12)
     """
     stored = _stored().get(architecture(model))
     if stored is not None and _alike(_sample(model), stored["weights"]):
-        return RetrievalHeads(tuple(map(tuple, stored["scores"])), stored["probes"])
+        layers = tuple(stored.get("layers", ()))
+        return RetrievalHeads(tuple(map(tuple, stored["scores"])), stored["probes"], layers)
     return measure_retrieval_heads(model, tokenizer, probes=probes)
 
 
@@ -156,8 +166,10 @@ def measure_retrieval_heads(
             print(f"probe {number + 1}/{probes}, answered {answered}", flush=True)
     if total is None:
         raise ValueError(f"the model answered none of {probes} probes, so no head could be seen copying")
-    scores = (total / probes).tolist()
-    return RetrievalHeads(tuple(tuple(round(score, 4) for score in row) for row in scores), probes)
+    scores = (total / answered).tolist()
+    rows = tuple(tuple(round(score, 4) for score in row) for row in scores)
+    layers = tuple(attention_modules(model))
+    return RetrievalHeads(rows, answered, () if layers == tuple(range(len(layers))) else layers)
 
 
 def architecture(model: PreTrainedModel) -> str:
@@ -220,11 +232,12 @@ def _probes(count: int, sentences: int, seed: int) -> Iterator[_Probe]:
 
 def _score(model: PreTrainedModel, tokenizer: Any, probe: _Probe) -> Float[Tensor, "layers heads"] | None:
     """Return each head's share of the value's tokens it copied, None if the model does not tell the value."""
-    before, after = chat_prompt(tokenizer, probe.question)
+    before, asked, tail = chat_prompt(tokenizer, probe.question)
     start = probe.text.index(probe.value)
-    told = probe.text[start + len(probe.value) :] + after + probe.answer
+    told = probe.text[start + len(probe.value) :] + asked + tail + probe.answer
     pieces = [before + probe.text[:start], probe.value, told]
     lead, value, rest = (tokenizer(piece, add_special_tokens=False).input_ids for piece in pieces)
+    lead = opened(tokenizer, lead)
     tokens = torch.tensor([lead + value + rest + value], device=model.device)
     # The row that writes a token is the one before it.
     rows = slice(-len(value) - 1, -1)

@@ -7,6 +7,8 @@ matter to models whose rate is high.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -16,15 +18,34 @@ from scrubjay.memory.heads.capture import capture_attention
 from scrubjay.memory.heads.wrap import attention_modules
 
 
+class Attended(NamedTuple):
+    """Where the heads of a model look, over the queries of each sequence."""
+
+    sinks: Float[Tensor, "batch layers heads"]
+    """Mean attention to token 0."""
+    entropy: Float[Tensor, "batch layers heads"]
+    """Mean entropy of a query's weights, in nats: 0 where all is one token's."""
+    layers: list[int]
+    """Which layers of the model attend."""
+
+
 @torch.no_grad()
+def attended(model: PreTrainedModel, input_ids: Int[Tensor, "batch time"]) -> Attended:
+    """Return where each head of each layer that attends looks."""
+    layers = [*attention_modules(model)]
+    with capture_attention(model, dict.fromkeys(layers)) as weights:
+        model.base_model(input_ids, use_cache=False)
+    found = [weights[layer][0] for layer in layers]
+    sinks = torch.stack([each[..., 0].mean(dim=-1) for each in found], dim=1)
+    entropy = [torch.special.entr(each).sum(dim=-1).mean(dim=-1) for each in found]
+    return Attended(sinks, torch.stack(entropy, dim=1), layers)
+
+
 def sink_weights(
     model: PreTrainedModel, input_ids: Int[Tensor, "batch time"]
 ) -> Float[Tensor, "batch layers heads"]:
     """Return each head's mean attention to token 0, over the queries of each sequence."""
-    layers = attention_modules(model)
-    with capture_attention(model, dict.fromkeys(layers)) as weights:
-        model.base_model(input_ids, use_cache=False)
-    return torch.stack([weights[layer][0][..., 0].mean(dim=-1) for layer in layers], dim=1)
+    return attended(model, input_ids).sinks
 
 
 def sink_rate(model: PreTrainedModel, input_ids: Int[Tensor, "batch time"], threshold: float = 0.3) -> float:

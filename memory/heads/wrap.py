@@ -19,6 +19,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from scrubjay.memory.context.parts.dense import causal_attention, masked_attention
+from scrubjay.memory.context.parts.scoring import Scoring
+
 Attention = Callable[..., tuple[Tensor, Tensor | None]]
 """`attention(module, query, key, value, mask, **options)`, as transformers calls it; heads are dimension
 1."""
@@ -82,9 +85,33 @@ def _attend(
     dropout: float = 0.0,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    return _nest(sdpa_attention_forward, _wrappers.get(module, []))(
+    return _nest(_softmax_attention, _wrappers.get(module, []))(
         module, query, key, value, mask, dropout=dropout, **options
     )
+
+
+def _softmax_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    dropout: float = 0.0,
+    scaling: float,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attend by SDPA, or in the open where scores are capped or have learned sinks, which SDPA leaves out."""
+    scoring = Scoring(scaling, softcap, s_aux)
+    if scoring.is_plain:
+        return sdpa_attention_forward(
+            module, query, key, value, mask, dropout=dropout, scaling=scaling, **options
+        )
+    if mask is None:
+        return causal_attention(query, key, value, None, scoring, dropout).transpose(1, 2), None
+    return masked_attention(query, key, value, mask[:, 0], scoring, dropout).transpose(1, 2), None
 
 
 def _nest(attention: Attention, wrappers: list[Wrapper]) -> Attention:

@@ -18,7 +18,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -29,7 +29,7 @@ from transformers import PreTrainedModel
 from scrubjay.kernels.select import best
 from scrubjay.memory.context.quotes import ControlTokens
 from scrubjay.memory.heads.capture import attention_weights
-from scrubjay.memory.heads.prompts import chat_prompt
+from scrubjay.memory.heads.prompts import chat_prompt, opened
 from scrubjay.memory.heads.retrieval import retrieval_heads
 from scrubjay.memory.reading.bookmark import Bookmark, Sentence, Watch
 from scrubjay.memory.reading.sentences import split_sentences
@@ -60,6 +60,9 @@ class InfiniRetri:
         phrase: A token's score is that of so many tokens around it.
         layer: Whose attention is looked at; by default the one that copies best (see `retrieval_heads`).
         heads: Which of its heads; by default those that copy best.
+        row_weights: What the question's rows count: "even" all alike; "own", as in the authors' package
+            infini-retri, by the square of what a row attends to the question itself. The package takes these
+            weights from the first chunk for all; here each chunk has its own.
 
     Raises:
         ValueError: on a size, layer or head that cannot be.
@@ -75,10 +78,14 @@ class InfiniRetri:
         phrase: int = 8,
         layer: int | None = None,
         heads: Sequence[int] | None = None,
+        row_weights: Literal["even", "own"] = "even",
     ) -> None:
         for name, size in (("chunk_tokens", chunk_tokens), ("top_k", top_k), ("phrase", phrase)):
             if size < 1:
                 raise ValueError(f"{name}={size}: must be at least 1")
+        if row_weights not in ("even", "own"):
+            raise ValueError(f"row_weights={row_weights!r}; choose 'even' or 'own'")
+        self.row_weights = row_weights
         self.model, self.tokenizer, self._control = model, tokenizer, ControlTokens(tokenizer)
         self.chunk_tokens, self.top_k, self.phrase = chunk_tokens, top_k, phrase
         if layer is None or heads is None:
@@ -117,16 +124,18 @@ class InfiniRetri:
 
     def select(self, sentences: Sequence[Sentence], question: str) -> list[Sentence]:
         """Return the sentences to keep of these, in their order."""
-        before, after = self._prompt(question)
+        before, asked, _ = self._prompt(question)
         tokens = [token for sentence in sentences for token in sentence.tokens]
-        asked = before + tokens + after
-        length = len(asked)
+        read = before + tokens + asked
+        length = len(read)
         # What stands after the question, unread: a processor's library builds code anew for every length it
         # meets.
-        unread = after[-1:] * (-length % _LENGTHS_APART)
-        prompt = torch.tensor([asked + unread], device=self.model.device)
-        rows = slice(length - len(after), length)
+        unread = asked[-1:] * (-length % _LENGTHS_APART)
+        prompt = torch.tensor([read + unread], device=self.model.device)
+        rows = slice(length - len(asked), length)
         weights = attention_weights(self.model, prompt, {self.layer: self.heads}, rows)[self.layer][0]
+        if self.row_weights == "own":
+            weights = weights * weights[..., rows].sum(dim=(0, 2)).square()[:, None]
         scores = phrase_scores(weights, len(before), [len(s.tokens) for s in sentences], self.phrase)
         return _keep(sentences, scores, self.top_k, self.chunk_tokens)
 
@@ -152,14 +161,16 @@ class InfiniRetri:
         middle = len(text) // 2
         return self._cut(text[:middle]) + self._cut(text[middle:])
 
-    def _prompt(self, question: str) -> tuple[list[int], list[int]]:
-        before, after = chat_prompt(self.tokenizer, question)
-        return tuple(self.tokenizer(part, add_special_tokens=False).input_ids for part in (before, after))
+    def _prompt(self, question: str) -> tuple[list[int], list[int], list[int]]:
+        """Return the tokens before a text, those of the question, and those behind it."""
+        parts = chat_prompt(self.tokenizer, question)
+        before, asked, tail = (self.tokenizer(part, add_special_tokens=False).input_ids for part in parts)
+        return opened(self.tokenizer, before), asked, tail
 
     def _answer(self, sentences: Sequence[Sentence], question: str, max_new_tokens: int) -> str:
-        before, after = self._prompt(question)
+        before, asked, tail = self._prompt(question)
         tokens = [token for sentence in sentences for token in sentence.tokens]
-        prompt = torch.tensor([before + tokens + after], device=self.model.device)
+        prompt = torch.tensor([before + tokens + asked + tail], device=self.model.device)
         model: Any = self.model  # to type checkers its `generate` is a tensor
         answer = model.generate(
             prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=max_new_tokens
@@ -168,7 +179,15 @@ class InfiniRetri:
 
     def _settings(self, question: str) -> str:
         """Return what a saved place depends on, besides the text."""
-        settings = (question, self.chunk_tokens, self.top_k, self.phrase, self.layer, self.heads)
+        settings = (
+            question,
+            self.chunk_tokens,
+            self.top_k,
+            self.phrase,
+            self.layer,
+            self.heads,
+            self.row_weights,
+        )
         return hashlib.sha256(repr(settings).encode()).hexdigest()
 
 

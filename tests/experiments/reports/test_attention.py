@@ -1,5 +1,8 @@
 """`scrubjay inspect` on a small random model: numbers add up, the picture is there, bad input is named."""
 
+import json
+import math
+
 import matplotlib.image
 import pytest
 import torch
@@ -54,6 +57,12 @@ def test_numbers_and_picture(folder, tmp_path, capsys):
     assert "in 3 sequences of 64 tokens" in told
     assert "retrieval heads" in told
     assert matplotlib.image.imread(picture).shape[1] > 1000
+    numbers = json.loads(picture.with_suffix(".json").read_text())
+    assert (numbers["sequences"], numbers["sink_rate"]) == (3, 0)
+    assert [layer["layer"] for layer in numbers["layers"]] == [0, 1, 2]
+    # Of n keys no more than log n, and random heads attend evenly.
+    even = sum(math.log(n) for n in range(1, 65)) / 64
+    assert all(0.9 * even < nats <= even for layer in numbers["layers"] for nats in layer["entropy"])
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ from scrubjay.memory.context import PolicyCache
 from scrubjay.memory.context.layers.policy import PolicyLayer
 from scrubjay.memory.context.layers.state import StateLayer
 from scrubjay.memory.context.policies.chunks import ChunksMemory
+from scrubjay.memory.heads.capture import capture_attention
+from scrubjay.memory.heads.wrap import attention_modules
 
 BUDGET, SINKS, PROMPT, LENGTH = 12, 2, 30, 40
 POLICIES = {
@@ -375,3 +377,19 @@ def test_a_call_that_broke_off_in_a_layer_with_a_state_is_known(layer):
 def test_the_table_of_families_is_of_today():
     results = Path(__file__).parents[3] / "experiments" / "results" / "families.md"
     assert results.read_text() == table()
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3", "gpt_oss", "qwen3_next", "cohere2"])
+def test_what_is_looked_at_is_what_the_model_does(family):
+    model = make(family)
+    ids = torch.randint(2, 128, (2, 20))
+    layers = attention_modules(model)
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        expected = model(ids, output_attentions=True, use_cache=False)
+        with capture_attention(model, dict.fromkeys(layers)) as captured:
+            logits = model(ids, use_cache=False).logits
+    close(logits, expected.logits)
+    theirs = [weights for weights in expected.attentions if weights is not None]
+    for layer, weights in zip(layers, theirs[-len(layers) :], strict=True):
+        close(captured[layer][0], weights)

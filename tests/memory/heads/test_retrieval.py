@@ -59,12 +59,12 @@ def test_stored_heads_of_smollm2_still_copy(smollm2):
 def test_one_pass_sees_what_greedy_decoding_does_with_eager_attention(smollm2):
     model, tokenizer = smollm2
     (probe,) = module._probes(1, sentences=10, seed=3)
-    before, after = chat_prompt(tokenizer, probe.question)
+    before, asked, tail = chat_prompt(tokenizer, probe.question)
     start = probe.text.index(probe.value)
     pieces = (
         before + probe.text[:start],
         probe.value,
-        probe.text[start + len(probe.value) :] + after + probe.answer,
+        probe.text[start + len(probe.value) :] + asked + tail + probe.answer,
     )
     lead, value, rest = (tokenizer(piece, add_special_tokens=False).input_ids for piece in pieces)
     prompt = torch.tensor([lead + value + rest])
