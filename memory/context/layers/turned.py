@@ -60,7 +60,7 @@ def _try(model: PreTrainedModel) -> Turns:
         if before.shape != after.shape or before.ndim != 4:
             return None
         precision = torch.finfo(at_zero[layer].dtype).eps
-        tolerance = max(64 * precision, 1e-4) * float(before.abs().max())
+        tolerance = max(8 * precision, 1e-4) * float(before.abs().max())
         if float((after - before).abs().max()) <= tolerance:
             return still
         for number, way in enumerate(ways):

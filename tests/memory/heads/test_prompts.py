@@ -51,7 +51,7 @@ def test_whoever_reads_begins_with_it(with_bos, monkeypatch):
     read = []
     forward = model.base_model.forward
 
-    def noted(input_ids=None, **options):
+    def noted(input_ids, **options):
         read.append(input_ids[0].tolist())
         return forward(input_ids, **options)
 

@@ -11,9 +11,10 @@ from scrubjay.memory.context.parts.rotary import Layout
 EVERY = {"llama": Layout(4), "cohere": Layout(4, neighbours=True), "phi": Layout(2), "qwen3_next": Layout(1)}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", EVERY)
-def test_the_layout_is_found(family):
-    turns = turns_of(make(family))
+def test_the_layout_is_found_in_any_precision(family, dtype):
+    turns = turns_of(make(family).to(dtype))
     found = [rotary.layout for rotary in turns.by_layer if rotary is not None]
     assert set(found) == {EVERY[family]}
     assert turns.changing is None
