@@ -223,7 +223,7 @@ class _ContextLayer(TitansLayer):
             "memory.weights.0": memory.weights[0],
         }
 
-    def opened(self, caches):
+    def opened(self, caches, age):
         return _Folded.of(self, caches)._asdict()
 
     def closed(self, caches):
@@ -260,7 +260,7 @@ class _ContextLayer(TitansLayer):
         read += torch.matmul(still[:, :, None], caches["still_values"])[:, :, 0]
         attended = x + attention.out(read.flatten(1))
         recalled = memory.step(self.write_norm(attended))
-        return self.feed(x + self.gate(attended, recalled)), caches
+        return self.feed(x + self.gate(attended, recalled))
 
     def _of_inputs(self, normed: Tensor) -> list[Float[Tensor, "batch heads places width"]]:
         """Return queries, scaled, and the keys and values of what is laid on a grid."""

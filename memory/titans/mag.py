@@ -16,6 +16,7 @@ from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.parts.window import resolve_heads
 from scrubjay.memory.titans.attention import NARROWEST_HEAD, MemoryGate, WindowAttention
 from scrubjay.memory.titans.lmm import Titans, TitansConfig, TitansLayer
+from scrubjay.memory.titans.ring import WindowRing
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,18 @@ class WindowedLayer(TitansLayer):
         """Return what every step of `x` `[batch, time, dim]` reads of the window, and the caches after."""
         return self.attention(x, state, clock)
 
+    def opened(self, caches, age):
+        """Return the caches in a ring."""
+        return WindowRing(self.attention, caches, age)
+
+    def closed(self, caches):
+        """Return the ring's caches."""
+        return caches.caches()
+
+    def forget(self, caches, rows):
+        """Empty these rows of the ring."""
+        caches.forget(rows)
+
 
 class _GateLayer(WindowedLayer):
     in_place = True
@@ -87,8 +100,8 @@ class _GateLayer(WindowedLayer):
 
     def advance(self, x, memory, caches, time):
         normed = self.memory_norm(x)
-        attended, caches = self.attend(normed[:, None], caches, Clock.running(time))
-        return self.feed(x + self.gate(attended[:, 0], memory.step(normed))), caches
+        attended = caches.step(x.new_zeros(()), normed, time)
+        return self.feed(x + self.gate(attended, memory.step(normed)))
 
 
 class TitansMAG(Titans):
