@@ -59,9 +59,9 @@ class WindowRing:
             part[:, :, self.still :].index_fill_(0, rows, empty)
 
     def step(
-        self, x: Float[Tensor, "batch dim"], normed: Float[Tensor, "batch dim"], time: Int[Tensor, " batch"]
+        self, x: Tensor, normed: Float[Tensor, "batch dim"], time: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch dim"]:
-        """Return what one step reads, added to `x`; `normed` is the input."""
+        """Return what one step reads, added to `x` where it is given; `normed` is the input."""
         self.place = (self.place + 1) % self.window
         here = self.still + self.place
         parts = functional.linear(normed, self.projections).view(-1, 5, self.heads, self.width)

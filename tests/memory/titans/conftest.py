@@ -1,4 +1,4 @@
-"""Segments of `TitansMAC` in float64, gone through by hand and by plain operations."""
+"""Segments of Titans' architectures in float64, gone through by hand and by plain operations."""
 
 from collections.abc import Callable
 from typing import Any, cast
@@ -7,16 +7,18 @@ import pytest
 import torch
 
 from scrubjay import memory
-from scrubjay.memory.titans.mac import TitansMAC
+from scrubjay.memory.titans.lmm import Titans
 
 
 class Trial:
     """A module with a state that has lived, and a segment."""
 
-    def __init__(self, lengths: list[int], time: int, rate: float, seed: int, **fields: Any) -> None:
+    def __init__(
+        self, lengths: list[int], time: int, rate: float, seed: int, name: str = "titans_mac", **fields: Any
+    ) -> None:
         generator = torch.Generator().manual_seed(seed)
         torch.manual_seed(seed)
-        self.module = cast(TitansMAC, memory.make("titans_mac", **fields)).double()
+        self.module = cast(Titans, memory.make(name, **fields)).double()
         for parameter in self.module.parameters():
             torch.nn.init.normal_(parameter, std=0.4)
         self.state = self.module.initial_state(3)
@@ -69,7 +71,8 @@ def plainly() -> Callable[..., Any]:
 
     def call(function, *args, **options):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("scrubjay.memory.titans.mac.has_own_gradient", lambda *_: False)
+            for room in ("mac", "attention"):
+                patch.setattr(f"scrubjay.memory.titans.{room}.has_own_gradient", lambda *_: False)
             return function(*args, **options)
 
     return call
