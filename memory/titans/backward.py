@@ -17,6 +17,7 @@ from torch import Tensor
 
 from scrubjay.kernels.neural.factors import Factors
 from scrubjay.kernels.neural.network import silu_slope
+from scrubjay.memory.parts.rotary import turn_pairs
 from scrubjay.memory.titans.chunks import Given, Kept
 from scrubjay.memory.titans.course import Course
 from scrubjay.memory.titans.forward import (
@@ -26,7 +27,6 @@ from scrubjay.memory.titans.forward import (
     folded,
     plus_weight,
     to_inputs,
-    turn_back,
 )
 
 
@@ -111,7 +111,8 @@ class Backward:
         self.of_norm: list[Tensor] = [torch.zeros_like(x) for x in (given.write_norm, given.write_norm_bias)]
         self.of_weight = torch.zeros_like(kept.anchor)
         self.slope = silu_slope(kept.writing)
-        self.outward, self.folded = folded(given, self.at.sizes.memories)
+        self.outward, self.folded = folded(self.at, given)
+        self.back = self.at.turn.conj().resolve_conj()
         # A border's and that behind it, by turns.
         self.borders = new(2, self.rows, 2, self.width, self.width)
         self.anchored = torch.empty_like(kept.anchor)
@@ -124,6 +125,7 @@ class Backward:
                 found.append(None)
                 continue
             batch, length, heads, width = self.of_attention
+            grad = grad.index_select(2, self.at.pairs) if not found else grad
             slots = grad.reshape(batch, 2 * length, heads, width).transpose(1, 2)
             whole = torch.zeros_like(self.kept.keys)
             behind = whole[..., self.at.sizes.persistent :, :]
@@ -321,9 +323,9 @@ class Backward:
             for grad in grads:
                 grad.masked_fill_(at.held, 0)
         of_key, of_value = (grad[..., length:, :].transpose(1, 2) for grad in grads)
-        of_products = self.of_products[index].view(batch, length, 2 * heads * width)
-        of_products[..., : at.sizes.dim] = turn_back(at, of_key.reshape(batch, length, -1))
-        of_products[..., at.sizes.dim :].unflatten(-1, (heads, width)).copy_(of_value)
+        of_products = self.of_products[index].view(batch, length, 2, heads, width)
+        turn_pairs(of_key, self.back, of_products[:, :, 0])
+        of_products[:, :, 1] = of_value
         of_unit = torch.mm(self.of_products[index], self.folded).view(batch, length, -1, self.width)
         grad = of_unit.transpose(1, 2).reshape(kept.recalled[index].shape)
         unit = kept.recalled[index]
@@ -339,7 +341,8 @@ class Backward:
         found: list[Tensor | None] = [x.reshape(given.delta.shape) for x in learned]
         if self.at.held is None:
             return [*found, torch.zeros_like(given.keys), torch.zeros_like(given.values)]
-        return [*found, *(x.transpose(1, 2).reshape(given.keys.shape) for x in self.of_held)]
+        keys, values = (x.transpose(1, 2).reshape(given.keys.shape) for x in self.of_held)
+        return [*found, keys.index_select(2, self.at.apart), values]
 
     def _return_inputs(self) -> tuple[Tensor, ...]:
         """Return the gradients of the inputs, their norm, and of the weights of what is projected of them."""
@@ -351,11 +354,10 @@ class Backward:
         )
         own = slice(still, still + length)
         steps = self.of_laid.view(chunks * batch, length, 5, dim)
-        both = torch.stack([self.of_query, self.of_keys[..., own, :]])
-        both = both.transpose(3, 4).reshape(2, chunks * batch, length, dim)
-        steps[:, :, :2] = turn_back(at, both).permute(1, 2, 0, 3)
-        of_value = self.of_values[..., own, :].transpose(2, 3)
-        steps[:, :, 2].unflatten(-1, (heads, -1)).copy_(of_value.flatten(0, 1))
+        by_head = steps.view(chunks, batch, length, 5, heads, -1)
+        for place, grad in enumerate((self.of_query, self.of_keys[..., own, :])):
+            turn_pairs(grad.transpose(2, 3), self.back, by_head[:, :, :, place])
+        by_head[:, :, :, 2] = self.of_values[..., own, :].transpose(2, 3)
         unit = kept.asked
         along = (unit * self.of_asked).sum(-1, keepdim=True)
         inverse = kept.asked_inverse.flatten(1, 2)
@@ -368,7 +370,7 @@ class Backward:
         of_projected, of_rows = collected.split([4 * dim, dim], dim=1)
         scale = (dim // heads) ** -0.5
         of_x, of_norm, of_bias = torch.ops.aten.native_layer_norm_backward(
-            of_projected @ to_inputs(given, scale),
+            of_projected @ to_inputs(at, given, scale),
             given.x.reshape(-1, dim),
             [dim],
             kept.mean,
@@ -377,8 +379,9 @@ class Backward:
             given.norm_bias,
             [True, True, True],
         )
-        of_query, *of_weights = (of_projected.T @ kept.normed).split(dim)
-        return (of_x + of_rows).view(given.x.shape), of_norm, of_bias, of_query * scale, *of_weights
+        of_query, of_key, *others = (of_projected.T @ kept.normed).split(dim)
+        of_query, of_key = (grad.index_select(0, at.apart) for grad in (of_query * scale, of_key))
+        return (of_x + of_rows).view(given.x.shape), of_norm, of_bias, of_query, of_key, *others
 
     def _of_recalls(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the gradients of what projects recalls, of keys and of values."""
@@ -386,7 +389,8 @@ class Backward:
         units = by_step(self.at, self.kept.recalled.flatten(0, 1))
         of_folded = self.of_products.flatten(0, 1).T @ units
         of_key, of_value = (of_folded @ self.outward.T).split(dim)
-        return torch.cat([given.key, given.value]).T @ of_folded, of_key, of_value
+        both = torch.cat([given.key.index_select(0, self.at.pairs), given.value])
+        return both.T @ of_folded, of_key.index_select(0, self.at.apart), of_value
 
     def _of_weight(self) -> Float[Tensor, "M W W"]:
         """Return the gradient of the weights that memory is born with."""

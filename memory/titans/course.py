@@ -9,11 +9,12 @@ import math
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
 from scrubjay.memory.parts.grid import ChunkGrid
+from scrubjay.memory.parts.rotary import complex_turns, in_pairs
 
 
 class Sizes(NamedTuple):
@@ -44,10 +45,12 @@ class Course(NamedTuple):
     """The step at every place, the number of all steps for none."""
     target: Int[Tensor, " B*T"]
     """The place of every step."""
-    swap: Int[Tensor, " D"]
-    cos: Float[Tensor, "C D"]
-    sin: Float[Tensor, "C D"]
-    """Heads are turned by this much: their product with `cos` and, pairs swapped, with `sin`."""
+    pairs: Int[Tensor, " D"]
+    """Where coordinates of queries and keys come from that lie in pairs..."""
+    apart: Int[Tensor, " D"]
+    """...and the way back."""
+    turn: Complex[Tensor, "C 1 E//2"]
+    """By which pairs are turned."""
     hidden: Float[Tensor, "C S"]
     """What is added to scores: 0 or -inf."""
     held: Bool[Tensor, "B 1 2*C 1"] | None
@@ -76,10 +79,7 @@ def course_of(grid: ChunkGrid, sizes: Sizes, turn: tuple[Tensor, Tensor], every:
     batch, chunks, length = sizes.batch, sizes.chunks, sizes.length
     source, target = _places(grid, batch)
     cos, sin = turn
-    half, width = sizes.rotated // 2, cos.shape[1]
-    pair = torch.arange(width)
-    pair = torch.cat([pair[half : 2 * half], pair[:half], pair[2 * half :]])
-    swap = (torch.arange(sizes.heads)[:, None] * width + pair).flatten()
+    pairs, apart = in_pairs(sizes.heads, cos.shape[1], sizes.rotated)
     place = torch.arange(length)
     seen = functional.pad((place[:, None] >= place).repeat(1, 2), (sizes.persistent, 0), value=True)
     held = learned = anchored = last = None
@@ -100,9 +100,9 @@ def course_of(grid: ChunkGrid, sizes: Sizes, turn: tuple[Tensor, Tensor], every:
         sizes,
         source,
         target,
-        swap,
-        cos.repeat(1, sizes.heads),
-        torch.cat([-sin[:, :half], sin[:, half:]], dim=1).repeat(1, sizes.heads),
+        pairs,
+        apart,
+        complex_turns(pairs, cos, sin)[:, None],
         torch.zeros_like(seen, dtype=cos.dtype).masked_fill_(~seen, -math.inf),
         held,
         learned,

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from scrubjay.kernels.neural.factors import Factors
 from scrubjay.kernels.neural.network import NEGLIGIBLE
+from scrubjay.memory.parts.rotary import turn_pairs
 from scrubjay.memory.titans.chunks import Chunk, Given, Kept, Outputs
 from scrubjay.memory.titans.course import Course
 from scrubjay.memory.titans.heads import inverse_length
@@ -29,25 +30,16 @@ READ_EPSILON = 1e-4
 _FLUSH_EVERY = 8
 
 
-def folded(given: Given, memories: int) -> tuple[Tensor, Tensor]:
-    """Return the weights from recalls of length 1 to their projection, and on to keys and values."""
-    outward = given.recalled_out * given.recalled_norm.repeat(memories)
-    return outward, torch.cat([given.key, given.value]) @ outward
+def folded(at: Course, given: Given) -> tuple[Tensor, Tensor]:
+    """Return the weights from recalls of length 1 to their projection, and on to paired keys and values."""
+    outward = given.recalled_out * given.recalled_norm.repeat(at.sizes.memories)
+    return outward, torch.cat([given.key.index_select(0, at.pairs), given.value]) @ outward
 
 
-def to_inputs(given: Given, scale: float) -> Float[Tensor, "four_dims D"]:
-    """Return the weights of queries, keys, values and of what memory is asked; queries `scale` times."""
-    return torch.cat([given.query * scale, given.key, given.value, given.recall_query])
-
-
-def turn(at: Course, x: Float[Tensor, "*steps C D"]) -> Float[Tensor, "*steps C D"]:
-    """Return keys or queries turned by their places."""
-    return torch.addcmul(x * at.cos, x.index_select(-1, at.swap), at.sin)
-
-
-def turn_back(at: Course, x: Float[Tensor, "*steps C D"]) -> Float[Tensor, "*steps C D"]:
-    """Return the same turned back."""
-    return torch.addcmul(x * at.cos, x.index_select(-1, at.swap), at.sin, value=-1)
+def to_inputs(at: Course, given: Given, scale: float) -> Float[Tensor, "four_dims D"]:
+    """Return the weights of queries, `scale` times, keys, both in pairs, values and what memory is asked."""
+    query, key = (weight.index_select(0, at.pairs) for weight in (given.query, given.key))
+    return torch.cat([query * scale, key, given.value, given.recall_query])
 
 
 class Forward:
@@ -135,23 +127,22 @@ class Forward:
         normed, mean, deviation = torch.native_layer_norm(rows, [dim], given.norm, given.norm_bias, NORM_EPS)
         width = dim // heads
         # exp2(x * log2(e)) takes a third of the time of exp(x).
-        weights = to_inputs(given, width**-0.5 * math.log2(math.e))
+        weights = to_inputs(at, given, width**-0.5 * math.log2(math.e))
         # One more row, of zeros, for places that no step fills.
         parts = rows.new_empty(len(rows) + 1, 5 * dim)
         torch.mm(normed, weights.T, out=parts[:-1, : 4 * dim])
         parts[:-1, 4 * dim :] = rows
         parts[-1] = 0
         laid = parts.index_select(0, at.source)
-        both = turn(at, laid[:, : 2 * dim].view(-1, length, 2, dim).transpose(1, 2))
-        query, key = both.view(chunks, batch, 2, length, heads, width).transpose(3, 4).unbind(2)
-        self.query = query.contiguous()
+        by_head = laid.view(chunks, batch, length, 5, heads, width)
+        self.query = rows.new_empty(chunks, batch, heads, length, width)
+        turn_pairs(by_head[:, :, :, 0], at.turn, self.query.transpose(2, 3))
         slots = still + 2 * length
         self.keys = rows.new_empty(chunks, batch, heads, slots, width)
         self.values = torch.empty_like(self.keys)
         own = slice(still, still + length)
-        self.keys[..., own, :] = key
-        value = laid[:, 2 * dim : 3 * dim].view(chunks, batch, length, heads, width)
-        self.values[..., own, :] = value.transpose(2, 3)
+        turn_pairs(by_head[:, :, :, 1], at.turn, self.keys[..., own, :].transpose(2, 3))
+        self.values[..., own, :] = by_head[:, :, :, 2].transpose(2, 3)
         if still:
             self.keys[..., :still, :rotated] = 0
             self.keys[..., :still, rotated:] = given.persistent_keys.transpose(0, 1)
@@ -177,7 +168,7 @@ class Forward:
         self.states[0, :, 0] = given.delta.reshape(rows, width, width)
         self.states[0, :, 1] = given.momentum.reshape(rows, width, width)
         self.anchor = given.anchor.reshape(rows, width, width).clone()
-        self.folded = folded(given, self.at.sizes.memories)[1].T
+        self.folded = folded(self.at, given)[1].T
         self.recalled, self.recalled_inverse = (new(chunks, rows, length, size) for size in (width, 1))
         self.scores = new(chunks, batch * heads, length, self.keys.shape[3])
         self.total, self.read = (
@@ -249,11 +240,13 @@ class Forward:
         torch.bmm(own.asked, anchored, out=recalled)
         torch.mean(recalled * recalled, -1, keepdim=True, out=inverse)
         recalled.mul_(inverse.add_(READ_EPSILON).rsqrt_())
-        products = torch.mm(own.recalled_by_step.reshape(-1, dim), self.folded).view(batch, length, -1)
-        own.key_slots.copy_(turn(at, products[..., :dim]).view(self.of_attention))
-        own.value_slots.copy_(products[..., dim:].view(self.of_attention))
+        products = torch.mm(own.recalled_by_step.reshape(-1, dim), self.folded)
+        key, value = products.view(batch, length, 2, *self.of_attention[2:]).unbind(2)
+        turn_pairs(key, at.turn, own.key_slots)
+        own.value_slots.copy_(value)
         if index == 0 and at.held is not None:
-            for cache, old in ((self.keys, self.given.keys), (self.values, self.given.values)):
+            given_keys = self.given.keys.index_select(2, at.pairs)
+            for cache, old in ((self.keys, given_keys), (self.values, self.given.values)):
                 slots = cache[0][..., -2 * length :, :]
                 old = old.reshape(batch, 2 * length, *self.of_attention[2:]).transpose(1, 2)
                 slots.copy_(torch.where(at.held, old, slots))
@@ -351,7 +344,7 @@ class Forward:
             if at.last is not None:
                 held = torch.where(at.last[1], held, 0)
             caches.append(held.transpose(1, 2).reshape(given.keys.shape))
-        return *learned, *caches
+        return *learned, caches[0].index_select(2, at.apart), caches[1]
 
 
 def empty(part: Float[Tensor, "R *rest"], rows: Int[Tensor, " some"]) -> None:

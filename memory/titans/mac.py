@@ -191,7 +191,7 @@ class _ContextLayer(TitansLayer):
 
     def _has_own_gradient(self, x: Tensor, state: State) -> bool:
         """Return whether gradients by hand are those of these numbers."""
-        if not is_matrix(self.memory) or not x.numel():
+        if not is_matrix(self.memory) or self.attention.width % 2 or not x.numel():
             return False
         return has_own_gradient(x, *(state[name] for name in _STATE), self.recall_query.weight)
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from scrubjay.kernels.derivatives import by_graph, is_wanted_again
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.parts.heap import keep_freed
+from scrubjay.memory.parts.rotary import complex_turns, in_pairs, turn_pairs
 
 _EVEN = 4
 """What the number of columns is a multiple of: products of odd ones take a quarter longer."""
@@ -79,11 +80,7 @@ def moment(clock: Clock, window: int, heads: int, persistent: int, cos: Tensor, 
         sin: The same.
     """
     batch, time, width = cos.shape
-    half = width // 4
-    pair = torch.arange(width)
-    turned = torch.stack([pair[:half], pair[half : 2 * half]], dim=1).flatten()
-    place = torch.cat([turned, pair[2 * half :]])
-    pairs = (torch.arange(heads)[:, None] * width + place).flatten()
+    pairs, apart = in_pairs(heads, width, width // 4 * 2)
     step = torch.arange(time)[:, None]
     # Steps are counted from the segment's first.
     column = torch.arange(1 - window, time)
@@ -93,8 +90,8 @@ def moment(clock: Clock, window: int, heads: int, persistent: int, cos: Tensor, 
     hidden = torch.full((batch, 1, time, persistent + extra + len(column)), -math.inf, dtype=cos.dtype)
     hidden[..., :persistent] = 0
     hidden[:, 0, :, persistent + extra :].masked_fill_(seen, 0)
-    turn = torch.complex(cos[..., place[::2]], sin[..., place[::2]])[:, :, None]
-    return Moment(hidden, turn, pairs, pairs.argsort(), heads, persistent, window - 1, min(time, window - 1))
+    turn = complex_turns(pairs, cos, sin)[:, :, None]
+    return Moment(hidden, turn, pairs, apart, heads, persistent, window - 1, min(time, window - 1))
 
 
 def read_segment(
@@ -148,9 +145,9 @@ def _forward(at: Moment, x: Tensor, keys: Tensor, values: Tensor, w: Weights) ->
     own = own.view(batch, time, 3, heads, width)
     query = x.new_empty(batch, heads, time, width)
     columns = x.new_zeros(2, batch, heads, at.hidden.shape[3], width)
-    _turn(own[:, :, 0], at.turn, query.transpose(1, 2))
+    turn_pairs(own[:, :, 0], at.turn, query.transpose(1, 2))
     behind = columns[..., -time:, :].transpose(2, 3)
-    _turn(own[:, :, 1], at.turn, behind[0])
+    turn_pairs(own[:, :, 1], at.turn, behind[0])
     behind[1].copy_(own[:, :, 2])
     before = columns[..., -time - at.before : -time, :].transpose(2, 3)
     before[0] = keys.index_select(2, at.pairs).unflatten(2, (heads, width))
@@ -196,8 +193,8 @@ def _backward(
         own[1][:, time - at.kept :] += grads[2].unflatten(2, (heads, width))
     of_own = x.new_empty(batch, time, 3, heads, width)
     back = at.turn.conj().resolve_conj()
-    _turn(of_query.view(batch, heads, time, width).transpose(1, 2), back, of_own[:, :, 0])
-    _turn(own[0], back, of_own[:, :, 1])
+    turn_pairs(of_query.view(batch, heads, time, width).transpose(1, 2), back, of_own[:, :, 0])
+    turn_pairs(own[0], back, of_own[:, :, 1])
     of_own[:, :, 2] = own[1]
     rows, scale = of_own.view(-1, 3 * dim), width**-0.5
     of_weights = (rows.T @ x.reshape(-1, dim)).split(dim)
@@ -222,9 +219,3 @@ def _projections(at: Moment, w: Weights, scale: float) -> Float[Tensor, "three_d
     """Return the weights of queries, `scale` times, keys and values, the first two in pairs."""
     query, key = (weight.index_select(0, at.pairs) for weight in (w.query, w.key))
     return torch.cat([query * scale, key, w.value])
-
-
-def _turn(x: Float[Tensor, "B T H E"], turn: Complex[Tensor, "B T 1 half"], out: Tensor) -> None:
-    """Write `x`, in pairs, turned."""
-    x, out = (torch.view_as_complex(part.unflatten(-1, (-1, 2))) for part in (x, out))
-    torch.mul(x, turn, out=out)
