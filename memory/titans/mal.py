@@ -13,7 +13,7 @@ from torch import nn
 
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.titans.lmm import Titans, TitansLayer
-from scrubjay.memory.titans.mag import WindowedLayer, WindowedTitansConfig
+from scrubjay.memory.titans.windowed import WindowedLayer, WindowedTitansConfig
 
 
 @dataclass(frozen=True)
