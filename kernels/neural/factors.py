@@ -63,13 +63,19 @@ class Factors(NamedTuple):
     ends: Float[Tensor, "N R 2"]
 
     @classmethod
-    def of(cls, segment: Segment, given: Given) -> Factors:
-        """Return the factors of all chunks of a segment."""
-        decay, trace, retained, kept = decays_of(given.log_retention, given.log_momentum, segment.learned)
+    def of(
+        cls,
+        log_retention: Float[Tensor, "N R C"],
+        log_momentum: Float[Tensor, "N R C"],
+        learned: Bool[Tensor, "N R C"] | None,
+        read_before_write: bool,
+    ) -> Factors:
+        """Return the factors of some chunks; tokens not `learned` must have logarithms of 0."""
+        decay, trace, retained, kept = decays_of(log_retention, log_momentum, learned)
         built = (decay @ kept[..., None])[..., 0]
         mixed = decay @ trace
         read_retained, read_built, read_mixed = retained, built, mixed
-        if segment.read_before_write:
+        if read_before_write:
             read_retained = functional.pad(retained[..., :-1], (1, 0), value=1)
             read_built = functional.pad(built[..., :-1], (1, 0))
             read_mixed = functional.pad(mixed[..., :-1, :], (0, 0, 1, 0))
@@ -89,8 +95,9 @@ class Factors(NamedTuple):
 
     def backward(
         self,
-        segment: Segment,
-        given: Given,
+        log_retention: Float[Tensor, "N R C"],
+        log_momentum: Float[Tensor, "N R C"],
+        read_before_write: bool,
         grad_retained,
         grad_built,
         grad_mixed,
@@ -101,8 +108,9 @@ class Factors(NamedTuple):
         """Return the gradients of the logarithms of momentum and retention; those given are overwritten.
 
         Args:
-            segment: The segment.
-            given: Its gates.
+            log_retention: What the factors are of.
+            log_momentum: The same.
+            read_before_write: The same.
             grad_retained: Of `read_retained`.
             grad_built: Of `read_built`.
             grad_mixed: Of `read_mixed`.
@@ -110,10 +118,9 @@ class Factors(NamedTuple):
             grad_end_trace: Of `end_trace`.
             grad_ends: `[N, R, 2, 2]`, of how much of delta and momentum is in delta and momentum.
         """
-        before = segment.read_before_write
-        grad_retained = _of_writes(grad_retained, grad_ends[..., 0, 0], 2, before)
-        grad_built = _of_writes(grad_built, grad_ends[..., 0, 1], 2, before)
-        grad_mixed = _of_writes(grad_mixed, grad_end_mixed, 2, before)
+        grad_retained = _of_writes(grad_retained, grad_ends[..., 0, 0], 2, read_before_write)
+        grad_built = _of_writes(grad_built, grad_ends[..., 0, 1], 2, read_before_write)
+        grad_mixed = _of_writes(grad_mixed, grad_end_mixed, 2, read_before_write)
         grad_trace = self.decay.mT @ grad_mixed
         grad_trace[..., -1, :].add_(grad_end_trace)
         grad_decay = grad_mixed @ self.trace.mT
@@ -127,7 +134,7 @@ class Factors(NamedTuple):
         sums[1].addcmul_(grad_retained, self.retained)
         # What is owed to a sum is owed to all that it is a sum of.
         found = (sums.sum(-1, keepdim=True) - sums.cumsum(-1)).add_(sums)
-        logs = (given.log_momentum, given.log_retention)
+        logs = (log_momentum, log_retention)
         return [part.mul_(log >= LEAST_LOG) for part, log in zip(found, logs, strict=True)]
 
 

@@ -66,7 +66,7 @@ class _Matrices(torch.autograd.Function):
     @staticmethod
     def forward(ctx, segment: Segment, plainly: Plainly, keep: bool, *flat):
         given = Given(*flat)
-        course, factors = _Course(segment, given), Factors.of(segment, given)
+        course, factors = _Course(segment, given), _factors(segment, given)
         walk = _Walk(segment, given, course, factors)
         y, squared, after = walk.forward()
         ctx.segment, ctx.plainly, ctx.course = segment, plainly, course
@@ -84,7 +84,7 @@ class _Matrices(torch.autograd.Function):
         if torch.is_grad_enabled():
             return None, None, None, *ctx.plainly(ctx.segment, flat, grad_y, grad_after)
         given = Given(*flat)
-        factors = Factors(*kept[:-2]) if kept else Factors.of(ctx.segment, given)
+        factors = Factors(*kept[:-2]) if kept else _factors(ctx.segment, given)
         walk = _Walk(ctx.segment, given, ctx.course, factors)
         if kept:
             walk.states, walk.errors = kept[-2:]
@@ -175,8 +175,9 @@ class _Walk:
         )
         grad_step.addcmul_(grad_end_mixed, factors.end_mixed).addcmul_(grad_end_trace, factors.end_trace)
         grad_logs = factors.backward(
-            self.segment,
-            given,
+            given.log_retention,
+            given.log_momentum,
+            self.segment.read_before_write,
             grad_retained,
             grad_built,
             grad_mixed,
@@ -377,6 +378,10 @@ class _Debts:
             if part is not None:
                 grad_delta.add_(part)
         self.own = None
+
+
+def _factors(segment: Segment, given: Given) -> Factors:
+    return Factors.of(given.log_retention, given.log_momentum, segment.learned, segment.read_before_write)
 
 
 def _empty(state: Float[Tensor, "R 2 D D"], rows: Int[Tensor, " some"]) -> None:

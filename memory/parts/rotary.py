@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 
@@ -45,3 +45,31 @@ def turns(
     cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
     still = (*time.shape, width - 2 * len(frequencies))
     return torch.cat([cos, cos, cos.new_ones(still)], -1), torch.cat([sin, sin, sin.new_zeros(still)], -1)
+
+
+def in_pairs(heads: int, width: int, rotated: int) -> tuple[Int[Tensor, " dim"], Int[Tensor, " dim"]]:
+    """Return where coordinates come from if those that turn together lie side by side, and the way back.
+
+    So laid out, `heads` of an even width are turned by one complex product, `turn_pairs`.
+    """
+    place, half = torch.arange(width), rotated // 2
+    turned = torch.stack([place[:half], place[half:rotated]], dim=1).flatten()
+    within = torch.cat([turned, place[rotated:]])
+    pairs = (torch.arange(heads)[:, None] * width + within).flatten()
+    return pairs, pairs.argsort()
+
+
+def complex_turns(
+    pairs: Int[Tensor, " dim"], cos: Float[Tensor, "*times width"], sin: Float[Tensor, "*times width"]
+) -> Complex[Tensor, "*times half"]:
+    """Return what turns pairs, of what `turns` returns for one head."""
+    first = pairs[: cos.shape[-1] : 2]
+    return torch.complex(cos[..., first], sin[..., first])
+
+
+def turn_pairs(
+    x: Float[Tensor, "*steps width"], turn: Complex[Tensor, "*times half"], out: Float[Tensor, "*steps width"]
+) -> None:
+    """Write `x`, in pairs, turned."""
+    x, out = (torch.view_as_complex(part.unflatten(-1, (-1, 2))) for part in (x, out))
+    torch.mul(x, turn, out=out)

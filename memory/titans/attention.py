@@ -8,21 +8,26 @@ token, which has none.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional
 
 from scrubjay.kernels import sink_attention
+from scrubjay.kernels.derivatives import has_own_gradient
 from scrubjay.memory.contract.base import State
 from scrubjay.memory.contract.clock import Clock
-from scrubjay.memory.parts.rotary import across, rotary_frequencies, rotate
+from scrubjay.memory.parts.rotary import across, rotary_frequencies, rotate, turns
 from scrubjay.memory.parts.window import resolve_heads, shift_window
+from scrubjay.memory.titans import window
 from scrubjay.memory.titans.heads import normalised
 
 NARROWEST_HEAD = 4
+_AT_ONCE = 64
+"""Steps up to which a segment's gradient is taken by hand: all pairs with what is cached are scored."""
 
 
 class PersistentTokens(nn.Module):
@@ -169,28 +174,81 @@ class WindowAttention(PersistentTokens):
         clock: Clock,
     ) -> tuple[Float[Tensor, "batch time dim"], State]:
         """Return what every step reads, and the caches after the last."""
+        run = self._by_hand if self._has_own_gradient(x, state, clock) else self.by_torch
+        read, *own = run(x, state["keys"], state["values"], clock)
+        after = {}
+        for name, new in zip(("keys", "values"), own, strict=True):
+            cache, new = state[name], new.to(state[name].dtype)
+            one = clock.start is None
+            after[name] = torch.cat([cache[:, 1:], new], dim=1) if one else shift_window(cache, new, clock)
+        return read, after
+
+    def by_torch(
+        self,
+        x: Float[Tensor, "batch time dim"],
+        keys: Float[Tensor, "batch before dim"],
+        values: Float[Tensor, "batch before dim"],
+        clock: Clock,
+    ) -> tuple[Float[Tensor, "batch time dim"], Tensor, Tensor]:
+        """Return what every step reads, and keys and values of the last steps at least, in plain operations.
+
+        Args:
+            x: Inputs.
+            keys: Those of the last steps before, as in a state.
+            values: The same.
+            clock: Where the steps are.
+        """
         stream = WindowClock.of(clock, self.window, self.num_persistent)
         query = self.project_query(x, clock.step)
-        new = dict(zip(("keys", "values"), self.project(x, clock.step), strict=True))
-        context, after = {}, {}
-        for name, own in new.items():
-            cache, own = state[name], own.flatten(2).to(state[name].dtype)
-            joined = torch.cat([cache, own], dim=1)
-            context[name] = joined.to(x.dtype).unflatten(-1, (self.heads, self.width))
-            one = clock.start is None
-            after[name] = joined[:, 1:].clone() if one else shift_window(cache, own, clock)
-        keys, values = self.before(context["keys"], context["values"], stream.episodes)
+        own = [part.flatten(2) for part in self.project(x, clock.step)]
+        context = [
+            torch.cat([cache, new.to(cache.dtype)], dim=1).to(x.dtype).unflatten(-1, (self.heads, self.width))
+            for cache, new in zip((keys, values), own, strict=True)
+        ]
         read = sink_attention(
             query,
-            keys,
-            values,
+            *self.before(context[0], context[1], stream.episodes),
             stream.query_step,
             stream.key_step,
             stream.episode_start,
             window=self.window,
             num_sinks=self.num_persistent,
         )
-        return self.out(read.flatten(2)), after
+        return self.out(read.flatten(2)), own[0], own[1]
+
+    def _by_hand(self, x: Tensor, keys: Tensor, values: Tensor, clock: Clock) -> tuple[Tensor, ...]:
+        """Return the same, with gradients written by hand."""
+        cos, sin = turns(clock.step, self.frequencies, self.width, x.dtype)
+        at = window.moment(clock, self.window, self.heads, self.num_persistent, cos, sin)
+        weights = {f"{name}.weight": getattr(self, name).weight for name in ("query", "key", "value", "out")}
+        absent: list[Tensor] = []
+        if self.num_persistent:
+            weights |= {name: getattr(self, name) for name in ("persistent_keys", "persistent_values")}
+        else:
+            nothing = self.query.weight.new_empty(0, self.heads, self.width)
+            absent = [nothing[..., self.rotated :], nothing]
+
+        def plain(*given):
+            named = {f"attention.{name}": weight for name, weight in zip(weights, given[3:], strict=False)}
+            read, *own = functional_call(_Plain(self), named, (*given[:3], clock))
+            return read, *(part[:, -at.kept :] for part in own)
+
+        return window.read_segment(plain, at, x, keys, values, *weights.values(), *absent)
+
+    def _has_own_gradient(self, x: Tensor, state: State, clock: Clock) -> bool:
+        """Return whether a segment of such inputs may have its gradient by hand."""
+        if clock.start is None or not 1 < clock.length <= _AT_ONCE or not x.numel() or self.width % 2:
+            return False
+        return has_own_gradient(x, state["keys"], state["values"], self.query.weight)
+
+
+class _Plain(nn.Module):
+    def __init__(self, attention: WindowAttention) -> None:
+        super().__init__()
+        self.attention = attention
+
+    def forward(self, *given: Any) -> tuple[Tensor, ...]:
+        return self.attention.by_torch(*given)
 
 
 class MemoryGate(nn.Module):

@@ -94,7 +94,7 @@ def split_heads(mixed: Float[Tensor, "*batch three_dims"], num_heads: int) -> tu
 
 def unit(x: Tensor) -> Tensor:
     """Return `x` with vectors of at most unit length, nearly that."""
-    return x * _inverse_length(x)
+    return x * inverse_length(x)
 
 
 def normalised(norm: nn.RMSNorm, x: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ class _Heads(torch.autograd.Function):
                 x = convolution.sums(convolution.inputs(projected, steps), steps)
             block = out[:, steps]
             block.copy_(functional.silu(x).view_as(block))
-            block[:, :, :2].mul_(_inverse_length(block[:, :, :2]))
+            block[:, :, :2].mul_(inverse_length(block[:, :, :2]))
         # The sums of one block are few enough to be kept.
         sums = x if convolution is not None and len(blocks) == 1 else None
         ctx.save_for_backward(projected, taps, tail, step, sums)
@@ -172,7 +172,7 @@ def _gradient(
     active = x * gate
     slope = torch.addcmul(gate, active, 1 - gate).view_as(grad)
     directions, grads = active.view_as(grad)[:, :, :2], grad[:, :, :2]
-    inverse = _inverse_length(directions)
+    inverse = inverse_length(directions)
     directions.mul_(inverse)
     along = (directions * grads).sum(-1, keepdim=True)
     slope[:, :, :2].mul_(torch.addcmul(grads, directions, along, value=-1).mul_(inverse))
@@ -187,7 +187,8 @@ def _blocks(x: Tensor) -> list[slice]:
     return [slice(begin, min(begin + size, time)) for begin in range(0, time, size)]
 
 
-def _inverse_length(x: Tensor) -> Tensor:
+def inverse_length(x: Tensor) -> Tensor:
+    """Return what makes vectors of at most unit length, nearly that."""
     return torch.rsqrt((x * x).sum(-1, keepdim=True) + _EPSILON)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -81,27 +81,28 @@ class TitansLayer(nn.Module, ABC):
     ) -> tuple[Float[Tensor, "batch time dim"], Float[Tensor, "batch time"], State]:
         """Return the outputs of a segment, its surprises and the state after."""
 
-    def opened(self, caches: State) -> State:
-        """Return what `advance` takes of what is kept besides the memory, none of it the given tensors."""
-        return {name: cache.clone() for name, cache in caches.items()}
+    def opened(self, caches: State, age: Int[Tensor, " batch"]) -> Any:
+        """Return what `advance` takes of what is kept besides the memory, none of it the given tensors.
 
-    def closed(self, caches: State) -> State:
+        `age` counts the steps that rows have taken in their episodes.
+        """
+        return None
+
+    def closed(self, caches: Any) -> State:
         """Undo `opened`."""
-        return {name: cache.clone() for name, cache in caches.items()}
+        return {}
 
-    def forget(self, caches: State, rows: Int[Tensor, " some"]) -> None:
+    def forget(self, caches: Any, rows: Int[Tensor, " some"]) -> None:
         """Empty what these rows keep besides the memory."""
-        for cache in caches.values():
-            cache.index_fill_(0, rows, 0)
 
     def advance(
         self,
         x: Float[Tensor, "batch dim"],
         memory: MatrixSteps,
-        caches: State,
+        caches: Any,
         time: Int[Tensor, " batch"],
-    ) -> tuple[Float[Tensor, "batch dim"], State]:
-        """Return the output of one input and what else than its memory is kept of it.
+    ) -> Float[Tensor, "batch dim"]:
+        """Return the output of one input; what else than its memory is kept of it goes to `caches`.
 
         `memory` does what the layer's does, elsewhere.
         """
@@ -124,7 +125,7 @@ class _MemoryLayer(TitansLayer):
         return self.feed(x + y), surprise, after
 
     def advance(self, x, memory, caches, time):
-        return self.feed(x + memory.step(self.memory_norm(x))), caches
+        return self.feed(x + memory.step(self.memory_norm(x)))
 
 
 class Titans(Memory):

@@ -16,18 +16,24 @@ from typing import ClassVar, NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional
 
+from scrubjay.kernels import NeuralState
+from scrubjay.kernels.derivatives import has_own_gradient
 from scrubjay.memory.contract.base import State
 from scrubjay.memory.parts.grid import ChunkGrid
 from scrubjay.memory.parts.rotary import turns
 from scrubjay.memory.parts.window import resolve_heads
+from scrubjay.memory.titans import context, course
 from scrubjay.memory.titans.attention import NARROWEST_HEAD, MemoryGate, PersistentTokens
 from scrubjay.memory.titans.heads import normalised
 from scrubjay.memory.titans.lmm import Titans, TitansConfig, TitansLayer
-from scrubjay.memory.titans.neural import cut_rows
+from scrubjay.memory.titans.neural import cut_rows, most_momentum
+from scrubjay.memory.titans.stepping import is_matrix
 
 _CACHES = ("keys", "values")
+_STATE = (*NeuralState._fields, *_CACHES)
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,19 @@ class _ContextLayer(TitansLayer):
         return self._attend(query, keys, values, hidden[:, None])[:, 0]
 
     def segment(self, x, state, grid):
+        run = self._by_hand if self._has_own_gradient(x, state) else self.forward
+        attended, written, reads, *after, surprise = run(grid, x, *(state[name] for name in _STATE))
+        mixed = self.gate(attended, self.memory.finish(written, reads))
+        return self.feed(x + mixed), surprise, dict(zip(_STATE, after, strict=True))
+
+    def forward(
+        self, grid: ChunkGrid, x: Float[Tensor, "batch time dim"], *given: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Return what attention adds up to, its norm, what memory reads for `finish`, the state, surprises.
+
+        In plain operations, chunk by chunk; the state's parts are given one by one.
+        """
+        state = dict(zip(_STATE, given, strict=True))
         every, shape = self.config.bptt_chunks, (grid.num_chunks, -1)
         laid = grid.lay(x)
         normed = self.memory_norm(laid)
@@ -121,27 +140,90 @@ class _ContextLayer(TitansLayer):
             strict=True,
         )
         begins = [] if grid.fresh is None else grid.fresh.any(0).tolist()
-        context = _ContextOfChunks(self, x, state, grid)
+        held = _ContextOfChunks(self, x, state, grid)
         learned = {name: value for name, value in state.items() if name not in _CACHES}
         attended, written, reads, surprises = [], [], [], []
-        for index, (here, asked, query, keys, values) in enumerate(chunks):
+        for index, (here, asked, query, *own) in enumerate(chunks):
             if grid.fresh is not None and begins[index]:
                 fresh = grid.fresh[:, index, None, None]
                 learned = {name: torch.where(fresh, 0, value) for name, value in learned.items()}
             if every:
                 learned = cut_rows(learned, grid.boundaries(every)[:, index])
-            keys, values = context.add(index, (keys, values), self.memory.recall(asked, learned))
-            attended.append(here + self._attend(query, keys, values, context.hidden))
+            context = held.add(index, own, self.memory.recall(asked, learned))
+            attended.append(here + self._attend(query, context[0], context[1], held.hidden))
             written.append(self.write_norm(attended[-1]))
-            read, surprise, learned = self.memory.learn(written[-1], learned, context.present(index))
+            read, surprise, learned = self.memory.learn(written[-1], learned, held.present(index))
             reads.append(read)
             surprises.append(surprise)
-        recalled = self.memory.finish(torch.cat(written, dim=1), torch.cat(reads, dim=1))
-        mixed = self.gate(grid.collect(torch.cat(attended, dim=1)), grid.collect(recalled))
+        found = (grid.collect(torch.cat(parts, dim=1)) for parts in (attended, written, reads))
         surprise = grid.collect(torch.cat(surprises, dim=1)[..., None])[..., 0]
-        return self.feed(x + mixed), surprise, learned | context.caches()
+        after = learned | held.caches()
+        return *found, *(after[name] for name in _STATE), surprise
 
-    def opened(self, caches):
+    def _by_hand(self, grid: ChunkGrid, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        """Return the same, with gradients written by hand."""
+        attention, memory, batch = self.attention, self.memory, len(x)
+        sizes = course.Sizes(
+            batch,
+            grid.num_chunks,
+            self.config.chunk_size,
+            self.config.dim,
+            attention.heads,
+            attention.rotated,
+            attention.num_persistent,
+            memory.heads,
+            self.config.max_step / self.config.chunk_size,
+            most_momentum(self.config.chunk_size),
+            self.config.read_before_write,
+        )
+        place = torch.arange(sizes.length)
+        turn = turns(place, attention.frequencies, attention.width, x.dtype)
+        at = course.course_of(grid, sizes, turn, self.config.bptt_chunks)
+        weights = self._weights()
+
+        def plain(*given):
+            named = {name: weight for name, weight in zip(weights, given[6:], strict=True) if name in present}
+            return functional_call(self, named, (grid, *given[:6]))[:-1]
+
+        present = {name for name, weight in weights.items() if weight.numel()}
+        *found, squared = context.run(plain, at, x, *state, *weights.values())
+        return *found, squared.sqrt().mean(-1)
+
+    def _has_own_gradient(self, x: Tensor, state: State) -> bool:
+        """Return whether gradients by hand are those of these numbers."""
+        if not is_matrix(self.memory) or self.attention.width % 2 or not x.numel():
+            return False
+        return has_own_gradient(x, *(state[name] for name in _STATE), self.recall_query.weight)
+
+    def _weights(self) -> dict[str, Tensor]:
+        """Return the parameters that a segment's chunks take, in the order of `forward.Given`."""
+        attention, memory = self.attention, self.memory
+        if attention.num_persistent:
+            still = attention.persistent_keys, attention.persistent_values
+        else:
+            still = attention.persistent(1, self.recall_query.weight.dtype)
+            still = still[0][0, ..., attention.rotated :], still[1][0]
+        return {
+            "memory_norm.weight": self.memory_norm.weight,
+            "memory_norm.bias": self.memory_norm.bias,
+            "attention.query.weight": attention.query.weight,
+            "attention.key.weight": attention.key.weight,
+            "attention.value.weight": attention.value.weight,
+            "attention.out.weight": attention.out.weight,
+            "attention.persistent_keys": still[0],
+            "attention.persistent_values": still[1],
+            "recall_query.weight": self.recall_query.weight,
+            "memory.out_norm.weight": memory.out_norm.weight,
+            "memory.out.weight": memory.out.weight,
+            "write_norm.weight": self.write_norm.weight,
+            "write_norm.bias": self.write_norm.bias,
+            "memory.project_in.weight": memory.project_in.weight,
+            "memory.gates.weight": memory.gates.weight,
+            "memory.gates.bias": memory.gates.bias,
+            "memory.weights.0": memory.weights[0],
+        }
+
+    def opened(self, caches, age):
         return _Folded.of(self, caches)._asdict()
 
     def closed(self, caches):
@@ -178,7 +260,7 @@ class _ContextLayer(TitansLayer):
         read += torch.matmul(still[:, :, None], caches["still_values"])[:, :, 0]
         attended = x + attention.out(read.flatten(1))
         recalled = memory.step(self.write_norm(attended))
-        return self.feed(x + self.gate(attended, recalled)), caches
+        return self.feed(x + self.gate(attended, recalled))
 
     def _of_inputs(self, normed: Tensor) -> list[Float[Tensor, "batch heads places width"]]:
         """Return queries, scaled, and the keys and values of what is laid on a grid."""
@@ -277,7 +359,7 @@ class _ContextOfChunks:
         """Return which places of a chunk hold a step, None if all do."""
         return None if self.valid is None or self.whole[index] else self.valid[:, index]
 
-    def add(self, index: int, own: tuple[Tensor, Tensor], recalled: Tensor) -> list[Tensor]:
+    def add(self, index: int, own: list[Tensor], recalled: Tensor) -> list[Tensor]:
         """Return keys and values of the next chunk, `[batch, heads, slots, width]`."""
         of_recalled = self.attention.turned(functional.linear(recalled, self.both), self.turn)
         held = [torch.cat(parts, dim=2) for parts in zip(self.still, own, of_recalled, strict=True)]

@@ -9,33 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
-from scrubjay.memory.contract.base import State
 from scrubjay.memory.contract.clock import Clock
-from scrubjay.memory.parts.window import resolve_heads
-from scrubjay.memory.titans.attention import NARROWEST_HEAD, MemoryGate, WindowAttention
-from scrubjay.memory.titans.lmm import Titans, TitansConfig, TitansLayer
-
-
-@dataclass(frozen=True)
-class WindowedTitansConfig(TitansConfig):
-    """Sizes of a Titans with window attention. Raises ValueError on one that cannot work."""
-
-    window: int = 32
-    """Last steps that attention sees, the present one included; at least 2."""
-    num_persistent: int = 4
-    """Learned keys and values that attention always sees."""
-    attention_heads: int | None = None
-    """Attention heads, at least 4 wide; by default as many as divide `dim`, up to 4."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.window < 2:
-            raise ValueError(f"window={self.window}: it counts the present step, so it must be at least 2")
-        if self.num_persistent < 0:
-            raise ValueError(f"num_persistent={self.num_persistent}: must not be negative")
-        resolve_heads(self.dim, self.attention_heads, NARROWEST_HEAD, "attention_heads")
+from scrubjay.memory.titans.attention import MemoryGate
+from scrubjay.memory.titans.lmm import Titans, TitansLayer
+from scrubjay.memory.titans.windowed import WindowedLayer, WindowedTitansConfig
 
 
 @dataclass(frozen=True)
@@ -45,25 +22,6 @@ class TitansMAGConfig(WindowedTitansConfig):
     def build(self) -> TitansMAG:
         """Return a freshly initialised memory of these sizes."""
         return TitansMAG(self)
-
-
-class WindowedLayer(TitansLayer):
-    """A layer that has window attention too, with its state."""
-
-    def __init__(self, config: WindowedTitansConfig) -> None:
-        super().__init__(config)
-        self.attention = WindowAttention(
-            config.dim, config.attention_heads, config.num_persistent, config.window
-        )
-
-    def initial_state(self, batch_size: int, dtype: torch.dtype, device: torch.device) -> State:
-        """Return the layer's state at the birth of an episode."""
-        attention = self.attention.initial_state(batch_size, dtype, device)
-        return self.memory.initial_state(batch_size, dtype, device) | attention
-
-    def attend(self, x, state, clock):
-        """Return what every step of `x` `[batch, time, dim]` reads of the window, and the caches after."""
-        return self.attention(x, state, clock)
 
 
 class _GateLayer(WindowedLayer):
@@ -87,8 +45,8 @@ class _GateLayer(WindowedLayer):
 
     def advance(self, x, memory, caches, time):
         normed = self.memory_norm(x)
-        attended, caches = self.attend(normed[:, None], caches, Clock.running(time))
-        return self.feed(x + self.gate(attended[:, 0], memory.step(normed))), caches
+        attended = caches.step(x.new_zeros(()), normed, time)
+        return self.feed(x + self.gate(attended, memory.step(normed)))
 
 
 class TitansMAG(Titans):

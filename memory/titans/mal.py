@@ -13,7 +13,7 @@ from torch import nn
 
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.titans.lmm import Titans, TitansLayer
-from scrubjay.memory.titans.mag import WindowedLayer, WindowedTitansConfig
+from scrubjay.memory.titans.windowed import WindowedLayer, WindowedTitansConfig
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,7 @@ class _StackedLayer(WindowedLayer):
 
     def advance(self, x, memory, caches, time):
         x = x + memory.step(self.memory_norm(x))
-        attended, caches = self.attend(self.attention_norm(x)[:, None], caches, Clock.running(time))
-        return self.feed(x + attended[:, 0]), caches
+        return self.feed(caches.step(x, self.attention_norm(x), time))
 
 
 class TitansMAL(Titans):

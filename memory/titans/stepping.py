@@ -169,7 +169,7 @@ class MatrixSteps:
 class TitansStepper(Stepper):
     """Advances rows of a `Titans`, or of an architecture of it, whose memories are matrices.
 
-    What layers keep besides their memories is theirs: a value made anew at every step, or overwritten.
+    What layers keep besides their memories is theirs, and overwritten.
 
     Args:
         layers: Its layers.
@@ -186,7 +186,7 @@ class TitansStepper(Stepper):
             own = part_of(state, suffix=f"_{index}")
             self.memories.append(MatrixSteps(layer.memory, own))
             others = own.keys() - {*NeuralState._fields, "tail"}
-            self.caches.append(layer.opened({name: own[name] for name in others}))
+            self.caches.append(layer.opened({name: own[name] for name in others}, state["time"]))
 
     @torch.no_grad()
     def step(self, x: Tensor, start: Tensor | None = None) -> Tensor:
@@ -196,7 +196,7 @@ class TitansStepper(Stepper):
             memory.begin(moment)
             if moment.born is not None:
                 layer.forget(self.caches[index], moment.born)
-            x, self.caches[index] = layer.advance(x, memory, self.caches[index], moment.time)
+            x = layer.advance(x, memory, self.caches[index], moment.time)
         return x
 
     @torch.no_grad()

@@ -24,7 +24,8 @@ def draw(read_before_write):
 @pytest.mark.parametrize("read_before_write", [True, False])
 def test_factors_and_their_gradients_are_those_of_the_rule(read_before_write):
     segment, given = draw(read_before_write)
-    factors = Factors.of(segment, given)
+    gates = given.log_retention, given.log_momentum
+    factors = Factors.of(*gates, segment.learned, read_before_write)
     logs = [x.clone().requires_grad_() for x in (given.log_retention, given.log_momentum)]
     rule = coefficients_of(logs[0], logs[1], segment.learned, read_before_write)
     ends = torch.stack([rule.end_retained, rule.end_kept], dim=-1)[..., 0, 0, :]
@@ -45,5 +46,5 @@ def test_factors_and_their_gradients_are_those_of_the_rule(read_before_write):
         [*outputs, rule.end_built[..., 0, 0]], [logs[1], logs[0]], [*along, along_built]
     )
     retained, built, mixed, end_mixed, trace = along[:5]
-    by_hand = factors.backward(segment, given, retained, built, mixed, end_mixed, trace, of_ends)
+    by_hand = factors.backward(*gates, read_before_write, retained, built, mixed, end_mixed, trace, of_ends)
     torch.testing.assert_close(by_hand, list(wanted), rtol=1e-12, atol=1e-12)

@@ -23,8 +23,21 @@ def test_a_context_may_be_cut_anywhere(check_stepper, fields):
     check_stepper(module, x)
 
 
-def test_a_context_of_one_head_is_a_copy():
-    module = memory.make("titans_mac", dim=16, attention_heads=1)
+@pytest.mark.parametrize("name", ["titans_mag", "titans_mal"])
+@pytest.mark.parametrize(
+    "fields",
+    [{"window": 7}, {"window": 2, "num_persistent": 0, "num_layers": 2, "attention_heads": 1}],
+    ids=str,
+)
+def test_a_window_may_be_cut_anywhere(check_stepper, name, fields):
+    module = memory.make(name, dim=16, chunk_size=5, **fields).double()
+    x = torch.randn(3, 60, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    check_stepper(module, x)
+
+
+@pytest.mark.parametrize("name", ["titans_mac", "titans_mag"])
+def test_what_attention_of_one_head_keeps_is_a_copy(name):
+    module = memory.make(name, dim=16, attention_heads=1)
     state = module(torch.randn(2, 5, 16), module.initial_state(2))[1]
     kept = {name: value.clone() for name, value in state.items()}
     stepper = module.stepper(state)
@@ -32,6 +45,6 @@ def test_a_context_of_one_head_is_a_copy():
     out = stepper.state()
     handed = {name: value.clone() for name, value in out.items()}
     stepper.step(torch.randn(2, 16))
-    for name in state:
-        assert torch.equal(state[name], kept[name])
-        assert torch.equal(out[name], handed[name])
+    for part in state:
+        assert torch.equal(state[part], kept[part])
+        assert torch.equal(out[part], handed[part])

@@ -1,0 +1,74 @@
+"""Gradients by hand of a segment against those of plain operations, of every order."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+SEGMENTS = {
+    "dim": st.sampled_from([8, 12, 24]),
+    "chunk_size": st.sampled_from([1, 2, 5, 8]),
+    "num_persistent": st.sampled_from([0, 3]),
+    "num_heads": st.sampled_from([1, 2]),
+    "bptt_chunks": st.sampled_from([None, None, 1, 2]),
+    "num_layers": st.sampled_from([1, 2]),
+    "read_before_write": st.booleans(),
+    "time": st.sampled_from([1, 2, 7, 20]),
+    "lengths": st.lists(st.sampled_from([1, 3, 8]), max_size=2),
+    "rate": st.sampled_from([0, 0.05, 0.3]),
+    "seed": st.integers(0, 1000),
+}
+
+
+@settings(max_examples=40, deadline=None)
+@given(**SEGMENTS)
+def test_gradients_are_those_of_plain_operations(trial, plainly, close, **fields):
+    drawn = trial(**fields)
+    close(drawn.gradients(), plainly(drawn.gradients))
+
+
+@pytest.mark.parametrize("output", ["y", "delta_0", "momentum_0", "anchor_0", "keys_0", "values_0"])
+def test_gradients_of_one_output_alone(trial, plainly, close, output):
+    drawn = trial([3], 11, 0.1, 5, dim=8, chunk_size=4)
+    close(drawn.gradients(outputs=output), plainly(drawn.gradients, outputs=output))
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_further_derivatives_go_the_plain_way(trial, plainly, close, order):
+    drawn = trial([3], 6, 0.2, 3, dim=8, chunk_size=4, num_persistent=1)
+    close(drawn.gradients(order), plainly(drawn.gradients, order), 1e-8)
+
+
+def test_gradients_equal_finite_differences(trial):
+    drawn = trial([3], 6, 0.2, 4, dim=8, chunk_size=4, num_persistent=1)
+
+    def function(x, keys, delta):
+        y, after = drawn.module(x, drawn.state | {"keys_0": keys, "delta_0": delta}, drawn.start)
+        return y, after["anchor_0"], after["values_0"]
+
+    inputs = [drawn.x, drawn.state["keys_0"], drawn.state["delta_0"]]
+    inputs = [x.clone().requires_grad_() for x in inputs]
+    assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
+
+
+def test_gradients_come_again(trial):
+    drawn = trial([3], 11, 0.1, 4, dim=8, chunk_size=4)
+    x = drawn.x.requires_grad_()
+    y, _ = drawn.module(x, drawn.state, drawn.start)
+    each = [torch.autograd.grad(y, x, y.detach(), retain_graph=True)[0] for _ in range(2)]
+    assert torch.equal(*each)
+
+
+def test_transforms_of_functions_pass(trial):
+    drawn = trial([3], 11, 0.1, 6, dim=8, chunk_size=4)
+
+    def loss(x):
+        return drawn.module(x, drawn.state, drawn.start)[0].square().sum()
+
+    (expected,) = torch.autograd.grad(loss(drawn.x.requires_grad_()), drawn.x)
+    x = drawn.x.detach()
+    torch.testing.assert_close(torch.func.grad(loss)(x), expected)
+    direction = torch.ones_like(x)
+    pushed = torch.func.jvp(loss, (x,), (direction,))
+    torch.testing.assert_close(pushed[1], (expected * direction).sum())
