@@ -62,7 +62,8 @@ def linear_memory(
 
     "torch" goes from chunk to chunk, linear in T, with a gradient by hand on a CPU that can be differentiated
     again. "triton" does the same by kernels, differentiable once. Both look at what they read: rows that hold
-    numbers which are not finite are done by the definition.
+    numbers which are not finite are done by the definition. Under torch.compile and torch.func nothing can be
+    looked at, and what is given must be finite.
 
     Args:
         query: What is looked up.
@@ -188,6 +189,10 @@ def _by_chunks(way: _Way, given: Given, start: Tensor | None) -> tuple[Tensor, T
     if not looks or bool(torch.isfinite(y.detach().sum() + after.detach().sum())):
         return y, after
     sick = ~(torch.isfinite(y.detach()).flatten(1).all(1) & torch.isfinite(after.detach()).flatten(1).all(1))
+    if not sick.any():  # only their sum is beyond all numbers
+        return y, after
+    if sick.all():
+        return reference.run(given, start, way.rule, way.read_before_write)
     well, ill = (rows.nonzero()[:, 0] for rows in (~sick, sick))
     of_well = _run(way, Given(*(x[well] for x in given)), None if start is None else start[well])
     starts = None if start is None else start[ill]

@@ -204,8 +204,9 @@ def test_poison_ends_with_its_episode(draw, poison, rule, channel):
                 assert not grad[:, :9].nan_to_num().any()
 
 
-def test_what_is_not_finite_stays_in_the_episode_it_is_in(draw):
-    arguments = draw(5, 2, time=12)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_what_is_not_finite_stays_in_the_episode_it_is_in(draw, batch):
+    arguments = draw(5, batch, time=12)
     arguments["value"][0, 6, 1, 2] = math.nan
     y, after = linear_memory(**arguments)
     right_y, right_after = linear_memory(**arguments, implementation="reference")
