@@ -8,6 +8,7 @@ from scrubjay.memory.contract.base import Memory, MemoryConfig
 from scrubjay.memory.gru import GRUConfig
 from scrubjay.memory.gtrxl import GTrXLConfig
 from scrubjay.memory.hcam import HCAMConfig
+from scrubjay.memory.linear.gated_delta import GatedDeltaConfig
 from scrubjay.memory.lstm import LSTMConfig
 from scrubjay.memory.named import Registry
 from scrubjay.memory.none import NoMemoryConfig
@@ -22,6 +23,7 @@ _CONFIGS: Registry[MemoryConfig] = Registry(
     "memory",
     "scrubjay.memory.register",
     {
+        "gated_delta": GatedDeltaConfig,
         "gru": GRUConfig,
         "gtrxl": GTrXLConfig,
         "hcam": HCAMConfig,

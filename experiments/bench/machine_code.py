@@ -19,6 +19,7 @@ ROOMS = {
     "chunk_retrieval": "retrieval",
     "sink_attention": "sinks",
     "neural_memory": "neural",
+    "linear_memory": "linear",
     "nearest": "search",
 }
 """The room of `scrubjay.kernels` in which the kernels of an op live."""

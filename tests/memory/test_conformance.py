@@ -14,6 +14,11 @@ def some(name, dim, **fields):
 
 
 SIZES = {
+    "gated_delta": [
+        {"decay": "channel", "num_layers": 2, "num_heads": 2},
+        {"dim": 8, "decay": "none", "convolution": 1, "read_before_write": False},
+        {"num_heads": 4, "negative_eigenvalues": True, "convolution": 2},
+    ],
     "gtrxl": [{"dim": 8, "window": 5, "num_layers": 1}],
     "hcam": [
         {"chunk_size": 1, "num_chunks": 3, "top_k": 1},

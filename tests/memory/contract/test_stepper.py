@@ -9,7 +9,17 @@ from scrubjay import memory
 from scrubjay.memory.contract.stepper import PlainStepper
 
 NAMES = memory.list_memories()
-IN_PLACE = ("gtrxl", "hcam", "sink", "stack", "titans", "titans_mac", "titans_mag", "titans_mal")
+IN_PLACE = (
+    "gated_delta",
+    "gtrxl",
+    "hcam",
+    "sink",
+    "stack",
+    "titans",
+    "titans_mac",
+    "titans_mag",
+    "titans_mal",
+)
 ROWS, STEPS, DIM = 5, 90, 16
 
 

@@ -1,0 +1,1 @@
+"""Memories that are linear recurrences: a matrix per head, written by a rule."""

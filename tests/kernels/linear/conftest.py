@@ -1,0 +1,68 @@
+"""What tests of linear memory share: arguments, and what comes of them."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from scrubjay.kernels import linear_memory
+
+TENSORS = ("query", "key", "value", "log_decay", "step", "state")
+
+
+def _draw(
+    seed=0, batch=2, time=7, heads=2, width=4, values=3, channel=False, strength=1.0, starts=0.0, **options
+) -> dict[str, Any]:
+    """Return arguments of linear_memory in float64: unit keys, steps up to 2, decays at most e^-strength."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    def uniform(*shape):
+        return torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+    return {
+        "query": normal(batch, time, heads, width),
+        "key": functional.normalize(normal(batch, time, heads, width), dim=-1),
+        "value": normal(batch, time, heads, values),
+        "log_decay": -strength * uniform(batch, time, heads, *([width] if channel else [])),
+        "step": 2 * uniform(batch, time, heads),
+        "state": normal(batch, heads, width, values),
+        "start": uniform(batch, time) < starts if starts else None,
+        "rule": "delta",
+    } | options
+
+
+def _outcome(arguments: dict[str, Any], **options) -> dict[str, torch.Tensor]:
+    """Return what is read, the state after, and the gradients of a functional of both."""
+    fresh = arguments | {name: arguments[name].detach().clone().requires_grad_() for name in TENSORS}
+    found = dict(zip(("y", "after"), linear_memory(**fresh, **options), strict=True))
+    weighed = [(x * torch.linspace(-1, 1, x.numel(), dtype=x.dtype).view_as(x)).sum() for x in found.values()]
+    leaves = [fresh[name] for name in TENSORS]
+    grads = torch.autograd.grad(weighed[0] + weighed[1], leaves, allow_unused=True, materialize_grads=True)
+    return {name: x.detach() for name, x in found.items()} | dict(zip(TENSORS, grads, strict=True))
+
+
+def _assert_same(found, expected, tolerance=1e-11):
+    assert found.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(
+            found[name], expected[name], rtol=tolerance, atol=tolerance, equal_nan=True, msg=name
+        )
+
+
+@pytest.fixture(scope="session")
+def draw():
+    return _draw
+
+
+@pytest.fixture(scope="session")
+def outcome():
+    return _outcome
+
+
+@pytest.fixture(scope="session")
+def assert_same():
+    return _assert_same

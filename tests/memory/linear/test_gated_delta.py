@@ -1,0 +1,113 @@
+"""Gated DeltaNet against an oracle of the papers' equations, and what its options are for."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from scrubjay.kernels import linear_memory
+from scrubjay.memory.linear.gated_delta import GatedDeltaConfig
+
+OPTIONS: list[dict[str, Any]] = [
+    {"num_heads": 2},
+    {"decay": "channel", "num_heads": 2, "num_layers": 2},
+    {"decay": "none", "convolution": 1, "read_before_write": False},
+    {"negative_eigenvalues": True, "convolution": 2, "num_heads": 4},
+]
+
+
+def oracle(layer, x, start):
+    """Return a layer's outputs of one row, token by token."""
+    heads, width, taps = layer.heads, layer.width, layer.convolution.weight
+    outputs, history = [], []
+    for t in range(len(x)):
+        if start[t] or t == 0:
+            history, matrices = [], [torch.zeros(width, width).double() for _ in range(heads)]
+        normed = layer.norm(x[t])
+        history = [layer.project_in(normed), *history][: len(taps)]
+        mixed = torch.stack([tap * old for tap, old in zip(taps, history, strict=False)]).sum(0)
+        queries, keys, values = functional.silu(mixed).view(3, heads, width)
+        steps = layer.most * torch.sigmoid(layer.step_size(normed))
+        read = []
+        for h in range(heads):
+            query, key = (part / (part.square().sum() + 1e-6).sqrt() for part in (queries[h], keys[h]))
+            kept = torch.ones(width).double()
+            if layer.decay != "none":
+                amount = functional.softplus(layer.forgetting(normed)).view(heads, -1)[h]
+                kept = (-layer.rate[h].exp() * amount).exp().expand(width)
+            before, faded = matrices[h], torch.diag(kept) @ matrices[h]
+            matrices[h] = faded + steps[h] * torch.outer(key, values[h] - faded.T @ key)
+            read.append((before if layer.read_before_write else matrices[h]).T @ query)
+        normal = torch.stack([layer.out_norm(part) for part in read]).flatten()
+        y = x[t] + layer.out(normal * functional.silu(layer.output_gate(normed)))
+        outputs.append(y + layer.feed_forward(y))
+    return torch.stack(outputs)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_outputs_are_those_of_the_papers(options):
+    torch.manual_seed(0)
+    module = GatedDeltaConfig(16, **options).build().double()
+    x = torch.randn(3, 40, 16, dtype=torch.float64)
+    start = torch.rand(3, 40) < 0.08
+    y, _ = module(x, module.initial_state(3), start)
+    for row in range(3):
+        expected = x[row]
+        for layer in module.layers:
+            expected = oracle(layer, expected, start[row])
+        torch.testing.assert_close(y[row], expected, rtol=1e-10, atol=1e-10)
+
+
+def test_steps_go_up_to_two_where_eigenvalues_may_be_negative():
+    torch.manual_seed(0)
+    for negative, most in ((False, 1.0), (True, 2.0)):
+        layer = GatedDeltaConfig(16, negative_eigenvalues=negative).build().layers[0]
+        with torch.no_grad():
+            layer.step_size.bias.fill_(50)
+        tokens, _, _ = layer.tokens(
+            torch.randn(1, 5, 16), layer.initial_state(1, torch.float32)["tail"], None
+        )
+        torch.testing.assert_close(tokens.step, torch.full_like(tokens.step, most))
+
+
+@pytest.mark.parametrize("decay", ["head", "channel"])
+def test_decays_begin_as_the_published_code_has_them(decay):
+    """Rates below 16, times softplus of a bias between 0.001 and 0.1, of each head or channel its own."""
+    torch.manual_seed(0)
+    layer = GatedDeltaConfig(64, num_heads=4, decay=decay).build().layers[0]
+    amounts = functional.softplus(layer.forgetting.bias)
+    assert len(amounts) == (4 if decay == "head" else 64)
+    assert ((amounts > 9e-4) & (amounts < 0.11)).all()
+    assert ((layer.rate.exp() > 0) & (layer.rate.exp() < 16)).all()
+    tokens, _, _ = layer.tokens(torch.randn(2, 5, 64), layer.initial_state(2, torch.float32)["tail"], None)
+    assert tokens.log_decay.shape == ((2, 5, 4) if decay == "head" else (2, 5, 4, 16))
+    assert (tokens.log_decay < 0).all()
+
+
+def test_a_sign_is_kept_for_ever_only_by_negative_eigenvalues():
+    """A key that comes with a step of two and no value turns what is known into its opposite."""
+    matrix = torch.zeros(1, 1, 8, 8)
+    matrix[0, 0, 0, 1] = 1.0
+    key = functional.one_hot(torch.zeros(1, 6, 1, dtype=torch.int64), 8).float()
+    zeros, shut = torch.zeros(1, 6, 1, 8), torch.zeros(1, 6, 1)
+    found = []
+    for step in (1.0, 2.0):
+        given = (key, key, zeros, shut, torch.full((1, 6, 1), step), matrix)
+        y, _ = linear_memory(*given, rule="delta")
+        found.append(y[0, :, 0, 1].tolist())
+    assert found == [[0.0] * 6, [-1.0, 1.0] * 3]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"decay": "row"}, "decay='row'; choose from head, channel, none"),
+        ({"num_heads": 3}, "num_heads=3 does not divide dim=16"),
+        ({"convolution": 0}, "convolution=0: must be at least 1"),
+        ({"num_layers": 0}, "num_layers=0: must be at least 1"),
+    ],
+)
+def test_sizes_that_cannot_work_are_named(wrong, told):
+    with pytest.raises(ValueError, match=told):
+        GatedDeltaConfig(16, **wrong)
