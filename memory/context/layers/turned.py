@@ -57,10 +57,10 @@ def _try(model: PreTrainedModel) -> Turns:
         if layer not in at_zero:
             return None
         before, after = at_zero[layer].double(), far[layer].double()
-        if before.shape != after.shape or before.ndim != 4:
+        largest = float(before.abs().max())
+        if before.shape != after.shape or before.ndim != 4 or not largest:  # of zeros nobody sees a turn
             return None
-        precision = torch.finfo(at_zero[layer].dtype).eps
-        tolerance = max(8 * precision, 1e-4) * float(before.abs().max())
+        tolerance = max(8 * torch.finfo(at_zero[layer].dtype).eps, 1e-4) * largest
         if float((after - before).abs().max()) <= tolerance:
             return still
         for number, way in enumerate(ways):

@@ -48,6 +48,13 @@ def test_a_model_in_training_stays_in_training_and_is_tried_once():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_of_keys_of_zeros_nothing_is_said():
+    model = make("llama")
+    with torch.no_grad():
+        model.get_input_embeddings().weight.zero_()  # pyright: ignore[reportCallIssue]
+    assert turns_of(model).by_layer == (None, None)
+
+
 def test_positions_in_embeddings_are_no_rotary_ones():
     turns = turns_of(GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=2)))
     assert turns.kinds == 0
