@@ -12,6 +12,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from scrubjay.memory.context.parts.dense import BLOCK, masked_attention
+from scrubjay.memory.context.parts.room import writable
 from scrubjay.memory.context.parts.scoring import Scoring
 from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, LayerMemory, Step
 
@@ -46,8 +47,7 @@ class OwnWindowMemory(LayerMemory):
         """Return what the new tokens read: of its ring, or of a band."""
         if step.length > 1 or torch.is_grad_enabled() or not self._full:
             return self._attend_to_band(query, keys, values, step, scoring)
-        if self.state["keys"].is_inference() and not torch.is_inference_mode_enabled():
-            self.state = {name: tensor.clone() for name, tensor in self.state.items()}
+        self.state = writable(self.state)
         here, window = self._oldest, self.policy.window
         for name, new in (("keys", keys), ("values", values)):
             self.state[name][:, :, here : here + 1] = new

@@ -49,7 +49,17 @@ def shrink(
     return room if columns == room.shape[2] else room[:, :, :columns].clone()
 
 
-def _must_not_change(room: Tensor, new: Tensor) -> bool:
+def writable(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state that may be written to: copies of what outlived inference mode, else the same."""
+    if not any(map(_outlived, state.values())):
+        return state
+    return {name: tensor.clone() for name, tensor in state.items()}
+
+
+def _outlived(tensor: Tensor) -> bool:
     # What is made in inference mode may not be written to outside of it.
-    outlived = room.is_inference() and not torch.is_inference_mode_enabled()
-    return outlived or room.requires_grad or (torch.is_grad_enabled() and new.requires_grad)
+    return tensor.is_inference() and not torch.is_inference_mode_enabled()
+
+
+def _must_not_change(room: Tensor, new: Tensor) -> bool:
+    return _outlived(room) or room.requires_grad or (torch.is_grad_enabled() and new.requires_grad)

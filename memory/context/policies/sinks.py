@@ -19,14 +19,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from scrubjay.kernels import sink_attention
+from scrubjay.memory.context.parts.dense import BLOCK, masked_attention
+from scrubjay.memory.context.parts.room import writable
 from scrubjay.memory.context.parts.scoring import Scoring
 from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, LayerMemory, Step
 from scrubjay.memory.parts.sinks import held as held_in_slots
 
 # Columns attended at once where no gradient binds them: the band's copies of keys stay small.
 _PIECE = 1024
-# Rows of scores that exist at once where the kernel does not know how they are made.
-_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -92,13 +92,13 @@ class StreamMemory(LayerMemory):
         if held is not None:
             keys, values = torch.cat([held.keys, keys], dim=2), torch.cat([held.values, values], dim=2)
         in_window, width = place(query), values.shape[-1]
-        if not scoring.is_plain:
-            return self._read_band(query, in_window, keys, values, key_time, step, scoring)
         query, keys = (
             self._with_sink_scores(query, in_window, keys, key_time, step)
             if self.num_sinks
             else (in_window, keys)
         )
+        if not scoring.is_plain:
+            return self._read_band(query, keys, values, key_time, step, scoring)
         # As wide as keys, which torch's fused attention on a CPU asks for.
         padded = functional.pad(values, (0, keys.shape[-1] - width)).to(keys.dtype)
         return (
@@ -118,38 +118,19 @@ class StreamMemory(LayerMemory):
         )
 
     def _read_band(
-        self,
-        query: Tensor,
-        in_window: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        key_time: Tensor,
-        step: Step,
-        scoring: Scoring,
+        self, query: Tensor, keys: Tensor, values: Tensor, key_time: Tensor, step: Step, scoring: Scoring
     ) -> Tensor:
         """Return what new tokens read by scores that the kernel does not know, some rows at a time."""
-        slot = step.once("slot", lambda: step.rotary.turn(step.given, step.time.clamp(max=self.slots - 1)))
-        batch, groups, columns, _ = keys.shape
-        is_sink = ((key_time >= 0) & (key_time < self.num_sinks))[:, None, None, None]
-        column, out = torch.arange(columns, device=keys.device), []
-        at_slot = slot(query)
-        for first in range(0, step.length, _ROWS):
-            rows = slice(first, min(first + _ROWS, step.length))
-            products = [
-                (part[:, :, rows].reshape(batch, groups, -1, part.shape[-1]) @ keys.mT).unflatten(
-                    2, (-1, rows.stop - first)
-                )
-                for part in (in_window, at_slot)
-            ]
-            own = column == column[columns - step.length + first : columns - step.length + rows.stop, None]
+        column, out = torch.arange(keys.shape[2], device=keys.device), []
+        new = column[-step.length :]
+        for first in range(0, step.length, BLOCK):
+            rows = slice(first, first + BLOCK)
             age = step.time[:, rows, None] - key_time[:, None]
             seen = (age >= 0) & (key_time >= 0)[:, None]
             seen &= (age < self.window) | (key_time < self.num_sinks)[:, None]
-            weights = scoring.weights(
-                torch.where(is_sink, products[1], products[0]), ~(seen | own)[:, None, None]
-            )
-            out.append((weights.to(values.dtype).flatten(2, 3) @ values).unflatten(2, weights.shape[2:4]))
-        return torch.cat(out, dim=3).flatten(1, 2)
+            mask = seen | (column == new[rows, None])
+            out.append(masked_attention(query[:, :, rows], keys, values, mask, scoring))
+        return torch.cat(out, dim=2)
 
     def _with_sink_scores(
         self, query: Tensor, in_window: Tensor, keys: Tensor, key_time: Tensor, step: Step
@@ -207,9 +188,7 @@ class StreamMemory(LayerMemory):
             for name, new in (("keys", keys), ("values", values)):
                 self.state[name] = torch.cat([self.state[name], new], dim=2) if held else new
         else:
-            if self.state["keys"].is_inference() and not torch.is_inference_mode_enabled():
-                # Read in inference mode, and so not to be written to outside of it.
-                self.state = {name: tensor.clone() for name, tensor in self.state.items()}
+            self.state = writable(self.state)
             ring = self.num_sinks + (count - self.num_sinks) % self.window
             self.state["keys"][:, :, ring : ring + 1] = keys
             self.state["values"][:, :, ring : ring + 1] = values
