@@ -33,8 +33,12 @@ class Ring:
         """Go on to the next place; rows that are `born` see nothing before it."""
         self.place = (self.place + 1) % self.slots
         if born is not None:
-            self.unseen.index_fill_(0, born, -math.inf)
+            self.forget(born)
         self.unseen[:, :, self.place] = 0
+
+    def forget(self, rows: Int[Tensor, " some"]) -> None:
+        """Let these rows see nothing of what there is."""
+        self.unseen.index_fill_(0, rows, -math.inf)
 
     def last(self, count: int) -> Int[Tensor, " count"]:
         """Return the places of the last inputs, oldest first."""

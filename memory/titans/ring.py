@@ -6,8 +6,6 @@ that one product serves all; projections, and what turns queries and keys, are o
 
 from __future__ import annotations
 
-import math
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -15,6 +13,7 @@ from torch.nn import functional
 
 from scrubjay.memory.contract.base import State
 from scrubjay.memory.parts.rotary import turns
+from scrubjay.memory.stepping.window import Ring
 from scrubjay.memory.titans.attention import WindowAttention
 
 
@@ -34,8 +33,8 @@ class WindowRing:
         batch = len(age)
         self.projections = torch.cat([attention.turned_query(), attention.both()]).to(dtype)
         self.out = attention.out.weight.to(dtype).T.contiguous()
-        # The place of the newest, then one that is empty.
-        self.place = self.window - 2
+        # It sees itself and those before it.
+        self.ring = Ring(self.window - 1, age, dtype)
         self.keys, self.values = (
             torch.cat(
                 [
@@ -47,37 +46,33 @@ class WindowRing:
             )
             for name, persistent in zip(("keys", "values"), attention.persistent(batch, dtype), strict=True)
         )
-        slot = torch.arange(self.window)
-        unseen = (slot < self.window - 1 - age[:, None]) | (slot == self.window - 1)
-        # What is added to scores.
-        self.unseen = torch.zeros(batch, 1, self.still + self.window, dtype=dtype)
-        self.unseen[:, 0, self.still :].masked_fill_(unseen, -math.inf)
 
     def forget(self, rows: Int[Tensor, " some"]) -> None:
         """Empty these rows."""
-        for part, empty in ((self.keys, 0), (self.values, 0), (self.unseen, -math.inf)):
-            part[:, :, self.still :].index_fill_(0, rows, empty)
+        for part in (self.keys, self.values):
+            part[:, :, self.still :].index_fill_(0, rows, 0)
+        self.ring.forget(rows)
 
     def step(
         self, x: Tensor, normed: Float[Tensor, "batch dim"], time: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch dim"]:
         """Return what one step reads, added to `x` where it is given; `normed` is the input."""
-        self.place = (self.place + 1) % self.window
-        here = self.still + self.place
+        self.ring.advance(None)
+        here = self.still + self.ring.place
         parts = functional.linear(normed, self.projections).view(-1, 5, self.heads, self.width)
         query, across_query, key, across_key, value = parts.unbind(1)
         cos, sin = (part[:, None] for part in turns(time, self.frequencies, self.width, parts.dtype))
         query = torch.addcmul(query * cos, across_query, sin)
         self.keys[:, :, here] = torch.addcmul(key * cos, across_key, sin)
         self.values[:, :, here] = value
-        self.unseen[:, :, here] = 0
         scores = torch.matmul(query[:, :, None], self.keys.mT)[:, :, 0]
-        weights = torch.softmax(scores.add_(self.unseen), dim=-1)
+        scores[:, :, self.still :] += self.ring.unseen
+        weights = torch.softmax(scores, dim=-1)
         read = torch.matmul(weights[:, :, None], self.values)
         return torch.addmm(x, read.flatten(1), self.out)
 
     def caches(self) -> State:
         """Return keys and values as a state has them."""
-        last = torch.arange(self.place - self.window + 2, self.place + 1) % self.window + self.still
+        last = self.ring.last(self.window - 1) + self.still
         found = {"keys": self.keys, "values": self.values}
         return {name: held.index_select(2, last).transpose(1, 2).flatten(2) for name, held in found.items()}
