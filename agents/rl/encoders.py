@@ -16,6 +16,9 @@ from scrubjay.agents.rl.segment import Observation
 IMAGE_CHANNELS = (16, 32, 32, 64)
 """Feature maps of the image encoder's layers; deeper ones repeat the last."""
 
+# Up to so many for an entry a product with ones and zeros takes less time, with its gradient, than a lookup.
+_FEW_CATEGORIES = 32
+
 
 class ObservationEncoder(nn.Module):
     """Encodes every leaf of an observation space; several are concatenated and projected to the width.
@@ -50,8 +53,8 @@ class VectorEncoder(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """Return `[batch, dim]` from `[batch, *shape]`."""
-        values = self.scale(values).to(self.linear.weight.dtype).reshape(values.shape[0], -1)
-        return nn.functional.silu(self.linear(values))
+        flat = self.scale(values).to(self.linear.weight.dtype).reshape(len(values), self.linear.in_features)
+        return nn.functional.silu(self.linear(flat))
 
 
 class IndexEncoder(nn.Module):
@@ -71,7 +74,10 @@ class IndexEncoder(nn.Module):
         """Return `[batch, dim]` from `[batch, *shape]`."""
         if values.ndim == 1:
             return self.embedding(values + self.offsets)
-        return self.embedding(values.flatten(1) + self.offsets).sum(dim=1)
+        chosen, table = values.flatten(1) + self.offsets, self.embedding.weight
+        if len(table) > _FEW_CATEGORIES * chosen.shape[1]:
+            return self.embedding(chosen).sum(dim=1)
+        return table.new_zeros(len(chosen), len(table)).scatter_(1, chosen, 1) @ table
 
 
 class ImageEncoder(nn.Module):

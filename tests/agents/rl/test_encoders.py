@@ -10,7 +10,7 @@ from gymnasium import spaces
 
 from scrubjay.agents import PPO, Policy, PolicyConfig, PPOConfig, Sampler
 from scrubjay.agents.rl.auxiliary.reconstruction import Reconstruction
-from scrubjay.agents.rl.encoders import ObservationEncoder
+from scrubjay.agents.rl.encoders import IndexEncoder, ObservationEncoder
 from scrubjay.agents.rl.observations import from_leaves, is_batched, leaf_spaces, to_leaves, to_tensors
 from scrubjay.agents.rl.segment import Observation, Segment
 from scrubjay.memory import make_config
@@ -142,3 +142,16 @@ def test_unsupported_spaces_are_named(space: spaces.Space) -> None:
 def test_an_empty_dict_is_refused() -> None:
     with pytest.raises(TypeError, match="empty"):
         ObservationEncoder(spaces.Dict({}), 16)
+
+
+@pytest.mark.parametrize("sizes", [[2, 3, 4], [300, 2]], ids=["few", "many"])
+def test_choices_are_the_sum_of_their_embeddings_however_it_is_made(sizes):
+    encode = IndexEncoder(spaces.MultiDiscrete(sizes), 8).double()
+    values = torch.stack([torch.randint(size, (5,)) for size in sizes], dim=1)
+    parts = encode.embedding.weight.split(sizes)
+    expected = torch.stack([part[column] for part, column in zip(parts, values.T, strict=True)]).sum(dim=0)
+    torch.testing.assert_close(encode(values), expected)
+    probe = torch.randn(5, 8, dtype=torch.double)
+    (gradient,) = torch.autograd.grad((encode(values) * probe).sum(), encode.embedding.weight)
+    (wanted,) = torch.autograd.grad((expected * probe).sum(), encode.embedding.weight)
+    torch.testing.assert_close(gradient, wanted)
