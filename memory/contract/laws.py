@@ -105,16 +105,22 @@ def start_is_birth(trial: Trial) -> None:
     start[2, trial.steps // 3] = True
     # What comes before may not matter, so that one expectation serves all that is put there.
     expected = _births(trial, clean, born)
-    for poison in (None, *_POISONS):
-        x, state = clean.clone(), lived_in
-        if poison is not None:
-            for row, t in enumerate(born):
+    # All poisons are tried at once, each in rows of its own: rows are strangers, by law 4.
+    for poisons in ((None,), _POISONS):
+        x = clean.repeat(len(poisons), 1, 1)
+        state = {n: torch.cat([v] * len(poisons)) for n, v in lived_in.items()}
+        for index, poison in enumerate(poisons):
+            if poison is None:
+                continue
+            for row, t in enumerate(born, start=index * BATCH):
                 x[row, :t] = poison
-            state = {n: torch.full_like(v, poison) if v.is_floating_point() else v for n, v in state.items()}
-        before = "finite values" if poison is None else f"{poison}"
+            for value in state.values():
+                if value.is_floating_point():
+                    value[index * BATCH : (index + 1) * BATCH] = poison
+        starts = start.repeat(len(poisons), 1)
         for name, cuts in (("in one segment", []), ("step by step", list(range(1, trial.steps)))):
-            how = f"with {before} before it, {name}"
-            _compare_births(trial, x, state, start, expected, cuts, how, poison is None)
+            how = [f"with {'finite values' if p is None else p} before it, {name}" for p in poisons]
+            _compare_births(trial, x, state, starts, expected, cuts, how, poisons == (None,))
 
 
 def _compare_births(
@@ -124,43 +130,44 @@ def _compare_births(
     start: Tensor,
     expected: tuple[list[_Birth], dict[str, Tensor]],
     cuts: list[int],
-    how: str,
+    how: list[str],
     finite: bool,
 ) -> None:
+    """Compare rows with the lives that they should have, which are as many for every word in `how`."""
     lives, expected_parameters = expected
     # Without cuts gradients are those of the parallel path; step by step only values are promised under NaN.
     differentiable = finite or not cuts
     x = x.clone().requires_grad_()
     state = {n: v.clone().requires_grad_(v.is_floating_point()) for n, v in state.items()}
     trial.memory.zero_grad()
+    rows = [(told, life) for told in how for life in lives]
     with torch.set_grad_enabled(differentiable):
         y, after = trial.run(x, state, start, cuts)
     if differentiable:
-        torch.stack([_functional(y[row, life.t :]) for row, life in enumerate(lives)]).sum().backward()
-    for row, (t, output, after_birth, gradient) in enumerate(lives):
-        compare(2, f"output after a start {how}", y[row : row + 1, t:], output, trial.tolerance, offset=t)
+        torch.stack([_functional(y[row, life.t :]) for row, (_, life) in enumerate(rows)]).sum().backward()
+    for row, (told, (t, output, after_birth, gradient)) in enumerate(rows):
+        compare(2, f"output after a start {told}", y[row : row + 1, t:], output, trial.tolerance, offset=t)
         for name, value in after_birth.items():
-            compare(
-                2, f"state {name!r} after a start {how}", after[name][row : row + 1], value, trial.tolerance
-            )
+            what = f"state {name!r} after a start {told}"
+            compare(2, what, after[name][row : row + 1], value, trial.tolerance)
         if not differentiable:
             continue
         reached = _gradient(x)[row : row + 1]
-        what = f"gradient of x after a start {how}"
+        what = f"gradient of x after a start {told}"
         compare(2, what, reached[:, t:], gradient, trial.tolerance, offset=t)
         if finite:
             before = reached[:, :t]
-            compare(2, f"gradient of x before a start {how}", before, torch.zeros_like(before), 0.0)
+            compare(2, f"gradient of x before a start {told}", before, torch.zeros_like(before), 0.0)
     # Backwards through what was poisoned, `where` itself gives 0 * NaN; nobody needs those gradients.
     if finite:
         for name, value in state.items():
             if value.grad is not None:
-                compare(
-                    2, f"gradient of the old state {name!r} {how}", value.grad, torch.zeros_like(value), 0.0
-                )
+                what = f"gradient of the old state {name!r} {how[0]}"
+                compare(2, what, value.grad, torch.zeros_like(value), 0.0)
         found = dict(trial.memory.named_parameters())
         for name, value in expected_parameters.items():
-            compare(2, f"gradient of parameter {name} {how}", _gradient(found[name]), value, trial.tolerance)
+            what = f"gradient of parameter {name} {how[0]}"
+            compare(2, what, _gradient(found[name]), value, trial.tolerance)
 
 
 def causal(trial: Trial) -> None:
