@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from scrubjay.agents.rl.policy import PolicyConfig
 from scrubjay.agents.rl.ppo import PPOConfig
 from scrubjay.experiments.kinds.ballet_probe import BalletProbeConfig
@@ -16,27 +18,52 @@ from scrubjay.memory import make_config
 _PROBING = {"hcam": {"num_layers": 2, "top_k": 16, "stop_memory_gradient": False}}
 
 
-# The whole ballet lies in 4 chunks, and what a dance is worth keeping for is learned only by gradients that
-# reach the step in which it was seen.
-_LEARNING = {"hcam": {"num_chunks": 4, "top_k": 4, "stop_memory_gradient": False}}
+def _reading(chunks: int) -> dict[str, dict[str, Any]]:
+    """Return what HCAM gets where reward teaches it, and ballets are so many chunks long.
+
+    What a dance is worth keeping for is learned only by gradients that reach the step in which it was seen.
+    """
+    return {"hcam": {"top_k": chunks, "stop_memory_gradient": False}}
 
 
-@recipe("ballet", settings=_LEARNING)
-def ballet() -> TrainConfig:
-    """Ballet: watch 2 dancers, walk up to the one whose dance is named."""
+def _by_reward(dancers: dict[str, Any], chunks: int, num_envs: int, segment_length: int) -> TrainConfig:
+    """Return a training by ballets of these dancers."""
     return TrainConfig(
         # In the original's 1,024 steps a random walk arrives, too, and hides that walking was never learned.
         env=EnvConfig(
-            "scrubjay/Ballet-v0",
-            {"num_dancers": 2, "delay": 2, "observation": "set", "walk_steps": 32},
-            num_envs=192,
+            "scrubjay/Ballet-v0", {**dancers, "observation": "set", "walk_steps": 32}, num_envs=num_envs
         ),
-        # Where to walk is to be seen, not remembered.
-        policy=PolicyConfig(memory=make_config("hcam", dim=64, **_LEARNING["hcam"]), skip=True),
-        ppo=PPOConfig(learning_rate=2e-3, anneal=True, gamma=0.97, gae_lambda=0.9, epochs=3),
+        policy=PolicyConfig(
+            memory=make_config("hcam", dim=64, **_reading(chunks)["hcam"]),
+            # Where to walk is to be seen, not remembered.
+            skip=True,
+            # Whoever knows the dance knows the next move.
+            auxiliary=("next_observation",),
+        ),
+        ppo=PPOConfig(
+            learning_rate=2e-3, anneal=True, gamma=0.97, gae_lambda=0.9, epochs=3, auxiliary_coefficient=0.5
+        ),
         total_steps=3_000_000,
-        segment_length=64,
+        segment_length=segment_length,
     )
+
+
+@recipe("ballet", settings=_reading(4))
+def ballet() -> TrainConfig:
+    """Ballet: watch 2 dancers, walk up to the one whose dance is named; `ballet-4` and `-8` have more."""
+    return _by_reward({"num_dancers": 2, "delay": 2}, 4, num_envs=192, segment_length=64)
+
+
+@recipe("ballet-4", settings=_reading(10))
+def ballet_4() -> TrainConfig:
+    """Ballet with 2 to 4 dancers and 16 steps between dances."""
+    return _by_reward({"num_dancers": 4, "min_dancers": 2, "delay": 16}, 10, num_envs=96, segment_length=160)
+
+
+@recipe("ballet-8", settings=_reading(18))
+def ballet_8() -> TrainConfig:
+    """Ballet with 2 to 8 dancers and 16 steps between dances."""
+    return _by_reward({"num_dancers": 8, "min_dancers": 2, "delay": 16}, 18, num_envs=64, segment_length=288)
 
 
 @recipe("ballet-reconstruction")
