@@ -6,8 +6,8 @@ Every op is compared, forward and gradients, with its torch path in float64; an 
 ends the run before anything is timed. Then chunk retrieval (a causal segment, and decode) and sink attention
 run against torch's `scaled_dot_product_attention`, and chunk retrieval against `parallel_nsa` of
 flash-linear-attention where that is installed, which is given its blocks where ours chooses them; and neural
-memory and the scan for the nearest rows against their own torch paths. Prints tables with the card and the
-versions. Options: `--help`.
+memory, linear memory and the scan for the nearest rows against their own torch paths. Prints tables with the
+card and the versions. Options: `--help`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from scrubjay.kernels import (
     attend_chosen,
     choose_chunks,
     chunk_retrieval,
+    linear_memory,
     merge,
     nearest,
     neural_memory,
@@ -83,7 +84,7 @@ def main(bench: GPUBench) -> None:
     )
     for op, dtype, error in check("cuda", tuple(TOLERANCE)):
         print(f"| {op} | {str(dtype).removeprefix('torch.')} | {error:.1e} |", flush=True)
-    for table in (_segments, _decode, _sinks, _memories, _scans):
+    for table in (_segments, _decode, _sinks, _memories, _recurrences, _scans):
         print()
         for line in table(bench):
             print(line, flush=True)
@@ -98,6 +99,9 @@ def check(device: str, dtypes: tuple[torch.dtype, ...]) -> Iterator[tuple[str, t
         ("sink_attention", lambda: _sink_case(device)),
         ("neural_memory, a matrix", lambda: _memory_case(device, 1)),
         ("neural_memory, two layers", lambda: _memory_case(device, 2)),
+        ("linear_memory, hebbian", lambda: _linear_case(device, "hebbian", "head")),
+        ("linear_memory, delta", lambda: _linear_case(device, "delta", "head")),
+        ("linear_memory, delta, decay a channel", lambda: _linear_case(device, "delta", "channel")),
     ):
         for dtype in dtypes:
             torch.manual_seed(0)
@@ -286,8 +290,49 @@ def _memories(bench: GPUBench) -> Iterator[str]:
             ) -> Tensor:
                 return neural_memory(q, k, v, gates, weights, state, chunk_size=32, implementation=path)[0]
 
-            ours, theirs = _time(functools.partial(run, "triton")), _time(functools.partial(run, "torch"))
-            yield f"| {length:,} | {name} | {_pair(ours)} | {_pair(theirs)} | {_ratio(theirs, ours)} |"
+            yield f"| {length:,} | {name} | {_both(run)} |"
+
+
+def _linear_case(device: str, rule: Any, decay: str) -> tuple[list[Tensor], Callable[..., Tensor]]:
+    start = torch.zeros(2, 40, dtype=torch.bool, device=device)
+    start[0, 17] = True
+
+    def run(*given: Any, implementation):
+        options = {"rule": rule, "chunk_size": 16, "start": start, "implementation": implementation}
+        y, after = linear_memory(*given, **options)
+        return torch.cat([y.flatten().to(after.dtype), after.flatten()])
+
+    return _linear(2, 40, 2, 20, decay, device), run
+
+
+def _linear(rows: int, time: int, heads: int, width: int, decay: str, device: str) -> list[Tensor]:
+    """Return query, key, value, the decays, the steps and an empty state."""
+    query, key, value = (torch.randn(rows, time, heads, width, device=device) for _ in range(3))
+    fading = (rows, time, heads, width) if decay == "channel" else (rows, time, heads)
+    step = torch.rand(rows, time, heads, device=device)
+    state = torch.zeros(rows, heads, width, width, device=device)
+    return [
+        normalize(query, dim=-1),
+        normalize(key, dim=-1),
+        value,
+        -torch.rand(fading, device=device),
+        step,
+        state,
+    ]
+
+
+def _recurrences(bench: GPUBench) -> Iterator[str]:
+    yield f"linear_memory, {bench.heads} heads of 64, bfloat16, ms forward / forward and backward:\n"
+    yield "| T | rule | triton | torch | torch / triton |\n|---|---|---|---|---|"
+    for length in bench.lengths:
+        for rule, decay in (("hebbian", "head"), ("delta", "head"), ("delta", "channel")):
+            *tensors, state = _linear(1, length, bench.heads, 64, decay, "cuda")
+            given: Any = [*(x.bfloat16().requires_grad_() for x in tensors), state]
+
+            def run(path: Any, given: Any = given, rule: Any = rule) -> Tensor:
+                return linear_memory(*given, rule=rule, implementation=path)[0]
+
+            yield f"| {length:,} | {rule}, decay a {decay} | {_both(run)} |"
 
 
 def _scans(bench: GPUBench) -> Iterator[str]:
@@ -435,6 +480,12 @@ def _time(run: Callable[[], Tensor], backward: bool = True) -> tuple[float, floa
         forward = do_bench(run, return_mode="median")
     both = do_bench(lambda: run().sum().backward(), return_mode="median") if backward else forward
     return float(forward), float(both)  # pyright: ignore[reportArgumentType]
+
+
+def _both(run: Callable[[Any], Tensor]) -> str:
+    """Return the cells of what runs by the path it is told: Triton's, torch's, and their ratio."""
+    ours, theirs = (_time(functools.partial(run, path)) for path in ("triton", "torch"))
+    return f"{_pair(ours)} | {_pair(theirs)} | {_ratio(theirs, ours)}"
 
 
 def _pair(times: tuple[float, float]) -> str:
