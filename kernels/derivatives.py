@@ -25,10 +25,17 @@ def has_own_gradient(*given: Tensor) -> bool:
 
 def is_wanted_again(*grads: Tensor | None) -> bool:
     """Return whether gradients are to have gradients, or come in batches or with tangents."""
-    batched = any(g is not None and functorch.is_legacy_batchedtensor(g) for g in grads)
     return (
-        torch.is_grad_enabled() or batched or torch._C._are_functorch_transforms_active() or any_dual(*grads)
+        torch.is_grad_enabled()
+        or come_in_batches(*grads)
+        or torch._C._are_functorch_transforms_active()
+        or any_dual(*grads)
     )
+
+
+def come_in_batches(*grads: Tensor | None) -> bool:
+    """Return whether these are gradients of `torch.autograd.grad(..., is_grads_batched=True)`."""
+    return any(grad is not None and functorch.is_legacy_batchedtensor(grad) for grad in grads)
 
 
 def by_graph(
@@ -41,7 +48,9 @@ def by_graph(
         leaves = [g.view_as(g) if g.requires_grad else g.detach().requires_grad_() for g in given]
         outputs = run(*leaves)
     outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
-    asked = [(y, grad) for y, grad in zip(outputs, grads, strict=True) if grad is not None]
+    asked = [
+        (y, grad) for y, grad in zip(outputs, grads, strict=True) if grad is not None and y.requires_grad
+    ]
     along = [grad for _, grad in asked]
     found = torch.autograd.grad([y for y, _ in asked], leaves, along, create_graph=again, allow_unused=True)
     return [torch.zeros_like(x) if grad is None else grad for grad, x in zip(found, leaves, strict=True)]

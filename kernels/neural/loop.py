@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
+from scrubjay.kernels.derivatives import by_graph, is_wanted_again
 from scrubjay.kernels.dispatch import without_own_gradient
 from scrubjay.kernels.neural.chunk import (
     ChunkGradient,
@@ -268,8 +269,7 @@ def _of_matrices(plan: _Plan, tokens: Tokens, weight: Tensor, layers: Layers):
 
 def _matrices_by_autograd(segment: Segment, flat: Sequence[Tensor], grad_y, grad_after):
     """Return the gradients of some chunks of matrices with a graph of their own, for a second derivative."""
-    inputs = Given(*_names(flat))
-    heads, width, _ = inputs.weight.shape
+    heads, width, _ = Given(*flat).weight.shape
     borders = _Borders(*(None if x is None else x[..., None, None] for x in segment[:3]))
     plan = _Plan(
         NetworkShape(((width, width),), residual=False, norm=False),
@@ -277,9 +277,14 @@ def _matrices_by_autograd(segment: Segment, flat: Sequence[Tensor], grad_y, grad
         segment.learned,
         segment.read_before_write,
     )
-    weight = inputs.weight.expand(len(inputs.delta) // heads, -1, -1, -1).flatten(0, 1)
-    y, _, after = _loop(plan, Tokens(*inputs[:6]), [weight], Layers(*([x] for x in inputs[7:])))
-    return _second(inputs, [y, *(x for part in after for x in part)], [grad_y, *grad_after])
+
+    def run(*inputs: Tensor) -> list[Tensor]:
+        given = Given(*inputs)
+        weight = given.weight.expand(len(given.delta) // heads, -1, -1, -1).flatten(0, 1)
+        y, _, after = _loop(plan, Tokens(*given[:6]), [weight], Layers(*([x] for x in given[7:])))
+        return [y, *(x for part in after for x in part)]
+
+    return by_graph(run, flat, grad_y, *grad_after)
 
 
 def _split(flat: Sequence, depth: int) -> tuple[Tokens, list[Tensor], Layers]:
@@ -311,7 +316,7 @@ class _Chunks(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_y, _, *grad_after):
         flat, leaves = ctx.saved_tensors[: ctx.given], list(ctx.saved_tensors[ctx.given :])
-        if torch.is_grad_enabled():
+        if is_wanted_again(grad_y, *grad_after):
             return None, *_by_autograd(ctx.plan, flat, grad_y, grad_after)
         kept = pytree.tree_unflatten(leaves, ctx.spec)
         return None, *_pull_back(ctx.plan, ctx.every, flat, kept, grad_y, grad_after)
@@ -319,20 +324,12 @@ class _Chunks(torch.autograd.Function):
 
 def _by_autograd(plan: _Plan, flat, grad_y, grad_after):
     """Return the gradients with a graph of their own, for a second derivative."""
-    inputs = _names(flat)
-    y, _, after = _loop(plan, *_split(inputs, len(plan.shape.layers)))
-    return _second(inputs, [y, *(x for part in after for x in part)], [grad_y, *grad_after])
 
+    def run(*inputs: Tensor) -> list[Tensor]:
+        y, _, after = _loop(plan, *_split(inputs, len(plan.shape.layers)))
+        return [y, *(x for part in after for x in part)]
 
-def _names(flat: Sequence[Tensor]) -> list[Tensor]:
-    """Return the inputs under names of their own, since one may have been computed from another."""
-    return [x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in flat]
-
-
-def _second(inputs: Sequence[Tensor], outputs: Sequence[Tensor], grads: Sequence[Tensor | None]):
-    pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if o.requires_grad and g is not None]
-    live, along = zip(*pairs, strict=True)
-    return torch.autograd.grad(live, inputs, along, create_graph=True, allow_unused=True)
+    return by_graph(run, flat, grad_y, *grad_after)
 
 
 def _pull_back(plan: _Plan, every: int, flat, kept: list[tuple[Layers | None, Kept]], grad_y, grad_after):

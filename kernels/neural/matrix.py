@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from scrubjay.kernels.derivatives import is_wanted_again
 from scrubjay.kernels.neural.factors import Factors, Given, Segment
 from scrubjay.kernels.neural.network import NEGLIGIBLE
 
@@ -81,7 +82,7 @@ class _Matrices(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_y, _, *grad_after):
         flat, kept = ctx.saved_tensors[: len(Given._fields)], ctx.saved_tensors[len(Given._fields) :]
-        if torch.is_grad_enabled():
+        if is_wanted_again(grad_y, *grad_after):
             return None, None, None, *ctx.plainly(ctx.segment, flat, grad_y, grad_after)
         given = Given(*flat)
         factors = Factors(*kept[:-2]) if kept else _factors(ctx.segment, given)

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from scrubjay.kernels.derivatives import by_graph, is_wanted_again
 from scrubjay.kernels.dispatch import without_own_gradient
 from scrubjay.kernels.normalisers import log_normaliser, softmax_or_zero
 from scrubjay.kernels.retrieval.problem import Choice, Reading
@@ -117,8 +118,8 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         given: Sequence[Tensor] = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return _twice(given, grad)
+        if is_wanted_again(grad):
+            return tuple(by_graph(_by_torch, given, grad))
         query, keys, values, weights = given
         wants_memory = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
         grad = grad.contiguous()
@@ -140,17 +141,6 @@ class _Attention(torch.autograd.Function):
                 torch.bmm(query[own], slope.mT, out=of_keys[own])
                 torch.bmm(grad[own], attention.mT, out=of_values[own])
         return of_query, None if of_keys is None else of_keys.mT, of_values, of_weights
-
-
-def _twice(given: Sequence[Tensor], grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Return the gradients with a graph of their own, for a second derivative."""
-    # Names of their own, since one input may have been computed from another.
-    inputs = [g.view_as(g) if g.requires_grad else g for g in given]
-    wanted = [g for g in inputs if g.requires_grad]
-    query, keys, values, weights = inputs
-    found = torch.autograd.grad(_by_torch(query, keys, values, weights), wanted, grad, create_graph=True)
-    grads = iter(found)
-    return tuple(next(grads) if g.requires_grad else None for g in inputs)
 
 
 def _attention(query: Tensor, keys: Tensor, chunks: int) -> Float[Tensor, "N M C R"]:

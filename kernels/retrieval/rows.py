@@ -24,6 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from scrubjay.kernels.derivatives import come_in_batches
 from scrubjay.kernels.dispatch import any_dual
 
 DTYPES = (torch.float32, torch.float64)
@@ -91,11 +92,15 @@ class _Dots(_Product):
         return pattern.values().view(count, -1, runs.length)
 
     @staticmethod
+    def plainly(x: Tensor, table: Tensor, runs: Runs) -> Tensor:
+        return (x[:, None] * _listed(table, runs)).sum(dim=2).reshape(len(x), -1, runs.length)
+
+    @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         x, table = ctx.saved_tensors
         grad = grads[0]
-        to_x = _Mix.apply(grad, table, ctx.runs) if ctx.needs_input_grad[0] else None
-        to_table = _Spread.apply(grad, x, ctx.runs) if ctx.needs_input_grad[1] else None
+        to_x = _again(_Mix, grad, table, ctx.runs) if ctx.needs_input_grad[0] else None
+        to_table = _again(_Spread, grad, x, ctx.runs) if ctx.needs_input_grad[1] else None
         return to_x, to_table, None
 
     @staticmethod
@@ -110,11 +115,15 @@ class _Mix(_Product):
         return functional.embedding_bag(runs.listed, table, per_sample_weights=per_sample, mode="sum")
 
     @staticmethod
+    def plainly(weights: Tensor, table: Tensor, runs: Runs) -> Tensor:
+        return (weights.reshape(len(weights), -1, 1) * _listed(table, runs)).sum(dim=1)
+
+    @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         weights, table = ctx.saved_tensors
         grad = grads[0].contiguous()
-        to_weights = _Dots.apply(grad, table, ctx.runs) if ctx.needs_input_grad[0] else None
-        to_table = _Spread.apply(weights, grad, ctx.runs) if ctx.needs_input_grad[1] else None
+        to_weights = _again(_Dots, grad, table, ctx.runs) if ctx.needs_input_grad[0] else None
+        to_table = _again(_Spread, weights, grad, ctx.runs) if ctx.needs_input_grad[1] else None
         return to_weights, to_table, None
 
     @staticmethod
@@ -141,16 +150,31 @@ class _Spread(_Product):
         return out
 
     @staticmethod
+    def plainly(weights: Tensor, x: Tensor, runs: Runs) -> Tensor:
+        shares = (weights.reshape(len(weights), -1, 1) * x[:, None]).reshape(-1, x.shape[1])
+        return shares.new_zeros(runs.rows, x.shape[1]).index_add(0, runs.listed.flatten(), shares)
+
+    @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         weights, x = ctx.saved_tensors
         grad = grads[0].contiguous()
-        to_weights = _Dots.apply(x, grad, ctx.runs) if ctx.needs_input_grad[0] else None
-        to_x = _Mix.apply(weights, grad, ctx.runs) if ctx.needs_input_grad[1] else None
+        to_weights = _again(_Dots, x, grad, ctx.runs) if ctx.needs_input_grad[0] else None
+        to_x = _again(_Mix, weights, grad, ctx.runs) if ctx.needs_input_grad[1] else None
         return to_weights, to_x, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
         return _product_rule(_Spread, ctx, tangents)
+
+
+def _again(product: Any, left: Tensor, right: Tensor, runs: Runs) -> Tensor:
+    """Return a product in a gradient: of gradients that come in batches, by what torch has for batches."""
+    batched = come_in_batches(left, right)
+    return product.plainly(left, right, runs) if batched else product.apply(left, right, runs)
+
+
+def _listed(table: Tensor, runs: Runs) -> Float[Tensor, "N KC D"]:
+    return table.index_select(0, runs.listed.flatten()).reshape(*runs.listed.shape, table.shape[1])
 
 
 def _product_rule(product: Any, ctx: Any, tangents: tuple) -> Tensor | None:

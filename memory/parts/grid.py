@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from scrubjay.kernels.derivatives import come_in_batches
 from scrubjay.kernels.dispatch import without_own_gradient
 from scrubjay.memory.contract.clock import Clock
 
@@ -153,4 +154,6 @@ class _Take(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         index, inverse = ctx.saved_tensors
+        if come_in_batches(grad):
+            return _select(grad, inverse, not ctx.some_empty), None, None, None
         return _Take.apply(grad, inverse, index, not ctx.some_empty), None, None, None

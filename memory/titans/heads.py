@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from scrubjay.kernels.derivatives import by_graph, is_wanted_again
 from scrubjay.kernels.dispatch import without_own_gradient
 
 _EPSILON = 1e-6
@@ -136,12 +137,12 @@ class _Heads(torch.autograd.Function):
     def backward(ctx, grad):
         projected, taps, tail, step, sums = ctx.saved_tensors
         convolution = None if taps is None else Convolution(taps, tail, step)
-        if torch.is_grad_enabled():
-            wanted = [x for x in (projected, taps, tail) if x is not None]
-            names = [x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in wanted]
-            again = None if convolution is None else Convolution(names[1], names[2], step)
-            outputs = _plainly(names[0], ctx.num_heads, again)
-            found = torch.autograd.grad(outputs, names, grad, create_graph=True)
+        if is_wanted_again(grad):
+
+            def run(x: Tensor, *mixing: Tensor) -> Tensor:
+                return _plainly(x, ctx.num_heads, Convolution(*mixing, step) if mixing else None)
+
+            found = by_graph(run, [x for x in (projected, taps, tail) if x is not None], grad)
             return *found, *[None] * (5 - len(found))
         grad_projected = torch.empty_like(projected)
         if convolution is None:

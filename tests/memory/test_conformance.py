@@ -200,6 +200,23 @@ def test_what_is_huge_is_met_as_single_steps_meet_it(name):
     torch.testing.assert_close(y[2], undisturbed[2], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [pytest.param(*case.values, id=case.id) for case in CASES if "dim" not in case.values[1]],
+)
+def test_gradients_may_come_in_batches(name, fields):
+    torch.manual_seed(0)
+    module = memory.make(name, **({"dim": 16} | fields)).double()
+    x = torch.randn(2, 13, 16, dtype=torch.double, requires_grad=True)
+    start = torch.zeros(2, 13, dtype=torch.bool)
+    start[0, 7] = True
+    y, _ = module(x, module.initial_state(2), start)
+    ways = torch.randn(3, *y.shape, dtype=torch.double)
+    (together,) = torch.autograd.grad(y, x, ways, is_grads_batched=True, retain_graph=True)
+    apart = [torch.autograd.grad(y, x, way, retain_graph=True)[0] for way in ways]
+    torch.testing.assert_close(together, torch.stack(apart))
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32])
 @pytest.mark.parametrize("name", memory.list_memories())
 def test_a_start_that_is_not_bool_is_refused(name, dtype):
