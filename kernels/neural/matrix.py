@@ -32,7 +32,7 @@ _MOST_NUMBERS = 2**17
 # Borders at which no chunk begins: that of the anchor given, and that to which no gradient comes.
 _GIVEN, _NOWHERE = -1, -2
 
-Plainly = Callable[[Any, Sequence[Tensor], Tensor, Sequence[Tensor]], tuple[Tensor | None, ...]]
+Plainly = Callable[[Any, Sequence[Tensor], Tensor, Sequence[Tensor]], Sequence[Tensor]]
 
 
 def run_matrices(

@@ -140,7 +140,8 @@ class _Heads(torch.autograd.Function):
         if is_wanted_again(grad):
 
             def run(x: Tensor, *mixing: Tensor) -> Tensor:
-                return _plainly(x, ctx.num_heads, Convolution(*mixing, step) if mixing else None)
+                mixed = Convolution(mixing[0], mixing[1], step) if mixing else None
+                return _plainly(x, ctx.num_heads, mixed)
 
             found = by_graph(run, [x for x in (projected, taps, tail) if x is not None], grad)
             return *found, *[None] * (5 - len(found))
