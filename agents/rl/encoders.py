@@ -53,7 +53,9 @@ class VectorEncoder(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """Return `[batch, dim]` from `[batch, *shape]`."""
-        flat = self.scale(values).to(self.linear.weight.dtype).reshape(len(values), self.linear.in_features)
+        flat = (
+            self.scale(values).to(self.linear.weight.dtype).reshape(values.shape[0], self.linear.in_features)
+        )
         return nn.functional.silu(self.linear(flat))
 
 
@@ -77,7 +79,7 @@ class IndexEncoder(nn.Module):
         chosen, table = values.flatten(1) + self.offsets, self.embedding.weight
         if len(table) > _FEW_CATEGORIES * chosen.shape[1]:
             return self.embedding(chosen).sum(dim=1)
-        return table.new_zeros(len(chosen), len(table)).scatter_(1, chosen, 1) @ table
+        return table.new_zeros(chosen.shape[0], table.shape[0]).scatter_(1, chosen, 1) @ table
 
 
 class ImageEncoder(nn.Module):
