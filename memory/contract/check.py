@@ -1,6 +1,7 @@
 """`check_memory`: the nine laws of the contract, tested on any module, ours or yours.
 
-1. Step is sequence: any cut of a sequence into segments gives the same outputs, state and gradients.
+1. Step is sequence: any cut of a sequence into segments gives the same outputs, state and gradients,
+   after a million steps as after a hundred.
 2. Start is birth: after `start` nothing depends on what came before, NaN and inf included.
 3. Causal: an input changes nothing earlier than itself.
 4. Rows are strangers: permuting, adding or removing rows does just that to the outputs.
