@@ -8,6 +8,7 @@ from scrubjay.memory.contract.base import Memory, MemoryConfig
 from scrubjay.memory.gru import GRUConfig
 from scrubjay.memory.gtrxl import GTrXLConfig
 from scrubjay.memory.hcam import HCAMConfig
+from scrubjay.memory.linear.flow import FlowConfig
 from scrubjay.memory.linear.gated_delta import GatedDeltaConfig
 from scrubjay.memory.lstm import LSTMConfig
 from scrubjay.memory.named import Registry
@@ -23,6 +24,7 @@ _CONFIGS: Registry[MemoryConfig] = Registry(
     "memory",
     "scrubjay.memory.register",
     {
+        "flow": FlowConfig,
         "gated_delta": GatedDeltaConfig,
         "gru": GRUConfig,
         "gtrxl": GTrXLConfig,

@@ -14,6 +14,7 @@ def some(name, dim, **fields):
 
 
 SIZES = {
+    "flow": [{"num_layers": 2, "num_heads": 2}],
     "gated_delta": [
         {"decay": "channel", "num_layers": 2, "num_heads": 2},
         {"dim": 8, "decay": "none", "convolution": 1, "read_before_write": False},
