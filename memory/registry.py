@@ -10,6 +10,7 @@ from scrubjay.memory.gtrxl import GTrXLConfig
 from scrubjay.memory.hcam import HCAMConfig
 from scrubjay.memory.linear.flow import FlowConfig
 from scrubjay.memory.linear.gated_delta import GatedDeltaConfig
+from scrubjay.memory.linear.lightning import LightningConfig
 from scrubjay.memory.lstm import LSTMConfig
 from scrubjay.memory.named import Registry
 from scrubjay.memory.none import NoMemoryConfig
@@ -29,6 +30,7 @@ _CONFIGS: Registry[MemoryConfig] = Registry(
         "gru": GRUConfig,
         "gtrxl": GTrXLConfig,
         "hcam": HCAMConfig,
+        "lightning": LightningConfig,
         "lstm": LSTMConfig,
         "none": NoMemoryConfig,
         "sink": SinkConfig,

@@ -31,7 +31,7 @@ from scrubjay.kernels import linear_memory, linear_memory_step
 from scrubjay.memory.contract.base import MemoryConfig, State
 from scrubjay.memory.contract.stepper import Stepper
 from scrubjay.memory.linear.layered import LayeredMemory, count_heads
-from scrubjay.memory.linear.stepping import GatedDeltaStepper
+from scrubjay.memory.linear.stepping import MatrixStepper
 from scrubjay.memory.parts.convolution import ShortConvolution
 
 # What is read in the first steps of an episode is small, and its rounding must stay so.
@@ -127,12 +127,14 @@ class GatedDeltaLayer(nn.Module):
         shape = (batch_size, self.heads, self.width, self.width)
         return {"matrix": torch.zeros(shape, dtype=dtype, device=tail.device), "tail": tail}
 
-    def step(self, x: Float[Tensor, "batch dim"], state: State) -> tuple[Float[Tensor, "batch dim"], State]:
-        """Return the output of one input and the state after."""
+    def step(
+        self, x: Float[Tensor, "batch dim"], state: State, out: Tensor | None = None
+    ) -> tuple[Float[Tensor, "batch dim"], State]:
+        """Return the output of one input and the state after, its matrix in `out` if that is given."""
         tokens, normed, tail = self.tokens(x[:, None], state["tail"], None)
         one = Tokens(*(part[:, 0] for part in tokens))
         y, matrix = linear_memory_step(
-            *one, state["matrix"], rule="delta", read_before_write=self.read_before_write
+            *one, state["matrix"], rule="delta", read_before_write=self.read_before_write, out=out
         )
         return self.finish(x, normed[:, 0], y), {"matrix": matrix, "tail": tail}
 
@@ -186,7 +188,7 @@ class GatedDelta(LayeredMemory):
         """Return what advances these rows in place."""
         if not self.steps_as(GatedDelta, state):
             return super().stepper(state)
-        return GatedDeltaStepper(self.layers, state)
+        return MatrixStepper(self.layers, state)
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ IN_PLACE = (
     "gated_delta",
     "gtrxl",
     "hcam",
+    "lightning",
     "sink",
     "stack",
     "titans",
