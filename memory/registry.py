@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from scrubjay.memory.based import BasedConfig
 from scrubjay.memory.contract.base import Memory, MemoryConfig
 from scrubjay.memory.gru import GRUConfig
 from scrubjay.memory.gtrxl import GTrXLConfig
@@ -25,6 +26,7 @@ _CONFIGS: Registry[MemoryConfig] = Registry(
     "memory",
     "scrubjay.memory.register",
     {
+        "based": BasedConfig,
         "flow": FlowConfig,
         "gated_delta": GatedDeltaConfig,
         "gru": GRUConfig,

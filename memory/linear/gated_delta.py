@@ -30,13 +30,13 @@ from torch.nn import functional
 from scrubjay.kernels import linear_memory, linear_memory_step
 from scrubjay.memory.contract.base import MemoryConfig, State
 from scrubjay.memory.contract.stepper import Stepper
+from scrubjay.memory.linear.features import unit
 from scrubjay.memory.linear.layered import LayeredMemory, count_heads
 from scrubjay.memory.linear.stepping import MatrixStepper
 from scrubjay.memory.parts.convolution import ShortConvolution
 
 # What is read in the first steps of an episode is small, and its rounding must stay so.
 _READ_EPSILON = 1e-4
-_UNIT_EPSILON = 1e-6
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class GatedDeltaLayer(nn.Module):
         mixed = functional.silu(mixed).to(tail.dtype).unflatten(-1, (3, self.heads, self.width))
         query, key, value = mixed.unbind(2)
         step = self.most * torch.sigmoid(self.step_size(normed).to(tail.dtype))
-        return Tokens(_unit(query), _unit(key), value, self._log_decay(normed, step), step), normed, tail
+        return Tokens(unit(query), unit(key), value, self._log_decay(normed, step), step), normed, tail
 
     def finish(self, x: Tensor, normed: Tensor, y: Float[Tensor, "*batch heads width"]) -> Tensor:
         """Return the outputs of inputs and what they read."""
@@ -189,8 +189,3 @@ class GatedDelta(LayeredMemory):
         if not self.steps_as(GatedDelta, state):
             return super().stepper(state)
         return MatrixStepper(self.layers, state)
-
-
-def _unit(x: Tensor) -> Tensor:
-    """Return `x` with vectors of at most unit length, nearly that."""
-    return x * torch.rsqrt((x * x).sum(-1, keepdim=True) + _UNIT_EPSILON)

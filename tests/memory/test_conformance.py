@@ -14,6 +14,10 @@ def some(name, dim, **fields):
 
 
 SIZES = {
+    "based": [
+        {"dim": 8, "num_heads": 2, "feature_width": 4, "window": 3, "num_layers": 2},
+        {"feature_width": 1, "window": 5, "num_sinks": 2},
+    ],
     "flow": [{"num_layers": 2, "num_heads": 2}],
     "gated_delta": [
         {"decay": "channel", "num_layers": 2, "num_heads": 2},

@@ -10,6 +10,7 @@ from scrubjay.memory.contract.stepper import PlainStepper
 
 NAMES = memory.list_memories()
 IN_PLACE = (
+    "based",
     "gated_delta",
     "gtrxl",
     "hcam",
