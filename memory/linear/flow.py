@@ -59,7 +59,7 @@ class FlowConfig(MemoryConfig):
         return Flow(self)
 
 
-class Flow(LayeredMemory):
+class Flow(LayeredMemory["FlowLayer"]):
     """Layers of attention that conserves flows, and feed-forward.
 
     State: that of `FlowLayer` for every layer l, names followed by `_l`.

@@ -175,7 +175,7 @@ class GatedDeltaLayer(nn.Module):
         return -rate[:, None] * amount.unflatten(-1, (self.heads, self.width))
 
 
-class GatedDelta(LayeredMemory):
+class GatedDelta(LayeredMemory["GatedDeltaLayer"]):
     """Layers of a matrix per head, written by the gated delta rule, and feed-forward.
 
     State: that of `GatedDeltaLayer` for every layer l, names followed by `_l`.

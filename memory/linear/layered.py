@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, cast
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -33,15 +33,18 @@ class Layer(Protocol):
         ...
 
 
-class LayeredMemory(Memory):
+L = TypeVar("L", bound=Layer)
+
+
+class LayeredMemory(Memory, Generic[L]):
     """A memory of layers, each of which reads what the one before it gave.
 
     State: that of every layer l, names followed by `_l`.
     """
 
-    def __init__(self, config: MemoryConfig, layers: Sequence[nn.Module]) -> None:
+    def __init__(self, config: MemoryConfig, layers: Sequence[L]) -> None:
         super().__init__(config)
-        self.layers = cast("list[Layer]", nn.ModuleList(layers))
+        self.layers = cast("list[L]", nn.ModuleList(cast("Any", layers)))
 
     def initial_state(self, batch_size: int) -> State:
         """Return a state that knows nothing."""

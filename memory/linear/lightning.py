@@ -77,7 +77,7 @@ class LightningConfig(MemoryConfig):
         return Lightning(self)
 
 
-class Lightning(LayeredMemory):
+class Lightning(LayeredMemory["LightningLayer"]):
     """Layers of linear attention that fades by head and layer, and gated feed-forward.
 
     State: that of `LightningLayer` for every layer l, names followed by `_l`.

@@ -54,7 +54,7 @@ class TaylorConfig(MemoryConfig):
         return TaylorMemory(self)
 
 
-class TaylorMemory(LayeredMemory):
+class TaylorMemory(LayeredMemory["TaylorLayer"]):
     """One layer of linear attention with features of the second order, and feed-forward.
 
     State: that of `TaylorLayer`, names followed by `_0`.

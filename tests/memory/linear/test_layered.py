@@ -1,7 +1,5 @@
 """How many heads a width is cut into, and that layers keep their states apart."""
 
-from typing import Any
-
 import pytest
 import torch
 
@@ -29,8 +27,7 @@ def test_layers_are_alike_but_for_their_weights_and_read_one_after_the_other():
     x = y = torch.randn(2, 7, 8)
     whole, after = both(x, both.initial_state(2))
     for index, single in enumerate(alone):
-        pair: Any = single.layers[0], both.layers[index]
-        pair[0].load_state_dict(pair[1].state_dict())
+        single.layers[0].load_state_dict(both.layers[index].state_dict())
         y, state = single(y, single.initial_state(2))
         for name, value in state.items():
             torch.testing.assert_close(after[f"{name[:-2]}_{index}"], value)

@@ -64,7 +64,7 @@ def test_a_constant_input_is_written_as_a_geometric_series():
     x = torch.randn(16, dtype=torch.float64)
     for time in (1, 2, 7, 100, 1000):
         _, state = module(x.expand(1, time, 16), module.initial_state(1))
-        layer: Any = module.layers[0]
+        layer = module.layers[0]
         _, key, value, _ = layer.project_in(unscaled(x, 1e-6)).view(4, 4, 4)
         for head, log_decay in enumerate(config.log_decays(0)):
             kept = math.exp(log_decay)

@@ -40,9 +40,9 @@ def test_weights_are_positive_so_that_what_is_read_lies_among_the_values():
     module = TaylorConfig(16, num_heads=1).build().double()
     layer = module.layers[0]
     for scale in (0.0, 1.0, 10.0):
-        layer.compared.weight.normal_(std=scale)  # pyright: ignore[reportAttributeAccessIssue]
+        layer.compared.weight.normal_(std=scale)
         x = torch.randn(1, 300, 16, dtype=torch.float64)
-        tokens = layer._tokens(x, torch.float64)  # pyright: ignore[reportAttributeAccessIssue]
+        tokens = layer._tokens(x, torch.float64)
         weights = tokens.query[0, :, 0] @ tokens.key[0, :, 0].T
         assert (weights > 0.499).all()
         _, state = module(x, module.initial_state(1))
