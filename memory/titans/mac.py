@@ -10,7 +10,7 @@ own write. The memory has no convolution: attention stands before it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -21,12 +21,18 @@ from torch.nn import functional
 
 from scrubjay.kernels import NeuralState
 from scrubjay.kernels.derivatives import has_own_gradient
-from scrubjay.memory.contract.base import State
+from scrubjay.memory.contract.base import LATER, State
 from scrubjay.memory.parts.grid import ChunkGrid
 from scrubjay.memory.parts.rotary import turns
 from scrubjay.memory.parts.window import resolve_heads
 from scrubjay.memory.titans import context, course
-from scrubjay.memory.titans.attention import NARROWEST_HEAD, MemoryGate, PersistentTokens
+from scrubjay.memory.titans.attention import (
+    NARROWEST_HEAD,
+    GateKind,
+    MemoryGate,
+    PersistentTokens,
+    check_gate,
+)
 from scrubjay.memory.titans.heads import normalised
 from scrubjay.memory.titans.lmm import Titans, TitansConfig, TitansLayer
 from scrubjay.memory.titans.neural import cut_rows, most_momentum
@@ -48,6 +54,8 @@ class TitansMACConfig(TitansConfig):
     """Learned keys and values that attention always sees."""
     attention_heads: int | None = None
     """Attention heads, at least 4 wide; by default as many as divide `dim`, up to 4."""
+    gate: GateKind = field(default="mix", metadata=LATER)
+    """How what was read and what is recalled become one: mixed, or multiplied, as equation 25 has it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,6 +66,7 @@ class TitansMACConfig(TitansConfig):
         if self.num_persistent < 0:
             raise ValueError(f"num_persistent={self.num_persistent}: must not be negative")
         resolve_heads(self.dim, self.attention_heads, NARROWEST_HEAD, "attention_heads")
+        check_gate(self.gate)
 
     def build(self) -> TitansMAC:
         """Return a freshly initialised memory of these sizes."""
@@ -78,7 +87,7 @@ class _ContextLayer(TitansLayer):
         self.attention = PersistentTokens(config.dim, config.attention_heads, config.num_persistent)
         self.recall_query = nn.Linear(config.dim, config.dim, bias=False)
         self.write_norm = nn.LayerNorm(config.dim)
-        self.gate = MemoryGate(config.dim)
+        self.gate = MemoryGate(config.dim, config.gate)
 
     def initial_state(self, batch_size: int, dtype: torch.dtype, device: torch.device) -> State:
         """Return the layer's state at the birth of an episode."""
@@ -191,7 +200,12 @@ class _ContextLayer(TitansLayer):
 
     def _has_own_gradient(self, x: Tensor, state: State) -> bool:
         """Return whether gradients by hand are those of these numbers."""
-        if not is_matrix(self.memory) or self.attention.width % 2 or not x.numel():
+        # Its steps are bounded ones.
+        if (
+            not (is_matrix(self.memory) and self.config.bound_steps)
+            or self.attention.width % 2
+            or not x.numel()
+        ):
             return False
         return has_own_gradient(x, *(state[name] for name in _STATE), self.recall_query.weight)
 

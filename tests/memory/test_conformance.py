@@ -54,8 +54,14 @@ SIZES = {
         {"depth": 3, "chunk_size": 5, "num_layers": 2, "bptt_chunks": 2},
         {"depth": 2, "chunk_size": 4, "norm": True, "residual": True, "read_before_write": False},
     ],
-    "titans_mac": [{"depth": 2, "chunk_size": 3, "bptt_chunks": 2, "num_persistent": 0}],
-    "titans_mag": [{"depth": 2, "chunk_size": 5, "window": 3, "num_persistent": 0}],
+    "titans_mac": [
+        {"depth": 2, "chunk_size": 3, "bptt_chunks": 2, "num_persistent": 0},
+        {"chunk_size": 2, "bound_steps": False, "gate": "product"},
+    ],
+    "titans_mag": [
+        {"depth": 2, "chunk_size": 5, "window": 3, "num_persistent": 0},
+        {"depth": 2, "chunk_size": 2, "window": 4, "bound_steps": False, "max_step": 0.02, "gate": "product"},
+    ],
     "titans_mal": [{"depth": 2, "chunk_size": 2, "window": 2, "bptt_chunks": 3}],
 }
 
