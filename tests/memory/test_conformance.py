@@ -36,6 +36,7 @@ SIZES = {
         {"dim": 8, "window": 2, "num_sinks": 0},
         {"window": 5, "num_sinks": 1, "num_layers": 1, "sink_logit": True},
         {"window": 3, "num_sinks": 70, "num_layers": 3},
+        {"window": 4, "num_sinks": 1, "num_learned_sinks": 2, "sink_logit": True},
     ],
     "stack": [
         {"parts": (some("gru", 16), some("hcam", 16, chunk_size=4, num_chunks=3, top_k=2))},
