@@ -58,6 +58,7 @@ SIZES = {
     "titans_mac": [
         {"depth": 2, "chunk_size": 3, "bptt_chunks": 2, "num_persistent": 0},
         {"chunk_size": 2, "bound_steps": False, "gate": "product"},
+        {"chunk_size": 2, "segment_chunks": 3, "num_persistent": 1, "bptt_chunks": 2},
     ],
     "titans_mag": [
         {"depth": 2, "chunk_size": 5, "window": 3, "num_persistent": 0},

@@ -75,24 +75,24 @@ def gated(layer, attended, recalled, kind):
     return layer.out(open_ * branches[0] + (1 - open_) * branches[1])
 
 
-@pytest.mark.parametrize("gate", ["mix", "product"])
-def test_memory_as_context_follows_the_papers_order(gate):
+@pytest.mark.parametrize(("gate", "chunks"), [("mix", 1), ("product", 1), ("mix", 2), ("product", 3)])
+def test_memory_as_context_follows_the_papers_order(gate, chunks):
     """Equations 21 to 25 by single steps.
 
-    Recall at the chunk's start, attend, write what was read, recall, gate.
+    Recall of what was known at the segment's start, attend, write what was read, recall, gate.
     """
     torch.manual_seed(1)
     size = 4
     sizes = {"dim": 16, "depth": 2, "chunk_size": size, "num_persistent": 2, "gate": gate}
-    module: Any = memory.make("titans_mac", **sizes).double()
+    module: Any = memory.make("titans_mac", **sizes, segment_chunks=chunks).double()
     layer = module.layers[0]
     torch.nn.init.normal_(layer.memory.weights[-1], std=0.4)
-    x = torch.randn(1, 11, 16, dtype=torch.float64)
+    x = torch.randn(1, 27, 16, dtype=torch.float64)
     found, _ = module(x, module.initial_state(1))
     learned = layer.memory.initial_state(1, torch.float64, x.device)
     attention = layer.attention
-    for t in range(11):
-        if t % size == 0:
+    for t in range(27):
+        if t % (chunks * size) == 0:
             at_start, keys, values = learned, [], []
         normed = layer.memory_norm(x[0, t])
         query = functional.silu(layer.recall_query(normed)).view(layer.memory.heads, -1)
@@ -106,10 +106,12 @@ def test_memory_as_context_follows_the_papers_order(gate):
         read = functional.silu(read[:, None] @ weights[0]) @ weights[1]
         recalled = layer.memory.out(layer.memory.out_norm(read[:, 0]).flatten())
         for token in (normed, recalled):
-            query, key, value = project(attention, token, t % size)
+            query, key, value = project(attention, token, t % (chunks * size))
             keys.append(key)
             values.append(value)
-        attended = x[0, t] + attend(attention, project(attention, normed, t % size)[0], keys, values)
+        attended = x[0, t] + attend(
+            attention, project(attention, normed, t % (chunks * size))[0], keys, values
+        )
         written = layer.write_norm(attended)[None]
         again, _, learned = layer.memory.step(written, learned, torch.tensor([t]))
         expected = layer.feed(x[0, t] + gated(layer.gate, attended, again[0], gate))
@@ -179,6 +181,7 @@ def test_impossible_sizes_are_named():
         ("titans_mal", {"num_persistent": -1}, "num_persistent=-1: must not be negative"),
         ("titans_mac", {"num_persistent": -1}, "num_persistent=-1: must not be negative"),
         ("titans_mag", {"gate": "sum"}, "gate='sum'; choose from mix, product"),
+        ("titans_mac", {"segment_chunks": 0}, "segment_chunks=0: must be at least 1"),
         ("titans_mac", {"gate": "sum"}, "gate='sum'; choose from mix, product"),
         ("titans_mag", {"attention_heads": 3}, "attention_heads=3 does not divide dim=8"),
     ]:
