@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from scrubjay.memory.based import BasedConfig
 from scrubjay.memory.contract.base import Memory, MemoryConfig
 from scrubjay.memory.gru import GRUConfig
 from scrubjay.memory.gtrxl import GTrXLConfig
 from scrubjay.memory.hcam import HCAMConfig
+from scrubjay.memory.linear.flow import FlowConfig
 from scrubjay.memory.linear.gated_delta import GatedDeltaConfig
+from scrubjay.memory.linear.lightning import LightningConfig
 from scrubjay.memory.lstm import LSTMConfig
 from scrubjay.memory.named import Registry
 from scrubjay.memory.none import NoMemoryConfig
@@ -23,10 +26,13 @@ _CONFIGS: Registry[MemoryConfig] = Registry(
     "memory",
     "scrubjay.memory.register",
     {
+        "based": BasedConfig,
+        "flow": FlowConfig,
         "gated_delta": GatedDeltaConfig,
         "gru": GRUConfig,
         "gtrxl": GTrXLConfig,
         "hcam": HCAMConfig,
+        "lightning": LightningConfig,
         "lstm": LSTMConfig,
         "none": NoMemoryConfig,
         "sink": SinkConfig,

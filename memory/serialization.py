@@ -12,14 +12,10 @@ import typing
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
-from scrubjay.memory.contract.base import MemoryConfig
+from scrubjay.memory.contract.base import LATER, MemoryConfig
 from scrubjay.memory.registry import make_config, name_of
 
 T = TypeVar("T")
-
-LATER = {"later": True}
-"""Marks a field that configs did not always have: at its default it is not written, and older versions can
-read what does not use it."""
 
 
 class _Family(NamedTuple):
@@ -79,7 +75,8 @@ def _fields(config: Any) -> dict[str, Any]:
     values = {
         field.name: value
         for field in dataclasses.fields(config)
-        if (value := getattr(config, field.name)) != field.default or not field.metadata.get("later")
+        if (value := getattr(config, field.name)) != field.default
+        or not LATER.items() <= field.metadata.items()
     }
     return {
         # What is declared to be one of a family and no other needs no name.

@@ -8,14 +8,15 @@ slot, so that they look the same after a hundred steps and after a million.
 
 A layer stores the keys and values of its own normed inputs. Beyond the paper, which has no resets and serves
 trained language models: a `start` anywhere begins an empty cache, and a logit per head may be learned as one
-more, silent column of the softmax (`sink_logit`).
+more, silent column of the softmax (`sink_logit`). What the paper adds in training, sinks that are learned and
+the same for every episode (section 3.3), are keys and values of `num_learned_sinks`, read beside the cache.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import NamedTuple, cast
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,10 +24,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from scrubjay.kernels import sink_attention, sink_slot
+from scrubjay.kernels import merge, sink_attention, sink_slot
 from scrubjay.kernels.derivatives import has_own_gradient
-from scrubjay.kernels.dispatch import is_traced
-from scrubjay.memory.contract.base import Memory, MemoryConfig, State
+from scrubjay.kernels.dispatch import is_traced, without_autocast
+from scrubjay.memory.contract.base import LATER, Memory, MemoryConfig, State
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.contract.stepper import Stepper
 from scrubjay.memory.parts import streaming
@@ -56,11 +57,14 @@ class SinkConfig(MemoryConfig):
     """Whether each head learns the logit of a column that reads nothing."""
     feed_forward_ratio: int = 2
     """Width of the feed-forward layer's hidden part, in units of `dim`."""
+    num_learned_sinks: int = field(default=0, metadata=LATER)
+    """Learned keys and values of each layer that every step sees."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_sinks < 0:
-            raise ValueError(f"num_sinks={self.num_sinks}: must not be negative")
+        for name in ("num_sinks", "num_learned_sinks"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
         if self.window < 2:
             raise ValueError(f"window={self.window}: it counts the present step, so it must be at least 2")
         for name in ("num_layers", "feed_forward_ratio"):
@@ -116,8 +120,8 @@ class Sink(Memory):
         return x[:, 0], after | {"time": time + 1}
 
     def stepper(self, state: State) -> Stepper:
-        """Return what advances these rows in place."""
-        if not self.steps_as(Sink, state):
+        """Return what advances these rows in place, one step after the other if there are learned sinks."""
+        if self._layers[0].num_learned or not self.steps_as(Sink, state):
             return super().stepper(state)
         return SinkStepper(self._layers, self.blank_unwritten(state), *self._sizes)
 
@@ -158,8 +162,9 @@ class Sink(Memory):
 
     def _has_own_gradient(self, x: Tensor, state: State) -> bool:
         """Return whether gradients by hand are those of these numbers."""
-        own = x.shape[1] <= _AT_ONCE and len(x) > 0 and self._layers[0].sink_logit is None
-        weight = self._layers[0].query.weight
+        first = self._layers[0]
+        own = x.shape[1] <= _AT_ONCE and len(x) > 0 and first.sink_logit is None and not first.num_learned
+        weight = first.query.weight
         return own and has_own_gradient(x, state["keys"], state["values"], weight)
 
     def _moment(self, clock: Clock, dtype: torch.dtype) -> _Moment:
@@ -260,6 +265,12 @@ class _Layer(nn.Module):
                 torch.randn(config.num_sinks, self.heads, self.width - self.rotated) * self.width**-0.5
             )
         self.sink_logit = nn.Parameter(torch.zeros(self.heads)) if config.sink_logit else None
+        self.num_learned = config.num_learned_sinks
+        if self.num_learned:
+            # As sinks of a cache they have no time, so only half of a query meets them.
+            still = (self.num_learned, self.heads, self.width - self.rotated)
+            self.learned_keys = nn.Parameter(torch.randn(still))
+            self.learned_values = nn.Parameter(torch.randn(self.num_learned, self.heads, self.width))
         self.feed_forward = nn.Sequential(
             nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim)
         )
@@ -321,16 +332,24 @@ class _Layer(nn.Module):
                 functional.embedding(held.place, kept),
             )
         keys = keys.unflatten(-1, (self.heads, self.width))
-        read = sink_attention(
-            query,
-            keys,
-            values.unflatten(-1, (self.heads, self.width)),
-            clock.stream,
-            held.step,
-            clock.birth,
-            window=self.window,
-            num_sinks=self.num_sinks,
-            sink_logit=self.sink_logit,
-        )
+        steps = clock.stream, held.step, clock.birth
+        given = query, keys, values.unflatten(-1, (self.heads, self.width)), *steps
+        sizes: dict[str, Any] = {"window": self.window, "num_sinks": self.num_sinks}
+        if self.num_learned:
+            part = sink_attention(*given, **sizes, sink_logit=self.sink_logit, return_lse=True)
+            read = self._beside_learned(query, part)
+        else:
+            read = sink_attention(*given, **sizes, sink_logit=self.sink_logit)
         x = x + self.out(read.flatten(2))
         return x + self.feed_forward(x)
+
+    @without_autocast
+    def _beside_learned(
+        self, query: Float[Tensor, "batch time heads width"], part: tuple[Tensor, Tensor]
+    ) -> Float[Tensor, "batch time heads width"]:
+        """Return what was read of the cache, with its log-normaliser, and of learned sinks, as if at once."""
+        read, lse = part
+        query = query[..., self.rotated :].to(lse.dtype) * self.width**-0.5
+        scores = torch.einsum("bthe,she->bths", query, self.learned_keys.to(lse.dtype))
+        learned = torch.einsum("bths,shv->bthv", scores.softmax(-1), self.learned_values.to(lse.dtype))
+        return merge([(read, lse), (learned.to(read.dtype), scores.logsumexp(-1))])

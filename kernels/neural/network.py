@@ -62,7 +62,7 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True)
 class NetworkShape:
-    """Widths `(in, out)` of the layers, and what is done to the output.
+    """Widths `(in, out)` of the layers, what is done to the output, and whether steps may be clipped.
 
     Raises ValueError if layers do not chain.
     """
@@ -70,14 +70,15 @@ class NetworkShape:
     layers: tuple[tuple[int, int], ...]
     residual: bool
     norm: bool
+    clip: bool = True
 
     @classmethod
-    def of(cls, weights: Sequence[Tensor], residual: bool, norm: bool) -> NetworkShape:
+    def of(cls, weights: Sequence[Tensor], residual: bool, norm: bool, clip: bool = True) -> NetworkShape:
         """Return the shape of a network of these weights `[heads, in, out]`."""
         layers = tuple((weight.shape[-2], weight.shape[-1]) for weight in weights)
         if not layers or any(a[1] != b[0] for a, b in itertools.pairwise(layers)):
             raise ValueError(f"weights of widths {layers} do not make a network")
-        return cls(layers, residual, norm)
+        return cls(layers, residual, norm, clip)
 
     @property
     def size(self) -> int:
@@ -151,7 +152,7 @@ def residual_gradient(prediction: Tensor, value: Tensor) -> Tensor:
 
 def is_clipped(shape: NetworkShape) -> bool:
     """Return whether steps need a clip: that of a matrix and a key of at most unit length never does."""
-    return len(shape.layers) > 1 or shape.norm
+    return shape.clip and (len(shape.layers) > 1 or shape.norm)
 
 
 def clipped_step(

@@ -17,7 +17,8 @@ up to k,
 so a chunk is a handful of matrix products, no weights per token are formed, and no exponent is positive.
 
 The step of a memory of several layers is clipped to (1 - momentum_t) |r|^2 / (C |gradient|^2), r the gradient
-at the output: then C equal tokens, to first order, remove their error and no more. A matrix that learns keys
+at the output: then C equal tokens, to first order, remove their error and no more; `clip=False` takes steps
+as they are given. A matrix that learns keys
 of at most unit length needs none: there the caller bounds steps, by the same share, and momentum.
 
 Letters: B batch, T time, H heads, N chunks, C chunk length, D width of a head, P weights of a head's network.
@@ -72,6 +73,7 @@ def neural_memory(
     read_before_write: bool = True,
     residual: bool = False,
     norm: bool = False,
+    clip: bool = True,
     implementation: Implementation = "auto",
 ) -> tuple[Float[Tensor, "B T H D"], Float[Tensor, "B T H"], NeuralState]:
     """Return what every token reads, its gradient's length (surprise, without a graph), the state after.
@@ -102,11 +104,12 @@ def neural_memory(
         read_before_write: Whether a token does not know itself yet.
         residual: Whether the network's input is added.
         norm: Whether its output is standardised.
+        clip: Whether steps of a memory of several layers are clipped.
         implementation: One of `scrubjay.kernels.dispatch`, or "closed".
 
     Raises ValueError on sizes that disagree.
     """
-    shape = NetworkShape.of(weights, residual, norm)
+    shape = NetworkShape.of(weights, residual, norm, clip)
     _check(query, key, value, gates, weights, state, shape, chunk_size, valid, fresh, cut)
     path = resolve(
         implementation,
@@ -157,6 +160,7 @@ def neural_memory_step(
     read_before_write: bool = True,
     residual: bool = False,
     norm: bool = False,
+    clip: bool = True,
 ) -> tuple[Float[Tensor, "B H D"], Float[Tensor, "B H"], NeuralState]:
     """Advance by one token; where it `completes` its chunk the anchor moves.
 
@@ -174,8 +178,9 @@ def neural_memory_step(
         read_before_write: Whether the token does not know itself yet.
         residual: Whether the network's input is added.
         norm: Whether its output is standardised.
+        clip: Whether steps of a memory of several layers are clipped.
     """
-    shape = NetworkShape.of(weights, residual, norm)
+    shape = NetworkShape.of(weights, residual, norm, clip)
     batch, heads, width = query.shape
     if chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size} must be at least 1")
@@ -247,6 +252,8 @@ def _unsupported_by_triton(
         return reason
     if shape.norm:
         return "no kernel for a standardised output (`norm`)"
+    if len(shape.layers) > 1 and not shape.clip:
+        return "no kernel for several layers whose steps are not clipped"
     if len(shape.layers) > 2:
         return f"no kernel for {len(shape.layers)} layers, only for one or two"
     if max(query.shape[-1], chunk_size) > _WIDEST_TRITON_TILE:

@@ -19,6 +19,10 @@ from scrubjay.memory.contract.stepper import PlainStepper, Stepper, can_fold
 
 State = dict[str, Tensor]
 
+LATER = {"later": True}
+"""Marks a field that configs did not always have: at its default it is not written, and older versions can
+read what does not use it."""
+
 _HARMLESS = 1e12
 """A length that may be multiplied by another such and by weights, and is finite in float32 still."""
 

@@ -1,6 +1,7 @@
 """`check_memory`: the nine laws of the contract, tested on any module, ours or yours.
 
-1. Step is sequence: any cut of a sequence into segments gives the same outputs, state and gradients.
+1. Step is sequence: any cut of a sequence into segments gives the same outputs, state and gradients,
+   after a million steps as after a hundred.
 2. Start is birth: after `start` nothing depends on what came before, NaN and inf included.
 3. Causal: an input changes nothing earlier than itself.
 4. Rows are strangers: permuting, adding or removing rows does just that to the outputs.
@@ -54,7 +55,7 @@ def check_memory(
         laws: Their numbers.
         dtypes: Of parameters and inputs.
         steps: Length of the test sequences; by default what fills three chunks.
-        long: Add the million steps of law 5 (a minute or more).
+        long: Add the million steps of law 5, and law 1 behind them (a minute or more).
         autocast: Test laws 1, 2, 4, 5, 6 and 9 under torch.autocast to bfloat16, too: shapes and dtypes as
             without it, values to bfloat16's precision.
         compile_backend: Of law 8; "inductor" generates code where the default only traces.

@@ -21,18 +21,32 @@ _POISONS = (float("nan"), float("inf"), 1e20, 1e30)
 
 
 def step_is_sequence(trial: Trial) -> None:
-    """Law 1: any cut of a sequence gives the same outputs, final state and gradients, as do steppers."""
-    x, start, state = trial.draw(), trial.draw_starts(), trial.lived_in()
+    """Law 1: any cut of a sequence gives the same outputs, final state and gradients, as do steppers.
+
+    Of a memory with a clock, from an age of more than a million steps, too.
+    """
+    _cut_alike(trial, trial.lived_in())
+    aged = trial.aged()
+    if aged is not None:
+        _cut_alike(trial, aged, " from an age of a million steps")
+
+
+def _cut_alike(trial: Trial, state: State, whence: str = "") -> None:
+    """Compare cuts of a sequence that goes on from `state`."""
+    x, start = trial.draw(), trial.draw_starts()
     whole = _gradients(trial, x, state, start, cuts=[])
     middle = sorted({1, trial.steps // 3, trial.steps // 3 + 1, trial.steps - 2})
     for name, cuts in (("one step at a time", list(range(1, trial.steps))), (f"cut at {middle}", middle)):
         pieces = _gradients(trial, x, state, start, cuts)
         for what in whole:
-            compare(1, f"{what}, {name} against all at once", pieces[what], whole[what], trial.tolerance)
+            compare(
+                1, f"{what}, {name} against all at once{whence}", pieces[what], whole[what], trial.tolerance
+            )
     if isinstance(trial.memory, Memory):
         given = {name: value.clone() for name, value in state.items()}
         for what, found in _stepped(trial, x, state, start).items():
-            compare(1, f"{what}, of a stepper against all at once", found, whole[what], trial.tolerance)
+            how = f"of a stepper against all at once{whence}"
+            compare(1, f"{what}, {how}", found, whole[what], trial.tolerance)
         for name, value in state.items():
             compare(1, f"state {name!r} that a stepper was made of", value, given[name], 0.0)
 
@@ -371,7 +385,7 @@ def learns(trial: Trial, no_gradient: Sequence[str]) -> None:
 def stays_finite(trial: Trial) -> None:
     """Law 5, long: over a million steps the output stays finite, and neither tensors nor module grow.
 
-    Inputs are drawn, constant, zero and of alternating sign, a row of each.
+    Inputs are drawn, constant, zero and of alternating sign, a row of each. Then law 1, from there.
     """
     memory, piece = trial.memory, 1000
     kinds = ("drawn", "constant", "zero", "alternating")
@@ -396,6 +410,8 @@ def stays_finite(trial: Trial) -> None:
                         5, f"tensors and module grew from {held} bytes to {now} in {done} steps"
                     )
                 held = now
+    # What comes of a million steps is a state like any other.
+    _cut_alike(trial, {name: value[:BATCH] for name, value in state.items()}, f" after {_LONG_STEPS} steps")
 
 
 def _live_tensor_bytes() -> int:

@@ -26,6 +26,7 @@ _ROW_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 # Of one rounding to bfloat16, which is what a product under autocast is off by.
 _AUTOCAST_TOLERANCE = 2e-2
 BATCH = 3
+_AGE = 1_000_000
 
 
 class MemoryLawError(AssertionError):
@@ -78,6 +79,24 @@ class Trial:
         with torch.no_grad():
             _, state = self.memory(self.draw(batch), state, self.draw_starts(batch))
         require_flat(state)
+        return detach_state(state)
+
+    def aged(self) -> State | None:
+        """A state whose clocks went a million steps on and then through a sequence; None if it has no clock.
+
+        A clock is a whole number of each row that grows by one with every step.
+        """
+        before = self.lived_in()
+        with torch.no_grad():
+            _, state = self.memory(self.draw(), before)
+            clocks = {
+                name: value + _AGE
+                for name, value in state.items()
+                if not value.is_floating_point() and torch.equal(value, before[name] + self.steps)
+            }
+            if not clocks:
+                return None
+            _, state = self.memory(self.draw(), state | clocks)
         return detach_state(state)
 
     def run(self, x: Tensor, state: State, start: Tensor | None, cuts: Sequence[int]) -> tuple[Tensor, State]:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -28,16 +28,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from scrubjay.kernels import linear_memory, linear_memory_step
-from scrubjay.memory.contract.base import Memory, MemoryConfig, State
-from scrubjay.memory.contract.nested import named, part_of
+from scrubjay.memory.contract.base import MemoryConfig, State
 from scrubjay.memory.contract.stepper import Stepper
-from scrubjay.memory.linear.stepping import GatedDeltaStepper
+from scrubjay.memory.linear.features import unit
+from scrubjay.memory.linear.layered import LayeredMemory, count_heads
+from scrubjay.memory.linear.stepping import MatrixStepper
 from scrubjay.memory.parts.convolution import ShortConvolution
 
-_WIDEST_HEAD, _NARROWEST_HEAD = 64, 8
 # What is read in the first steps of an episode is small, and its rounding must stay so.
 _READ_EPSILON = 1e-4
-_UNIT_EPSILON = 1e-6
 
 
 @dataclass(frozen=True)
@@ -66,16 +65,12 @@ class GatedDeltaConfig(MemoryConfig):
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
         if self.decay not in ("head", "channel", "none"):
             raise ValueError(f"decay={self.decay!r}; choose from head, channel, none")
-        if self.num_heads is not None and (self.num_heads < 1 or self.dim % self.num_heads):
-            raise ValueError(f"num_heads={self.num_heads} does not divide dim={self.dim}")
+        count_heads(self.dim, self.num_heads)
 
     @property
     def heads(self) -> int:
         """Matrices of a layer."""
-        if self.num_heads is not None:
-            return self.num_heads
-        widths = range(min(_WIDEST_HEAD, self.dim), _NARROWEST_HEAD - 1, -1)
-        return next((self.dim // width for width in widths if self.dim % width == 0), 1)
+        return count_heads(self.dim, self.num_heads)
 
     def build(self) -> GatedDelta:
         """Return a freshly initialised memory of these sizes."""
@@ -132,12 +127,14 @@ class GatedDeltaLayer(nn.Module):
         shape = (batch_size, self.heads, self.width, self.width)
         return {"matrix": torch.zeros(shape, dtype=dtype, device=tail.device), "tail": tail}
 
-    def step(self, x: Float[Tensor, "batch dim"], state: State) -> tuple[Float[Tensor, "batch dim"], State]:
-        """Return the output of one input and the state after."""
+    def step(
+        self, x: Float[Tensor, "batch dim"], state: State, out: Tensor | None = None
+    ) -> tuple[Float[Tensor, "batch dim"], State]:
+        """Return the output of one input and the state after, its matrix in `out` if that is given."""
         tokens, normed, tail = self.tokens(x[:, None], state["tail"], None)
         one = Tokens(*(part[:, 0] for part in tokens))
         y, matrix = linear_memory_step(
-            *one, state["matrix"], rule="delta", read_before_write=self.read_before_write
+            *one, state["matrix"], rule="delta", read_before_write=self.read_before_write, out=out
         )
         return self.finish(x, normed[:, 0], y), {"matrix": matrix, "tail": tail}
 
@@ -160,7 +157,7 @@ class GatedDeltaLayer(nn.Module):
         mixed = functional.silu(mixed).to(tail.dtype).unflatten(-1, (3, self.heads, self.width))
         query, key, value = mixed.unbind(2)
         step = self.most * torch.sigmoid(self.step_size(normed).to(tail.dtype))
-        return Tokens(_unit(query), _unit(key), value, self._log_decay(normed, step), step), normed, tail
+        return Tokens(unit(query), unit(key), value, self._log_decay(normed, step), step), normed, tail
 
     def finish(self, x: Tensor, normed: Tensor, y: Float[Tensor, "*batch heads width"]) -> Tensor:
         """Return the outputs of inputs and what they read."""
@@ -178,49 +175,17 @@ class GatedDeltaLayer(nn.Module):
         return -rate[:, None] * amount.unflatten(-1, (self.heads, self.width))
 
 
-class GatedDelta(Memory):
+class GatedDelta(LayeredMemory["GatedDeltaLayer"]):
     """Layers of a matrix per head, written by the gated delta rule, and feed-forward.
 
     State: that of `GatedDeltaLayer` for every layer l, names followed by `_l`.
     """
 
     def __init__(self, config: GatedDeltaConfig) -> None:
-        super().__init__(config)
-        layers = nn.ModuleList(GatedDeltaLayer(config) for _ in range(config.num_layers))
-        self.layers = cast("list[GatedDeltaLayer]", layers)
-
-    def initial_state(self, batch_size: int) -> State:
-        """Return a state that knows nothing."""
-        state: State = {}
-        for index, layer in enumerate(self.layers):
-            state |= named(layer.initial_state(batch_size, self.state_dtype), suffix=f"_{index}")
-        return state
-
-    def step(self, x: Float[Tensor, "batch dim"], state: State) -> tuple[Float[Tensor, "batch dim"], State]:
-        """Advance every row by one input."""
-        after: State = {}
-        for index, layer in enumerate(self.layers):
-            x, found = layer.step(x, part_of(state, suffix=f"_{index}"))
-            after |= named(found, suffix=f"_{index}")
-        return x, after
-
-    def segment(
-        self, x: Float[Tensor, "batch time dim"], state: State, start: Bool[Tensor, "batch time"]
-    ) -> tuple[Float[Tensor, "batch time dim"], State]:
-        """Advance every row by a segment, chunk by chunk."""
-        after: State = {}
-        for index, layer in enumerate(self.layers):
-            x, found = layer.segment(x, part_of(state, suffix=f"_{index}"), start)
-            after |= named(found, suffix=f"_{index}")
-        return x, after
+        super().__init__(config, [GatedDeltaLayer(config) for _ in range(config.num_layers)])
 
     def stepper(self, state: State) -> Stepper:
         """Return what advances these rows in place."""
         if not self.steps_as(GatedDelta, state):
             return super().stepper(state)
-        return GatedDeltaStepper(self.layers, state)
-
-
-def _unit(x: Tensor) -> Tensor:
-    """Return `x` with vectors of at most unit length, nearly that."""
-    return x * torch.rsqrt((x * x).sum(-1, keepdim=True) + _UNIT_EPSILON)
+        return MatrixStepper(self.layers, state)

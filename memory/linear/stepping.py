@@ -8,16 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scrubjay.kernels import linear_memory_step
 from scrubjay.memory.contract.nested import named, part_of
 from scrubjay.memory.contract.stepper import Stepper
 
 
-class GatedDeltaStepper(Stepper):
-    """Advances rows of a `GatedDelta`.
+class MatrixStepper(Stepper):
+    """Advances rows of a memory whose layers keep a `matrix`, which their `step` puts where it is told to.
 
     Args:
-        layers: Its layers.
+        layers: Its layers, which know nothing where all of their state is zero.
         state: The rows.
     """
 
@@ -25,29 +24,24 @@ class GatedDeltaStepper(Stepper):
     def __init__(self, layers: Iterable[Any], state: dict[str, Tensor]) -> None:
         self.layers = list(layers)
         parts = [part_of(state, suffix=f"_{index}") for index in range(len(self.layers))]
-        self.matrices = [part["matrix"].clone() for part in parts]
-        self.tails = [part["tail"].clone() for part in parts]
+        self.states = [{name: value.clone() for name, value in part.items()} for part in parts]
 
     @torch.no_grad()
     def step(self, x: Tensor, start: Tensor | None = None) -> Tensor:
         """Return the outputs of one input each."""
         born = None if start is None else start.nonzero()[:, 0]
-        for index, (layer, matrix) in enumerate(zip(self.layers, self.matrices, strict=True)):
+        for index, (layer, state) in enumerate(zip(self.layers, self.states, strict=True)):
             if born is not None:
-                matrix.index_fill_(0, born, 0)
-                self.tails[index].index_fill_(0, born, 0)
-            tokens, normed, self.tails[index] = layer.tokens(x[:, None], self.tails[index], None)
-            one = [part[:, 0] for part in tokens]
-            options = {"rule": "delta", "read_before_write": layer.read_before_write}
-            y, _ = linear_memory_step(*one, state=matrix, out=matrix, **options)
-            x = layer.finish(x, normed[:, 0], y)
+                for value in state.values():
+                    value.index_fill_(0, born, 0)
+            x, self.states[index] = layer.step(x, state, out=state["matrix"])
         return x
 
     @torch.no_grad()
     def state(self, rows: Tensor | None = None) -> dict[str, Tensor]:
         """Return the state of these rows, by default of all."""
         found: dict[str, Tensor] = {}
-        for index, parts in enumerate(zip(self.matrices, self.tails, strict=True)):
-            taken = [part.clone() if rows is None else part.index_select(0, rows) for part in parts]
-            found |= named(dict(zip(("matrix", "tail"), taken, strict=True)), suffix=f"_{index}")
+        for index, state in enumerate(self.states):
+            taken = {n: v.clone() if rows is None else v.index_select(0, rows) for n, v in state.items()}
+            found |= named(taken, suffix=f"_{index}")
         return found

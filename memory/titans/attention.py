@@ -8,7 +8,7 @@ token, which has none.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -25,6 +25,7 @@ from scrubjay.memory.parts.window import resolve_heads, shift_window
 from scrubjay.memory.titans import window
 from scrubjay.memory.titans.heads import normalised
 
+GateKind = Literal["mix", "product"]
 NARROWEST_HEAD = 4
 _AT_ONCE = 64
 """Steps up to which a segment's gradient is taken by hand: all pairs with what is cached are scored."""
@@ -251,16 +252,24 @@ class _Plain(nn.Module):
         return self.attention.by_torch(*given)
 
 
+def check_gate(kind: str) -> None:
+    """Raise ValueError unless there is such a gate."""
+    if kind not in get_args(GateKind):
+        raise ValueError(f"gate={kind!r}; choose from {', '.join(get_args(GateKind))}")
+
+
 class MemoryGate(nn.Module):
     """What attention read and what the memory recalled, mixed by a gate of both (equations 25 and 28).
 
     The paper normalises both by learned vectors and leaves the nonlinearity open. Here each has its learned
     RMS normalisation, and a sigmoid of their sum says how much of each passes: with a product of the two
-    `titans_mac` was still at chance on MQAR after a million tokens.
+    `titans_mac` was still at chance on MQAR after a million tokens. That product, of both behind SiLU, is
+    what `product` takes.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, kind: GateKind) -> None:
         super().__init__()
+        self.kind = kind
         self.attended_norm = nn.RMSNorm(dim, eps=1e-4)
         self.recalled_norm = nn.RMSNorm(dim, eps=1e-4)
         self.out = nn.Linear(dim, dim, bias=False)
@@ -269,4 +278,6 @@ class MemoryGate(nn.Module):
         """Return the mixture, projected."""
         attended = normalised(self.attended_norm, attended)
         recalled = normalised(self.recalled_norm, recalled)
+        if self.kind == "product":
+            return self.out(functional.silu(attended) * functional.silu(recalled))
         return self.out(recalled + torch.sigmoid(attended + recalled) * (attended - recalled))

@@ -50,7 +50,7 @@ class TitansLayer(nn.Module, ABC):
     A subclass adds how memory and attention are put together.
     """
 
-    in_place: ClassVar[bool] = False
+    in_place: bool = False
     """Whether `advance` is written."""
 
     def __init__(self, config: TitansConfig) -> None:

@@ -1,16 +1,17 @@
 """Titans with memory as a context: attention inside a chunk, over what memory recalls and the chunk.
 
 Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), section 4.1, equations 21 to 25. A segment of the
-paper is the memory's chunk here, so the memory before the segment is its anchor. For every step of a chunk
-memory recalls a token; attention sees persistent tokens and, up to the present step, recalled tokens and
-inputs; what it read, added to its input, is learned, recalled after that, and gated. The paper's last recall
-comes after the whole segment is learned, which would show a step its future; here it comes after the step's
-own write. The memory has no convolution: attention stands before it.
+paper is the memory's chunk here, so the memory before the segment is its anchor, or `segment_chunks` of them
+(`memory/titans/segments.py`). For every step memory recalls a token; attention sees persistent tokens and, of
+the segment up to the present step, recalled tokens and inputs; what it read, added to its input, is learned,
+recalled after that, and gated. The paper's last recall comes after the whole segment is learned, which would
+show a step its future; here it comes after the step's own write. The memory has no convolution: attention
+stands before it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -21,15 +22,22 @@ from torch.nn import functional
 
 from scrubjay.kernels import NeuralState
 from scrubjay.kernels.derivatives import has_own_gradient
-from scrubjay.memory.contract.base import State
+from scrubjay.memory.contract.base import LATER, State
 from scrubjay.memory.parts.grid import ChunkGrid
 from scrubjay.memory.parts.rotary import turns
 from scrubjay.memory.parts.window import resolve_heads
 from scrubjay.memory.titans import context, course
-from scrubjay.memory.titans.attention import NARROWEST_HEAD, MemoryGate, PersistentTokens
+from scrubjay.memory.titans.attention import (
+    NARROWEST_HEAD,
+    GateKind,
+    MemoryGate,
+    PersistentTokens,
+    check_gate,
+)
 from scrubjay.memory.titans.heads import normalised
 from scrubjay.memory.titans.lmm import Titans, TitansConfig, TitansLayer
 from scrubjay.memory.titans.neural import cut_rows, most_momentum
+from scrubjay.memory.titans.segments import SegmentContext
 from scrubjay.memory.titans.stepping import is_matrix
 
 _CACHES = ("keys", "values")
@@ -38,7 +46,7 @@ _STATE = (*NeuralState._fields, *_CACHES)
 
 @dataclass(frozen=True)
 class TitansMACConfig(TitansConfig):
-    """Sizes of `TitansMAC`; `chunk_size` is its segment, too. Raises ValueError on one that cannot work."""
+    """Sizes of `TitansMAC`. Raises ValueError on one that cannot work."""
 
     convolution: int = 1
     """Always 1: attention mixes what a key is made of."""
@@ -48,6 +56,10 @@ class TitansMACConfig(TitansConfig):
     """Learned keys and values that attention always sees."""
     attention_heads: int | None = None
     """Attention heads, at least 4 wide; by default as many as divide `dim`, up to 4."""
+    gate: GateKind = field(default="mix", metadata=LATER)
+    """How what was read and what is recalled become one: mixed, or multiplied, as equation 25 has it."""
+    segment_chunks: int = field(default=1, metadata=LATER)
+    """Chunks of a segment, which is what attention sees at most."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,6 +70,9 @@ class TitansMACConfig(TitansConfig):
         if self.num_persistent < 0:
             raise ValueError(f"num_persistent={self.num_persistent}: must not be negative")
         resolve_heads(self.dim, self.attention_heads, NARROWEST_HEAD, "attention_heads")
+        check_gate(self.gate)
+        if self.segment_chunks < 1:
+            raise ValueError(f"segment_chunks={self.segment_chunks}: must be at least 1")
 
     def build(self) -> TitansMAC:
         """Return a freshly initialised memory of these sizes."""
@@ -67,7 +82,8 @@ class TitansMACConfig(TitansConfig):
 class _ContextLayer(TitansLayer):
     """State, beside that of memory.
 
-    `keys` and `values` `[batch, 2 chunk_size, dim]` of the chunk's inputs and recalls.
+    `keys` and `values` `[batch, 2 segment, dim]` of the segment's inputs and recalls; of segments of several
+    chunks `before`, as `anchor`, the memory before them.
     """
 
     in_place = True
@@ -75,34 +91,52 @@ class _ContextLayer(TitansLayer):
     def __init__(self, config: TitansMACConfig) -> None:
         super().__init__(config)
         self.config = config
+        self.length = config.chunk_size * config.segment_chunks
+        self.names = _STATE
+        if config.segment_chunks > 1:
+            self.names, self.in_place = (*_STATE, "before"), False
         self.attention = PersistentTokens(config.dim, config.attention_heads, config.num_persistent)
         self.recall_query = nn.Linear(config.dim, config.dim, bias=False)
         self.write_norm = nn.LayerNorm(config.dim)
-        self.gate = MemoryGate(config.dim)
+        self.gate = MemoryGate(config.dim, config.gate)
 
     def initial_state(self, batch_size: int, dtype: torch.dtype, device: torch.device) -> State:
         """Return the layer's state at the birth of an episode."""
-        shape = (batch_size, 2 * self.config.chunk_size, self.config.dim)
+        shape = (batch_size, 2 * self.length, self.config.dim)
         caches = {name: torch.zeros(shape, dtype=dtype, device=device) for name in _CACHES}
-        return self.memory.initial_state(batch_size, dtype, device) | caches
+        state = self.memory.initial_state(batch_size, dtype, device) | caches
+        return state | {name: torch.zeros_like(state["anchor"]) for name in self.names[len(_STATE) :]}
 
     def step(self, x, state, time):
-        size = self.config.chunk_size
+        size = self.length
         place = time % size
         state = self.memory.cut(state, time)
+        before = self._before(state, time)
+        recalling = {"anchor": before.get("before", state["anchor"])}
         normed = self.memory_norm(x)[:, None]
         slot = torch.arange(2 * size, device=x.device)
         caches = {}
-        for name, new in self._context(normed, place[:, None], state).items():
+        for name, new in self._context(normed, place[:, None], recalling).items():
             written = torch.cat([new[:, :1].expand(-1, size, -1), new[:, 1:].expand(-1, size, -1)], dim=1)
             here = (slot % size == place[:, None])[..., None]
-            # A new chunk begins with nothing of the last.
+            # A new segment begins with nothing of the last.
             kept = torch.where((place == 0)[:, None, None], 0, state[name])
             caches[name] = torch.where(here, written.to(kept.dtype), kept)
         visible = slot % size <= place[:, None]
         attended = x + self._attend_one(normed, place[:, None], caches, visible)
         recalled, surprise, learned = self.memory.step(self.write_norm(attended), state, time)
-        return self.feed(x + self.gate(attended, recalled)), surprise, learned | caches
+        return self.feed(x + self.gate(attended, recalled)), surprise, learned | caches | before
+
+    def _before(self, state: State, time: Tensor) -> State:
+        """Return the memory before the segment, where that is another than the one before the chunk."""
+        if self.config.segment_chunks == 1:
+            return {}
+        before, every = state["before"], self.config.bptt_chunks
+        if every:
+            cut = time % (every * self.config.chunk_size) == 0
+            before = torch.where(cut[:, None, None], before.detach(), before)
+        opens = time % self.length == 0
+        return {"before": torch.where(opens[:, None, None], state["anchor"], before)}
 
     def _attend_one(self, normed: Tensor, place: Tensor, caches: State, visible: Tensor) -> Tensor:
         attention = self.attention
@@ -117,9 +151,9 @@ class _ContextLayer(TitansLayer):
 
     def segment(self, x, state, grid):
         run = self._by_hand if self._has_own_gradient(x, state) else self.forward
-        attended, written, reads, *after, surprise = run(grid, x, *(state[name] for name in _STATE))
+        attended, written, reads, *after, surprise = run(grid, x, *(state[name] for name in self.names))
         mixed = self.gate(attended, self.memory.finish(written, reads))
-        return self.feed(x + mixed), surprise, dict(zip(_STATE, after, strict=True))
+        return self.feed(x + mixed), surprise, dict(zip(self.names, after, strict=True))
 
     def forward(
         self, grid: ChunkGrid, x: Float[Tensor, "batch time dim"], *given: Tensor
@@ -128,28 +162,30 @@ class _ContextLayer(TitansLayer):
 
         In plain operations, chunk by chunk; the state's parts are given one by one.
         """
-        state = dict(zip(_STATE, given, strict=True))
+        state = dict(zip(self.names, given, strict=True))
         every, shape = self.config.bptt_chunks, (grid.num_chunks, -1)
         laid = grid.lay(x)
         normed = self.memory_norm(laid)
+        held = self._held(x, state, grid)
         # What depends on inputs alone comes for all chunks at once, as does what nothing waits for.
         chunks = zip(
             laid.unflatten(1, shape).unbind(1),
             self.memory.asked(self.recall_query(normed)).unflatten(1, shape).unbind(1),
-            *(part.unflatten(2, shape).unbind(2) for part in self._of_inputs(normed)),
+            *(part.unflatten(2, shape).unbind(2) for part in self._of_inputs(normed, held.place)),
             strict=True,
         )
         begins = [] if grid.fresh is None else grid.fresh.any(0).tolist()
-        held = _ContextOfChunks(self, x, state, grid)
-        learned = {name: value for name, value in state.items() if name not in _CACHES}
+        learned = {name: state[name] for name in NeuralState._fields}
         attended, written, reads, surprises = [], [], [], []
         for index, (here, asked, query, *own) in enumerate(chunks):
             if grid.fresh is not None and begins[index]:
                 fresh = grid.fresh[:, index, None, None]
                 learned = {name: torch.where(fresh, 0, value) for name, value in learned.items()}
             if every:
-                learned = cut_rows(learned, grid.boundaries(every)[:, index])
-            context = held.add(index, own, self.memory.recall(asked, learned))
+                cut = grid.boundaries(every)[:, index]
+                learned = cut_rows(learned, cut)
+                held.cut(cut)
+            context = held.add(index, own, self.memory.recall(asked, held.recalled_from(index, learned)))
             attended.append(here + self._attend(query, context[0], context[1], held.hidden))
             written.append(self.write_norm(attended[-1]))
             read, surprise, learned = self.memory.learn(written[-1], learned, held.present(index))
@@ -157,8 +193,14 @@ class _ContextLayer(TitansLayer):
             surprises.append(surprise)
         found = (grid.collect(torch.cat(parts, dim=1)) for parts in (attended, written, reads))
         surprise = grid.collect(torch.cat(surprises, dim=1)[..., None])[..., 0]
-        after = learned | held.caches()
-        return *found, *(after[name] for name in _STATE), surprise
+        after = learned | held.after()
+        return *found, *(after[name] for name in self.names), surprise
+
+    def _held(self, x: Tensor, state: State, grid: ChunkGrid) -> _ContextOfChunks | SegmentContext:
+        """Return what attention sees of a segment's chunks."""
+        if self.config.segment_chunks == 1:
+            return _ContextOfChunks(self, x, state, grid)
+        return SegmentContext(self.attention, state, grid, self.config.segment_chunks)
 
     def _by_hand(self, grid: ChunkGrid, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """Return the same, with gradients written by hand."""
@@ -191,7 +233,9 @@ class _ContextLayer(TitansLayer):
 
     def _has_own_gradient(self, x: Tensor, state: State) -> bool:
         """Return whether gradients by hand are those of these numbers."""
-        if not is_matrix(self.memory) or self.attention.width % 2 or not x.numel():
+        # Written for bounded steps and for segments of one chunk.
+        usual = self.config.bound_steps and self.config.segment_chunks == 1
+        if not (is_matrix(self.memory) and usual and x.numel()) or self.attention.width % 2:
             return False
         return has_own_gradient(x, *(state[name] for name in _STATE), self.recall_query.weight)
 
@@ -262,10 +306,9 @@ class _ContextLayer(TitansLayer):
         recalled = memory.step(self.write_norm(attended))
         return self.feed(x + self.gate(attended, recalled))
 
-    def _of_inputs(self, normed: Tensor) -> list[Float[Tensor, "batch heads places width"]]:
+    def _of_inputs(self, normed: Tensor, place: Tensor) -> list[Float[Tensor, "batch heads places width"]]:
         """Return queries, scaled, and the keys and values of what is laid on a grid."""
-        attention, size = self.attention, self.config.chunk_size
-        place = torch.arange(normed.shape[1], device=normed.device)[None] % size
+        attention = self.attention
         query = attention.project_query(normed, place) * attention.width**-0.5
         return [part.transpose(1, 2) for part in (query, *attention.project(normed, place))]
 
@@ -346,6 +389,7 @@ class _ContextOfChunks:
         self.still = [part.transpose(1, 2) for part in self.attention.persistent(batch, x.dtype)]
         self.both = self.attention.both()
         place = torch.arange(size, device=x.device)
+        self.place = place.repeat(grid.num_chunks)[None]
         self.turn = turns(place, self.attention.frequencies, self.attention.width, x.dtype)
         seen = (place[:, None] >= place).repeat(1, 2)
         seen = functional.pad(seen, (self.attention.num_persistent, 0), value=True)
@@ -358,6 +402,13 @@ class _ContextOfChunks:
     def present(self, index: int) -> Bool[Tensor, "batch chunk_size"] | None:
         """Return which places of a chunk hold a step, None if all do."""
         return None if self.valid is None or self.whole[index] else self.valid[:, index]
+
+    def recalled_from(self, index: int, learned: State) -> State:
+        """Return the memory that a chunk recalls from."""
+        return learned
+
+    def cut(self, rows: Bool[Tensor, " batch"]) -> None:
+        """Do nothing: no memory but the present one is kept."""
 
     def add(self, index: int, own: list[Tensor], recalled: Tensor) -> list[Tensor]:
         """Return keys and values of the next chunk, `[batch, heads, slots, width]`."""
@@ -372,7 +423,7 @@ class _ContextOfChunks:
         self.chunks.append(held)
         return held
 
-    def caches(self) -> State:
+    def after(self) -> State:
         """Return what the last chunk of every row holds, zero where it holds no step yet."""
         if self.valid is None:
             held = self.chunks[-1]
@@ -401,7 +452,7 @@ class _ContextOfChunks:
 class TitansMAC(Titans):
     """Layers of attention over a chunk and its recalls, learned by neural memory, and feed-forward.
 
-    State: that of `Titans`, and for every layer the keys and values of the chunk that is open.
+    State: that of `Titans`, and for every layer the keys and values of the segment that is open.
     """
 
     layer_class: ClassVar[type[TitansLayer]] = _ContextLayer

@@ -6,11 +6,12 @@ the same normed inputs; a gate mixes what attention read with what the memory re
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
+from scrubjay.memory.contract.base import LATER
 from scrubjay.memory.contract.clock import Clock
-from scrubjay.memory.titans.attention import MemoryGate
+from scrubjay.memory.titans.attention import GateKind, MemoryGate, check_gate
 from scrubjay.memory.titans.lmm import Titans, TitansLayer
 from scrubjay.memory.titans.windowed import WindowedLayer, WindowedTitansConfig
 
@@ -18,6 +19,13 @@ from scrubjay.memory.titans.windowed import WindowedLayer, WindowedTitansConfig
 @dataclass(frozen=True)
 class TitansMAGConfig(WindowedTitansConfig):
     """Sizes of `TitansMAG`. Raises ValueError on one that cannot work."""
+
+    gate: GateKind = field(default="mix", metadata=LATER)
+    """How what was read and what is recalled become one: mixed, or multiplied, as equation 28 has it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_gate(self.gate)
 
     def build(self) -> TitansMAG:
         """Return a freshly initialised memory of these sizes."""
@@ -27,9 +35,9 @@ class TitansMAGConfig(WindowedTitansConfig):
 class _GateLayer(WindowedLayer):
     in_place = True
 
-    def __init__(self, config: WindowedTitansConfig) -> None:
+    def __init__(self, config: TitansMAGConfig) -> None:
         super().__init__(config)
-        self.gate = MemoryGate(config.dim)
+        self.gate = MemoryGate(config.dim, config.gate)
 
     def step(self, x, state, time):
         normed = self.memory_norm(x)

@@ -10,6 +10,8 @@ Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), sections 3 and 4.4; t
   behind its chunk is at most one more such step: without that bound a large step, taken where momentum is low
   and repeated where it is high, makes a memory diverge. With both, weights stayed bounded in every stream we
   tried.
+  `bound_steps=False` is without these bounds and the clip, equations 13 and 14 as they are printed, with
+  gates that are nothing but sigmoids: a memory may diverge then, the sooner the more steps a chunk has.
 - Weights forget towards the learned ones, at first 0.01% to 1% a step. The last layer is born at zero: what
   is read is what was written. So the persistent tokens of section 3.3, written into every memory before its
   first step, are nothing but other learned weights, and only attention has them.
@@ -25,7 +27,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -34,7 +36,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from scrubjay.kernels import Gates, NeuralState, neural_memory, neural_memory_step, neural_recall
-from scrubjay.memory.contract.base import MemoryConfig, State
+from scrubjay.memory.contract.base import LATER, MemoryConfig, State
 from scrubjay.memory.parts.grid import ChunkGrid
 from scrubjay.memory.parts.window import shift_window
 from scrubjay.memory.titans.heads import Convolution, heads_of, normalised, split_heads, unit
@@ -58,7 +60,8 @@ class NeuralMemoryConfig(MemoryConfig):
     num_heads: int | None = None
     """Networks, each learning its part of the width; by default as few as make heads of 8 to 64, else 1."""
     max_step: float = 1.0
-    """Largest sum of a chunk's steps; above 1, equal tokens overshoot what they learn."""
+    """Largest sum of a chunk's steps, above which equal tokens overshoot what they learn; without
+    `bound_steps` largest step of a token."""
     convolution: int = 4
     """Steps that a key, query or value is made of, the present one included."""
     output_gate: bool = True
@@ -71,6 +74,8 @@ class NeuralMemoryConfig(MemoryConfig):
     """Whether a step is read before it is learned."""
     bptt_chunks: int | None = None
     """Chunks through which outer gradients flow back, None for all of a segment."""
+    bound_steps: bool = field(default=True, metadata=LATER)
+    """Whether steps and momentum are bounded so that no memory diverges; else they are as printed."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -261,11 +266,15 @@ class NeuralMemory(nn.Module):
             "read_before_write": config.read_before_write,
             "residual": config.residual,
             "norm": config.norm,
+            "clip": config.bound_steps,
         }
 
     def _gates(self, logits: Float[Tensor, "*batch {3*self.heads}"]) -> Gates:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         step, momentum, forgetting = logits.unflatten(-1, (3, self.heads)).unbind(-2)
+        if not self.config.bound_steps:
+            step = self.config.max_step * torch.sigmoid(step)
+            return Gates(step, functional.logsigmoid(momentum), functional.logsigmoid(-forgetting))
         largest, most = self.config.max_step / self.chunk_size, most_momentum(self.chunk_size)
         return Gates(
             largest * torch.sigmoid(step) * (1 - most * torch.sigmoid(momentum)),

@@ -14,6 +14,11 @@ def some(name, dim, **fields):
 
 
 SIZES = {
+    "based": [
+        {"dim": 8, "num_heads": 2, "feature_width": 4, "window": 3, "num_layers": 2},
+        {"feature_width": 1, "window": 5, "num_sinks": 2},
+    ],
+    "flow": [{"num_layers": 2, "num_heads": 2}],
     "gated_delta": [
         {"decay": "channel", "num_layers": 2, "num_heads": 2},
         {"dim": 8, "decay": "none", "convolution": 1, "read_before_write": False},
@@ -26,10 +31,12 @@ SIZES = {
         {"chunk_size": 7, "num_chunks": 2, "top_k": 2, "window": 11, "stop_memory_gradient": False},
         {"dim": 8, "chunk_size": 5, "num_chunks": 4, "top_k": 2, "num_layers": 2},
     ],
+    "lightning": [{"dim": 8, "num_heads": 2, "slopes": "geometric", "num_layers": 3}],
     "sink": [
         {"dim": 8, "window": 2, "num_sinks": 0},
         {"window": 5, "num_sinks": 1, "num_layers": 1, "sink_logit": True},
         {"window": 3, "num_sinks": 70, "num_layers": 3},
+        {"window": 4, "num_sinks": 1, "num_learned_sinks": 2, "sink_logit": True},
     ],
     "stack": [
         {"parts": (some("gru", 16), some("hcam", 16, chunk_size=4, num_chunks=3, top_k=2))},
@@ -48,8 +55,15 @@ SIZES = {
         {"depth": 3, "chunk_size": 5, "num_layers": 2, "bptt_chunks": 2},
         {"depth": 2, "chunk_size": 4, "norm": True, "residual": True, "read_before_write": False},
     ],
-    "titans_mac": [{"depth": 2, "chunk_size": 3, "bptt_chunks": 2, "num_persistent": 0}],
-    "titans_mag": [{"depth": 2, "chunk_size": 5, "window": 3, "num_persistent": 0}],
+    "titans_mac": [
+        {"depth": 2, "chunk_size": 3, "bptt_chunks": 2, "num_persistent": 0},
+        {"chunk_size": 2, "bound_steps": False, "gate": "product"},
+        {"chunk_size": 2, "segment_chunks": 3, "num_persistent": 1, "bptt_chunks": 2},
+    ],
+    "titans_mag": [
+        {"depth": 2, "chunk_size": 5, "window": 3, "num_persistent": 0},
+        {"depth": 2, "chunk_size": 2, "window": 4, "bound_steps": False, "max_step": 0.02, "gate": "product"},
+    ],
     "titans_mal": [{"depth": 2, "chunk_size": 2, "window": 2, "bptt_chunks": 3}],
 }
 

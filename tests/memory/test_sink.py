@@ -58,6 +58,9 @@ def one_layer(layer, inputs, num_sinks, window):
             if layer.sink_logit is not None:
                 scores.append(layer.sink_logit[h])
                 content.append(torch.zeros(width, dtype=x.dtype))
+            for number in range(layer.num_learned):
+                scores.append(query[rotated:] @ layer.learned_keys[number, h] * width**-0.5)
+                content.append(layer.learned_values[number, h])
             read.append(torch.softmax(torch.stack(scores), 0) @ torch.stack(content))
         x = x + layer.out(torch.cat(read))
         outputs.append(x + layer.feed_forward(x))
@@ -71,10 +74,12 @@ def one_layer(layer, inputs, num_sinks, window):
     window=st.integers(2, 6),
     layers=st.integers(1, 2),
     logit=st.booleans(),
+    learned=st.integers(0, 2),
     steps=st.integers(1, 18),
 )
-def test_it_equals_a_list_of_everything(seed, num_sinks, window, layers, logit, steps):
-    module = build(seed, num_sinks=num_sinks, window=window, num_layers=layers, sink_logit=logit)
+def test_it_equals_a_list_of_everything(seed, num_sinks, window, layers, logit, learned, steps):
+    sizes = {"num_sinks": num_sinks, "window": window, "num_layers": layers, "num_learned_sinks": learned}
+    module = build(seed, **sizes, sink_logit=logit)
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(2, steps, 8, generator=generator, dtype=torch.float64)
     start = torch.rand(2, steps, generator=generator) < 0.15
@@ -122,6 +127,7 @@ def test_the_state_never_grows_and_holds_what_it_says():
     ("fields", "message"),
     [
         ({"num_sinks": -1}, "num_sinks=-1"),
+        ({"num_learned_sinks": -1}, "num_learned_sinks=-1"),
         ({"window": 1}, "window=1"),
         ({"num_layers": 0}, "num_layers=0"),
         ({"dim": 16, "num_heads": 8}, "num_heads=8 does not divide dim=16 .* choose from 1, 2, 4"),

@@ -21,7 +21,7 @@ CASE = {
     "borders": st.booleans(),
     "seed": st.integers(0, 10_000),
 }
-OPTIONS = {"read_before_write": st.booleans(), "residual": st.booleans(), "norm": st.booleans()}
+OPTIONS = dict.fromkeys(("read_before_write", "residual", "norm", "clip"), st.booleans())
 
 
 def draw(
@@ -105,6 +105,7 @@ def run(
     read_before_write=True,
     residual=True,
     norm=False,
+    clip=True,
 )
 @example(
     batch=2,
@@ -117,9 +118,12 @@ def run(
     read_before_write=False,
     residual=False,
     norm=False,
+    clip=True,
 )
-def test_values_and_gradients_equal_the_definition(implementation, read_before_write, residual, norm, **case):
-    options: Any = {"read_before_write": read_before_write, "residual": residual, "norm": norm}
+def test_values_and_gradients_equal_the_definition(
+    implementation, read_before_write, residual, norm, clip, **case
+):
+    options: Any = {"read_before_write": read_before_write, "residual": residual, "norm": norm, "clip": clip}
     expected, expected_gradients = run(draw(**case), "reference", **options)
     values, gradients = run(draw(**case), implementation, **options)
     # With `norm` a network of nearly equal outputs is divided by almost nothing.
@@ -145,7 +149,9 @@ def test_the_clip_is_met_and_missed_in_these_tests():
 
 
 @pytest.mark.parametrize("depth", [1, 2])
-@pytest.mark.parametrize("options", [{}, {"read_before_write": False, "residual": True, "norm": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"clip": False}, {"read_before_write": False, "residual": True, "norm": True}]
+)
 def test_steps_equal_chunks(depth, options):
     arguments = draw(depth=depth, borders=False)
     chunk_size = arguments["chunk_size"]

@@ -48,6 +48,28 @@ class GradientCutAtSegments(Sound):
         return super().forward(x, {"hidden": state["hidden"].detach()}, start)
 
 
+class TurnsByTheClock(Sound):
+    """Adds up an angle that single steps multiply out, which in float32 is another after a million steps."""
+
+    def initial_state(self, batch_size):
+        return super().initial_state(batch_size) | {"time": torch.zeros(batch_size, dtype=torch.int64)}
+
+    def forward(self, x, state, start=None):
+        times, outputs, time = [], [], state["time"]
+        for t in range(x.shape[1]):
+            time = time if start is None else torch.where(start[:, t], 0, time)
+            times.append(time)
+            time = time + 1
+        y, after = super().forward(x, state, start)
+        begun = 0.3 * times[0].to(x.dtype)
+        for t, now in enumerate(times):
+            later = begun + 0.3 * t
+            outputs.append(
+                y[:, t] * torch.where(now == times[0] + t, later, 0.3 * now).to(x.dtype).cos()[:, None]
+            )
+        return torch.stack(outputs, dim=1), after | {"time": time}
+
+
 class MultipliesByZero(Sound):
     def reset(self, hidden, start):
         return hidden * ~start[:, None]
@@ -235,6 +257,7 @@ class InfiniteGradient(Sound):
 BROKEN = [
     (1, ForgetsBetweenSegments, "output.*one step at a time.*at step"),
     (1, GradientCutAtSegments, "gradient of"),
+    (1, TurnsByTheClock, "output, one step at a time .* from an age of a million steps is off by"),
     (2, MultipliesByZero, "not finite at step"),
     (2, IgnoresStart, "output after a start"),
     (2, OverflowsBeforeIt, r"with 1e\+20 before it, in one segment is not finite"),
@@ -340,6 +363,7 @@ ENDLESS = [
     (HidesALog, "grew from"),
     (Explodes, "not finite within [0-9]+ steps of drawn inputs"),
     (Resonates, "not finite within 1000 steps of constant inputs"),
+    (TurnsByTheClock, "output, one step at a time .* after 6000 steps is off by"),
     (DividesByTheInput, "not finite within 1000 steps of zero inputs"),
     (ResonatesWithAlternation, "not finite within 1000 steps of alternating inputs"),
 ]

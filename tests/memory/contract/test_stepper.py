@@ -10,9 +10,11 @@ from scrubjay.memory.contract.stepper import PlainStepper
 
 NAMES = memory.list_memories()
 IN_PLACE = (
+    "based",
     "gated_delta",
     "gtrxl",
     "hcam",
+    "lightning",
     "sink",
     "stack",
     "titans",

@@ -36,6 +36,18 @@ def test_with_autocast_the_memory_and_nothing_else_runs_under_it():
     assert 0 < float(gap) < ours.tolerance
 
 
+@pytest.mark.parametrize(("name", "clock"), [("hcam", "time"), ("gtrxl", "age"), ("stack", "0.time")])
+def test_an_aged_state_has_counted_a_million_steps_and_more(name, clock):
+    aged = Trial(memory.make(name, dim=8), 8, 12, torch.float32, seed=3).aged()
+    assert aged is not None
+    assert (aged[clock] >= 1_000_000 + 24).all()
+    assert (aged[clock] < 1_000_000 + 37).all()
+
+
+def test_what_counts_no_steps_does_not_age():
+    assert trial().aged() is None
+
+
 @pytest.mark.parametrize(
     ("found", "message"),
     [

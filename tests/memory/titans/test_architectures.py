@@ -64,22 +64,35 @@ def test_window_attention_sees_the_window_of_the_episode_and_the_persistent_toke
             torch.testing.assert_close(found[row, t], expected, rtol=1e-10, atol=1e-10)
 
 
-def test_memory_as_context_follows_the_papers_order():
+def gated(layer, attended, recalled, kind):
+    """Return what the gate makes of both branches."""
+    branches = []
+    for branch, norm in ((attended, layer.attended_norm), (recalled, layer.recalled_norm)):
+        branches.append(branch / (branch.square().mean() + 1e-4).sqrt() * norm.weight)
+    if kind == "product":
+        return layer.out(functional.silu(branches[0]) * functional.silu(branches[1]))
+    open_ = torch.sigmoid(branches[0] + branches[1])
+    return layer.out(open_ * branches[0] + (1 - open_) * branches[1])
+
+
+@pytest.mark.parametrize(("gate", "chunks"), [("mix", 1), ("product", 1), ("mix", 2), ("product", 3)])
+def test_memory_as_context_follows_the_papers_order(gate, chunks):
     """Equations 21 to 25 by single steps.
 
-    Recall at the chunk's start, attend, write what was read, recall, gate.
+    Recall of what was known at the segment's start, attend, write what was read, recall, gate.
     """
     torch.manual_seed(1)
     size = 4
-    module: Any = memory.make("titans_mac", dim=16, depth=2, chunk_size=size, num_persistent=2).double()
+    sizes = {"dim": 16, "depth": 2, "chunk_size": size, "num_persistent": 2, "gate": gate}
+    module: Any = memory.make("titans_mac", **sizes, segment_chunks=chunks).double()
     layer = module.layers[0]
     torch.nn.init.normal_(layer.memory.weights[-1], std=0.4)
-    x = torch.randn(1, 11, 16, dtype=torch.float64)
+    x = torch.randn(1, 27, 16, dtype=torch.float64)
     found, _ = module(x, module.initial_state(1))
     learned = layer.memory.initial_state(1, torch.float64, x.device)
     attention = layer.attention
-    for t in range(11):
-        if t % size == 0:
+    for t in range(27):
+        if t % (chunks * size) == 0:
             at_start, keys, values = learned, [], []
         normed = layer.memory_norm(x[0, t])
         query = functional.silu(layer.recall_query(normed)).view(layer.memory.heads, -1)
@@ -93,24 +106,29 @@ def test_memory_as_context_follows_the_papers_order():
         read = functional.silu(read[:, None] @ weights[0]) @ weights[1]
         recalled = layer.memory.out(layer.memory.out_norm(read[:, 0]).flatten())
         for token in (normed, recalled):
-            query, key, value = project(attention, token, t % size)
+            query, key, value = project(attention, token, t % (chunks * size))
             keys.append(key)
             values.append(value)
-        attended = x[0, t] + attend(attention, project(attention, normed, t % size)[0], keys, values)
+        attended = x[0, t] + attend(
+            attention, project(attention, normed, t % (chunks * size))[0], keys, values
+        )
         written = layer.write_norm(attended)[None]
         again, _, learned = layer.memory.step(written, learned, torch.tensor([t]))
-        expected = layer.feed(x[0, t] + layer.gate(attended, again[0]))
+        expected = layer.feed(x[0, t] + gated(layer.gate, attended, again[0], gate))
         torch.testing.assert_close(found[0, t], expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["titans_mag", "titans_mal"])
-def test_memory_as_gate_and_as_layer_follow_the_papers_order(name):
+@pytest.mark.parametrize(
+    ("name", "gate"), [("titans_mag", "mix"), ("titans_mag", "product"), ("titans_mal", "")]
+)
+def test_memory_as_gate_and_as_layer_follow_the_papers_order(name, gate):
     """Equations 26 to 31 by single steps.
 
     Side by side and gated, or memory first and attention over what it gave.
     """
     torch.manual_seed(2)
-    module: Any = memory.make(name, dim=16, depth=2, chunk_size=4, window=3, num_persistent=2).double()
+    sizes = {"dim": 16, "depth": 2, "chunk_size": 4, "window": 3, "num_persistent": 2}
+    module: Any = memory.make(name, **sizes, **({"gate": gate} if gate else {})).double()
     layer = module.layers[0]
     torch.nn.init.normal_(layer.memory.weights[-1], std=0.4)
     x = torch.randn(1, 11, 16, dtype=torch.float64)
@@ -127,11 +145,7 @@ def test_memory_as_gate_and_as_layer_follow_the_papers_order(name):
         seen = steps[-3:]
         attended = attend(layer.attention, seen[-1][0], [s[1] for s in seen], [s[2] for s in seen])
         if name == "titans_mag":
-            branches = []
-            for branch, norm in ((attended, layer.gate.attended_norm), (recalled, layer.gate.recalled_norm)):
-                branches.append(branch / (branch.square().mean() + 1e-4).sqrt() * norm.weight)
-            gate = torch.sigmoid(branches[0] + branches[1])
-            attended = layer.gate.out(gate * branches[0] + (1 - gate) * branches[1])
+            attended = gated(layer.gate, attended, recalled, gate)
         torch.testing.assert_close(found[0, t], layer.feed(here + attended), rtol=1e-9, atol=1e-9)
 
 
@@ -166,6 +180,9 @@ def test_impossible_sizes_are_named():
         ("titans_mag", {"window": 1}, "window=1: it counts the present step"),
         ("titans_mal", {"num_persistent": -1}, "num_persistent=-1: must not be negative"),
         ("titans_mac", {"num_persistent": -1}, "num_persistent=-1: must not be negative"),
+        ("titans_mag", {"gate": "sum"}, "gate='sum'; choose from mix, product"),
+        ("titans_mac", {"segment_chunks": 0}, "segment_chunks=0: must be at least 1"),
+        ("titans_mac", {"gate": "sum"}, "gate='sum'; choose from mix, product"),
         ("titans_mag", {"attention_heads": 3}, "attention_heads=3 does not divide dim=8"),
     ]:
         with pytest.raises(ValueError, match=message):

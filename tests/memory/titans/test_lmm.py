@@ -20,6 +20,8 @@ OPTIONS = [
     {"depth": 2, "chunk_size": 3, "num_heads": 2},
     {"depth": 2, "chunk_size": 5, "residual": True, "convolution": 2, "max_step": 0.3},
     {"depth": 3, "chunk_size": 2, "norm": True, "hidden_ratio": 1},
+    {"depth": 1, "chunk_size": 4, "bound_steps": False, "max_step": 0.2},
+    {"depth": 2, "chunk_size": 3, "bound_steps": False, "max_step": 0.2, "read_before_write": False},
 ]
 
 
@@ -44,8 +46,10 @@ def oracle(layer, x, start):
         query, key, value = functional.silu(mixed).view(3, heads, width)
         query, key = (v / (v.square().sum(-1, keepdim=True) + 1e-6).sqrt() for v in (query, key))
         step, momentum, forgetting = torch.sigmoid(layer.gates(x[t]).view(3, heads))
-        momentum = momentum * config.chunk_size / (config.chunk_size + 1)
-        step = config.max_step * step * (1 - momentum) / config.chunk_size
+        step = config.max_step * step
+        if config.bound_steps:
+            momentum = momentum * config.chunk_size / (config.chunk_size + 1)
+            step = step * (1 - momentum) / config.chunk_size
         read = []
         for h in range(heads):
 
@@ -62,7 +66,7 @@ def oracle(layer, x, start):
             gradient = torch.autograd.grad(error.square().sum() / 2, at, create_graph=True)
             length = torch.stack([g.square().sum() for g in gradient]).sum()
             taken = step[h]
-            if config.depth > 1 or config.norm:
+            if config.bound_steps and (config.depth > 1 or config.norm):
                 most = (1 - momentum[h]) / config.chunk_size * error.square().sum() / length.clamp(min=1e-300)
                 taken = torch.minimum(taken, most)
             momenta[h] = [momentum[h] * s - taken * g for s, g in zip(momenta[h], gradient, strict=True)]
@@ -175,6 +179,18 @@ def test_adversarial_streams_stay_bounded(depth, momentum, dtype):
 @pytest.mark.parametrize(("depth", "momentum"), [(1, 2.0), (2, 6.0)])
 def test_adversarial_streams_stay_bounded_for_a_million_steps(depth, momentum, dtype):
     assert greatest(worst(depth, momentum), 1_000_000, dtype) < 1000
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_steps_as_the_paper_prints_them_may_make_a_memory_diverge(depth):
+    bounded, printed = (titans(depth=depth, chunk_size=16, bound_steps=bound) for bound in (True, False))
+    assert greatest(bounded, 1000) < 100
+    for module in (printed, bounded):
+        gates = module.layers[0].memory.gates
+        with torch.no_grad():
+            gates.bias.view(3, -1)[:2] = 5.0
+    assert greatest(bounded, 1000) < 100
+    assert greatest(printed, 1000) > 1e6
 
 
 def test_without_the_clip_a_deep_memory_diverges(monkeypatch):
