@@ -61,6 +61,8 @@ class Conversation:
 
     turns: tuple[Turn, ...]
     questions: tuple[Question, ...]
+    name: str = ""
+    """By which the set that it is of knows it."""
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,15 @@
 """Ways to recall, ours and others': each takes a conversation and returns what answers questions about it.
 
 The peers are the parts other memories are made of, at their documented settings: SQLite's keyword index as it
-comes, langchain's vector store itself, the fusion of mem0 (candidates by vectors alone, cosine and a sigmoid
-of BM25 averaged), and plain reciprocal rank fusion.
+comes, bm25s and langchain's vector store themselves, exact cosine, the fusion of mem0 (candidates by vectors
+alone, cosine and a sigmoid of BM25 averaged), and plain reciprocal rank fusion. Convex combinations (Bruch,
+Gai and Ingber 2023, arXiv 2210.11934) get what a careful reader would give them: stop words dropped, Chinese
+by pairs of characters, and in one of them a part of what the turns before and after score.
 """
 
 from __future__ import annotations
 
+import importlib
 import math
 import re
 import sqlite3
@@ -22,6 +25,7 @@ from scrubjay.experiments.language.conversations import Conversation, Question
 from scrubjay.memory import MemoryBank
 from scrubjay.memory.bank.search.dense import VectorIndex, unit_vectors
 from scrubjay.memory.bank.search.recall import Filter, recall
+from scrubjay.memory.bank.search.words import index_text, match_terms
 
 Recall = Callable[[Question, int], list[int]]
 """Returns places of turns, the best first."""
@@ -30,6 +34,7 @@ Arm = Callable[[Conversation, Embeddings], Recall]
 _DEPTH = 200
 _RRF = 60
 _MEM0_THRESHOLD = 0.1
+_NEIGHBOURS = 0.3
 
 
 def most_recent(conversation: Conversation, embeddings: Embeddings) -> Recall:
@@ -42,6 +47,43 @@ def keyword_index(conversation: Conversation, embeddings: Embeddings) -> Recall:
     """Recall by SQLite's FTS5: Porter stems, any word of the question, BM25."""
     scored = _bm25(conversation)
     return lambda question, k: [place for place, _ in scored(question.text, k)]
+
+
+def keyword_index_without_stop_words(conversation: Conversation, embeddings: Embeddings) -> Recall:
+    """Recall by FTS5 with stop words dropped from questions, and Chinese as pairs of characters."""
+    scored = _bm25(conversation, careful=True)
+    return lambda question, k: [place for place, _ in scored(question.text, k)]
+
+
+def bm25s_index(conversation: Conversation, embeddings: Embeddings) -> Recall:
+    """Recall by bm25s with its English stop words. Raises ModuleNotFoundError without it."""
+    try:
+        bm25s: Any = importlib.import_module("bm25s")
+    except ModuleNotFoundError as error:
+        message = "this arm needs bm25s: pip install 'scrubjay[bench]'"
+        raise ModuleNotFoundError(message, name="bm25s") from error
+    texts = [turn.text for turn in conversation.turns]
+    tokens = bm25s.tokenize(texts, stopwords="en", show_progress=False)
+    index = bm25s.BM25()
+    # What has no word that counts would leave no vocabulary.
+    known = bool(tokens.vocab)
+    if known:
+        index.index(tokens, show_progress=False)
+
+    def recall(question: Question, k: int) -> list[int]:
+        words = bm25s.tokenize([question.text], stopwords="en", show_progress=False)
+        if not known or not words.vocab:
+            return []
+        places, scores = index.retrieve(words, k=min(k, len(texts)), show_progress=False)
+        return [int(place) for place, score in zip(places[0], scores[0], strict=True) if score > 0]
+
+    return recall
+
+
+def cosine(conversation: Conversation, embeddings: Embeddings) -> Recall:
+    """Recall the nearest by exact cosine; of equals the newest first."""
+    near = _cosines(conversation, embeddings)
+    return lambda question, k: _best(near(question.text), k)
 
 
 def vector_store(conversation: Conversation, embeddings: Embeddings) -> Recall:
@@ -84,6 +126,31 @@ def rank_fusion(conversation: Conversation, embeddings: Embeddings) -> Recall:
         return sorted(score, key=lambda place: -score[place])[:k]
 
     return recall
+
+
+def convex(neighbours: float = 0.0) -> Arm:
+    """Return an arm that adds cosine and BM25, each from 0 to 1 over all records, half and half.
+
+    Every record gets `neighbours` of what those before and after it have, too.
+    """
+
+    def arm(conversation: Conversation, embeddings: Embeddings) -> Recall:
+        words, cosines = _bm25(conversation, careful=True), _cosines(conversation, embeddings)
+
+        def recall(question: Question, k: int) -> list[int]:
+            shared = np.zeros(len(conversation.turns))
+            for place, score in words(question.text, len(shared)):
+                shared[place] = score
+            both = (_from_0_to_1(cosines(question.text)) + _from_0_to_1(shared)) / 2
+            beside = np.concatenate([[0.0], both, [0.0]])
+            return _best(both + neighbours * (beside[:-2] + beside[2:]), k)
+
+        return recall
+
+    return arm
+
+
+convex_with_neighbours = convex(_NEIGHBOURS)
 
 
 def bank(timely: bool = False, dense: bool = True, **options: Any) -> Arm:
@@ -135,18 +202,22 @@ def bank_embeddings(conversation: Conversation, embeddings: Embeddings) -> Recal
     return recall_by_meaning
 
 
-def _bm25(conversation: Conversation) -> Callable[[str, int], list[tuple[int, float]]]:
+def _bm25(conversation: Conversation, careful: bool = False) -> Callable[[str, int], list[tuple[int, float]]]:
+    """Return what gives places and BM25 by FTS5; `careful` drops stop words and knows unspaced script."""
     index = sqlite3.connect(":memory:")
     index.execute('CREATE VIRTUAL TABLE words USING fts5(text, tokenize = "porter unicode61")')
     index.executemany(
         "INSERT INTO words (rowid, text) VALUES (?, ?)",
-        [(place, turn.text) for place, turn in enumerate(conversation.turns)],
+        [
+            (place, index_text(turn.text) if careful else turn.text)
+            for place, turn in enumerate(conversation.turns)
+        ],
     )
 
     def scored(question: str, k: int) -> list[tuple[int, float]]:
-        match = " OR ".join(f'"{word}"' for word in re.findall(r"\w+", question))
+        terms = match_terms(question) if careful else [f'"{word}"' for word in re.findall(r"\w+", question)]
         sql = "SELECT rowid, -rank FROM words WHERE words MATCH ? ORDER BY rank LIMIT ?"
-        return index.execute(sql, (match, k)).fetchall() if match else []
+        return index.execute(sql, (" OR ".join(terms), k)).fetchall() if terms else []
 
     return scored
 
@@ -162,6 +233,15 @@ def _cosines(conversation: Conversation, embeddings: Embeddings) -> Callable[[st
         return matrix @ (vector / np.linalg.norm(vector))
 
     return cosines
+
+
+def _best(scores: np.ndarray, k: int) -> list[int]:
+    """Return the places of the `k` highest scores, of equals the last first."""
+    return (len(scores) - 1 - np.argsort(-scores[::-1], kind="stable")[:k]).tolist()
+
+
+def _from_0_to_1(scores: np.ndarray) -> np.ndarray:
+    return (scores - scores.min()) / max(float(np.ptp(scores)), 1e-9)
 
 
 def _mem0_sigmoid(terms: int) -> tuple[float, float]:

@@ -42,6 +42,11 @@ def conversation() -> Conversation:
 ALL = {
     "recent": arms.most_recent,
     "keyword": arms.keyword_index,
+    "keyword without stop words": arms.keyword_index_without_stop_words,
+    "bm25s": arms.bm25s_index,
+    "cosine": arms.cosine,
+    "convex": arms.convex(),
+    "convex with neighbours": arms.convex_with_neighbours,
     "store": arms.vector_store,
     "mem0": arms.mem0_fusion,
     "ranks": arms.rank_fusion,
@@ -51,8 +56,14 @@ ALL = {
 }
 
 
+def need(name):
+    if name == "bm25s":
+        pytest.importorskip("bm25s")
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_places_are_turns_each_once_and_no_more_than_asked_for(name, conversation):
+    need(name)
     recall = ALL[name](conversation, ByMeaning())
     for depth in (1, 3, 20):
         places = recall(ask("Was there a storm with rain?"), depth)
@@ -63,17 +74,49 @@ def test_places_are_turns_each_once_and_no_more_than_asked_for(name, conversatio
 
 @pytest.mark.parametrize("name", [name for name in ALL if name != "recent"])
 def test_the_turn_with_the_questions_word_is_first(name, conversation):
+    need(name)
     assert ALL[name](conversation, ByMeaning())(ask("storm"), 3)[0] == 1
 
 
-@pytest.mark.parametrize("name", ["store", "mem0", "ranks", "bank", "bank's embeddings"])
+@pytest.mark.parametrize("name", ["store", "cosine", "mem0", "ranks", "convex", "bank", "bank's embeddings"])
 def test_what_has_embeddings_finds_what_shares_no_word(name, conversation):
     assert 2 in ALL[name](conversation, ByMeaning())(ask("cake"), 2)
 
 
-@pytest.mark.parametrize("name", ["keyword", "bank without embeddings"])
+@pytest.mark.parametrize(
+    "name", ["keyword", "keyword without stop words", "bm25s", "bank without embeddings"]
+)
 def test_words_alone_find_no_meaning(name, conversation):
+    need(name)
     assert 2 not in ALL[name](conversation, ByMeaning())(ask("cake"), 5)
+
+
+def test_cosine_is_exact(conversation):
+    vectors = np.array(ByMeaning().embed_documents([*TEXTS]))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    for question in ("storm", "pie and rain", "a truck", "nothing"):
+        query = np.array(ByMeaning().embed_query(question))
+        near = vectors @ (query / np.linalg.norm(query))
+        places = arms.cosine(conversation, ByMeaning())(ask(question), 9)
+        assert sorted(places) == [0, 1, 2, 3, 4]
+        assert all(np.diff(near[places]) < 1e-6)
+
+
+def test_neighbours_lend_a_part_of_what_they_score():
+    begin = datetime(2025, 1, 1, tzinfo=UTC)
+    texts = ("Nothing.", "Which car is it?", "The blue one.", "Hm.", "Hm, well.", "So.")
+    talk = Conversation(tuple(Turn(text, begin + timedelta(minutes=i)) for i, text in enumerate(texts)), ())
+    places = arms.convex_with_neighbours(talk, ByMeaning())(ask("car"), 3)
+    assert (places[0], {*places}) == (1, {0, 1, 2})
+    assert arms.convex()(talk, ByMeaning())(ask("car"), 3) == [1, 5, 4]
+
+
+def test_careful_contestants_know_chinese_and_stop_words():
+    begin = datetime(2025, 1, 1, tzinfo=UTC)
+    talk = Conversation((Turn("我喜欢红茶", begin), Turn("What is it that is so?", begin)), ())
+    assert arms.keyword_index(talk, ByMeaning())(ask("谁喝红茶"), 2) == []
+    assert arms.keyword_index_without_stop_words(talk, ByMeaning())(ask("谁喝红茶"), 2) == [0]
+    assert arms.keyword_index_without_stop_words(talk, ByMeaning())(ask("Is it that 红茶?"), 2) == [0]
 
 
 def test_the_most_recent_are_the_last_whatever_is_asked(conversation):

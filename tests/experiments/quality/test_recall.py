@@ -1,14 +1,28 @@
 """Tables of recall: shares, misleading records and means, by hand."""
 
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("langchain_core")
 
-from scrubjay.experiments.language.conversations import ABILITIES, LANGUAGES, Conversation, Question
+from langchain_core.embeddings import DeterministicFakeEmbedding
+
+from scrubjay.experiments.language.conversations import ABILITIES, LANGUAGES, Conversation, Question, Turn
 from scrubjay.experiments.quality import recall
-from scrubjay.experiments.quality.recall import Answered, RecallBench, ask, details, mean_recall, overview
+from scrubjay.experiments.quality.recall import (
+    Answered,
+    RecallBench,
+    ask,
+    details,
+    margins,
+    mean_recall,
+    overview,
+)
+from scrubjay.experiments.quality.sets.parts import PARTS
 
 
 def answered(places, answers=(1,), outdated=(), ability=ABILITIES[0]):
@@ -46,8 +60,30 @@ def test_tables_have_a_row_for_each_way_and_means_by_hand():
     found = [[answered([1]), answered([5, 1], outdated=(5,))], [answered([9])]]
     results = {"ours": {"made": found, "BFCL": [[answered([1], ability="customer")]]}}
     head, _, row = overview(results).splitlines()
-    assert head == "| recall @5, @10, @20 | made | BFCL |"
-    assert row == "| ours | 0.667 0.667 0.667 | 1.000 1.000 1.000 |"
+    assert head == "| recall @5, @10, @20 | made | BFCL | mean |"
+    assert row == "| ours | 0.667 0.667 0.667 | 1.000 1.000 1.000 | 0.833 0.833 0.833 |"
+
+
+def test_a_bank_is_compared_with_what_was_best_on_the_development_part():
+    right, wrong = [answered([1])] * 30, [answered([9])] * 30
+    half = [answered([1 if number % 2 else 9]) for number in range(30)]
+    names = "cosine", "bm25s"
+    # Where it counts, cosine is ahead; on the test part the other one would be.
+    development = {names[0]: {"talk": [right]}, names[1]: {"talk": [half]}}
+    results = {names[0]: {"talk": [half]}, names[1]: {"talk": [right]}, recall.OURS: {"talk": [right]}}
+    *_, row = margins(results, development).splitlines()
+    cells = row.strip("| ").split(" | ")
+    assert cells[0] == "talk: cosine"
+    mean, low, high = (float(number.strip("()")) for number in cells[1].replace("to", "").split())
+    assert mean == 0.5
+    assert 0.2 < low < 0.4
+    assert 0.6 < high < 0.8
+    results[recall.OURS] = {"talk": [wrong]}
+    assert (
+        margins(results, {names[1]: {"talk": [right]}})
+        .splitlines()[-1]
+        .startswith("| talk: bm25s | -1.000 (-1.000 to -1.000)")
+    )
 
 
 def test_details_tell_the_range_over_seeds_and_how_often_one_is_misled():
@@ -63,18 +99,75 @@ def test_details_tell_the_range_over_seeds_and_how_often_one_is_misled():
     assert cells[-1] == "1/1"
 
 
-def test_published_sets_are_read_where_they_are_named(monkeypatch, tmp_path):
+READERS = {
+    "read_bfcl": "BFCL",
+    "read_memdaily": "MemDaily",
+    "read_locomo": "LoCoMo",
+    "read_realtalk": "REALTALK",
+    "read_beam": "BEAM-100K",
+    "read_longmemeval": "LongMemEval",
+    "read_agentbench": "MemoryAgentBench",
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_published_sets_are_read_where_they_are_named_and_only_in_part(monkeypatch, part):
     read = []
 
-    def reader(name):
-        return lambda *paths: read.append((name, *paths)) or [Conversation((), ())]
+    def reader(name, set):
+        named = recall.names_of(set, part)[0] if set in ("BFCL", "LoCoMo", "REALTALK", "BEAM-100K") else ""
+        names = [named] if named else [f"q{number}" for number in range(9)]
 
-    for name in ("read_bfcl", "read_locomo", "read_memdaily"):
-        monkeypatch.setattr(recall, name, reader(name))
-    plain = [corpus.name for corpus in recall.corpora(RecallBench(seeds=(1, 2), turns=400))]
+        def reads(*paths):
+            read.append((name, *paths))
+            return [Conversation((), (), name) for name in names]
+
+        return reads
+
+    for name, set in READERS.items():
+        monkeypatch.setattr(recall, name, reader(name, set))
+    plain = [corpus.name for corpus in recall.corpora(RecallBench(turns=400), part)]
     made = [f"made, {language}" for language in LANGUAGES]
     assert plain == [*made, *(f"{name}, in one bank" for name in made), "BFCL"]
     assert read == [("read_bfcl",)]
-    bench = RecallBench(seeds=(1,), turns=400, locomo=Path("l.json"), memdaily=Path("m"))
-    assert [corpus.name for corpus in recall.corpora(bench)][-2:] == ["LoCoMo", "MemDaily, zh"]
-    assert read[2:] == [("read_locomo", Path("l.json")), ("read_memdaily", Path("m"))]
+    paths = {name.removeprefix("read_"): Path(name) for name in READERS if name != "read_bfcl"}
+    bench = RecallBench(turns=400, **{**paths, "agentbench": (Path("a"), Path("b"))})
+    found = recall.corpora(bench, part)[len(plain) :]
+    assert [corpus.name for corpus in found] == [
+        "MemDaily, zh", "LoCoMo", "REALTALK", "BEAM-100K", "LongMemEval", "MemoryAgentBench",
+    ]  # fmt: skip
+    assert read[2] == ("read_memdaily", Path("read_memdaily"), recall.names_of("MemDaily", part))
+    assert read[-2:] == [("read_agentbench", Path("a")), ("read_agentbench", Path("b"))]
+    hashed = [{one.name for one in corpus.conversations} for corpus in found[-2:]]
+    assert all(0 < len(names) < 9 for names in hashed)
+
+
+def test_the_command_measures_the_contestants_and_names_what_is_amiss(tmp_path, monkeypatch, capsys):
+    sample = {
+        "conversation": {
+            "session_1_date_time": "1:30 pm on 8 May, 2023",
+            "session_1": [
+                {"dia_id": f"D1:{number}", "speaker": "Ada", "text": text}
+                for number, text in enumerate(["The kite was red.", "Rain came at noon.", "We ate pie."])
+            ],
+        },
+        "qa": [{"question": "Which colour had the kite?", "evidence": ["D1:0"], "category": 4}],
+    }
+    samples = [{**sample, "sample_id": f"conv-{name}"} for name in ("26", "30")]
+    (tmp_path / "locomo.json").write_text(json.dumps(samples))
+    made = Conversation(
+        tuple(Turn(text, datetime(2025, 1, 1, tzinfo=UTC)) for text in ("A kite.", "A car.")),
+        tuple(Question("kite", frozenset({0}), ability, outdated=frozenset({1})) for ability in ABILITIES),
+        "customer",
+    )
+    monkeypatch.setattr(recall, "converse", lambda *_: made)
+    monkeypatch.setattr(recall, "read_bfcl", lambda: [made, replace(made, name="finance")])
+    monkeypatch.setattr(recall, "make_embeddings", lambda name: DeterministicFakeEmbedding(size=8))
+    words = ["--cache", str(tmp_path / "v.db"), "--part", "test", "--locomo"]
+    assert recall.main([*words, str(tmp_path / "locomo.json")]) == 0
+    out = capsys.readouterr().out
+    rows = {line.split(" | ")[0].strip("| ") for line in out.splitlines() if line.startswith("|")}
+    assert {*recall.CONTESTANTS, recall.OURS} - {"bm25s"} <= rows
+    assert any(row.startswith("LoCoMo: ") for row in rows)
+    assert recall.main([*words, str(tmp_path / "missing.json")]) == 2
+    assert "missing.json" in capsys.readouterr().err
