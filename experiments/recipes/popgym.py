@@ -47,4 +47,4 @@ def popgym_count_recall() -> TrainConfig:
 @recipe("popgym-cartpole", settings=TWO_LAYERS)
 def popgym_cartpole() -> TrainConfig:
     """POPGym's PositionOnlyCartPoleEasy: balance a pole of which only the place and the angle are seen."""
-    return _easy("popgym-PositionOnlyCartPoleEasy-v0", {}, gamma=0.99)
+    return _easy("popgym:popgym-PositionOnlyCartPoleEasy-v0", {}, gamma=0.99)

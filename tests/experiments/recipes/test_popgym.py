@@ -1,6 +1,8 @@
 """Recipes of POPGym's easy tasks: the same tasks, of one shape for all memories."""
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 
@@ -19,6 +21,14 @@ THEIRS = {
 
 def test_all_are_here():
     assert [name for name in RECIPES if name.startswith("popgym-")] == list(THEIRS)
+
+
+def test_who_asks_need_not_have_imported_popgym():
+    code = "from scrubjay.experiments import RECIPES; RECIPES['popgym-cartpole']().check()"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", THEIRS)
