@@ -6,6 +6,11 @@ what the model was trained on: the query of token t stands at slot p(t) = min(t,
 that changes no distance, so only the sinks are read by a query turned to p(t), and no key is ever turned
 again. So said, all queries of a long prompt can read at once (one band and a column of sinks, one softmax),
 with gradients, in time linear in the prompt: the paper and its code go token by token.
+
+A prompt is read by `kernels.sink_attention`, a single token by two products and one softmax: the kernel has
+one query a token, so that what sinks score is told to it by coordinates of all keys, and those are copied for
+every token. With it a token takes 1.83 times as long as under transformers' own cache at SmolLM2's sizes, and
+without it 1.00 times (the bench `decoding`).
 """
 
 from __future__ import annotations
@@ -213,12 +218,7 @@ class StreamMemory(LayerMemory):
     def _read_past(
         self, in_window: Tensor, at_slot: Tensor, keys: Tensor, values: Tensor, scoring: Scoring
     ) -> Tensor:
-        """Return what a token past the budget reads: sinks by its query at its slot, others by that in place.
-
-        Two products and one softmax. `kernels.sink_attention` has one query a token: it takes what sinks
-        score as coordinates of all keys, and so a copy of these for every token, which with it takes twice as
-        long in all (the bench `decoding`).
-        """
+        """Return what a token past the budget reads: sinks by a query at a slot, others by one in place."""
         batch, groups, slots, width = keys.shape
         table, sinks = keys.flatten(0, 1), slice(0, self.num_sinks)
         scores = torch.bmm(in_window.reshape(batch * groups, -1, width), table.mT)
