@@ -71,14 +71,12 @@ class LoadedModel:
 
     def _behind_answers(self) -> list[int]:
         """Return the first control token that the template writes behind an answer; none if there is none."""
-        from jinja2.exceptions import TemplateError
-
         if not self.tokenizer.chat_template:
             return []
         turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _SAID}]
         try:
             written = self.tokenizer.apply_chat_template(turns, tokenize=False)
-        except TemplateError:
+        except Exception:  # noqa: BLE001  a template may fail in any way
             return []
         tokens = self.tokenizer(written.rpartition(_SAID)[2], add_special_tokens=False).input_ids
         return [token for token in tokens if self.control_tokens.count([token])][:1]

@@ -67,15 +67,15 @@ def write_prompt(
 
     `tools` are functions in OpenAI's format: they are told by the template if it knows `<tool_call>`, else by
     a text of ours in the system message, where `instruction` goes too. A template that refuses the order of
-    roles gets them merged: neighbours of one role into one message, the system's text into the first user's.
+    roles, or leaves out what the system or a user says, gets them merged: neighbours of one role into one
+    message, the system's text into the first user's, which comes first even if it is empty; or in parts.
     Only the template writes control tokens: where a tokenizer would make one of what messages, tools or the
     instruction say, it is broken by a zero-width space, and so are the marks of the template's blocks. Of an
     earlier answer a template that tells thoughts apart is given what comes after them.
 
-    Raises ValueError on no messages, on content that is not text, and without a template.
+    Raises ValueError on no messages, on content that is not text, without a template, and with one that
+    refuses the conversation, leaves part of it out or cannot be applied.
     """
-    from jinja2.exceptions import TemplateError
-
     template = template or tokenizer.chat_template
     if not template:
         raise ValueError(
@@ -96,14 +96,17 @@ def write_prompt(
     keywords = {
         "tools": [_quoted_tool(_described(tool), quotes) for tool in tools] if tools and native else None
     }
-    try:
-        return quotes.text(_applied(tokenizer, template, spoken, **keywords))
-    except TemplateError:
-        pass
-    try:
-        return quotes.text(_applied(tokenizer, template, _merged(spoken), **keywords))
-    except TemplateError as refusal:
-        raise TemplateError(quotes.spelled(str(refusal))) from None
+    merged = _merged(spoken)
+    refusals = []
+    for turns in (spoken, merged, _in_parts(spoken), _in_parts(merged)):
+        try:
+            return quotes.text(_applied(tokenizer, template, turns, **keywords))
+        except _Unfit as refusal:
+            refusals.append(quotes.spelled(str(refusal)))
+    raise ValueError(
+        f"the chat template does not take this conversation: {refusals[1]}; change it, or give "
+        "LocalChatModel(chat_template=...)"
+    )
 
 
 def call_text(name: str, arguments: Any) -> str:
@@ -112,10 +115,24 @@ def call_text(name: str, arguments: Any) -> str:
     return f"{CALL_BEGIN}\n{called}\n{CALL_END}"
 
 
+class _Unfit(Exception):
+    """A template does not take a conversation as it is, for this reason."""
+
+
 def _applied(tokenizer: Any, template: str, spoken: list[dict[str, Any]], **keywords: Any) -> str:
-    return tokenizer.apply_chat_template(
-        spoken, chat_template=template, add_generation_prompt=True, tokenize=False, **keywords
-    )
+    try:
+        written = tokenizer.apply_chat_template(
+            spoken, chat_template=template, add_generation_prompt=True, tokenize=False, **keywords
+        )
+    except Exception as error:  # noqa: BLE001  a template may fail in any way
+        raise _Unfit(" ".join(str(error).split()) or type(error).__name__) from None
+    for message in spoken:
+        said = message["content"]
+        said = (said if isinstance(said, str) else said[0]["text"]).strip()
+        # Of answers thoughts may be cut off, and results be written as JSON.
+        if message["role"] not in ("assistant", "tool") and said not in written:
+            raise _Unfit(f"it leaves out what the {message['role']} says")
+    return written
 
 
 def _spoken(message: BaseMessage, native: bool, template: str, quotes: Quotes) -> dict[str, Any]:
@@ -183,9 +200,14 @@ def _merged(spoken: list[dict[str, Any]]) -> list[dict[str, Any]]:
             merged.append(message)
     if system and merged and merged[0]["role"] == "user":
         merged[0] = merged[0] | {"content": f"{system}\n\n{merged[0]['content']}"}
-    elif system:
+    elif system or merged[0]["role"] == "assistant":
         merged.insert(0, {"role": "user", "content": system})
     return merged
+
+
+def _in_parts(spoken: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return messages as templates of models that also see take them."""
+    return [message | {"content": [{"type": "text", "text": message["content"]}]} for message in spoken]
 
 
 def _tools_text(tools: Sequence[dict[str, Any]], quotes: Quotes) -> str:

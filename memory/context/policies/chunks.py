@@ -116,7 +116,9 @@ class ChunksMemory(LayerMemory):
         chunks = torch.cat([chosen, present.expand(-1, chosen.shape[1], -1)], dim=2).sort(dim=-1).values
         keys, values = self.load(chunks)
         # Heads and layers choose differently but as many, and without holes: slots are the same for all.
-        return Held(keys, values, step.once("valid", lambda: self._valid(chunks[:, 0], step)))
+        valid = step.once("valid", lambda: self._valid(chunks[:, 0], step))
+        run = step.once("run", lambda: None if step.padded else _run(valid[0]))
+        return Held(keys, values, valid) if run is None else Held(keys[:, :, run], values[:, :, run], None)
 
     def _valid(self, chunks: Int[Tensor, "batch chunks"], step: Step) -> Bool[Tensor, "batch tokens"]:
         """Return which tokens of chunks there are.
@@ -147,13 +149,19 @@ class ChunksMemory(LayerMemory):
         """
 
         def slots() -> Tensor:
-            if held is None or held.valid is None:
+            if held is None:
                 return step.time
+            if held.valid is None:
+                columns = held.keys.shape[2] + step.length
+                return torch.arange(columns, device=keys.device).expand(len(keys), -1)
             old = held.valid.cumsum(dim=1)
             new = torch.where(step.time < 0, -1, old[:, -1:] + step.time - step.before[:, None])
             return torch.cat([torch.where(held.valid, old - 1, -1), new], dim=1)
 
-        return attend_at_slots(query, keys, values, held, step.once("slots", slots), step, scoring)[0]
+        keys = unturn(keys, step)
+        if held is not None:
+            keys, values = torch.cat([held.keys, keys], dim=2), torch.cat([held.values, values], dim=2)
+        return attend_at_slots(query, keys, values, step.once("slots", slots), step, scoring)[0]
 
     def compress(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scoring: Scoring) -> None:
         """Put new tokens into the store, and take the means of chunks that are full."""
@@ -272,3 +280,10 @@ class ChunksMemory(LayerMemory):
         """Return which chunks are read anyway, or are not full."""
         chunk = torch.arange(chunks, device=full.device)
         return (chunk == 0) | (chunk >= full[:, None] - self.policy.local)
+
+
+def _run(valid: Bool[Tensor, " tokens"]) -> slice | None:
+    """Return where all that is valid lies, if nothing else lies between."""
+    there = valid.nonzero().flatten()
+    first, last = (int(there[0]), int(there[-1]) + 1) if len(there) else (0, 0)
+    return slice(first, last) if last - first == len(there) else None

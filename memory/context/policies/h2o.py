@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from scrubjay.memory.context.parts.eviction import keep_best, take
@@ -81,10 +81,13 @@ class H2OMemory(LayerMemory):
     def __init__(self, policy: H2OPolicy) -> None:
         super().__init__()
         self.policy = policy
-        self._received: Float[Tensor, "batch key_heads columns"] | None = None
+        # Of what is held and the piece that has just read it.
+        self._joined: dict[str, Tensor] = {}
 
     def pieces(self, step: Step) -> list[int]:
         """Return pieces that end where a row's cache is full."""
+        if step.length == 1:
+            return [1]
         counted = step.before[:, None] + (step.time >= 0).cumsum(dim=1)
         before = torch.cat([step.before[:, None], counted[:, :-1]], dim=1)
         full = (self.policy.kept(counted) <= self.policy.kept(before)) & (counted > before)
@@ -103,26 +106,24 @@ class H2OMemory(LayerMemory):
 
         Args: those of `LayerMemory.generate`.
         """
-        count = 0 if held is None else held.keys.shape[2]
+        count, keys = 0 if held is None else held.keys.shape[2], unturn(keys, step)
+        if held is not None:
+            keys, values = torch.cat([held.keys, keys], dim=2), torch.cat([held.values, values], dim=2)
         slots = step.once("slots", lambda: self._slots(step, count))
-        out, weights = attend_at_slots(query, keys, values, held, slots, step, scoring)
+        out, weights = attend_at_slots(query, keys, values, slots, step, scoring)
         given = weights.detach()
         if step.padded:
             given = given * (step.time >= 0)[:, None, None, :, None]
-        self._received = given.sum(dim=(2, 3))
+        received = given.sum(dim=(2, 3))
+        if count:
+            received[:, :, :count] += self.state["sums"]
+        self._joined = {"keys": keys, "values": values, "sums": received}
         return out
 
     def compress(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scoring: Scoring) -> None:
         """Append, and drop the least attended of a row that is full."""
-        count = self.state["keys"].shape[2] if self.state else 0
-        sums, self._received = self._received, None
-        assert sums is not None
-        joined = {"keys": unturn(keys, step), "values": values, "sums": sums}
-        if count:
-            sums[:, :, :count] += self.state["sums"]
-            joined |= {
-                name: torch.cat([self.state[name], joined[name]], dim=2) for name in ("keys", "values")
-            }
+        joined, self._joined = self._joined, {}
+        count, sums = joined["keys"].shape[2] - step.length, joined["sums"]
         slots = step.once("slots", lambda: self._slots(step, count))
         kept = step.once("kept", lambda: self.policy.kept(step.after))
         most = step.once("most", lambda: int(kept.max()))

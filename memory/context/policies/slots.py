@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from scrubjay.memory.context.parts.rotary import Turn
 from scrubjay.memory.context.parts.scoring import Scoring
-from scrubjay.memory.context.policies.base import Held, Step
+from scrubjay.memory.context.policies.base import Step
 
 
 def unturn(keys: Float[Tensor, "batch key_heads length width"], step: Step) -> Tensor:
@@ -21,43 +22,45 @@ def unturn(keys: Float[Tensor, "batch key_heads length width"], step: Step) -> T
 
 def attend_at_slots(
     query: Float[Tensor, "batch heads length width"],
-    keys: Float[Tensor, "batch key_heads length width"],
-    values: Float[Tensor, "batch key_heads length value_width"],
-    held: Held | None,
+    keys: Float[Tensor, "batch key_heads columns width"],
+    values: Float[Tensor, "batch key_heads columns value_width"],
     slots: Int[Tensor, "batch columns"],
     step: Step,
     scoring: Scoring,
 ) -> tuple[
     Float[Tensor, "batch heads length value_width"], Float[Tensor, "batch key_heads shared length columns"]
 ]:
-    """Return what new tokens read of `held`, whose keys are unturned, and of themselves; and their weights.
+    """Return what new tokens read of what is kept and of themselves, the last columns; and their weights.
 
     Args:
         query: Of the new tokens, as the model turned them.
-        keys: Theirs.
+        keys: Of all columns, turned to position 0.
         values: Theirs.
-        held: What is kept; None for nothing.
-        slots: Of held and new columns, negative for what nobody reads, the same object in every layer.
+        slots: Of all columns, negative for what nobody reads, the same object in every layer.
         step: The new tokens as a step.
         scoring: What the model does to scores.
     """
-    count = 0 if held is None else held.keys.shape[2]
-    new = slots[:, count:]
-    place = step.once("place", lambda: step.rotary.turn(step.given, new.clamp(min=0)))
-    query, keys = place(query), place(keys)
-    if held is not None:
-        move = step.once("move", lambda: step.rotary.move(slots[:, :count].clamp(min=0)))
-        keys = torch.cat([move(held.keys), keys], dim=2)
-        values = torch.cat([held.values, values], dim=2)
+    new = slots[:, -step.length :]
+    query = step.once("place", lambda: step.rotary.turn(step.given, new.clamp(min=0)))(query)
+    gaps = step.once("gaps", lambda: bool((slots < 0).any()))
+    keys = step.once("move", lambda: _moved(slots, gaps, step))(keys)
     batch, heads, length, width = query.shape
-    groups = keys.shape[1]
-    products = (query.reshape(batch, groups, -1, width) @ keys.mT).unflatten(2, (heads // groups, length))
+    groups, columns = keys.shape[1:3]
+    grouped = query.reshape(batch * groups, -1, width)
+    products = torch.bmm(grouped, keys.flatten(0, 1).mT).view(batch, groups, heads // groups, length, columns)
     hidden = None
-    if length > 1 or step.once("any hidden", lambda: bool((slots < 0).any())):
+    if length > 1 or gaps:
         hidden = step.once("hidden", lambda: _hidden(slots, new))
     weights = scoring.weights(products, hidden)
-    out = weights.to(values.dtype).flatten(2, 3) @ values
-    return out.unflatten(2, (heads // groups, length)).flatten(1, 2), weights
+    out = torch.bmm(weights.to(values.dtype).reshape(batch * groups, -1, columns), values.flatten(0, 1))
+    return out.view(batch, heads, length, -1), weights
+
+
+def _moved(slots: Int[Tensor, "batch columns"], gaps: bool, step: Step) -> Turn:
+    """Return what moves columns to their slots, which are one after the other where none has no slot."""
+    if gaps:
+        return step.rotary.move(slots.clamp(min=0))
+    return step.rotary.in_order(slots.shape[1], slots.device)
 
 
 def _hidden(slots: Int[Tensor, "batch columns"], new: Int[Tensor, "batch length"]) -> Tensor:

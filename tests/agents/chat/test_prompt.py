@@ -204,8 +204,6 @@ def test_of_an_earlier_answer_a_template_that_knows_thoughts_is_given_what_follo
 
 
 def test_what_a_template_refuses_is_told_in_words(tiny_chat):
-    from jinja2.exceptions import TemplateError
-
     refusing = "{% for m in messages %}{{ raise_exception('no role ' + m['role']) }}{% endfor %}"
-    with pytest.raises(TemplateError, match="no role critic"):
+    with pytest.raises(ValueError, match="no role critic"):
         write_prompt(tiny_chat[1], [ChatMessage(content="Hm", role="critic")], template=refusing)

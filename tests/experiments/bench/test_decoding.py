@@ -1,0 +1,45 @@
+"""What is timed of decoding: caches that hold what is said; sinks read by the kernel what they read."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+pytest.importorskip("transformers")
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from scrubjay.experiments.bench.decoding import BY_KERNEL, OWN, SIZES, DecodingBench, contestants, measure
+
+TOKENS = 8
+BENCH = DecodingBench(budget=32, policies=("full", "window", "sinks"), turn=4)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    own = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1}
+    sizes: Any = SIZES["4 layers of 256"] | own
+    return LlamaForCausalLM(LlamaConfig(**sizes)).eval()
+
+
+@torch.no_grad()
+def test_sinks_by_the_kernel_read_as_sinks(model):
+    ids = torch.randint(0, 512, (1, 3 * BENCH.budget))
+    logits = {}
+    for name, (make, seen) in contestants(model, BENCH, TOKENS).items():
+        cache = make()
+        model(ids[:, :seen], cache=cache)
+        tokens = ids[:, seen : seen + TOKENS].split(1, dim=1)
+        logits[name] = torch.cat([model(token, cache=cache).logits for token in tokens], dim=1)
+        assert cache.get_seq_length() == seen + TOKENS
+    torch.testing.assert_close(logits[BY_KERNEL], logits["sinks"], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits["full"], logits[OWN], atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(logits["sinks"], logits["window"], atol=1e-2)
+
+
+def test_every_contestant_is_timed_in_every_round(model):
+    times = measure(model, dataclasses.replace(BENCH, policies=("sinks",)), TOKENS, rounds=3)
+    assert set(times) == {OWN, "sinks", BY_KERNEL}
+    assert all(len(rounds) == 3 for rounds in times.values())

