@@ -57,11 +57,15 @@ class Trial:
         self.generator = torch.Generator().manual_seed(seed)
         self.tolerance = _TOLERANCE.get(dtype, 1e-5)
         self.row_tolerance = _ROW_TOLERANCE.get(dtype, 1e-6)
+        self.autocast = autocast
         if autocast:
             self.tolerance = self.row_tolerance = _AUTOCAST_TOLERANCE
-            # A weight that is cast once for all steps would add their gradients up in bfloat16.
-            half = torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
-            memory.forward = half(memory.forward)
+            memory.forward = self.casting()(memory.forward)
+
+    def casting(self) -> torch.autocast:
+        """Return the context in which the memory runs."""
+        # A weight that is cast once for all steps would add their gradients up in bfloat16.
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast, cache_enabled=False)
 
     def draw(self, batch: int = BATCH, time: int | None = None) -> Tensor:
         """Return inputs [batch, time, dim]; `time` defaults to the length of the test sequences."""
