@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from scrubjay.experiments.kinds.sequence import SequenceTaskConfig
 from scrubjay.experiments.recipes.registry import recipe
-from scrubjay.experiments.tasks.suites import MQAR, Induction, Needle, SelectiveCopy
+from scrubjay.experiments.tasks.suites import MQAR, Induction, Needle, SelectiveCopy, StateTracking
+from scrubjay.experiments.tasks.suites.state_tracking import Group
 
 # 8 chunks in the sequences trained on, of which 4 are read: so choosing is learned. The longest test's all
 # are kept. One layer a block, for all memories alike.
@@ -13,6 +14,8 @@ _SEQUENCES = {
     "sink": {"num_layers": 1},
     "gtrxl": {"num_layers": 1},
 }
+# Factors between 0 and 1 follow no products in a group.
+_TRACKING = _SEQUENCES | {"gated_delta": {"negative_eigenvalues": True}}
 
 
 @recipe("mqar", settings=_SEQUENCES)
@@ -43,3 +46,19 @@ def selective_copy() -> SequenceTaskConfig:
 def induction() -> SequenceTaskConfig:
     """Supervised, as a sequence model: say what followed the trigger the first time."""
     return SequenceTaskConfig(suite=Induction(), eval_items=(), eval_rows=256)
+
+
+@recipe("parity", settings=_TRACKING)
+def parity() -> SequenceTaskConfig:
+    """Supervised, as a sequence model: say after each bit whether the ones so far are odd."""
+    return _tracking("Z2")
+
+
+@recipe("state-tracking", settings=_TRACKING)
+def state_tracking() -> SequenceTaskConfig:
+    """Supervised, as a sequence model: say after each permutation of 3 things how they lie now."""
+    return _tracking("S3")
+
+
+def _tracking(group: Group) -> SequenceTaskConfig:
+    return SequenceTaskConfig(suite=StateTracking(group=group), eval_items=(), eval_rows=256)

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
 import torch
 
-from scrubjay.experiments.tasks.suites import IGNORED, MQAR, Induction, Needle, SelectiveCopy, Suite
+from scrubjay.experiments.tasks.suites import (
+    IGNORED,
+    MQAR,
+    Induction,
+    Needle,
+    SelectiveCopy,
+    StateTracking,
+    Suite,
+)
+from scrubjay.experiments.tasks.suites.state_tracking import products
 
 SUITES = [
     MQAR(vocab_size=20, length=36, num_items=4),
@@ -20,6 +30,10 @@ SUITES = [
     SelectiveCopy(length=10, num_items=5),
     Induction(length=3),
     Induction(length=40),
+    StateTracking(group="Z2", length=1),
+    StateTracking(group="Z5", length=30),
+    StateTracking(length=30),
+    StateTracking(group="S4", vocab_size=24, length=20),
 ]
 
 
@@ -37,7 +51,21 @@ def solve_selective_copy(suite: Suite, tokens: list[int], asked: list[int]) -> d
     return dict(zip(markers, [token for token in tokens if token > 1], strict=True))
 
 
+def solve_state_tracking(suite: Suite, tokens: list[int], asked: list[int]) -> dict[int, int]:
+    """Add numbers up, or move things about as each permutation says."""
+    kind, size = suite.group[0], int(suite.group[1:])
+    if kind == "Z":
+        return {t: sum(tokens[: t + 1]) % size for t in asked}
+    moves = list(itertools.permutations(range(size)))
+    things, found = tuple(range(size)), {}
+    for t, token in enumerate(tokens):
+        things = tuple(things[place] for place in moves[token])
+        found[t] = moves.index(things)
+    return found
+
+
 SOLVERS = {
+    "state-tracking": solve_state_tracking,
     "mqar": solve_mqar,
     "needle": solve_needle,
     "selective-copy": solve_selective_copy,
@@ -74,6 +102,18 @@ def test_chance_is_the_share_of_the_likeliest_answer(suite):
     assert len(shares) == round(1 / suite.chance)
     # Answers of one row may exclude each other, which only narrows their spread.
     assert (shares - suite.chance).abs().max() < 5 * np.sqrt(suite.chance / len(answers))
+
+
+@pytest.mark.parametrize(("group", "order"), [("Z2", 2), ("Z3", 3), ("Z5", 5), ("S3", 6), ("S4", 24)])
+def test_products_are_those_of_a_group(group, order):
+    table = products(group)
+    every = np.arange(order)
+    assert (table[0] == every).all()
+    assert (table[:, 0] == every).all()
+    for axis in (0, 1):  # each element has one inverse, on either side
+        assert (np.sort(table, axis=axis) == np.expand_dims(every, 1 - axis)).all()
+    assert (table[table] == table[every[:, None, None], table[None]]).all()
+    assert (table == table.T).all() == (group[0] == "Z")
 
 
 @pytest.mark.parametrize("power", [0.01, 1.0])
@@ -142,6 +182,8 @@ def test_needles_lie_anywhere_and_any_is_asked_for():
         (lambda: SelectiveCopy(length=15), "length=15: must be at least 16"),
         (lambda: SelectiveCopy(vocab_size=3), "vocab_size=3: must be at least 4"),
         (lambda: Induction(length=2), "length=2: must be at least 3"),
+        (lambda: StateTracking(group="A5"), "group='A5'; choose from Z2, Z3, Z5, S3, S4, S5"),
+        (lambda: StateTracking(group="S5"), "vocab_size=6: must be at least 120, the elements of S5"),
         (lambda: Induction().resized(2, 64), "num_items=2: induction has always 1 of triggers"),
     ],
 )
