@@ -21,7 +21,7 @@ float32, by a hundredth of 1/n at a million steps, and over a long episode so wo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -122,6 +122,7 @@ class FlowLayer(nn.Module):
         return x + self.feed_forward(x)
 
 
+@runtime_checkable
 class _Means(Protocol):
     """How means over an episode go on."""
 

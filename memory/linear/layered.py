@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,6 +15,7 @@ from scrubjay.memory.contract.nested import named, part_of
 _WIDEST_HEAD, _NARROWEST_HEAD = 64, 8
 
 
+@runtime_checkable
 class Layer(Protocol):
     """What a memory of layers is made of: a module with a state of its own."""
 

@@ -75,7 +75,7 @@ class Tokens(NamedTuple):
 
     query: Float[Tensor, "*batch heads features"]
     key: Float[Tensor, "*batch heads features"]
-    value: Float[Tensor, "*batch heads width+1"]
+    value: Float[Tensor, "*batch heads wider"]
     log_decay: Float[Tensor, "*batch heads"]
     step: Float[Tensor, "*batch heads"]
 
@@ -130,7 +130,7 @@ class TaylorLayer(nn.Module):
         ones = torch.ones_like(query[..., 0])
         return Tokens(query, key, value, torch.zeros_like(ones), ones)
 
-    def _finish(self, x: Tensor, y: Float[Tensor, "*batch heads width+1"]) -> Tensor:
+    def _finish(self, x: Tensor, y: Float[Tensor, "*batch heads wider"]) -> Tensor:
         y = (y[..., :-1] / (y[..., -1:] + _EPSILON)).flatten(-2)
         x = x + self.out(y.to(self.out.weight.dtype))
         return x + self.feed_forward(x)
