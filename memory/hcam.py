@@ -28,6 +28,7 @@ from scrubjay.memory.contract.base import Memory, MemoryConfig, State
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.contract.nested import named, part_of
 from scrubjay.memory.contract.stepper import Stepper
+from scrubjay.memory.parts.feed_forward import feed_forward
 from scrubjay.memory.parts.hierarchy import ReadWeights, attend
 from scrubjay.memory.parts.window import (
     WindowAttention,
@@ -242,9 +243,7 @@ class _Block(nn.Module):
         for projection in (self.summary_query, self.summary_key, self.query, self.key, self.value):
             nn.init.normal_(projection.weight, std=(2.0 / dim) ** 0.5)
         nn.init.normal_(self.out.weight, std=(0.5 / dim) ** 0.5)
-        self.feed_forward = nn.Sequential(
-            nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim)
-        )
+        self.feed_forward = feed_forward(dim, 2 * dim)
 
     def read(self, x: Tensor, stored: _Stored) -> Tensor:
         weights = ReadWeights(

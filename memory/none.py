@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from scrubjay.memory.contract.base import Memory, MemoryConfig, State
+from scrubjay.memory.parts.feed_forward import feed_forward
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,7 @@ class NoMemory(Memory):
 
     def __init__(self, config: NoMemoryConfig) -> None:
         super().__init__(config)
-        self.feed_forward = nn.Sequential(
-            nn.LayerNorm(self.dim),
-            nn.Linear(self.dim, 2 * self.dim),
-            nn.GELU(),
-            nn.Linear(2 * self.dim, self.dim),
-        )
+        self.feed_forward = feed_forward(self.dim, 2 * self.dim)
 
     def initial_state(self, batch_size: int) -> State:
         """Return the empty state."""

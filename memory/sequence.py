@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from scrubjay.memory.contract.base import Memory, MemoryConfig, State, check_start
 from scrubjay.memory.contract.nested import named, part_of
 from scrubjay.memory.parts.convolution import ShortConvolution
+from scrubjay.memory.parts.feed_forward import feed_forward
 from scrubjay.memory.serialization import decode, encode
 
 _TOLERANCE = 0.01
@@ -197,9 +198,7 @@ class _Block(nn.Module):
         self.memory_norm = nn.LayerNorm(dim)
         self.convolution = ShortConvolution(dim, config.convolution_width)
         self.memory: Memory = config.memory.build()
-        self.feed_forward = nn.Sequential(
-            nn.LayerNorm(dim), nn.Linear(dim, width), nn.GELU(), nn.Linear(width, dim)
-        )
+        self.feed_forward = feed_forward(dim, width)
 
     def initial_state(self, batch_size: int) -> State:
         return {

@@ -31,6 +31,7 @@ from scrubjay.memory.contract.base import LATER, Memory, MemoryConfig, State
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.contract.stepper import Stepper
 from scrubjay.memory.parts import streaming
+from scrubjay.memory.parts.feed_forward import feed_forward
 from scrubjay.memory.parts.rotary import across, rotary_frequencies, turns
 from scrubjay.memory.parts.sinks import held
 from scrubjay.memory.parts.window import resolve_heads
@@ -271,9 +272,7 @@ class _Layer(nn.Module):
             still = (self.num_learned, self.heads, self.width - self.rotated)
             self.learned_keys = nn.Parameter(torch.randn(still))
             self.learned_values = nn.Parameter(torch.randn(self.num_learned, self.heads, self.width))
-        self.feed_forward = nn.Sequential(
-            nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim)
-        )
+        self.feed_forward = feed_forward(dim, hidden)
         self.register_buffer("frequencies", rotary_frequencies(self.rotated), persistent=False)
         # In the order of `streaming.Weights`; empty for what this layer lacks.
         self.names = (

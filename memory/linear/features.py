@@ -8,13 +8,6 @@ from torch import Tensor, nn
 
 from scrubjay.kernels.dispatch import without_autocast
 
-_UNIT_EPSILON = 1e-6
-
-
-def unit(x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
-    """Return `x` with vectors of at most unit length, nearly that."""
-    return x * torch.rsqrt((x * x).sum(-1, keepdim=True) + _UNIT_EPSILON)
-
 
 class Taylor(nn.Module):
     """Features whose product is the exponential's series up to the second order: 1 + s + s^2 / 2.

@@ -32,6 +32,7 @@ from scrubjay.kernels.dispatch import without_autocast
 from scrubjay.memory.contract.base import MemoryConfig, State
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.linear.layered import LayeredMemory, count_heads
+from scrubjay.memory.parts.feed_forward import feed_forward
 
 _EPSILON = 1e-6
 
@@ -85,9 +86,7 @@ class FlowLayer(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.project_in = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
-        self.feed_forward = nn.Sequential(
-            nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim)
-        )
+        self.feed_forward = feed_forward(dim, hidden)
 
     def initial_state(self, batch_size: int, dtype: torch.dtype) -> State:
         """Return the state of a layer that knows nothing."""

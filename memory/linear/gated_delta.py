@@ -30,10 +30,11 @@ from torch.nn import functional
 from scrubjay.kernels import linear_memory, linear_memory_step
 from scrubjay.memory.contract.base import MemoryConfig, State
 from scrubjay.memory.contract.stepper import Stepper
-from scrubjay.memory.linear.features import unit
 from scrubjay.memory.linear.layered import LayeredMemory, count_heads
 from scrubjay.memory.linear.stepping import MatrixStepper
 from scrubjay.memory.parts.convolution import ShortConvolution
+from scrubjay.memory.parts.feed_forward import feed_forward
+from scrubjay.memory.parts.unit import unit
 
 # What is read in the first steps of an episode is small, and its rounding must stay so.
 _READ_EPSILON = 1e-4
@@ -111,9 +112,7 @@ class GatedDeltaLayer(nn.Module):
         self.out_norm = nn.RMSNorm(self.width, eps=_READ_EPSILON)
         self.output_gate = nn.Linear(dim, dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
-        self.feed_forward = nn.Sequential(
-            nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim)
-        )
+        self.feed_forward = feed_forward(dim, hidden)
         with torch.no_grad():
             self.convolution.weight[1:] *= 0.2
             if config.decay != "none":

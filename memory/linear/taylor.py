@@ -27,6 +27,7 @@ from scrubjay.memory.contract.stepper import Stepper
 from scrubjay.memory.linear.features import Taylor
 from scrubjay.memory.linear.layered import LayeredMemory, count_heads
 from scrubjay.memory.linear.stepping import MatrixStepper
+from scrubjay.memory.parts.feed_forward import feed_forward
 
 _EPSILON = 1e-6
 
@@ -96,9 +97,7 @@ class TaylorLayer(nn.Module):
         self.compared = nn.Linear(dim, 2 * self.heads * config.feature_width, bias=False)
         self.value = nn.Linear(dim, dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
-        self.feed_forward = nn.Sequential(
-            nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim)
-        )
+        self.feed_forward = feed_forward(dim, hidden)
 
     def initial_state(self, batch_size: int, dtype: torch.dtype) -> State:
         """Return the state of a layer that knows nothing."""

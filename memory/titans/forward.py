@@ -20,9 +20,9 @@ from torch.nn import functional
 from scrubjay.kernels.neural.factors import Factors
 from scrubjay.kernels.neural.network import NEGLIGIBLE
 from scrubjay.memory.parts.rotary import turn_pairs
+from scrubjay.memory.parts.unit import inverse_length
 from scrubjay.memory.titans.chunks import Chunk, Given, Kept, Outputs
 from scrubjay.memory.titans.course import Course
-from scrubjay.memory.titans.heads import inverse_length
 
 NORM_EPS = 1e-5
 READ_EPSILON = 1e-4

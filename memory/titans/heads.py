@@ -17,8 +17,8 @@ from torch.nn import functional
 
 from scrubjay.kernels.derivatives import by_graph, is_wanted_again
 from scrubjay.kernels.dispatch import without_own_gradient
+from scrubjay.memory.parts.unit import inverse_length, unit
 
-_EPSILON = 1e-6
 # Numbers of a block, which with what is formed of them on the way fit a cache.
 _BLOCK = 2**18
 
@@ -91,11 +91,6 @@ def split_heads(mixed: Float[Tensor, "*batch three_dims"], num_heads: int) -> tu
     """Return queries and keys of at most unit length, and values, of inputs that are mixed already."""
     query, key, value = functional.silu(mixed).unflatten(-1, (3, num_heads, -1)).unbind(-3)
     return unit(query), unit(key), value
-
-
-def unit(x: Tensor) -> Tensor:
-    """Return `x` with vectors of at most unit length, nearly that."""
-    return x * inverse_length(x)
 
 
 def normalised(norm: nn.RMSNorm, x: Tensor) -> Tensor:
@@ -187,11 +182,6 @@ def _blocks(x: Tensor) -> list[slice]:
     batch, time, width = x.shape
     size = max(1, _BLOCK // (batch * width)) if x.device.type == "cpu" else time
     return [slice(begin, min(begin + size, time)) for begin in range(0, time, size)]
-
-
-def inverse_length(x: Tensor) -> Tensor:
-    """Return what makes vectors of at most unit length, nearly that."""
-    return torch.rsqrt((x * x).sum(-1, keepdim=True) + _EPSILON)
 
 
 def _only(seen: Tensor | None, x: Tensor) -> Tensor:

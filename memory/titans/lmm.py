@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from scrubjay.memory.contract.base import Memory, State
 from scrubjay.memory.contract.nested import named, part_of
 from scrubjay.memory.contract.stepper import Stepper
+from scrubjay.memory.parts.feed_forward import feed_forward
 from scrubjay.memory.parts.grid import ChunkGrid
 from scrubjay.memory.titans.neural import NeuralMemory, NeuralMemoryConfig
 from scrubjay.memory.titans.stepping import MatrixSteps, TitansStepper, is_matrix
@@ -58,9 +59,7 @@ class TitansLayer(nn.Module, ABC):
         hidden = config.feed_forward_ratio * config.dim
         self.memory_norm = nn.LayerNorm(config.dim)
         self.memory = NeuralMemory(config)
-        self.feed_forward = nn.Sequential(
-            nn.LayerNorm(config.dim), nn.Linear(config.dim, hidden), nn.GELU(), nn.Linear(hidden, config.dim)
-        )
+        self.feed_forward = feed_forward(config.dim, hidden)
 
     def initial_state(self, batch_size: int, dtype: torch.dtype, device: torch.device) -> State:
         """Return the layer's state at the birth of an episode."""

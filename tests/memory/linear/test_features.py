@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scrubjay.memory.linear.features import Taylor, unit
+from scrubjay.memory.linear.features import Taylor
+from scrubjay.memory.parts.unit import unit
 
 
 @given(width=st.integers(1, 20), scale=st.floats(0, 30), seed=st.integers(0, 2**31))

@@ -1,0 +1,10 @@
+"""The part of a layer that looks at each step alone."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def feed_forward(dim: int, hidden: int) -> nn.Sequential:
+    """Return a norm, a linear layer to `hidden`, GELU, and one back to `dim`."""
+    return nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
