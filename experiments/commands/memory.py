@@ -26,6 +26,7 @@ from scrubjay.memory.bank.file.record import Hit, Record
 
 Kind = Literal["knowledge", "conversation", "task", "episode"]
 Trust = Literal["user", "agent", "tool"]
+By = Literal["meaning", "words"]
 _SILENT_SECONDS = 3.0
 """Before progress is told, and between two times."""
 
@@ -90,6 +91,8 @@ class SearchOptions:
     """What held then, as 2026-11-26 or 2026-11-26T08:30; default: what holds now."""
     embeddings: EmbeddingsName | None = None
     """Look by meaning, too, with those that the memory was written with."""
+    by: By | None = None
+    """Look by the one alone; by default by both."""
     explain: bool = False
     """Tell how each score came about."""
     json: bool = False
@@ -107,6 +110,7 @@ def search(options: SearchOptions) -> int:
             None if options.at is None else _read_moment(options.at),
             options.explain,
             options.trusts or None,
+            options.by,
         )
     for hit in hits:
         if options.json:

@@ -14,7 +14,6 @@ import math
 import re
 import sqlite3
 from collections.abc import Callable
-from datetime import UTC
 from typing import Any
 
 import numpy as np
@@ -23,9 +22,7 @@ from langchain_core.vectorstores import InMemoryVectorStore
 
 from scrubjay.experiments.language.conversations import Conversation, Question
 from scrubjay.memory import MemoryBank
-from scrubjay.memory.bank.search.dense import VectorIndex, unit_vectors
-from scrubjay.memory.bank.search.recall import Filter, recall
-from scrubjay.memory.bank.search.words import index_text, match_terms
+from scrubjay.memory.bank.file.words import index_text, match_terms
 
 Recall = Callable[[Question, int], list[int]]
 """Returns places of turns, the best first."""
@@ -181,25 +178,6 @@ def bank(timely: bool = False, dense: bool = True, **options: Any) -> Arm:
         return recall
 
     return arm
-
-
-def bank_embeddings(conversation: Conversation, embeddings: Embeddings) -> Recall:
-    """Recall by the dense arm of a `MemoryBank` alone."""
-    kept = MemoryBank(":memory:", embeddings)
-    drafts = [kept.draft(turn.text, observed=turn.observed, merge=False) for turn in conversation.turns]
-    kept.write(kept.embedded(drafts))
-    index = VectorIndex(len(embeddings.embed_query("")))
-    now = conversation.turns[-1].observed.timestamp()
-    everything = Filter(at=now, kinds=None, namespace=None, trusts=None)
-
-    def recall_by_meaning(question: Question, k: int) -> list[int]:
-        vector = unit_vectors([embeddings.embed_query(question.text)], 1)[0]
-        with kept.store.reading() as connection:
-            index.refresh(connection)
-            found = recall(connection, "", vector, index, 1.0, everything, now, k, UTC)
-        return [number - 1 for number, _, _ in found]
-
-    return recall_by_meaning
 
 
 def _bm25(conversation: Conversation, careful: bool = False) -> Callable[[str, int], list[tuple[int, float]]]:

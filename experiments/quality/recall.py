@@ -62,7 +62,6 @@ CONTESTANTS: dict[str, arms.Arm] = {
 VARIANTS: dict[str, arms.Arm] = {
     "most recent": arms.most_recent,
     "MemoryBank without embeddings": arms.bank(dense=False),
-    "MemoryBank's embeddings alone": arms.bank_embeddings,
     "MemoryBank, surprise for importance": arms.bank(surprise=SurpriseConfig()),
     "MemoryBank, searched with 0.3 of what its neural memory recalls": arms.bank(
         surprise=SurpriseConfig(importance=False, recall_weight=0.3)

@@ -4,16 +4,14 @@ One record type for knowledge, conversation, task and episode. Nothing is overwr
 an old one, whose validity ends; `forget` alone deletes, and does so physically. Writing needs no language
 model.
 
-Recall has HCAM's shape over text (Lampinen et al. 2021, arXiv 2105.14039): a query is scored against
-summaries of chunks (a conversation's segments, a document's sections), then against the records inside the
-chosen ones; words nominate too, and both scores are summed, each as far as it is sure. Without embeddings
-words alone nominate.
+Recall adds up how near a record is in meaning, which of the query's words it says, and a part of what its
+neighbours in the conversation or the document have of both (`memory/bank/search/recall.py`). Without
+embeddings words alone count.
 """
 
 from __future__ import annotations
 
 import itertools
-import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,14 +35,11 @@ from scrubjay.memory.bank.file.record import (
     to_seconds,
     zone_of,
 )
-from scrubjay.memory.bank.file.store import Store
-from scrubjay.memory.bank.model import Known, check_dimension, check_model
-from scrubjay.memory.bank.search.approximate import ApproximateIndex
-from scrubjay.memory.bank.search.dense import DenseIndex, VectorIndex, stored_dimension, unit_vectors
-from scrubjay.memory.bank.search.fluency import Embeddings, fluency, script_of
-from scrubjay.memory.bank.search.matrix import usable_device
-from scrubjay.memory.bank.search.recall import Filter, recall
-from scrubjay.memory.bank.search.segments import require_usearch
+from scrubjay.memory.bank.file.store import Store, select
+from scrubjay.memory.bank.meaning import Meaning, check_options
+from scrubjay.memory.bank.search.filter import Filter
+from scrubjay.memory.bank.search.fluency import Embeddings
+from scrubjay.memory.bank.search.recall import nearest, recall
 from scrubjay.memory.bank.transfer import BATCH, Restorer, check_row, draft_of, read_rows
 from scrubjay.memory.bank.write import (
     Draft,
@@ -56,7 +51,7 @@ from scrubjay.memory.bank.write import (
 )
 
 if TYPE_CHECKING:
-    from scrubjay.memory.bank.surprise import Surprise, SurpriseConfig
+    from scrubjay.memory.bank.surprise import SurpriseConfig
 
 
 class MemoryBank:
@@ -66,8 +61,7 @@ class MemoryBank:
         path: The file, begun if it is not there.
         embeddings: What records are found by besides their words.
         clock: Returns the present moment; in its time zone days begin.
-        dense_weight: What embeddings count where words count 1, each times how sure it is
-            (`memory/bank/search/recall.py`).
+        dense_weight: What embeddings count where words count 1 (`memory/bank/search/recall.py`).
         surprise: Puts a neural memory beside the records (`memory/bank/surprise.py`); off unless asked for.
         device: Where torch holds the embeddings, "cuda" for one, where Triton scans them; without it numpy
             does, and torch stays out.
@@ -93,27 +87,12 @@ class MemoryBank:
     ) -> None:
         if dense_weight < 0:
             raise ValueError(f"dense_weight={dense_weight}: must not be negative")
-        if surprise is not None and embeddings is None:
-            raise ValueError(f"surprise={surprise}: it is found in embeddings; pass some")
-        if device is not None and embeddings is None:
-            raise ValueError(f"device={device!r}: it is to hold embeddings; pass some")
-        if approximate:
-            if embeddings is None or device is not None or str(path) in ("", ":memory:"):
-                raise ValueError(
-                    f"approximate=True with embeddings={embeddings!r}, device={device!r}, "
-                    f"path={str(path)!r}: "
-                    "it needs embeddings and a file, and holds nothing on a device"
-                )
-            require_usearch()
-        self._approximate = approximate
-        self._device = None if device is None else usable_device(device)
-        self._embeddings, self._clock, self._dense_weight = embeddings, clock, dense_weight
-        self._fluencies: dict[str, float] = {}
-        self._known: Known | None = None
+        check_options(path, embeddings, surprise, device, approximate)
+        self._clock, self._dense_weight = clock, dense_weight
         self._store = Store(path)
-        self._index: DenseIndex | None = None
-        self._surprise_config = surprise
-        self._surprise: Surprise | None = None
+        self._meaning: Meaning | None = None
+        if embeddings is not None:
+            self._meaning = Meaning(self._store, embeddings, surprise, device, approximate)
 
     def add(
         self,
@@ -189,7 +168,8 @@ class MemoryBank:
         check_memorable(text)
         if importance is not None and not 0 <= importance <= 1:
             raise ValueError(f"importance={importance}: must be from 0 to 1")
-        now = to_seconds(self._clock(), "clock()")
+        moment = self._clock()
+        now = to_seconds(moment, "clock()")
         start = None if valid_from is None else to_seconds(valid_from, "valid_from")
         end = None if valid_to is None else to_seconds(valid_to, "valid_to")
         if start is not None and end is not None and start >= end:
@@ -208,6 +188,7 @@ class MemoryBank:
             supersedes=supersedes,
             merge=merge and supersedes is None,
             vector=None,
+            zone=zone_of(moment),
         )
 
     def embedded(self, drafts: list[Draft]) -> list[Draft]:
@@ -215,10 +196,10 @@ class MemoryBank:
 
         Before a transaction, as others must not wait for it.
         """
-        vectors = self._embed([draft.text for draft in drafts])
-        drafts = [draft._replace(vector=v) for draft, v in zip(drafts, vectors, strict=True)]
-        surprise = None if not drafts or vectors[0] is None else self._surprised(len(vectors[0]))
-        drafts = drafts if surprise is None else surprise.judged(drafts)
+        if self._meaning is not None:
+            vectors = self._meaning.embedded([draft.text for draft in drafts])
+            drafts = [draft._replace(vector=v) for draft, v in zip(drafts, vectors, strict=True)]
+            drafts = self._meaning.judged(drafts)
         return [prepared(self._store, draft) for draft in drafts]
 
     def write(self, drafts: list[Draft]) -> list[str]:
@@ -226,7 +207,8 @@ class MemoryBank:
         if not drafts:
             return []
         with self._store.writing() as connection:
-            self._note_dimension(connection, drafts[0].vector)
+            if self._meaning is not None and drafts[0].vector is not None:
+                self._meaning.note_dimension(connection, drafts[0].vector)
             writer = Writer(connection)
             return [writer.write(draft) for draft in drafts]
 
@@ -280,28 +262,34 @@ class MemoryBank:
         at: Time | None = None,
         explain: bool = False,
         trusts: Iterable[str] | str | None = None,
+        by: str | None = None,
     ) -> list[Hit]:
         """Return up to `k` records, best first, that hold now or held `at` a moment.
 
         Args:
-            query: Words, or a question. A date in it means what names it and what was observed on that day,
-                or in that month, where `clock` is.
+            query: Words, or a question. A day, month or year in it are words of what was observed then, where
+                `clock` is.
             k: Records at most.
             kinds: Only these.
             namespace: Only this circle and all that it contains: `("user",)` finds `("user", "ada")`'s.
             at: The moment; by default now.
             explain: Fill the hits' `explanation`.
             trusts: Only what these worded: `("user", "agent")` leaves out what tools said.
+            by: "meaning" for the exact cosine alone, "words" as without embeddings; by default both.
 
         Raises:
-            ValueError: on k < 1, on kinds and trusts that there are none of, and on a query longer than
-                `LONGEST_TEXT` (2**20) characters.
+            ValueError: on k < 1, on kinds, trusts and `by` that there are none of, by meaning without
+                embeddings, and on a query longer than `LONGEST_TEXT` (2**20) characters.
         """
         if k < 1:
             raise ValueError(f"k={k}: must be at least 1")
         check_length("query", query)
-        moment = self._clock()
-        now = to_seconds(moment, "clock()")
+        if by is not None:
+            check_choice("by", by, ("meaning", "words"))
+        meaning = self._meaning if query.strip() and by != "words" else None
+        if by == "meaning" and self._meaning is None:
+            raise ValueError("by='meaning': the bank has no embeddings; open it with some")
+        now = to_seconds(self._clock(), "clock()")
         filter = Filter(
             at=now if at is None else to_seconds(at, "at"),
             kinds=check_choices("kinds", kinds, KINDS),
@@ -309,26 +297,23 @@ class MemoryBank:
             trusts=check_choices("trusts", trusts, TRUSTS),
         )
         vector, dense_weight = None, 0.0
-        if self._embeddings is not None and query.strip():
-            self._check_model()
-            dense_weight = self._dense_weight * self._fluency(self._embeddings, script_of(query))
-            vector = unit_vectors([self._embeddings.embed_query(query)], 1)[0]
-            surprise = self._surprised(len(vector))
-            if surprise is not None and surprise.config.recall_weight:
-                vector = surprise.recalled(vector)
-            for _ in self.build_index():
-                pass
+        if meaning is not None:
+            dense_weight = self._dense_weight * meaning.fluency(query)
+            vector = meaning.query(query)
         with self._store.reading() as connection:
-            index = None if vector is None else self._refreshed_index(connection, vector)
-            hits = []
-            for number, score, why in recall(
-                connection, query, vector, index, dense_weight, filter, now, k, zone_of(moment)
-            ):
-                row = connection.execute(
-                    f"SELECT {COLUMNS} FROM records WHERE number = ?", (number,)
-                ).fetchone()
-                hits.append(Hit(**record_fields(row), score=score, explanation=why if explain else None))
-        return hits
+            scan = None
+            if meaning is not None and vector is not None:
+                scan = meaning.scan(connection, vector, filter.allows)
+            if by == "meaning":
+                found = [] if scan is None else nearest(connection, scan, filter, k)
+            else:
+                found = recall(connection, query, scan, dense_weight, filter, now, k)
+            rows = select(connection, f"number, {COLUMNS}", [number for number, *_ in found])
+            fields = {number: record_fields(row) for number, *row in rows}
+            return [
+                Hit(**fields[number], score=score, explanation=why if explain else None)
+                for number, score, why in found
+            ]
 
     def get(self, id: str) -> Record | None:
         """Return the record, valid or not; None if there is none."""
@@ -386,14 +371,17 @@ class MemoryBank:
         Hundreds are written at once, and those yielded for are safe: going on after a break begins from the
         start. Raises ValueError or TypeError on what is no such record.
         """
-        rows, restorer = iter(rows), Restorer()
+        rows, restorer, zone = iter(rows), Restorer(), zone_of(self._clock())
         while batch := list(itertools.islice(rows, BATCH)):
             for row in batch:
                 check_row(row)
-            vectors = self._embed([row["text"] for row in batch])
-            drafts = [draft_of(row, vector) for row, vector in zip(batch, vectors, strict=True)]
+            vectors: Sequence[np.ndarray | None] = [None] * len(batch)
+            if self._meaning is not None:
+                vectors = self._meaning.embedded([row["text"] for row in batch])
+            drafts = [draft_of(row, vector, zone) for row, vector in zip(batch, vectors, strict=True)]
             with self._store.writing() as connection:
-                self._note_dimension(connection, vectors[0])
+                if self._meaning is not None and vectors[0] is not None:
+                    self._meaning.note_dimension(connection, vectors[0])
                 new = [restorer.restore(connection, row, d) for row, d in zip(batch, drafts, strict=True)]
             yield from new
 
@@ -416,12 +404,8 @@ class MemoryBank:
         A search does so, too, which takes minutes for a million records; what is built stays if this is
         broken off. Without `approximate` there is nothing to build.
         """
-        if self._approximate:
-            with self._store.reading() as connection:
-                dimension = stored_dimension(connection)
-                index = None if dimension is None else self._kept_index(dimension)
-            if isinstance(index, ApproximateIndex):
-                yield from index.catch_up()
+        if self._meaning is not None:
+            yield from self._meaning.build_index()
 
     def close(self) -> None:
         """Close the file."""
@@ -437,53 +421,3 @@ class MemoryBank:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _embed(self, texts: list[str]) -> Sequence[np.ndarray | None]:
-        if self._embeddings is None or not texts:
-            return [None] * len(texts)
-        self._check_model()
-        return list(unit_vectors(self._embeddings.embed_documents(texts), len(texts)))
-
-    def _fluency(self, embeddings: Embeddings, script: str) -> float:
-        if script not in self._fluencies:
-            self._fluencies[script] = fluency(embeddings, script)
-        return self._fluencies[script]
-
-    def _check_model(self) -> None:
-        if self._embeddings is not None:
-            self._known = check_model(self._store, self._embeddings, self._known)
-
-    def _note_dimension(self, connection: sqlite3.Connection, vector: np.ndarray | None) -> None:
-        if vector is not None:
-            check_dimension(stored_dimension(connection), vector)
-            # Known before others had to wait, unless the file's embeddings are all newer than that.
-            self._check_model()
-            connection.execute("UPDATE facts SET value = ? WHERE name = 'dimension'", (len(vector),))
-
-    def _surprised(self, dimension: int) -> Surprise | None:
-        if self._surprise_config is not None and self._surprise is None:
-            from scrubjay.memory.bank.surprise import Surprise  # it brings torch along
-
-            self._surprise = Surprise(self._store, self._surprise_config, dimension)
-        self._store.if_undone(self._drop_kept)
-        return self._surprise
-
-    def _refreshed_index(self, connection: sqlite3.Connection, vector: np.ndarray) -> DenseIndex:
-        check_dimension(stored_dimension(connection), vector)
-        self._check_model()  # again, as others may have begun the file anew since
-        index = self._kept_index(len(vector))
-        self._store.if_undone(self._drop_kept)
-        index.refresh(connection)
-        return index
-
-    def _kept_index(self, dimension: int) -> DenseIndex:
-        """Return the one index of all threads; inside a transaction, as two might make one each."""
-        if self._index is None:
-            if self._approximate:
-                self._index = ApproximateIndex(self._store, dimension)
-            else:
-                self._index = VectorIndex(dimension, self._device)
-        return self._index
-
-    def _drop_kept(self) -> None:
-        self._index = self._surprise = None

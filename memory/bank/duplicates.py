@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scrubjay.memory.bank.search.words import STOP_WORDS, normalise, words
+from scrubjay.memory.bank.file.words import STOP_WORDS, normalise, words
 
 _BANDS, _ROWS = 6, 3
 _PLANES, _SIGNS = 8, 12

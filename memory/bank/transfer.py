@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import sqlite3
 from collections.abc import Callable, Mapping
+from datetime import tzinfo
 from typing import Any
 
 from scrubjay.memory.bank.file.record import (
@@ -96,7 +97,7 @@ class Restorer:
         return True
 
 
-def draft_of(row: Mapping[str, Any], vector: Any) -> Draft:
+def draft_of(row: Mapping[str, Any], vector: Any, zone: tzinfo) -> Draft:
     """Return a checked record as a draft, with all that takes time done: before a transaction."""
     draft = Draft(
         **{name: row[name] for name in _AS_THEY_ARE},
@@ -104,6 +105,7 @@ def draft_of(row: Mapping[str, Any], vector: Any) -> Draft:
         provenance=encode_provenance(row["provenance"]),
         merge=False,
         vector=vector,
+        zone=zone,
     )
     return draft._replace(fingerprint=fingerprint(draft))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import uuid
+from datetime import UTC, tzinfo
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,11 +14,10 @@ from scrubjay.memory.bank import duplicates
 from scrubjay.memory.bank.file.damage import Unreadable, unpacked
 from scrubjay.memory.bank.file.record import LONGEST_TEXT
 from scrubjay.memory.bank.file.store import Store, select
-from scrubjay.memory.bank.search.recall import scope_words
+from scrubjay.memory.bank.file.words import day_words, index_text
+from scrubjay.memory.bank.search.filter import scope_words
 from scrubjay.memory.bank.search.segments import forget_in_segment
-from scrubjay.memory.bank.search.words import index_text
 
-_CHUNK_LENGTH = 16
 _PAUSE = 1800.0  # seconds of silence that end a segment
 _CANDIDATES = 8  # newest records looked at per mark
 _VALIDITY = "valid_from IS ? AND valid_to IS ?"
@@ -54,6 +54,8 @@ class Draft(NamedTuple):
     vector: np.ndarray | None
     section: int | None = None
     fingerprint: Fingerprint | None = None
+    zone: tzinfo = UTC
+    """Where its day begins."""
 
 
 class Writer:
@@ -252,8 +254,7 @@ class Writer:
         (newest,) = self._connection.execute(
             "SELECT MAX(place) FROM records WHERE chunk = ?", (chunk,)
         ).fetchone()
-        place = 0 if newest is None else newest + 1
-        return (0, 0) if draft.section is None and place == _CHUNK_LENGTH else (chunk, place)
+        return chunk, 0 if newest is None else newest + 1
 
     def _open_chunk(self, draft: Draft, number: int) -> None:
         chunk = number if draft.section is None else -number
@@ -267,7 +268,8 @@ def fingerprint(draft: Draft) -> Fingerprint:
     scope = f"{draft.namespace}\0{draft.kind}\0{draft.trust}"
     meaning = duplicates.meaning_of(draft.text, draft.vector)
     digest, marks = duplicates.digest_of(scope, draft.text), duplicates.marks_of(scope, meaning)
-    return Fingerprint(meaning, digest, marks, index_text(draft.text), {})
+    body = f"{index_text(draft.text)} {day_words(draft.text, draft.observed, draft.zone)}"
+    return Fingerprint(meaning, digest, marks, body, {})
 
 
 def prepared(store: Store, draft: Draft) -> Draft:

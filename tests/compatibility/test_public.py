@@ -33,11 +33,13 @@ REPLACED = {
         ("scrubjay::write_steps",),
         ("scrubjay::write_steps_",),
     },
+    "tables": {("bank", "user_version")},
 }
 """What CHANGELOG names a substitute for: recipes by which memories learned with no seed, or not with all, by
 others; a config is data, and `experiments.train(config)` trains it; slots of policies get all that a model
 does to scores where they got its scale; torch's operators are called through the functions of
-`scrubjay.kernels`, whose own arguments are promised."""
+`scrubjay.kernels`, whose own arguments are promised; a bank's file is brought to a layout with days among
+its words."""
 WHOLE = ("members", "layouts", "ops", "tables", "files", "choices", "configs", "memory configs")
 
 

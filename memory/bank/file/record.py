@@ -27,26 +27,25 @@ Time = datetime | float
 
 @dataclass(frozen=True)
 class Explanation:
-    """Why a hit is where it is: `score` is `(from_words + from_embeddings) * recency * importance`."""
+    """Why a hit is where it is: its score is the sum of all `from_...`, `recency` and `importance`."""
 
-    keyword_rank: float | None
-    """Place among the records that share words or a day with the query, from 1, equals in the middle of
-    theirs; else None."""
-    dense_rank: float | None
-    """Place among the records whose embeddings were compared with the query's; None without embeddings."""
-    chunk_rank: int | None
-    """Place of the record's chunk among chunk summaries, from 1; None without embeddings."""
+    keyword_rank: int | None
+    """Place among the records that say words of the query, from 1; None if it says none."""
+    dense_rank: int | None
+    """Place by cosine among the records looked at, from 1; None without an embedding."""
     cosine: float | None
     """Similarity of the record's embedding to the query's."""
     from_words: float
-    """Its share by words and what neighbours lend it, times how sure words are."""
+    """3 for all of the query's words, less by the rarity of those that it lacks."""
     from_embeddings: float
-    """Its share by embeddings and what neighbours lend it, times how sure they are and the bank's
-    `dense_weight`."""
+    """By how many standard deviations it is nearer than records are on average, times how well the embeddings
+    know the query's script and the bank's `dense_weight`. The cosine itself in a search by meaning."""
+    from_neighbours: float
+    """What the records said right before and after it add."""
     recency: float
-    """Factor for age, 1.02 for the present moment down to 0.98."""
+    """From 0.02 for the present moment down to -0.02."""
     importance: float
-    """Factor for importance, 0.98 to 1.02."""
+    """From -0.02 to 0.02."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +158,7 @@ def split_namespace(stored: str) -> tuple[str, ...]:
     return tuple(stored.split("\x1f")[:-1])
 
 
-def record_fields(row: tuple) -> dict[str, Any]:
+def record_fields(row: Sequence[Any] | None) -> dict[str, Any]:
     """Return the fields of a `Record` from a row of `COLUMNS`. Raises Unreadable if it is none."""
     if row is None:
         raise Unreadable("an index tells of a record that is not there")

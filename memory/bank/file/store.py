@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from scrubjay.memory.bank.file.damage import DamagedBankError, tells_of_damage
+from scrubjay.memory.bank.file.words import day_words
 
 _PATIENCE = 30.0  # seconds to wait for another process's write
 
@@ -63,6 +64,10 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "INSERT INTO words (words, rank) VALUES ('rank', 'bm25(0.0, 1.0)')",
     ),
     ("CREATE INDEX records_by_observation ON records (observed)",),
+    (
+        """UPDATE words SET body = body || ' ' || (
+            SELECT day_words(text, observed) FROM records WHERE number = words.rowid)""",
+    ),
 )
 
 
@@ -187,6 +192,7 @@ class Store:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version == len(_MIGRATIONS):
             return
+        connection.create_function("day_words", 2, day_words, deterministic=True)
         with self.writing():
             # Again: another process may have migrated.
             (version,) = connection.execute("PRAGMA user_version").fetchone()

@@ -17,8 +17,8 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from scrubjay.memory.bank.file.words import normalise
 from scrubjay.memory.bank.search.dense import unit_vectors
-from scrubjay.memory.bank.search.words import normalise
 
 _LEAST = 0.02  # With it they still order what words leave equal.
 _FILE = Path(__file__).with_suffix(".json")

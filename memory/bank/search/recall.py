@@ -1,177 +1,144 @@
-"""Recall from a bank: two arms share out one whole each, and count as far as they are sure.
+"""Recall from a bank: how near a record is, which of the query's words it says, and what stands beside it.
 
-What a record gets:
+    score = z + 3 (w + half of w before and after) + 1.5 max(0, largest z before or after - sqrt(2 ln N))
 
-1. Each arm's scores become shares of one whole by a softmax, and records lend some of theirs to neighbours in
-   the chunk (`memory/bank/search/shares.py`): BM25 by words, cosines by embeddings.
-2. Shares of both arms are summed, as convex combinations beat fusions of ranks (Bruch, Gai and Ingber 2023,
-   arXiv 2210.11934), but with weights that the query's own scores tell, since no weights serve all queries.
-   Words weigh the part of the query that the best record covers, to the power of 1.5: they know little of a
-   query that shares but a name with a hundred records. Embeddings weigh how far the nearest record stands out
-   from what chance would bring near, in a logistic curve, times how well they know the query's script
-   (`memory/bank/search/fluency.py`), times the bank's `dense_weight`: where no record stands out none is
-   meant.
-3. Recency and importance each move the sum by 2 % at most: they decide between equals.
+- z is the cosine in standard deviations of all N that may be found, as one model's cosines lie from 0 to 1,
+  another's above 0.7. It is multiplied by the bank's `dense_weight` and by how well the embeddings know the
+  query's script (`memory/bank/search/fluency.py`).
+- w is the part of the query's words that a record says (`memory/bank/search/keyword.py`), about 1 for all of
+  them. Convex combinations beat fusions of ranks (Bruch, Gai and Ingber 2023, arXiv 2210.11934).
+- A reply need not repeat what it replies to, so it gets a part of what its neighbours in the segment have: of
+  w always, of z where a neighbour is nearer than chance would bring the nearest of N.
+- Recency and importance each move the sum by 0.02 at most: they decide between equals.
+
+The weights were chosen on the development parts of `experiments/quality/sets/parts.json`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import math
 import sqlite3
-from dataclasses import dataclass
-from datetime import tzinfo
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Int
 
+from scrubjay.kernels.select import best
 from scrubjay.memory.bank.file.record import Explanation
-from scrubjay.memory.bank.file.store import select
-from scrubjay.memory.bank.search.choice import best_records
-from scrubjay.memory.bank.search.dense import DenseIndex, Near, Nearby
-from scrubjay.memory.bank.search.keyword import keyword_scores
+from scrubjay.memory.bank.search.candidates import Candidates, Row, held, neighbours
+from scrubjay.memory.bank.search.dense import Scan
+from scrubjay.memory.bank.search.filter import Filter
+from scrubjay.memory.bank.search.keyword import match
 
+_WORDS = 3.0
+_WORDS_BESIDE = 0.5
+_MEANING_BESIDE = 1.5
 _SWAY = 0.02
 _HALF_LIFE = 30 * 86400.0  # seconds in which recency halves
-TOP_CHUNKS = 256
 _DEPTH = 4
-_LEAST_DEPTH = 60
-_HALF_SURE, _SURENESS_SCALE = 0.5, 0.75  # standard deviations
+_LEAST_DEPTH = 128  # of each arm, whose neighbours may be found, too
 
 
-@dataclass(frozen=True)
-class Filter:
-    """Which records a search may see."""
+class Found(NamedTuple):
+    """A record that a search returns."""
 
-    at: float
-    """Seconds since 1970 at which they must hold."""
-    kinds: tuple[str, ...] | None
-    """Kinds, None for all."""
-    namespace: str | None
-    """The beginning of their namespace as stored, None for all."""
-    trusts: tuple[str, ...] | None
-    """Degrees of trust, None for all."""
-
-    def condition(self) -> tuple[str, list[object]]:
-        """Return the condition in SQL and its values."""
-        parts = ["(valid_from IS NULL OR valid_from <= ?)", "(valid_to IS NULL OR valid_to > ?)"]
-        values: list[object] = [self.at, self.at]
-        for column, choices in (("kind", self.kinds), ("trust", self.trusts)):
-            if choices is not None:
-                parts.append(f"{column} IN ({', '.join('?' * len(choices))})")
-                values += choices
-        if self.namespace:
-            parts.append("namespace >= ? AND namespace < ?")
-            values += [self.namespace, self.namespace[:-1] + "\x20"]
-        return " AND ".join(parts), values
-
-    def scope(self) -> str:
-        """Return the beginning of an FTS5 expression that only records of these kinds and namespace match."""
-        parts = [[_scope_word(kind) for kind in self.kinds]] if self.kinds is not None else []
-        if self.namespace:
-            parts.append([_scope_word(self.namespace)])
-        return "".join(f"scope : ({' OR '.join(names)}) AND " for names in parts)
-
-    def allows(self, namespace: str, kind: str) -> bool:
-        """Return whether records of this namespace and kind may be seen."""
-        return (self.kinds is None or kind in self.kinds) and namespace.startswith(self.namespace or "")
-
-
-def scope_words(namespace: str, kind: str) -> str:
-    """Return the words by which the keyword index knows a record's kind and every circle of its namespace."""
-    circles = [i + 1 for i, letter in enumerate(namespace) if letter == "\x1f"]
-    return " ".join([_scope_word(kind), *(_scope_word(namespace[:end]) for end in circles)])
+    number: int
+    score: float
+    why: Explanation
 
 
 def recall(
     connection: sqlite3.Connection,
     query: str,
-    vector: np.ndarray | None,
-    index: DenseIndex | None,
+    scan: Scan | None,
     dense_weight: float,
     filter: Filter,
     now: float,
     k: int,
-    zone: tzinfo,
-) -> list[tuple[int, float, Explanation]]:
-    """Return number, score and explanation of the `k` best records, best first.
+) -> list[Found]:
+    """Return the `k` best records, best first; of equals the newest.
 
     Args:
         connection: To the bank's file.
         query: The question.
-        vector: Its embedding, of length 1; None for words alone.
-        index: Of the records' embeddings; None for words alone.
-        dense_weight: What embeddings count where words count 1.
+        scan: How near records are to it; None for words alone.
+        dense_weight: What a standard deviation of nearness counts.
         filter: Which records may be found.
-        now: The moment they must hold at, in seconds.
+        now: The moment, in seconds, at which a record is as old as it is.
         k: Records at most.
-        zone: Where days begin.
     """
     depth = max(_DEPTH * k, _LEAST_DEPTH)
-    keyword = keyword_scores(connection, query, filter.scope(), *filter.condition(), zone)
-    by_words = best_records(keyword.scores, depth)
-    near: dict[int, Near] = {}
-    if vector is not None and index is not None:
-        nearby = _dense(connection, vector, index, filter, depth, by_words, keyword.bm25)
-        near = {n.number: n for n in nearby.records}
-        dense_weight /= 1 + math.exp((_HALF_SURE - nearby.excess) / _SURENESS_SCALE)
-    word_weight = keyword.coverage**1.5
-    keyword_ranks = _ranks({number: keyword.scores[number] for number in by_words})
-    dense_ranks = _ranks({number: place.score for number, place in near.items()})
-    found: dict[int, tuple[float, Explanation]] = {}
-    for number, renewed, importance in select(connection, "number, renewed, importance", {*by_words, *near}):
-        place = near.get(number)
-        from_words = word_weight * keyword.scores.get(number, 0.0)
-        from_embeddings = dense_weight * place.score if place else 0.0
-        age = max(0.0, now - renewed)
-        explanation = Explanation(
-            keyword_rank=keyword_ranks.get(number),
-            dense_rank=dense_ranks.get(number),
-            chunk_rank=place.chunk_rank if place else None,
-            cosine=place.cosine if place else None,
-            from_words=from_words,
-            from_embeddings=from_embeddings,
-            recency=1 + _SWAY * (2 * 0.5 ** (age / _HALF_LIFE) - 1),
-            importance=1 + _SWAY * (2 * importance - 1),
+    words, rows = match(connection, query, filter)
+    lending = rows[:depth]
+    chance = 0.0
+    if scan is not None:
+        near = _nearest(connection, scan, filter, depth)
+        chance = math.sqrt(2 * math.log(max(scan.count, 1)))
+        z = dense_weight * scan.deviations(_numbers(near))
+        lending += [row for row, one in zip(near, z, strict=True) if one > chance]
+        rows += near
+    found = Candidates.of([*rows, *neighbours(connection, lending, filter)])
+    numbers = found.numbers.tolist()
+    w = np.array([words.get(number, 0.0) for number in numbers])
+    z = np.zeros(len(w)) if scan is None else dense_weight * np.nan_to_num(scan.deviations(found.numbers))
+    drawn = np.maximum(found.before(z), found.after(z)) - chance
+    from_words, from_embeddings = _WORDS * w, z
+    from_neighbours = _WORDS * _WORDS_BESIDE * (found.before(w) + found.after(w))
+    from_neighbours += _MEANING_BESIDE * np.maximum(drawn, 0.0)
+    recency = _SWAY * (2 * 0.5 ** (np.maximum(now - found.renewed, 0.0) / _HALF_LIFE) - 1)
+    importance = _SWAY * (2 * found.importance - 1)
+    score = from_words + from_embeddings + from_neighbours + recency + importance
+    cosines = np.full(len(w), np.nan) if scan is None else scan.cosines(found.numbers)
+    return [
+        Found(
+            numbers[i],
+            float(score[i]),
+            Explanation(
+                keyword_rank=_rank(w, i) if w[i] else None,
+                dense_rank=None if np.isnan(cosines[i]) else _rank(cosines, i),
+                cosine=None if np.isnan(cosines[i]) else float(cosines[i]),
+                from_words=float(from_words[i]),
+                from_embeddings=float(from_embeddings[i]),
+                from_neighbours=float(from_neighbours[i]),
+                recency=float(recency[i]),
+                importance=float(importance[i]),
+            ),
         )
-        score = (from_words + from_embeddings) * explanation.recency * explanation.importance
-        found[number] = (score, explanation)
-    kept = best_records({number: score for number, (score, _) in found.items()}, k)
-    return [(number, *found[number]) for number in kept]
+        for i in _best(score, found.numbers, k)
+    ]
 
 
-def _ranks(scores: dict[int, float]) -> dict[int, float]:
-    """Return places by score from 1; equals share the mean of theirs."""
-    best = sorted(scores, key=lambda number: -scores[number])
-    ranks: dict[int, float] = {}
-    for _, equals in itertools.groupby(best, key=lambda number: scores[number]):
-        numbers = list(equals)
-        ranks.update(dict.fromkeys(numbers, len(ranks) + (len(numbers) + 1) / 2))
-    return ranks
+def nearest(connection: sqlite3.Connection, scan: Scan, filter: Filter, k: int) -> list[Found]:
+    """Return the `k` records of the largest cosines, which are their scores; of equals the newest."""
+    near = _numbers(_nearest(connection, scan, filter, k)[:k])
+    return [
+        Found(number, cosine, Explanation(None, rank, cosine, 0.0, cosine, 0.0, 0.0, 0.0))
+        for rank, (number, cosine) in enumerate(
+            zip(near.tolist(), scan.cosines(near).tolist(), strict=True), 1
+        )
+    ]
 
 
-def _dense(
-    connection: sqlite3.Connection,
-    vector: np.ndarray,
-    index: DenseIndex,
-    filter: Filter,
-    limit: int,
-    also: list[int],
-    bm25: dict[int, float],
-) -> Nearby:
-    """Return the nearest that hold, and those of `also`."""
-    condition, values = filter.condition()
-    wanted = limit
+def _nearest(connection: sqlite3.Connection, scan: Scan, filter: Filter, count: int) -> list[Row]:
+    """Return the rows of at least the `count` nearest that hold, the nearest first."""
+    wanted = count
     while True:
         # What no longer holds is in the index still: look deeper until enough is left.
-        near, excess = index.nearest(vector, filter.allows, TOP_CHUNKS, wanted, also, bm25)
-        allowed = {n for (n,) in select(connection, "number", [n.number for n in near], condition, values)}
-        kept = [n for n in near if n.number in allowed]
-        if len(kept) >= limit or len(near) < wanted:
-            return Nearby(kept, excess)
+        near = scan.nearest(wanted).tolist()
+        rows = held(connection, near, filter)
+        if len(rows) >= count or len(near) < wanted:
+            return rows
         wanted *= 4
 
 
-def _scope_word(name: str) -> str:
-    # Digits alone, which the stemmer leaves as they are.
-    return f"x{int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), 'big')}"
+def _numbers(rows: list[Row]) -> Int[np.ndarray, "R"]:
+    return np.array([number for number, *_ in rows], dtype=np.int64)
+
+
+def _rank(values: Float[np.ndarray, "R"], i: int) -> int:
+    return 1 + int((values > values[i]).sum())
+
+
+def _best(scores: Float[np.ndarray, "R"], numbers: Int[np.ndarray, "R"], k: int) -> list[int]:
+    newest_first = np.argsort(-numbers)
+    return newest_first[best(scores[newest_first], k)].tolist()

@@ -261,7 +261,7 @@ FORMS: Mapping[str, tuple[Form, ...]] = {
         Form(
             "memory search {bank} engines",
             numbers="--k",
-            named="--kinds --namespace --trusts --at --explain --json --embeddings",
+            named="--kinds --namespace --trusts --at --by --explain --json --embeddings",
         ),
         Form("memory show {bank}", numbers="--last", named="--kind --namespace --json"),
         Form("memory forget {bank} {word}"),

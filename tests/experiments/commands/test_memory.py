@@ -45,6 +45,14 @@ def test_what_is_added_is_found_explained_shown_and_forgotten(here):
     assert here("memory", "search", "m.db", "Vera")[1:] == ("", "nothing found\n")
 
 
+def test_a_search_by_one_alone_takes_it_from_the_other_or_says_what_lacks(here):
+    here("memory", "add", "m.db", "Vera lives in Lisbon")
+    assert "Vera lives in Lisbon" in here("memory", "search", "m.db", "Vera", "--by", "words")[1]
+    code, _, said = here("memory", "search", "m.db", "Vera", "--by", "meaning")
+    assert code == 2
+    assert "by='meaning': the bank has no embeddings; open it with some" in said
+
+
 def test_a_search_looks_back_to_what_held_then(here):
     old = here("memory", "add", "m.db", "Vera lives in Lisbon")[1].strip()
     here("memory", "add", "m.db", "Vera lives in Porto", "--supersedes", old)

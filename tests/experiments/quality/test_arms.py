@@ -52,7 +52,6 @@ ALL = {
     "ranks": arms.rank_fusion,
     "bank": arms.bank(),
     "bank without embeddings": arms.bank(dense=False),
-    "bank's embeddings": arms.bank_embeddings,
 }
 
 
@@ -78,7 +77,7 @@ def test_the_turn_with_the_questions_word_is_first(name, conversation):
     assert ALL[name](conversation, ByMeaning())(ask("storm"), 3)[0] == 1
 
 
-@pytest.mark.parametrize("name", ["store", "cosine", "mem0", "ranks", "convex", "bank", "bank's embeddings"])
+@pytest.mark.parametrize("name", ["store", "cosine", "mem0", "ranks", "convex", "bank"])
 def test_what_has_embeddings_finds_what_shares_no_word(name, conversation):
     assert 2 in ALL[name](conversation, ByMeaning())(ask("cake"), 2)
 

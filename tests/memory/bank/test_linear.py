@@ -11,9 +11,8 @@ from scrubjay.memory import MemoryBank
 from scrubjay.memory.bank import duplicates
 from scrubjay.memory.bank.document import split_document
 from scrubjay.memory.bank.duplicates import marks_of, meaning_of
-from scrubjay.memory.bank.search import words
-from scrubjay.memory.bank.search.dates import read_dates
-from scrubjay.memory.bank.search.words import index_text, match_terms, normalise
+from scrubjay.memory.bank.file import words
+from scrubjay.memory.bank.file.words import index_text, match_terms, normalise
 
 from ... import texts
 
@@ -33,7 +32,7 @@ def _search(text):
 WORK = {
     "meaning": lambda text: marks_of("", meaning_of(text, None)),
     "index": index_text,
-    "query": lambda text: (read_dates(normalise(text)), match_terms(text)),
+    "query": match_terms,
     "document": split_document,
     "document in one passage": lambda text: split_document(text, 10**9),
     "add": _add,

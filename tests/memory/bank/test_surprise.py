@@ -40,8 +40,8 @@ def importance(bank, id):
 
 
 def learned(bank):
-    bank._surprise.catch_up()
-    return bank._surprise.state_bytes()
+    bank._meaning._surprise.catch_up()
+    return bank._meaning._surprise.state_bytes()
 
 
 def write_some(path, numbers):

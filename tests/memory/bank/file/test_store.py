@@ -109,7 +109,8 @@ def test_an_index_is_kept_unless_what_it_read_was_rolled_back(letters):
     with MemoryBank(":memory:", letters) as bank:
         id = bank.add("a real record")
         bank.search("record")
-        kept = bank._index
+        assert bank._meaning is not None
+        kept = bank._meaning._index
         with bank.store.writing():
             bank.add("something else")
             bank.search("record")
@@ -120,4 +121,4 @@ def test_an_index_is_kept_unless_what_it_read_was_rolled_back(letters):
             bank.forget(id)
             raise KeyError
         assert len(bank.search("record")) == 2
-        assert bank._index is kept
+        assert bank._meaning._index is kept

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from scrubjay.memory import MemoryBank
-from scrubjay.memory.bank import bank as bank_module
+from scrubjay.memory.bank import meaning
 from scrubjay.memory.bank.search import approximate as search_approximate
 from scrubjay.memory.bank.search import segments as search_segments
 
@@ -96,11 +96,11 @@ def test_a_search_finds_what_the_exact_one_does(path):
         assert len(segments(path)) == 4
 
 
-def test_few_that_may_be_seen_are_found_among_many_that_may_not(path, monkeypatch):
-    monkeypatch.setattr(search_approximate, "_NEAREST", 2)
+@pytest.mark.parametrize("few", [True, False], ids=["read", "asked for again and again"])
+def test_few_that_may_be_seen_are_found_among_many_that_may_not(path, monkeypatch, few):
     monkeypatch.setattr(search_approximate, "_LEAST", 1)
-    monkeypatch.setattr(search_approximate, "_ENOUGH", 4)
-    monkeypatch.setattr(search_approximate, "_DEEPEST", 4)
+    if few:
+        monkeypatch.setattr(search_approximate, "_SAMPLE", 32)
     with open_bank(path) as bank:
         ids = [bank.add(f"only {number}", namespace=("rare",), merge=False) for number in range(3)]
         fill(path)
@@ -168,8 +168,7 @@ def test_what_was_not_forgotten_after_all_is_still_found(path):
 
 
 def test_the_index_of_records_that_were_rolled_back_is_built_anew(path, monkeypatch):
-    for name in ("_NEAREST", "_LEAST", "_ENOUGH"):
-        monkeypatch.setattr(search_approximate, name, 1)
+    monkeypatch.setattr(search_approximate, "_LEAST", 1)
     fill(path, 70)
     with open_bank(path) as bank:
         with contextlib.suppress(KeyError), bank.store.writing():
@@ -183,7 +182,7 @@ def test_the_index_of_records_that_were_rolled_back_is_built_anew(path, monkeypa
             (hit,) = bank.search(f"fact {number}", 1, explain=True)
             assert hit.text == f"fact {number}"
             assert hit.explanation is not None
-            assert hit.explanation.chunk_rank == 1
+            assert hit.explanation.dense_rank == 1
 
 
 @pytest.mark.parametrize("again", [20, 50], ids=["the same segment", "another segment"])
@@ -323,7 +322,7 @@ def test_threads_that_search_first_share_one_index_that_reads_only_what_is_new(p
             super().__init__(*arguments)
             made.append(self)
 
-    monkeypatch.setattr(bank_module, "ApproximateIndex", Meeting)
+    monkeypatch.setattr(meaning, "ApproximateIndex", Meeting)
     with open_bank(path) as bank:
         with ThreadPoolExecutor(2) as pool:
             found = list(pool.map(lambda number: bank.search(f"fact {number}")[0].id, (3, 128)))

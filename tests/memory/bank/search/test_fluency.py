@@ -1,4 +1,3 @@
-import math
 import re
 
 import numpy as np
@@ -7,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scrubjay.memory import MemoryBank
+from scrubjay.memory.bank.file.words import match_terms
 from scrubjay.memory.bank.search.fluency import fluency, question_pairs, script_of
-from scrubjay.memory.bank.search.words import is_unspaced, match_terms
 
 PAIRS = question_pairs()
 SCRIPTS = sorted(PAIRS)
@@ -43,7 +42,8 @@ def weighty(text):
 
     Pairs of characters, not only of grammar, or words of more than three letters.
     """
-    pairs = [term for term in match_terms(text) if is_unspaced(term) and not re.fullmatch('"[ぁ-ん]+"', term)]
+    pairs = [term for term in match_terms(text) if re.fullmatch(r'"[぀-ヿ一-鿿가-힯]+"', term)]
+    pairs = [term for term in pairs if not re.fullmatch('"[ぁ-ん]+"', term)]
     return pairs or re.findall(r"\S{4,}", text.lower())
 
 
@@ -141,45 +141,3 @@ def test_a_bank_tries_its_embeddings_once_a_script_and_weighs_them_by_it():
         by_embeddings("磨坊呢？")
         assert embeddings.calls == before + 2
     assert 0 < foreign < known / 3
-
-
-def test_embeddings_count_the_more_the_farther_the_nearest_stands_out():
-    def share_of_sureness(cosine):
-        class Planted(Told):
-            def embed_query(self, text):
-                if text == "quartz":
-                    rest = drawn("aside")
-                    rest -= (rest @ drawn("which?")) * drawn("which?")
-                    return (
-                        cosine * drawn("which?") + math.sqrt(1 - cosine**2) * rest / np.linalg.norm(rest)
-                    ).tolist()
-                return super().embed_query(text)
-
-        with MemoryBank(":memory:", Planted("latin", nearness=0.9)) as bank:
-            for n in range(200):
-                bank.add(f"chatter {n}", namespace=(str(n),))
-            bank.add("quartz", namespace=("here",))
-            (best, *_) = bank.search("which?", explain=True)
-            assert best.explanation is not None
-            return best.text, best.explanation.from_embeddings
-
-    found = [share_of_sureness(cosine) for cosine in (0.5, 0.7, 0.9)]
-    assert [text for text, _ in found] == ["quartz"] * 3
-    assert found[0][1] < found[1][1] < found[2][1]
-
-
-def test_of_two_records_as_near_the_one_that_shares_a_word_counts_twice_by_embeddings():
-    class Same(Told):
-        def embed_query(self, text):
-            return drawn("one").tolist() if text.startswith("the") else super().embed_query(text)
-
-    with MemoryBank(":memory:", Same("latin", nearness=0.9)) as bank:
-        bank.add("the heron", namespace=("a",))
-        bank.add("the mill", namespace=("b",))
-        for n in range(60):
-            bank.add(f"chatter {n}", namespace=("c", str(n)))
-        hits = {hit.text: hit.explanation for hit in bank.search("the heron", k=5, explain=True)}
-    shared, other = hits["the heron"], hits["the mill"]
-    assert shared is not None
-    assert other is not None
-    assert shared.from_embeddings / other.from_embeddings == pytest.approx(math.exp(0.75), rel=1e-4)

@@ -1,17 +1,105 @@
 """What words and embeddings find together, and in what order."""
 
-from datetime import timedelta
+import math
+import sqlite3
+from datetime import UTC, datetime, timedelta, timezone
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from scrubjay.memory import MemoryBank
+from scrubjay.memory.bank.file.words import day_words, index_text, match_terms
+from scrubjay.memory.bank.search.fluency import fluency
 
 DAY = timedelta(days=1)
+BEGIN = datetime(2024, 1, 1, 9, tzinfo=UTC)
+WORDS = ("heron", "mill", "boat", "oar", "water", "Vera", "磨坊", "what", "the", "2024", "May")
 
 
 def why(hit):
     assert hit.explanation is not None
     return hit.explanation
+
+
+def texts(hits):
+    return [hit.text for hit in hits]
+
+
+class Drawn:
+    """Embeddings drawn by the text; each cosine c is `lowest + (1 - lowest) c`."""
+
+    def __init__(self, lowest=0.0):
+        self.lowest = lowest
+
+    def embed_query(self, text):
+        vector = np.random.default_rng(list(text.rstrip("?!").encode())).standard_normal(24)
+        vector *= np.sqrt(1 - self.lowest) / np.linalg.norm(vector)
+        return [*vector, np.sqrt(self.lowest)]
+
+    def embed_documents(self, texts):
+        return [self.embed_query(text) for text in texts]
+
+
+def shares_of_words(turns, query):
+    """Return BM25 by the sum of rarities, from a plain index of all turns."""
+    index = sqlite3.connect(":memory:")
+    tokenizer = "porter unicode61 remove_diacritics 2"
+    index.execute(f'CREATE VIRTUAL TABLE t USING fts5(kind, body, tokenize = "{tokenizer}")')
+    index.execute("INSERT INTO t (t, rank) VALUES ('rank', 'bm25(0.0, 1.0)')")
+    for text, moment in turns:
+        body = f"{index_text(text)} {day_words(text, moment.timestamp())}"
+        index.execute("INSERT INTO t VALUES ('x1', ?)", (body,))
+    terms, n = match_terms(query), len(turns)
+    rarity = 0.0
+    for term in terms:
+        (count,) = index.execute("SELECT COUNT(*) FROM t WHERE t MATCH ?", (term,)).fetchone()
+        rarity += max(0.0, math.log((n - count + 0.5) / (count + 0.5)))
+    w = np.zeros(n)
+    if terms:
+        for row, rank in index.execute("SELECT rowid, rank FROM t WHERE t MATCH ?", (" OR ".join(terms),)):
+            w[row - 1] = -rank / max(rarity, 1e-6)
+    return w
+
+
+def by_the_rule(turns, query, embeddings):
+    """Return the score of every turn by the rule as it is written, over all of them."""
+    w = shares_of_words(turns, query)
+    vectors = np.array(embeddings.embed_documents([text for text, _ in turns]))
+    cosines = vectors @ embeddings.embed_query(query)
+    z = (cosines - cosines.mean()) / max(cosines.std(), 1e-3) * fluency(embeddings, "latin")
+    pauses = np.diff([moment.timestamp() for _, moment in turns]) > 1800
+    scores = []
+    for i in range(len(turns)):
+        beside = [i - 1] * (i > 0 and not pauses[i - 1])
+        beside += [i + 1] * (i + 1 < len(turns) and not pauses[i])
+        drawn = max((z[j] for j in beside), default=0.0) - math.sqrt(2 * math.log(len(turns)))
+        scores.append(z[i] + 3 * (w[i] + sum(w[j] for j in beside) / 2) + 1.5 * max(0.0, drawn))
+    return np.array(scores)
+
+
+@given(
+    st.lists(
+        st.tuples(st.lists(st.sampled_from(WORDS), min_size=1, max_size=5), st.sampled_from([1, 1, 100])),
+        min_size=1,
+        max_size=25,
+    ),
+    st.lists(st.sampled_from(WORDS[:6]), min_size=1, max_size=3),
+)
+@settings(max_examples=60, deadline=None)
+def test_scores_are_those_of_the_rule_over_all_records(said, asked):
+    turns, moment = [], BEGIN
+    for words, minutes in said:
+        moment += timedelta(minutes=minutes)
+        turns.append((" ".join(words), moment))
+    embeddings, query = Drawn(), " ".join(asked)
+    with MemoryBank(":memory:", embeddings, clock=lambda: moment) as bank:
+        ids = [bank.add(text, observed=then, merge=False) for text, then in turns]
+        found = {hit.id: hit for hit in bank.search(query, k=50, explain=True)}
+    assert found.keys() == set(ids)
+    plain = [found[id].score - why(found[id]).recency - why(found[id]).importance for id in ids]
+    assert plain == pytest.approx(by_the_rule(turns, query, embeddings), abs=1e-4)
 
 
 def test_words_and_embeddings_both_nominate_and_the_explanation_adds_up(letters, clock):
@@ -25,20 +113,59 @@ def test_words_and_embeddings_both_nominate_and_the_explanation_adds_up(letters,
         assert why(hits["tool ecology"]).dense_rank is not None
         for hit in hits.values():
             found = why(hit)
-            total = found.from_words + found.from_embeddings
-            assert hit.score == pytest.approx(total * found.recency * found.importance)
+            total = found.from_words + found.from_embeddings + found.from_neighbours
+            assert hit.score == pytest.approx(total + found.recency + found.importance)
         assert bank.search("ocelot")[0].explanation is None
 
 
+def test_by_meaning_is_the_exact_cosine_and_by_words_what_a_bank_without_embeddings_finds(clock):
+    embeddings, query = Drawn(0.5), "Where did the heron nest?"
+    with (
+        MemoryBank(":memory:", embeddings, clock=clock) as bank,
+        MemoryBank(":memory:", clock=clock) as words,
+    ):
+        for one in (bank, words):
+            for n in range(300):
+                one.add(f"{WORDS[n % 5]} {n // 5} by the {WORDS[n % 3]}", merge=False)
+        cosines = np.array(embeddings.embed_documents(texts(bank.recent(300)))) @ embeddings.embed_query(
+            query
+        )
+        hits = bank.search(query, k=20, by="meaning", explain=True)
+        assert [hit.score for hit in hits] == pytest.approx(np.sort(cosines)[::-1][:20], abs=1e-6)
+        assert [why(hit).dense_rank for hit in hits] == [*range(1, 21)]
+        assert all(why(hit).cosine == hit.score for hit in hits)
+        found = [
+            [(hit.text, hit.score) for hit in one.search(query, k=20, by="words")] for one in (bank, words)
+        ]
+        assert found[0] == found[1] == [(hit.text, hit.score) for hit in words.search(query, k=20)]
+        with pytest.raises(ValueError, match="by='meaning': the bank has no embeddings"):
+            words.search(query, by="meaning")
+        with pytest.raises(ValueError, match="by='feeling'; choose from meaning, words"):
+            bank.search(query, by="feeling")
+        assert bank.search(" ", by="meaning") == []
+
+
+@pytest.mark.parametrize("by", ["meaning", "words", None])
+def test_what_holds_no_longer_hides_nothing_that_does(by, clock):
+    with MemoryBank(":memory:", Drawn(), clock=clock) as bank:
+        right = bank.add("Who feeds the heron? Vera.", merge=False)
+        for n in range(700):
+            old = bank.add(f"Who feeds the heron? {n}", valid_to=clock.now + DAY, merge=False)
+        clock.now += 2 * DAY
+        assert [hit.id for hit in bank.search("Who feeds the heron?", k=3, by=by)] == [right]
+        assert len(bank.search("Who feeds the heron?", k=3, by=by, at=clock.now - 2 * DAY)) == 3
+        bank.forget(old)
+
+
 def test_recency_and_importance_move_a_record_by_few_places(bank, clock):
-    old = bank.add("the red boat sails")
+    old = bank.add("the red boat sails", namespace=("red",))
     clock.now += 4000 * DAY
     for colour in ("blue", "grey", "pink", "brown", "black", "white"):
-        bank.add(f"the {colour} boat sails")
+        bank.add(f"the {colour} boat sails", namespace=(colour,))
         clock.now += timedelta(hours=1)
     assert bank.search("boat")[-1].id == old
     assert [hit.id for hit in bank.search("red boat")].index(old) <= 2
-    grave = bank.add("the green boat sails", importance=1.0)
+    grave = bank.add("the green boat sails", namespace=("green",), importance=1.0)
     assert bank.search("boat")[0].id == grave
 
 
@@ -52,7 +179,7 @@ def test_a_reply_is_found_by_its_question_in_the_same_segment_only(bank, clock):
     assert other not in found
 
 
-def test_what_was_forgotten_leaves_no_trace_in_how_sure_words_are(clock):
+def test_what_was_forgotten_leaves_no_trace_in_what_words_weigh(clock):
     banks = MemoryBank(":memory:", clock=clock), MemoryBank(":memory:", clock=clock)
     with banks[0], banks[1]:
         gone = [banks[1].add(f"filler number {n}", kind="task") for n in range(40)]
@@ -63,3 +190,113 @@ def test_what_was_forgotten_leaves_no_trace_in_how_sure_words_are(clock):
             banks[1].forget(id)
         never, after = ([(h.text, h.score) for h in bank.search("heron boat")] for bank in banks)
     assert never == after
+
+
+def chat(bank):
+    for n in range(100):
+        bank.add(f"Chatter of day {n}", observed=n * 60, merge=False)
+    bank.add("Where did the heron nest!", observed=6000, merge=False)
+    bank.add("Under the old mill", observed=6060, merge=False)
+    for n in range(100, 200):
+        bank.add(f"Chatter of day {n}", observed=n * 60 + 120, merge=False)
+    return bank
+
+
+@pytest.mark.parametrize("embeddings", [None, Drawn(), Drawn(0.8)])
+def test_a_reply_is_found_by_what_it_replies_to(embeddings):
+    with chat(MemoryBank(":memory:", embeddings)) as bank:
+        found = texts(bank.search("Where did the heron nest?", k=3))
+    assert found[0] == "Where did the heron nest!"
+    assert "Under the old mill" in found
+
+
+def test_where_many_are_alike_none_draws_its_neighbours_along():
+    with chat(MemoryBank(":memory:")) as bank:
+        assert all("Chatter" in hit.text for hit in bank.search("chatter", k=50))
+
+
+def test_a_model_whose_cosines_are_all_high_recalls_as_one_whose_are_not():
+    found = []
+    for lowest in (0.0, 0.8):
+        with chat(MemoryBank(":memory:", Drawn(lowest), clock=lambda: 20_000.0)) as bank:
+            found.append({hit.text: hit.score for hit in bank.search("Chatter of the heron?", k=30)})
+    # Where two scores all but agree, rounding may exchange them.
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+def test_the_order_of_the_first_is_the_same_however_many_are_asked_for():
+    with chat(MemoryBank(":memory:", Drawn())) as bank:
+        many = [hit.id for hit in bank.search("Chatter of the heron?", k=60)]
+        assert [hit.id for hit in bank.search("Chatter of the heron?", k=5)] == many[:5]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    ["9 February 2024", "February 9, 2024", "2024-02-09", "on February 9th", "2024年2月9日", "二月？ 2月9日"],
+)
+def test_what_was_observed_on_a_day_is_recalled_by_it_though_it_does_not_name_it(asked):
+    with MemoryBank(":memory:") as bank:
+        for day in range(100):
+            text = "苍鹭吃了一条鱼" if "月" in asked else "the heron ate a fish"
+            bank.add(text, observed=BEGIN + day * DAY, merge=False)
+        (first, *_) = bank.search(f"{asked}?", k=1)
+    assert (first.observed.month, first.observed.day) == (2, 9)
+
+
+def test_a_month_is_recalled_by_its_name():
+    with MemoryBank(":memory:") as bank:
+        for day in range(150):
+            bank.add(f"the heron ate fish {day}", observed=BEGIN + day * DAY, merge=False)
+        assert {hit.observed.month for hit in bank.search("fish in March 2024", k=20)} == {3}
+        assert {hit.observed.month for hit in bank.search("What did it eat in May?", k=20)} == {5}
+
+
+def test_days_begin_where_the_clock_is(tmp_path):
+    here = timezone(timedelta(hours=8))
+    midnight = datetime(2024, 3, 5, tzinfo=here)
+    with (
+        MemoryBank(":memory:", clock=lambda: midnight + 90 * DAY) as bank,
+        MemoryBank(":memory:", clock=lambda: midnight + 90 * DAY) as restored,
+    ):
+        for hour in (-1, 1, 23, 25):
+            bank.add(
+                f"at {hour}", observed=midnight + timedelta(hours=hour), merge=False, namespace=(str(hour),)
+            )
+        list(restored.restore(bank.export()))
+        for one in (bank, restored):
+            assert set(texts(one.search("5 March", k=2))) == {"at 1", "at 23"}
+
+
+def test_a_moment_that_no_calendar_has_is_refused_and_harms_no_search(tmp_path):
+    path = tmp_path / "bank.db"
+    with MemoryBank(path) as bank:
+        for wrong in (1.7e12, float("nan"), float("inf")):
+            with pytest.raises(ValueError, match=r"observed=.*milliseconds"):
+                bank.add("a stamp", observed=wrong)
+        right = bank.add("rain", observed=datetime(2024, 3, 5, tzinfo=UTC))
+        (row,) = bank.export()
+        assert list(bank.restore([row | {"id": "stamp", "text": "a stamp", "observed": 1.7e12}])) == [True]
+        assert [hit.id for hit in bank.search("March 5", namespace=(), k=1)] == [right]
+
+
+def test_a_bank_of_an_older_layout_is_brought_up_to_date(tmp_path):
+    path = tmp_path / "bank.db"
+    with MemoryBank(path) as bank:
+        bank.add("the heron ate fish", observed=datetime(2024, 2, 9, tzinfo=UTC))
+        bank.add("苍鹭吃了鱼", observed=datetime(2024, 2, 10, tzinfo=UTC))
+        expected = [hit.score for hit in bank.search("9 February 2024 2月10日")]
+    with sqlite3.connect(path) as connection:
+        bodies = connection.execute("SELECT rowid, body FROM words").fetchall()
+        for number, text in ((1, "the heron ate fish"), (2, "苍鹭吃了鱼")):
+            connection.execute("UPDATE words SET body = ? WHERE rowid = ?", (index_text(text), number))
+        connection.execute("PRAGMA user_version = 2")
+    connection.close()
+    with MemoryBank(path) as bank:
+        assert [hit.score for hit in bank.search("9 February 2024 2月10日")] == pytest.approx(
+            expected, abs=1e-4
+        )
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (3,)
+        now = connection.execute("SELECT rowid, body FROM words").fetchall()
+        assert [(n, body.split()) for n, body in now] == [(n, body.split()) for n, body in bodies]
+    connection.close()

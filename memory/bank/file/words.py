@@ -1,6 +1,7 @@
 """Words of a text as the keyword index sees them.
 
-Latin words by Porter stems, Chinese, Japanese, Korean by pairs.
+Latin words by Porter stems, Chinese, Japanese, Korean by pairs. The day of a record is among its words, so
+that a question that names a day, a month or a year finds what was said then.
 
 SQLite's tokenizer takes a run of Chinese for one word and so finds nothing in it. Pairs of neighbouring
 characters need no dictionary and recall more than a dictionary's words do.
@@ -8,14 +9,17 @@ characters need no dictionary and recall more than a dictionary's words do.
 
 from __future__ import annotations
 
+import calendar
 import re
 import unicodedata
+from datetime import UTC, datetime, tzinfo
 
 _UNSPACED = (
     "\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uac00-\ud7af\U00020000-\U000323af"
 )
 _RUN = re.compile(f"[{_UNSPACED}]+")
 _WORD = re.compile(r"[^\W_]+")
+_ORDINAL = re.compile(r"(\d{1,2})(?:st|nd|rd|th)")
 _MOST_TERMS = 48
 
 _STOP_WORDS = """
@@ -28,6 +32,7 @@ whose why will with would you your yours
 """
 STOP_WORDS = frozenset(_STOP_WORDS.split())
 """Words too common to search for."""
+_UNASKED = STOP_WORDS - {"may"}  # more often the month, in a question
 
 
 def index_text(text: str) -> str:
@@ -35,20 +40,28 @@ def index_text(text: str) -> str:
     return _RUN.sub(lambda run: f" {' '.join(_pairs(run[0]))} {run[0][-1]} ", normalise(text))
 
 
+def day_words(text: str, observed: float, zone: tzinfo = UTC) -> str:
+    """Return the day on which a text was observed as the index reads it, "7 May 2023 05 07".
+
+    In unspaced script where the text is; nothing where no calendar has the moment.
+    """
+    try:
+        day = datetime.fromtimestamp(observed, zone)
+    except (ValueError, OverflowError, OSError):
+        return ""
+    if _RUN.search(text):
+        return index_text(f"{day.year}年{day.month}月{day.day}日")
+    return f"{day.day} {calendar.month_name[day.month]} {day.year} {day.month:02} {day.day:02}"
+
+
 def match_terms(query: str, alone: bool = True) -> list[str]:
     """Return the words of a query, each once and as FTS5 wants them.
 
     Stop words are among them only where there is nothing else, and the query is searched for `alone`.
     """
-    terms = [word for word in words(query) if word not in STOP_WORDS] or (words(query) if alone else [])
+    terms = [word for word in words(query) if word not in _UNASKED] or (words(query) if alone else [])
     # A lone character of an unspaced script is the beginning of a pair, or the last one of a run.
-    quoted = (f'"{term}"*' if len(term) == 1 and is_unspaced(term) else f'"{term}"' for term in terms)
-    return list(dict.fromkeys(quoted))[:_MOST_TERMS]
-
-
-def is_unspaced(term: str) -> bool:
-    """Return whether a word is of a script without spaces between words."""
-    return _RUN.match(term.strip('"*')) is not None
+    return list(dict.fromkeys(map(_quoted, terms)))[:_MOST_TERMS]
 
 
 def words(text: str) -> list[str]:
@@ -77,6 +90,13 @@ def normalise(text: str) -> str:
         if marks:
             text = re.sub(f"[{marks}]{{30}}(?=[{marks}])", "\\g<0>\u034f", text)
     return unicodedata.normalize("NFKC", text)
+
+
+def _quoted(term: str) -> str:
+    if len(term) == 1 and _RUN.match(term):
+        return f'"{term}"*'
+    ordinal = _ORDINAL.fullmatch(term)
+    return f'("{term}" OR "{ordinal[1]}")' if ordinal else f'"{term}"'
 
 
 def _is_mark(letter: str) -> bool:

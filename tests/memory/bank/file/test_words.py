@@ -3,7 +3,7 @@ import sqlite3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scrubjay.memory.bank.search.words import index_text, match_terms
+from scrubjay.memory.bank.file.words import index_text, match_terms
 
 HAN = st.text(alphabet="天地玄黄宇宙洪荒日月盈昃", min_size=1, max_size=12)
 
