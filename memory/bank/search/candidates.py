@@ -32,8 +32,12 @@ class Candidates(NamedTuple):
 
     @classmethod
     def of(cls, rows: Iterable[Row]) -> Self:
-        """Return the candidates that rows tell of, each once."""
-        table = np.array(list({row[0]: row for row in rows}.values()), dtype=np.float64).reshape(-1, 5)
+        """Return the candidates that rows tell of, each once. Raises Unreadable on what is no row."""
+        try:
+            table = np.array(list({row[0]: row for row in rows}.values()), dtype=np.float64).reshape(-1, 5)
+        except (TypeError, ValueError) as error:
+            # SQLite lets a column of a damaged or foreign file hold anything.
+            raise Unreadable(f"a record's place, time or importance is no number: {error}") from error
         table = table[np.lexsort((table[:, 2], table[:, 1]))]
         numbers, chunks, places, renewed, importance = table.T
         follows = (chunks[1:] == chunks[:-1]) & (places[1:] == places[:-1] + 1)
@@ -49,20 +53,20 @@ class Candidates(NamedTuple):
 
 
 def held(connection: sqlite3.Connection, numbers: Sequence[int], filter: Filter) -> list[Row]:
-    """Return the rows of those that the filter lets through, in the order of `numbers`.
-
-    Raises Unreadable on what is no row.
-    """
-    rows = {row[0]: row for row in _checked(select(connection, _COLUMNS, numbers, *filter.condition()))}
+    """Return the rows of those that the filter lets through, in the order of `numbers`."""
+    rows = {row[0]: row for row in select(connection, _COLUMNS, numbers, *filter.condition())}
     return [rows[number] for number in numbers if number in rows]
 
 
 def neighbours(connection: sqlite3.Connection, rows: Iterable[Row], filter: Filter) -> list[Row]:
     """Return the rows right before and after others in their chunks, if the filter lets them through.
 
-    Raises Unreadable on what is no row.
+    Raises Unreadable on what is no place.
     """
-    pairs = list({(chunk, place + step) for _, chunk, place, *_ in rows for step in (-1, 1)})
+    try:
+        pairs = list({(chunk, place + step) for _, chunk, place, *_ in rows for step in (-1, 1)})
+    except TypeError as error:
+        raise Unreadable(f"a record's place is no number: {error}") from error
     condition, values = filter.condition()
     found: list[Row] = []
     for first in range(0, len(pairs), _AT_ONCE):
@@ -72,12 +76,4 @@ def neighbours(connection: sqlite3.Connection, rows: Iterable[Row], filter: Filt
             f"SELECT {_COLUMNS} FROM records WHERE (chunk, place) IN (VALUES {marks}) AND {condition}",
             [*itertools.chain.from_iterable(some), *values],
         )
-    return _checked(found)
-
-
-def _checked(rows: list[Row]) -> list[Row]:
-    # SQLite lets a column of a damaged or foreign file hold anything.
-    for row in rows:
-        if not set(map(type, row)) <= {int, float}:
-            raise Unreadable(f"record {row[0]!r} has no numbers but {row[1:]!r:.80}")
-    return rows
+    return found

@@ -11,41 +11,41 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 import sqlite3
 
 from scrubjay.memory.bank.file.words import match_terms
 from scrubjay.memory.bank.search.candidates import Row, held
 from scrubjay.memory.bank.search.filter import Filter
 
-_BEST = 1000  # records that match
 _MOST_MATCHES = 10_000
+_LEAST_RARITY = 1e-6
 
 
-def match(connection: sqlite3.Connection, query: str, filter: Filter) -> tuple[dict[int, float], list[Row]]:
-    """Return the records that say words of the query: BM25 by its words' rarities, by number, and their rows.
+def match(
+    connection: sqlite3.Connection, query: str, filter: Filter, count: int
+) -> tuple[dict[int, float], list[Row]]:
+    """Return what part of the query's words records say, by number, and the rows of the best, best first.
 
-    Best first, the best 1,000 at most.
+    Of those that hold at least `count` rows, where so many match.
     """
-    terms = match_terms(query)
-    counts = {term: _count(connection, f"body : {term}") for term in terms}
-    records = _records(connection)
-    rarity = sum(math.log((records - n + 0.5) / (n + 0.5)) for n in counts.values() if 2 * n < records)
+    counts = {term: _count(connection, term) for term in match_terms(query)}
     expression, oldest = _affordable(connection, counts, filter.scope())
     if not expression:
         return {}, []
-    wanted = _BEST
+    records = _records(connection)
+    rarity = sum(math.log((records - n + 0.5) / (n + 0.5)) for n in counts.values() if 2 * n < records)
+    found = connection.execute(
+        "SELECT rowid, bm25(words, 0.0, 1.0) / ? FROM words WHERE words MATCH ? AND rowid >= ?",
+        (-max(rarity, _LEAST_RARITY), expression, oldest),
+    ).fetchall()
+    found.sort(key=operator.itemgetter(1), reverse=True)
+    wanted = count
     while True:
-        # The index ranks what no longer holds, too: look deeper until enough is left.
-        found = dict(
-            connection.execute(
-                "SELECT rowid, -rank FROM words WHERE words MATCH ? AND rowid >= ? ORDER BY rank LIMIT ?",
-                (expression, oldest, wanted),
-            ).fetchall()
-        )
-        rows = held(connection, [*found], filter)
-        if len(rows) >= _BEST or len(found) < wanted:
-            rows = rows[:_BEST]
-            return {number: found[number] / max(rarity, 1e-6) for number, *_ in rows}, rows
+        # The index knows what no longer holds, too: look deeper until enough is left.
+        rows = held(connection, [number for number, _ in found[:wanted]], filter)
+        if len(rows) >= count or wanted >= len(found):
+            return dict(found), rows
         wanted *= 4
 
 
@@ -55,7 +55,7 @@ def _affordable(connection: sqlite3.Connection, counts: dict[str, int], scope: s
     The expression is empty where nothing matches.
     """
     if scope and sum(counts.values()) > _MOST_MATCHES:
-        counts = {term: n and _count(connection, f"{scope}body : {term}") for term, n in counts.items()}
+        counts = {term: n and _count(connection, f"{scope}{term}") for term, n in counts.items()}
     every = " OR ".join(counts)
     rarest_first = sorted(filter(counts.get, counts), key=lambda term: counts[term])
     if not rarest_first:
@@ -63,13 +63,13 @@ def _affordable(connection: sqlite3.Connection, counts: dict[str, int], scope: s
     total = list(itertools.accumulate(counts[term] for term in rarest_first))
     choosing = rarest_first[: max(1, sum(matches <= _MOST_MATCHES for matches in total))]
     if len(choosing) == len(rarest_first) and total[-1] <= _MOST_MATCHES:
-        return f"{scope}body : ({every})", 0
-    expression = f"{scope}body : (({' OR '.join(choosing)}) AND ({every}))"
+        return f"{scope}({every})", 0
+    expression = f"{scope}({' OR '.join(choosing)}) AND ({every})"
     if total[0] <= _MOST_MATCHES:
         return expression, 0
     (oldest,) = connection.execute(
         "SELECT rowid FROM words WHERE words MATCH ? ORDER BY rowid DESC LIMIT 1 OFFSET ?",
-        (f"{scope}body : {choosing[0]}", _MOST_MATCHES - 1),
+        (f"{scope}{choosing[0]}", _MOST_MATCHES - 1),
     ).fetchone()
     return expression, oldest
 

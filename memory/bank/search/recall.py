@@ -36,7 +36,8 @@ _MEANING_BESIDE = 1.5
 _SWAY = 0.02
 _HALF_LIFE = 30 * 86400.0  # seconds in which recency halves
 _DEPTH = 4
-_LEAST_DEPTH = 128  # of each arm, whose neighbours may be found, too
+_LEAST_DEPTH = 64  # of each arm, whose neighbours may be found, too
+_MATCHES = 4  # times the depth, as many may say the same words
 
 
 class Found(NamedTuple):
@@ -68,7 +69,7 @@ def recall(
         k: Records at most.
     """
     depth = max(_DEPTH * k, _LEAST_DEPTH)
-    words, rows = match(connection, query, filter)
+    words, rows = match(connection, query, filter, _MATCHES * depth)
     lending = rows[:depth]
     chance = 0.0
     if scan is not None:
