@@ -6,12 +6,14 @@ Texts are 12 words out of 50,000 as unevenly frequent as a language's, with a nu
 drawn at random around one of 2,000 centres. Times are of the processor, so that other work on the machine
 does not count; a search's hold the question's own embedding, which costs nothing here. Every bank is searched
 in a process of its own. Banks beyond `--writes` records are copies of the one of so many, made in SQL, put
-together; banks in `--folder` are used again by the next run. Prints tables. Options: `--help`.
+together; banks in `--folder` are used again by the next run. Where lancedb is installed it searches the same
+texts and vectors in the same process. Prints tables. Options: `--help`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import multiprocessing
 import shutil
@@ -22,6 +24,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tyro
@@ -49,6 +52,8 @@ class BankBench:
     """Records of the banks that are searched."""
     searches: int = 100
     """Searches of each."""
+    beside: tuple[int, ...] = (10_000, 100_000)
+    """Records of the banks that are searched beside lancedb."""
     indexed: tuple[int, ...] = (100_000, 1_000_000)
     """Records of the banks that are searched with an approximate index, too."""
     dimension: int = 384
@@ -211,6 +216,58 @@ def recalled(path: Path, embeddings: CheapEmbeddings, searches: int) -> float:
     return float(np.mean([np.isin(right, seen).mean() for right, seen in found]))
 
 
+def lancedb_table(folder: Path, path: Path) -> Any:
+    """Return a table of lancedb with a bank's texts and vectors, its words indexed."""
+    lancedb: Any = importlib.import_module("lancedb")
+    pyarrow: Any = importlib.import_module("pyarrow")
+    config: Any = importlib.import_module("lancedb.index")
+    with sqlite3.connect(path) as connection:
+        rows = connection.execute("SELECT text, vector FROM records JOIN vectors USING (number)").fetchall()
+    connection.close()
+    texts, blobs = zip(*rows, strict=True)
+    numbers = np.frombuffer(b"".join(blobs), dtype=np.float32)
+    vectors = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(numbers), len(numbers) // len(texts))
+    rows = pyarrow.table({"text": pyarrow.array(texts), "vector": vectors})
+    table = lancedb.connect(folder).create_table("records", rows)
+    table.create_index("text", config=config.FTS())
+    return table
+
+
+def beside_lancedb(path: Path, embeddings: CheapEmbeddings, searches: int) -> list[tuple[float, float]]:
+    """Return the medians of a bank's and lancedb's searches by words, by exact vectors, and by both."""
+    rerankers: Any = importlib.import_module("lancedb.rerankers")
+    fused = rerankers.RRFReranker()
+    texts = Texts(1)
+    with tempfile.TemporaryDirectory() as folder, MemoryBank(path, embeddings) as bank:
+        table = lancedb_table(Path(folder), path)
+        pairs: list[tuple[Callable[[str], object], Callable[[str], object]]] = [
+            (
+                lambda asked: bank.search(asked, by="words"),
+                lambda asked: table.search(asked, query_type="fts").limit(10).to_list(),
+            ),
+            (
+                lambda asked: bank.search(asked, by="meaning"),
+                lambda asked: table.search(embeddings.embed_query(asked))
+                .distance_type("cosine").limit(10).to_list(),
+            ),
+            (
+                bank.search,
+                lambda asked: table.search(query_type="hybrid").vector(embeddings.embed_query(asked))
+                .text(asked).rerank(fused).limit(10).to_list(),
+            ),
+        ]  # fmt: skip
+        found = []
+        for pair in pairs:
+            times: tuple[list[float], list[float]] = ([], [])
+            for asked in [texts.ask() for _ in range(searches + 2)]:
+                for search, taken in zip(pair, times, strict=True):
+                    began = time.process_time()
+                    search(asked)
+                    taken.append(1000 * (time.process_time() - began))
+            found.append((float(np.median(times[0][2:])), float(np.median(times[1][2:]))))
+        return found
+
+
 def flat_scan(size: int, dimension: int) -> tuple[float, float]:
     """Return the median milliseconds of a scan of `size` vectors for the nearest ten, by numpy and torch."""
     import torch
@@ -263,7 +320,25 @@ def main() -> None:
             f"{by_numpy:.1f} | {by_torch:.1f} |",
             flush=True,
         )
+    _beside(config, embeddings)
     _approximations(config, embeddings)
+
+
+def _beside(config: BankBench, embeddings: CheapEmbeddings) -> None:
+    if importlib.util.find_spec("lancedb") is None:
+        print("\nlancedb is not installed; beside it nothing was measured.")
+        return
+    print(
+        "\nThe same texts and vectors, searched by a bank / by lancedb in one process, milliseconds and their "
+        "ratio:\n"
+    )
+    print("| records | words | vectors, exactly | both |\n|---|---|---|---|")
+    for size in config.beside:
+        path = config.folder / f"vectors_{size}.db"
+        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+            found = pool.apply(beside_lancedb, (path, embeddings, config.searches))
+        cells = (f"{ours:.1f} / {theirs:.1f} = {ours / theirs:.2f}" for ours, theirs in found)
+        print(f"| {size:,} | {' | '.join(cells)} |", flush=True)
 
 
 def _approximations(config: BankBench, embeddings: CheapEmbeddings) -> None:
