@@ -329,8 +329,8 @@ def _beside(config: BankBench, embeddings: CheapEmbeddings) -> None:
         print("\nlancedb is not installed; beside it nothing was measured.")
         return
     print(
-        "\nThe same texts and vectors, searched by a bank / by lancedb in one process, milliseconds and their "
-        "ratio:\n"
+        "\nThe same texts and vectors, searched by a bank / by lancedb in one process, milliseconds and "
+        "their ratio:\n"
     )
     print("| records | words | vectors, exactly | both |\n|---|---|---|---|")
     for size in config.beside:

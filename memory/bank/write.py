@@ -18,7 +18,7 @@ from scrubjay.memory.bank.file.words import day_words, index_text
 from scrubjay.memory.bank.search.filter import scope_words
 from scrubjay.memory.bank.search.segments import forget_in_segment
 
-_PAUSE = 1800.0  # seconds of silence that end a segment
+_PAUSE = 86400.0  # seconds of silence that end a segment
 _CANDIDATES = 8  # newest records looked at per mark
 _VALIDITY = "valid_from IS ? AND valid_to IS ?"
 

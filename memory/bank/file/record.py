@@ -36,7 +36,7 @@ class Explanation:
     cosine: float | None
     """Similarity of the record's embedding to the query's."""
     from_words: float
-    """3 for all of the query's words, less by the rarity of those that it lacks."""
+    """5 for all of the query's words, less by the rarity of those that it lacks."""
     from_embeddings: float
     """By how many standard deviations it is nearer than records are on average, times how well the embeddings
     know the query's script and the bank's `dense_weight`. The cosine itself in a search by meaning."""

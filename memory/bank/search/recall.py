@@ -1,6 +1,6 @@
 """Recall from a bank: how near a record is, which of the query's words it says, and what stands beside it.
 
-    score = z + 3 (w + half of w before and after) + 1.5 max(0, largest z before or after - sqrt(2 ln N))
+    score = z + 5 (w + half of w before and after) + 1.5 max(0, largest z before or after - sqrt(2 ln N))
 
 - z is the cosine in standard deviations of all N that may be found, as one model's cosines lie from 0 to 1,
   another's above 0.7. It is multiplied by the bank's `dense_weight` and by how well the embeddings know the
@@ -30,7 +30,7 @@ from scrubjay.memory.bank.search.dense import Scan
 from scrubjay.memory.bank.search.filter import Filter
 from scrubjay.memory.bank.search.keyword import match
 
-_WORDS = 3.0
+_WORDS = 5.0
 _WORDS_BESIDE = 0.5
 _MEANING_BESIDE = 1.5
 _SWAY = 0.02
