@@ -11,6 +11,7 @@ from scrubjay._lazy import face
 
 if TYPE_CHECKING:
     from scrubjay.kernels.dispatch import force as force
+    from scrubjay.kernels.elementwise.op import scan as scan
     from scrubjay.kernels.linear.op import linear_memory as linear_memory
     from scrubjay.kernels.linear.op import linear_memory_step as linear_memory_step
     from scrubjay.kernels.neural.op import Gates as Gates
@@ -35,6 +36,7 @@ __all__, __getattr__, __dir__ = face(
     __name__,
     {
         "dispatch": ["force"],
+        "elementwise.op": ["scan"],
         "linear.op": ["linear_memory", "linear_memory_step"],
         "neural.op": ["Gates", "NeuralState", "neural_memory", "neural_memory_step", "neural_recall"],
         "normalisers": ["merge"],

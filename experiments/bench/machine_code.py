@@ -21,6 +21,7 @@ ROOMS = {
     "neural_memory": "neural",
     "linear_memory": "linear",
     "nearest": "search",
+    "scan": "elementwise",
 }
 """The room of `scrubjay.kernels` in which the kernels of an op live."""
 OPS = tuple(ROOMS)

@@ -1,0 +1,33 @@
+"""What hosts of the kernels of a scan ask for; results are tested under the interpreter."""
+
+import importlib.util
+import inspect
+
+import pytest
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("triton is not installed", allow_module_level=True)
+
+from scrubjay.kernels.elementwise.gpu import configurations
+
+LAUNCHES = configurations()
+
+
+@pytest.mark.parametrize("name", LAUNCHES)
+def test_a_launch_gives_its_kernel_all_that_it_takes_and_reaches_every_channel(name):
+    launch = LAUNCHES[name]
+    names = list(inspect.signature(launch.kernel.fn).parameters)
+    assert {*launch.arguments, *launch.constants} == set(names)
+    rows, blocks = launch.grid
+    numbers = launch.arguments["states_ptr"]
+    assert rows == numbers.shape[0]
+    step, block = launch.constants["STEP"], launch.constants["BLOCK"]
+    assert launch.arguments["T"] == numbers.shape[1]
+    assert launch.arguments["D"] * step == numbers.shape[2]
+    assert (blocks - 1) * block < launch.arguments["D"] <= blocks * block
+    assert (launch.arguments["start_ptr"] is not None) == ("starts" in name)
+
+
+def test_numbers_and_pairs_with_and_without_starts_are_compiled_both_ways():
+    assert {launch.constants["STEP"] for launch in LAUNCHES.values()} == {1, 2}
+    assert sum(name.startswith("forward") for name in LAUNCHES) * 2 == len(LAUNCHES)

@@ -1,0 +1,198 @@
+"""Scan against its definition: values, gradients of any order, episodes, and numbers that are not finite."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scrubjay.kernels import scan
+
+NAMES = ("decay", "value", "state")
+
+
+def draw(
+    time=13, batch=2, width=(3,), starts=0.2, seed=0, pairs=False, dtype=torch.float64, largest=1.0
+) -> dict[str, Any]:
+    """Return arguments of a scan; decays of up to `largest` in size."""
+    generator = torch.Generator().manual_seed(seed)
+    ends = (*width, 2) if pairs else width
+
+    def normal(*shape):
+        return torch.randn(*shape, *ends, generator=generator, dtype=torch.float64).to(dtype)
+
+    decay = normal(batch, time)
+    size = decay.norm(dim=-1, keepdim=True) if pairs else decay.abs()
+    return {
+        "decay": largest * decay * size.tanh() / size,
+        "value": normal(batch, time),
+        "state": normal(batch),
+        "start": torch.rand(batch, time, generator=generator) < starts,
+        "pairs": pairs,
+    }
+
+
+def outcome(arguments, implementation):
+    """Return states, the last one, and the gradients of a functional of both."""
+    fresh = arguments | {name: arguments[name].detach().requires_grad_() for name in NAMES}
+    found = dict(zip(("states", "after"), scan(**fresh, implementation=implementation), strict=True))
+    along = [torch.linspace(-1, 1, x.numel(), dtype=x.dtype).view_as(x) for x in found.values()]
+    grads = torch.autograd.grad(list(found.values()), [fresh[name] for name in NAMES], along)
+    return {name: x.detach() for name, x in found.items()} | dict(zip(NAMES, grads, strict=True))
+
+
+def assert_near(arguments, **tolerance):
+    torch.testing.assert_close(outcome(arguments, "torch"), outcome(arguments, "reference"), **tolerance)
+
+
+@given(
+    time=st.integers(2, 40),
+    batch=st.integers(1, 3),
+    width=st.sampled_from([(), (1,), (3,), (2, 2)]),
+    starts=st.sampled_from([0.0, 0.1, 0.9]),
+    pairs=st.booleans(),
+    largest=st.sampled_from([0.5, 1.0, 1.5]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=80, deadline=None)
+def test_blocks_equal_the_definition(**sizes):
+    assert_near(draw(**sizes))
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_a_long_scan_in_float32_is_near_one_in_float64(pairs):
+    arguments = draw(2000, pairs=pairs, width=(5,), starts=0.001)
+    half = {n: x.float() if n in NAMES else x for n, x in arguments.items()}
+    found, right = outcome(half, "torch"), outcome(arguments, "reference")
+    for name, x in right.items():
+        assert float((found[name] - x).norm() / x.norm()) < 1e-6, name
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("cut", [0, 1, 5, 12, 13])
+def test_a_cut_anywhere_changes_nothing(cut, pairs):
+    arguments = draw(pairs=pairs)
+    whole, last = scan(**arguments)
+    parts = [
+        {name: arguments[name][:, where] for name in ("decay", "value", "start")}
+        for where in (slice(cut), slice(cut, None))
+    ]
+    first, state = scan(**parts[0], state=arguments["state"], pairs=pairs)
+    second, after = scan(**parts[1], state=state, pairs=pairs)
+    torch.testing.assert_close(torch.cat([first, second], dim=1), whole)
+    torch.testing.assert_close(after, last)
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_constant_input_has_a_closed_form(pairs):
+    decay = torch.tensor([0.6, 0.7] if pairs else 0.9, dtype=torch.float64)
+    states, _ = scan(
+        decay.expand(1, 50, *decay.shape),
+        torch.ones_like(decay).expand(1, 50, *decay.shape),
+        torch.zeros_like(decay)[None],
+        pairs=pairs,
+    )
+    a, b = (complex(*decay.tolist()), 1 + 1j) if pairs else (decay.item(), 1)
+    for t in range(50):
+        right = b * (1 - a ** (t + 1)) / (1 - a)
+        found = complex(*states[0, t].tolist()) if pairs else states[0, t].item()
+        assert found == pytest.approx(right)
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+@pytest.mark.parametrize("where", NAMES)
+def test_poison_ends_with_its_episode_in_both_directions(where, poison, pairs):
+    arguments = draw(16, starts=0.0, pairs=pairs)
+    arguments["start"][:, 9] = True
+    right = outcome(arguments, "torch")
+    arguments[where][(0,) if where == "state" else (0, 4)] = poison
+    found = outcome(arguments, "torch")
+    torch.testing.assert_close(found["states"][:, 9:], right["states"][:, 9:])
+    torch.testing.assert_close(found["after"], right["after"])
+    for name in ("decay", "value"):
+        torch.testing.assert_close(found[name][:, 9:], right[name][:, 9:])
+    torch.testing.assert_close(found["states"][1], right["states"][1])
+    assert not found["states"][0, 4:9].isfinite().all()
+    # And none of what comes behind a start goes back over it.
+    arguments = draw(16, starts=0.0, pairs=pairs)
+    arguments["start"][:, 9] = True
+    given = {name: arguments[name].requires_grad_() for name in NAMES}
+    states, _ = scan(**arguments)
+    along = torch.zeros_like(states)
+    along[:, 12] = math.nan
+    grads = torch.autograd.grad(states, list(given.values()), along)
+    assert not grads[2].any()
+    assert all(not x[:, :9].any() for x in grads[:2])
+
+
+def test_decays_beyond_one_leave_no_numbers_where_no_state_does():
+    arguments = draw(60, batch=1, starts=0.0, largest=1.0, dtype=torch.float32)
+    arguments["decay"] = torch.full_like(arguments["decay"], 1e20)
+    arguments["value"], arguments["state"] = (torch.zeros_like(arguments[n]) for n in ("value", "state"))
+    states, after = scan(**arguments)
+    assert not states.any()
+    assert not after.any()
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_gradients_of_any_order_are_those_of_finite_differences(pairs):
+    arguments = draw(6, pairs=pairs, width=(2,), starts=0.3)
+    leaves = [arguments[name].requires_grad_() for name in NAMES]
+
+    def run(*leaves):
+        return scan(*leaves, start=arguments["start"], pairs=pairs)
+
+    assert torch.autograd.gradcheck(run, leaves, check_batched_grad=True, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(run, leaves)
+
+
+def test_functions_of_functions_and_graphs_take_it():
+    arguments = draw(dtype=torch.float32)
+    start, leaves = arguments["start"], tuple(arguments[name] for name in NAMES)
+
+    def run(*leaves):
+        return scan(*leaves, start=start)[0]
+
+    many = tuple(torch.stack([x, 2 * x]) for x in leaves)
+    found = torch.func.vmap(run)(*many)
+    torch.testing.assert_close(found, torch.stack([run(*(x[i] for x in many)) for i in range(2)]))
+    compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*leaves), run(*leaves))
+
+
+def test_states_are_kept_in_float32_at_least_and_autocast_changes_nothing():
+    arguments = draw(dtype=torch.bfloat16)
+    states, after = scan(**arguments)
+    assert states.dtype == after.dtype == torch.float32
+    arguments["state"] = arguments["state"].double()
+    assert scan(**arguments)[1].dtype == torch.float64
+    arguments = draw(dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = scan(**arguments)
+    torch.testing.assert_close(found, scan(**arguments), rtol=0, atol=0)
+
+
+def test_no_steps_and_no_rows():
+    for arguments in (draw(time=0), draw(batch=0), draw(width=(0,))):
+        states, after = scan(**arguments)
+        assert states.shape == arguments["value"].shape
+        assert after.shape == arguments["state"].shape
+    assert torch.equal(scan(**draw(time=0))[1], draw(time=0)["state"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"decay": torch.zeros(2, 12, 3)}, r"decay has shape \(2, 12, 3\); expected \(2, 13, 3\)"),
+        ({"state": torch.zeros(3)}, r"state has shape \(3,\); expected \(2, 3\)"),
+        ({"start": torch.zeros(2, 13)}, "start has dtype torch.float32; expected torch.bool"),
+        ({"pairs": True}, "expected pairs, so 2 at its end"),
+        ({"implementation": "best"}, "implementation='best'; choose from"),
+    ],
+)
+def test_what_does_not_fit_is_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        scan(**draw() | change)

@@ -1,0 +1,123 @@
+"""The Triton kernels of a scan under the interpreter, against the definition."""
+
+import functools
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from scrubjay.kernels import elementwise, scan
+from scrubjay.kernels.elementwise import gpu
+
+TENSORS = ("decay", "value", "state")
+
+
+def draw(time=9, batch=2, width=3, starts=0.2, seed=0, pairs=False) -> dict[str, Any]:
+    """Return arguments of a scan."""
+    generator = torch.Generator().manual_seed(seed)
+    ends = (width, 2) if pairs else (width,)
+    return {
+        "decay": torch.rand(batch, time, *ends, generator=generator) - 0.3,
+        "value": torch.randn(batch, time, *ends, generator=generator),
+        "state": torch.randn(batch, *ends, generator=generator),
+        "start": torch.rand(batch, time, generator=generator) < starts,
+        "pairs": pairs,
+    }
+
+
+def outcome(arguments: dict[str, Any], implementation: Any) -> list[torch.Tensor]:
+    """Return states, the last one, and the gradients of a functional of both."""
+    fresh = arguments | {name: arguments[name].detach().requires_grad_() for name in TENSORS}
+    found = scan(**fresh, implementation=implementation)
+    along = [torch.linspace(-1, 1, x.numel()).view_as(x) for x in found]
+    grads = torch.autograd.grad(found, [fresh[name] for name in TENSORS], along)
+    return [*(x.detach() for x in found), *grads]
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize(
+    "sizes", [{}, {"starts": 0.0}, {"time": 1}, {"time": 4, "width": 130, "batch": 1}, {"starts": 0.7}]
+)
+def test_values_and_gradients_equal_the_definition(sizes, pairs):
+    arguments = draw(**sizes, pairs=pairs)
+    torch.testing.assert_close(outcome(arguments, "triton"), outcome(arguments, "reference"))
+    arguments["start"] = None
+    torch.testing.assert_close(outcome(arguments, "triton"), outcome(arguments, "reference"))
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_poison_ends_with_its_episode(pairs):
+    arguments = draw(12, starts=0.0, pairs=pairs)
+    arguments["start"][:, 7] = True
+    right = outcome(arguments, "triton")
+    arguments["value"][0, 3] = math.nan
+    found = outcome(arguments, "triton")
+    torch.testing.assert_close(found[0][:, 7:], right[0][:, 7:])
+    torch.testing.assert_close(found[1], right[1])
+    torch.testing.assert_close(found[2][:, 7:], right[2][:, 7:])
+    assert found[0][0, 3:7].isnan().all()
+
+
+def test_one_derivative_in_reverse_mode_is_all_there_is():
+    arguments = draw()
+    value = arguments.pop("value").requires_grad_()
+
+    def run(value):
+        return scan(value=value, **arguments, implementation="triton")[0]
+
+    with pytest.raises(NotImplementedError, match="differentiable once"):
+        torch.autograd.grad(run(value).sum(), value, create_graph=True)
+    with pytest.raises(ValueError, match=r"torch\.func"):
+        torch.func.vmap(run)(value[None].detach())
+
+
+def test_what_is_strided_or_of_half_precision_is_taken():
+    arguments = draw()
+    right = outcome(arguments, "triton")
+    turned = {n: arguments[n].transpose(0, 1).contiguous().transpose(0, 1) for n in ("decay", "value")}
+    torch.testing.assert_close(outcome(arguments | turned, "triton"), right)
+    half = {name: arguments[name].bfloat16() for name in TENSORS}
+    states, _ = scan(**arguments | half, implementation="triton")
+    assert states.dtype == torch.float32
+
+
+@functools.cache
+def spoilt() -> list[tuple[dict[str, Any], list[torch.Tensor]]]:
+    """Return calls that give each mutation something to break, and what is right."""
+    calls = [draw(7, seed=7, pairs=pairs) for pairs in (False, True)]
+    return [(call, outcome(call, "reference")) for call in calls]
+
+
+def errors() -> list[float]:
+    """Return the largest errors of these calls."""
+    return [
+        float((x - y).abs().max())
+        for call, right in spoilt()
+        for x, y in zip(outcome(call, "triton"), right, strict=True)
+    ]
+
+
+MUTATIONS = [
+    ("tl.where(begins, value, decay * real + value)", "decay * real + value"),
+    ("went = decay * real - turn * imaginary + value", "went = decay * real + turn * imaginary + value"),
+    ("tl.where(begins, other, turn * real", "tl.where(begins, other, -turn * real"),
+    ("tl.where(begins, 0.0, real * known)", "real * known"),
+    ("real = tl.where(begins, 0.0, real * decay)", "real = real * decay"),
+    ("before = states_ptr + here - D * STEP", "before = states_ptr + here"),
+    ("of_decay = real * known + imaginary * other", "of_decay = real * known - imaginary * other"),
+    ("of_turn = imaginary * known - real * other", "of_turn = imaginary * known + real * other"),
+    ("owed = real * decay + imaginary * turn", "owed = real * decay - imaginary * turn"),
+    ("imaginary * decay - real * turn)", "imaginary * decay + real * turn)"),
+]
+
+
+def test_the_right_kernel_passes_where_wrong_ones_are_caught():
+    assert max(errors()) < 1e-5
+
+
+@pytest.mark.parametrize(("right", "wrong"), MUTATIONS)
+def test_a_wrong_kernel_is_caught(right, wrong, mutated, monkeypatch):
+    monkeypatch.setattr(elementwise, "gpu", mutated(gpu, right, wrong))
+    assert any(math.isnan(error) or error > 1e-3 for error in errors())
