@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 Array = TypeVar("Array", np.ndarray, "Tensor")
 
+_FEW = 1024
+"""Scores of a tensor that are sorted at once: of so few the number of calls is what costs."""
+
 _GROUP = 32
 """Scores of which the largest is found first, where there are very many."""
 
@@ -54,13 +57,14 @@ def _of_tensor(scores: Any, count: int) -> Any:
 
     if scores.is_cuda and scores.dtype == torch.float32:
         return _packed(scores, count)
-    if scores.is_cuda or is_traced():
+    if scores.is_cuda or is_traced() or scores.numel() <= _FEW:
         return scores.sort(dim=-1, descending=True, stable=True).indices[..., :count]
     # topk is ten times faster than a stable sort and breaks ties as it likes, at the border above all.
     values, places = largest(scores, min(count + 1, scores.shape[-1]))
-    equal = (values[..., 1:] == values[..., :-1]) & (values[..., 1:] > -math.inf)
+    equal = values[..., 1:] == values[..., :-1]
     if not equal.any():
         return places[..., :count]
+    equal &= values[..., 1:] > -math.inf
     tied = equal.any(dim=-1)
     places = places[..., :count].contiguous()
     places[tied] = scores[tied].sort(dim=-1, descending=True, stable=True).indices[:, :count]

@@ -56,6 +56,8 @@ class PolicyLayer(CacheLayerMixin):
     def reset(self) -> None:
         """Forget everything."""
         self.memory = self.policy.build()
+        rotary = self._cache.rotaries[self.index]
+        self.memory.layout = None if rotary is None else rotary.layout
         # What `allocate` has set; None for what the policy is configured to.
         self.budget: int | None = None
         self.seen = 0

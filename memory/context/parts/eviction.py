@@ -23,6 +23,17 @@ def keep_best(
     return columns.sort(dim=-1).values.clamp(min=0)
 
 
+def all_but_worst(
+    worth: Float[Tensor, "batch key_heads columns"], most: int
+) -> Int[Tensor, "batch key_heads most"]:
+    """Return what `keep_best` does where every row keeps `most`, sooner where hardly any go."""
+    columns = worth.shape[-1]
+    # Of equals the later goes.
+    worst = columns - 1 - best(-worth.flip(-1), columns - most)
+    stays = torch.ones_like(worth, dtype=torch.bool).scatter_(-1, worst, False)
+    return stays.nonzero()[:, -1].view(*worth.shape[:-1], most)
+
+
 def take(
     table: Float[Tensor, "batch key_heads columns width"], columns: Int[Tensor, "batch key_heads chosen"]
 ) -> Float[Tensor, "batch key_heads chosen width"]:

@@ -13,17 +13,19 @@ BLOCK = 256
 """Columns by which room grows."""
 
 
-def columns_of_room(columns: int) -> int:
-    """Return how many columns there is room for where `columns` are held."""
-    return -(-columns // BLOCK) * BLOCK
+def columns_of_room(columns: int, most: int | None = None) -> int:
+    """Return how many columns there is room for where `columns` are held, and none to spare beyond `most`."""
+    room = -(-columns // BLOCK) * BLOCK
+    return room if most is None else max(min(room, most), columns)
 
 
 def append(
-    room: Float[Tensor, "batch heads room width"] | None,
+    room: Float[Tensor, "batch heads room *width"] | None,
     held: int,
-    new: Float[Tensor, "batch heads length width"],
-) -> Float[Tensor, "batch heads more width"]:
-    """Return the room with new columns after the first `held`.
+    new: Float[Tensor, "batch heads length *width"],
+    most: int | None = None,
+) -> Float[Tensor, "batch heads more *width"]:
+    """Return the room with new columns after the first `held`, and zeros after those that are new room.
 
     The same tensor, or where they do not fit, a larger one.
 
@@ -33,7 +35,7 @@ def append(
     if room is not None and total <= room.shape[2] and not _must_not_change(room, new):
         room[:, :, held:total] = new
         return room
-    spare = new.new_zeros(*new.shape[:2], columns_of_room(total) - total, new.shape[3])
+    spare = new.new_zeros(*new.shape[:2], columns_of_room(total, most) - total, *new.shape[3:])
     before = [] if room is None else [room[:, :, :held]]
     return torch.cat([*before, new, spare], dim=2)
 

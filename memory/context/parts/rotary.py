@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 BLOCK = 256
@@ -29,6 +29,18 @@ class Layout:
     """How many pairs there are."""
     neighbours: bool = False
     """Whether a pair is (2 i, 2 i + 1), else (i, i + pairs)."""
+
+    def together(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+        """Return `x` with each pair's coordinates side by side."""
+        return x if self.neighbours or not self.pairs else self._swapped(x, 2, self.pairs)
+
+    def apart(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+        """Return `x`, whose pairs lie side by side, as the model lays them."""
+        return x if self.neighbours or not self.pairs else self._swapped(x, self.pairs, 2)
+
+    def _swapped(self, x: Tensor, *sizes: int) -> Tensor:
+        moved = x[..., : 2 * self.pairs].unflatten(-1, sizes).mT.flatten(-2)
+        return torch.cat([moved, x[..., 2 * self.pairs :]], dim=-1)
 
 
 class Turn:
@@ -48,17 +60,6 @@ class Turn:
     ) -> None:
         self._layout = layout
         self._cos, self._sin = self._by_coordinate(cos, cos), self._by_coordinate(-sin, sin)
-
-    @property
-    def length(self) -> int:
-        """Tokens that it turns."""
-        return self._cos.shape[2]
-
-    def first(self, length: int) -> Turn:
-        """Return what turns the first tokens."""
-        own = copy.copy(self)
-        own._cos, own._sin = self._cos[:, :, :length], self._sin[:, :, :length]
-        return own
 
     def by_heads(self, counts: Sequence[int]) -> Turn:
         """Return what turns one token's heads: the first so many as the first of `length` was, and so on."""
@@ -104,6 +105,55 @@ class Turn:
         return torch.cat([first, second], dim=-1)
 
 
+class Spin:
+    """What turns tokens whose pairs of coordinates are to lie side by side: each pair is a complex number.
+
+    So many tokens are turned three times as fast as where a pair's coordinates lie apart; and what only meets
+    what was brought together alike, as queries and keys do, may lie so.
+
+    Args:
+        by: Numbers of modulus 1, whose angles are those of pairs.
+        layout: How pairs lie in what the model gives.
+    """
+
+    def __init__(self, by: Complex[Tensor, "*batch pairs"], layout: Layout) -> None:
+        self._by, self._layout = by, layout
+
+    def together(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+        """Return `x`, as the model gives it, turned, and its pairs brought together."""
+        pairs, neighbours = self._layout.pairs, self._layout.neighbours
+        if neighbours or not pairs:
+            return self(x)
+        moved = x[..., : 2 * pairs].to(torch.promote_types(x.dtype, torch.float32))
+        return self._turned(torch.complex(moved[..., :pairs], moved[..., pairs:]), x)
+
+    def __call__(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+        """Return `x`, whose pairs lie together, turned; the other coordinates stay."""
+        pairs = self._layout.pairs
+        if not pairs:
+            return x
+        moved = x[..., : 2 * pairs].to(torch.promote_types(x.dtype, torch.float32))
+        if x.shape[-1] % 2:  # no view has complex numbers that begin anywhere
+            moved = moved.contiguous()
+        return self._turned(torch.view_as_complex(moved.view(*x.shape[:-1], pairs, 2)), x)
+
+    def part(self, first: int, last: int) -> Spin:
+        """Return what turns tokens from `first` to `last`."""
+        return Spin(self._by[..., first:last, :], self._layout)
+
+    def by_heads(self, counts: Sequence[int]) -> Spin:
+        """Return what turns one token's heads: the first so many as the first token was, and so on."""
+        places = self._by.unbind(dim=2)
+        parts = [place.expand(-1, heads, -1) for place, heads in zip(places, counts, strict=True)]
+        return Spin(torch.cat(parts, dim=1)[:, :, None], self._layout)
+
+    def _turned(self, moved: Complex[Tensor, "*batch pairs"], x: Tensor) -> Tensor:
+        turned = torch.view_as_real(moved * self._by).flatten(-2).to(x.dtype)
+        if turned.shape[-1] == x.shape[-1]:
+            return turned
+        return torch.cat([turned, x[..., turned.shape[-1] :]], dim=-1)
+
+
 class Rotary:
     """The rotary positions of a model's layers that are turned alike.
 
@@ -116,31 +166,49 @@ class Rotary:
     def __init__(self, layout: Layout, frequencies: Callable[[], Tensor], dtype: torch.dtype) -> None:
         self.layout = layout
         self._frequencies, self._dtype = frequencies, dtype
-        # Of which frequencies, and what moves to the first positions.
-        self._slots: tuple[Tensor, Turn] | None = None
+        # Of which frequencies, how many, and what moves to the first positions.
+        self._slots: tuple[Tensor, int, Spin] | None = None
 
     def turn(self, given: Int[Tensor, "batch length"], wanted: Int[Tensor, "batch length"]) -> Turn:
         """Return what moves tokens that the model put at positions `given` to `wanted`."""
-        # As the model does it, in the model's precision.
-        taken = given[..., None].float() * self._frequencies().to(given.device, torch.float32)
-        angle = self.angle(wanted) - taken.double()
-        return self._turn(angle)
+        return self._turn(self._on_from(given, wanted))
 
     def move(self, by: Int[Tensor, "batch length"]) -> Turn:
         """Return what moves tokens that lie at exact positions `by` positions on."""
         return self._turn(self.angle(by))
 
-    def in_order(self, columns: int, device: torch.device) -> Turn:
-        """Return what moves tokens from position 0 to slots in order, made in advance."""
-        made_of = self._frequencies()
-        if self._slots is None or self._slots[0] is not made_of or self._slots[1].length < columns:
-            places = torch.arange(-(-columns // BLOCK) * BLOCK, device=device)
-            self._slots = made_of, self.move(places[None])
-        return self._slots[1].first(columns)
+    def spin(self, given: Int[Tensor, "batch length"], wanted: Int[Tensor, "batch length"]) -> Spin:
+        """Return what moves as `turn` does, and brings pairs together."""
+        return self._spin(self._on_from(given, wanted))
 
-    def _turn(self, angle: Tensor) -> Turn:
+    def spin_by(self, by: Int[Tensor, "batch length"]) -> Spin:
+        """Return what moves as `move` does tokens whose pairs lie together."""
+        return self._spin(self.angle(by))
+
+    def in_order(self, columns: int, device: torch.device) -> Spin:
+        """Return what moves columns from position 0 to slots in order, made in advance."""
+        made_of = self._frequencies()
+        if self._slots is None or self._slots[0] is not made_of or self._slots[1] < columns:
+            made = -(-columns // BLOCK) * BLOCK
+            # What is made in inference mode no gradient may meet outside of it.
+            with torch.inference_mode(False):
+                spin = self.spin_by(torch.arange(made, device=device)[None])
+            self._slots = made_of, made, spin
+        return self._slots[2].part(0, columns)
+
+    def _turn(self, angle: Float[Tensor, "batch length pairs"]) -> Turn:
         cos, sin = angle.cos()[:, None].to(self._dtype), angle.sin()[:, None].to(self._dtype)
         return Turn(cos, sin, self.layout)
+
+    def _spin(self, angle: Float[Tensor, "batch length pairs"]) -> Spin:
+        by = torch.polar(torch.ones_like(angle), angle)[:, None]
+        return Spin(by.to(torch.complex128 if self._dtype == torch.float64 else torch.complex64), self.layout)
+
+    def _on_from(self, given: Int[Tensor, "batch length"], wanted: Int[Tensor, "batch length"]) -> Tensor:
+        """Return the angles from where the model put tokens to where they are wanted."""
+        # As the model does it, in the model's precision.
+        taken = given[..., None].float() * self._frequencies().to(given.device, torch.float32)
+        return self.angle(wanted) - taken.double()
 
     def angle(self, position: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length pairs"]:
         """Return the exact angles of positions."""

@@ -35,77 +35,82 @@ class Places(NamedTuple):
 
 
 class ChunkStore:
-    """A growing table `[chunks, batch, heads, chunk_size, width]`, on disk in a file that goes with it."""
+    """A growing table `[rows, chunks, chunk_size, width]`, on disk in a file that goes with it.
+
+    Its rows are those of the batch and in each of them those of heads.
+    """
 
     def __init__(self, place: Place, folder: str | None, like: Tensor, chunk_size: int) -> None:
         batch, heads, _, width = like.shape
         self._place, self._folder = place, folder
         self._device = like.device
-        self._inner = (batch, heads, chunk_size, width)
+        self.batch, self.heads, self._inner = batch, heads, (chunk_size, width)
         self._dtype = like.dtype
-        self._table = self._allocate(0)
+        self._lay(self._allocate(0))
 
-    @property
-    def rows(self) -> int:
-        """Rows of the table."""
-        return self._inner[0]
-
-    @property
-    def heads(self) -> int:
-        """Heads of the table."""
-        return self._inner[1]
+    def append(self, new: Float[Tensor, "batch heads length width"], first: int) -> None:
+        """Put tokens, the same ones in every row's text, `first` and those after it, at their places."""
+        self._grow(first + new.shape[2])
+        self._tokens.narrow(1, first, new.shape[2]).copy_(new.detach().flatten(0, 1))
 
     def write(self, new: Float[Tensor, "batch heads length width"], places: Places) -> None:
         """Put tokens at their places in their rows' texts."""
-        size = self._inner[2]
-        chunks = -(-places.longest // size)
-        if chunks > len(self._table):
-            on_disk = self._place == "disk" and len(self._table) > 0 and os.path.exists(self._path)
-            grown = self._allocate(max(chunks, 2 * len(self._table)))
-            # The longer file begins with the shorter one, unless somebody has tidied that away.
-            if not on_disk:
-                grown[: len(self._table)] = self._table
-            self._table = grown
-        here = places.time.to(self._table.device)
+        self._grow(places.longest)
+        here, row = (place.to(self._table.device) for place in (places.time, places.row))
         token = new.detach().transpose(1, 2)[places.row, places.column].to(self._table.device)
-        self._table[here // size, places.row.to(here.device), :, here % size] = token
+        self._tokens.unflatten(0, (self.batch, self.heads))[row, :, here] = token
 
-    def fetch(self, chunks: Int[Tensor, "batch heads chosen"]) -> Float[Tensor, "batch heads tokens width"]:
-        """Return the tokens of chosen chunks, on the model's device."""
-        chunks = chunks.to(self._table.device)
-        row = torch.arange(self._inner[0], device=chunks.device)[:, None, None]
-        head = torch.arange(self._inner[1], device=chunks.device)[:, None]
+    def fetch(self, chunks: Int[Tensor, "rows chosen"]) -> Float[Tensor, "rows chosen chunk_size width"]:
+        """Return chosen chunks, on the model's device."""
         # Row by row of one long table: several times as fast as by three indices.
-        index = (chunks * self._inner[0] + row) * self._inner[1] + head
-        found = self._table.flatten(3).flatten(0, 2).index_select(0, index.flatten())
-        return found.view(*chunks.shape[:2], -1, self._inner[3]).to(self._device, non_blocking=True)
+        index = (chunks.to(self._table.device) + self._begins).flatten()
+        found = self._wholes.index_select(0, index).view(*chunks.shape, *self._inner)
+        return found.to(self._device, non_blocking=True)
 
-    def all(self, chunks: int, first: int = 0) -> Float[Tensor, "batch heads tokens width"]:
-        """Return the tokens of chunks from `first` to `chunks`, on the model's device."""
-        return self._table[first:chunks].permute(1, 2, 0, 3, 4).flatten(2, 3).to(self._device)
+    def run(self, first: int, last: int) -> Float[Tensor, "rows tokens width"]:
+        """Return tokens from `first` to `last`, on the model's device: where they lie, if they lie there."""
+        return self._tokens.narrow(1, first, last - first).to(self._device)
 
     def reorder(self, rows: Int[Tensor, " chosen"]) -> None:
         """Keep the given rows, in their order."""
-        old = self._table
-        self._inner = (len(rows), *self._inner[1:])
+        old = self._table.unflatten(0, (self.batch, self.heads))
+        self.batch = len(rows)
         self._close()
-        self._table = self._allocate(len(old))
-        torch.index_select(old, 1, rows.to(old.device), out=self._table)
+        self._lay(self._allocate(old.shape[2]))
+        torch.index_select(old, 0, rows.to(old.device), out=self._table.unflatten(0, (len(rows), self.heads)))
+
+    def _lay(self, table: Tensor) -> None:
+        """Take a table for its own, and note how it looks when it is read."""
+        self._table, chunks = table, table.shape[1]
+        self._tokens, self._wholes = table.flatten(1, 2), table.flatten(2).flatten(0, 1)
+        self._begins = chunks * torch.arange(len(table), device=table.device)[:, None]
+
+    def _grow(self, tokens: int) -> None:
+        """Make room for so many tokens."""
+        old, chunks = self._table, -(-tokens // self._inner[0])
+        if chunks <= old.shape[1]:
+            return
+        grown = self._allocate(max(chunks, 2 * old.shape[1]))
+        # The longer file begins with the shorter one, unless somebody has tidied that away. A row's new place
+        # lies behind all rows before it, and so the last are moved first.
+        for row, kept in reversed(list(zip(grown, old, strict=True))):
+            row[: len(kept)] = kept
+        self._lay(grown)
 
     def __deepcopy__(self, memo: dict[int, object]) -> ChunkStore:
         """Return a table of the same content, on disk in a file of its own."""
         twin = object.__new__(ChunkStore)
         twin._place, twin._folder, twin._device = self._place, self._folder, self._device
-        twin._inner, twin._dtype = self._inner, self._dtype
-        twin._table = twin._allocate(0)
-        if len(self._table):
-            twin._table = twin._allocate(len(self._table)).copy_(self._table)
+        twin.batch, twin.heads, twin._inner, twin._dtype = self.batch, self.heads, self._inner, self._dtype
+        twin._lay(twin._allocate(0))
+        if self._table.shape[1]:
+            twin._lay(twin._allocate(self._table.shape[1]).copy_(self._table))
         return twin
 
     # What is made in inference mode could not be written to outside of it.
     @torch.inference_mode(False)
     def _allocate(self, chunks: int) -> Tensor:
-        shape = (chunks, *self._inner)
+        shape = (self.batch * self.heads, chunks, *self._inner)
         if self._place != "disk":
             return torch.zeros(
                 shape, dtype=self._dtype, device=self._device if self._place == "model" else "cpu"
@@ -117,7 +122,10 @@ class ChunkStore:
             return torch.zeros(shape, dtype=self._dtype)
         if not os.path.exists(self._path):
             self._allocate(0)
-        return torch.from_file(self._path, shared=True, size=math.prod(shape), dtype=self._dtype).view(shape)
+        size = math.prod(shape)
+        # Where torch makes a file longer itself, it writes a zero over its first byte.
+        os.truncate(self._path, size * self._dtype.itemsize)
+        return torch.from_file(self._path, shared=True, size=size, dtype=self._dtype).view(shape)
 
     def _close(self) -> None:
         """Remove the file, if there is one."""

@@ -21,7 +21,7 @@ from scrubjay.memory.context.parts.dense import causal_attention
 from scrubjay.memory.context.parts.scoring import Scoring
 
 if TYPE_CHECKING:
-    from scrubjay.memory.context.parts.rotary import Rotary
+    from scrubjay.memory.context.parts.rotary import Layout, Rotary
 
 Shared = TypeVar("Shared")
 
@@ -165,6 +165,9 @@ class LayerMemory(ABC):
     about.
     """
 
+    layout: Layout | None = None
+    """How the model lays out the pairs of coordinates that it turns; None where no token is moved."""
+
     def __init__(self) -> None:
         self.state: dict[str, Tensor] = {}
 
@@ -177,14 +180,22 @@ class LayerMemory(ABC):
         scoring: Scoring,
     ) -> Float[Tensor, "batch heads length value_width"]:
         """Return what the new tokens read, and keep of them what the policy keeps."""
+        pieces = step.once("pieces", lambda: self.pieces(step))
+        if len(pieces) == 1:
+            return self._piece(query, keys, values, step, scoring)
         out, first = [], 0
-        for length in step.once("pieces", lambda: self.pieces(step)):
+        for length in pieces:
             part, columns = step.part(first, length), slice(first, first + length)
             new = (query[:, :, columns], keys[:, :, columns], values[:, :, columns])
-            out.append(self.generate(*new, self.retrieve(new[0], part, scoring), part, scoring))
-            self.compress(*new, part, scoring)
+            out.append(self._piece(*new, part, scoring))
             first += length
-        return out[0] if len(out) == 1 else torch.cat(out, dim=2)
+        return torch.cat(out, dim=2)
+
+    def _piece(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scoring: Scoring) -> Tensor:
+        held = self.retrieve(query, step, scoring)
+        out = self.generate(query, keys, values, held, step, scoring)
+        self.compress(query, keys, values, step, scoring)
+        return out
 
     def pieces(self, step: Step) -> list[int]:
         """Return how many columns are attended at once, one number after another; by default all."""

@@ -12,13 +12,13 @@ on disk and are fetched; with the model stays one vector a chunk.
 The queries of a prompt choose together in pieces of 64, as in InfLLM (Xiao et al. 2024, arXiv 2402.04617), a
 token that is generated chooses alone: `kernels.choose_chunks` by the queries' votes. What is chosen is
 fetched and read in one softmax with the new tokens, whose keys stand behind it in the same row of positions.
-`kernels.attend_chosen` and `merge` read the same, to rounding, and take five times as long for a token.
+`kernels.attend_chosen` and `merge` read the same, to rounding, and take several times as long for a token.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -26,10 +26,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from scrubjay.kernels import choose_chunks
+from scrubjay.kernels.select import best
+from scrubjay.memory.context.parts.rotary import Spin
 from scrubjay.memory.context.parts.scoring import Scoring
 from scrubjay.memory.context.parts.store import ChunkStore, Place, Places
 from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, Held, LayerMemory, Step
-from scrubjay.memory.context.policies.slots import attend_at_slots, unturn
+from scrubjay.memory.context.policies.slots import attend_at_slots, place, to_slots, unturn
 
 # Queries that choose together.
 _PIECE = 64
@@ -90,8 +92,29 @@ class ChunksPolicy(ContextPolicy):
         return full * mean + begun * self.chunk_size * shape.token_bytes * (self.store == "model")
 
 
+class _Alone(NamedTuple):
+    """What all layers do alike for a token that comes alone."""
+
+    turn: Spin
+    """What turns its query to its slot, and its key and the query that chooses to position 0."""
+    count: int
+    """Tokens before it."""
+    closed: int
+    """Chunks of which some are chosen, the first included; none where all are read."""
+    far: Spin
+    """What moves those chosen to their slots."""
+    near: Spin
+    """What moves those after them."""
+    votes: Float[Tensor, "rows chunks"]
+    """Room for what heads give the closed chunks; the first has all votes."""
+
+
 class ChunksMemory(LayerMemory):
-    """State: `means` of the keys of each full chunk, turned to position 0; keys and values are in a store."""
+    """State: `means` of the keys of each full chunk, turned to position 0; keys and values are in a store.
+
+    There keys are turned to position 0, too, and lie with pairs of coordinates side by side. A token that
+    comes alone reads the last chunks where they lie.
+    """
 
     def __init__(self, policy: ChunksPolicy) -> None:
         super().__init__()
@@ -100,6 +123,12 @@ class ChunksMemory(LayerMemory):
         self._chunk_bytes = 0
         self._begun = 0  # chunks of the longest row, the one it is in included
         self._width = 0
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scoring: Scoring) -> Tensor:
+        """Return what the new tokens read, one of them in a way of its own."""
+        if step.length > 1 or step.padded or torch.is_grad_enabled():
+            return super().attend(query, keys, values, step, scoring)
+        return self._read_one(query, keys, values, step, scoring)
 
     def pieces(self, step: Step) -> list[int]:
         """Return pieces whose queries choose together."""
@@ -137,7 +166,8 @@ class ChunksMemory(LayerMemory):
     def load(self, chosen: Int[Tensor, "batch key_heads chunks"]) -> tuple[Tensor, Tensor]:
         """Fetch chunks from where they lie; a negative one is any."""
         assert self._store is not None
-        table = self._store.fetch(chosen.clamp(min=0))
+        table = self._store.fetch(chosen.clamp(min=0).flatten(0, 1)).flatten(1, 2)
+        table = table.unflatten(0, chosen.shape[:2])
         return table[..., : self._width], table[..., self._width :]
 
     def generate(
@@ -158,23 +188,17 @@ class ChunksMemory(LayerMemory):
             new = torch.where(step.time < 0, -1, old[:, -1:] + step.time - step.before[:, None])
             return torch.cat([torch.where(held.valid, old - 1, -1), new], dim=1)
 
-        keys = unturn(keys, step)
+        there = step.once("slots", slots)
+        query, keys = place(query, there, step), unturn(keys, step)
         if held is not None:
             keys, values = torch.cat([held.keys, keys], dim=2), torch.cat([held.values, values], dim=2)
-        return attend_at_slots(query, keys, values, step.once("slots", slots), step, scoring)[0]
+        keys = to_slots(keys, there, step)
+        return attend_at_slots(query, keys, values, there, step, scoring)[0]
 
     def compress(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scoring: Scoring) -> None:
         """Put new tokens into the store, and take the means of chunks that are full."""
-        table = torch.cat([unturn(keys, step), values], dim=-1).detach()
-        if self._store is None:
-            self._open(table, keys.shape[-1])
-        assert self._store is not None
-        self._store.write(table, step.once("places", lambda: Places.of(step.time)))
-        size = self.policy.chunk_size
-        self._begun = step.once("begun", lambda: -(-int(step.after.max()) // size))
-        if step.once("any full", lambda: bool((step.after // size > step.before // size).any())):
-            first = step.once("first chunk", lambda: int(step.before.min()) // size)
-            self._take_means(first, step.once("full", lambda: int(step.after.max()) // size))
+        self._put(unturn(keys, step), values, step)
+        self._take_means(step)
 
     def crop(self, columns: int, count: Int[Tensor, " batch"]) -> None:
         """Forget the last tokens."""
@@ -186,24 +210,36 @@ class ChunksMemory(LayerMemory):
         """Keep the given rows, in their order, in the store as well."""
         super().reorder(rows)
         if self._store is not None:
-            self._chunk_bytes = self._chunk_bytes // self._store.rows * len(rows)
+            self._chunk_bytes = self._chunk_bytes // self._store.batch * len(rows)
             self._store.reorder(rows)
 
     def saved(self) -> dict[str, Tensor]:
         """Return the state, and all that is in the store."""
         if self._store is None:
             return self.state
-        return self.state | {"chunks": self._store.all(self._begun), "width": torch.tensor(self._width)}
+        table = self._store.run(0, self._begun * self.policy.chunk_size)
+        table = table.unflatten(0, (self._store.batch, self._store.heads))
+        saved = self.state | {"chunks": table}
+        # Keys as the model lays them.
+        saved = {name: self._relaid(tensor, "apart") for name, tensor in saved.items()}
+        return saved | {"width": torch.tensor(self._width)}
 
     def restore(self, saved: dict[str, Tensor]) -> None:
         """Take up what `saved` returned, in a new store."""
         if "chunks" in saved:
-            table = saved["chunks"]
-            self._open(table, int(saved["width"]))
+            self._width = int(saved["width"])
+            table = self._relaid(saved["chunks"], "together")
+            self._open(table, self._width)
             assert self._store is not None
-            self._store.write(table, Places.of(torch.arange(table.shape[2]).expand(len(table), -1)))
+            self._store.append(table, 0)
             self._begun = table.shape[2] // self.policy.chunk_size
-        self.state = {"means": saved["means"]} if "means" in saved else {}
+        self.state = {"means": self._relaid(saved["means"], "together")} if "means" in saved else {}
+
+    def _relaid(self, keys: Tensor, how: Literal["together", "apart"]) -> Tensor:
+        """Return keys, and what lies behind them, with pairs laid otherwise."""
+        assert self.layout is not None
+        relay = self.layout.together if how == "together" else self.layout.apart
+        return torch.cat([relay(keys[..., : self._width]), keys[..., self._width :]], dim=-1)
 
     def nbytes(self, place: str | None = None) -> int:
         """Return the bytes with the model, or those of the chunks in the store."""
@@ -217,17 +253,101 @@ class ChunksMemory(LayerMemory):
         self._store = ChunkStore(self.policy.store, self.policy.folder, table, self.policy.chunk_size)
         self._chunk_bytes = table[:, :, 0].nbytes * self.policy.chunk_size
 
-    def _take_means(self, first: int, full: int) -> None:
-        """Take the means of chunks from `first` on, `full` in all.
-
-        Of a row with fewer they are never looked at.
-        """
+    def _put(self, keys: Tensor, values: Tensor, step: Step) -> None:
+        """Put new tokens into the store, their keys at position 0."""
+        table = torch.cat([keys, values], dim=-1).detach()
+        if self._store is None:
+            self._open(table, keys.shape[-1])
         assert self._store is not None
-        keys = self._store.all(full, first)[..., : self._width]
-        new = keys.unflatten(2, (-1, self.policy.chunk_size)).mean(dim=3)
+        if step.padded:
+            self._store.write(table, step.once("places", lambda: Places.of(step.time)))
+        else:
+            self._store.append(table, step.once("bounds", lambda: _bounds(step))[0])
+        self._begun = -(-step.once("bounds", lambda: _bounds(step))[1] // self.policy.chunk_size)
+
+    def _take_means(self, step: Step) -> None:
+        """Take the means of chunks that the step has filled; of a row with fewer they are never looked at."""
+        assert self._store is not None
+        size = self.policy.chunk_size
+        before, after = step.once("bounds", lambda: _bounds(step))
+        first, full = before // size, after // size
+        if first == full or (step.padded and not step.once("filled", lambda: _fills(step, size))):
+            return
+        keys = self._store.run(first * size, full * size)[..., : self._width]
+        keys = keys.unflatten(0, (self._store.batch, self._store.heads))
+        new = keys.unflatten(2, (-1, size)).mean(dim=3)
         if "means" in self.state:
             new = torch.cat([self.state["means"][:, :, :first], new], dim=2)
         self.state["means"] = new
+
+    def _read_one(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scoring: Scoring) -> Tensor:
+        """Put one token into the store, and return what it reads there."""
+        batch, heads, _, width = query.shape
+        groups = keys.shape[1]
+        alone = step.once(f"alone {heads} {groups}", lambda: self._alone(batch, heads, groups, step))
+        turned = alone.turn.together(torch.cat([query, keys, query], dim=1))
+        at_slot, key, at_origin = turned.split_with_sizes([heads, groups, heads], dim=1)
+        self._put(key, values, step)
+        at_slot, at_origin = (x.reshape(batch * groups, -1, width) for x in (at_slot, at_origin))
+        far, near = self._reach(at_origin, alone, scoring)
+        products = torch.bmm(at_slot, alone.near(near[None, ..., :width])[0].mT)
+        if far is not None:
+            behind = torch.bmm(at_slot, alone.far(far[None, ..., :width])[0].mT)
+            products = torch.cat([behind, products], dim=2)
+        by_head = products.view(batch, groups, -1, 1, products.shape[2])
+        weights = scoring.weights(by_head).to(values.dtype).view_as(products)
+        if far is None:
+            out = torch.bmm(weights, near[..., width:])
+        else:
+            begin = far.shape[1]
+            out = torch.bmm(weights[:, :, begin:], near[..., width:])
+            out = torch.baddbmm(out, weights[:, :, :begin], far[..., width:])
+        self._take_means(step)
+        return out.view(batch, heads, 1, -1)
+
+    def _alone(self, batch: int, heads: int, groups: int, step: Step) -> _Alone:
+        policy, device = self.policy, step.time.device
+        count = step.once("bounds", lambda: _bounds(step))[0]
+        full, read = count // policy.chunk_size, 1 + policy.chosen
+        closed = full - policy.local if full > read + policy.local else 0
+        begin = read * policy.chunk_size if closed else 0
+        slot = begin + count - closed * policy.chunk_size
+        slots = step.rotary.in_order(slot + 1, device)
+        wanted = torch.tensor([[slot, 0]], device=device)
+        return _Alone(
+            step.rotary.spin(step.given, wanted).by_heads([heads, groups + heads]),
+            count,
+            closed,
+            slots.part(0, begin),
+            slots.part(begin, slot + 1),
+            torch.full((batch * groups, closed), torch.inf, device=device),
+        )
+
+    def _reach(
+        self, at_origin: Float[Tensor, "rows shared width"], alone: _Alone, scoring: Scoring
+    ) -> tuple[Tensor | None, Tensor]:
+        """Return what a token reads of the store: what is fetched, None where all is read, and the rest.
+
+        Keys and values side by side, "rows tokens width", of which the rest is read where it lies.
+        """
+        assert self._store is not None
+        near = self._store.run(alone.closed * self.policy.chunk_size, alone.count + 1)
+        if not alone.closed:
+            return None, near
+        return self._store.fetch(self._choose_alone(at_origin, alone, scoring)).flatten(1, 2), near
+
+    def _choose_alone(
+        self, at_origin: Float[Tensor, "rows shared width"], alone: _Alone, scoring: Scoring
+    ) -> Int[Tensor, "rows chosen"]:
+        """Return the first chunk and the best of those closed, in their order.
+
+        They are what `choose_chunks` returns where the first is kept; what else it looks at takes as long as
+        all of this.
+        """
+        means = self.state["means"].flatten(0, 1)[:, 1 : alone.closed]
+        scores = scoring.of(torch.bmm(at_origin, means.mT)).float()
+        torch.sum(torch.softmax(scores, dim=-1), dim=1, out=alone.votes[:, 1:])
+        return best(alone.votes, 1 + self.policy.chosen).sort(dim=-1).values
 
     def _choose(
         self,
@@ -280,6 +400,19 @@ class ChunksMemory(LayerMemory):
         """Return which chunks are read anyway, or are not full."""
         chunk = torch.arange(chunks, device=full.device)
         return (chunk == 0) | (chunk >= full[:, None] - self.policy.local)
+
+
+def _bounds(step: Step) -> tuple[int, int]:
+    """Return the tokens of the shortest row before a step, and of the longest after it."""
+    if not step.padded:
+        before = int(step.before[0])
+        return before, before + step.length
+    return int(step.before.min()), int(step.after.max())
+
+
+def _fills(step: Step, size: int) -> bool:
+    """Return whether a row has more full chunks after a step than before it."""
+    return bool((step.after // size > step.before // size).any())
 
 
 def _run(valid: Bool[Tensor, " tokens"]) -> slice | None:

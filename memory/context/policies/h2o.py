@@ -14,13 +14,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from scrubjay.memory.context.parts.eviction import keep_best, take
+from scrubjay.memory.context.parts.eviction import all_but_worst, keep_best, take
+from scrubjay.memory.context.parts.room import append, columns_of_room, writable
+from scrubjay.memory.context.parts.rotary import Layout, Spin
 from scrubjay.memory.context.parts.scoring import Scoring
 from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, Held, LayerMemory, Step
-from scrubjay.memory.context.policies.slots import attend_at_slots, unturn
+from scrubjay.memory.context.policies.slots import attend_at_slots, place, to_slots, unturn
 
 # Queries whose weights exist at once.
 _LONGEST_PIECE = 128
@@ -62,27 +64,35 @@ class H2OPolicy(ContextPolicy):
         past = tokens - self.budget
         return torch.where(past < 0, tokens, self.budget - self.interval + past % self.interval)
 
+    def kept_of(self, tokens: int) -> int:
+        """Return how many tokens are kept of so many, without a tensor's detour."""
+        past = tokens - self.budget
+        return tokens if past < 0 else self.budget - self.interval + past % self.interval
+
     def build(self) -> LayerMemory:
         """Return an empty memory for one layer."""
         return H2OMemory(self)
 
     def nbytes(self, tokens: int, shape: CacheShape, at_once: bool = True) -> int:
-        """Return the bytes of what is kept, and of a float32 sum for each key."""
+        """Return the bytes of what is kept and of a float32 sum for each key, with room for the next ones."""
         sums = 4 * shape.layers * shape.batch * shape.key_heads
-        return int(self.kept(torch.tensor(tokens))) * (shape.token_bytes + sums)
+        return columns_of_room(self.kept_of(tokens), self.budget) * (shape.token_bytes + sums)
 
 
 class H2OMemory(LayerMemory):
-    """State: `keys`, turned to position 0, `values` and `sums`.
+    """State: room for `keys`, turned to position 0 and with pairs side by side, `values` and `sums`.
 
-    A row that keeps fewer than others has them last.
+    The first `columns` are held, and behind them are zeros. A row that keeps fewer than others has them last.
     """
 
     def __init__(self, policy: H2OPolicy) -> None:
         super().__init__()
         self.policy = policy
-        # Of what is held and the piece that has just read it.
-        self._joined: dict[str, Tensor] = {}
+        self.columns = 0
+
+    def held(self, name: str) -> Tensor:
+        """Return the columns held of one tensor of the state."""
+        return self.state[name][:, :, : self.columns]
 
     def pieces(self, step: Step) -> list[int]:
         """Return pieces that end where a row's cache is full."""
@@ -99,46 +109,100 @@ class H2OMemory(LayerMemory):
                 begin += pieces[-1]
         return pieces
 
+    def retrieve(self, query: Tensor, step: Step, scoring: Scoring) -> None:
+        """Return nothing: what is kept is read where it lies, and new tokens behind it."""
+
     def generate(
         self, query: Tensor, keys: Tensor, values: Tensor, held: Held | None, step: Step, scoring: Scoring
     ) -> Tensor:
-        """Attend causally at slot positions, and note what attention each key receives.
+        """Append, attend causally at slot positions, and add up what attention each key receives.
 
         Args: those of `LayerMemory.generate`.
         """
-        count, keys = 0 if held is None else held.keys.shape[2], unturn(keys, step)
-        if held is not None:
-            keys, values = torch.cat([held.keys, keys], dim=2), torch.cat([held.values, values], dim=2)
-        slots = step.once("slots", lambda: self._slots(step, count))
-        out, weights = attend_at_slots(query, keys, values, slots, step, scoring)
-        given = weights.detach()
+        before, most = self.columns, self.policy.budget
+        slots = step.once("slots", lambda: self._slots(step, before))
+        query, keys = self._turned(query, keys, slots, step)
+        for name, new in (("keys", keys), ("values", values)):
+            self.state[name] = append(self.state.get(name), before, new, most)
+        self.columns += step.length
+        paired = to_slots(self.held("keys"), slots, step)
+        out, weights = attend_at_slots(query, paired, self.held("values"), slots, step, scoring)
         if step.padded:
-            given = given * (step.time >= 0)[:, None, None, :, None]
-        received = given.sum(dim=(2, 3))
-        if count:
-            received[:, :, :count] += self.state["sums"]
-        self._joined = {"keys": keys, "values": values, "sums": received}
+            weights = weights * (step.time >= 0)[:, None, None, :, None]
+        self._add_up(weights.detach().sum(dim=(2, 3)), before)
         return out
 
+    def _add_up(self, received: Float[Tensor, "batch key_heads columns"], before: int) -> None:
+        """Add what columns have received, of which `before` have been there before."""
+        sums, columns = self.state.get("sums"), received.shape[2]
+        if sums is None or sums.shape[2] < columns:
+            new = received.new_zeros(*received.shape[:2], columns - before)
+            sums = append(sums, before, new, self.policy.budget)
+        self.state = writable(self.state | {"sums": sums})
+        self.state["sums"][:, :, :columns].add_(received)
+
+    def _turned(self, query: Tensor, keys: Tensor, slots: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        """Return new queries at their slots, and new keys at position 0."""
+        if step.length > 1:
+            return place(query, slots, step), unturn(keys, step)
+        heads, groups = query.shape[1], keys.shape[1]
+
+        def both() -> Spin:
+            slot = slots[:, -1:].clamp(min=0)
+            wanted = torch.cat([slot, torch.zeros_like(slot)], dim=1)
+            return step.rotary.spin(step.given, wanted).by_heads([heads, groups])
+
+        turned = step.once(f"both {heads} {groups}", both).together(torch.cat([query, keys], dim=1))
+        query, keys = turned.split_with_sizes([heads, groups], dim=1)
+        return query, keys
+
     def compress(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scoring: Scoring) -> None:
-        """Append, and drop the least attended of a row that is full."""
-        joined, self._joined = self._joined, {}
-        count, sums = joined["keys"].shape[2] - step.length, joined["sums"]
-        slots = step.once("slots", lambda: self._slots(step, count))
-        kept = step.once("kept", lambda: self.policy.kept(step.after))
-        most = step.once("most", lambda: int(kept.max()))
-        if slots.shape[1] == most and not step.padded:
-            self.state = joined
+        """Drop the least attended of a row that is full."""
+        if not step.once("drops", lambda: self._drops(step)):
             return
+        kept = step.once("kept", lambda: self.policy.kept(step.after))
+        slots = step.once("slots", lambda: self._slots(step, self.columns - step.length))
+        most = step.once("most", lambda: int(kept.max()))
         last = step.once("last", lambda: slots.amax(dim=1, keepdim=True) + 1)
         safe = (slots >= 0) & ((slots < self.policy.num_sinks) | (slots >= last - self.policy.last))
+        sums = self.held("sums")
         worth = sums.masked_fill(safe[:, None], float("inf")).masked_fill((slots < 0)[:, None], float("-inf"))
-        best = keep_best(worth, kept, most)
-        self.state = {name: take(joined[name], best) for name in ("keys", "values")}
-        self.state["sums"] = sums.gather(2, best)
+        best = keep_best(worth, kept, most) if step.padded else all_but_worst(worth, most)
+        left = {name: take(self.held(name), best) for name in ("keys", "values")}
+        left["sums"] = sums.gather(2, best)
+        self.columns = most
+        self._take_up(left)
+
+    def saved(self) -> dict[str, Tensor]:
+        """Return the state without the spare room, keys as the model lays them."""
+        saved = {name: self.held(name) for name in self.state}
+        return saved | {"keys": self._layout().apart(saved["keys"])} if saved else saved
+
+    def restore(self, saved: dict[str, Tensor]) -> None:
+        """Take up what `saved` returned, and make room for more."""
+        self.columns = saved["keys"].shape[2] if saved else 0
+        self._take_up(saved | {"keys": self._layout().together(saved["keys"])} if saved else saved)
+
+    def _layout(self) -> Layout:
+        assert self.layout is not None
+        return self.layout
+
+    def _take_up(self, held: dict[str, Tensor]) -> None:
+        """Make what is held the state, with room behind it."""
+        self.state = {name: append(None, 0, tensor, self.policy.budget) for name, tensor in held.items()}
+
+    def _drops(self, step: Step) -> bool:
+        """Return whether columns must go: of a row that is full, or of padding."""
+        if not step.padded:
+            before = int(step.before[0])
+            return self.policy.kept_of(before + step.length) != self.policy.kept_of(before) + step.length
+        kept = step.once("kept", lambda: self.policy.kept(step.after))
+        return bool((kept != self.policy.kept(step.before) + step.length).any())
 
     def _slots(self, step: Step, count: int) -> Int[Tensor, "batch columns"]:
         """Return the slot of every column, those kept and the new, -1 for none."""
+        if not step.padded:
+            return torch.arange(count + step.length, device=step.time.device).expand(len(step.time), -1)
         kept = self.policy.kept(step.before)[:, None]
         old = torch.arange(count, device=kept.device) - count + kept
         new = torch.where(step.time < 0, -1, kept + step.time - step.before[:, None])

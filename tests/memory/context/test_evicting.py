@@ -94,7 +94,7 @@ def test_heads_keep_different_tokens_and_all_the_sink(name, fields, tiny_llama):
     cache = context.PolicyCache(context.make(name, **fields), model)
     model(ids, cache=cache)
     sets = []
-    values, all_values = (c.attending[0].memory.state["values"][0] for c in (cache, full))
+    values, all_values = (c.attending[0].memory.saved()["values"][0] for c in (cache, full))
     for head in range(2):
         place = torch.cdist(values[head], all_values[head]).argmin(dim=1).tolist()
         assert place == sorted(place)

@@ -188,13 +188,14 @@ def _as(like, hidden):
 def recorded(model, cache, ids, cuts, monkeypatch):
     """Return logits, and by layer under the policy which tokens each one read that came in a call alone."""
     values = {layer.index: [] for layer in cache.attending}
-    kept, attend, retrieve = {}, PolicyLayer.attend, ChunksMemory.retrieve
+    kept, attend, reach = {}, PolicyLayer.attend, ChunksMemory._reach
     held = []
 
     def noted(self, query, keys, new, mask, scoring):
         memory, length = self.memory, new.shape[2]
         held.clear()
-        before = dict(memory.state)
+        # Copies, for what there is room behind is written in place.
+        before = {part: tensor.clone() for part, tensor in memory.saved().items()}
         whole = name == "recycled" and self.sees_everything
         whole = whole and (length > 1 or memory._since in (0, memory.policy.stride))
         out = attend(self, query, keys, new, mask, scoring)
@@ -206,27 +207,24 @@ def recorded(model, cache, ids, cuts, monkeypatch):
         elif name == "recycled":
             # As it was read, before the next full step renews it.
             read = memory.state["copied_values"][0, 0]
+        elif name == "chunks":
+            read = held[0]
         else:
-            old = held[0] if name == "chunks" else before["values"][0, 0] if before else new[0, 0, :0]
-            read = torch.cat([old, new[0, 0]])
+            read = torch.cat([before["values"][0, 0], new[0, 0]]) if before else new[0, 0]
         known = torch.cat(values[self.index])
         equal = (read[:, None] == known[None]).all(dim=-1)
         assert equal.sum(dim=1).eq(1).all()
         kept[self.index, len(known) - 1] = sorted(equal.int().argmax(dim=1).tolist())
         return out
 
-    def fetched(self, query, step, scoring):
-        found = retrieve(self, query, step, scoring)
-        if found is not None:
-            rows = found.values[0, 0]
-            held.append(rows if found.valid is None else rows[found.valid[0]])
-        else:
-            held.append(query.new_zeros(0, query.shape[-1]))
-        return found
+    def reached(self, at_origin, alone, scoring):
+        far, near = reach(self, at_origin, alone, scoring)
+        held.append(torch.cat([*([] if far is None else [far[0]]), near[0]])[:, self._width :])
+        return far, near
 
     name = context.name_of(cache.policy)
     monkeypatch.setattr(PolicyLayer, "attend", noted)
-    monkeypatch.setattr(ChunksMemory, "retrieve", fetched)
+    monkeypatch.setattr(ChunksMemory, "_reach", reached)
     return read(model, cache, ids, cuts), kept
 
 

@@ -1,0 +1,33 @@
+"""What a head keeps: the worthiest in order, of equals the earlier, and the same whoever reckons."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scrubjay.memory.context.parts.eviction import all_but_worst, keep_best, take
+
+
+@st.composite
+def worths(draw):
+    """Return worths of which many are equal, some safe, and how many are kept."""
+    columns = draw(st.integers(2, 40))
+    worth = st.sampled_from([-1.0, 0.0, 0.5, 2.0, float("inf")])
+    rows = draw(st.lists(st.lists(worth, min_size=columns, max_size=columns), min_size=4, max_size=4))
+    return torch.tensor(rows).view(2, 2, columns), draw(st.integers(1, columns - 1))
+
+
+@given(worths())
+def test_the_worst_go_and_the_rest_stay_in_order(case):
+    worth, most = case
+    kept = all_but_worst(worth, most)
+    assert torch.equal(kept, keep_best(worth, torch.tensor([most, most]), most))
+    for row, columns in zip(worth.flatten(0, 1).tolist(), kept.flatten(0, 1).tolist(), strict=True):
+        ranking = sorted(range(len(row)), key=lambda column: (-row[column], column))
+        assert columns == sorted(ranking[:most])
+
+
+def test_each_head_takes_its_own():
+    table = torch.randn(2, 3, 7, 4)
+    columns = torch.randint(0, 7, (2, 3, 5))
+    taken = take(table, columns)
+    assert torch.equal(taken, table.gather(2, columns[..., None].expand(-1, -1, -1, 4)))
