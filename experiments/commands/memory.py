@@ -16,6 +16,7 @@ from typing import Any, Literal
 from tyro.conf import Positional
 
 from scrubjay.agents.embeddings import EmbeddingsName
+from scrubjay.experiments.commands.memory_bench import BenchOptions, FactsOptions, bench, facts
 from scrubjay.experiments.language.banks import open_bank, open_for_recall, read_namespace
 from scrubjay.experiments.runs import reading
 from scrubjay.experiments.words.arguments import UsageError, choose, parse
@@ -271,6 +272,8 @@ ACTIONS: dict[str, tuple[str, type, Callable[[Any], int]]] = {
     "forget": ("delete records for good", ForgetOptions, forget),
     "import": ("read exported records, or documents", ImportOptions, import_),
     "export": ("write all records as JSON lines", ExportOptions, export),
+    "bench": ("measure a memory on the sets of the field, file by file", BenchOptions, bench),
+    "facts": ("write made facts and their contradictions, for bench", FactsOptions, facts),
 }
 
 
@@ -290,7 +293,7 @@ def run(words: Sequence[str]) -> int:
         with bad_input():
             return act(options)
     except sqlite3.DatabaseError as error:
-        raise UsageError(f"{options.file}: {error}") from error
+        raise UsageError(f"{getattr(options, 'file', 'the memory')}: {error}") from error
 
 
 def _get(bank: MemoryBank, id: str, file: Path) -> Record:

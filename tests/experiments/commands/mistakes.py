@@ -268,6 +268,14 @@ FORMS: Mapping[str, tuple[Form, ...]] = {
         Form("memory export {bank}", paths="--out"),
         Form("memory import new.db {records}", named="--kind --namespace --trust --embeddings"),
         Form("memory import {bank} {records} {text} -", typed=b'{"id": 1}\n[1]\n'),
+        Form(
+            "memory bench {facts} --out folder",
+            numbers="--k --window --questions --max-tokens --max-seconds",
+            named="--form --arms --model --embeddings --device",
+            paths="--out --model",
+            fixed="--questions 1 --arms bank full",
+        ),
+        Form("memory facts made.jsonl", numbers="--seeds --facts --questions", named="--part"),
     ),
     "kagentbench": (
         Form("kagentbench {benchmark}", named="--json"),
