@@ -16,6 +16,14 @@ from typing import Any, Literal
 from tyro.conf import Positional
 
 from scrubjay.agents.embeddings import EmbeddingsName
+from scrubjay.experiments.commands.consolidating import (
+    DecisionsOptions,
+    UndoOptions,
+    consolidated,
+    decisions,
+    tell,
+    undo,
+)
 from scrubjay.experiments.commands.memory_bench import BenchOptions, FactsOptions, bench, facts
 from scrubjay.experiments.language.banks import open_bank, open_for_recall, read_namespace
 from scrubjay.experiments.runs import reading
@@ -49,6 +57,10 @@ class AddOptions:
     """Id of the record that no longer holds from now on."""
     importance: float = 0.5
     """From 0 to 1."""
+    consolidate: str | None = None
+    """Let this model decide, by the records that are most like it, whether the text is added, updates or ends
+    one, or is nothing new: "smollm2", a folder, a GGUF file, or provider:name. `decisions` shows what it
+    decided, `undo` takes it back."""
     embeddings: EmbeddingsName | None = None
     """What it is to be found by besides its words: minilm for English, e5 for a hundred languages. One
     memory, one kind."""
@@ -56,8 +68,23 @@ class AddOptions:
 
 def add(options: AddOptions) -> int:
     """Add one record."""
+    if options.consolidate is not None and options.supersedes is not None:
+        raise ValueError("with --consolidate a model says what is superseded: leave --supersedes away")
     text = _typed() if options.text == "-" else options.text
     with open_for_recall(options.file, True, options.embeddings) as bank:
+        if options.consolidate is not None:
+            decision = consolidated(
+                bank,
+                options.consolidate,
+                text,
+                kind=options.kind,
+                namespace=read_namespace(options.namespace) or (),
+                importance=options.importance,
+                trust=options.trust,
+                source="scrubjay memory add",
+            )
+            tell(decision)
+            return 0
         id = bank.add(
             text,
             options.kind,
@@ -272,6 +299,8 @@ ACTIONS: dict[str, tuple[str, type, Callable[[Any], int]]] = {
     "forget": ("delete records for good", ForgetOptions, forget),
     "import": ("read exported records, or documents", ImportOptions, import_),
     "export": ("write all records as JSON lines", ExportOptions, export),
+    "decisions": ("show what a model made of new memories", DecisionsOptions, decisions),
+    "undo": ("take such a decision back", UndoOptions, undo),
     "bench": ("measure a memory on the sets of the field, file by file", BenchOptions, bench),
     "facts": ("write made facts and their contradictions, for bench", FactsOptions, facts),
 }
