@@ -100,14 +100,18 @@ class Text:
 
 
 def read_texts(files: Sequence[Path], form: Form | None, questions: int | None) -> list[Text]:
-    """Return the texts of files, of each the first questions. Raises UsageError on what is no set."""
-    found = []
+    """Return the texts of files, each once, with the first of its questions.
+
+    Raises UsageError on what is no set, and where nothing is asked.
+    """
+    found: dict[str, Text] = {}
     for conversation in (one for path in files for one in read_any(path, form)):
-        if conversation.questions:
-            found.append(Text(conversation, len(conversation.questions[:questions])))
+        if conversation.turns and conversation.questions:
+            text = Text(conversation, len(conversation.questions[:questions]))
+            found.setdefault(text.digest, text)
     if not found:
-        raise UsageError(f"there are no questions in {', '.join(map(str, files))}")
-    return found
+        raise UsageError(f"there are no questions about anything in {', '.join(map(str, files))}")
+    return list(found.values())
 
 
 class Bench:
@@ -173,7 +177,7 @@ class Bench:
         done = {tuple(row[name] for name in keys) for row in self.records.rows}
         for text in texts:
             replaced = any(turn.replaces is not None for turn in text.conversation.turns)
-            for arm in arms:
+            for arm in dict.fromkeys(arms):
                 if arm == "supersedes" and not replaced:
                     continue
                 asked = itertools.product(range(text.asked), self._readers(text, arm))

@@ -65,7 +65,7 @@ def _line(
     cut = sum(row["cut"] for row in rows)
     label = f"{LABELS[arm]}{_READ.get(reader, '')}"
     if cut and arm == "full":
-        label += f", cut for {cut} of {len(rows)}"
+        label += f", cut for {cut:,} of {len(rows):,}"
     means = [_mean(rows, lambda row, name=name: row[name]) for name in measures]
     tokens = f"{fmean(row['tokens'] for row in rows):,.0f}"
     return [label, one_line(ability).replace("|", "/"), f"{len(rows):,}", *means, tokens]

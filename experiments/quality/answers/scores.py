@@ -1,7 +1,8 @@
 """Four ways to compare an answer with a right one, as agents' memories are measured: no judge, no model.
 
 Letters are small, punctuation is nothing, and articles count in ROUGE-L alone, as in SQuAD (Rajpurkar et al.
-2016) and MemoryAgentBench; a word of a script without spaces counts by letters.
+2016) and MemoryAgentBench; a word of a script without spaces counts by letters. What is held is whole words,
+where MemoryAgentBench finds "5" in "15", too.
 """
 
 from __future__ import annotations

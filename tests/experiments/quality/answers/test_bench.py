@@ -12,6 +12,8 @@ from scrubjay.experiments.quality.answers.views import LABELS, fit
 from scrubjay.experiments.quality.sets.facts import make_rows
 from scrubjay.experiments.words.failures import FailedError, UsageError
 
+from ..sets.test_form import spoiled
+
 ARMS = tuple(LABELS)
 
 
@@ -78,6 +80,23 @@ def test_what_is_answered_is_not_asked_again_and_other_settings_are_refused(fact
         Bench(Settings(k=3, model="scripted"), out, model)
 
 
+def test_a_text_that_is_given_twice_is_read_once_and_an_empty_one_never(facts, tmp_path):
+    texts = read_texts([facts, facts], None, 1)
+    assert len(texts) == 2
+    bench = Bench(Settings(), tmp_path / "out")
+    bench.run(texts, ("files", "files"))
+    assert len(bench.rows(texts, ("files",))) == 2 * 2
+    talk = {
+        "sample_id": "conv-1",
+        "conversation": {},
+        "qa": [{"question": "Who?", "answer": "Ada", "category": 4}],
+    }
+    empty = tmp_path / "locomo10.json"
+    empty.write_text(json.dumps([talk]))
+    with pytest.raises(UsageError, match=r"no questions about anything in .*locomo10"):
+        read_texts([empty], None, None)
+
+
 def test_a_line_that_a_kill_cut_off_is_asked_again(facts, tmp_path):
     texts = read_texts([facts], None, 2)
     Bench(Settings(), tmp_path / "out").run(texts, ("files",))
@@ -126,6 +145,37 @@ def test_what_fits_is_shown_the_best_first(contiguous):
     assert view == (((7,), 4, True) if contiguous else ((7, 5), 7, True))
     assert fit([7, 2, 5], costs.__getitem__, 16, contiguous) == ((7, 2, 5), 16, False)
     assert fit([], costs.__getitem__, 8, contiguous) == ((), 0, False)
+
+
+KNOWN = {
+    "context": "Facts:\n0. Ada lives in Bath.\n1. Ada lives in Rome.\n2. Rome lies in Italy.\n",
+    "questions": ["In which country does Ada live?"],
+    "answers": [["Italy"]],
+    "metadata": {
+        "facts": [["Ada", "city", "Bath"], ["Ada", "city", "Rome"], ["Rome", "country", "Italy"]],
+        "hops": [["Ada", "city", "country"]],
+        "asked": {"city": "Where does {} live?", "country": "Where does {} lie?"},
+    },
+}
+
+
+def test_what_a_stranger_knows_is_answered_or_refused_in_one_line(tmp_path):
+    path, answered, refused = tmp_path / "known.json", [], []
+    for number, value in enumerate([[KNOWN], *spoiled([KNOWN])]):
+        path.write_text(json.dumps(value))
+        try:
+            texts = read_texts([path], "agentbench", None)
+        except UsageError as error:
+            refused.append(str(error))
+            continue
+        bench = Bench(Settings(), tmp_path / str(number))
+        assert bench.run(texts, ARMS) == 0
+        answered.append(bench.rows(texts, ARMS))
+        assert table(answered[-1])
+    assert {row["answer"] for row in answered[0] if row["arm"] == "supersedes"} == {"Italy"}
+    assert len(answered) > 10
+    assert len(refused) > 100
+    assert not [line for line in refused if "\n" in line]
 
 
 @pytest.mark.parametrize("sizes", [{"k": 0}, {"window": 0}, {"max_tokens": -1}])

@@ -18,6 +18,7 @@ from .test_form import (
     TRAJECTORIES,
     put,
     put_beam,
+    spoiled,
 )
 
 ANSWERED = [*QA, {"question": "Who?", "category": 4, "answer": 1815}, {"question": "Why?", "category": 4}]
@@ -88,6 +89,25 @@ def test_folders_and_pipes_that_are_no_sets_are_refused(tmp_path):
         guess(tmp_path / "none")
     with pytest.raises(UsageError, match="no plain file"):
         guess(Path("/dev/null"))
+
+
+@pytest.mark.parametrize("form", ["agentbench", "locomo", "longmemeval"])
+def test_what_a_stranger_answered_is_read_or_refused_in_one_line(tmp_path, form):
+    value, kept = json.loads(written(tmp_path, form).read_text()), 0
+    refused = []
+    for wrong in spoiled(value):
+        try:
+            read = read_any(put(tmp_path / "wrong.json", wrong), form)
+        except UsageError as error:
+            refused.append(str(error))
+        else:
+            kept += 1
+            questions = [one for told in read for one in told.questions]
+            assert all(isinstance(one, str) for question in questions for one in question.references)
+            assert all(question.references or question.answers for question in questions)
+    assert kept
+    assert len(refused) > 20
+    assert all("wrong.json is not in the form of" in line and "\n" not in line for line in refused)
 
 
 def test_a_form_that_is_named_is_believed(tmp_path):
