@@ -40,6 +40,8 @@ class BenchOptions:
     search of files by words; the end of the whole text, as much as there is room for."""
     model: str | None = None
     """Who answers: "smollm2", a folder of transformers, a GGUF file, or provider:name of langchain."""
+    judge: str | None = None
+    """A model that says of each answer whether it is right. The table has its prompt, as judges differ."""
     k: int = 10
     """Records recalled for a question."""
     embeddings: EmbeddingsName | None = None
@@ -64,7 +66,8 @@ def bench(options: BenchOptions) -> int:
         raise UsageError("bench needs files of a set, such as locomo10.json")
     if options.questions is not None and options.questions < 1:
         raise UsageError(f"questions={options.questions}: must be at least 1")
-    from scrubjay.experiments.quality.answers.bench import PROMPT, Bench, Settings, read_texts
+    from scrubjay.experiments.quality.answers.bench import Bench, Settings, read_texts
+    from scrubjay.experiments.quality.answers.readers import JUDGED, PROMPT
     from scrubjay.experiments.quality.answers.report import head, table
     from scrubjay.experiments.runs.device import one_thread
     from scrubjay.experiments.runs.directory import write_atomically
@@ -73,27 +76,26 @@ def bench(options: BenchOptions) -> int:
     settings = Settings(**{name: getattr(options, name) for name in names})
     settings.check()
     texts = read_texts(options.files, options.form, options.questions)
-    model = None
-    if options.model is not None:
-        model = open_chat_model(
-            options.model,
-            options.max_seconds,
-            0.0,
-            options.max_tokens,
-            policy="full",
-            max_conversations=1,  # no question goes on with another
-            device=options.device,
-        )
-    bench = Bench(settings, options.out, model)
+    asked = {"Answers": (options.model, PROMPT), "Judged": (options.judge, JUDGED)}
+    bench = Bench(settings, options.out, _opened(options.model, options), _opened(options.judge, options))
     with one_thread():
         code = bench.run(texts, options.arms)
     rows = bench.rows(texts, options.arms)
     if rows:
         made = table(rows)
-        told = head(" ".join(_typed(options)), options.model, bench.window, PROMPT)
+        models = {task: (model, prompt) for task, (model, prompt) in asked.items() if model is not None}
+        told = head(" ".join(_typed(options)), bench.window, models)
         write_atomically(options.out / "table.md", f"{told}\n\n{made}\n")
         print(f"{made}\n\n{one_line(options.out / 'table.md')}")
     return code
+
+
+def _opened(name: str | None, options: BenchOptions) -> Any:
+    """Return the chat model of that name, None for none."""
+    if name is None:
+        return None
+    local = {"policy": "full", "max_conversations": 1, "device": options.device}  # no question goes on
+    return open_chat_model(name, options.max_seconds, 0.0, options.max_tokens, **local)
 
 
 @dataclass(frozen=True)

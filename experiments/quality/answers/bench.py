@@ -17,11 +17,13 @@ from scrubjay.agents.embeddings import EmbeddingsName, make_embeddings
 from scrubjay.agents.language.text import estimate_tokens
 from scrubjay.experiments.language.conversations import Conversation, Question
 from scrubjay.experiments.quality.answers.readers import (
+    JUDGED,
     PROMPT,
     Look,
     Reply,
     by_facts,
     by_model,
+    judge,
     record,
     written,
 )
@@ -47,7 +49,7 @@ ROW: dict[str, Any] = {
     "recall": Number,
     "held": Number,
     "stale": Number,
-    **dict.fromkeys(SCORERS, Number),
+    **dict.fromkeys((*SCORERS, "judged"), Number),
 }
 """Of each kept line: which question of which text was answered, by whom, and how well."""
 _SILENT_SECONDS = 3.0
@@ -66,12 +68,16 @@ class Settings:
     model: str | None = None
     max_tokens: int = 64
     """Of a model's answer."""
+    judge: str | None = None
+    """Model that says whether an answer is right."""
 
     def check(self) -> None:
         """Raise UsageError on sizes that cannot be."""
         for name in ("k", "window", "max_tokens"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.judge is not None and self.model is None:
+            raise UsageError(f"judge={self.judge!r}: there are no answers to judge; give --model, too")
 
 
 @dataclass(frozen=True)
@@ -115,15 +121,18 @@ def read_texts(files: Sequence[Path], form: Form | None, questions: int | None) 
 
 
 class Bench:
-    """Answers what is not answered yet; `model` is a chat model of langchain, or None for none.
+    """Answers what is not answered yet; `model` and `judging` are chat models of langchain, or None.
 
     Raises ValueError on an `out` that holds what was answered with other settings.
     """
 
-    def __init__(self, settings: Settings, out: Path, model: Any = None) -> None:
+    def __init__(self, settings: Settings, out: Path, model: Any = None, judging: Any = None) -> None:
         settings.check()
-        self.settings, self._model = settings, model
-        told = dataclasses.asdict(settings) | {"prompt": PROMPT}
+        self.settings, self._model, self._judge = settings, model, judging
+        told = dataclasses.asdict(settings) | {
+            "prompt": PROMPT,
+            "judged": None if judging is None else JUDGED,
+        }
         if settings.model is None:
             told |= {"prompt": None, "max_tokens": None}
         settle(out, told)
@@ -195,9 +204,11 @@ class Bench:
             reply = by_model(self._model, reader, conversation, question, look)
         elif reader and question.hops:
             reply = by_facts(conversation, question, look, newest=reader == "newest")
-        scores: dict[str, Number] = dict.fromkeys(SCORERS)
+        scores: dict[str, Number] = dict.fromkeys((*SCORERS, "judged"))
         if reply is not None and question.references:
             scores |= score(question.references, reply.answer)
+            if self._judge is not None:
+                scores["judged"] = judge(self._judge, self.settings.judge or "", question, reply.answer)
         return {
             "text": text.digest,
             "name": conversation.name,

@@ -22,11 +22,12 @@ _MEASURES: Mapping[str, str] = {
     "substring": "substring",
     "F1": "f1",
     "ROUGE-L": "rouge_l",
+    "judged right": "judged",
 }
 EXPLAINED = """\
 "needed": the part of the records that answer a question which was shown. "answer held": how often what was
 shown has the words of a right answer. "outdated first": how often a fact that was replaced stands above the
-one that holds. The last four compare the answer with a right one. "tokens": shown for a question."""
+one that holds. "exact" to "ROUGE-L" compare the answer with a right one. "tokens": shown for a question."""
 """What the columns are."""
 
 
@@ -47,15 +48,15 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return markdown(["arm", "questions of", "number", *measures, "tokens"], lines)
 
 
-def head(command: str, model: str | None, window: int, prompt: str) -> str:
-    """Return what a reader of the table must know."""
+def head(command: str, window: int, asked: Mapping[str, tuple[str, str]]) -> str:
+    """Return what a reader of the table must know; `asked` are models and prompts by what they do."""
     told = [
         f"`{one_line(command)}`",
         f"{version()}, Python {sys.version.split()[0]}, {processor()}, {date.today()}.",
         f"Shown are {window:,} tokens at most. {EXPLAINED}",
     ]
-    if model is not None:
-        told.append(f"Answers by {one_line(model)}, which was asked:\n\n```\n{prompt}\n```")
+    for task, (model, prompt) in asked.items():
+        told.append(f"{task} by {one_line(model)}, which was asked:\n\n```\n{prompt}\n```")
     return "\n\n".join(told)
 
 

@@ -273,7 +273,7 @@ FORMS: Mapping[str, tuple[Form, ...]] = {
         Form(
             "memory bench {facts} --out folder",
             numbers="--k --window --questions --max-tokens --max-seconds",
-            named="--form --arms --model --embeddings --device",
+            named="--form --arms --model --judge --embeddings --device",
             paths="--out --model",
             fixed="--questions 1 --arms bank full",
         ),

@@ -62,7 +62,19 @@ def test_a_local_model_answers(here, tmp_path, tiny_chat):
     for part in tiny_chat:
         part.save_pretrained(tmp_path / "model")
     here(*FEW)
-    words = ["--model", "model", "--questions", "1", "--arms", "bank", "full", "--max-tokens", "4"]
+    words = [
+        "--model",
+        "model",
+        "--judge",
+        "model",
+        "--questions",
+        "1",
+        "--arms",
+        "bank",
+        "full",
+        "--max-tokens",
+        "4",
+    ]
     code, out, _ = here("memory", "bench", "facts.jsonl", *words, "--window", "3000", "--out", "out")
     assert code == 0
     assert [row["arm"] for row in rows(tmp_path / "out")] == ["bank", "full"] * 2
@@ -72,6 +84,8 @@ def test_a_local_model_answers(here, tmp_path, tiny_chat):
     assert "| full context, cut for 2 of 2 | all | 2 |" in out
     table = (tmp_path / "out" / "table.md").read_text()
     assert "Answers by model, which was asked:" in table
+    assert "Judged by model, which was asked:" in table
+    assert {row["judged"] for row in rows(tmp_path / "out")} <= {0, 1}
     assert "Where two of these say what cannot both be true, the later one holds." in table
 
 
@@ -103,6 +117,7 @@ def test_stopped_it_goes_on(start, scrubjay, tmp_path):
         (["bench", "no.json", "--form", "beam"], "name where BEAM lies"),
         (["bench", "no.json", "--arms", "birds"], "birds"),
         (["bench", "no.json", "--k", "0"], "k=0"),
+        (["bench", "no.json", "--judge", "smollm2"], "no answers to judge"),
         (["bench", "no.json", "--questions", "0"], "questions=0"),
         (["bench", "no.json", "--window", "-1"], "window=-1"),
         (["facts", "f.jsonl", "--facts", "7"], "facts=7"),

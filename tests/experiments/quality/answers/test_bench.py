@@ -126,6 +126,21 @@ def test_a_model_is_shown_what_is_recalled_in_the_order_of_time(facts, tmp_path)
     assert shown == sorted(shown, key=lambda line: int(line.split("] ")[1].split(".")[0]))
 
 
+def test_a_judge_is_asked_of_each_answer_and_only_a_yes_counts(facts, tmp_path):
+    texts = read_texts([facts], None, 2)
+    settings, judging = Settings(model="scripted", judge="judge"), scripted("Yes.", "no", "Yesterday", "")
+    bench = Bench(settings, tmp_path / "out", scripted(*"abcd"), judging)
+    bench.run(texts, ("bank",))
+    rows = bench.rows(texts, ("bank",))
+    assert [row["judged"] for row in rows] == [1, 0, 0, 0]
+    question = texts[0].conversation.questions[0]
+    told = json.loads(judging.asked[0].partition("\n\n")[2].rpartition("\n\n")[0])
+    assert told == {"question": question.text, "right": list(question.references), "answer": "a"}
+    assert "| ROUGE-L | judged right |" in table(rows)
+    with pytest.raises(UsageError, match="give --model, too"):
+        Settings(judge="judge").check()
+
+
 def test_the_whole_context_is_cut_to_the_window_from_its_beginning(facts, tmp_path):
     texts = read_texts([facts], None, 3)
     model = scripted(*"abcdef")
