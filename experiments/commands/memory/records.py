@@ -1,13 +1,12 @@
-"""`scrubjay memory`: look into a memory bank and change it, one file and one word of what to do."""
+"""`scrubjay memory add`, `search`, `show`, `forget`, `import` and `export`: the records of a bank."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import sqlite3
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,20 +15,10 @@ from typing import Any, Literal
 from tyro.conf import Positional
 
 from scrubjay.agents.embeddings import EmbeddingsName
-from scrubjay.experiments.commands.consolidating import (
-    DecisionsOptions,
-    UndoOptions,
-    consolidated,
-    decisions,
-    tell,
-    undo,
-)
-from scrubjay.experiments.commands.memory_bench import BenchOptions, FactsOptions, bench, facts
+from scrubjay.experiments.commands.memory.consolidating import consolidated, tell
 from scrubjay.experiments.language.banks import open_bank, open_for_recall, read_namespace
 from scrubjay.experiments.runs import reading
-from scrubjay.experiments.words.arguments import UsageError, choose, parse
 from scrubjay.experiments.words.foreign import as_json, one_line, printable
-from scrubjay.experiments.words.terminal import bad_input
 from scrubjay.memory import MemoryBank
 from scrubjay.memory.bank.file.record import Hit, Record
 
@@ -290,39 +279,6 @@ def import_(options: ImportOptions) -> int:
             )
             print(one_line(f"{source}: {len(ids)} passages"))
     return 0
-
-
-ACTIONS: dict[str, tuple[str, type, Callable[[Any], int]]] = {
-    "add": ("remember a text", AddOptions, add),
-    "search": ("find records by words, and by meaning", SearchOptions, search),
-    "show": ("show records in full", ShowOptions, show),
-    "forget": ("delete records for good", ForgetOptions, forget),
-    "import": ("read exported records, or documents", ImportOptions, import_),
-    "export": ("write all records as JSON lines", ExportOptions, export),
-    "decisions": ("show what a model made of new memories", DecisionsOptions, decisions),
-    "undo": ("take such a decision back", UndoOptions, undo),
-    "bench": ("measure a memory on the sets of the field, file by file", BenchOptions, bench),
-    "facts": ("write made facts and their contradictions, for bench", FactsOptions, facts),
-}
-
-
-def run(words: Sequence[str]) -> int:
-    """`scrubjay memory ACTION FILE ...`."""
-    if not words or words[0] in ("-h", "--help"):
-        width = max(map(len, ACTIONS))
-        lines = "\n".join(f"  {name:<{width}}  {what}" for name, (what, *_) in ACTIONS.items())
-        print(
-            f"usage: scrubjay memory ACTION FILE ...\n\n{lines}\n\nscrubjay memory ACTION --help tells more."
-        )
-        return 0
-    name = choose("action", words[0], list(ACTIONS))
-    _, kind, act = ACTIONS[name]
-    options = parse(kind, words[1:], f"scrubjay memory {name}")
-    try:
-        with bad_input():
-            return act(options)
-    except sqlite3.DatabaseError as error:
-        raise UsageError(f"{getattr(options, 'file', 'the memory')}: {error}") from error
 
 
 def _get(bank: MemoryBank, id: str, file: Path) -> Record:

@@ -10,7 +10,7 @@ pytest.importorskip("langchain")
 
 from scrubjay.memory import MemoryBank
 
-from ...agents.kwai.chat_completions import KEY, Fails, serve
+from ....agents.kwai.chat_completions import KEY, Fails, serve
 
 MODEL = ("--consolidate", "openai:small")
 
