@@ -42,13 +42,17 @@ _MOST_TRIES = 50
 
 
 class ModelDecides:
-    """Asks `model` once for each text. What its call raises passes, ValueErrors of its reply excepted."""
+    """Asks `model` once for each text."""
 
     def __init__(self, model: BaseChatModel) -> None:
         self._model = model
 
     def __call__(self, text: str, records: Sequence[Record]) -> list[Change]:
-        """Return what the model would change. Raises ValueError on a reply that is no such thing."""
+        """Return what the model would change.
+
+        Raises ValueError on a reply that is no such thing, after which `Consolidation` adds the text. Where
+        the model itself fails, its error passes, a ValueError as RuntimeError: then nothing is written.
+        """
         shown = {
             "new statement": _shown(text),
             "records": [
@@ -57,7 +61,11 @@ class ModelDecides:
             ],
         }
         prompt = [SystemMessage(RULES), HumanMessage(json.dumps(shown, ensure_ascii=False, indent=1))]
-        return read_changes(self._model.invoke(prompt).text)
+        try:
+            reply = self._model.invoke(prompt).text
+        except ValueError as error:
+            raise RuntimeError(f"the model failed: {error}") from error
+        return read_changes(reply)
 
 
 def read_changes(reply: str) -> list[Change]:

@@ -128,7 +128,8 @@ class Consolidation:
         try:
             changes = _checked(self._decide(text, near), near, plain)
         except ValueError as error:
-            refused = str(error)[:_LONGEST_REASON] or "it could not be decided"
+            reason = str(error).encode("utf-8", "replace").decode()  # no file holds half a character
+            refused = reason[:_LONGEST_REASON] or "it could not be decided"
         # Before the transaction, as others must not wait; the text itself, too, if another is quicker.
         plain = bank.embedded([plain])[0]
         plans = [self._planned(one, near, plain) for one in changes]

@@ -123,4 +123,6 @@ def test_words_around_the_json_are_nothing(before, after):
 def test_a_model_that_fails_is_told_and_nothing_is_written(bank):
     with pytest.raises(ConnectionError):
         add(bank, "Vera moved.", ConnectionError("no network"))
+    with pytest.raises(RuntimeError, match="the model failed: Vera moved is too long"):
+        add(bank, "Vera moved.", ValueError("Vera moved is too long"))
     assert len(bank) == 1
