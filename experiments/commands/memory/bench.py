@@ -17,7 +17,7 @@ from scrubjay.experiments.language.models import open_chat_model
 from scrubjay.experiments.words.arguments import UsageError
 from scrubjay.experiments.words.foreign import one_line
 
-Arm = Literal["bank", "supersedes", "files", "full"]
+Arm = Literal["bank", "supersedes", "consolidated", "files", "full"]
 Form = Literal["agentbench", "longmemeval", "locomo", "realtalk", "beam", "memdaily"]
 
 
@@ -35,9 +35,10 @@ class BenchOptions:
     locomo10.json, and the folders of REALTALK, BEAM and MemDaily."""
     form: Form | None = None
     """Which set they are of; default: what they look like."""
-    arms: tuple[Arm, ...] = ("bank", "supersedes", "files", "full")
-    """Who is asked: the bank; the bank that is told which record replaces which, where a set says so; a
-    search of files by words; the end of the whole text, as much as there is room for."""
+    arms: tuple[Arm, ...] = ("bank", "supersedes", "consolidated", "files", "full")
+    """Who is asked: the bank; the bank that is told which record replaces which, or whose consolidation finds
+    that among the nearest ones and cannot err, where a set says so; a search of files by words; the end of
+    the whole text, as much as there is room for."""
     model: str | None = None
     """Who answers: "smollm2", a folder of transformers, a GGUF file, or provider:name of langchain."""
     judge: str | None = None

@@ -187,7 +187,8 @@ class Bench:
         for text in texts:
             replaced = any(turn.replaces is not None for turn in text.conversation.turns)
             for arm in dict.fromkeys(arms):
-                if arm == "supersedes" and not replaced:
+                needed = {"supersedes": replaced, "consolidated": replaced and text.knows_facts}
+                if not needed.get(arm, True):
                     continue
                 asked = itertools.product(range(text.asked), self._readers(text, arm))
                 left = [one for one in asked if (text.digest, arm, *one) not in done]

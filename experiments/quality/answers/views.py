@@ -11,13 +11,16 @@ from typing import Any, Literal, NamedTuple
 from scrubjay.experiments.language.conversations import Conversation, Question
 from scrubjay.experiments.quality import arms
 from scrubjay.memory import MemoryBank
+from scrubjay.memory.bank import Change, Consolidation
+from scrubjay.memory.bank.file.record import Record
 
 Recall = Callable[[str], Sequence[int]]
 """Returns places of turns for a text, the best first."""
-ViewName = Literal["bank", "supersedes", "files", "full"]
+ViewName = Literal["bank", "supersedes", "consolidated", "files", "full"]
 LABELS: Mapping[ViewName, str] = {
     "bank": "bank",
     "supersedes": "bank, told what replaces what",
+    "consolidated": "bank, consolidated without error",
     "files": "file search (FTS5, BM25)",
     "full": "full context",
 }
@@ -41,6 +44,8 @@ def open_view(name: ViewName, conversation: Conversation, k: int, embeddings: An
     if name == "files":
         search = arms.keyword_index(conversation, embeddings)
         return lambda text: search(Question(text, frozenset(), ""), k)
+    if name == "consolidated":
+        return _consolidated(conversation, k, embeddings)
     return _bank(conversation, k, embeddings, supersedes=name == "supersedes")
 
 
@@ -80,4 +85,25 @@ def _bank(conversation: Conversation, k: int, embeddings: Any, supersedes: bool)
         waiting.append(draft)
     ids += bank.write(bank.embedded(waiting))
     place_of = {id: place for place, id in enumerate(ids)}
+    return lambda text: [place_of[hit.id] for hit in bank.search(text, k)]
+
+
+def _consolidated(conversation: Conversation, k: int, embeddings: Any) -> Recall:
+    """Let who sees no more than the `k` nearest records, and cannot err, decide what a fact replaces."""
+    now = conversation.turns[0]
+    bank = MemoryBank(":memory:", embeddings, clock=lambda: now.observed)
+    place_of: dict[str, int] = {}
+
+    def decide(text: str, records: Sequence[Record]) -> list[Change]:
+        known = [conversation.turns[place_of[record.id]].fact for record in records]
+        for place, fact in enumerate(known):
+            if fact is not None and now.fact is not None and fact[:2] == now.fact[:2]:
+                return [Change("update", place)]
+        return [Change("add")]
+
+    consolidation = Consolidation(bank, decide, k)
+    for place, turn in enumerate(conversation.turns):
+        now = turn
+        (step,) = consolidation.add(turn.text, "conversation", observed=turn.observed).steps
+        place_of[step.wrote or ""] = place
     return lambda text: [place_of[hit.id] for hit in bank.search(text, k)]

@@ -49,16 +49,17 @@ def test_facts_are_answered_without_a_model_and_being_told_what_replaces_what_wi
     bench = Bench(Settings(), tmp_path / "out")
     assert bench.run(texts, ARMS) == 0
     rows = bench.rows(texts, ARMS)
-    assert len(rows) == 2 * 12 * (2 + 2 + 2 + 1)
+    assert len(rows) == 2 * 12 * (2 + 2 + 2 + 2 + 1)
     told = means(rows, "exact", arm="supersedes", reader="first")
     assert told > max(means(rows, "exact", arm=arm, reader="first") for arm in ("bank", "files"))
     assert means(rows, "stale", arm="supersedes") == 0 < means(rows, "stale", arm="bank")
+    assert told >= means(rows, "exact", arm="consolidated", reader="first") > 0.9
     # 120 facts fit as a whole: who reads all of them cannot miss.
     assert means(rows, "exact", arm="full") == 1
     assert not any(row["cut"] for row in rows)
     shown = table(rows)
     assert "| bank, told what replaces what, first fact | factconsolidation_mh | 12 |" in shown
-    assert len(shown.splitlines()) == 2 + 3 * 7
+    assert len(shown.splitlines()) == 2 + 3 * 9
 
 
 def test_what_is_answered_is_not_asked_again_and_other_settings_are_refused(facts, tmp_path):
