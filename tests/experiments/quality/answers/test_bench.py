@@ -8,7 +8,7 @@ from langchain_core.messages import AIMessage
 
 from scrubjay.experiments.quality.answers.bench import Bench, Settings, read_texts
 from scrubjay.experiments.quality.answers.report import table
-from scrubjay.experiments.quality.answers.views import LABELS, fit
+from scrubjay.experiments.quality.answers.views import LABELS
 from scrubjay.experiments.quality.sets.facts import make_rows
 from scrubjay.experiments.words.failures import FailedError, UsageError
 
@@ -152,15 +152,6 @@ def test_the_whole_context_is_cut_to_the_window_from_its_beginning(facts, tmp_pa
     last = texts[0].conversation.turns[-1].text
     assert all(last in asked and "] 0. " not in asked for asked in model.asked)
     assert "full context, cut for 3 of 3" in table(rows)
-
-
-@pytest.mark.parametrize("contiguous", [True, False])
-def test_what_fits_is_shown_the_best_first(contiguous):
-    costs = {7: 4, 2: 9, 5: 3}
-    view = fit([7, 2, 5], costs.__getitem__, 8, contiguous)
-    assert view == (((7,), 4, True) if contiguous else ((7, 5), 7, True))
-    assert fit([7, 2, 5], costs.__getitem__, 16, contiguous) == ((7, 2, 5), 16, False)
-    assert fit([], costs.__getitem__, 8, contiguous) == ((), 0, False)
 
 
 KNOWN = {
