@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from scrubjay.agents.embeddings.e5 import E5Embeddings as E5Embeddings
     from scrubjay.agents.embeddings.minilm import MiniLMEmbeddings as MiniLMEmbeddings
     from scrubjay.agents.langchain.checkpointer import Checkpointer as Checkpointer
+    from scrubjay.agents.langchain.consolidation import ModelDecides as ModelDecides
     from scrubjay.agents.langchain.history import BankChatMessageHistory as BankChatMessageHistory
     from scrubjay.agents.langchain.middleware import BankMiddleware as BankMiddleware
     from scrubjay.agents.langchain.retriever import BankRetriever as BankRetriever
@@ -27,6 +28,7 @@ __all__, __getattr__, __dir__ = face(
         ".embeddings.e5": ["E5Embeddings"],
         ".embeddings.minilm": ["MiniLMEmbeddings"],
         "checkpointer": ["Checkpointer"],
+        "consolidation": ["ModelDecides"],
         "history": ["BankChatMessageHistory"],
         "middleware": ["BankMiddleware"],
         "retriever": ["BankRetriever"],

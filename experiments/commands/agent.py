@@ -6,7 +6,6 @@ import contextlib
 import importlib
 import importlib.util
 import json
-import re
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ from tyro.conf import Positional
 
 from scrubjay.agents.embeddings import EmbeddingsName, make_embeddings
 from scrubjay.experiments.language.banks import open_bank, open_for_recall, read_namespace
-from scrubjay.experiments.language.models import open_local_model
+from scrubjay.experiments.language.models import open_chat_model
 from scrubjay.experiments.language.tuning import append_records, why_not
 from scrubjay.experiments.runs.reading import read_text
 from scrubjay.experiments.words.arguments import parse
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 
 _SHOWN = {"thinking": "…", "execute": "→", "observation": "←", "fail": "✗"}
 _LONGEST_SHOWN = 300
-_PROVIDER = re.compile(r"[a-z][a-z0-9_-]+:[^/\\]+.*")
 
 
 @dataclass(frozen=True)
@@ -338,37 +336,17 @@ def load_model(options: AgentOptions) -> Any:
 
     Raises ValueError or ImportError with what to do about it.
     """
-    if _PROVIDER.fullmatch(options.model) and not Path(options.model).exists():
-        try:
-            from langchain.chat_models import init_chat_model
-        except ImportError:
-            provider = options.model.partition(":")[0].replace("_", "-")
-            raise ImportError(
-                f"model={options.model!r} needs more: pip install langchain langchain-{provider}"
-            ) from None
-        try:
-            return init_chat_model(
-                options.model,
-                temperature=options.temperature,
-                max_tokens=options.max_tokens,
-                timeout=options.max_seconds,
-            )
-        except ImportError:
-            raise
-        except Exception as error:  # such as a missing key, each provider in a class of its own
-            raise ValueError(f"model={options.model!r}: {error}") from error
-    model = open_local_model(
-        model=options.model,
+    return open_chat_model(
+        options.model,
+        options.max_seconds,
+        options.temperature,
+        options.max_tokens,
         policy=options.policy,
         budget=options.budget,
-        temperature=0.0 if options.temperature is None else options.temperature,
-        max_tokens=512 if options.max_tokens is None else options.max_tokens,
         call_bias=options.call_bias,
         seed=options.seed,
         device=options.device,
     )
-    _ = model.loaded  # before anything is written
-    return model
 
 
 def choose_tools(options: AgentOptions, has_route: Callable[[], bool] | None = None) -> list[BaseTool]:

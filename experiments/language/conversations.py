@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 LANGUAGES = ("en", "zh")
 ABILITIES = ("stated", "paraphrased", "updated", "past", "dated", "reply", "joined")
@@ -38,6 +38,18 @@ class Turn:
     """When."""
     replaces: int | None = None
     """Place of the turn whose fact is no longer true now."""
+    fact: tuple[str, str, str] | None = None
+    """Subject, relation and object of what it states, where that is known."""
+
+
+class Hop(NamedTuple):
+    """A relation to follow, from the object of the hop before."""
+
+    subject: str
+    """Of the first hop; "" of the others."""
+    relation: str
+    asked: str
+    """A question for its object, with {} for the subject."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,10 @@ class Question:
     """The moment that it asks about, None for the end."""
     outdated: frozenset[int] = frozenset()
     """Places of turns that answered it once."""
+    references: tuple[str, ...] = ()
+    """Texts, each of which is a right answer; none where only the turns are known."""
+    hops: tuple[Hop, ...] = ()
+    """How facts lead to the answer, where that is known."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,38 @@
-"""A local chat model for the command's verbs, whose mistakes are told as one line."""
+"""Chat models for the command's verbs, whose mistakes are told as one line."""
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
+
+_PROVIDER = re.compile(r"[a-z][a-z0-9_-]+:[^/\\]+.*")
+
+
+def open_chat_model(
+    name: str, seconds: float, temperature: float | None, max_tokens: int | None, **local: Any
+) -> Any:
+    """Return the chat model of a name: provider:name of langchain, or a local one, in memory.
+
+    `seconds` are those of a call to a provider, `local` is for a `LocalChatModel` alone. Raises ValueError or
+    ImportError with what to do about it.
+    """
+    if not _PROVIDER.fullmatch(name) or Path(name).exists():
+        temperature, max_tokens = temperature or 0.0, 512 if max_tokens is None else max_tokens
+        model = open_local_model(model=name, temperature=temperature, max_tokens=max_tokens, **local)
+        _ = model.loaded  # before anything is written
+        return model
+    try:
+        from langchain.chat_models import init_chat_model
+    except ImportError:
+        provider = name.partition(":")[0].replace("_", "-")
+        raise ImportError(f"model={name!r} needs more: pip install langchain langchain-{provider}") from None
+    try:
+        return init_chat_model(name, temperature=temperature, max_tokens=max_tokens, timeout=seconds)
+    except ImportError:
+        raise
+    except Exception as error:  # such as a missing key, each provider in a class of its own
+        raise ValueError(f"model={name!r}: {error}") from error
 
 
 def open_local_model(**settings: Any) -> Any:

@@ -8,6 +8,9 @@ from scrubjay._lazy import face
 
 if TYPE_CHECKING:
     from scrubjay.memory.bank.bank import MemoryBank as MemoryBank
+    from scrubjay.memory.bank.consolidation import Change as Change
+    from scrubjay.memory.bank.consolidation import Consolidation as Consolidation
+    from scrubjay.memory.bank.consolidation import Decision as Decision
     from scrubjay.memory.bank.file.damage import DamagedBankError as DamagedBankError
     from scrubjay.memory.bank.surprise import SurpriseConfig as SurpriseConfig
 
@@ -16,6 +19,7 @@ __all__, __getattr__, __dir__ = face(
     __name__,
     {
         "bank": ["MemoryBank"],
+        "consolidation": ["Change", "Consolidation", "Decision"],
         "file.damage": ["DamagedBankError"],
         "surprise": ["SurpriseConfig"],
     },

@@ -2,7 +2,7 @@
 
 Its files name no records that answer a question. A record does that holds an answer in its words, as recall
 of passages is counted in open-domain question answering; questions whose answers stand in none, or in more
-than one record in ten, are left out.
+than one record in ten, are left out. Files that we make tell more (`sets/known.py`).
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from scrubjay.experiments.quality.sets.form import (
     items,
     read_json,
     read_json_lines,
+    references,
     said,
     text,
 )
+from scrubjay.experiments.quality.sets.known import Known
 from scrubjay.experiments.words.foreign import one_line
 from scrubjay.memory.bank.document import split_document
 
@@ -33,15 +35,16 @@ _WORD = re.compile(r"\w+")
 _COMMON = 0.1
 
 
-def read_agentbench(path: str | Path) -> list[Conversation]:
+def read_agentbench(path: str | Path, evident: bool = True) -> list[Conversation]:
     """Return the texts of a file of MemoryAgentBench, as it is published (.parquet) or in JSON (lines).
 
-    A record is a passage, or one of numbered facts. Named by source and number of the text. Raises
-    UsageError on what is not in this form, ModuleNotFoundError on a .parquet without pyarrow.
+    A record is a passage, or one of numbered facts. Named by source and number of the text. `evident` False
+    keeps questions of which no record is known to answer them. Raises UsageError on what is not in this form,
+    ModuleNotFoundError on a .parquet without pyarrow.
     """
     path = Path(path)
     with form_of("MemoryAgentBench", path):
-        told = [_text(fields(row), number) for number, row in enumerate(_rows(path))]
+        told = [_text(fields(row), number, evident) for number, row in enumerate(_rows(path))]
     return [one for one in told if one.questions]
 
 
@@ -59,19 +62,30 @@ def _rows(path: Path) -> list[Any]:
     return read_json_lines(path) if path.suffix == ".jsonl" else items(read_json(path))
 
 
-def _text(row: dict[str, Any], number: int) -> Conversation:
-    records = _records(text(row["context"]))
-    letters = [_letters(record) for record in records]
-    source = text(fields(row.get("metadata") or {}).get("source") or "text")
-    asked = []
-    for question, answers in zip(items(row["questions"]), items(row["answers"]), strict=True):
-        wanted = [_letters(text(one)) for one in ([answers] if isinstance(answers, str) else items(answers))]
-        wanted = [one for one in wanted if one.strip()]
-        places = frozenset(i for i, told in enumerate(letters) if any(one in told for one in wanted))
-        if places and len(places) <= max(1, _COMMON * len(records)):
-            asked.append(Question(text(question), places, source))
-    turns = (Turn(said(record), _BEGIN + place * _STEP) for place, record in enumerate(records))
-    return Conversation(tuple(turns), tuple(asked), f"{source} {number}")
+def _text(row: dict[str, Any], number: int, evident: bool) -> Conversation:
+    records, metadata = _records(text(row["context"])), fields(row.get("metadata") or {})
+    source = text(metadata.get("source") or "text")
+    wanted = [references(one) for one in items(row["answers"])]
+    asked = [text(question) for question in items(row["questions"])]
+    told = tuple(Turn(said(record), _BEGIN + place * _STEP) for place, record in enumerate(records))
+    if metadata.get("facts") is not None:
+        known = Known(metadata, told)
+        told, questions = known.turns, known.questions(asked, wanted, source)
+    else:
+        letters = [_letters(record) for record in records]
+        questions = [
+            Question(question, _holding(answers, letters), source, references=answers)
+            for question, answers in zip(asked, wanted, strict=True)
+        ]
+    kept = tuple(one for one in questions if one.answers or (one.references and not evident))
+    return Conversation(told, kept, f"{source} {number}")
+
+
+def _holding(answers: tuple[str, ...], letters: list[str]) -> frozenset[int]:
+    """Return the records that hold an answer; none if they are too many."""
+    wanted = [one for one in map(_letters, answers) if one.strip()]
+    places = frozenset(i for i, told in enumerate(letters) if any(one in told for one in wanted))
+    return places if len(places) <= max(1, _COMMON * len(letters)) else frozenset()
 
 
 def _records(context: str) -> list[str]:

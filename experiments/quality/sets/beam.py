@@ -13,31 +13,42 @@ from pathlib import Path
 from typing import Any
 
 from scrubjay.experiments.language.conversations import Conversation, Question, Turn
-from scrubjay.experiments.quality.sets.form import fields, form_of, items, read_json, said, text, whole
+from scrubjay.experiments.quality.sets.form import (
+    fields,
+    form_of,
+    items,
+    read_json,
+    references,
+    said,
+    text,
+    whole,
+)
 
 _BEGIN = datetime(2024, 1, 1, 9, tzinfo=UTC)
 _ANCHOR = "%B-%d-%Y"
 _APART, _STEP = timedelta(hours=2), timedelta(seconds=30)
 _PLACE = re.compile(r"\s*->->[^\n]{0,16}$")
 """A message's place in the plan of its chat, which its authors left at its end."""
+_ANSWERS = ("answer", "ideal_response", "ideal_answer", "ideal_summary")
+"""Where a question of one ability or another has its answer."""
 
 
-def read_beam(folder: str | Path) -> list[Conversation]:
+def read_beam(folder: str | Path, evident: bool = True) -> list[Conversation]:
     """Return the chats in a folder such as `chats/100K`, one record a message, named by their folders.
 
     The shortened chat is read where there is one, as its authors do. Of times the files tell some days: a
-    question and what follows it are two hours from the next. Questions without sources are left out. Raises
-    UsageError on what is not in this form.
+    question and what follows it are two hours from the next. Questions without sources are left out, unless
+    `evident` is False and they have an answer. Raises UsageError on what is not in this form.
     """
     folder = Path(folder)
     with form_of("BEAM", folder):
         chats = sorted((path for path in folder.iterdir() if path.is_dir()), key=_by_number)
         if not chats:
             raise ValueError("it holds no folders of chats")
-    return [_chat(path) for path in chats]
+    return [_chat(path, evident) for path in chats]
 
 
-def _chat(folder: Path) -> Conversation:
+def _chat(folder: Path, evident: bool) -> Conversation:
     shortened = folder / "chat_trunecated.json"
     path = shortened if shortened.exists() else folder / "chat.json"
     with form_of("BEAM", path):
@@ -50,8 +61,9 @@ def _chat(folder: Path) -> Conversation:
                 answers = frozenset(
                     place[i] for i in _numbers(fields(probe).get("source_chat_ids")) if i in place
                 )
-                if answers:
-                    asked.append(Question(text(probe["question"]), answers, ability))
+                wanted = references(next((probe[name] for name in _ANSWERS if name in probe), None))
+                if answers or (wanted and not evident):
+                    asked.append(Question(text(probe["question"]), answers, ability, references=wanted))
     return Conversation(tuple(turns), tuple(asked), folder.name)
 
 

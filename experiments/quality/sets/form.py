@@ -53,6 +53,15 @@ def text(value: Any) -> str:
     return value.encode("utf-8", "replace").decode()
 
 
+def references(value: Any) -> tuple[str, ...]:
+    """Return texts that are right answers: of a list each, of a number its digits, of None none."""
+    if value is None:
+        return ()
+    told = value if isinstance(value, list) else [value]
+    texts = (str(one) if isinstance(one, int | float) else text(one).strip() for one in told)
+    return tuple(one for one in texts if one)
+
+
 def said(value: Any) -> str:
     """Return a text as a bank can remember it: not blank, and not endless. Raises TypeError as `text`."""
     return text(value).strip()[:LONGEST_TEXT] or "-"

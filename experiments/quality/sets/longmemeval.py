@@ -7,25 +7,26 @@ from pathlib import Path
 from typing import Any
 
 from scrubjay.experiments.language.conversations import Conversation, Question, Turn
-from scrubjay.experiments.quality.sets.form import fields, form_of, items, read_json, said, text
+from scrubjay.experiments.quality.sets.form import fields, form_of, items, read_json, references, said, text
 
 _TIME = "%Y/%m/%d (%a) %H:%M"
 _STEP = timedelta(seconds=30)
 
 
-def read_longmemeval(path: str | Path) -> list[Conversation]:
+def read_longmemeval(path: str | Path, evident: bool = True) -> list[Conversation]:
     """Return the histories in a `longmemeval_*.json`, one record a message, named by their question's id.
 
-    The messages marked `has_answer` answer; questions without such, those about nothing said among them, are
-    left out. Sessions are put in the order of their dates. Raises UsageError on what is not in this form.
+    The messages marked `has_answer` answer; questions without such are left out, unless `evident` is False
+    and they have an answer; those about nothing said always are. Sessions are put in the order of their
+    dates. Raises UsageError on what is not in this form.
     """
     path = Path(path)
     with form_of("LongMemEval", path):
-        told = [_instance(fields(one)) for one in items(read_json(path))]
+        told = [_instance(fields(one), evident) for one in items(read_json(path))]
     return [one for one in told if one.questions]
 
 
-def _instance(one: dict[str, Any]) -> Conversation:
+def _instance(one: dict[str, Any], evident: bool) -> Conversation:
     turns, answers = [], set()
     dates = map(_moment, items(one["haystack_dates"]))
     sessions = list(zip(dates, items(one["haystack_sessions"]), strict=True))
@@ -35,8 +36,9 @@ def _instance(one: dict[str, Any]) -> Conversation:
                 answers.add(len(turns))
             turns.append(Turn(said(message["content"]), begin + number * _STEP))
     name, ability = text(one["question_id"]), text(one["question_type"])
-    question = Question(text(one["question"]), frozenset(answers), ability, _moment(one["question_date"]))
-    answered = answers and not name.endswith("_abs")
+    wanted, moment = references(one.get("answer")), _moment(one["question_date"])
+    question = Question(text(one["question"]), frozenset(answers), ability, moment, references=wanted)
+    answered = (answers or (wanted and not evident)) and not name.endswith("_abs")
     return Conversation(tuple(turns), (question,) if answered else (), name)
 
 

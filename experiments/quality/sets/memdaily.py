@@ -15,14 +15,17 @@ from scrubjay.experiments.quality.sets.form import (
     items,
     json_files,
     read_json,
+    references,
     said,
     text,
     whole,
 )
 
 
-def read_memdaily(folder: str | Path, pools: Iterable[Iterable[str]]) -> list[Conversation]:
+def read_memdaily(folder: str | Path, pools: Iterable[Iterable[str]] | None = None) -> list[Conversation]:
     """Return a conversation for each pool of trajectories of MemSim's folder `messages_and_QAs`.
+
+    Without pools each trajectory is one.
 
     A trajectory's name is that of its file and its number in it: "01_simple_events/12". Its file is the
     ability of its questions. Raises UsageError on what is not in this form, and on trajectories that there
@@ -37,7 +40,8 @@ def read_memdaily(folder: str | Path, pools: Iterable[Iterable[str]]) -> list[Co
             told = items(read_json(path))
             trajectories.update((f"{path.stem}/{number}", one) for number, one in enumerate(told))
     with form_of("MemDaily", folder):
-        return [_pool(list(names), trajectories) for names in pools]
+        drawn = [[name] for name in trajectories] if pools is None else map(list, pools)
+        return [_pool(names, trajectories) for names in drawn]
 
 
 def _pool(names: list[str], trajectories: dict[str, Any]) -> Conversation:
@@ -53,5 +57,7 @@ def _pool(names: list[str], trajectories: dict[str, Any]) -> Conversation:
             steps = map(whole, items(item["target_step_id"]))
             places = frozenset(begin + step for step in steps if 0 <= step < len(messages))
             if places:
-                asked.append(Question(text(item["question"]), places, name.partition("/")[0]))
+                wanted = references(item.get("answer"))
+                ability = name.partition("/")[0]
+                asked.append(Question(text(item["question"]), places, ability, references=wanted))
     return Conversation(tuple(turns), tuple(asked), names[0])

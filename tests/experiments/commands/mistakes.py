@@ -255,7 +255,7 @@ FORMS: Mapping[str, tuple[Form, ...]] = {
         Form(
             "memory add {bank} 'Ada wrote of engines.'",
             numbers="--importance",
-            named="--kind --namespace --trust --supersedes --embeddings",
+            named="--kind --namespace --trust --supersedes --embeddings --consolidate",
         ),
         Form("memory add {bank} -", typed=b"\xe9t\xe9"),
         Form(
@@ -265,9 +265,19 @@ FORMS: Mapping[str, tuple[Form, ...]] = {
         ),
         Form("memory show {bank}", numbers="--last", named="--kind --namespace --json"),
         Form("memory forget {bank} {word}"),
+        Form("memory decisions {bank}", numbers="--last", named="--json"),
+        Form("memory undo {bank} {word}"),
         Form("memory export {bank}", paths="--out"),
         Form("memory import new.db {records}", named="--kind --namespace --trust --embeddings"),
         Form("memory import {bank} {records} {text} -", typed=b'{"id": 1}\n[1]\n'),
+        Form(
+            "memory bench {facts} --out folder",
+            numbers="--k --window --questions --max-tokens --max-seconds",
+            named="--form --arms --model --judge --embeddings --device",
+            paths="--out --model",
+            fixed="--questions 1 --arms bank full",
+        ),
+        Form("memory facts made.jsonl", numbers="--seeds --facts --questions", named="--part"),
     ),
     "kagentbench": (
         Form("kagentbench {benchmark}", named="--json"),

@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("transformers")
 
 from scrubjay.experiments import RECIPES, Run, train, with_memory
+from scrubjay.experiments.quality.sets.facts import make_rows
 from scrubjay.experiments.recipes.overrides import override
 from scrubjay.memory import MemoryBank
 
@@ -45,6 +46,8 @@ def world(tmp_path_factory, finished_run, tiny, tiny_chat):
         for number in range(5):
             bank.add(f"Fact {number} is that engines compute.", namespace=("user", "ada"))
         (world / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in bank.export()))
+    facts = make_rows(0, 60, 2)
+    (world / "facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in facts))
     (world / "sweep").mkdir()
     (world / "sweep" / "sweep.json").write_text(json.dumps(["tmaze-demo", [["gamma", ["1"]]], []], indent=1))
     (world / "replay.jsonl").write_text(json.dumps({"tool": "search", "arguments": {}, "x": 1}) + "\n")

@@ -1,13 +1,12 @@
-"""`scrubjay memory`: look into a memory bank and change it, one file and one word of what to do."""
+"""`scrubjay memory add`, `search`, `show`, `forget`, `import` and `export`: the records of a bank."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import sqlite3
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,11 +15,10 @@ from typing import Any, Literal
 from tyro.conf import Positional
 
 from scrubjay.agents.embeddings import EmbeddingsName
+from scrubjay.experiments.commands.memory.consolidating import consolidated, tell
 from scrubjay.experiments.language.banks import open_bank, open_for_recall, read_namespace
 from scrubjay.experiments.runs import reading
-from scrubjay.experiments.words.arguments import UsageError, choose, parse
 from scrubjay.experiments.words.foreign import as_json, one_line, printable
-from scrubjay.experiments.words.terminal import bad_input
 from scrubjay.memory import MemoryBank
 from scrubjay.memory.bank.file.record import Hit, Record
 
@@ -49,6 +47,10 @@ class AddOptions:
     """Id of the record that no longer holds from now on."""
     importance: float = 0.5
     """From 0 to 1."""
+    consolidate: str | None = None
+    """Let this model decide, by the records that are most like it, whether the text is added, updates or ends
+    one, or is nothing new: "smollm2", a folder, a GGUF file, or provider:name. `decisions` shows what it
+    decided, `undo` takes it back."""
     embeddings: EmbeddingsName | None = None
     """What it is to be found by besides its words: minilm for English, e5 for a hundred languages. One
     memory, one kind."""
@@ -56,8 +58,23 @@ class AddOptions:
 
 def add(options: AddOptions) -> int:
     """Add one record."""
+    if options.consolidate is not None and options.supersedes is not None:
+        raise ValueError("with --consolidate a model says what is superseded: leave --supersedes away")
     text = _typed() if options.text == "-" else options.text
     with open_for_recall(options.file, True, options.embeddings) as bank:
+        if options.consolidate is not None:
+            decision = consolidated(
+                bank,
+                options.consolidate,
+                text,
+                kind=options.kind,
+                namespace=read_namespace(options.namespace) or (),
+                importance=options.importance,
+                trust=options.trust,
+                source="scrubjay memory add",
+            )
+            tell(decision)
+            return 0
         id = bank.add(
             text,
             options.kind,
@@ -266,35 +283,6 @@ def import_(options: ImportOptions) -> int:
             )
             print(one_line(f"{source}: {len(ids)} passages"))
     return 0
-
-
-ACTIONS: dict[str, tuple[str, type, Callable[[Any], int]]] = {
-    "add": ("remember a text", AddOptions, add),
-    "search": ("find records by words, and by meaning", SearchOptions, search),
-    "show": ("show records in full", ShowOptions, show),
-    "forget": ("delete records for good", ForgetOptions, forget),
-    "import": ("read exported records, or documents", ImportOptions, import_),
-    "export": ("write all records as JSON lines", ExportOptions, export),
-}
-
-
-def run(words: Sequence[str]) -> int:
-    """`scrubjay memory ACTION FILE ...`."""
-    if not words or words[0] in ("-h", "--help"):
-        width = max(map(len, ACTIONS))
-        lines = "\n".join(f"  {name:<{width}}  {what}" for name, (what, *_) in ACTIONS.items())
-        print(
-            f"usage: scrubjay memory ACTION FILE ...\n\n{lines}\n\nscrubjay memory ACTION --help tells more."
-        )
-        return 0
-    name = choose("action", words[0], list(ACTIONS))
-    _, kind, act = ACTIONS[name]
-    options = parse(kind, words[1:], f"scrubjay memory {name}")
-    try:
-        with bad_input():
-            return act(options)
-    except sqlite3.DatabaseError as error:
-        raise UsageError(f"{options.file}: {error}") from error
 
 
 def _get(bank: MemoryBank, id: str, file: Path) -> Record:

@@ -1,0 +1,1 @@
+"""How well questions about long texts are answered from a memory: inject once, ask often."""

@@ -1,0 +1,129 @@
+"""`scrubjay memory bench` and `facts`, as they are typed."""
+
+import json
+import signal
+import time
+
+import pytest
+
+FEW = ("memory", "facts", "facts.jsonl", "--seeds", "3", "--facts", "120", "--questions", "8")
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+
+
+def test_facts_are_written_and_measured_and_not_measured_again(here, tmp_path):
+    assert here(*FEW)[:2] == (0, "facts.jsonl: 2 texts, 16 questions\n")
+    words = ("memory", "bench", "facts.jsonl", "--arms", "bank", "supersedes", "--out", "out")
+    code, out, err = here(*words)
+    assert (code, err) == (0, "")
+    *lines, blank, path = out.splitlines()
+    assert (blank, path) == ("", "out/table.md")
+    assert lines[0].startswith(
+        "| arm | questions of | number | needed | answer held | outdated first | exact |"
+    )
+    assert "| bank, told what replaces what, first fact | all | 16 |" in out
+    written = (tmp_path / "out" / "table.md").read_text()
+    assert written.startswith(f"`scrubjay {' '.join(words)}`\n")
+    assert written.endswith("\n".join(lines) + "\n")
+    kept = (tmp_path / "out" / "answers.jsonl").read_bytes()
+    assert len(rows(tmp_path / "out")) == 16 * 4
+    assert here(*words)[1] == out
+    assert (tmp_path / "out" / "answers.jsonl").read_bytes() == kept
+
+
+def test_parts_have_seeds_of_their_own(here, tmp_path):
+    seeds = {}
+    for part in ("development", "test"):
+        here("memory", "facts", f"{part}.jsonl", "--part", part, "--facts", "60", "--questions", "2")
+        lines = (tmp_path / f"{part}.jsonl").read_text().splitlines()
+        seeds[part] = {json.loads(line)["metadata"]["seed"] for line in lines}
+    assert len(seeds["development"]) == len(seeds["test"]) == 3
+    assert not seeds["development"] & seeds["test"]
+
+
+def test_a_set_with_evidence_is_measured_without_answers(here, tmp_path):
+    turn = {"speaker": "Ada", "dia_id": "D1:1", "text": "I fly a red kite."}
+    talk = {"session_1_date_time": "1:30 pm on 8 May, 2023", "session_1": [turn]}
+    asked = {"question": "What does she fly?", "evidence": ["D1:1"], "category": 4, "answer": "a red kite"}
+    (tmp_path / "locomo10.json").write_text(
+        json.dumps([{"sample_id": "conv-1", "conversation": talk, "qa": [asked]}])
+    )
+    code, out, _ = here("memory", "bench", "locomo10.json", "--out", "out")
+    assert code == 0
+    assert out.splitlines()[0] == "| arm | questions of | number | needed | answer held | tokens |"
+    # Nothing replaces anything there.
+    assert [row["arm"] for row in rows(tmp_path / "out")] == ["bank", "files", "full"]
+    assert {row["recall"] for row in rows(tmp_path / "out")} == {1}
+
+
+def test_a_local_model_answers(here, tmp_path, tiny_chat):
+    for part in tiny_chat:
+        part.save_pretrained(tmp_path / "model")
+    here(*FEW)
+    words = [
+        "--model",
+        "model",
+        "--judge",
+        "model",
+        "--questions",
+        "1",
+        "--arms",
+        "bank",
+        "full",
+        "--max-tokens",
+        "4",
+    ]
+    code, out, _ = here("memory", "bench", "facts.jsonl", *words, "--window", "3000", "--out", "out")
+    assert code == 0
+    assert [row["arm"] for row in rows(tmp_path / "out")] == ["bank", "full"] * 2
+    # A byte a token: of 120 facts some 3,000 bytes fit.
+    assert all(row["cut"] == (row["arm"] == "full") for row in rows(tmp_path / "out"))
+    assert all(row["answer"] for row in rows(tmp_path / "out"))
+    assert "| full context, cut for 2 of 2 | all | 2 |" in out
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "Answers by model, which was asked:" in table
+    assert "Judged by model, which was asked:" in table
+    assert {row["judged"] for row in rows(tmp_path / "out")} <= {0, 1}
+    assert "Where two of these say what cannot both be true, the later one holds." in table
+
+
+def test_stopped_it_goes_on(start, scrubjay, tmp_path):
+    scrubjay("memory", "facts", "facts.jsonl", "--seeds", "3", "--facts", "600", "--questions", "200")
+    words = ("memory", "bench", "facts.jsonl", "--arms", "bank", "--out", "out")
+    process, path = start(*words), tmp_path / "out" / "answers.jsonl"
+    while process.poll() is None and not (path.exists() and path.stat().st_size):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    assert process.returncode == 130, err
+    assert err.splitlines()[-1].startswith("stopped after ")
+    assert "the same command goes on" in err
+    before = path.read_bytes()
+    assert 0 < len(rows(tmp_path / "out")) < 800
+    assert f"| {len({(row['text'], row['question']) for row in rows(tmp_path / 'out')})} |" in out
+    assert scrubjay(*words)[0] == 0
+    assert path.read_bytes().startswith(before)
+    assert len(rows(tmp_path / "out")) == 800
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["bench"], "bench needs files of a set"),
+        (["bench", "no.json"], "no.json: No such file or directory"),
+        (["bench", "/dev/null"], "/dev/null is no plain file"),
+        (["bench", "no.json", "--form", "beam"], "name where BEAM lies"),
+        (["bench", "no.json", "--arms", "birds"], "birds"),
+        (["bench", "no.json", "--k", "0"], "k=0"),
+        (["bench", "no.json", "--judge", "smollm2"], "no answers to judge"),
+        (["bench", "no.json", "--questions", "0"], "questions=0"),
+        (["bench", "no.json", "--window", "-1"], "window=-1"),
+        (["facts", "f.jsonl", "--facts", "7"], "facts=7"),
+        (["facts", "f.jsonl", "--facts", "100", "--questions", "101"], "questions=101"),
+        (["facts", "no/f.jsonl"], "there is no folder no for f.jsonl"),
+    ],
+)
+def test_mistakes_are_one_line_and_write_nothing(refused, words, told):
+    assert told in refused("memory", *words)

@@ -1,0 +1,104 @@
+"""`scrubjay memory add --consolidate`, `decisions` and `undo`, with a model over the wire."""
+
+import contextlib
+import json
+
+import pytest
+
+pytest.importorskip("langchain_openai")
+pytest.importorskip("langchain")
+
+from scrubjay.memory import MemoryBank
+
+from ....agents.kwai.chat_completions import KEY, Fails, serve
+
+MODEL = ("--consolidate", "openai:small")
+
+
+@pytest.fixture
+def openai(monkeypatch):
+    """Let the environment lead OpenAI's client to a server here that gives these replies."""
+    with contextlib.ExitStack() as running:
+
+        def start(*replies):
+            server = running.enter_context(serve(*replies))
+            monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+            return server
+
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        yield start
+
+
+def changes(*given):
+    return json.dumps({"changes": list(given)})
+
+
+def texts(here):
+    return [
+        json.loads(line)["text"]
+        for line in here("memory", "search", "m.db", "Vera", "--json")[1].splitlines()
+    ]
+
+
+def test_a_model_decides_it_is_shown_and_undone(openai, here):
+    old = here("memory", "add", "m.db", "Vera lives in Lisbon")[1].strip()
+    server = openai(changes({"action": "update", "record": 1, "text": "Vera lives in Porto"}))
+    code, out, err = here("memory", "add", "m.db", "Vera has moved to Porto", *MODEL)
+    assert (code, server.refused) == (0, [])
+    assert "Vera lives in Lisbon" in server.prompts[0][-1]["content"]
+    decision = err.partition(":")[0]
+    assert err == f"{decision}: update {out.strip()} for {old}\n"
+    assert texts(here) == ["Vera lives in Porto"]
+    shown = here("memory", "decisions", "m.db")[1]
+    assert shown.endswith(f"  {err}")
+    (row,) = map(json.loads, here("memory", "decisions", "m.db", "--json")[1].splitlines())
+    assert (row["id"], row["considered"], row["steps"][0]["ended"], row["undone"]) == (
+        decision,
+        [old],
+        old,
+        None,
+    )
+    assert here("memory", "undo", "m.db", decision)[1] == f"{err.rstrip()}; undone\n"
+    assert texts(here) == ["Vera lives in Lisbon"]
+    code, out, err = here("memory", "undo", "m.db", decision)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "was undone already" in err
+
+
+def test_a_reply_that_is_none_adds_and_says_so(openai, here):
+    openai("I would rather not.")
+    code, out, err = here("memory", "add", "m.db", "Vera lives in Lisbon", *MODEL)
+    assert code == 0
+    assert "refused: the model's reply has no changes in JSON" in err
+    assert texts(here) == ["Vera lives in Lisbon"]
+    assert out.strip() in here("memory", "show", "m.db")[1]
+
+
+def test_a_server_that_fails_writes_nothing(openai, here):
+    openai(Fails(401, "Incorrect API key provided."))
+    code, out, err = here("memory", "add", "m.db", "Vera lives in Lisbon", *MODEL)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "model='openai:small' failed, and nothing is written" in err
+    with MemoryBank("m.db") as bank:
+        assert len(bank) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["add", "m.db", "x", "--consolidate", "nobody:none"], "nobody"),
+        (["add", "m.db", "x", "--consolidate", "smollm2", "--supersedes", "y"], "leave --supersedes away"),
+        (["decisions", "m.db"], "there is no memory m.db"),
+        (["undo", "m.db", "x"], "there is no memory m.db"),
+    ],
+)
+def test_mistakes_are_one_line(here, words, told):
+    code, out, err = here("memory", *words)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert told in err
+
+
+def test_a_memory_without_decisions_has_none(here):
+    here("memory", "add", "m.db", "Vera lives in Lisbon")
+    assert here("memory", "decisions", "m.db") == (0, "", "")
+    assert "there is no decision 'x'" in here("memory", "undo", "m.db", "x")[2]
