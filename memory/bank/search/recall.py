@@ -37,7 +37,7 @@ _SWAY = 0.02
 _HALF_LIFE = 30 * 86400.0  # seconds in which recency halves
 _DEPTH = 4
 _LEAST_DEPTH = 64  # of each arm, whose neighbours may be found, too
-_MATCHES = 4  # times the depth, as many may say the same words
+_MATCHES = 2  # times the depth, as many may say the same words
 
 
 class Found(NamedTuple):
