@@ -108,7 +108,7 @@ def test_a_bank_finds_across_languages(model):
         for text in texts:
             bank.add(text, observed=0.0, merge=False)
         for place, question in enumerate(
-            ["Which medicine did she get?", "How was the weather?", "列车准时吗？"]
+            ["Which medicine did she get?", "What was the weather like yesterday?", "列车准时吗？"]
         ):
             assert bank.search(question, k=1)[0].text == texts[place]
 
