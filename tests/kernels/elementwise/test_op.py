@@ -149,7 +149,7 @@ def test_gradients_of_any_order_are_those_of_finite_differences(pairs):
     assert torch.autograd.gradgradcheck(run, leaves)
 
 
-def test_functions_of_functions_and_graphs_take_it():
+def test_functions_of_functions_take_it():
     arguments = draw(dtype=torch.float32)
     start, leaves = arguments["start"], tuple(arguments[name] for name in NAMES)
 
@@ -159,6 +159,15 @@ def test_functions_of_functions_and_graphs_take_it():
     many = tuple(torch.stack([x, 2 * x]) for x in leaves)
     found = torch.func.vmap(run)(*many)
     torch.testing.assert_close(found, torch.stack([run(*(x[i] for x in many)) for i in range(2)]))
+
+
+def test_it_compiles_as_one_graph():
+    arguments = draw(dtype=torch.float32)
+    leaves = [arguments[name] for name in NAMES]
+
+    def run(*leaves):
+        return scan(*leaves, start=arguments["start"])[0]
+
     compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(*leaves), run(*leaves))
 
