@@ -19,15 +19,15 @@ from scrubjay.memory.bank.search.candidates import Row, held
 from scrubjay.memory.bank.search.filter import Filter
 
 _MOST_MATCHES = 10_000
-_LEAST_RARITY = 1e-6
 
 
 def match(
-    connection: sqlite3.Connection, query: str, filter: Filter, count: int
+    connection: sqlite3.Connection, query: str, filter: Filter, count: int, least_rarity: float
 ) -> tuple[dict[int, float], list[Row]]:
     """Return what part of the query's words records say, by number, and the rows of the best, best first.
 
-    Of those that hold at least `count` rows, where so many match.
+    Of those that hold at least `count` rows, where so many match. `least_rarity` is that of words which more
+    than half of the records say.
     """
     counts = {term: _count(connection, term) for term in match_terms(query)}
     expression, oldest = _affordable(connection, counts, filter.scope())
@@ -37,7 +37,7 @@ def match(
     rarity = sum(math.log((records - n + 0.5) / (n + 0.5)) for n in counts.values() if 2 * n < records)
     found = connection.execute(
         "SELECT rowid, bm25(words, 0.0, 1.0) / ? FROM words WHERE words MATCH ? AND rowid >= ?",
-        (-max(rarity, _LEAST_RARITY), expression, oldest),
+        (-max(rarity, least_rarity), expression, oldest),
     ).fetchall()
     found.sort(key=operator.itemgetter(1), reverse=True)
     wanted = count

@@ -1,7 +1,7 @@
 """Where a bank's embeddings are held while it is searched: in numpy's memory, or on a device of torch.
 
-Rows of numbers with room to grow. What comes in and goes out are arrays of numpy; `scrubjay.kernels.nearest`
-scans the rows where they are.
+Rows of numbers with room to grow. What comes in and goes out are arrays of numpy;
+`scrubjay.kernels.row_scores` scans the rows where they are.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
-from scrubjay.kernels import nearest, row_scores
+from scrubjay.kernels import row_scores
 
 if TYPE_CHECKING:
     import torch
@@ -46,19 +46,6 @@ class Matrix:
     def first_scores(self, query: Float[np.ndarray, "D"], count: int) -> Float[np.ndarray, "count"]:
         """Return the products of the first rows with a query."""
         return self._out(row_scores(self._in(query[None]), self._rows[:count]))[0]
-
-    def nearest(
-        self,
-        query: Float[np.ndarray, "D"],
-        count: int,
-        norms: Float[np.ndarray, "N"],
-        allowed: Bool[np.ndarray, "N"],
-    ) -> Int[np.ndarray, "K"]:
-        """Return up to `count` of the first N rows, the allowed ones of the largest products over norms."""
-        rows = self._rows[: len(norms)]
-        found = nearest(self._in(query[None]), rows, count, norms=self._in(norms), allowed=self._in(allowed))
-        best = self._out(found.rows)[0]
-        return best[best >= 0]
 
     def _in(self, array: Any) -> Any:
         return array

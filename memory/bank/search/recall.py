@@ -33,6 +33,8 @@ from scrubjay.memory.bank.search.keyword import match
 _WORDS = 5.0
 _WORDS_BESIDE = 0.5
 _MEANING_BESIDE = 1.5
+# What most records say orders them where nothing else does, and is no match for embeddings.
+_LEAST_RARITY, _LEAST_BESIDE_EMBEDDINGS = 1e-6, 0.1
 _SWAY = 0.02
 _HALF_LIFE = 30 * 86400.0  # seconds in which recency halves
 _DEPTH = 4
@@ -69,7 +71,8 @@ def recall(
         k: Records at most.
     """
     depth = max(_DEPTH * k, _LEAST_DEPTH)
-    words, rows = match(connection, query, filter, _MATCHES * depth)
+    least_rarity = _LEAST_RARITY if scan is None else _LEAST_BESIDE_EMBEDDINGS
+    words, rows = match(connection, query, filter, _MATCHES * depth, least_rarity)
     lending = rows[:depth]
     chance = 0.0
     if scan is not None:

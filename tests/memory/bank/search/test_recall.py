@@ -59,7 +59,7 @@ def shares_of_words(turns, query):
     w = np.zeros(n)
     if terms:
         for row, rank in index.execute("SELECT rowid, rank FROM t WHERE t MATCH ?", (" OR ".join(terms),)):
-            w[row - 1] = -rank / max(rarity, 1e-6)
+            w[row - 1] = -rank / max(rarity, 0.1)
     return w
 
 
@@ -213,6 +213,15 @@ def test_a_reply_is_found_by_what_it_replies_to(embeddings):
 def test_where_many_are_alike_none_draws_its_neighbours_along():
     with chat(MemoryBank(":memory:")) as bank:
         assert all("Chatter" in hit.text for hit in bank.search("chatter", k=50))
+
+
+def test_words_that_all_records_say_leave_the_choice_to_meaning():
+    embeddings = Drawn()
+    with MemoryBank(":memory:", embeddings) as bank:
+        for n in range(40):
+            bank.add(f"Vera {'and so ' * (n % 4)}{n}", namespace=(str(n),), merge=False)
+        nearest = bank.search("Vera!", k=3, by="meaning")
+        assert texts(bank.search("Vera!", k=3)) == texts(nearest)
 
 
 def test_a_model_whose_cosines_are_all_high_recalls_as_one_whose_are_not():
