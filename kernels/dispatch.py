@@ -129,6 +129,14 @@ def is_compiled() -> bool:
     return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
 
 
+def widest_dtype(*tensors: Tensor) -> torch.dtype:
+    """Return the widest dtype of `tensors`, at least float32: what a state is kept in."""
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
+
+
 def unsupported_dtype(*tensors: Tensor) -> str | None:
     """Return why the Triton kernels cannot take the dtype of one of `tensors`, None if they can."""
     for tensor in tensors:

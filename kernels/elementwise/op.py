@@ -22,6 +22,7 @@ from scrubjay.kernels.dispatch import (
     is_traced,
     resolve,
     unsupported_dtype,
+    widest_dtype,
     without_autocast,
     without_own_gradient,
 )
@@ -63,9 +64,7 @@ def scan(
     if reason is None and (is_traced() or torch._C._are_functorch_transforms_active()):
         reason = "no kernel under torch.compile or torch.func"
     path = resolve(implementation, decay, value, state, unsupported=reason)
-    dtype = torch.float32
-    for x in (decay, value, state):
-        dtype = torch.promote_types(dtype, x.dtype)
+    dtype = widest_dtype(decay, value, state)
     decay, value, state = (x.to(dtype) for x in (decay, value, state))
     if path == "triton" and 0 not in value.shape:
         from scrubjay.kernels.elementwise import gpu

@@ -29,6 +29,7 @@ from scrubjay.kernels.dispatch import (
     is_traced,
     resolve,
     unsupported_dtype,
+    widest_dtype,
     without_autocast,
     without_own_gradient,
 )
@@ -85,7 +86,7 @@ def linear_memory(
         raise ValueError(f"chunk_size={chunk_size} must be at least 1")
     unsupported = _unsupported_by_triton(query, key, value, log_decay, step, state)
     path = resolve(implementation, query, key, value, log_decay, step, state, unsupported=unsupported)
-    dtype, out_dtype = _dtype(query, key, value, log_decay, step, state), query.dtype
+    dtype, out_dtype = widest_dtype(query, key, value, log_decay, step, state), query.dtype
     given = Given(*(x.to(dtype) for x in (query, key, value, log_decay, step, state)))
     if path == "reference" or 0 in query.shape[:2]:
         y, after = reference.run(given, start, rule, read_before_write)
@@ -128,7 +129,7 @@ def linear_memory_step(
     """
     longer = Given(*(x[:, None] for x in (query, key, value, log_decay, step)), state=state)
     _check(longer, None, rule)
-    dtype, out_dtype = _dtype(query, key, value, log_decay, step, state), query.dtype
+    dtype, out_dtype = widest_dtype(query, key, value, log_decay, step, state), query.dtype
     given = Given(*(x.to(dtype) for x in (query, key, value, log_decay, step, state)))
     y, after = _advance(given, rule, read_before_write, out)
     return y.to(out_dtype), after
@@ -223,13 +224,6 @@ def _written_first(way: _Way, given: Given, start: Tensor | None) -> tuple[Tenso
     if has_own_gradient(*given):
         return in_parts(plan, *given)
     return plainly(plan, *given)
-
-
-def _dtype(*given: Tensor) -> torch.dtype:
-    dtype = torch.float32
-    for x in given:
-        dtype = torch.promote_types(dtype, x.dtype)
-    return dtype
 
 
 def _unsupported_by_triton(query, key, value, log_decay, step, state) -> str | None:

@@ -87,12 +87,12 @@ class MemoryBank:
     ) -> None:
         if dense_weight < 0:
             raise ValueError(f"dense_weight={dense_weight}: must not be negative")
-        check_options(path, embeddings, surprise, device, approximate)
+        held_on = check_options(path, embeddings, surprise, device, approximate)
         self._clock, self._dense_weight = clock, dense_weight
         self._store = Store(path)
         self._meaning: Meaning | None = None
         if embeddings is not None:
-            self._meaning = Meaning(self._store, embeddings, surprise, device, approximate)
+            self._meaning = Meaning(self._store, embeddings, surprise, held_on, approximate)
 
     def add(
         self,
@@ -298,7 +298,8 @@ class MemoryBank:
         )
         vector, dense_weight = None, 0.0
         if meaning is not None:
-            dense_weight = self._dense_weight * meaning.fluency(query)
+            # A search by meaning alone need not try the model on the script.
+            dense_weight = 0.0 if by else self._dense_weight * meaning.fluency(query)
             vector = meaning.query(query)
         with self._store.reading() as connection:
             scan = None

@@ -27,13 +27,15 @@ from scrubjay.memory.bank.search.segments import require_usearch
 from scrubjay.memory.bank.write import Draft
 
 if TYPE_CHECKING:
+    import torch
+
     from scrubjay.memory.bank.surprise import Surprise, SurpriseConfig
 
 
 class Meaning:
     """Embeddings of a bank's file, and all that is kept in memory of them.
 
-    Args: those of `MemoryBank`, after `check_options`. Raises ValueError on a device that is not there.
+    Args: those of `MemoryBank`, after `check_options`, which gives the device.
     """
 
     def __init__(
@@ -41,12 +43,12 @@ class Meaning:
         store: Store,
         embeddings: Embeddings,
         surprise: SurpriseConfig | None,
-        device: str | None,
+        device: torch.device | None,
         approximate: bool,
     ) -> None:
         self._store, self._embeddings = store, embeddings
         self._approximate = approximate
-        self._device = None if device is None else usable_device(device)
+        self._device = device
         self._fluencies: dict[str, float] = {}
         self._known: Known | None = None
         self._index: DenseIndex | None = None
@@ -140,8 +142,10 @@ def check_options(
     surprise: SurpriseConfig | None,
     device: str | None,
     approximate: bool,
-) -> None:
-    """Raise ValueError on options of a bank that do not go together, ModuleNotFoundError without usearch.
+) -> torch.device | None:
+    """Return where torch is to hold embeddings, None for nowhere, if a bank's options go together.
+
+    Raises ValueError if they do not or the device is not there, ModuleNotFoundError without usearch.
 
     Args: those of `MemoryBank`.
     """
@@ -156,3 +160,4 @@ def check_options(
                 "it needs embeddings and a file, and holds nothing on a device"
             )
         require_usearch()
+    return None if device is None else usable_device(device)

@@ -135,12 +135,15 @@ class _GraphScan(Scan):
         super().__init__(sample, count)
         self._index, self._connection = index, connection
         self._query, self._allows = query, allows
+        self._known: dict[int, float] = {}
 
     def cosines(self, numbers: Int[np.ndarray, "R"]) -> Float[np.ndarray, "R"]:
         """Return the cosines of records that may be found, NaN for one without an embedding."""
-        there, vectors = read_vectors(self._connection, numbers.tolist(), len(self._query))
-        cosine_of = dict(zip(there, (vectors @ self._query).tolist(), strict=True))
-        return np.array([cosine_of.get(number, np.nan) for number in numbers.tolist()])
+        asked = numbers.tolist()
+        missing = [number for number in asked if number not in self._known]
+        there, vectors = read_vectors(self._connection, missing, len(self._query))
+        self._known |= zip(there, (vectors @ self._query).tolist(), strict=True)
+        return np.array([self._known.get(number, np.nan) for number in asked])
 
     def nearest(self, count: int) -> Int[np.ndarray, "K"]:
         """Return the numbers of about the nearest `count` records, in exact order, of equals the newest."""

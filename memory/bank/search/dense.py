@@ -38,12 +38,9 @@ class Scan(ABC):
         self._mean = float(sample.mean(dtype=np.float64)) if len(sample) else 0.0
         self._deviation = float(sample.std(dtype=np.float64)) if len(sample) else 1.0
 
-    def deviations(self, numbers: Int[np.ndarray, "R"]) -> Float[np.ndarray, "R"]:
-        """Return by how many standard deviations records are nearer than all are on average.
-
-        NaN without an embedding.
-        """
-        return (self.cosines(numbers) - self._mean) / max(self._deviation, _LEAST_DEVIATION)
+    def deviations(self, cosines: Float[np.ndarray, "R"]) -> Float[np.ndarray, "R"]:
+        """Return by how many standard deviations cosines are above those of all records on average."""
+        return (cosines - self._mean) / max(self._deviation, _LEAST_DEVIATION)
 
     @abstractmethod
     def cosines(self, numbers: Int[np.ndarray, "R"]) -> Float[np.ndarray, "R"]:

@@ -29,9 +29,6 @@ class Matrix:
         """Make room for so many rows, at first zeros."""
         self._rows = with_room(self._rows, rows)
 
-    def __getitem__(self, rows: slice | Int[np.ndarray, "R"]) -> Float[np.ndarray, "R D"]:
-        return self._out(self._rows[self._in(rows)])
-
     def __setitem__(self, rows: slice | Int[np.ndarray, "R"], vectors: Float[np.ndarray, "R D"]) -> None:
         self._rows[self._in(rows)] = self._in(vectors)
 

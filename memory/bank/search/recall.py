@@ -78,13 +78,14 @@ def recall(
     if scan is not None:
         near = _nearest(connection, scan, filter, depth)
         chance = math.sqrt(2 * math.log(max(scan.count, 1)))
-        z = dense_weight * scan.deviations(_numbers(near))
+        z = dense_weight * scan.deviations(scan.cosines(_numbers(near)))
         lending += [row for row, one in zip(near, z, strict=True) if one > chance]
         rows += near
     found = Candidates.of([*rows, *neighbours(connection, lending, filter)])
     numbers = found.numbers.tolist()
     w = np.array([words.get(number, 0.0) for number in numbers])
-    z = np.zeros(len(w)) if scan is None else dense_weight * np.nan_to_num(scan.deviations(found.numbers))
+    cosines = np.full(len(w), np.nan) if scan is None else scan.cosines(found.numbers)
+    z = np.zeros(len(w)) if scan is None else dense_weight * np.nan_to_num(scan.deviations(cosines))
     drawn = np.maximum(found.before(z), found.after(z)) - chance
     from_words, from_embeddings = _WORDS * w, z
     from_neighbours = _WORDS * _WORDS_BESIDE * (found.before(w) + found.after(w))
@@ -92,7 +93,6 @@ def recall(
     recency = _SWAY * (2 * 0.5 ** (np.maximum(now - found.renewed, 0.0) / _HALF_LIFE) - 1)
     importance = _SWAY * (2 * found.importance - 1)
     score = from_words + from_embeddings + from_neighbours + recency + importance
-    cosines = np.full(len(w), np.nan) if scan is None else scan.cosines(found.numbers)
     return [
         Found(
             numbers[i],

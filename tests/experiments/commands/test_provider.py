@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 
@@ -13,24 +12,10 @@ pytest.importorskip("langchain")
 
 from scrubjay.memory import MemoryBank
 
-from ...agents.kwai.chat_completions import KEY, BreaksOff, Fails, Hangs, Says, calls, serve
+from ...agents.kwai.chat_completions import BreaksOff, Fails, Hangs, Says, calls
 
 MODEL = ("--model", "openai:small")
 ADD = [calls("calculator", expression="2 + 3"), "I have it."]
-
-
-@pytest.fixture
-def openai(monkeypatch):
-    """Let the environment lead OpenAI's client to a server here that gives these replies."""
-    with contextlib.ExitStack() as running:
-
-        def start(*replies):
-            server = running.enter_context(serve(*replies))
-            monkeypatch.setenv("OPENAI_BASE_URL", server.url)
-            return server
-
-        monkeypatch.setenv("OPENAI_API_KEY", KEY)
-        yield start
 
 
 def test_the_command_answers_with_a_tool(openai, scrubjay):

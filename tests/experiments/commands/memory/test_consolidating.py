@@ -1,6 +1,5 @@
 """`scrubjay memory add --consolidate`, `decisions` and `undo`, with a model over the wire."""
 
-import contextlib
 import json
 
 import pytest
@@ -10,23 +9,9 @@ pytest.importorskip("langchain")
 
 from scrubjay.memory import MemoryBank
 
-from ....agents.kwai.chat_completions import KEY, Fails, serve
+from ....agents.kwai.chat_completions import Fails
 
 MODEL = ("--consolidate", "openai:small")
-
-
-@pytest.fixture
-def openai(monkeypatch):
-    """Let the environment lead OpenAI's client to a server here that gives these replies."""
-    with contextlib.ExitStack() as running:
-
-        def start(*replies):
-            server = running.enter_context(serve(*replies))
-            monkeypatch.setenv("OPENAI_BASE_URL", server.url)
-            return server
-
-        monkeypatch.setenv("OPENAI_API_KEY", KEY)
-        yield start
 
 
 def changes(*given):
