@@ -78,7 +78,7 @@ class ApproximateIndex(DenseIndex):
         """Return how near records are to a query of length 1."""
         sample, every = self._sample.cosines(query, allows), self._sample.step
         if every > 1 and len(sample) < _FEW:
-            return self._read(query, allows)
+            return self.read(query, allows)
         return _GraphScan(self, self._connection, query, allows, sample, len(sample) * every)
 
     def nearest(self, query: Float[np.ndarray, "D"], each: int) -> tuple[Int[np.ndarray, "K"], bool]:
@@ -101,7 +101,7 @@ class ApproximateIndex(DenseIndex):
         """Return how many to ask each segment for, if so many are wanted in all."""
         return max(_LEAST, count // (len(self._graphs) + 1))
 
-    def _read(self, query: Float[np.ndarray, "D"], allows: Allows) -> ExactScan:
+    def read(self, query: Float[np.ndarray, "D"], allows: Allows) -> ExactScan:
         """Read all that may be found."""
         scopes = self._connection.execute("SELECT DISTINCT namespace, kind FROM records").fetchall()
         numbers: list[int] = []
@@ -154,6 +154,8 @@ class _GraphScan(Scan):
             allowed = {number for number, *scope in scopes if self._allows(*scope)}
             if len(allowed) >= count or all_of_them:
                 break
+            if each >= SEGMENT:  # some are linked to by none
+                return self._index.read(self._query, self._allows).nearest(count)
             each *= 4
         numbers = np.array(sorted(allowed, reverse=True), dtype=np.int64)
         return numbers[best(np.nan_to_num(self.cosines(numbers), nan=-np.inf), count)]

@@ -36,6 +36,7 @@ SEGMENT = 65_536
 """Record numbers of a segment."""
 _MARK = b"scrubjay-ann-2\0\0"
 _TRAILER = struct.Struct("<16sqqq32s32s")
+_ROOTS = 256  # records of a graph that are added one by one
 _PART = "part"  # the file being written, one at a time
 
 
@@ -178,12 +179,14 @@ def last_record(connection: sqlite3.Connection, place: int) -> bytes | None:
 
 
 def add(graph: Any, numbers: Int[np.ndarray, "R"], vectors: Float[np.ndarray, "R D"]) -> None:
-    """Add records to a graph, on all cores.
+    """Add records to an empty graph, on all cores.
 
     Raises KeyboardInterrupt on Ctrl-C, which usearch calls otherwise.
     """
+    # The first ones one by one: added at the same time, they do not link to each other and are never found.
     try:
-        graph.add(numbers, vectors)
+        graph.add(numbers[:_ROOTS], vectors[:_ROOTS], threads=1)
+        graph.add(numbers[_ROOTS:], vectors[_ROOTS:])
     except RuntimeError as error:
         if "terminated" in str(error):
             raise KeyboardInterrupt from error

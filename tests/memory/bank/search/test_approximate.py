@@ -96,6 +96,29 @@ def test_a_search_finds_what_the_exact_one_does(path):
         assert len(segments(path)) == 4
 
 
+def test_what_no_link_of_a_graph_leads_to_is_read(path, monkeypatch):
+    ids = fill(path, 50)
+    nearest = search_approximate.ApproximateIndex.nearest
+
+    def without_one(index, query, each):
+        found, _ = nearest(index, query, each)
+        return found[found != 18], False
+
+    with open_bank(path) as bank, open_bank(path, approximate=False) as exact:
+        monkeypatch.setattr(search_approximate.ApproximateIndex, "nearest", without_one)
+        found = bank.search("fact 17", 50)
+        assert ids[17] in {hit.id for hit in found}
+        assert found == exact.search("fact 17", 50)
+
+
+def test_the_first_records_of_a_graph_find_each_other(path):
+    drawn = np.random.default_rng(0).standard_normal((300, WIDTH)).astype(np.float16)
+    for _ in range(20):
+        graph = search_segments._empty_graph(WIDTH)
+        search_segments.add(graph, np.arange(300), drawn)
+        assert len(graph.search(drawn[0].astype(np.float32), 300)) == 300
+
+
 @pytest.mark.parametrize("few", [True, False], ids=["read", "asked for again and again"])
 def test_few_that_may_be_seen_are_found_among_many_that_may_not(path, monkeypatch, few):
     monkeypatch.setattr(search_approximate, "_LEAST", 1)
