@@ -20,7 +20,6 @@ from scrubjay.memory.bank.search.segments import forget_in_segment
 
 _PAUSE = 86400.0  # seconds of silence that end a segment
 _CANDIDATES = 8  # newest records looked at per mark
-_VALIDITY = "valid_from IS ? AND valid_to IS ?"
 
 
 class Fingerprint(NamedTuple):
@@ -32,8 +31,10 @@ class Fingerprint(NamedTuple):
     marks: duplicates.Marks
     body: str
     """What the keyword index reads."""
-    judged: dict[str, bool]
-    """Of records that were there before, by id: whether they say all that the draft does."""
+    compared: int = 0
+    """The newest record that the draft was compared with before it was to be written."""
+    same: int | None = None
+    """The oldest of them that says all that the draft does."""
 
 
 class Draft(NamedTuple):
@@ -80,25 +81,27 @@ class Writer:
     def _find_same(self, draft: Draft, prints: Fingerprint) -> int | None:
         if (number := self.equal(draft, prints)) is not None:
             return number
-        for number, id in self.alike(draft, prints):
-            # Whatever is not judged yet was written since.
-            if prints.judged[id] if id in prints.judged else self.says(number, prints):
-                return number
-        return None
+        after = prints.compared
+        if prints.same is not None:
+            if select(self._connection, "number", [prints.same], *_validity(draft)):
+                return prints.same
+            after = 0
+        alike = self.alike(draft, prints, after)
+        return next((number for number in alike if self.says(number, prints)), None)
 
     def equal(self, draft: Draft, prints: Fingerprint) -> int | None:
         """Return the record of the same text and validity, None if there is none."""
+        validity, values = _validity(draft)
         row = self._connection.execute(
-            f"SELECT number FROM records WHERE digest = ? AND {_VALIDITY}",
-            (prints.digest, draft.valid_from, draft.valid_to),
+            f"SELECT number FROM records WHERE digest = ? AND {validity}", (prints.digest, *values)
         ).fetchone()
         return row[0] if row else None
 
-    def alike(self, draft: Draft, prints: Fingerprint) -> list[tuple[int, str]]:
-        """Return number and id of records as long valid that may say what a draft does, the oldest first."""
-        found = self._candidates(prints.marks.by_words) | self._near(draft.vector, prints.marks.by_vector)
-        rows = select(self._connection, "number, id", found, _VALIDITY, (draft.valid_from, draft.valid_to))
-        return sorted(rows)
+    def alike(self, draft: Draft, prints: Fingerprint, after: int = 0) -> list[int]:
+        """Return records as long valid, newer than `after`, that may say what a draft does, the oldest first."""
+        found = self._candidates(prints.marks.by_words, after)
+        found |= self._near(draft.vector, prints.marks.by_vector, after)
+        return sorted(number for (number,) in select(self._connection, "number", found, *_validity(draft)))
 
     def says(self, number: int, prints: Fingerprint) -> bool:
         """Return whether a record says all that a draft does."""
@@ -108,20 +111,21 @@ class Writer:
             self._meanings[number] = duplicates.meaning_of(*said)
         return duplicates.says_no_more(prints.meaning, self._meanings[number])
 
-    def _candidates(self, marks: list[int]) -> set[int]:
+    def _candidates(self, marks: list[int], after: int) -> set[int]:
         return {
             number
             for mark in marks
             for (number,) in self._connection.execute(
-                "SELECT number FROM marks WHERE mark = ? ORDER BY number DESC LIMIT ?", (mark, _CANDIDATES)
+                "SELECT number FROM marks WHERE mark = ? AND number > ? ORDER BY number DESC LIMIT ?",
+                (mark, after, _CANDIDATES),
             )
         }
 
-    def _near(self, vector: np.ndarray | None, marks: list[int]) -> set[int]:
+    def _near(self, vector: np.ndarray | None, marks: list[int], after: int) -> set[int]:
         """Return the candidates whose embeddings are near enough to say the same."""
         if vector is None:
             return set()
-        candidates = self._candidates(marks)
+        candidates = self._candidates(marks, after)
         places = ", ".join("?" * len(candidates))
         rows = self._connection.execute(
             f"SELECT number, vector FROM vectors WHERE number IN ({places})", [*candidates]
@@ -269,7 +273,7 @@ def fingerprint(draft: Draft) -> Fingerprint:
     meaning = duplicates.meaning_of(draft.text, draft.vector)
     digest, marks = duplicates.digest_of(scope, draft.text), duplicates.marks_of(scope, meaning)
     body = f"{index_text(draft.text)} {day_words(draft.text, draft.observed, draft.zone)}"
-    return Fingerprint(meaning, digest, marks, body, {})
+    return Fingerprint(meaning, digest, marks, body)
 
 
 def prepared(store: Store, draft: Draft) -> Draft:
@@ -281,16 +285,25 @@ def prepared(store: Store, draft: Draft) -> Draft:
     if draft.merge:
         with store.reading() as connection:
             writer = Writer(connection)
-            alike = [] if writer.equal(draft, prints) is not None else writer.alike(draft, prints)
-        for number, id in alike:
-            with store.reading() as connection:
-                said = _said_by(connection, number)
-            if said is None:  # forgotten since
-                continue
-            prints.judged[id] = duplicates.says_no_more(prints.meaning, duplicates.meaning_of(*said))
-            if prints.judged[id]:
-                break
+            if writer.equal(draft, prints) is not None:
+                return draft._replace(fingerprint=prints)
+            (newest,) = connection.execute("SELECT MAX(number) FROM records").fetchone()
+            alike = writer.alike(draft, prints)
+        same = next((number for number in alike if _says(store, number, prints)), None)
+        prints = prints._replace(compared=newest or 0, same=same)
     return draft._replace(fingerprint=prints)
+
+
+def _says(store: Store, number: int, prints: Fingerprint) -> bool:
+    """Return whether a record, if it was not forgotten since, says all that a draft does."""
+    with store.reading() as connection:
+        said = _said_by(connection, number)
+    return said is not None and duplicates.says_no_more(prints.meaning, duplicates.meaning_of(*said))
+
+
+def _validity(draft: Draft) -> tuple[str, tuple[float | None, float | None]]:
+    """Return the condition in SQL that a record is as long valid as a draft, and its values."""
+    return "valid_from IS ? AND valid_to IS ?", (draft.valid_from, draft.valid_to)
 
 
 def _said_by(connection: sqlite3.Connection, number: int) -> tuple[str, np.ndarray | None] | None:
