@@ -98,7 +98,7 @@ class Writer:
         return row[0] if row else None
 
     def alike(self, draft: Draft, prints: Fingerprint, after: int = 0) -> list[int]:
-        """Return records as long valid, newer than `after`, that may say what a draft does, the oldest first."""
+        """Return records as long valid, after `after`, that may say what a draft does, the oldest first."""
         found = self._candidates(prints.marks.by_words, after)
         found |= self._near(draft.vector, prints.marks.by_vector, after)
         return sorted(number for (number,) in select(self._connection, "number", found, *_validity(draft)))
