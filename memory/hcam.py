@@ -19,15 +19,14 @@ from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn import functional
 
-from scrubjay.kernels.dispatch import without_own_gradient
 from scrubjay.memory.contract.base import Memory, MemoryConfig, State
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.contract.nested import named, part_of
 from scrubjay.memory.contract.stepper import Stepper
+from scrubjay.memory.parts.chunks import plan_chunks, push, take, written_slots
 from scrubjay.memory.parts.feed_forward import feed_forward
 from scrubjay.memory.parts.hierarchy import ReadWeights, attend
 from scrubjay.memory.parts.window import (
@@ -111,7 +110,9 @@ class HCAM(Memory):
 
     def read(self, x: Float[Tensor, "batch time dim"], state: State) -> Float[Tensor, "batch time dim"]:
         """Return what the stores answer to the queries `x`, summed over layers: zeros while all are empty."""
-        readable = self._written(state["time"])[:, None].expand(-1, x.shape[1], -1)
+        readable = written_slots(state["time"], self.chunk_size, self.num_chunks)[:, None].expand(
+            -1, x.shape[1], -1
+        )
         total = torch.zeros_like(x)
         for layer, block in enumerate(self._layers):
             own = part_of(state, suffix=f"_{layer}")
@@ -122,7 +123,7 @@ class HCAM(Memory):
     def step(self, x: Float[Tensor, "batch dim"], state: State) -> tuple[Float[Tensor, "batch dim"], State]:
         """Advance by one step: read the chunks completed so far, then store this step."""
         time = state["time"]
-        readable = self._written(time)[:, None]
+        readable = written_slots(time, self.chunk_size, self.num_chunks)[:, None]
         completes = time % self.chunk_size == self.chunk_size - 1
         after: State = {"time": time + 1}
         for layer, block in enumerate(self._layers):
@@ -135,8 +136,8 @@ class HCAM(Memory):
             chunk = chunk.detach() if block.stop_memory_gradient else chunk
             own = {
                 "recent": recent,
-                "contents": _push(contents, chunk, completes),
-                "summaries": _push(summaries, chunk.mean(dim=1), completes),
+                "contents": push(contents, chunk, completes),
+                "summaries": push(summaries, chunk.mean(dim=1), completes),
             }
             after |= named(own, suffix=f"_{layer}")
         return x, after
@@ -152,7 +153,7 @@ class HCAM(Memory):
     ) -> tuple[Float[Tensor, "batch time dim"], State]:
         """Advance by a segment in one batched pass, whatever the pattern of `start`."""
         clock = Clock.of(state["time"], start)
-        plan = _plan(clock, self.chunk_size, self.num_chunks, self.window)
+        plan = plan_chunks(clock, self.chunk_size, self.num_chunks, self.window)
         after: State = {"time": clock.after}
         for layer, block in enumerate(self._layers):
             own = part_of(state, suffix=f"_{layer}")
@@ -161,7 +162,7 @@ class HCAM(Memory):
             normed = block.local_norm(x)
             history = torch.cat([recent, normed.to(recent.dtype)], dim=1)
             history = history.detach() if block.stop_memory_gradient else history
-            new = _take(history, plan.steps)
+            new = take(history, plan.steps)
             table = torch.cat([contents, new], dim=1)
             summary_table = torch.cat([summaries, new.mean(dim=2)], dim=1)
             stored = _Stored(table, summary_table, plan.readable, plan.most)
@@ -178,11 +179,6 @@ class HCAM(Memory):
     def _layers(self) -> list[_Block]:
         return cast(list[_Block], self.blocks)
 
-    def _written(self, time: Int[Tensor, "batch"]) -> Bool[Tensor, "batch chunks"]:
-        """Which slots hold a chunk of an episode that is `time` steps old."""
-        slot = torch.arange(self.num_chunks, device=time.device)
-        return slot >= self.num_chunks - (time // self.chunk_size)[:, None]
-
     def blank_unwritten(self, state: State) -> State:
         """Return `state` with zeros in the slots that no step has reached, as it is where they do no harm."""
         # A segment reads what is written alone; to see that all is finite takes a tenth of a copy.
@@ -190,7 +186,7 @@ class HCAM(Memory):
         return state if torch.as_tensor(total).isfinite() else self._blanked(state)
 
     def _blanked(self, state: State) -> State:
-        written = self._written(state["time"])
+        written = written_slots(state["time"], self.chunk_size, self.num_chunks)
         age = torch.arange(self.window, 0, -1, device=written.device)
         seen = age <= state["time"][:, None]
         masks = {"contents": written, "summaries": written, "recent": seen}
@@ -290,87 +286,3 @@ def _indifferent_parameters(config: HCAMConfig) -> tuple[str, ...]:
     names += ["query.weight", "query.bias", "key.weight"] if one_step else []
     names += ["read_norm.weight", "read_norm.bias"] if one_chunk and one_step else []
     return tuple(f"blocks.{layer}.{name}" for layer in range(config.num_layers) for name in names)
-
-
-class _Plan(NamedTuple):
-    """Where the chunks of a segment lie and who may read them; the same for every layer.
-
-    A layer's table is its stored chunks, without the first slots that no row has written, and behind them
-    those that the segment completes.
-    """
-
-    unwritten: int
-    """Slots of the stores that no row has written before the segment."""
-    steps: Int[Tensor, "batch N chunk_size"]
-    """Where the steps of the chunks lie that it completes, in the window and the segment."""
-    readable: Bool[Tensor, "batch time chunks_and_N"]
-    most: int
-    """How many of them any query may read at most."""
-    kept: Int[Tensor, "batch kept"]
-    """Which chunks of the table the last slots hold after the segment."""
-    held: Bool[Tensor, "batch kept"] | None
-    """Which of these slots hold a chunk at all, None if all do."""
-
-    def store(
-        self, table: Float[Tensor, "batch chunks_and_N *dims"], num_chunks: int
-    ) -> Float[Tensor, "batch chunks *dims"]:
-        """Return the slots after the segment, zero where nothing is written."""
-        kept = _take(table, self.kept)
-        if self.held is not None:
-            kept = kept.masked_fill_(~self.held.view(*self.held.shape, *[1] * (table.ndim - 2)), 0)
-        before = num_chunks - kept.shape[1]
-        return functional.pad(kept, (*[0, 0] * (table.ndim - 2), before, 0)) if before else kept
-
-
-def _plan(clock: Clock, chunk_size: int, num_chunks: int, window: int) -> _Plan:
-    """Place the segment's chunk boundaries, at multiples of `chunk_size` since each row's own `start`."""
-    batch, length = clock.step.shape
-    device = clock.age.device
-    chunk = clock.chunk(chunk_size)
-    completes = clock.place(chunk_size) == chunk_size - 1
-    completed = completes.cumsum(dim=1)
-    lived = (clock.after // chunk_size).clamp(max=num_chunks)
-    # Of chunks that no row has, none is looked at; a graph that is recorded cannot know.
-    stored, new, most, held = num_chunks, -(-length // chunk_size), num_chunks, num_chunks
-    known = bool(batch) and not (clock.age.is_cuda or without_own_gradient(clock.age))
-    if known:
-        written = (clock.age.amax() // chunk_size).clamp(max=num_chunks)
-        numbers = torch.stack([written, completed[:, -1].amax(), chunk.amax(), lived.amax(), lived.amin()])
-        stored, new, most, held, fewest = numbers.tolist()
-        new, most = max(new, 1 - stored), min(most, num_chunks)
-
-    step = torch.arange(length, device=device)
-    ends = torch.full((batch, new + 1), chunk_size - 1, device=device)
-    ends = ends.scatter(1, torch.where(completes, completed - 1, new), step.expand(batch, -1))[:, :new]
-    ends = ends.clamp(max=length - 1)
-    steps = (window + ends)[:, :, None] + torch.arange(1 - chunk_size, 1, device=device)
-
-    # A row's chunks lie in their order, and an episode's own are the last before a step.
-    last = (stored + completed - completes.long())[..., None]
-    place = torch.arange(stored + new, device=device)
-    readable = (place < last) & (place >= last - chunk.clamp(max=num_chunks)[..., None])
-    slot = torch.arange(-held, 0, device=device)
-    kept = (completed[:, -1:] + stored + slot).clamp(min=0)
-    everything = known and held == fewest
-    return _Plan(
-        num_chunks - stored, steps, readable, most, kept, None if everything else slot >= -lived[:, None]
-    )
-
-
-def _take(table: Tensor, places: Int[Tensor, "batch *some"]) -> Tensor:
-    """Return a copy of what is at the given places of each row's table."""
-    first = torch.arange(table.shape[0], device=table.device) * table.shape[1]
-    where = places + first.view(-1, *[1] * (places.ndim - 1))
-    return table.flatten(0, 1).index_select(0, where.flatten()).view(*places.shape, *table.shape[2:])
-
-
-def _push(store: Tensor, item: Tensor, where: Bool[Tensor, "batch"]) -> Tensor:
-    """Return `store` with `item` appended and the oldest dropped, in the rows named by `where`."""
-    if torch.compiler.is_compiling():
-        pushed = torch.cat([store[:, 1:], item[:, None]], dim=1)
-        return torch.where(where.view(-1, *[1] * (store.ndim - 1)), pushed, store)
-    # Rows fill their chunks at different steps; only those that do are moved.
-    rows = where.nonzero().flatten()
-    if rows.numel() == 0:
-        return store
-    return store.index_copy(0, rows, torch.cat([store[rows, 1:], item[rows, None]], dim=1))

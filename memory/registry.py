@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from scrubjay.memory.based import BasedConfig
+from scrubjay.memory.chosen.landmark import LandmarkConfig
+from scrubjay.memory.chosen.moba import MoBAConfig
 from scrubjay.memory.contract.base import Memory, MemoryConfig
 from scrubjay.memory.gru import GRUConfig
 from scrubjay.memory.gtrxl import GTrXLConfig
@@ -32,8 +34,10 @@ _CONFIGS: Registry[MemoryConfig] = Registry(
         "gru": GRUConfig,
         "gtrxl": GTrXLConfig,
         "hcam": HCAMConfig,
+        "landmark": LandmarkConfig,
         "lightning": LightningConfig,
         "lstm": LSTMConfig,
+        "moba": MoBAConfig,
         "none": NoMemoryConfig,
         "sink": SinkConfig,
         "stack": StackConfig,

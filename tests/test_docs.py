@@ -68,21 +68,25 @@ def test_shell_snippets_run(document, tmp_path):
             assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
 
 
-@pytest.mark.parametrize("document", [*DOCUMENTS, "CHANGELOG.md"])
+@pytest.mark.parametrize("document", [*DOCUMENTS, "CHANGELOG.md", "memory/README.md"])
 def test_relative_links_lead_somewhere(document):
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / document).read_text()):
         if not target.startswith("http"):
-            assert (ROOT / target).exists(), f"{document} links to {target}"
+            assert ((ROOT / document).parent / target).exists(), f"{document} links to {target}"
 
 
 def test_the_table_of_memories_is_true():
-    rows = re.findall(
-        r"^\| `(\w+)` \|[^|]*\| `([\w/.]+)` \| ([\d,]+) B \|", (ROOT / "README.md").read_text(), re.MULTILINE
-    )
+    table = (ROOT / "memory" / "README.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \|[^|]*\| `([\w/.]+)` \| ([\d,]+) B \|", table, re.MULTILINE)
     assert sorted(name for name, _, _ in rows) == memory.list_memories()
     for name, file, size in rows:
         assert (ROOT / file).exists()
         assert int(size.replace(",", "")) == memory.make(name, dim=64).state_bytes(1)
+
+
+def test_the_families_name_every_memory():
+    families = (ROOT / "README.md").read_text().partition("## Memories")[2].partition("## Teams")[0]
+    assert set(memory.list_memories()) <= set(re.findall(r"`(\w+)`", families))
 
 
 def test_the_table_of_environments_is_complete():

@@ -123,11 +123,11 @@ class WindowAttention(nn.Module):
         block = math.ceil(time / count)
         padding = count * block - time
 
-        query = _padded(F.linear(x, w.query), padding).view(batch, count, block, heads, dim // heads)
+        query = padded(F.linear(x, w.query), padding).view(batch, count, block, heads, dim // heads)
         content_query, position_query = _biased(query.transpose(2, 3), w.content_bias, w.position_bias)
         context = torch.cat([recent.to(x.dtype), x], dim=1)
         both = F.linear(context, torch.cat([w.key, w.value]))
-        both = _windows(_padded(both, padding), count, block, window)
+        both = windows(padded(both, padding), count, block, window)
         key, value = (part.unflatten(3, (heads, -1)).transpose(2, 3) for part in both.chunk(2, dim=3))
 
         scores = content_query @ key.mT + _skew(position_query @ self._distance_keys(w.position))
@@ -201,7 +201,7 @@ def _biased(
     return [(query + bias[:, None]) * scale for bias in biases]
 
 
-def _windows(
+def windows(
     x: Float[Tensor, "batch before_and_steps width"], count: int, block: int, before: int
 ) -> Float[Tensor, "batch count before_and_block width"]:
     """Return the steps of every block and those `before` it.
@@ -211,12 +211,13 @@ def _windows(
     if count == 1:
         return x[:, None]
     each = -(-before // block)
-    blocks = _padded(x, each * block - before).unflatten(1, (each + count, block))
+    blocks = padded(x, each * block - before).unflatten(1, (each + count, block))
     beside = torch.cat([blocks[:, place : place + count] for place in range(each + 1)], dim=2)
     return beside[:, :, : before + block]
 
 
-def _padded(x: Float[Tensor, "batch time width"], steps: int) -> Tensor:
+def padded(x: Float[Tensor, "batch time width"], steps: int) -> Tensor:
+    """Return so many steps of zeros behind a segment."""
     # A padding by nothing would copy all the same.
     return F.pad(x, (0, 0, 0, steps)) if steps else x
 

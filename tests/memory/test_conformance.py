@@ -31,7 +31,12 @@ SIZES = {
         {"chunk_size": 7, "num_chunks": 2, "top_k": 2, "window": 11, "stop_memory_gradient": False},
         {"dim": 8, "chunk_size": 5, "num_chunks": 4, "top_k": 2, "num_layers": 2},
     ],
+    "landmark": [
+        {"dim": 8, "chunk_size": 1, "num_chunks": 3, "top_k": 1},
+        {"chunk_size": 4, "num_chunks": 3, "top_k": 2, "num_layers": 2},
+    ],
     "lightning": [{"dim": 8, "num_heads": 2, "slopes": "geometric", "num_layers": 3}],
+    "moba": [{"chunk_size": 3, "num_chunks": 4, "top_k": 2}],
     "sink": [
         {"dim": 8, "window": 2, "num_sinks": 0},
         {"window": 5, "num_sinks": 1, "num_layers": 1, "sink_logit": True},

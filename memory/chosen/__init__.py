@@ -1,0 +1,1 @@
+"""Memories that choose among chunks of the past by keys that are trained."""

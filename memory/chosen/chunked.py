@@ -1,0 +1,352 @@
+"""What memories of chosen chunks share: a query reads the chunk that is being filled, and those it chooses.
+
+Every `chunk_size` steps of an episode become a chunk, of which a layer keeps keys, values and a summary per
+head. A head of a query scores the summaries and keeps the best `top_k`. What it reads there is joined with
+what it reads of its own chunk, causally, by the logarithms of the softmaxes' sums (`kernels.chunk_retrieval`,
+`kernels.merge`). Gradients flow into what is stored, to the beginning of the segment.
+
+Positions are rotary and compact: a key is turned by its place in its chunk, a query by its own for its own
+chunk, and by a chunk more for all others: each stands right before its own, however long ago it was.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple, cast
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from scrubjay.kernels import chunk_retrieval, merge
+from scrubjay.memory.contract.base import Memory, MemoryConfig, State
+from scrubjay.memory.contract.clock import Clock
+from scrubjay.memory.contract.nested import named, part_of
+from scrubjay.memory.parts.chunks import plan_chunks, push, take, written_slots
+from scrubjay.memory.parts.feed_forward import feed_forward
+from scrubjay.memory.parts.rotary import rotary_frequencies, turns
+from scrubjay.memory.parts.window import padded, resolve_heads, shift_window, windows
+
+_SMALLEST_BLOCK = 16
+
+
+@dataclass(frozen=True)
+class ChunkedConfig(MemoryConfig):
+    """Sizes of a memory of chosen chunks. Raises ValueError on a size that cannot work."""
+
+    chunk_size: int = 16
+    """Steps per chunk."""
+    num_chunks: int = 32
+    """Chunks kept; the oldest is dropped first."""
+    top_k: int = 4
+    """Chunks each head of a query reads, beside the one being filled."""
+    num_layers: int = 1
+    """Layers, each with a store of its own."""
+    num_heads: int | None = None
+    """Attention heads; by default the largest divisor of `dim` up to 4."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("chunk_size", "num_chunks", "top_k", "num_layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        resolve_heads(self.dim, self.num_heads)
+
+
+class Stored(NamedTuple):
+    """What a query may choose from."""
+
+    keys: Float[Tensor, "batch chunks chunk_size heads width"]
+    values: Float[Tensor, "batch chunks chunk_size heads width"]
+    summaries: Float[Tensor, "batch chunks heads width"]
+    readable: Bool[Tensor, "batch time chunks"]
+
+
+class Tokens(NamedTuple):
+    """What a layer makes of its inputs; queries and keys are turned."""
+
+    query: Float[Tensor, "batch time heads width"]
+    far_query: Float[Tensor, "batch time heads width"]
+    """What asks other chunks than its own."""
+    key: Float[Tensor, "batch time heads width"]
+    value: Float[Tensor, "batch time heads width"]
+
+
+Landmarks = Float[Tensor, "batch chunks dim"]
+"""What runs through the layers for a chunk that is complete."""
+
+
+class ChunkedLayer(nn.Module):
+    """Attention to the own chunk and to chosen ones, and feed-forward, each normed and added."""
+
+    combine: ClassVar[Literal["hierarchical", "joint"]]
+    """How what is read of several chunks is weighted: `kernels.chunk_retrieval`."""
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: ChunkedConfig) -> None:
+        super().__init__()
+        dim, self.chunk_size, self.top_k = config.dim, config.chunk_size, config.top_k
+        self.heads = resolve_heads(dim, config.num_heads)
+        self.norm = nn.LayerNorm(dim)
+        self.query = nn.Linear(dim, dim, bias=False)
+        self.key = nn.Linear(dim, dim, bias=False)
+        self.value = nn.Linear(dim, dim, bias=False)
+        self.out = nn.Linear(dim, dim, bias=False)
+        self.feed_forward = feed_forward(dim, 2 * dim)
+        # As in `HCAM`: torch's own initialisation makes every attention nearly uniform.
+        for projection in (self.query, self.key, self.value):
+            nn.init.normal_(projection.weight, std=(2.0 / dim) ** 0.5)
+        nn.init.normal_(self.out.weight, std=(0.5 / dim) ** 0.5)
+        width = dim // self.heads
+        frequencies = rotary_frequencies(width // 2 * 2)
+        cos, sin = turns(torch.arange(2 * self.chunk_size), frequencies, width, torch.get_default_dtype())
+        self.register_buffer("cos", cos[:, None], persistent=False)
+        self.register_buffer("sin", sin[:, None], persistent=False)
+
+    @abstractmethod
+    def summarise(
+        self,
+        keys: Float[Tensor, "batch chunks chunk_size heads width"],
+        values: Float[Tensor, "batch chunks chunk_size heads width"],
+        landmarks: Landmarks | None,
+    ) -> tuple[Float[Tensor, "batch chunks heads width"], Landmarks | None]:
+        """Return the summaries of chunks, and what the layer makes of their landmarks."""
+
+    def tokens(
+        self, x: Float[Tensor, "batch time dim"], place: Int[Tensor, "batch time"], dtype: torch.dtype
+    ) -> Tokens:
+        """Return what inputs ask and what they leave, each at a place in its chunk."""
+        normed = self.norm(x)
+        query, key, value = (
+            part(normed).to(dtype).unflatten(-1, (self.heads, -1))
+            for part in (self.query, self.key, self.value)
+        )
+        return Tokens(
+            self.turned(query, place),
+            self.turned(query, place + self.chunk_size),
+            self.turned(key, place),
+            value,
+        )
+
+    def turned(
+        self, x: Float[Tensor, "*batch heads width"], place: Int[Tensor, "*batch"] | int
+    ) -> Float[Tensor, "*batch heads width"]:
+        """Return `x` turned by its place."""
+        half = x.shape[-1] // 2
+        left, right, still = x.split([half, half, x.shape[-1] - 2 * half], dim=-1)
+        across = torch.cat([-right, left, torch.zeros_like(still)], dim=-1)
+        return x * self.cos[place].to(x.dtype) + across * self.sin[place].to(x.dtype)
+
+    def choose(
+        self, query: Float[Tensor, "batch time heads width"], stored: Stored
+    ) -> tuple[Float[Tensor, "batch time heads width"], Float[Tensor, "batch time heads"]]:
+        """Return what queries read of the chunks that their heads choose, and the log-normaliser."""
+        return chunk_retrieval(
+            query,
+            stored.keys,
+            stored.values,
+            stored.summaries,
+            stored.readable,
+            top_k=self.top_k,
+            combine=self.combine,
+            return_lse=True,
+        )
+
+    def finish(
+        self,
+        x: Float[Tensor, "batch time dim"],
+        tokens: Tokens,
+        keys: Float[Tensor, "batch chunk_and_time dim"],
+        values: Float[Tensor, "batch chunk_and_time dim"],
+        place: Int[Tensor, "batch time"],
+        stored: Stored,
+    ) -> Float[Tensor, "batch time dim"]:
+        """Return what comes out of the layer.
+
+        Args:
+            x: What comes in.
+            tokens: What the layer makes of it.
+            keys: Of the chunk before the segment, and of the segment.
+            values: Likewise.
+            place: Of the inputs in their chunks.
+            stored: The chunks there are.
+        """
+        own = attend_own_chunk(tokens.query, keys, values, place, self.chunk_size)
+        read = merge([own, self.choose(tokens.far_query, stored)])
+        x = x + self.out(read.flatten(2).to(self.out.weight.dtype))
+        return x + self.feed_forward(x)
+
+
+class ChunkedMemory(Memory):
+    """Layers of attention to the own chunk and to chosen ones.
+
+    State, per layer l: `keys_l` and `values_l` `[batch, chunks, chunk_size, dim]`, `summaries_l`
+    `[batch, chunks, dim]`, oldest first and aligned to the end, zeros where nothing was written yet;
+    `recent_keys_l` and `recent_values_l` `[batch, chunk_size, dim]`, those of the last steps; and
+    `time [batch]`, steps since the episode began.
+    """
+
+    retrieves = True
+
+    def __init__(self, config: ChunkedConfig, layers: Sequence[ChunkedLayer]) -> None:
+        super().__init__(config)
+        self.chunk_size, self.num_chunks = config.chunk_size, config.num_chunks
+        self.layers = cast("list[ChunkedLayer]", nn.ModuleList(layers))
+
+    def landmarks(self, batch: int, chunks: int) -> Landmarks | None:
+        """Return what runs through the layers for chunks that are complete; by default nothing."""
+        return None
+
+    def initial_state(self, batch_size: int) -> State:
+        """Return empty stores."""
+        shapes = {
+            "keys": (self.num_chunks, self.chunk_size, self.dim),
+            "values": (self.num_chunks, self.chunk_size, self.dim),
+            "summaries": (self.num_chunks, self.dim),
+            "recent_keys": (self.chunk_size, self.dim),
+            "recent_values": (self.chunk_size, self.dim),
+        }
+        state: State = {"time": torch.zeros(batch_size, dtype=torch.long, device=self.device)}
+        for index in range(len(self.layers)):
+            empty = {
+                name: torch.zeros(batch_size, *shape, dtype=self.state_dtype, device=self.device)
+                for name, shape in shapes.items()
+            }
+            state |= named(empty, suffix=f"_{index}")
+        return state
+
+    def read(self, x: Float[Tensor, "batch time dim"], state: State) -> Float[Tensor, "batch time dim"]:
+        """Return what the stores answer to the queries `x`, summed over layers: zeros while all are empty."""
+        time = state["time"]
+        readable = written_slots(time, self.chunk_size, self.num_chunks)[:, None].expand(-1, x.shape[1], -1)
+        place = (time % self.chunk_size)[:, None].expand(-1, x.shape[1])
+        total = torch.zeros_like(x)
+        for index, layer in enumerate(self.layers):
+            stored = self._stored(part_of(state, suffix=f"_{index}"), readable)
+            read, _ = layer.choose(layer.tokens(x, place, self.state_dtype).far_query, stored)
+            total = total + layer.out(read.flatten(2).to(layer.out.weight.dtype))
+        return total
+
+    def step(self, x: Float[Tensor, "batch dim"], state: State) -> tuple[Float[Tensor, "batch dim"], State]:
+        """Advance by one step: read the chunks completed so far, then store this step."""
+        time, y = state["time"], x[:, None]
+        seen = self._seen(time)
+        readable = written_slots(time, self.chunk_size, self.num_chunks)[:, None]
+        place = (time % self.chunk_size)[:, None]
+        completes = place[:, 0] == self.chunk_size - 1
+        # Rows fill their chunks at different steps; only for those that do is something made of one.
+        everywhere = torch.compiler.is_compiling() or bool(completes.any())
+        landmarks = self.landmarks(x.shape[0], 1)
+        after: State = {"time": time + 1}
+        for index, layer in enumerate(self.layers):
+            own = part_of(state, suffix=f"_{index}")
+            tokens = layer.tokens(y, place, self.state_dtype)
+            keys = torch.cat([_blanked(own["recent_keys"], seen), tokens.key.flatten(2)], dim=1)
+            values = torch.cat([_blanked(own["recent_values"], seen), tokens.value.flatten(2)], dim=1)
+            y = layer.finish(y, tokens, keys, values, place, self._stored(own, readable))
+            own |= {"recent_keys": keys[:, 1:].clone(), "recent_values": values[:, 1:].clone()}
+            if everywhere:
+                chunk = {"keys": keys[:, None, 1:], "values": values[:, None, 1:]}
+                summaries, landmarks = layer.summarise(*map(self._by_heads, chunk.values()), landmarks)
+                chunk["summaries"] = summaries.flatten(2)
+                own |= {name: push(own[name], item[:, 0], completes) for name, item in chunk.items()}
+            after |= named(own, suffix=f"_{index}")
+        return y[:, 0], after
+
+    def segment(
+        self, x: Float[Tensor, "batch time dim"], state: State, start: Bool[Tensor, "batch time"]
+    ) -> tuple[Float[Tensor, "batch time dim"], State]:
+        """Advance by a segment in one batched pass, whatever the pattern of `start`."""
+        clock = Clock.of(state["time"], start)
+        plan = plan_chunks(clock, self.chunk_size, self.num_chunks, self.chunk_size)
+        place = clock.place(self.chunk_size)
+        landmarks = self.landmarks(*plan.steps.shape[:2])
+        after: State = {"time": clock.after}
+        for index, layer in enumerate(self.layers):
+            own = part_of(state, suffix=f"_{index}")
+            tokens = layer.tokens(x, place, self.state_dtype)
+            new = {"keys": tokens.key.flatten(2), "values": tokens.value.flatten(2)}
+            recent = part_of(own, prefix="recent_")
+            history = {name: torch.cat([recent[name], new[name]], dim=1) for name in new}
+            chunks = {name: take(history[name], plan.steps) for name in new}
+            summaries, landmarks = layer.summarise(*map(self._by_heads, chunks.values()), landmarks)
+            chunks["summaries"] = summaries.flatten(2)
+            table = {
+                name: torch.cat([own[name][:, plan.unwritten :], items], dim=1)
+                for name, items in chunks.items()
+            }
+            x = layer.finish(x, tokens, *history.values(), place, self._stored(table, plan.readable))
+            own = {name: plan.store(items, self.num_chunks) for name, items in table.items()}
+            own |= {f"recent_{name}": shift_window(recent[name], new[name], clock) for name in new}
+            after |= named(own, suffix=f"_{index}")
+        return x, after
+
+    def _by_heads(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch heads width"]:
+        return x.unflatten(-1, (self.layers[0].heads, -1))
+
+    def _stored(self, own: State, readable: Bool[Tensor, "batch time chunks"]) -> Stored:
+        keys, values, summaries = (self._by_heads(own[name]) for name in ("keys", "values", "summaries"))
+        return Stored(keys, values, summaries, readable)
+
+    def blank_unwritten(self, state: State) -> State:
+        """Return `state` with zeros in the slots that no step has reached, as it is where they do no harm."""
+        # A segment reads what is written alone; to see that all is finite takes a tenth of a copy.
+        total = sum(value.detach().sum() for name, value in state.items() if name != "time")
+        if torch.as_tensor(total).isfinite():
+            return state
+        time = state["time"]
+        chunks = written_slots(time, self.chunk_size, self.num_chunks)
+        seen = self._seen(time)
+        return {
+            name: value if name == "time" else _blanked(value, seen if name.startswith("recent") else chunks)
+            for name, value in state.items()
+        }
+
+    def _seen(self, time: Int[Tensor, " batch"]) -> Bool[Tensor, "batch chunk_size"]:
+        """Return which of the last steps there have been."""
+        return torch.arange(self.chunk_size, 0, -1, device=time.device) <= time[:, None]
+
+
+def _blanked(value: Tensor, mask: Bool[Tensor, "batch slots"]) -> Tensor:
+    return torch.where(mask.view(*mask.shape, *[1] * (value.ndim - 2)), value, 0)
+
+
+def attend_own_chunk(
+    query: Float[Tensor, "batch time heads width"],
+    keys: Float[Tensor, "batch chunk_and_time dim"],
+    values: Float[Tensor, "batch chunk_and_time dim"],
+    place: Int[Tensor, "batch time"],
+    chunk_size: int,
+) -> tuple[Float[Tensor, "batch time heads width"], Float[Tensor, "batch time heads"]]:
+    """Return what queries read of the steps of their own chunks up to themselves, and the log-normaliser.
+
+    Args:
+        query: Of a segment.
+        keys: Of the `chunk_size` steps before the segment, and of the segment.
+        values: Likewise.
+        place: How many steps of its chunk are before each query.
+        chunk_size: Steps of a chunk.
+    """
+    time, heads = query.shape[1:3]
+    count = -(-time // max(chunk_size, _SMALLEST_BLOCK))
+    block = -(-time // count)
+    padding = count * block - time
+    asked = padded(query.flatten(2), padding).unflatten(1, (count, block))
+    both = windows(padded(torch.cat([keys, values], dim=2), padding), count, block, chunk_size)
+    # Blocks and heads side by side: one product each for all.
+    asked, key, value = (
+        part.unflatten(3, (heads, -1)).transpose(2, 3) for part in (asked, *both.chunk(2, dim=3))
+    )
+    behind = torch.arange(block, device=query.device)[:, None] - torch.arange(
+        -chunk_size, block, device=query.device
+    )
+    places = padded(place[..., None], padding).view(-1, count, 1, block, 1)
+    hidden = (behind < 0) | (behind > places)
+    scores = (asked @ key.mT * query.shape[-1] ** -0.5).masked_fill(hidden, float("-inf"))
+    lse = torch.logsumexp(scores, dim=-1)
+    read = torch.softmax(scores, dim=-1) @ value
+    read, lse = read.transpose(2, 3).flatten(1, 2)[:, :time], lse.transpose(2, 3).flatten(1, 2)[:, :time]
+    return read, lse
