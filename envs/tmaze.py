@@ -14,7 +14,7 @@ from scrubjay.envs.drawing import BACKGROUND, FLOOR, INK, WALL
 from scrubjay.envs.single import SingleEnv
 
 _CORRIDOR_LENGTH = 10
-_LONGEST = 10_000
+_LONGEST = 1_000_000
 _MOVE_X = np.array([1, 0, -1, 0])
 _MOVE_Y = np.array([0, 1, 0, -1])
 
@@ -71,7 +71,7 @@ class TMaze(SingleEnv):
     Best: with memory return 1 and success 1. Without memory (actions drawn from the present observation)
     success is at most 0.5, with return 0.5: walk right, turn blindly.
 
-    Units: positions and L in cells, time in steps; L from 1 to 10,000.
+    Units: positions and L in cells, time in steps; L from 1 to 1,000,000.
 
     Paper: Ni et al. 2023, arXiv 2307.03864, section 4 (after Bakker 2001), with three deviations: entering
     a goal ends the episode, which matters only to an active agent that skips the oracle; the cue stays
@@ -99,7 +99,7 @@ class TMazeVector(BatchedEnv):
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
     ) -> None:
         if not is_integer(corridor_length) or not 1 <= corridor_length <= _LONGEST:
-            raise ValueError(f"corridor_length={corridor_length!r}: expected an integer from 1 to {_LONGEST}")
+            raise ValueError(f"corridor_length={corridor_length!r}: expected an integer from 1 to {_LONGEST:,}")
         self.corridor_length = int(corridor_length)
         if not is_bool(active):
             raise ValueError(f"active={active!r}: expected True or False")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from scrubjay.memory.based import BasedConfig
+from scrubjay.memory.chosen.elmur import ELMURConfig
 from scrubjay.memory.chosen.landmark import LandmarkConfig
 from scrubjay.memory.chosen.moba import MoBAConfig
 from scrubjay.memory.contract.base import Memory, MemoryConfig
@@ -29,6 +30,7 @@ _CONFIGS: Registry[MemoryConfig] = Registry(
     "scrubjay.memory.register",
     {
         "based": BasedConfig,
+        "elmur": ELMURConfig,
         "flow": FlowConfig,
         "gated_delta": GatedDeltaConfig,
         "gru": GRUConfig,

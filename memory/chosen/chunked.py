@@ -21,15 +21,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from scrubjay.kernels import chunk_retrieval, merge
+from scrubjay.memory.chosen.own import OwnChunkAttention, Tokens, attend_own_chunk
 from scrubjay.memory.contract.base import Memory, MemoryConfig, State
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.contract.nested import named, part_of
 from scrubjay.memory.parts.chunks import plan_chunks, push, take, written_slots
 from scrubjay.memory.parts.feed_forward import feed_forward
-from scrubjay.memory.parts.rotary import rotary_frequencies, turns
-from scrubjay.memory.parts.window import padded, resolve_heads, shift_window, windows
-
-_SMALLEST_BLOCK = 16
+from scrubjay.memory.parts.window import resolve_heads, shift_window
 
 
 @dataclass(frozen=True)
@@ -64,47 +62,20 @@ class Stored(NamedTuple):
     readable: Bool[Tensor, "batch time chunks"]
 
 
-class Tokens(NamedTuple):
-    """What a layer makes of its inputs; queries and keys are turned."""
-
-    query: Float[Tensor, "batch time heads width"]
-    far_query: Float[Tensor, "batch time heads width"]
-    """What asks other chunks than its own."""
-    key: Float[Tensor, "batch time heads width"]
-    value: Float[Tensor, "batch time heads width"]
-
-
 Landmarks = Float[Tensor, "batch chunks dim"]
 """What runs through the layers for a chunk that is complete."""
 
 
-class ChunkedLayer(nn.Module):
+class ChunkedLayer(OwnChunkAttention):
     """Attention to the own chunk and to chosen ones, and feed-forward, each normed and added."""
 
     combine: ClassVar[Literal["hierarchical", "joint"]]
     """How what is read of several chunks is weighted: `kernels.chunk_retrieval`."""
-    cos: Tensor
-    sin: Tensor
 
     def __init__(self, config: ChunkedConfig) -> None:
-        super().__init__()
-        dim, self.chunk_size, self.top_k = config.dim, config.chunk_size, config.top_k
-        self.heads = resolve_heads(dim, config.num_heads)
-        self.norm = nn.LayerNorm(dim)
-        self.query = nn.Linear(dim, dim, bias=False)
-        self.key = nn.Linear(dim, dim, bias=False)
-        self.value = nn.Linear(dim, dim, bias=False)
-        self.out = nn.Linear(dim, dim, bias=False)
-        self.feed_forward = feed_forward(dim, 2 * dim)
-        # As in `HCAM`: torch's own initialisation makes every attention nearly uniform.
-        for projection in (self.query, self.key, self.value):
-            nn.init.normal_(projection.weight, std=(2.0 / dim) ** 0.5)
-        nn.init.normal_(self.out.weight, std=(0.5 / dim) ** 0.5)
-        width = dim // self.heads
-        frequencies = rotary_frequencies(width // 2 * 2)
-        cos, sin = turns(torch.arange(2 * self.chunk_size), frequencies, width, torch.get_default_dtype())
-        self.register_buffer("cos", cos[:, None], persistent=False)
-        self.register_buffer("sin", sin[:, None], persistent=False)
+        super().__init__(config.dim, config.num_heads, config.chunk_size)
+        self.top_k = config.top_k
+        self.feed_forward = feed_forward(config.dim, 2 * config.dim)
 
     @abstractmethod
     def summarise(
@@ -115,37 +86,15 @@ class ChunkedLayer(nn.Module):
     ) -> tuple[Float[Tensor, "batch chunks heads width"], Landmarks | None]:
         """Return the summaries of chunks, and what the layer makes of their landmarks."""
 
-    def tokens(
-        self, x: Float[Tensor, "batch time dim"], place: Int[Tensor, "batch time"], dtype: torch.dtype
-    ) -> Tokens:
-        """Return what inputs ask and what they leave, each at a place in its chunk."""
-        normed = self.norm(x)
-        query, key, value = (
-            part(normed).to(dtype).unflatten(-1, (self.heads, -1))
-            for part in (self.query, self.key, self.value)
-        )
-        return Tokens(
-            self.turned(query, place),
-            self.turned(query, place + self.chunk_size),
-            self.turned(key, place),
-            value,
-        )
-
-    def turned(
-        self, x: Float[Tensor, "*batch heads width"], place: Int[Tensor, "*batch"] | int
-    ) -> Float[Tensor, "*batch heads width"]:
-        """Return `x` turned by its place."""
-        half = x.shape[-1] // 2
-        left, right, still = x.split([half, half, x.shape[-1] - 2 * half], dim=-1)
-        across = torch.cat([-right, left, torch.zeros_like(still)], dim=-1)
-        return x * self.cos[place].to(x.dtype) + across * self.sin[place].to(x.dtype)
-
     def choose(
         self, query: Float[Tensor, "batch time heads width"], stored: Stored
     ) -> tuple[Float[Tensor, "batch time heads width"], Float[Tensor, "batch time heads"]]:
-        """Return what queries read of the chunks that their heads choose, and the log-normaliser."""
+        """Return what queries, turned by their places, read of the chunks that their heads choose.
+
+        And the log-normaliser.
+        """
         return chunk_retrieval(
-            query,
+            self.turned(query, self.chunk_size),
             stored.keys,
             stored.values,
             stored.summaries,
@@ -175,7 +124,7 @@ class ChunkedLayer(nn.Module):
             stored: The chunks there are.
         """
         own = attend_own_chunk(tokens.query, keys, values, place, self.chunk_size)
-        read = merge([own, self.choose(tokens.far_query, stored)])
+        read = merge([own, self.choose(tokens.query, stored)])
         x = x + self.out(read.flatten(2).to(self.out.weight.dtype))
         return x + self.feed_forward(x)
 
@@ -226,7 +175,7 @@ class ChunkedMemory(Memory):
         total = torch.zeros_like(x)
         for index, layer in enumerate(self.layers):
             stored = self._stored(part_of(state, suffix=f"_{index}"), readable)
-            read, _ = layer.choose(layer.tokens(x, place, self.state_dtype).far_query, stored)
+            read, _ = layer.choose(layer.tokens(x, place, self.state_dtype).query, stored)
             total = total + layer.out(read.flatten(2).to(layer.out.weight.dtype))
         return total
 
@@ -312,41 +261,3 @@ class ChunkedMemory(Memory):
 
 def _blanked(value: Tensor, mask: Bool[Tensor, "batch slots"]) -> Tensor:
     return torch.where(mask.view(*mask.shape, *[1] * (value.ndim - 2)), value, 0)
-
-
-def attend_own_chunk(
-    query: Float[Tensor, "batch time heads width"],
-    keys: Float[Tensor, "batch chunk_and_time dim"],
-    values: Float[Tensor, "batch chunk_and_time dim"],
-    place: Int[Tensor, "batch time"],
-    chunk_size: int,
-) -> tuple[Float[Tensor, "batch time heads width"], Float[Tensor, "batch time heads"]]:
-    """Return what queries read of the steps of their own chunks up to themselves, and the log-normaliser.
-
-    Args:
-        query: Of a segment.
-        keys: Of the `chunk_size` steps before the segment, and of the segment.
-        values: Likewise.
-        place: How many steps of its chunk are before each query.
-        chunk_size: Steps of a chunk.
-    """
-    time, heads = query.shape[1:3]
-    count = -(-time // max(chunk_size, _SMALLEST_BLOCK))
-    block = -(-time // count)
-    padding = count * block - time
-    asked = padded(query.flatten(2), padding).unflatten(1, (count, block))
-    both = windows(padded(torch.cat([keys, values], dim=2), padding), count, block, chunk_size)
-    # Blocks and heads side by side: one product each for all.
-    asked, key, value = (
-        part.unflatten(3, (heads, -1)).transpose(2, 3) for part in (asked, *both.chunk(2, dim=3))
-    )
-    behind = torch.arange(block, device=query.device)[:, None] - torch.arange(
-        -chunk_size, block, device=query.device
-    )
-    places = padded(place[..., None], padding).view(-1, count, 1, block, 1)
-    hidden = (behind < 0) | (behind > places)
-    scores = (asked @ key.mT * query.shape[-1] ** -0.5).masked_fill(hidden, float("-inf"))
-    lse = torch.logsumexp(scores, dim=-1)
-    read = torch.softmax(scores, dim=-1) @ value
-    read, lse = read.transpose(2, 3).flatten(1, 2)[:, :time], lse.transpose(2, 3).flatten(1, 2)[:, :time]
-    return read, lse

@@ -18,6 +18,11 @@ SIZES = {
         {"dim": 8, "num_heads": 2, "feature_width": 4, "window": 3, "num_layers": 2},
         {"feature_width": 1, "window": 5, "num_sinks": 2},
     ],
+    "elmur": [
+        {"dim": 8, "chunk_size": 1, "num_slots": 2},
+        {"chunk_size": 4, "num_slots": 3, "blend": 0.8, "num_layers": 2},
+        {"chunk_size": 3, "num_slots": 1},
+    ],
     "flow": [{"num_layers": 2, "num_heads": 2}],
     "gated_delta": [
         {"decay": "channel", "num_layers": 2, "num_heads": 2},
