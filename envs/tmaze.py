@@ -99,7 +99,9 @@ class TMazeVector(BatchedEnv):
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
     ) -> None:
         if not is_integer(corridor_length) or not 1 <= corridor_length <= _LONGEST:
-            raise ValueError(f"corridor_length={corridor_length!r}: expected an integer from 1 to {_LONGEST:,}")
+            raise ValueError(
+                f"corridor_length={corridor_length!r}: expected an integer from 1 to {_LONGEST:,}"
+            )
         self.corridor_length = int(corridor_length)
         if not is_bool(active):
             raise ValueError(f"active={active!r}: expected True or False")
