@@ -8,6 +8,7 @@ from scrubjay.memory.based import BasedConfig
 from scrubjay.memory.chosen.elmur import ELMURConfig
 from scrubjay.memory.chosen.landmark import LandmarkConfig
 from scrubjay.memory.chosen.moba import MoBAConfig
+from scrubjay.memory.chosen.nsa import NSAConfig
 from scrubjay.memory.contract.base import Memory, MemoryConfig
 from scrubjay.memory.gru import GRUConfig
 from scrubjay.memory.gtrxl import GTrXLConfig
@@ -41,6 +42,7 @@ _CONFIGS: Registry[MemoryConfig] = Registry(
         "lstm": LSTMConfig,
         "moba": MoBAConfig,
         "none": NoMemoryConfig,
+        "nsa": NSAConfig,
         "sink": SinkConfig,
         "stack": StackConfig,
         "titans": TitansConfig,

@@ -58,9 +58,12 @@ class Stored(NamedTuple):
 
     keys: Float[Tensor, "batch chunks chunk_size heads width"]
     values: Float[Tensor, "batch chunks chunk_size heads width"]
-    summaries: Float[Tensor, "batch chunks heads width"]
+    summaries: Float[Tensor, "batch chunks heads summary_width"]
     readable: Bool[Tensor, "batch time chunks"]
 
+
+Read = tuple[Float[Tensor, "batch time heads width"], Float[Tensor, "batch time heads"]]
+"""What was read, and the logarithm of its softmax's sum."""
 
 Landmarks = Float[Tensor, "batch chunks dim"]
 """What runs through the layers for a chunk that is complete."""
@@ -71,6 +74,8 @@ class ChunkedLayer(OwnChunkAttention):
 
     combine: ClassVar[Literal["hierarchical", "joint"]]
     """How what is read of several chunks is weighted: `kernels.chunk_retrieval`."""
+    summary_ratio: ClassVar[int] = 1
+    """Width of a summary, in units of a head's."""
 
     def __init__(self, config: ChunkedConfig) -> None:
         super().__init__(config.dim, config.num_heads, config.chunk_size)
@@ -83,12 +88,10 @@ class ChunkedLayer(OwnChunkAttention):
         keys: Float[Tensor, "batch chunks chunk_size heads width"],
         values: Float[Tensor, "batch chunks chunk_size heads width"],
         landmarks: Landmarks | None,
-    ) -> tuple[Float[Tensor, "batch chunks heads width"], Landmarks | None]:
+    ) -> tuple[Float[Tensor, "batch chunks heads summary_width"], Landmarks | None]:
         """Return the summaries of chunks, and what the layer makes of their landmarks."""
 
-    def choose(
-        self, query: Float[Tensor, "batch time heads width"], stored: Stored
-    ) -> tuple[Float[Tensor, "batch time heads width"], Float[Tensor, "batch time heads"]]:
+    def choose(self, query: Float[Tensor, "batch time heads width"], stored: Stored) -> Read:
         """Return what queries, turned by their places, read of the chunks that their heads choose.
 
         And the log-normaliser.
@@ -103,6 +106,25 @@ class ChunkedLayer(OwnChunkAttention):
             combine=self.combine,
             return_lse=True,
         )
+
+    def recall(
+        self,
+        x: Float[Tensor, "batch time dim"],
+        query: Float[Tensor, "batch time heads width"],
+        stored: Stored,
+    ) -> Float[Tensor, "batch time heads width"]:
+        """Return what inputs `x`, by their queries, read of stored chunks alone."""
+        return self.choose(query, stored)[0]
+
+    def mix(
+        self,
+        x: Float[Tensor, "batch time dim"],
+        own: Read,
+        query: Float[Tensor, "batch time heads width"],
+        stored: Stored,
+    ) -> Float[Tensor, "batch time heads width"]:
+        """Return what inputs `x` read in all, `own` of it of their own chunk."""
+        return merge([own, self.choose(query, stored)])
 
     def finish(
         self,
@@ -124,7 +146,7 @@ class ChunkedLayer(OwnChunkAttention):
             stored: The chunks there are.
         """
         own = attend_own_chunk(tokens.query, keys, values, place, self.chunk_size)
-        read = merge([own, self.choose(tokens.query, stored)])
+        read = self.mix(x, own, tokens.query, stored)
         x = x + self.out(read.flatten(2).to(self.out.weight.dtype))
         return x + self.feed_forward(x)
 
@@ -154,7 +176,7 @@ class ChunkedMemory(Memory):
         shapes = {
             "keys": (self.num_chunks, self.chunk_size, self.dim),
             "values": (self.num_chunks, self.chunk_size, self.dim),
-            "summaries": (self.num_chunks, self.dim),
+            "summaries": (self.num_chunks, self.layers[0].summary_ratio * self.dim),
             "recent_keys": (self.chunk_size, self.dim),
             "recent_values": (self.chunk_size, self.dim),
         }
@@ -175,7 +197,7 @@ class ChunkedMemory(Memory):
         total = torch.zeros_like(x)
         for index, layer in enumerate(self.layers):
             stored = self._stored(part_of(state, suffix=f"_{index}"), readable)
-            read, _ = layer.choose(layer.tokens(x, place, self.state_dtype).query, stored)
+            read = layer.recall(x, layer.tokens(x, place, self.state_dtype).query, stored)
             total = total + layer.out(read.flatten(2).to(layer.out.weight.dtype))
         return total
 

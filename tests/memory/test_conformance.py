@@ -42,6 +42,10 @@ SIZES = {
     ],
     "lightning": [{"dim": 8, "num_heads": 2, "slopes": "geometric", "num_layers": 3}],
     "moba": [{"chunk_size": 3, "num_chunks": 4, "top_k": 2}],
+    "nsa": [
+        {"chunk_size": 4, "num_chunks": 4, "top_k": 3, "num_layers": 2},
+        {"dim": 8, "chunk_size": 1, "num_chunks": 1, "top_k": 1},
+    ],
     "sink": [
         {"dim": 8, "window": 2, "num_sinks": 0},
         {"window": 5, "num_sinks": 1, "num_layers": 1, "sink_logit": True},
