@@ -15,6 +15,9 @@ from scrubjay.memory.linear.lightning import LightningConfig
 from scrubjay.memory.lstm import LSTMConfig
 from scrubjay.memory.named import Registry
 from scrubjay.memory.none import NoMemoryConfig
+from scrubjay.memory.scan.ffm import FFMConfig
+from scrubjay.memory.scan.lru import LRUConfig
+from scrubjay.memory.scan.mingru import MinGRUConfig
 from scrubjay.memory.sink import SinkConfig
 from scrubjay.memory.stack import StackConfig
 from scrubjay.memory.titans.lmm import TitansConfig
@@ -27,13 +30,16 @@ _CONFIGS: Registry[MemoryConfig] = Registry(
     "scrubjay.memory.register",
     {
         "based": BasedConfig,
+        "ffm": FFMConfig,
         "flow": FlowConfig,
         "gated_delta": GatedDeltaConfig,
         "gru": GRUConfig,
         "gtrxl": GTrXLConfig,
         "hcam": HCAMConfig,
         "lightning": LightningConfig,
+        "lru": LRUConfig,
         "lstm": LSTMConfig,
+        "mingru": MinGRUConfig,
         "none": NoMemoryConfig,
         "sink": SinkConfig,
         "stack": StackConfig,

@@ -18,6 +18,7 @@ SIZES = {
         {"dim": 8, "num_heads": 2, "feature_width": 4, "window": 3, "num_layers": 2},
         {"feature_width": 1, "window": 5, "num_sinks": 2},
     ],
+    "ffm": [{"dim": 8, "trace_size": 1, "context_size": 1}, {"trace_size": 7, "context_size": 3}],
     "flow": [{"num_layers": 2, "num_heads": 2}],
     "gated_delta": [
         {"decay": "channel", "num_layers": 2, "num_heads": 2},
@@ -32,6 +33,7 @@ SIZES = {
         {"dim": 8, "chunk_size": 5, "num_chunks": 4, "top_k": 2, "num_layers": 2},
     ],
     "lightning": [{"dim": 8, "num_heads": 2, "slopes": "geometric", "num_layers": 3}],
+    "lru": [{"dim": 8, "num_channels": 3, "min_modulus": 0.0, "max_modulus": 1.0}],
     "sink": [
         {"dim": 8, "window": 2, "num_sinks": 0},
         {"window": 5, "num_sinks": 1, "num_layers": 1, "sink_logit": True},
