@@ -15,9 +15,11 @@ from scrubjay.memory.linear.lightning import LightningConfig
 from scrubjay.memory.lstm import LSTMConfig
 from scrubjay.memory.named import Registry
 from scrubjay.memory.none import NoMemoryConfig
+from scrubjay.memory.scan.agalite import AGaLiTeConfig
 from scrubjay.memory.scan.ffm import FFMConfig
 from scrubjay.memory.scan.lru import LRUConfig
 from scrubjay.memory.scan.mingru import MinGRUConfig
+from scrubjay.memory.scan.shm import SHMConfig
 from scrubjay.memory.sink import SinkConfig
 from scrubjay.memory.stack import StackConfig
 from scrubjay.memory.titans.lmm import TitansConfig
@@ -29,6 +31,7 @@ _CONFIGS: Registry[MemoryConfig] = Registry(
     "memory",
     "scrubjay.memory.register",
     {
+        "agalite": AGaLiTeConfig,
         "based": BasedConfig,
         "ffm": FFMConfig,
         "flow": FlowConfig,
@@ -41,6 +44,7 @@ _CONFIGS: Registry[MemoryConfig] = Registry(
         "lstm": LSTMConfig,
         "mingru": MinGRUConfig,
         "none": NoMemoryConfig,
+        "shm": SHMConfig,
         "sink": SinkConfig,
         "stack": StackConfig,
         "titans": TitansConfig,

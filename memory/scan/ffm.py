@@ -36,7 +36,7 @@ class FFMConfig(MemoryConfig):
     """Sizes of `FFM`. Raises ValueError on one that cannot work."""
 
     trace_size: int | None = None
-    """Traces of the input, each with its own rate; by default a quarter of `dim`."""
+    """Traces of the input, each with its own rate; by default an eighth of `dim`, at least 2."""
     context_size: int = 4
     """Frequencies at which each trace turns."""
     max_period: int = 1024
@@ -54,7 +54,7 @@ class FFMConfig(MemoryConfig):
     @property
     def traces(self) -> int:
         """Traces of the input."""
-        return self.dim // 4 if self.trace_size is None else self.trace_size
+        return max(2, self.dim // 8) if self.trace_size is None else self.trace_size
 
     def build(self) -> FFM:
         """Return a freshly initialised memory of these sizes."""

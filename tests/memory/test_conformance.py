@@ -14,6 +14,7 @@ def some(name, dim, **fields):
 
 
 SIZES = {
+    "agalite": [{"dim": 8, "num_heads": 2, "num_features": 1, "num_frequencies": 5, "feed_forward_ratio": 2}],
     "based": [
         {"dim": 8, "num_heads": 2, "feature_width": 4, "window": 3, "num_layers": 2},
         {"feature_width": 1, "window": 5, "num_sinks": 2},
@@ -34,6 +35,7 @@ SIZES = {
     ],
     "lightning": [{"dim": 8, "num_heads": 2, "slopes": "geometric", "num_layers": 3}],
     "lru": [{"dim": 8, "num_channels": 3, "min_modulus": 0.0, "max_modulus": 1.0}],
+    "shm": [{"dim": 8, "memory_size": 3, "table_size": 5}],
     "sink": [
         {"dim": 8, "window": 2, "num_sinks": 0},
         {"window": 5, "num_sinks": 1, "num_layers": 1, "sink_logit": True},
