@@ -5,13 +5,14 @@ Letters: B batch, T time, D channels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Bool, Num
 from torch import Tensor
 
 from scrubjay.kernels.derivatives import by_graph, is_wanted_again
 from scrubjay.kernels.elementwise import blocks, reference
-from scrubjay.kernels.elementwise.walk import beginnings, pass_over
 
 NARROW = 256
 """Numbers of a step of which fewer are quicker done by blocks."""
@@ -30,9 +31,9 @@ def scan(
 class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(ctx, start: Tensor | None, decay: Tensor, value: Tensor, state: Tensor):
-        begins, states = beginnings(start, value), torch.empty_like(value)
-        pass_over(begins, [[decay] * value.shape[1], value.unbind(1), states.unbind(1)], state)
-        ctx.start, ctx.begins = start, begins
+        states = value.clone(memory_format=torch.contiguous_format)
+        _pass_over(_decays(start, decay, value.shape[1]), states.unbind(1), state)
+        ctx.start = start
         ctx.save_for_backward(decay, value, state, states)
         return states
 
@@ -42,19 +43,36 @@ class _Scan(torch.autograd.Function):
         start = ctx.start
         if is_wanted_again(grad):
             return None, *_by_graph(blocks.run, start, (decay, value, state), grad)
-        back, of_values = decay.conj().resolve_conj(), torch.empty_like(states)
-        steps = [[back] * grad.shape[1], grad.unbind(1)[::-1], of_values.unbind(1)[::-1]]
-        pass_over([*ctx.begins[1:], None][::-1], steps, torch.zeros_like(state))
+        back = decay.conj().resolve_conj()
+        of_values = grad.clone(memory_format=torch.contiguous_format)
+        decays = [*_decays(start, back, grad.shape[1])[1:], back][::-1]
+        _pass_over(decays, of_values.unbind(1)[::-1], torch.zeros_like(state))
         before = torch.cat([state[:, None], states[:, :-1]], dim=1)
         of_state = back * of_values[:, 0]
         if start is not None:
             before.masked_fill_(start[..., None], 0)
             of_state = torch.where(start[:, :1], 0, of_state)
         grads = (of_values * before.conj()).sum((0, 1)), of_values, of_state
-        if all(bool(torch.isfinite(x.sum())) for x in grads):
+        of_decay, _, _ = grads
+        if bool(torch.isfinite(of_decay.sum() + of_values.sum() + of_state.sum())):
             return None, *grads
         # As in `walk`: there are numbers that nothing owes.
         return None, *_by_graph(lambda *given: reference.run(*given)[0], start, (decay, value, state), grad)
+
+
+def _decays(start: Tensor | None, decay: Tensor, time: int) -> list[Tensor]:
+    """Return those of each step, with zeros for rows that begin an episode where some do: at few steps."""
+    if start is None:
+        return [decay] * time
+    some = start.any(dim=0)
+    fading = iter(torch.where(start.T[some][..., None], 0, decay).unbind())
+    return [next(fading) if begins else decay for begins in some.tolist()]
+
+
+def _pass_over(decays: Sequence[Tensor], steps: Sequence[Tensor], state: Tensor) -> None:
+    """Turn the values of one step after the other into states."""
+    for decay, step in zip(decays, steps, strict=True):
+        state = step.addcmul_(decay, state)
 
 
 def _by_graph(run, start: Tensor | None, given: tuple[Tensor, ...], grad: Tensor) -> list[Tensor]:

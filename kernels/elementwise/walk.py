@@ -34,7 +34,7 @@ class _Scan(torch.autograd.Function):
             states = blocks.run(start, decay, value, state)
         else:
             states = torch.empty_like(value)
-            pass_over(beginnings(start, decay), [x.unbind(1) for x in (decay, value, states)], state)
+            _walk(_begins(start, decay), [x.unbind(1) for x in (decay, value, states)], state)
         ctx.start = start
         ctx.save_for_backward(decay, value, state, states)
         return states
@@ -53,7 +53,7 @@ class _Scan(torch.autograd.Function):
         return None, *by_graph(lambda *given: reference.run(ctx.start, *given)[0], given, grad)
 
 
-def pass_over(begins: Sequence[Tensor | None], steps: Sequence[Sequence[Tensor]], state: Tensor) -> None:
+def _walk(begins: Sequence[Tensor | None], steps: Sequence[Sequence[Tensor]], state: Tensor) -> None:
     """Write states, the last of `steps`, from decays and values; some rows begin with nothing."""
     for begin, decay, value, out in zip(begins, *steps, strict=True):
         if begin is not None:
@@ -61,7 +61,7 @@ def pass_over(begins: Sequence[Tensor | None], steps: Sequence[Sequence[Tensor]]
         state = torch.addcmul(value, decay, state, out=out)
 
 
-def beginnings(start: Tensor | None, decay: Tensor) -> list[Tensor | None]:
+def _begins(start: Tensor | None, decay: Tensor) -> list[Tensor | None]:
     """Return of each step which rows begin an episode, None where none does: most steps."""
     if start is None:
         return [None] * decay.shape[1]
@@ -85,7 +85,7 @@ def _pull_back(
     else:
         of_values = torch.empty_like(states)
         steps = [[*decay.unbind(1)[1:], nothing], grad.unbind(1), of_values.unbind(1)]
-        pass_over([*beginnings(start, decay)[1:], None][::-1], [x[::-1] for x in steps], nothing)
+        _walk([*_begins(start, decay)[1:], None][::-1], [x[::-1] for x in steps], nothing)
     of_decays = torch.empty_like(decay)
     torch.mul(of_values[:, 1:], states[:, :-1].conj(), out=of_decays[:, 1:])
     torch.mul(of_values[:, 0], state.conj(), out=of_decays[:, 0])

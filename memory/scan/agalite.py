@@ -20,7 +20,6 @@ layer, of which the published have four: `stack` puts them one after the other.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -37,6 +36,8 @@ from scrubjay.memory.parts.window import resolve_heads
 
 # Where a query meets no key, little is read, and its rounding must stay so.
 _EPSILON = 1e-3
+# No weight is as large as their number, so that nothing else tells how much room they may take.
+_MOST_FREQUENCIES = 1024
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class AGaLiTeConfig(MemoryConfig):
         for name in ("num_features", "num_frequencies", "feed_forward_ratio"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.num_frequencies > _MOST_FREQUENCIES:
+            raise ValueError(f"num_frequencies={self.num_frequencies}: must be at most {_MOST_FREQUENCIES}")
 
     def build(self) -> AGaLiTe:
         """Return a freshly initialised memory of these sizes."""
@@ -91,11 +94,12 @@ class AGaLiTe(Memory):
         dim, hidden = config.dim, config.feed_forward_ratio * config.dim
         self.heads, self.features = resolve_heads(dim, config.num_heads), config.num_features
         self.width, self.frequencies = dim // self.heads, config.num_frequencies
-        # In units of pi / halves: a single frequency is -pi.
+        # In units of pi / halves, without signs: a single frequency is -pi, and in the middle may be one 0.
         self.halves = max(1, self.frequencies - 1)
-        found = Counter(abs(2 * i - self.halves) for i in range(self.frequencies))
-        self.register_buffer("multiples", torch.tensor(list(found)), persistent=False)
-        self.register_buffer("counts", torch.tensor(list(found.values())), persistent=False)
+        multiples = range(self.halves, -1, -2)
+        counts = [2 if multiple and self.frequencies > 1 else 1 for multiple in multiples]
+        self.register_buffer("multiples", torch.tensor(multiples), persistent=False)
+        self.register_buffer("counts", torch.tensor(counts), persistent=False)
         self.attention_norm = nn.LayerNorm(dim)
         self.project_in = nn.Linear(dim, 5 * dim)
         self.project_features = nn.Linear(dim, 3 * self.heads * self.features)

@@ -128,22 +128,30 @@ def bounded_scan(
 ) -> Float[Tensor, "batch time size size"]:
     """Return the matrices after every step, whose entries stop at the bound.
 
-    Rows of which none comes there are scanned, the others go step by step.
+    Rows of which none comes there are scanned, the others go step by step, as all do where nothing can be
+    looked at.
     """
     if is_traced() or torch._C._are_functorch_transforms_active():
         return _step_by_step(gate, value, matrix, start)
     given = gate, value, matrix, start
-    matrices, _ = scan(gate, value, matrix, start=start)
-    largest = torch.linalg.vector_norm(matrices.detach().flatten(1), torch.inf, dim=1)
-    over = ~(largest <= BOUND)
+    over = _largest(matrix) >= BOUND
+    while True:
+        free = [x[~over] for x in given] if over.any() else given
+        matrices, _ = scan(*free[:3], start=free[3])
+        beyond = ~(_largest(matrices) <= BOUND)
+        if not beyond.any():
+            break
+        # Scanned anew without the rows that may have left all numbers, whose gradients would be none.
+        over = over.masked_scatter(~over, beyond)
     if not over.any():
         return matrices
-    # Scanned anew without the rows that may have left all numbers, whose gradients would be none.
-    free = [x[~over] for x in given]
-    matrices, _ = scan(*free[:3], start=free[3])
     held = _step_by_step(*(x[over] for x in given))
     order = torch.cat([(~over).nonzero()[:, 0], over.nonzero()[:, 0]]).argsort()
     return torch.cat([matrices, held])[order]
+
+
+def _largest(numbers: Tensor) -> Float[Tensor, " batch"]:
+    return torch.linalg.vector_norm(numbers.detach().flatten(1), torch.inf, dim=1)
 
 
 def _step_by_step(gate: Tensor, value: Tensor, matrix: Tensor, start: Tensor) -> Tensor:

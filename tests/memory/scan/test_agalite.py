@@ -122,6 +122,7 @@ def test_gradients_are_those_of_finite_differences():
         ({"num_heads": 3}, "num_heads=3 does not divide dim=16"),
         ({"num_features": 0}, "num_features=0: must be at least 1"),
         ({"num_frequencies": 0}, "num_frequencies=0: must be at least 1"),
+        ({"num_frequencies": 2**40}, "num_frequencies=1099511627776: must be at most 1024"),
         ({"feed_forward_ratio": 0}, "feed_forward_ratio=0: must be at least 1"),
     ],
 )
