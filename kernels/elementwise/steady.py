@@ -52,10 +52,9 @@ class _Scan(torch.autograd.Function):
         if start is not None:
             before.masked_fill_(start[..., None], 0)
             of_state = torch.where(start[:, :1], 0, of_state)
-        grads = (of_values * before.conj()).sum((0, 1)), of_values, of_state
-        of_decay, _, _ = grads
+        of_decay = (of_values * before.conj()).sum((0, 1))
         if bool(torch.isfinite(of_decay.sum() + of_values.sum() + of_state.sum())):
-            return None, *grads
+            return None, of_decay, of_values, of_state
         # As in `walk`: there are numbers that nothing owes.
         return None, *_by_graph(lambda *given: reference.run(*given)[0], start, (decay, value, state), grad)
 

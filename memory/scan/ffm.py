@@ -10,7 +10,7 @@ hundredth after `max_period` steps, and periods 2 pi / w from 1 to `max_period`;
 
 Where it differs: a is .683 σ(p), so that it never leaves the range into which the published code clips it
 after the fact, where its gradient ends; that range is kept, though `kernels.scan` would need none. The
-published code takes single steps by rates that were not clipped, which breaks the first law.
+published code takes single steps by rates that may not be clipped yet, which breaks the first law.
 """
 
 from __future__ import annotations
