@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from scrubjay.memory.contract.base import Memory, MemoryConfig, State
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.contract.stepper import Stepper
-from scrubjay.memory.parts.gate import gated
+from scrubjay.memory.parts.gate import Gate
 from scrubjay.memory.parts.window import WindowAttention, resolve_heads, shift_window
 from scrubjay.memory.stepping.gtrxl import GTrXLStepper
 
@@ -118,22 +118,3 @@ class GTrXLLayer(nn.Module):
         """Return the layer's output for its input and what its attention read."""
         x = self.attention_gate(x, F.relu(read))
         return self.feed_forward_gate(x, F.relu(self.feed_forward(x)))
-
-
-class Gate(nn.Module):
-    """The GRU-type gate that takes a residual connection's place (section 3.2, "Gated-Recurrent-Unit-type").
-
-    r = σ(W_r y + U_r x), z = σ(W_z y + U_z x - b), h = tanh(W y + U (r * x)); returns (1 - z) * x + z * h.
-    """
-
-    def __init__(self, dim: int, bias: float) -> None:
-        super().__init__()
-        self.update = nn.Linear(dim, 3 * dim, bias=False)
-        self.stream = nn.Linear(dim, 2 * dim, bias=False)
-        self.reset_stream = nn.Linear(dim, dim, bias=False)
-        self.bias = nn.Parameter(torch.full((dim,), float(bias)))
-
-    def forward(self, x: Float[Tensor, "... dim"], y: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:
-        """Return the stream `x` after the sublayer's output `y` has been let in."""
-        weights = self.update.weight, self.stream.weight, self.reset_stream.weight, self.bias
-        return gated(x, y, *weights)

@@ -19,6 +19,11 @@ from scrubjay.memory.linear.lightning import LightningConfig
 from scrubjay.memory.lstm import LSTMConfig
 from scrubjay.memory.named import Registry
 from scrubjay.memory.none import NoMemoryConfig
+from scrubjay.memory.scan.agalite import AGaLiTeConfig
+from scrubjay.memory.scan.ffm import FFMConfig
+from scrubjay.memory.scan.lru import LRUConfig
+from scrubjay.memory.scan.mingru import MinGRUConfig
+from scrubjay.memory.scan.shm import SHMConfig
 from scrubjay.memory.sink import SinkConfig
 from scrubjay.memory.stack import StackConfig
 from scrubjay.memory.titans.lmm import TitansConfig
@@ -30,8 +35,10 @@ _CONFIGS: Registry[MemoryConfig] = Registry(
     "memory",
     "scrubjay.memory.register",
     {
+        "agalite": AGaLiTeConfig,
         "based": BasedConfig,
         "elmur": ELMURConfig,
+        "ffm": FFMConfig,
         "flow": FlowConfig,
         "gated_delta": GatedDeltaConfig,
         "gru": GRUConfig,
@@ -39,10 +46,13 @@ _CONFIGS: Registry[MemoryConfig] = Registry(
         "hcam": HCAMConfig,
         "landmark": LandmarkConfig,
         "lightning": LightningConfig,
+        "lru": LRUConfig,
         "lstm": LSTMConfig,
+        "mingru": MinGRUConfig,
         "moba": MoBAConfig,
         "none": NoMemoryConfig,
         "nsa": NSAConfig,
+        "shm": SHMConfig,
         "sink": SinkConfig,
         "stack": StackConfig,
         "titans": TitansConfig,

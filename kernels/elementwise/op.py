@@ -26,12 +26,12 @@ from scrubjay.kernels.dispatch import (
     without_autocast,
     without_own_gradient,
 )
-from scrubjay.kernels.elementwise import blocks, reference, walk
+from scrubjay.kernels.elementwise import blocks, reference, steady, walk
 
 
 @without_autocast
 def scan(
-    decay: Float[Tensor, "B T *D"],
+    decay: Float[Tensor, "B T *D"] | Float[Tensor, "*D"],
     value: Float[Tensor, "B T *D"],
     state: Float[Tensor, "B *D"],
     *,
@@ -50,7 +50,7 @@ def scan(
     is given must be finite. "triton" walks through time, all channels at once, and is differentiable once.
 
     Args:
-        decay: By what the state before is multiplied.
+        decay: By what the state before is multiplied, at every step or at all alike.
         value: What is added.
         state: What is known before.
         start: Steps before which all is forgotten; none by default.
@@ -69,14 +69,15 @@ def scan(
     if path == "triton" and 0 not in value.shape:
         from scrubjay.kernels.elementwise import gpu
 
-        return gpu.run(decay, value, state, start, pairs)
+        return gpu.run(decay.expand_as(value), value, state, start, pairs)
     shape = value.shape
     if pairs:
         decay, value, state = (torch.view_as_complex(x.contiguous()) for x in (decay, value, state))
     if path == "reference" or shape[1] <= 1 or 0 in shape:
-        states, after = reference.run(start, decay, value, state)
+        states, after = reference.run(start, decay.expand_as(value), value, state)
     else:
-        flat = (decay.reshape(*shape[:2], -1), value.reshape(*shape[:2], -1), state.reshape(shape[0], -1))
+        decay = decay.reshape(*shape[:2], -1) if decay.ndim == value.ndim else decay.flatten()
+        flat = (decay, value.reshape(*shape[:2], -1), state.reshape(shape[0], -1))
         states = _by_blocks(start, *flat)
         after = states[:, -1]
     if pairs:
@@ -90,7 +91,12 @@ def _by_blocks(start: Tensor | None, decay: Tensor, value: Tensor, state: Tensor
     if looks and value.is_cpu and start is not None and not start.any():
         start = None
     own = has_own_gradient(decay, value, state)
-    states = walk.scan(start, decay, value, state) if own else blocks.run(start, decay, value, state)
+    if own and decay.ndim == 1 and state.numel() >= steady.NARROW:
+        states = steady.scan(start, decay, value, state)
+        decay = decay.expand_as(value)
+    else:
+        decay = decay.expand_as(value)
+        states = walk.scan(start, decay, value, state) if own else blocks.run(start, decay, value, state)
     # A product with zero forgets no NaN, so one that is behind a start may have come from before it; and a
     # product of decays may leave all numbers where none of the states does.
     if not looks or bool(torch.isfinite(states.detach().sum())):
@@ -115,7 +121,7 @@ def _check(decay: Tensor, value: Tensor, state: Tensor, start: Tensor | None, pa
         raise ValueError(f"value has shape {tuple(value.shape)}; expected pairs, so 2 at its end")
     batch, time, *rest = value.shape
     expected = {
-        "decay": (decay, (batch, time, *rest)),
+        "decay": (decay, tuple(rest) if decay.ndim == len(rest) else (batch, time, *rest)),
         "state": (state, (batch, *rest)),
         "start": (start, (batch, time)),
     }

@@ -14,6 +14,7 @@ def some(name, dim, **fields):
 
 
 SIZES = {
+    "agalite": [{"dim": 8, "num_heads": 2, "num_features": 1, "num_frequencies": 5, "feed_forward_ratio": 2}],
     "based": [
         {"dim": 8, "num_heads": 2, "feature_width": 4, "window": 3, "num_layers": 2},
         {"feature_width": 1, "window": 5, "num_sinks": 2},
@@ -23,6 +24,7 @@ SIZES = {
         {"chunk_size": 4, "num_slots": 3, "blend": 0.8, "num_layers": 2},
         {"chunk_size": 3, "num_slots": 1},
     ],
+    "ffm": [{"dim": 8, "trace_size": 1, "context_size": 1}, {"trace_size": 7, "context_size": 3}],
     "flow": [{"num_layers": 2, "num_heads": 2}],
     "gated_delta": [
         {"decay": "channel", "num_layers": 2, "num_heads": 2},
@@ -46,6 +48,8 @@ SIZES = {
         {"chunk_size": 4, "num_chunks": 4, "top_k": 3, "num_layers": 2},
         {"dim": 8, "chunk_size": 1, "num_chunks": 1, "top_k": 1},
     ],
+    "lru": [{"dim": 8, "num_channels": 3, "min_modulus": 0.0, "max_modulus": 1.0}],
+    "shm": [{"dim": 8, "memory_size": 3, "table_size": 5}],
     "sink": [
         {"dim": 8, "window": 2, "num_sinks": 0},
         {"window": 5, "num_sinks": 1, "num_layers": 1, "sink_logit": True},

@@ -205,3 +205,51 @@ def test_no_steps_and_no_rows():
 def test_what_does_not_fit_is_named(change, message):
     with pytest.raises(ValueError, match=message):
         scan(**draw() | change)
+
+
+@given(
+    time=st.integers(1, 20),
+    width=st.sampled_from([(), (3,), (2, 70)]),
+    starts=st.sampled_from([0.0, 0.1, 0.9]),
+    pairs=st.booleans(),
+    largest=st.sampled_from([0.5, 1.5]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_decay_of_all_steps_is_that_of_each(time, width, starts, pairs, largest, seed):
+    """Narrow and wide ones, of which only the latter are walked through."""
+    arguments = draw(time, 2, width, starts, seed, pairs, largest=largest)
+    one = arguments["decay"][0, 0]
+    found = outcome(arguments | {"decay": one}, "torch")
+    right = outcome(arguments | {"decay": one.expand_as(arguments["value"])}, "reference")
+    torch.testing.assert_close(found.pop("decay"), right.pop("decay").sum((0, 1)))
+    torch.testing.assert_close(found, right)
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("width", [2, 80])
+def test_gradients_of_a_decay_of_all_steps_are_those_of_finite_differences(width, pairs):
+    arguments = draw(4, batch=4, pairs=pairs, width=(width,), starts=0.3)
+    leaves = [arguments[name].requires_grad_() for name in NAMES[1:]]
+    decay = arguments["decay"][0, 0].detach().requires_grad_()
+
+    def run(decay, *leaves):
+        return scan(decay, *leaves, start=arguments["start"], pairs=pairs)
+
+    assert torch.autograd.gradcheck(run, (decay, *leaves), check_forward_ad=True, fast_mode=True)
+    assert torch.autograd.gradgradcheck(run, (decay, *leaves), fast_mode=True)
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+@pytest.mark.parametrize("where", ["value", "state"])
+def test_poison_ends_with_its_episode_where_decays_are_those_of_all_steps(where, poison):
+    arguments = draw(16, starts=0.0, width=(200,))
+    arguments["start"][:, 9] = True
+    arguments["decay"] = arguments["decay"][0, 0]
+    right = outcome(arguments, "torch")
+    arguments[where][(0,) if where == "state" else (0, 4)] = poison
+    found = outcome(arguments, "torch")
+    torch.testing.assert_close(found["states"][:, 9:], right["states"][:, 9:])
+    torch.testing.assert_close(found["states"][1], right["states"][1])
+    torch.testing.assert_close(found["value"][:, 9:], right["value"][:, 9:])
+    assert not found["states"][0, 4:9].isfinite().all()

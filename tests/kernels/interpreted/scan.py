@@ -47,6 +47,14 @@ def test_values_and_gradients_equal_the_definition(sizes, pairs):
     torch.testing.assert_close(outcome(arguments, "triton"), outcome(arguments, "reference"))
 
 
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("pairs", [False, True])
+def test_a_decay_of_all_steps_is_that_of_each(pairs):
+    arguments = draw(pairs=pairs)
+    arguments["decay"] = arguments["decay"][0, 0]
+    torch.testing.assert_close(outcome(arguments, "triton"), outcome(arguments, "reference"))
+
+
 @pytest.mark.parametrize("pairs", [False, True])
 def test_poison_ends_with_its_episode(pairs):
     arguments = draw(12, starts=0.0, pairs=pairs)

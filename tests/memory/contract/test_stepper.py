@@ -11,10 +11,13 @@ from scrubjay.memory.contract.stepper import PlainStepper
 NAMES = memory.list_memories()
 IN_PLACE = (
     "based",
+    "ffm",
     "gated_delta",
     "gtrxl",
     "hcam",
     "lightning",
+    "lru",
+    "mingru",
     "sink",
     "stack",
     "titans",

@@ -1,0 +1,1 @@
+"""Memories that are elementwise linear recurrences: a decay and a value per channel and step."""

@@ -1,0 +1,157 @@
+"""SHM against published numbers; one observation for ever; and gates that are products in closed form."""
+
+import pytest
+import torch
+
+from scrubjay.kernels import scan
+from scrubjay.memory.scan.shm import BOUND, SHMConfig, bounded_scan
+
+from .published import outputs, set_weights, wave
+
+
+def published():
+    """Return the memory with the weights that published code was given."""
+    module = SHMConfig(8, memory_size=24).build().double()
+    names = ("key", "query", "value", "gate", "through")
+    parts = dict(zip(names, (0.5, 0.7, 0.9, 1.1, 1.5), strict=True))
+    project = [wave(24, 8, offset=offset) for offset in parts.values()]
+    set_weights(
+        module,
+        {
+            "table": 0.5 * (wave(128, 24, offset=0.3) + 0.3),
+            "project.weight": torch.cat([*project, wave(1, 8, offset=1.3)]),
+            "out.weight": wave(8, 24, offset=1.7),
+            "out.bias": wave(8, offset=1.9),
+            "norm.weight": 1 + 0.5 * wave(8, offset=2.1),
+            "norm.bias": wave(8, offset=2.3),
+        },
+    )
+    return module
+
+
+def test_outputs_are_those_of_published_code():
+    module = published()
+    y, _ = module(wave(1, 11, 8, offset=0.1), module.initial_state(1))
+    torch.testing.assert_close(y[0], outputs("shm"), rtol=0, atol=2e-7)
+
+
+@torch.no_grad()
+def test_entries_stop_where_those_of_published_code_do():
+    module = published()
+    state = module.initial_state(1)
+    for _ in range(20):
+        y, state = module(wave(8, offset=0.1).expand(1, 100, 8), state)
+    assert (state["matrix"].abs() == BOUND).any()
+    torch.testing.assert_close(y[0, -1:], outputs("shm", "after_2000"), rtol=0, atol=2e-6)
+
+
+@torch.no_grad()
+def test_an_observation_that_lasts_for_100_000_steps_fills_no_entry_beyond_its_bound():
+    """Without bounds the same weights leave all numbers, as the equation has it."""
+    torch.manual_seed(0)
+    module = SHMConfig(8, memory_size=4).build()
+    module.table.mul_(5)
+    x = torch.randn(1, 1, 8).expand(1, 1000, 8)
+    state, unbounded = module.initial_state(1), torch.zeros(1, 4, 4)
+    for _ in range(100):
+        written = module._write(x, state["time"][:, None] + torch.arange(1000))
+        _, unbounded = scan(written.gate, written.value, unbounded)
+        y, state = module(x, state)
+        assert y.isfinite().all()
+        assert state["matrix"].abs().max() <= BOUND
+    assert not unbounded.isfinite().all()
+    assert state["time"].item() == 100_000
+
+
+def test_gates_multiply_what_was_written():
+    """M_t is the sum of all that was written, each times all gates since."""
+    torch.manual_seed(0)
+    module = SHMConfig(8, memory_size=3, table_size=4).build().double()
+    x = torch.randn(1, 9, 8, dtype=torch.float64)
+    _, state = module(x, module.initial_state(1))
+    normed = module.norm(x[0])
+    key, _, value, gate, _, strength = module.project(normed).split([3, 3, 3, 3, 3, 1], dim=-1)
+    theta = module.table[torch.arange(9) % 4]
+    gates = 1 + torch.tanh(theta[:, :, None] * gate[:, None, :])
+    key = key.relu() / (1e-5 + key.relu().sum(-1, keepdim=True))
+    written = (strength.sigmoid() * value)[:, :, None] * key[:, None, :]
+    expected = sum(written[t] * gates[t + 1 :].prod(0) for t in range(9))
+    torch.testing.assert_close(state["matrix"][0], expected)
+
+
+@pytest.mark.parametrize("largest", [1.2, 3.0])
+def test_rows_at_the_bound_are_those_of_single_steps_and_others_are_not_touched(largest):
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+    gate, value = largest * draw(5, 60, 2, 2), draw(5, 60, 2, 2) - 0.5
+    gate[:3] *= 0.5
+    matrix, start = draw(5, 2, 2), draw(5, 60) < 0.05
+    given = [x.requires_grad_() for x in (gate, value, matrix)]
+    found = bounded_scan(given[0], given[1], given[2], start)
+    state, steps = matrix, []
+    for t in range(60):
+        state = torch.where(start[:, t, None, None], 0, state)
+        state = (gate[:, t] * state + value[:, t]).clamp(-BOUND, BOUND)
+        steps.append(state)
+    right = torch.stack(steps, dim=1)
+    assert ((right.abs() == BOUND).flatten(1).any(1).tolist() == [False] * 3 + [True] * 2) is (largest == 3.0)
+    torch.testing.assert_close(found, right)
+    along = torch.randn(right.shape, generator=generator, dtype=torch.float64)
+    for one, other in zip(
+        torch.autograd.grad(found, given, along), torch.autograd.grad(right, given, along), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_what_leaves_all_numbers_between_two_bounds_has_gradients():
+    gate = torch.full((2, 400, 1, 1), 2.0)
+    gate[0] = 0.5
+    gate.requires_grad_()
+    found = bounded_scan(gate, torch.ones(2, 400, 1, 1), torch.zeros(2, 1, 1), torch.zeros(2, 400).bool())
+    (gradient,) = torch.autograd.grad(found.sum(), gate)
+    assert found[1, -1] == BOUND
+    assert gradient.isfinite().all()
+    assert gradient[0].any()
+
+
+@torch.no_grad()
+def test_a_step_takes_the_row_of_its_number_in_its_episode():
+    """Episodes that begin at different times are alike, and a table of other rows is another memory."""
+    torch.manual_seed(0)
+    module = SHMConfig(8, memory_size=3, table_size=5).build()
+    x = torch.randn(1, 12, 8)
+    late = torch.cat([torch.randn(1, 7, 8), x], dim=1)
+    start = torch.zeros(1, 19, dtype=torch.bool)
+    start[:, 7] = True
+    y, state = module(x, module.initial_state(1))
+    y_late, state_late = module(late, module.initial_state(1), start)
+    torch.testing.assert_close(y_late[:, 7:], y)
+    assert torch.equal(state["time"], state_late["time"])
+    module.table.copy_(module.table.roll(1, dims=0))
+    assert not torch.allclose(module(x, module.initial_state(1))[0][:, 1:], y[:, 1:])
+
+
+def test_gradients_are_those_of_finite_differences():
+    torch.manual_seed(0)
+    module = SHMConfig(8, memory_size=3, table_size=2).build().double()
+    x = torch.randn(2, 5, 8, dtype=torch.float64, requires_grad=True)
+    matrix = torch.randn(2, 3, 3, dtype=torch.float64, requires_grad=True)
+    start = torch.zeros(2, 5, dtype=torch.bool)
+    start[0, 2] = True
+    names = [name for name, _ in module.named_parameters()]
+
+    def run(x, matrix, *values):
+        given = (x, {"matrix": matrix, "time": torch.tensor([3, 0])}, start)
+        y, after = torch.func.functional_call(module, dict(zip(names, values, strict=True)), given)
+        return y, after["matrix"]
+
+    assert torch.autograd.gradcheck(run, (x, matrix, *module.parameters()), fast_mode=True)
+
+
+@pytest.mark.parametrize("name", ["memory_size", "table_size"])
+def test_sizes_that_cannot_work_are_named(name):
+    with pytest.raises(ValueError, match=f"{name}=0: must be at least 1"):
+        SHMConfig(16, **{name: 0})
