@@ -13,6 +13,9 @@ from scrubjay.memory.linear.flow import FlowConfig
 from scrubjay.memory.linear.gated_delta import GatedDeltaConfig
 from scrubjay.memory.linear.lightning import LightningConfig
 from scrubjay.memory.lstm import LSTMConfig
+from scrubjay.memory.miras.memora import MemoraConfig
+from scrubjay.memory.miras.moneta import MonetaConfig
+from scrubjay.memory.miras.yaad import YaadConfig
 from scrubjay.memory.named import Registry
 from scrubjay.memory.none import NoMemoryConfig
 from scrubjay.memory.sink import SinkConfig
@@ -34,6 +37,8 @@ _CONFIGS: Registry[MemoryConfig] = Registry(
         "hcam": HCAMConfig,
         "lightning": LightningConfig,
         "lstm": LSTMConfig,
+        "memora": MemoraConfig,
+        "moneta": MonetaConfig,
         "none": NoMemoryConfig,
         "sink": SinkConfig,
         "stack": StackConfig,
@@ -41,6 +46,7 @@ _CONFIGS: Registry[MemoryConfig] = Registry(
         "titans_mac": TitansMACConfig,
         "titans_mag": TitansMAGConfig,
         "titans_mal": TitansMALConfig,
+        "yaad": YaadConfig,
     },
 )
 

@@ -262,7 +262,15 @@ def neural_recall(
     norm: bool = False,
     learning: Learning = TITANS,
 ) -> Float[Tensor, "B T H D"]:
-    """Return what a memory answers that does not learn meanwhile; `learned` is a delta or an anchor.
+    """Return what a memory answers that does not learn meanwhile.
+
+    Args:
+        query: What is looked up.
+        weights: Of each layer, those the memory was born with.
+        learned: A delta or an anchor.
+        residual: Whether the network's input is added.
+        norm: Whether its output is standardised.
+        learning: What its weights are of what has added up; Titans' by default.
 
     Raises ValueError on sizes that disagree.
     """

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from scrubjay.kernels.neural.mirror import Identity, forgets_all
+from scrubjay.kernels.neural.mirror import forgets_all
 from scrubjay.kernels.neural.network import (
     NORM_EPSILON,
     NetworkShape,
@@ -69,11 +69,7 @@ def learn_and_read(
                 delta = [retained * (w + d) - w + s for w, d, s in zip(base, delta, momentum, strict=True)]
                 read_at = before if read_before_write else delta
                 # Inside a chunk weights move as their duals do.
-                now = (
-                    [w + d for w, d in zip(born, read_at, strict=True)]
-                    if mirror == Identity()
-                    else [w + d - a for w, d, a in zip(at, read_at, anchor, strict=True)]
-                )
+                now = [w + d - a for w, d, a in zip(at, read_at, anchor, strict=True)]
                 read = _network(query[b, t, h], now, shape)
                 outputs = outputs.index_put((torch.tensor(b), torch.tensor(t), torch.tensor(h)), read)
                 if place == chunk_size - 1:
