@@ -211,8 +211,8 @@ def residual_gradient(
 
 
 def mirrored(
-    weights: Sequence[Float[Tensor, "*heads In Out"]],
-    learned: Sequence[Float[Tensor, "*heads In Out"]],
+    weights: Sequence[Float[Tensor, "... _In _Out"]],
+    learned: Sequence[Float[Tensor, "... _In _Out"]],
     shape: NetworkShape,
 ) -> list[Tensor]:
     """Return the weights of a network from those it was born with and what it has learned, both duals."""

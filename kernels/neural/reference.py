@@ -52,7 +52,7 @@ def learn_and_read(
                     at = [mirror.weights(w + a) for w, a in zip(born, anchor, strict=True)]
                     at = [w if w.requires_grad else w.requires_grad_() for w in at]
                     error = _network(key[b, t, h], at, shape) - value[b, t, h]
-                    threshold = None if problem.threshold is None else problem.threshold[b, t, h]
+                    threshold = None if problem.threshold is None else problem.threshold[b, t, h, None]
                     pull = shape.learning.bias.gradient(error, threshold)
                     gradient = torch.autograd.grad(error, at, pull, create_graph=True)
                 squared = torch.stack([g.square().sum() for g in gradient]).sum()

@@ -119,7 +119,7 @@ class NeuralMemoryConfig(MemoryConfig):
         """What each token decides of each head."""
         return "step", "momentum", "forgetting"
 
-    def newborn(self) -> list[Float[Tensor, "heads In Out"]]:
+    def newborn(self) -> list[Float[Tensor, "heads _In _Out"]]:
         """Return what the layers' weights are before any training: of the last none, which says nothing."""
         *layers, last = (torch.randn(self.heads, a, b) * a**-0.5 for a, b in self.layer_widths)
         return [*layers, torch.zeros_like(last)]

@@ -316,7 +316,7 @@ def test_recall_is_by_mirrored_weights():
     torch.testing.assert_close(y, expected.transpose(1, 2))
 
 
-def test_a_threshold_is_given_where_it_is_asked_for_and_nowhere_else():
+def test_thresholds_that_do_not_fit_and_unknown_activations_are_named():
     arguments = draw(LEARNINGS["yaad"])
     with pytest.raises(ValueError, match=r"threshold has shape \(2, 12\); expected \(2, 12, 2\)"):
         neural_memory(**but(arguments, threshold=arguments["threshold"][..., 0]))
