@@ -56,7 +56,8 @@ format: $(VENV)/.installed-dev
 type: $(VENV)/.installed-dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-SHAPED := tests/test_shapes.py $(wildcard tests/memory/test_*.py) tests/memory/parts tests/memory/scan tests/memory/titans \
+SHAPED := tests/test_shapes.py $(wildcard tests/memory/test_*.py) \
+	$(addprefix tests/memory/,chosen miras parts scan titans) \
 	$(wildcard tests/kernels/*/test_op.py) tests/agents/rl
 
 # Widths that only repeat the laws at another size are left to the suite.

@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from scrubjay.kernels.elementwise.op import scan as scan
     from scrubjay.kernels.linear.op import linear_memory as linear_memory
     from scrubjay.kernels.linear.op import linear_memory_step as linear_memory_step
+    from scrubjay.kernels.neural.bias import Huber as Huber
+    from scrubjay.kernels.neural.bias import Power as Power
+    from scrubjay.kernels.neural.bias import Squared as Squared
+    from scrubjay.kernels.neural.mirror import Identity as Identity
+    from scrubjay.kernels.neural.mirror import QNorm as QNorm
+    from scrubjay.kernels.neural.mirror import Simplex as Simplex
+    from scrubjay.kernels.neural.network import Learning as Learning
     from scrubjay.kernels.neural.op import Gates as Gates
     from scrubjay.kernels.neural.op import NeuralState as NeuralState
     from scrubjay.kernels.neural.op import neural_memory as neural_memory
@@ -38,6 +45,9 @@ __all__, __getattr__, __dir__ = face(
         "dispatch": ["force"],
         "elementwise.op": ["scan"],
         "linear.op": ["linear_memory", "linear_memory_step"],
+        "neural.bias": ["Huber", "Power", "Squared"],
+        "neural.mirror": ["Identity", "QNorm", "Simplex"],
+        "neural.network": ["Learning"],
         "neural.op": ["Gates", "NeuralState", "neural_memory", "neural_memory_step", "neural_recall"],
         "normalisers": ["merge"],
         "retrieval.attend": ["attend_chosen"],

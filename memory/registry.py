@@ -17,6 +17,9 @@ from scrubjay.memory.linear.flow import FlowConfig
 from scrubjay.memory.linear.gated_delta import GatedDeltaConfig
 from scrubjay.memory.linear.lightning import LightningConfig
 from scrubjay.memory.lstm import LSTMConfig
+from scrubjay.memory.miras.memora import MemoraConfig
+from scrubjay.memory.miras.moneta import MonetaConfig
+from scrubjay.memory.miras.yaad import YaadConfig
 from scrubjay.memory.named import Registry
 from scrubjay.memory.none import NoMemoryConfig
 from scrubjay.memory.scan.agalite import AGaLiTeConfig
@@ -48,8 +51,10 @@ _CONFIGS: Registry[MemoryConfig] = Registry(
         "lightning": LightningConfig,
         "lru": LRUConfig,
         "lstm": LSTMConfig,
+        "memora": MemoraConfig,
         "mingru": MinGRUConfig,
         "moba": MoBAConfig,
+        "moneta": MonetaConfig,
         "none": NoMemoryConfig,
         "nsa": NSAConfig,
         "shm": SHMConfig,
@@ -59,6 +64,7 @@ _CONFIGS: Registry[MemoryConfig] = Registry(
         "titans_mac": TitansMACConfig,
         "titans_mag": TitansMAGConfig,
         "titans_mal": TitansMALConfig,
+        "yaad": YaadConfig,
     },
 )
 

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from scrubjay.kernels.derivatives import by_graph, is_wanted_again
@@ -28,17 +27,22 @@ from scrubjay.kernels.neural.chunk import (
 )
 from scrubjay.kernels.neural.factors import Given, Segment
 from scrubjay.kernels.neural.matrix import run_matrices
+from scrubjay.kernels.neural.mirror import forgets_all
 from scrubjay.kernels.neural.network import (
+    TITANS,
     NetworkShape,
     NeuralState,
     Problem,
+    activated,
     backward_pass,
     clipped_step,
     finish,
     flushed,
     forward_pass,
+    mirrored,
     pack,
     residual_gradient,
+    tangent,
     unpack,
 )
 
@@ -69,6 +73,10 @@ class _Plan(NamedTuple):
     learned: Tensor | None
     """Which tokens are, `[N, R, C]`, None if all."""
     read_before_write: bool
+    threshold: Tensor | None = None
+    """Of each token's error, `[N, R, C, 1]`, where there are such."""
+    newborn: list[Tensor] | None = None
+    """With what learned a `fresh` chunk begins, None for nothing."""
 
     def coefficients(self, chunks: range, log_retention: Tensor, log_momentum: Tensor) -> Coefficients:
         """Return the rule of some chunks from their gates."""
@@ -78,7 +86,7 @@ class _Plan(NamedTuple):
 
 def run_chunks(problem: Problem, by_hand: bool) -> tuple[Tensor, Tensor, NeuralState]:
     """Run all chunks, `by_hand` where its gradient is enough."""
-    query, key, value, gates, weights, state, shape, chunk_size, valid, fresh, cut, read_before_write = (
+    query, key, value, gates, weights, state, shape, chunk_size, valid, fresh, cut, read_before_write, _ = (
         problem
     )
     batch, time, heads, width = query.shape
@@ -107,13 +115,16 @@ def run_chunks(problem: Problem, by_hand: bool) -> tuple[Tensor, Tensor, NeuralS
     )
     layers = Layers(*(unpack(part.flatten(0, 1), shape) for part in state))
     plan = _Plan(shape, _Borders(by_row(fresh), by_row(cut), incomplete), learned, read_before_write)
-    by_hand = by_hand and not shape.norm and not without_own_gradient(*tokens, *weights, *state)
+    if problem.threshold is not None:
+        plan = plan._replace(threshold=by_chunk(problem.threshold)[..., None])
+    plain = not shape.norm and shape.learning == TITANS
+    by_hand = by_hand and plain and not without_own_gradient(*tokens, *weights, *state)
     if by_hand and len(weights) == 1 and query.numel():
         y, squared, after = _of_matrices(plan, tokens, weights[0], layers)
     else:
         weights = [w.expand(batch, *w.shape).flatten(0, 1) for w in weights]
-        arguments = (plan, tokens, weights, layers)
-        y, squared, after = _by_hand(*arguments) if by_hand else _loop(*arguments)
+        run = _by_hand if by_hand else _of_duals if forgets_all(shape.learning.mirror) else _loop
+        y, squared, after = run(plan, tokens, weights, layers)
     y = y.view(count, batch, heads, chunk_size, width).permute(1, 0, 3, 2, 4).reshape(query.shape)
     surprise = squared.detach().sqrt().view(count, batch, heads, chunk_size)
     surprise = surprise.permute(1, 0, 3, 2).reshape(batch, time, heads)
@@ -137,10 +148,12 @@ def _loop(plan: _Plan, tokens: Tokens, weights, layers: Layers, kept: list | Non
             if kept is not None and index % every == 0:
                 # An anchor that is delta is not saved a second time.
                 border = layers._replace(anchor=None if layers.anchor is layers.delta else layers.anchor)
-            layers = _enter(plan.borders.at(index), layers)
-            anchored = [w + a for w, a in zip(weights, layers.anchor, strict=True)]
-            trace = _write(plan.shape, here, at.share, anchored)
-            *reads, output = _read(plan.shape, here.query, at, trace, weights, layers)
+            layers = _enter(plan.borders.at(index), layers, plan.newborn)
+            anchored = mirrored(weights, layers.anchor, plan.shape)
+            threshold = None if plan.threshold is None else plan.threshold[index]
+            trace = _write(plan.shape, here, at.share, anchored, threshold)
+            base = tangent(weights, anchored, layers.anchor, plan.shape)
+            *reads, output = _read(plan.shape, here.query, at, trace, base, layers)
             outputs.append(output)
             squares.append(trace.squared[..., 0])
             if kept is not None:
@@ -148,7 +161,9 @@ def _loop(plan: _Plan, tokens: Tokens, weights, layers: Layers, kept: list | Non
                 kept.append(
                     (border, Kept(hidden, trace.deltas[-1], trace.step_size, trace.squared, reads[:-1]))
                 )
-            layers = _leave(plan.borders.at(index), at, trace.inputs, trace.steps, layers, index, count)
+            # Of a dual that fades as a whole, nothing small is nothing: its softmax is what matters.
+            flush = plan.newborn is None and _flushes(index, count)
+            layers = _leave(plan.borders.at(index), at, trace.inputs, trace.steps, layers, flush)
     if not outputs:
         return tokens.query, tokens.step_size[..., 0], layers
     return torch.stack(outputs), torch.stack(squares), layers
@@ -176,20 +191,44 @@ def _interval(tokens: Tokens, layers: Layers) -> int:
     return next((every for every in range(1, root) if -(-count // every) + every - 1 <= most), root)
 
 
-def _enter(border: _Borders, layers: Layers) -> Layers:
+def _enter(border: _Borders, layers: Layers, newborn: list[Tensor] | None = None) -> Layers:
     """Return the state with which a chunk begins."""
-    for mask, blank in ((border.fresh, torch.zeros_like), (border.cut, torch.Tensor.detach)):
-        if mask is not None:
-            layers = Layers(*([torch.where(mask, blank(x), x) for x in part] for part in layers))
+    if border.fresh is None and border.cut is None:
+        return layers
+    nothing = [torch.zeros_like(x) for x in layers.momentum]
+    born = nothing if newborn is None else newborn
+    if border.fresh is not None:
+        layers = _where(border.fresh, Layers(born, nothing, born), layers)
+    if border.cut is not None:
+        # A dual is cut from what was learned, not from the weights that it was born with.
+        detached = Layers(*([x.detach() for x in part] for part in layers))
+        if newborn is not None:
+            delta, anchor = (
+                [x + (w - w.detach()) for x, w in zip(part, newborn, strict=True)] for part in detached[::2]
+            )
+            detached = Layers(delta, detached.momentum, anchor)
+        layers = _where(border.cut, detached, layers)
     return layers
 
 
-def _leave(
-    border: _Borders, at: Coefficients, inputs, steps, layers: Layers, index: int, count: int
-) -> Layers:
+def _where(mask: Tensor, chosen: Layers, others: Layers) -> Layers:
+    return Layers(
+        *(
+            [torch.where(mask, a, b) for a, b in zip(part, rest, strict=True)]
+            for part, rest in zip(chosen, others, strict=True)
+        )
+    )
+
+
+def _flushes(index: int, count: int) -> bool:
+    """Return whether denormal numbers are looked for behind this chunk."""
+    return index % _FLUSH_EVERY == _FLUSH_EVERY - 1 or index == count - 1
+
+
+def _leave(border: _Borders, at: Coefficients, inputs, steps, layers: Layers, flush: bool) -> Layers:
     """Return the state behind a chunk."""
     delta, momentum = _advance(at, inputs, steps, layers.delta, layers.momentum)
-    if index % _FLUSH_EVERY == _FLUSH_EVERY - 1 or index == count - 1:
+    if flush:
         delta, momentum = ([flushed(x) for x in part] for part in (delta, momentum))
     if border.incomplete is None:
         return Layers(delta, momentum, delta)
@@ -209,11 +248,14 @@ class _Trace(NamedTuple):
     squared: Tensor
 
 
-def _write(shape: NetworkShape, here: Tokens, share: Tensor, anchored: list[Tensor]) -> _Trace:
+def _write(
+    shape: NetworkShape, here: Tokens, share: Tensor, anchored: list[Tensor], threshold: Tensor | None
+) -> _Trace:
     inputs, products, prediction = forward_pass(here.key, anchored, shape)
-    error = residual_gradient(prediction, here.value)
-    deltas = backward_pass(error, products, anchored, shape)
-    taken, squared = clipped_step(here.step_size, share, error, inputs, deltas, shape)
+    error = prediction - here.value
+    pull = residual_gradient(error, threshold, shape)
+    deltas = backward_pass(pull, products, anchored, shape)
+    taken, squared = clipped_step(here.step_size, share, error, pull, inputs, deltas, shape)
     return _Trace(inputs, products, deltas, [taken * d for d in deltas], taken, squared)
 
 
@@ -224,7 +266,7 @@ def _read(
     x, products = query, []
     for layer, step in enumerate(trace.steps):
         if layer:
-            x = functional.silu(products[-1])
+            x = activated(products[-1], shape)
         product = _plus(x @ weights[layer], at.read_retained * x, layers.delta[layer])
         product = _plus(product, at.read_built * x, layers.momentum[layer])
         alike = at.read_mixed * (x @ trace.inputs[layer].mT)
@@ -285,6 +327,16 @@ def _matrices_by_autograd(segment: Segment, flat: Sequence[Tensor], grad_y, grad
         return [y, *(x for part in after for x in part)]
 
     return by_graph(run, flat, grad_y, *grad_after)
+
+
+def _of_duals(plan: _Plan, tokens: Tokens, weights, layers: Layers):
+    """Run all chunks of a memory whose whole dual fades: what it has learned is then all that there is."""
+    delta, anchor = ([w + x for w, x in zip(weights, part, strict=True)] for part in layers[::2])
+    nothing = [torch.zeros_like(w) for w in weights]
+    duals = Layers(delta, layers.momentum, anchor)
+    y, squared, after = _loop(plan._replace(newborn=weights), tokens, nothing, duals)
+    delta, anchor = ([x - w for w, x in zip(weights, part, strict=True)] for part in after[::2])
+    return y, squared, Layers(delta, after.momentum, anchor)
 
 
 def _split(flat: Sequence, depth: int) -> tuple[Tokens, list[Tensor], Layers]:
@@ -381,7 +433,8 @@ def _replay(
         chunk = ChunkGradient(plan.shape, at[index], kept[index][1], here, weights, layers)
         chunks.append(chunk)
         if index < segment[-1]:
-            layers = _leave(border, at[index], chunk.inputs, chunk.steps, layers, index, len(kept))
+            flush = _flushes(index, len(kept))
+            layers = _leave(border, at[index], chunk.inputs, chunk.steps, layers, flush)
     return chunks
 
 

@@ -1,27 +1,33 @@
-"""The network inside a neural memory, and the three choices that make a learning rule of it.
+"""The network inside a neural memory, and the choices that make a learning rule of it.
 
 Each choice is one small function, so that another member of the family (Behrouz et al. 2025, "It's All
 Connected", arXiv 2504.13173) is another function: the memory's net (`forward_pass`, `backward_pass`), the map
 from its error to the gradient at its output (`residual_gradient`), how much of a token's gradient is taken
-(`clipped_step`), and how steps add up (`rule`, the closed form of retention and momentum inside a chunk).
+(`clipped_step`), how steps add up (`rule`, the closed form of retention and momentum inside a chunk), and
+what weights are of what has added up (`mirrored`).
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
+from scrubjay.kernels.neural.bias import Bias, Huber, Power, Squared
+from scrubjay.kernels.neural.mirror import Identity, Mirror
+
 # Nothing is left of what was multiplied by e^-80; below this, sums of logarithms would lose their digits.
 LEAST_LOG = -80.0
 NEGLIGIBLE = 1e-30
 NORM_EPSILON = 1e-5
+_SQUARED, _IDENTITY = Squared(), Identity()
 
 
 class NeuralState(NamedTuple):
@@ -58,11 +64,39 @@ class Problem(NamedTuple):
     fresh: Bool[Tensor, "B N"] | None
     cut: Bool[Tensor, "B N"] | None
     read_before_write: bool
+    threshold: Float[Tensor, "B T H"] | None = None
+
+
+@dataclass(frozen=True)
+class Learning:
+    """What tells members of the family apart; by default Titans'.
+
+    Raises ValueError on an unknown activation.
+    """
+
+    activation: Literal["silu", "gelu"] = "silu"
+    """Between the layers."""
+    bias: Bias = _SQUARED
+    """What is minimised."""
+    mirror: Mirror = _IDENTITY
+    """What weights are of what has added up."""
+
+    def __post_init__(self) -> None:
+        if self.activation not in ("silu", "gelu"):
+            raise ValueError(f"activation={self.activation!r}; choose from silu, gelu")
+
+    @property
+    def has_threshold(self) -> bool:
+        """Whether tokens have a threshold."""
+        return isinstance(self.bias, Huber)
+
+
+TITANS = Learning()
 
 
 @dataclass(frozen=True)
 class NetworkShape:
-    """Widths `(in, out)` of the layers, what is done to the output, and whether steps may be clipped.
+    """Widths `(in, out)` of the layers, what is done to the output, if steps may be clipped, how it learns.
 
     Raises ValueError if layers do not chain.
     """
@@ -71,14 +105,22 @@ class NetworkShape:
     residual: bool
     norm: bool
     clip: bool = True
+    learning: Learning = TITANS
 
     @classmethod
-    def of(cls, weights: Sequence[Tensor], residual: bool, norm: bool, clip: bool = True) -> NetworkShape:
+    def of(
+        cls,
+        weights: Sequence[Tensor],
+        residual: bool,
+        norm: bool,
+        clip: bool = True,
+        learning: Learning = TITANS,
+    ) -> NetworkShape:
         """Return the shape of a network of these weights `[heads, in, out]`."""
         layers = tuple((weight.shape[-2], weight.shape[-1]) for weight in weights)
         if not layers or any(a[1] != b[0] for a, b in itertools.pairwise(layers)):
             raise ValueError(f"weights of widths {layers} do not make a network")
-        return cls(layers, residual, norm, clip)
+        return cls(layers, residual, norm, clip, learning)
 
     @property
     def size(self) -> int:
@@ -107,9 +149,14 @@ def forward_pass(
     """Return every layer's input and its product with the weights, and the network's output."""
     inputs, products = [x], [x @ weights[0]]
     for weight in weights[1:]:
-        inputs.append(functional.silu(products[-1]))
+        inputs.append(activated(products[-1], shape))
         products.append(inputs[-1] @ weight)
     return inputs, products, finish(x, products[-1], shape)
+
+
+def activated(product: Tensor, shape: NetworkShape) -> Tensor:
+    """Return a layer's input from the product before it."""
+    return functional.silu(product) if shape.learning.activation == "silu" else functional.gelu(product)
 
 
 def finish(x: Tensor, product: Tensor, shape: NetworkShape) -> Tensor:
@@ -135,8 +182,13 @@ def backward_pass(
         gradient = (gradient - gradient.mean(-1, keepdim=True) - unit * along) / deviation
     deltas = [gradient]
     for layer in range(len(weights) - 1, 0, -1):
-        deltas.append((deltas[-1] @ weights[layer].transpose(-1, -2)) * silu_slope(products[layer - 1]))
+        slope = _slope(products[layer - 1], shape)
+        deltas.append((deltas[-1] @ weights[layer].transpose(-1, -2)) * slope)
     return deltas[::-1]
+
+
+def _slope(product: Tensor, shape: NetworkShape) -> Tensor:
+    return silu_slope(product) if shape.learning.activation == "silu" else gelu_slope(product)
 
 
 def silu_slope(x: Tensor) -> Tensor:
@@ -145,19 +197,59 @@ def silu_slope(x: Tensor) -> Tensor:
     return torch.addcmul(gate, x * gate, 1 - gate)
 
 
-def residual_gradient(prediction: Tensor, value: Tensor) -> Tensor:
-    """Return the gradient at the output of |prediction - value|^2 / 2."""
-    return prediction - value
+def gelu_slope(x: Tensor) -> Tensor:
+    """Return the derivative of GELU."""
+    below = 0.5 * (1 + torch.erf(x * math.sqrt(0.5)))
+    return torch.addcmul(below, x, torch.exp(-0.5 * x * x), value=1 / math.sqrt(2 * math.pi))
+
+
+def residual_gradient(
+    error: Float[Tensor, "*heads C D"], threshold: Float[Tensor, "*heads C 1"] | None, shape: NetworkShape
+) -> Float[Tensor, "*heads C D"]:
+    """Return the gradient at the output of what is minimised, from what is said less what should be."""
+    return shape.learning.bias.gradient(error, threshold)
+
+
+def mirrored(
+    weights: Sequence[Float[Tensor, "... _In _Out"]],
+    learned: Sequence[Float[Tensor, "... _In _Out"]],
+    shape: NetworkShape,
+) -> list[Tensor]:
+    """Return the weights of a network from those it was born with and what it has learned, both duals."""
+    mirror = shape.learning.mirror
+    return [mirror.weights(w + x) for w, x in zip(weights, learned, strict=True)]
+
+
+def tangent(
+    weights: Sequence[Tensor], anchored: Sequence[Tensor], anchor: Sequence[Tensor], shape: NetworkShape
+) -> Sequence[Tensor]:
+    """Return what added to a delta makes a network's weights inside the anchor's chunk.
+
+    Args:
+        weights: Those it was born with.
+        anchored: Those at the anchor, `mirrored`.
+        anchor: What it had learned there.
+        shape: Sizes of the network.
+    """
+    if shape.learning.mirror == _IDENTITY:
+        return weights
+    return [w - a for w, a in zip(anchored, anchor, strict=True)]
 
 
 def is_clipped(shape: NetworkShape) -> bool:
-    """Return whether steps need a clip: that of a matrix and a key of at most unit length never does."""
-    return shape.clip and (len(shape.layers) > 1 or shape.norm)
+    """Return whether steps need a clip: that of a matrix and a key of at most unit length never does.
+
+    Unless its errors are raised to a power, or what moves is not the matrix itself.
+    """
+    learning = shape.learning
+    untamed = isinstance(learning.bias, Power) or learning.mirror != _IDENTITY
+    return shape.clip and (len(shape.layers) > 1 or shape.norm or untamed)
 
 
 def clipped_step(
     step_size: Float[Tensor, "*heads C 1"],
     share: Float[Tensor, "*heads C 1"],
+    error: Tensor,
     gradient: Tensor,
     inputs: Sequence[Tensor],
     deltas: Sequence[Tensor],
@@ -168,6 +260,7 @@ def clipped_step(
     Args:
         step_size: The step that was asked for.
         share: A step may remove no more than this part of the token's error, to first order.
+        error: What the network says, less what it should.
         gradient: Of the loss by what the network says.
         inputs: Of each layer.
         deltas: Of each layer: the gradient by what it says before its activation.
@@ -178,9 +271,9 @@ def clipped_step(
         squared = squared + row_inner(x, x) * row_inner(delta, delta)
     if not is_clipped(shape):
         return step_size, squared
-    error = row_inner(gradient, gradient)
-    most = share * error / torch.where(squared > 0, squared, 1)
-    return torch.where(step_size * squared > share * error, most, step_size), squared
+    pull = row_inner(error, gradient)
+    most = share * pull / torch.where(squared > 0, squared, 1)
+    return torch.where(step_size * squared > share * pull, most, step_size), squared
 
 
 def error_share(log_momentum: Tensor, chunk_size: int) -> Tensor:

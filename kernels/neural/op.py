@@ -21,6 +21,10 @@ at the output: then C equal tokens, to first order, remove their error and no mo
 as they are given. A matrix that learns keys
 of at most unit length needs none: there the caller bounds steps, by the same share, and momentum.
 
+Other members of the family (Miras, Behrouz et al. 2025, arXiv 2504.13173) differ by their `Learning`: what is
+minimised is another loss, with r its gradient and |r|^2 in the clip its product with the error; weights are a
+mirror of what adds up, whose chunks begin at mirror(W + anchor) and move from there as delta does.
+
 Letters: B batch, T time, H heads, N chunks, C chunk length, D width of a head, P weights of a head's network.
 """
 
@@ -36,9 +40,12 @@ from torch import Tensor
 from scrubjay.kernels.dispatch import is_traced, resolve, unsupported_dtype, without_autocast
 from scrubjay.kernels.neural import reference
 from scrubjay.kernels.neural.loop import run_chunks
+from scrubjay.kernels.neural.mirror import forgets_all
 from scrubjay.kernels.neural.network import (
     LEAST_LOG,
+    TITANS,
     Gates,
+    Learning,
     NetworkShape,
     NeuralState,
     Problem,
@@ -47,8 +54,10 @@ from scrubjay.kernels.neural.network import (
     error_share,
     flushed,
     forward_pass,
+    mirrored,
     pack,
     residual_gradient,
+    tangent,
     unpack,
 )
 
@@ -74,6 +83,8 @@ def neural_memory(
     residual: bool = False,
     norm: bool = False,
     clip: bool = True,
+    learning: Learning = TITANS,
+    threshold: Float[Tensor, "B T H"] | None = None,
     implementation: Implementation = "auto",
 ) -> tuple[Float[Tensor, "B T H D"], Float[Tensor, "B T H"], NeuralState]:
     """Return what every token reads, its gradient's length (surprise, without a graph), the state after.
@@ -86,9 +97,9 @@ def neural_memory(
     `residual` its input is added, in this order.
 
     "torch" runs one chunk at a time with a gradient of its own, linear in T ("closed" differentiates the same
-    loop by autograd, any number of times, and serves `norm`). "triton" runs the kernels of `gpu` for one or
-    two layers without `norm`, differentiable once. Computed in at least float32, tokens of half precision by
-    TF32.
+    loop by autograd, any number of times, and serves `norm` and all but Titans' `learning`). "triton" runs
+    the kernels of `gpu` for one or two layers of Titans without `norm`, differentiable once. Computed in at
+    least float32, tokens of half precision by TF32.
 
     Args:
         query: What is looked up.
@@ -105,12 +116,14 @@ def neural_memory(
         residual: Whether the network's input is added.
         norm: Whether its output is standardised.
         clip: Whether steps of a memory of several layers are clipped.
+        learning: What the memory minimises and its weights are; Titans' by default.
+        threshold: Of each token's error, at least 0, where `learning` asks for one.
         implementation: One of `scrubjay.kernels.dispatch`, or "closed".
 
     Raises ValueError on sizes that disagree.
     """
-    shape = NetworkShape.of(weights, residual, norm, clip)
-    _check(query, key, value, gates, weights, state, shape, chunk_size, valid, fresh, cut)
+    shape = NetworkShape.of(weights, residual, norm, clip, learning)
+    _check(query, key, value, gates, weights, state, shape, chunk_size, valid, fresh, cut, threshold)
     path = resolve(
         implementation,
         query,
@@ -134,6 +147,7 @@ def neural_memory(
         fresh=fresh,
         cut=cut,
         read_before_write=read_before_write,
+        threshold=None if threshold is None else threshold.to(dtype),
     )
     if path == "reference":
         y, surprise, after = reference.learn_and_read(problem)
@@ -161,6 +175,8 @@ def neural_memory_step(
     residual: bool = False,
     norm: bool = False,
     clip: bool = True,
+    learning: Learning = TITANS,
+    threshold: Float[Tensor, "B H"] | None = None,
 ) -> tuple[Float[Tensor, "B H D"], Float[Tensor, "B H"], NeuralState]:
     """Advance by one token; where it `completes` its chunk the anchor moves.
 
@@ -179,8 +195,10 @@ def neural_memory_step(
         residual: Whether the network's input is added.
         norm: Whether its output is standardised.
         clip: Whether steps of a memory of several layers are clipped.
+        learning: What the memory minimises and its weights are; Titans' by default.
+        threshold: Of the token's error, at least 0, where `learning` asks for one.
     """
-    shape = NetworkShape.of(weights, residual, norm, clip)
+    shape = NetworkShape.of(weights, residual, norm, clip, learning)
     batch, heads, width = query.shape
     if chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size} must be at least 1")
@@ -191,30 +209,41 @@ def neural_memory_step(
         {f"state.{name}": part for name, part in state._asdict().items()}, (batch, heads, shape.size)
     )
     _check_parts({"completes": completes}, (batch,))
+    _check_threshold(threshold, learning)
+    if threshold is not None:
+        _check_parts({"threshold": threshold}, (batch, heads))
+        threshold = threshold[..., None, None]
     dtype = torch.promote_types(state.delta.dtype, torch.float32)
     q, k, v = (x.to(dtype)[:, :, None] for x in (query, key, value))
     gates = Gates(*(gate.to(dtype)[..., None, None] for gate in gates))
     weights = [weight.to(dtype) for weight in weights]
-    anchored = [w + a for w, a in zip(weights, unpack(state.anchor, shape), strict=True)]
+    standing = unpack(state.anchor, shape)
+    anchored = mirrored(weights, standing, shape)
     inputs, products, prediction = forward_pass(k, anchored, shape)
-    error = residual_gradient(prediction, v)
-    deltas = backward_pass(error, products, anchored, shape)
+    error = prediction - v
+    pull = residual_gradient(error, threshold, shape)
+    deltas = backward_pass(pull, products, anchored, shape)
     share = error_share(gates.log_momentum, chunk_size)
-    step, squared = clipped_step(gates.step_size, share, error, inputs, deltas, shape)
+    step, squared = clipped_step(gates.step_size, share, error, pull, inputs, deltas, shape)
     gradient = pack([h.transpose(-1, -2) @ d for h, d in zip(inputs, deltas, strict=True)])
     kept = gates.log_momentum.clamp(min=LEAST_LOG).exp()[..., 0]
     retained = gates.log_retention.clamp(min=LEAST_LOG).exp()[..., 0]
     momentum = kept * state.momentum - step[..., 0] * gradient
-    delta = retained * state.delta + momentum
+    # What fades is the dual itself, or what was learned on top of the newborn's.
+    whole = forgets_all(learning.mirror)
+    born = pack(weights) if whole else None
+    delta = retained * (state.delta if born is None else born + state.delta) + momentum
+    delta = delta if born is None else delta - born
     if torch.compiler.is_compiling() or completes.any():
         ends = completes[:, None, None]
-        delta = torch.where(ends, flushed(delta), delta)
+        delta = delta if whole else torch.where(ends, flushed(delta), delta)
         momentum = torch.where(ends, flushed(momentum), momentum)
         anchor = torch.where(ends, delta, state.anchor)
     else:
         anchor = state.anchor
     read_at = state.delta if read_before_write else delta
-    current = [w + d for w, d in zip(weights, unpack(read_at, shape), strict=True)]
+    base = tangent(weights, anchored, standing, shape)
+    current = [w + d for w, d in zip(base, unpack(read_at, shape), strict=True)]
     y = forward_pass(q, current, shape)[2]
     return (
         y[:, :, 0].to(query.dtype),
@@ -231,17 +260,26 @@ def neural_recall(
     *,
     residual: bool = False,
     norm: bool = False,
+    learning: Learning = TITANS,
 ) -> Float[Tensor, "B T H D"]:
-    """Return what a memory answers that does not learn meanwhile; `learned` is a delta or an anchor.
+    """Return what a memory answers that does not learn meanwhile.
+
+    Args:
+        query: What is looked up.
+        weights: Of each layer, those the memory was born with.
+        learned: A delta or an anchor.
+        residual: Whether the network's input is added.
+        norm: Whether its output is standardised.
+        learning: What its weights are of what has added up; Titans' by default.
 
     Raises ValueError on sizes that disagree.
     """
-    shape = NetworkShape.of(weights, residual, norm)
+    shape = NetworkShape.of(weights, residual, norm, learning=learning)
     batch, _, heads, width = query.shape
     _check_network(weights, heads, width)
     _check_parts({"learned": learned}, (batch, heads, shape.size))
     dtype = torch.promote_types(learned.dtype, torch.float32)
-    layers = [w.to(dtype) + d for w, d in zip(weights, unpack(learned, shape), strict=True)]
+    layers = mirrored([w.to(dtype) for w in weights], unpack(learned, shape), shape)
     return forward_pass(query.to(dtype).transpose(1, 2), layers, shape)[2].transpose(1, 2).to(query.dtype)
 
 
@@ -252,6 +290,8 @@ def _unsupported_by_triton(
         return reason
     if shape.norm:
         return "no kernel for a standardised output (`norm`)"
+    if shape.learning != TITANS:
+        return f"no kernel for {shape.learning}, only for Titans'"
     if len(shape.layers) > 1 and not shape.clip:
         return "no kernel for several layers whose steps are not clipped"
     if len(shape.layers) > 2:
@@ -266,11 +306,12 @@ def _unsupported_by_triton(
     return None
 
 
-def _check(query, key, value, gates, weights, state, shape, chunk_size, valid, fresh, cut) -> None:
+def _check(query, key, value, gates, weights, state, shape, chunk_size, valid, fresh, cut, threshold) -> None:
     batch, time, heads, width = query.shape
     if chunk_size < 1 or time % chunk_size:
         raise ValueError(f"chunk_size={chunk_size} must be at least 1 and divide the {time} tokens")
     _check_network(weights, heads, width)
+    _check_threshold(threshold, shape.learning)
     expected = {
         "key": (key, (batch, time, heads, width)),
         "value": (value, (batch, time, heads, width)),
@@ -279,6 +320,7 @@ def _check(query, key, value, gates, weights, state, shape, chunk_size, valid, f
         "valid": (valid, (batch, time)),
         "fresh": (fresh, (batch, time // chunk_size)),
         "cut": (cut, (batch, time // chunk_size)),
+        "threshold": (threshold, (batch, time, heads)),
     }
     for name, (tensor, size) in expected.items():
         if tensor is not None and tuple(tensor.shape) != size:
@@ -293,6 +335,13 @@ def _check_network(weights: Sequence[Tensor], heads: int, width: int) -> None:
     for index, weight in enumerate(weights):
         if weight.shape[0] != heads:
             raise ValueError(f"weights[{index}] are of {weight.shape[0]} heads; expected {heads}")
+
+
+def _check_threshold(threshold: Tensor | None, learning: Learning) -> None:
+    if learning.has_threshold and threshold is None:
+        raise ValueError(f"threshold=None: {learning.bias} asks for one of each token and head")
+    if threshold is not None and not learning.has_threshold:
+        raise ValueError(f"threshold is of no use to {learning.bias}; leave it out")
 
 
 def _check_parts(parts: dict[str, Tensor], size: tuple[int, ...]) -> None:

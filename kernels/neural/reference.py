@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from scrubjay.kernels.neural.mirror import forgets_all
 from scrubjay.kernels.neural.network import (
     NORM_EPSILON,
     NetworkShape,
@@ -23,9 +24,10 @@ def learn_and_read(
     problem: Problem,
 ) -> tuple[Float[Tensor, "B T H D"], Float[Tensor, "B T H"], NeuralState]:
     """Return what every token reads, its surprise, and the state after."""
-    query, key, value, gates, weights, state, shape, chunk_size, valid, fresh, cut, read_before_write = (
+    query, key, value, gates, weights, state, shape, chunk_size, valid, fresh, cut, read_before_write, _ = (
         problem
     )
+    mirror = shape.learning.mirror
     batch, time, heads, _ = query.shape
     outputs = torch.zeros_like(query)
     surprises = query.new_zeros(batch, time, heads)
@@ -47,22 +49,28 @@ def learn_and_read(
                 if valid is not None and not valid[b, t]:
                     continue
                 with torch.enable_grad():
-                    at = [w + a for w, a in zip(born, anchor, strict=True)]
+                    at = [mirror.weights(w + a) for w, a in zip(born, anchor, strict=True)]
                     at = [w if w.requires_grad else w.requires_grad_() for w in at]
                     error = _network(key[b, t, h], at, shape) - value[b, t, h]
-                    gradient = torch.autograd.grad(0.5 * error.square().sum(), at, create_graph=True)
+                    threshold = None if problem.threshold is None else problem.threshold[b, t, h, None]
+                    pull = shape.learning.bias.gradient(error, threshold)
+                    gradient = torch.autograd.grad(error, at, pull, create_graph=True)
                 squared = torch.stack([g.square().sum() for g in gradient]).sum()
                 surprises[b, t, h] = squared.detach().sqrt()
                 step = gates.step_size[b, t, h]
                 kept, retained = gates.log_momentum[b, t, h].exp(), gates.log_retention[b, t, h].exp()
-                most = (1 - kept) / chunk_size * error.square().sum()
+                most = (1 - kept) / chunk_size * (error * pull).sum()
                 if is_clipped(shape) and step * squared > most:
                     step = most / squared
                 before = delta
                 momentum = [kept * s - step * g for s, g in zip(momentum, gradient, strict=True)]
-                delta = [retained * d + s for d, s in zip(delta, momentum, strict=True)]
+                # What fades is the dual itself, or what was learned on top of the newborn's.
+                base = born if forgets_all(mirror) else [torch.zeros_like(w) for w in born]
+                delta = [retained * (w + d) - w + s for w, d, s in zip(base, delta, momentum, strict=True)]
                 read_at = before if read_before_write else delta
-                read = _network(query[b, t, h], [w + d for w, d in zip(born, read_at, strict=True)], shape)
+                # Inside a chunk weights move as their duals do.
+                now = [w + d - a for w, d, a in zip(at, read_at, anchor, strict=True)]
+                read = _network(query[b, t, h], now, shape)
                 outputs = outputs.index_put((torch.tensor(b), torch.tensor(t), torch.tensor(h)), read)
                 if place == chunk_size - 1:
                     anchor = delta
@@ -83,7 +91,7 @@ def _network(
     for layer, weight in enumerate(weights):
         h = h @ weight
         if layer < len(weights) - 1:
-            h = functional.silu(h)
+            h = functional.silu(h) if shape.learning.activation == "silu" else functional.gelu(h)
     if shape.norm:
         h = functional.layer_norm(h, h.shape[-1:], eps=NORM_EPSILON)
     return x + h if shape.residual else h

@@ -35,7 +35,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scrubjay.kernels import Gates, NeuralState, neural_memory, neural_memory_step, neural_recall
+from scrubjay.kernels import Gates, Learning, NeuralState, neural_memory, neural_memory_step, neural_recall
 from scrubjay.memory.contract.base import LATER, MemoryConfig, State
 from scrubjay.memory.parts.grid import ChunkGrid
 from scrubjay.memory.parts.unit import unit
@@ -109,19 +109,35 @@ class NeuralMemoryConfig(MemoryConfig):
         widths = [width, *[self.hidden_ratio * width] * (self.depth - 1), width]
         return list(itertools.pairwise(widths))
 
+    @property
+    def learning(self) -> Learning:
+        """What a network minimises and its weights are."""
+        return Learning()
+
+    @property
+    def gates(self) -> tuple[str, ...]:
+        """What each token decides of each head."""
+        return "step", "momentum", "forgetting"
+
+    def newborn(self) -> list[Float[Tensor, "heads _In _Out"]]:
+        """Return what the layers' weights are before any training: of the last none, which says nothing."""
+        *layers, last = (torch.randn(self.heads, a, b) * a**-0.5 for a, b in self.layer_widths)
+        return [*layers, torch.zeros_like(last)]
+
 
 class NeuralMemory(nn.Module):
     """Writes every input into weights of its own row and returns what those recall of it.
 
     State: `delta`, `momentum` and `anchor` `[batch, heads, weights]`, what was learned on top of the learned
-    weights, how it moves, and where it stood at the chunk's start; `tail` `[batch, convolution - 1, 3 dim]`,
-    the last inputs of the convolution.
+    weights, how it moves (where there is momentum), and where it stood at the chunk's start; `tail` `[batch,
+    convolution - 1, 3 dim]`, the last inputs of the convolution.
     """
 
     def __init__(self, config: NeuralMemoryConfig) -> None:
         super().__init__()
         dim = config.dim
         self.config = config
+        self.learning, self.gate_names = config.learning, config.gates
         self.chunk_size, self.heads, self.width = config.chunk_size, config.heads, dim // config.heads
         self.project_in = nn.Linear(dim, 3 * dim, bias=False)
         if config.convolution > 1:
@@ -130,25 +146,27 @@ class NeuralMemory(nn.Module):
             taps = torch.randn(config.convolution, 3 * dim) * 0.1
             taps[-1] = 1.0
             self.convolution = nn.Parameter(taps)
-        self.gates = nn.Linear(dim, 3 * self.heads)
-        self.weights = nn.ParameterList(
-            torch.randn(self.heads, a, b) * a**-0.5 for a, b in config.layer_widths
-        )
-        nn.init.zeros_(self.weights[-1])
+        self.gates = nn.Linear(dim, len(self.gate_names) * self.heads)
+        self.weights = nn.ParameterList(config.newborn())
         self.out_norm = nn.RMSNorm(self.width, eps=_READ_EPSILON)
         if config.output_gate:
             self.output_gate = nn.Linear(dim, dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
         with torch.no_grad():
-            step, momentum, forgetting = self.gates.bias.view(3, self.heads)
-            step.zero_()
-            _logit(torch.linspace(0.5, 0.9, self.heads + 2)[1:-1], momentum)
-            _logit(torch.logspace(-4, -2, self.heads + 2)[1:-1], forgetting)
+            biases = self._by_name(self.gates.bias)
+            biases["step"].zero_()
+            _logit(torch.logspace(-4, -2, self.heads + 2)[1:-1], biases["forgetting"])
+            if "momentum" in biases:
+                _logit(torch.linspace(0.5, 0.9, self.heads + 2)[1:-1], biases["momentum"])
+            if "threshold" in biases:
+                # About as long as an error is: some tokens are beyond it, others are not.
+                biases["threshold"].fill_(math.log(math.expm1(self.width**0.5)))
 
     def initial_state(self, batch_size: int, dtype: torch.dtype, device: torch.device) -> State:
         """Return the state of a memory that has learned nothing."""
         size = sum(a * b for a, b in self.config.layer_widths)
-        shapes = {name: (batch_size, self.heads, size) for name in NeuralState._fields}
+        names = [name for name in NeuralState._fields if name != "momentum" or name in self.gate_names]
+        shapes = {name: (batch_size, self.heads, size) for name in names}
         if self.config.convolution > 1:
             shapes["tail"] = (batch_size, self.config.convolution - 1, 3 * self.config.dim)
         return {name: torch.zeros(shape, dtype=dtype, device=device) for name, shape in shapes.items()}
@@ -168,17 +186,19 @@ class NeuralMemory(nn.Module):
             # A copy: a view would keep the oldest input alive.
             after["tail"] = taken[:, 1:].clone()
         query, key, value = split_heads(projected, self.heads)
+        logits = self.gates(x)
         y, surprise, learned = neural_memory_step(
             query,
             key,
             value,
-            self._gates(self.gates(x)),
+            self._gates(logits),
             list(self.weights),
             _learned(self.cut(state, time)),
             time % self.chunk_size == self.chunk_size - 1,
+            threshold=self._threshold(logits),
             **self._options,
         )
-        return self.finish(x, y), surprise.mean(-1), after | learned._asdict()
+        return self.finish(x, y), surprise.mean(-1), after | _kept(learned, state)
 
     def cut(self, state: State, time: Int[Tensor, " batch"]) -> State:
         """Return `state`, cut off from the graph in rows that stand at a boundary of `bptt_chunks`."""
@@ -211,7 +231,7 @@ class NeuralMemory(nn.Module):
             grid.boundaries(every) if every else None,
         )
         surprise = grid.collect(surprise.mean(-1, keepdim=True))[..., 0]
-        return self.finish(x, grid.collect(y)), surprise, after | learned._asdict()
+        return self.finish(x, grid.collect(y)), surprise, after | _kept(learned, state)
 
     def learn(
         self,
@@ -225,7 +245,7 @@ class NeuralMemory(nn.Module):
         """
         heads = heads_of(self.project_in(x), self.heads)
         y, surprise, learned = self._learn(heads, self.gates(x), _learned(state), valid, None, None)
-        return y, surprise.mean(-1), learned._asdict()
+        return y, surprise.mean(-1), _kept(learned, state)
 
     def asked(self, query: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch heads width"]:
         """Return what `recall` is given of queries."""
@@ -238,7 +258,7 @@ class NeuralMemory(nn.Module):
 
         Nothing is learned.
         """
-        options = {name: self._options[name] for name in ("residual", "norm")}
+        options = {name: self._options[name] for name in ("residual", "norm", "learning")}
         y = neural_recall(asked, list(self.weights), state["anchor"], **options)
         return self.out(normalised(self.out_norm, y).flatten(-2))
 
@@ -256,6 +276,7 @@ class NeuralMemory(nn.Module):
             valid=valid,
             fresh=fresh,
             cut=cut,
+            threshold=self._threshold(logits),
             **self._options,
         )
 
@@ -268,20 +289,35 @@ class NeuralMemory(nn.Module):
             "residual": config.residual,
             "norm": config.norm,
             "clip": config.bound_steps,
+            "learning": self.learning,
         }
 
-    def _gates(self, logits: Float[Tensor, "*batch {3*self.heads}"]) -> Gates:
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        step, momentum, forgetting = logits.unflatten(-1, (3, self.heads)).unbind(-2)
-        if not self.config.bound_steps:
-            step = self.config.max_step * torch.sigmoid(step)
-            return Gates(step, functional.logsigmoid(momentum), functional.logsigmoid(-forgetting))
-        largest, most = self.config.max_step / self.chunk_size, most_momentum(self.chunk_size)
+    def _by_name(self, logits: Float[Tensor, "*batch gates_and_heads"]) -> dict[str, Tensor]:
+        parts = logits.unflatten(-1, (len(self.gate_names), self.heads)).unbind(-2)
+        return dict(zip(self.gate_names, parts, strict=True))
+
+    def _gates(self, logits: Float[Tensor, "*batch gates_and_heads"]) -> Gates:
+        named = self._by_name(logits.to(torch.promote_types(logits.dtype, torch.float32)))
+        step, momentum = torch.sigmoid(named["step"]), named.get("momentum")
+        log_retention = functional.logsigmoid(-named["forgetting"])
+        bounded = self.config.bound_steps
+        largest = self.config.max_step / self.chunk_size if bounded else self.config.max_step
+        if momentum is None:
+            return Gates(largest * step, torch.full_like(step, -torch.inf), log_retention)
+        if not bounded:
+            return Gates(largest * step, functional.logsigmoid(momentum), log_retention)
+        most = most_momentum(self.chunk_size)
         return Gates(
-            largest * torch.sigmoid(step) * (1 - most * torch.sigmoid(momentum)),
+            largest * step * (1 - most * torch.sigmoid(momentum)),
             functional.logsigmoid(momentum) + math.log(most),
-            functional.logsigmoid(-forgetting),
+            log_retention,
         )
+
+    def _threshold(self, logits: Float[Tensor, "*batch gates_and_heads"]) -> Tensor | None:
+        if "threshold" not in self.gate_names:
+            return None
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return functional.softplus(self._by_name(logits)["threshold"])
 
     def finish(self, x: Tensor, y: Float[Tensor, "*batch heads width"]) -> Tensor:
         """Return the outputs of what was read, gated by inputs."""
@@ -295,7 +331,9 @@ def cut_rows(state: State, rows: Bool[Tensor, " batch"]) -> State:
     """Return `state` with what was learned cut off from the graph in some rows."""
     where = rows[:, None, None]
     return state | {
-        name: torch.where(where, state[name].detach(), state[name]) for name in NeuralState._fields
+        name: torch.where(where, state[name].detach(), state[name])
+        for name in NeuralState._fields
+        if name in state
     }
 
 
@@ -305,7 +343,14 @@ def most_momentum(chunk_size: int) -> float:
 
 
 def _learned(state: State) -> NeuralState:
-    return NeuralState(*(state[name] for name in NeuralState._fields))
+    momentum = state.get("momentum")
+    still = torch.zeros_like(state["delta"]) if momentum is None else momentum
+    return NeuralState(state["delta"], still, state["anchor"])
+
+
+def _kept(learned: NeuralState, state: State) -> State:
+    """Return what a state keeps of what was learned: without momentum, the last step is no part of it."""
+    return {name: part for name, part in learned._asdict().items() if name in state}
 
 
 def _logit(probability: Tensor, out: Tensor) -> None:

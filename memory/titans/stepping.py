@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from scrubjay.kernels import NeuralState
+from scrubjay.kernels import Learning, NeuralState
 from scrubjay.kernels.neural.network import LEAST_LOG, NEGLIGIBLE
 from scrubjay.memory.contract.nested import named, part_of
 from scrubjay.memory.contract.stepper import Stepper
@@ -26,7 +26,8 @@ from scrubjay.memory.titans.heads import split_heads
 def is_matrix(memory: Any) -> bool:
     """Return whether the memory's heads are matrices and nothing more, as `MatrixSteps` takes them."""
     config = memory.config
-    return config.depth == 1 and not config.norm and not config.residual
+    titans = memory.learning == Learning() and "momentum" in memory.gate_names
+    return config.depth == 1 and titans and not config.norm and not config.residual
 
 
 class Moment(NamedTuple):

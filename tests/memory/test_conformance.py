@@ -50,6 +50,11 @@ SIZES = {
     ],
     "lru": [{"dim": 8, "num_channels": 3, "min_modulus": 0.0, "max_modulus": 1.0}],
     "shm": [{"dim": 8, "memory_size": 3, "table_size": 5}],
+    "memora": [
+        {"dim": 8, "chunk_size": 3, "forgets_to": "uniform", "convolution": 1, "num_heads": 1},
+        {"chunk_size": 4, "depth": 2, "residual": True, "norm": True, "read_before_write": False},
+    ],
+    "moneta": [{"chunk_size": 4, "depth": 2, "residual": True, "norm": True, "bptt_chunks": 2}],
     "sink": [
         {"dim": 8, "window": 2, "num_sinks": 0},
         {"window": 5, "num_sinks": 1, "num_layers": 1, "sink_logit": True},
@@ -83,6 +88,10 @@ SIZES = {
         {"depth": 2, "chunk_size": 2, "window": 4, "bound_steps": False, "max_step": 0.02, "gate": "product"},
     ],
     "titans_mal": [{"depth": 2, "chunk_size": 2, "window": 2, "bptt_chunks": 3}],
+    "yaad": [
+        {"dim": 8, "chunk_size": 3, "num_layers": 2, "measure": "coordinate"},
+        {"chunk_size": 4, "depth": 2, "residual": True, "norm": True},
+    ],
 }
 
 

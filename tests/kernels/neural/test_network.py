@@ -51,7 +51,7 @@ def test_the_backward_pass_by_hand_is_autograds(widths, residual, norm):
     leaves = [weight.requires_grad_() for weight in weights]
     inputs, products, prediction = forward_pass(key, leaves, shape)
     exact = torch.autograd.grad(0.5 * (prediction - value).square().sum(), leaves)
-    deltas = backward_pass(residual_gradient(prediction, value), products, leaves, shape)
+    deltas = backward_pass(residual_gradient(prediction - value, None, shape), products, leaves, shape)
     for x, delta, gradient in zip(inputs, deltas, exact, strict=True):
         torch.testing.assert_close(x.mT @ delta, gradient)
 
@@ -59,13 +59,13 @@ def test_the_backward_pass_by_hand_is_autograds(widths, residual, norm):
 def test_a_clipped_step_removes_no_more_than_its_share_of_the_error():
     weights, shape = network([3, 5, 3])
     inputs, products, prediction = forward_pass(normal(2, 6, 3, seed=7), weights, shape)
-    error = residual_gradient(prediction, normal(2, 6, 3, seed=8))
+    error = prediction - normal(2, 6, 3, seed=8)
     deltas = backward_pass(error, products, weights, shape)
     share = error_share(torch.full((2, 6, 1), -0.5, dtype=torch.float64), chunk_size=4)
     torch.testing.assert_close(share, (1 - torch.full_like(share, -0.5).exp()) / 4)
     most = share * error.square().sum(-1, keepdim=True)
     for size in (1e-6, 10.0):
-        step, squared = clipped_step(torch.full_like(share, size), share, error, inputs, deltas, shape)
+        step, squared = clipped_step(torch.full_like(share, size), share, error, error, inputs, deltas, shape)
         assert (step * squared <= most * (1 + 1e-12)).all()
         assert (step == size).all() == (size < 1)
 

@@ -194,8 +194,8 @@ def test_steps_as_the_paper_prints_them_may_make_a_memory_diverge(depth):
 
 
 def test_without_the_clip_a_deep_memory_diverges(monkeypatch):
-    def unclipped(step_size, share, error, inputs, deltas, shape):
-        return step_size, neural_network.clipped_step(step_size, share, error, inputs, deltas, shape)[1]
+    def unclipped(step_size, *rest):
+        return step_size, neural_network.clipped_step(step_size, *rest)[1]
 
     monkeypatch.setattr(loop, "clipped_step", unclipped)
     assert greatest(worst(2, -20.0), 1000) > 1e6

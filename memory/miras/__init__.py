@@ -1,0 +1,1 @@
+"""Miras: neural memories that minimise other losses than Titans, under other retentions."""

@@ -1,0 +1,88 @@
+"""From duals to weights: norms, distributions and what is left of a dual's size."""
+
+import pytest
+import torch
+
+from scrubjay.kernels.neural.mirror import Identity, QNorm, Simplex, forgets_all
+
+
+def duals(scale=1.0, dtype=torch.float64):
+    return torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=dtype) * scale
+
+
+def norms(x, q):
+    return torch.linalg.vector_norm(x, ord=q, dim=(-1, -2))
+
+
+@pytest.mark.parametrize("q", [2.0, 2.5, 3.0, 4.0])
+def test_the_norm_of_weights_is_a_power_of_the_duals(q):
+    dual = duals()
+    weights = QNorm(q).weights(dual)
+    torch.testing.assert_close(norms(weights, q), norms(dual, q).pow(3 - q))
+    # Of a dual's size nothing but this power is left.
+    torch.testing.assert_close(QNorm(q).weights(7 * dual), 7 ** (3 - q) * weights)
+    torch.testing.assert_close(
+        torch.nn.functional.normalize(weights.flatten(2), dim=-1),
+        torch.nn.functional.normalize(dual.flatten(2), dim=-1),
+    )
+
+
+def test_a_norm_of_two_is_no_mirror():
+    dual = duals()
+    assert torch.equal(QNorm(2.0).weights(dual), dual)
+    assert torch.equal(Identity().weights(dual), dual)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e12])
+def test_norms_neither_overflow_nor_vanish(scale):
+    found = QNorm(4.0).weights(duals(scale, torch.float32))
+    torch.testing.assert_close(found * scale, QNorm(4.0).weights(duals(1.0, torch.float32)))
+
+
+def test_a_matrix_of_zeros_stays_one():
+    zeros = torch.zeros(3, 3, requires_grad=True)
+    weights = QNorm(4.0).weights(zeros)
+    assert not weights.any()
+    (gradient,) = torch.autograd.grad(weights.sum(), zeros)
+    assert gradient.isfinite().all()
+
+
+def test_distributions_lead_to_outputs_and_sum_up_to_the_total():
+    weights = Simplex(3.0).weights(duals())
+    assert (weights > 0).all()
+    torch.testing.assert_close(weights.sum(-2), torch.full((2, 3, 5), 3.0, dtype=torch.float64))
+    logs = weights.log() * 3 / 4
+    torch.testing.assert_close(logs - logs[..., :1, :], duals() - duals()[..., :1, :])
+    # In the space of logarithms, where those of a hundred are no more than others.
+    assert Simplex().weights(duals(1e4, torch.float32)).isfinite().all()
+
+
+def test_near_uniform_weights_a_distribution_moves_as_far_as_its_dual():
+    moved = duals(1e-6)
+    moved = moved - moved.mean(-2, keepdim=True)
+    torch.testing.assert_close(Simplex(3.0).weights(moved), 3 / 4 + moved, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("mirror", [QNorm(4.0), QNorm(2.5), Simplex(2.0)], ids=str)
+def test_derivatives_equal_finite_differences_twice(mirror):
+    dual = duals()[0, :1].requires_grad_()
+    assert torch.autograd.gradcheck(mirror.weights, (dual,))
+    assert torch.autograd.gradgradcheck(mirror.weights, (dual,))
+
+
+def test_a_dual_fades_as_a_whole_towards_uniform_weights_alone():
+    assert [forgets_all(m) for m in (Identity(), QNorm(), Simplex(), Simplex(1.0, "uniform"))] == [
+        False,
+        False,
+        False,
+        True,
+    ]
+
+
+def test_impossible_mirrors_are_named():
+    with pytest.raises(ValueError, match=r"q=1\.5: must be at least 2"):
+        QNorm(1.5)
+    with pytest.raises(ValueError, match="total=0: must be positive"):
+        Simplex(0)
+    with pytest.raises(ValueError, match="forgets_to='zero'; choose from born, uniform"):
+        Simplex(1.0, "zero")  # pyright: ignore[reportArgumentType]

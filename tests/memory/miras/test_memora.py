@@ -1,0 +1,56 @@
+"""Memora: weights are distributions, and where they go that are not written."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from scrubjay import memory
+from scrubjay.kernels.neural.network import NetworkShape, mirrored, unpack
+
+
+def weights_of(module, state):
+    layer = module.layers[0].memory
+    weights = list(layer.weights)
+    shape = NetworkShape.of(weights, False, False, learning=layer.learning)
+    return mirrored(weights, unpack(state["anchor_0"], shape), shape)
+
+
+@pytest.mark.parametrize("forgets_to", ["born", "uniform"])
+@pytest.mark.parametrize("net", [{}, {"depth": 2, "residual": True, "norm": True}], ids=["matrix", "paper"])
+def test_weights_to_an_output_are_positive_and_sum_up_to_the_root_of_the_width(net, forgets_to):
+    torch.manual_seed(0)
+    module: Any = memory.make("memora", dim=16, num_heads=1, forgets_to=forgets_to, **net)
+    with torch.no_grad():
+        state = module.initial_state(3)
+        for _ in range(5):
+            _, state = module(10 * torch.randn(3, 200, 16), state)
+        for weight in weights_of(module, state):
+            assert (weight >= 0).all()
+            torch.testing.assert_close(weight.sum(-2), torch.full_like(weight.sum(-2), 4.0))
+    assert state["anchor_0"].any()
+
+
+@pytest.mark.parametrize("forgets_to", ["born", "uniform"])
+def test_what_is_not_written_goes_where_the_config_says(forgets_to):
+    torch.manual_seed(0)
+    module: Any = memory.make("memora", dim=16, num_heads=1, forgets_to=forgets_to)
+    with torch.no_grad():
+        torch.nn.init.normal_(module.layers[0].memory.weights[0])
+        born = weights_of(module, module.initial_state(1))[0]
+        _, state = module(torch.randn(1, 64, 16), module.initial_state(1))
+        gates = module.layers[0].memory.gates
+        gates.weight.zero_()
+        gates.bias.copy_(torch.tensor([-200.0, -2.0]))
+        for _ in range(4):
+            _, state = module(torch.randn(1, 128, 16), state)
+        found = weights_of(module, state)[0]
+    expected = born if forgets_to == "born" else torch.full_like(born, 1 / 4)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert (born - 1 / 4).abs().max() > 0.1
+
+
+def test_a_matrix_is_born_with_equal_weights():
+    module: Any = memory.make("memora", dim=16, num_heads=1)
+    weights = weights_of(module, module.initial_state(1))[0]
+    torch.testing.assert_close(weights, torch.full_like(weights, 1 / 4))
