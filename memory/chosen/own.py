@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 
 from scrubjay.memory.parts.rotary import rotary_frequencies, turns
 from scrubjay.memory.parts.window import padded, resolve_heads, windows
@@ -96,7 +97,7 @@ def attend_own_chunk(
     behind = torch.arange(block, device=query.device)[:, None] - torch.arange(
         -chunk_size, block, device=query.device
     )
-    places = padded(place[..., None], padding).view(-1, count, 1, block, 1)
+    places = functional.pad(place, (0, padding)).view(-1, count, 1, block, 1)
     hidden = (behind < 0) | (behind > places)
     scores = (asked @ key.mT * query.shape[-1] ** -0.5).masked_fill(hidden, float("-inf"))
     lse = torch.logsumexp(scores, dim=-1)

@@ -29,12 +29,12 @@ def test_a_plan_is_what_a_loop_over_steps_finds(seed, chunk_size, num_chunks, be
         ]
         for age_of_row in before
     ]
-    store = torch.zeros(len(before), num_chunks, chunk_size, dtype=torch.long)
+    store = torch.zeros(len(before), num_chunks, chunk_size)
     for row, its in enumerate(chunks):
         for slot, chunk in enumerate(reversed(its[-num_chunks:])):
-            store[row, -1 - slot] = torch.tensor(chunk)
+            store[row, -1 - slot] = torch.tensor(chunk, dtype=torch.float32)
     plan = plan_chunks(Clock.of(age, start), chunk_size, num_chunks, chunk_size)
-    history = torch.arange(-chunk_size, time).expand(len(before), -1)
+    history = torch.arange(-chunk_size, time).float().expand(len(before), -1)
     table = torch.cat([store[:, plan.unwritten :], take(history, plan.steps)], dim=1)
     for row, its in enumerate(chunks):
         open_chunk = list(range(-(before[row] % chunk_size), 0))
