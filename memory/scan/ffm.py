@@ -70,9 +70,9 @@ class FFM(ScanMemory[Tensor]):
     def __init__(self, config: FFMConfig) -> None:
         traces, contexts = config.traces, config.context_size
         super().__init__(config, (traces, contexts, 2), pairs=True)
-        rates = torch.linspace(FASTEST - 0.01, -math.log(_FORGOTTEN) / config.max_period, traces)
+        rates = _evenly(FASTEST - 0.01, -math.log(_FORGOTTEN) / config.max_period, traces)
         self.rate = nn.Parameter(torch.logit(rates / FASTEST))
-        self.frequency = nn.Parameter(2 * math.pi / torch.linspace(1, config.max_period, contexts))
+        self.frequency = nn.Parameter(2 * math.pi / _evenly(1, config.max_period, contexts))
         self.sizes = [traces, traces, self.dim, self.dim]
         self.inward = nn.Linear(self.dim, sum(self.sizes))
         self.mix = nn.Linear(2 * traces * contexts, self.dim)
@@ -97,3 +97,11 @@ class FFM(ScanMemory[Tensor]):
         mixed = self.mix(hidden.flatten(-3).to(self.mix.weight.dtype))
         normed = functional.layer_norm(mixed, mixed.shape[-1:]).to(through.dtype)
         return torch.lerp(through, normed, gate.sigmoid()).to(x.dtype)
+
+
+def _evenly(first: float, last: float, count: int) -> Float[Tensor, " count"]:
+    """Return `torch.linspace(first, last, count)`.
+
+    Which, where transformers has loaded a model before, is on no device but the CPU.
+    """
+    return first + (last - first) / max(count - 1, 1) * torch.arange(count)

@@ -7,6 +7,7 @@ import threading
 import pytest
 import torch
 from torch import nn
+from torch.utils import _device
 
 from scrubjay.agents.rl.sketch import (
     MisfitError,
@@ -39,6 +40,15 @@ def test_a_sketch_is_as_large_as_the_policy(recipe, memory, spaces):
     assert state_nbytes(drawn, 3) == nbytes(made.initial_state(3))
     again = fitted(build, made.state_dict())
     assert all(torch.equal(value, made.state_dict()[name]) for name, value in again.state_dict().items())
+
+
+@pytest.mark.parametrize("memory", list_memories())
+def test_a_sketch_has_no_numbers_where_transformers_came_first(memory, monkeypatch):
+    """It replaces `torch.linspace` while it loads a model, and torch may learn what makes tensors then."""
+    made = _device._device_constructors() - {torch.linspace}
+    monkeypatch.setattr(_device, "_device_constructors", lambda: made)
+    drawn = sketch(make_config(memory, dim=16).build, 2**30)
+    assert all(value.is_meta for value in drawn.state_dict().values())
 
 
 def tower(layers: int, width: int = 8) -> nn.Module:
