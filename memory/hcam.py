@@ -26,7 +26,16 @@ from scrubjay.memory.contract.base import Memory, MemoryConfig, State
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.contract.nested import named, part_of
 from scrubjay.memory.contract.stepper import Stepper
-from scrubjay.memory.parts.chunks import plan_chunks, push, take, written_slots
+from scrubjay.memory.parts.chunks import (
+    blanked,
+    empty_layers,
+    is_harmless,
+    plan_chunks,
+    push,
+    seen_steps,
+    take,
+    written_slots,
+)
 from scrubjay.memory.parts.feed_forward import feed_forward
 from scrubjay.memory.parts.hierarchy import ReadWeights, attend
 from scrubjay.memory.parts.window import (
@@ -99,14 +108,7 @@ class HCAM(Memory):
             "contents": (self.num_chunks, self.chunk_size, self.dim),
             "summaries": (self.num_chunks, self.dim),
         }
-        state: State = {"time": torch.zeros(batch_size, dtype=torch.long, device=self.device)}
-        for layer in range(len(self.blocks)):
-            empty = {
-                name: torch.zeros(batch_size, *shape, dtype=self.state_dtype, device=self.device)
-                for name, shape in shapes.items()
-            }
-            state |= named(empty, suffix=f"_{layer}")
-        return state
+        return empty_layers(self, batch_size, len(self.blocks), shapes)
 
     def read(self, x: Float[Tensor, "batch time dim"], state: State) -> Float[Tensor, "batch time dim"]:
         """Return what the stores answer to the queries `x`, summed over layers: zeros while all are empty."""
@@ -181,23 +183,21 @@ class HCAM(Memory):
 
     def blank_unwritten(self, state: State) -> State:
         """Return `state` with zeros in the slots that no step has reached, as it is where they do no harm."""
-        # A segment reads what is written alone; to see that all is finite takes a tenth of a copy.
-        total = sum(value.detach().sum() for name, value in state.items() if name != "time")
-        return state if torch.as_tensor(total).isfinite() else self._blanked(state)
+        # A segment reads what is written alone.
+        return state if is_harmless(state) else self._blanked(state)
 
     def _blanked(self, state: State) -> State:
         written = written_slots(state["time"], self.chunk_size, self.num_chunks)
-        age = torch.arange(self.window, 0, -1, device=written.device)
-        seen = age <= state["time"][:, None]
+        seen = seen_steps(state["time"], self.window)
         masks = {"contents": written, "summaries": written, "recent": seen}
-        blanked = {"time": state["time"]}
+        blank = {"time": state["time"]}
         for layer in range(len(self.blocks)):
             own = {
-                name: torch.where(masks[name].view(*masks[name].shape, *[1] * (value.ndim - 2)), value, 0)
+                name: blanked(value, masks[name])
                 for name, value in part_of(state, suffix=f"_{layer}").items()
             }
-            blanked |= named(own, suffix=f"_{layer}")
-        return blanked
+            blank |= named(own, suffix=f"_{layer}")
+        return blank
 
 
 class _Stored(NamedTuple):

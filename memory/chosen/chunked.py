@@ -25,7 +25,16 @@ from scrubjay.memory.chosen.own import OwnChunkAttention, Tokens, attend_own_chu
 from scrubjay.memory.contract.base import Memory, MemoryConfig, State
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.contract.nested import named, part_of
-from scrubjay.memory.parts.chunks import plan_chunks, push, take, written_slots
+from scrubjay.memory.parts.chunks import (
+    blanked,
+    empty_layers,
+    is_harmless,
+    plan_chunks,
+    push,
+    seen_steps,
+    take,
+    written_slots,
+)
 from scrubjay.memory.parts.feed_forward import feed_forward
 from scrubjay.memory.parts.window import resolve_heads, shift_window
 
@@ -180,14 +189,7 @@ class ChunkedMemory(Memory):
             "recent_keys": (self.chunk_size, self.dim),
             "recent_values": (self.chunk_size, self.dim),
         }
-        state: State = {"time": torch.zeros(batch_size, dtype=torch.long, device=self.device)}
-        for index in range(len(self.layers)):
-            empty = {
-                name: torch.zeros(batch_size, *shape, dtype=self.state_dtype, device=self.device)
-                for name, shape in shapes.items()
-            }
-            state |= named(empty, suffix=f"_{index}")
-        return state
+        return empty_layers(self, batch_size, len(self.layers), shapes)
 
     def read(self, x: Float[Tensor, "batch time dim"], state: State) -> Float[Tensor, "batch time dim"]:
         """Return what the stores answer to the queries `x`, summed over layers: zeros while all are empty."""
@@ -204,7 +206,7 @@ class ChunkedMemory(Memory):
     def step(self, x: Float[Tensor, "batch dim"], state: State) -> tuple[Float[Tensor, "batch dim"], State]:
         """Advance by one step: read the chunks completed so far, then store this step."""
         time, y = state["time"], x[:, None]
-        seen = self._seen(time)
+        seen = seen_steps(time, self.chunk_size)
         readable = written_slots(time, self.chunk_size, self.num_chunks)[:, None]
         place = (time % self.chunk_size)[:, None]
         completes = place[:, 0] == self.chunk_size - 1
@@ -215,8 +217,8 @@ class ChunkedMemory(Memory):
         for index, layer in enumerate(self.layers):
             own = part_of(state, suffix=f"_{index}")
             tokens = layer.tokens(y, place, self.state_dtype)
-            keys = torch.cat([_blanked(own["recent_keys"], seen), tokens.key.flatten(2)], dim=1)
-            values = torch.cat([_blanked(own["recent_values"], seen), tokens.value.flatten(2)], dim=1)
+            keys = torch.cat([blanked(own["recent_keys"], seen), tokens.key.flatten(2)], dim=1)
+            values = torch.cat([blanked(own["recent_values"], seen), tokens.value.flatten(2)], dim=1)
             y = layer.finish(y, tokens, keys, values, place, self._stored(own, readable))
             own |= {"recent_keys": keys[:, 1:].clone(), "recent_values": values[:, 1:].clone()}
             if everywhere:
@@ -264,22 +266,12 @@ class ChunkedMemory(Memory):
 
     def blank_unwritten(self, state: State) -> State:
         """Return `state` with zeros in the slots that no step has reached, as it is where they do no harm."""
-        # A segment reads what is written alone; to see that all is finite takes a tenth of a copy.
-        total = sum(value.detach().sum() for name, value in state.items() if name != "time")
-        if torch.as_tensor(total).isfinite():
+        if is_harmless(state):
             return state
         time = state["time"]
         chunks = written_slots(time, self.chunk_size, self.num_chunks)
-        seen = self._seen(time)
+        seen = seen_steps(time, self.chunk_size)
         return {
-            name: value if name == "time" else _blanked(value, seen if name.startswith("recent") else chunks)
+            name: value if name == "time" else blanked(value, seen if name.startswith("recent") else chunks)
             for name, value in state.items()
         }
-
-    def _seen(self, time: Int[Tensor, " batch"]) -> Bool[Tensor, "batch chunk_size"]:
-        """Return which of the last steps there have been."""
-        return torch.arange(self.chunk_size, 0, -1, device=time.device) <= time[:, None]
-
-
-def _blanked(value: Tensor, mask: Bool[Tensor, "batch slots"]) -> Tensor:
-    return torch.where(mask.view(*mask.shape, *[1] * (value.ndim - 2)), value, 0)

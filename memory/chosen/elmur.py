@@ -27,11 +27,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from scrubjay.kernels.normalisers import softmax_or_zero
-from scrubjay.memory.chosen.own import OwnChunkAttention, attend_own_chunk
+from scrubjay.memory.chosen.own import OwnChunkAttention, attend_own_chunk, projections
 from scrubjay.memory.contract.base import Memory, MemoryConfig, State
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.contract.nested import named, part_of
-from scrubjay.memory.parts.chunks import plan_chunks, take
+from scrubjay.memory.parts.chunks import blanked, empty_layers, is_harmless, plan_chunks, seen_steps, take
 from scrubjay.memory.parts.feed_forward import feed_forward
 from scrubjay.memory.parts.window import resolve_heads, shift_window
 
@@ -101,14 +101,7 @@ class ELMUR(Memory):
             "recent_values": recent,
             "recent": recent,
         }
-        state: State = {"time": torch.zeros(batch_size, dtype=torch.long, device=self.device)}
-        for index in range(len(self.layers)):
-            empty = {
-                name: torch.zeros(batch_size, *shape, dtype=self.state_dtype, device=self.device)
-                for name, shape in shapes.items()
-            }
-            state |= named(empty, suffix=f"_{index}")
-        return state
+        return empty_layers(self, batch_size, len(self.layers), shapes)
 
     def read(self, x: Float[Tensor, "batch time dim"], state: State) -> Float[Tensor, "batch time dim"]:
         """Return what the slots answer to the queries `x`, summed over layers: zeros while all are empty."""
@@ -116,7 +109,7 @@ class ELMUR(Memory):
         written = self.written(time // self.chunk_size)
         total = torch.zeros_like(x)
         for index, layer in enumerate(self.layers):
-            slots = Slots(_blanked(state[f"slots_{index}"], written >= 0), written)
+            slots = Slots(blanked(state[f"slots_{index}"], written >= 0), written)
             total = total + layer.read(x, time[:, None].expand(-1, x.shape[1]), slots)
         return total
 
@@ -133,13 +126,13 @@ class ELMUR(Memory):
         place, chunks = (time % self.chunk_size)[:, None], time // self.chunk_size
         completes = place[:, 0] == self.chunk_size - 1
         everywhere = torch.compiler.is_compiling() or bool(completes.any())
-        seen = torch.arange(self.chunk_size, 0, -1, device=time.device) <= time[:, None]
+        seen = seen_steps(time, self.chunk_size)
         written = self.written(chunks)
         after: State = {"time": time + 1}
         for index, layer in enumerate(self.layers):
             own = part_of(state, suffix=f"_{index}")
-            recent = {name: _blanked(own[name], seen) for name in ("recent_keys", "recent_values", "recent")}
-            slots = Slots(_blanked(own["slots"], written >= 0), written)
+            recent = {name: blanked(own[name], seen) for name in ("recent_keys", "recent_values", "recent")}
+            slots = Slots(blanked(own["slots"], written >= 0), written)
             tokens = layer.tokens(y, place, self.state_dtype)
             keys = torch.cat([recent["recent_keys"], tokens.key.flatten(2)], dim=1)
             values = torch.cat([recent["recent_values"], tokens.value.flatten(2)], dim=1)
@@ -234,14 +227,13 @@ class ELMUR(Memory):
 
     def blank_unwritten(self, state: State) -> State:
         """Return `state` with zeros where no step has reached, as it is where that does no harm."""
-        total = sum(value.detach().sum() for name, value in state.items() if name != "time")
-        if torch.as_tensor(total).isfinite():
+        if is_harmless(state):
             return state
         time = state["time"]
-        seen = torch.arange(self.chunk_size, 0, -1, device=time.device) <= time[:, None]
+        seen = seen_steps(time, self.chunk_size)
         written = self.written(time // self.chunk_size) >= 0
         return {
-            name: value if name == "time" else _blanked(value, written if name.startswith("slots") else seen)
+            name: value if name == "time" else blanked(value, written if name.startswith("slots") else seen)
             for name, value in state.items()
         }
 
@@ -283,12 +275,12 @@ class _Layer(OwnChunkAttention):
         dim = config.dim
         self.blend, self.num_slots = config.blend, config.num_slots
         self.read_norm, self.slot_norm, self.step_norm = (nn.LayerNorm(dim) for _ in range(3))
-        self.read_query, self.read_key, self.read_value, self.read_out = _projections(dim)
+        self.read_query, self.read_key, self.read_value, self.read_out = projections(dim)
         self.read_bias = nn.Parameter(torch.zeros(self.heads, _BUCKETS))
         self.feed_forward = feed_forward(dim, 2 * dim)
         self.asker = nn.Parameter(torch.randn(dim))
         self.write_norm = nn.LayerNorm(dim)
-        self.write_query, self.write_key, self.write_value, self.write_out = _projections(dim)
+        self.write_query, self.write_key, self.write_value, self.write_out = projections(dim)
         self.write_bias = nn.Parameter(torch.zeros(self.heads, config.chunk_size))
         self.write_feed_forward = feed_forward(dim, 2 * dim)
         self.written_norm = nn.LayerNorm(dim)
@@ -353,19 +345,6 @@ class _Layer(OwnChunkAttention):
 
     def _heads(self, x: Float[Tensor, "batch items dim"]) -> Float[Tensor, "batch heads items width"]:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
-
-def _projections(dim: int) -> list[nn.Linear]:
-    """Return projections of query, key, value and what is read."""
-    query, key, value, out = (nn.Linear(dim, dim, bias=False) for _ in range(4))
-    for projection in (query, key, value):
-        nn.init.normal_(projection.weight, std=(2.0 / dim) ** 0.5)
-    nn.init.normal_(out.weight, std=(0.5 / dim) ** 0.5)
-    return [query, key, value, out]
-
-
-def _blanked(value: Tensor, mask: Bool[Tensor, "batch slots"]) -> Tensor:
-    return torch.where(mask.view(*mask.shape, *[1] * (value.ndim - 2)), value, 0)
 
 
 def _indifferent_parameters(config: ELMURConfig) -> tuple[str, ...]:

@@ -33,14 +33,7 @@ class OwnChunkAttention(nn.Module):
         super().__init__()
         self.chunk_size, self.heads = chunk_size, resolve_heads(dim, num_heads)
         self.norm = nn.LayerNorm(dim)
-        self.query = nn.Linear(dim, dim, bias=False)
-        self.key = nn.Linear(dim, dim, bias=False)
-        self.value = nn.Linear(dim, dim, bias=False)
-        self.out = nn.Linear(dim, dim, bias=False)
-        # As in `HCAM`: torch's own initialisation makes every attention nearly uniform.
-        for projection in (self.query, self.key, self.value):
-            nn.init.normal_(projection.weight, std=(2.0 / dim) ** 0.5)
-        nn.init.normal_(self.out.weight, std=(0.5 / dim) ** 0.5)
+        self.query, self.key, self.value, self.out = projections(dim)
         width = dim // self.heads
         frequencies = rotary_frequencies(width // 2 * 2)
         cos, sin = turns(torch.arange(chunk_size + 1), frequencies, width, torch.get_default_dtype())
@@ -66,6 +59,16 @@ class OwnChunkAttention(nn.Module):
         left, right, still = x.split([half, half, x.shape[-1] - 2 * half], dim=-1)
         across = torch.cat([-right, left, torch.zeros_like(still)], dim=-1)
         return x * self.cos[place].to(x.dtype) + across * self.sin[place].to(x.dtype)
+
+
+def projections(dim: int) -> list[nn.Linear]:
+    """Return projections of query, key, value and what is read."""
+    query, key, value, out = (nn.Linear(dim, dim, bias=False) for _ in range(4))
+    # As in `HCAM`: torch's own initialisation makes every attention nearly uniform.
+    for projection in (query, key, value):
+        nn.init.normal_(projection.weight, std=(2.0 / dim) ** 0.5)
+    nn.init.normal_(out.weight, std=(0.5 / dim) ** 0.5)
+    return [query, key, value, out]
 
 
 def attend_own_chunk(

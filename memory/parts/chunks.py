@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from scrubjay.kernels.dispatch import without_own_gradient
+from scrubjay.memory.contract.base import Memory, State
 from scrubjay.memory.contract.clock import Clock
+from scrubjay.memory.contract.nested import named
 
 
 class ChunkPlan(NamedTuple):
@@ -107,3 +109,31 @@ def written_slots(
     """Return which slots hold a chunk of an episode that is `time` steps old."""
     slot = torch.arange(num_chunks, device=time.device)
     return slot >= num_chunks - (time // chunk_size)[:, None]
+
+
+def seen_steps(time: Int[Tensor, " batch"], window: int) -> Bool[Tensor, "batch window"]:
+    """Return which of the last `window` steps there have been in an episode that is `time` steps old."""
+    return torch.arange(window, 0, -1, device=time.device) <= time[:, None]
+
+
+def blanked(value: Float[Tensor, "batch slots *dims"], mask: Bool[Tensor, "batch slots"]) -> Tensor:
+    """Return a value with zeros in the slots that the mask leaves out."""
+    return torch.where(mask.view(*mask.shape, *[1] * (value.ndim - 2)), value, 0)
+
+
+def empty_layers(memory: Memory, batch: int, layers: int, shapes: dict[str, tuple[int, ...]]) -> State:
+    """Return the state of a memory whose layers have seen nothing: time, and zeros of these shapes each."""
+    state: State = {"time": torch.zeros(batch, dtype=torch.long, device=memory.device)}
+    for layer in range(layers):
+        empty = {
+            name: torch.zeros(batch, *shape, dtype=memory.state_dtype, device=memory.device)
+            for name, shape in shapes.items()
+        }
+        state |= named(empty, suffix=f"_{layer}")
+    return state
+
+
+def is_harmless(state: State) -> bool:
+    """Return whether all is finite, but for the time: to see it takes a tenth of a copy."""
+    total = sum(value.detach().sum() for name, value in state.items() if name != "time")
+    return bool(torch.as_tensor(total).isfinite())
