@@ -308,7 +308,7 @@ class MemoryBank:
             if by == "meaning":
                 found = [] if scan is None else nearest(connection, scan, filter, k)
             else:
-                found = recall(connection, query, scan, dense_weight, filter, now, k)
+                found = recall(connection, query, scan, dense_weight, filter, now, k, explain)
             rows = select(connection, f"number, {COLUMNS}", [number for number, *_ in found])
             fields = {number: record_fields(row) for number, *row in rows}
             return [

@@ -70,7 +70,8 @@ class Meaning:
 
     def query(self, text: str) -> Float[np.ndarray, "D"]:
         """Return the vector to search with; after it there is all that it is compared with."""
-        self.check_model()
+        if self._known is None:
+            self.check_model()  # here, where a model may take its time: `scan` asks again
         vector = unit_vectors([self._embeddings.embed_query(text)], 1)[0]
         surprise = self._surprised(len(vector))
         if surprise is not None and surprise.config.recall_weight:

@@ -20,6 +20,7 @@ COLUMNS = (
     "importance, supersedes, sayings"
 )
 """What of a row of the table of records is a `Record`."""
+_COLUMNS = COLUMNS.split(", ")
 
 Time = datetime | float
 """A moment: a datetime (one without a zone is UTC), or seconds since 1970."""
@@ -162,7 +163,7 @@ def record_fields(row: Sequence[Any] | None) -> dict[str, Any]:
     """Return the fields of a `Record` from a row of `COLUMNS`. Raises Unreadable if it is none."""
     if row is None:
         raise Unreadable("an index tells of a record that is not there")
-    fields: dict[str, Any] = dict(zip(COLUMNS.split(", "), row, strict=True))
+    fields: dict[str, Any] = dict(zip(_COLUMNS, row, strict=True))
     fields["provenance"] = read_json(fields["provenance"])
     try:
         for name in ("id", "text", "kind", "namespace", "trust"):

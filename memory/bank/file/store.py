@@ -17,6 +17,7 @@ from pathlib import Path
 from scrubjay.memory.bank.file.damage import DamagedBankError, tells_of_damage
 from scrubjay.memory.bank.file.words import day_words
 
+_MAPPED = 1 << 40  # bytes of the file read where they lie in the system's cache, all if SQLite may
 _PATIENCE = 30.0  # seconds to wait for another process's write
 
 _MIGRATIONS: tuple[tuple[str, ...], ...] = (
@@ -189,6 +190,7 @@ class Store:
         connection.execute("PRAGMA foreign_keys = ON")
         self._use_log()
         connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute(f"PRAGMA mmap_size = {_MAPPED}")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version == len(_MIGRATIONS):
             return

@@ -34,7 +34,8 @@ class Candidates(NamedTuple):
     def of(cls, rows: Iterable[Row]) -> Self:
         """Return the candidates that rows tell of, each once. Raises Unreadable on what is no row."""
         try:
-            table = np.array(list({row[0]: row for row in rows}.values()), dtype=np.float64).reshape(-1, 5)
+            once = {row[0]: row for row in rows}.values()
+            table = np.fromiter(itertools.chain.from_iterable(once), dtype=np.float64).reshape(-1, 5)
         except (TypeError, ValueError) as error:
             # SQLite lets a column of a damaged or foreign file hold anything.
             raise Unreadable(f"a record's place, time or importance is no number: {error}") from error
@@ -58,13 +59,16 @@ def held(connection: sqlite3.Connection, numbers: Sequence[int], filter: Filter)
     return [rows[number] for number in numbers if number in rows]
 
 
-def neighbours(connection: sqlite3.Connection, rows: Iterable[Row], filter: Filter) -> list[Row]:
+def neighbours(
+    connection: sqlite3.Connection, rows: Iterable[Row], known: Iterable[Row], filter: Filter
+) -> list[Row]:
     """Return the rows right before and after others in their chunks, if the filter lets them through.
 
-    Raises Unreadable on what is no place.
+    Not those that are `known`. Raises Unreadable on what is no place.
     """
     try:
-        pairs = list({(chunk, place + step) for _, chunk, place, *_ in rows for step in (-1, 1)})
+        pairs = {(chunk, place + step) for _, chunk, place, *_ in rows for step in (-1, 1)}
+        pairs = list(pairs.difference((chunk, place) for _, chunk, place, *_ in known))
     except TypeError as error:
         raise Unreadable(f"a record's place is no number: {error}") from error
     condition, values = filter.condition()

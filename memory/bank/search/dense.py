@@ -6,6 +6,7 @@ of torch (`memory/bank/search/matrix.py`). A scan reads them once.
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -35,8 +36,11 @@ class Scan(ABC):
         """Take cosines to measure others by, of `count` records that may be found."""
         self.count = count
         """How many records may be found."""
-        self._mean = float(sample.mean(dtype=np.float64)) if len(sample) else 0.0
-        self._deviation = float(sample.std(dtype=np.float64)) if len(sample) else 1.0
+        sample = sample.astype(np.float64, copy=False)
+        self._mean = float(sample.mean()) if len(sample) else 0.0
+        # In one pass, which is exact enough of numbers from -1 to 1.
+        square = sample @ sample / len(sample) if len(sample) else 1.0
+        self._deviation = math.sqrt(max(square - self._mean**2, 0.0))
 
     def deviations(self, cosines: Float[np.ndarray, "R"]) -> Float[np.ndarray, "R"]:
         """Return by how many standard deviations cosines are above those of all records on average."""
@@ -67,8 +71,8 @@ class ExactScan(Scan):
     """Cosines of all records that may be found, their numbers ascending."""
 
     def __init__(self, numbers: Int[np.ndarray, "N"], cosines: Float[np.ndarray, "N"]) -> None:
-        super().__init__(cosines, len(cosines))
         self._numbers, self._cosines = numbers, cosines.astype(np.float64)
+        super().__init__(self._cosines, len(cosines))
 
     def cosines(self, numbers: Int[np.ndarray, "R"]) -> Float[np.ndarray, "R"]:
         """Return the cosines of records that may be found, NaN for one without an embedding."""

@@ -47,7 +47,8 @@ class Found(NamedTuple):
 
     number: int
     score: float
-    why: Explanation
+    why: Explanation | None
+    """Where it was asked for."""
 
 
 def recall(
@@ -58,6 +59,7 @@ def recall(
     filter: Filter,
     now: float,
     k: int,
+    explain: bool,
 ) -> list[Found]:
     """Return the `k` best records, best first; of equals the newest.
 
@@ -69,6 +71,7 @@ def recall(
         filter: Which records may be found.
         now: The moment, in seconds, at which a record is as old as it is.
         k: Records at most.
+        explain: Whether to say why each came.
     """
     depth = max(_DEPTH * k, _LEAST_DEPTH)
     least_rarity = _LEAST_RARITY if scan is None else _LEAST_BESIDE_EMBEDDINGS
@@ -81,7 +84,7 @@ def recall(
         z = dense_weight * scan.deviations(scan.cosines(_numbers(near)))
         lending += [row for row, one in zip(near, z, strict=True) if one > chance]
         rows += near
-    found = Candidates.of([*rows, *neighbours(connection, lending, filter)])
+    found = Candidates.of([*rows, *neighbours(connection, lending, rows, filter)])
     numbers = found.numbers.tolist()
     w = np.array([words.get(number, 0.0) for number in numbers])
     cosines = np.full(len(w), np.nan) if scan is None else scan.cosines(found.numbers)
@@ -93,6 +96,9 @@ def recall(
     recency = _SWAY * (2 * 0.5 ** (np.maximum(now - found.renewed, 0.0) / _HALF_LIFE) - 1)
     importance = _SWAY * (2 * found.importance - 1)
     score = from_words + from_embeddings + from_neighbours + recency + importance
+    chosen = _best(score, found.numbers, k)
+    if not explain:
+        return [Found(numbers[i], float(score[i]), None) for i in chosen]
     return [
         Found(
             numbers[i],
@@ -108,7 +114,7 @@ def recall(
                 importance=float(importance[i]),
             ),
         )
-        for i in _best(score, found.numbers, k)
+        for i in chosen
     ]
 
 
