@@ -8,8 +8,9 @@ to token.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -18,7 +19,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from scrubjay.memory.contract.base import Memory, MemoryConfig, State, check_start
+from scrubjay.memory.contract.base import LATER, Memory, MemoryConfig, State, check_start
 from scrubjay.memory.contract.nested import named, part_of
 from scrubjay.memory.parts.convolution import ShortConvolution
 from scrubjay.memory.parts.feed_forward import feed_forward
@@ -42,11 +43,16 @@ class SequenceConfig:
     """Hidden units of a feed-forward layer; by default twice the width. See `match_parameters`."""
     convolution_width: int = 3
     """Latest inputs that a convolution mixes before each memory, so that neighbours meet; 1 mixes none."""
+    num_learned_sinks: int = field(default=0, metadata=LATER)
+    """Learned inputs that every sequence begins with, unseen, as the sink token of Xiao et al. 2023 (arXiv
+    2309.17453, section 3.3): the state before the first token is that after them."""
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "num_blocks", "convolution_width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.num_learned_sinks < 0:
+            raise ValueError(f"num_learned_sinks={self.num_learned_sinks}: must not be negative")
         if self.feed_forward_width is not None and self.feed_forward_width < 1:
             raise ValueError(f"feed_forward_width={self.feed_forward_width}: must be at least 1, or None")
 
@@ -78,13 +84,21 @@ class SequenceModel(
         nn.init.normal_(self.embedding.weight, std=config.dim**-0.5)
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.num_blocks))
         self.norm = nn.LayerNorm(config.dim)
+        self.sinks = None
+        if config.num_learned_sinks:
+            sinks = torch.empty(config.num_learned_sinks, config.dim)
+            self.sinks = nn.Parameter(nn.init.normal_(sinks, std=config.dim**-0.5))
 
     def initial_state(self, batch_size: int) -> State:
-        """Return the state before the first token, batch first."""
+        """Return the state before the first token, batch first; gradients reach learned sinks through it."""
+        rows = batch_size if self.sinks is None else 1
         state: State = {}
         for index, block in enumerate(self._blocks):
-            state |= named(block.initial_state(batch_size), prefix=_prefix(index))
-        return state
+            state |= named(block.initial_state(rows), prefix=_prefix(index))
+        if self.sinks is None:
+            return state
+        _, state = self._through_blocks(self.sinks[None], state, None)
+        return {name: value.repeat(batch_size, *[1] * (value.ndim - 1)) for name, value in state.items()}
 
     def forward(
         self, tokens: Int[Tensor, "batch time"], state: State, start: Bool[Tensor, "batch time"] | None = None
@@ -98,11 +112,32 @@ class SequenceModel(
             raise ValueError(f"tokens have shape {tuple(tokens.shape)}; expected [batch, time]")
         check_start(start, tokens)
         x = self.embedding(tokens)
+        if self.sinks is None or start is None:
+            x, after = self._through_blocks(x, state, start)
+        else:
+            x, after = self._from_sinks(x, state, start)
+        return nn.functional.linear(self.norm(x), self.embedding.weight), after
+
+    def _through_blocks(self, x: Tensor, state: State, start: Tensor | None) -> tuple[Tensor, State]:
         after: State = {}
         for index, block in enumerate(self._blocks):
             x, own = block(x, part_of(state, prefix=_prefix(index)), start)
             after |= named(own, prefix=_prefix(index))
-        return nn.functional.linear(self.norm(x), self.embedding.weight), after
+        return x, after
+
+    def _from_sinks(self, x: Tensor, state: State, start: Tensor) -> tuple[Tensor, State]:
+        """Go on piece by piece: a memory's own birth knows of no sinks."""
+        newborn, pieces = self.initial_state(1), []
+        cuts = sorted({0, *start.any(dim=0).nonzero().flatten().tolist(), x.shape[1]})
+        for begin, end in itertools.pairwise(cuts):
+            born = start[:, begin]
+            state = {
+                name: torch.where(born.view(-1, *[1] * (value.ndim - 1)), newborn[name], value)
+                for name, value in state.items()
+            }
+            piece, state = self._through_blocks(x[:, begin:end], state, None)
+            pieces.append(piece)
+        return torch.cat(pieces, dim=1) if pieces else x, state
 
     @torch.no_grad()
     def generate(

@@ -13,18 +13,21 @@ from scrubjay.memory.parts.convolution import ShortConvolution
 VOCAB = 11
 
 
-def make(memory: str = "gru", **fields) -> SequenceModel:
+def make(memory: str = "gru", sinks: int = 0, **fields) -> SequenceModel:
     torch.manual_seed(0)
-    return SequenceConfig(VOCAB, make_config(memory, dim=8, **fields)).build().double()
+    config = SequenceConfig(VOCAB, make_config(memory, dim=8, **fields), num_learned_sinks=sinks)
+    return config.build().double()
 
 
 def draw(*shape: int) -> torch.Tensor:
     return torch.randint(VOCAB, shape, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("memory", list_memories())
-def test_any_cut_gives_the_same_and_start_is_birth(memory):
-    model, tokens = make(memory), draw(3, 30)
+@pytest.mark.parametrize(
+    ("memory", "sinks"), [*((name, 0) for name in list_memories()), ("gru", 2), ("sink", 1), ("hcam", 5)]
+)
+def test_any_cut_gives_the_same_and_start_is_birth(memory, sinks):
+    model, tokens = make(memory, sinks), draw(3, 30)
     start = torch.zeros(3, 30, dtype=torch.bool)
     start[1, 13] = True
     logits, state = model(tokens, model.initial_state(3), start)
@@ -38,6 +41,35 @@ def test_any_cut_gives_the_same_and_start_is_birth(memory):
         torch.testing.assert_close(carried[name], value, rtol=1e-9, atol=1e-9)
     fresh, _ = model(tokens[1:2, 13:], model.initial_state(1))
     torch.testing.assert_close(logits[1:2, 13:], fresh, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("memory", ["gru", "titans", "sink"])
+def test_learned_sinks_are_tokens_that_come_before_all_others(memory):
+    model, plain, tokens = make(memory, 3), make(memory), draw(2, 7)
+    plain.load_state_dict({name: value for name, value in model.state_dict().items() if name != "sinks"})
+    # A model without sinks, whose vocabulary has them behind its tokens.
+    plain.embedding = torch.nn.Embedding.from_pretrained(
+        torch.cat([model.embedding.weight, model.get_parameter("sinks")])
+    )
+    sinks = torch.arange(VOCAB, VOCAB + 3).expand(2, -1)
+    expected, after = plain(torch.cat([sinks, tokens], dim=1), plain.initial_state(2))
+    logits, state = model(tokens, model.initial_state(2))
+    torch.testing.assert_close(logits, expected[:, 3:, :VOCAB], rtol=1e-9, atol=1e-9)
+    for name, value in after.items():
+        torch.testing.assert_close(state[name], value, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_learned_sinks_learn_from_sequences_that_begin(begun):
+    model, tokens = make("gru", 2), draw(2, 6)
+    start = torch.zeros(2, 6, dtype=torch.bool)
+    start[1, 4] = begun
+    state = {name: value.detach() for name, value in model.initial_state(2).items()}
+    sinks = model.get_parameter("sinks")
+    (gradient,) = torch.autograd.grad(model(tokens, state, start)[0].logsumexp(-1).sum(), sinks)
+    assert bool(gradient.abs().max() > 0) == begun
+    (gradient,) = torch.autograd.grad(model(tokens, model.initial_state(2))[0].logsumexp(-1).sum(), sinks)
+    assert gradient.abs().min() > 0
 
 
 @pytest.mark.parametrize("width", [1, 2, 4])
@@ -129,12 +161,15 @@ def test_state_is_counted_and_gradients_reach_all(memory):
     assert silent <= owned
 
 
-@pytest.mark.parametrize(("memory", "fields"), [("gru", {}), ("hcam", {"chunk_size": 3, "window": 5})])
+@pytest.mark.parametrize(
+    ("memory", "fields"), [("gru", {}), ("gru", {"sinks": 2}), ("hcam", {"chunk_size": 3, "window": 5})]
+)
 def test_a_saved_model_comes_back_whole(memory, fields, tmp_path):
     model = make(memory, **fields).float()
     model.save_pretrained(tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert config["memory"]["name"] == memory
+    assert ("num_learned_sinks" in config) == ("sinks" in fields)
     loaded = SequenceModel.from_pretrained(tmp_path / "model", local_files_only=True)
     assert loaded.config == model.config
     tokens = draw(2, 20)
@@ -177,6 +212,11 @@ def test_a_budget_that_cannot_be_is_named():
 def test_impossible_sizes_are_named(field):
     with pytest.raises(ValueError, match=f"{field}=0"):
         SequenceConfig(**{"vocab_size": 4, "memory": make_config("gru", dim=8), field: 0})
+
+
+def test_learned_sinks_are_counted_from_none():
+    with pytest.raises(ValueError, match="num_learned_sinks=-1: must not be negative"):
+        SequenceConfig(4, make_config("gru", dim=8), num_learned_sinks=-1)
 
 
 def test_tokens_without_time_are_refused():
