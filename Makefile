@@ -2,14 +2,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-CODE := agents envs experiments kernels memory tests $(wildcard src/scrubjay/*.py)
+CODE := agents docs envs experiments kernels memory tests $(wildcard src/scrubjay/*.py)
 # Small batches run fastest on one thread a process; set it yourself to override.
 export OMP_NUM_THREADS ?= 1
 
 TABLES := agent bank checkpoints decoding envs installation kernels machine_code memories ray resets segments teams \
 	throughput titans
 
-.PHONY: always help demo test test-slow lint format type shapes bench bench-gpu docs-check clean
+.PHONY: always help demo test test-slow lint format type shapes bench bench-gpu docs docs-check clean
 
 help:
 	@echo "make demo        train the demo and draw its curve (a minute or two after the installation)"
@@ -18,6 +18,7 @@ help:
 	@echo "make shapes      hold the calls of some suites to the shapes that are declared"
 	@echo "make bench       measure speed and rewrite the tables in experiments/bench/"
 	@echo "make bench-gpu   check the Triton kernels on this GPU, time them and rewrite experiments/bench/gpu.md"
+	@echo "make docs        build the site into docs/site, tutorials run (some minutes)"
 	@echo "make docs-check  run the snippets of README and CONTRIBUTING, check links and spelling"
 
 $(VENV)/.installed: pyproject.toml
@@ -84,9 +85,14 @@ bench-gpu: $(VENV)/.installed
 	mv experiments/bench/gpu.md.new experiments/bench/gpu.md
 	cat experiments/bench/gpu.md
 
+# Warnings are errors: a link that leads nowhere, a docstring that docutils does not read.
+docs: $(VENV)/.installed-dev
+	MPLBACKEND=agg $(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs docs/site
+	@echo "open docs/site/index.html"
+
 docs-check: $(VENV)/.installed-dev
 	$(BIN)/pytest tests/test_docs.py -m 'slow or not slow'
 	$(BIN)/codespell README.md CONTRIBUTING.md CHANGELOG.md
 
 clean:
-	rm -rf $(VENV) build *.egg-info src/*.egg-info
+	rm -rf $(VENV) build docs/made docs/site *.egg-info src/*.egg-info

@@ -35,7 +35,7 @@ class MemoryPlanning(SingleEnv):
         N  P [K] E     It sees two symbols only: that of its place and that of its goal.
         H  I  G  L
 
-    The map has n = `size`^2 places. Every episode deals the n symbols anew to the places, uniformly, and
+    The map has n = `size` * `size` places. Every episode deals the n symbols anew to the places, uniformly, and
     starts at a uniformly drawn place. A goal is drawn uniformly from the places other than the agent's own;
     once collected, the next is drawn alike and the agent goes on from where it is. So each episode asks to
     learn a map within steps and to plan with it; nothing carries over from one episode to the next.
