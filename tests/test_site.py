@@ -52,7 +52,7 @@ def test_the_site_is_whole_and_stands_alone(tmp_path):
     for sheet in tmp_path.rglob("*.css"):
         assert not FROM_OUTSIDE.findall(sheet.read_text(encoding="utf-8")), sheet.name
     has_a_page_for_all_that_is_registered(pages)
-    for name in ("own", "book", "agent", "team"):
+    for name in ("own", "book", "agent", "team", "sweep"):
         assert pages[f"tutorials/{name}.html"].text.count("cell_output") >= 2, name
 
 
