@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from scrubjay.experiments.longcontext.curve import Curve
-from scrubjay.experiments.reports.curves import colours, figure_of, save_figure
+from scrubjay.experiments.reports.colours import colours
+from scrubjay.experiments.reports.curves import figure_of, save_figure
 
 _BINS = 40
 

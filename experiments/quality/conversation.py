@@ -34,7 +34,8 @@ from scrubjay.agents import LocalChatModel
 from scrubjay.agents.kwai import KwaiAgent, Limits
 from scrubjay.agents.language.text import is_question
 from scrubjay.experiments.language.conversations import Conversation, Reminder, remind
-from scrubjay.experiments.reports.curves import colours, figure_of, save_figure
+from scrubjay.experiments.reports.colours import colours
+from scrubjay.experiments.reports.curves import figure_of, save_figure
 from scrubjay.experiments.runs.cost import resident_bytes, stopwatch
 from scrubjay.experiments.runs.device import one_thread
 from scrubjay.experiments.runs.directory import write_atomically

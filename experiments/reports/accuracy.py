@@ -10,7 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from scrubjay.experiments.reports.curves import colours, contenders, figure_of, save_figure
+from scrubjay.experiments.reports.colours import colours
+from scrubjay.experiments.reports.curves import contenders, figure_of, save_figure
 from scrubjay.experiments.run import Run
 
 _ANSWERED = "questions answered right"

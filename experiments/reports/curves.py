@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from matplotlib.text import Text
 from numpy.typing import NDArray
 
 from scrubjay.experiments.recipes.registry import longer_of
+from scrubjay.experiments.reports.colours import colours
 from scrubjay.experiments.run import Run
 from scrubjay.experiments.words.foreign import printable
 
@@ -107,11 +108,6 @@ def plot_longer(scores: Sequence[tuple[Run, dict[int, float]]], out: Path | str)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
     return save_figure(figure, out)
-
-
-def colours(labels: Iterable[str]) -> dict[str, Any]:
-    """Return a colour for every contender, the same wherever the same ones are drawn."""
-    return {label: f"C{number % 10}" for number, label in enumerate(sorted(set(labels)))}
 
 
 def figure_of(panels: int) -> Figure:

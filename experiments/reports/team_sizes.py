@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from scrubjay.experiments.reports.curves import colours, figure_of, save_figure
+from scrubjay.experiments.reports.colours import colours
+from scrubjay.experiments.reports.curves import figure_of, save_figure
 
 _MEASURES = {
     "episodic_return": "return per episode, over all agents",

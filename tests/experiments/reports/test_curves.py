@@ -74,9 +74,3 @@ def test_what_was_tested_longer_is_drawn_by_the_setting_that_made_it_so(tiny, tm
     (curve, trained) = axes.lines
     np.testing.assert_allclose(curve.get_ydata(), [0.9, 0.3])
     assert set(trained.get_xdata()) == {1}
-
-
-def test_a_contender_has_one_colour_whoever_else_is_drawn_before_it():
-    assert curves.colours(["b", "a", "b"]) == {"a": "C0", "b": "C1"}
-    many = curves.colours(str(number) for number in range(12))
-    assert set(many.values()) == {f"C{number}" for number in range(10)}

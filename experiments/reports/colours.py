@@ -1,0 +1,57 @@
+"""Colours of contenders: one memory has one in every plot, whoever else is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+_OWN = {
+    "none": "#7f7f7f",
+    "gru": "#1f77b4",
+    "lstm": "#17becf",
+    "gtrxl": "#2ca02c",
+    "sink": "#bcbd22",
+    "stack": "#c7b299",
+    "hcam": "#d62728",
+    "landmark": "#ff7f0e",
+    "moba": "#8c564b",
+    "nsa": "#c49c94",
+    "elmur": "#e377c2",
+    "routing": "#f7b6d2",
+    "titans": "#9467bd",
+    "titans_mac": "#5b3a8e",
+    "titans_mag": "#c5b0d5",
+    "titans_mal": "#b04fd6",
+    "yaad": "#e6ab02",
+    "moneta": "#a6761d",
+    "memora": "#ffd92f",
+    "gated_delta": "#1b7837",
+    "flow": "#7fbf7b",
+    "based": "#b8e186",
+    "lightning": "#4d9221",
+    "lru": "#08519c",
+    "mingru": "#6baed6",
+    "ffm": "#08306b",
+    "shm": "#9ecae1",
+    "agalite": "#008080",
+}
+_OTHERS = (
+    "#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22",
+    "#17becf", "#ffbb78", "#98df8a", "#ff9896", "#aec7e8", "#dbdb8d",
+)  # fmt: skip
+
+
+def colours(labels: Iterable[str]) -> dict[str, str]:
+    """Return a colour for every contender: a memory's own, of several sizes the first one's, else a free one.
+
+    Those that are no memories have the same wherever the same ones are drawn.
+    """
+    ordered = sorted(set(labels))
+    found: dict[str, str] = {}
+    for label in ordered:
+        own = _OWN.get(label.partition(",")[0])
+        if own is not None and own not in found.values():
+            found[label] = own
+    free = [colour for colour in _OTHERS if colour not in found.values()]
+    rest = [label for label in ordered if label not in found]
+    found |= {label: free[number % len(free)] for number, label in enumerate(rest)}
+    return found
