@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from scrubjay.memory.contract.base import Memory, State
 from scrubjay.memory.contract.nested import named, part_of
+from scrubjay.memory.contract.recalled import Recalled
 from scrubjay.memory.contract.stepper import Stepper
 from scrubjay.memory.parts.feed_forward import feed_forward
 from scrubjay.memory.parts.grid import ChunkGrid
@@ -156,6 +157,16 @@ class Titans(Memory):
             x, _, learned = layer.step(x, part_of(state, suffix=f"_{index}"), time)
             after |= named(learned, suffix=f"_{index}")
         return x, after
+
+    @torch.no_grad()
+    def recalled(self, x: Float[Tensor, "batch dim"], state: State) -> Recalled:
+        """Return how surprising a step is to every layer's memory, as strong as which it is written."""
+        time, written = state["time"], {}
+        for index, layer in enumerate(self._layers):
+            x, written[f"surprise, layer {index}"], _ = layer.step(
+                x, part_of(state, suffix=f"_{index}"), time
+            )
+        return Recalled({}, written)
 
     def stepper(self, state: State) -> Stepper:
         """Return what advances these rows in place, where memories are matrices and nothing more."""
