@@ -139,6 +139,31 @@ def test_what_was_read_is_the_sum_of_values_by_these_weights(name):
         seen.clear()
 
 
+@pytest.mark.parametrize("name", ["titans_mag", "titans_mal"])
+def test_windows_beside_a_memory_tell_what_they_read(name):
+    module = built(name, {"window": 4, "chunk_size": 3, "num_persistent": 0})
+    x, state, seen = inputs(module), module.initial_state(3), {}
+    attention = module.layers[0].attention
+    attention.out.register_forward_pre_hook(lambda _, given: seen.update(read=given[0]))
+    for t in range(STEPS):
+        told = module.recalled(x[:, t], state).reads["window, layer 0"]
+        weigh = attention.weigh
+        attention.weigh = lambda *given, weigh=weigh: seen.setdefault("weights", weigh(*given))
+        module.recalled(x[:, t], state)
+        attention.weigh = weigh
+        _, after = module(x[:, t : t + 1], state)
+        values = torch.cat([state["values_0"], after["values_0"][:, -1:]], dim=1)
+        values = values.unflatten(-1, (attention.heads, -1))
+        expected = torch.einsum("bhs,bshe->bhe", seen["weights"], values).flatten(1)
+        torch.testing.assert_close(seen["read"][:, 0], expected)
+        assert torch.allclose(told.weights.sum(1), torch.ones(3))
+        state = after
+        seen.clear()
+    persistent = built(name, {"window": 4, "num_persistent": 3})
+    told = persistent.recalled(x[:, 0], persistent.initial_state(3)).reads["window, layer 0"]
+    assert bool((told.weights.sum(1) < 1).all())
+
+
 def test_a_sink_that_reads_nothing_takes_its_share():
     module = built("sink", {"num_layers": 1, "window": 4, "sink_logit": True, "num_learned_sinks": 2})
     x = inputs(module)
