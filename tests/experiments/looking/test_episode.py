@@ -1,9 +1,13 @@
 """An episode as a trace: the same that is played, and with what the memory said."""
 
+import base64
+import io
+
 import gymnasium
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from scrubjay.experiments import EnvConfig
 from scrubjay.experiments.looking.episode import trace_episode
@@ -39,6 +43,11 @@ def test_pictures_are_those_of_the_steps_and_each_is_kept_once():
     trace = trace_episode(policy_for(MAZE, "none"), MAZE)
     assert len(trace.pictures) == len(set(trace.pictures))
     assert {step.picture for step in trace.steps} == set(range(len(trace.pictures)))
+    env = MAZE.make(render_mode="rgb_array")
+    env.reset(seed=1)
+    data = base64.b64decode(trace.pictures[0].partition(",")[2])
+    with Image.open(io.BytesIO(data)) as kept:
+        assert np.array_equal(np.asarray(kept.convert("RGB")), np.asarray(env.render()))
 
 
 def test_what_a_memory_says_is_in_the_trace():
