@@ -17,7 +17,9 @@ from torch.nn import functional as F
 
 from scrubjay.memory.contract.base import Memory, MemoryConfig, State
 from scrubjay.memory.contract.clock import Clock
+from scrubjay.memory.contract.recalled import Read, Recalled
 from scrubjay.memory.contract.stepper import Stepper
+from scrubjay.memory.parts.chunks import last_steps
 from scrubjay.memory.parts.gate import Gate
 from scrubjay.memory.parts.window import WindowAttention, resolve_heads, shift_window
 from scrubjay.memory.stepping.gtrxl import GTrXLStepper
@@ -79,6 +81,17 @@ class GTrXL(Memory):
             x = layer.combine(x, layer.attention.step(normed[-1], recent[:, index], age))
         newest = torch.stack(normed, dim=1)[:, :, None].to(recent.dtype)
         return x, {"recent": torch.cat([recent[:, :, 1:], newest], dim=2), "age": age + 1}
+
+    @torch.no_grad()
+    def recalled(self, x: Tensor, state: State) -> Recalled:
+        """Return what the windows of all layers read."""
+        recent, age = state["recent"], state["age"]
+        steps, reads = last_steps(age, self.window), {}
+        for index, layer in enumerate(self.layers):
+            seen = layer.attention_norm(x), recent[:, index], age
+            reads[f"window, layer {index}"] = Read.of(steps, layer.attention.weigh(*seen)[0].mean(1))
+            x = layer.combine(x, layer.attention.step(*seen))
+        return Recalled(reads, {})
 
     def stepper(self, state: State) -> Stepper:
         """Return what advances these rows in place."""

@@ -25,19 +25,22 @@ from torch import Tensor, nn
 from scrubjay.memory.contract.base import Memory, MemoryConfig, State
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.contract.nested import named, part_of
+from scrubjay.memory.contract.recalled import Read, Recalled
 from scrubjay.memory.contract.stepper import Stepper
 from scrubjay.memory.parts.chunks import (
     blanked,
     empty_layers,
     is_harmless,
+    last_steps,
     plan_chunks,
     push,
     seen_steps,
+    stored_steps,
     take,
     written_slots,
 )
 from scrubjay.memory.parts.feed_forward import feed_forward
-from scrubjay.memory.parts.hierarchy import ReadWeights, attend
+from scrubjay.memory.parts.hierarchy import ReadWeights, attend, weigh
 from scrubjay.memory.parts.window import (
     WindowAttention,
     distance_embedding,
@@ -144,6 +147,22 @@ class HCAM(Memory):
             after |= named(own, suffix=f"_{layer}")
         return x, after
 
+    @torch.no_grad()
+    def recalled(self, x: Float[Tensor, "batch dim"], state: State) -> Recalled:
+        """Return what windows and chosen chunks of all layers give to a step."""
+        time = state["time"]
+        readable = written_slots(time, self.chunk_size, self.num_chunks)[:, None]
+        window = last_steps(time, self.window)
+        chunks = stored_steps(time, self.chunk_size, self.num_chunks)
+        reads = {}
+        for layer, block in enumerate(self._layers):
+            own = part_of(state, suffix=f"_{layer}")
+            recent, stored = own["recent"], _Stored(own["contents"], own["summaries"], readable)
+            near, x, far = block.weigh(x, recent, time, stored)
+            reads[f"window, layer {layer}"] = Read.of(window, near)
+            reads[f"chunks, layer {layer}"] = Read.of(chunks, far)
+        return Recalled(reads, {})
+
     def stepper(self, state: State) -> Stepper:
         """Return what advances these rows in place."""
         if not self.steps_as(HCAM, state):
@@ -242,7 +261,22 @@ class _Block(nn.Module):
         self.feed_forward = feed_forward(dim, 2 * dim)
 
     def read(self, x: Tensor, stored: _Stored) -> Tensor:
-        weights = ReadWeights(
+        read = attend(
+            self.read_norm(x),
+            stored.summaries.to(x.dtype),
+            stored.contents.to(x.dtype),
+            stored.readable,
+            self._weights(),
+            self.positions,
+            # Who may read no more than are kept need not choose.
+            self.top_k if stored.most is None or stored.most > self.top_k else stored.summaries.shape[1],
+            self.num_heads,
+            self.stop_memory_gradient,
+        )
+        return read.to(x.dtype)
+
+    def _weights(self) -> ReadWeights:
+        return ReadWeights(
             summary_key=self.summary_key.weight.T,
             summary_query=self.summary_query.weight.T,
             key=self.key.weight.T,
@@ -252,19 +286,26 @@ class _Block(nn.Module):
             out=self.out.weight.T,
             out_bias=self.out.bias,
         )
-        read = attend(
-            self.read_norm(x),
+
+    def weigh(
+        self, x: Tensor, recent: Tensor, time: Tensor, stored: _Stored
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return how much of a step's window it reads, its output, and how much of each stored step."""
+        normed = self.local_norm(x)
+        near = self.local.weigh(normed, recent.to(x.dtype), time)[0].mean(1)
+        asking = x + self.local.step(normed, recent.to(x.dtype), time)
+        far = weigh(
+            self.read_norm(asking)[:, None],
             stored.summaries.to(x.dtype),
             stored.contents.to(x.dtype),
             stored.readable,
-            weights,
+            self._weights(),
             self.positions,
-            # Who may read no more than are kept need not choose.
-            self.top_k if stored.most is None or stored.most > self.top_k else stored.summaries.shape[1],
+            self.top_k,
             self.num_heads,
-            self.stop_memory_gradient,
         )
-        return read.to(x.dtype)
+        y, _ = self.step(x, recent, time, stored)
+        return near, y, far[:, 0].mean(1)
 
     def step(self, x: Tensor, recent: Tensor, time: Tensor, stored: _Stored) -> tuple[Tensor, Tensor]:
         normed = self.local_norm(x)

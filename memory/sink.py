@@ -29,6 +29,7 @@ from scrubjay.kernels.derivatives import has_own_gradient
 from scrubjay.kernels.dispatch import is_traced, without_autocast
 from scrubjay.memory.contract.base import LATER, Memory, MemoryConfig, State
 from scrubjay.memory.contract.clock import Clock
+from scrubjay.memory.contract.recalled import Read, Recalled
 from scrubjay.memory.contract.stepper import Stepper
 from scrubjay.memory.parts import streaming
 from scrubjay.memory.parts.feed_forward import feed_forward
@@ -102,6 +103,17 @@ class Sink(Memory):
 
     def step(self, x: Float[Tensor, "batch dim"], state: State) -> tuple[Float[Tensor, "batch dim"], State]:
         """Advance every row by one input: write its key and value, then attend to the cache."""
+        return self._step(x, state, None)
+
+    @torch.no_grad()
+    def recalled(self, x: Float[Tensor, "batch dim"], state: State) -> Recalled:
+        """Return what all layers read of the first steps and the last."""
+        reads: dict[str, Read] = {}
+        self._step(x, state, reads)
+        return Recalled(reads, {})
+
+    def _step(self, x: Tensor, state: State, reads: dict[str, Read] | None) -> tuple[Tensor, State]:
+        """Take a step, and put down what is read of the caches where somebody wants it."""
         time = state["time"]
         here = torch.arange(self.slots, device=time.device) == sink_slot(time, *self._sizes)[:, None]
         clock = Clock.running(time)
@@ -115,8 +127,11 @@ class Sink(Memory):
             for name, new in (("keys", key), ("values", value)):
                 cache = state[name][:, index]
                 written[name].append(torch.where(here[..., None], new.flatten(2).to(cache.dtype), cache))
-            cached = (written[name][-1].to(x.dtype) for name in ("keys", "values"))
-            x = layer.finish(x, query, *cached, clock, seen)
+            keys, values = (written[name][-1].to(x.dtype) for name in ("keys", "values"))
+            if reads is not None:
+                weights = layer.weigh(query[:, 0], keys, seen)
+                reads[f"window, layer {index}"] = Read.of(step, weights.mean(1))
+            x = layer.finish(x, query, keys, values, clock, seen)
         after = {name: torch.stack(caches, dim=1) for name, caches in written.items()}
         return x[:, 0], after | {"time": time + 1}
 
@@ -318,19 +333,7 @@ class _Layer(nn.Module):
         self, x: Tensor, query: Tensor, keys: Tensor, values: Tensor, clock: Clock, held: _Held
     ) -> Tensor:
         """Return the layer's output for keys and values `[batch, slots, dim]` of the steps `held`."""
-        if self.num_sinks:
-            # Sinks lose their turned half and get their slot's vector; all others stay.
-            positions = (
-                functional.pad(self.sink_positions, (self.rotated, 0, 0, 0, 0, 1)).flatten(1).to(x.dtype)
-            )
-            kept = torch.ones_like(positions)
-            kept.unflatten(1, (self.heads, -1))[: self.num_sinks, :, : self.rotated] = 0
-            keys = torch.addcmul(
-                functional.embedding(held.place, positions, padding_idx=self.num_sinks),
-                keys,
-                functional.embedding(held.place, kept),
-            )
-        keys = keys.unflatten(-1, (self.heads, self.width))
+        keys = self._placed(keys, held)
         steps = clock.stream, held.step, clock.birth
         given = query, keys, values.unflatten(-1, (self.heads, self.width)), *steps
         sizes: dict[str, Any] = {"window": self.window, "num_sinks": self.num_sinks}
@@ -342,13 +345,47 @@ class _Layer(nn.Module):
         x = x + self.out(read.flatten(2))
         return x + self.feed_forward(x)
 
+    def _placed(
+        self, keys: Float[Tensor, "batch slots dim"], held: _Held
+    ) -> Float[Tensor, "batch slots heads width"]:
+        """Return keys as queries meet them: sinks lose their turned half and get their slot's vector."""
+        if self.num_sinks:
+            positions = functional.pad(self.sink_positions, (self.rotated, 0, 0, 0, 0, 1)).flatten(1)
+            positions = positions.to(keys.dtype)
+            kept = torch.ones_like(positions)
+            kept.unflatten(1, (self.heads, -1))[: self.num_sinks, :, : self.rotated] = 0
+            keys = torch.addcmul(
+                functional.embedding(held.place, positions, padding_idx=self.num_sinks),
+                keys,
+                functional.embedding(held.place, kept),
+            )
+        return keys.unflatten(-1, (self.heads, self.width))
+
+    def weigh(
+        self, query: Float[Tensor, "batch heads width"], keys: Float[Tensor, "batch slots dim"], held: _Held
+    ) -> Float[Tensor, "batch heads slots"]:
+        """Return how much of what single queries read is of each slot; the rest is of what has no step."""
+        scores = torch.einsum("bhe,bshe->bhs", query, self._placed(keys, held)) * self.width**-0.5
+        scores = scores.masked_fill((held.step < 0)[:, None], -torch.inf)
+        if self.sink_logit is not None:
+            silent = self.sink_logit.to(scores.dtype)[:, None].expand(len(scores), -1, 1)
+            scores = torch.cat([scores, silent], dim=-1)
+        if self.num_learned:
+            scores = torch.cat([scores, self._learned_scores(query[:, None])[:, 0].to(scores.dtype)], dim=-1)
+        return torch.softmax(scores, dim=-1)[..., : keys.shape[1]]
+
+    def _learned_scores(
+        self, query: Float[Tensor, "batch time heads width"]
+    ) -> Float[Tensor, "batch time heads learned"]:
+        query = query[..., self.rotated :] * self.width**-0.5
+        return torch.einsum("bthe,she->bths", query, self.learned_keys.to(query.dtype))
+
     @without_autocast
     def _beside_learned(
         self, query: Float[Tensor, "batch time heads width"], part: tuple[Tensor, Tensor]
     ) -> Float[Tensor, "batch time heads width"]:
         """Return what was read of the cache, with its log-normaliser, and of learned sinks, as if at once."""
         read, lse = part
-        query = query[..., self.rotated :].to(lse.dtype) * self.width**-0.5
-        scores = torch.einsum("bthe,she->bths", query, self.learned_keys.to(lse.dtype))
+        scores = self._learned_scores(query.to(lse.dtype))
         learned = torch.einsum("bths,shv->bthv", scores.softmax(-1), self.learned_values.to(lse.dtype))
         return merge([(read, lse), (learned.to(read.dtype), scores.logsumexp(-1))])

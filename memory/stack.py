@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from scrubjay.memory.contract.base import Memory, MemoryConfig, State
 from scrubjay.memory.contract.nested import named, part_of
+from scrubjay.memory.contract.recalled import Recalled
 from scrubjay.memory.contract.stepper import Stepper
 from scrubjay.memory.gru import GRUConfig
 from scrubjay.memory.sink import SinkConfig
@@ -116,6 +117,17 @@ class Stack(Memory):
             x = x + y if self.residual else y
             after |= named(own, prefix=f"{index}.")
         return x, after
+
+    @torch.no_grad()
+    def recalled(self, x: Float[Tensor, "batch dim"], state: State) -> Recalled | None:
+        """Return what those parts recall that say it."""
+        parts = {}
+        for index, norm, part, own in self._each(state):
+            normed = norm(x)
+            parts[f"part {index}"] = part.recalled(normed, own)
+            y, _ = part.step(normed, own)
+            x = x + y if self.residual else y
+        return Recalled.of_parts(parts)
 
     def stepper(self, state: State) -> Stepper:
         """Return what advances these rows with a stepper for every part."""

@@ -146,6 +146,13 @@ def test_a_wheel_holds_every_room(tmp_path):
     subprocess.run(build, check=True, timeout=240)
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    for name in ("py.typed", "memory/hcam.py", "kernels/retrieval/op.py", "experiments/bench/envs.py"):
+    pages = (f"experiments/looking/page.{ending}" for ending in ("html", "css", "js"))
+    for name in (
+        "py.typed",
+        "memory/hcam.py",
+        "kernels/retrieval/op.py",
+        "experiments/bench/envs.py",
+        *pages,
+    ):
         assert f"scrubjay/{name}" in names
     assert {name.partition("/")[0] for name in names if "dist-info" not in name} == {"scrubjay"}

@@ -11,6 +11,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "eval": ("play episodes with a trained policy and report return and success", "evaluate.run"),
     "plot": ("draw the curves of one or several runs", "plot.run"),
     "play": ("write one episode to an animated GIF or a film", "play.run"),
+    "look": ("show what a policy remembers in an episode: a page, a picture or a trace", "look.run"),
     "doctor": ("show versions, threads, GPU, and which extras lack what", "doctor.run"),
     "completion": ("make a shell complete verbs, options and names", "completion.run"),
     "list": ("show recipes, memories and environments", "list.run"),

@@ -20,18 +20,22 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from scrubjay.kernels import chunk_retrieval, merge
-from scrubjay.memory.chosen.own import OwnChunkAttention, Tokens, attend_own_chunk
+from scrubjay.kernels import choose_chunks, chunk_retrieval, merge
+from scrubjay.memory.chosen.own import OwnChunkAttention, Tokens, attend_own_chunk, own_scores
 from scrubjay.memory.contract.base import Memory, MemoryConfig, State
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.contract.nested import named, part_of
+from scrubjay.memory.contract.recalled import Read as Recall
+from scrubjay.memory.contract.recalled import Recalled
 from scrubjay.memory.parts.chunks import (
     blanked,
     empty_layers,
     is_harmless,
+    last_steps,
     plan_chunks,
     push,
     seen_steps,
+    stored_steps,
     take,
     written_slots,
 )
@@ -76,6 +80,29 @@ Read = tuple[Float[Tensor, "batch time heads width"], Float[Tensor, "batch time 
 
 Landmarks = Float[Tensor, "batch chunks dim"]
 """What runs through the layers for a chunk that is complete."""
+
+
+def scores_within(
+    query: Float[Tensor, "batch heads width"], stored: Stored
+) -> Float[Tensor, "batch heads chunks chunk_size"]:
+    """Return the scores of single queries with all steps that are stored."""
+    return torch.einsum("bhd,bmchd->bhmc", query, stored.keys) * query.shape[-1] ** -0.5
+
+
+def joined(
+    own: Float[Tensor, "batch heads chunk_and_1"],
+    of_chunks: Float[Tensor, "batch heads chunks 1"],
+    within: Float[Tensor, "batch heads chunks chunk_size"],
+    combine: Literal["hierarchical", "joint"],
+) -> tuple[Float[Tensor, "batch heads chunk_and_1"], Float[Tensor, "batch heads chunks chunk_size"]]:
+    """Return the weights of steps of the own chunk and of others, of which those not chosen score -inf."""
+    if combine == "hierarchical":
+        far = of_chunks + torch.log_softmax(within, dim=-1)
+    else:
+        far = within
+    far = far.masked_fill(of_chunks == float("-inf"), float("-inf"))
+    weights = torch.softmax(torch.cat([own, far.flatten(2)], dim=2), dim=2)
+    return weights[..., : own.shape[2]], weights[..., own.shape[2] :].unflatten(2, far.shape[2:])
 
 
 class ChunkedLayer(OwnChunkAttention):
@@ -135,6 +162,28 @@ class ChunkedLayer(OwnChunkAttention):
         """Return what inputs `x` read in all, `own` of it of their own chunk."""
         return merge([own, self.choose(query, stored)])
 
+    def weigh(
+        self,
+        x: Float[Tensor, "batch dim"],
+        query: Float[Tensor, "batch heads width"],
+        own: Float[Tensor, "batch heads chunk_and_1"],
+        stored: Stored,
+    ) -> tuple[Float[Tensor, "batch heads chunk_and_1"], Float[Tensor, "batch heads chunks chunk_size"]]:
+        """Return how much of what `mix` reads is of steps of inputs' own chunks, and of others.
+
+        `own` are the scores of the former.
+        """
+        far = self.turned(query, self.chunk_size)[:, None]
+        chosen = choose_chunks(
+            stored.readable, top_k=self.top_k, summary_query=far, summaries=stored.summaries
+        )
+        # Of each chunk its score, -inf where it is not chosen.
+        count = stored.keys.shape[1]
+        scores = chosen.scores.new_full((*far.shape[:3], count + 1), float("-inf"))
+        place = chosen.chunks.long().remainder(count + 1)
+        scores = scores.scatter_(3, place, chosen.scores)[:, 0, :, :count, None]
+        return joined(own, scores, scores_within(far[:, 0], stored), self.combine)
+
     def finish(
         self,
         x: Float[Tensor, "batch time dim"],
@@ -158,6 +207,16 @@ class ChunkedLayer(OwnChunkAttention):
         read = self.mix(x, own, tokens.query, stored)
         x = x + self.out(read.flatten(2).to(self.out.weight.dtype))
         return x + self.feed_forward(x)
+
+
+class _Moment(NamedTuple):
+    """What all layers see of a step's time."""
+
+    seen: Bool[Tensor, "batch chunk_size"]
+    """Which of the last steps there have been."""
+    readable: Bool[Tensor, "batch 1 chunks"]
+    place: Int[Tensor, "batch 1"]
+    """Of the step in its chunk."""
 
 
 class ChunkedMemory(Memory):
@@ -206,20 +265,16 @@ class ChunkedMemory(Memory):
     def step(self, x: Float[Tensor, "batch dim"], state: State) -> tuple[Float[Tensor, "batch dim"], State]:
         """Advance by one step: read the chunks completed so far, then store this step."""
         time, y = state["time"], x[:, None]
-        seen = seen_steps(time, self.chunk_size)
-        readable = written_slots(time, self.chunk_size, self.num_chunks)[:, None]
-        place = (time % self.chunk_size)[:, None]
-        completes = place[:, 0] == self.chunk_size - 1
+        at = self._moment(time)
+        completes = time % self.chunk_size == self.chunk_size - 1
         # Rows fill their chunks at different steps; only for those that do is something made of one.
         everywhere = torch.compiler.is_compiling() or bool(completes.any())
         landmarks = self.landmarks(x.shape[0], 1)
         after: State = {"time": time + 1}
         for index, layer in enumerate(self.layers):
             own = part_of(state, suffix=f"_{index}")
-            tokens = layer.tokens(y, place, self.state_dtype)
-            keys = torch.cat([blanked(own["recent_keys"], seen), tokens.key.flatten(2)], dim=1)
-            values = torch.cat([blanked(own["recent_values"], seen), tokens.value.flatten(2)], dim=1)
-            y = layer.finish(y, tokens, keys, values, place, self._stored(own, readable))
+            tokens, keys, values, stored = self._seen(layer, y, own, at)
+            y = layer.finish(y, tokens, keys, values, at.place, stored)
             own |= {"recent_keys": keys[:, 1:].clone(), "recent_values": values[:, 1:].clone()}
             if everywhere:
                 chunk = {"keys": keys[:, None, 1:], "values": values[:, None, 1:]}
@@ -228,6 +283,42 @@ class ChunkedMemory(Memory):
                 own |= {name: push(own[name], item[:, 0], completes) for name, item in chunk.items()}
             after |= named(own, suffix=f"_{index}")
         return y[:, 0], after
+
+    def _moment(self, time: Int[Tensor, " batch"]) -> _Moment:
+        return _Moment(
+            seen_steps(time, self.chunk_size),
+            written_slots(time, self.chunk_size, self.num_chunks)[:, None],
+            (time % self.chunk_size)[:, None],
+        )
+
+    def _seen(
+        self, layer: ChunkedLayer, y: Float[Tensor, "batch 1 dim"], own: State, at: _Moment
+    ) -> tuple[Tokens, Tensor, Tensor, Stored]:
+        """Return what a layer makes of one step, keys and values of the last steps and it, and the chunks."""
+        tokens = layer.tokens(y, at.place, self.state_dtype)
+        keys, values = (
+            torch.cat([blanked(own[f"recent_{name}"], at.seen), new.flatten(2)], dim=1)
+            for name, new in (("keys", tokens.key), ("values", tokens.value))
+        )
+        return tokens, keys, values, self._stored(own, at.readable)
+
+    @torch.no_grad()
+    def recalled(self, x: Float[Tensor, "batch dim"], state: State) -> Recalled:
+        """Return what all layers read of a step's own chunk and of those that it chooses."""
+        time, y = state["time"], x[:, None]
+        at = self._moment(time)
+        recent = last_steps(time, self.chunk_size)
+        chunks = stored_steps(time, self.chunk_size, self.num_chunks)
+        reads = {}
+        for index, layer in enumerate(self.layers):
+            own = part_of(state, suffix=f"_{index}")
+            tokens, keys, values, stored = self._seen(layer, y, own, at)
+            query = tokens.query[:, 0]
+            near, far = layer.weigh(y[:, 0], query, own_scores(query, keys, at.place[:, 0]), stored)
+            reads[f"own chunk, layer {index}"] = Recall.of(recent, near.mean(1))
+            reads[f"chunks, layer {index}"] = Recall.of(chunks, far.mean(1))
+            y = layer.finish(y, tokens, keys, values, at.place, stored)
+        return Recalled(reads, {})
 
     def segment(
         self, x: Float[Tensor, "batch time dim"], state: State, start: Bool[Tensor, "batch time"]

@@ -27,11 +27,20 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from scrubjay.kernels.normalisers import softmax_or_zero
-from scrubjay.memory.chosen.own import OwnChunkAttention, attend_own_chunk, projections
+from scrubjay.memory.chosen.own import OwnChunkAttention, Tokens, attend_own_chunk, own_scores, projections
 from scrubjay.memory.contract.base import Memory, MemoryConfig, State
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.contract.nested import named, part_of
-from scrubjay.memory.parts.chunks import blanked, empty_layers, is_harmless, plan_chunks, seen_steps, take
+from scrubjay.memory.contract.recalled import Read, Recalled
+from scrubjay.memory.parts.chunks import (
+    blanked,
+    empty_layers,
+    is_harmless,
+    last_steps,
+    plan_chunks,
+    seen_steps,
+    take,
+)
 from scrubjay.memory.parts.feed_forward import feed_forward
 from scrubjay.memory.parts.window import resolve_heads, shift_window
 
@@ -127,18 +136,13 @@ class ELMUR(Memory):
         completes = place[:, 0] == self.chunk_size - 1
         everywhere = torch.compiler.is_compiling() or bool(completes.any())
         seen = seen_steps(time, self.chunk_size)
-        written = self.written(chunks)
         after: State = {"time": time + 1}
         for index, layer in enumerate(self.layers):
             own = part_of(state, suffix=f"_{index}")
-            recent = {name: blanked(own[name], seen) for name in ("recent_keys", "recent_values", "recent")}
-            slots = Slots(blanked(own["slots"], written >= 0), written)
-            tokens = layer.tokens(y, place, self.state_dtype)
-            keys = torch.cat([recent["recent_keys"], tokens.key.flatten(2)], dim=1)
-            values = torch.cat([recent["recent_values"], tokens.value.flatten(2)], dim=1)
+            tokens, keys, values, slots = self._seen(layer, y, own, time)
             y = y + layer.attend(tokens.query, keys, values, place)
             y = layer.finish(y, time[:, None], slots)
-            steps = torch.cat([recent["recent"][:, 1:], y.to(self.state_dtype)], dim=1)
+            steps = torch.cat([blanked(own["recent"], seen)[:, 1:], y.to(self.state_dtype)], dim=1)
             content = layer.rewritten(slots, steps, chunks, completes) if everywhere else slots.content
             own = {
                 "slots": content,
@@ -148,6 +152,41 @@ class ELMUR(Memory):
             }
             after |= named(own, suffix=f"_{index}")
         return y[:, 0], after
+
+    def _seen(
+        self, layer: _Layer, y: Float[Tensor, "batch 1 dim"], own: State, time: Int[Tensor, " batch"]
+    ) -> tuple[Tokens, Tensor, Tensor, Slots]:
+        """Return what a layer makes of one step, keys and values of the last steps and it, and the slots."""
+        seen, written = seen_steps(time, self.chunk_size), self.written(time // self.chunk_size)
+        tokens = layer.tokens(y, (time % self.chunk_size)[:, None], self.state_dtype)
+        keys, values = (
+            torch.cat([blanked(own[f"recent_{name}"], seen), new.flatten(2)], dim=1)
+            for name, new in (("keys", tokens.key), ("values", tokens.value))
+        )
+        return tokens, keys, values, Slots(blanked(own["slots"], written >= 0), written)
+
+    @torch.no_grad()
+    def recalled(self, x: Float[Tensor, "batch dim"], state: State) -> Recalled:
+        """Return what all layers read of a step's own chunk, and of those that slots were last written at.
+
+        Of a slot that was written before, so much is told as its last chunk is of it, by `blend`.
+        """
+        time, y = state["time"], x[:, None]
+        place, size = time % self.chunk_size, self.chunk_size
+        steps = self.written(time // size)[..., None] + torch.arange(1 - size, 1, device=time.device)
+        rewritten = steps[..., -1] >= self.num_slots * size
+        reads = {}
+        for index, layer in enumerate(self.layers):
+            own = part_of(state, suffix=f"_{index}")
+            tokens, keys, values, slots = self._seen(layer, y, own, time)
+            near = torch.softmax(own_scores(tokens.query[:, 0], keys, place), dim=-1).mean(1)
+            reads[f"own chunk, layer {index}"] = Read.of(last_steps(time, size), near)
+            y = y + layer.attend(tokens.query, keys, values, place[:, None])
+            far = layer.weigh(y, time[:, None], layer.normed(slots))[:, :, 0].mean(1)
+            far = torch.where(rewritten, layer.blend * far, far)[..., None].expand(-1, -1, size) / size
+            reads[f"slots, layer {index}"] = Read.of(steps.clamp(min=-1), far)
+            y = layer.finish(y, time[:, None], slots)
+        return Recalled(reads, {})
 
     def segment(
         self, x: Float[Tensor, "batch time dim"], state: State, start: Bool[Tensor, "batch time"]
@@ -299,9 +338,25 @@ class _Layer(OwnChunkAttention):
         readable: Bool[Tensor, "batch time slots"] | None = None,
     ) -> Float[Tensor, "batch time dim"]:
         """Return what queries read of the slots that are written, all of them or those that are readable."""
-        content = self.slot_norm(slots.content.to(self.read_out.weight.dtype))
+        slots = self.normed(slots)
+        value = self._heads(self.read_value(slots.content))
+        weights = self.weigh(x, time, slots, readable).to(value.dtype)
+        return self.read_out((weights @ value).transpose(1, 2).flatten(2))
+
+    def normed(self, slots: Slots) -> Slots:
+        """Return slots as steps read them."""
+        return Slots(self.slot_norm(slots.content.to(self.read_out.weight.dtype)), slots.written)
+
+    def weigh(
+        self,
+        x: Float[Tensor, "batch time dim"],
+        time: Int[Tensor, "batch time"],
+        slots: Slots,
+        readable: Bool[Tensor, "batch time slots"] | None = None,
+    ) -> Float[Tensor, "batch heads time slots"]:
+        """Return how much of what `read` reads is of each slot, whose contents come normed."""
         query = self._heads(self.read_query(self.read_norm(x)))
-        key, value = self._heads(self.read_key(content)), self._heads(self.read_value(content))
+        key = self._heads(self.read_key(slots.content))
         scores = query @ key.mT * query.shape[-1] ** -0.5
         distance = time[:, :, None] - slots.written[:, None]
         bucket = torch.bucketize(distance.clamp(min=0), self.edges, right=True)
@@ -309,8 +364,7 @@ class _Layer(OwnChunkAttention):
         known = (slots.written >= 0)[:, None]
         known = known if readable is None else known & readable
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-        weights = softmax_or_zero(scores.masked_fill(~known[:, None], float("-inf"))).to(value.dtype)
-        return self.read_out((weights @ value).transpose(1, 2).flatten(2))
+        return softmax_or_zero(scores.masked_fill(~known[:, None], float("-inf")))
 
     def finish(
         self, x: Tensor, time: Tensor, slots: Slots, readable: Bool[Tensor, "batch time slots"] | None = None

@@ -16,12 +16,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from scrubjay.kernels import attend_chosen, choose_chunks, merge
 from scrubjay.kernels.normalisers import softmax_or_zero
-from scrubjay.memory.chosen.chunked import ChunkedConfig, ChunkedLayer, ChunkedMemory, Read, Stored
+from scrubjay.memory.chosen.chunked import (
+    ChunkedConfig,
+    ChunkedLayer,
+    ChunkedMemory,
+    Read,
+    Stored,
+    joined,
+    scores_within,
+)
 
 _STREAMS = 3
 
@@ -81,12 +89,24 @@ class NSALayer(ChunkedLayer):
     def streams(self, query: Float[Tensor, "batch time heads width"], stored: Stored) -> tuple[Tensor, Read]:
         """Return what is read of compressed chunks, and of the steps of those they weigh most."""
         far = self.turned(query, self.chunk_size)
+        weights, values, chosen = self._chosen(far, stored)
+        compressed = torch.einsum("bthm,bmhd->bthd", weights, values)
+        read = attend_chosen(far, stored.keys, stored.values, chosen, combine="joint", return_lse=True)
+        return compressed, read
+
+    def _chosen(
+        self, far: Float[Tensor, "batch time heads width"], stored: Stored
+    ) -> tuple[
+        Float[Tensor, "batch time heads chunks"],
+        Float[Tensor, "batch chunks heads width"],
+        Int[Tensor, "batch time 1 K"],
+    ]:
+        """Return the weights of compressed chunks, their values, and which chunks these weights choose."""
         hidden = ~stored.readable[:, :, None]
         summaries = torch.where(stored.readable.any(1)[:, :, None, None], stored.summaries, 0)
         keys, values = summaries.chunk(2, dim=-1)
         scores = torch.einsum("bthd,bmhd->bthm", far, keys) * far.shape[-1] ** -0.5
         weights = softmax_or_zero(scores.masked_fill(hidden, float("-inf")))
-        compressed = torch.einsum("bthm,bmhd->bthd", weights, values)
         always = int(self.top_k > 2)
         chosen = choose_chunks(
             stored.readable,
@@ -95,8 +115,25 @@ class NSALayer(ChunkedLayer):
             num_sink_chunks=always,
             num_local_chunks=always,
         )
-        read = attend_chosen(far, stored.keys, stored.values, chosen.chunks, combine="joint", return_lse=True)
-        return compressed, read
+        return weights, values, chosen.chunks
+
+    def weigh(
+        self, x: Tensor, query: Tensor, own: Tensor, stored: Stored
+    ) -> tuple[Float[Tensor, "batch heads chunk_and_1"], Float[Tensor, "batch heads chunks chunk_size"]]:
+        """Return how much comes of each step, in units of all gates; of a compressed chunk alike of each."""
+        far = self.turned(query, self.chunk_size)[:, None]
+        weights, _, chosen = self._chosen(far, stored)
+        count, size = stored.keys.shape[1:3]
+        place = chosen.long().remainder(count + 1)[:, 0]  # none is one more
+        kept = torch.zeros(len(x), 1, count + 1, dtype=torch.bool, device=x.device)
+        kept = kept.scatter_(2, place, True)[..., :count, None].expand(-1, self.heads, -1, -1)
+        scores = torch.zeros_like(kept, dtype=far.dtype).masked_fill(~kept, float("-inf"))
+        near, selected = joined(own, scores, scores_within(far[:, 0], stored), "joint")
+        gates = torch.stack(self._gates(x[:, None], query[:, None]))[:, :, 0]
+        compress, select, window = gates / gates.sum(dim=0)
+        compressed = weights[:, 0, :, :, None].expand(-1, -1, -1, size) / size
+        far = compress[..., None] * compressed + select[..., None] * selected
+        return select * near + window * torch.softmax(own, dim=-1), far
 
     def _gates(self, x: Tensor, like: Tensor) -> list[Tensor]:
         """Return the gates of the streams."""

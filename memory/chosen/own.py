@@ -61,6 +61,24 @@ class OwnChunkAttention(nn.Module):
         return x * self.cos[place].to(x.dtype) + across * self.sin[place].to(x.dtype)
 
 
+def own_scores(
+    query: Float[Tensor, "batch heads width"],
+    keys: Float[Tensor, "batch chunk_and_1 dim"],
+    place: Int[Tensor, " batch"],
+) -> Float[Tensor, "batch heads chunk_and_1"]:
+    """Return the scores of single queries with the steps of their own chunks, -inf for all before these.
+
+    Args:
+        query: One step's, by head.
+        keys: Of a chunk of steps before it, and its own.
+        place: How many steps of its chunk are before it.
+    """
+    keys = keys.unflatten(-1, query.shape[1:])
+    behind = torch.arange(keys.shape[1] - 1, -1, -1, device=keys.device)
+    scores = torch.einsum("bhd,bchd->bhc", query, keys) * query.shape[-1] ** -0.5
+    return scores.masked_fill((behind > place[:, None])[:, None], float("-inf"))
+
+
 def projections(dim: int) -> list[nn.Linear]:
     """Return projections of query, key, value and what is read."""
     query, key, value, out = (nn.Linear(dim, dim, bias=False) for _ in range(4))

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from scrubjay.memory.contract.clock import latest
+from scrubjay.memory.contract.recalled import Recalled
 from scrubjay.memory.contract.stepper import PlainStepper, Stepper, can_fold
 
 State = dict[str, Tensor]
@@ -118,6 +119,10 @@ class Memory(nn.Module, ABC):
         if type(self).segment is Memory.segment or bool(_size(x, state) < _HARMLESS):
             return self.segment(x, state, start)
         return self._harmed_segment(x, state, start)
+
+    def recalled(self, x: Float[Tensor, "batch dim"], state: State) -> Recalled | None:
+        """Return what `step` would recall for these inputs, without gradients; None if it cannot be told."""
+        return None
 
     def blank_unwritten(self, state: State) -> State:
         """Return `state` with zeros where nothing was ever stored; for memories that have such places."""

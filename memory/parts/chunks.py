@@ -111,6 +111,20 @@ def written_slots(
     return slot >= num_chunks - (time // chunk_size)[:, None]
 
 
+def stored_steps(
+    time: Int[Tensor, " batch"], chunk_size: int, num_chunks: int
+) -> Int[Tensor, "batch chunks chunk_size"]:
+    """Return which steps of an episode that is `time` steps old the slots hold, -1 for none."""
+    chunk = time[:, None] // chunk_size + torch.arange(-num_chunks, 0, device=time.device)
+    steps = chunk[..., None] * chunk_size + torch.arange(chunk_size, device=time.device)
+    return steps.clamp(min=-1)
+
+
+def last_steps(time: Int[Tensor, " batch"], window: int) -> Int[Tensor, "batch window_and_1"]:
+    """Return the `window` steps before the present one, and that, -1 where there has been none."""
+    return (time[:, None] + torch.arange(-window, 1, device=time.device)).clamp(min=-1)
+
+
 def seen_steps(time: Int[Tensor, " batch"], window: int) -> Bool[Tensor, "batch window"]:
     """Return which of the last `window` steps there have been in an episode that is `time` steps old."""
     return torch.arange(window, 0, -1, device=time.device) <= time[:, None]

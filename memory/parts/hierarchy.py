@@ -14,6 +14,7 @@ from torch import Tensor
 
 from scrubjay.kernels import choose_chunks, chunk_retrieval
 from scrubjay.kernels.dispatch import without_autocast, without_own_gradient
+from scrubjay.kernels.normalisers import softmax_or_zero
 from scrubjay.kernels.retrieval.dense import attend_all
 from scrubjay.kernels.retrieval.problem import some
 from scrubjay.memory.parts.window import distance_embedding
@@ -110,6 +111,46 @@ def attend(
     if weights.out_bias is not None:
         out = out + weights.out_bias
     return torch.where(some(mask, -1)[..., None], out, 0.0)
+
+
+def weigh(
+    queries: Float[Tensor, "batch time width"],
+    keys: Float[Tensor, "batch chunks dim"],
+    contents: Float[Tensor, "batch chunks chunk_size dim"],
+    mask: Bool[Tensor, "batch time chunks"],
+    weights: ReadWeights,
+    positions: Float[Tensor, "chunk_size dim"] | None,
+    top_k: int,
+    num_heads: int,
+) -> Float[Tensor, "batch time heads chunks chunk_size"]:
+    """Return how much of what `attend` reads with the same arguments is of each step that is stored.
+
+    Args:
+        queries: One per step.
+        keys: The chunks' summaries.
+        contents: What the chunks hold.
+        mask: Which chunks a query may read.
+        weights: The projections.
+        positions: What is added to the steps of a chunk.
+        top_k: Chunks kept per query.
+        num_heads: Of the attention inside chunks.
+    """
+    chunks, features = contents.shape[1], weights.query.shape[1]
+    asked = (queries @ weights.summary_query @ weights.summary_key.T)[:, :, None]
+    scale = features**-0.5
+    chosen = choose_chunks(
+        mask, top_k=top_k, summary_query=asked, summaries=keys[:, :, None], summary_scale=scale
+    )
+    shares = softmax_or_zero(chosen.scores[:, :, 0])
+    place = chosen.chunks[:, :, 0].long().remainder(chunks + 1)  # none is one more
+    shares = shares.new_zeros(*mask.shape[:2], chunks + 1).scatter_(2, place, shares)[..., :chunks]
+    query = queries @ weights.query
+    query = query if weights.query_bias is None else query + weights.query_bias
+    key = (contents if positions is None else contents + positions) @ weights.key
+    query, key = (part.unflatten(-1, (num_heads, -1)) for part in (query, key))
+    scores = torch.einsum("bthe,bmche->bthmc", query, key) * query.shape[-1] ** -0.5
+    shares = shares[:, :, None, :, None]
+    return torch.where(shares > 0, shares * torch.softmax(scores, dim=-1), 0)
 
 
 def _are_few(queries: Tensor, contents: Tensor, key: Tensor, top_k: int, num_heads: int) -> bool:

@@ -144,6 +144,18 @@ class WindowAttention(nn.Module):
         age: Int[Tensor, " batch"],
     ) -> Float[Tensor, "batch dim"]:
         """Return what one step reads."""
+        weights, context = self.weigh(x, recent, age)
+        read = weights @ context
+        read = torch.einsum("bhw,hdw->bhd", read, self.value.weight.unflatten(0, (self.num_heads, -1)))
+        return self.output(read.flatten(1))
+
+    def weigh(
+        self,
+        x: Float[Tensor, "batch dim"],
+        recent: Float[Tensor, "batch window dim"],
+        age: Int[Tensor, " batch"],
+    ) -> tuple[Float[Tensor, "batch heads window_and_1"], Float[Tensor, "batch window_and_1 dim"]]:
+        """Return how much one step reads of each input that it sees, itself the last, and these inputs."""
         heads = self.num_heads
         index = torch.arange(self.window + 1, device=x.device)
         visible = index >= self.window - age[:, None]
@@ -160,10 +172,7 @@ class WindowAttention(nn.Module):
         content_query = torch.einsum("bhd,hdw->bhw", content_query, self.key.weight.unflatten(0, (heads, -1)))
         scores = content_query @ context.transpose(1, 2)
         scores = scores + (position_query[:, :, None] @ self._distance_keys(self.position.weight))[:, :, 0]
-        scores = scores.masked_fill(~visible[:, None], -math.inf)
-        read = _softmax(scores) @ context
-        read = torch.einsum("bhw,hdw->bhd", read, self.value.weight.unflatten(0, (heads, -1)))
-        return self.output(read.flatten(1))
+        return _softmax(scores.masked_fill(~visible[:, None], -math.inf)), context
 
     def _weights(self) -> tuple[Tensor, ...]:
         parts = self.query, self.key, self.value, self.position, self.output

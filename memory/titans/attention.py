@@ -20,6 +20,7 @@ from scrubjay.kernels import sink_attention
 from scrubjay.kernels.derivatives import has_own_gradient
 from scrubjay.memory.contract.base import State
 from scrubjay.memory.contract.clock import Clock
+from scrubjay.memory.parts.chunks import last_steps
 from scrubjay.memory.parts.rotary import across, rotary_frequencies, rotate, turns
 from scrubjay.memory.parts.window import resolve_heads, shift_window
 from scrubjay.memory.titans import window
@@ -216,6 +217,20 @@ class WindowAttention(PersistentTokens):
             num_sinks=self.num_persistent,
         )
         return self.out(read.flatten(2)), own[0], own[1]
+
+    def weigh(
+        self, x: Float[Tensor, "batch dim"], state: State, time: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch heads window"]:
+        """Return how much of what one step reads is of each of the last steps, itself the last."""
+        query = self.project_query(x[:, None], time[:, None])[:, 0]
+        own, _ = self.project(x[:, None], time[:, None])
+        cached = state["keys"].to(x.dtype).unflatten(-1, (self.heads, self.width))
+        keys = torch.cat([self.persistent(len(x), x.dtype)[0], cached, own], dim=1)
+        scores = torch.einsum("bhe,bshe->bhs", query, keys) * self.width**-0.5
+        seen = last_steps(time, self.window - 1) >= 0
+        seen = functional.pad(seen, (self.num_persistent, 0), value=True)
+        weights = torch.softmax(scores.masked_fill(~seen[:, None], -torch.inf), dim=-1)
+        return weights[..., self.num_persistent :]
 
     def _by_hand(self, x: Tensor, keys: Tensor, values: Tensor, clock: Clock) -> tuple[Tensor, ...]:
         """Return the same, with gradients written by hand."""

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from scrubjay.memory.contract.base import Memory, State
 from scrubjay.memory.contract.nested import named, part_of
+from scrubjay.memory.contract.recalled import Read, Recalled
 from scrubjay.memory.contract.stepper import Stepper
+from scrubjay.memory.parts.chunks import last_steps
 from scrubjay.memory.parts.feed_forward import feed_forward
 from scrubjay.memory.parts.grid import ChunkGrid
 from scrubjay.memory.titans.neural import NeuralMemory, NeuralMemoryConfig
@@ -79,6 +81,12 @@ class TitansLayer(nn.Module, ABC):
         grid: ChunkGrid,
     ) -> tuple[Float[Tensor, "batch time dim"], Float[Tensor, "batch time"], State]:
         """Return the outputs of a segment, its surprises and the state after."""
+
+    def weigh(
+        self, x: Float[Tensor, "batch dim"], state: State, time: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch heads steps"] | None:
+        """Return how much attention reads of the last steps, itself the last; None without such attention."""
+        return None
 
     def opened(self, caches: State, age: Int[Tensor, " batch"]) -> Any:
         """Return what `advance` takes of what is kept besides the memory, none of it the given tensors.
@@ -156,6 +164,22 @@ class Titans(Memory):
             x, _, learned = layer.step(x, part_of(state, suffix=f"_{index}"), time)
             after |= named(learned, suffix=f"_{index}")
         return x, after
+
+    @torch.no_grad()
+    def recalled(self, x: Float[Tensor, "batch dim"], state: State) -> Recalled:
+        """Return how surprising a step is to every layer's memory, as strong as which it is written.
+
+        And what windows read, in layers that have some.
+        """
+        time, reads, written = state["time"], {}, {}
+        for index, layer in enumerate(self._layers):
+            own = part_of(state, suffix=f"_{index}")
+            weights = layer.weigh(x, own, time)
+            if weights is not None:
+                steps = last_steps(time, weights.shape[-1] - 1)
+                reads[f"window, layer {index}"] = Read.of(steps, weights.mean(1))
+            x, written[f"surprise, layer {index}"], _ = layer.step(x, own, time)
+        return Recalled(reads, written)
 
     def stepper(self, state: State) -> Stepper:
         """Return what advances these rows in place, where memories are matrices and nothing more."""

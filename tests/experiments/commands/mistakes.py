@@ -133,6 +133,11 @@ FORMS: Mapping[str, tuple[Form, ...]] = {
             fixed="--max-steps 3",
         ),
     ),
+    "look": (
+        Form(
+            "look {run}", numbers="--episode --max-steps", named="--set", paths="--out", fixed="--max-steps 3"
+        ),
+    ),
     "list": (Form("list"),),
     "export": (
         Form("export {run}", named="--onnx", paths="--out"),

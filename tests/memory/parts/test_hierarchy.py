@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scrubjay.memory.parts import hierarchy
-from scrubjay.memory.parts.hierarchy import ReadWeights, hierarchical_attention
+from scrubjay.memory.parts.hierarchy import ReadWeights, attend, hierarchical_attention, weigh
 from scrubjay.memory.parts.window import distance_embedding
 
 
@@ -109,3 +109,26 @@ def test_position_table_matches_the_reference_layout():
     oldest = [0.14112, 0.29552, 0.029996, 0.003, -0.989992, 0.955336, 0.99955, 0.999996]
     torch.testing.assert_close(table[0], torch.tensor(oldest), rtol=0, atol=1e-5)
     assert table[-1].tolist() == [0.0] * 4 + [1.0] * 4
+
+
+@pytest.mark.parametrize("top_k", [1, 3, 9])
+def test_what_is_weighed_is_what_is_read(top_k):
+    """With all projections of values the identity, the read is the sum of steps by their weights."""
+    generator = torch.Generator().manual_seed(top_k)
+    queries, keys, contents = (
+        torch.randn(*shape, 8, generator=generator, dtype=torch.float64)
+        for shape in ((2, 5), (2, 6), (2, 6, 3))
+    )
+    mask = torch.rand(2, 5, 6, generator=generator) < 0.7
+    mask[0, 0] = False
+    square = [torch.randn(8, 8, generator=generator, dtype=torch.float64) for _ in range(4)]
+    identity = torch.eye(8, dtype=torch.float64)
+    summary_key, summary_query, key, query = square
+    weights = ReadWeights(summary_key, summary_query, key, query, identity, identity, query_bias=key[0])
+    for heads in (1, 2):
+        given = queries, keys, contents, mask, weights, None, top_k, heads
+        shares = weigh(*given).unflatten(-2, (6,))
+        stored = contents.unflatten(-1, (heads, -1))
+        read = torch.einsum("bthmc,bmche->bthe", shares, stored).flatten(2)
+        torch.testing.assert_close(read, attend(*given, False))
+        assert int((shares.sum(dim=(2, 4)) > 0).sum(-1).max()) == min(top_k, 6)

@@ -1,0 +1,99 @@
+"""Look at what an agent remembers: of a run's episode, or of a trace, to be shown and kept."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from scrubjay.experiments.kinds.reinforcement import AgentConfig
+from scrubjay.experiments.looking.episode import trace_episode
+from scrubjay.experiments.looking.page import framed, page
+from scrubjay.experiments.looking.trace import Trace, read_trace, write_trace
+from scrubjay.experiments.run import Run
+from scrubjay.experiments.runs.directory import write_atomically
+from scrubjay.experiments.runs.progress import ProgressDisplay
+from scrubjay.experiments.tasks.settings import KwargValue
+
+PICTURES = (".png", ".pdf", ".svg")
+FORMATS = (".html", ".json", *PICTURES)
+"""What a look is kept as, by the ending of a file's name."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """A trace that a notebook shows, and that can be kept."""
+
+    trace: Trace
+
+    def save(self, out: Path | str) -> Path:
+        """Write a page (.html), the trace (.json) or a picture (.png, .pdf, .svg), and return its path.
+
+        Raises ValueError if the name has another ending, or if there is nothing to draw.
+        """
+        out = Path(out)
+        check_format(out)
+        if out.suffix.lower() in PICTURES:
+            # Pages are made where nothing draws.
+            from scrubjay.experiments.looking.picture import draw_trace
+
+            return draw_trace(self.trace, out)
+        if out.suffix.lower() == ".json":
+            return write_trace(self.trace, out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(out, page(self.trace))
+        return out
+
+    def _repr_html_(self) -> str:
+        return framed(self.trace)
+
+
+def look(
+    what: str | Path | Run | Trace,
+    episode: int = 1,
+    settings: dict[str, KwargValue] | None = None,
+    max_steps: int = 500,
+    trust: bool = False,
+    progress: bool = False,
+) -> Look:
+    """Return what a run's policy saw, did, valued and recalled in one episode; or a trace, to be looked at.
+
+    Args:
+        what: A run, its directory, a trace, or a file of one.
+        episode: The episode's seed.
+        settings: Of the environment, beside the run's own.
+        max_steps: Where to cut a long episode.
+        trust: As of `Run.load`.
+        progress: Whether to show how far it is.
+
+    Raises:
+        ValueError: if there is no run and no trace, no checkpoint, or no step to take.
+        TypeError: if the run has no policy of one agent.
+    """
+    if isinstance(what, Trace):
+        return Look(what)
+    if not isinstance(what, Run):
+        if Path(what).is_file():
+            return Look(read_trace(what))
+        what = Run.load(what, trust)
+    config = what.config
+    if not isinstance(config, AgentConfig):
+        raise TypeError(f"{what.path} is a run of kind {config.kind!r}: it has no policy of one agent")
+    env = dataclasses.replace(config.env, kwargs=config.env.kwargs | (settings or {}))
+    with ProgressDisplay(f"look at {env.id}", 2 * max_steps, enabled=progress) as display:
+        trace = trace_episode(
+            what.policy_in(env),
+            env,
+            episode,
+            max_steps,
+            lambda done, total: display.update(round(2 * max_steps * done / total), {}),
+        )
+    return Look(trace)
+
+
+def check_format(out: Path) -> None:
+    """Raise ValueError if nothing is kept in a file of such a name."""
+    if out.suffix.lower() not in FORMATS:
+        raise ValueError(
+            f"out={str(out)!r}: what is seen is kept as {', '.join(FORMATS)}; name it {out.stem}.html"
+        )

@@ -1,0 +1,224 @@
+// Shows the trace that stands in the page. All its text is somebody's: it becomes text nodes and nothing else.
+"use strict";
+(() => {
+  const trace = JSON.parse(document.getElementById("trace").textContent);
+  const steps = trace.steps, count = steps.length;
+  const at = (id) => document.getElementById(id);
+  const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const wide = window.devicePixelRatio || 1;
+  let now = 0, timer = null, read = null;
+
+  function made(tag, kind, text) {
+    const element = document.createElement(tag);
+    if (kind) element.className = kind;
+    if (text !== undefined) element.textContent = text;
+    return element;
+  }
+
+  // What a step recalls under a name: a weight for each step, as pairs.
+  const decoded = new WeakMap();
+  function pairs(recall) {
+    if (!decoded.has(recall)) {
+      const levels = atob(recall.levels), found = [];
+      let place = 0;
+      for (const [first, many] of recall.runs)
+        for (let step = first; step < first + many; step++)
+          found.push([step, levels.charCodeAt(place++) / 255 * recall.most]);
+      decoded.set(recall, found);
+    }
+    return decoded.get(recall);
+  }
+
+  const names = [];
+  for (const step of steps)
+    for (const recall of step.recalled) if (!names.includes(recall.name)) names.push(recall.name);
+  const recallOf = (step, name) => steps[step].recalled.find((recall) => recall.name === name);
+  const number = (value) => value === null || value === undefined ? "–" : String(Number(value.toPrecision(4)));
+
+  // A row of the time line: its name, its number now, and a canvas that leads to steps.
+  function row(parent, name, height) {
+    const box = made("div", "row"), head = made("p"), canvas = made("canvas");
+    const label = made("span", "", name), value = made("span");
+    canvas.setAttribute("role", "img");
+    canvas.setAttribute("aria-label", name);
+    canvas.style.height = height + "px";
+    head.append(label, value);
+    box.append(head, canvas);
+    parent.append(box);
+    canvas.addEventListener("click", (event) => {
+      const place = canvas.getBoundingClientRect();
+      go(Math.floor((event.clientX - place.left) / place.width * count));
+    });
+    return { box, canvas, value, height };
+  }
+
+  function begun(line) {
+    const canvas = line.canvas;
+    canvas.width = Math.max(1, Math.round(canvas.clientWidth * wide));
+    canvas.height = Math.round(line.height * wide);
+    return canvas.getContext("2d");
+  }
+
+  function marked(pen, canvas) {
+    const each = canvas.width / count;
+    pen.fillStyle = style("--now");
+    pen.fillRect((now + 0.5) * each - wide, 0, 2 * wide, canvas.height);
+  }
+
+  const tracks = Object.entries(trace.tracks).map(([name, values]) => {
+    const known = values.filter((value) => value !== null);
+    const low = known.reduce((a, b) => Math.min(a, b), 0), high = known.reduce((a, b) => Math.max(a, b), 0);
+    return { line: row(at("tracks"), name, 44), values, low, high };
+  });
+
+  function drawTrack({ line, values, low, high }) {
+    const pen = begun(line), { width, height } = line.canvas, pad = 3 * wide;
+    const x = (step) => (step + 0.5) / count * width;
+    const y = (value) => height - pad - (high > low ? (value - low) / (high - low) : 0.5) * (height - 2 * pad);
+    pen.fillStyle = style("--line");
+    pen.fillRect(0, y(0), width, wide);
+    pen.strokeStyle = style("--track");
+    pen.fillStyle = style("--track");
+    pen.lineWidth = 1.5 * wide;
+    pen.beginPath();
+    let before = null;
+    values.forEach((value, step) => {
+      if (value !== null && before !== null) pen.lineTo(x(step), y(value));
+      else if (value !== null) { pen.moveTo(x(step), y(value)); pen.fillRect(x(step) - wide, y(value) - wide, 2 * wide, 2 * wide); }
+      before = value;
+    });
+    pen.stroke();
+    marked(pen, line.canvas);
+    line.value.textContent = number(values[now]);
+  }
+
+  const recalls = names.map((name) => ({ name, line: row(at("recalls"), name, 22) }));
+  for (const { name, line } of recalls) line.box.querySelector("p").addEventListener("click", () => choose(name));
+
+  function drawRecall({ name, line }) {
+    const pen = begun(line), { width, height } = line.canvas, each = width / count;
+    const recall = recallOf(now, name), found = recall ? pairs(recall) : [];
+    let total = 0;
+    for (const [step, weight] of found) {
+      total += weight;
+      const strength = recall.most > 0 ? 0.12 + 0.88 * weight / recall.most : 0;
+      pen.fillStyle = "rgba(" + style("--heat") + "," + strength.toFixed(3) + ")";
+      pen.fillRect(step * each, 0, Math.max(each, wide), height);
+    }
+    marked(pen, line.canvas);
+    line.box.classList.toggle("chosen", name === read);
+    line.value.textContent = found.length ? "Σ " + number(total) + ", most " + number(recall.most) : "nothing";
+  }
+
+  function drawMoments() {
+    const place = at("moments");
+    place.replaceChildren();
+    const recall = read === null ? undefined : recallOf(now, read);
+    const found = recall ? pairs(recall).slice().sort((a, b) => b[1] - a[1] || a[0] - b[0]).slice(0, 8) : [];
+    if (!found.length) place.append(made("p", "none", "Nothing."));
+    for (const [step, weight] of found) {
+      const button = made("button", "moment"), bar = made("div", "weight");
+      if (steps[step].picture !== null) {
+        const image = made("img");
+        image.alt = "";
+        image.src = trace.pictures[steps[step].picture];
+        button.append(image);
+      }
+      button.append(made("span", "", trace.unit === "steps" ? "step " + step : step + ": " + steps[step].text.slice(0, 80)));
+      button.append(made("span", "", number(weight)));
+      bar.style.width = (recall.most > 0 ? 100 * weight / recall.most : 0) + "%";
+      button.append(bar);
+      button.dataset.step = step;
+      button.addEventListener("click", () => go(step));
+      place.append(button);
+    }
+  }
+
+  function drawOptions(step) {
+    const place = at("options");
+    place.replaceChildren();
+    const told = Object.entries(step.options);
+    if (step.choice && !told.length) place.append(made("p", "none", "did: " + step.choice));
+    for (const [name, chance] of told) {
+      const box = made("div", "option" + (name === step.choice ? " chosen" : "")), bar = made("progress");
+      bar.max = 1;
+      bar.value = chance;
+      box.append(made("span", "", name), bar, made("span", "", (100 * chance).toFixed(1) + " %"));
+      place.append(box);
+    }
+  }
+
+  function draw() {
+    const step = steps[now], image = at("picture");
+    image.hidden = step.picture === null;
+    if (step.picture !== null) image.src = trace.pictures[step.picture];
+    image.alt = "step " + now;
+    at("said").textContent = step.text;
+    at("said").hidden = !step.text;
+    at("where").textContent = "step " + now + " of " + (count - 1) + (trace.unit === "steps" ? "" : ", " + number(step.time) + " " + trace.unit);
+    at("slider").value = now;
+    drawOptions(step);
+    tracks.forEach(drawTrack);
+    recalls.forEach(drawRecall);
+    drawMoments();
+  }
+
+  function go(step) {
+    now = Math.max(0, Math.min(count - 1, step));
+    draw();
+  }
+
+  function choose(name) {
+    read = name;
+    at("read").value = String(names.indexOf(name));
+    draw();
+  }
+
+  function pause() {
+    clearInterval(timer);
+    timer = null;
+    at("play").textContent = "▶ play";
+  }
+
+  function play() {
+    if (timer !== null) return pause();
+    if (now === count - 1) go(0);
+    at("play").textContent = "⏸ pause";
+    timer = setInterval(() => { if (now < count - 1) go(now + 1); else pause(); }, 1000 / Math.min(trace.rate, 30));
+  }
+
+  // Few large points stay points.
+  at("picture").addEventListener("load", (event) => event.target.classList.toggle("small", event.target.naturalWidth < 200));
+  at("title").textContent = document.title = trace.title;
+  for (const [name, text] of [["kind", trace.kind], ...Object.entries(trace.about)]) {
+    const box = made("div");
+    box.append(made("dt", "", name), made("dd", "", text));
+    at("about").append(box);
+  }
+  if (!count) {
+    at("where").textContent = "no steps";
+    return;
+  }
+  names.forEach((name, index) => {
+    const option = made("option", "", name);
+    option.value = String(index);
+    at("read").append(option);
+  });
+  at("choose").hidden = !names.length;
+  at("slider").max = count - 1;
+  at("slider").addEventListener("input", () => go(Number(at("slider").value)));
+  at("read").addEventListener("change", () => choose(names[Number(at("read").value)]));
+  const moves = { first: () => go(0), back: () => go(now - 1), play, on: () => go(now + 1), last: () => go(count - 1) };
+  for (const [id, move] of Object.entries(moves)) at(id).addEventListener("click", move);
+  const keys = { ArrowLeft: "back", ArrowRight: "on", Home: "first", End: "last", " ": "play" };
+  document.addEventListener("keydown", (event) => {
+    const move = keys[event.key], inside = event.target.tagName;
+    if (!move || event.ctrlKey || event.metaKey || event.altKey || inside === "SELECT") return;
+    if (event.key === " " && inside === "BUTTON") return;
+    event.preventDefault();
+    moves[move]();
+  });
+  window.addEventListener("resize", draw);
+  window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  if (names.length) choose(names[0]); else draw();
+})();

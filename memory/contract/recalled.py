@@ -1,0 +1,44 @@
+"""What a memory recalls for one step: which steps of the episode it reads, how much of each, what it writes.
+
+A viewer shows it, and a test holds it to the read that it tells of; nothing else depends on it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+class Read(NamedTuple):
+    """One read: where it looked."""
+
+    steps: Int[Tensor, "batch items"]
+    """Steps of the episode, counted from 0, the present one among them; -1 where there is none."""
+    weights: Float[Tensor, "batch items"]
+    """How much of what was read is of each, the mean over heads: 0 or more, together at most 1."""
+
+    @classmethod
+    def of(cls, steps: Int[Tensor, "batch *items"], weights: Float[Tensor, "batch *items"]) -> Read:
+        """Return a read with zeros where there is no step, in float32."""
+        steps, weights = steps.flatten(1), weights.flatten(1).float()
+        return cls(steps, torch.where(steps < 0, 0, weights))
+
+
+class Recalled(NamedTuple):
+    """All that a memory reads for a step, and how strongly it writes it."""
+
+    reads: dict[str, Read]
+    """By what they are: "window, layer 0"."""
+    written: dict[str, Float[Tensor, " batch"]]
+    """Measures of the writing, by what they are: "surprise, layer 0"."""
+
+    @classmethod
+    def of_parts(cls, parts: dict[str, Recalled | None]) -> Recalled | None:
+        """Return what all parts recall, each under its name; None if none says."""
+        told = {name: part for name, part in parts.items() if part is not None}
+        reads = {f"{part}, {name}": read for part, own in told.items() for name, read in own.reads.items()}
+        written = {f"{part}, {name}": one for part, own in told.items() for name, one in own.written.items()}
+        return cls(reads, written) if told else None

@@ -1,0 +1,86 @@
+"""Traces and a browser to look at them with."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from scrubjay.agents.rl.policy import PolicyConfig
+from scrubjay.experiments import EnvConfig
+from scrubjay.experiments.looking.episode import trace_episode
+from scrubjay.memory import make_config
+
+
+def policy_for(env: EnvConfig, memory: str, **fields: Any) -> Any:
+    """Return a new policy, the same every time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = PolicyConfig(memory=make_config(memory, **{"dim": 16} | fields))
+        return config.build(env.spaces()).eval()
+
+
+@pytest.fixture(scope="session")
+def episode():
+    """A short maze with a memory of chunks."""
+    env = EnvConfig("scrubjay/TMaze-v0", {"corridor_length": 12})
+    return trace_episode(policy_for(env, "hcam", chunk_size=3, num_chunks=4, top_k=2), env)
+
+
+def chromium() -> str | None:
+    """Return the browser's program: $CHROMIUM, or one on the path."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """A browser without a window that goes nowhere; skipped where there is none, but not on CI."""
+    program, missing = chromium(), "no chromium: set CHROMIUM to one, or apt-get install chromium"
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        program, missing = None, "no playwright: pip install 'scrubjay[dev]'"
+    if program is None:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(missing)
+    with sync_playwright() as running:
+        context = running.chromium.launch_persistent_context(
+            tmp_path_factory.mktemp("browser"),
+            executable_path=program,
+            headless=True,
+            chromium_sandbox=False,
+            offline=True,
+            args=["--disable-background-networking", "--disable-component-update", "--no-first-run"],
+        )
+        yield context
+        context.close()
+
+
+@pytest.fixture
+def opened(browser, tmp_path):
+    """Open pages; whatever a page complains of or asks of the network fails the test."""
+    pages = []
+
+    def opens(text: str, **viewport: int) -> Any:
+        path = Path(tmp_path) / f"page{len(pages)}.html"
+        path.write_text(text, "utf-8")
+        page = browser.new_page()
+        page.complaints, page.asked = [], []
+        page.on("console", lambda said: page.complaints.append(said.text))
+        page.on("pageerror", lambda error: page.complaints.append(str(error)))
+        page.on("dialog", lambda dialog: (page.complaints.append(dialog.message), dialog.dismiss()))
+        page.on("request", lambda request: page.asked.append(request.url))
+        page.set_viewport_size({"width": 1100, "height": 800} | viewport)
+        page.goto(path.as_uri())
+        pages.append(page)
+        return page
+
+    yield opens
+    for page in pages:
+        assert page.complaints == []
+        assert [url for url in page.asked if not url.startswith(("file:", "data:"))] == []
+        page.close()

@@ -1,0 +1,62 @@
+"""Looking at a run: by the command, in Python, and at a trace that was written before."""
+
+import pytest
+from PIL import Image
+
+import scrubjay
+from scrubjay.experiments import Run
+from scrubjay.experiments.looking.look import FORMATS
+from scrubjay.experiments.looking.trace import Trace, read_trace, write_trace
+
+
+def test_a_run_is_looked_at_by_the_command(finished_run, here, tmp_path):
+    code, out, err = here("look", finished_run.path, "--episode", 3, "--out", tmp_path / "look.json")
+    assert (code, err) == (0, "")
+    trace = read_trace(tmp_path / "look.json")
+    assert out.splitlines()[-1].endswith(f"{trace.title}, {len(trace.steps)} steps")
+    assert trace == scrubjay.look(finished_run.path, episode=3).trace
+    assert trace.about["memory"] == "gru"
+    code, out, err = here("look", tmp_path / "look.json")
+    assert (code, err) == (0, "")
+    assert "<title>" in (tmp_path / "look.html").read_text("utf-8")
+
+
+def test_settings_lead_to_other_places(finished_run, here, tmp_path):
+    out = tmp_path / "look.json"
+    assert here("look", finished_run.path, "--set", "corridor_length=9", "--out", out)[0] == 0
+    assert read_trace(out).about["corridor_length"] == "9"
+    same = scrubjay.look(Run.load(finished_run.path), settings={"corridor_length": 9})
+    assert same.trace == read_trace(out)
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_it_is_kept_as_the_name_says(episode, tmp_path, ending):
+    look = scrubjay.look(episode)
+    path = look.save(tmp_path / "new" / f"look{ending}")
+    assert path.stat().st_size > 1000
+    if ending == ".png":
+        with Image.open(path) as picture:
+            assert len(picture.convert("L").getcolors(256) or []) > 20
+
+
+def test_a_notebook_shows_it(episode):
+    shown = scrubjay.look(episode)._repr_html_()
+    assert shown.startswith('<iframe sandbox="allow-scripts"')
+    assert "allow-same-origin" not in shown
+
+
+def test_what_cannot_be_looked_at_is_told_in_a_line(here, finished_run, tmp_path):
+    (tmp_path / "note.json").write_text("{}")
+    write_trace(Trace("policy", "nothing", ()), tmp_path / "nothing.json")
+    for words, said in (
+        (["nowhere"], "no run at nowhere"),
+        ([tmp_path / "note.json"], "is no trace of Scrubjay"),
+        ([tmp_path / "nothing.json", "--out", tmp_path / "x.png"], "no track and no recall"),
+        ([finished_run.path, "--out", "x.gif"], "name it x.html"),
+        ([finished_run.path, "--max-steps", "0"], "max_steps=0"),
+        ([finished_run.path, "--set", "wings=2"], "wings"),
+    ):
+        code, _, err = here("look", *words)
+        assert code == 2, words
+        assert said in err
+        assert err.count("\n") == 1

@@ -1,0 +1,185 @@
+"""The page: its steps are walked through in a real browser, and no text of a stranger's does anything."""
+
+import dataclasses
+import html
+import re
+
+import pytest
+
+from scrubjay.experiments.looking.page import framed, page
+from scrubjay.experiments.looking.trace import Recall, Step, Trace, from_json, to_json
+
+from .test_trace import PICTURE
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "</script><script>alert(1)</script>",
+    "</SCRIPT ><img src=x onerror=alert(1)>",
+    "<!--<script>",
+    "-->",
+    "]]>",
+    "<img src=x onerror=alert(1)>",
+    "<svg/onload=alert(1)>",
+    "<iframe src='javascript:alert(1)'></iframe>",
+    "<iframe srcdoc='<script>parent.alert(1)</script>'></iframe>",
+    '" onmouseover="alert(1)" x="',
+    "' autofocus onfocus='alert(1)",
+    "<a href='javascript:alert(1)'>x</a>",
+    "<style>*{background:url(https://example.org/x)}</style>",
+    "<link rel=stylesheet href=https://example.org/x.css>",
+    "<meta http-equiv=refresh content='0;url=https://example.org'>",
+    "<base href='https://example.org/'>",
+    "<form action='https://example.org'><input name=q autofocus></form>",
+    "<object data='https://example.org/x'></object>",
+    "<details open ontoggle=alert(1)>",
+    "${alert(1)}{{constructor.constructor('alert(1)')()}}",
+    "&lt;script&gt;alert(1)&lt;/script&gt;",
+    "\u2028alert(1)\u2029",
+    "\ud800 \U0001f600 \x00 \x1b[31m \u202e",
+    "@script@ @style@ @policy@ @trace@",
+    "__proto__",
+    "\\u003cscript\\u003ealert(1)\\u003c/script\\u003e",
+    "javascript:alert(1)",
+    "'); alert(1); ('",
+    "*/ alert(1) /*",
+)
+
+
+def hostile(text: str) -> Trace:
+    """Return a trace with this text wherever there is room for some."""
+    recalls = Recall.of(text, [0], [1.0]), Recall.of(f"{text} 2", [0, 1], [0.5, 0.5])
+    steps = (
+        Step(0, 0, text, text, {text: 0.25, "plain": 0.75}),
+        Step(1, None, text, text, {}, recalls),
+    )
+    return Trace("agent", text, steps, {text: text}, text, 10.0, (PICTURE,), {text: (0.0, None)})
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_no_text_leaves_the_data_it_is_in(text):
+    plain, spoilt = page(hostile("x")), page(hostile(text))
+    held = re.compile(r'(<script type="application/json" id="trace">)(.*?)(</script>)', re.DOTALL)
+    # But for the data, which has no letter of markup, all is as ever.
+    assert held.sub(r"\1\3", spoilt) == held.sub(r"\1\3", plain)
+    found = held.search(spoilt)
+    assert found
+    assert not set(found[2]) & set("<>&'")
+    assert from_json(found[2]) == hostile(text)
+    assert html.unescape(framed(hostile(text)).split('srcdoc="')[1].split('"')[0]) == spoilt
+
+
+def test_the_page_asks_for_nothing_and_runs_its_own_script_alone():
+    text = page(hostile("x"))
+    assert "default-src 'none'" in text
+    assert not re.search(r"(?:src|href)=|url\(|@import|https?://", text)
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)
+    assert policy
+    assert "unsafe" not in policy[1]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_browser_shows_a_strangers_text_and_runs_none(opened, text):
+    shown = opened(page(hostile(text)))
+    shown.keyboard.press("ArrowRight")
+    assert shown.evaluate("document.getElementById('title').textContent") == text
+    assert shown.evaluate("document.getElementById('said').textContent") == text
+    assert shown.evaluate("document.querySelectorAll('#read option').length") == 2
+    wild = "script:not(#trace), iframe, object, a, svg, form, link, base, details, [onerror], [onload]"
+    assert shown.evaluate(f"document.querySelectorAll({wild!r}).length") == 1
+    assert shown.url.startswith("file:")
+
+
+def at(shown):
+    return int(shown.evaluate("document.getElementById('slider').value"))
+
+
+def test_steps_are_walked_by_keys_buttons_slider_and_clicks(opened, episode):
+    last = len(episode.steps) - 1
+    shown = opened(page(episode))
+    assert at(shown) == 0
+    for key, where in (("ArrowRight", 1), ("ArrowRight", 2), ("ArrowLeft", 1), ("End", last), ("Home", 0)):
+        shown.keyboard.press(key)
+        assert at(shown) == where
+    shown.keyboard.press("ArrowLeft")
+    assert at(shown) == 0
+    for button, where in (("#on", 1), ("#last", last), ("#back", last - 1), ("#first", 0)):
+        shown.click(button)
+        assert at(shown) == where
+    shown.fill("#slider", "5")
+    assert at(shown) == 5
+    assert shown.inner_text("#where") == f"step 5 of {last}"
+    row = shown.query_selector("#tracks canvas").bounding_box()
+    shown.mouse.click(row["x"] + row["width"] * (7.5 / (last + 1)), row["y"] + row["height"] / 2)
+    assert at(shown) == 7
+    assert shown.get_attribute("#picture", "src") == episode.pictures[episode.steps[7].picture]
+
+
+def test_a_step_shows_what_it_recalled_and_leads_there(opened, episode):
+    shown = opened(page(episode))
+    shown.keyboard.press("End")
+    last = episode.steps[-1]
+    names = [recall.name for recall in last.recalled]
+    assert shown.evaluate("[...document.querySelectorAll('#read option')].map(o => o.textContent)") == names
+    for index, recall in enumerate(last.recalled):
+        shown.select_option("#read", str(index))
+        moments = shown.evaluate("[...document.querySelectorAll('.moment')].map(m => Number(m.dataset.step))")
+        weight = dict(zip(recall.steps.tolist(), recall.weights.tolist(), strict=True))
+        expected = sorted(weight, key=lambda step: (-weight[step], step))[:8]
+        assert moments == expected
+    shown.click(".moment")
+    assert at(shown) == expected[0]
+
+
+def test_it_plays_to_the_end_and_rests(opened, episode):
+    quick = dataclasses.replace(episode, rate=1000.0)
+    shown = opened(page(quick))
+    shown.keyboard.press(" ")
+    last = len(quick.steps) - 1
+    # The page's policy lets no test wait inside it.
+    while "pause" in shown.inner_text("#play"):
+        shown.wait_for_timeout(20)
+    assert at(shown) == last
+    shown.keyboard.press(" ")
+    assert at(shown) < last
+
+
+@pytest.mark.parametrize("width", [360, 1100])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_phone_and_both_schemes(opened, episode, width, scheme):
+    shown = opened(page(episode), width=width)
+    shown.emulate_media(color_scheme=scheme)
+    assert shown.evaluate("document.documentElement.scrollWidth") <= width
+    red, green, blue = map(
+        int, re.findall(r"\d+", shown.evaluate("getComputedStyle(document.body).backgroundColor"))[:3]
+    )
+    assert (red + green + blue > 384) == (scheme == "light")
+    ink = shown.evaluate("getComputedStyle(document.body).color")
+    assert (sum(map(int, re.findall(r"\d+", ink)[:3])) < 384) == (scheme == "light")
+
+
+def test_a_notebook_shows_it_where_it_can_touch_nothing(opened, episode):
+    shown = opened(f"<!doctype html><title>notebook</title><body>{framed(episode)}")
+    (frame,) = shown.frames[1:]
+    frame.wait_for_selector("#tracks canvas")
+    assert frame.evaluate("document.getElementById('title').textContent") == episode.title
+    assert frame.evaluate("window.origin") == "null"
+
+
+def test_a_trace_of_no_steps_is_a_page(opened):
+    shown = opened(page(Trace("policy", "nothing", ())))
+    assert shown.inner_text("#where") == "no steps"
+
+
+def test_a_trace_of_words_is_a_page(opened):
+    """What has no pictures, as a language model's or an agent's."""
+    steps = [
+        Step(0.5 * n, text=f"word {n}", recalled=(Recall.of("cache", range(n), [1 / n] * n),))
+        for n in (1, 2, 3)
+    ]
+    first = Step(0, text="word 0")
+    shown = opened(
+        page(from_json(to_json(Trace("language model", "words", (first, *steps), unit="seconds"))))
+    )
+    shown.keyboard.press("End")
+    assert shown.inner_text("#said") == "word 3"
+    assert shown.inner_text(".moment span") == "0: word 0"
