@@ -33,10 +33,12 @@ from scrubjay.memory.chosen.own import projections
 from scrubjay.memory.contract.base import Memory, MemoryConfig, State
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.contract.nested import named, part_of
+from scrubjay.memory.contract.stepper import Stepper
 from scrubjay.memory.parts.attention import Asked, attend, by_head
 from scrubjay.memory.parts.chunks import blanked, empty_layers, is_harmless, seen_steps, take
 from scrubjay.memory.parts.feed_forward import feed_forward
 from scrubjay.memory.parts.window import resolve_heads, shift_window
+from scrubjay.memory.stepping.routing import RoutingStepper
 
 _MOST_AT_ONCE = 128  # steps of a segment, whose scores are taken with all that is stored and with each other
 
@@ -159,6 +161,12 @@ class Routing(Memory):
             }
             after |= named(own, suffix=f"_{index}")
         return y[:, 0], after
+
+    def stepper(self, state: State) -> Stepper:
+        """Return what advances these rows in place."""
+        if not self.steps_as(Routing, state):
+            return super().stepper(state)
+        return RoutingStepper(self.layers, self.blank_unwritten(state), self.window)
 
     def segment(
         self, x: Float[Tensor, "batch time dim"], state: State, start: Bool[Tensor, "batch time"]
