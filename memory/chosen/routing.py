@@ -139,14 +139,11 @@ class Routing(Memory):
                 torch.cat([blanked(take(own[name], asked), readable), steps], dim=1)
                 for name, steps in zip(("keys", "values"), recent, strict=True)
             )
-            bias = torch.cat(
-                [
-                    torch.where(readable, share[:, :1], float("-inf")),
-                    torch.where(functional.pad(seen, (0, 1), value=True), 0.0, float("-inf")),
-                ],
-                dim=1,
-            )
-            told = bias[:, None], layer.distances.flip(1)[:, None]
+            near = functional.pad(seen, (0, 1), value=True)
+            hidden = torch.where(torch.cat([readable, near], dim=1), 0.0, float("-inf"))[:, None]
+            # What is routed is raised: the others are lowered, which are fewer.
+            bias = -share[:, :1, None].expand(-1, -1, near.shape[1])
+            told = hidden.to(query.dtype), bias, layer.distances.flip(1)[:, None]
             read = attend(Asked(query, key, value, stored_keys, stored_values, *told))
             y = layer.finish(y, read)
             leaves = seen[:, :1]
@@ -195,10 +192,12 @@ class Routing(Memory):
             asked, of_keys = home.split([clock.length, home.shape[1] - clock.length], dim=1)
             course = _course(clock, own["counts"], asked, of_keys, self.capacity)
             # Steps of the window are not routed, though some of them went to the same centroid.
-            bias = torch.where(course.routed, share[:, : clock.length, None], float("-inf"))
-            bias = torch.cat([bias[..., :held], torch.where(near, 0.0, bias[..., held:])], dim=2)
+            seen = course.routed
+            seen[..., held:] |= near
+            hidden = torch.where(seen, 0.0, float("-inf")).to(query.dtype)
+            bias = torch.where(near, -share[:, : clock.length, None], 0)
             places = functional.pad(layer.distances, (0, 1))[:, distance]
-            read = attend(Asked(query, key, value, stored_keys, stored_values, bias, places))
+            read = attend(Asked(query, key, value, stored_keys, stored_values, hidden, bias, places))
             x = layer.finish(x, read)
             own = {
                 "keys": _kept(torch.cat([stored_keys, key], dim=1), course.kept),
@@ -248,7 +247,9 @@ class RoutingLayer(nn.Module):
     def tokens(self, x: Float[Tensor, "batch time dim"], dtype: torch.dtype) -> Tokens:
         """Return what inputs ask and what they leave."""
         normed = self.norm(x)
-        query, key, value = (part(normed).to(dtype) for part in (self.query, self.key, self.value))
+        # One product for all three takes less time, with its gradient.
+        weights = torch.cat([self.query.weight, self.key.weight, self.value.weight])
+        query, key, value = functional.linear(normed, weights).to(dtype).chunk(3, dim=-1)
         width = query.shape[-1:]
         return Tokens(functional.layer_norm(query, width), functional.layer_norm(key, width), value)
 

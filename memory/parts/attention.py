@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 from scrubjay.kernels.derivatives import by_graph, has_own_gradient, is_wanted_again
 from scrubjay.memory.parts.heap import keep_freed
@@ -31,16 +32,19 @@ class Asked(NamedTuple):
     values: Float[Tensor, "B T D"]
     stored_keys: Float[Tensor, "B S D"]
     stored_values: Float[Tensor, "B S D"]
-    bias: Float[Tensor, "B T N"]
-    """Added to scores of what is stored and, behind it, of the segment; -inf for what is not to be seen. Of
-    what a step asks it must see some."""
+    hidden: Float[Tensor, "B T N"]
+    """Added to scores of what is stored and, behind it, of the segment: a constant, -inf for what is not to
+    be seen. A step must see something."""
+    bias: Float[Tensor, "B T M"]
+    """Added to scores of the last columns."""
     places: Float[Tensor, "H T M"]
     """Added to a head's scores of the last columns."""
 
 
 def attend(asked: Asked) -> Float[Tensor, "B T D"]:
     """Return what a segment reads."""
-    if not has_own_gradient(*asked):
+    # A gradient of what is hidden is for the plain way alone.
+    if asked.hidden.requires_grad or not has_own_gradient(*asked):
         return _plainly(*asked)
     return _Attention.apply(_plainly, *asked)
 
@@ -51,12 +55,12 @@ def by_head(x: Float[Tensor, "B steps D"], heads: int) -> Float[Tensor, "B H ste
 
 
 def _plainly(*asked: Tensor) -> Tensor:
-    query, keys, values, stored_keys, stored_values, bias, places = asked
+    query, keys, values, stored_keys, stored_values, hidden, bias, places = asked
     heads, last = len(places), places.shape[2]
     keys, values = torch.cat([stored_keys, keys], dim=1), torch.cat([stored_values, values], dim=1)
     query, keys, values = (by_head(part, heads) for part in (query, keys, values))
-    bias = bias[:, None] + torch.nn.functional.pad(places, (keys.shape[2] - last, 0))
-    scores = (query * query.shape[-1] ** -0.5) @ keys.mT + bias.to(query.dtype)
+    added = functional.pad(bias[:, None] + places, (keys.shape[2] - last, 0)) + hidden[:, None]
+    scores = (query * query.shape[-1] ** -0.5) @ keys.mT + added.to(query.dtype)
     return (torch.softmax(scores, dim=-1) @ values).transpose(1, 2).flatten(2)
 
 
@@ -64,7 +68,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, plain, *given):
         keep_freed()
-        query, keys, values, stored_keys, stored_values, bias, places = given
+        query, keys, values, stored_keys, stored_values, hidden, bias, places = given
         heads, last = len(places), places.shape[2]
         batch, time, dim = query.shape
         asked = by_head(query, heads) * ((dim // heads) ** -0.5 * _LOG2_E)
@@ -72,8 +76,10 @@ class _Attention(torch.autograd.Function):
         columns = [_columns(*pair, heads) for pair in ((stored_keys, keys), (stored_values, values))]
         scores = torch.bmm(asked, columns[0].mT)
         of_heads = scores.unflatten(0, (batch, heads))
-        of_heads.add_(bias[:, None], alpha=_LOG2_E)
-        of_heads[..., of_heads.shape[3] - last :].add_(places, alpha=_LOG2_E)
+        first = of_heads.shape[3] - last
+        of_heads[..., :first].add_(hidden[:, None, :, :first], alpha=_LOG2_E)
+        of_heads[..., first:].add_((hidden[..., first:] + bias)[:, None], alpha=_LOG2_E)
+        of_heads[..., first:].add_(places, alpha=_LOG2_E)
         # exp2(x * log2(e)) takes a third of the time of exp(x).
         scores.sub_(scores.amax(dim=-1, keepdim=True)).exp2_()
         total = scores.sum(dim=-1, keepdim=True)
@@ -103,7 +109,7 @@ class _Attention(torch.autograd.Function):
             found.unflatten(0, of_head).transpose(1, 2).flatten(2) for found in (of_query, of_keys, of_values)
         )
         of_stored = whole - time - first
-        by_heads = of_scores.unflatten(0, of_head)
+        by_heads = of_scores.unflatten(0, of_head)[..., whole - last :]
         return (
             None,
             of_query,
@@ -111,8 +117,9 @@ class _Attention(torch.autograd.Function):
             of_values[:, of_stored:],
             of_keys[:, :of_stored] if ctx.needs_input_grad[4] else None,
             of_values[:, :of_stored] if ctx.needs_input_grad[5] else None,
-            by_heads.sum(dim=1) if ctx.needs_input_grad[6] else None,
-            by_heads[..., whole - last :].sum(dim=0) if ctx.needs_input_grad[7] else None,
+            None,
+            by_heads.sum(dim=1) if ctx.needs_input_grad[7] else None,
+            by_heads.sum(dim=0) if ctx.needs_input_grad[8] else None,
         )
 
 

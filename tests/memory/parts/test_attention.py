@@ -16,29 +16,33 @@ def drawn(stored=5, time=4, heads=2, last=6, batch=3, needs_stored=True):
     def some(*shape):
         return torch.randn(*shape, dtype=torch.float64)
 
-    bias = torch.where(torch.rand(batch, time, stored + time) < 0.4, NEVER, some(batch, time, stored + time))
-    bias[..., stored:].diagonal(dim1=1, dim2=2).zero_()
+    hidden = torch.where(
+        torch.rand(batch, time, stored + time) < 0.4, NEVER, some(batch, time, stored + time)
+    )
+    hidden[..., stored:].diagonal(dim1=1, dim2=2).zero_()
     asked = Asked(
         some(batch, time, dim),
         some(batch, time, dim),
         some(batch, time, dim),
         some(batch, stored, dim),
         some(batch, stored, dim),
-        bias,
+        hidden,
+        some(batch, time, last),
         some(heads, time, last),
     )
-    return Asked(*(x.requires_grad_(needs_stored or i not in (3, 4)) for i, x in enumerate(asked)))
+    constant = ["hidden"] if needs_stored else ["hidden", "stored_keys", "stored_values"]
+    return asked._replace(**{n: x.requires_grad_() for n, x in asked._asdict().items() if n not in constant})
 
 
 def by_torch(asked):
     """One head at a time, by torch's own attention."""
-    query, keys, values, stored_keys, stored_values, bias, places = asked
+    query, keys, values, stored_keys, stored_values, hidden, bias, places = asked
     keys, values = torch.cat([stored_keys, keys], dim=1), torch.cat([stored_values, values], dim=1)
     width = query.shape[2] // len(places)
     read = []
     for head, place in enumerate(places):
         part = slice(head * width, (head + 1) * width)
-        mask = torch.cat([bias[..., : -place.shape[1]], bias[..., -place.shape[1] :] + place], dim=2)
+        mask = hidden + functional.pad(bias + place, (hidden.shape[2] - place.shape[1], 0))
         read.append(
             functional.scaled_dot_product_attention(
                 query[..., part], keys[..., part], values[..., part], mask
@@ -63,24 +67,20 @@ def test_values_and_gradients_are_those_of_torch(stored, time, last, needs_store
 
 def test_the_gradient_is_that_of_finite_differences_and_has_a_gradient():
     asked = drawn(batch=1)
-    visible = asked.bias.detach() != NEVER
 
     def read(*parts):
-        asked = Asked._make(parts)
-        return attend(asked._replace(bias=torch.where(visible, asked.bias, NEVER)))
+        return attend(Asked._make([*parts[:5], asked.hidden, *parts[5:]]))
 
-    finite = torch.where(visible, asked.bias.detach(), 0).requires_grad_()
-    parts = (*asked[:5], finite, asked.places)
+    parts = [x for x in asked if x is not asked.hidden]
     assert torch.autograd.gradcheck(read, parts)
     assert torch.autograd.gradgradcheck(read, parts)
 
 
 def test_what_is_not_to_be_seen_counts_nothing():
     asked = drawn()
-    hidden = (asked.bias == NEVER).all(dim=1)[:, :5]
-    hidden[:, 0] = True
+    asked.hidden[:, :, 0] = NEVER
+    hidden = (asked.hidden == NEVER).all(dim=1)[:, :5]
     with torch.no_grad():
-        asked.bias[:, :, 0] = NEVER
         keys = torch.where(hidden[..., None], 1e6, asked.stored_keys)
         values = torch.where(hidden[..., None], 1e6, asked.stored_values)
         read = attend(asked._replace(stored_keys=keys, stored_values=values))
