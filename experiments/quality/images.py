@@ -159,7 +159,7 @@ def run(options: ImagesProbe, command: str) -> Path:
                 records.append(train(options, kind, seed))
     rows = []
     for kind in options.kinds:
-        found = [row for row in records.find(kind=kind) if row["seed"] in options.seeds]
+        found = [row for seed in options.seeds for row in records.find(kind=kind, seed=seed)]
         shares = [
             f"{np.mean([row[name] for row in found]):.2f} ({', '.join(f'{row[name]:.2f}' for row in found)})"
             for name in ("colour", "move", "both")
