@@ -9,6 +9,7 @@ from scrubjay.memory.chosen.elmur import ELMURConfig
 from scrubjay.memory.chosen.landmark import LandmarkConfig
 from scrubjay.memory.chosen.moba import MoBAConfig
 from scrubjay.memory.chosen.nsa import NSAConfig
+from scrubjay.memory.chosen.routing import RoutingConfig
 from scrubjay.memory.contract.base import Memory, MemoryConfig
 from scrubjay.memory.gru import GRUConfig
 from scrubjay.memory.gtrxl import GTrXLConfig
@@ -57,6 +58,7 @@ _CONFIGS: Registry[MemoryConfig] = Registry(
         "moneta": MonetaConfig,
         "none": NoMemoryConfig,
         "nsa": NSAConfig,
+        "routing": RoutingConfig,
         "shm": SHMConfig,
         "sink": SinkConfig,
         "stack": StackConfig,

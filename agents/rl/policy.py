@@ -18,7 +18,8 @@ from scrubjay.agents.rl.auxiliary import HEADS, Auxiliary
 from scrubjay.agents.rl.auxiliary.reconstruction import Reconstruction
 from scrubjay.agents.rl.card import Origin
 from scrubjay.agents.rl.distributions import Distribution, make_action_head
-from scrubjay.agents.rl.entities import Pooling, make_encoder
+from scrubjay.agents.rl.encoders.entities import Pooling, make_encoder
+from scrubjay.agents.rl.encoders.image import ImageKind
 from scrubjay.agents.rl.observations import from_leaves, is_batched, to_leaves, to_tensors
 from scrubjay.agents.rl.segment import Observation, Segment
 from scrubjay.agents.rl.spaces import Spaces
@@ -41,6 +42,8 @@ class PolicyConfig:
     """Whether what is seen reaches the heads beside memory, too, by an encoder of its own."""
     pooling: Pooling = dataclasses.field(default="attention", metadata=LATER)
     """How sets in observations (a leaf NAME with a sibling NAME_mask) become one vector."""
+    images: ImageKind = dataclasses.field(default="convolution", metadata=LATER)
+    """How images in observations become one vector: by convolutions, or by attention between regions, too."""
 
     def __post_init__(self) -> None:
         given = [*self.auxiliary, *(["reconstruction"] if self.reconstruction else [])]
@@ -104,9 +107,10 @@ class Policy(nn.Module):
         self.observation_space = observation_space
         self.action_space = action_space
         dim = self.config.memory.dim
-        self.encoder = make_encoder(observation_space, dim, self.config.pooling)
+        ways = self.config.pooling, self.config.images
+        self.encoder = make_encoder(observation_space, dim, *ways)
         # An encoder of its own: a dance is to be kept, while where to walk is only to be seen.
-        self.view = make_encoder(observation_space, dim, self.config.pooling) if self.config.skip else None
+        self.view = make_encoder(observation_space, dim, *ways) if self.config.skip else None
         self.memory = self.config.memory.build()
         self.actor = make_action_head(action_space, dim)
         self.critic = nn.Linear(dim, 1)

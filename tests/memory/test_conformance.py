@@ -49,6 +49,11 @@ SIZES = {
         {"dim": 8, "chunk_size": 1, "num_chunks": 1, "top_k": 1},
     ],
     "lru": [{"dim": 8, "num_channels": 3, "min_modulus": 0.0, "max_modulus": 1.0}],
+    "routing": [
+        {"dim": 8, "num_centroids": 1, "capacity": 5, "window": 1},
+        {"num_centroids": 3, "capacity": 2, "window": 4, "num_layers": 2},
+        {"num_centroids": 5, "capacity": 1, "window": 3},
+    ],
     "shm": [{"dim": 8, "memory_size": 3, "table_size": 5}],
     "memora": [
         {"dim": 8, "chunk_size": 3, "forgets_to": "uniform", "convolution": 1, "num_heads": 1},

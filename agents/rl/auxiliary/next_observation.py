@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from scrubjay.agents.rl.auxiliary.reconstruction import Reconstruction
-from scrubjay.agents.rl.encoders import ObservationEncoder
+from scrubjay.agents.rl.encoders.observation import ObservationEncoder
 from scrubjay.agents.rl.observations import from_leaves, to_leaves
 from scrubjay.agents.rl.segment import Segment
 

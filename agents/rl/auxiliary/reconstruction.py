@@ -15,14 +15,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scrubjay.agents.rl.encoders import (
-    Scale,
-    category_sizes,
-    channels_last,
-    halving_channels,
-    image_shape,
-    is_image,
-)
+from scrubjay.agents.rl.encoders.layers import Scale
+from scrubjay.agents.rl.encoders.observation import category_sizes
+from scrubjay.agents.rl.encoders.shape import channels_last, halving_channels, image_shape, is_image
 from scrubjay.agents.rl.observations import from_leaves, leaf_spaces, to_leaves
 from scrubjay.agents.rl.segment import Observation, Segment
 

@@ -13,7 +13,7 @@ from scrubjay.agents.rl.distributions import (
     make_action_head,
     stack_agents,
 )
-from scrubjay.agents.rl.encoders import category_sizes
+from scrubjay.agents.rl.encoders.observation import category_sizes
 
 
 def test_categorical_agrees_with_torch() -> None:

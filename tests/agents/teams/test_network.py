@@ -8,7 +8,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from scrubjay.agents.rl.entities import ADJACENCY
+from scrubjay.agents.rl.encoders.entities import ADJACENCY
 from scrubjay.agents.teams.network import TeamNetwork, hearing
 from scrubjay.memory import make_config
 

@@ -10,7 +10,8 @@ from gymnasium import spaces
 from jaxtyping import Bool, Float, Real
 from torch import Tensor, nn
 
-from scrubjay.agents.rl.encoders import IndexEncoder, ObservationEncoder, VectorEncoder
+from scrubjay.agents.rl.encoders.image import ImageKind
+from scrubjay.agents.rl.encoders.observation import IndexEncoder, ObservationEncoder, VectorEncoder
 from scrubjay.agents.rl.observations import leaf_spaces
 
 Pooling = Literal["attention", "sum"]
@@ -20,13 +21,15 @@ ADJACENCY = "adjacency"
 """The leaf that says whom an agent hears; it shapes the graph and is no feature."""
 
 
-def make_encoder(space: spaces.Space, dim: int, pooling: Pooling = "attention") -> nn.Module:
+def make_encoder(
+    space: spaces.Space, dim: int, pooling: Pooling = "attention", images: ImageKind = "convolution"
+) -> nn.Module:
     """Return what encodes observations as vectors `[batch, dim]`: sets, where the space has any, as sets.
 
     A set is declared by its names, as in `EntityEncoder`, whose errors are raised.
     """
     has_sets = bool(set_names(leaf_spaces(space)))
-    return EntityEncoder(space, dim, pooling) if has_sets else ObservationEncoder(space, dim)
+    return EntityEncoder(space, dim, pooling, images) if has_sets else ObservationEncoder(space, dim, images)
 
 
 def set_names(leaves: dict[str, spaces.Space]) -> list[str]:
@@ -43,7 +46,13 @@ class EntityEncoder(nn.Module):
     not fit its set.
     """
 
-    def __init__(self, space: spaces.Space, dim: int, pooling: Pooling = "attention") -> None:
+    def __init__(
+        self,
+        space: spaces.Space,
+        dim: int,
+        pooling: Pooling = "attention",
+        images: ImageKind = "convolution",
+    ) -> None:
         super().__init__()
         leaves = leaf_spaces(space)
         self.sets = set_names(leaves)
@@ -51,7 +60,7 @@ class EntityEncoder(nn.Module):
         plain = {name: leaf for name, leaf in leaves.items() if name not in apart}
         if not plain and not self.sets:
             raise TypeError(f"observation space {space} holds no features; a policy needs something to see")
-        self.plain = ObservationEncoder(spaces.Dict(plain), dim) if plain else None
+        self.plain = ObservationEncoder(spaces.Dict(plain), dim, images) if plain else None
         self.elements = nn.ModuleList()
         width = dim * bool(plain)
         for name in self.sets:

@@ -1,0 +1,1 @@
+"""What makes one vector of an observation: of its leaves, of images, of sets."""

@@ -1,0 +1,237 @@
+"""Routing against an oracle of lists and causal attention; its centroids' gradient in closed form."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from scrubjay.memory.chosen import routing
+from scrubjay.memory.chosen.routing import RoutingConfig, route
+
+
+def normed(x):
+    return functional.layer_norm(x, x.shape[-1:])
+
+
+class Oracle:
+    """One row, one step at a time: a list for the window, and one for each centroid."""
+
+    def __init__(self, module):
+        self.module, self.config = module, module.config
+        self.restart()
+
+    def restart(self):
+        layers = self.module.layers
+        self.window = [[] for _ in layers]
+        self.given = [[[] for _ in range(self.config.num_centroids)] for _ in layers]
+
+    def step(self, x):
+        for layer, window, given_to in zip(self.module.layers, self.window, self.given, strict=True):
+            inner = layer.norm(x)
+            query, key, value = normed(layer.query(inner)), normed(layer.key(inner)), layer.value(inner)
+            home, share = self.nearest(layer, query)
+            window.append((key, value))
+            read = []
+            for head, biases in enumerate(layer.distances):
+                part = slice(head * len(query) // layer.heads, (head + 1) * len(query) // layer.heads)
+                near = [(key, value, biases[age]) for age, (key, value) in enumerate(reversed(window))]
+                far = [(key, value, share) for key, value in given_to[home][-self.config.capacity :]]
+                scale = len(query[part]) ** -0.5
+                scores = [query[part] @ key[part] * scale + bias for key, _, bias in near + far]
+                weights = torch.softmax(torch.stack(scores), dim=0)
+                read.append(weights @ torch.stack([value[part] for _, value, _ in near + far]))
+            if len(window) > self.config.window:
+                left = window.pop(0)
+                given_to[self.nearest(layer, left[0])[0]].append(left)
+            x = x + layer.out(torch.cat(read))
+            x = x + layer.feed_forward(x)
+        return x
+
+    def nearest(self, layer, x):
+        products = torch.stack([x @ centroid / centroid.norm() for centroid in layer.centroids])
+        home = int(products.argmax())
+        return home, products[home] - math.log(sum(math.exp(product) for product in products))
+
+    def ring(self, layer):
+        """Return the keys of all rings, each step where its number among its centroid's lets it lie."""
+        capacity = self.config.capacity
+        slots = torch.zeros(self.config.num_centroids * capacity, self.config.dim, dtype=torch.float64)
+        for centroid, steps in enumerate(self.given[layer]):
+            for number, (key, _) in enumerate(steps):
+                slots[centroid * capacity + number % capacity] = key
+        return slots
+
+
+def built(dim=8, seed=0, **sizes):
+    torch.manual_seed(seed)
+    module = RoutingConfig(dim=dim, **{"num_heads": 2, **sizes}).build().double()
+    with torch.no_grad():
+        for layer in module.layers:
+            layer.distances.normal_()
+            layer.centroids.normal_()
+    return module
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    num_centroids=st.integers(1, 4),
+    capacity=st.integers(1, 4),
+    window=st.integers(1, 5),
+    num_layers=st.integers(1, 2),
+    time=st.integers(1, 40),
+    cuts=st.sets(st.integers(1, 39), max_size=4),
+    start_rate=st.sampled_from([0.0, 0.1, 0.5]),
+)
+@torch.no_grad()
+def test_any_cut_any_start_equals_the_oracle(
+    seed, num_centroids, capacity, window, num_layers, time, cuts, start_rate
+):
+    module = built(
+        seed=seed, num_centroids=num_centroids, capacity=capacity, window=window, num_layers=num_layers
+    )
+    x = torch.randn(2, time, 8, dtype=torch.float64)
+    start = torch.rand(2, time) < start_rate
+    state, outputs, begin = module.initial_state(2), [], 0
+    for end in [*sorted(cut for cut in cuts if cut < time), time]:
+        y, state = module(x[:, begin:end], state, start[:, begin:end])
+        outputs.append(y)
+        begin = end
+    y = torch.cat(outputs, dim=1)
+    for row in range(2):
+        oracle = Oracle(module)
+        for t in range(time):
+            if start[row, t]:
+                oracle.restart()
+            torch.testing.assert_close(y[row, t], oracle.step(x[row, t]), rtol=1e-8, atol=1e-8)
+        for layer, given_to in enumerate(oracle.given):
+            assert state[f"counts_{layer}"][row].tolist() == [len(steps) for steps in given_to]
+            torch.testing.assert_close(state[f"keys_{layer}"][row], oracle.ring(layer))
+
+
+@torch.no_grad()
+def test_one_centroid_with_room_for_all_is_causal_attention():
+    module = built(dim=16, num_centroids=1, capacity=40, window=4)
+    layer = module.layers[0]
+    x = torch.randn(2, 40, 16, dtype=torch.float64)
+    y, _ = module(x, module.initial_state(2))
+    query, key, value = (
+        part.unflatten(2, (2, -1)).transpose(1, 2) for part in layer.tokens(x, torch.float64)
+    )
+    behind = torch.arange(40)[:, None] - torch.arange(40)
+    bias = functional.pad(layer.distances, (0, 1))[:, behind.clamp(0, 5)].masked_fill(behind < 0, -math.inf)
+    read = functional.scaled_dot_product_attention(query, key, value, bias)
+    torch.testing.assert_close(y, layer.finish(x, read.transpose(1, 2).flatten(2)))
+
+
+@torch.no_grad()
+def test_what_went_to_other_centroids_counts_nothing():
+    module = built(num_centroids=4, capacity=3, window=2)
+    x = torch.randn(3, 60, 8, dtype=torch.float64)
+    _, state = module(x, module.initial_state(3))
+    asking = torch.randn(3, 1, 8, dtype=torch.float64)
+    layer = module.layers[0]
+    home = route(layer.tokens(asking, torch.float64).query, layer.centroids).home
+    others = (torch.arange(12) // 3 != home)[..., None]
+    assert (state["counts_0"].gather(1, home) > 0).all()
+
+    def answer(**changed):
+        return module(asking, state | changed)[0]
+
+    anything = {name: torch.randn_like(state[name]) for name in ("keys_0", "values_0")}
+    expected = answer()
+    assert torch.equal(answer(**{n: torch.where(others, v, state[n]) for n, v in anything.items()}), expected)
+    mine = {n: torch.where(others, state[n], v) for n, v in anything.items()}
+    assert ((answer(**mine) - expected).abs().amax(dim=(1, 2)) > 1e-6).all()
+
+
+@torch.no_grad()
+def test_what_is_rare_stays_however_long_ago_it_was():
+    """A ring's steps are pushed out by its own kind alone."""
+    module = built(num_centroids=2, capacity=2, window=1)
+    layer = module.layers[0]
+    kinds = torch.randn(200, 8, dtype=torch.float64)
+    home = route(layer.tokens(kinds[None], torch.float64).key, layer.centroids).home[0]
+    rare, common = kinds[home == 0][:1], kinds[home == 1]
+    steps = torch.cat([rare, common, common, common])[None]
+    _, state = module(steps, module.initial_state(1))
+    assert state["counts_0"].tolist() == [[1, 3 * len(common) - 1]]
+    torch.testing.assert_close(state["keys_0"][0, :1], layer.tokens(rare[None], torch.float64).key[0])
+
+
+def test_the_gradient_of_centroids_is_its_closed_form():
+    """What is routed gains a weight by log p, so that dy / dlog p = w (1 - w) (routed - near)."""
+    module = built(num_centroids=3, capacity=4, window=2, num_heads=1)
+    layer = module.layers[0]
+    with torch.no_grad():
+        _, state = module(torch.randn(4, 50, 8, dtype=torch.float64), module.initial_state(4))
+    x = torch.randn(4, 1, 8, dtype=torch.float64)
+    y, _ = module(x, state)
+    along = torch.randn_like(y)
+    found = torch.autograd.grad(y, layer.centroids, along)[0]
+
+    query, key, value = (part[:, 0] for part in layer.tokens(x, torch.float64))
+    home, share = (part[:, 0] for part in route(query[:, None], layer.centroids))
+    near_keys = torch.cat([state["recent_keys_0"], key[:, None]], dim=1)
+    near_values = torch.cat([state["recent_values_0"], value[:, None]], dim=1)
+    slots = home[:, None] * 4 + torch.arange(4)
+    slots_there = torch.arange(4) < state["counts_0"].gather(1, home[:, None])
+    rows = torch.arange(4)[:, None]
+    near = (near_keys @ query[..., None])[..., 0] * 8**-0.5 + layer.distances.flip(1)
+    far = (state["keys_0"][rows, slots] @ query[..., None])[..., 0] * 8**-0.5 + share[:, None]
+    far = far.masked_fill(~slots_there, -math.inf)
+    w = torch.sigmoid(far.logsumexp(1) - near.logsumexp(1))[:, None]
+    routed = (far.softmax(1)[..., None] * state["values_0"][rows, slots]).sum(1)
+    window = (near.softmax(1)[..., None] * near_values).sum(1)
+    read = (w * routed + (1 - w) * window)[:, None].detach().requires_grad_()
+    of_read = torch.autograd.grad(layer.finish(x, read), read, along)[0][:, 0]
+    gain = (of_read * w * (1 - w) * (routed - window)).sum(1)
+    p = torch.softmax(query @ functional.normalize(layer.centroids, dim=1).T, dim=1)
+    expected = torch.zeros_like(found)
+    for row in range(4):
+        for centroid, vector in enumerate(layer.centroids):
+            unit = vector / vector.norm()
+            across = (query[row] - unit * (unit @ query[row])) / vector.norm()
+            expected[centroid] += gain[row] * (float(home[row] == centroid) - p[row, centroid]) * across
+    torch.testing.assert_close(found, expected.detach())
+
+
+@torch.no_grad()
+def test_lengths_of_centroids_are_nothing_and_directions_all():
+    module = built(num_centroids=4)
+    centroids = module.layers[0].centroids
+    x = torch.randn(3, 20, 8, dtype=torch.float64)
+    expected = route(x, centroids)
+    longer = route(x, centroids * torch.rand(4, 1, dtype=torch.float64).add(0.1))
+    assert torch.equal(longer.home, expected.home)
+    torch.testing.assert_close(longer.share, expected.share)
+    assert torch.equal(route(x, centroids.flip(0)).home, 3 - expected.home)
+
+
+@torch.no_grad()
+def test_a_long_segment_is_many_parts(monkeypatch):
+    module = built(num_centroids=3, capacity=4, window=5, num_layers=2)
+    x = torch.randn(2, 50, 8, dtype=torch.float64)
+    start = torch.rand(2, 50) < 0.1
+    expected = module(x, module.initial_state(2), start)
+    monkeypatch.setattr(routing, "_MOST_AT_ONCE", 7)
+    y, state = module(x, module.initial_state(2), start)
+    torch.testing.assert_close(y, expected[0])
+    torch.testing.assert_close(state, expected[1])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_centroids": 0}, "num_centroids=0: must be at least 1"),
+        ({"capacity": 0}, "capacity=0: must be at least 1"),
+        ({"window": -1}, "window=-1: must be at least 1"),
+        ({"num_heads": 3}, "num_heads=3 does not divide dim=16"),
+    ],
+)
+def test_sizes_that_cannot_work_are_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        RoutingConfig(dim=16, **fields)
