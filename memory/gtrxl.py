@@ -19,12 +19,13 @@ from scrubjay.memory.contract.base import Memory, MemoryConfig, State
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.contract.stepper import Stepper
 from scrubjay.memory.parts.gate import Gate
-from scrubjay.memory.parts.window import WindowAttention, resolve_heads, shift_window
+from scrubjay.memory.parts.recent import shift_window
+from scrubjay.memory.parts.window import WindowAttention, WindowOptions, resolve_heads
 from scrubjay.memory.stepping.gtrxl import GTrXLStepper
 
 
 @dataclass(frozen=True)
-class GTrXLConfig(MemoryConfig):
+class GTrXLConfig(WindowOptions, MemoryConfig):
     """Sizes of `GTrXL`. Raises ValueError on an impossible one."""
 
     num_layers: int = 2
@@ -40,6 +41,7 @@ class GTrXLConfig(MemoryConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_options()
         resolve_heads(self.dim, self.num_heads)
         for name in ("num_layers", "window", "feed_forward_ratio"):
             if getattr(self, name) < 1:
@@ -105,7 +107,7 @@ class GTrXLLayer(nn.Module):
         dim = config.dim
         hidden = config.feed_forward_ratio * dim
         self.attention_norm = nn.LayerNorm(dim)
-        self.attention = WindowAttention(dim, resolve_heads(dim, config.num_heads), config.window)
+        self.attention = WindowAttention(dim, resolve_heads(dim, config.num_heads), config.window, config)
         self.attention_gate = Gate(dim, config.gate_bias)
         self.feed_forward = nn.Sequential(
             nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, dim)

@@ -38,17 +38,18 @@ from scrubjay.memory.parts.chunks import (
 )
 from scrubjay.memory.parts.feed_forward import feed_forward
 from scrubjay.memory.parts.hierarchy import ReadWeights, attend
+from scrubjay.memory.parts.recent import shift_window
 from scrubjay.memory.parts.window import (
     WindowAttention,
+    WindowOptions,
     distance_embedding,
     resolve_heads,
-    shift_window,
 )
 from scrubjay.memory.stepping.hcam import HCAMStepper
 
 
 @dataclass(frozen=True)
-class HCAMConfig(MemoryConfig):
+class HCAMConfig(WindowOptions, MemoryConfig):
     """Sizes of `HCAM`. Raises ValueError on a size that cannot work."""
 
     chunk_size: int = 16
@@ -68,6 +69,7 @@ class HCAMConfig(MemoryConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_options()
         for name in ("chunk_size", "num_chunks", "top_k", "num_layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
@@ -222,7 +224,7 @@ class _Block(nn.Module):
         self.top_k = config.top_k
         self.stop_memory_gradient = config.stop_memory_gradient
         self.local_norm = nn.LayerNorm(dim)
-        self.local = WindowAttention(dim, self.num_heads, window)
+        self.local = WindowAttention(dim, self.num_heads, window, config)
         self.read_norm = nn.LayerNorm(dim)
         self.summary_query = nn.Linear(dim, dim, bias=False)
         self.summary_key = nn.Linear(dim, dim, bias=False)

@@ -33,7 +33,8 @@ from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.contract.nested import named, part_of
 from scrubjay.memory.parts.chunks import blanked, empty_layers, is_harmless, plan_chunks, seen_steps, take
 from scrubjay.memory.parts.feed_forward import feed_forward
-from scrubjay.memory.parts.window import resolve_heads, shift_window
+from scrubjay.memory.parts.recent import shift_window
+from scrubjay.memory.parts.window import resolve_heads
 
 _BUCKETS = 32  # of distances: powers of two
 _CHUNKS_AT_ONCE = 4  # of a segment whose steps read one table of slots

@@ -28,7 +28,8 @@ class Weights(NamedTuple):
     query: Float[Tensor, "D D"]
     key: Float[Tensor, "D D"]
     value: Float[Tensor, "D D"]
-    position: Float[Tensor, "D D"]
+    far: Float[Tensor, "H E W+1"]
+    """What queries meet at each distance, farthest first."""
     output: Float[Tensor, "D D"]
     content_bias: Float[Tensor, "H E"]
     position_bias: Float[Tensor, "H E"]
@@ -49,7 +50,6 @@ class _Kept(NamedTuple):
     context: Float[Tensor, "B*(W+T) D"]
     content: Float[Tensor, "R T E"]
     position: Float[Tensor, "R T E"]
-    far: Float[Tensor, "H E W+1"]
     keys: Float[Tensor, "R W+T E"]
     values: Float[Tensor, "R W+T E"]
     total: Float[Tensor, "R T 1"]
@@ -74,7 +74,6 @@ def blocks(clock: Clock, window: int, shortest: int) -> list[Block]:
 def read_segment(
     plain: Callable[..., Tensor],
     seen: list[Block],
-    distances: Float[Tensor, "distances D"],
     x: Float[Tensor, "B T D"],
     recent: Float[Tensor, "B W D"],
     *weights: Tensor,
@@ -84,43 +83,34 @@ def read_segment(
     Args:
         plain: The same of `x`, `recent` and weights, of plain operations.
         seen: The blocks of the segment.
-        distances: The sinusoids of the distances, farthest first.
         x: Inputs.
         recent: Those before.
         weights: Those of `Weights`.
     """
-    return _Segment.apply(plain, seen, distances, x, recent, *weights)
+    return _Segment.apply(plain, seen, x, recent, *weights)
 
 
 class _Segment(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, plain, seen, distances, x, recent, *weights):
+    def forward(ctx: Any, plain, seen, x, recent, *weights):
         keep_freed()
-        y, kept, scores = _forward(seen, distances, x, recent, Weights(*weights))
+        y, kept, scores = _forward(seen, x, recent, Weights(*weights))
         ctx.plain, ctx.seen, ctx.count = plain, seen, 2 + len(weights)
-        ctx.save_for_backward(distances, x, recent, *weights, *kept, *scores)
+        ctx.save_for_backward(x, recent, *weights, *kept, *scores)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
-        distances, *saved = ctx.saved_tensors
-        given, saved = saved[: ctx.count], saved[ctx.count :]
+        given, saved = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
         if is_wanted_again(grad):
-            return None, None, None, *by_graph(ctx.plain, given, grad)
+            return None, None, *by_graph(ctx.plain, given, grad)
         kept, scores = _Kept(*saved[: len(_Kept._fields)]), saved[len(_Kept._fields) :]
         x, recent, *weights = given
-        past = recent if ctx.needs_input_grad[4] else None
-        return (
-            None,
-            None,
-            None,
-            *_backward(ctx.seen, distances, grad, x, past, Weights(*weights), kept, scores),
-        )
+        past = recent if ctx.needs_input_grad[3] else None
+        return None, None, *_backward(ctx.seen, grad, x, past, Weights(*weights), kept, scores)
 
 
-def _forward(
-    seen: list[Block], distances: Tensor, x: Tensor, recent: Tensor, w: Weights
-) -> tuple[Tensor, _Kept, list[Tensor]]:
+def _forward(seen: list[Block], x: Tensor, recent: Tensor, w: Weights) -> tuple[Tensor, _Kept, list[Tensor]]:
     batch, time, dim = x.shape
     heads, width = w.content_bias.shape
     # exp2(x * log2(e)) takes a third of the time of exp(x).
@@ -132,8 +122,7 @@ def _forward(
     context = torch.cat([recent, x], dim=1).flatten(0, 1)
     both = torch.mm(context, torch.cat([w.key, w.value]).T)
     keys, values = (_by_head(part, batch, heads) for part in both.split(dim, dim=1))
-    far = torch.mm(distances, w.position.T).T.reshape(heads, width, -1)
-    by_distance = torch.bmm(position.view(heads, -1, width), far).view(heads * batch, time, -1)
+    by_distance = torch.bmm(position.view(heads, -1, width), w.far).view(heads * batch, time, -1)
     total, read, scores = content.new_empty(len(content), time, 1), torch.empty_like(content), []
     for queries, columns, hidden in seen:
         score = torch.bmm(content[:, queries], keys[:, columns].transpose(1, 2))
@@ -144,13 +133,12 @@ def _forward(
         torch.div(torch.bmm(score, values[:, columns]), total[:, queries], out=read[:, queries])
         scores.append(score)
     flat = _by_step(read, batch)
-    kept = _Kept(context, content, position, far, keys, values, total, read, flat)
+    kept = _Kept(context, content, position, keys, values, total, read, flat)
     return torch.mm(flat, w.output.T).view(x.shape), kept, scores
 
 
 def _backward(
     seen: list[Block],
-    distances: Tensor,
     grad: Tensor,
     x: Tensor,
     recent: Tensor | None,
@@ -161,7 +149,7 @@ def _backward(
     """Return the gradients of `x`, of `recent` if it is given, and of all weights."""
     batch, time, dim = x.shape
     heads, width = w.content_bias.shape
-    scale, window = width**-0.5, kept.far.shape[2] - 1
+    scale, window = width**-0.5, w.far.shape[2] - 1
     grad = grad.reshape(-1, dim)
     of_read = _by_head(grad @ w.output, batch, heads).div_(kept.total)
     passed = (of_read * kept.read).sum(dim=-1, keepdim=True)
@@ -176,9 +164,8 @@ def _backward(
         of_keys[:, columns] += torch.bmm(of_score.transpose(1, 2), kept.content[:, queries])
         of_values[:, columns] += torch.bmm(score.transpose(1, 2), of_read[:, queries])
     of_distance = of_distance.view(heads, batch * time, window + 1)
-    of_position = torch.bmm(of_distance, kept.far.transpose(1, 2))
+    of_position = torch.bmm(of_distance, w.far.transpose(1, 2))
     of_far = torch.bmm(kept.position.view(heads, -1, width).transpose(1, 2), of_distance)
-    of_far = of_far.flatten(0, 1).mul_(math.log(2))
     biases = (part.view(heads, -1, width).sum(dim=1) * scale for part in (of_content, of_position))
     of_query = _by_step(of_content.view(of_position.shape).add(of_position).view(of_content.shape), batch)
     of_both = grad.new_empty(len(kept.context), 2 * dim)
@@ -198,7 +185,7 @@ def _backward(
         (of_query.T @ x.reshape(-1, dim)) * scale,
         of_weights[:dim],
         of_weights[dim:],
-        of_far @ distances,
+        of_far.mul_(math.log(2)),
         grad.T @ kept.flat,
         *biases,
     )

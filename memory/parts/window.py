@@ -2,14 +2,18 @@
 
 Step t of an episode attends to itself and to the `window` inputs before it, never across a `start`.
 What a module needs of the past is `recent`, the last inputs, oldest first and right-aligned, and `age`, the
-number of steps already taken in the episode: of `recent` only the last `min(age, window)` entries count. For
-a segment its clock tells both age and starts.
+number of steps already taken in the episode: of `recent` only the last `age` entries count. For a segment
+its clock tells both age and starts.
+
+How scores are made and what becomes of them are `WindowOptions`; the default is Transformer-XL's.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scrubjay.kernels.derivatives import has_own_gradient
+from scrubjay.memory.contract.base import LATER
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.parts import relative
 
@@ -26,6 +31,8 @@ _MOST_BLOCKS = 8
 _MOST_HEADS = 4
 _MOST_TOLD = 1024
 """Up to which numbers of heads are named in an error: a width that somebody mistyped may be any number."""
+
+Positions = Literal["xl", "music"]
 
 
 def resolve_heads(dim: int, num_heads: int | None, narrowest: int = 1, name: str = "num_heads") -> int:
@@ -57,32 +64,56 @@ def distance_embedding(count: int, dim: int) -> Float[Tensor, "count dim"]:
     return torch.cat([angle.sin(), angle.cos()], dim=-1).to(torch.get_default_dtype())
 
 
+@dataclass(frozen=True)
+class WindowOptions:
+    """How attention to a window weighs what it sees; the options of every memory that has one."""
+
+    positions: Positions = field(default="xl", metadata=LATER, kw_only=True)
+    """What scores know of distances: `xl` sinusoids and biases, `music` a learned vector each."""
+
+    def check_options(self) -> None:
+        """Raise ValueError on a choice that there is not."""
+        if self.positions not in get_args(Positions):
+            raise ValueError(f"positions={self.positions!r}; choose from {', '.join(get_args(Positions))}")
+
+
+_USUAL = WindowOptions()
+
+
 class WindowAttention(nn.Module):
     """Multi-head attention to the input itself and the `window` inputs before it.
 
-    A score is (q + u)·k + (q + v)·(W R_d) for distance d, over sqrt(head width), with biases u and v per head
-    (Transformer-XL, Dai et al. 2019, arXiv 1901.02860, section 3.3). Raises ValueError on a bad size.
+    With `positions="xl"` a score is (q + u)·k + (q + v)·(W R_d) for distance d, over sqrt(head width), with
+    biases u and v per head (Transformer-XL, Dai et al. 2019, arXiv 1901.02860, section 3.3); with "music" it
+    is q·k + q·E_d, over the same, with a vector E_d per head (Music Transformer, Huang et al. 2018, arXiv
+    1809.04281, section 3.4). Raises ValueError on a bad size.
     """
 
     distances: Tensor
 
-    def __init__(self, dim: int, num_heads: int, window: int) -> None:
+    def __init__(self, dim: int, num_heads: int, window: int, options: WindowOptions = _USUAL) -> None:
         super().__init__()
         if window < 1:
             raise ValueError(f"window={window}: the window must hold at least 1 earlier input")
         if dim % 2:
             raise ValueError(f"dim={dim}: the width must be even, one sine and one cosine per frequency")
-        self.window = window
+        options.check_options()
+        self.window, self.positions = window, options.positions
         self.num_heads = resolve_heads(dim, num_heads)
+        width = dim // self.num_heads
         self.query = nn.Linear(dim, dim, bias=False)
         self.key = nn.Linear(dim, dim, bias=False)
         self.value = nn.Linear(dim, dim, bias=False)
-        self.position = nn.Linear(dim, dim, bias=False)
+        if self.positions == "xl":
+            self.position = nn.Linear(dim, dim, bias=False)
         self.output = nn.Linear(dim, dim, bias=False)
-        self.content_bias = nn.Parameter(torch.zeros(self.num_heads, dim // self.num_heads))
-        self.position_bias = nn.Parameter(torch.zeros(self.num_heads, dim // self.num_heads))
         # Farthest first, in the order of `recent`.
-        self.register_buffer("distances", distance_embedding(window + 1, dim).flip(0), persistent=False)
+        if self.positions == "xl":
+            self.content_bias = nn.Parameter(torch.zeros(self.num_heads, width))
+            self.position_bias = nn.Parameter(torch.zeros(self.num_heads, width))
+            self.register_buffer("distances", distance_embedding(window + 1, dim).flip(0), persistent=False)
+        else:
+            self.embedding = nn.Parameter(torch.randn(self.num_heads, window + 1, width) * width**-0.5)
 
     def forward(
         self,
@@ -101,11 +132,11 @@ class WindowAttention(nn.Module):
         if seen is None:
             return self._by_torch(clock, x, recent, *weights)
         plain = functools.partial(self._by_torch, clock)
-        return relative.read_segment(plain, seen, self.distances, x, recent, *weights)
+        return relative.read_segment(plain, seen, x, recent, *weights)
 
     def has_own_gradient(self, x: Tensor, recent: Tensor) -> bool:
         """Return whether a segment of such inputs may have its gradient by hand."""
-        return len(x) > 0 and has_own_gradient(x, recent, self.query.weight, self.distances)
+        return len(x) > 0 and has_own_gradient(x, recent, self.query.weight)
 
     def blocks(self, clock: Clock) -> list[relative.Block] | None:
         """Return what queries of a segment see, None of one too long for a gradient by hand."""
@@ -130,7 +161,7 @@ class WindowAttention(nn.Module):
         both = windows(padded(both, padding), count, block, window)
         key, value = (part.unflatten(3, (heads, -1)).transpose(2, 3) for part in both.chunk(2, dim=3))
 
-        scores = content_query @ key.mT + _skew(position_query @ self._distance_keys(w.position))
+        scores = content_query @ key.mT + _skew(position_query @ w.far)
         hidden = torch.zeros(1, dtype=scores.dtype, device=x.device)
         hidden = torch.where(self._visible(clock, count, block), hidden, -math.inf)
         scores = scores + hidden[:, :, None]
@@ -151,26 +182,33 @@ class WindowAttention(nn.Module):
         context = torch.where(visible[..., None], context, 0)
         query = self.query(x).unflatten(1, (heads, -1))
         scale = query.shape[-1] ** -0.5
-        content_query, position_query = (
-            (query + self.content_bias) * scale,
-            (query + self.position_bias) * scale,
-        )
+        content_query, position_query = ((query + bias) * scale for bias in self.biases())
         # Keys and values of the window are never formed: their projections move to the one query and the one
         # read-out, which costs heads * window * dim instead of window * dim².
         content_query = torch.einsum("bhd,hdw->bhw", content_query, self.key.weight.unflatten(0, (heads, -1)))
         scores = content_query @ context.transpose(1, 2)
-        scores = scores + (position_query[:, :, None] @ self._distance_keys(self.position.weight))[:, :, 0]
+        scores = scores + (position_query[:, :, None] @ self.distance_keys())[:, :, 0]
         scores = scores.masked_fill(~visible[:, None], -math.inf)
         read = _softmax(scores) @ context
         read = torch.einsum("bhw,hdw->bhd", read, self.value.weight.unflatten(0, (heads, -1)))
         return self.output(read.flatten(1))
 
-    def _weights(self) -> tuple[Tensor, ...]:
-        parts = self.query, self.key, self.value, self.position, self.output
-        return *(part.weight for part in parts), self.content_bias, self.position_bias
+    def distance_keys(self) -> Float[Tensor, "heads head_dim distances"]:
+        """Return what queries meet at each distance, farthest first."""
+        if self.positions == "music":
+            return self.embedding.mT
+        return F.linear(self.distances, self.position.weight).T.unflatten(0, (self.num_heads, -1))
 
-    def _distance_keys(self, weight: Tensor) -> Float[Tensor, "heads head_dim distances"]:
-        return F.linear(self.distances, weight).T.unflatten(0, (self.num_heads, -1))
+    def biases(self) -> tuple[Float[Tensor, "heads head_dim"], Float[Tensor, "heads head_dim"]]:
+        """Return what is added to queries before they meet contents, and before they meet distances."""
+        if self.positions == "music":
+            none = self.embedding.new_zeros(self.num_heads, self.embedding.shape[2])
+            return none, none
+        return self.content_bias, self.position_bias
+
+    def _weights(self) -> relative.Weights:
+        query, key, value, output = (part.weight for part in (self.query, self.key, self.value, self.output))
+        return relative.Weights(query, key, value, self.distance_keys(), output, *self.biases())
 
     def _visible(self, clock: Clock, count: int, block: int) -> Bool[Tensor, "batch count block keys"]:
         """Return which keys of its block each query may see: those of its episode, inside its window."""
@@ -178,20 +216,6 @@ class WindowAttention(nn.Module):
         key = torch.arange(-self.window, block, device=step.device)
         behind = torch.arange(block, device=step.device)[:, None] - key
         return (behind >= 0) & (behind <= step.clamp(max=self.window)[..., None])
-
-
-def shift_window(
-    recent: Float[Tensor, "batch window dim"],
-    x: Float[Tensor, "batch time dim"],
-    clock: Clock,
-) -> Float[Tensor, "batch window dim"]:
-    """Return the last `window` inputs after a segment, zero where they are of another episode or of none."""
-    window = recent.shape[1]
-    # The old ones only where they are left: a copy of a whole segment costs as much as a pass over it.
-    behind = recent[:, min(x.shape[1], window) :]
-    inputs = torch.cat([behind, x[:, max(0, x.shape[1] - window) :].to(recent.dtype)], dim=1)
-    index = torch.arange(window, device=x.device)
-    return torch.where((index >= window - clock.after[:, None])[..., None], inputs, 0)
 
 
 def _biased(

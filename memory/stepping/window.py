@@ -66,9 +66,10 @@ class WindowSteps:
 
         query, key = by_head(attention.query) * scale, by_head(attention.key)
         self.content = (key.mT @ query).flatten(0, 1)
-        self.content_bias = (key.mT @ attention.content_bias[..., None]).flatten() * scale
-        far = attention.position(attention.distances).unflatten(1, (heads, width)).transpose(0, 1)
-        position = torch.cat([far @ query, far @ (attention.position_bias[..., None] * scale)], dim=2)
+        content_bias, position_bias = attention.biases()
+        self.content_bias = (key.mT @ content_bias[..., None]).flatten() * scale
+        far = attention.distance_keys().mT
+        position = torch.cat([far @ query, far @ (position_bias[..., None] * scale)], dim=2)
         # Distances follow each other in the ring's order from any place on, a head's beside another's.
         position = position.transpose(0, 1).repeat(2, 1, 1)
         self.position, self.position_bias = position[..., :dim].flatten(0, 1), position[..., dim].flatten()
