@@ -33,6 +33,7 @@ _MOST_TOLD = 1024
 """Up to which numbers of heads are named in an error: a width that somebody mistyped may be any number."""
 
 Positions = Literal["xl", "music"]
+Activation = Literal["softmax", "sigmoid"]
 
 
 def resolve_heads(dim: int, num_heads: int | None, narrowest: int = 1, name: str = "num_heads") -> int:
@@ -71,10 +72,16 @@ class WindowOptions:
     positions: Positions = field(default="xl", metadata=LATER, kw_only=True)
     """What scores know of distances: `xl` sinusoids and biases, `music` a learned vector each."""
 
+    activation: Activation = field(default="softmax", metadata=LATER, kw_only=True)
+    """What makes weights of scores: a `softmax`, or a `sigmoid` each, which may all be small."""
+
     def check_options(self) -> None:
         """Raise ValueError on a choice that there is not."""
-        if self.positions not in get_args(Positions):
-            raise ValueError(f"positions={self.positions!r}; choose from {', '.join(get_args(Positions))}")
+        for name, choices in (("positions", Positions), ("activation", Activation)):
+            if getattr(self, name) not in get_args(choices):
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r}; choose from {', '.join(get_args(choices))}"
+                )
 
 
 _USUAL = WindowOptions()
@@ -87,6 +94,9 @@ class WindowAttention(nn.Module):
     biases u and v per head (Transformer-XL, Dai et al. 2019, arXiv 1901.02860, section 3.3); with "music" it
     is q·k + q·E_d, over the same, with a vector E_d per head (Music Transformer, Huang et al. 2018, arXiv
     1809.04281, section 3.4). Raises ValueError on a bad size.
+
+    With `activation="sigmoid"` a score s weighs sigmoid(s - log window), whatever the others are, and there
+    is nothing that a step must attend to (Gu et al. 2025, arXiv 2410.10781).
     """
 
     distances: Tensor
@@ -99,6 +109,8 @@ class WindowAttention(nn.Module):
             raise ValueError(f"dim={dim}: the width must be even, one sine and one cosine per frequency")
         options.check_options()
         self.window, self.positions = window, options.positions
+        # Weights of all scores that are 0 then sum to nearly 1.
+        self.offset = -math.log(window) if options.activation == "sigmoid" else None
         self.num_heads = resolve_heads(dim, num_heads)
         width = dim // self.num_heads
         self.query = nn.Linear(dim, dim, bias=False)
@@ -132,7 +144,7 @@ class WindowAttention(nn.Module):
         if seen is None:
             return self._by_torch(clock, x, recent, *weights)
         plain = functools.partial(self._by_torch, clock)
-        return relative.read_segment(plain, seen, x, recent, *weights)
+        return relative.read_segment(plain, seen, self.offset, x, recent, *weights)
 
     def has_own_gradient(self, x: Tensor, recent: Tensor) -> bool:
         """Return whether a segment of such inputs may have its gradient by hand."""
@@ -165,7 +177,7 @@ class WindowAttention(nn.Module):
         hidden = torch.zeros(1, dtype=scores.dtype, device=x.device)
         hidden = torch.where(self._visible(clock, count, block), hidden, -math.inf)
         scores = scores + hidden[:, :, None]
-        read = _softmax(scores) @ value
+        read = self.weigh(scores) @ value
         return F.linear(read.transpose(2, 3).reshape(batch, count * block, dim)[:, :time], w.output)
 
     def step(
@@ -189,9 +201,15 @@ class WindowAttention(nn.Module):
         scores = content_query @ context.transpose(1, 2)
         scores = scores + (position_query[:, :, None] @ self.distance_keys())[:, :, 0]
         scores = scores.masked_fill(~visible[:, None], -math.inf)
-        read = _softmax(scores) @ context
+        read = self.weigh(scores) @ context
         read = torch.einsum("bhw,hdw->bhd", read, self.value.weight.unflatten(0, (heads, -1)))
         return self.output(read.flatten(1))
+
+    def weigh(self, scores: Float[Tensor, "*batch keys"]) -> Float[Tensor, "*batch keys"]:
+        """Return the weights of scores, in at least float32 on the way."""
+        exact = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        weights = torch.softmax(exact, dim=-1) if self.offset is None else torch.sigmoid(exact + self.offset)
+        return weights.to(scores.dtype)
 
     def distance_keys(self) -> Float[Tensor, "heads head_dim distances"]:
         """Return what queries meet at each distance, farthest first."""
@@ -252,8 +270,3 @@ def _skew(scores: Float[Tensor, "... block distances"]) -> Float[Tensor, "... bl
     keys = block + distances - 1
     flat = F.pad(scores, (0, block)).flatten(-2)
     return flat[..., : block * keys].unflatten(-1, (block, keys))
-
-
-def _softmax(scores: Tensor) -> Tensor:
-    dtype = torch.promote_types(scores.dtype, torch.float32)
-    return torch.softmax(scores, dim=-1, dtype=dtype).to(scores.dtype)

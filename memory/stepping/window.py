@@ -55,7 +55,7 @@ class WindowSteps:
     def __init__(
         self, attention: WindowAttention, ring: Ring, recent: Float[Tensor, "batch window dim"]
     ) -> None:
-        self.ring, self.heads = ring, attention.num_heads
+        self.ring, self.heads, self.weigh = ring, attention.num_heads, attention.weigh
         self.held = torch.cat([recent, torch.zeros_like(recent[:, :1])], dim=1)
         dim, heads = recent.shape[2], self.heads
         width = dim // heads
@@ -89,7 +89,7 @@ class WindowSteps:
         distances = functional.linear(normed, self.position[these], self.position_bias[these])
         bias = distances.view(-1, slots, heads).transpose(1, 2) + ring.unseen
         scores = torch.baddbmm(bias, query, self.held.transpose(1, 2))
-        read = torch.bmm(torch.softmax(scores, dim=-1), self.held)
+        read = torch.bmm(self.weigh(scores), self.held)
         return torch.addmm(x, read.view(-1, heads * dim), self.out)
 
     def recent(self, count: int) -> Float[Tensor, "batch count dim"]:

@@ -19,6 +19,8 @@ from scrubjay.memory.serialization import decode, encode
 DIM, HEADS, WIDTH = 12, 3, 4
 CHOICES = [
     {"positions": "music"},
+    {"activation": "sigmoid"},
+    {"positions": "music", "activation": "sigmoid"},
 ]
 FOLDED = CHOICES
 """Those whose steps are taken in place."""
@@ -46,7 +48,9 @@ def by_head(module: nn.Linear, inputs: Tensor) -> Tensor:
     return (inputs @ module.weight.T).unflatten(-1, (HEADS, WIDTH))
 
 
-def written_out(module: WindowAttention, x: Tensor, recent: Tensor, age: Tensor, start: Tensor) -> Tensor:
+def written_out(
+    module: WindowAttention, options: WindowOptions, x: Tensor, recent: Tensor, age: Tensor, start: Tensor
+) -> Tensor:
     """One query at a time, over a list of what its episode has brought so far."""
     rows = []
     for b in range(len(x)):
@@ -58,9 +62,15 @@ def written_out(module: WindowAttention, x: Tensor, recent: Tensor, age: Tensor,
             seen = torch.stack(history[-module.window - 1 :])
             value = by_head(module.value, seen)
             query, key = by_head(module.query, seen)[-1], by_head(module.key, seen)
-            far = module.embedding[:, -len(seen) :].transpose(0, 1)
-            scores = torch.einsum("hw,khw->hk", query, key + far) / math.sqrt(WIDTH)
-            weights = scores.softmax(-1)
+            if options.positions == "music":
+                content, position, far = query, query, module.embedding[:, -len(seen) :].transpose(0, 1)
+            else:
+                content, position = query + module.content_bias, query + module.position_bias
+                far = by_head(module.position, module.distances[-len(seen) :])
+            scores = torch.einsum("hw,khw->hk", content, key) + torch.einsum("hw,khw->hk", position, far)
+            scores = scores / math.sqrt(WIDTH)
+            sigmoid = options.activation == "sigmoid"
+            weights = 1 / (1 + module.window * (-scores).exp()) if sigmoid else scores.softmax(-1)
             outputs.append(module.output.weight @ torch.einsum("hk,khw->hw", weights, value).flatten())
         rows.append(torch.stack(outputs))
     return torch.stack(rows)
@@ -89,10 +99,16 @@ def test_segments_and_steps_agree_with_one_query_at_a_time(options, window, time
     x, recent, age, start = draw(module, time, rate, seed)
     x.requires_grad_()
     leaves = [x, *module.parameters()]
-    expected = written_out(module, x, recent, age, start)
+    expected = written_out(module, WindowOptions(**options), x, recent, age, start)
     weights = torch.randn(expected.shape, dtype=torch.float64)
     gradients = torch.autograd.grad((expected * weights).sum(), leaves)
-    for found in (module(x, recent, Clock.of(age, start)), stepped(module, x, recent, age, start)):
+    clock = Clock.of(age, start)
+    ways = (
+        module(x, recent, clock),
+        module._by_torch(clock, x, recent, *module._weights()),
+        stepped(module, x, recent, age, start),
+    )
+    for found in ways:
         torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
         torch.testing.assert_close(torch.autograd.grad((found * weights).sum(), leaves), gradients)
 
@@ -109,6 +125,23 @@ def test_music_with_embeddings_of_sinusoids_and_without_biases_is_transformer_xl
     torch.testing.assert_close(
         music(x, recent, Clock.of(age, start)), usual(x, recent, Clock.of(age, start)), atol=1e-12, rtol=0
     )
+
+
+def test_sigmoids_of_small_scores_read_nothing_and_of_zeros_the_mean():
+    module = attention(8, activation="sigmoid")
+    x, recent, age, start = draw(module, 20, 0.0, 0)
+    with torch.no_grad():
+        module.position_bias.zero_()
+        module.content_bias.zero_()
+        module.query.weight.zero_()
+        recent, age = torch.ones_like(recent), torch.full_like(age, 8)
+        mean = module(torch.ones_like(x), recent, Clock.of(age, start))
+        expected = module.output.weight @ module.value.weight.sum(dim=1)
+        # Nine weights of 1 / (1 + 8).
+        torch.testing.assert_close(mean[0, -1], expected, atol=1e-12, rtol=0)
+        module.offset = -1e4
+        assert not module(x, recent, Clock.of(age, start)).any()
+        assert not module.step(x[:, 0], recent, age).any()
 
 
 @pytest.mark.parametrize("options", CHOICES, ids=str)
@@ -149,6 +182,7 @@ def test_a_config_of_before_is_read_and_written_as_ever():
     ("options", "message"),
     [
         ({"positions": "rotary"}, "positions='rotary'; choose from xl, music"),
+        ({"activation": "relu"}, "activation='relu'; choose from softmax, sigmoid"),
     ],
 )
 def test_what_there_is_not_is_refused_by_name(options, message):
