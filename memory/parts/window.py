@@ -156,9 +156,32 @@ class WindowAttention(nn.Module):
             return None
         return relative.blocks(clock, self.window, _SMALLEST_BLOCK)
 
+    def attended(
+        self,
+        x: Float[Tensor, "batch time dim"],
+        recent: Float[Tensor, "batch window dim"],
+        clock: Clock,
+    ) -> Float[Tensor, "batch heads time distances"]:
+        """Return how much every step of a segment attends to what is so far back, farthest first."""
+        weights, _ = self._weighed(clock, x, recent, self._weights())
+        block = weights.shape[3]
+        column = torch.arange(block, device=x.device)[:, None] + torch.arange(
+            self.window + 1, device=x.device
+        )
+        weights = weights.gather(4, column.expand(*weights.shape[:4], -1))
+        return weights.transpose(1, 2).flatten(2, 3)[:, :, : x.shape[1]]
+
     def _by_torch(self, clock: Clock, x: Tensor, recent: Tensor, *weights: Tensor) -> Tensor:
-        """Return the same by plain operations, of the weights given."""
+        """Return what is read by plain operations, of the weights given."""
         w = relative.Weights(*weights)
+        weighed, value = self._weighed(clock, x, recent, w)
+        read = (weighed @ value).transpose(2, 3)
+        return F.linear(read.flatten(3).flatten(1, 2)[:, : x.shape[1]], w.output)
+
+    def _weighed(
+        self, clock: Clock, x: Tensor, recent: Tensor, w: relative.Weights
+    ) -> tuple[Float[Tensor, "batch count heads block keys"], Float[Tensor, "batch count heads keys width"]]:
+        """Return the weights of what the queries of blocks see, and its values."""
         batch, time, dim = x.shape
         window, heads = self.window, self.num_heads
         # Queries go in blocks; those of a block share the keys of the block and of the window before it.
@@ -177,8 +200,7 @@ class WindowAttention(nn.Module):
         hidden = torch.zeros(1, dtype=scores.dtype, device=x.device)
         hidden = torch.where(self._visible(clock, count, block), hidden, -math.inf)
         scores = scores + hidden[:, :, None]
-        read = self.weigh(scores) @ value
-        return F.linear(read.transpose(2, 3).reshape(batch, count * block, dim)[:, :time], w.output)
+        return self.weigh(scores), value
 
     def step(
         self,

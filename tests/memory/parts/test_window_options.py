@@ -145,6 +145,21 @@ def test_sigmoids_of_small_scores_read_nothing_and_of_zeros_the_mean():
 
 
 @pytest.mark.parametrize("options", CHOICES, ids=str)
+def test_what_is_attended_to_is_what_is_read(options):
+    module = attention(5, **options)
+    x, recent, age, start = draw(module, 30, 0.1, 0)
+    weights = module.attended(x, recent, Clock.of(age, start))
+    inputs = torch.cat([recent, x], dim=1).unfold(1, 6, 1)
+    value = by_head(module.value, inputs.mT)
+    read = torch.einsum("bhtk,btkhw->bthw", weights, value).flatten(2)
+    torch.testing.assert_close(
+        read @ module.output.weight.T, module(x, recent, Clock.of(age, start)), atol=1e-12, rtol=0
+    )
+    behind = torch.arange(5, -1, -1) > Clock.of(age, start).step[..., None]
+    assert not weights.masked_select(behind[:, None]).any()
+
+
+@pytest.mark.parametrize("options", CHOICES, ids=str)
 def test_a_memory_of_each_option_obeys_the_laws(options):
     torch.manual_seed(0)
     module = memory.make("gtrxl", dim=8, window=5, num_layers=1, **options)
