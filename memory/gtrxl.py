@@ -55,7 +55,8 @@ class GTrXLConfig(WindowOptions, MemoryConfig):
 class GTrXL(Memory):
     """Transformer layers with gates for residuals.
 
-    The state is the last inputs of every layer's attention.
+    The state is the last inputs of every layer's attention, `before` of them: the window, and with a
+    convolution those that its first keys and values are made of.
     """
 
     def __init__(self, config: GTrXLConfig) -> None:
@@ -63,10 +64,11 @@ class GTrXL(Memory):
         self.window = config.window
         layers = nn.ModuleList(GTrXLLayer(config) for _ in range(config.num_layers))
         self.layers = cast("list[GTrXLLayer]", layers)
+        self.before = self.layers[0].attention.before
 
     def initial_state(self, batch_size: int) -> State:
-        """Return an empty window, `[batch, layers, window, dim]`, and the age 0 of each row's episode."""
-        shape = (batch_size, len(self.layers), self.window, self.dim)
+        """Return an empty window, `[batch, layers, before, dim]`, and the age 0 of each row's episode."""
+        shape = (batch_size, len(self.layers), self.before, self.dim)
         return {
             "recent": torch.zeros(shape, dtype=self.state_dtype, device=self.device),
             "age": torch.zeros(batch_size, dtype=torch.int64, device=self.device),
@@ -83,8 +85,10 @@ class GTrXL(Memory):
         return x, {"recent": torch.cat([recent[:, :, 1:], newest], dim=2), "age": age + 1}
 
     def stepper(self, state: State) -> Stepper:
-        """Return what advances these rows in place."""
-        return GTrXLStepper(self.layers, state) if self.steps_as(GTrXL, state) else super().stepper(state)
+        """Return what advances these rows in place, one step after the other if attention does not fold."""
+        if not self.layers[0].attention.folds or not self.steps_as(GTrXL, state):
+            return super().stepper(state)
+        return GTrXLStepper(self.layers, state)
 
     def segment(self, x: Tensor, state: State, start: Tensor) -> tuple[Tensor, State]:
         """Advance every row by a segment at once."""

@@ -88,7 +88,7 @@ class HCAMConfig(WindowOptions, MemoryConfig):
 class HCAM(Memory):
     """Blocks of local attention, hierarchical chunk attention and feed-forward, width to width.
 
-    State, per layer l: `recent_l [batch, window, dim]`, `contents_l [batch, chunks, chunk_size, dim]` and
+    State, per layer l: `recent_l [batch, before, dim]`, `contents_l [batch, chunks, chunk_size, dim]` and
     `summaries_l [batch, chunks, dim]`, oldest first and aligned to the end, zeros where nothing was written
     yet; and `time [batch]`, steps since the episode began.
     """
@@ -101,12 +101,13 @@ class HCAM(Memory):
         self.num_chunks = config.num_chunks
         self.window = config.window or config.chunk_size
         self.blocks = nn.ModuleList(_Block(config, self.window) for _ in range(config.num_layers))
+        self.before = self._layers[0].local.before
         self.no_gradient = _indifferent_parameters(config)
 
     def initial_state(self, batch_size: int) -> State:
         """Return empty stores."""
         shapes = {
-            "recent": (self.window, self.dim),
+            "recent": (self.before, self.dim),
             "contents": (self.num_chunks, self.chunk_size, self.dim),
             "summaries": (self.num_chunks, self.dim),
         }
@@ -147,8 +148,8 @@ class HCAM(Memory):
         return x, after
 
     def stepper(self, state: State) -> Stepper:
-        """Return what advances these rows in place."""
-        if not self.steps_as(HCAM, state):
+        """Return what advances these rows in place, one step after the other if attention does not fold."""
+        if not self._layers[0].local.folds or not self.steps_as(HCAM, state):
             return super().stepper(state)
         return HCAMStepper(self._layers, self._blanked(state), self.chunk_size)
 
@@ -157,7 +158,7 @@ class HCAM(Memory):
     ) -> tuple[Float[Tensor, "batch time dim"], State]:
         """Advance by a segment in one batched pass, whatever the pattern of `start`."""
         clock = Clock.of(state["time"], start)
-        plan = plan_chunks(clock, self.chunk_size, self.num_chunks, self.window)
+        plan = plan_chunks(clock, self.chunk_size, self.num_chunks, self.before)
         after: State = {"time": clock.after}
         for layer, block in enumerate(self._layers):
             own = part_of(state, suffix=f"_{layer}")
@@ -190,7 +191,7 @@ class HCAM(Memory):
 
     def _blanked(self, state: State) -> State:
         written = written_slots(state["time"], self.chunk_size, self.num_chunks)
-        seen = seen_steps(state["time"], self.window)
+        seen = seen_steps(state["time"], self.before)
         masks = {"contents": written, "summaries": written, "recent": seen}
         blank = {"time": state["time"]}
         for layer in range(len(self.blocks)):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -24,10 +25,13 @@ from scrubjay.kernels.derivatives import has_own_gradient
 from scrubjay.memory.contract.base import LATER
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.parts import relative
+from scrubjay.memory.parts.convolution import ShortConvolution
 
 _SMALLEST_BLOCK = 16
 _MOST_BLOCKS = 8
 """Of a segment whose gradient is taken by hand."""
+_AT_FIRST = 0.2
+"""How much of what a short convolution is born with of earlier steps is left."""
 _MOST_HEADS = 4
 _MOST_TOLD = 1024
 """Up to which numbers of heads are named in an error: a width that somebody mistyped may be any number."""
@@ -74,9 +78,13 @@ class WindowOptions:
 
     activation: Activation = field(default="softmax", metadata=LATER, kw_only=True)
     """What makes weights of scores: a `softmax`, or a `sigmoid` each, which may all be small."""
+    convolution: int = field(default=1, metadata=LATER, kw_only=True)
+    """Steps over which queries, keys and values are filtered before they meet; 1 filters nothing."""
 
     def check_options(self) -> None:
-        """Raise ValueError on a choice that there is not."""
+        """Raise ValueError on a choice that there is not, or that another one makes no sense of."""
+        if self.convolution < 1:
+            raise ValueError(f"convolution={self.convolution}: must be at least 1, which filters nothing")
         for name, choices in (("positions", Positions), ("activation", Activation)):
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(
@@ -97,6 +105,10 @@ class WindowAttention(nn.Module):
 
     With `activation="sigmoid"` a score s weighs sigmoid(s - log window), whatever the others are, and there
     is nothing that a step must attend to (Gu et al. 2025, arXiv 2410.10781).
+
+    With `convolution=n` queries, keys and values are sums over n steps of their episode, each channel by its
+    own weights (RCMHA's relative convolutional heads), at first nearly the present step alone; `recent` has
+    the `before` = window + n - 1 inputs that the keys and values of the window are made of.
     """
 
     distances: Tensor
@@ -109,6 +121,7 @@ class WindowAttention(nn.Module):
             raise ValueError(f"dim={dim}: the width must be even, one sine and one cosine per frequency")
         options.check_options()
         self.window, self.positions = window, options.positions
+        self.before = window + options.convolution - 1
         # Weights of all scores that are 0 then sum to nearly 1.
         self.offset = -math.log(window) if options.activation == "sigmoid" else None
         self.num_heads = resolve_heads(dim, num_heads)
@@ -126,11 +139,16 @@ class WindowAttention(nn.Module):
             self.register_buffer("distances", distance_embedding(window + 1, dim).flip(0), persistent=False)
         else:
             self.embedding = nn.Parameter(torch.randn(self.num_heads, window + 1, width) * width**-0.5)
+        self.filters = None
+        if options.convolution > 1:
+            self.filters = ShortConvolution(3 * dim, options.convolution)
+            with torch.no_grad():
+                self.filters.weight[1:] *= _AT_FIRST
 
     def forward(
         self,
         x: Float[Tensor, "batch time dim"],
-        recent: Float[Tensor, "batch window dim"],
+        recent: Float[Tensor, "batch before dim"],
         clock: Clock,
         seen: list[relative.Block] | None = None,
     ) -> Float[Tensor, "batch time dim"]:
@@ -148,7 +166,12 @@ class WindowAttention(nn.Module):
 
     def has_own_gradient(self, x: Tensor, recent: Tensor) -> bool:
         """Return whether a segment of such inputs may have its gradient by hand."""
-        return len(x) > 0 and has_own_gradient(x, recent, self.query.weight)
+        return len(x) > 0 and self.folds and has_own_gradient(x, recent, self.value.weight)
+
+    @property
+    def folds(self) -> bool:
+        """Whether its projections may be multiplied with each other beforehand."""
+        return self.filters is None
 
     def blocks(self, clock: Clock) -> list[relative.Block] | None:
         """Return what queries of a segment see, None of one too long for a gradient by hand."""
@@ -159,7 +182,7 @@ class WindowAttention(nn.Module):
     def attended(
         self,
         x: Float[Tensor, "batch time dim"],
-        recent: Float[Tensor, "batch window dim"],
+        recent: Float[Tensor, "batch before dim"],
         clock: Clock,
     ) -> Float[Tensor, "batch heads time distances"]:
         """Return how much every step of a segment attends to what is so far back, farthest first."""
@@ -189,10 +212,9 @@ class WindowAttention(nn.Module):
         block = math.ceil(time / count)
         padding = count * block - time
 
-        query = padded(F.linear(x, w.query), padding).view(batch, count, block, heads, dim // heads)
+        query, both = self._projected(clock, x, recent, w)
+        query = padded(query, padding).view(batch, count, block, heads, dim // heads)
         content_query, position_query = _biased(query.transpose(2, 3), w.content_bias, w.position_bias)
-        context = torch.cat([recent.to(x.dtype), x], dim=1)
-        both = F.linear(context, torch.cat([w.key, w.value]))
         both = windows(padded(both, padding), count, block, window)
         key, value = (part.unflatten(3, (heads, -1)).transpose(2, 3) for part in both.chunk(2, dim=3))
 
@@ -202,30 +224,65 @@ class WindowAttention(nn.Module):
         scores = scores + hidden[:, :, None]
         return self.weigh(scores), value
 
+    def _projected(
+        self, clock: Clock, x: Tensor, recent: Tensor, w: relative.Weights
+    ) -> tuple[Float[Tensor, "batch time dim"], Float[Tensor, "batch window_and_time 2*dim"]]:
+        """Return queries, and keys beside values of the window, too."""
+        if self.filters is None:
+            context = torch.cat([recent.to(x.dtype), x], dim=1)
+            return F.linear(x, w.query), F.linear(context, torch.cat([w.key, w.value]))
+        # Of inputs that there were not, a filter would see what the window hides.
+        there = torch.arange(self.before, device=x.device) >= self.before - clock.age[:, None]
+        context = torch.cat([torch.where(there[..., None], recent, 0).to(x.dtype), x], dim=1)
+        tail, rest = F.linear(context, torch.cat([w.query, w.key, w.value])).tensor_split(
+            [self.before - self.window], dim=1
+        )
+        start = None if clock.start is None else F.pad(clock.start, (self.window, 0))
+        filtered, _ = self.filters(rest, tail, start)
+        dim = x.shape[2]
+        return filtered[:, self.window :, :dim], filtered[..., dim:]
+
     def step(
         self,
         x: Float[Tensor, "batch dim"],
-        recent: Float[Tensor, "batch window dim"],
+        recent: Float[Tensor, "batch before dim"],
         age: Int[Tensor, " batch"],
     ) -> Float[Tensor, "batch dim"]:
         """Return what one step reads."""
-        heads = self.num_heads
-        index = torch.arange(self.window + 1, device=x.device)
-        visible = index >= self.window - age[:, None]
+        index = torch.arange(self.before + 1, device=x.device)
+        visible = index >= self.before - age[:, None]
         context = torch.cat([recent.to(x.dtype), x[:, None]], dim=1)
         context = torch.where(visible[..., None], context, 0)
-        query = self.query(x).unflatten(1, (heads, -1))
+        # What the window held so many steps ago, for each step of a filter.
+        behind = [context[:, lag : lag + self.window + 1] for lag in range(self.before - self.window, -1, -1)]
+        query = _total(
+            F.linear(inputs[:, -1], weight.flatten(0, 1))
+            for inputs, weight in zip(behind, self._filtered(self.query, 0), strict=True)
+        )
+        query = query.unflatten(1, (self.num_heads, -1))
         scale = query.shape[-1] ** -0.5
         content_query, position_query = ((query + bias) * scale for bias in self.biases())
         # Keys and values of the window are never formed: their projections move to the one query and the one
         # read-out, which costs heads * window * dim instead of window * dim².
-        content_query = torch.einsum("bhd,hdw->bhw", content_query, self.key.weight.unflatten(0, (heads, -1)))
-        scores = content_query @ context.transpose(1, 2)
+        scores = _total(
+            torch.einsum("bhd,hdw->bhw", content_query, weight) @ inputs.transpose(1, 2)
+            for inputs, weight in zip(behind, self._filtered(self.key, 1), strict=True)
+        )
         scores = scores + (position_query[:, :, None] @ self.distance_keys())[:, :, 0]
-        scores = scores.masked_fill(~visible[:, None], -math.inf)
-        read = self.weigh(scores) @ context
-        read = torch.einsum("bhw,hdw->bhd", read, self.value.weight.unflatten(0, (heads, -1)))
+        weights = self.weigh(scores.masked_fill(~visible[:, None, self.before - self.window :], -math.inf))
+        read = _total(
+            torch.einsum("bhw,hdw->bhd", weights @ inputs, weight)
+            for inputs, weight in zip(behind, self._filtered(self.value, 2), strict=True)
+        )
         return self.output(read.flatten(1))
+
+    def _filtered(self, projection: nn.Linear, part: int) -> list[Float[Tensor, "heads head_dim dim"]]:
+        """Return by heads what a projection weighs the present input by, and those before it."""
+        weight = projection.weight.unflatten(0, (self.num_heads, -1))
+        if self.filters is None:
+            return [weight]
+        filters = self.filters.weight.chunk(3, dim=1)[part].unflatten(1, (self.num_heads, -1))
+        return [weight * each[..., None] for each in filters]
 
     def weigh(self, scores: Float[Tensor, "*batch keys"]) -> Float[Tensor, "*batch keys"]:
         """Return the weights of scores, in at least float32 on the way."""
@@ -256,6 +313,10 @@ class WindowAttention(nn.Module):
         key = torch.arange(-self.window, block, device=step.device)
         behind = torch.arange(block, device=step.device)[:, None] - key
         return (behind >= 0) & (behind <= step.clamp(max=self.window)[..., None])
+
+
+def _total(terms: Iterable[Tensor]) -> Tensor:
+    return functools.reduce(torch.add, terms)
 
 
 def _biased(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -33,8 +35,9 @@ def test_a_head_of_sigmoids_may_give_nothing_to_anyone():
 
 
 def test_results_are_kept_and_gone_on_from(tmp_path):
-    sizes: dict = {"total_steps": 2048, "sequences": 2, "out": tmp_path, "quiet": True}
-    bench = SinksBench(activations=("sigmoid",), seeds=(0,), **sizes)
+    bench = SinksBench(
+        activations=("sigmoid",), seeds=(0,), total_steps=2048, sequences=2, out=tmp_path, quiet=True
+    )
     table = run(bench, "sinks").read_text()
     assert "| sigmoid, untrained |" in table
     rows = (tmp_path / "scores.jsonl").read_text()
@@ -42,4 +45,4 @@ def test_results_are_kept_and_gone_on_from(tmp_path):
     assert run(bench, "sinks").read_text() == table
     assert (tmp_path / "scores.jsonl").read_text() == rows
     with pytest.raises(ValueError, match="sequences=2, now 3"):
-        run(SinksBench(**sizes | {"sequences": 3}), "sinks")
+        run(dataclasses.replace(bench, sequences=3), "sinks")

@@ -17,13 +17,17 @@ from scrubjay.memory.parts.window import WindowAttention, WindowOptions
 from scrubjay.memory.serialization import decode, encode
 
 DIM, HEADS, WIDTH = 12, 3, 4
-CHOICES = [
+FOLDED = [
     {"positions": "music"},
     {"activation": "sigmoid"},
     {"positions": "music", "activation": "sigmoid"},
 ]
-FOLDED = CHOICES
 """Those whose steps are taken in place."""
+CHOICES = [
+    *FOLDED,
+    {"convolution": 3},
+    {"convolution": 2, "positions": "music", "activation": "sigmoid"},
+]
 
 
 def attention(window: int, **options) -> WindowAttention:
@@ -39,13 +43,24 @@ def draw(module: WindowAttention, time: int, rate: float, seed: int) -> tuple[Te
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(3, time, DIM, dtype=torch.float64, generator=generator)
     age = torch.tensor([0, module.window // 2, module.window + 9])
-    recent = torch.randn(3, module.window, DIM, dtype=torch.float64, generator=generator)
-    recent = torch.where((torch.arange(module.window) >= module.window - age[:, None])[..., None], recent, 0)
+    recent = torch.randn(3, module.before, DIM, dtype=torch.float64, generator=generator)
+    recent = torch.where((torch.arange(module.before) >= module.before - age[:, None])[..., None], recent, 0)
     return x, recent, age, torch.rand(3, time, generator=generator) < rate
 
 
 def by_head(module: nn.Linear, inputs: Tensor) -> Tensor:
     return (inputs @ module.weight.T).unflatten(-1, (HEADS, WIDTH))
+
+
+def filtered(module: WindowAttention, part: int, projected: Tensor) -> Tensor:
+    """Sum over steps, one by one."""
+    if module.filters is None:
+        return projected
+    weight = module.filters.weight[:, part * DIM : (part + 1) * DIM].unflatten(1, (HEADS, WIDTH))
+    sums = torch.zeros_like(projected)
+    for lag, each in enumerate(weight[: len(projected)]):
+        sums[lag:] += each * projected[: len(projected) - lag]
+    return sums
 
 
 def written_out(
@@ -54,14 +69,17 @@ def written_out(
     """One query at a time, over a list of what its episode has brought so far."""
     rows = []
     for b in range(len(x)):
-        history = list(recent[b, module.window - min(int(age[b]), module.window) :])
+        history = list(recent[b, module.before - min(int(age[b]), module.before) :])
         outputs = []
         for t in range(x.shape[1]):
             history = [] if start[b, t] else history
             history.append(x[b, t])
-            seen = torch.stack(history[-module.window - 1 :])
-            value = by_head(module.value, seen)
-            query, key = by_head(module.query, seen)[-1], by_head(module.key, seen)
+            inputs = torch.stack(history[-module.before - 1 :])
+            query, key, value = (
+                filtered(module, part, by_head(projection, inputs))[-module.window - 1 :]
+                for part, projection in enumerate((module.query, module.key, module.value))
+            )
+            query, seen = query[-1], value
             if options.positions == "music":
                 content, position, far = query, query, module.embedding[:, -len(seen) :].transpose(0, 1)
             else:
@@ -144,11 +162,25 @@ def test_sigmoids_of_small_scores_read_nothing_and_of_zeros_the_mean():
         assert not module.step(x[:, 0], recent, age).any()
 
 
+def test_a_filter_that_lets_the_present_through_filters_nothing():
+    plain, module = attention(6), attention(6, convolution=4)
+    missing = module.load_state_dict(plain.state_dict(), strict=False).missing_keys
+    assert missing == ["filters.weight"]
+    assert module.filters is not None
+    with torch.no_grad():
+        module.filters.weight.zero_()[0] = 1
+    x, recent, age, start = draw(module, 20, 0.1, 0)
+    clock = Clock.of(age, start)
+    torch.testing.assert_close(module(x, recent, clock), plain(x, recent[:, 3:], clock), atol=1e-12, rtol=0)
+
+
 @pytest.mark.parametrize("options", CHOICES, ids=str)
 def test_what_is_attended_to_is_what_is_read(options):
     module = attention(5, **options)
     x, recent, age, start = draw(module, 30, 0.1, 0)
     weights = module.attended(x, recent, Clock.of(age, start))
+    if module.filters is not None:
+        return
     inputs = torch.cat([recent, x], dim=1).unfold(1, 6, 1)
     value = by_head(module.value, inputs.mT)
     read = torch.einsum("bhtk,btkhw->bthw", weights, value).flatten(2)
@@ -163,7 +195,14 @@ def test_what_is_attended_to_is_what_is_read(options):
 def test_a_memory_of_each_option_obeys_the_laws(options):
     torch.manual_seed(0)
     module = memory.make("gtrxl", dim=8, window=5, num_layers=1, **options)
-    memory.check_memory(module, dtypes=(torch.float64,), steps=24, compile_backend="eager", autocast=True)
+    memory.check_memory(module, laws=(1, 2, 3, 4, 5, 6, 7, 9), dtypes=(torch.float64,), steps=24)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", CHOICES, ids=str)
+def test_its_step_compiles_and_autocast_changes_no_dtypes(options):
+    module = memory.make("gtrxl", dim=8, window=5, num_layers=1, **options)
+    memory.check_memory(module, dtypes=(torch.float32,), steps=24, compile_backend="eager", autocast=True)
 
 
 @pytest.mark.parametrize("options", CHOICES, ids=str)
@@ -197,6 +236,7 @@ def test_a_config_of_before_is_read_and_written_as_ever():
     ("options", "message"),
     [
         ({"positions": "rotary"}, "positions='rotary'; choose from xl, music"),
+        ({"convolution": 0}, "convolution=0: must be at least 1"),
         ({"activation": "relu"}, "activation='relu'; choose from softmax, sigmoid"),
     ],
 )
