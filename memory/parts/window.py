@@ -36,7 +36,7 @@ _MOST_HEADS = 4
 _MOST_TOLD = 1024
 """Up to which numbers of heads are named in an error: a width that somebody mistyped may be any number."""
 
-Positions = Literal["xl", "music"]
+Positions = Literal["xl", "music", "only"]
 Activation = Literal["softmax", "sigmoid"]
 
 
@@ -74,8 +74,8 @@ class WindowOptions:
     """How attention to a window weighs what it sees; the options of every memory that has one."""
 
     positions: Positions = field(default="xl", metadata=LATER, kw_only=True)
-    """What scores know of distances: `xl` sinusoids and biases, `music` a learned vector each."""
-
+    """What scores know of distances: `xl` sinusoids and biases, `music` a learned vector each, `only` a
+    learned score each and nothing of contents."""
     activation: Activation = field(default="softmax", metadata=LATER, kw_only=True)
     """What makes weights of scores: a `softmax`, or a `sigmoid` each, which may all be small."""
     convolution: int = field(default=1, metadata=LATER, kw_only=True)
@@ -90,6 +90,11 @@ class WindowOptions:
                 raise ValueError(
                     f"{name}={getattr(self, name)!r}; choose from {', '.join(get_args(choices))}"
                 )
+        if self.positions == "only" and self.convolution > 1:
+            raise ValueError(
+                f"convolution={self.convolution}: with positions='only' there are no queries and keys to "
+                "filter, and the weights of values are a filter already; leave it at 1"
+            )
 
 
 _USUAL = WindowOptions()
@@ -101,14 +106,16 @@ class WindowAttention(nn.Module):
     With `positions="xl"` a score is (q + u)·k + (q + v)·(W R_d) for distance d, over sqrt(head width), with
     biases u and v per head (Transformer-XL, Dai et al. 2019, arXiv 1901.02860, section 3.3); with "music" it
     is q·k + q·E_d, over the same, with a vector E_d per head (Music Transformer, Huang et al. 2018, arXiv
-    1809.04281, section 3.4). Raises ValueError on a bad size.
+    1809.04281, section 3.4). With "only" it is a number per distance and head, at first 0, so that a causal
+    filter of values is learned (Positional Attention, Back de Luca et al. 2025, arXiv 2410.01686; its
+    positions are distances here). Raises ValueError on a bad size.
 
     With `activation="sigmoid"` a score s weighs sigmoid(s - log window), whatever the others are, and there
     is nothing that a step must attend to (Gu et al. 2025, arXiv 2410.10781).
 
     With `convolution=n` queries, keys and values are sums over n steps of their episode, each channel by its
-    own weights (RCMHA's relative convolutional heads), at first nearly the present step alone; `recent` has
-    the `before` = window + n - 1 inputs that the keys and values of the window are made of.
+    own weights (RCMHA, Sugiharto et al. 2023, arXiv 2308.03429), at first nearly the present step alone;
+    `recent` has the `before` = window + n - 1 inputs that the keys and values of the window are made of.
     """
 
     distances: Tensor
@@ -122,12 +129,13 @@ class WindowAttention(nn.Module):
         options.check_options()
         self.window, self.positions = window, options.positions
         self.before = window + options.convolution - 1
-        # Weights of all scores that are 0 then sum to nearly 1.
+        # The weights of a whole window sum to 1 where all scores are 0.
         self.offset = -math.log(window) if options.activation == "sigmoid" else None
         self.num_heads = resolve_heads(dim, num_heads)
         width = dim // self.num_heads
-        self.query = nn.Linear(dim, dim, bias=False)
-        self.key = nn.Linear(dim, dim, bias=False)
+        if self.positions != "only":
+            self.query = nn.Linear(dim, dim, bias=False)
+            self.key = nn.Linear(dim, dim, bias=False)
         self.value = nn.Linear(dim, dim, bias=False)
         if self.positions == "xl":
             self.position = nn.Linear(dim, dim, bias=False)
@@ -137,6 +145,8 @@ class WindowAttention(nn.Module):
             self.content_bias = nn.Parameter(torch.zeros(self.num_heads, width))
             self.position_bias = nn.Parameter(torch.zeros(self.num_heads, width))
             self.register_buffer("distances", distance_embedding(window + 1, dim).flip(0), persistent=False)
+        elif self.positions == "only":
+            self.distance_scores = nn.Parameter(torch.zeros(self.num_heads, window + 1))
         else:
             self.embedding = nn.Parameter(torch.randn(self.num_heads, window + 1, width) * width**-0.5)
         self.filters = None
@@ -171,7 +181,7 @@ class WindowAttention(nn.Module):
     @property
     def folds(self) -> bool:
         """Whether its projections may be multiplied with each other beforehand."""
-        return self.filters is None
+        return self.filters is None and self.positions != "only"
 
     def blocks(self, clock: Clock) -> list[relative.Block] | None:
         """Return what queries of a segment see, None of one too long for a gradient by hand."""
@@ -186,7 +196,7 @@ class WindowAttention(nn.Module):
         clock: Clock,
     ) -> Float[Tensor, "batch heads time distances"]:
         """Return how much every step of a segment attends to what is so far back, farthest first."""
-        weights, _ = self._weighed(clock, x, recent, self._weights())
+        weights, _ = self._weighed(clock, x, recent, self._weights() or None)
         block = weights.shape[3]
         column = torch.arange(block, device=x.device)[:, None] + torch.arange(
             self.window + 1, device=x.device
@@ -196,15 +206,16 @@ class WindowAttention(nn.Module):
 
     def _by_torch(self, clock: Clock, x: Tensor, recent: Tensor, *weights: Tensor) -> Tensor:
         """Return what is read by plain operations, of the weights given."""
-        w = relative.Weights(*weights)
+        w = relative.Weights(*weights) if weights else None
         weighed, value = self._weighed(clock, x, recent, w)
         read = (weighed @ value).transpose(2, 3)
-        return F.linear(read.flatten(3).flatten(1, 2)[:, : x.shape[1]], w.output)
+        output = self.output.weight if w is None else w.output
+        return F.linear(read.flatten(3).flatten(1, 2)[:, : x.shape[1]], output)
 
     def _weighed(
-        self, clock: Clock, x: Tensor, recent: Tensor, w: relative.Weights
+        self, clock: Clock, x: Tensor, recent: Tensor, w: relative.Weights | None
     ) -> tuple[Float[Tensor, "batch count heads block keys"], Float[Tensor, "batch count heads keys width"]]:
-        """Return the weights of what the queries of blocks see, and its values."""
+        """Return the weights of what queries of blocks see, and its values; without `w` by distance alone."""
         batch, time, dim = x.shape
         window, heads = self.window, self.num_heads
         # Queries go in blocks; those of a block share the keys of the block and of the window before it.
@@ -212,13 +223,19 @@ class WindowAttention(nn.Module):
         block = math.ceil(time / count)
         padding = count * block - time
 
-        query, both = self._projected(clock, x, recent, w)
-        query = padded(query, padding).view(batch, count, block, heads, dim // heads)
-        content_query, position_query = _biased(query.transpose(2, 3), w.content_bias, w.position_bias)
-        both = windows(padded(both, padding), count, block, window)
-        key, value = (part.unflatten(3, (heads, -1)).transpose(2, 3) for part in both.chunk(2, dim=3))
+        def by_head(inputs: Tensor) -> Tensor:
+            inputs = windows(padded(inputs, padding), count, block, window)
+            return inputs.unflatten(3, (-1, dim // heads)).transpose(2, 3)
 
-        scores = content_query @ key.mT + _skew(position_query @ w.far)
+        if w is None:
+            value = by_head(F.linear(torch.cat([recent.to(x.dtype), x], dim=1), self.value.weight))
+            scores = _skew(self.distance_scores[:, None].expand(-1, block, -1))
+        else:
+            query, both = self._projected(clock, x, recent, w)
+            query = padded(query, padding).view(batch, count, block, heads, dim // heads)
+            content_query, position_query = _biased(query.transpose(2, 3), w.content_bias, w.position_bias)
+            key, value = by_head(both).chunk(2, dim=2)
+            scores = content_query @ key.mT + _skew(position_query @ w.far)
         hidden = torch.zeros(1, dtype=scores.dtype, device=x.device)
         hidden = torch.where(self._visible(clock, count, block), hidden, -math.inf)
         scores = scores + hidden[:, :, None]
@@ -255,6 +272,17 @@ class WindowAttention(nn.Module):
         context = torch.where(visible[..., None], context, 0)
         # What the window held so many steps ago, for each step of a filter.
         behind = [context[:, lag : lag + self.window + 1] for lag in range(self.before - self.window, -1, -1)]
+        scores = self.distance_scores if self.positions == "only" else self._step_scores(behind)
+        weights = self.weigh(scores.masked_fill(~visible[:, None, self.before - self.window :], -math.inf))
+        read = _total(
+            torch.einsum("bhw,hdw->bhd", weights @ inputs, weight)
+            for inputs, weight in zip(behind, self._filtered(self.value, 2), strict=True)
+        )
+        return self.output(read.flatten(1))
+
+    def _step_scores(
+        self, behind: list[Float[Tensor, "batch distances dim"]]
+    ) -> Float[Tensor, "batch heads distances"]:
         query = _total(
             F.linear(inputs[:, -1], weight.flatten(0, 1))
             for inputs, weight in zip(behind, self._filtered(self.query, 0), strict=True)
@@ -268,13 +296,7 @@ class WindowAttention(nn.Module):
             torch.einsum("bhd,hdw->bhw", content_query, weight) @ inputs.transpose(1, 2)
             for inputs, weight in zip(behind, self._filtered(self.key, 1), strict=True)
         )
-        scores = scores + (position_query[:, :, None] @ self.distance_keys())[:, :, 0]
-        weights = self.weigh(scores.masked_fill(~visible[:, None, self.before - self.window :], -math.inf))
-        read = _total(
-            torch.einsum("bhw,hdw->bhd", weights @ inputs, weight)
-            for inputs, weight in zip(behind, self._filtered(self.value, 2), strict=True)
-        )
-        return self.output(read.flatten(1))
+        return scores + (position_query[:, :, None] @ self.distance_keys())[:, :, 0]
 
     def _filtered(self, projection: nn.Linear, part: int) -> list[Float[Tensor, "heads head_dim dim"]]:
         """Return by heads what a projection weighs the present input by, and those before it."""
@@ -303,7 +325,10 @@ class WindowAttention(nn.Module):
             return none, none
         return self.content_bias, self.position_bias
 
-    def _weights(self) -> relative.Weights:
+    def _weights(self) -> relative.Weights | tuple[()]:
+        """Return the parameters of scores and values, none where scores are of distances alone."""
+        if self.positions == "only":
+            return ()
         query, key, value, output = (part.weight for part in (self.query, self.key, self.value, self.output))
         return relative.Weights(query, key, value, self.distance_keys(), output, *self.biases())
 

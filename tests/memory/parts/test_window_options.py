@@ -25,6 +25,8 @@ FOLDED = [
 """Those whose steps are taken in place."""
 CHOICES = [
     *FOLDED,
+    {"positions": "only"},
+    {"positions": "only", "activation": "sigmoid"},
     {"convolution": 3},
     {"convolution": 2, "positions": "music", "activation": "sigmoid"},
 ]
@@ -63,6 +65,22 @@ def filtered(module: WindowAttention, part: int, projected: Tensor) -> Tensor:
     return sums
 
 
+def scored(module: WindowAttention, options: WindowOptions, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what the last of the inputs scores those it sees, and their values."""
+    query, key, value = (
+        filtered(module, part, by_head(projection, inputs))[-module.window - 1 :]
+        for part, projection in enumerate((module.query, module.key, module.value))
+    )
+    query = query[-1]
+    if options.positions == "music":
+        content, position, far = query, query, module.embedding[:, -len(key) :].transpose(0, 1)
+    else:
+        content, position = query + module.content_bias, query + module.position_bias
+        far = by_head(module.position, module.distances[-len(key) :])
+    scores = torch.einsum("hw,khw->hk", content, key) + torch.einsum("hw,khw->hk", position, far)
+    return scores / math.sqrt(WIDTH), value
+
+
 def written_out(
     module: WindowAttention, options: WindowOptions, x: Tensor, recent: Tensor, age: Tensor, start: Tensor
 ) -> Tensor:
@@ -75,18 +93,11 @@ def written_out(
             history = [] if start[b, t] else history
             history.append(x[b, t])
             inputs = torch.stack(history[-module.before - 1 :])
-            query, key, value = (
-                filtered(module, part, by_head(projection, inputs))[-module.window - 1 :]
-                for part, projection in enumerate((module.query, module.key, module.value))
-            )
-            query, seen = query[-1], value
-            if options.positions == "music":
-                content, position, far = query, query, module.embedding[:, -len(seen) :].transpose(0, 1)
+            if options.positions == "only":
+                value = by_head(module.value, inputs)
+                scores = module.distance_scores[:, -len(inputs) :]
             else:
-                content, position = query + module.content_bias, query + module.position_bias
-                far = by_head(module.position, module.distances[-len(seen) :])
-            scores = torch.einsum("hw,khw->hk", content, key) + torch.einsum("hw,khw->hk", position, far)
-            scores = scores / math.sqrt(WIDTH)
+                scores, value = scored(module, options, inputs)
             sigmoid = options.activation == "sigmoid"
             weights = 1 / (1 + module.window * (-scores).exp()) if sigmoid else scores.softmax(-1)
             outputs.append(module.output.weight @ torch.einsum("hk,khw->hw", weights, value).flatten())
@@ -174,6 +185,24 @@ def test_a_filter_that_lets_the_present_through_filters_nothing():
     torch.testing.assert_close(module(x, recent, clock), plain(x, recent[:, 3:], clock), atol=1e-12, rtol=0)
 
 
+def test_with_positions_only_contents_change_no_weight():
+    module = attention(6, positions="only")
+    x, recent, age, start = draw(module, 20, 0.1, 0)
+    clock = Clock.of(age, start)
+    weights = module.attended(x, recent, clock)
+    assert torch.equal(module.attended(torch.randn_like(x) * 1e6, torch.randn_like(recent), clock), weights)
+    # Twice the values are read twice.
+    assert torch.equal(module(2 * x, 2 * recent, clock), 2 * module(x, recent, clock))
+    with torch.no_grad():
+        module.distance_scores.fill_(-math.inf)[:, -3] = 0
+        torch.testing.assert_close(
+            module(x, recent, Clock.of(age + 9, torch.zeros_like(start)))[:, 2:],
+            x[:, :-2] @ (module.output.weight @ module.value.weight).T,
+            atol=1e-12,
+            rtol=0,
+        )
+
+
 @pytest.mark.parametrize("options", CHOICES, ids=str)
 def test_what_is_attended_to_is_what_is_read(options):
     module = attention(5, **options)
@@ -235,8 +264,12 @@ def test_a_config_of_before_is_read_and_written_as_ever():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"positions": "rotary"}, "positions='rotary'; choose from xl, music"),
+        ({"positions": "rotary"}, "positions='rotary'; choose from xl, music, only"),
         ({"convolution": 0}, "convolution=0: must be at least 1"),
+        (
+            {"positions": "only", "convolution": 2},
+            "convolution=2: with positions='only' there are no queries",
+        ),
         ({"activation": "relu"}, "activation='relu'; choose from softmax, sigmoid"),
     ],
 )
