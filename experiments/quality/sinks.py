@@ -2,12 +2,15 @@
 
     export OMP_NUM_THREADS=1
     python -P -m scrubjay.experiments.quality.sinks --out runs/sinks
+    python -P -m scrubjay.experiments.quality.sinks --memory hcam --out runs/sinks-hcam
 
-A `gtrxl` whose window is a whole sequence learns MQAR as a sequence model, with a softmax and with a sigmoid
-for each score. A head has a sink where the attention to the first token, averaged over a sequence's queries,
-exceeds a threshold (Gu et al. 2025, arXiv 2410.10781, section 3); sigmoids are measured as they are and as
-shares of their sum. Untrained models stand beside. The same command goes on where it was stopped. Prints a
-table; every model's numbers are in `scores.jsonl`. Options: `--help`.
+A memory whose window is a whole sequence learns MQAR as a sequence model, with a softmax and with a sigmoid
+for each score: `gtrxl`, whose gates may leave out what was read, or `hcam`, which adds it, and whose chunks
+are as long as the sequence, so that nothing is read of them. A head has a sink where the attention to the
+first token, averaged over a sequence's queries, exceeds a threshold (Gu et al. 2025, arXiv 2410.10781,
+section 3); sigmoids are measured as they are and as shares of their sum. Untrained models stand beside. The
+same command goes on where it was stopped. Prints a table; every model's numbers are in `scores.jsonl`.
+Options: `--help`.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -41,12 +44,19 @@ from scrubjay.memory.sequence import SequenceModel
 
 _SCORES = {"activation": str, "seed": int, "trained": bool, "accuracy": float}
 _MEASURES = ("attention", "share")
+_LENGTH = MQAR().length
+_MEMORIES: dict[str, dict[str, int]] = {
+    "gtrxl": {"num_layers": 1, "window": _LENGTH},
+    "hcam": {"chunk_size": _LENGTH, "num_chunks": 1, "top_k": 1},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SinksBench:
     """Sizes of the measurement."""
 
+    memory: Literal["gtrxl", "hcam"] = "gtrxl"
+    """What attends to a window."""
     activations: tuple[Activation, ...] = ("softmax", "sigmoid")
     """What makes weights of scores."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -63,14 +73,12 @@ class SinksBench:
     """Show no progress."""
 
 
-def task(activation: Activation, seed: int, total_steps: int) -> SequenceTaskConfig:
+def task(bench: SinksBench, activation: Activation, seed: int) -> SequenceTaskConfig:
     """Return the experiment: MQAR of 8 pairs in 64 tokens, all of which are in the window."""
-    suite = MQAR()
-    memory = make_config("gtrxl", dim=64, num_layers=1, window=suite.length, activation=activation)
     return SequenceTaskConfig(
-        suite=suite,
-        memory=memory,
-        total_steps=total_steps,
+        suite=MQAR(),
+        memory=make_config(bench.memory, dim=64, activation=activation, **_MEMORIES[bench.memory]),
+        total_steps=bench.total_steps,
         seed=seed,
         eval_items=(),
         eval_longer=(1,),
@@ -137,7 +145,7 @@ def _measured(bench: SinksBench, activation: Activation, seed: int) -> list[dict
     if (folder / CONFIG).exists():
         trained = resume(folder, progress=not bench.quiet)
     else:
-        trained = train(task(activation, seed, bench.total_steps), folder, progress=not bench.quiet)
+        trained = train(task(bench, activation, seed), folder, progress=not bench.quiet)
     config = trained.config
     assert isinstance(config, SequenceTaskConfig)
     torch.manual_seed(seed)
@@ -173,13 +181,13 @@ def _report(bench: SinksBench, records: Records, command: str) -> str:
             if not trained:
                 cells[0] = ""
             rows.append([f"{activation}{'' if trained else ', untrained'}", *cells])
-    length = MQAR().length
-    uniform = sum(1 / count for count in range(1, length + 1)) / length
+    uniform = sum(1 / count for count in range(1, _LENGTH + 1)) / _LENGTH
     text = (
-        f"Interquartile means over {len(bench.seeds)} seeds, with the least and the most. MQAR of 8 pairs in "
-        f"{length} tokens, {bench.total_steps:,} tokens of training, 2 blocks of 4 heads, {bench.sequences} "
-        f"sequences. A head has a sink where its mean attention to the first token exceeds "
-        f"{bench.threshold}. Who attends to all that is in sight alike gives the first token {uniform:.3f}."
+        f"Memory {bench.memory}. Interquartile means over {len(bench.seeds)} seeds, with the least and the "
+        f"most. MQAR of 8 pairs in {_LENGTH} tokens, {bench.total_steps:,} tokens of training, 2 blocks of 4 "
+        f"heads, {bench.sequences} sequences. A head has a sink where its mean attention to the first token "
+        f"exceeds {bench.threshold}. Who attends to all that is in sight alike gives the first token "
+        f"{uniform:.3f}."
     )
     return "\n\n".join([header(command), text, markdown(columns, rows)]) + "\n"
 

@@ -11,12 +11,14 @@ from scrubjay.experiments.quality.sinks import SinksBench, run, task, to_first
 from scrubjay.memory.parts.window import WindowAttention
 
 
-def test_the_first_token_gets_what_all_do_where_scores_are_alike():
-    model = task("softmax", 0, 1).make_model()
+@pytest.mark.parametrize("memory", ["gtrxl", "hcam"])
+def test_the_first_token_gets_what_all_do_where_scores_are_alike(memory):
+    config = task(SinksBench(memory=memory), "softmax", 0)
+    model = config.make_model()
     for name, parameter in model.named_parameters():
         if ".query." in name or "_bias" in name:
             torch.nn.init.zeros_(parameter)
-    (tokens, _) = task("softmax", 0, 1).suite.draw(3, 0, 0)
+    (tokens, _) = config.suite.draw(3, 0, 0)
     for first in to_first(model, tokens).values():
         expected = sum(1 / count for count in range(1, 65)) / 64
         assert first.shape == (3, 2, 4)
@@ -24,11 +26,12 @@ def test_the_first_token_gets_what_all_do_where_scores_are_alike():
 
 
 def test_a_head_of_sigmoids_may_give_nothing_to_anyone():
-    model = task("sigmoid", 0, 1).make_model()
+    config = task(SinksBench(), "sigmoid", 0)
+    model = config.make_model()
     for module in model.modules():
         if isinstance(module, WindowAttention):
             module.offset = -20.0
-    (tokens, _) = task("sigmoid", 0, 1).suite.draw(3, 0, 0)
+    (tokens, _) = config.suite.draw(3, 0, 0)
     found = to_first(model, tokens)
     assert found["attention"].max() < 1e-6
     assert found["share"].min() > 0.01
