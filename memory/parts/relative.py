@@ -10,7 +10,7 @@ keys a block.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -156,7 +156,7 @@ def _backward(
     recent: Tensor | None,
     w: Weights,
     kept: _Kept,
-    scores: list[Tensor],
+    scores: Sequence[Tensor],
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients of `x`, of `recent` if it is given, and of all weights."""
     batch, time, dim = x.shape
