@@ -176,12 +176,13 @@ class WindowAttention(nn.Module):
 
     def has_own_gradient(self, x: Tensor, recent: Tensor) -> bool:
         """Return whether a segment of such inputs may have its gradient by hand."""
-        return len(x) > 0 and self.folds and has_own_gradient(x, recent, self.value.weight)
+        plain = self.filters is not None or self.positions == "only"
+        return len(x) > 0 and not plain and has_own_gradient(x, recent, self.value.weight)
 
     @property
     def folds(self) -> bool:
         """Whether its projections may be multiplied with each other beforehand."""
-        return self.filters is None and self.positions != "only"
+        return self.filters is None
 
     def blocks(self, clock: Clock) -> list[relative.Block] | None:
         """Return what queries of a segment see, None of one too long for a gradient by hand."""

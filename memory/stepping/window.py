@@ -48,8 +48,9 @@ class Ring:
 class WindowSteps:
     """One layer's window attention, its projections folded into three matrices.
 
-    Queries go through the key projection, scores of distances are read off the input, and what is read goes
-    through values and output at once. Fold and ring hold what `WindowAttention.step` is given and computes.
+    Queries go through the key projection, scores of distances are read off the input, or off a table where
+    they are all that there is, and what is read goes through values and output at once. Fold and ring hold
+    what `WindowAttention.step` is given and computes.
     """
 
     def __init__(
@@ -64,15 +65,20 @@ class WindowSteps:
         def by_head(projection: nn.Linear) -> Float[Tensor, "heads width dim"]:
             return projection.weight.unflatten(0, (heads, width))
 
-        query, key = by_head(attention.query) * scale, by_head(attention.key)
-        self.content = (key.mT @ query).flatten(0, 1)
-        content_bias, position_bias = attention.biases()
-        self.content_bias = (key.mT @ content_bias[..., None]).flatten() * scale
-        far = attention.distance_keys().mT
-        position = torch.cat([far @ query, far @ (position_bias[..., None] * scale)], dim=2)
+        self.content = None
         # Distances follow each other in the ring's order from any place on, a head's beside another's.
-        position = position.transpose(0, 1).repeat(2, 1, 1)
-        self.position, self.position_bias = position[..., :dim].flatten(0, 1), position[..., dim].flatten()
+        if attention.positions == "only":
+            self.position_bias = attention.distance_scores.T.repeat(2, 1).flatten()
+        else:
+            query, key = by_head(attention.query) * scale, by_head(attention.key)
+            self.content = (key.mT @ query).flatten(0, 1)
+            content_bias, position_bias = attention.biases()
+            self.content_bias = (key.mT @ content_bias[..., None]).flatten() * scale
+            far = attention.distance_keys().mT
+            position = torch.cat([far @ query, far @ (position_bias[..., None] * scale)], dim=2)
+            position = position.transpose(0, 1).repeat(2, 1, 1)
+            self.position = position[..., :dim].flatten(0, 1)
+            self.position_bias = position[..., dim].flatten()
         output = attention.output.weight.T.unflatten(0, (heads, width))
         self.out = (by_head(attention.value).mT @ output).flatten(0, 1)
 
@@ -85,10 +91,13 @@ class WindowSteps:
         self.held[:, ring.place] = normed
         first = (slots - 1 - ring.place) * heads
         these = slice(first, first + slots * heads)
-        query = functional.linear(normed, self.content, self.content_bias).view(-1, heads, dim)
-        distances = functional.linear(normed, self.position[these], self.position_bias[these])
-        bias = distances.view(-1, slots, heads).transpose(1, 2) + ring.unseen
-        scores = torch.baddbmm(bias, query, self.held.transpose(1, 2))
+        if self.content is None:
+            scores = self.position_bias[these].view(1, slots, heads).transpose(1, 2) + ring.unseen
+        else:
+            query = functional.linear(normed, self.content, self.content_bias).view(-1, heads, dim)
+            distances = functional.linear(normed, self.position[these], self.position_bias[these])
+            bias = distances.view(-1, slots, heads).transpose(1, 2) + ring.unseen
+            scores = torch.baddbmm(bias, query, self.held.transpose(1, 2))
         read = torch.bmm(self.weigh(scores), self.held)
         return torch.addmm(x, read.view(-1, heads * dim), self.out)
 

@@ -21,12 +21,12 @@ FOLDED = [
     {"positions": "music"},
     {"activation": "sigmoid"},
     {"positions": "music", "activation": "sigmoid"},
+    {"positions": "only"},
+    {"positions": "only", "activation": "sigmoid"},
 ]
 """Those whose steps are taken in place."""
 CHOICES = [
     *FOLDED,
-    {"positions": "only"},
-    {"positions": "only", "activation": "sigmoid"},
     {"convolution": 3},
     {"convolution": 2, "positions": "music", "activation": "sigmoid"},
 ]
