@@ -35,10 +35,10 @@ class MemoryPlanning(SingleEnv):
         N  P [K] E     It sees two symbols only: that of its place and that of its goal.
         H  I  G  L
 
-    The map has n = `size` * `size` places. Every episode deals the n symbols anew to the places, uniformly, and
-    starts at a uniformly drawn place. A goal is drawn uniformly from the places other than the agent's own;
-    once collected, the next is drawn alike and the agent goes on from where it is. So each episode asks to
-    learn a map within steps and to plan with it; nothing carries over from one episode to the next.
+    The map has n = `size` * `size` places. Every episode deals the n symbols anew to the places, uniformly,
+    and starts at a uniformly drawn place. A goal is drawn uniformly from the places other than the agent's
+    own; once collected, the next is drawn alike and the agent goes on from where it is. So each episode asks
+    to learn a map within steps and to plan with it; nothing carries over from one episode to the next.
 
     Observation, float32 `[2 n]`, every entry 0 or 1:
 

@@ -21,12 +21,13 @@ from scrubjay.memory.contract.recalled import Read, Recalled
 from scrubjay.memory.contract.stepper import Stepper
 from scrubjay.memory.parts.chunks import last_steps
 from scrubjay.memory.parts.gate import Gate
-from scrubjay.memory.parts.window import WindowAttention, resolve_heads, shift_window
+from scrubjay.memory.parts.recent import shift_window
+from scrubjay.memory.parts.window import WindowAttention, WindowOptions, resolve_heads
 from scrubjay.memory.stepping.gtrxl import GTrXLStepper
 
 
 @dataclass(frozen=True)
-class GTrXLConfig(MemoryConfig):
+class GTrXLConfig(WindowOptions, MemoryConfig):
     """Sizes of `GTrXL`. Raises ValueError on an impossible one."""
 
     num_layers: int = 2
@@ -42,6 +43,7 @@ class GTrXLConfig(MemoryConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_options()
         resolve_heads(self.dim, self.num_heads)
         for name in ("num_layers", "window", "feed_forward_ratio"):
             if getattr(self, name) < 1:
@@ -55,7 +57,8 @@ class GTrXLConfig(MemoryConfig):
 class GTrXL(Memory):
     """Transformer layers with gates for residuals.
 
-    The state is the last inputs of every layer's attention.
+    The state is the last inputs of every layer's attention, `before` of them: the window, and with a
+    convolution those that its first keys and values are made of.
     """
 
     def __init__(self, config: GTrXLConfig) -> None:
@@ -63,10 +66,11 @@ class GTrXL(Memory):
         self.window = config.window
         layers = nn.ModuleList(GTrXLLayer(config) for _ in range(config.num_layers))
         self.layers = cast("list[GTrXLLayer]", layers)
+        self.before = self.layers[0].attention.before
 
     def initial_state(self, batch_size: int) -> State:
-        """Return an empty window, `[batch, layers, window, dim]`, and the age 0 of each row's episode."""
-        shape = (batch_size, len(self.layers), self.window, self.dim)
+        """Return an empty window, `[batch, layers, before, dim]`, and the age 0 of each row's episode."""
+        shape = (batch_size, len(self.layers), self.before, self.dim)
         return {
             "recent": torch.zeros(shape, dtype=self.state_dtype, device=self.device),
             "age": torch.zeros(batch_size, dtype=torch.int64, device=self.device),
@@ -89,13 +93,15 @@ class GTrXL(Memory):
         steps, reads = last_steps(age, self.window), {}
         for index, layer in enumerate(self.layers):
             seen = layer.attention_norm(x), recent[:, index], age
-            reads[f"window, layer {index}"] = Read.of(steps, layer.attention.weigh(*seen)[0].mean(1))
+            reads[f"window, layer {index}"] = Read.of(steps, layer.attention.step_weights(*seen).mean(1))
             x = layer.combine(x, layer.attention.step(*seen))
         return Recalled(reads, {})
 
     def stepper(self, state: State) -> Stepper:
-        """Return what advances these rows in place."""
-        return GTrXLStepper(self.layers, state) if self.steps_as(GTrXL, state) else super().stepper(state)
+        """Return what advances these rows in place, one step after the other if attention does not fold."""
+        if not self.layers[0].attention.folds or not self.steps_as(GTrXL, state):
+            return super().stepper(state)
+        return GTrXLStepper(self.layers, state)
 
     def segment(self, x: Tensor, state: State, start: Tensor) -> tuple[Tensor, State]:
         """Advance every row by a segment at once."""
@@ -118,7 +124,7 @@ class GTrXLLayer(nn.Module):
         dim = config.dim
         hidden = config.feed_forward_ratio * dim
         self.attention_norm = nn.LayerNorm(dim)
-        self.attention = WindowAttention(dim, resolve_heads(dim, config.num_heads), config.window)
+        self.attention = WindowAttention(dim, resolve_heads(dim, config.num_heads), config.window, config)
         self.attention_gate = Gate(dim, config.gate_bias)
         self.feed_forward = nn.Sequential(
             nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, dim)

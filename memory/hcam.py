@@ -41,17 +41,18 @@ from scrubjay.memory.parts.chunks import (
 )
 from scrubjay.memory.parts.feed_forward import feed_forward
 from scrubjay.memory.parts.hierarchy import ReadWeights, attend, weigh
+from scrubjay.memory.parts.recent import shift_window
 from scrubjay.memory.parts.window import (
     WindowAttention,
+    WindowOptions,
     distance_embedding,
     resolve_heads,
-    shift_window,
 )
 from scrubjay.memory.stepping.hcam import HCAMStepper
 
 
 @dataclass(frozen=True)
-class HCAMConfig(MemoryConfig):
+class HCAMConfig(WindowOptions, MemoryConfig):
     """Sizes of `HCAM`. Raises ValueError on a size that cannot work."""
 
     chunk_size: int = 16
@@ -71,6 +72,7 @@ class HCAMConfig(MemoryConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_options()
         for name in ("chunk_size", "num_chunks", "top_k", "num_layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
@@ -89,7 +91,7 @@ class HCAMConfig(MemoryConfig):
 class HCAM(Memory):
     """Blocks of local attention, hierarchical chunk attention and feed-forward, width to width.
 
-    State, per layer l: `recent_l [batch, window, dim]`, `contents_l [batch, chunks, chunk_size, dim]` and
+    State, per layer l: `recent_l [batch, before, dim]`, `contents_l [batch, chunks, chunk_size, dim]` and
     `summaries_l [batch, chunks, dim]`, oldest first and aligned to the end, zeros where nothing was written
     yet; and `time [batch]`, steps since the episode began.
     """
@@ -102,12 +104,13 @@ class HCAM(Memory):
         self.num_chunks = config.num_chunks
         self.window = config.window or config.chunk_size
         self.blocks = nn.ModuleList(_Block(config, self.window) for _ in range(config.num_layers))
+        self.before = self._layers[0].local.before
         self.no_gradient = _indifferent_parameters(config)
 
     def initial_state(self, batch_size: int) -> State:
         """Return empty stores."""
         shapes = {
-            "recent": (self.window, self.dim),
+            "recent": (self.before, self.dim),
             "contents": (self.num_chunks, self.chunk_size, self.dim),
             "summaries": (self.num_chunks, self.dim),
         }
@@ -164,8 +167,8 @@ class HCAM(Memory):
         return Recalled(reads, {})
 
     def stepper(self, state: State) -> Stepper:
-        """Return what advances these rows in place."""
-        if not self.steps_as(HCAM, state):
+        """Return what advances these rows in place, one step after the other if attention does not fold."""
+        if not self._layers[0].local.folds or not self.steps_as(HCAM, state):
             return super().stepper(state)
         return HCAMStepper(self._layers, self._blanked(state), self.chunk_size)
 
@@ -174,7 +177,7 @@ class HCAM(Memory):
     ) -> tuple[Float[Tensor, "batch time dim"], State]:
         """Advance by a segment in one batched pass, whatever the pattern of `start`."""
         clock = Clock.of(state["time"], start)
-        plan = plan_chunks(clock, self.chunk_size, self.num_chunks, self.window)
+        plan = plan_chunks(clock, self.chunk_size, self.num_chunks, self.before)
         after: State = {"time": clock.after}
         for layer, block in enumerate(self._layers):
             own = part_of(state, suffix=f"_{layer}")
@@ -207,7 +210,7 @@ class HCAM(Memory):
 
     def _blanked(self, state: State) -> State:
         written = written_slots(state["time"], self.chunk_size, self.num_chunks)
-        seen = seen_steps(state["time"], self.window)
+        seen = seen_steps(state["time"], self.before)
         masks = {"contents": written, "summaries": written, "recent": seen}
         blank = {"time": state["time"]}
         for layer in range(len(self.blocks)):
@@ -241,7 +244,7 @@ class _Block(nn.Module):
         self.top_k = config.top_k
         self.stop_memory_gradient = config.stop_memory_gradient
         self.local_norm = nn.LayerNorm(dim)
-        self.local = WindowAttention(dim, self.num_heads, window)
+        self.local = WindowAttention(dim, self.num_heads, window, config)
         self.read_norm = nn.LayerNorm(dim)
         self.summary_query = nn.Linear(dim, dim, bias=False)
         self.summary_key = nn.Linear(dim, dim, bias=False)
@@ -292,7 +295,7 @@ class _Block(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return how much of a step's window it reads, its output, and how much of each stored step."""
         normed = self.local_norm(x)
-        near = self.local.weigh(normed, recent.to(x.dtype), time)[0].mean(1)
+        near = self.local.step_weights(normed, recent.to(x.dtype), time).mean(1)
         asking = x + self.local.step(normed, recent.to(x.dtype), time)
         far = weigh(
             self.read_norm(asking)[:, None],

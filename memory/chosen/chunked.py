@@ -40,7 +40,8 @@ from scrubjay.memory.parts.chunks import (
     written_slots,
 )
 from scrubjay.memory.parts.feed_forward import feed_forward
-from scrubjay.memory.parts.window import resolve_heads, shift_window
+from scrubjay.memory.parts.recent import shift_window
+from scrubjay.memory.parts.window import resolve_heads
 
 
 @dataclass(frozen=True)

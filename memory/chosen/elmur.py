@@ -42,7 +42,8 @@ from scrubjay.memory.parts.chunks import (
     take,
 )
 from scrubjay.memory.parts.feed_forward import feed_forward
-from scrubjay.memory.parts.window import resolve_heads, shift_window
+from scrubjay.memory.parts.recent import shift_window
+from scrubjay.memory.parts.window import resolve_heads
 
 _BUCKETS = 32  # of distances: powers of two
 _CHUNKS_AT_ONCE = 4  # of a segment whose steps read one table of slots

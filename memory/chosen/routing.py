@@ -37,7 +37,8 @@ from scrubjay.memory.contract.stepper import Stepper
 from scrubjay.memory.parts.attention import Asked, attend, by_head
 from scrubjay.memory.parts.chunks import blanked, empty_layers, is_harmless, seen_steps, take
 from scrubjay.memory.parts.feed_forward import feed_forward
-from scrubjay.memory.parts.window import resolve_heads, shift_window
+from scrubjay.memory.parts.recent import shift_window
+from scrubjay.memory.parts.window import resolve_heads
 from scrubjay.memory.stepping.routing import RoutingStepper
 
 _MOST_AT_ONCE = 128  # steps of a segment, whose scores are taken with all that is stored and with each other

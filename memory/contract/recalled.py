@@ -22,9 +22,10 @@ class Read(NamedTuple):
 
     @classmethod
     def of(cls, steps: Int[Tensor, "batch *items"], weights: Float[Tensor, "batch *items"]) -> Read:
-        """Return a read with zeros where there is no step, in float32."""
+        """Return a read with zeros where there is no step, in float32, as shares if they are more than 1."""
         steps, weights = steps.flatten(1), weights.flatten(1).float()
-        return cls(steps, torch.where(steps < 0, 0, weights))
+        weights = torch.where(steps < 0, 0, weights)
+        return cls(steps, weights / weights.sum(dim=1, keepdim=True).clamp(min=1))
 
 
 class Recalled(NamedTuple):

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from scrubjay.memory.contract.clock import Clock
-from scrubjay.memory.parts.window import shift_window
+from scrubjay.memory.parts.recent import shift_window
 
 
 class ShortConvolution(nn.Module):

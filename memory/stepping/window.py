@@ -48,14 +48,15 @@ class Ring:
 class WindowSteps:
     """One layer's window attention, its projections folded into three matrices.
 
-    Queries go through the key projection, scores of distances are read off the input, and what is read goes
-    through values and output at once. Fold and ring hold what `WindowAttention.step` is given and computes.
+    Queries go through the key projection, scores of distances are read off the input, or off a table where
+    they are all that there is, and what is read goes through values and output at once. Fold and ring hold
+    what `WindowAttention.step` is given and computes.
     """
 
     def __init__(
         self, attention: WindowAttention, ring: Ring, recent: Float[Tensor, "batch window dim"]
     ) -> None:
-        self.ring, self.heads = ring, attention.num_heads
+        self.ring, self.heads, self.weigh = ring, attention.num_heads, attention.weigh
         self.held = torch.cat([recent, torch.zeros_like(recent[:, :1])], dim=1)
         dim, heads = recent.shape[2], self.heads
         width = dim // heads
@@ -64,14 +65,20 @@ class WindowSteps:
         def by_head(projection: nn.Linear) -> Float[Tensor, "heads width dim"]:
             return projection.weight.unflatten(0, (heads, width))
 
-        query, key = by_head(attention.query) * scale, by_head(attention.key)
-        self.content = (key.mT @ query).flatten(0, 1)
-        self.content_bias = (key.mT @ attention.content_bias[..., None]).flatten() * scale
-        far = attention.position(attention.distances).unflatten(1, (heads, width)).transpose(0, 1)
-        position = torch.cat([far @ query, far @ (attention.position_bias[..., None] * scale)], dim=2)
+        self.content = None
         # Distances follow each other in the ring's order from any place on, a head's beside another's.
-        position = position.transpose(0, 1).repeat(2, 1, 1)
-        self.position, self.position_bias = position[..., :dim].flatten(0, 1), position[..., dim].flatten()
+        if attention.positions == "only":
+            self.position_bias = attention.distance_scores.T.repeat(2, 1).flatten()
+        else:
+            query, key = by_head(attention.query) * scale, by_head(attention.key)
+            self.content = (key.mT @ query).flatten(0, 1)
+            content_bias, position_bias = attention.biases()
+            self.content_bias = (key.mT @ content_bias[..., None]).flatten() * scale
+            far = attention.distance_keys().mT
+            position = torch.cat([far @ query, far @ (position_bias[..., None] * scale)], dim=2)
+            position = position.transpose(0, 1).repeat(2, 1, 1)
+            self.position = position[..., :dim].flatten(0, 1)
+            self.position_bias = position[..., dim].flatten()
         output = attention.output.weight.T.unflatten(0, (heads, width))
         self.out = (by_head(attention.value).mT @ output).flatten(0, 1)
 
@@ -84,11 +91,14 @@ class WindowSteps:
         self.held[:, ring.place] = normed
         first = (slots - 1 - ring.place) * heads
         these = slice(first, first + slots * heads)
-        query = functional.linear(normed, self.content, self.content_bias).view(-1, heads, dim)
-        distances = functional.linear(normed, self.position[these], self.position_bias[these])
-        bias = distances.view(-1, slots, heads).transpose(1, 2) + ring.unseen
-        scores = torch.baddbmm(bias, query, self.held.transpose(1, 2))
-        read = torch.bmm(torch.softmax(scores, dim=-1), self.held)
+        if self.content is None:
+            scores = self.position_bias[these].view(1, slots, heads).transpose(1, 2) + ring.unseen
+        else:
+            query = functional.linear(normed, self.content, self.content_bias).view(-1, heads, dim)
+            distances = functional.linear(normed, self.position[these], self.position_bias[these])
+            bias = distances.view(-1, slots, heads).transpose(1, 2) + ring.unseen
+            scores = torch.baddbmm(bias, query, self.held.transpose(1, 2))
+        read = torch.bmm(self.weigh(scores), self.held)
         return torch.addmm(x, read.view(-1, heads * dim), self.out)
 
     def recent(self, count: int) -> Float[Tensor, "batch count dim"]:

@@ -21,8 +21,9 @@ from scrubjay.kernels.derivatives import has_own_gradient
 from scrubjay.memory.contract.base import State
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.parts.chunks import last_steps
+from scrubjay.memory.parts.recent import shift_window
 from scrubjay.memory.parts.rotary import across, rotary_frequencies, rotate, turns
-from scrubjay.memory.parts.window import resolve_heads, shift_window
+from scrubjay.memory.parts.window import resolve_heads
 from scrubjay.memory.titans import window
 from scrubjay.memory.titans.heads import normalised
 

@@ -38,8 +38,8 @@ from torch.nn import functional
 from scrubjay.kernels import Gates, Learning, NeuralState, neural_memory, neural_memory_step, neural_recall
 from scrubjay.memory.contract.base import LATER, MemoryConfig, State
 from scrubjay.memory.parts.grid import ChunkGrid
+from scrubjay.memory.parts.recent import shift_window
 from scrubjay.memory.parts.unit import unit
-from scrubjay.memory.parts.window import shift_window
 from scrubjay.memory.titans.heads import Convolution, heads_of, normalised, split_heads
 
 _WIDEST_HEAD, _NARROWEST_HEAD = 64, 8

@@ -15,6 +15,14 @@ CASES = [
     pytest.param(name, fields, id=f"{name}-{told(fields)}")
     for name in memory.list_memories()
     for fields in [{}, *SIZES.get(name, [])]
+] + [
+    pytest.param("gtrxl", {"window": 5, **options}, id=f"gtrxl-{told(options)}")
+    for options in (
+        {"positions": "music"},
+        {"activation": "sigmoid"},
+        {"convolution": 3},
+        {"positions": "only"},
+    )
 ]
 TELLING = {
     *("based", "elmur", "gtrxl", "hcam", "landmark", "moba", "nsa", "sink", "stack"),

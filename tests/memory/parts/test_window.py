@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from scrubjay.memory.contract.clock import Clock
+from scrubjay.memory.parts.recent import shift_window
 from scrubjay.memory.parts.window import (
     WindowAttention,
     distance_embedding,
     resolve_heads,
-    shift_window,
 )
 
 DIM, HEADS = 12, 3
