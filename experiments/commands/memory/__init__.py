@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from scrubjay.experiments.commands.memory import bench, consolidating, records
+from scrubjay.experiments.commands.memory import bench, consolidating, page, records
 from scrubjay.experiments.words.arguments import UsageError, choose, parse
 from scrubjay.experiments.words.terminal import bad_input
 
@@ -14,6 +14,7 @@ ACTIONS: dict[str, tuple[str, type, Callable[[Any], int]]] = {
     "add": ("remember a text", records.AddOptions, records.add),
     "search": ("find records by words, and by meaning", records.SearchOptions, records.search),
     "show": ("show records in full", records.ShowOptions, records.show),
+    "page": ("show records, and what replaced what, as a page", page.PageOptions, page.page),
     "forget": ("delete records for good", records.ForgetOptions, records.forget),
     "import": ("read exported records, or documents", records.ImportOptions, records.import_),
     "export": ("write all records as JSON lines", records.ExportOptions, records.export),

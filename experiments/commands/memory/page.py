@@ -1,0 +1,38 @@
+"""`scrubjay memory page`: a bank's records, and what superseded what and when, as one page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from scrubjay.experiments.language.banks import open_bank
+from scrubjay.experiments.words.foreign import one_line
+
+
+@dataclass(frozen=True)
+class PageOptions:
+    """Write a page that shows records as they were written, and what each of them superseded."""
+
+    file: Positional[Path]
+    """The memory."""
+    out: Path | None = None
+    """File to write: a page (.html), a picture (.png, .pdf, .svg) or the trace (.json); default: the memory's
+    name with .html."""
+    most: int = 2_000
+    """Records at most, the newest ones."""
+
+
+def page(options: PageOptions) -> int:
+    """Write the page."""
+    from scrubjay.experiments.looking.bank import trace_bank
+    from scrubjay.experiments.looking.look import Look, check_format
+
+    out = options.out or options.file.with_suffix(".html")
+    check_format(out)
+    with open_bank(options.file, False) as bank:
+        look = Look(trace_bank(bank, options.file.name, options.most))
+    look.save(out)
+    print(one_line(f"{out}: {len(look.trace.steps):,} records"))
+    return 0

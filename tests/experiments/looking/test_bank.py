@@ -1,0 +1,62 @@
+"""A bank as a trace: records in the order of writing, each with what it superseded."""
+
+import pytest
+
+from scrubjay.experiments.commands import memory as command
+from scrubjay.experiments.looking.bank import trace_bank
+from scrubjay.experiments.looking.trace import from_json, read_trace, to_json
+from scrubjay.memory import MemoryBank
+
+
+@pytest.fixture
+def bank(tmp_path):
+    times = iter([100.0, 90.0, 200.0, 300.0, 400.0])  # a clock that is set back once
+    with MemoryBank(tmp_path / "facts.db", clock=lambda: next(times, 500.0)) as bank:
+        yield bank
+
+
+def test_a_record_leads_back_to_what_it_replaced(bank):
+    first = bank.add("Vera lives in Lisbon.")
+    bank.add("The kettle is blue.", kind="task", namespace=("user", "vera"))
+    second = bank.add("Vera moved to Porto.", supersedes=first)
+    bank.add("Vera moved to Faro.", supersedes=second, importance=0.9)
+    trace = trace_bank(bank, "facts.db")
+    assert from_json(to_json(trace)) == trace
+    assert [step.time for step in trace.steps] == [0, 0, 100, 200]
+    led = [[one.steps.tolist() for one in step.recalled] for step in trace.steps]
+    assert led == [[], [], [[0]], [[2]]]
+    assert trace.steps[0].text.splitlines()[0] == "Vera lives in Lisbon."
+    assert trace.steps[0].text.endswith("see step 2")
+    assert "see step 3" in trace.steps[2].text
+    assert "held until" not in trace.steps[3].text
+    assert "task of user/vera, worded by user" in trace.steps[1].choice
+    assert trace.tracks["importance"] == (0.5, 0.5, 0.5, 0.9)
+
+
+def test_all_wordings_of_a_record_are_shown(bank):
+    bank.add("The kettle is blue.")
+    bank.add("the kettle is blue")
+    (step,) = trace_bank(bank, "facts.db").steps
+    assert "also said: the kettle is blue" in step.text
+
+
+def test_of_many_records_the_newest_are_shown(bank):
+    first = bank.add("Vera lives in Lisbon.")
+    for place in ("Porto", "Faro"):
+        first = bank.add(f"Vera moved to {place}.", supersedes=first)
+    trace = trace_bank(bank, "facts.db", most=2)
+    assert trace.about["records"] == "the newest 2 of 3"
+    assert [len(step.recalled) for step in trace.steps] == [0, 1]  # what went out of sight leads nowhere
+    with pytest.raises(ValueError, match="most=0: at least 1"):
+        trace_bank(bank, "facts.db", most=0)
+
+
+def test_the_command_writes_a_page_beside_the_bank(bank, tmp_path, capsys):
+    with pytest.raises(ValueError, match=r"facts\.db holds no record yet"):
+        trace_bank(bank, "facts.db")
+    bank.add("<script>alert(1)</script>")
+    assert command.run(["page", str(tmp_path / "facts.db")]) == 0
+    assert "<script>alert" not in (tmp_path / "facts.html").read_text()
+    assert command.run(["page", str(tmp_path / "facts.db"), "--out", str(tmp_path / "facts.json")]) == 0
+    assert read_trace(tmp_path / "facts.json").steps[0].text.startswith("<script>alert(1)</script>")
+    assert "facts.json: 1 records" in capsys.readouterr().out
