@@ -87,6 +87,9 @@ class AgentOptions:
     """File to which each question's steps are added as instruction-tuning records."""
     export_templates: int = 4
     """Prompt templates in which a record is written."""
+    look: Path | None = None
+    """File to which the last question's turn is written, as a page (.html) or a trace (.json): what was
+    recalled, planned, called and read."""
     json: bool = False
     """Print one JSON object a question in place of the answer."""
     temperature: float | None = None
@@ -114,7 +117,11 @@ class AgentOptions:
         for path in self.knowledge:
             if not path.is_file():
                 raise ValueError(f"there is no file {path}")
-        for path in (self.memory, self.record, self.export):
+        if self.look is not None:
+            from scrubjay.experiments.looking.look import check_format
+
+            check_format(self.look)
+        for path in (self.memory, self.record, self.export, self.look):
             if path is not None and not path.absolute().parent.is_dir():
                 raise ValueError(f"there is no folder {path.parent} for {path.name}")
         if self.embeddings is not None and self.memory is None:
@@ -240,6 +247,11 @@ class Conversation:
             _tell("the answer ends at the model's limit of tokens; --max-tokens gives it more")
         if options.export is not None:
             self._export(result)
+        if options.look is not None:
+            from scrubjay.experiments.looking.look import Look
+            from scrubjay.experiments.looking.turn import trace_turn
+
+            Look(trace_turn(question, result)).save(options.look)
         return True
 
     def _export(self, result: dict[str, Any]) -> None:

@@ -114,6 +114,18 @@ def test_one_json_object_tells_everything(ask):
     assert told["usage"]["total_tokens"] > 0
 
 
+def test_a_turn_is_looked_at_on_a_page(ask, tmp_path):
+    replies = [call("calculator", expression="17 * 23"), "enough", "It is 391."]
+    words = ["What is 17 * 23?", "--tools", "calculator", "--look"]
+    assert ask(replies, *words, str(tmp_path / "turn.json"))[0] == 0
+    choices = [step["choice"] for step in json.loads((tmp_path / "turn.json").read_text())["steps"]]
+    assert choices[0] == "asked"
+    assert choices.index("execute") < choices.index("observation") < choices.index("conclusion")
+    code, *_, err, _ = ask(replies, *words, "turn.txt")
+    assert code == 2
+    assert "turn.html" in err
+
+
 def test_it_remembers_in_a_file_between_two_commands(ask):
     words = ["--tools", "none", "--memory", "m.db", "--namespace", "user/ada"]
     ask(["Noted."], "My sister Vera lives in Lisbon.", *words)
