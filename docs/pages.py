@@ -65,13 +65,15 @@ def read_scores(results: Path) -> Iterator[Row]:
 
 def leaderboard(scores: Iterable[Row]) -> str:
     """Return the page of memories by tasks, with seeds, intervals and commands, as Markdown."""
-    of_task: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    of_task: dict[str, list[Row]] = defaultdict(list)
     for row in scores:
-        tested = ", ".join(f"{name} {value}" for name, value in (row.get("test") or {}).items())
-        of_task[row["task"], tested].append(row)
+        of_task[row["task"]].append(row)
     parts = ["# Leaderboard", _OF_LEADERBOARD]
-    for (task, tested), rows in sorted(of_task.items()):
-        parts += [f"## {task}{f', tested with {tested}' if tested else ''}", _scores_table(rows)]
+    for task, rows in sorted(of_task.items()):
+        parts += [f"## {task}", _scores_table([row for row in rows if not row.get("test")])]
+        tested = [row for row in rows if row.get("test")]
+        if tested:
+            parts += ["The same models, tested otherwise than they were trained:", _tests_table(tested)]
         files = sorted({row["file"] for row in rows})
         commands = "\n".join(dict.fromkeys(row["command"] for row in rows))
         parts += [f"```sh\n{commands}\n```", f"Lines: {', '.join(f'`{file}`' for file in files)}"]
@@ -105,7 +107,19 @@ def _scores_table(rows: Sequence[Row]) -> str:
     )
 
 
+def _tests_table(rows: Sequence[Row]) -> str:
+    cells: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        tested = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in row["test"].items())
+        cells[tested][row["memory"]].append(row["score"])
+    names = sorted({row["memory"] for row in rows})
+    lines = [(tested, *(_score(of[name]) for name in names)) for tested, of in cells.items()]
+    return _table(("tested with", *(f"`{name}`" for name in names)), lines)
+
+
 def _score(scores: Sequence[float]) -> str:
+    if not scores:
+        return ""
     if len(scores) < _FEW:
         mean, low, high = float(np.mean(scores)), min(scores), max(scores)
     else:
