@@ -9,6 +9,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from scrubjay.experiments.words.arguments import parse
+from scrubjay.experiments.words.foreign import one_line
 from scrubjay.experiments.words.terminal import bad_input
 
 
@@ -27,13 +28,25 @@ class InspectOptions:
     """Tokens from the text's beginning that the maps show."""
     out: Path = Path("inspect.png")
     """The picture."""
+    look: Path | None = None
+    """A page (.html) or a trace (.json), too: of each of these tokens what it attends to in these layers."""
 
 
 def run(words: Sequence[str]) -> int:
-    """`scrubjay inspect MODEL --text FILE [--layers N ...] [--out PNG]`."""
+    """`scrubjay inspect MODEL --text FILE [--layers N ...] [--out PNG] [--look PAGE]`."""
     options = parse(InspectOptions, words, "scrubjay inspect")
     from scrubjay.experiments.reports.attention import inspect_model
 
     with bad_input():
-        inspect_model(options.model, options.text, options.layers, options.tokens, options.out)
+        if options.look is not None:
+            from scrubjay.experiments.looking.look import Look, check_format
+
+            check_format(options.look)
+        seen = inspect_model(options.model, options.text, options.layers, options.tokens, options.out)
+        if options.look is not None:
+            from scrubjay.experiments.looking.reading import trace_reading
+
+            title = f"{options.model} reads {options.text.name}"
+            Look(trace_reading(*seen, title)).save(options.look)
+            print(one_line(f"page: {options.look}"))
     return 0

@@ -148,13 +148,33 @@
     }
   }
 
+  // A text is seen whole: its tokens, as warm as the weight that this one gives them.
+  const words = trace.kind !== "language model" ? [] : steps.map((step, number) => {
+    const word = made("span", "word", step.text);
+    word.addEventListener("click", () => go(number));
+    return word;
+  });
+  if (words.length) at("said").replaceChildren(...words);
+
+  function drawWords() {
+    const recall = read === null ? undefined : recallOf(now, read);
+    const weights = new Map(recall ? pairs(recall) : []);
+    words.forEach((word, number) => {
+      const strength = weights.has(number) ? 0.05 + 0.75 * weights.get(number) / recall.most : 0;
+      word.style.backgroundColor = "rgba(" + style("--heat") + "," + strength.toFixed(3) + ")";
+      word.classList.toggle("now", number === now);
+      word.classList.toggle("later", number > now);
+    });
+  }
+
   function draw() {
     const step = steps[now], image = at("picture");
     image.hidden = step.picture === null;
     if (step.picture !== null) image.src = trace.pictures[step.picture];
     image.alt = "step " + now;
-    at("said").textContent = step.text;
-    at("said").hidden = !step.text;
+    if (words.length) drawWords();
+    else at("said").textContent = step.text;
+    at("said").hidden = !words.length && !step.text;
     at("where").textContent = "step " + now + " of " + (count - 1) + (trace.unit === "steps" ? "" : ", " + number(step.time) + " " + trace.unit);
     at("slider").value = now;
     drawOptions(step);

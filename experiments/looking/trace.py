@@ -75,8 +75,7 @@ class Recall:
         begins = np.flatnonzero(np.diff(steps, prepend=-2) != 1)
         counts = np.diff(np.append(begins, len(steps)))
         most = float(weights.max(initial=0.0))
-        # What was read is seen to be, however little it was.
-        levels = np.maximum(np.rint(weights / most * _LEVELS), 1) if len(weights) else weights
+        levels = np.rint(weights / most * _LEVELS) if len(weights) else weights
         runs = tuple((int(steps[begin]), int(count)) for begin, count in zip(begins, counts, strict=True))
         return cls(name, runs, most, levels.astype(np.uint8).tobytes())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -21,6 +21,8 @@ from scrubjay.experiments.words.foreign import one_line
 from scrubjay.memory.context.quotes import ControlTokens
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
     from scrubjay.memory.heads.retrieval import RetrievalHeads
     from scrubjay.memory.heads.sink_rate import Attended
 
@@ -30,9 +32,20 @@ _SEQUENCES = 16
 _THRESHOLD = 0.3
 
 
+class Inspected(NamedTuple):
+    """What was looked at."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    tokens: Int[Tensor, " time"]
+    """Those that maps show."""
+    layers: list[int]
+    """Those that there are maps of."""
+
+
 def inspect_model(
     model_name: str, text_file: Path, layers: Sequence[int], tokens_shown: int, out: Path
-) -> None:
+) -> Inspected:
     """Print the numbers and draw the picture, with maps of `layers`, or of telling ones where there are none.
 
     Raises ValueError for a model, text or layer that cannot be inspected.
@@ -60,6 +73,7 @@ def inspect_model(
     numbers = out.with_suffix(".json")
     write_atomically(numbers, json.dumps(_numbers(model_name, text_file, looks, scores), indent=1) + "\n")
     print(one_line(f"numbers: {numbers}"))
+    return Inspected(model, tokenizer, shown[0], list(chosen))
 
 
 def _numbers(model_name: str, text_file: Path, looks: Attended, scores: RetrievalHeads) -> dict[str, Any]:

@@ -171,15 +171,13 @@ def test_a_trace_of_no_steps_is_a_page(opened):
 
 
 def test_a_trace_of_words_is_a_page(opened):
-    """What has no pictures, as a language model's or an agent's."""
+    """What has no pictures, as an agent's."""
     steps = [
         Step(0.5 * n, text=f"word {n}", recalled=(Recall.of("cache", range(n), [1 / n] * n),))
         for n in (1, 2, 3)
     ]
     first = Step(0, text="word 0")
-    shown = opened(
-        page(from_json(to_json(Trace("language model", "words", (first, *steps), unit="seconds"))))
-    )
+    shown = opened(page(from_json(to_json(Trace("agent", "words", (first, *steps), unit="seconds")))))
     shown.keyboard.press("End")
     assert shown.inner_text("#said") == "word 3"
     assert shown.inner_text(".moment span") == "0: word 0"

@@ -1,0 +1,92 @@
+"""A model's reading as a trace: its attention is what transformers says, its words are shown and clicked."""
+
+import numpy as np
+import pytest
+import torch
+
+from scrubjay.experiments.cli import main
+from scrubjay.experiments.looking.page import page
+from scrubjay.experiments.looking.reading import trace_reading
+from scrubjay.experiments.looking.trace import from_json, read_trace, to_json
+
+pytest.importorskip("transformers")
+WORDS = ["?", "the", "jay", "hid", "a", "<b>worm</b>", "and", "flew"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    path = tmp_path_factory.mktemp("model")
+    words = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?", eos_token="?").save_pretrained(path)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        eos_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(path)
+    (path / "text.txt").write_text("the jay hid a <b>worm</b> and flew " * 20)
+    return path
+
+
+@pytest.fixture
+def read(folder):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    tokens = torch.tensor([1, 2, 3, 4, 5, 6, 7, 1, 2])
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return model, tokens, trace_reading(model, tokenizer, tokens, [0, 1], "a model reads")
+
+
+def test_it_is_what_the_model_attends_to_and_expects(read):
+    model, tokens, trace = read
+    assert from_json(to_json(trace)) == trace
+    with torch.no_grad():
+        told = model(tokens[None], output_attentions=True)
+    log_probs = told.logits[0].log_softmax(-1)
+    for layer, weights in enumerate(told.attentions):
+        for time, row in enumerate(weights[0].mean(0)):
+            recall = trace.steps[time].recalled[layer]
+            assert recall.steps.tolist() == list(range(time + 1))
+            assert np.abs(recall.weights - row[: time + 1].numpy()).max() <= recall.most / 255
+        entropy = -(weights[0].double() * weights[0].double().clamp(min=1e-30).log()).sum(-1).mean(0)
+        np.testing.assert_allclose(trace.tracks[f"entropy, layer {layer}"], entropy, atol=1e-6)
+    losses = torch.nn.functional.cross_entropy(told.logits[0, :-1], tokens[1:], reduction="none")
+    assert trace.tracks["loss of the token"][0] is None
+    np.testing.assert_allclose(trace.tracks["loss of the token"][1:], losses, atol=1e-5)
+    for step, row in zip(trace.steps, log_probs, strict=True):
+        assert step.choice == WORDS[int(row.argmax())]
+        assert max(step.options.values()) == pytest.approx(float(row.max().exp()), abs=1e-6)
+    assert [step.text for step in trace.steps] == [WORDS[token] for token in tokens]
+
+
+def test_words_are_shown_as_one_text_and_lead_to_their_steps(read, opened):
+    *_, trace = read
+    shown = opened(page(trace))
+    assert shown.inner_text("#said").replace("\n", "") == "".join(step.text for step in trace.steps)
+    assert shown.evaluate("document.querySelectorAll('b').length") == 0
+    shown.click(".word:nth-child(5)")
+    assert shown.inner_text("#where").startswith("step 4 of 8")
+    assert shown.evaluate("document.querySelector('.word.now').textContent") == "<b>worm</b>"
+    assert shown.evaluate("document.querySelectorAll('.word.later').length") == 4
+    warm = "getComputedStyle(document.querySelector('.word:nth-child({})')).backgroundColor"
+    assert shown.evaluate(warm.format(6)) == "rgba(0, 0, 0, 0)" or ", 0)" in shown.evaluate(warm.format(6))
+    assert ", 0)" not in shown.evaluate(warm.format(1))
+
+
+def test_inspect_writes_it(folder, tmp_path, capsys):
+    words = ["inspect", str(folder), "--text", str(folder / "text.txt"), "--tokens", "20", "--layers", "1"]
+    out = ["--out", str(tmp_path / "maps.png"), "--look", str(tmp_path / "read.json")]
+    assert main([*words, *out]) == 0
+    trace = read_trace(tmp_path / "read.json")
+    assert (len(trace.steps), [one.name for one in trace.steps[3].recalled]) == (20, ["attention, layer 1"])
+    assert main([*words, "--out", str(tmp_path / "maps.png"), "--look", "read.txt"]) == 2
+    assert "read.html" in capsys.readouterr().err
