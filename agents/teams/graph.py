@@ -44,19 +44,32 @@ class GraphAttention(nn.Module):
         path = self.dense if nodes.shape[-2] <= DENSE_NODES else self.sparse
         return nodes + self.scale * nn.functional.silu(path(self.norm(nodes), hears))
 
+    def weigh(
+        self, nodes: Float[Tensor, "*leading nodes dim"], hears: Bool[Tensor, "*leading nodes nodes"] | None
+    ) -> Float[Tensor, "*leading heads nodes nodes"]:
+        """Return how much of what each node hears is of each, for who looks at it: of `forward`'s nodes."""
+        return self._weights(*self._sides(self.norm(nodes)), hears)
+
     def dense(self, nodes: Tensor, hears: Tensor | None) -> Tensor:
         """Return what is heard, computed over all pairs of nodes."""
-        # [..., heads, nodes, width of a head]
+        source, target = self._sides(nodes)
+        heard = self._weights(source, target, hears) @ source
+        return heard.transpose(-2, -3).flatten(-2) + self.bias
+
+    def _sides(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
+        """Return nodes as they are heard and as they hear, `[..., heads, nodes, width of a head]`."""
         source, target = (
             linear(nodes).unflatten(-1, self.score.shape).transpose(-2, -3)
             for linear in (self.source, self.target)
         )
+        return source, target
+
+    def _weights(self, source: Tensor, target: Tensor, hears: Tensor | None) -> Tensor:
         pairs = nn.functional.leaky_relu(target.unsqueeze(-2) + source.unsqueeze(-3), 0.2)
         scores = torch.einsum("...hijd,hd->...hij", pairs, self.score)
         if hears is not None:
             scores = scores.masked_fill(~hears.unsqueeze(-3), float("-inf"))
-        heard = scores.softmax(dim=-1) @ source
-        return heard.transpose(-2, -3).flatten(-2) + self.bias
+        return scores.softmax(dim=-1)
 
     def sparse(self, nodes: Tensor, hears: Tensor | None) -> Tensor:
         """Return what is heard, computed over the edges of the graph."""

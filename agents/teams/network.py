@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from gymnasium import spaces
 from jaxtyping import Bool, Float
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from scrubjay.agents.rl.encoders.entities import ADJACENCY, EntityEncoder
 from scrubjay.agents.teams.graph import GraphAttention
 from scrubjay.memory import MemoryConfig, State
+from scrubjay.memory.contract.recalled import Recalled
 
 
 class TeamNetwork(nn.Module):
@@ -23,7 +26,8 @@ class TeamNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder = EntityEncoder(space, memory.dim)
-        self.rounds = nn.ModuleList(GraphAttention(memory.dim, graph_heads) for _ in range(graph_rounds))
+        rounds = nn.ModuleList(GraphAttention(memory.dim, graph_heads) for _ in range(graph_rounds))
+        self.rounds = cast("list[GraphAttention]", rounds)
         self.memory = memory.build()
 
     def forward(
@@ -68,6 +72,20 @@ class TeamNetwork(nn.Module):
         if agent is None:
             return features.unflatten(0, (-1, agents)), _unfold(state, agents)
         return features, state
+
+    @torch.no_grad()
+    def looked(
+        self, leaves: dict[str, Tensor], alive: Bool[Tensor, "rows agents"] | None, state: State, agent: int
+    ) -> tuple[list[Float[Tensor, "rows agents"]], Recalled | None]:
+        """Return what `step` of `agent` would hear in each round, how much of each, the mean over heads, and
+        what its memory would read.
+        """
+        nodes, hears = self._encode(leaves, 2), hearing(leaves.get(ADJACENCY), alive)
+        heard = []
+        for attend in self.rounds:
+            heard.append(attend.weigh(nodes, hears).mean(dim=-3)[:, agent])
+            nodes = attend(nodes, hears)
+        return heard, self.memory.recalled(nodes[:, agent], state)
 
     def initial_state(self, rows: int, agents: int | None = None) -> State:
         """Return newborn states, `[rows, agents, ...]`, or `[rows, ...]` of one agent alone."""

@@ -30,6 +30,7 @@ from scrubjay.agents.teams.network import TeamNetwork
 from scrubjay.agents.teams.segment import TeamSegment
 from scrubjay.memory import MemoryConfig, State, detach_state, make_config
 from scrubjay.memory.contract.nested import named, part_of
+from scrubjay.memory.contract.recalled import Recalled
 
 _ACTOR, _CRITIC = "actor/", "critic/"
 
@@ -77,6 +78,15 @@ class TeamPolicyStep(NamedTuple):
     log_prob: Float[Tensor, "rows agents"]
     value: Float[Tensor, "rows agents"]
     state: State
+
+
+class AgentLook(NamedTuple):
+    """What one agent hears and recalls in a step."""
+
+    heard: Float[Tensor, "rounds agents"] | None
+    """How much of what it hears is of each agent, itself too, the mean over heads; None without rounds."""
+    recalled: Recalled | None
+    """What its memory reads, one row."""
 
 
 class TeamActor(nn.Module):
@@ -291,6 +301,18 @@ class TeamPolicy(nn.Module):
         step = self.step(from_leaves(leaves), alive, state, start, deterministic=deterministic)
         actions = self.env_actions(step.action)
         return (actions[0] if single else actions), step.state
+
+    @torch.no_grad()
+    def looked(self, observation: Any, alive: Any, state: State) -> list[AgentLook]:
+        """Return of each agent of one team what it hears and recalls when `act` is given the same."""
+        living = torch.as_tensor(alive, dtype=torch.bool, device=self.device)[None]
+        seen = to_leaves(to_tensors(self.observation_space, observation, self.device))
+        leaves, visible = _visible(from_leaves({key: leaf[None] for key, leaf in seen.items()}), living)
+        state, looks = part_of(state, prefix=_ACTOR), []
+        for agent, actor in enumerate(self._actors * (self.num_agents if self.config.shared else 1)):
+            heard, recalled = actor.network.looked(leaves, visible, _stream(state, agent), agent)
+            looks.append(AgentLook(torch.cat(heard) if heard else None, recalled))
+        return looks
 
     def env_actions(self, actions: Tensor) -> np.ndarray:
         """Return sampled actions as the environment wants them: in bounds, right dtype."""

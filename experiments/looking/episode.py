@@ -31,11 +31,32 @@ _MOST_NUMBERS = 32
 """Of an observation that is written out."""
 
 
+class Film:
+    """Pictures, each kept once."""
+
+    def __init__(self) -> None:
+        self._places: dict[str, int] = {}
+
+    def keep(self, image: Image.Image) -> int:
+        """Return the number of a picture among those that there are."""
+        image.thumbnail((_WIDEST, _WIDEST), Image.Resampling.NEAREST)
+        file = io.BytesIO()
+        # A third of a PNG, and the same points.
+        image.save(file, format="WEBP", lossless=True, method=2)
+        address = f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
+        return self._places.setdefault(address, len(self._places))
+
+    @property
+    def pictures(self) -> tuple[str, ...]:
+        """All of them, as addresses that hold their data."""
+        return tuple(self._places)
+
+
 @dataclass
 class _Lived:
     """What happened so far, a value for each step."""
 
-    pictures: dict[str, int] = field(default_factory=dict)
+    film: Film = field(default_factory=Film)
     steps: list[Step] = field(default_factory=list)
     recalled: list[list[Recall]] = field(default_factory=list)
     tracks: dict[str, list[float | None]] = field(default_factory=dict)
@@ -89,7 +110,7 @@ def trace_episode(
         ),
         about=_about(policy, env_config, lived),
         rate=rate,
-        pictures=tuple(lived.pictures),
+        pictures=lived.film.pictures,
         tracks={
             name: tuple(row + [None] * (len(lived.steps) - len(row))) for name, row in lived.tracks.items()
         },
@@ -116,7 +137,7 @@ def _live(
     lived, state, over = _Lived(), policy.initial_state(1), False
     observation, _ = env.reset(seed=seed)
     while not over and len(lived.steps) < max_steps:
-        place = _kept(lived, picture(env, "")) if drawn else None
+        place = lived.film.keep(picture(env, "")) if drawn else None
         batch = _one_row(policy, observation)
         with torch.no_grad():
             encoded = policy.encoder(batch)
@@ -134,7 +155,7 @@ def _live(
         lived.actions.append(action[0])
         act = policy.env_actions(action)[0]
         lived.steps.append(
-            Step(len(lived.steps), place, _told(observation), _told(act), _options(policy, distribution))
+            Step(len(lived.steps), place, told(observation), told(act), _options(policy, distribution))
         )
         observation, reward, terminated, truncated, _ = env.step(act)
         lived.note("reward", float(reward))
@@ -190,10 +211,10 @@ def _options(policy: Policy, distribution: Any) -> dict[str, float]:
     return {str(int(space.start) + index): chance for index, chance in enumerate(chances)}
 
 
-def _told(value: Any) -> str:
+def told(value: Any) -> str:
     """Return a small observation or an action in words; of a large one nothing."""
     if isinstance(value, dict):
-        parts = {name: _told(part) for name, part in value.items()}
+        parts = {name: told(part) for name, part in value.items()}
         return "; ".join(f"{name} {part}" for name, part in parts.items() if part)
     if isinstance(value, tuple):
         return "; ".join(filter(None, map(_told, value)))
@@ -201,13 +222,3 @@ def _told(value: Any) -> str:
     if numbers.size > _MOST_NUMBERS:
         return ""
     return np.array2string(numbers, precision=3, suppress_small=True, max_line_width=10_000)
-
-
-def _kept(lived: _Lived, image: Image.Image) -> int:
-    """Return the number of a picture among those that there are; one that comes again is kept once."""
-    image.thumbnail((_WIDEST, _WIDEST), Image.Resampling.NEAREST)
-    file = io.BytesIO()
-    # A third of a PNG, and the same points.
-    image.save(file, format="WEBP", lossless=True, method=2)
-    address = f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
-    return lived.pictures.setdefault(address, len(lived.pictures))

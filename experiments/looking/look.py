@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scrubjay.experiments.kinds.reinforcement import AgentConfig
+from scrubjay.experiments.kinds.team import TeamTaskConfig
 from scrubjay.experiments.looking.episode import trace_episode
 from scrubjay.experiments.looking.page import framed, page
+from scrubjay.experiments.looking.team import trace_team
 from scrubjay.experiments.looking.trace import Trace, read_trace, write_trace
 from scrubjay.experiments.run import Run
 from scrubjay.experiments.runs.directory import write_atomically
@@ -68,7 +70,7 @@ def look(
 
     Raises:
         ValueError: if there is no run and no trace, no checkpoint, or no step to take.
-        TypeError: if the run has no policy of one agent.
+        TypeError: if the run has no policy that acts.
     """
     if isinstance(what, Trace):
         return Look(what)
@@ -77,18 +79,19 @@ def look(
             return Look(read_trace(what))
         what = Run.load(what, trust)
     config = what.config
-    if not isinstance(config, AgentConfig):
-        raise TypeError(f"{what.path} is a run of kind {config.kind!r}: it has no policy of one agent")
-    env = dataclasses.replace(config.env, kwargs=config.env.kwargs | (settings or {}))
-    with ProgressDisplay(f"look at {env.id}", 2 * max_steps, enabled=progress) as display:
-        trace = trace_episode(
-            what.policy_in(env),
-            env,
-            episode,
-            max_steps,
-            lambda done, total: display.update(round(2 * max_steps * done / total), {}),
-        )
-    return Look(trace)
+    if not isinstance(config, AgentConfig | TeamTaskConfig):
+        raise TypeError(f"{what.path} is a run of kind {config.kind!r}: it has no policy that acts")
+    kwargs = config.env.kwargs | (settings or {})
+    with ProgressDisplay(f"look at {config.env.id}", 2 * max_steps, enabled=progress) as display:
+
+        def on_step(done: int, total: int) -> None:
+            display.update(round(2 * max_steps * done / total), {})
+
+        if isinstance(config, TeamTaskConfig):
+            teams = dataclasses.replace(config.env, kwargs=kwargs)
+            return Look(trace_team(what.team_policy_in(teams), teams, episode, max_steps, on_step))
+        env = dataclasses.replace(config.env, kwargs=kwargs)
+        return Look(trace_episode(what.policy_in(env), env, episode, max_steps, on_step))
 
 
 def check_format(out: Path) -> None:

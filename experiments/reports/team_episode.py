@@ -112,7 +112,7 @@ def play_team(
     start = np.ones(1, dtype=bool)
     while env.agents and len(frames) <= max_steps:
         alive = np.array([[agent in env.agents for agent in env.possible_agents]])
-        actions = actor(env, _batch(env, observations), alive, start)[0]
+        actions = actor(env, batch(env, observations), alive, start)[0]
         chosen = {
             agent: action
             for agent, action in zip(env.possible_agents, actions, strict=True)
@@ -132,7 +132,7 @@ def play_team(
     )
 
 
-def _batch(env: ParallelEnv[Any, Any, Any], observations: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def batch(env: ParallelEnv[Any, Any, Any], observations: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Return the leaves of all agents' observations as one row `[1, agents, ...]`; zeros for who is gone."""
     space = env.observation_space(env.possible_agents[0])
     batch = {

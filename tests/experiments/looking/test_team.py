@@ -1,0 +1,94 @@
+"""A team's episode as a trace: who hears whom is what each agent's features hang on, in a run's own world."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from scrubjay.agents.teams.gamatr import GAMATRConfig
+from scrubjay.agents.teams.policy import TeamPolicyConfig
+from scrubjay.experiments import train
+from scrubjay.experiments.cli import main
+from scrubjay.experiments.kinds.team import TeamTaskConfig
+from scrubjay.experiments.looking.look import look
+from scrubjay.experiments.looking.team import trace_team
+from scrubjay.experiments.looking.trace import from_json, read_trace, to_json
+from scrubjay.experiments.tasks.teams import TeamEnvConfig
+from scrubjay.memory import make_config
+
+ENV = TeamEnvConfig(kwargs={"num_uavs": 3, "num_users": 4, "max_steps": 5}, num_envs=2)
+
+
+def policy_for(**fields):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        memory = make_config("gtrxl", dim=16, window=3, num_layers=1)
+        teams = ENV.make_teams()
+        config = TeamTaskConfig(env=ENV, policy=TeamPolicyConfig(memory=memory, **fields))
+        return config.make_policy(teams).eval()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_who_acts_hears_and_recalls_is_told_by_name(shared):
+    trace = trace_team(policy_for(shared=shared), ENV)
+    assert from_json(to_json(trace)) == trace
+    assert len(trace.steps) == 5
+    agents = ENV.make().possible_agents
+    assert set(trace.tracks) == {f"{agent}/{name}" for agent in agents for name in ("reward", "value")}
+    pairs = {f"{one} hears {other}" for one in agents for other in agents if one != other}
+    for number, step in enumerate(trace.steps):
+        assert step.picture is not None
+        assert [move.split(" ")[0] for move in step.choice.split("; ")] == agents
+        assert set(step.options) <= pairs
+        assert {one.name.split("/")[0] for one in step.recalled} == set(agents)
+        assert all(one.steps.max() <= number for one in step.recalled)
+    total = sum(reward or 0 for reward in trace.tracks[f"{agents[0]}/reward"])
+    assert float(trace.about[f"return of {agents[0]}"]) == pytest.approx(total, rel=1e-4)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_shares_are_those_that_add_up_to_what_an_agent_hears(shared):
+    """What one round adds to a node is the sum of what others send, each by its share."""
+    policy = policy_for(shared=shared, graph_rounds=1, graph_heads=1)
+    teams = ENV.make_teams(1)
+    observations, alive = teams.reset(seed=1)
+    leaves = {key: torch.as_tensor(value) for key, value in observations.items()}
+    state = policy.initial_state(1)
+    looks = policy.looked({key: leaf[0] for key, leaf in leaves.items()}, alive[0], state)
+    for agent, seen in enumerate(looks):
+        actor = policy.actors[0 if shared else agent]
+        network = actor.network
+        (round_,) = network.rounds
+        nodes = round_.norm(network._encode(leaves, 2))
+        heard = seen.heard[0] @ round_.source(nodes)[0] + round_.bias
+        torch.testing.assert_close(heard, round_.dense(nodes, leaves_hear(leaves))[0, agent])
+        assert float(seen.heard.sum()) == pytest.approx(1, abs=1e-5)
+
+
+def leaves_hear(leaves):
+    from scrubjay.agents.teams.network import ADJACENCY, hearing
+
+    return hearing(leaves.get(ADJACENCY), None)
+
+
+def test_without_rounds_nobody_is_heard():
+    trace = trace_team(policy_for(graph_rounds=0), ENV, max_steps=2)
+    assert [step.options for step in trace.steps] == [{}, {}]
+    with pytest.raises(ValueError, match="max_steps=0"):
+        trace_team(policy_for(), ENV, max_steps=0)
+
+
+def test_a_run_of_a_team_is_looked_at(tmp_path, capsys):
+    config = TeamTaskConfig(
+        env=dataclasses.replace(ENV, num_envs=2),
+        learner=GAMATRConfig(minibatches=2),
+        total_steps=6,
+        segment_length=3,
+        device="cpu",
+        eval_episodes=0,
+    )
+    run = train(config, tmp_path / "run")
+    assert main(["look", str(run.path), "--out", str(tmp_path / "team.json"), "--max-steps", "3"]) == 0
+    assert "3 steps" in capsys.readouterr().out
+    assert read_trace(tmp_path / "team.json") == look(run, max_steps=3).trace
+    assert None not in read_trace(tmp_path / "team.json").tracks["uav_0/value"]
