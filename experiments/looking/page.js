@@ -143,7 +143,9 @@
       const box = made("div", "option" + (name === step.choice ? " chosen" : "")), bar = made("progress");
       bar.max = 1;
       bar.value = chance;
-      box.append(made("span", "", name), bar, made("span", "", (100 * chance).toFixed(1) + " %"));
+      const label = made("span", "", name);
+      label.title = name;
+      box.append(label, bar, made("span", "", (100 * chance).toFixed(1) + " %"));
       place.append(box);
     }
   }
