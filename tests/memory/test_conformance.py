@@ -135,8 +135,8 @@ def check_laws(name, fields, seed, dtypes, autocast):
 def test_laws_without_compilation(name, fields):
     small = is_small(name, fields)
     wide = "dim" in fields and not small
-    # Of another width than the default one float64 alone, whose bounds are the tighter ones.
-    dtypes = (torch.float64,) if wide else (torch.float32, torch.float64)
+    # Of other sizes than the default ones float64 alone, whose bounds are the tighter ones.
+    dtypes = (torch.float64,) if wide or small else (torch.float32, torch.float64)
     # The default sizes are tested under autocast by a slow test.
     check_laws(name, fields, int(wide), dtypes, autocast=not wide and (small or name not in SIZES))
 
@@ -144,9 +144,10 @@ def test_laws_without_compilation(name, fields):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "fields"), [case for case in CASES if case.values[1]])
 def test_laws_hold_for_what_is_drawn_anew_too(name, fields):
-    """Where borders are many, other starts; of another width, in the other dtype."""
+    """Where borders are many, other starts; of all that is not the default, in the other dtype, too."""
     small = is_small(name, fields)
-    check_laws(name, fields, 1, (torch.float64 if small else torch.float32,), not small and name not in SIZES)
+    dtypes = (torch.float32, torch.float64) if small else (torch.float32,)
+    check_laws(name, fields, 1, dtypes, not small and name not in SIZES)
 
 
 @pytest.mark.slow
