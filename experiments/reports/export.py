@@ -6,6 +6,7 @@ import contextlib
 import copy
 import importlib
 import importlib.util
+import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -52,7 +53,9 @@ def export_torch(policy: Policy, out: Path | str) -> float:
     module = _on_cpu(policy)
     program = torch.export.export(module, _example(module.policy), dynamic_shapes=_any_batch(module.policy))
     _make_parent(out)
-    torch.export.save(program, out)
+    written = io.BytesIO()
+    torch.export.save(program, written)
+    Path(out).write_bytes(written.getvalue())  # torch's own words for a file that cannot be are no OSError
     reloaded = torch.export.load(out).module()
     return _largest_error(module, reloaded, "the exported program")
 

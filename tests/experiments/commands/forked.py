@@ -21,7 +21,7 @@ MEMORY = 12 << 30
 """Bytes that a child may ask for: sizes of a thousand million fail at once, and alone."""
 
 PYTHONS_OWN_WORDS = re.compile(
-    "Traceback|unforeseen|NoneType|subscriptable|unhashable|positional argument|unexpected keyword|has no "
+    "Traceback|unforeseen|NoneType|subscriptable|unhashable|positional argument(?!s ─)|unexpected keyword|has no "
     "attribute|invalid literal|unsupported operand|codec can't|not supported between|not iterable|not JSON "
     "serializable|Exception ignored|index out of range|object is not|expected str instance|recursion depth|"
     "could not convert string|embedded null"
