@@ -21,12 +21,14 @@ MEMORY = 12 << 30
 """Bytes that a child may ask for: sizes of a thousand million fail at once, and alone."""
 
 PYTHONS_OWN_WORDS = re.compile(
-    "Traceback|unforeseen|NoneType|subscriptable|unhashable|positional argument(?!s ─)|unexpected keyword|has no "
+    "Traceback|unforeseen|NoneType|subscriptable|unhashable|positional argument|unexpected keyword|has no "
     "attribute|invalid literal|unsupported operand|codec can't|not supported between|not iterable|not JSON "
     "serializable|Exception ignored|index out of range|object is not|expected str instance|recursion depth|"
     "could not convert string|embedded null"
 )
 """What an error says that no check of ours raised."""
+_HEADING = re.compile(r"^\W*positional arguments\W*$", re.MULTILINE)
+"""Of a help."""
 
 
 class Ended(NamedTuple):
@@ -73,7 +75,8 @@ def complaint(ended: Ended) -> str | None:
     if ended.code not in (0, 1, 2, 130, 141):
         return f"exit code {ended.code}"
     # What reads models of others has its own words, which stand behind ours.
-    if told := PYTHONS_OWN_WORDS.search(ended.out + re.sub("; copy it anew: .*", "", ended.err)):
+    said = _HEADING.sub("", ended.out) + re.sub("; copy it anew: .*", "", ended.err)
+    if told := PYTHONS_OWN_WORDS.search(said):
         return f"says {told[0]!r}"
     if ended.code in (1, 2):
         ours = [line for line in ended.err.splitlines() if line.startswith("scrubjay: ")]
