@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from scrubjay.experiments.reports.colours import colours
-from scrubjay.experiments.reports.curves import contenders, figure_of, save_figure
+from scrubjay.experiments.reports.curves import beside, contenders, figure_of, save_figure
 from scrubjay.experiments.run import Run
 
 _ANSWERED = "questions answered right"
@@ -45,7 +45,7 @@ def plot_spans(runs: Sequence[Run], out: Path | str) -> Path:
             axes.set_title(f"{recipe}: {tested} {config.axis_labels[0]}{as_trained}", fontsize=9)
             axes.set_xlabel(f"{config.axis_labels[1]} in the test")
         row[0].set_ylabel(_ANSWERED)
-    next(axes for axes in grid.flat if axes.axison).legend(frameon=False, fontsize=8)
+    beside(next(axes for axes in reversed(grid[0]) if axes.axison))
     return save_figure(figure, out)
 
 
@@ -66,7 +66,7 @@ def plot_counts(runs: Sequence[Run], out: Path | str) -> Path:
         axes.set_title(f"{recipe}, {config.axis_labels[1]}: {trained_span}")
         axes.set_xlabel(f"{config.axis_labels[0]} in the test")
         axes.set_ylabel(_ANSWERED)
-        axes.legend(frameon=False)
+        beside(axes)
     return save_figure(figure, out)
 
 

@@ -27,7 +27,7 @@ _OWN = {
     "gated_delta": "#1b7837",
     "flow": "#7fbf7b",
     "based": "#b8e186",
-    "lightning": "#4d9221",
+    "lightning": "#00c08b",
     "lru": "#08519c",
     "mingru": "#6baed6",
     "ffm": "#08306b",

@@ -60,7 +60,7 @@ def plot_runs(runs: Sequence[Run], out: Path | str, metric: str | None = None) -
             axes.axhline(
                 chance[recipe], color="grey", linestyle="--", linewidth=1, label="best without memory"
             )
-        axes.legend(frameon=False)
+        beside(axes)
     return save_figure(figure, out)
 
 
@@ -106,13 +106,18 @@ def plot_longer(scores: Sequence[tuple[Run, dict[int, float]]], out: Path | str)
         axes.set_xlabel(f"{setting[0].replace('_', ' ')} in the test")
         axes.set_ylabel(LABELS["charts/success"])
         axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
+        beside(axes)
     return save_figure(figure, out)
 
 
 def figure_of(panels: int) -> Figure:
     """Return an empty figure, wide enough for so many panels side by side."""
     return Figure(figsize=(1.5 + 6 * panels, 4.5), dpi=120, layout="constrained")
+
+
+def beside(axes: Axes) -> None:
+    """Put the legend beside what it explains, where it covers no curve."""
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=9)
 
 
 def save_figure(figure: Figure, out: Path | str) -> Path:
