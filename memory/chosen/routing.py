@@ -227,9 +227,9 @@ class Routing(Memory):
 class Tokens(NamedTuple):
     """What a layer makes of its inputs; queries and keys are normed."""
 
-    query: Float[Tensor, "batch time dim"]
-    key: Float[Tensor, "batch time dim"]
-    value: Float[Tensor, "batch time dim"]
+    query: Float[Tensor, "*batch dim"]
+    key: Float[Tensor, "*batch dim"]
+    value: Float[Tensor, "*batch dim"]
 
 
 class RoutingLayer(nn.Module):
@@ -245,7 +245,7 @@ class RoutingLayer(nn.Module):
         self.distances = nn.Parameter(torch.zeros(self.heads, config.window + 1))
         self.feed_forward = feed_forward(dim, 2 * dim)
 
-    def tokens(self, x: Float[Tensor, "batch time dim"], dtype: torch.dtype) -> Tokens:
+    def tokens(self, x: Float[Tensor, "*batch dim"], dtype: torch.dtype) -> Tokens:
         """Return what inputs ask and what they leave."""
         normed = self.norm(x)
         # One product for all three takes less time, with its gradient.
@@ -254,13 +254,13 @@ class RoutingLayer(nn.Module):
         width = query.shape[-1:]
         return Tokens(functional.layer_norm(query, width), functional.layer_norm(key, width), value)
 
-    def output(self, read: Float[Tensor, "batch time dim"]) -> Float[Tensor, "batch time dim"]:
+    def output(self, read: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         """Return the projection of what is read."""
         return self.out(read.to(self.out.weight.dtype))
 
     def finish(
-        self, x: Float[Tensor, "batch time dim"], read: Float[Tensor, "batch time dim"]
-    ) -> Float[Tensor, "batch time dim"]:
+        self, x: Float[Tensor, "*batch dim"], read: Float[Tensor, "*batch dim"]
+    ) -> Float[Tensor, "*batch dim"]:
         """Return what comes out of the layer for what came in, and what that read."""
         x = x + self.output(read)
         return x + self.feed_forward(x)

@@ -83,7 +83,7 @@ class _Layer:
         slot = torch.arange(ring.slots)
         self.distances = layer.distances[:, (slot[:, None] - slot) % ring.slots].transpose(0, 1).contiguous()
 
-    def step(self, x: Tensor, born: Int[Tensor, " some"] | None, leaving: Int[Tensor, " some"]) -> Tensor:
+    def step(self, x: Tensor, born: Int[Tensor, " born"] | None, leaving: Int[Tensor, " leaving"]) -> Tensor:
         layer, ring, batch, dim = self.layer, self.ring, len(x), self.dim
         if born is not None:
             self._forget(born)
