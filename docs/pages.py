@@ -142,13 +142,7 @@ def _memory(name: str, scores: Sequence[Row]) -> str:
         "File": _as_rst(file),
         "Made by": f"``scrubjay.memory.make({name!r}, dim=64)``, ``--memory {name}``",
     }
-    parts = [
-        _title(name),
-        _facts(facts),
-        _title("What it is", "-"),
-        _docstring(importlib.import_module(kind.__module__)),
-    ]
-    parts += [_title("Sizes", "-"), _fields(kind)]
+    parts = [_title(name), _facts(facts), *_what_it_is(kind)]
     costs = _table_rows(ROOT / "experiments" / "bench" / "memories.md")
     if name in costs:
         parts += [_title("Cost", "-"), _facts(dict(zip(_COSTS, costs[name], strict=False)))]
