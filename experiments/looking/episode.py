@@ -217,7 +217,7 @@ def told(value: Any) -> str:
         parts = {name: told(part) for name, part in value.items()}
         return "; ".join(f"{name} {part}" for name, part in parts.items() if part)
     if isinstance(value, tuple):
-        return "; ".join(filter(None, map(_told, value)))
+        return "; ".join(filter(None, map(told, value)))
     numbers = np.asarray(value)
     if numbers.size > _MOST_NUMBERS:
         return ""

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from scrubjay.experiments import EnvConfig
-from scrubjay.experiments.looking.episode import trace_episode
+from scrubjay.experiments.looking.episode import told, trace_episode
 from scrubjay.experiments.looking.trace import from_json, to_json
 
 from .conftest import policy_for
@@ -91,6 +91,7 @@ def test_numbers_that_are_chosen_and_observations_of_parts_are_told():
     assert all(step.choice.startswith("[") for step in trace.steps)
     before = EnvConfig("scrubjay/TMaze-v0", inputs=("observation", "action", "reward"))
     assert "reward" in trace_episode(policy_for(before, "gru"), before, max_steps=3).steps[1].text
+    assert told({"card": (2, np.arange(3)), "image": np.zeros((64, 64, 3))}) == "card 2; [0 1 2]"
 
 
 def test_a_policy_is_left_as_it_was():
@@ -105,10 +106,10 @@ def test_a_policy_is_left_as_it_was():
 
 
 def test_progress_is_told_to_the_end():
-    told = []
-    trace_episode(policy_for(MAZE, "gru"), MAZE, on_step=lambda done, total: told.append(done / total))
-    assert told[-1] == 1
-    assert min(told) > 0
+    shares = []
+    trace_episode(policy_for(MAZE, "gru"), MAZE, on_step=lambda done, total: shares.append(done / total))
+    assert shares[-1] == 1
+    assert min(shares) > 0
     with pytest.raises(ValueError, match="max_steps=0: at least 1"):
         trace_episode(policy_for(MAZE, "gru"), MAZE, max_steps=0)
 
