@@ -11,6 +11,11 @@ stores its own layer-normed inputs. Chunk boundaries are multiples of `chunk_siz
 is readable from the step after its last; the oldest of `num_chunks` is dropped first. As in the paper no
 gradient flows into what is stored, so learners should switch on their reconstruction loss where reward
 alone does not shape the encoding. Unlike the published code, a query that may read nothing gets zeros.
+
+With `bottleneck` the read is the conscious state of the Consciousness Prior (Bengio 2017, arXiv 1709.08568):
+stores are the unconscious state, a few of whose elements are chosen, and only they reach what acts. There the
+choice is also told the conscious state before; here it is told what the window holds, so that segments run in
+one pass. The auxiliary loss `verifier` is that paper's; a policy with `skip` sees the present beside it.
 """
 
 from __future__ import annotations
@@ -69,6 +74,8 @@ class HCAMConfig(WindowOptions, MemoryConfig):
     """Previous steps seen by local attention, at least `chunk_size`, which is the default."""
     stop_memory_gradient: bool = True
     """Whether what is stored is cut from the graph, as in the paper."""
+    bottleneck: bool = False
+    """Whether a block passes on what it read alone, a few chunks, in answer to its input."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,6 +88,12 @@ class HCAMConfig(WindowOptions, MemoryConfig):
             raise ValueError(
                 f"window={self.window} is shorter than chunk_size={self.chunk_size}: "
                 f"the chunk being filled could not be read; use at least {self.chunk_size}"
+            )
+
+        if self.bottleneck and min(self.top_k, self.num_chunks) == self.chunk_size == 1:
+            raise ValueError(
+                f"bottleneck=True with top_k={self.top_k}, num_chunks={self.num_chunks} and chunk_size=1: "
+                "one step is read whatever is asked; use at least 2 chunks, or chunks of at least 2 steps"
             )
 
     def build(self) -> HCAM:
@@ -243,6 +256,7 @@ class _Block(nn.Module):
         self.num_heads = resolve_heads(dim, config.num_heads)
         self.top_k = config.top_k
         self.stop_memory_gradient = config.stop_memory_gradient
+        self.bottleneck = config.bottleneck
         self.local_norm = nn.LayerNorm(dim)
         self.local = WindowAttention(dim, self.num_heads, window, config)
         self.read_norm = nn.LayerNorm(dim)
@@ -277,6 +291,10 @@ class _Block(nn.Module):
             self.stop_memory_gradient,
         )
         return read.to(x.dtype)
+
+    def pass_on(self, x: Tensor, read: Tensor) -> Tensor:
+        """Return what the feed-forward layer gets of a question and its answer."""
+        return read if self.bottleneck else x + read
 
     def _weights(self) -> ReadWeights:
         return ReadWeights(
@@ -313,12 +331,12 @@ class _Block(nn.Module):
     def step(self, x: Tensor, recent: Tensor, time: Tensor, stored: _Stored) -> tuple[Tensor, Tensor]:
         normed = self.local_norm(x)
         x = x + self.local.step(normed, recent.to(x.dtype), time)
-        x = x + self.read(x[:, None], stored)[:, 0]
+        x = self.pass_on(x, self.read(x[:, None], stored)[:, 0])
         return x + self.feed_forward(x), normed
 
     def finish(self, x: Tensor, normed: Tensor, recent: Tensor, clock: Clock, stored: _Stored) -> Tensor:
         x = x + self.local(normed, recent.to(x.dtype), clock)
-        x = x + self.read(x, stored)
+        x = self.pass_on(x, self.read(x, stored))
         return x + self.feed_forward(x)
 
 

@@ -129,6 +129,7 @@ class _Block:
 
     def __init__(self, block: Any, ring: Ring, state: dict[str, Tensor]) -> None:
         self.local = WindowSteps(block.local, ring, state["recent"])
+        self.bottleneck = block.bottleneck
         contents, self.summaries = state["contents"], state["summaries"].clone()
         batch, self.num_chunks, self.chunk_size, self.dim = contents.shape
         self.contents = contents.new_zeros(batch * self.num_chunks + 1, self.chunk_size, self.dim)
@@ -165,8 +166,9 @@ class _Block:
         self, x: Tensor, born: Tensor | None, shelves: _Shelves | None, completed: _Completed | None
     ) -> Tensor:
         x = self.local.step(x, self.local_norm(x), born)
+        asking, x = x, torch.zeros_like(x) if self.bottleneck else x
         if shelves is not None:
-            read = self._read(x, shelves)
+            read = self._read(asking, x, shelves)
             x = read if shelves.some is None else torch.where(shelves.some, read, x)
         if completed is not None:
             self._store(completed)
@@ -174,9 +176,10 @@ class _Block:
         hidden = functional.gelu(functional.linear(self.norm_before(x), inward.weight, inward.bias))
         return x + functional.linear(hidden, outward.weight, outward.bias)
 
-    def _read(self, x: Tensor, shelves: _Shelves) -> Tensor:
+    def _read(self, asking: Tensor, x: Tensor, shelves: _Shelves) -> Tensor:
+        """Return `x` and what is read by who asks."""
         batch, dim, heads, steps = len(x), self.dim, self.heads, self.chunk_size
-        projected = functional.linear(self.read_norm(x), self.queries, self.queries_bias)
+        projected = functional.linear(self.read_norm(asking), self.queries, self.queries_bias)
         query = projected[:, dim : dim + heads * dim].view(batch, heads, dim)
         positions = projected[:, dim + heads * dim :].view(batch, heads, 1, steps)
         scores, slots = self._choose(projected[:, :dim], shelves)

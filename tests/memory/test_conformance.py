@@ -37,6 +37,8 @@ SIZES = {
         {"chunk_size": 4, "num_chunks": 3, "top_k": 9, "num_layers": 2},
         {"chunk_size": 7, "num_chunks": 2, "top_k": 2, "window": 11, "stop_memory_gradient": False},
         {"dim": 8, "chunk_size": 5, "num_chunks": 4, "top_k": 2, "num_layers": 2},
+        # All are read: a choice that autocast's rounding turns is all that a bottleneck passes on.
+        {"dim": 8, "chunk_size": 2, "num_chunks": 3, "top_k": 3, "num_layers": 2, "bottleneck": True},
     ],
     "landmark": [
         {"dim": 8, "chunk_size": 1, "num_chunks": 3, "top_k": 1},

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from scrubjay import memory
@@ -28,7 +28,8 @@ class Oracle:
         for layer, block in enumerate(self.module.blocks):
             normed = block.local_norm(x)
             x = x + self.local(block, normed, self.past[layer][-self.module.window :])
-            x = x + self.read(block, block.read_norm(x), self.chunks[layer])
+            read = self.read(block, block.read_norm(x), self.chunks[layer])
+            x = read if self.config.bottleneck else x + read
             x = x + block.feed_forward(x)
             self.past[layer].append(normed)
             if len(self.past[layer]) % self.config.chunk_size == 0:
@@ -92,11 +93,13 @@ class Oracle:
     time=st.integers(1, 30),
     cuts=st.sets(st.integers(1, 29), max_size=4),
     start_rate=st.sampled_from([0.0, 0.1, 0.5]),
+    bottleneck=st.booleans(),
 )
 @torch.no_grad()
 def test_any_cut_any_start_any_eviction_equals_the_oracle(
-    seed, chunk_size, num_chunks, top_k, num_layers, extra_window, time, cuts, start_rate
+    seed, chunk_size, num_chunks, top_k, num_layers, extra_window, time, cuts, start_rate, bottleneck
 ):
+    assume(not bottleneck or max(chunk_size, min(num_chunks, top_k)) > 1)
     torch.manual_seed(seed)
     module = memory.make(
         "hcam",
@@ -106,6 +109,7 @@ def test_any_cut_any_start_any_eviction_equals_the_oracle(
         top_k=top_k,
         num_layers=num_layers,
         window=chunk_size + extra_window,
+        bottleneck=bottleneck,
     ).double()
     x = torch.randn(2, time, 8, dtype=torch.float64)
     start = torch.rand(2, time) < start_rate
@@ -164,6 +168,36 @@ def test_stored_contents_stop_gradients_unless_asked():
         assert reached[:8].any().item() is not stop
 
 
+def test_a_bottleneck_passes_on_the_chosen_chunks_alone():
+    torch.manual_seed(0)
+    sizes = {"chunk_size": 3, "num_chunks": 6, "top_k": 2, "stop_memory_gradient": False}
+    module = HCAMConfig(dim=8, bottleneck=True, **sizes).build()
+    _, state = module(torch.randn(1, 18, 8), module.initial_state(1))
+    asked = torch.randn(1, 8)
+    told = module.recalled(asked, state).reads["chunks, layer 0"].weights.view(6, 3).sum(1) > 0
+    assert told.sum() == 2
+    state["contents_0"].requires_grad_()
+    y, _ = module.step(asked, state)
+    (felt,) = torch.autograd.grad(y.square().sum(), state["contents_0"])
+    assert torch.equal(felt[0].abs().sum((1, 2)) > 0, told)
+    # What the window holds and what is seen ask, and say nothing themselves.
+    nothing = module.step(asked, module.initial_state(1))[0]
+    assert torch.equal(nothing, module.step(-3 * asked, module.initial_state(1))[0])
+    # With all chunks chosen it is attention over everything that was stored.
+    whole = HCAMConfig(dim=8, chunk_size=1, num_chunks=9, top_k=9, bottleneck=True).build()
+    x = torch.randn(1, 9, 8)
+    y, state = whole(x, whole.initial_state(1))
+    block = whole._layers[0]
+    asking = block.read_norm(
+        x[:, -1]
+        + block.local.step(block.local_norm(x[:, -1]), block.local_norm(x[:, -2:-1]), torch.tensor([8]))
+    )
+    stored = block.local_norm(x[0, :-1])
+    weights = torch.softmax(block.summary_key(stored) @ block.summary_query(asking)[0] / 8**0.5, dim=0)
+    read = block.out(weights @ block.value(stored + block.positions))
+    torch.testing.assert_close(y[0, -1], read + block.feed_forward(read))
+
+
 def test_read_is_silent_until_a_chunk_is_complete_and_speaks_after():
     module = HCAMConfig(dim=8, chunk_size=4).build()
     x = torch.randn(2, 4, 8)
@@ -182,6 +216,7 @@ def test_read_is_silent_until_a_chunk_is_complete_and_speaks_after():
         ({"num_layers": 0}, "num_layers=0"),
         ({"num_heads": 3}, "num_heads=3"),
         ({"chunk_size": 8, "window": 7}, "window=7 is shorter than chunk_size=8"),
+        ({"chunk_size": 1, "top_k": 1, "bottleneck": True}, "one step is read whatever is asked"),
     ],
 )
 def test_impossible_sizes_are_named(fields, message):

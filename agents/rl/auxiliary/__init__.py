@@ -10,11 +10,13 @@ from torch import nn
 
 from scrubjay.agents.rl.auxiliary.next_observation import NextObservation
 from scrubjay.agents.rl.auxiliary.reconstruction import Redrawing
+from scrubjay.agents.rl.auxiliary.verifier import Verifier
 
-Auxiliary = Literal["reconstruction", "next_observation"]
+Auxiliary = Literal["reconstruction", "next_observation", "verifier"]
 
 HEADS: dict[Auxiliary, Callable[[spaces.Space, spaces.Space, int], nn.Module]] = {
     "reconstruction": Redrawing,
     "next_observation": NextObservation,
+    "verifier": Verifier,
 }
 """Heads of observation space, action space and width; a loss is of features and their segment."""

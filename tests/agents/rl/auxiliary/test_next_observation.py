@@ -152,7 +152,7 @@ def test_what_is_not_there_is_refused(make_policy: Callable[..., Policy]) -> Non
     ]
     for bad in impossible:
         with pytest.raises(
-            ValueError, match="choose from reconstruction, next_observation, each at most once"
+            ValueError, match="choose from reconstruction, next_observation, verifier, each at most once"
         ):
             PolicyConfig(memory, **bad)
 
