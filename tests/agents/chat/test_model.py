@@ -103,6 +103,7 @@ def test_what_cannot_be_answered_is_named(chat):
         chat(policy="full").invoke("Hello " * 700)
 
 
+@pytest.mark.slow
 def test_a_real_model_answers_and_remembers(smollm2):
     model = LocalChatModel(model=smollm2, temperature=0, max_tokens=10)
     capital, italy = talk(model, ["What is the capital of France?", "And of Italy?"])

@@ -91,6 +91,7 @@ def test_a_zero_does_not_end_a_text(together, model):
     assert model.embed_documents(["one two"])[0] == together[7].tolist()
 
 
+@pytest.mark.slow
 def test_what_comes_after_512_tokens_does_not_count(model):
     text = "鸟 bird " * 200
     vectors = np.array(model.embed_documents([text, text + "the doctor's bill " * 900, "acorn " + text]))

@@ -18,6 +18,7 @@ def _is_checkout() -> bool:
     return found.returncode == 0 and os.access(ROOT / found.stdout.strip(), os.W_OK)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not _is_checkout(), reason="not a checkout of one's own")
 def test_a_commit_is_timed_beside_this_tree_and_leaves_nothing(capsys):
     git = ["git", "-C", str(ROOT), "worktree", "list"]

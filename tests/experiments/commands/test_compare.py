@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from scrubjay.experiments import Run
 
 MODULE = """
@@ -14,6 +16,7 @@ WORDS = ["--memories", "none", "--recipes", "ppo", "--seeds", "0", "--out", "out
 FLAGS = ["--env", "mine:make", "--total-steps", "1024", "--eval-episodes", "2", "--env.num-envs", "4"]
 
 
+@pytest.mark.slow
 def test_an_environment_of_ones_own_is_trained_in_processes_and_found_only_by_name(here, tmp_path):
     (tmp_path / "mine.py").write_text(MODULE)
     code, _, err = here("compare", *WORDS, "--", *FLAGS)

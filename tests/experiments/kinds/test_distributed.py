@@ -414,6 +414,7 @@ def test_several_learners_of_a_team_are_refused_before_anything_is_written(tmp_p
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_rllibs_own_checkpoints_hold_the_learner_of_a_team(tmp_path, assert_equal):
     config = SegmentGAMATRConfig().segments(
         team_env=CLIPPED.env.make_teams,

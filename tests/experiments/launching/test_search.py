@@ -60,6 +60,7 @@ def test_the_better_half_goes_on_and_the_best_of_all_is_found(tmp_path):
     assert rates == pytest.approx([first * (1 - done / 8) for done in range(8)]), "a plan is of the whole run"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_this_process")
 def test_a_search_that_was_stopped_goes_on_and_finds_the_same(tmp_path, monkeypatch):
     whole = make(tmp_path / "whole")

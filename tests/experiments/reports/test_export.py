@@ -55,7 +55,9 @@ def test_bytes_of_pictures_can_be_exported(form, tmp_path):
 
 
 # A GRU's is made of pictures above.
-@pytest.mark.parametrize("memory", ["none", pytest.param("gru", marks=pytest.mark.slow), "hcam"])
+@pytest.mark.parametrize(
+    "memory", ["none", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gru", "hcam"))]
+)
 def test_the_onnx_model_is_the_policy(memory, tmp_path):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")

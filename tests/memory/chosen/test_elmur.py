@@ -164,6 +164,7 @@ def test_without_blending_the_first_chunks_stay_for_good():
     assert (early["slots_0"] != 0).any(-1).all()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_slots_stay_small_however_often_they_are_rewritten():
     torch.manual_seed(0)

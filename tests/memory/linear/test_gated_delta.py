@@ -142,7 +142,9 @@ def turns(rows, length):
     return torch.stack([bits, 2 * bits], dim=2).flatten(1), bits.cumsum(1)
 
 
-@pytest.mark.parametrize(("draw", "modulus", "steps"), [(ones, 2, 150), (turns, 3, 400)])
+@pytest.mark.parametrize(
+    ("draw", "modulus", "steps"), [(ones, 2, 150), pytest.param(turns, 3, 400, marks=pytest.mark.slow)]
+)
 def test_counting_is_learned_with_negative_eigenvalues_alone(draw, modulus, steps):
     assert counted(draw, modulus, negative=True, steps=steps) > 0.8
     assert counted(draw, modulus, negative=False, steps=steps) < 0.6

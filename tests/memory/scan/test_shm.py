@@ -45,6 +45,7 @@ def test_entries_stop_where_those_of_published_code_do():
     torch.testing.assert_close(y[0, -1:], outputs("shm", "after_2000"), rtol=0, atol=2e-6)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_an_observation_that_lasts_for_100_000_steps_fills_no_entry_beyond_its_bound():
     """Without bounds the same weights leave all numbers, as the equation has it."""

@@ -89,6 +89,7 @@ def test_a_local_model_answers(here, tmp_path, tiny_chat):
     assert "Where two of these say what cannot both be true, the later one holds." in table
 
 
+@pytest.mark.slow
 def test_stopped_it_goes_on(start, scrubjay, tmp_path):
     scrubjay("memory", "facts", "facts.jsonl", "--seeds", "3", "--facts", "600", "--questions", "200")
     words = ("memory", "bench", "facts.jsonl", "--arms", "bank", "--out", "out")
