@@ -33,8 +33,8 @@ def test_who_acts_hears_and_recalls_is_told_by_name(shared):
     trace = trace_team(policy_for(shared=shared), ENV)
     assert from_json(to_json(trace)) == trace
     assert len(trace.steps) == 5
-    agents = ENV.make().possible_agents
-    assert set(trace.tracks) == {f"{agent}/{name}" for agent in agents for name in ("reward", "value")}
+    agents, told = ENV.make().possible_agents, ("reward", "value", "moved by what it heard")
+    assert set(trace.tracks) == {f"{agent}/{name}" for agent in agents for name in told}
     pairs = {f"{one} hears {other}" for one in agents for other in agents if one != other}
     for number, step in enumerate(trace.steps):
         assert step.picture is not None
@@ -54,14 +54,23 @@ def test_shares_are_those_that_add_up_to_what_an_agent_hears(shared):
     observations, alive = teams.reset(seed=1)
     leaves = {key: torch.as_tensor(value) for key, value in observations.items()}
     state = policy.initial_state(1)
-    looks = policy.looked({key: leaf[0] for key, leaf in leaves.items()}, alive[0], state)
+    did, looks = policy.watched(leaves, torch.as_tensor(alive), state)
+    alike = policy.step(leaves, torch.as_tensor(alive), state, deterministic=True)
+    for name in ("action", "log_prob", "value"):
+        torch.testing.assert_close(getattr(did, name), getattr(alike, name))
+    assert did.state.keys() == alike.state.keys()
+    for key, value in did.state.items():
+        torch.testing.assert_close(value, alike.state[key])
     for agent, seen in enumerate(looks):
         actor = policy.actors[0 if shared else agent]
         network = actor.network
         (round_,) = network.rounds
         nodes = round_.norm(network._encode(leaves, 2))
-        heard = seen.heard[0] @ round_.source(nodes)[0] + round_.bias
+        heard = seen.heard[0, 0] @ round_.source(nodes)[0] + round_.bias
         torch.testing.assert_close(heard, round_.dense(nodes, leaves_hear(leaves))[0, agent])
+        alone = network._encode(leaves, 2)[:, agent]
+        moved = (network._nodes(leaves, None, agent, 1) - alone).norm(dim=-1) / alone.norm(dim=-1)
+        torch.testing.assert_close(seen.moved, moved)
         assert float(seen.heard.sum()) == pytest.approx(1, abs=1e-5)
 
 
