@@ -135,6 +135,13 @@ FORMS: Mapping[str, tuple[Form, ...]] = {
     ),
     "look": (
         Form(
+            "look {team}",
+            numbers="--episode --max-steps --response-steps",
+            named="--set --best-response",
+            paths="--out",
+            fixed="--max-steps 3",
+        ),
+        Form(
             "look {run}", numbers="--episode --max-steps", named="--set", paths="--out", fixed="--max-steps 3"
         ),
     ),

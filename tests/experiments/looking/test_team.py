@@ -13,6 +13,7 @@ from scrubjay.experiments.kinds.team import TeamTaskConfig
 from scrubjay.experiments.looking.look import look
 from scrubjay.experiments.looking.team import trace_team
 from scrubjay.experiments.looking.trace import from_json, read_trace, to_json
+from scrubjay.experiments.reports.equilibrium import learner_state, watched_gains
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
 from scrubjay.memory import make_config
 
@@ -101,3 +102,17 @@ def test_a_run_of_a_team_is_looked_at(tmp_path, capsys):
     assert "3 steps" in capsys.readouterr().out
     assert read_trace(tmp_path / "team.json") == look(run, max_steps=3).trace
     assert None not in read_trace(tmp_path / "team.json").tracks["uav_0/value"]
+    words = ["look", str(run.path), "--out", str(tmp_path / "team.json"), "--best-response"]
+    assert main([*words, "--max-steps", "2", "--response-steps", "6"]) == 0
+    about = read_trace(tmp_path / "team.json").about
+    told = watched_gains("again", run.team_policy_in(ENV), config, 6, 100, 1, learner_state(run))
+    for agent, gain in zip(ENV.make().possible_agents, told, strict=True):
+        assert about[f"gain of {agent} alone"].startswith(f"{gain.gain:+.3g} [")
+    for more, said in (
+        (["--response-steps", "0"], "response_steps=0: at least 1"),
+        (["--set", "wings=2"], "wings"),
+    ):
+        assert main([*words, *more]) == 2
+        assert said in capsys.readouterr().err
+    assert main(["look", str(tmp_path / "team.json"), "--best-response"]) == 2
+    assert "name the run's directory" in capsys.readouterr().err
