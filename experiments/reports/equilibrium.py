@@ -65,7 +65,17 @@ def watched_gains(
     seed: int,
     learned: Mapping[str, Any] | None,
 ) -> list[Gain]:
-    """Return `gains` behind a bar that says how far they are."""
+    """Return `gains` behind a bar that says how far they are.
+
+    Args:
+        title: of the bar.
+        policy: the team's, left as it is.
+        config: of the experiment.
+        steps: environment steps that each agent has to learn in.
+        episodes: how many are played with each team.
+        seed: of sampling and of the episodes.
+        learned: the learner's state, as in `gains`.
+    """
     with ProgressDisplay(title, steps * policy.num_agents) as display:
         return gains(
             policy,
