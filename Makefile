@@ -6,7 +6,7 @@ CODE := agents docs envs experiments kernels memory tests $(wildcard src/scrubja
 # Small batches run fastest on one thread a process; set it yourself to override.
 export OMP_NUM_THREADS ?= 1
 
-TABLES := agent bank checkpoints decoding envs installation kernels machine_code memories ray resets segments teams \
+TABLES := agent bank checkpoints decoding envs installation kernels machine_code memories pages ray resets segments teams \
 	throughput titans
 
 .PHONY: always help demo test test-slow lint format type shapes bench bench-gpu docs docs-check clean

@@ -189,6 +189,10 @@ class Run:
         if not self.finished:
             raise ValueError(f"{self.path} is not finished; go on with: scrubjay resume {self.path}")
         result = read_object(self.path / RESULT)
+        result.remedy = (
+            "runs of eval_episodes=0 are told no score; if this one was, delete the file and evaluate anew "
+            f"with: scrubjay resume {self.path}"
+        )
         # The tests of a supervised run are a list of such objects.
         with_numbers(Fields({k: v for k, v in result.items() if k != "tests"}, result.source))
         return result

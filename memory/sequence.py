@@ -19,7 +19,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from scrubjay.memory.contract.base import LATER, Memory, MemoryConfig, State, check_start
+from scrubjay.memory.contract.base import LATER, Memory, MemoryConfig, State, check_start, with_born
 from scrubjay.memory.contract.nested import named, part_of
 from scrubjay.memory.parts.convolution import ShortConvolution
 from scrubjay.memory.parts.feed_forward import feed_forward
@@ -130,11 +130,7 @@ class SequenceModel(
         newborn, pieces = self.initial_state(1), []
         cuts = sorted({0, *start.any(dim=0).nonzero().flatten().tolist(), x.shape[1]})
         for begin, end in itertools.pairwise(cuts):
-            born = start[:, begin]
-            state = {
-                name: torch.where(born.view(-1, *[1] * (value.ndim - 1)), newborn[name], value)
-                for name, value in state.items()
-            }
+            state = with_born(state, newborn, start[:, begin])
             piece, state = self._through_blocks(x[:, begin:end], state, None)
             pieces.append(piece)
         return torch.cat(pieces, dim=1) if pieces else x, state

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
+from scrubjay.agents.kwai.remembering import Remembered
+
 Action = Literal[
     "thinking",
     "thought",
@@ -37,6 +39,12 @@ class Event:
     """In full."""
     finish_time: datetime
     """When it was over."""
+    tokens: int = 0
+    """Tokens of all calls of the model until then."""
+    tainted: bool = False
+    """Whether text that somebody outside could have worded had been read by then."""
+    recalled: tuple[Remembered, ...] = field(default=(), repr=False)
+    """What memory had brought up for it, where it is a plan or an answer."""
 
     @property
     def short_text(self) -> str:
@@ -70,6 +78,8 @@ class Step:
     """Addresses that the result came from."""
     artifact: Any = field(default=None, repr=False, compare=False)
     """What the tool returned beside its text."""
+    blocked: bool = False
+    """Whether it did not run because text from outside may have asked for it, and nobody approved."""
 
     @property
     def sufficient(self) -> bool:

@@ -32,6 +32,8 @@ class Observation:
     """Whether nobody outside could have worded it."""
     ran: bool = False
     """Whether the tool was started."""
+    blocked: bool = False
+    """Whether it was not because text from outside may have asked for it."""
     sources: tuple[str, ...] = ()
     artifact: Any = None
 
@@ -67,7 +69,7 @@ class Executor:
             approve = self._approve
             # Nothing but True: a coroutine that nobody awaits is no yes.
             if approve is None or (yield Do(lambda: approve(call))) is not True:
-                return Observation(say(objection, tool=call.name), "error")
+                return Observation(say(objection, tool=call.name), "error", blocked=True)
         turn.meter.ran(call.name, call.arguments, step)
         seconds = turn.meter.seconds_for_a_tool()
         try:
@@ -124,7 +126,8 @@ class Executor:
             text = str(returned)
         text = clean(text).strip()
         sources = sources_of(call.arguments, artifact)
-        return Observation(self._cut(text), status, is_trusted(tool), True, sources, artifact)
+        trusted = is_trusted(tool)
+        return Observation(self._cut(text), status, trusted, True, sources=sources, artifact=artifact)
 
     def _cut(self, text: str) -> str:
         return cut(text, self._limits.result_tokens, self._count_tokens, self._prompts)

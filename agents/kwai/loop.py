@@ -115,6 +115,7 @@ def _step(parts: Parts, turn: Turn, decision: Decision) -> Generator[Update | Ef
         observation.trusted,
         observation.sources,
         observation.artifact,
+        observation.blocked,
     )
     turn.tainted = turn.tainted or not observation.trusted
     turn.reflection = None if step.sufficient else parts.context.reflection(step)

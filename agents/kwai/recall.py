@@ -11,6 +11,7 @@ from scrubjay.agents.kwai.remembering import Remembered, Remembers
 from scrubjay.agents.kwai.turn import Turn
 from scrubjay.agents.language.prompts import Prompts
 from scrubjay.agents.language.text import is_question, storable
+from scrubjay.memory import MemoryBank
 from scrubjay.memory.bank.file.record import LONGEST_TEXT
 
 
@@ -64,8 +65,10 @@ class Recall:
         query = "\n".join(asked)[:LONGEST_TEXT]
         # Of what is found, some is in view already, or tells little.
         wanted = 4 * self._k + len(turn.written) + len(turn.window)
+        # A bank says why each came, for who looks at the turn.
+        more: Any = {"explain": True} if isinstance(memory, MemoryBank) else {}
         hits: list[Remembered] = list(
-            (yield Do(lambda: memory.search(query, k=wanted, namespace=self._namespace)))
+            (yield Do(lambda: memory.search(query, k=wanted, namespace=self._namespace, **more)))
         )
         shown: set[str] = {message.text for message in turn.window}
         idle, turn.recalled = 0, []

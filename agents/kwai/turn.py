@@ -75,6 +75,8 @@ class Turn:
 
     def event(self, action: Action, text: str) -> dict[str, Any]:
         """Return an update that says what happened."""
-        event = Event(self.events, action, text, self.clock())
+        spent, planned = self.meter.usage["total_tokens"], action in ("thinking", "conclusion")
+        recalled = tuple(self.recalled) if planned else ()
+        event = Event(self.events, action, text, self.clock(), spent, self.tainted, recalled)
         self.events += 1
         return {"events": [event]}

@@ -44,17 +44,21 @@ class GraphAttention(nn.Module):
         path = self.dense if nodes.shape[-2] <= DENSE_NODES else self.sparse
         return nodes + self.scale * nn.functional.silu(path(self.norm(nodes), hears))
 
-    def weigh(
+    def watched(
         self, nodes: Float[Tensor, "*leading nodes dim"], hears: Bool[Tensor, "*leading nodes nodes"] | None
-    ) -> Float[Tensor, "*leading heads nodes nodes"]:
-        """Return how much of what each node hears is of each, for who looks at it: of `forward`'s nodes."""
-        return self._weights(*self._sides(self.norm(nodes)), hears)
+    ) -> tuple[Float[Tensor, "*leading nodes dim"], Float[Tensor, "*leading heads nodes nodes"]]:
+        """Return what `forward` does, over all pairs, and how much of what each node hears is of each."""
+        heard, weights = self._heard(self.norm(nodes), hears)
+        return nodes + self.scale * nn.functional.silu(heard), weights
 
     def dense(self, nodes: Tensor, hears: Tensor | None) -> Tensor:
         """Return what is heard, computed over all pairs of nodes."""
+        return self._heard(nodes, hears)[0]
+
+    def _heard(self, nodes: Tensor, hears: Tensor | None) -> tuple[Tensor, Tensor]:
         source, target = self._sides(nodes)
-        heard = self._weights(source, target, hears) @ source
-        return heard.transpose(-2, -3).flatten(-2) + self.bias
+        weights = self._weights(source, target, hears)
+        return (weights @ source).transpose(-2, -3).flatten(-2) + self.bias, weights
 
     def _sides(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
         """Return nodes as they are heard and as they hear, `[..., heads, nodes, width of a head]`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from gymnasium import spaces
@@ -13,6 +13,17 @@ from scrubjay.agents.rl.encoders.entities import ADJACENCY, EntityEncoder
 from scrubjay.agents.teams.graph import GraphAttention
 from scrubjay.memory import MemoryConfig, State
 from scrubjay.memory.contract.recalled import Recalled
+
+
+class AgentLook(NamedTuple):
+    """What one agent hears and recalls in a step."""
+
+    heard: Float[Tensor, "rows rounds agents"] | None
+    """How much of what it hears is of each agent, itself too, the mean over heads; None without rounds."""
+    moved: Float[Tensor, " rows"]
+    """How far what it heard moved what it makes of its observation, as a share of that one's length."""
+    recalled: Recalled | None
+    """What its memory reads."""
 
 
 class TeamNetwork(nn.Module):
@@ -62,36 +73,58 @@ class TeamNetwork(nn.Module):
         agent: int | None = None,
     ) -> tuple[Float[Tensor, "rows *agents dim"], State]:
         """Return the same for one step; leaves are `[rows, agents, ...]`."""
-        features = self._nodes(leaves, alive, agent, axis=1)
-        agents = 1 if agent is not None else features.shape[1]
-        if agent is None:
-            features, state = features.flatten(0, 1), _fold(state)
-        if start is not None:
-            state = self.memory.reset_state(state, start.repeat_interleave(agents, dim=0))
-        features, state = self.memory.step(features, state)
-        if agent is None:
-            return features.unflatten(0, (-1, agents)), _unfold(state, agents)
-        return features, state
+        return self._remember(self._nodes(leaves, alive, agent, axis=1), state, start, agent)
 
     @torch.no_grad()
-    def looked(
-        self, leaves: dict[str, Tensor], alive: Bool[Tensor, "rows agents"] | None, state: State, agent: int
-    ) -> tuple[list[Float[Tensor, "rows agents"]], Recalled | None]:
-        """Return what `step` of `agent` would hear in each round, how much of each, the mean over heads, and
-        what its memory would read.
-        """
-        nodes, hears = self._encode(leaves, 2), hearing(leaves.get(ADJACENCY), alive)
-        heard = []
+    def watched(
+        self,
+        leaves: dict[str, Tensor],
+        alive: Bool[Tensor, "rows agents"] | None,
+        state: State,
+        agent: int | None = None,
+    ) -> tuple[Float[Tensor, "rows *agents dim"], State, list[AgentLook]]:
+        """Return what `step` does, and what each agent heard and recalled in it, or `agent` alone."""
+        alone, hears, heard = self._encode(leaves, 2), hearing(leaves.get(ADJACENCY), alive), []
+        nodes, agents = alone, alone.shape[1]
         for attend in self.rounds:
-            heard.append(attend.weigh(nodes, hears).mean(dim=-3)[:, agent])
-            nodes = attend(nodes, hears)
-        return heard, self.memory.recalled(nodes[:, agent], state)
+            nodes, weights = attend.watched(nodes, hears)
+            heard.append(weights.mean(dim=-3))
+        moved = (nodes - alone).norm(dim=-1) / alone.norm(dim=-1).clamp(min=1e-12)
+        if agent is None:
+            recalled = self.memory.recalled(nodes.flatten(0, 1), _fold(state))
+            shown, every = range(agents), agents
+        else:
+            nodes = nodes[:, agent]
+            recalled, shown, every = self.memory.recalled(nodes, state), [agent], 1
+        looks = [
+            AgentLook(
+                torch.stack([weights[:, one] for weights in heard], dim=1) if heard else None,
+                moved[:, one],
+                None if recalled is None else recalled.of_rows(slice(place, None, every)),
+            )
+            for place, one in enumerate(shown)
+        ]
+        return *self._remember(nodes, state, None, agent), looks
 
     def initial_state(self, rows: int, agents: int | None = None) -> State:
         """Return newborn states, `[rows, agents, ...]`, or `[rows, ...]` of one agent alone."""
         if agents is None:
             return self.memory.initial_state(rows)
         return _unfold(self.memory.initial_state(rows * agents), agents)
+
+    def _remember(
+        self, nodes: Tensor, state: State, start: Tensor | None, agent: int | None
+    ) -> tuple[Tensor, State]:
+        """Return features and states after nodes of one step, `[rows, agents, dim]`, or of one `agent`."""
+        agents = 1 if agent is not None else nodes.shape[1]
+        if agent is None:
+            nodes, state = nodes.flatten(0, 1), _fold(state)
+        if start is not None:
+            state = self.memory.reset_state(state, start.repeat_interleave(agents, dim=0))
+        features, state = self.memory.step(nodes, state)
+        if agent is None:
+            return features.unflatten(0, (-1, agents)), _unfold(state, agents)
+        return features, state
 
     def _nodes(self, leaves: dict[str, Tensor], alive: Tensor | None, agent: int | None, axis: int) -> Tensor:
         """Return nodes before they remember, for leaves whose agents lie along `axis`."""

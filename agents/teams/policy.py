@@ -26,11 +26,10 @@ from scrubjay.agents.rl.observations import from_leaves, to_leaves, to_tensors
 from scrubjay.agents.rl.segment import Observation
 from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.agents.teams.critic import CriticKind, TeamCritic
-from scrubjay.agents.teams.network import TeamNetwork
+from scrubjay.agents.teams.network import AgentLook, TeamNetwork
 from scrubjay.agents.teams.segment import TeamSegment
 from scrubjay.memory import MemoryConfig, State, detach_state, make_config
 from scrubjay.memory.contract.nested import named, part_of
-from scrubjay.memory.contract.recalled import Recalled
 
 _ACTOR, _CRITIC = "actor/", "critic/"
 
@@ -78,15 +77,6 @@ class TeamPolicyStep(NamedTuple):
     log_prob: Float[Tensor, "rows agents"]
     value: Float[Tensor, "rows agents"]
     state: State
-
-
-class AgentLook(NamedTuple):
-    """What one agent hears and recalls in a step."""
-
-    heard: Float[Tensor, "rounds agents"] | None
-    """How much of what it hears is of each agent, itself too, the mean over heads; None without rounds."""
-    recalled: Recalled | None
-    """What its memory reads, one row."""
 
 
 class TeamActor(nn.Module):
@@ -211,12 +201,20 @@ class TeamPolicy(nn.Module):
             deterministic: Take the likeliest actions instead.
         """
         leaves, living = _visible(observation, alive)
-        action, log_prob, actor = self._choose(leaves, living, state, start, generator, deterministic)
-        features, critic = self.critic.network.step(leaves, living, part_of(state, prefix=_CRITIC), start)
-        value = self.critic(features, living)
-        return TeamPolicyStep(
-            action, log_prob, value, {**named(actor, prefix=_ACTOR), **named(critic, prefix=_CRITIC)}
-        )
+        distribution, actor = self._distribution(leaves, living, state, start)
+        action = distribution.mode() if deterministic else distribution.sample(generator)
+        return self._judged(leaves, living, state, start, distribution, action, actor)
+
+    @torch.no_grad()
+    def watched(
+        self, observation: Observation, alive: Bool[Tensor, "rows agents"], state: State
+    ) -> tuple[TeamPolicyStep, list[AgentLook]]:
+        """Return `step`'s likeliest actions, and what each agent heard and recalled to choose its own."""
+        leaves, living = _visible(observation, alive)
+        looks: list[AgentLook] = []
+        distribution, actor = self._distribution(leaves, living, state, None, looks)
+        action = distribution.mode()
+        return self._judged(leaves, living, state, None, distribution, action, actor), looks
 
     @torch.no_grad()
     def choose(
@@ -229,8 +227,9 @@ class TeamPolicy(nn.Module):
     ) -> tuple[Tensor, Float[Tensor, "rows agents"], State]:
         """Return actions, log-probabilities and the state as `step` does, the critic left where it was."""
         leaves, living = _visible(observation, alive)
-        action, log_prob, actor = self._choose(leaves, living, state, start, generator, deterministic=False)
-        return action, log_prob, {**state, **named(actor, prefix=_ACTOR)}
+        distribution, actor = self._distribution(leaves, living, state, start)
+        action = distribution.sample(generator)
+        return action, distribution.log_prob(action), {**state, **named(actor, prefix=_ACTOR)}
 
     @torch.no_grad()
     def value(
@@ -302,45 +301,53 @@ class TeamPolicy(nn.Module):
         actions = self.env_actions(step.action)
         return (actions[0] if single else actions), step.state
 
-    @torch.no_grad()
-    def looked(self, observation: Any, alive: Any, state: State) -> list[AgentLook]:
-        """Return of each agent of one team what it hears and recalls when `act` is given the same."""
-        living = torch.as_tensor(alive, dtype=torch.bool, device=self.device)[None]
-        seen = to_leaves(to_tensors(self.observation_space, observation, self.device))
-        leaves, visible = _visible(from_leaves({key: leaf[None] for key, leaf in seen.items()}), living)
-        state, looks = part_of(state, prefix=_ACTOR), []
-        for agent, actor in enumerate(self._actors * (self.num_agents if self.config.shared else 1)):
-            heard, recalled = actor.network.looked(leaves, visible, _stream(state, agent), agent)
-            looks.append(AgentLook(torch.cat(heard) if heard else None, recalled))
-        return looks
-
     def env_actions(self, actions: Tensor) -> np.ndarray:
         """Return sampled actions as the environment wants them: in bounds, right dtype."""
         return self._actors[0].to_env(actions)
 
-    def _choose(
+    def _distribution(
         self,
         leaves: dict[str, Tensor],
         alive: Tensor | None,
         state: State,
         start: Tensor | None,
-        generator: torch.Generator | None,
-        deterministic: bool,
-    ) -> tuple[Tensor, Tensor, State]:
+        looks: list[AgentLook] | None = None,
+    ) -> tuple[Distribution, State]:
+        """Return what the actors would do and remember; `looks` is given what they heard and recalled."""
+
+        def lived(actor: TeamActor, state: State, agent: int | None) -> tuple[Tensor, State]:
+            if looks is None:
+                return actor.network.step(leaves, alive, state, start, agent)
+            features, state, seen = actor.network.watched(leaves, alive, state, agent)
+            looks.extend(seen)
+            return features, state
+
         state = part_of(state, prefix=_ACTOR)
         if self.config.shared:
             (actor,) = self._actors
-            features, state = actor.network.step(leaves, alive, state, start)
-            distribution = actor.own(features, 0)
-        else:
-            distributions, states = [], []
-            for agent, actor in enumerate(self._actors):
-                features, after = actor.network.step(leaves, alive, _stream(state, agent), start, agent)
-                distributions.append(actor.own(features, agent))
-                states.append(after)
-            distribution, state = stack_agents(distributions), _side_by_side(states)
-        action = distribution.mode() if deterministic else distribution.sample(generator)
-        return action, distribution.log_prob(action), state
+            features, state = lived(actor, state, None)
+            return actor.own(features, 0), state
+        distributions, states = [], []
+        for agent, actor in enumerate(self._actors):
+            features, after = lived(actor, _stream(state, agent), agent)
+            distributions.append(actor.own(features, agent))
+            states.append(after)
+        return stack_agents(distributions), _side_by_side(states)
+
+    def _judged(
+        self,
+        leaves: dict[str, Tensor],
+        alive: Tensor | None,
+        state: State,
+        start: Tensor | None,
+        distribution: Distribution,
+        action: Tensor,
+        actor: State,
+    ) -> TeamPolicyStep:
+        """Return a step of these actions, and what the critic says of it."""
+        features, critic = self.critic.network.step(leaves, alive, part_of(state, prefix=_CRITIC), start)
+        after = {**named(actor, prefix=_ACTOR), **named(critic, prefix=_CRITIC)}
+        return TeamPolicyStep(action, distribution.log_prob(action), self.critic(features, alive), after)
 
     @property
     def _actors(self) -> list[TeamActor]:

@@ -128,25 +128,13 @@ def _print_heading(run: Run, env: EnvConfig | TeamEnvConfig) -> None:
 
 
 def _print_gains(run: Run, config: TeamTaskConfig, policy: TeamPolicy, options: EvalOptions) -> None:
-    from scrubjay.experiments.reports.equilibrium import gains, untrained
-    from scrubjay.experiments.runs.checkpoint import load_training
-    from scrubjay.experiments.runs.progress import ProgressDisplay
+    from scrubjay.experiments.reports.equilibrium import learner_state, untrained, watched_gains
 
-    assert run.latest is not None  # where the policy came from
     with bad_input():
-        learned = load_training(run.latest, run.trust)["learner"]
+        learned = learner_state(run)
+    steps, episodes, seed = options.response_steps, options.episodes, options.seed
     for when, team, known in (("before training", untrained(config), None), ("after", policy, learned)):
-        total = options.response_steps * team.num_agents
-        with ProgressDisplay(f"best responses {when}", total, 0) as display:
-            told = gains(
-                team,
-                config,
-                options.response_steps,
-                options.episodes,
-                options.seed,
-                known,
-                lambda agent, done: display.update(agent * options.response_steps + done, {}),
-            )
+        told = watched_gains(f"best responses {when}", team, config, steps, episodes, seed, known)
         print(
             f"{when}: epsilon {max(gain.gain for gain in told):.3f}, as far as {options.response_steps:,} "
             "steps find it"

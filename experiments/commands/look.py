@@ -26,17 +26,22 @@ class LookOptions:
     the run, or in the current folder."""
     max_steps: int = 500
     """Where to cut a long episode."""
+    best_response: bool = False
+    """Of a team: let each agent learn alone against the others, and tell on the page what it gains."""
+    response_steps: int = 50_000
+    """Environment steps each agent has for that."""
     trust: bool = False
     """Run code that the directory names or has pickled: an environment that is none of Scrubjay's, say."""
 
 
 def run(words: Sequence[str]) -> int:
-    """`scrubjay look RUN|TRACE [--episode SEED] [--out FILE] [--set name=value]`."""
+    """`scrubjay look RUN|TRACE [--episode SEED] [--out FILE] [--set name=value] [--best-response]`."""
     remaining = list(words)
     settings = take_flag(remaining, "--set")
     options = parse(LookOptions, remaining, "scrubjay look")
     from scrubjay.experiments.commands.loading import guarded
-    from scrubjay.experiments.looking.look import check_format, look
+    from scrubjay.experiments.looking.gains import Responses
+    from scrubjay.experiments.looking.look import Look, check_format, look
     from scrubjay.experiments.recipes.overrides import parse_setting
 
     with guarded(options.trust), bad_input():
@@ -44,7 +49,14 @@ def run(words: Sequence[str]) -> int:
         out = options.out or folder / "look.html"
         check_format(out)
         set_to = dict(map(parse_setting, settings))
-        seen = look(options.what, options.episode, set_to, options.max_steps, options.trust, progress=True)
+        responses = None
+        if options.best_response:
+            responses = Responses.to(options.what, set_to, options.response_steps, options.trust)
+        what = options.what if responses is None else responses.run
+        seen = look(what, options.episode, set_to, options.max_steps, options.trust, progress=True)
         seen.save(out)
+        if responses is not None:  # what takes minutes comes when the page is there already
+            seen = Look(responses.told_in(seen.trace))
+            seen.save(out)
     print(one_line(f"{out}: {seen.trace.title}, {len(seen.trace.steps)} steps"))
     return 0

@@ -21,7 +21,7 @@ from scrubjay.agents.rl.policy import Policy
 from scrubjay.agents.rl.segment import Observation
 from scrubjay.experiments.looking.density import recall_density
 from scrubjay.experiments.looking.trace import Recall, Step, Trace
-from scrubjay.experiments.reports.episode import picture
+from scrubjay.experiments.reports.episode import drawing, picture
 from scrubjay.experiments.tasks.environments import EnvConfig
 from scrubjay.memory import name_of
 
@@ -93,7 +93,7 @@ def trace_episode(
         raise ValueError(f"max_steps={max_steps}: at least 1 step is shown")
     training = policy.training
     policy.eval()
-    env, drawn = _made(env_config)
+    env, drawn = drawing(env_config.make)
     try:
         lived = _live(policy, env, seed, max_steps, drawn, on_step)
         rate = float(env.metadata.get("render_fps") or 10)
@@ -115,15 +115,6 @@ def trace_episode(
             name: tuple(row + [None] * (len(lived.steps) - len(row))) for name, row in lived.tracks.items()
         },
     )
-
-
-def _made(env_config: EnvConfig) -> tuple[gymnasium.Env[Any, Any], bool]:
-    """Return the environment, and whether it draws pictures."""
-    try:
-        env = env_config.make(render_mode="rgb_array")
-    except ValueError:
-        return env_config.make(), False
-    return env, env.render_mode == "rgb_array"
 
 
 def _live(

@@ -34,22 +34,52 @@
     for (const recall of step.recalled) if (!names.includes(recall.name)) names.push(recall.name);
   const recallOf = (step, name) => steps[step].recalled.find((recall) => recall.name === name);
   const number = (value) => value === null || value === undefined ? "–" : String(Number(value.toPrecision(4)));
+  const short = (value) => Math.abs(value) >= 1e4 || (value && Math.abs(value) < 1e-3) ? value.toExponential(0) : String(Number(value.toPrecision(2)));
 
   // A row of the time line: its name, its number now, and a canvas that leads to steps.
   function row(parent, name, height) {
     const box = made("div", "row"), head = made("p"), canvas = made("canvas");
-    const label = made("span", "", name), value = made("span");
+    const label = made("span", "", name), value = made("span"), scale = made("div", "scale"), plot = made("div", "plot");
+    scale.setAttribute("aria-hidden", "true");
+    plot.append(scale, canvas);
     canvas.setAttribute("role", "img");
     canvas.setAttribute("aria-label", name);
     canvas.style.height = height + "px";
     head.append(label, value);
-    box.append(head, canvas);
+    box.append(head, plot);
     parent.append(box);
     canvas.addEventListener("click", (event) => {
       const place = canvas.getBoundingClientRect();
       go(Math.floor((event.clientX - place.left) / place.width * count));
     });
-    return { box, canvas, value, height };
+    return { box, canvas, value, scale, height };
+  }
+
+  // What the top and the bottom of a row stand for.
+  function scaled(line, high, low) {
+    const told = high === low ? ["", short(low), ""] : [short(high), short(low)];
+    line.scale.replaceChildren(...told.map((text) => made("span", "", text)));
+  }
+
+  // Numbers of steps under rows, as many as there is room for.
+  function axis(parent) {
+    const box = made("div", "axis"), ticks = made("div", "ticks");
+    box.setAttribute("aria-hidden", "true");
+    box.append(made("span", "", "step"), ticks);
+    parent.append(box);
+    return ticks;
+  }
+
+  function drawAxis(ticks) {
+    const room = Math.max(2, ticks.clientWidth / 56), least = Math.max(1, count / room);
+    const power = 10 ** Math.floor(Math.log10(least));
+    const size = [1, 2, 5, 10].map((part) => part * power).find((part) => part >= least);
+    ticks.replaceChildren();
+    for (let step = 0; step < count; step += size) {
+      const tick = made("span", "", String(step));
+      tick.style.left = 100 * (step + 0.5) / count + "%";
+      ticks.append(tick);
+    }
   }
 
   function begun(line) {
@@ -68,7 +98,9 @@
   const tracks = Object.entries(trace.tracks).map(([name, values]) => {
     const known = values.filter((value) => value !== null);
     const low = known.reduce((a, b) => Math.min(a, b), 0), high = known.reduce((a, b) => Math.max(a, b), 0);
-    return { line: row(at("tracks"), name, 44), values, low, high };
+    const line = row(at("tracks"), name, 44);
+    scaled(line, high, low);
+    return { line, values, low, high };
   });
 
   function drawTrack({ line, values, low, high }) {
@@ -92,7 +124,9 @@
     line.value.textContent = number(values[now]);
   }
 
-  const recalls = names.map((name) => ({ name, line: row(at("recalls"), name, 22) }));
+  const recalls = names.map((name) => ({ name, line: row(at("recalls"), name, 26) }));
+  const axes = [tracks.length && at("tracks"), names.length && at("recalls")].filter(Boolean).map(axis);
+  for (const { line } of recalls) line.scale.classList.add("heat");
   for (const { name, line } of recalls) line.box.querySelector("p").addEventListener("click", () => choose(name));
 
   function drawRecall({ name, line }) {
@@ -107,12 +141,15 @@
     }
     marked(pen, line.canvas);
     line.box.classList.toggle("chosen", name === read);
-    line.value.textContent = found.length ? "Σ " + number(total) + ", most " + number(recall.most) : "nothing";
+    line.value.textContent = found.length ? "Σ " + Number(total.toPrecision(2)) + ", most " + number(recall.most) : "nothing";
+    line.scale.style.visibility = found.length ? "visible" : "hidden";
+    scaled(line, found.length ? recall.most : 0, 0);
   }
 
   function drawMoments() {
     const place = at("moments");
     place.replaceChildren();
+    place.classList.toggle("told", !trace.pictures.length);
     const recall = read === null ? undefined : recallOf(now, read);
     const found = recall ? pairs(recall).slice().sort((a, b) => b[1] - a[1] || a[0] - b[0]).slice(0, 8) : [];
     if (!found.length) place.append(made("p", "none", "Nothing."));
@@ -138,7 +175,8 @@
     const place = at("options");
     place.replaceChildren();
     const told = Object.entries(step.options);
-    if (step.choice && !told.length) place.append(made("p", "none", "did: " + step.choice));
+    // What a team does is no one of the shares that its members hear.
+    if (step.choice && !(step.choice in step.options)) place.append(made("p", "none", "did: " + step.choice));
     for (const [name, chance] of told) {
       const box = made("div", "option" + (name === step.choice ? " chosen" : "")), bar = made("progress");
       bar.max = 1;
@@ -230,9 +268,16 @@
   at("slider").max = count - 1;
   at("slider").addEventListener("input", () => go(Number(at("slider").value)));
   at("read").addEventListener("change", () => choose(names[Number(at("read").value)]));
-  const moves = { first: () => go(0), back: () => go(now - 1), play, on: () => go(now + 1), last: () => go(count - 1) };
-  for (const [id, move] of Object.entries(moves)) at(id).addEventListener("click", move);
-  const keys = { ArrowLeft: "back", ArrowRight: "on", Home: "first", End: "last", " ": "play" };
+  const other = (by) => { if (names.length) choose(names[(names.indexOf(read) + by + names.length) % names.length]); };
+  const moves = {
+    first: () => go(0), back: () => go(now - 1), play, on: () => go(now + 1), last: () => go(count - 1),
+    farBack: () => go(now - 10), farOn: () => go(now + 10), before: () => other(-1), after: () => other(1),
+  };
+  for (const id of ["first", "back", "play", "on", "last"]) at(id).addEventListener("click", moves[id]);
+  const keys = {
+    ArrowLeft: "back", ArrowRight: "on", Home: "first", End: "last", " ": "play",
+    PageUp: "farBack", PageDown: "farOn", ",": "before", ".": "after",
+  };
   document.addEventListener("keydown", (event) => {
     const move = keys[event.key], inside = event.target.tagName;
     if (!move || event.ctrlKey || event.metaKey || event.altKey || inside === "SELECT") return;
@@ -240,7 +285,8 @@
     event.preventDefault();
     moves[move]();
   });
-  window.addEventListener("resize", draw);
+  window.addEventListener("resize", () => { axes.forEach(drawAxis); draw(); });
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  axes.forEach(drawAxis);
   if (names.length) choose(names[0]); else draw();
 })();

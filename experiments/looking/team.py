@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from pettingzoo import ParallelEnv
 
 from scrubjay.agents.rl.observations import from_leaves
-from scrubjay.agents.teams.policy import AgentLook, TeamPolicy
+from scrubjay.agents.teams.network import AgentLook
+from scrubjay.agents.teams.policy import TeamPolicy
 from scrubjay.experiments.looking.episode import Film, told
 from scrubjay.experiments.looking.trace import Recall, Step, Trace
-from scrubjay.experiments.reports.episode import picture
+from scrubjay.experiments.reports.episode import drawing, picture
 from scrubjay.experiments.reports.team_episode import batch
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
 
@@ -32,7 +32,9 @@ def trace_team(
     """Play one episode, every agent taking its likeliest action, and return its trace.
 
     A step's options say how much of what an agent hears is of another, in the last round; names in tracks and
-    of what is recalled begin with the agent's. Raises ValueError if `max_steps` is below 1.
+    of what is recalled begin with the agent's. What agents send each other are vectors, not words: a track
+    says how far they moved what the one who heard them makes of its observation, as a share of its length.
+    Raises ValueError if `max_steps` is below 1.
 
     Args:
         policy: Who plays.
@@ -43,12 +45,13 @@ def trace_team(
     """
     if max_steps < 1:
         raise ValueError(f"max_steps={max_steps}: at least 1 step is shown")
-    training, (env, drawn), film = policy.training, _made(env_config), Film()
+    training, (env, drawn), film = policy.training, drawing(env_config.make), Film()
     policy.eval()
     try:
         agents, steps = list(env.possible_agents), []
+        told_of = ["reward", "value", *(["moved by what it heard"] if policy.config.graph_rounds else [])]
         tracks: dict[str, list[float | None]] = {
-            f"{agent}/{name}": [] for agent in agents for name in ("reward", "value")
+            f"{agent}/{name}": [] for agent in agents for name in told_of
         }
         observations, _ = env.reset(seed=seed)
         state = policy.initial_state(1)
@@ -56,8 +59,7 @@ def trace_team(
             place = film.keep(picture(env, "")) if drawn else None
             seen = from_leaves({key: torch.as_tensor(leaf) for key, leaf in batch(env, observations).items()})
             alive = torch.tensor([[agent in env.agents for agent in agents]])
-            looks = policy.looked(_first(seen), alive[0], state)
-            did = policy.step(seen, alive, state, deterministic=True)
+            did, looks = policy.watched(seen, alive, state)
             state, actions = did.state, policy.env_actions(did.action)[0]
             chosen = {a: action for a, action in zip(agents, actions, strict=True) if a in env.agents}
             living = set(chosen)
@@ -73,9 +75,11 @@ def trace_team(
             )
             observations, rewards, *_ = env.step(chosen)
             for index, agent in enumerate(agents):
-                tracks[f"{agent}/reward"].append(_finite(rewards.get(agent)))
-                value = float(did.value[0, index]) if agent in living else None
-                tracks[f"{agent}/value"].append(_finite(value))
+                numbers = rewards.get(agent), did.value[0, index], looks[index].moved[0]
+                for name, number in zip(told_of, numbers, strict=False):
+                    # Who is gone may be paid for its last step, and judges and hears nothing.
+                    known = name == "reward" or agent in living
+                    tracks[f"{agent}/{name}"].append(_finite(number) if known else None)
             on_step(len(steps), max_steps)
         rate = float(getattr(env, "metadata", {}).get("render_fps") or 10)
     finally:
@@ -93,26 +97,12 @@ def trace_team(
     )
 
 
-def _made(env_config: TeamEnvConfig) -> tuple[ParallelEnv[Any, Any, Any], bool]:
-    """Return the environment, and whether it draws pictures."""
-    try:
-        return env_config.make(render_mode="rgb_array"), True
-    except ValueError:
-        return env_config.make(), False
-
-
-def _first(observation: Any) -> Any:
-    if isinstance(observation, dict):
-        return {name: _first(leaf) for name, leaf in observation.items()}
-    return observation[0]
-
-
 def _heard(agents: list[str], looks: list[AgentLook], living: set[str]) -> dict[str, float]:
     pairs = {
         f"{agent} hears {other}": min(float(share), 1.0)
         for agent, look in zip(agents, looks, strict=True)
         if look.heard is not None and agent in living
-        for other, share in zip(agents, look.heard[-1], strict=True)
+        for other, share in zip(agents, look.heard[0, -1], strict=True)
         if other != agent and other in living
     }
     most = sorted(pairs, key=lambda name: -pairs[name])[:_MOST_HEARD]

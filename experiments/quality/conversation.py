@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import shlex
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -25,7 +24,6 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any, Literal
 
-import tyro
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.runnables import RunnableConfig
@@ -34,10 +32,10 @@ from scrubjay.agents import LocalChatModel
 from scrubjay.agents.kwai import KwaiAgent, Limits
 from scrubjay.agents.language.text import is_question
 from scrubjay.experiments.language.conversations import Conversation, Reminder, remind
+from scrubjay.experiments.quality.probe import run_probe
 from scrubjay.experiments.reports.colours import colours
 from scrubjay.experiments.reports.curves import figure_of, save_figure
 from scrubjay.experiments.runs.cost import resident_bytes, stopwatch
-from scrubjay.experiments.runs.device import one_thread
 from scrubjay.experiments.runs.directory import write_atomically
 from scrubjay.experiments.runs.progress import ProgressDisplay
 from scrubjay.experiments.runs.records import Records, header, markdown, settle
@@ -440,18 +438,7 @@ def main() -> int:
     # In bfloat16 oneDNN keeps a program, of megabytes, for each length of input, of 1,024 lengths unless
     # told.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
-    options = tyro.cli(ConversationBench, description=__doc__)
-    command = shlex.join(["python", "-P", "-m", "scrubjay.experiments.quality.conversation", *sys.argv[1:]])
-    try:
-        with one_thread():
-            print(*run(options, command), sep="\n")
-    except KeyboardInterrupt as stop:
-        print("\nstopped; the same command goes on")
-        return stop.exit_code if isinstance(stop, Interrupted) else 130
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    return run_probe("conversation", ConversationBench, __doc__, run)
 
 
 if __name__ == "__main__":

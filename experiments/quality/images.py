@@ -11,7 +11,6 @@ are trained alike. The same command goes on where it was stopped. Prints a table
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -21,7 +20,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import tyro
 from gymnasium.spaces import Box
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
@@ -30,7 +28,7 @@ from torch.nn import functional
 from scrubjay.agents.rl.encoders.image import ImageEncoder, ImageKind
 from scrubjay.envs.ballet.env import COLOUR_AT, MOVE_AT, SLOT_SIZE, SLOTS, BalletVector
 from scrubjay.envs.ballet.world import COLOUR_NAMES, NO_MOVE
-from scrubjay.experiments.runs.device import one_thread
+from scrubjay.experiments.quality.probe import run_probe
 from scrubjay.experiments.runs.directory import write_atomically
 from scrubjay.experiments.runs.progress import ProgressDisplay
 from scrubjay.experiments.runs.records import Records, header, markdown, settle
@@ -174,18 +172,7 @@ def run(options: ImagesProbe, command: str) -> Path:
 
 def main() -> int:
     """Train and print; return the exit code."""
-    options = tyro.cli(ImagesProbe, description=__doc__)
-    command = shlex.join(["python", "-P", "-m", "scrubjay.experiments.quality.images", *sys.argv[1:]])
-    try:
-        with one_thread():
-            print(run(options, command).read_text())
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on")
-        return 130
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    return run_probe("images", ImagesProbe, __doc__, run)
 
 
 if __name__ == "__main__":

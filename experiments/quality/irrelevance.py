@@ -18,7 +18,6 @@ import importlib.util
 import json
 import random
 import re
-import shlex
 import sys
 import time
 from collections import Counter
@@ -27,7 +26,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
 from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage
 from langchain_core.messages.tool import tool_call
@@ -37,7 +35,7 @@ from scrubjay.agents import LocalChatModel
 from scrubjay.agents.kwai import KwaiAgent, Limits
 from scrubjay.agents.kwai.transcript import mend
 from scrubjay.agents.language.prompts import load_prompts
-from scrubjay.experiments.runs.device import one_thread
+from scrubjay.experiments.quality.probe import run_probe
 from scrubjay.experiments.runs.directory import write_atomically
 from scrubjay.experiments.runs.progress import ProgressDisplay
 from scrubjay.experiments.runs.records import Records, header, markdown, settle
@@ -263,18 +261,7 @@ def _table(options: IrrelevanceBench, records: Records) -> str:
 
 def main() -> int:
     """Ask and print; return the exit code."""
-    options = tyro.cli(IrrelevanceBench, description=__doc__)
-    command = shlex.join(["python", "-P", "-m", "scrubjay.experiments.quality.irrelevance", *sys.argv[1:]])
-    try:
-        with one_thread():
-            print(run(options, command).read_text())
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on")
-        return 130
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    return run_probe("irrelevance", IrrelevanceBench, __doc__, run)
 
 
 if __name__ == "__main__":

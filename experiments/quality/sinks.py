@@ -16,26 +16,23 @@ Options: `--help`.
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import tyro
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from scrubjay.experiments.kinds.sequence import SequenceTaskConfig
+from scrubjay.experiments.quality.probe import run_probe
 from scrubjay.experiments.run import Run
 from scrubjay.experiments.runs.checkpoint import load_weights
-from scrubjay.experiments.runs.device import one_thread
 from scrubjay.experiments.runs.directory import CONFIG, write_atomically
 from scrubjay.experiments.runs.records import Records, header, markdown, settle
 from scrubjay.experiments.runs.seeding import derive_seed
 from scrubjay.experiments.runs.statistics import interquartile_mean
-from scrubjay.experiments.runs.stopping import Interrupted
 from scrubjay.experiments.tasks.suites import MQAR
 from scrubjay.experiments.training import resume, train
 from scrubjay.memory import make_config
@@ -198,18 +195,7 @@ def _spread(values: list[float]) -> str:
 
 def main() -> int:
     """Train, measure and print; return the exit code."""
-    bench = tyro.cli(SinksBench, description=__doc__)
-    command = shlex.join(["python", "-P", "-m", "scrubjay.experiments.quality.sinks", *sys.argv[1:]])
-    try:
-        with one_thread():
-            print(run(bench, command).read_text())
-    except (Interrupted, KeyboardInterrupt):
-        print("\nstopped; the same command goes on")
-        return 130
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    return run_probe("sinks", SinksBench, __doc__, run)
 
 
 if __name__ == "__main__":

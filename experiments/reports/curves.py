@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -39,14 +39,16 @@ def plot_runs(runs: Sequence[Run], out: Path | str, metric: str | None = None) -
     rows = {run: run.metrics() for run in runs}
     labels = contenders(runs)
     metric = metric or _default_metric(list(rows.values()))
-    panels: dict[str, dict[str, list[tuple[NDArray[np.float64], NDArray[np.float64]]]]] = {}
+    panels: dict[str, dict[str, list[_Curve]]] = {}
     for run, run_rows in rows.items():
         points = [(row["step"], row[metric]) for row in run_rows if metric in row]
         if not points:
             names = sorted({name for row in run_rows for name in row if name != "step"})
             raise ValueError(f"{run.path} has no metric {metric!r}; it has {', '.join(names) or 'none yet'}")
         steps, values = np.array(points, dtype=float).T
-        panels.setdefault(run.config.recipe, {}).setdefault(labels[run], []).append((steps, values))
+        panels.setdefault(run.config.recipe, {}).setdefault(labels[run], []).append(
+            _Curve(run.config.seed, steps, values)
+        )
     chance = {run.config.recipe: run.success_without_memory for run in runs}
     shades = colours(label for panel in panels.values() for label in panel)
     figure = figure_of(len(panels))
@@ -136,14 +138,27 @@ def _default_metric(rows: list[list[dict[str, float]]]) -> str:
     return "charts/success" if rows and told else "charts/episodic_return"
 
 
-def _draw_curve(axes: Axes, curves: list[tuple[NDArray, NDArray]], label: str, colour: Any) -> None:
+class _Curve(NamedTuple):
+    seed: int
+    steps: NDArray[np.float64]
+    values: NDArray[np.float64]
+
+
+def _counted(curves: list[_Curve]) -> str:
+    """Return how many seeds there are, and how many runs if that is another number: settings may differ."""
+    seeds = len({curve.seed for curve in curves})
+    told = f"{seeds} seed{'' if seeds == 1 else 's'}"
+    return told if seeds == len(curves) else f"{len(curves)} runs of {told}"
+
+
+def _draw_curve(axes: Axes, curves: list[_Curve], label: str, colour: Any) -> None:
     # Only where every seed has points: a mean over fewer seeds would jump where one run ends.
-    first = max(steps[0] for steps, _ in curves)
-    last = min(steps[-1] for steps, _ in curves)
+    first = max(curve.steps[0] for curve in curves)
+    last = min(curve.steps[-1] for curve in curves)
     grid = np.linspace(first, max(first, last), _GRID)
-    values = np.stack([np.interp(grid, steps, values) for steps, values in curves])
-    seeds = "" if len(curves) == 1 else f" ({len(curves)} seeds)"
-    axes.plot(grid, values.mean(axis=0), color=colour, label=label + seeds, linewidth=2)
+    values = np.stack([np.interp(grid, curve.steps, curve.values) for curve in curves])
+    counted = "" if len(curves) == 1 else f" ({_counted(curves)})"
+    axes.plot(grid, values.mean(axis=0), color=colour, label=label + counted, linewidth=2)
     if len(curves) > 1:
         axes.fill_between(grid, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.2, linewidth=0)
 

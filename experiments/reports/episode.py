@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -13,6 +13,7 @@ from scrubjay.agents.rl.policy import Policy
 from scrubjay.experiments.reports.film import check_encoder, write_mp4
 from scrubjay.experiments.tasks.environments import EnvConfig
 
+E = TypeVar("E")
 FORMATS = (".gif", ".mp4")
 """What an episode is written as, by the ending of a file's name."""
 
@@ -84,6 +85,15 @@ def _actor(policy: Policy) -> Callable[[Any, bool], Any]:
 def _random_actor(env: Any, seed: int) -> Callable[[Any, bool], Any]:
     env.action_space.seed(seed)
     return lambda observation, start: env.action_space.sample()
+
+
+def drawing(make: Callable[..., E]) -> tuple[E, bool]:
+    """Return the environment that `make(render_mode=)` makes, and whether it draws pictures."""
+    try:
+        env = make(render_mode="rgb_array")
+    except ValueError:
+        return make(), False
+    return env, getattr(env, "render_mode", "rgb_array") == "rgb_array"
 
 
 def picture(env: Any, name: str) -> Image.Image:

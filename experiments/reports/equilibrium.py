@@ -14,6 +14,9 @@ from scrubjay.agents.teams.gamatr import GAMATRConfig
 from scrubjay.agents.teams.policy import TeamPolicy
 from scrubjay.experiments.evaluation.team import PolicyActor, evaluate_team
 from scrubjay.experiments.kinds.team import TeamTaskConfig
+from scrubjay.experiments.run import Run
+from scrubjay.experiments.runs.checkpoint import load_training
+from scrubjay.experiments.runs.progress import ProgressDisplay
 from scrubjay.experiments.runs.seeding import derive_seed
 from scrubjay.experiments.runs.statistics import normal_interval
 
@@ -43,6 +46,46 @@ def of_trust_region(config: TeamTaskConfig) -> GAMATRConfig:
             "settings of GAMATRConfig"
         )
     return config.learner
+
+
+def learner_state(run: Run) -> Mapping[str, Any]:
+    """Return what the learner of a run's policy knows, which best responses begin from.
+
+    Raises ValueError if the run has no checkpoint, or one that cannot be read.
+    """
+    return load_training(run.checkpoint, run.trust)["learner"]
+
+
+def watched_gains(
+    title: str,
+    policy: TeamPolicy,
+    config: TeamTaskConfig,
+    steps: int,
+    episodes: int,
+    seed: int,
+    learned: Mapping[str, Any] | None,
+) -> list[Gain]:
+    """Return `gains` behind a bar that says how far they are.
+
+    Args:
+        title: of the bar.
+        policy: the team's, left as it is.
+        config: of the experiment.
+        steps: environment steps that each agent has to learn in.
+        episodes: how many are played with each team.
+        seed: of sampling and of the episodes.
+        learned: the learner's state, as in `gains`.
+    """
+    with ProgressDisplay(title, steps * policy.num_agents) as display:
+        return gains(
+            policy,
+            config,
+            steps,
+            episodes,
+            seed,
+            learned,
+            lambda agent, done: display.update(agent * steps + min(done, steps), {}),
+        )
 
 
 def gains(

@@ -18,13 +18,15 @@ _AT_ONCE = getattr(os, "O_NONBLOCK", 0)
 
 
 class Fields(dict[str, Any]):
-    """An object of JSON; of a field that it lacks it says where."""
+    """An object of JSON; of a field that it lacks it says where, and what to do if that is known."""
 
-    def __init__(self, values: dict[str, Any], source: object) -> None:
+    def __init__(self, values: dict[str, Any], source: object, remedy: str = "") -> None:
         super().__init__(values)
-        self.source = source
+        self.source, self.remedy = source, remedy
 
     def __missing__(self, name: str) -> Any:
+        if self.remedy:
+            raise ValueError(f"{self.source} lacks {name}: {self.remedy}")
         raise ValueError(f"{self.source} is damaged: it lacks {name}")
 
 

@@ -33,9 +33,10 @@ from scrubjay.memory.chosen.own import projections
 from scrubjay.memory.contract.base import Memory, MemoryConfig, State
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.contract.nested import named, part_of
+from scrubjay.memory.contract.recalled import Read, Recalled
 from scrubjay.memory.contract.stepper import Stepper
-from scrubjay.memory.parts.attention import Asked, attend, by_head
-from scrubjay.memory.parts.chunks import blanked, empty_layers, is_harmless, seen_steps, take
+from scrubjay.memory.parts.attention import Asked, attend, by_head, weigh
+from scrubjay.memory.parts.chunks import blanked, empty_layers, is_harmless, last_steps, seen_steps, take
 from scrubjay.memory.parts.feed_forward import feed_forward
 from scrubjay.memory.parts.recent import shift_window
 from scrubjay.memory.parts.window import resolve_heads
@@ -75,9 +76,9 @@ class Routing(Memory):
     """Layers of attention to a window and to what went to the same centroid, and feed-forward.
 
     State, per layer l: rings `keys_l` and `values_l` `[batch, centroids * capacity, dim]`, zeros where none
-    was written, and `counts_l [batch, centroids]`, how many steps each centroid was given; the last steps,
-    `recent_keys_l` and `recent_values_l` `[batch, window, dim]`; and `time [batch]`, steps since the episode
-    began.
+    was written, and `times_l [batch, centroids * capacity]`, the steps' numbers in the episode;
+    `counts_l [batch, centroids]`, how many steps each centroid was given; the last steps, `recent_keys_l` and
+    `recent_values_l` `[batch, window, dim]`; and `time [batch]`, steps since the episode began.
     """
 
     retrieves = True
@@ -95,12 +96,12 @@ class Routing(Memory):
         ring, recent = (self.num_centroids * self.capacity, self.dim), (self.window, self.dim)
         shapes = {"keys": ring, "values": ring, "recent_keys": recent, "recent_values": recent}
         state = empty_layers(self, batch_size, len(self.layers), shapes)
-        shape = (batch_size, self.num_centroids)
-        counts = {
-            f"counts_{index}": torch.zeros(shape, dtype=torch.long, device=self.device)
+        numbers = {
+            f"{name}_{index}": torch.zeros(batch_size, size, dtype=torch.long, device=self.device)
             for index in range(len(self.layers))
+            for name, size in (("counts", self.num_centroids), ("times", ring[0]))
         }
-        return state | counts
+        return state | numbers
 
     def read(self, x: Float[Tensor, "batch time dim"], state: State) -> Float[Tensor, "batch time dim"]:
         """Return what the rings answer to the queries `x`, summed over layers: zeros while all are empty."""
@@ -122,43 +123,68 @@ class Routing(Memory):
         """Advance by one step: read, then give to its centroid the step that the window leaves behind."""
         time, y = state["time"], x[:, None]
         seen = seen_steps(time, self.window)
-        capacity = self.capacity
         after: State = {"time": time + 1}
-        slot = torch.arange(self.num_centroids * capacity, device=x.device)
-        centroid = slot[: self.num_centroids]
+        slot = torch.arange(self.num_centroids * self.capacity, device=x.device)
         for index, layer in enumerate(self.layers):
             own = part_of(state, suffix=f"_{index}")
-            counts = own["counts"]
-            query, key, value = layer.tokens(y, self.state_dtype)
-            recent = blanked(own["recent_keys"], seen), blanked(own["recent_values"], seen)
-            home, share = route(torch.cat([query, recent[0][:, :1]], dim=1), layer.centroids)
-            # Of the rings only the one that is asked is read.
-            asked = home[:, :1] * capacity + slot[:capacity]
-            asked_is, to_is = (centroid == home[..., None]).unbind(1)
-            readable = slot[:capacity] < (counts * asked_is).sum(dim=1, keepdim=True)
-            stored_keys, stored_values = (
-                torch.cat([blanked(take(own[name], asked), readable), steps], dim=1)
-                for name, steps in zip(("keys", "values"), recent, strict=True)
+            now = self._moment(layer, y, own, seen)
+            y = layer.finish(y, attend(now.asked))
+            leaves, (old_key, old_value) = seen[:, :1], now.recent
+            place = (
+                now.to * self.capacity + (own["counts"] * now.to_is).sum(dim=1, keepdim=True) % self.capacity
             )
-            near = functional.pad(seen, (0, 1), value=True)
-            hidden = torch.where(torch.cat([readable, near], dim=1), 0.0, float("-inf"))[:, None]
-            # What is routed is raised: the others are lowered, which are fewer.
-            bias = -share[:, :1, None].expand(-1, -1, near.shape[1])
-            told = hidden.to(query.dtype), bias, layer.distances.flip(1)[:, None]
-            read = attend(Asked(query, key, value, stored_keys, stored_values, *told))
-            y = layer.finish(y, read)
-            leaves = seen[:, :1]
-            place = home[:, 1:] * capacity + (counts * to_is).sum(dim=1, keepdim=True) % capacity
-            written = ((slot == place) & leaves)[..., None]
+            here = (slot == place) & leaves
             own = {
-                "keys": torch.where(written, recent[0][:, :1], own["keys"]),
-                "values": torch.where(written, recent[1][:, :1], own["values"]),
-                "counts": counts + (to_is & leaves),
-                "recent_keys": torch.cat([recent[0][:, 1:], key], dim=1),
-                "recent_values": torch.cat([recent[1][:, 1:], value], dim=1),
+                "keys": torch.where(here[..., None], old_key[:, :1], own["keys"]),
+                "values": torch.where(here[..., None], old_value[:, :1], own["values"]),
+                "times": torch.where(here, time[:, None] - self.window, own["times"]),
+                "counts": own["counts"] + (now.to_is & leaves),
+                "recent_keys": torch.cat([old_key[:, 1:], now.asked.keys], dim=1),
+                "recent_values": torch.cat([old_value[:, 1:], now.asked.values], dim=1),
             }
             after |= named(own, suffix=f"_{index}")
         return y[:, 0], after
+
+    @torch.no_grad()
+    def recalled(self, x: Float[Tensor, "batch dim"], state: State) -> Recalled:
+        """Return what all layers read of their windows, and of what went to the centroid of their query."""
+        time, y, reads = state["time"], x[:, None], {}
+        seen, near = seen_steps(time, self.window), last_steps(time, self.window)
+        for index, layer in enumerate(self.layers):
+            own = part_of(state, suffix=f"_{index}")
+            now = self._moment(layer, y, own, seen)
+            far = own["times"].gather(1, now.slots).masked_fill(~now.readable, -1)
+            weights = weigh(now.asked)[:, :, 0].mean(1)
+            reads[f"window, layer {index}"] = Read.of(near, weights[:, self.capacity :])
+            reads[f"of its centroid, layer {index}"] = Read.of(far, weights[:, : self.capacity])
+            y = layer.finish(y, attend(now.asked))
+        return Recalled(reads, {})
+
+    def _moment(
+        self, layer: RoutingLayer, y: Float[Tensor, "batch 1 dim"], own: State, seen: Tensor
+    ) -> _Moment:
+        """Return what a layer asks in a step, and of which slots."""
+        capacity = self.capacity
+        slot = torch.arange(capacity, device=y.device)
+        centroid = torch.arange(self.num_centroids, device=y.device)
+        query, key, value = layer.tokens(y, self.state_dtype)
+        recent = blanked(own["recent_keys"], seen), blanked(own["recent_values"], seen)
+        home, share = route(torch.cat([query, recent[0][:, :1]], dim=1), layer.centroids)
+        # Of the rings only the one that is asked is read.
+        slots = home[:, :1] * capacity + slot
+        asked_is, to_is = (centroid == home[..., None]).unbind(1)
+        readable = slot < (own["counts"] * asked_is).sum(dim=1, keepdim=True)
+        stored_keys, stored_values = (
+            torch.cat([blanked(take(own[name], slots), readable), steps], dim=1)
+            for name, steps in zip(("keys", "values"), recent, strict=True)
+        )
+        near = functional.pad(seen, (0, 1), value=True)
+        hidden = torch.where(torch.cat([readable, near], dim=1), 0.0, float("-inf"))[:, None]
+        # What is routed is raised: the others are lowered, which are fewer.
+        bias = -share[:, :1, None].expand(-1, -1, near.shape[1])
+        told = hidden.to(query.dtype), bias, layer.distances.flip(1)[:, None]
+        asked = Asked(query, key, value, stored_keys, stored_values, *told)
+        return _Moment(asked, slots, readable, recent, home[:, 1:], to_is)
 
     def stepper(self, state: State) -> Stepper:
         """Return what advances these rows in place."""
@@ -181,6 +207,8 @@ class Routing(Memory):
         """Advance by a few steps."""
         clock = Clock.of(state["time"], start)
         near, distance = _near(clock, self.window)
+        # Of the window before the segment, and of its own steps.
+        when = torch.cat([last_steps(clock.age, self.window)[:, :-1], clock.step], dim=1)
         after: State = {"time": clock.after}
         for index, layer in enumerate(self.layers):
             own = part_of(state, suffix=f"_{index}")
@@ -200,9 +228,11 @@ class Routing(Memory):
             places = functional.pad(layer.distances, (0, 1))[:, distance]
             read = attend(Asked(query, key, value, stored_keys, stored_values, hidden, bias, places))
             x = layer.finish(x, read)
+            times = torch.cat([own["times"], when], dim=1).gather(1, course.kept.clamp(min=0))
             own = {
                 "keys": _kept(torch.cat([stored_keys, key], dim=1), course.kept),
                 "values": _kept(torch.cat([stored_values, value], dim=1), course.kept),
+                "times": times.masked_fill(course.kept < 0, 0),
                 "counts": course.counts,
                 "recent_keys": shift_window(own["recent_keys"], key, clock),
                 "recent_values": shift_window(own["recent_values"], value, clock),
@@ -221,7 +251,23 @@ class Routing(Memory):
             for name, mask in (("", there), ("recent_", seen)):
                 for kind in ("keys", "values"):
                     blank[f"{name}{kind}_{index}"] = blanked(state[f"{name}{kind}_{index}"], mask)
+            blank[f"times_{index}"] = state[f"times_{index}"].masked_fill(~there, 0)
         return blank
+
+
+class _Moment(NamedTuple):
+    """What a layer asks in a step, and whom the step that the window leaves behind goes to."""
+
+    asked: Asked
+    slots: Int[Tensor, "batch capacity"]
+    """Those of the query's centroid, which come first in what is stored."""
+    readable: Bool[Tensor, "batch capacity"]
+    """Which of them hold a step."""
+    recent: tuple[Float[Tensor, "batch window dim"], Float[Tensor, "batch window dim"]]
+    """Keys and values of the window, the oldest first."""
+    to: Int[Tensor, "batch 1"]
+    """The centroid of the oldest."""
+    to_is: Bool[Tensor, "batch centroids"]
 
 
 class Tokens(NamedTuple):

@@ -132,11 +132,7 @@ class Memory(nn.Module, ABC):
         """Return `state` with the rows marked by `start` replaced by newborn ones."""
         if not torch.compiler.is_compiling() and not start.any():
             return state
-        newborn = self.initial_state(1)
-        return {
-            name: torch.where(start.view(-1, *[1] * (value.ndim - 1)), newborn[name], value)
-            for name, value in state.items()
-        }
+        return with_born(state, self.initial_state(1), start)
 
     def stepper(self, state: State) -> Stepper:
         """Return what advances these rows without gradients, under the weights of now."""
@@ -234,3 +230,11 @@ def _floats(x: Tensor, state: State) -> list[Tensor]:
 def _length(value: Tensor, dim: int | None = None) -> Tensor:
     # A length in half precision would overflow where nothing in it is large.
     return torch.linalg.vector_norm(value, dim=dim, dtype=torch.promote_types(value.dtype, torch.float32))
+
+
+def with_born(state: State, newborn: State, born: Bool[Tensor, " batch"]) -> State:
+    """Return `state` with the rows that are `born` replaced by that of `newborn`, which is one row."""
+    return {
+        name: torch.where(born.view(-1, *[1] * (value.ndim - 1)), newborn[name], value)
+        for name, value in state.items()
+    }

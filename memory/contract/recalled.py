@@ -36,6 +36,11 @@ class Recalled(NamedTuple):
     written: dict[str, Float[Tensor, " batch"]]
     """Measures of the writing, by what they are: "surprise, layer 0"."""
 
+    def of_rows(self, rows: slice) -> Recalled:
+        """Return what these rows recall."""
+        reads = {name: Read(read.steps[rows], read.weights[rows]) for name, read in self.reads.items()}
+        return Recalled(reads, {name: told[rows] for name, told in self.written.items()})
+
     @classmethod
     def of_parts(cls, parts: dict[str, Recalled | None]) -> Recalled | None:
         """Return what all parts recall, each under its name; None if none says."""

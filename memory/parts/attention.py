@@ -49,19 +49,27 @@ def attend(asked: Asked) -> Float[Tensor, "B T D"]:
     return _Attention.apply(_plainly, *asked)
 
 
+def weigh(asked: Asked) -> Float[Tensor, "B H T N"]:
+    """Return how much of what a step reads is of each: of what is stored, then of the segment."""
+    heads, last = len(asked.places), asked.places.shape[2]
+    query, keys = (
+        by_head(asked.query, heads),
+        by_head(torch.cat([asked.stored_keys, asked.keys], dim=1), heads),
+    )
+    added = functional.pad(asked.bias[:, None] + asked.places, (keys.shape[2] - last, 0))
+    added = added + asked.hidden[:, None]
+    return torch.softmax((query * query.shape[-1] ** -0.5) @ keys.mT + added.to(query.dtype), dim=-1)
+
+
 def by_head(x: Float[Tensor, "B steps D"], heads: int) -> Float[Tensor, "B H steps E"]:
     """Return a view with the parts of heads apart."""
     return x.unflatten(2, (heads, -1)).transpose(1, 2)
 
 
 def _plainly(*asked: Tensor) -> Tensor:
-    query, keys, values, stored_keys, stored_values, hidden, bias, places = asked
-    heads, last = len(places), places.shape[2]
-    keys, values = torch.cat([stored_keys, keys], dim=1), torch.cat([stored_values, values], dim=1)
-    query, keys, values = (by_head(part, heads) for part in (query, keys, values))
-    added = functional.pad(bias[:, None] + places, (keys.shape[2] - last, 0)) + hidden[:, None]
-    scores = (query * query.shape[-1] ** -0.5) @ keys.mT + added.to(query.dtype)
-    return (torch.softmax(scores, dim=-1) @ values).transpose(1, 2).flatten(2)
+    given = Asked(*asked)
+    values = by_head(torch.cat([given.stored_values, given.values], dim=1), len(given.places))
+    return (weigh(given) @ values).transpose(1, 2).flatten(2)
 
 
 class _Attention(torch.autograd.Function):

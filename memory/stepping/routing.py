@@ -45,8 +45,9 @@ class RoutingStepper(Stepper):
         self.time += 1
         # As a rule all rows are old enough, or none is.
         rows = torch.arange(len(x)) if leaves.all() else leaves.nonzero()[:, 0]
+        when = self.time[rows] - 1 - self.window
         for layer in self.layers:
-            x = layer.step(x, born, rows)
+            x = layer.step(x, born, rows, when)
         return x
 
     def state(self, rows: Tensor | None = None) -> dict[str, Tensor]:
@@ -65,7 +66,7 @@ class _Layer:
 
     def __init__(self, layer: Any, ring: Ring, state: dict[str, Tensor]) -> None:
         self.ring, self.heads, self.layer = ring, layer.heads, layer
-        self.counts = state["counts"].clone()
+        self.counts, self.times = state["counts"].clone(), state["times"].clone()
         batch, self.centroids = self.counts.shape
         self.capacity = state["keys"].shape[1] // self.centroids
         self.row = torch.arange(batch)
@@ -83,7 +84,13 @@ class _Layer:
         slot = torch.arange(ring.slots)
         self.distances = layer.distances[:, (slot[:, None] - slot) % ring.slots].transpose(0, 1).contiguous()
 
-    def step(self, x: Tensor, born: Int[Tensor, " born"] | None, leaving: Int[Tensor, " leaving"]) -> Tensor:
+    def step(
+        self,
+        x: Tensor,
+        born: Int[Tensor, " born"] | None,
+        leaving: Int[Tensor, " leaving"],
+        when: Int[Tensor, " leaving"],
+    ) -> Tensor:
         layer, ring, batch, dim = self.layer, self.ring, len(x), self.dim
         if born is not None:
             self._forget(born)
@@ -112,7 +119,7 @@ class _Layer:
         read = torch.bmm(weights[..., : self.capacity], ring_values)
         read = torch.baddbmm(read, weights[..., self.capacity :], values)
         x = layer.finish(x, read.view(batch, dim))
-        self._store(leaving, home[batch:], oldest, old)
+        self._store(leaving, home[batch:], oldest, old, when)
         return x
 
     def _forget(self, rows: Int[Tensor, " some"]) -> None:
@@ -122,19 +129,27 @@ class _Layer:
             held.index_fill_(0, rows, 0)
             stored.unflatten(0, (-1, self.centroids)).index_fill_(0, rows, 0)
 
-    def _store(self, rows: Int[Tensor, " some"], to: Int[Tensor, " some"], oldest: int, keys: Tensor) -> None:
+    def _store(
+        self,
+        rows: Int[Tensor, " some"],
+        to: Int[Tensor, " some"],
+        oldest: int,
+        keys: Tensor,
+        when: Int[Tensor, " some"],
+    ) -> None:
         """Put into rings what leaves the window."""
         count = self.counts[rows, to]
         ring, slot = rows * self.centroids + to, count % self.capacity
         self.stored[0][ring, :, slot] = keys
         self.stored[1][ring, :, slot] = self.held[1][rows, :, oldest]
+        self.times[rows, to * self.capacity + slot] = when
         self.counts[rows, to] = count + 1
 
     def state(self, rows: Int[Tensor, " some"], unseen: Bool[Tensor, "some window"]) -> dict[str, Tensor]:
         counts = self.counts[rows]
         unwritten = (torch.arange(self.capacity) >= counts[..., None]).flatten(1)
         last = self.ring.last(self.ring.slots - 1)
-        state = {"counts": counts}
+        state = {"counts": counts, "times": self.times[rows].masked_fill(unwritten, 0)}
         for name, stored, held in zip(("keys", "values"), self.stored, self.held, strict=True):
             by_row = stored.unflatten(0, (-1, self.centroids))[rows].transpose(2, 3)
             recent = held[rows][:, :, last].transpose(1, 2).flatten(2)

@@ -20,7 +20,6 @@ from scrubjay.memory.contract.base import Memory, State
 from scrubjay.memory.contract.nested import named, part_of
 from scrubjay.memory.contract.recalled import Read, Recalled
 from scrubjay.memory.contract.stepper import Stepper
-from scrubjay.memory.parts.chunks import last_steps
 from scrubjay.memory.parts.feed_forward import feed_forward
 from scrubjay.memory.parts.grid import ChunkGrid
 from scrubjay.memory.titans.neural import NeuralMemory, NeuralMemoryConfig
@@ -82,11 +81,11 @@ class TitansLayer(nn.Module, ABC):
     ) -> tuple[Float[Tensor, "batch time dim"], Float[Tensor, "batch time"], State]:
         """Return the outputs of a segment, its surprises and the state after."""
 
-    def weigh(
+    def reads(
         self, x: Float[Tensor, "batch dim"], state: State, time: Int[Tensor, " batch"]
-    ) -> Float[Tensor, "batch heads steps"] | None:
-        """Return how much attention reads of the last steps, itself the last; None without such attention."""
-        return None
+    ) -> dict[str, Read]:
+        """Return what attention reads of which steps, by what it is; nothing without attention."""
+        return {}
 
     def opened(self, caches: State, age: Int[Tensor, " batch"]) -> Any:
         """Return what `advance` takes of what is kept besides the memory, none of it the given tensors.
@@ -169,15 +168,13 @@ class Titans(Memory):
     def recalled(self, x: Float[Tensor, "batch dim"], state: State) -> Recalled:
         """Return how surprising a step is to every layer's memory, as strong as which it is written.
 
-        And what windows read, in layers that have some.
+        And what attention read, in layers that have some.
         """
         time, reads, written = state["time"], {}, {}
         for index, layer in enumerate(self._layers):
             own = part_of(state, suffix=f"_{index}")
-            weights = layer.weigh(x, own, time)
-            if weights is not None:
-                steps = last_steps(time, weights.shape[-1] - 1)
-                reads[f"window, layer {index}"] = Read.of(steps, weights.mean(1))
+            for name, read in layer.reads(x, own, time).items():
+                reads[f"{name}, layer {index}"] = read
             x, written[f"surprise, layer {index}"], _ = layer.step(x, own, time)
         return Recalled(reads, written)
 

@@ -23,6 +23,7 @@ from torch.nn import functional
 from scrubjay.kernels import NeuralState
 from scrubjay.kernels.derivatives import has_own_gradient
 from scrubjay.memory.contract.base import LATER, State
+from scrubjay.memory.contract.recalled import Read
 from scrubjay.memory.parts.grid import ChunkGrid
 from scrubjay.memory.parts.rotary import turns
 from scrubjay.memory.parts.window import resolve_heads
@@ -108,7 +109,23 @@ class _ContextLayer(TitansLayer):
         return state | {name: torch.zeros_like(state["anchor"]) for name in self.names[len(_STATE) :]}
 
     def step(self, x, state, time):
-        size = self.length
+        now = self._moment(x, state, time)
+        attended = x + self._attend(*now.asked[:2], now.values, now.asked[2])[:, 0]
+        recalled, surprise, learned = self.memory.step(self.write_norm(attended), now.state, time)
+        return self.feed(x + self.gate(attended, recalled)), surprise, learned | now.caches | now.before
+
+    def reads(self, x, state, time):
+        """Return what attention reads of the segment's inputs, and of what memory recalled for each."""
+        place = (time % self.length)[:, None]
+        weights = self._weigh(*self._moment(x, state, time).asked).unflatten(0, (len(x), -1))[:, :, 0].mean(1)
+        inputs, recalls = weights[:, self.attention.num_persistent :].chunk(2, dim=1)
+        slot = torch.arange(self.length, device=x.device)
+        steps = torch.where(slot <= place, time[:, None] - place + slot, -1)
+        return {"segment": Read.of(steps, inputs), "recalled in the segment": Read.of(steps, recalls)}
+
+    def _moment(self, x: Tensor, state: State, time: Tensor) -> _Moment:
+        """Return what attention asks in a step, and what it may read."""
+        size, attention = self.length, self.attention
         place = time % size
         state = self.memory.cut(state, time)
         before = self._before(state, time)
@@ -123,9 +140,14 @@ class _ContextLayer(TitansLayer):
             kept = torch.where((place == 0)[:, None, None], 0, state[name])
             caches[name] = torch.where(here, written.to(kept.dtype), kept)
         visible = slot % size <= place[:, None]
-        attended = x + self._attend_one(normed, place[:, None], caches, visible)
-        recalled, surprise, learned = self.memory.step(self.write_norm(attended), state, time)
-        return self.feed(x + self.gate(attended, recalled)), surprise, learned | caches | before
+        query = attention.project_query(normed, place[:, None]) * attention.width**-0.5
+        shape = (attention.heads, attention.width)
+        keys, values = (caches[name].to(query.dtype).unflatten(-1, shape) for name in _CACHES)
+        keys, values = attention.before(keys, values)
+        hidden = torch.zeros_like(visible, dtype=query.dtype).masked_fill(~visible, -torch.inf)
+        hidden = functional.pad(hidden, (attention.num_persistent, 0)).repeat_interleave(attention.heads, 0)
+        query, keys, values = (part.transpose(1, 2) for part in (query, keys, values))
+        return _Moment((query, keys, hidden[:, None]), values, state, caches, before)
 
     def _before(self, state: State, time: Tensor) -> State:
         """Return the memory before the segment, where that is another than the one before the chunk."""
@@ -137,17 +159,6 @@ class _ContextLayer(TitansLayer):
             before = torch.where(cut[:, None, None], before.detach(), before)
         opens = time % self.length == 0
         return {"before": torch.where(opens[:, None, None], state["anchor"], before)}
-
-    def _attend_one(self, normed: Tensor, place: Tensor, caches: State, visible: Tensor) -> Tensor:
-        attention = self.attention
-        query = attention.project_query(normed, place) * attention.width**-0.5
-        shape = (attention.heads, attention.width)
-        keys, values = (caches[name].to(query.dtype).unflatten(-1, shape) for name in _CACHES)
-        keys, values = attention.before(keys, values)
-        hidden = torch.zeros_like(visible, dtype=query.dtype).masked_fill(~visible, -torch.inf)
-        hidden = functional.pad(hidden, (attention.num_persistent, 0)).repeat_interleave(attention.heads, 0)
-        query, keys, values = (part.transpose(1, 2) for part in (query, keys, values))
-        return self._attend(query, keys, values, hidden[:, None])[:, 0]
 
     def segment(self, x, state, grid):
         run = self._by_hand if self._has_own_gradient(x, state) else self.forward
@@ -330,11 +341,28 @@ class _ContextLayer(TitansLayer):
     ) -> Float[Tensor, "batch time dim"]:
         """Return what scaled queries read of what is not `hidden`, which is -inf there and else 0."""
         # Written out, for the sake of higher derivatives; the context is two chunks long.
-        query, keys, values = (part.flatten(0, 1) for part in (query, keys, values))
-        scores = torch.baddbmm(hidden, query, keys.mT)
-        dtype = torch.promote_types(scores.dtype, torch.float32)
-        read = torch.bmm(torch.softmax(scores, dim=-1, dtype=dtype).to(values.dtype), values)
+        read = torch.bmm(self._weigh(query, keys, hidden).to(values.dtype), values.flatten(0, 1))
         return self.attention.out(read.unflatten(0, (-1, self.attention.heads)).transpose(1, 2).flatten(2))
+
+    def _weigh(
+        self, query: Tensor, keys: Tensor, hidden: Tensor
+    ) -> Float[Tensor, "rows_of_heads time slots"]:
+        scores = torch.baddbmm(hidden, query.flatten(0, 1), keys.flatten(0, 1).mT)
+        return torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+
+
+class _Moment(NamedTuple):
+    """What attention asks in a step, and what it may read."""
+
+    asked: tuple[Tensor, Tensor, Tensor]
+    """Queries, scaled, keys and what is hidden, as `_attend` takes them."""
+    values: Float[Tensor, "batch heads slots width"]
+    state: State
+    """The memory's, before the step."""
+    caches: State
+    """Keys and values with those of the step."""
+    before: State
+    """The memory before the segment, if the state has it."""
 
 
 class _Folded(NamedTuple):

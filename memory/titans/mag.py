@@ -45,8 +45,8 @@ class _GateLayer(WindowedLayer):
         recalled, surprise, learned = self.memory.step(normed, state, time)
         return self.feed(x + self.gate(attended[:, 0], recalled)), surprise, learned | caches
 
-    def weigh(self, x, state, time):
-        return self.attention.weigh(self.memory_norm(x), state, time)
+    def reads(self, x, state, time):
+        return self.window_read(self.memory_norm(x), state, time)
 
     def segment(self, x, state, grid):
         normed = self.memory_norm(x)

@@ -38,9 +38,9 @@ class _StackedLayer(WindowedLayer):
         attended, caches = self.attend(self.attention_norm(x)[:, None], state, Clock.running(time))
         return self.feed(x + attended[:, 0]), surprise, learned | caches
 
-    def weigh(self, x, state, time):
+    def reads(self, x, state, time):
         recalled, _, _ = self.memory.step(self.memory_norm(x), state, time)
-        return self.attention.weigh(self.attention_norm(x + recalled), state, time)
+        return self.window_read(self.attention_norm(x + recalled), state, time)
 
     def segment(self, x, state, grid):
         recalled, surprise, learned = self.memory.segment(self.memory_norm(x), state, grid)

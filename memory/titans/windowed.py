@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from scrubjay.memory.contract.base import State
+from scrubjay.memory.contract.recalled import Read
+from scrubjay.memory.parts.chunks import last_steps
 from scrubjay.memory.parts.window import resolve_heads
 from scrubjay.memory.titans.attention import NARROWEST_HEAD, WindowAttention
 from scrubjay.memory.titans.lmm import TitansConfig, TitansLayer
@@ -50,6 +52,11 @@ class WindowedLayer(TitansLayer):
     def attend(self, x, state, clock):
         """Return what every step of `x` `[batch, time, dim]` reads of the window, and the caches after."""
         return self.attention(x, state, clock)
+
+    def window_read(self, x, state, time):
+        """Return what a step, normed, reads of the window."""
+        weights = self.attention.weigh(x, state, time)
+        return {"window": Read.of(last_steps(time, weights.shape[-1] - 1), weights.mean(1))}
 
     def opened(self, caches, age):
         """Return the caches in a ring."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import pytest
 
@@ -62,6 +63,17 @@ def test_a_run_without_checkpoint_or_directory_says_so(tmp_path, tiny, finished_
         _ = run.result
     with pytest.raises(ValueError, match=f"no run at .*runs in {tmp_path}: fresh"):
         Run.load(tmp_path / "absent")
+
+
+def test_a_number_that_a_result_lacks_is_named_with_what_to_do(finished_run, tmp_path):
+    copy = shutil.copytree(finished_run.path, tmp_path / "run")
+    told = json.loads((copy / "result.json").read_text())
+    del told["episodic_return"]
+    (copy / "result.json").write_text(json.dumps(told))
+    result = Run.load(copy).result
+    assert "success" in result
+    with pytest.raises(ValueError, match=r"result\.json lacks episodic_return: .*scrubjay resume .*run$"):
+        result["episodic_return"]
 
 
 def test_nothing_is_written_for_a_config_that_cannot_run(tmp_path, tiny):

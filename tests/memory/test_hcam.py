@@ -11,6 +11,8 @@ from scrubjay import memory
 from scrubjay.memory.hcam import HCAMConfig
 from scrubjay.memory.parts.window import distance_embedding
 
+from .oracles import beside_oracles
+
 
 class Oracle:
     """One row, one step at a time: Python lists of chunks, no masks, no batching."""
@@ -111,20 +113,8 @@ def test_any_cut_any_start_any_eviction_equals_the_oracle(
         window=chunk_size + extra_window,
         bottleneck=bottleneck,
     ).double()
-    x = torch.randn(2, time, 8, dtype=torch.float64)
-    start = torch.rand(2, time) < start_rate
-    state, outputs, begin = module.initial_state(2), [], 0
-    for end in [*sorted(cut for cut in cuts if cut < time), time]:
-        y, state = module(x[:, begin:end], state, start[:, begin:end])
-        outputs.append(y)
-        begin = end
-    y = torch.cat(outputs, dim=1)
-    for row in range(2):
-        oracle = Oracle(module)
-        for t in range(time):
-            if start[row, t]:
-                oracle.restart()
-            torch.testing.assert_close(y[row, t], oracle.step(x[row, t]), rtol=1e-9, atol=1e-9)
+    state, oracles = beside_oracles(module, lambda: Oracle(module), time, cuts, start_rate, 1e-9)
+    for row, oracle in enumerate(oracles):
         for layer, chunks in enumerate(oracle.chunks):
             stored = state[f"contents_{layer}"][row]
             empty = num_chunks - len(chunks)

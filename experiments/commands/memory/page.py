@@ -7,7 +7,8 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from scrubjay.experiments.language.banks import open_bank
+from scrubjay.agents.embeddings import EmbeddingsName
+from scrubjay.experiments.language.banks import open_bank, open_for_recall
 from scrubjay.experiments.words.foreign import one_line
 
 
@@ -22,6 +23,12 @@ class PageOptions:
     name with .html."""
     most: int = 2_000
     """Records at most, the newest ones."""
+    query: str | None = None
+    """Ask this, too: the last step tells what is found, and why each record came."""
+    k: int = 10
+    """Records found at most."""
+    embeddings: EmbeddingsName | None = None
+    """Look by meaning, too, with those that the memory was written with."""
 
 
 def page(options: PageOptions) -> int:
@@ -31,8 +38,10 @@ def page(options: PageOptions) -> int:
 
     out = options.out or options.file.with_suffix(".html")
     check_format(out)
-    with open_bank(options.file, False) as bank:
-        look = Look(trace_bank(bank, options.file.name, options.most))
+    asked = options.query is not None
+    opened = open_for_recall if asked else open_bank  # which says what a search leaves out
+    with opened(options.file, False, options.embeddings) as bank:
+        look = Look(trace_bank(bank, options.file.name, options.most, options.query, options.k))
     look.save(out)
-    print(one_line(f"{out}: {len(look.trace.steps):,} records"))
+    print(one_line(f"{out}: {len(look.trace.steps) - asked:,} records"))
     return 0

@@ -136,9 +136,7 @@ def search(options: SearchOptions) -> int:
         print(f"{one_line(hit.id)}  {hit.score:.4f}  {_heading(hit)}")
         print(_indented(hit.text))
         if hit.explanation is not None:
-            why = dataclasses.asdict(hit.explanation).items()
-            told = (f"{name} {_number(value)}" for name, value in why if value is not None)
-            print(_indented(f"because: {', '.join(told)}"))
+            print(_indented(f"because: {hit.explanation.told}"))
     if not hits:
         print("nothing found", file=sys.stderr)
     return 0
@@ -308,10 +306,6 @@ def _heading(record: Record) -> str:
 
 def _indented(text: str) -> str:
     return "\n".join(f"    {line}" for line in printable(text).splitlines())
-
-
-def _number(value: float) -> str:
-    return f"{value:.4f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
 
 
 def _as_json(record: Record | Hit) -> dict[str, Any]:

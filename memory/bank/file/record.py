@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -47,6 +48,16 @@ class Explanation:
     """From 0.02 for the present moment down to -0.02."""
     importance: float
     """From -0.02 to 0.02."""
+
+    @property
+    def told(self) -> str:
+        """A line with all that there is, by name."""
+        parts = dataclasses.asdict(self).items()
+        return ", ".join(f"{name} {_number(value)}" for name, value in parts if value is not None)
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
 
 
 @dataclass(frozen=True)

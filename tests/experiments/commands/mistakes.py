@@ -135,6 +135,13 @@ FORMS: Mapping[str, tuple[Form, ...]] = {
     ),
     "look": (
         Form(
+            "look {team}",
+            numbers="--episode --max-steps --response-steps",
+            named="--set --best-response",
+            paths="--out",
+            fixed="--max-steps 3",
+        ),
+        Form(
             "look {run}", numbers="--episode --max-steps", named="--set", paths="--out", fixed="--max-steps 3"
         ),
     ),
@@ -273,7 +280,7 @@ FORMS: Mapping[str, tuple[Form, ...]] = {
         Form("memory decisions {bank}", numbers="--last", named="--json"),
         Form("memory undo {bank} {word}"),
         Form("memory export {bank}", paths="--out"),
-        Form("memory page {bank}", paths="--out", numbers="--most"),
+        Form("memory page {bank}", paths="--out", numbers="--most --k", named="--query --embeddings"),
         Form("memory import new.db {records}", named="--kind --namespace --trust --embeddings"),
         Form("memory import {bank} {records} {text} -", typed=b'{"id": 1}\n[1]\n'),
         Form(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 
 from scrubjay.agents.rl.policy import PolicyConfig
 from scrubjay.experiments import EnvConfig
+from scrubjay.experiments.bench.pages import chromium
 from scrubjay.experiments.looking.episode import trace_episode
 from scrubjay.memory import make_config
 
@@ -29,12 +29,6 @@ def episode():
     """A short maze with a memory of chunks."""
     env = EnvConfig("scrubjay/TMaze-v0", {"corridor_length": 12})
     return trace_episode(policy_for(env, "hcam", chunk_size=3, num_chunks=4, top_k=2), env)
-
-
-def chromium() -> str | None:
-    """Return the browser's program: $CHROMIUM, or one on the path."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
 
 
 @pytest.fixture(scope="session")

@@ -51,6 +51,29 @@ def test_of_many_records_the_newest_are_shown(bank):
         trace_bank(bank, "facts.db", most=0)
 
 
+def test_a_question_tells_why_each_record_came(bank):
+    bank.add("Vera lives in Lisbon.")
+    bank.add("The kettle is blue.")
+    bank.add("Vera has a kettle.")
+    trace = trace_bank(bank, "facts.db", query="Vera's kettle")
+    assert from_json(to_json(trace)) == trace
+    *_, asked = trace.steps
+    hits = bank.search("Vera's kettle", explain=True)
+    told = asked.text.splitlines()[1:]
+    texts = [step.text.splitlines()[0] for step in trace.steps]
+    assert [line.split(",")[0] for line in told] == [f"step {texts.index(hit.text)}" for hit in hits]
+    assert all(hit.explanation.told in line for hit, line in zip(hits, told, strict=True))
+    (led,) = asked.recalled
+    scores = {texts.index(hit.text): hit.score for hit in hits}
+    assert dict(zip(led.steps.tolist(), led.weights, strict=True)) == pytest.approx(
+        scores, abs=led.most / 255
+    )
+    assert trace.tracks["importance"][-1] is None
+    older = trace_bank(bank, "facts.db", most=1, query="Lisbon").steps[-1]
+    assert "an older record, not shown" in older.text
+    assert "nothing found" in trace_bank(bank, "facts.db", query="zebra").steps[-1].text
+
+
 def test_the_command_writes_a_page_beside_the_bank(bank, tmp_path, capsys):
     with pytest.raises(ValueError, match=r"facts\.db holds no record yet"):
         trace_bank(bank, "facts.db")

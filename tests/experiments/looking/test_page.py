@@ -97,7 +97,10 @@ def test_steps_are_walked_by_keys_buttons_slider_and_clicks(opened, episode):
     last = len(episode.steps) - 1
     shown = opened(page(episode))
     assert at(shown) == 0
-    for key, where in (("ArrowRight", 1), ("ArrowRight", 2), ("ArrowLeft", 1), ("End", last), ("Home", 0)):
+    for key, where in (
+        *(("ArrowRight", 1), ("ArrowRight", 2), ("ArrowLeft", 1), ("PageDown", 11), ("PageUp", 1)),
+        *(("End", last), ("Home", 0)),
+    ):
         shown.keyboard.press(key)
         assert at(shown) == where
     shown.keyboard.press("ArrowLeft")
@@ -112,6 +115,48 @@ def test_steps_are_walked_by_keys_buttons_slider_and_clicks(opened, episode):
     shown.mouse.click(row["x"] + row["width"] * (7.5 / (last + 1)), row["y"] + row["height"] / 2)
     assert at(shown) == 7
     assert shown.get_attribute("#picture", "src") == episode.pictures[episode.steps[7].picture]
+
+
+def test_keys_choose_what_recalls(opened, episode):
+    shown = opened(page(episode))
+    names = shown.locator("#read option").all_inner_texts()
+
+    def chosen():
+        return shown.inner_text("#recalls .chosen p span:first-child")
+
+    for key, name in ((".", names[1]), (",", names[0]), (",", names[-1]), (".", names[0])):
+        shown.keyboard.press(key)
+        assert chosen() == name
+
+
+@pytest.mark.parametrize("width", [390, 1100])
+def test_axes_say_what_rows_and_columns_stand_for(opened, episode, width):
+    shown = opened(page(episode), width=width)
+    shown.keyboard.press("End")
+    values = episode.tracks["value"]
+    row = shown.locator("#tracks .row", has_text="value").first
+    told = [float(text) for text in row.locator(".scale span").all_inner_texts()]
+    assert told == pytest.approx([max(0, *values), min(0, *values)], rel=0.06)
+    last = episode.steps[-1].recalled
+    for number, recall in enumerate(last):
+        scale = shown.locator("#recalls .scale").nth(number).locator("span").all_inner_texts()
+        assert [float(text) for text in scale] == pytest.approx([recall.most, 0], rel=0.06)
+    for axis in ("#tracks", "#recalls"):
+        ticks = shown.locator(f"{axis} .ticks span").all()
+        canvas = shown.locator(f"{axis} canvas").last.bounding_box()
+        assert len(ticks) > 1
+        for tick in ticks:
+            box, step = tick.bounding_box(), int(tick.inner_text())
+            middle = canvas["x"] + canvas["width"] * (step + 0.5) / len(episode.steps)
+            assert box["x"] + box["width"] / 2 == pytest.approx(middle, abs=1)
+            assert box["x"] + box["width"] <= width
+
+
+def test_a_team_tells_what_it_did_beside_whom_its_members_hear(opened):
+    step = Step(0, choice="uav_0 3; uav_1 2", options={"uav_0 hears uav_1": 0.25})
+    shown = opened(page(Trace("team", "two", (step,))))
+    assert shown.inner_text("#options").split("\n")[0] == "did: uav_0 3; uav_1 2"
+    assert "25.0 %" in shown.inner_text("#options")
 
 
 def test_a_step_shows_what_it_recalled_and_leads_there(opened, episode):

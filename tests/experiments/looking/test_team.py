@@ -13,6 +13,7 @@ from scrubjay.experiments.kinds.team import TeamTaskConfig
 from scrubjay.experiments.looking.look import look
 from scrubjay.experiments.looking.team import trace_team
 from scrubjay.experiments.looking.trace import from_json, read_trace, to_json
+from scrubjay.experiments.reports.equilibrium import learner_state, watched_gains
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
 from scrubjay.memory import make_config
 
@@ -33,8 +34,8 @@ def test_who_acts_hears_and_recalls_is_told_by_name(shared):
     trace = trace_team(policy_for(shared=shared), ENV)
     assert from_json(to_json(trace)) == trace
     assert len(trace.steps) == 5
-    agents = ENV.make().possible_agents
-    assert set(trace.tracks) == {f"{agent}/{name}" for agent in agents for name in ("reward", "value")}
+    agents, told = ENV.make().possible_agents, ("reward", "value", "moved by what it heard")
+    assert set(trace.tracks) == {f"{agent}/{name}" for agent in agents for name in told}
     pairs = {f"{one} hears {other}" for one in agents for other in agents if one != other}
     for number, step in enumerate(trace.steps):
         assert step.picture is not None
@@ -54,14 +55,23 @@ def test_shares_are_those_that_add_up_to_what_an_agent_hears(shared):
     observations, alive = teams.reset(seed=1)
     leaves = {key: torch.as_tensor(value) for key, value in observations.items()}
     state = policy.initial_state(1)
-    looks = policy.looked({key: leaf[0] for key, leaf in leaves.items()}, alive[0], state)
+    did, looks = policy.watched(leaves, torch.as_tensor(alive), state)
+    alike = policy.step(leaves, torch.as_tensor(alive), state, deterministic=True)
+    for name in ("action", "log_prob", "value"):
+        torch.testing.assert_close(getattr(did, name), getattr(alike, name))
+    assert did.state.keys() == alike.state.keys()
+    for key, value in did.state.items():
+        torch.testing.assert_close(value, alike.state[key])
     for agent, seen in enumerate(looks):
         actor = policy.actors[0 if shared else agent]
         network = actor.network
         (round_,) = network.rounds
         nodes = round_.norm(network._encode(leaves, 2))
-        heard = seen.heard[0] @ round_.source(nodes)[0] + round_.bias
+        heard = seen.heard[0, 0] @ round_.source(nodes)[0] + round_.bias
         torch.testing.assert_close(heard, round_.dense(nodes, leaves_hear(leaves))[0, agent])
+        alone = network._encode(leaves, 2)[:, agent]
+        moved = (network._nodes(leaves, None, agent, 1) - alone).norm(dim=-1) / alone.norm(dim=-1)
+        torch.testing.assert_close(seen.moved, moved)
         assert float(seen.heard.sum()) == pytest.approx(1, abs=1e-5)
 
 
@@ -92,3 +102,17 @@ def test_a_run_of_a_team_is_looked_at(tmp_path, capsys):
     assert "3 steps" in capsys.readouterr().out
     assert read_trace(tmp_path / "team.json") == look(run, max_steps=3).trace
     assert None not in read_trace(tmp_path / "team.json").tracks["uav_0/value"]
+    words = ["look", str(run.path), "--out", str(tmp_path / "team.json"), "--best-response"]
+    assert main([*words, "--max-steps", "2", "--response-steps", "6"]) == 0
+    about = read_trace(tmp_path / "team.json").about
+    told = watched_gains("again", run.team_policy_in(ENV), config, 6, 100, 1, learner_state(run))
+    for agent, gain in zip(ENV.make().possible_agents, told, strict=True):
+        assert about[f"gain of {agent} alone"].startswith(f"{gain.gain:+.3g} [")
+    for more, said in (
+        (["--response-steps", "0"], "response_steps=0: at least 1"),
+        (["--set", "wings=2"], "wings"),
+    ):
+        assert main([*words, *more]) == 2
+        assert said in capsys.readouterr().err
+    assert main(["look", str(tmp_path / "team.json"), "--best-response"]) == 2
+    assert "name the run's directory" in capsys.readouterr().err

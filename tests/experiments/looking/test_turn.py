@@ -46,7 +46,8 @@ def test_every_moment_leads_back_to_what_it_came_from(tmp_path):
     remembered = [number for number, choice in enumerate(choices) if choice == "remembered"]
     assert told.steps.tolist() == remembered
     assert len(remembered) == len(result["recalled"]) == 2
-    assert told.weights.argmax() == [hit.score for hit in result["recalled"]].index(told.most)
+    found = next(event.recalled for event in result["events"] if event.action == "thinking")
+    assert told.weights.argmax() == [hit.score for hit in found].index(told.most)
     observation = choices.index("observation")
     (led,) = trace.steps[observation].recalled
     assert (led.name, led.steps.tolist()) == ("its call", [choices.index("execute")])
@@ -56,16 +57,65 @@ def test_every_moment_leads_back_to_what_it_came_from(tmp_path):
     assert set(outside[:observation]) == {0.0}
     assert set(outside[observation:]) == {1.0}
     assert trace.about["stopped"] == "finished"
-    assert int(trace.about["total tokens"]) > 0
+    tokens = [spent or 0 for spent in trace.tracks["tokens"]]
+    assert int(trace.about["total tokens"]) == tokens[-1] > 0
+    assert tokens == sorted(tokens)
+    for record, number in zip(found, remembered, strict=True):
+        why = record.explanation
+        parts = (why.from_words, why.from_embeddings, why.from_neighbours, why.recency, why.importance)
+        assert sum(parts) == pytest.approx(record.score)
+        told = trace.steps[number].text.splitlines()[-1]
+        for name in ("from_words", "from_neighbours", "recency", "importance"):
+            assert f"{name} " in told
 
 
 def test_what_was_blocked_says_why(tmp_path):
     replies = [call("look_up", topic="jays"), call("send_mail", text="acorns"), "enough", "I could not."]
     trace = trace_turn("Mail it.", answered(tmp_path, replies))
-    blocked = next(step for step in trace.steps if step.choice == "fail")
+    blocked = next(step for step in trace.steps if step.choice == "blocked")
     assert "send_mail" in blocked.text or "outside" in blocked.text
-    (led,) = blocked.recalled
-    assert "send_mail" in trace.steps[led.steps[0]].text
+    led = {one.name: one.steps.tolist() for one in blocked.recalled}
+    assert "send_mail" in trace.steps[led["its call"][0]].text
+    (read,) = led["text from outside"]
+    assert (trace.steps[read].choice, trace.steps[read].text) == ("observation", "Jays cache acorns.")
+    assert (trace.about["calls blocked"], trace.about["text from outside"]) == ("1", "was read")
+
+
+def test_a_call_that_cannot_run_is_no_blocked_one(tmp_path):
+    replies = [call("no_such_tool"), "enough", "I could not."]
+    trace = trace_turn("Mail it.", answered(tmp_path, replies))
+    assert [step.choice for step in trace.steps].count("fail") == 1
+    assert (trace.about["calls blocked"], trace.about["text from outside"]) == ("0", "none was read")
+
+
+def test_a_document_is_in_view_from_the_beginning():
+    model = ScriptedModel(replies=["enough", "Acorns."], binds=True)
+    asked = {"messages": "What do jays cache?", "knowledge": ["Jays cache acorns."]}
+    trace = trace_turn("What do jays cache?", KwaiAgent(model, [send_mail]).invoke(asked))
+    assert set(trace.tracks["text from outside"]) == {1.0}
+
+
+def test_each_plan_leads_to_the_records_that_came_up_for_it(tmp_path):
+    """A bank answers another question after a step; what came up for the first plan alone is shown, too."""
+
+    class Bank(MemoryBank):
+        asked = 0
+
+        def search(self, *given, **options):
+            self.asked += 1
+            hits = super().search(*given, **options)
+            return [hit for hit in hits if ("birds" in hit.text) == (self.asked > 1)]
+
+    with Bank(tmp_path / "m.db") as bank:
+        bank.add("Jays fly.")
+        bank.add("Jays are birds.")
+        model = ScriptedModel(replies=[call("look_up", topic="jays"), "enough", "Acorns."], binds=True)
+        agent = KwaiAgent(model, [look_up], memory=bank)
+        trace = trace_turn("What are jays?", agent.invoke("What are jays?"))
+    plans = [step for step in trace.steps if step.choice in ("thinking", "conclusion")]
+    led = [one.steps.tolist() for step in plans for one in step.recalled if one.name == "memory"]
+    told = [[trace.steps[place].text.splitlines()[0] for place in places] for places in led]
+    assert told == [["Jays fly."], ["Jays are birds."], ["Jays are birds."]]
 
 
 def test_an_answer_without_tools_or_memory_is_a_turn_too():

@@ -66,6 +66,17 @@ def test_a_curve_is_the_mean_over_seeds_where_all_have_points(tiny, tmp_path, dr
     assert axes.get_title() == "tiny"
 
 
+def test_settings_of_one_seed_are_runs_and_no_seeds(tiny, tmp_path, drawn):
+    runs = []
+    for number, seed in enumerate((0, 0, 1)):
+        run = Run.create(tiny(seed=seed), tmp_path / str(number))
+        (run.path / "metrics.jsonl").write_text(row(20, success=0.5, episodic_return=0) * 2)
+        runs.append(run)
+    for count, told in ((1, "gru"), (2, "gru (2 runs of 1 seed)"), (3, "gru (3 runs of 2 seeds)")):
+        (axes,) = drawn(plot_runs, runs[:count]).axes
+        assert told in [line.get_label() for line in axes.lines]
+
+
 def test_what_was_tested_longer_is_drawn_by_the_setting_that_made_it_so(tiny, tmp_path, drawn):
     runs = [Run(tmp_path, tiny(recipe="repeat-previous", seed=seed)) for seed in (0, 1)]
     scores = [(runs[0], {1: 1.0, 5: 0.5}), (runs[1], {1: 0.8, 5: 0.1})]

@@ -14,6 +14,8 @@ from scrubjay.kernels import merge
 from scrubjay.memory.chosen.chunked import ChunkedMemory, Stored
 from scrubjay.memory.chosen.own import attend_own_chunk
 
+from ..oracles import beside_oracles
+
 NAMES = ["landmark", "moba"]
 PUBLISHED = json.loads(Path(__file__).with_name("published.json").read_text())
 
@@ -116,20 +118,7 @@ def test_any_cut_any_start_any_eviction_equals_the_oracle(
     torch.manual_seed(seed)
     sizes = {"chunk_size": chunk_size, "num_chunks": num_chunks, "top_k": top_k, "num_layers": num_layers}
     module = make(name, dim=8, num_heads=2, **sizes).double()
-    x = torch.randn(2, time, 8, dtype=torch.float64)
-    start = torch.rand(2, time) < start_rate
-    state, outputs, begin = module.initial_state(2), [], 0
-    for end in [*sorted(cut for cut in cuts if cut < time), time]:
-        y, state = module(x[:, begin:end], state, start[:, begin:end])
-        outputs.append(y)
-        begin = end
-    y = torch.cat(outputs, dim=1)
-    for row in range(2):
-        oracle = Oracle(module, name)
-        for t in range(time):
-            if start[row, t]:
-                oracle.restart()
-            torch.testing.assert_close(y[row, t], oracle.step(x[row, t]), rtol=1e-6, atol=1e-6)
+    beside_oracles(module, lambda: Oracle(module, name), time, cuts, start_rate, 1e-6)
 
 
 def published(name):

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from scrubjay.memory.chosen.elmur import ELMURConfig
 
+from ..oracles import beside_oracles
+
 
 def turned(x, place):
     half, out = len(x) // 2, x.clone()
@@ -132,20 +134,8 @@ def test_any_cut_any_start_any_rewriting_equals_the_oracle(
     for name, parameter in module.named_parameters():
         if name.endswith("bias"):
             parameter.normal_()
-    x = torch.randn(2, time, 8, dtype=torch.float64)
-    start = torch.rand(2, time) < start_rate
-    state, outputs, begin = module.initial_state(2), [], 0
-    for end in [*sorted(cut for cut in cuts if cut < time), time]:
-        y, state = module(x[:, begin:end], state, start[:, begin:end])
-        outputs.append(y)
-        begin = end
-    y = torch.cat(outputs, dim=1)
-    for row in range(2):
-        oracle = Oracle(module)
-        for t in range(time):
-            if start[row, t]:
-                oracle.restart()
-            torch.testing.assert_close(y[row, t], oracle.step(x[row, t]), rtol=1e-6, atol=1e-6)
+    state, oracles = beside_oracles(module, lambda: Oracle(module), time, cuts, start_rate, 1e-6)
+    for row, oracle in enumerate(oracles):
         for layer, slots in enumerate(oracle.slots):
             stored = state[f"slots_{layer}"][row]
             for slot in range(num_slots):

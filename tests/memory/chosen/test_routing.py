@@ -11,6 +11,8 @@ from torch.nn import functional
 from scrubjay.memory.chosen import routing
 from scrubjay.memory.chosen.routing import RoutingConfig, route
 
+from ..oracles import beside_oracles
+
 
 def normed(x):
     return functional.layer_norm(x, x.shape[-1:])
@@ -93,20 +95,8 @@ def test_any_cut_any_start_equals_the_oracle(
     module = built(
         seed=seed, num_centroids=num_centroids, capacity=capacity, window=window, num_layers=num_layers
     )
-    x = torch.randn(2, time, 8, dtype=torch.float64)
-    start = torch.rand(2, time) < start_rate
-    state, outputs, begin = module.initial_state(2), [], 0
-    for end in [*sorted(cut for cut in cuts if cut < time), time]:
-        y, state = module(x[:, begin:end], state, start[:, begin:end])
-        outputs.append(y)
-        begin = end
-    y = torch.cat(outputs, dim=1)
-    for row in range(2):
-        oracle = Oracle(module)
-        for t in range(time):
-            if start[row, t]:
-                oracle.restart()
-            torch.testing.assert_close(y[row, t], oracle.step(x[row, t]), rtol=1e-8, atol=1e-8)
+    state, oracles = beside_oracles(module, lambda: Oracle(module), time, cuts, start_rate, 1e-8)
+    for row, oracle in enumerate(oracles):
         for layer, given_to in enumerate(oracle.given):
             assert state[f"counts_{layer}"][row].tolist() == [len(steps) for steps in given_to]
             torch.testing.assert_close(state[f"keys_{layer}"][row], oracle.ring(layer))

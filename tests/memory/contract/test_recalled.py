@@ -25,7 +25,7 @@ CASES = [
     )
 ]
 TELLING = {
-    *("based", "elmur", "gtrxl", "hcam", "landmark", "moba", "nsa", "sink", "stack"),
+    *("based", "elmur", "gtrxl", "hcam", "landmark", "moba", "nsa", "routing", "sink", "stack"),
     *("memora", "moneta", "titans", "titans_mac", "titans_mag", "titans_mal", "yaad"),
 }
 """What says nothing keeps vectors or matrices of no step in particular."""
@@ -93,6 +93,7 @@ SINGLE = {
     "landmark": {"chunk_size": 3, "num_chunks": 4, "top_k": 2},
     "moba": {"chunk_size": 3, "num_chunks": 4, "top_k": 1},
     "nsa": {"chunk_size": 3, "num_chunks": 4, "top_k": 3},
+    "routing": {"num_centroids": 3, "capacity": 2, "window": 3},
     "sink": {"num_layers": 1, "num_sinks": 2, "window": 5},
 }
 """Of one layer, where a step that is read is read from nothing else than its own input."""
@@ -170,6 +171,47 @@ def test_windows_beside_a_memory_tell_what_they_read(name):
     persistent = built(name, {"window": 4, "num_persistent": 3})
     told = persistent.recalled(x[:, 0], persistent.initial_state(3)).reads["window, layer 0"]
     assert bool((told.weights.sum(1) < 1).all())
+
+
+def test_what_routing_read_is_the_sum_of_values_by_these_weights():
+    """By the steps that it names: values of any of them, as the layer made them when they came."""
+    module = built("routing", {"num_centroids": 3, "capacity": 2, "window": 3, "num_heads": 1})
+    x, state, seen = inputs(module), module.initial_state(3), {}
+    (layer,) = module.layers
+    values = layer.tokens(x, torch.float64).value
+    layer.out.register_forward_pre_hook(lambda _, given: seen.update(read=given[0]))
+    far = 0
+    for t in range(STEPS):
+        reads = module.recalled(x[:, t], state).reads.values()
+        _, state = module(x[:, t : t + 1], state)
+        expected = torch.zeros(3, 16, dtype=torch.float64)
+        for steps, weights in reads:
+            expected += torch.einsum("bs,bsd->bd", weights.double(), values[torch.arange(3)[:, None], steps])
+            far += int((steps < t - 3).logical_and(weights > 0).sum())
+        torch.testing.assert_close(seen["read"][:, 0], expected, atol=1e-6, rtol=1e-5)
+    assert far
+
+
+@pytest.mark.parametrize("segment_chunks", [1, 2])
+def test_a_segment_of_titans_mac_is_read_as_it_is_told(segment_chunks):
+    """Inputs of the segment and what was recalled for each take all that persistent tokens leave."""
+    fields = {"chunk_size": 3, "segment_chunks": segment_chunks, "num_layers": 1}
+    module = built("titans_mac", {**fields, "num_persistent": 0, "attention_heads": 1})
+    x, state, length = inputs(module), module.initial_state(3), 3 * segment_chunks
+    attention, seen = module.layers[0].attention, {}
+    attention.out.register_forward_pre_hook(lambda _, given: seen.update(read=given[0]))
+    for t in range(STEPS):
+        own, recalls = module.recalled(x[:, t], state).reads.values()
+        for steps, _ in (own, recalls):
+            assert [int(step) for step in steps[0] if step >= 0] == list(range(t - t % length, t + 1))
+        torch.testing.assert_close(own.weights.sum(1) + recalls.weights.sum(1), torch.ones(3))
+        _, state = module(x[:, t : t + 1], state)
+        weights = torch.cat([own.weights, recalls.weights], dim=1).double()
+        expected = torch.einsum("bs,bsd->bd", weights, state["values_0"])
+        torch.testing.assert_close(seen["read"][:, 0], expected, atol=1e-6, rtol=1e-5)
+    persistent = built("titans_mac", {**fields, "num_persistent": 3})
+    told = persistent.recalled(x[:, 0], persistent.initial_state(3)).reads.values()
+    assert bool((torch.stack([read.weights.sum(1) for read in told]).sum(0) < 1).all())
 
 
 def test_a_sink_that_reads_nothing_takes_its_share():
