@@ -76,6 +76,8 @@ class LocalChatModel(BaseChatModel):
     """Of the weights, by its name in torch; a ready model has its own."""
     device: str = "cpu"
     """Where the model is; a ready model stays where it is."""
+    marked: bool = False
+    """Whether caches tell what they keep of a conversation (`PolicyCache.kept`), at four numbers a value."""
     streaming: bool = False
     """Whether `invoke` goes through the stream, so that callbacks see tokens."""
 
@@ -366,7 +368,7 @@ class LocalChatModel(BaseChatModel):
         branched = self._kept.branch(tokens, loaded, thread, self.context_policy)
         if branched is not None:
             return branched, tokens[branched.cache.get_seq_length() :]
-        cache = context.PolicyCache(self.context_policy, loaded.model)
+        cache = context.PolicyCache(self.context_policy, loaded.model, self.marked)
         return Conversation(cache, loaded, thread, head=tokens), tokens
 
     def _load(self, source: Any) -> LoadedModel:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -21,6 +21,9 @@ from scrubjay.experiments.words import arguments
 from scrubjay.experiments.words.arguments import did_you_mean
 from scrubjay.experiments.words.foreign import one_line, printable
 from scrubjay.experiments.words.terminal import bad_input
+
+if TYPE_CHECKING:
+    from scrubjay.experiments.looking.keeping import Keeping
 
 _THREAD = "chat"
 _MESSAGES = "messages.json"
@@ -56,6 +59,9 @@ class ChatOptions:
     """Makes answers repeatable."""
     device: str = "cpu"
     """Where the model runs."""
+    look: Path | None = None
+    """A page (.html) or a trace (.json), written after each answer: what the cache keeps, reads and fetches
+    of each token of the conversation."""
 
 
 class Chat:
@@ -67,6 +73,11 @@ class Chat:
     def __init__(self, options: ChatOptions, console: Console) -> None:
         self.options, self._console = options, console
         self._messages: list[Any] = []
+        self._keeping: Keeping | None = None
+        if options.look is not None:
+            from scrubjay.experiments.looking.look import check_format
+
+            check_format(options.look)
         self._chat = self._model(options.policy, options.budget)
         self._start()
 
@@ -103,7 +114,7 @@ class Chat:
         asked = [*self._messages, HumanMessage(text)]
         said, last = "", None
         stream = self._chat.stream(asked, {"configurable": {"thread_id": _THREAD}})
-        with _interruptible() as stopped:
+        with _interruptible() as stopped, self._noted():
             with self._console.status("reading"):
                 first = next(stream)
             for chunk in itertools.chain([first], stream):
@@ -116,6 +127,27 @@ class Chat:
         self._messages = [*asked, AIMessage(said)]
         self._console.print()
         self._console.print(f"[dim]{self._cost(last, stopped.is_set())}[/dim]")
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        """While entered, note what the cache keeps; then write the page, whatever ended the answer."""
+        if self.options.look is None:
+            yield
+            return
+        from scrubjay.experiments.looking.keeping import Keeping, noted
+        from scrubjay.experiments.looking.look import Look
+        from scrubjay.memory.heads.retrieval import stored_retrieval_heads
+
+        loaded = self._chat.loaded
+        if self._keeping is None:
+            self._keeping = Keeping(loaded.tokenizer)
+        try:
+            with noted(loaded.model, self._keeping):
+                yield
+        finally:
+            if len(self._keeping):
+                title = f"a chat with {self.options.model} under {self._chat.policy}"
+                Look(self._keeping.trace(title, stored_retrieval_heads(loaded.model))).save(self.options.look)
 
     def _cost(self, last: Any, stopped: bool) -> str:
         kept = _bytes(self._chat.cache_bytes(_THREAD))
@@ -179,7 +211,10 @@ class Chat:
             messages = messages_from_dict(parse(read_kept(folder / _MESSAGES), folder / _MESSAGES))
         except (AttributeError, OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{folder} holds no saved conversation: {error}") from error
-        self._chat.load_conversation(folder, _THREAD)
+        if self.options.look is None:
+            self._chat.load_conversation(folder, _THREAD)
+        else:  # read again with the next answer: of what was read elsewhere nothing was noted
+            self._chat.forget_conversation(_THREAD)
         self._messages = messages
         self._console.out(one_line(f"loaded {folder}: {len(messages)} messages"))
 
@@ -200,6 +235,7 @@ class Chat:
             max_tokens=options.max_tokens,
             seed=options.seed,
             device=options.device,
+            marked=options.look is not None,
         )
 
     def _described(self) -> str:
@@ -249,7 +285,7 @@ def _bytes(count: int) -> str:
 
 
 def run(words: Sequence[str]) -> int:
-    """`scrubjay chat [--model NAME|FOLDER|FILE.gguf] [--policy NAME] [--budget N]`."""
+    """`scrubjay chat [--model NAME|FOLDER|FILE.gguf] [--policy NAME] [--budget N] [--look FILE]`."""
     options = arguments.parse(ChatOptions, words, "scrubjay chat")
     with bad_input():
         return Chat(options, Console()).run()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tyro.conf import Positional
 
@@ -15,9 +15,12 @@ from scrubjay.experiments.words.foreign import one_line
 from scrubjay.experiments.words.terminal import bad_input, table
 
 if TYPE_CHECKING:
+    from scrubjay.agents.rl.policy import Policy
     from scrubjay.agents.teams.policy import TeamPolicy
+    from scrubjay.experiments.evaluation.policy import EpisodeScores
     from scrubjay.experiments.kinds.reinforcement import AgentConfig
     from scrubjay.experiments.kinds.team import TeamTaskConfig
+    from scrubjay.experiments.looking.observability import Difference
     from scrubjay.experiments.run import Run
     from scrubjay.experiments.tasks.environments import EnvConfig
     from scrubjay.experiments.tasks.teams import TeamEnvConfig
@@ -40,6 +43,12 @@ class EvalOptions:
     after."""
     response_steps: int = 50_000
     """Environment steps each agent has for that."""
+    full: Path | None = None
+    """The run of one agent that was trained to do the same where nothing is hidden: tell the observability
+    gap, its return minus this run's."""
+    memoryless: Path | None = None
+    """The run of one agent without a memory, on the same task, of which nothing should be hidden: tell the
+    memory bias, this run's return minus its."""
     trust: bool = False
     """Run code that the directory names or has pickled: an environment that is none of Scrubjay's, say."""
 
@@ -70,13 +79,17 @@ def _evaluate_agent(run: Run, config: AgentConfig, settings: Sequence[str], opti
     with bad_input():
         if options.best_response:
             raise ValueError(f"--best-response is of teams; {run.path} is a run of one agent")
+        if options.episodes == 1 and (options.full or options.memoryless):
+            raise ValueError("episodes=1: a difference has an interval from 2 on")
         env = with_settings(config.env, settings)
         policy = run.policy_in(env)
         if options.episodes < 1:
             raise ValueError(f"episodes={options.episodes}: at least 1 is needed")
     seed = derive_seed(options.seed, "evaluation")
     with bad_input():
-        summary = evaluate(policy, env, options.episodes, seed, not options.sample).summary()
+        others = _others(config, policy, settings, options)
+        scores = evaluate(policy, env, options.episodes, seed, not options.sample)
+        summary = scores.summary()
     _print_heading(run, env)
     for name, words_for_it in (("episodic_return", "return "), ("success", "success")):
         if name in summary:
@@ -85,7 +98,56 @@ def _evaluate_agent(run: Run, config: AgentConfig, settings: Sequence[str], opti
     if "reached" in summary:
         print(f"reached  {summary['reached']:.3f}  any choice, right or wrong")
     print(f"length   {summary['episodic_length']:.1f} steps, {options.episodes} episodes")
+    for name, other in others.items():
+        with bad_input():
+            theirs = evaluate(other.policy, other.env, options.episodes, seed, not options.sample)
+            mean, low, high = other.difference(scores, theirs)
+        print(
+            one_line(f"{name}  {mean:+.3f}  [{low:+.3f}, {high:+.3f}]  95 % interval, against {other.path}")
+        )
     return 0
+
+
+class _Other(NamedTuple):
+    """A run that this one is measured against."""
+
+    path: Path
+    policy: Policy
+    env: EnvConfig
+    difference: Callable[[EpisodeScores, EpisodeScores], Difference]
+    """Of this one's scores and of the other's."""
+
+
+def _others(
+    config: AgentConfig, policy: Policy, settings: Sequence[str], options: EvalOptions
+) -> dict[str, _Other]:
+    """Return by the number's name the run that it is against.
+
+    Raises ValueError where the number would mean nothing.
+    """
+    from scrubjay.experiments.commands.loading import load_agent
+    from scrubjay.experiments.looking.observability import (
+        check_bias,
+        check_gap,
+        memory_bias,
+        observability_gap,
+    )
+
+    if settings and (options.full or options.memoryless):
+        raise ValueError("--set would change one of two runs; leave it out with --full and --memoryless")
+    others: dict[str, _Other] = {}
+    if options.full is not None:
+        other, its = load_agent(options.full, options.trust)
+        acts = other.policy_in(its.env)
+        check_gap(its, config, (acts.action_space, policy.action_space))
+        others["observability gap"] = _Other(
+            other.path, acts, its.env, lambda own, theirs: observability_gap(theirs, own)
+        )
+    if options.memoryless is not None:
+        other, its = load_agent(options.memoryless, options.trust)
+        check_bias(config, its)
+        others["memory bias"] = _Other(other.path, other.policy_in(its.env), its.env, memory_bias)
+    return others
 
 
 def _evaluate_team(run: Run, config: TeamTaskConfig, settings: Sequence[str], options: EvalOptions) -> int:
@@ -100,6 +162,8 @@ def _evaluate_team(run: Run, config: TeamTaskConfig, settings: Sequence[str], op
         config = dataclasses.replace(config, env=env)
         policy = run.team_policy_in(env)
         env.make().close()
+        if options.full or options.memoryless:
+            raise ValueError(f"--full and --memoryless are of one agent; {run.path} is a run of a team")
         if options.best_response:
             of_trust_region(config)
         for name in ("episodes", "response_steps"):

@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
 from scrubjay.experiments.words.arguments import parse
 from scrubjay.experiments.words.foreign import one_line
 from scrubjay.experiments.words.terminal import bad_input
+
+if TYPE_CHECKING:
+    from scrubjay.experiments.looking.trace import Trace
+    from scrubjay.experiments.reports.attention import Inspected
+    from scrubjay.memory.context import ContextPolicy
 
 
 @dataclass(frozen=True)
@@ -30,23 +36,65 @@ class InspectOptions:
     """The picture."""
     look: Path | None = None
     """A page (.html) or a trace (.json), too: of each of these tokens what it attends to in these layers."""
+    policy: str | None = None
+    """A context policy: the page shows instead what the cache keeps, reads and fetches of these tokens."""
+    budget: int = 64
+    """Tokens that the policy keeps, where it has a budget."""
+    prompt: int | None = None
+    """Tokens that it reads at once, as a prompt; the rest come one by one. Default: half of all."""
 
 
 def run(words: Sequence[str]) -> int:
-    """`scrubjay inspect MODEL --text FILE [--layers N ...] [--out PNG] [--look PAGE]`."""
+    """`scrubjay inspect MODEL --text FILE [--layers N ...] [--out PNG] [--look PAGE [--policy NAME]]`."""
     options = parse(InspectOptions, words, "scrubjay inspect")
     from scrubjay.experiments.reports.attention import inspect_model
 
     with bad_input():
+        if options.policy is not None and options.look is None:
+            raise ValueError(
+                f"policy={options.policy!r}: its page needs a file, as --look {options.policy}.html"
+            )
+        policy = _policy(options)
         if options.look is not None:
             from scrubjay.experiments.looking.look import Look, check_format
 
             check_format(options.look)
         seen = inspect_model(options.model, options.text, options.layers, options.tokens, options.out)
         if options.look is not None:
-            from scrubjay.experiments.looking.reading import trace_reading
-
             title = f"{options.model} reads {options.text.name}"
-            Look(trace_reading(*seen, title)).save(options.look)
+            if policy is not None:
+                trace = _kept(seen, policy, options.prompt, f"{title} under {options.policy}")
+            else:
+                from scrubjay.experiments.looking.reading import trace_reading
+
+                trace = trace_reading(*seen[:4], title, seen.looks, seen.retrieval)
+            Look(trace).save(options.look)
             print(one_line(f"page: {options.look}"))
     return 0
+
+
+def _policy(options: InspectOptions) -> ContextPolicy | None:
+    """Return the policy that is asked for. Raises ValueError if it cannot be."""
+    if options.policy is None:
+        return None
+    from scrubjay.memory import context
+
+    policy = context.make(options.policy)
+    if not hasattr(policy, "budget"):
+        return policy
+    return context.make(options.policy, budget=options.budget)
+
+
+def _kept(seen: Inspected, policy: ContextPolicy, prompt: int | None, title: str) -> Trace:
+    from scrubjay.experiments.looking.keeping import trace_keeping
+    from scrubjay.experiments.runs.progress import ProgressDisplay
+    from scrubjay.memory import context
+
+    cache = context.PolicyCache(policy, seen.model, marked=True)
+    count = len(seen.tokens)
+    at_once = count // 2 if prompt is None else prompt
+    with ProgressDisplay(title, count) as display:
+        on_token = lambda done: display.update(done, {})
+        return trace_keeping(
+            seen.model, seen.tokenizer, cache, seen.tokens, at_once, title, seen.retrieval, on_token
+        )

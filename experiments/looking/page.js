@@ -196,7 +196,59 @@
   });
   if (words.length) at("said").replaceChildren(...words);
 
+  // What a policy makes of each token, as the next step knows that tells of it: those of a prompt are read at
+  // once. Shares of heads are strengths of colours.
+  const fates = [
+    ["read", "kept, and read here"], ["fetched", "kept, and fetched for this token"],
+    ["passed", "kept, and not read here"], ["dropped", "kept no more"],
+  ];
+  const keeps = words.length > 0 && names.includes("kept");
+  const seen = { read: keeps, fetched: names.includes("fetched"), passed: names.includes("read") };
+  seen.dropped = keeps && steps.some((step, place) => recallOf(place, "kept") && pairs(recallOf(place, "kept")).length <= place);
+  at("legend").hidden = !keeps;
+  for (const [kind, text] of fates) if (seen[kind]) at("legend").append(made("span", "word " + kind, text));
+
+  function drawFates() {
+    let told = now;
+    while (told < count - 1 && !recallOf(told, "kept")) told++;
+    const shares = ["kept", "read", "fetched"].map((name) => {
+      const recall = recallOf(told, name);
+      return recall ? new Map(pairs(recall)) : null;
+    });
+    const of = (place, number) => shares[place] ? shares[place].get(number) || 0 : 0;
+    words.forEach((word, number) => {
+      const kept = of(0, number), read = shares[1] ? of(1, number) : kept, fetched = of(2, number);
+      const fate = number > told || !shares[0] ? "" : fetched > 0 ? "fetched" : read > 0 ? "read" : kept > 0 ? "passed" : "dropped";
+      const strength = fate === "fetched" ? fetched : fate === "read" ? read : kept;
+      word.className = "word " + fate + (number === now ? " now" : "") + (number > told ? " later" : "");
+      word.style.setProperty("--share", (0.25 + 0.75 * strength).toFixed(3));
+    });
+  }
+
+  // Numbers by layer and head: a row of cells each, as warm as the largest allows.
+  function drawTables() {
+    for (const [name, rows] of Object.entries(trace.tables || {})) {
+      const known = Object.values(rows).flat(), high = known.reduce((a, b) => Math.max(a, b), 0);
+      const low = known.reduce((a, b) => Math.min(a, b), high), grid = made("div", "table");
+      for (const [label, numbers] of Object.entries(rows)) {
+        const line = made("div", "cells");
+        line.append(made("span", "label", label));
+        for (const value of numbers) {
+          const cell = made("span", "cell", numbers.length > 16 ? "" : Number.isInteger(value) ? value : value.toFixed(2));
+          cell.title = label + ": " + number(value);
+          cell.style.setProperty("--share", (high > 0 ? Math.max(value, 0) / high : 0).toFixed(3));
+          line.append(cell);
+        }
+        grid.append(line);
+      }
+      const range = known.length ? " (" + (low === high ? "all " + number(low) : number(low) + " to " + number(high)) + ")" : "";
+      at("tables").append(made("h2", "", name + range));
+      if (low < high) at("tables").append(grid);
+    }
+  }
+
   function drawWords() {
+    if (keeps && ["kept", "read", "fetched"].includes(read)) return drawFates();
     const recall = read === null ? undefined : recallOf(now, read);
     const weights = new Map(recall ? pairs(recall) : []);
     words.forEach((word, number) => {
@@ -288,5 +340,8 @@
   window.addEventListener("resize", () => { axes.forEach(drawAxis); draw(); });
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
   axes.forEach(drawAxis);
+  drawTables();
+  // What is kept at the end is asked for first.
+  if (keeps) now = count - 1;
   if (names.length) choose(names[0]); else draw();
 })();

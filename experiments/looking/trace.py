@@ -11,6 +11,8 @@ or a message. An object of JSON, of these keys and no other:
     rate                steps a second at which it is played, above 0
     pictures            data: addresses of PNG, WebP, JPEG or GIF
     tracks              by name, a number or null for each step: rewards, values, surprise
+    tables              by name, rows of numbers by their labels, as of each layer the number of each head; in
+                        traces of before there may be none of this key
     steps               objects:
         time            a number, not below that of the step before
         picture         the number of one of the pictures, or null
@@ -116,6 +118,7 @@ class Trace:
     rate: float = 10.0
     pictures: tuple[str, ...] = ()
     tracks: dict[str, tuple[float | None, ...]] = field(default_factory=dict)
+    tables: dict[str, dict[str, tuple[float, ...]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check(self)
@@ -161,6 +164,10 @@ def from_json(text: str, source: object = "the trace") -> Trace:
         made = tuple(_step(step, f"step {number}") for number, step in enumerate(steps))
         tracks = given.get("tracks")
         given["tracks"] = {name: tuple(_list(row, name)) for name, row in _dict(tracks, "tracks").items()}
+        given["tables"] = {
+            name: {label: tuple(_list(row, label)) for label, row in _dict(table, name).items()}
+            for name, table in _dict(given.get("tables", {}), "tables").items()
+        }
         given["pictures"] = tuple(_list(given.get("pictures"), "pictures"))
         return _made(Trace, given | {"steps": made}, "the trace")
     except ValueError as error:
@@ -218,6 +225,13 @@ def _check(trace: Trace) -> None:
         for value in row:
             if value is not None and not _finite(value):
                 raise ValueError(f"track {_shown(name)} holds {_shown(value)}, no finite number")
+    for name, table in trace.tables.items():
+        for label, numbers in table.items():
+            for number in numbers:
+                if not _finite(number):
+                    raise ValueError(
+                        f"table {_shown(name)} holds {_shown(number)} at {_shown(label)}, no finite number"
+                    )
     before = -math.inf
     for number, step in enumerate(trace.steps):
         _check_step(step, number, len(trace.pictures), before)

@@ -41,6 +41,10 @@ class Inspected(NamedTuple):
     """Those that maps show."""
     layers: list[int]
     """Those that there are maps of."""
+    looks: Attended
+    """Where its heads look."""
+    retrieval: RetrievalHeads
+    """What they copy."""
 
 
 def inspect_model(
@@ -73,7 +77,7 @@ def inspect_model(
     numbers = out.with_suffix(".json")
     write_atomically(numbers, json.dumps(_numbers(model_name, text_file, looks, scores), indent=1) + "\n")
     print(one_line(f"numbers: {numbers}"))
-    return Inspected(model, tokenizer, shown[0], list(chosen))
+    return Inspected(model, tokenizer, shown[0], list(chosen), looks, scores)
 
 
 def _numbers(model_name: str, text_file: Path, looks: Attended, scores: RetrievalHeads) -> dict[str, Any]:

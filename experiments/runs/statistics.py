@@ -73,6 +73,23 @@ def normal_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float,
     return float(sample.mean()) - half, float(sample.mean()) + half
 
 
+def difference_interval(
+    first: ArrayLike, second: ArrayLike, confidence: float = 0.95
+) -> tuple[float, float, float]:
+    """Return how much the mean of one sample is above that of another, and between what that lies.
+
+    By the normal approximation, samples being independent and of variances of their own.
+    Raises ValueError on a sample of fewer than 2 values.
+    """
+    samples = [np.asarray(values, dtype=float).ravel() for values in (first, second)]
+    for sample in samples:
+        if sample.size < 2:
+            raise ValueError(f"a sample has {sample.size} values; a difference has an interval from 2 on")
+    difference = float(samples[0].mean() - samples[1].mean())
+    half = _normal_quantile((1 + confidence) / 2) * math.sqrt(sum(s.var(ddof=1) / s.size for s in samples))
+    return difference, difference - half, difference + half
+
+
 def _normal_quantile(probability: float) -> float:
     from scipy.special import ndtri  # a command's help need not wait for it
 

@@ -23,6 +23,7 @@ from scrubjay.memory.context.layers.own import OwnWindow
 from scrubjay.memory.context.layers.policy import PolicyLayer
 from scrubjay.memory.context.layers.state import StateAndPolicyLayer, StateLayer
 from scrubjay.memory.context.layers.turned import turns_of
+from scrubjay.memory.context.parts.marks import LayerKept
 from scrubjay.memory.context.parts.rotary import Rotary
 from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, LayerStats, Step
 from scrubjay.memory.context.registry import name_of
@@ -43,7 +44,8 @@ class PolicyCache(Cache):
 
     While the model reads into it, it attends by this package's function, else as ever. Padding, on the left
     of a prompt, is told by `attention_mask`. What has been seen can be generated from again and again.
-    Assisted decoding is refused unless `is_croppable`.
+    Assisted decoding is refused unless `is_croppable`. One that is `marked` tells what it keeps, and holds
+    four numbers more of each value.
 
     Raises ValueError on a model that the policy cannot serve, RuntimeError when read into after a call that
     was broken off.
@@ -51,7 +53,7 @@ class PolicyCache(Cache):
 
     layers: list[PolicyLayer | StateLayer]
 
-    def __init__(self, policy: ContextPolicy, model: PreTrainedModel) -> None:
+    def __init__(self, policy: ContextPolicy, model: PreTrainedModel, marked: bool = False) -> None:
         config = model.config.get_text_config(decoder=True)
         kinds = kinds_of(config)
         if not model._can_set_attn_implementation() and not serve_falcon(model.get_decoder()):
@@ -62,7 +64,7 @@ class PolicyCache(Cache):
         register_attention()
         # It must not have changed when the cache is read into.
         self.attends_elsewhere = attend_by_policy(model.get_decoder())
-        self.policy, self._config = policy, config
+        self.policy, self._config, self.marked = policy, config, marked
         policies = [_policy_of(policy, kind, index, len(kinds)) for index, kind in enumerate(kinds)]
         self.rotaries = _rotaries(model, policies)
         # Tokens of every row, one tensor as soon as rows differ by their padding.
@@ -175,6 +177,17 @@ class PolicyCache(Cache):
         if len(layers) == len(self._under_policy):
             for layer in layers:
                 layer.memory.settle()
+
+    def kept(self) -> dict[int, LayerKept]:
+        """Return by layer what it keeps of the text, and what of it the last token read.
+
+        Raises ValueError if the cache is not `marked`, and before the first token.
+        """
+        if not self.marked:
+            raise ValueError(
+                "a cache without marks; PolicyCache(policy, model, marked=True) tells what it keeps"
+            )
+        return {layer.index: layer.kept(self._count_tensor()) for layer in self.attending}
 
     def nbytes(self, place: str | None = None) -> int:
         """Return the bytes of keys, values and what goes with them.
@@ -310,6 +323,8 @@ class PolicyCache(Cache):
             "layers": len(self.layers),
             "shape": dataclasses.asdict(self.shape()) if self.get_seq_length() else None,
         }
+        if self.marked:
+            about["marked"] = True
         budgets = [getattr(layer, "budget", None) for layer in self.layers]
         if any(budget is not None for budget in budgets):
             about["budgets"] = budgets
@@ -336,6 +351,7 @@ class PolicyCache(Cache):
                     if about.get(name) != value:
                         raise ValueError(f"{path} was saved with {name} {about.get(name)}, not {value}")
                 cache._check_shape(about["shape"], model, path)
+                cache.marked = about.get("marked") is True
                 names = set(file.keys())
                 for name in names - {"count"}:
                     index, _, part = name.partition(".")

@@ -125,11 +125,16 @@ def retrieval_heads(model: PreTrainedModel, tokenizer: Any, *, probes: int = 12)
 
     Those of others are measured.
     """
+    return stored_retrieval_heads(model) or measure_retrieval_heads(model, tokenizer, probes=probes)
+
+
+def stored_retrieval_heads(model: PreTrainedModel) -> RetrievalHeads | None:
+    """Return the stored scores of a model of these sizes and nearly these weights; None if there are none."""
     stored = _stored().get(architecture(model))
-    if stored is not None and _alike(_sample(model), stored["weights"]):
-        layers = tuple(stored.get("layers", ()))
-        return RetrievalHeads(tuple(map(tuple, stored["scores"])), stored["probes"], layers)
-    return measure_retrieval_heads(model, tokenizer, probes=probes)
+    if stored is None or not _alike(_sample(model), stored["weights"]):
+        return None
+    layers = tuple(stored.get("layers", ()))
+    return RetrievalHeads(tuple(map(tuple, stored["scores"])), stored["probes"], layers)
 
 
 @torch.no_grad()

@@ -6,11 +6,13 @@ import dataclasses
 from collections.abc import Sequence, Sized
 from typing import Any, Protocol
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 from scrubjay.memory.context.layers.own import OwnWindow
+from scrubjay.memory.context.parts.marks import MARKS, LayerKept, marked, tokens_of
 from scrubjay.memory.context.parts.rotary import Rotary
 from scrubjay.memory.context.parts.scoring import Scoring
 from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, Step
@@ -21,6 +23,9 @@ class LayeredCache(Protocol):
 
     touched: bool
     """Whether a layer has read of the present call."""
+
+    marked: bool
+    """Whether values are marked, to tell what is kept."""
 
     @property
     def layers(self) -> Sized:
@@ -62,6 +67,8 @@ class PolicyLayer(CacheLayerMixin):
         self.budget: int | None = None
         self.seen = 0
         self.shape: CacheShape | None = None
+        # Of a marked cache: what share of the last token's attention the first tokens got.
+        self.to_first: Float[Tensor, "batch heads"] | None = None
 
     @property
     def sees_everything(self) -> bool:
@@ -90,7 +97,11 @@ class PolicyLayer(CacheLayerMixin):
         rotary = self._cache.rotaries[self.index]
         step = self._cache.step(keys, self.seen, mask).under(alike, rotary)
         self._cache.touched = True
-        out = self.memory.attend(query, keys, values, step, scoring)
+        if self._cache.marked:
+            out = self.memory.attend(query, keys, marked(values, step.time), step, scoring)
+            out, self.to_first = out[..., :-MARKS], out[:, :, -1, -1]
+        else:
+            out = self.memory.attend(query, keys, values, step, scoring)
         self.seen += step.length
         if self.shape is None:
             batch, heads, _, width = keys.shape
@@ -106,6 +117,16 @@ class PolicyLayer(CacheLayerMixin):
         if self.sees_everything:
             self._cache.allocate(self.index, step.length)
         return out
+
+    def kept(self, counts: Int[Tensor, " batch"]) -> LayerKept:
+        """Return what is kept of texts of so many tokens. Raises ValueError before the first."""
+        kept, count = self.memory.kept(counts), int(counts.max())
+        if kept is None or self.to_first is None:
+            raise ValueError("the cache has seen no token yet, or was loaded and has read none since")
+        held = tokens_of(kept.held, count)
+        read = held if kept.read is None else tokens_of(kept.read, count)
+        fetched = torch.zeros_like(held) if kept.fetched is None else tokens_of(kept.fetched, count)
+        return LayerKept(held, read, fetched, self.to_first)
 
     def shrink(self, budget: int) -> None:
         """Keep `budget` tokens from now on, of the prompt just read as well."""

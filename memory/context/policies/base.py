@@ -157,6 +157,17 @@ class Held(NamedTuple):
     valid: Bool[Tensor, "batch held"] | None
 
 
+class Kept(NamedTuple):
+    """The values of what a memory keeps, in any order and of zeros where a head has fewer than others."""
+
+    held: Float[Tensor, "batch key_heads held width"]
+    """Of all that may be read."""
+    read: Float[Tensor, "batch key_heads read width"] | None = None
+    """Of what of it the last token read; None for all."""
+    fetched: Float[Tensor, "batch key_heads fetched width"] | None = None
+    """Of what of it was chosen to be read; None for nothing, where all that is held is read."""
+
+
 class LayerMemory(ABC):
     """What a policy keeps for one layer: `state`, a flat dict of tensors, batch first, empty at the start.
 
@@ -235,6 +246,17 @@ class LayerMemory(ABC):
     @abstractmethod
     def compress(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scoring: Scoring) -> None:
         """Put the piece into the state, and drop from it what the policy drops."""
+
+    def kept(self, count: Int[Tensor, " batch"]) -> Kept | None:
+        """Return the values of what is kept of texts of `count` tokens; by default the state's, all read.
+
+        None before the first token. A memory that passes over some of what it holds, or holds values
+        elsewhere, overrides it.
+        """
+        values, valid = self.state.get("values"), self.state.get("valid")
+        if values is None:
+            return None
+        return Kept(values if valid is None else values[:, :, : valid.shape[1]] * valid[:, None, :, None])
 
     def measured(self) -> LayerStats:
         """Return what `allocate` goes by, right after a prompt was read."""

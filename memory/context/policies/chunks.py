@@ -30,7 +30,7 @@ from scrubjay.kernels.select import best
 from scrubjay.memory.context.parts.rotary import Spin
 from scrubjay.memory.context.parts.scoring import Scoring
 from scrubjay.memory.context.parts.store import ChunkStore, Place, Places
-from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, Held, LayerMemory, Step
+from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, Held, Kept, LayerMemory, Step
 from scrubjay.memory.context.policies.slots import attend_at_slots, place, to_slots, unturn
 
 # Queries that choose together.
@@ -109,6 +109,15 @@ class _Alone(NamedTuple):
     """Room for what heads give the closed chunks; the first has all votes."""
 
 
+class _Read(NamedTuple):
+    """What the last tokens read."""
+
+    chosen: Int[Tensor, "*rows chosen"]
+    """Chunks by their numbers, the first among them, -1 for none."""
+    full: Int[Tensor, " batch"] | int
+    """Full chunks that there were: the last of them are read for being near."""
+
+
 class ChunksMemory(LayerMemory):
     """State: `means` of the keys of each full chunk, turned to position 0; keys and values are in a store.
 
@@ -123,6 +132,7 @@ class ChunksMemory(LayerMemory):
         self._chunk_bytes = 0
         self._begun = 0  # chunks of the longest row, the one it is in included
         self._width = 0
+        self._read: _Read | None = None
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scoring: Scoring) -> Tensor:
         """Return what the new tokens read, one of them in a way of its own."""
@@ -137,11 +147,13 @@ class ChunksMemory(LayerMemory):
 
     def retrieve(self, query: Tensor, step: Step, scoring: Scoring) -> Held | None:
         """Return the first chunk, those chosen, and those up to the present, as they follow in the text."""
+        self._read = None
         if self._store is None:
             return None
         full = step.once("full before", lambda: step.before // self.policy.chunk_size)
         present = step.once("present", lambda: self._present(full, step))
         chosen = self._choose(query, step, full, scoring)
+        self._read = _Read(chosen, full)
         chunks = torch.cat([chosen, present.expand(-1, chosen.shape[1], -1)], dim=2).sort(dim=-1).values
         keys, values = self.load(chunks)
         # Heads and layers choose differently but as many, and without holes: slots are the same for all.
@@ -200,8 +212,28 @@ class ChunksMemory(LayerMemory):
         self._put(unturn(keys, step), values, step)
         self._take_means(step)
 
+    def kept(self, count: Int[Tensor, " batch"]) -> Kept | None:
+        """Return the values of all chunks, of those that the last token read, and of those fetched for it."""
+        if self._store is None:
+            return None
+        size = self.policy.chunk_size
+        values = self._store.run(0, self._begun * size)[..., self._width :]
+        values = values.unflatten(0, (self._store.batch, self._store.heads))
+        there = torch.arange(values.shape[2], device=values.device) < count.to(values.device)[:, None]
+        values = values * there[:, None, :, None]
+        if self._read is None:
+            return Kept(values)
+        chunk = torch.arange(self._begun, device=values.device)
+        chosen = self._read.chosen.to(chunk.device)[..., None] == chunk
+        chosen = chosen.any(dim=-2).view(*values.shape[:2], -1)
+        near = torch.as_tensor(self._read.full, device=chunk.device).view(-1, 1, 1) - self.policy.local
+        masks = chosen | (chunk >= near), chosen & (chunk > 0) & (chunk < near)
+        of_tokens = (mask.repeat_interleave(size, dim=2)[..., None] for mask in masks)
+        return Kept(values, *(values * mask for mask in of_tokens))
+
     def crop(self, columns: int, count: Int[Tensor, " batch"]) -> None:
         """Forget the last tokens."""
+        self._read = None
         size, longest = self.policy.chunk_size, max(int(count.max()) - columns, 0)
         self._begun = -(-longest // size)
         self.state = {name: tensor[:, :, : longest // size] for name, tensor in self.state.items()}
@@ -209,6 +241,7 @@ class ChunksMemory(LayerMemory):
     def reorder(self, rows: Int[Tensor, " chosen"]) -> None:
         """Keep the given rows, in their order, in the store as well."""
         super().reorder(rows)
+        self._read = None
         if self._store is not None:
             self._chunk_bytes = self._chunk_bytes // self._store.batch * len(rows)
             self._store.reorder(rows)
@@ -332,9 +365,12 @@ class ChunksMemory(LayerMemory):
         """
         assert self._store is not None
         near = self._store.run(alone.closed * self.policy.chunk_size, alone.count + 1)
+        self._read = None
         if not alone.closed:
             return None, near
-        return self._store.fetch(self._choose_alone(at_origin, alone, scoring)).flatten(1, 2), near
+        chosen = self._choose_alone(at_origin, alone, scoring)
+        self._read = _Read(chosen, alone.closed + self.policy.local)
+        return self._store.fetch(chosen).flatten(1, 2), near
 
     def _choose_alone(
         self, at_origin: Float[Tensor, "rows shared width"], alone: _Alone, scoring: Scoring

@@ -20,7 +20,7 @@ from scrubjay.memory.context.parts.dense import causal_attention
 from scrubjay.memory.context.parts.eviction import keep_best, take
 from scrubjay.memory.context.parts.room import columns_of_room
 from scrubjay.memory.context.parts.scoring import Scoring
-from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, LayerMemory, Step
+from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, Kept, LayerMemory, Step
 from scrubjay.memory.context.policies.full import FullMemory
 
 
@@ -103,6 +103,14 @@ class RecycledMemory(FullMemory):
         return causal_attention(
             query, copy["copied_keys"], copy["copied_values"], copy.get("copied_valid"), scoring
         )
+
+    def kept(self, count: Int[Tensor, " batch"]) -> Kept | None:
+        """Return the values of all tokens, and of the copy where the last token read that."""
+        kept, copy = super().kept(count), self.state.get("copied_values")
+        if kept is None or copy is None or self._since == 1:
+            return kept
+        since = copy.shape[2] - self._since + 1
+        return Kept(kept.held, copy, copy[:, :, self.policy.num_sinks : since])
 
     def crop(self, columns: int, count: Int[Tensor, " batch"]) -> None:
         """Cut the last columns off, and the copy, so that the next token reads everything."""

@@ -106,7 +106,7 @@ class StreamMemory(LayerMemory):
         if not scoring.is_plain:
             return self._read_band(query, keys, values, key_time, step, scoring)
         # As wide as keys, which torch's fused attention on a CPU asks for.
-        padded = functional.pad(values, (0, keys.shape[-1] - width)).to(keys.dtype)
+        padded = functional.pad(values, (0, max(keys.shape[-1] - width, 0))).to(keys.dtype)
         return (
             sink_attention(
                 query.transpose(1, 2),

@@ -52,7 +52,8 @@ def hostile(text: str) -> Trace:
         Step(0, 0, text, text, {text: 0.25, "plain": 0.75}),
         Step(1, None, text, text, {}, recalls),
     )
-    return Trace("agent", text, steps, {text: text}, text, 10.0, (PICTURE,), {text: (0.0, None)})
+    tables = {text: {text: (0.5, 1.0)}}
+    return Trace("agent", text, steps, {text: text}, text, 10.0, (PICTURE,), {text: (0.0, None)}, tables)
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -87,6 +88,21 @@ def test_a_browser_shows_a_strangers_text_and_runs_none(opened, text):
     wild = "script:not(#trace), iframe, object, a, svg, form, link, base, details, [onerror], [onload]"
     assert shown.evaluate(f"document.querySelectorAll({wild!r}).length") == 1
     assert shown.url.startswith("file:")
+
+
+@pytest.mark.parametrize("text", HOSTILE[::5])
+def test_a_model_s_words_are_shown_and_run_nothing(opened, text):
+    recalled = tuple(Recall.of(name, [0, 1], [1.0, 0.5]) for name in ("kept", "read", "fetched", text))
+    steps = Step(0, text=text), Step(1, text=text, choice=text, options={text: 0.5}, recalled=recalled)
+    shown = opened(page(Trace("language model", text, steps, tables={text: {text: (0.0, 1.0)}})))
+    assert shown.evaluate("document.getElementById('said').textContent") == 2 * text
+    assert shown.evaluate("document.querySelector('#tables .label').textContent") == text
+    assert shown.evaluate("[...document.querySelectorAll('#tables .cell')].map(c => c.textContent)") == [
+        "0",
+        "1",
+    ]
+    wild = "script:not(#trace), iframe, object, a, svg, form, link, base, details, [onerror], [onload]"
+    assert shown.evaluate(f"document.querySelectorAll({wild!r}).length") == 1
 
 
 def at(shown):

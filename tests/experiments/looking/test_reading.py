@@ -88,5 +88,24 @@ def test_inspect_writes_it(folder, tmp_path, capsys):
     assert main([*words, *out]) == 0
     trace = read_trace(tmp_path / "read.json")
     assert (len(trace.steps), [one.name for one in trace.steps[3].recalled]) == (20, ["attention, layer 1"])
+    assert [*trace.tables] == [
+        "attention to token 0, by layer and head",
+        "retrieval score, by layer and head",
+    ]
     assert main([*words, "--out", str(tmp_path / "maps.png"), "--look", "read.txt"]) == 2
     assert "read.html" in capsys.readouterr().err
+
+
+def test_inspect_shows_what_a_policy_keeps(folder, tmp_path, capsys):
+    words = ["inspect", str(folder), "--text", str(folder / "text.txt"), "--tokens", "20", "--layers", "1"]
+    words += ["--out", str(tmp_path / "maps.png"), "--policy", "sinks", "--budget", "8"]
+    assert main([*words, "--look", str(tmp_path / "kept.json"), "--prompt", "12"]) == 0
+    trace = read_trace(tmp_path / "kept.json")
+    assert [place for place, step in enumerate(trace.steps) if step.recalled] == [*range(11, 20)]
+    assert len(trace.steps[-1].recalled[0].steps) == 8
+    assert "retrieval score, by layer and head" in trace.tables
+    capsys.readouterr()
+    assert main(words) == 2
+    assert "--look sinks.html" in capsys.readouterr().err
+    assert main([*words, "--look", "kept.html", "--budget", "2"]) == 2
+    assert "budget=2" in capsys.readouterr().err

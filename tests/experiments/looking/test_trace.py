@@ -30,7 +30,8 @@ def small() -> Trace:
         Step(1.5, None, "", "0", {}, recalls),
     )
     tracks = {"reward": (0.0, 1.0), "surprise": (None, 0.5)}
-    return Trace("policy", "one", steps, {"memory": "hcam"}, "seconds", 8.0, (PICTURE,), tracks)
+    tables = {"kept": {"layer 0": (1.0, 2.0), "layer 1": (3.0,)}}
+    return Trace("policy", "one", steps, {"memory": "hcam"}, "seconds", 8.0, (PICTURE,), tracks, tables)
 
 
 def test_what_is_written_is_read(tmp_path):
