@@ -1,5 +1,6 @@
 """How `make docs` builds the site: pages by hand, pages from the registries, tutorials that are run."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ def setup(app: Sphinx) -> None:
     """Write the pages that are made, before the others are read."""
     app.connect("config-inited", lambda app, _: write_pages(Path(app.srcdir) / "made"))
     app.connect("autodoc-process-docstring", _process)
+    app.connect("source-read", _give_files)
 
 
 def _process(app: Sphinx, what: Any, name: str, thing: object, options: object, lines: list[str]) -> None:
@@ -49,3 +51,8 @@ def _process(app: Sphinx, what: Any, name: str, thing: object, options: object, 
     escape_bars(lines)
     if what not in ("attribute", "property"):
         lines[:] = GoogleDocstring(lines, _NAPOLEON, app, what, name, thing, options).lines()
+
+
+def _give_files(app: Sphinx, page: str, source: list[str]) -> None:
+    """Let links to Markdown outside of `docs` give the file, which MyST would take for a page."""
+    source[0] = re.sub(r"\]\((\.\./\.\./[^)#]+\.md)\)", r"](path:\1)", source[0])
