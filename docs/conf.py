@@ -18,7 +18,7 @@ project = "Scrubjay"
 author = copyright = "Scrubjay's maintainers"
 version = release = scrubjay.__version__
 extensions = ["sphinx.ext.autodoc", "myst_nb"]
-exclude_patterns = ["README.md"]
+exclude_patterns = ["package.md"]  # what a package index shows
 html_theme = "furo"
 html_title = "Scrubjay"
 html_static_path = ["static"]
@@ -28,6 +28,7 @@ myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 # Tutorials are run where they stand still as notebooks; what fails in one fails the build.
 nb_execution_mode = "force"
+nb_execution_in_temp = True  # in a folder that is empty, as for somebody new
 nb_execution_raise_on_error = True
 nb_execution_timeout = 180
 nb_execution_excludepatterns = ["made/*"]

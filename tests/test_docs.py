@@ -18,6 +18,7 @@ PAGES = sorted(
     for folder in (".", "extending", "guide", "tutorials")
     for path in (ROOT / "docs" / folder).glob("*.md")
 )
+PACKAGE = "docs/package.md"
 GUIDE = [page for page in PAGES if page.startswith("docs/guide/")]
 EXTENDING = [page for page in PAGES if page.startswith("docs/extending/")]
 
@@ -48,7 +49,7 @@ REAL = "smollm2"
 
 
 @pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["tiny", "whole"])
-@pytest.mark.parametrize("document", with_snippets([*DOCUMENTS, *GUIDE], "python"))
+@pytest.mark.parametrize("document", with_snippets([*DOCUMENTS, PACKAGE, *GUIDE], "python"))
 def test_python_snippets_run_in_order(document, whole, tmp_path):
     shown = snippets(document, "python")
     run_here = [snippet for snippet in shown if whole or REAL not in snippet]
@@ -78,7 +79,7 @@ def test_the_quickstart_is_short():
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("document", with_snippets([*DOCUMENTS, *GUIDE], "sh"))
+@pytest.mark.parametrize("document", with_snippets([*DOCUMENTS, PACKAGE, *GUIDE], "sh"))
 def test_shell_snippets_run(document, tmp_path):
     for snippet in snippets(document, "sh"):
         for line in snippet.splitlines():
