@@ -19,7 +19,7 @@ help:
 	@echo "make bench       measure speed and rewrite the tables in experiments/bench/"
 	@echo "make bench-gpu   check the Triton kernels on this GPU, time them and rewrite experiments/bench/gpu.md"
 	@echo "make docs        build the site into docs/site, tutorials run (some minutes)"
-	@echo "make docs-check  run the snippets of README and CONTRIBUTING, check links and spelling"
+	@echo "make docs-check  run the snippets of README and the pages in docs, check links and spelling"
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -92,7 +92,7 @@ docs: $(VENV)/.installed-dev
 
 docs-check: $(VENV)/.installed-dev
 	$(BIN)/pytest tests/test_docs.py -m 'slow or not slow'
-	$(BIN)/codespell README.md CONTRIBUTING.md CHANGELOG.md
+	$(BIN)/codespell docs README.md CONTRIBUTING.md CHANGELOG.md
 
 clean:
 	rm -rf $(VENV) build docs/made docs/site *.egg-info src/*.egg-info

@@ -1,5 +1,6 @@
 """How `make docs` builds the site: pages by hand, pages from the registries, tutorials that are run."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ project = "Scrubjay"
 author = copyright = "Scrubjay's maintainers"
 version = release = scrubjay.__version__
 extensions = ["sphinx.ext.autodoc", "myst_nb"]
-exclude_patterns = ["README.md"]
+exclude_patterns = ["package.md"]  # what a package index shows
 html_theme = "furo"
 html_title = "Scrubjay"
 html_static_path = ["static"]
@@ -27,6 +28,7 @@ myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 # Tutorials are run where they stand still as notebooks; what fails in one fails the build.
 nb_execution_mode = "force"
+nb_execution_in_temp = True  # in a folder that is empty, as for somebody new
 nb_execution_raise_on_error = True
 nb_execution_timeout = 180
 nb_execution_excludepatterns = ["made/*"]
@@ -42,6 +44,7 @@ def setup(app: Sphinx) -> None:
     """Write the pages that are made, before the others are read."""
     app.connect("config-inited", lambda app, _: write_pages(Path(app.srcdir) / "made"))
     app.connect("autodoc-process-docstring", _process)
+    app.connect("source-read", _give_files)
 
 
 def _process(app: Sphinx, what: Any, name: str, thing: object, options: object, lines: list[str]) -> None:
@@ -49,3 +52,8 @@ def _process(app: Sphinx, what: Any, name: str, thing: object, options: object, 
     escape_bars(lines)
     if what not in ("attribute", "property"):
         lines[:] = GoogleDocstring(lines, _NAPOLEON, app, what, name, thing, options).lines()
+
+
+def _give_files(app: Sphinx, page: str, source: list[str]) -> None:
+    """Let links to Markdown outside of `docs` give the file, which MyST would take for a page."""
+    source[0] = re.sub(r"\]\((\.\./\.\./[^)#]+\.md)\)", r"](path:\1)", source[0])

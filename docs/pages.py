@@ -50,8 +50,6 @@ def write_pages(folder: Path) -> None:
     _section(folder, "environments", "Environments", pages)
     _section(folder, "reference", "Reference", {face.replace(".", "-"): _reference(face) for face in _FACES})
     (folder / "leaderboard.md").write_text(leaderboard(scores), encoding="utf-8")
-    extending = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    (folder / "extending.md").write_text(_unlinked(extending), encoding="utf-8")
 
 
 def read_scores(results: Path) -> Iterator[Row]:
@@ -261,11 +259,6 @@ def _as_rst(markdown: str) -> str:
 def escape_bars(lines: list[str]) -> None:
     """Escape, in place, what docutils would take for the name of a substitution: |x|, outside of code."""
     lines[:] = [re.sub(r"\|(?=[^`]*(?:`[^`]*`[^`]*)*$)", r"\\|", line) for line in lines]
-
-
-def _unlinked(markdown: str) -> str:
-    """Return Markdown whose links to files beside it are names of these."""
-    return re.sub(r"\[([^\]]+)\]\((?!https?://|#)([^)]+)\)", r"\1 (`\2`)", markdown)
 
 
 def _facts(facts: Mapping[str, str]) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import io
+import os
 import random
 import subprocess
 import sys
@@ -25,6 +26,8 @@ TOGETHER = {
     "tests/memory/context/test_models.py": "smollm2",
     "tests/memory/heads/test_retrieval.py": "smollm2",
     "tests/memory/reading/test_infiniretri.py": "smollm2",
+    "tests/test_site.py": "wheel",  # setuptools builds in the tree, one at a time
+    "tests/test_wheel.py": "wheel",
 }
 
 
@@ -69,6 +72,31 @@ def modules_after():
         return set(done.stdout.rpartition("loaded:")[2].split())
 
     return run
+
+
+@pytest.fixture(scope="module")  # its event loop would be in the way of tests that have their own
+def browser(tmp_path_factory):
+    """A browser without a window that goes nowhere; skipped where there is none, but not on CI."""
+    from scrubjay.experiments.bench.pages import chromium
+
+    program, missing = chromium(), "no chromium: set CHROMIUM to one, or apt-get install chromium"
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        program, missing = None, "no playwright: pip install 'scrubjay[dev]'"
+    if program is None:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(missing)
+    with sync_playwright() as running:
+        context = running.chromium.launch_persistent_context(
+            tmp_path_factory.mktemp("browser"),
+            executable_path=program,
+            headless=True,
+            chromium_sandbox=False,
+            offline=True,
+            args=["--disable-background-networking", "--disable-component-update", "--no-first-run"],
+        )
+        yield context
+        context.close()
 
 
 @pytest.fixture

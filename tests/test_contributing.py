@@ -1,4 +1,4 @@
-"""What CONTRIBUTING tells to write, and the line to add: done here, the thing is there, and works."""
+"""What pages on extending tell to write, and the line to add: done here, the thing is there, and works."""
 
 import importlib.util
 import re
@@ -15,16 +15,18 @@ import scrubjay
 from scrubjay.experiments import Run, train
 from scrubjay.experiments.cli import main
 
-TEXT = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text()
+ROOT = Path(__file__).parent.parent
+PAGES = {path.stem: path.read_text() for path in sorted((ROOT / "docs" / "extending").glob("*.md"))}
 LIMIT = 3
 """Places that a new thing may touch."""
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """Return the module that CONTRIBUTING's snippets make together."""
+    """Return the module that all pages' snippets make together."""
     file = tmp_path_factory.mktemp("contributed") / "scrubjay_contributed.py"
-    file.write_text("\n".join(re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)))
+    shown = "\n".join(PAGES.values())
+    file.write_text("\n".join(re.findall(r"^```python\n(.*?)^```", shown, re.MULTILINE | re.DOTALL)))
     spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None
     assert spec.loader is not None
@@ -38,34 +40,35 @@ def written(tmp_path_factory):
         del scrubjay.experiments.RECIPES[name]
 
 
-def sections() -> dict[str, str]:
-    parts = re.split(r"^## (.*)$", TEXT, flags=re.MULTILINE)
-    return dict(zip(parts[1::2], parts[2::2], strict=True))
-
-
 @pytest.mark.parametrize(
-    ("title", "file"),
+    ("page", "file"),
     [
-        ("Add a memory", "memory/registry.py"),
-        ("Add a context policy", "memory/context/registry.py"),
-        ("Add an environment", "envs/registration.py"),
-        ("Add a learner", "agents/learners.py"),
-        ("Add an experiment", "experiments/kinds/__init__.py"),
-        ("Add a command", "experiments/commands/__init__.py"),
-        ("Add a tool", "agents/tools/registry.py"),
-        ("Add a kernel", "kernels/__init__.py"),
+        ("memory", "memory/registry.py"),
+        ("policy", "memory/context/registry.py"),
+        ("environment", "envs/registration.py"),
+        ("learner", "agents/learners.py"),
+        ("experiment", "experiments/kinds/__init__.py"),
+        ("command", "experiments/commands/__init__.py"),
+        ("tool", "agents/tools/registry.py"),
+        ("kernel", "kernels/__init__.py"),
     ],
 )
-def test_each_section_names_few_places_and_they_exist(title, file):
-    said = sections()[title]
-    root = Path(__file__).parent.parent
+def test_each_page_names_few_places_and_they_exist(page, file):
+    said = PAGES[page]
     lines = re.findall(r"^The line.*?(?=\n\n|\Z)", said, re.MULTILINE | re.DOTALL)
     named = [path for line in lines for path in re.findall(r"`([\w/]+\.py)`", line)]
     places = [path for path in dict.fromkeys(named) if not path.startswith("tests/")]
     assert file in places
     assert len(places) < LIMIT, f"with the new file itself more than {LIMIT}: {places}"
     for path in re.findall(r"`((?:\w+/)+(?:\w+\.py)?)`", said):
-        assert (root / path).exists(), path
+        assert (ROOT / path).exists(), path
+
+
+def test_every_page_is_listed_and_led_to():
+    listed = re.findall(r"\]\((\w+)\.md\)", PAGES["index"])
+    assert sorted([*listed, "index"]) == sorted(PAGES)
+    led_to = re.findall(r"\(docs/extending/(\w+)\.md\)", (ROOT / "CONTRIBUTING.md").read_text())
+    assert sorted(led_to) == sorted(PAGES)
 
 
 def test_the_memory(written, monkeypatch):

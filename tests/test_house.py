@@ -126,33 +126,3 @@ def test_the_version_is_the_installed_one():
     from importlib.metadata import version
 
     assert version("scrubjay") == scrubjay.__version__
-
-
-@pytest.mark.slow
-def test_a_wheel_holds_every_room(tmp_path):
-    import zipfile
-
-    build = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-deps",
-        "--wheel-dir",
-        str(tmp_path),
-        str(ROOT),
-    ]
-    subprocess.run(build, check=True, timeout=240)
-    (wheel,) = tmp_path.glob("*.whl")
-    names = set(zipfile.ZipFile(wheel).namelist())
-    pages = (f"experiments/looking/page.{ending}" for ending in ("html", "css", "js"))
-    for name in (
-        "py.typed",
-        "memory/hcam.py",
-        "kernels/retrieval/op.py",
-        "experiments/bench/envs.py",
-        *pages,
-    ):
-        assert f"scrubjay/{name}" in names
-    assert {name.partition("/")[0] for name in names if "dist-info" not in name} == {"scrubjay"}

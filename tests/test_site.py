@@ -1,6 +1,10 @@
-"""The site: `make docs` builds all of it without a warning, and no page loads anything from outside."""
+"""The site: `make docs` builds all of it without a warning, from the wheel as from here, and phones show it.
+
+So somebody new is tried, too: all tutorials run in empty folders on what a package index would give.
+"""
 
 import html.parser
+import os
 import re
 import subprocess
 import sys
@@ -14,6 +18,11 @@ from scrubjay.memory import context
 
 ROOT = Path(__file__).parent.parent
 FROM_OUTSIDE = re.compile(r"(?:url\(|@import\s+)['\"]?(?:https?:)?//[^)\s]*")
+
+LOOKED_AT = """() => ({
+    width: document.documentElement.scrollWidth,
+    broken: [...document.images].filter(one => one.complete && !one.naturalWidth).map(one => one.src),
+})"""
 
 
 class Page(html.parser.HTMLParser):
@@ -37,23 +46,65 @@ class Page(html.parser.HTMLParser):
             self.loads.append(given["href"])
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_the_site_is_whole_and_stands_alone(tmp_path):
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """Return the environment of somebody new: the package is the wheel, not the working tree."""
+    wheels, packages = tmp_path_factory.mktemp("wheels"), tmp_path_factory.mktemp("packages")
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", wheels, ROOT], check=True, timeout=240)
+    (wheel,) = wheels.glob("*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--target", packages, wheel], check=True, timeout=240)
+    environment = os.environ | {"PYTHONPATH": str(packages), "MPLBACKEND": "agg"}
+    asked = [sys.executable, "-P", "-c", "import scrubjay; print(scrubjay.__file__)"]
+    found = subprocess.run(asked, env=environment, capture_output=True, text=True, check=True, cwd="/")
+    assert Path(found.stdout.strip()).is_relative_to(packages)
+    return environment
+
+
+@pytest.fixture(scope="module")
+def site(installed, tmp_path_factory):
+    """Return the folder of the site: tutorials are run from the wheel, each in a folder that is empty."""
+    folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "sphinx", "--fail-on-warning", "--keep-going", "--quiet", "-b", "html"]
     built = subprocess.run(
-        [*command, "docs", tmp_path], cwd=ROOT, capture_output=True, text=True, check=False
+        [*command, "docs", folder], cwd=ROOT, env=installed, capture_output=True, text=True, check=False
     )
     assert built.returncode == 0, built.stderr[-3000:]
-    pages = {path.relative_to(tmp_path).as_posix(): Page(path) for path in tmp_path.rglob("*.html")}
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_site_is_whole_and_stands_alone(site):
+    pages = {path.relative_to(site).as_posix(): Page(path) for path in site.rglob("*.html")}
     for name, page in pages.items():
-        loads_nothing_from_outside(tmp_path / name, page)
-        leads_to_places_that_are_there(tmp_path / name, page, pages, tmp_path)
-    for sheet in tmp_path.rglob("*.css"):
+        loads_nothing_from_outside(site / name, page)
+        leads_to_places_that_are_there(site / name, page, pages, site)
+    for sheet in site.rglob("*.css"):
         assert not FROM_OUTSIDE.findall(sheet.read_text(encoding="utf-8")), sheet.name
     has_a_page_for_all_that_is_registered(pages)
     for name in ("own", "book", "agent", "team", "sweep"):
         assert pages[f"tutorials/{name}.html"].text.count("cell_output") >= 2, name
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_every_page_fits_a_phone(site, browser):
+    """None scrolls sideways, lacks a picture, or complains."""
+    page = browser.new_page()
+    page.set_viewport_size({"width": 390, "height": 800})
+    complaints: list[str] = []
+    page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    wrong = {}
+    for path in sorted(site.rglob("*.html")):
+        page.goto(path.as_uri(), wait_until="load")
+        found = page.evaluate(LOOKED_AT)
+        if found["width"] > 390 or found["broken"] or complaints:
+            wrong[path.relative_to(site).as_posix()] = found | {"complaints": list(complaints)}
+        complaints.clear()
+    page.close()
+    assert not wrong
 
 
 def loads_nothing_from_outside(path: Path, page: Page) -> None:

@@ -1,8 +1,7 @@
-"""Traces and a browser to look at them with."""
+"""Traces, and pages of them opened in a browser."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import torch
 
 from scrubjay.agents.rl.policy import PolicyConfig
 from scrubjay.experiments import EnvConfig
-from scrubjay.experiments.bench.pages import chromium
 from scrubjay.experiments.looking.episode import trace_episode
 from scrubjay.memory import make_config
 
@@ -29,29 +27,6 @@ def episode():
     """A short maze with a memory of chunks."""
     env = EnvConfig("scrubjay/TMaze-v0", {"corridor_length": 12})
     return trace_episode(policy_for(env, "hcam", chunk_size=3, num_chunks=4, top_k=2), env)
-
-
-@pytest.fixture(scope="session")
-def browser(tmp_path_factory):
-    """A browser without a window that goes nowhere; skipped where there is none, but not on CI."""
-    program, missing = chromium(), "no chromium: set CHROMIUM to one, or apt-get install chromium"
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        program, missing = None, "no playwright: pip install 'scrubjay[dev]'"
-    if program is None:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(missing)
-    with sync_playwright() as running:
-        context = running.chromium.launch_persistent_context(
-            tmp_path_factory.mktemp("browser"),
-            executable_path=program,
-            headless=True,
-            chromium_sandbox=False,
-            offline=True,
-            args=["--disable-background-networking", "--disable-component-update", "--no-first-run"],
-        )
-        yield context
-        context.close()
 
 
 @pytest.fixture

@@ -1,0 +1,57 @@
+"""What is published: a wheel that holds every room, and a page that a package index can show."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_every_room(tmp_path):
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--wheel-dir",
+        str(tmp_path),
+        str(ROOT),
+    ]
+    subprocess.run(build, check=True, timeout=240)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    pages = (f"experiments/looking/page.{ending}" for ending in ("html", "css", "js"))
+    for name in (
+        "py.typed",
+        "memory/hcam.py",
+        "kernels/retrieval/op.py",
+        "experiments/bench/envs.py",
+        *pages,
+    ):
+        assert f"scrubjay/{name}" in names
+    assert {name.partition("/")[0] for name in names if "dist-info" not in name} == {"scrubjay"}
+
+
+@pytest.mark.slow
+def test_what_is_published_passes_the_checks_of_an_index(tmp_path):
+    """A wheel and a source distribution, whose page shows without pictures and links that lead nowhere."""
+    if not all(importlib.util.find_spec(name) for name in ("build", "twine")):
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("needs 'scrubjay[dev]'")
+    build = [sys.executable, "-P", "-m", "build", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True, timeout=240)
+    published = sorted(map(str, tmp_path.iterdir()))
+    assert [name.rpartition(".")[2] for name in published] == ["whl", "gz"]
+    check = [sys.executable, "-P", "-m", "twine", "check", "--strict", *published]
+    done = subprocess.run(check, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stdout
+    for target in re.findall(r"\]\(([^)]+)\)", (ROOT / "docs" / "package.md").read_text()):
+        assert target.startswith("https://"), target
