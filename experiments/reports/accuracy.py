@@ -81,16 +81,13 @@ def plot_state(runs: Sequence[Run], out: Path | str) -> Path:
         def state_bytes(label: str, panel: list[Run] = panel) -> int:
             return next(run.result["state_bytes"] for run in panel if labels[run] == label)
 
-        # Names by turns above and below, since sizes may be close.
-        for place, label in enumerate(sorted({labels[run] for run in panel}, key=state_bytes)):
+        for label in sorted({labels[run] for run in panel}, key=state_bytes):
             own = [run.result for run in panel if labels[run] == label]
             scores = [result["success"] for result in own]
             mean = float(np.mean(scores))
             spread = [[mean - min(scores)], [max(scores) - mean]]
-            size = state_bytes(label)
-            axes.errorbar([size], [mean], spread, marker="o", color=shades[label], label=label, capsize=3)
-            offset = (6, -12 if place % 2 else 5)
-            axes.annotate(label, (size, mean), xytext=offset, textcoords="offset points", fontsize=8)
+            at = [state_bytes(label)], [mean]
+            axes.errorbar(*at, spread, marker="o", color=shades[label], label=label, capsize=3)
         axes.axhline(config.success_without_memory, color="grey", linestyle="--", linewidth=1)
         axes.set_xscale("log")
         axes.margins(x=0.15)
@@ -99,6 +96,7 @@ def plot_state(runs: Sequence[Run], out: Path | str) -> Path:
         axes.set_xlabel("bytes of state of one sequence")
         axes.set_ylabel(_ANSWERED)
         axes.grid(alpha=0.3)
+        beside(axes)  # by bytes: names at points would cover each other, since sizes are close
     return save_figure(figure, out)
 
 

@@ -68,4 +68,4 @@ def test_a_contenders_point_is_its_mean_with_least_and_most_at_its_state(drawn):
         points[container.get_label()] = (*line.get_xydata()[0].tolist(), *bars.get_segments()[0][:, 1])
     np.testing.assert_allclose(points["gru"], (512, 0.7, 0.6, 0.8))
     np.testing.assert_allclose(points["none"], (64, 0.1, 0.1, 0.1))
-    assert [text.get_text() for text in axes.texts] == ["none", "gru"]  # by their state
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["none", "gru"]  # by their state
