@@ -42,17 +42,24 @@ class InspectOptions:
     """Tokens that the policy keeps, where it has a budget."""
     prompt: int | None = None
     """Tokens that it reads at once, as a prompt; the rest come one by one. Default: half of all."""
+    question: str | None = None
+    """The page shows instead how InfiniRetri reads all of the text for this question, and the answer."""
+    chunk: int = 512
+    """Tokens that it reads at once, and keeps at most."""
 
 
 def run(words: Sequence[str]) -> int:
-    """`scrubjay inspect MODEL --text FILE [--layers N ...] [--out PNG] [--look PAGE [--policy NAME]]`."""
+    """`scrubjay inspect MODEL --text FILE [--layers N ...] [--look PAGE [--policy NAME | --question Q]]`."""
     options = parse(InspectOptions, words, "scrubjay inspect")
     from scrubjay.experiments.reports.attention import inspect_model
 
     with bad_input():
-        if options.policy is not None and options.look is None:
+        for name, value in (("policy", options.policy), ("question", options.question)):
+            if value is not None and options.look is None:
+                raise ValueError(f"{name}={value!r}: its page needs a file, as --look {name}.html")
+        if options.policy is not None and options.question is not None:
             raise ValueError(
-                f"policy={options.policy!r}: its page needs a file, as --look {options.policy}.html"
+                f"question={options.question!r} and policy={options.policy!r}: a page is of one of them"
             )
         policy = _policy(options)
         if options.look is not None:
@@ -62,6 +69,9 @@ def run(words: Sequence[str]) -> int:
         seen = inspect_model(options.model, options.text, options.layers, options.tokens, options.out)
         if options.look is not None:
             title = f"{options.model} reads {options.text.name}"
+            if options.question is not None:
+                _retrieved(seen, options, f"{title} for a question")
+                return 0
             if policy is not None:
                 trace = _kept(seen, policy, options.prompt, f"{title} under {options.policy}")
             else:
@@ -98,3 +108,30 @@ def _kept(seen: Inspected, policy: ContextPolicy, prompt: int | None, title: str
         return trace_keeping(
             seen.model, seen.tokenizer, cache, seen.tokens, at_once, title, seen.retrieval, on_token
         )
+
+
+def _retrieved(seen: Inspected, options: InspectOptions, title: str) -> None:
+    """Read the text for the question, and write the page, at Ctrl-C of what was read by then."""
+    from scrubjay.experiments.looking.look import Look
+    from scrubjay.experiments.looking.retrieving import Retrieving
+    from scrubjay.experiments.runs.reading import read_text
+    from scrubjay.memory.reading.infiniretri import InfiniRetri
+
+    assert options.question is not None
+    assert options.look is not None
+    layer = seen.retrieval.best_layer()
+    reader = InfiniRetri(
+        seen.model,
+        seen.tokenizer,
+        chunk_tokens=options.chunk,
+        layer=layer,
+        heads=seen.retrieval.of_layer(layer),
+    )
+    noted, found = Retrieving(reader, options.question), None
+    try:
+        found = reader.read(read_text(options.text), options.question, on_chunk=noted.note)
+        print(one_line(f"answer: {found.answer}"))
+    finally:
+        if noted:
+            Look(noted.trace(title, found)).save(options.look)
+            print(one_line(f"page: {options.look}"))

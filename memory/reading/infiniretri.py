@@ -15,10 +15,10 @@ summed, so that it does not smear into the first sentence, as phrases do not int
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -47,6 +47,16 @@ class Retrieved:
     """What the model answers from them."""
     tokens_read: int
     """Length of the text."""
+
+
+class Judged(NamedTuple):
+    """What became of sentences that were read at once: of those kept before, and behind them of a chunk's."""
+
+    sentences: tuple[Sentence, ...]
+    scores: tuple[float, ...]
+    """Of each, that of its best token."""
+    kept: tuple[int, ...]
+    """Which of them are kept, in the text's order."""
 
 
 class InfiniRetri:
@@ -102,8 +112,11 @@ class InfiniRetri:
         state: Path | str | None = None,
         max_new_tokens: int = 64,
         progress: bool = True,
+        on_chunk: Callable[[Judged], None] = lambda judged: None,
     ) -> Retrieved:
         """Read a text, or pieces of one that may be cut anywhere, and answer the question from what was kept.
+
+        `on_chunk` is told what became of every chunk.
 
         With `state`, a file, the place reached is saved every few seconds and at Ctrl-C; the same call goes
         on from there. Raises ValueError if the file belongs to another text, question or setting.
@@ -112,8 +125,9 @@ class InfiniRetri:
         length = len(text) if isinstance(text, str) else None
         with Watch(bookmark, length, enabled=progress) as watch:
             for chunk in self._chunks(bookmark.parts(split_sentences(text), self._cut)):
-                kept = self.select([*bookmark.place.kept, *chunk], question)
-                bookmark.turn(chunk, kept)
+                judged = self.judge([*bookmark.place.kept, *chunk], question)
+                bookmark.turn(chunk, [judged.sentences[at] for at in judged.kept])
+                on_chunk(judged)
                 watch.update()
         sentences = bookmark.place.kept
         return Retrieved(
@@ -122,8 +136,8 @@ class InfiniRetri:
             bookmark.place.tokens,
         )
 
-    def select(self, sentences: Sequence[Sentence], question: str) -> list[Sentence]:
-        """Return the sentences to keep of these, in their order."""
+    def judge(self, sentences: Sequence[Sentence], question: str) -> Judged:
+        """Read these sentences before the question, and say which of them to keep."""
         before, asked, _ = self._prompt(question)
         tokens = [token for sentence in sentences for token in sentence.tokens]
         read = before + tokens + asked
@@ -136,8 +150,10 @@ class InfiniRetri:
         weights = attention_weights(self.model, prompt, {self.layer: self.heads}, rows)[self.layer][0]
         if self.row_weights == "own":
             weights = weights * weights[..., rows].sum(dim=(0, 2)).square()[:, None]
-        scores = phrase_scores(weights, len(before), [len(s.tokens) for s in sentences], self.phrase)
-        return _keep(sentences, scores, self.top_k, self.chunk_tokens)
+        lengths = [len(sentence.tokens) for sentence in sentences]
+        scores = phrase_scores(weights, len(before), lengths, self.phrase)
+        best_of = tuple(float(part.amax()) if len(part) else 0.0 for part in scores.split(lengths))
+        return Judged(tuple(sentences), best_of, _keep(lengths, scores, self.top_k, self.chunk_tokens))
 
     def _chunks(self, sentences: Iterable[Sentence]) -> Iterator[list[Sentence]]:
         """Give lists of whole sentences of together at most `chunk_tokens`."""
@@ -212,18 +228,18 @@ def phrase_scores(
 
 
 def _keep(
-    sentences: Sequence[Sentence], scores: Float[Tensor, "tokens"], top_k: int, most_tokens: int
-) -> list[Sentence]:
-    """Return the sentences of the `top_k` best tokens, in order.
+    lengths: Sequence[int], scores: Float[Tensor, "tokens"], top_k: int, most_tokens: int
+) -> tuple[int, ...]:
+    """Return which sentences own the `top_k` best tokens, in order.
 
     Those of the best that fit into `most_tokens`.
     """
-    owner = [at for at, sentence in enumerate(sentences) for _ in sentence.tokens]
+    owner = [at for at, length in enumerate(lengths) for _ in range(length)]
     kept: dict[int, None] = {}
     left = most_tokens
     for token in best(scores, top_k).tolist():
-        size = len(sentences[owner[token]].tokens)
+        size = lengths[owner[token]]
         if owner[token] not in kept and size <= left:
             kept[owner[token]] = None
             left -= size
-    return [sentences[at] for at in sorted(kept)]
+    return tuple(sorted(kept))

@@ -97,31 +97,40 @@ def test_a_passes_prompt_does_not_grow_with_the_text(reader, monkeypatch):
 
 def test_what_stands_after_the_question_changes_nothing(reader, monkeypatch):
     sentences = [part for text in split_sentences(TEXT) for part in reader._cut(text)][:12]
-    scores = []
-
-    def noted(sentences, scored, *sizes):
-        scores.append(scored)
-        return keep(sentences, scored, *sizes)
-
-    keep = infiniretri._keep
-    monkeypatch.setattr(infiniretri, "_keep", noted)
-    filled = reader.select(sentences, "Which?")
+    filled = reader.judge(sentences, "Which?")
     monkeypatch.setattr(infiniretri, "_LENGTHS_APART", 1)
-    assert reader.select(sentences, "Which?") == filled
-    torch.testing.assert_close(*scores, atol=1e-5, rtol=1e-4)
+    bare = reader.judge(sentences, "Which?")
+    assert bare.kept == filled.kept
+    torch.testing.assert_close(bare.scores, filled.scores, atol=1e-5, rtol=1e-4)
+
+
+def test_every_chunk_is_told_of_with_what_was_kept_before(reader):
+    told = []
+    found = reader.read(TEXT, "Which?", progress=False, max_new_tokens=1, on_chunk=told.append)
+    before = ()
+    for judged in told:
+        assert judged.sentences[: len(before)] == before
+        assert len(judged.scores) == len(judged.sentences)
+        # Of the best sentences none is passed over for a worse one, unless it does not fit.
+        worst = min(judged.scores[at] for at in judged.kept)
+        room = 48 - sum(len(judged.sentences[at].tokens) for at in judged.kept)
+        passed = set(range(len(judged.sentences))) - set(judged.kept)
+        assert all(judged.scores[at] <= worst or len(judged.sentences[at].tokens) > room for at in passed)
+        before = tuple(judged.sentences[at] for at in judged.kept)
+    assert found.sentences == tuple(sentence.text.strip() for sentence in before)
 
 
 def test_reading_goes_on_where_it_was_stopped(reader, tmp_path, monkeypatch):
     whole = reader.read(TEXT, "Which?", progress=False, max_new_tokens=3)
     state = tmp_path / "deep" / "place.json"
-    select, calls = InfiniRetri.select, itertools.count()
+    judge, calls = InfiniRetri.judge, itertools.count()
 
     def stopped(*arguments):
         if next(calls) in (4, 9):
             raise KeyboardInterrupt
-        return select(*arguments)
+        return judge(*arguments)
 
-    monkeypatch.setattr(InfiniRetri, "select", stopped)
+    monkeypatch.setattr(InfiniRetri, "judge", stopped)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             reader.read(TEXT, "Which?", state=state, progress=False)

@@ -1,0 +1,93 @@
+"""InfiniRetri's reading as a trace: what it kept is what is shown, at every chunk and at the end."""
+
+import pytest
+
+pytest.importorskip("transformers")
+
+from scrubjay.experiments.cli import main
+from scrubjay.experiments.looking.page import page
+from scrubjay.experiments.looking.retrieving import Retrieving
+from scrubjay.experiments.looking.trace import from_json, read_trace, to_json
+from scrubjay.memory.reading.infiniretri import InfiniRetri
+
+TEXT = " ".join(f"Jay {number} hid <b>worm {number}</b> here." for number in range(30))
+
+
+@pytest.fixture
+def read(tiny_chat):
+    reader = InfiniRetri(*tiny_chat, chunk_tokens=48, top_k=6, phrase=4, layer=0, heads=[0])
+    noted, told = Retrieving(reader, "Where?"), []
+
+    def note(judged):
+        told.append(judged)
+        noted.note(judged)
+
+    found = reader.read(TEXT, "Where?", progress=False, max_new_tokens=3, on_chunk=note)
+    return noted, told, found
+
+
+def test_what_is_shown_is_what_was_kept(read):
+    noted, told, found = read
+    trace = noted.trace("a text", found)
+    assert from_json(to_json(trace)) == trace
+    assert "".join(step.text for step in trace.steps) == TEXT
+    moments = [step for step in trace.steps if step.recalled]
+    assert len(moments) == len(told) > 2
+    for step, judged in zip(moments, told, strict=True):
+        (kept,) = step.recalled
+        assert kept.name == "kept"
+        sentences = [judged.sentences[at] for at in judged.kept]
+        assert [trace.steps[at].text for at in kept.steps] == [one.text for one in sentences]
+        # The best that is kept shows most.
+        best = max(judged.scores[at] for at in judged.kept)
+        assert kept.most == pytest.approx(best)
+    last = moments[-1].recalled[0].steps
+    assert tuple(trace.steps[at].text.strip() for at in last) == found.sentences
+    assert trace.about["answer"] == found.answer
+
+
+def test_stopped_it_shows_what_was_read_by_then(read):
+    noted, told, _ = read
+    half = Retrieving(noted._reader, "Where?")
+    assert not half
+    for judged in told[:2]:
+        half.note(judged)
+    trace = half.trace("a text")
+    assert TEXT.startswith("".join(step.text for step in trace.steps))
+    assert "answer" not in trace.about
+
+
+def test_a_browser_shows_it(read, opened):
+    noted, _, found = read
+    shown = opened(page(noted.trace("a text", found)))
+    assert shown.evaluate("document.querySelectorAll('b').length") == 0
+    classes = shown.evaluate("[...document.querySelectorAll('#said .word')].map((word) => word.className)")
+    kept = sum("dropped" not in names for names in classes)
+    assert kept == len(found.sentences)
+    assert "kept no more" in shown.inner_text("#legend")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--question", "Who?"], "question='Who?': its page needs a file"),
+        (["--question", "Who?", "--policy", "sinks", "--look", "a.html"], "a page is of one of them"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_read(words, told, capsys):
+    assert main(["inspect", "nowhere", "--text", "nowhere.txt", *words]) == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_inspect_finds_the_sentence_and_shows_it(smollm2, tmp_path, capsys):
+    hay = [f"The river number {number} runs slowly to the grey sea." for number in range(120)]
+    hay.insert(40, "The secret word of the jay is marmalade.")
+    (tmp_path / "text.txt").write_text(" ".join(hay))
+    words = ["inspect", "smollm2", "--text", str(tmp_path / "text.txt"), "--tokens", "20"]
+    words += ["--out", str(tmp_path / "maps.png"), "--look", str(tmp_path / "read.json")]
+    assert main([*words, "--question", "What is the secret word of the jay?", "--chunk", "256"]) == 0
+    trace = read_trace(tmp_path / "read.json")
+    kept = trace.steps[-1].recalled[0]
+    assert "marmalade" in trace.steps[kept.steps[kept.weights.argmax()]].text
+    assert "marmalade" in capsys.readouterr().out.lower()
