@@ -20,14 +20,14 @@ one pass. The auxiliary loss `verifier` is that paper's; a policy with `skip` se
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from scrubjay.memory.contract.base import Memory, MemoryConfig, State
+from scrubjay.memory.contract.base import LATER, Memory, MemoryConfig, State
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.contract.nested import named, part_of
 from scrubjay.memory.contract.recalled import Read, Recalled
@@ -74,7 +74,7 @@ class HCAMConfig(WindowOptions, MemoryConfig):
     """Previous steps seen by local attention, at least `chunk_size`, which is the default."""
     stop_memory_gradient: bool = True
     """Whether what is stored is cut from the graph, as in the paper."""
-    bottleneck: bool = False
+    bottleneck: bool = field(default=False, metadata=LATER)
     """Whether a block passes on what it read alone, a few chunks, in answer to its input."""
 
     def __post_init__(self) -> None:

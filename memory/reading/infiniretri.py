@@ -116,10 +116,17 @@ class InfiniRetri:
     ) -> Retrieved:
         """Read a text, or pieces of one that may be cut anywhere, and answer the question from what was kept.
 
-        `on_chunk` is told what became of every chunk.
+        Args:
+            text: The text.
+            question: What is asked of it.
+            state: A file, where the place reached is saved every few seconds and at Ctrl-C; the same call
+                goes on from there.
+            max_new_tokens: Tokens of the answer at most.
+            progress: Whether to show how far it has read.
+            on_chunk: Is told what became of every chunk.
 
-        With `state`, a file, the place reached is saved every few seconds and at Ctrl-C; the same call goes
-        on from there. Raises ValueError if the file belongs to another text, question or setting.
+        Raises:
+            ValueError: if the file belongs to another text, question or setting.
         """
         bookmark = Bookmark(None if state is None else Path(state), self._settings(question))
         length = len(text) if isinstance(text, str) else None

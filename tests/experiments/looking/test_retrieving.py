@@ -4,10 +4,9 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from scrubjay.experiments.cli import main
 from scrubjay.experiments.looking.page import page
 from scrubjay.experiments.looking.retrieving import Retrieving
-from scrubjay.experiments.looking.trace import from_json, read_trace, to_json
+from scrubjay.experiments.looking.trace import from_json, to_json
 from scrubjay.memory.reading.infiniretri import InfiniRetri
 
 TEXT = " ".join(f"Jay {number} hid <b>worm {number}</b> here." for number in range(30))
@@ -65,29 +64,3 @@ def test_a_browser_shows_it(read, opened):
     kept = sum("dropped" not in names for names in classes)
     assert kept == len(found.sentences)
     assert "kept no more" in shown.inner_text("#legend")
-
-
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (["--question", "Who?"], "question='Who?': its page needs a file"),
-        (["--question", "Who?", "--policy", "sinks", "--look", "a.html"], "a page is of one of them"),
-    ],
-)
-def test_what_cannot_be_is_refused_before_anything_is_read(words, told, capsys):
-    assert main(["inspect", "nowhere", "--text", "nowhere.txt", *words]) == 2
-    assert told in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_inspect_finds_the_sentence_and_shows_it(smollm2, tmp_path, capsys):
-    hay = [f"The river number {number} runs slowly to the grey sea." for number in range(120)]
-    hay.insert(40, "The secret word of the jay is marmalade.")
-    (tmp_path / "text.txt").write_text(" ".join(hay))
-    words = ["inspect", "smollm2", "--text", str(tmp_path / "text.txt"), "--tokens", "20"]
-    words += ["--out", str(tmp_path / "maps.png"), "--look", str(tmp_path / "read.json")]
-    assert main([*words, "--question", "What is the secret word of the jay?", "--chunk", "256"]) == 0
-    trace = read_trace(tmp_path / "read.json")
-    kept = trace.steps[-1].recalled[0]
-    assert "marmalade" in trace.steps[kept.steps[kept.weights.argmax()]].text
-    assert "marmalade" in capsys.readouterr().out.lower()
