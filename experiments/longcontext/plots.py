@@ -16,7 +16,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from scrubjay.experiments.longcontext.curve import Curve
 from scrubjay.experiments.reports.colours import colours
-from scrubjay.experiments.reports.curves import figure_of, save_figure
+from scrubjay.experiments.reports.curves import beside, figure_of, save_figure
 
 _BINS = 40
 
@@ -50,7 +50,7 @@ def plot_perplexity(curves: dict[str, Curve], out: Path | str) -> Path:
         axes.xaxis.set_major_formatter(_short)
     for axes in (speed, memory):
         axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
-    quality.legend(frameon=False)
+    beside(memory)
     return save_figure(figure, out)
 
 
@@ -122,7 +122,7 @@ def plot_speed(rows: Sequence[dict[str, Any]], out: Path | str) -> Path:
     axes.set_xlabel("tokens read before")
     axes.set_ylabel("CPU ms/token, median, least and most")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    beside(axes)
     return save_figure(figure, out)
 
 

@@ -34,7 +34,7 @@ from scrubjay.agents.language.text import is_question
 from scrubjay.experiments.language.conversations import Conversation, Reminder, remind
 from scrubjay.experiments.quality.probe import run_probe
 from scrubjay.experiments.reports.colours import colours
-from scrubjay.experiments.reports.curves import figure_of, save_figure
+from scrubjay.experiments.reports.curves import beside, figure_of, save_figure
 from scrubjay.experiments.runs.cost import resident_bytes, stopwatch
 from scrubjay.experiments.runs.directory import write_atomically
 from scrubjay.experiments.runs.progress import ProgressDisplay
@@ -429,7 +429,7 @@ def _plot(held: Held, out: Path) -> Path:
         axes.set_xlim(left=0)
         axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
         axes.grid(alpha=0.3)
-    figure.axes[0].legend(frameon=False)
+    beside(figure.axes[-1])
     return save_figure(figure, out)
 
 

@@ -192,7 +192,7 @@ def _by_layer(axes: Axes, values: Float[Tensor, "layers heads"], layers: list[in
     axes.plot(layers, values.mean(dim=1).tolist(), marker=".", label="their mean")
     axes.set_title(name)
     axes.set_xlabel("layer")
-    axes.legend(loc="best")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncol=2, frameon=False)
 
 
 def _table(axes: Axes, values: Sequence[Sequence[float]], title: str, layers: list[int]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from scrubjay.experiments.reports.colours import colours
-from scrubjay.experiments.reports.curves import figure_of, save_figure
+from scrubjay.experiments.reports.curves import beside, figure_of, save_figure
 
 _MEASURES = {
     "episodic_return": "return per episode, over all agents",
@@ -41,5 +41,5 @@ def plot_sizes(scores: Mapping[str, BySize], size: str, trained: int, out: Path 
         axes.set_xlabel(f"{size.replace('_', ' ')} in the test")
         axes.set_ylabel(said)
         axes.grid(alpha=0.3)
-    panels[0].legend(frameon=False)
+    beside(panels[-1])
     return save_figure(figure, out)
