@@ -18,6 +18,7 @@ from scrubjay.agents.rl.learner import LearnerConfig
 from scrubjay.agents.rl.optimizers import adam, restore, take_step
 from scrubjay.agents.rl.peers import Alone
 from scrubjay.agents.rl.policy import Policy
+from scrubjay.agents.rl.reward_scale import RewardScale
 from scrubjay.agents.rl.segment import Segment
 from scrubjay.memory.serialization import LATER
 
@@ -57,6 +58,9 @@ class PPOConfig(LearnerConfig):
     """Whether to bring advantages to mean 0 and deviation 1 over the whole batch."""
     least_deviation: float = field(default=0.0, metadata=LATER)
     """Deviation below which they are not stretched to 1: where nothing is left to learn, they are noise."""
+    scale_rewards: bool = field(default=False, metadata=LATER)
+    """Whether rewards are brought to the scale of their returns, so that their unit does not matter; values,
+    and losses of them, are of that scale."""
     target_kl: float | None = None
     """Divergence from the sampling policy, in nats, after which the remaining passes are skipped."""
     anneal: bool = field(default=False, metadata=LATER)
@@ -146,12 +150,15 @@ class PPO:
         self._parameters = list(policy.parameters())
         self.optimizer = adam(self._parameters, self.config.learning_rate)
         self.generator = torch.Generator().manual_seed(seed)
+        self._scale = RewardScale(self.config.gamma, self.peers) if self.config.scale_rewards else None
 
     def update(self, segment: Segment) -> dict[str, float]:
         """Take `epochs * num_minibatches` gradient steps; return the means of what was measured.
 
         Raises ValueError if the segment has fewer rows than there are minibatches.
         """
+        if self._scale is not None:
+            segment = self._scale(segment)
         advantages, returns = self.advantages(segment)
         first, total = self.peers.place(segment.num_rows)
         rate = self._set_learning_rate()
@@ -261,11 +268,12 @@ class PPO:
     def get_state(self) -> dict[str, Any]:
         """Return what the learner knows besides the policy's weights, as tensors and plain values."""
         # Copied, since the optimizer hands out the very tensors that its next step overwrites.
-        state = {
+        return {
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "generator": self.generator.get_state(),
+            **({"steps": self.steps} if self.config.anneal else {}),
+            **({"reward_scale": self._scale.get_state()} if self._scale is not None else {}),
         }
-        return {**state, "steps": self.steps} if self.config.anneal else state
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on from what `get_state` returned."""
@@ -275,6 +283,8 @@ class PPO:
         if type(steps) is not int or steps < 0:
             raise ValueError(f"steps={steps!r:.40} of the learner: expected a number of steps")
         self.steps = steps
+        if self._scale is not None:
+            self._scale.set_state(state.get("reward_scale"))
 
     def _set_learning_rate(self) -> float:
         """Set the rate of the next update, and return it; once it has fallen the last one stays."""

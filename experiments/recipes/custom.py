@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from scrubjay.agents.rl.policy import PolicyConfig
+from scrubjay.agents.rl.ppo import PPOConfig
 from scrubjay.experiments.kinds.reinforcement import TrainConfig
 from scrubjay.experiments.kinds.team import TeamTaskConfig
 from scrubjay.experiments.recipes.methods import with_method
@@ -15,7 +16,11 @@ from scrubjay.memory import make_config
 @recipe("ppo")
 def ppo() -> TrainConfig:
     """Any gymnasium environment: `scrubjay train ppo --env ID|module:callable`."""
-    return TrainConfig(env=EnvConfig(""), policy=PolicyConfig(memory=make_config("gru", dim=64)))
+    return TrainConfig(
+        env=EnvConfig(""),
+        policy=PolicyConfig(memory=make_config("gru", dim=64)),
+        ppo=PPOConfig(scale_rewards=True),
+    )
 
 
 @recipe("team")

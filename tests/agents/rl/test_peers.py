@@ -65,7 +65,7 @@ def updated(policy, segment, config, peers):
 @pytest.mark.parametrize("memory", list_memories())
 def test_two_learners_update_as_one(memory, tmp_path):
     policy, segment = sampled(memory)
-    config = dataclasses.replace(CONFIG, reconstruction_coefficient=0.5)
+    config = dataclasses.replace(CONFIG, reconstruction_coefficient=0.5, scale_rewards=True)
     expected_metrics, expected = updated(policy, segment, config, Alone())
     # So uneven that some minibatches have no row of the second learner.
     shares = [torch.arange(6), torch.tensor([6])]

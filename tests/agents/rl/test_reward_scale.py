@@ -1,0 +1,83 @@
+"""Rewards' unit does not matter: laws of the scale, and of learning under it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from scrubjay.agents import PPO, PPOConfig
+from scrubjay.agents.rl.peers import Alone
+from scrubjay.agents.rl.reward_scale import RewardScale
+
+from .test_peers import sampled
+
+CONFIG = PPOConfig(epochs=2, num_minibatches=2, scale_rewards=True)
+
+
+def scaled_by(segment: Any, factor: float) -> Any:
+    return replace(segment, rewards=segment.rewards * factor)
+
+
+def test_it_is_the_root_mean_square_of_discounted_returns() -> None:
+    _, segment = sampled("none")
+    rewards = torch.tensor([[1.0, 0.0, 2.0]])
+    never = torch.zeros(1, 3, dtype=torch.bool)
+    ends = torch.tensor([[False, True, False]])
+    given = replace(segment, rewards=rewards, values=torch.ones(1, 3), terminated=ends, truncated=never)
+    scale = RewardScale(0.5, Alone())
+    # Returns 1, 0 and 2: nothing crosses the end of an episode, and values count nothing.
+    torch.testing.assert_close(scale(given).rewards, rewards / (5 / 3) ** 0.5)
+    # Then 1 + 0 / 2 + 2 / 4, 1 and 2; of both segments alike.
+    second = replace(given, terminated=never)
+    torch.testing.assert_close(scale(second).rewards, rewards / ((5 / 3 + (1.5**2 + 1 + 4) / 3) / 2) ** 0.5)
+
+
+@pytest.mark.parametrize("factor", [2.0**-20, 64.0])
+def test_the_unit_of_rewards_changes_not_a_bit(factor: float) -> None:
+    learned = {}
+    for unit in (1.0, factor):
+        policy, segment = sampled("gru")
+        learner = PPO(policy, CONFIG, seed=1)
+        metrics = [learner.update(scaled_by(segment, unit)) for _ in range(3)]
+        learned[unit] = metrics, policy.state_dict()
+    assert learned[1.0][0] == learned[factor][0]
+    assert all(torch.equal(value, learned[factor][1][name]) for name, value in learned[1.0][1].items())
+
+
+def test_without_a_reward_nothing_is_divided() -> None:
+    policy, segment = sampled("gru")
+    silent = scaled_by(segment, 0.0)
+    learner = PPO(policy, CONFIG, seed=1)
+    assert all(map(math.isfinite, learner.update(silent).values()))
+    assert RewardScale(0.99, Alone())(silent) is silent
+
+
+def test_a_restored_learner_goes_on_with_the_same_scale() -> None:
+    policy, segment = sampled("gru")
+    learner = PPO(policy, CONFIG, seed=1)
+    learner.update(segment)
+    again_policy, _ = sampled("gru")
+    again_policy.load_state_dict(policy.state_dict())
+    again = PPO(again_policy, CONFIG, seed=2)
+    again.set_state(learner.get_state())
+    other = scaled_by(segment, 3.0)
+    assert learner.update(other) == again.update(other)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        None,
+        {},
+        {"total": -1.0, "segments": 1},
+        {"total": float("nan"), "segments": 1},
+        {"total": 1.0, "segments": "1"},
+    ],
+)
+def test_a_state_that_cannot_be_is_refused(state: Any) -> None:
+    with pytest.raises(ValueError, match="reward scale of"):
+        RewardScale(0.99, Alone()).set_state(state)
