@@ -85,7 +85,7 @@ def test_rows_count_by_what_they_attend_to_the_question(with_bos, monkeypatch):
     monkeypatch.setattr(infiniretri, "phrase_scores", told)
     reader = InfiniRetri(model, tokenizer, chunk_tokens=60, layer=1, heads=[0, 1], row_weights="own")
     sentences = reader._cut("The jay hid a nut.")
-    reader.select(sentences, "Where?")
+    reader.judge(sentences, "Where?")
     before, asked, _ = reader._prompt("Where?")
     first = len(before) + len(sentences[0].tokens)
     weights = captured[0][0]
