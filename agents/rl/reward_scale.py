@@ -16,10 +16,10 @@ from scrubjay.agents.rl.segment import Segment
 class RewardScale:
     """Divides rewards by the root mean square of the discounted returns of all segments so far.
 
-    A critic that must tell numbers in the tens from features near 1 takes long to reach them, and its error
-    takes all of a shortened gradient until then: the policy stands still. Known as reward scaling (Engstrom
-    et al. 2020, arXiv 2005.12729, section 2), here by whole segments, whose returns end where they do, and
-    without a mean, so that a reward keeps its sign. Where all rewards so far were 0 they stay.
+    A critic that must tell numbers in the tens from features near 1 takes long to reach them, and until then
+    its error outweighs the policy's gradient. Known as reward scaling (Engstrom et al. 2020, arXiv
+    2005.12729, section 2), here by whole segments, whose returns end where they do, and without a mean, so
+    that a reward keeps its sign. Where all rewards so far were 0 they stay.
     """
 
     def __init__(self, gamma: float, peers: Alone) -> None:
