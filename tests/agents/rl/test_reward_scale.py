@@ -24,16 +24,21 @@ def scaled_by(segment: Any, factor: float) -> Any:
 
 def test_it_is_the_root_mean_square_of_discounted_returns() -> None:
     _, segment = sampled("none")
-    rewards = torch.tensor([[1.0, 0.0, 2.0]])
-    never = torch.zeros(1, 3, dtype=torch.bool)
-    ends = torch.tensor([[False, True, False]])
-    given = replace(segment, rewards=rewards, values=torch.ones(1, 3), terminated=ends, truncated=never)
+    segment = segment.rows(torch.tensor([0]))
+    rewards, twice = torch.zeros(1, 12), torch.zeros(1, 12, dtype=torch.bool)
+    rewards[0, :3] = torch.tensor([1.0, 0.0, 2.0])
+    twice[0, [1, 2]] = True
+    never = torch.zeros_like(twice)
+    given = replace(segment, rewards=rewards, terminated=twice, truncated=never)
     scale = RewardScale(0.5, Alone())
-    # Returns 1, 0 and 2: nothing crosses the end of an episode, and values count nothing.
-    torch.testing.assert_close(scale(given).rewards, rewards / (5 / 3) ** 0.5)
+    # Returns 1, 0 and 2, then nothing: none crosses the end of an episode, and values count nothing.
+    first = 5 / 12
+    torch.testing.assert_close(scale(given).rewards, rewards / first**0.5)
     # Then 1 + 0 / 2 + 2 / 4, 1 and 2; of both segments alike.
-    second = replace(given, terminated=never)
-    torch.testing.assert_close(scale(second).rewards, rewards / ((5 / 3 + (1.5**2 + 1 + 4) / 3) / 2) ** 0.5)
+    second = (1.5**2 + 1 + 4) / 12
+    torch.testing.assert_close(
+        scale(replace(given, terminated=never)).rewards, rewards / ((first + second) / 2) ** 0.5
+    )
 
 
 @pytest.mark.parametrize("factor", [2.0**-20, 64.0])
