@@ -44,3 +44,17 @@ def generalized_advantage(
         backwards.append(advantage)
     advantages = torch.stack(backwards[::-1], dim=1)
     return advantages, advantages + values
+
+
+def discounted_returns(
+    rewards: Float[Tensor, "batch time"],
+    terminated: Bool[Tensor, "batch time"],
+    truncated: Bool[Tensor, "batch time"],
+    gamma: float,
+) -> Float[Tensor, "batch time"]:
+    """Return the discounted rewards from each step on, to the end of its episode or of the segment."""
+    nothing = torch.zeros_like(rewards)
+    returns, _ = generalized_advantage(
+        rewards, nothing, nothing[:, 0], nothing, terminated, truncated, gamma, 1.0
+    )
+    return returns

@@ -6,9 +6,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-import torch
-
-from scrubjay.agents.rl.advantages import generalized_advantage
+from scrubjay.agents.rl.advantages import discounted_returns
 from scrubjay.agents.rl.peers import Alone
 from scrubjay.agents.rl.segment import Segment
 
@@ -29,17 +27,7 @@ class RewardScale:
 
     def __call__(self, segment: Segment) -> Segment:
         """Take note of a segment's rewards, and return it with them divided."""
-        nothing = torch.zeros_like(segment.values)
-        returns, _ = generalized_advantage(
-            segment.rewards,
-            nothing,
-            nothing[:, 0],
-            nothing,
-            segment.terminated,
-            segment.truncated,
-            self._gamma,
-            1.0,
-        )
+        returns = discounted_returns(segment.rewards, segment.terminated, segment.truncated, self._gamma)
         mean, deviation = self._peers.moments(returns)
         self._total += (mean.square() + deviation.square()).item()
         self._segments += 1

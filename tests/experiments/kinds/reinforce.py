@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from scrubjay.agents import LearnerConfig, generalized_advantage
+from scrubjay.agents import LearnerConfig
+from scrubjay.agents.rl.advantages import discounted_returns
 from scrubjay.agents.teams.batch import team_advantages
 
 
@@ -34,17 +35,8 @@ class Reinforce:
 
     def update(self, segment: Any) -> dict[str, float]:
         """Take one gradient step."""
-        nobody = torch.zeros_like(segment.values)
-        returns, _ = generalized_advantage(
-            segment.rewards,
-            nobody,
-            nobody[:, 0],
-            nobody,
-            segment.terminated,
-            segment.truncated,
-            self.config.gamma,
-            1.0,
-        )
+        ended = segment.terminated, segment.truncated
+        returns = discounted_returns(segment.rewards, *ended, self.config.gamma)
         return self.descend(-(self.policy.evaluate(segment).log_probs * (returns - returns.mean())).mean())
 
     def descend(self, loss: torch.Tensor) -> dict[str, float]:
