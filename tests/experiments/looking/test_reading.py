@@ -106,6 +106,6 @@ def test_inspect_shows_what_a_policy_keeps(folder, tmp_path, capsys):
     assert "retrieval score, by layer and head" in trace.tables
     capsys.readouterr()
     assert main(words) == 2
-    assert "--look sinks.html" in capsys.readouterr().err
+    assert "--look policy.html" in capsys.readouterr().err
     assert main([*words, "--look", "kept.html", "--budget", "2"]) == 2
     assert "budget=2" in capsys.readouterr().err
