@@ -55,7 +55,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format $(CODE)
 
 type: $(VENV)/.installed-dev
-	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/pyright --threads 2 --pythonpath $(BIN)/python
 
 SHAPED := tests/test_shapes.py $(wildcard tests/memory/test_*.py) \
 	$(addprefix tests/memory/,chosen miras parts scan titans) \
@@ -63,7 +63,7 @@ SHAPED := tests/test_shapes.py $(wildcard tests/memory/test_*.py) \
 
 # Widths that only repeat the laws at another size are left to the suite.
 shapes: $(VENV)/.installed-dev
-	PYTHONPATH=tests $(BIN)/pytest -p shapes -k 'not dim22' $(SHAPED)
+	PYTHONPATH=tests PYTEST_PLUGINS=shapes $(BIN)/pytest -n auto -k 'not dim22' $(SHAPED)
 
 bench: $(TABLES:%=experiments/bench/%.md) experiments/quality/embeddings.md
 

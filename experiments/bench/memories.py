@@ -6,7 +6,8 @@ One process, one thread, times of the processor; contenders take turns, so that 
 them, and the first round warms up. An update is PPO's on one segment; a step is the memory's alone, of rows
 in the middle of an episode, as a sampler takes it; training is collecting a segment and learning from it. The
 last is compared with sb3-contrib's RecurrentPPO, too, whose LSTM is of the same width and sees the same task,
-rows, passes and minibatches.
+rows, passes and minibatches. What an update's matrix products alone would take is their number times the least
+time of one in a product of large matrices: no update can be faster, and small matrices never are that fast.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from statistics import median
 import gymnasium
 import torch
 import tyro
+from torch.utils.flop_counter import FlopCounterMode
 
 from scrubjay.experiments.bench.throughput import Ours, Theirs, ThroughputConfig
 from scrubjay.experiments.tasks.environments import EnvConfig
@@ -84,6 +86,8 @@ class Cost:
     update: list[float] = field(default_factory=list)
     training: list[float] = field(default_factory=list)
     step: dict[int, list[float]] = field(default_factory=dict)
+    products: float = 0.0
+    """Operations of an update's matrix products, those inside of registered ops left out."""
 
 
 def main(config: MemoriesConfig) -> None:
@@ -117,6 +121,16 @@ def _train(config: MemoriesConfig, memories: dict[str, MemoryConfig], costs: dic
             if trial:
                 costs[name].training.append(training)
                 costs[name].update.append(update)
+    for name, trainer in trainers.items():
+        with FlopCounterMode(display=False) as counter:
+            trainer.learn()
+        costs[name].products = counter.get_total_flops()
+
+
+def _operations_per_millisecond(size: int = 1024, rounds: int = 10) -> float:
+    """Return how many operations of a product of large matrices the processor does in a millisecond at best."""
+    left, right = torch.randn(2, size, size)
+    return 2 * size**3 / min(_milliseconds(lambda: left @ right) for _ in range(rounds))
 
 
 def _step(config: MemoriesConfig, memories: dict[str, MemoryConfig], costs: dict[str, Cost]) -> None:
@@ -152,6 +166,7 @@ def _table(config: MemoriesConfig, memories: dict[str, MemoryConfig], costs: dic
     columns = [
         "memory",
         "update, ms",
+        "its products alone, ms",
         "training, steps/s",
         "against RecurrentPPO",
         *steps,
@@ -159,11 +174,13 @@ def _table(config: MemoriesConfig, memories: dict[str, MemoryConfig], costs: dic
     ]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     base, peer = costs[_NONE], costs[_PEER]
+    speed = _operations_per_millisecond()
     collected = config.num_envs * config.segment_length
     for name, cost in costs.items():
         training = median(cost.training)
         cells = [
             f"{median(cost.update):,.0f} ({median(cost.update) / median(base.update):.1f}x)",
+            f"{cost.products / speed:,.0f}",
             f"{1e3 * collected / training:,.0f} ({training / median(base.training):.1f}x the time)",
             f"{median(peer.training) / training:.1f}x",
         ]

@@ -16,15 +16,18 @@ pytestmark = [
 ]
 
 
-# By default for the GPU with the least shared memory alone, as each takes seconds; the others are slow tests.
+# Each takes ten seconds and more: by default the small ones alone, for the GPU with the least shared memory.
+LONG = ("chunk_retrieval", "linear_memory", "neural_memory", "sink_attention")
+
+
 @pytest.mark.parametrize(
-    "capability",
+    ("op", "capability"),
     [
-        pytest.param(capability, marks=[] if capability == LEAST else pytest.mark.slow)
+        pytest.param(op, capability, marks=[] if capability == LEAST and op not in LONG else pytest.mark.slow)
+        for op in machine_code.OPS
         for capability in machine_code.SHARED_LIMIT
     ],
 )
-@pytest.mark.parametrize("op", machine_code.OPS)
 def test_kernels_build_without_spills_and_use_tensor_cores(op, capability):
     configurations = machine_code.configurations(op)
     assert configurations

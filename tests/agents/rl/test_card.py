@@ -58,6 +58,7 @@ def test_the_hub_reads_what_it_is_and_how_good(folder):
     assert "| steps | 4,096 |" in card.text
 
 
+@pytest.mark.slow
 def test_the_code_in_it_loads_the_policy_and_lets_it_act(folder):
     (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

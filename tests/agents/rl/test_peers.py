@@ -62,7 +62,13 @@ def updated(policy, segment, config, peers):
     return metrics, learner.policy.state_dict()
 
 
-@pytest.mark.parametrize("memory", list_memories())
+# By default those whose gradients come by different ways: steps, chunks, a window, weights that learn, nothing.
+FEW = ("gru", "hcam", "sink", "titans", "none")
+
+
+@pytest.mark.parametrize(
+    "memory", [pytest.param(name, marks=[] if name in FEW else pytest.mark.slow) for name in list_memories()]
+)
 def test_two_learners_update_as_one(memory, tmp_path):
     policy, segment = sampled(memory)
     config = dataclasses.replace(CONFIG, reconstruction_coefficient=0.5, scale_rewards=True)

@@ -109,6 +109,7 @@ def steps(run: Run) -> list[float]:
     return [row["step"] for row in run.metrics()]
 
 
+@pytest.mark.slow
 def test_more_runners_go_on_with_weights_and_optimizer_and_a_killed_one_comes_back(tiny, tmp_path, caplog):
     config = tiny("gru", total_steps=32 * 12)
     run = Run.create(config, tmp_path / "run")
@@ -325,7 +326,10 @@ def test_what_only_a_file_names_is_made_by_no_process(runners, cluster, tiny, tm
     (cluster / "harm").unlink()
 
 
-@pytest.mark.parametrize("processes", [(0, 0), (1, 1)], ids=["here", "in-processes"])
+@pytest.mark.parametrize(
+    "processes",
+    [pytest.param((0, 0), id="here"), pytest.param((1, 1), id="in-processes", marks=pytest.mark.slow)],
+)
 def test_a_new_learner_trains_as_it_does_on_the_local_engine(processes, tiny, tmp_path, assert_same):
     """Nothing but its config says who learns; workers are sent the learner, which they cannot import."""
     config = tiny("lstm").with_learner(ReinforceConfig())

@@ -253,7 +253,10 @@ def test_the_operator_is_registered_as_torch_expects(draw, options):
     torch.library.opcheck(torch.ops.scrubjay.chunk_retrieval.default, as_op(arguments, **options))
 
 
-@pytest.mark.parametrize(("time", "backend"), [(1, "inductor"), (5, "aot_eager")])
+@pytest.mark.parametrize(
+    ("time", "backend"),
+    [pytest.param(1, "inductor", marks=pytest.mark.slow), (1, "aot_eager"), (5, "aot_eager")],
+)
 def test_a_compiled_call_is_one_graph_with_the_same_values_and_gradients(draw, time, backend):
     arguments = draw(14, time=time, dtype=torch.float32)
     for name in TENSORS:
