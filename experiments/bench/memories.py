@@ -6,8 +6,8 @@ One process, one thread, times of the processor; contenders take turns, so that 
 them, and the first round warms up. An update is PPO's on one segment; a step is the memory's alone, of rows
 in the middle of an episode, as a sampler takes it; training is collecting a segment and learning from it. The
 last is compared with sb3-contrib's RecurrentPPO, too, whose LSTM is of the same width and sees the same task,
-rows, passes and minibatches. What an update's matrix products alone would take is their number times the least
-time of one in a product of large matrices: no update can be faster, and small matrices never are that fast.
+rows, passes and minibatches. The matrix products of an update are counted, those inside of registered ops left
+out, and told as the time they would take as one product of large matrices: no update can be faster.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def _train(config: MemoriesConfig, memories: dict[str, MemoryConfig], costs: dic
 
 
 def _operations_per_millisecond(size: int = 1024, rounds: int = 10) -> float:
-    """Return how many operations of a product of large matrices the processor does in a millisecond at best."""
+    """Return how many operations of a large product the processor does in a millisecond, at best."""
     left, right = torch.randn(2, size, size)
     return 2 * size**3 / min(_milliseconds(lambda: left @ right) for _ in range(rounds))
 

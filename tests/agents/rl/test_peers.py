@@ -62,7 +62,7 @@ def updated(policy, segment, config, peers):
     return metrics, learner.policy.state_dict()
 
 
-# By default those whose gradients come by different ways: steps, chunks, a window, weights that learn, nothing.
+# By default those whose gradients come different ways: by steps, chunks, a window, weights that learn.
 FEW = ("gru", "hcam", "sink", "titans", "none")
 
 
