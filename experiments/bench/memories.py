@@ -6,8 +6,8 @@ One process, one thread, times of the processor; contenders take turns, so that 
 them, and the first round warms up. An update is PPO's on one segment; a step is the memory's alone, of rows
 in the middle of an episode, as a sampler takes it; training is collecting a segment and learning from it. The
 last is compared with sb3-contrib's RecurrentPPO, too, whose LSTM is of the same width and sees the same task,
-rows, passes and minibatches. The matrix products of an update are counted, those inside of registered ops left
-out, and told as the time they would take as one product of large matrices: no update can be faster.
+rows, passes and minibatches. The matrix products of an update are counted, those inside registered ops left
+out, and told as the time that they would take as one product of large matrices: no update can be faster.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from torch.nn.functional import normalize
 
 from scrubjay.experiments.quality.probe import run_probe
 from scrubjay.experiments.runs.directory import write_atomically
+from scrubjay.experiments.runs.provenance import version
 from scrubjay.experiments.runs.records import Records, header, markdown, settle
 from scrubjay.experiments.runs.statistics import interquartile_mean
 from scrubjay.kernels import Gates, NeuralState, neural_memory, neural_recall
@@ -123,7 +124,8 @@ def run(bench: OutliersBench, command: str) -> Path:
             for seed in bench.seeds:
                 asked = {"memory": contestant, "times": float(times), "seed": seed}
                 if not records.find(**asked):
-                    records.append(asked | {"right": share_right(bench, config, times, seed)})
+                    right = share_right(bench, config, times, seed)
+                    records.append(asked | {"right": right, "command": command, "commit": version()})
     path = bench.out / "outliers.md"
     write_atomically(path, _report(bench, records, command))
     return path
