@@ -12,11 +12,13 @@ out, and told as the time that they would take as one product of large matrices:
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Any
 
 import gymnasium
 import torch
@@ -86,8 +88,8 @@ class Cost:
     update: list[float] = field(default_factory=list)
     training: list[float] = field(default_factory=list)
     step: dict[int, list[float]] = field(default_factory=dict)
-    products: float = 0.0
-    """Operations of an update's matrix products, those inside of registered ops left out."""
+    products: float | None = None
+    """Of an update's matrix products alone, at best."""
 
 
 def main(config: MemoriesConfig) -> None:
@@ -121,10 +123,26 @@ def _train(config: MemoriesConfig, memories: dict[str, MemoryConfig], costs: dic
             if trial:
                 costs[name].training.append(training)
                 costs[name].update.append(update)
+    speed = _operations_per_millisecond()
     for name, trainer in trainers.items():
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False, custom_mapping=_FUSED) as counter:
             trainer.learn()
-        costs[name].products = counter.get_total_flops()
+        costs[name].products = counter.get_total_flops() / speed
+
+
+def _of_lstm(inputs: torch.Size, from_inputs: torch.Size, from_hidden: torch.Size, *_: Any, **__: Any) -> int:
+    """Return the operations of torch's LSTM of inputs [time, batch, width], its weights two matrices."""
+    return 2 * inputs[0] * inputs[1] * (math.prod(from_inputs) + math.prod(from_hidden))
+
+
+def _of_lstm_backward(*shapes: Any, **options: Any) -> int:
+    return 2 * _of_lstm(*shapes, **options)
+
+
+_FUSED = {
+    torch.ops.aten.mkldnn_rnn_layer: _of_lstm,
+    torch.ops.aten.mkldnn_rnn_layer_backward: _of_lstm_backward,
+}
 
 
 def _operations_per_millisecond(size: int = 1024, rounds: int = 10) -> float:
@@ -174,13 +192,12 @@ def _table(config: MemoriesConfig, memories: dict[str, MemoryConfig], costs: dic
     ]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     base, peer = costs[_NONE], costs[_PEER]
-    speed = _operations_per_millisecond()
     collected = config.num_envs * config.segment_length
     for name, cost in costs.items():
         training = median(cost.training)
         cells = [
             f"{median(cost.update):,.0f} ({median(cost.update) / median(base.update):.1f}x)",
-            f"{cost.products / speed:,.0f}",
+            "-" if cost.products is None else f"{cost.products:,.0f}",
             f"{1e3 * collected / training:,.0f} ({training / median(base.training):.1f}x the time)",
             f"{median(peer.training) / training:.1f}x",
         ]

@@ -1,8 +1,16 @@
 """What the table of memories compares: all that are registered, in the middle of episodes, as multiples."""
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from scrubjay.experiments.bench.memories import Cost, MemoriesConfig, _step, _table, _Walk
+from scrubjay.experiments.bench.memories import (
+    _FUSED,
+    Cost,
+    MemoriesConfig,
+    _step,
+    _table,
+    _Walk,
+)
 from scrubjay.memory import list_memories, make
 
 CONFIG = MemoriesConfig(dim=8, rows=(1, 3), steps=2, rounds=2)
@@ -36,11 +44,20 @@ def test_every_round_that_counts_gives_a_step_of_each_size():
 def test_costs_are_multiples_of_none_and_of_the_peer():
     memories = MemoriesConfig(dim=8, memories=("lstm",)).contenders
     costs = {
-        "none": Cost([10.0], [20.0], {1: [0.5], 3: [1.0]}),
-        "lstm": Cost([25.0], [40.0], {1: [0.25], 3: [2.0]}),
+        "none": Cost([10.0], [20.0], {1: [0.5], 3: [1.0]}, 4.0),
+        "lstm": Cost([25.0], [40.0], {1: [0.25], 3: [2.0]}, 12.0),
         "sb3-contrib RecurrentPPO": Cost([50.0], [100.0]),
     }
     _, _, none, lstm, peer = _table(CONFIG, memories, costs)
-    assert none == "| none | 10 (1.0x) | 204,800 (1.0x the time) | 5.0x | 500 | 1,000 | 0 |"
-    assert lstm == "| lstm | 25 (2.5x) | 102,400 (2.0x the time) | 2.5x | 250 | 2,000 | 64 |"
-    assert peer.endswith("| 50 (5.0x) | 40,960 (5.0x the time) | 1.0x | - | - | - |")
+    assert none == "| none | 10 (1.0x) | 4 | 204,800 (1.0x the time) | 5.0x | 500 | 1,000 | 0 |"
+    assert lstm == "| lstm | 25 (2.5x) | 12 | 102,400 (2.0x the time) | 2.5x | 250 | 2,000 | 64 |"
+    assert peer.endswith("| 50 (5.0x) | - | 40,960 (5.0x the time) | 1.0x | - | - | - |")
+
+
+def test_products_of_a_fused_lstm_are_those_of_its_cell():
+    memory, x = make("lstm", dim=8), torch.randn(3, 5, 8)
+    with FlopCounterMode(display=False, custom_mapping=_FUSED) as fused:
+        y, _ = memory(x, memory.initial_state(3), torch.zeros(3, 5, dtype=torch.bool))
+        y.sum().backward()
+    once = 2 * 3 * 5 * 2 * 8 * 4 * 8
+    assert fused.get_total_flops() == 3 * once
