@@ -50,6 +50,14 @@ def write_pages(folder: Path) -> None:
     _section(folder, "environments", "Environments", pages)
     _section(folder, "reference", "Reference", {face.replace(".", "-"): _reference(face) for face in _FACES})
     (folder / "leaderboard.md").write_text(leaderboard(scores), encoding="utf-8")
+    notes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    (folder / "changes.md").write_text(moved(notes), encoding="utf-8")
+
+
+def moved(page: str) -> str:
+    """Return a page of the root as one of the folder `docs/made`: its links lead where they led."""
+    page = re.sub(r"\]\((?!https?:)", "](../../", page)
+    return page.replace("](../../docs/", "](../")
 
 
 def read_scores(results: Path) -> Iterator[Row]:
@@ -66,7 +74,7 @@ def leaderboard(scores: Iterable[Row]) -> str:
     of_task: dict[str, list[Row]] = defaultdict(list)
     for row in scores:
         of_task[row["task"]].append(row)
-    parts = ["# Leaderboard", _OF_LEADERBOARD]
+    parts = ["# Leaderboard", _OF_LEADERBOARD, _overview(of_task)]
     for task, rows in sorted(of_task.items()):
         parts += [f"## {task}", _scores_table([row for row in rows if not row.get("test")])]
         tested = [row for row in rows if row.get("test")]
@@ -85,6 +93,18 @@ _OF_LEADERBOARD = (
 )
 
 
+def _overview(of_task: Mapping[str, Sequence[Row]]) -> str:
+    """Return memories by tasks, as they were trained; what was not tried is left empty."""
+    cells: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for task, rows in of_task.items():
+        for row in rows:
+            if not row.get("test"):
+                cells[row["memory"]][task].append(row["score"])
+    tasks = sorted(of_task)
+    lines = [(_linked(name), *(_score(of[task]) for task in tasks)) for name, of in sorted(cells.items())]
+    return _table(("memory", *tasks), lines)
+
+
 def _scores_table(rows: Sequence[Row]) -> str:
     of_memory: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
@@ -94,7 +114,7 @@ def _scores_table(rows: Sequence[Row]) -> str:
         ("memory", "score", "seeds", "steps", "measure"),
         [
             (
-                f"[`{name}`](memories/{_slug(name)}.rst)" if name in memory.list_memories() else f"`{name}`",
+                _linked(name),
                 _score([row["score"] for row in of_name]),
                 ", ".join(str(seed) for seed in sorted({row["seed"] for row in of_name})),
                 f"{max(row.get('steps', 0) for row in of_name):,}",
@@ -115,6 +135,10 @@ def _tests_table(rows: Sequence[Row]) -> str:
     return _table(("tested with", *(f"`{name}`" for name in names)), lines)
 
 
+def _linked(name: str) -> str:
+    return f"[`{name}`](memories/{_slug(name)}.rst)" if name in memory.list_memories() else f"`{name}`"
+
+
 def _score(scores: Sequence[float]) -> str:
     if not scores:
         return ""
@@ -122,7 +146,7 @@ def _score(scores: Sequence[float]) -> str:
         mean, low, high = float(np.mean(scores)), min(scores), max(scores)
     else:
         mean, (low, high) = interquartile_mean(scores), bootstrap_interval(scores)
-    return f"{mean:.2f} [{low:.2f}, {high:.2f}]" if len(scores) > 1 else f"{mean:.2f}"
+    return f"{mean:.2f} [{low:.2f},\u00a0{high:.2f}]" if len(scores) > 1 else f"{mean:.2f}"
 
 
 def _memory(name: str, scores: Sequence[Row]) -> str:
