@@ -20,6 +20,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 from PIL import Image
+from reach import TOLD, draw_reach
 
 from scrubjay import envs, memory
 from scrubjay.experiments.forms import form_of
@@ -43,6 +44,8 @@ def write_pages(folder: Path) -> None:
     folder.mkdir()
     scores = list(read_scores(ROOT / "experiments" / "results"))
     _section(folder, "memories", "Memories", {name: _memory(name, scores) for name in memory.list_memories()})
+    for name in memory.list_memories():
+        draw_reach(name, folder / "memories" / f"{name}.png")
     _section(folder, "policies", "Context policies", {n: _policy(n) for n in context.list_policies()})
     ids = envs.list_environments()
     (folder / "environments").mkdir()
@@ -164,7 +167,15 @@ def _memory(name: str, scores: Sequence[Row]) -> str:
         "File": _as_rst(file),
         "Made by": f"``scrubjay.memory.make({name!r}, dim=64)``, ``--memory {name}``",
     }
-    parts = [_title(name), _facts(facts), *_what_it_is(kind)]
+    image = f".. image:: {name}.png\n   :alt: What {name} hears of the steps before"
+    parts = [
+        _title(name),
+        _facts(facts),
+        *_what_it_is(kind),
+        _title("How far back it hears", "-"),
+        TOLD,
+        image,
+    ]
     costs = _table_rows(ROOT / "experiments" / "bench" / "memories.md")
     if name in costs:
         parts += [_title("Cost", "-"), _facts(dict(zip(_COSTS, costs[name], strict=False)))]

@@ -1,6 +1,5 @@
 """Pages that are made: the leaderboard sets memories against tasks, and moved links lead where they led."""
 
-import importlib.util
 import re
 from pathlib import Path
 
@@ -10,13 +9,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def pages():
-    spec = importlib.util.spec_from_file_location("pages_of_the_site", ROOT / "docs" / "pages.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def pages(from_docs):
+    return from_docs("pages")
 
 
 def row(task, memory, seed, score, **more):
