@@ -19,8 +19,11 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from kept import TOLD as KEPT
+from kept import draw_kept
 from PIL import Image
-from reach import TOLD, draw_reach
+from reach import TOLD as HEARD
+from reach import draw_reach
 
 from scrubjay import envs, memory
 from scrubjay.experiments.forms import form_of
@@ -47,6 +50,8 @@ def write_pages(folder: Path) -> None:
     for name in memory.list_memories():
         draw_reach(name, folder / "memories" / f"{name}.png")
     _section(folder, "policies", "Context policies", {n: _policy(n) for n in context.list_policies()})
+    for name in context.list_policies():
+        draw_kept(name, folder / "policies" / f"{name}.png")
     ids = envs.list_environments()
     (folder / "environments").mkdir()
     pages = {_slug(id): _environment(id, folder / "environments") for id in ids}
@@ -173,7 +178,7 @@ def _memory(name: str, scores: Sequence[Row]) -> str:
         _facts(facts),
         *_what_it_is(kind),
         _title("How far back it hears", "-"),
-        TOLD,
+        HEARD,
         image,
     ]
     costs = _table_rows(ROOT / "experiments" / "bench" / "memories.md")
@@ -198,7 +203,27 @@ _COSTS = (
 def _policy(name: str) -> str:
     kind = type(context.make(name))
     facts = {"Made by": f"``scrubjay.memory.context.make({name!r})``, ``--policy {name}``"}
-    return "\n\n".join([_title(name), _facts(facts), *_what_it_is(kind)])
+    image = f".. image:: {name}.png\n   :alt: What {name} keeps of a text"
+    parts = [_title(name), _facts(facts), *_what_it_is(kind), _title("What it keeps", "-"), KEPT, image]
+    measured = _measured(name)
+    if measured:
+        parts += [_title("Cost and results", "-"), _facts(measured)]
+    return "\n\n".join(parts)
+
+
+def _measured(policy: str) -> dict[str, str]:
+    """Return what tables say of a context policy: the time of a token, and agreement with the full cache."""
+    found = {}
+    for line in (ROOT / "experiments" / "bench" / "decoding.md").read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("| ").split("|")]
+        if len(cells) > 3 and cells[1] == policy:
+            found[f"A token, {cells[0]}"] = f"{cells[2]} ms, {cells[3]} times that of transformers' own cache"
+    results = (ROOT / "experiments" / "results" / "longcontext.md").read_text(encoding="utf-8")
+    agreement = results.partition("## Agreement with the full cache")[2].partition("\n## ")[0]
+    same = re.findall(rf"^\| {policy} \| ([^|]+) \|", agreement, re.MULTILINE)
+    if same:
+        found["Next tokens as of `full`, 256 and 1,024 keys"] = " % and ".join(same) + " %"
+    return found
 
 
 def _what_it_is(kind: type[Any]) -> list[str]:
@@ -285,10 +310,11 @@ def _docstring(module: Any) -> str:
 
 
 def _as_rst(markdown: str) -> str:
-    """Return prose with Markdown's links and code as reStructuredText has them."""
+    """Return prose with Markdown's links as reStructuredText has them, and links to papers."""
     lines = markdown.splitlines()
     escape_bars(lines)
-    return re.sub(r"\[([^\]]+)\]\((https?://[^)]+)\)", r"`\1 <\2>`__", "\n".join(lines))
+    linked = re.sub(r"\[([^\]]+)\]\((https?://[^)]+)\)", r"`\1 <\2>`__", "\n".join(lines))
+    return re.sub(r"\barXiv\s(\d{4}\.\d{5})\b", r"`arXiv \1 <https://arxiv.org/abs/\1>`__", linked)
 
 
 def escape_bars(lines: list[str]) -> None:

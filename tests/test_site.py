@@ -138,7 +138,7 @@ def has_a_page_for_all_that_is_registered(pages: dict[str, Page]) -> None:
     for kind, names in (("memories", memory.list_memories()), ("policies", context.list_policies())):
         for name in names:
             page = pages[f"made/{kind}/{name}.html"]
-            assert kind == "policies" or any(loaded.endswith(f"{name}.png") for loaded in page.loads), name
+            assert any(loaded.endswith(f"/{name}.png") for loaded in page.loads), name
     for id in envs.list_environments():
         page = pages[f"made/environments/{id.split('/')[1]}.html"]
         assert any(loaded.endswith(".png") for loaded in page.loads), id
