@@ -97,7 +97,8 @@ def leaderboard(scores: Iterable[Row]) -> str:
 _OF_LEADERBOARD = (
     "Every number comes from a JSON-lines file that is committed beside the table it stands in, one line for "
     "each seed. Scores are interquartile means with a 95 % bootstrap interval, or, of fewer than "
-    f"{_FEW} seeds, the mean and the spread of the seeds."
+    f"{_FEW} seeds, the mean and the spread of the seeds. Some results have "
+    "[tables alone](../../experiments/results/README.md)."
 )
 
 
