@@ -87,7 +87,7 @@ bench-gpu: $(VENV)/.installed
 
 # Warnings are errors: a link that leads nowhere, a docstring that docutils does not read.
 docs: $(VENV)/.installed-dev
-	MPLBACKEND=agg $(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs docs/site
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs docs/site
 	@echo "open docs/site/index.html"
 
 docs-check: $(VENV)/.installed-dev

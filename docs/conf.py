@@ -1,5 +1,6 @@
 """How `make docs` builds the site: pages by hand, pages from the registries, tutorials that are run."""
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -32,6 +33,8 @@ nb_execution_in_temp = True  # in a folder that is empty, as for somebody new
 nb_execution_raise_on_error = True
 nb_execution_timeout = 180
 nb_execution_excludepatterns = ["made/*"]
+nb_output_stderr = "remove"  # warnings, which name folders of the machine that builds
+os.environ.pop("MPLBACKEND", None)  # or a kernel would draw figures and show none
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True

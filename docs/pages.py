@@ -19,7 +19,11 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from kept import TOLD as KEPT
+from kept import draw_kept
 from PIL import Image
+from reach import TOLD as HEARD
+from reach import draw_reach
 
 from scrubjay import envs, memory
 from scrubjay.experiments.forms import form_of
@@ -43,13 +47,25 @@ def write_pages(folder: Path) -> None:
     folder.mkdir()
     scores = list(read_scores(ROOT / "experiments" / "results"))
     _section(folder, "memories", "Memories", {name: _memory(name, scores) for name in memory.list_memories()})
+    for name in memory.list_memories():
+        draw_reach(name, folder / "memories" / f"{name}.png")
     _section(folder, "policies", "Context policies", {n: _policy(n) for n in context.list_policies()})
+    for name in context.list_policies():
+        draw_kept(name, folder / "policies" / f"{name}.png")
     ids = envs.list_environments()
     (folder / "environments").mkdir()
     pages = {_slug(id): _environment(id, folder / "environments") for id in ids}
     _section(folder, "environments", "Environments", pages)
     _section(folder, "reference", "Reference", {face.replace(".", "-"): _reference(face) for face in _FACES})
     (folder / "leaderboard.md").write_text(leaderboard(scores), encoding="utf-8")
+    notes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    (folder / "changes.md").write_text(moved(notes), encoding="utf-8")
+
+
+def moved(page: str) -> str:
+    """Return a page of the root as one of the folder `docs/made`: its links lead where they led."""
+    page = re.sub(r"\]\((?!https?:)", "](../../", page)
+    return page.replace("](../../docs/", "](../")
 
 
 def read_scores(results: Path) -> Iterator[Row]:
@@ -66,7 +82,7 @@ def leaderboard(scores: Iterable[Row]) -> str:
     of_task: dict[str, list[Row]] = defaultdict(list)
     for row in scores:
         of_task[row["task"]].append(row)
-    parts = ["# Leaderboard", _OF_LEADERBOARD]
+    parts = ["# Leaderboard", _OF_LEADERBOARD, _overview(of_task)]
     for task, rows in sorted(of_task.items()):
         parts += [f"## {task}", _scores_table([row for row in rows if not row.get("test")])]
         tested = [row for row in rows if row.get("test")]
@@ -81,8 +97,21 @@ def leaderboard(scores: Iterable[Row]) -> str:
 _OF_LEADERBOARD = (
     "Every number comes from a JSON-lines file that is committed beside the table it stands in, one line for "
     "each seed. Scores are interquartile means with a 95 % bootstrap interval, or, of fewer than "
-    f"{_FEW} seeds, the mean and the spread of the seeds."
+    f"{_FEW} seeds, the mean and the spread of the seeds. Some results have "
+    "[tables alone](../../experiments/results/README.md)."
 )
+
+
+def _overview(of_task: Mapping[str, Sequence[Row]]) -> str:
+    """Return memories by tasks, as they were trained; what was not tried is left empty."""
+    cells: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for task, rows in of_task.items():
+        for row in rows:
+            if not row.get("test"):
+                cells[row["memory"]][task].append(row["score"])
+    tasks = sorted(of_task)
+    lines = [(_linked(name), *(_score(of[task]) for task in tasks)) for name, of in sorted(cells.items())]
+    return _table(("memory", *tasks), lines)
 
 
 def _scores_table(rows: Sequence[Row]) -> str:
@@ -94,7 +123,7 @@ def _scores_table(rows: Sequence[Row]) -> str:
         ("memory", "score", "seeds", "steps", "measure"),
         [
             (
-                f"[`{name}`](memories/{_slug(name)}.rst)" if name in memory.list_memories() else f"`{name}`",
+                _linked(name),
                 _score([row["score"] for row in of_name]),
                 ", ".join(str(seed) for seed in sorted({row["seed"] for row in of_name})),
                 f"{max(row.get('steps', 0) for row in of_name):,}",
@@ -115,6 +144,10 @@ def _tests_table(rows: Sequence[Row]) -> str:
     return _table(("tested with", *(f"`{name}`" for name in names)), lines)
 
 
+def _linked(name: str) -> str:
+    return f"[`{name}`](memories/{_slug(name)}.rst)" if name in memory.list_memories() else f"`{name}`"
+
+
 def _score(scores: Sequence[float]) -> str:
     if not scores:
         return ""
@@ -122,7 +155,7 @@ def _score(scores: Sequence[float]) -> str:
         mean, low, high = float(np.mean(scores)), min(scores), max(scores)
     else:
         mean, (low, high) = interquartile_mean(scores), bootstrap_interval(scores)
-    return f"{mean:.2f} [{low:.2f}, {high:.2f}]" if len(scores) > 1 else f"{mean:.2f}"
+    return f"{mean:.2f} [{low:.2f},\u00a0{high:.2f}]" if len(scores) > 1 else f"{mean:.2f}"
 
 
 def _memory(name: str, scores: Sequence[Row]) -> str:
@@ -140,7 +173,15 @@ def _memory(name: str, scores: Sequence[Row]) -> str:
         "File": _as_rst(file),
         "Made by": f"``scrubjay.memory.make({name!r}, dim=64)``, ``--memory {name}``",
     }
-    parts = [_title(name), _facts(facts), *_what_it_is(kind)]
+    image = f".. image:: {name}.png\n   :alt: What {name} hears of the steps before"
+    parts = [
+        _title(name),
+        _facts(facts),
+        *_what_it_is(kind),
+        _title("How far back it hears", "-"),
+        HEARD,
+        image,
+    ]
     costs = _table_rows(ROOT / "experiments" / "bench" / "memories.md")
     if name in costs:
         parts += [_title("Cost", "-"), _facts(dict(zip(_COSTS, costs[name], strict=False)))]
@@ -163,7 +204,27 @@ _COSTS = (
 def _policy(name: str) -> str:
     kind = type(context.make(name))
     facts = {"Made by": f"``scrubjay.memory.context.make({name!r})``, ``--policy {name}``"}
-    return "\n\n".join([_title(name), _facts(facts), *_what_it_is(kind)])
+    image = f".. image:: {name}.png\n   :alt: What {name} keeps of a text"
+    parts = [_title(name), _facts(facts), *_what_it_is(kind), _title("What it keeps", "-"), KEPT, image]
+    measured = _measured(name)
+    if measured:
+        parts += [_title("Cost and results", "-"), _facts(measured)]
+    return "\n\n".join(parts)
+
+
+def _measured(policy: str) -> dict[str, str]:
+    """Return what tables say of a context policy: the time of a token, and agreement with the full cache."""
+    found = {}
+    for line in (ROOT / "experiments" / "bench" / "decoding.md").read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("| ").split("|")]
+        if len(cells) > 3 and cells[1] == policy:
+            found[f"A token, {cells[0]}"] = f"{cells[2]} ms, {cells[3]} times that of transformers' own cache"
+    results = (ROOT / "experiments" / "results" / "longcontext.md").read_text(encoding="utf-8")
+    agreement = results.partition("## Agreement with the full cache")[2].partition("\n## ")[0]
+    same = re.findall(rf"^\| {policy} \| ([^|]+) \|", agreement, re.MULTILINE)
+    if same:
+        found["Next tokens as of `full`, 256 and 1,024 keys"] = " % and ".join(same) + " %"
+    return found
 
 
 def _what_it_is(kind: type[Any]) -> list[str]:
@@ -250,10 +311,11 @@ def _docstring(module: Any) -> str:
 
 
 def _as_rst(markdown: str) -> str:
-    """Return prose with Markdown's links and code as reStructuredText has them."""
+    """Return prose with Markdown's links as reStructuredText has them, and links to papers."""
     lines = markdown.splitlines()
     escape_bars(lines)
-    return re.sub(r"\[([^\]]+)\]\((https?://[^)]+)\)", r"`\1 <\2>`__", "\n".join(lines))
+    linked = re.sub(r"\[([^\]]+)\]\((https?://[^)]+)\)", r"`\1 <\2>`__", "\n".join(lines))
+    return re.sub(r"\barXiv\s(\d{4}\.\d{5})\b", r"`arXiv \1 <https://arxiv.org/abs/\1>`__", linked)
 
 
 def escape_bars(lines: list[str]) -> None:

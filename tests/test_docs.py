@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import scrubjay
 from scrubjay import envs, memory
 
 ROOT = Path(__file__).parent.parent
@@ -75,6 +76,14 @@ def test_the_quickstart_is_short():
         for snippet in snippets(document, "python"):
             assert len(snippet.splitlines()) <= 15
     assert len((ROOT / "README.md").read_text().splitlines()) <= 90
+
+
+def test_the_notes_of_a_release_are_read_in_a_few_minutes():
+    notes = (ROOT / "CHANGELOG.md").read_text()
+    (newest, _), *_ = re.findall(r"^## (\S+) - (\d{4}-\d\d-\d\d)$", notes, re.MULTILINE)
+    assert newest == scrubjay.__version__
+    for release in re.split(r"^## ", notes, flags=re.MULTILINE)[1:]:
+        assert len(release.splitlines()) <= 130
 
 
 @pytest.mark.slow

@@ -84,7 +84,7 @@ def test_the_site_is_whole_and_stands_alone(site):
         assert not FROM_OUTSIDE.findall(sheet.read_text(encoding="utf-8")), sheet.name
     has_a_page_for_all_that_is_registered(pages)
     for name in ("own", "book", "agent", "team", "sweep"):
-        assert pages[f"tutorials/{name}.html"].text.count("cell_output") >= 2, name
+        shows_what_it_does(name, pages[f"tutorials/{name}.html"])
 
 
 @pytest.mark.slow
@@ -125,10 +125,20 @@ def leads_to_places_that_are_there(path: Path, page: Page, pages: dict[str, Page
             assert not there or unquote(parts.fragment) in {"", *there.ids}, (path.name, address)
 
 
+def shows_what_it_does(name: str, page: Page) -> None:
+    """A tutorial's outputs are there, each figure among them, and none tells where the site was built."""
+    assert page.text.count("cell_output") >= 2, name
+    source = (ROOT / "docs" / "tutorials" / f"{name}.md").read_text(encoding="utf-8")
+    figures = len(re.findall(r"plt\.subplots|^Image\(", source, re.MULTILINE))
+    assert sum(loaded.endswith(".png") for loaded in page.loads) == figures, name
+    assert "site-packages" not in page.text, name
+
+
 def has_a_page_for_all_that_is_registered(pages: dict[str, Page]) -> None:
     for kind, names in (("memories", memory.list_memories()), ("policies", context.list_policies())):
         for name in names:
-            assert f"made/{kind}/{name}.html" in pages
+            page = pages[f"made/{kind}/{name}.html"]
+            assert any(loaded.endswith(f"/{name}.png") for loaded in page.loads), name
     for id in envs.list_environments():
         page = pages[f"made/environments/{id.split('/')[1]}.html"]
         assert any(loaded.endswith(".png") for loaded in page.loads), id

@@ -25,6 +25,7 @@ from scrubjay.experiments.commands import COMMANDS
 from scrubjay.experiments.loggers import LOGGERS
 from scrubjay.experiments.runs.directory import CONFIG
 from scrubjay.experiments.words.arguments import UsageError, choose
+from scrubjay.experiments.words.foreign import printable
 
 SHELLS = {
     "bash": 'eval "$(scrubjay completion bash)"',
@@ -234,10 +235,17 @@ def _names(names: Iterable[str]) -> Callable[..., list[str]]:
 
 
 def _runs(prefix: str, **_: object) -> list[str]:
-    """Return the directories that begin like this: runs as they are, others with a slash, to go on from."""
+    """Return the directories that begin like this: runs as they are, others with a slash, to go on from.
+
+    A name that would steer the terminal is left out: it could not be offered as it is.
+    """
     folder = Path(prefix).parent if not prefix.endswith("/") else Path(prefix)
     try:
-        found = sorted(path for path in folder.expanduser().iterdir() if path.is_dir())
+        found = sorted(
+            path
+            for path in folder.expanduser().iterdir()
+            if printable(path.name) == path.name and path.is_dir()
+        )
     except OSError:
         return []
     written = (os.path.join(os.path.dirname(prefix), path.name) for path in found)

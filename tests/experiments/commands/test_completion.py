@@ -62,7 +62,7 @@ def test_bash_completes_verbs_and_names(bash):
         "scrubjay chat --policy s",
     )
     assert verbs == set(COMMANDS)
-    assert recipes == {"tmaze-demo"}
+    assert recipes == {"tmaze-20", "tmaze-demo"}
     assert memories == {"titans_mac", "titans_mag", "titans_mal"}
     assert environments == {"scrubjay/TMaze-v0"}
     assert {"add", "search", "export"} < actions
@@ -96,6 +96,14 @@ def test_bash_completes_run_directories(bash, tmp_path):
     assert above == {"runs/"}
     assert runs == {"runs/tmaze-gru", r"runs/my\ notes/"}
     assert one == {"runs/tmaze-gru"}
+
+
+def test_a_run_that_a_stranger_named_runs_nothing_and_steers_nothing(bash, tmp_path):
+    for name in ("$(touch caught)", "red\x1b[31m", "one\x0btwo", "good"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    (offered,) = bash("scrubjay eval runs/")
+    assert offered == {"runs/good/", r"runs/\$\(touch\ caught\)/"}
+    assert not (tmp_path / "caught").exists()
 
 
 @pytest.mark.parametrize("shell", SHELLS)
