@@ -61,7 +61,8 @@ class MemoryBank:
         path: The file, begun if it is not there.
         embeddings: What records are found by besides their words.
         clock: Returns the present moment; in its time zone days begin.
-        dense_weight: What embeddings count where words count 1 (`memory/bank/search/recall.py`).
+        dense_weight: What a standard deviation of nearness counts where all of a query's words count 5
+            (`memory/bank/search/recall.py`).
         surprise: Puts a neural memory beside the records (`memory/bank/surprise.py`); off unless asked for.
         device: Where torch holds the embeddings, "cuda" for one, where Triton scans them; without it numpy
             does, and torch stays out.
@@ -300,7 +301,7 @@ class MemoryBank:
         if meaning is not None:
             # A search by meaning alone need not try the model on the script.
             dense_weight = 0.0 if by else self._dense_weight * meaning.fluency(query)
-            vector = meaning.query(query)
+            vector = meaning.query(query, alone=by is not None)
         with self._store.reading() as connection:
             scan = None
             if meaning is not None and vector is not None:

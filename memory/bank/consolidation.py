@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from scrubjay.memory.bank.bank import MemoryBank
 from scrubjay.memory.bank.file.damage import Unreadable
 from scrubjay.memory.bank.file.record import Record, Time, split_namespace, to_datetime, to_seconds
-from scrubjay.memory.bank.write import Draft, check_memorable
+from scrubjay.memory.bank.write import Draft, check_memorable, encode_provenance
 
 Action = Literal["add", "update", "delete", "none"]
 _TABLES = (
@@ -84,8 +84,9 @@ class Consolidation:
     """Writes to a bank by the decisions of `decide`, which sees the `k` nearest records.
 
     A decision that cannot be is refused, and the text added: of an unknown record, of one that has changed
-    since, of one that is newer than the text, or of one that a tool must not change. So nothing that is said
-    is lost but what is decided to be nothing new. Raises ValueError on k < 1.
+    since, of one that is newer than the text, or of one that a tool must not change. What is reworded keeps
+    what was said as provenance `said`. So nothing that is said is lost but what is decided to be nothing new,
+    or only to end a record. Raises ValueError on k < 1.
     """
 
     def __init__(self, bank: MemoryBank, decide: Decide, k: int = 10) -> None:
@@ -202,7 +203,9 @@ class Consolidation:
         if change.text is None:
             return _Plan(Step("update", ended=ended), plain._replace(supersedes=ended))
         trust = "tool" if plain.trust == "tool" else "agent"
-        draft = plain._replace(text=change.text, trust=trust, supersedes=ended, vector=None, fingerprint=None)
+        provenance = encode_provenance({**json.loads(plain.provenance), "said": plain.text})
+        draft = plain._replace(text=change.text, trust=trust, provenance=provenance, supersedes=ended)
+        draft = draft._replace(vector=None, fingerprint=None)
         return _Plan(Step("update", ended=ended), self._bank.embedded([draft])[0])
 
     def _done(self, connection: sqlite3.Connection, plan: _Plan, plain: Draft) -> Step:

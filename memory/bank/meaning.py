@@ -68,12 +68,15 @@ class Meaning:
         surprise = None if vector is None else self._surprised(len(vector))
         return drafts if surprise is None else surprise.judged(drafts)
 
-    def query(self, text: str) -> Float[np.ndarray, "D"]:
-        """Return the vector to search with; after it there is all that it is compared with."""
+    def query(self, text: str, alone: bool = False) -> Float[np.ndarray, "D"]:
+        """Return the vector to search with; after it there is all that it is compared with.
+
+        That of the text `alone`, or with what a neural memory gives back to it, where that is asked for.
+        """
         if self._known is None:
             self.check_model()  # here, where a model may take its time: `scan` asks again
         vector = unit_vectors([self._embeddings.embed_query(text)], 1)[0]
-        surprise = self._surprised(len(vector))
+        surprise = None if alone else self._surprised(len(vector))
         if surprise is not None and surprise.config.recall_weight:
             vector = surprise.recalled(vector)
         for _ in self.build_index():

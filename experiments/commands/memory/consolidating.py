@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from tyro.conf import Positional
 
@@ -16,13 +15,14 @@ from scrubjay.experiments.words.failures import FailedError
 from scrubjay.experiments.words.foreign import as_json, one_line
 from scrubjay.memory import MemoryBank
 from scrubjay.memory.bank import Change, Consolidation, Decision
+from scrubjay.memory.bank.consolidation import Decide
 from scrubjay.memory.bank.file.record import Record
 
 _SECONDS, _MOST_TOKENS = 300.0, 1024
 
 
-def consolidated(bank: MemoryBank, name: str, text: str, **fields: Any) -> Decision:
-    """Let the model of that name decide about a text. Raises FailedError if it fails, as by no network."""
+def model_decides(name: str) -> Decide:
+    """Return what lets the model of that name decide; FailedError if it fails, as by no network."""
     from scrubjay.agents.langchain import ModelDecides
 
     decides = ModelDecides(open_chat_model(name, _SECONDS, 0.0, _MOST_TOKENS, policy="full"))
@@ -36,7 +36,7 @@ def consolidated(bank: MemoryBank, name: str, text: str, **fields: Any) -> Decis
             failed = f"model={name!r} failed, and nothing is written: {type(error).__name__}"
             raise FailedError(f"{failed}: {one_line(error)}") from error
 
-    return Consolidation(bank, decide).add(text, **fields)
+    return decide
 
 
 def tell(decision: Decision) -> None:

@@ -15,11 +15,12 @@ from typing import Any, Literal
 from tyro.conf import Positional
 
 from scrubjay.agents.embeddings import EmbeddingsName
-from scrubjay.experiments.commands.memory.consolidating import consolidated, tell
+from scrubjay.experiments.commands.memory.consolidating import model_decides, tell
 from scrubjay.experiments.language.banks import open_bank, open_for_recall, read_namespace
 from scrubjay.experiments.runs import reading
 from scrubjay.experiments.words.foreign import as_json, one_line, printable
 from scrubjay.memory import MemoryBank
+from scrubjay.memory.bank import Consolidation
 from scrubjay.memory.bank.file.record import Hit, Record
 
 Kind = Literal["knowledge", "conversation", "task", "episode"]
@@ -61,11 +62,11 @@ def add(options: AddOptions) -> int:
     if options.consolidate is not None and options.supersedes is not None:
         raise ValueError("with --consolidate a model says what is superseded: leave --supersedes away")
     text = _typed() if options.text == "-" else options.text
+    # Before a file is begun.
+    decide = None if options.consolidate is None else model_decides(options.consolidate)
     with open_for_recall(options.file, True, options.embeddings) as bank:
-        if options.consolidate is not None:
-            decision = consolidated(
-                bank,
-                options.consolidate,
+        if decide is not None:
+            decision = Consolidation(bank, decide).add(
                 text,
                 kind=options.kind,
                 namespace=read_namespace(options.namespace) or (),

@@ -19,6 +19,7 @@ from scrubjay.memory.bank.search.candidates import Row, held
 from scrubjay.memory.bank.search.filter import Filter
 
 _MOST_MATCHES = 10_000
+_LEAST_RARITY = 1e-6  # FTS5's of a word that more than half of the records say
 
 
 def match(
@@ -26,20 +27,21 @@ def match(
 ) -> tuple[dict[int, float], list[Row]]:
     """Return what part of the query's words records say, by number, and the rows of the best, best first.
 
-    Of those that hold at least `count` rows, where so many match. `least_rarity` is that of words which more
-    than half of the records say.
+    Of those that hold at least `count` rows, where so many match; of equals the newest first. All words
+    together count as at least `least_rarity`.
     """
     counts = {term: _count(connection, term) for term in match_terms(query)}
     expression, oldest = _affordable(connection, counts, filter.scope())
     if not expression:
         return {}, []
     records = _records(connection)
-    rarity = sum(math.log((records - n + 0.5) / (n + 0.5)) for n in counts.values() if 2 * n < records)
+    rarity = sum(_rarity(n, records) for n in counts.values())
     found = connection.execute(
         "SELECT rowid, bm25(words, 0.0, 1.0) / ? FROM words WHERE words MATCH ? AND rowid >= ?",
         (-max(rarity, least_rarity), expression, oldest),
     ).fetchall()
-    found.sort(key=operator.itemgetter(1), reverse=True)
+    found.reverse()
+    found.sort(key=operator.itemgetter(1), reverse=True)  # which leaves equals in their order
     wanted = count
     while True:
         # The index knows what no longer holds, too: look deeper until enough is left.
@@ -72,6 +74,10 @@ def _affordable(connection: sqlite3.Connection, counts: dict[str, int], scope: s
         (f"{scope}{choosing[0]}", _MOST_MATCHES - 1),
     ).fetchone()
     return expression, oldest
+
+
+def _rarity(count: int, records: int) -> float:
+    return math.log((records - count + 0.5) / (count + 0.5)) if 2 * count < records else _LEAST_RARITY
 
 
 def _count(connection: sqlite3.Connection, expression: str) -> int:

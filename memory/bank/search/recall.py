@@ -33,8 +33,7 @@ from scrubjay.memory.bank.search.keyword import match
 _WORDS = 5.0
 _WORDS_BESIDE = 0.5
 _MEANING_BESIDE = 1.5
-# What most records say orders them where nothing else does, and is no match for embeddings.
-_LEAST_RARITY, _LEAST_BESIDE_EMBEDDINGS = 1e-6, 0.1
+_LEAST_RARITY = 0.1  # beside embeddings, for which what most records say is no match
 _SWAY = 0.02
 _HALF_LIFE = 30 * 86400.0  # seconds in which recency halves
 _DEPTH = 4
@@ -74,7 +73,7 @@ def recall(
         explain: Whether to say why each came.
     """
     depth = max(_DEPTH * k, _LEAST_DEPTH)
-    least_rarity = _LEAST_RARITY if scan is None else _LEAST_BESIDE_EMBEDDINGS
+    least_rarity = 0.0 if scan is None else _LEAST_RARITY
     words, rows = match(connection, query, filter, _MATCHES * depth, least_rarity)
     lending = rows[:depth]
     chance = 0.0

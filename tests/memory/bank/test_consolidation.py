@@ -82,12 +82,14 @@ def test_an_update_supersedes_in_the_words_of_who_decides(bank):
     (step,) = consolidation.add("Vera moved to Porto.", namespace=VERA).steps
     new = bank.get(step.wrote)
     assert (new.text, new.supersedes, new.trust) == ("Vera lives in Porto with two cats.", old, "agent")
+    assert new.provenance["said"] == "Vera moved to Porto."
     assert bank.get(old).valid_to == new.valid_from
     assert [hit.id for hit in bank.search("Vera")] == [step.wrote]
     assert [hit.id for hit in bank.search("Vera", at=new.valid_from - timedelta(seconds=1))] == [old]
     consolidation, _ = deciding(bank, Change("update", 0))
     (step,) = consolidation.add("Vera lives in Braga.", namespace=VERA).steps
     assert (bank.get(step.wrote).text, bank.get(step.wrote).trust) == ("Vera lives in Braga.", "user")
+    assert "said" not in bank.get(step.wrote).provenance
 
 
 def test_a_deletion_ends_a_validity_and_none_does_nothing(bank):

@@ -103,6 +103,9 @@ def test_questions_are_searched_with_what_they_call_to_mind(tmp_path):
         assert hit.explanation is not None
         assert other.explanation is not None
         assert hit.explanation.cosine != pytest.approx(other.explanation.cosine, abs=1e-4)
+        # By meaning the cosine is the question's own all the same.
+        (nearest, *_) = bank.search("weather 3", by="meaning")
+        assert nearest.score == pytest.approx(other.explanation.cosine)
 
 
 def test_surprise_without_embeddings_is_refused():

@@ -1,6 +1,7 @@
 """`scrubjay memory add --consolidate`, `decisions` and `undo`, with a model over the wire."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -81,6 +82,7 @@ def test_mistakes_are_one_line(here, words, told):
     code, out, err = here("memory", *words)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert told in err
+    assert not Path("m.db").exists()
 
 
 def test_a_memory_without_decisions_has_none(here):

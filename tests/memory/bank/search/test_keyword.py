@@ -1,5 +1,9 @@
 """Words nominate few of the many records that hold them."""
 
+from datetime import timedelta
+
+import pytest
+
 from scrubjay.memory.bank.search import keyword
 
 
@@ -22,3 +26,19 @@ def test_words_that_too_many_records_hold_choose_none_but_weigh(bank, monkeypatc
     assert "a heron by the water" in found
     # The newest five, and the neighbour of the oldest of them.
     assert set(texts(bank.search("boat", k=50))) == {f"boat number {n}" for n in range(34, 40)}
+
+
+def test_of_many_that_say_the_same_words_the_newest_are_found(bank, clock):
+    for n in range(400):
+        clock.now += timedelta(days=2)
+        bank.add(f"the boat sails x{n}", merge=False)
+    assert texts(bank.search("boat", k=3)) == [f"the boat sails x{n}" for n in (399, 398, 397)]
+
+
+@pytest.mark.parametrize("records", [1, 2, 3, 300])
+def test_who_says_all_of_the_words_gets_about_five_however_common_they_are(bank, records):
+    for n in range(records):
+        bank.add(f"a heron feeds by water{n}", merge=False, namespace=(str(n),))
+    (hit, *_) = bank.search("heron feeds", k=1, explain=True)
+    assert hit.explanation is not None
+    assert hit.explanation.from_words == pytest.approx(5, rel=0.2)
