@@ -191,6 +191,37 @@ def test_a_step_shows_what_it_recalled_and_leads_there(opened, episode):
     assert at(shown) == expected[0]
 
 
+def test_a_step_shows_what_it_recalls_where_what_was_chosen_is_not_there(opened):
+    """As an agent's turn, whose plans recall records and whose results their calls."""
+    steps = [Step(place, text=f"line {place}") for place in range(4)]
+    steps[1] = dataclasses.replace(steps[1], recalled=(Recall.of("memory", [0], [1.0]),))
+    steps[3] = dataclasses.replace(steps[3], recalled=(Recall.of("its call", [2], [1.0]),))
+    shown = opened(page(Trace("agent", "a turn", tuple(steps), unit="seconds")))
+    for place, read, moment in (
+        (1, "memory", "0: line 0"),
+        (3, "its call", "2: line 2"),
+        (1, "memory", "0:"),
+    ):
+        shown.fill("#slider", str(place))
+        assert shown.inner_text("#recalls .chosen p span:first-child") == read
+        assert shown.evaluate("document.getElementById('read').selectedOptions[0].textContent") == read
+        assert shown.inner_text(".moment span:first-child").startswith(moment)
+    shown.fill("#slider", "2")
+    assert shown.inner_text("#moments") == "Nothing."
+
+
+def test_what_recalls_nothing_has_no_room_for_it(opened):
+    shown = opened(page(Trace("team", "two", (Step(0), Step(1)), tracks={"reward": (0.0, 1.0)})))
+    assert "recall" not in shown.inner_text("#lines")
+    assert not shown.is_visible("#read")
+
+
+@pytest.mark.parametrize("choice", ["toString", "constructor", "__proto__", "hasOwnProperty"])
+def test_a_choice_is_told_whatever_its_name(opened, choice):
+    shown = opened(page(Trace("agent", "a turn", (Step(0, choice=choice),))))
+    assert shown.inner_text("#options") == f"did: {choice}"
+
+
 def test_it_plays_to_the_end_and_rests(opened, episode):
     quick = dataclasses.replace(episode, rate=1000.0)
     shown = opened(page(quick))
