@@ -8,10 +8,10 @@ from typing import Any
 
 _LONGEST = 1000
 # Controls but tab and line feed; what turns the direction of writing; what parts lines unseen; tags, which
-# show nothing at all.
+# show nothing at all; halves of letters, which JSON can hold and nothing can write.
 _STEERING = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb"
-    "\U000e0000-\U000e007f]"
+    "\U000e0000-\U000e007f\ud800-\udfff]"
 )
 
 
