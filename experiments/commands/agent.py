@@ -248,10 +248,9 @@ class Conversation:
         if options.export is not None:
             self._export(result)
         if options.look is not None:
-            from scrubjay.experiments.looking.look import Look
-            from scrubjay.experiments.looking.turn import trace_turn
+            from scrubjay.experiments.looking.look import look
 
-            Look(trace_turn(question, result)).save(options.look)
+            look(result).save(options.look)
         return True
 
     def _export(self, result: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ NASTY = st.text(st.one_of(st.characters(), st.sampled_from(_TRICKS)))
 
 
 def steers(text: str) -> list[str]:
-    """Return the letters that a terminal would obey or that cannot be written: by category, not by our list."""
+    """Return letters that a terminal obeys or that none can write: by their category, not by our own list."""
     turning = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
     return [
         letter
