@@ -168,6 +168,16 @@ def test_axes_say_what_rows_and_columns_stand_for(opened, episode, width):
             assert box["x"] + box["width"] <= width
 
 
+def test_a_number_stays_in_one_line_beside_a_long_name(opened):
+    """On a phone: 0.01655 was told as 0.0165 above a 5."""
+    name = "score of the sentence, when it was first read"
+    shown = opened(page(Trace("policy", "long", (Step(0),), tracks={name: (0.0165512,)})), width=360)
+    value = shown.locator("#tracks .row p span:last-child")
+    assert value.inner_text() == "0.01655"
+    lines = "(span) => { const all = document.createRange(); all.selectNodeContents(span); "
+    assert value.evaluate(lines + "return all.getClientRects().length; }") == 1
+
+
 def test_a_team_tells_what_it_did_beside_whom_its_members_hear(opened):
     step = Step(0, choice="uav_0 3; uav_1 2", options={"uav_0 hears uav_1": 0.25})
     shown = opened(page(Trace("team", "two", (step,))))
