@@ -1,6 +1,7 @@
 """A team's episode as a trace: who hears whom is what each agent's features hang on, in a run's own world."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -20,10 +21,10 @@ from scrubjay.memory import make_config
 ENV = TeamEnvConfig(kwargs={"num_uavs": 3, "num_users": 4, "max_steps": 5}, num_envs=2)
 
 
-def policy_for(**fields):
+def policy_for(**fields: Any):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        fields = {"memory": make_config("gtrxl", dim=16, window=3, num_layers=1)} | fields
+        fields.setdefault("memory", make_config("gtrxl", dim=16, window=3, num_layers=1))
         teams = ENV.make_teams()
         config = TeamTaskConfig(env=ENV, policy=TeamPolicyConfig(**fields))
         return config.make_policy(teams).eval()
