@@ -25,6 +25,7 @@ from scrubjay.memory import MemoryBank
 PICTURES = (".png", ".pdf", ".svg")
 FORMATS = (".html", ".json", *PICTURES)
 """What a look is kept as, by the ending of a file's name."""
+_DATABASE = b"SQLite format 3"
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,11 @@ def look(
         return Look(trace_turn(what))
     if not isinstance(what, Run):
         if Path(what).is_file():
+            with Path(what).open("rb") as file:
+                if file.read(len(_DATABASE)) == _DATABASE:
+                    raise ValueError(
+                        f"{what} is a database; `scrubjay memory page {what}` shows a memory bank"
+                    )
             return Look(read_trace(what))
         what = Run.load(what, trust)
     config = what.config

@@ -43,6 +43,12 @@ def test_a_notebook_shows_a_bank(bank):
     assert "The kettle is blue." in seen._repr_html_()
 
 
+def test_who_looks_at_a_bank_s_file_is_told_how(bank, tmp_path):
+    bank.add("The kettle is blue.")
+    with pytest.raises(ValueError, match=r"`scrubjay memory page .*facts\.db` shows a memory bank"):
+        scrubjay.look(tmp_path / "facts.db")
+
+
 def test_all_wordings_of_a_record_are_shown(bank):
     bank.add("The kettle is blue.")
     bank.add("the kettle is blue")
