@@ -92,9 +92,7 @@ def look(
         if Path(what).is_file():
             with Path(what).open("rb") as file:
                 if file.read(len(_DATABASE)) == _DATABASE:
-                    raise ValueError(
-                        f"{what} is a database; `scrubjay memory page {what}` shows a memory bank"
-                    )
+                    raise ValueError(f"{what} is a database; `scrubjay memory page {what}` shows a bank")
             return Look(read_trace(what))
         what = Run.load(what, trust)
     config = what.config

@@ -45,7 +45,7 @@ def test_a_notebook_shows_a_bank(bank):
 
 def test_who_looks_at_a_bank_s_file_is_told_how(bank, tmp_path):
     bank.add("The kettle is blue.")
-    with pytest.raises(ValueError, match=r"`scrubjay memory page .*facts\.db` shows a memory bank"):
+    with pytest.raises(ValueError, match=r"`scrubjay memory page .*facts\.db` shows a bank"):
         scrubjay.look(tmp_path / "facts.db")
 
 
