@@ -8,10 +8,10 @@ from typing import Any
 
 _LONGEST = 1000
 # Controls but tab and line feed; what turns the direction of writing; what parts lines unseen; tags, which
-# show nothing at all; halves of letters, which JSON can hold and nothing can write.
+# show nothing at all.
 _STEERING = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb"
-    "\U000e0000-\U000e007f\ud800-\udfff]"
+    "\U000e0000-\U000e007f]"
 )
 
 
@@ -20,7 +20,7 @@ def printable(text: object) -> str:
 
     A page that an agent read, or a run that a stranger sent, must not write over the screen.
     """
-    return _STEERING.sub("\N{REPLACEMENT CHARACTER}", str(text))
+    return _whole(_STEERING.sub("\N{REPLACEMENT CHARACTER}", str(text)))
 
 
 def one_line(text: object) -> str:
@@ -31,7 +31,12 @@ def one_line(text: object) -> str:
 
 def as_json(value: Any) -> str:
     """Return a value as JSON in one line, letters as they are but for those that steer: these as escapes."""
-    return _STEERING.sub(_escaped, json.dumps(value, ensure_ascii=False, default=str))
+    return _whole(_STEERING.sub(_escaped, json.dumps(value, ensure_ascii=False, default=str)))
+
+
+def _whole(text: str) -> str:
+    """Return a text with halves of letters as escapes: JSON and names of files hold them, none can write."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _escaped(letter: re.Match[str]) -> str:
