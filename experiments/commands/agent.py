@@ -235,6 +235,9 @@ class Conversation:
             if result is not None and result.get("answer") and not options.json:
                 print(flush=True)
             _tell(f"scrubjay: model={options.model!r} failed: {_one_line(error)}")
+            if result is not None and result["events"]:
+                read = result["events"][-1].tainted
+                self._show_page({"stopped": "the model failed", "usage": {}, "tainted": read} | result)
             return False
         self._messages = result["messages"]
         if options.json:
@@ -247,12 +250,15 @@ class Conversation:
             _tell("the answer ends at the model's limit of tokens; --max-tokens gives it more")
         if options.export is not None:
             self._export(result)
-        if options.look is not None:
-            from scrubjay.experiments.looking.look import Look
-            from scrubjay.experiments.looking.turn import trace_turn
-
-            Look(trace_turn(question, result)).save(options.look)
+        self._show_page(result)
         return True
+
+    def _show_page(self, result: dict[str, Any]) -> None:
+        """Write the page of a turn, one that failed, too: there it is wanted most."""
+        if self._options.look is not None:
+            from scrubjay.experiments.looking.look import look
+
+            look(result).save(self._options.look)
 
     def _export(self, result: dict[str, Any]) -> None:
         assert self._options.export is not None

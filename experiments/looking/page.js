@@ -33,6 +33,8 @@
   for (const step of steps)
     for (const recall of step.recalled) if (!names.includes(recall.name)) names.push(recall.name);
   const recallOf = (step, name) => steps[step].recalled.find((recall) => recall.name === name);
+  // What is shown of a step: what was chosen, and where it recalls nothing by that, what it does recall.
+  const shown = () => (recallOf(now, read) || steps[now].recalled[0] || { name: read }).name;
   const number = (value) => value === null || value === undefined ? "–" : String(Number(value.toPrecision(4)));
   const short = (value) => Math.abs(value) >= 1e4 || (value && Math.abs(value) < 1e-3) ? value.toExponential(0) : String(Number(value.toPrecision(2)));
 
@@ -140,7 +142,7 @@
       pen.fillRect(step * each, 0, Math.max(each, wide), height);
     }
     marked(pen, line.canvas);
-    line.box.classList.toggle("chosen", name === read);
+    line.box.classList.toggle("chosen", name === shown());
     line.value.textContent = found.length ? "Σ " + Number(total.toPrecision(2)) + ", most " + number(recall.most) : "nothing";
     line.scale.style.visibility = found.length ? "visible" : "hidden";
     scaled(line, found.length ? recall.most : 0, 0);
@@ -150,7 +152,7 @@
     const place = at("moments");
     place.replaceChildren();
     place.classList.toggle("told", !trace.pictures.length);
-    const recall = read === null ? undefined : recallOf(now, read);
+    const recall = recallOf(now, shown());
     const found = recall ? pairs(recall).slice().sort((a, b) => b[1] - a[1] || a[0] - b[0]).slice(0, 8) : [];
     if (!found.length) place.append(made("p", "none", "Nothing."));
     for (const [step, weight] of found) {
@@ -176,7 +178,7 @@
     place.replaceChildren();
     const told = Object.entries(step.options);
     // What a team does is no one of the shares that its members hear.
-    if (step.choice && !(step.choice in step.options)) place.append(made("p", "none", "did: " + step.choice));
+    if (step.choice && !Object.hasOwn(step.options, step.choice)) place.append(made("p", "none", "did: " + step.choice));
     for (const [name, chance] of told) {
       const box = made("div", "option" + (name === step.choice ? " chosen" : "")), bar = made("progress");
       bar.max = 1;
@@ -269,6 +271,7 @@
     at("said").hidden = !words.length && !step.text;
     at("where").textContent = "step " + now + " of " + (count - 1) + (trace.unit === "steps" ? "" : ", " + number(step.time) + " " + trace.unit);
     at("slider").value = now;
+    at("read").value = String(names.indexOf(shown()));
     drawOptions(step);
     tracks.forEach(drawTrack);
     recalls.forEach(drawRecall);
@@ -282,7 +285,6 @@
 
   function choose(name) {
     read = name;
-    at("read").value = String(names.indexOf(name));
     draw();
   }
 
@@ -307,6 +309,7 @@
     box.append(made("dt", "", name), made("dd", "", text));
     at("about").append(box);
   }
+  at("memory").hidden = !names.length;
   if (!count) {
     at("where").textContent = "no steps";
     return;
@@ -316,7 +319,6 @@
     option.value = String(index);
     at("read").append(option);
   });
-  at("choose").hidden = !names.length;
   at("slider").max = count - 1;
   at("slider").addEventListener("input", () => go(Number(at("slider").value)));
   at("read").addEventListener("change", () => choose(names[Number(at("read").value)]));

@@ -80,6 +80,10 @@ def trace_team(
                     # Who is gone may be paid for its last step, and judges and hears nothing.
                     known = name == "reward" or agent in living
                     tracks[f"{agent}/{name}"].append(_finite(number) if known else None)
+                recalled = looks[index].recalled
+                for name, strength in ({} if recalled is None else recalled.written).items():
+                    row = tracks.setdefault(f"{agent}/{name}", [])
+                    row.append(_finite(strength[0]) if agent in living else None)
             on_step(len(steps), max_steps)
         rate = float(getattr(env, "metadata", {}).get("render_fps") or 10)
     finally:

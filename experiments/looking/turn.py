@@ -11,8 +11,8 @@ from scrubjay.experiments.looking.trace import Recall, Step, Trace
 _PLANS = ("thinking", "conclusion")
 
 
-def trace_turn(question: str, result: Mapping[str, Any]) -> Trace:
-    """Return the trace of one answer of `KwaiAgent`.
+def trace_turn(result: Mapping[str, Any]) -> Trace:
+    """Return the trace of one answer of `KwaiAgent`: of the last question in its messages.
 
     The question comes first, and records that memory brought up before the plan that they came up for. A plan
     recalls these records, with what their search gave each of them; a result its call; the answer all
@@ -20,6 +20,7 @@ def trace_turn(question: str, result: Mapping[str, Any]) -> Trace:
     worded: what is called afterwards unasked must be harmless. What is not is `blocked`, says why, and
     recalls where that text came into view; tokens and seconds are those spent until a step was over.
     """
+    question = next(message.text for message in reversed(result["messages"]) if message.type == "human")
     events = result["events"]
     begun = events[0].finish_time.timestamp()
     steps, spent = [Step(0.0, text=question, choice="asked")], [0.0]

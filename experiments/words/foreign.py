@@ -20,7 +20,7 @@ def printable(text: object) -> str:
 
     A page that an agent read, or a run that a stranger sent, must not write over the screen.
     """
-    return _STEERING.sub("\N{REPLACEMENT CHARACTER}", str(text))
+    return _whole(_STEERING.sub("\N{REPLACEMENT CHARACTER}", str(text)))
 
 
 def one_line(text: object) -> str:
@@ -31,7 +31,12 @@ def one_line(text: object) -> str:
 
 def as_json(value: Any) -> str:
     """Return a value as JSON in one line, letters as they are but for those that steer: these as escapes."""
-    return _STEERING.sub(_escaped, json.dumps(value, ensure_ascii=False, default=str))
+    return _whole(_STEERING.sub(_escaped, json.dumps(value, ensure_ascii=False, default=str)))
+
+
+def _whole(text: str) -> str:
+    """Return a text with halves of letters as escapes: JSON and names of files hold them, none can write."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _escaped(letter: re.Match[str]) -> str:

@@ -120,9 +120,14 @@ class Memory(nn.Module, ABC):
             return self.segment(x, state, start)
         return self._harmed_segment(x, state, start)
 
+    @torch.no_grad()
     def recalled(self, x: Float[Tensor, "batch dim"], state: State) -> Recalled | None:
-        """Return what `step` would recall for these inputs, without gradients; None if it cannot be told."""
-        return None
+        """Return what `step` would recall for these inputs, without gradients; None if it cannot be told.
+
+        By default it is no step in particular, and written as strongly as the state moves.
+        """
+        _, after = self.step(x, state)
+        return Recalled.of_move(self.blank_unwritten(state), self.blank_unwritten(after))
 
     def blank_unwritten(self, state: State) -> State:
         """Return `state` with zeros where nothing was ever stored; for memories that have such places."""

@@ -42,6 +42,20 @@ class Recalled(NamedTuple):
         return Recalled(reads, {name: told[rows] for name, told in self.written.items()})
 
     @classmethod
+    def of_move(cls, before: dict[str, Tensor], after: dict[str, Tensor]) -> Recalled | None:
+        """Return how far a state moved, as a share of its length after it; None if it holds no numbers."""
+        rows = [
+            torch.stack([before[name].flatten(1), value.flatten(1)]).double()
+            for name, value in after.items()
+            if value.is_floating_point()
+        ]
+        if not rows:
+            return None
+        old, new = torch.cat(rows, dim=2)
+        moved, length = (new - old).norm(dim=1), new.norm(dim=1)
+        return cls({}, {"state moved, share of its length": torch.where(length > 0, moved / length, 0.0)})
+
+    @classmethod
     def of_parts(cls, parts: dict[str, Recalled | None]) -> Recalled | None:
         """Return what all parts recall, each under its name; None if none says."""
         told = {name: part for name, part in parts.items() if part is not None}

@@ -126,6 +126,17 @@ def test_a_turn_is_looked_at_on_a_page(ask, tmp_path):
     assert "turn.html" in err
 
 
+def test_a_turn_that_the_model_s_failure_ended_is_looked_at(ask, tmp_path):
+    page = tmp_path / "turn.json"
+    words = ["What is 17 * 23?", "--tools", "calculator", "--look", str(page)]
+    code, _, err, _ = ask([call("calculator", expression="17 * 23")], *words)
+    assert code == 1
+    assert "failed" in err
+    told = json.loads(page.read_text())
+    assert told["about"]["stopped"] == "the model failed"
+    assert [step["text"] for step in told["steps"] if step["choice"] == "observation"] == ["17 * 23 = 391"]
+
+
 def test_it_remembers_in_a_file_between_two_commands(ask):
     words = ["--tools", "none", "--memory", "m.db", "--namespace", "user/ada"]
     ask(["Noted."], "My sister Vera lives in Lisbon.", *words)

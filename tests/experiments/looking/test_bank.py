@@ -2,6 +2,7 @@
 
 import pytest
 
+import scrubjay
 from scrubjay.experiments.commands import memory as command
 from scrubjay.experiments.looking.bank import trace_bank
 from scrubjay.experiments.looking.trace import from_json, read_trace, to_json
@@ -31,6 +32,21 @@ def test_a_record_leads_back_to_what_it_replaced(bank):
     assert "held until" not in trace.steps[3].text
     assert "task of user/vera, worded by user" in trace.steps[1].choice
     assert trace.tracks["importance"] == (0.5, 0.5, 0.5, 0.9)
+
+
+def test_a_notebook_shows_a_bank(bank):
+    bank.add("The kettle is blue.")
+    seen = scrubjay.look(bank)
+    assert [step.text for step in seen.trace.steps] == [
+        step.text for step in trace_bank(bank, "the same").steps
+    ]
+    assert "The kettle is blue." in seen._repr_html_()
+
+
+def test_who_looks_at_a_bank_s_file_is_told_how(bank, tmp_path):
+    bank.add("The kettle is blue.")
+    with pytest.raises(ValueError, match=r"`scrubjay memory page .*facts\.db` shows a bank"):
+        scrubjay.look(tmp_path / "facts.db")
 
 
 def test_all_wordings_of_a_record_are_shown(bank):

@@ -1,12 +1,14 @@
 """Looking at a run: by the command, in Python, and at a trace that was written before."""
 
+import numpy as np
 import pytest
 from PIL import Image
 
 import scrubjay
 from scrubjay.experiments import Run
 from scrubjay.experiments.looking.look import FORMATS
-from scrubjay.experiments.looking.trace import Trace, read_trace, write_trace
+from scrubjay.experiments.looking.picture import recall_maps
+from scrubjay.experiments.looking.trace import Recall, Step, Trace, read_trace, write_trace
 
 
 def test_a_run_is_looked_at_by_the_command(finished_run, here, tmp_path):
@@ -37,6 +39,41 @@ def test_it_is_kept_as_the_name_says(episode, tmp_path, ending):
     if ending == ".png":
         with Image.open(path) as picture:
             assert len(picture.convert("L").getcolors(256) or []) > 20
+
+
+def test_a_map_of_steps_side_by_side_has_the_largest_weights(episode):
+    whole, small = recall_maps(episode), recall_maps(episode, 4, 2)
+    assert list(small) == list(whole)[:2]
+    for name, rows in small.items():
+        for place in np.ndindex(*rows.shape):
+            step, recalled = (slice(4 * at, 4 * at + 4) for at in place)
+            assert rows[place] == whole[name][step, recalled].max()
+
+
+def test_a_strangers_trace_is_drawn_however_long_it_is_and_whatever_its_name_is(here, tmp_path):
+    """Of 30,000 steps a map of each with each would take 3.6 GB."""
+    steps = [Step(number) for number in range(30_000)]
+    steps[-1] = Step(30_000, recalled=(Recall.of("\ud800 $\\bad$", [0], [1.0]),))
+    write_trace(Trace("policy", "\ud800 \U0001f600 $x^$", tuple(steps)), tmp_path / "long.json")
+    code, out, err = here("look", tmp_path / "long.json", "--out", tmp_path / "long.png")
+    assert code == 0, err
+    assert r"\ud800" in out
+    assert tall(tmp_path / "long.png") == pytest.approx(2.8 + 0.6, abs=0.02)
+
+
+@pytest.mark.slow
+def test_of_many_tracks_and_recalls_the_first_are_drawn(tmp_path):
+    recalled = tuple(Recall.of(f"{number}", [0], [1.0]) for number in range(20))
+    tracks: dict[str, tuple[float | None, ...]] = {f"{number}": (0.0, 1.0) for number in range(400)}
+    wide = Trace("policy", "many", (Step(0), Step(1, recalled=recalled)), tracks=tracks)
+    height = 48 * 1.1 + 12 * 2.8 + 0.6
+    assert tall(scrubjay.look(wide).save(tmp_path / "wide.png")) == pytest.approx(height, abs=0.02)
+
+
+def tall(path):
+    """Return the height of a picture in inches."""
+    with Image.open(path) as picture:
+        return picture.height / 150
 
 
 def test_a_notebook_shows_it(episode):

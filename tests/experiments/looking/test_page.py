@@ -168,6 +168,16 @@ def test_axes_say_what_rows_and_columns_stand_for(opened, episode, width):
             assert box["x"] + box["width"] <= width
 
 
+def test_a_number_stays_in_one_line_beside_a_long_name(opened):
+    """On a phone: 0.01655 was told as 0.0165 above a 5."""
+    name = "score of the sentence, when it was first read"
+    shown = opened(page(Trace("policy", "long", (Step(0),), tracks={name: (0.0165512,)})), width=360)
+    value = shown.locator("#tracks .row p span:last-child")
+    assert value.inner_text() == "0.01655"
+    lines = "(span) => { const all = document.createRange(); all.selectNodeContents(span); "
+    assert value.evaluate(lines + "return all.getClientRects().length; }") == 1
+
+
 def test_a_team_tells_what_it_did_beside_whom_its_members_hear(opened):
     step = Step(0, choice="uav_0 3; uav_1 2", options={"uav_0 hears uav_1": 0.25})
     shown = opened(page(Trace("team", "two", (step,))))
@@ -189,6 +199,37 @@ def test_a_step_shows_what_it_recalled_and_leads_there(opened, episode):
         assert moments == expected
     shown.click(".moment")
     assert at(shown) == expected[0]
+
+
+def test_a_step_shows_what_it_recalls_where_what_was_chosen_is_not_there(opened):
+    """As an agent's turn, whose plans recall records and whose results their calls."""
+    steps = [Step(place, text=f"line {place}") for place in range(4)]
+    steps[1] = dataclasses.replace(steps[1], recalled=(Recall.of("memory", [0], [1.0]),))
+    steps[3] = dataclasses.replace(steps[3], recalled=(Recall.of("its call", [2], [1.0]),))
+    shown = opened(page(Trace("agent", "a turn", tuple(steps), unit="seconds")))
+    for place, read, moment in (
+        (1, "memory", "0: line 0"),
+        (3, "its call", "2: line 2"),
+        (1, "memory", "0:"),
+    ):
+        shown.fill("#slider", str(place))
+        assert shown.inner_text("#recalls .chosen p span:first-child") == read
+        assert shown.evaluate("document.getElementById('read').selectedOptions[0].textContent") == read
+        assert shown.inner_text(".moment span:first-child").startswith(moment)
+    shown.fill("#slider", "2")
+    assert shown.inner_text("#moments") == "Nothing."
+
+
+def test_what_recalls_nothing_has_no_room_for_it(opened):
+    shown = opened(page(Trace("team", "two", (Step(0), Step(1)), tracks={"reward": (0.0, 1.0)})))
+    assert "recall" not in shown.inner_text("#lines")
+    assert not shown.is_visible("#read")
+
+
+@pytest.mark.parametrize("choice", ["toString", "constructor", "__proto__", "hasOwnProperty"])
+def test_a_choice_is_told_whatever_its_name(opened, choice):
+    shown = opened(page(Trace("agent", "a turn", (Step(0, choice=choice),))))
+    assert shown.inner_text("#options") == f"did: {choice}"
 
 
 def test_it_plays_to_the_end_and_rests(opened, episode):

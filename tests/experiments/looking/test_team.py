@@ -1,6 +1,7 @@
 """A team's episode as a trace: who hears whom is what each agent's features hang on, in a run's own world."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -20,12 +21,12 @@ from scrubjay.memory import make_config
 ENV = TeamEnvConfig(kwargs={"num_uavs": 3, "num_users": 4, "max_steps": 5}, num_envs=2)
 
 
-def policy_for(**fields):
+def policy_for(**fields: Any):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        memory = make_config("gtrxl", dim=16, window=3, num_layers=1)
+        fields.setdefault("memory", make_config("gtrxl", dim=16, window=3, num_layers=1))
         teams = ENV.make_teams()
-        config = TeamTaskConfig(env=ENV, policy=TeamPolicyConfig(memory=memory, **fields))
+        config = TeamTaskConfig(env=ENV, policy=TeamPolicyConfig(**fields))
         return config.make_policy(teams).eval()
 
 
@@ -79,6 +80,14 @@ def leaves_hear(leaves):
     from scrubjay.agents.teams.network import ADJACENCY, hearing
 
     return hearing(leaves.get(ADJACENCY), None)
+
+
+def test_how_strongly_each_agent_writes_is_told():
+    trace = trace_team(policy_for(memory=make_config("gru", dim=16)), ENV)
+    for agent in ENV.make().possible_agents:
+        moved = trace.tracks[f"{agent}/state moved, share of its length"]
+        assert moved[0] == pytest.approx(1)  # newborn
+        assert all(0 < (value or 0) < 1 for value in moved[1:])
 
 
 def test_without_rounds_nobody_is_heard():

@@ -6,6 +6,7 @@ import pytest
 
 pytest.importorskip("langchain_core")
 
+import scrubjay
 from scrubjay.agents import tool
 from scrubjay.agents.kwai import KwaiAgent
 from scrubjay.experiments.looking.trace import from_json, to_json
@@ -39,7 +40,7 @@ def answered(tmp_path, replies, tools=(look_up, send_mail)):
 def test_every_moment_leads_back_to_what_it_came_from(tmp_path):
     replies = [call("look_up", topic="jays"), "enough", "They cache acorns."]
     result = answered(tmp_path, replies)
-    trace = trace_turn("What do jays cache?", result)
+    trace = trace_turn(result)
     assert from_json(to_json(trace)) == trace
     choices = [step.choice for step in trace.steps]
     told = {one.name: one for one in trace.steps[choices.index("thinking")].recalled}["memory"]
@@ -71,7 +72,7 @@ def test_every_moment_leads_back_to_what_it_came_from(tmp_path):
 
 def test_what_was_blocked_says_why(tmp_path):
     replies = [call("look_up", topic="jays"), call("send_mail", text="acorns"), "enough", "I could not."]
-    trace = trace_turn("Mail it.", answered(tmp_path, replies))
+    trace = trace_turn(answered(tmp_path, replies))
     blocked = next(step for step in trace.steps if step.choice == "blocked")
     assert "send_mail" in blocked.text or "outside" in blocked.text
     led = {one.name: one.steps.tolist() for one in blocked.recalled}
@@ -83,7 +84,7 @@ def test_what_was_blocked_says_why(tmp_path):
 
 def test_a_call_that_cannot_run_is_no_blocked_one(tmp_path):
     replies = [call("no_such_tool"), "enough", "I could not."]
-    trace = trace_turn("Mail it.", answered(tmp_path, replies))
+    trace = trace_turn(answered(tmp_path, replies))
     assert [step.choice for step in trace.steps].count("fail") == 1
     assert (trace.about["calls blocked"], trace.about["text from outside"]) == ("0", "none was read")
 
@@ -91,7 +92,7 @@ def test_a_call_that_cannot_run_is_no_blocked_one(tmp_path):
 def test_a_document_is_in_view_from_the_beginning():
     model = ScriptedModel(replies=["enough", "Acorns."], binds=True)
     asked = {"messages": "What do jays cache?", "knowledge": ["Jays cache acorns."]}
-    trace = trace_turn("What do jays cache?", KwaiAgent(model, [send_mail]).invoke(asked))
+    trace = trace_turn(KwaiAgent(model, [send_mail]).invoke(asked))
     assert set(trace.tracks["text from outside"]) == {1.0}
 
 
@@ -111,15 +112,29 @@ def test_each_plan_leads_to_the_records_that_came_up_for_it(tmp_path):
         bank.add("Jays are birds.")
         model = ScriptedModel(replies=[call("look_up", topic="jays"), "enough", "Acorns."], binds=True)
         agent = KwaiAgent(model, [look_up], memory=bank)
-        trace = trace_turn("What are jays?", agent.invoke("What are jays?"))
+        trace = trace_turn(agent.invoke("What are jays?"))
     plans = [step for step in trace.steps if step.choice in ("thinking", "conclusion")]
     led = [one.steps.tolist() for step in plans for one in step.recalled if one.name == "memory"]
     told = [[trace.steps[place].text.splitlines()[0] for place in places] for places in led]
     assert told == [["Jays fly."], ["Jays are birds."], ["Jays are birds."]]
 
 
+def test_a_notebook_shows_what_an_agent_returned(tmp_path):
+    result = answered(tmp_path, [call("look_up", topic="jays"), "enough", "They cache acorns."])
+    seen = scrubjay.look(result)
+    assert seen.trace == trace_turn(result)
+    assert seen.trace.title == "What do jays cache?"
+    assert "They cache acorns." in seen._repr_html_()
+    model = ScriptedModel(replies=["And hello.", "Hello again."], binds=True)
+    first = KwaiAgent(model).invoke("Hi?")
+    second = KwaiAgent(model).invoke({"messages": [*first["messages"], ("user", "And now?")]})
+    assert scrubjay.look(second).trace.title == "And now?"
+    with pytest.raises(ValueError, match="of answer, steps is no answer of KwaiAgent"):
+        scrubjay.look({"answer": "", "steps": []})
+
+
 def test_an_answer_without_tools_or_memory_is_a_turn_too():
     model = ScriptedModel(replies=["Hello."], binds=True)
-    trace = trace_turn("Hi?", KwaiAgent(model).invoke("Hi?"))
+    trace = trace_turn(KwaiAgent(model).invoke("Hi?"))
     assert trace.steps[0].text == "Hi?"
     assert not any(step.recalled for step in trace.steps)

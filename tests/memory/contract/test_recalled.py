@@ -28,7 +28,8 @@ TELLING = {
     *("based", "elmur", "gtrxl", "hcam", "landmark", "moba", "nsa", "routing", "sink", "stack"),
     *("memora", "moneta", "titans", "titans_mac", "titans_mag", "titans_mal", "yaad"),
 }
-"""What says nothing keeps vectors or matrices of no step in particular."""
+"""What else there is keeps vectors or matrices of no step in particular, and tells how far they move."""
+MOVED = "state moved, share of its length"
 
 
 def built(name, fields, seed=0) -> Any:
@@ -66,8 +67,9 @@ def test_what_is_told_is_of_this_episode_and_of_no_other_row(name, fields):
         recalled = module.recalled(x[:, t], states[t])
         assert all(torch.equal(value, kept[key]) for key, value in states[t].items())
         if recalled is None:
-            assert name not in TELLING
+            assert name == "none"
             continue
+        assert name in TELLING or [*recalled.reads, *recalled.written] == [MOVED]
         for told_of in recalled.written.values():
             assert told_of.shape == (3,)
             assert bool((told_of >= 0).all())
@@ -239,6 +241,32 @@ def test_a_slot_that_was_blended_is_told_by_its_share():
                 assert sorted(read.steps[0].tolist()) == [4, 5, 6, 7]
 
 
+@pytest.mark.parametrize("name", ["gru", "lstm", "gated_delta", "shm"])
+def test_a_state_is_told_to_move_as_far_as_a_step_moves_it(name):
+    module = built(name, {})
+    x = inputs(module)
+    states = lived(module, x)
+    for t in range(10, STEPS):  # no row begins any more
+        both = [
+            torch.cat([value.flatten(1) for value in state.values() if value.is_floating_point()], dim=1)
+            for state in states[t : t + 2]
+        ]
+        expected = torch.linalg.vector_norm(both[1] - both[0], dim=1) / both[1].square().sum(1).sqrt()
+        torch.testing.assert_close(module.recalled(x[:, t], states[t]).written[MOVED], expected)
+
+
+def test_a_gate_that_is_shut_writes_nothing_and_a_newborn_state_is_new_all_over():
+    module = built("gru", {})
+    x = inputs(module)[:, 0]
+    born = module.initial_state(3)
+    _, state = module(x[:, None], born)
+    assert module.recalled(x, born).written[MOVED].tolist() == pytest.approx([1.0] * 3)
+    with torch.no_grad():
+        module.cell.bias_ih[16:32] = 1e3
+    assert module.recalled(x, state).written[MOVED].tolist() == pytest.approx([0.0] * 3, abs=1e-12)
+    assert module.recalled(x, born).written[MOVED].tolist() == [0.0] * 3
+
+
 def test_parts_are_told_by_their_places():
     read = Read.of(torch.tensor([[0, -1]]), torch.tensor([[0.5, 0.5]], dtype=torch.float64))
     assert read.weights.tolist() == [[0.5, 0.0]]
@@ -256,3 +284,4 @@ def test_a_stack_says_what_its_parts_say():
     x = inputs(module)[:, 0]
     recalled = module.recalled(x, module.initial_state(3))
     assert list(recalled.reads) == ["part 1, window, layer 0", "part 1, window, layer 1"]
+    assert list(recalled.written) == [f"part 0, {MOVED}"]
