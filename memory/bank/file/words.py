@@ -21,6 +21,9 @@ _RUN = re.compile(f"[{_UNSPACED}]+")
 _WORD = re.compile(r"[^\W_]+")
 _ORDINAL = re.compile(r"(\d{1,2})(?:st|nd|rd|th)")
 _MOST_TERMS = 48
+_MONTHS = frozenset(name.lower() for name in calendar.month_name if name)
+_YEAR = re.compile(r"(?:19|20)\d\d")
+_OF_DAYS = re.compile(r"\d{1,2}(?:st|nd|rd|th)?|[年月日]")
 
 _STOP_WORDS = """
 a about after all also am an and any are as at be been before being but by can could d did do does
@@ -62,6 +65,13 @@ def match_terms(query: str, alone: bool = True) -> list[str]:
     terms = [word for word in words(query) if word not in _UNASKED] or (words(query) if alone else [])
     # A lone character of an unspaced script is the beginning of a pair, or the last one of a run.
     return list(dict.fromkeys(map(_quoted, terms)))[:_MOST_TERMS]
+
+
+def day_terms(query: str) -> set[str]:
+    """Return those of a query's terms that name a day, if it names a month or a year."""
+    asked = words(query)
+    named = [word for word in asked if word in _MONTHS or _YEAR.fullmatch(word)]
+    return {*map(_quoted, named + [word for word in asked if _OF_DAYS.fullmatch(word)])} if named else set()
 
 
 def words(text: str) -> list[str]:

@@ -13,8 +13,9 @@ import itertools
 import math
 import operator
 import sqlite3
+from typing import NamedTuple
 
-from scrubjay.memory.bank.file.words import match_terms
+from scrubjay.memory.bank.file.words import day_terms, match_terms
 from scrubjay.memory.bank.search.candidates import Row, held
 from scrubjay.memory.bank.search.filter import Filter
 
@@ -22,24 +23,32 @@ _MOST_MATCHES = 10_000
 _LEAST_RARITY = 1e-6  # FTS5's of a word that more than half of the records say
 
 
+class Said(NamedTuple):
+    """Which part of a query's words records say, by number, as far as they say any."""
+
+    part: dict[int, float]
+    lent: dict[int, float]
+    """Without those that name a day: all that was said on it says them, and so do its neighbours."""
+    rows: list[Row]
+    """Of the best, best first."""
+
+
 def match(
     connection: sqlite3.Connection, query: str, filter: Filter, count: int, least_rarity: float
-) -> tuple[dict[int, float], list[Row]]:
-    """Return what part of the query's words records say, by number, and the rows of the best, best first.
+) -> Said:
+    """Return what records say of a query.
 
-    Of those that hold at least `count` rows, where so many match; of equals the newest first. All words
+    Rows of those that hold at least `count`, where so many match; of equals the newest first. All words
     together count as at least `least_rarity`.
     """
     counts = {term: _count(connection, term) for term in match_terms(query)}
-    expression, oldest = _affordable(connection, counts, filter.scope())
-    if not expression:
-        return {}, []
     records = _records(connection)
-    rarity = sum(_rarity(n, records) for n in counts.values())
-    found = connection.execute(
-        "SELECT rowid, bm25(words, 0.0, 1.0) / ? FROM words WHERE words MATCH ? AND rowid >= ?",
-        (-max(rarity, least_rarity), expression, oldest),
-    ).fetchall()
+    least = max(sum(_rarity(n, records) for n in counts.values()), least_rarity)
+    found = _parts(connection, counts, filter.scope(), least)
+    days, lent = day_terms(query), found
+    if not days.isdisjoint(counts):
+        others = {term: n for term, n in counts.items() if term not in days}
+        lent = _parts(connection, others, filter.scope(), least)
     found.reverse()
     found.sort(key=operator.itemgetter(1), reverse=True)  # which leaves equals in their order
     wanted = count
@@ -47,8 +56,22 @@ def match(
         # The index knows what no longer holds, too: look deeper until enough is left.
         rows = held(connection, [number for number, _ in found[:wanted]], filter)
         if len(rows) >= count or wanted >= len(found):
-            return dict(found), rows
+            part = dict(found)
+            return Said(part, part if lent is found else dict(lent), rows)
         wanted *= 4
+
+
+def _parts(
+    connection: sqlite3.Connection, counts: dict[str, int], scope: str, rarity: float
+) -> list[tuple[int, float]]:
+    """Return numbers of records, in order, and what they say of words that are so rare in all."""
+    expression, oldest = _affordable(connection, counts, scope)
+    if not expression:
+        return []
+    return connection.execute(
+        "SELECT rowid, bm25(words, 0.0, 1.0) / ? FROM words WHERE words MATCH ? AND rowid >= ?",
+        (-rarity, expression, oldest),
+    ).fetchall()
 
 
 def _affordable(connection: sqlite3.Connection, counts: dict[str, int], scope: str) -> tuple[str, int]:

@@ -8,7 +8,8 @@
 - w is the part of the query's words that a record says (`memory/bank/search/keyword.py`), about 1 for all of
   them. Convex combinations beat fusions of ranks (Bruch, Gai and Ingber 2023, arXiv 2210.11934).
 - A reply need not repeat what it replies to, so it gets a part of what its neighbours in the segment have: of
-  w always, of z where a neighbour is nearer than chance would bring the nearest of N.
+  w always, but for words that name a day, which its neighbours say by themselves; of z where a neighbour is
+  nearer than chance would bring the nearest of N.
 - Recency and importance each move the sum by 0.02 at most: they decide between equals.
 
 The weights were chosen on the development parts of `experiments/quality/sets/parts.json`.
@@ -74,7 +75,8 @@ def recall(
     """
     depth = max(_DEPTH * k, _LEAST_DEPTH)
     least_rarity = 0.0 if scan is None else _LEAST_RARITY
-    words, rows = match(connection, query, filter, _MATCHES * depth, least_rarity)
+    said = match(connection, query, filter, _MATCHES * depth, least_rarity)
+    rows = said.rows
     lending = rows[:depth]
     chance = 0.0
     if scan is not None:
@@ -85,12 +87,13 @@ def recall(
         rows += near
     found = Candidates.of([*rows, *neighbours(connection, lending, rows, filter)])
     numbers = found.numbers.tolist()
-    w = np.array([words.get(number, 0.0) for number in numbers])
+    w = np.array([said.part.get(number, 0.0) for number in numbers])
+    lent = w if said.lent is said.part else np.array([said.lent.get(number, 0.0) for number in numbers])
     cosines = np.full(len(w), np.nan) if scan is None else scan.cosines(found.numbers)
     z = np.zeros(len(w)) if scan is None else dense_weight * np.nan_to_num(scan.deviations(cosines))
     drawn = np.maximum(found.before(z), found.after(z)) - chance
     from_words, from_embeddings = _WORDS * w, z
-    from_neighbours = _WORDS * _WORDS_BESIDE * (found.before(w) + found.after(w))
+    from_neighbours = _WORDS * _WORDS_BESIDE * (found.before(lent) + found.after(lent))
     from_neighbours += _MEANING_BESIDE * np.maximum(drawn, 0.0)
     recency = _SWAY * (2 * 0.5 ** (np.maximum(now - found.renewed, 0.0) / _HALF_LIFE) - 1)
     importance = _SWAY * (2 * found.importance - 1)

@@ -1,9 +1,10 @@
 import sqlite3
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scrubjay.memory.bank.file.words import index_text, match_terms
+from scrubjay.memory.bank.file.words import day_terms, index_text, match_terms
 
 HAN = st.text(alphabet="天地玄黄宇宙洪荒日月盈昃", min_size=1, max_size=12)
 
@@ -45,3 +46,18 @@ def test_stop_words_count_only_where_there_is_nothing_else():
     assert match_terms("Where is the cat? The cat!") == ['"cat"']
     assert match_terms("To be or not to be") == ['"to"', '"be"', '"or"', '"not"']
     assert match_terms("?!") == []
+
+
+@pytest.mark.parametrize(
+    ("query", "named"),
+    [
+        ("What did I do on 25th February 2025?", {'("25th" OR "25")', '"february"', '"2025"'}),
+        ("25 lamps and 3 boats", set()),
+        ("the 25 lamps of 2025", {'"25"', '"2025"'}),
+        ("2025年2月25日我做了什么", {'"2025"', '"2"', '"25"', '"年"*', '"月"*'}),
+        ("", set()),
+    ],
+)
+def test_terms_that_name_a_day_are_told_where_a_month_or_a_year_is_named(query, named):
+    assert day_terms(query) == named
+    assert day_terms(query) <= set(match_terms(query))

@@ -1,6 +1,6 @@
 """Words nominate few of the many records that hold them."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -42,3 +42,20 @@ def test_who_says_all_of_the_words_gets_about_five_however_common_they_are(bank,
     (hit, *_) = bank.search("heron feeds", k=1, explain=True)
     assert hit.explanation is not None
     assert hit.explanation.from_words == pytest.approx(5, rel=0.2)
+
+
+def test_what_is_told_of_a_day_later_is_found_among_what_was_said_on_it(bank, clock):
+    clock.now = datetime(2023, 1, 1, tzinfo=UTC)
+    for n in range(40):
+        bank.add(f"bread{n} was baked", merge=False)
+        clock.now += timedelta(days=2)
+    clock.now = datetime(2025, 2, 25, 9, tzinfo=UTC)
+    for n in range(8):
+        bank.add(f"the lamp of room {n} is dim", merge=False)
+        clock.now += timedelta(minutes=1)
+    clock.now += timedelta(days=7)
+    bank.add("On 25 February 2025 Marta flew out")
+    (first, *_) = bank.search("what happened on 25 February 2025?", k=3)
+    assert first.text == "On 25 February 2025 Marta flew out"
+    (first, *_) = bank.search("which lamp on 25 February 2025?", k=3)
+    assert "lamp" in first.text
