@@ -26,7 +26,7 @@ from scrubjay.experiments.quality.probe import run_probe
 from scrubjay.experiments.runs.directory import write_atomically
 from scrubjay.experiments.runs.provenance import version
 from scrubjay.experiments.runs.records import Records, header, markdown, settle
-from scrubjay.experiments.runs.statistics import interquartile_mean
+from scrubjay.experiments.runs.statistics import spread_in_words
 from scrubjay.kernels import Gates, NeuralState, neural_memory, neural_recall
 from scrubjay.memory import make_config
 from scrubjay.memory.titans.neural import NeuralMemory, NeuralMemoryConfig
@@ -138,7 +138,7 @@ def _report(bench: OutliersBench, records: Records, command: str) -> str:
             [row["right"] for row in records.find(memory=contestant, times=float(times))]
             for times in bench.times
         )
-        rows.append([contestant, *map(_spread, found)])
+        rows.append([contestant, *map(spread_in_words, found)])
     text = (
         f"Pairs that are no outliers whose value is recalled, interquartile mean over {len(bench.seeds)} "
         f"seeds with the least and the most; {bench.rows} rows of {bench.pairs} pairs of width "
@@ -147,10 +147,6 @@ def _report(bench: OutliersBench, records: Records, command: str) -> str:
     )
     columns = ["memory", *(f"{times:g}" for times in bench.times)]
     return "\n\n".join([header(command), text, markdown(columns, rows)]) + "\n"
-
-
-def _spread(values: list[float]) -> str:
-    return f"{interquartile_mean(values):.3f} [{min(values):.3f}, {max(values):.3f}]"
 
 
 def main() -> int:

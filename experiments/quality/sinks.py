@@ -32,7 +32,7 @@ from scrubjay.experiments.runs.checkpoint import load_weights
 from scrubjay.experiments.runs.directory import CONFIG, write_atomically
 from scrubjay.experiments.runs.records import Records, header, markdown, settle
 from scrubjay.experiments.runs.seeding import derive_seed
-from scrubjay.experiments.runs.statistics import interquartile_mean
+from scrubjay.experiments.runs.statistics import spread_in_words
 from scrubjay.experiments.tasks.suites import MQAR
 from scrubjay.experiments.training import resume, train
 from scrubjay.memory import make_config
@@ -174,7 +174,7 @@ def _report(bench: SinksBench, records: Records, command: str) -> str:
         for trained in (False, True):
             found = records.find(activation=activation, trained=trained)
             found = [row for row in found if row["seed"] in bench.seeds]
-            cells = [_spread([row[name] for row in found]) for name in names]
+            cells = [spread_in_words([row[name] for row in found]) for name in names]
             if not trained:
                 cells[0] = ""
             rows.append([f"{activation}{'' if trained else ', untrained'}", *cells])
@@ -187,10 +187,6 @@ def _report(bench: SinksBench, records: Records, command: str) -> str:
         f"{uniform:.3f}."
     )
     return "\n\n".join([header(command), text, markdown(columns, rows)]) + "\n"
-
-
-def _spread(values: list[float]) -> str:
-    return f"{interquartile_mean(values):.3f} [{min(values):.3f}, {max(values):.3f}]"
 
 
 def main() -> int:

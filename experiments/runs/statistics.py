@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,6 +21,11 @@ def interquartile_mean(scores: ArrayLike) -> float:
     from scipy.stats import trim_mean  # most of a second, for reports alone
 
     return float(trim_mean(values, 0.25))
+
+
+def spread_in_words(scores: Sequence[float]) -> str:
+    """Return the interquartile mean of a few scores, with the least and the most, to three places."""
+    return f"{interquartile_mean(scores):.3f} [{min(scores):.3f}, {max(scores):.3f}]"
 
 
 def bootstrap_interval(

@@ -9,6 +9,7 @@ from scrubjay.experiments.runs.statistics import (
     bootstrap_interval,
     interquartile_mean,
     normal_interval,
+    spread_in_words,
     wilson_interval,
 )
 
@@ -18,6 +19,10 @@ def test_interquartile_mean_by_hand():
     assert interquartile_mean([0, 0, 3]) == pytest.approx(1)
     with pytest.raises(ValueError, match="no scores"):
         interquartile_mean([])
+
+
+def test_a_spread_in_words_is_the_mean_of_few_with_the_least_and_the_most():
+    assert spread_in_words([0.25, 1.0, 0.5]) == "0.583 [0.250, 1.000]"
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=4, max_size=40), st.floats(-10, 10), st.floats(0.1, 10))
