@@ -34,6 +34,7 @@ from scrubjay.experiments.runs.directory import (
     METRICS,
     RESULT,
     check_files,
+    check_name,
     lock,
     write_atomically,
 )
@@ -82,6 +83,7 @@ class Run:
             raise ValueError(
                 "the run directory's name is empty; name a folder, or leave it away for one in runs"
             )
+        check_name(Path(path or ""))
         config, weights = with_weights(config)
         path = _made(config) if path is None else Path(path)
         path.mkdir(parents=True, exist_ok=True)

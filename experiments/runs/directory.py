@@ -44,6 +44,14 @@ def lock(path: Path) -> IO[str]:
     return file
 
 
+def check_name(path: Path) -> None:
+    """Raise ValueError if a path is no text, as bytes of another encoding are not: TensorBoard opens none."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{path} is no text in UTF-8; give the folder another name") from None
+
+
 def check_files(path: Path) -> None:
     """Raise ValueError if there is anything but plain files and folders below `path`.
 

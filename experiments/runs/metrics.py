@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scrubjay.agents.rl.sampler import EpisodeStats
+from scrubjay.experiments.runs.directory import check_name
 
 WINDOW = 100
 """Episodes behind each point of a curve: charts show the mean of the last so many."""
@@ -73,6 +74,7 @@ class MetricsLog:
     def __init__(self, path: Path, offset: int = 0, step: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter  # half a second of import, for training only
 
+        check_name(path)
         path.touch()
         if path.stat().st_size < offset:
             raise ValueError(f"{path} is shorter than its checkpoint says; restore it or start a new run")

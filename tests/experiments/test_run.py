@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 
 import pytest
@@ -80,6 +81,13 @@ def test_nothing_is_written_for_a_config_that_cannot_run(tmp_path, tiny):
     with pytest.raises(ValueError, match="num_minibatches=5"):
         train(tiny(ppo=PPOConfig(num_minibatches=5)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_whose_name_is_no_text_is_named_before_anything_is_made(tmp_path, tiny):
+    named = tmp_path / os.fsdecode(b"caf\xe9")
+    with pytest.raises(ValueError, match="caf\udce9 is no text in UTF-8; give the folder another name"):
+        Run.create(tiny(), named)
+    assert not os.path.lexists(named)
 
 
 def test_memory_learns_what_no_memory_cannot(tmp_path, tiny):
