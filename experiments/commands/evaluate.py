@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tyro.conf import Positional
 
+from scrubjay.experiments.runs.progress import Lines
 from scrubjay.experiments.words.arguments import parse, take_flag
 from scrubjay.experiments.words.foreign import one_line
 from scrubjay.experiments.words.terminal import bad_input, table
@@ -36,6 +37,8 @@ class EvalOptions:
     """How many."""
     seed: int = 1
     """Of the episodes."""
+    max_steps: int = 100_000
+    """Most that each of up to 64 copies of the environment takes; episodes not over then are left out."""
     sample: bool = False
     """Draw actions at random from the policy instead of taking its favourite."""
     best_response: bool = False
@@ -83,12 +86,11 @@ def _evaluate_agent(run: Run, config: AgentConfig, settings: Sequence[str], opti
             raise ValueError("episodes=1: a difference has an interval from 2 on")
         env = with_settings(config.env, settings)
         policy = run.policy_in(env)
-        if options.episodes < 1:
-            raise ValueError(f"episodes={options.episodes}: at least 1 is needed")
-    seed = derive_seed(options.seed, "evaluation")
+        _check(options, "episodes", "max_steps")
+    asked = (options.episodes, derive_seed(options.seed, "evaluation"), not options.sample, options.max_steps)
     with bad_input():
         others = _others(config, policy, settings, options)
-        scores = evaluate(policy, env, options.episodes, seed, not options.sample)
+        scores = evaluate(policy, env, *asked, _Played(options.episodes))
         summary = scores.summary()
     _print_heading(run, env)
     for name, words_for_it in (("episodic_return", "return "), ("success", "success")):
@@ -97,15 +99,40 @@ def _evaluate_agent(run: Run, config: AgentConfig, settings: Sequence[str], opti
             print(f"{words_for_it}  {summary[name]:.3f}  [{low:.3f}, {high:.3f}]  95 % interval")
     if "reached" in summary:
         print(f"reached  {summary['reached']:.3f}  any choice, right or wrong")
-    print(f"length   {summary['episodic_length']:.1f} steps, {options.episodes} episodes")
+    print(f"length   {summary['episodic_length']:.1f} steps, {_counted(summary['episodes'], options)}")
     for name, other in others.items():
         with bad_input():
-            theirs = evaluate(other.policy, other.env, options.episodes, seed, not options.sample)
+            theirs = evaluate(other.policy, other.env, *asked, _Played(options.episodes))
             mean, low, high = other.difference(scores, theirs)
         print(
             one_line(f"{name}  {mean:+.3f}  [{low:+.3f}, {high:+.3f}]  95 % interval, against {other.path}")
         )
     return 0
+
+
+class _Played:
+    """Says now and then how many steps and episodes have been played."""
+
+    def __init__(self, episodes: int) -> None:
+        self._episodes, self._lines = episodes, Lines()
+
+    def __call__(self, step: int, ended: int) -> None:
+        self._lines(lambda: f"{step:,} steps each, {ended:,} of {self._episodes:,} episodes over")
+
+
+def _check(options: EvalOptions, *names: str) -> None:
+    for name in names:
+        if getattr(options, name) < 1:
+            raise ValueError(f"{name}={getattr(options, name)}: at least 1 is needed")
+
+
+def _counted(ended: float, options: EvalOptions) -> str:
+    if ended == options.episodes:
+        return f"{options.episodes} episodes"
+    return (
+        f"{ended:.0f} of {options.episodes} episodes: the others went on after {options.max_steps:,} steps "
+        "(--max-steps)"
+    )
 
 
 class _Other(NamedTuple):
@@ -166,13 +193,13 @@ def _evaluate_team(run: Run, config: TeamTaskConfig, settings: Sequence[str], op
             raise ValueError(f"--full and --memoryless are of one agent; {run.path} is a run of a team")
         if options.best_response:
             of_trust_region(config)
-        for name in ("episodes", "response_steps"):
-            if getattr(options, name) < 1:
-                raise ValueError(f"{name}={getattr(options, name)}: at least 1 is needed")
+        _check(options, "episodes", "max_steps", "response_steps")
     seed = derive_seed(options.seed, "evaluation")
     actor = PolicyActor(policy, deterministic=not options.sample)
     with bad_input():
-        summary = evaluate_team(actor, env, options.episodes, seed).summary()
+        summary = evaluate_team(
+            actor, env, options.episodes, seed, options.max_steps, _Played(options.episodes)
+        ).summary()
     _print_heading(run, env)
     low, high = summary.pop("episodic_return_low"), summary.pop("episodic_return_high")
     print(f"return of the team  {summary.pop('episodic_return'):.3f}  [{low:.3f}, {high:.3f}]  95 % interval")

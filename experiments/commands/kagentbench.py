@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +12,9 @@ from tyro.conf import Positional
 
 from scrubjay.experiments.language.scores import WEIGHTS, join, score
 from scrubjay.experiments.runs import reading
+from scrubjay.experiments.runs.progress import Lines
 from scrubjay.experiments.words.arguments import parse
 from scrubjay.experiments.words.terminal import bad_input, table
-
-_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,8 @@ def run_kagentbench(options: KAgentBenchOptions) -> int:
     records = list(_read(options.file))
     if options.predictions is not None:
         records = join(records, list(_read(options.predictions)))
-    result = score(records, progress=_Progress(len(records)))
+    lines = Lines()
+    result = score(records, lambda done: lines(lambda: f"scored {done:,} of {len(records):,}"))
     if options.json:
         percent = {name: 100 * value for name, value in result.scores.items()}
         print(json.dumps({"scores": percent, "queries": result.counts, "overall": _percent(result.overall)}))
@@ -66,18 +64,6 @@ def _read(path: Path) -> Iterator[dict[str, Any]]:
                     f"{path}, line {number} is no record: it needs an id, a text or a whole number"
                 )
             yield record
-
-
-class _Progress:
-    """Says now and then how far it is, where somebody waits."""
-
-    def __init__(self, total: int) -> None:
-        self._total, self._said = total, time.monotonic()
-
-    def __call__(self, done: int) -> None:
-        if time.monotonic() - self._said > _SECONDS:
-            self._said = time.monotonic()
-            print(f"scored {done:,} of {self._total:,}", file=sys.stderr, flush=True)
 
 
 def _percent(value: float | None) -> float | None:

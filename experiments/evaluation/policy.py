@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +14,11 @@ from scrubjay.experiments.runs.statistics import normal_interval, wilson_interva
 from scrubjay.experiments.tasks.environments import EnvConfig
 
 MAX_COPIES = 64
+MAX_STEPS = 100_000
+"""Of each copy, where nothing else is said."""
+
+OnStep = Callable[[int, int], object]
+"""Called after each step of all copies: how many each has taken, how many episodes have ended."""
 
 
 def share_out(episodes: int) -> list[int]:
@@ -70,7 +75,8 @@ def evaluate(
     episodes: int = 100,
     seed: int = 0,
     deterministic: bool = True,
-    max_steps: int = 100_000,
+    max_steps: int = MAX_STEPS,
+    on_step: OnStep | None = None,
 ) -> EpisodeScores:
     """Play whole episodes; neither the policy nor any global generator is changed.
 
@@ -84,6 +90,7 @@ def evaluate(
         deterministic: Take the likeliest action instead of drawing one.
         max_steps: Of every copy; episodes still going on then are left out, since nothing says that an
             environment ever ends.
+        on_step: Called after each step.
 
     Raises:
         ValueError: if fewer than 1 episode is asked for or none ended.
@@ -100,7 +107,7 @@ def evaluate(
             observations, _ = envs.reset(seed=seed)
             start, state = np.ones(copies, dtype=bool), policy.initial_state(copies)
             returns, lengths = np.zeros(copies), np.zeros(copies, dtype=int)
-            for _ in range(max_steps):
+            for step in range(max_steps):
                 if all(len(done) >= share for done, share in zip(finished, shares, strict=True)):
                     break
                 actions, state = policy.act(observations, state, start, deterministic=deterministic)
@@ -111,12 +118,14 @@ def evaluate(
                     told = {name: final_info(infos, int(row), name) for name in ("success", *MEASURES)}
                     finished[row].append((float(returns[row]), int(lengths[row]), told))
                     returns[row] = lengths[row] = 0
+                if on_step is not None:
+                    on_step(step + 1, sum(map(len, finished)))
     finally:
         policy.train(training)
         envs.close()
     counted = [episode for done, share in zip(finished, shares, strict=True) for episode in done[:share]]
     if not counted:
-        raise ValueError(f"{env.id}: no episode ended within {max_steps:,} steps")
+        raise ValueError(f"{env.id}: no episode ended within {max_steps:,} steps (max_steps)")
     columns = {name: [episode[2][name] for episode in counted] for name in counted[0][2]}
     whole = {name: tuple(v for v in values if v is not None) for name, values in columns.items()}
     whole = {name: values for name, values in whole.items() if len(values) == len(counted)}

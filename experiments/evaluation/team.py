@@ -11,7 +11,14 @@ import torch
 from jaxtyping import Bool
 
 from scrubjay.agents.teams.policy import TeamPolicy
-from scrubjay.experiments.evaluation.policy import EpisodeScores, describe, evaluate, share_out
+from scrubjay.experiments.evaluation.policy import (
+    MAX_STEPS,
+    EpisodeScores,
+    OnStep,
+    describe,
+    evaluate,
+    share_out,
+)
 from scrubjay.experiments.tasks.teams import TeamEnvConfig, known_by
 
 
@@ -71,13 +78,18 @@ class TeamScores:
 
 
 def evaluate_team(
-    actor: Actor, env_config: TeamEnvConfig, episodes: int = 100, seed: int = 0, max_steps: int = 100_000
+    actor: Actor,
+    env_config: TeamEnvConfig,
+    episodes: int = 100,
+    seed: int = 0,
+    max_steps: int = MAX_STEPS,
+    on_step: OnStep | None = None,
 ) -> TeamScores:
     """Play whole episodes, in the order of rows; no global generator is changed.
 
     Every row plays a fixed share, since the first to finish would be the shortest. Under one seed two actors
-    so have their k-th episodes in the same row. Raises ValueError if fewer than 1 episode is asked for, or an
-    episode is longer than `max_steps`.
+    so have their k-th episodes in the same row. `on_step` is called after each step. Raises ValueError if
+    fewer than 1 episode is asked for, or an episode is longer than `max_steps`.
     """
     shares = share_out(episodes)
     rows = len(shares)
@@ -90,7 +102,7 @@ def evaluate_team(
             start = np.ones(rows, dtype=bool)
             returns, lengths = np.zeros((rows, len(env.possible_agents))), np.zeros(rows, dtype=int)
             sums: dict[str, np.ndarray] = {}
-            for _ in range(max_steps):
+            for taken in range(1, max_steps + 1):
                 step = env.step(actor(env, observations, alive, start))
                 returns, lengths = returns + step.rewards, lengths + 1
                 sums = {name: sums.get(name, 0.0) + values for name, values in step.infos.items()}
@@ -101,11 +113,15 @@ def evaluate_team(
                     returns[row] = lengths[row] = 0
                     for total in sums.values():
                         total[row] = 0.0
+                if on_step is not None:
+                    on_step(taken, sum(map(len, finished)))
                 if all(len(own) == share for own, share in zip(finished, shares, strict=True)):
                     break
                 observations, alive, start = step.observations, step.alive, step.ended
             else:
-                raise ValueError(f"{env_config.id}: an episode did not end within {max_steps:,} steps")
+                raise ValueError(
+                    f"{env_config.id}: an episode did not end within {max_steps:,} steps (max_steps)"
+                )
     finally:
         env.close()
     episodes_by_row = [episode for own in finished for episode in own]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -11,6 +13,21 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 PLAIN_SECONDS = 5.0
 """Time between plain lines."""
+LINE_SECONDS = 3.0
+"""The same where there is no bar."""
+
+
+class Lines:
+    """Says on standard error, every few seconds, how far something is for whose result somebody waits."""
+
+    def __init__(self) -> None:
+        self._said = time.monotonic()
+
+    def __call__(self, line: Callable[[], str]) -> None:
+        """Print what `line` returns, if it is time to."""
+        if time.monotonic() - self._said > LINE_SECONDS:
+            self._said = time.monotonic()
+            print(line(), file=sys.stderr, flush=True)
 
 
 class ProgressDisplay:

@@ -109,7 +109,7 @@ FORMS: Mapping[str, tuple[Form, ...]] = {
         Form("resume {run} --total-steps 256", numbers="--total-steps"),
     ),
     "eval": (
-        Form("eval {run}", numbers="--episodes --seed", named="--set", fixed="--episodes 2"),
+        Form("eval {run}", numbers="--episodes --seed --max-steps", named="--set", fixed="--episodes 2"),
         Form(
             "eval {team}",
             numbers="--episodes --seed --response-steps",
