@@ -27,6 +27,7 @@ from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.contract.nested import named, part_of
 from scrubjay.memory.contract.recalled import Read as Recall
 from scrubjay.memory.contract.recalled import Recalled
+from scrubjay.memory.contract.stepper import Stepper
 from scrubjay.memory.parts.chunks import (
     blanked,
     empty_layers,
@@ -42,6 +43,7 @@ from scrubjay.memory.parts.chunks import (
 from scrubjay.memory.parts.feed_forward import feed_forward
 from scrubjay.memory.parts.recent import shift_window
 from scrubjay.memory.parts.window import resolve_heads
+from scrubjay.memory.stepping.chunked import ChunkedStepper, LayerSteps
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,13 @@ class ChunkedLayer(OwnChunkAttention):
         scores = scores.scatter_(3, place, chosen.scores)[:, 0, :, :count, None]
         return joined(own, scores, scores_within(far[:, 0], stored), self.combine)
 
+    def steps_in_place(self) -> type[LayerSteps] | None:
+        """Return what takes the steps of such a layer in place, None if nothing does."""
+        own = (
+            getattr(type(self), name) is getattr(ChunkedLayer, name) for name in ("choose", "mix", "finish")
+        )
+        return LayerSteps if all(own) else None
+
     def finish(
         self,
         x: Float[Tensor, "batch time dim"],
@@ -284,6 +293,15 @@ class ChunkedMemory(Memory):
                 own |= {name: push(own[name], item[:, 0], completes) for name, item in chunk.items()}
             after |= named(own, suffix=f"_{index}")
         return y[:, 0], after
+
+    def stepper(self, state: State) -> Stepper:
+        """Return what advances these rows in place."""
+        steps = self.layers[0].steps_in_place()
+        if steps is None or not self.steps_as(ChunkedMemory, state):
+            return super().stepper(state)
+        return ChunkedStepper(
+            self.layers, self.blank_unwritten(state), self.chunk_size, self.landmarks, steps
+        )
 
     def _moment(self, time: Int[Tensor, " batch"]) -> _Moment:
         return _Moment(

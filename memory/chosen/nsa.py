@@ -30,6 +30,7 @@ from scrubjay.memory.chosen.chunked import (
     joined,
     scores_within,
 )
+from scrubjay.memory.stepping.chunked import CompressedSteps, LayerSteps
 
 _STREAMS = 3
 
@@ -85,6 +86,11 @@ class NSALayer(ChunkedLayer):
         compressed, chosen = self.streams(query, stored)
         gates = self._gates(x, query)
         return gates[0] * compressed + gates[1] * merge([own, chosen]) + gates[2] * own[0]
+
+    def steps_in_place(self) -> type[LayerSteps] | None:
+        """Return what takes the steps of such a layer in place, None if nothing does."""
+        own = (getattr(type(self), name) is getattr(NSALayer, name) for name in ("mix", "streams", "finish"))
+        return CompressedSteps if all(own) else None
 
     def streams(self, query: Float[Tensor, "batch time heads width"], stored: Stored) -> tuple[Tensor, Read]:
         """Return what is read of compressed chunks, and of the steps of those they weigh most."""

@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
 from scrubjay.kernels.select import best
 from scrubjay.memory.contract.nested import named, part_of
 from scrubjay.memory.contract.stepper import Stepper
+from scrubjay.memory.stepping.shelves import Librarian, Shelves
 from scrubjay.memory.stepping.window import Ring, WindowSteps
 
 # Products with summaries up to which numpy is quicker than torch.
@@ -31,67 +32,39 @@ class HCAMStepper(Stepper):
 
     @torch.no_grad()
     def __init__(self, blocks: Iterable[Any], state: dict[str, Tensor], chunk_size: int) -> None:
-        self.chunk_size = chunk_size
-        self.time = state["time"].numpy().copy()
         recent, contents = state["recent_0"], state["contents_0"]
-        self.window, self.num_chunks = recent.shape[1], contents.shape[1]
+        self.window = recent.shape[1]
+        self.librarian = Librarian(state["time"], chunk_size, contents.shape[1])
         self.ring = Ring(self.window, state["time"], recent.dtype)
-        # Where each row's oldest chunk lies, and the next will.
-        self.oldest = np.zeros_like(self.time)
         self.blocks = [
             _Block(block, self.ring, part_of(state, suffix=f"_{layer}")) for layer, block in enumerate(blocks)
         ]
-        self._look()
 
     @torch.no_grad()
     def step(self, x: Tensor, start: Tensor | None = None) -> Tensor:
         """Return the outputs of one input each."""
-        born = None
-        if start is not None and start.any():
-            self.time[start.numpy()] = 0
-            born = start.nonzero()[:, 0]
-            self._look()
+        born = self.librarian.begin(start)
         self.ring.advance(born)
-        shelves, completed = self.shelves, None
-        self.time += 1
-        self.until -= 1
-        if self.until < 0:
-            full = np.flatnonzero(self.time % self.chunk_size == 0)
-            slots = torch.from_numpy(self.oldest[full])
-            completed = _Completed(torch.from_numpy(full), slots, self.ring.last(self.chunk_size))
+        shelves, full = self.librarian.advance()
+        completed = None
+        if full is not None:
+            completed = _Completed(full.rows, full.slots, self.ring.last(self.librarian.chunk_size))
         for block in self.blocks:
             x = block.step(x, born, shelves, completed)
-        if completed is not None:
-            self.oldest[full] = (self.oldest[full] + 1) % self.num_chunks
-            self._look()
+        if full is not None:
+            self.librarian.put_away(full)
         return x
-
-    def _look(self) -> None:
-        """See what may be read, and in how many steps that changes, unless an episode begins before."""
-        self.shelves = self._shelves()
-        self.until = int((self.chunk_size - 1 - self.time % self.chunk_size).min(initial=self.chunk_size))
-
-    def _shelves(self) -> _Shelves | None:
-        written = np.minimum(self.time // self.chunk_size, self.num_chunks)
-        most = int(written.max(initial=0))
-        if most == 0:
-            return None
-        if written.min() == most:
-            return _Shelves(most, None, None, self.oldest)
-        readable = torch.from_numpy(np.arange(most) >= most - written[:, None])
-        return _Shelves(most, readable, readable[:, -1:].contiguous(), self.oldest)
 
     def state(self, rows: Tensor | None = None) -> dict[str, Tensor]:
         """Return the state of these rows, by default of all."""
-        rows = torch.arange(len(self.time)) if rows is None else rows
-        time = torch.from_numpy(self.time)[rows]
-        chunk, age = torch.arange(self.num_chunks), torch.arange(self.window, 0, -1)
-        slots = (torch.from_numpy(self.oldest)[rows, None] + chunk) % self.num_chunks
-        unwritten = chunk < self.num_chunks - (time // self.chunk_size)[:, None]
-        unseen = (age > time[:, None])[..., None]
+        everywhere = torch.from_numpy(self.librarian.time)
+        rows = torch.arange(len(everywhere)) if rows is None else rows
+        time = everywhere[rows]
+        slots, unwritten = self.librarian.slots(rows), self.librarian.unwritten(time)
+        unseen = (torch.arange(self.window, 0, -1) > time[:, None])[..., None]
         state = {"time": time}
         for layer, block in enumerate(self.blocks):
-            contents = block.contents[:-1].view(len(self.time), self.num_chunks, self.chunk_size, -1)
+            contents = block.contents[:-1].unflatten(0, (len(everywhere), -1))
             own = {
                 "recent": block.local.recent(self.window)[rows].masked_fill_(unseen, 0),
                 "contents": contents[rows[:, None], slots].masked_fill_(unwritten[..., None, None], 0),
@@ -99,17 +72,6 @@ class HCAMStepper(Stepper):
             }
             state |= named(own, suffix=f"_{layer}")
         return state
-
-
-class _Shelves(NamedTuple):
-    """What rows may read: of their last `most` chunks, the newest last, those that are `readable`."""
-
-    most: int
-    readable: Bool[Tensor, "batch most"] | None
-    """None for all."""
-    some: Bool[Tensor, "batch 1"] | None
-    """Who may read any; None for all."""
-    oldest: Int[np.ndarray, " batch"]
 
 
 class _Completed(NamedTuple):
@@ -163,7 +125,7 @@ class _Block:
         self.out_bias = block.out.bias
 
     def step(
-        self, x: Tensor, born: Tensor | None, shelves: _Shelves | None, completed: _Completed | None
+        self, x: Tensor, born: Tensor | None, shelves: Shelves | None, completed: _Completed | None
     ) -> Tensor:
         x = self.local.step(x, self.local_norm(x), born)
         asking, x = x, torch.zeros_like(x) if self.bottleneck else x
@@ -176,7 +138,7 @@ class _Block:
         hidden = functional.gelu(functional.linear(self.norm_before(x), inward.weight, inward.bias))
         return x + functional.linear(hidden, outward.weight, outward.bias)
 
-    def _read(self, asking: Tensor, x: Tensor, shelves: _Shelves) -> Tensor:
+    def _read(self, asking: Tensor, x: Tensor, shelves: Shelves) -> Tensor:
         """Return `x` and what is read by who asks."""
         batch, dim, heads, steps = len(x), self.dim, self.heads, self.chunk_size
         projected = functional.linear(self.read_norm(asking), self.queries, self.queries_bias)
@@ -190,7 +152,7 @@ class _Block:
         where = weights.sum(dim=2).view(batch, -1)
         return torch.addmm(x + self.out_bias, torch.cat([read, where], dim=1), self.out)
 
-    def _choose(self, query: Tensor, shelves: _Shelves) -> tuple[Tensor, Tensor]:
+    def _choose(self, query: Tensor, shelves: Shelves) -> tuple[Tensor, Tensor]:
         """Return scores and slots of the best chunks, the least score and the slot of zeros for none."""
         least = torch.finfo(query.dtype).min
         before = self.num_chunks - shelves.most
@@ -214,7 +176,7 @@ class _Block:
         return values, torch.from_numpy(slots)
 
     def _best(
-        self, query: Tensor, scores: Tensor, shelves: _Shelves, least: float
+        self, query: Tensor, scores: Tensor, shelves: Shelves, least: float
     ) -> tuple[Tensor, Int[np.ndarray, "batch top_k"]]:
         values, places = scores.topk(self.top_k + 1, dim=1)
         kept, chunks, asked = values.numpy(), places.numpy()[:, :-1], query.numpy()
@@ -230,7 +192,7 @@ class _Block:
         return scores.gather(1, torch.from_numpy(chunks)), chunks
 
     def _exactly(
-        self, query: Tensor, shelves: _Shelves, rows: Any, least: float
+        self, query: Tensor, shelves: Shelves, rows: Any, least: float
     ) -> Float[np.ndarray, "rows most"]:
         """Return scores that are the same for equal summaries."""
         with np.errstate(over="ignore", invalid="ignore"):
