@@ -1,13 +1,13 @@
 """How `make docs` builds the site: pages by hand, pages from the registries, tutorials that are run."""
 
 import os
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from measured import on_site
 from pages import escape_bars, write_pages
 from sphinx.application import Sphinx
 from sphinx.ext import napoleon
@@ -58,5 +58,5 @@ def _process(app: Sphinx, what: Any, name: str, thing: object, options: object, 
 
 
 def _give_files(app: Sphinx, page: str, source: list[str]) -> None:
-    """Let links to Markdown outside of `docs` give the file, which MyST would take for a page."""
-    source[0] = re.sub(r"\]\((\.\./\.\./[^)#]+\.md)\)", r"](path:\1)", source[0])
+    """Let links outside of `docs` lead to pages of the site where there are such, else give the files."""
+    source[0] = on_site(source[0], (Path(app.srcdir) / page).parent)

@@ -21,6 +21,7 @@ import gymnasium
 import numpy as np
 from kept import TOLD as KEPT
 from kept import draw_kept
+from measured import ROOT, moved, write_measured
 from PIL import Image
 from reach import TOLD as HEARD
 from reach import draw_reach
@@ -30,7 +31,6 @@ from scrubjay.experiments.forms import form_of
 from scrubjay.experiments.runs.statistics import bootstrap_interval, interquartile_mean
 from scrubjay.memory import context
 
-ROOT = Path(__file__).parent.parent
 _FEW = 4
 """Seeds below which an interval is the seeds' own spread."""
 _FACES = (
@@ -59,13 +59,8 @@ def write_pages(folder: Path) -> None:
     _section(folder, "reference", "Reference", {face.replace(".", "-"): _reference(face) for face in _FACES})
     (folder / "leaderboard.md").write_text(leaderboard(scores), encoding="utf-8")
     notes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    (folder / "changes.md").write_text(moved(notes), encoding="utf-8")
-
-
-def moved(page: str) -> str:
-    """Return a page of the root as one of the folder `docs/made`: its links lead where they led."""
-    page = re.sub(r"\]\((?!https?:)", "](../../", page)
-    return page.replace("](../../docs/", "](../")
+    (folder / "changes.md").write_text(moved(notes, ROOT, folder), encoding="utf-8")
+    write_measured(folder)
 
 
 def read_scores(results: Path) -> Iterator[Row]:
