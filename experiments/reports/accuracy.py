@@ -71,23 +71,27 @@ def plot_counts(runs: Sequence[Run], out: Path | str) -> Path:
 
 
 def plot_state(runs: Sequence[Run], out: Path | str) -> Path:
-    """Draw accuracy at the trained sizes against the bytes of state of one sequence, and return the path."""
-    labels = contenders(runs)
-    shades = colours(labels.values())
+    """Draw accuracy at the trained sizes against the bytes of state of one sequence, and return the path.
+
+    Sizes of one memory are points of one line. Raises ValueError for runs that tell no bytes.
+    """
+    for run in runs:
+        if "state_bytes" not in run.result:
+            raise ValueError(f"{run.path} tells no bytes of state; runs of sequence tasks do, such as mqar")
+    shades = colours(run.config.label for run in runs)
     figure, panels = _panels(runs)
     for axes, recipe, panel in panels:
         config: Any = panel[0].config
-
-        def state_bytes(label: str, panel: list[Run] = panel) -> int:
-            return next(run.result["state_bytes"] for run in panel if labels[run] == label)
-
-        for label in sorted({labels[run] for run in panel}, key=state_bytes):
-            own = [run.result for run in panel if labels[run] == label]
-            scores = [result["success"] for result in own]
-            mean = float(np.mean(scores))
-            spread = [[mean - min(scores)], [max(scores) - mean]]
-            at = [state_bytes(label)], [mean]
-            axes.errorbar(*at, spread, marker="o", color=shades[label], label=label, capsize=3)
+        of_memory: dict[str, dict[int, list[float]]] = {}
+        for run in panel:
+            sizes = of_memory.setdefault(run.config.label, {})
+            sizes.setdefault(run.result["state_bytes"], []).append(run.result["success"])
+        for label, sizes in sorted(of_memory.items(), key=lambda item: min(item[1])):
+            at = sorted(sizes)
+            scores = [sizes[size] for size in at]
+            means = np.array([np.mean(own) for own in scores])
+            spread = np.array([means - [min(own) for own in scores], [max(own) for own in scores] - means])
+            axes.errorbar(at, means, spread, marker="o", color=shades[label], label=label, capsize=3)
         axes.axhline(config.success_without_memory, color="grey", linestyle="--", linewidth=1)
         axes.set_xscale("log")
         axes.margins(x=0.15)

@@ -118,7 +118,7 @@ FORMS: Mapping[str, tuple[Form, ...]] = {
         ),
     ),
     "plot": (
-        Form("plot {run}", named="--metric", paths="--out"),
+        Form("plot {run}", named="--metric --against", paths="--out"),
         Form("plot {run} {stopped}", named="--metric", paths="--out"),
     ),
     "play": (

@@ -69,3 +69,17 @@ def test_a_contenders_point_is_its_mean_with_least_and_most_at_its_state(drawn):
     np.testing.assert_allclose(points["gru"], (512, 0.7, 0.6, 0.8))
     np.testing.assert_allclose(points["none"], (64, 0.1, 0.1, 0.1))
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["none", "gru"]  # by their state
+
+
+def test_sizes_of_one_memory_are_points_of_one_line(drawn, runs, tmp_path):
+    right = dict.fromkeys(RIGHT[0], 3)
+    runs.append(answered(tmp_path / "small", "gru", 0, right, 128))
+    (axes,) = drawn(accuracy.plot_state)
+    (small,) = [box for box in axes.containers if box.get_label() == "gru"]
+    np.testing.assert_allclose(small[0].get_xydata(), [(128, 0.3), (512, 0.7)])
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["none", "gru"]
+
+
+def test_runs_that_tell_no_bytes_are_named(runs, finished_run, tmp_path):
+    with pytest.raises(ValueError, match=r"tells no bytes of state; runs of sequence tasks do, such as mqar"):
+        accuracy.plot_state([*runs, finished_run], tmp_path / "x.png")
