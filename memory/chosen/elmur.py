@@ -32,6 +32,7 @@ from scrubjay.memory.contract.base import Memory, MemoryConfig, State
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.contract.nested import named, part_of
 from scrubjay.memory.contract.recalled import Read, Recalled
+from scrubjay.memory.contract.stepper import Stepper
 from scrubjay.memory.parts.chunks import (
     blanked,
     empty_layers,
@@ -44,6 +45,7 @@ from scrubjay.memory.parts.chunks import (
 from scrubjay.memory.parts.feed_forward import feed_forward
 from scrubjay.memory.parts.recent import shift_window
 from scrubjay.memory.parts.window import resolve_heads
+from scrubjay.memory.stepping.elmur import ELMURStepper
 
 _BUCKETS = 32  # of distances: powers of two
 _CHUNKS_AT_ONCE = 4  # of a segment whose steps read one table of slots
@@ -153,6 +155,12 @@ class ELMUR(Memory):
             }
             after |= named(own, suffix=f"_{index}")
         return y[:, 0], after
+
+    def stepper(self, state: State) -> Stepper:
+        """Return what advances these rows in place."""
+        if not self.steps_as(ELMUR, state):
+            return super().stepper(state)
+        return ELMURStepper(self.layers, self.blank_unwritten(state), self.chunk_size, self.written, Slots)
 
     def _seen(
         self, layer: _Layer, y: Float[Tensor, "batch 1 dim"], own: State, time: Int[Tensor, " batch"]

@@ -1,7 +1,6 @@
 """The steps of memories of chosen chunks: chunks go round in a store per row, keys and values by head.
 
-A row's own chunk is written by its places, so that it needs no moving to be stored; behind the present place
-lies what is left of the chunk before.
+A row's own chunk lies by its places, so that it needs no moving to be stored.
 """
 
 from __future__ import annotations
@@ -13,13 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional
 
 from scrubjay.kernels import choose_chunks
 from scrubjay.kernels.select import best
 from scrubjay.memory.contract.nested import named, part_of
 from scrubjay.memory.contract.stepper import Stepper
-from scrubjay.memory.parts.rotary import across
+from scrubjay.memory.stepping.own import Last, OwnChunk, Place, Places
 from scrubjay.memory.stepping.shelves import Full, Librarian, Shelves
 
 
@@ -50,26 +48,17 @@ class ChunkedStepper(Stepper):
             steps(layer, part_of(state, suffix=f"_{index}"), state["time"])
             for index, layer in enumerate(layers)
         ]
-        # Of a place, and of a chunk more: who asks stored chunks is turned twice.
-        (cos, once_more), (sin, more) = (
-            part[:, None].split(chunk_size) for part in (layers[0].cos, layers[0].sin)
-        )
-        self.cos = torch.cat([cos, cos * once_more - sin * more], dim=1)
-        self.sin = torch.cat([sin, sin * once_more + cos * more], dim=1)
-        place = torch.arange(chunk_size)
-        self.later = torch.zeros(chunk_size, chunk_size, dtype=self.cos.dtype)
-        self.later.masked_fill_(place > place[:, None], -math.inf)
+        self.places = Places(layers[0])
 
     @torch.no_grad()
     def step(self, x: Tensor, start: Tensor | None = None) -> Tensor:
         """Return the outputs of one input each."""
         born = self.librarian.begin(start)
-        place = torch.from_numpy(self.librarian.time % self.chunk_size)
+        at = self.places.of(self.librarian.time)
         shelves, full = self.librarian.advance()
-        at = _Moment(place, self.cos[place], self.sin[place], self.later[place][:, None], shelves, born)
         landmarks = None if full is None else self.landmarks(len(full.rows), 1)
         for layer in self.layers:
-            x = layer.step(x, at)
+            x = layer.step(x, at, shelves, born)
             if full is not None:
                 landmarks = layer.store(full, landmarks)
         if full is not None:
@@ -82,26 +71,10 @@ class ChunkedStepper(Stepper):
         rows = torch.arange(len(everywhere)) if rows is None else rows
         time = everywhere[rows]
         slots, unwritten = self.librarian.slots(rows), self.librarian.unwritten(time)
-        unseen = torch.arange(self.chunk_size, 0, -1) > time[:, None]
-        last = (time[:, None] + torch.arange(self.chunk_size)) % self.chunk_size
-        state = {"time": time}
+        last, state = Last.at(time, self.chunk_size), {"time": time}
         for index, layer in enumerate(self.layers):
-            state |= named(layer.state(rows, slots, unwritten, last, unseen), suffix=f"_{index}")
+            state |= named(layer.state(rows, slots, unwritten, last), suffix=f"_{index}")
         return state
-
-
-class _Moment(NamedTuple):
-    """What all layers see of a step's time."""
-
-    place: Int[Tensor, " batch"]
-    """Of each row's step in its chunk."""
-    cos: Float[Tensor, "batch 2 1 width"]
-    """Of its place, and of a chunk more."""
-    sin: Float[Tensor, "batch 2 1 width"]
-    later: Float[Tensor, "batch 1 chunk_size"]
-    """What is added to scores of the own chunk: -inf from the next place on."""
-    shelves: Shelves | None
-    born: Int[Tensor, " born"] | None
 
 
 class _Far(NamedTuple):
@@ -121,60 +94,36 @@ class LayerSteps:
     """
 
     def __init__(self, layer: Any, state: dict[str, Tensor], time: Int[Tensor, " batch"]) -> None:
-        self.layer, self.heads, self.chunk_size = layer, layer.heads, layer.chunk_size
-        batch, self.num_chunks, _, dim = state["keys"].shape
-        self.top_k, self.width = min(layer.top_k, self.num_chunks), dim // self.heads
+        self.layer, self.own = layer, OwnChunk(layer, state, time)
+        self.heads, self.width = self.own.heads, self.own.width
+        batch, self.num_chunks, self.chunk_size, _ = state["keys"].shape
+        self.top_k = min(layer.top_k, self.num_chunks)
         self.first = torch.arange(batch)[:, None, None] * self.num_chunks
-        self.own_row = torch.arange(batch * self.heads).view(batch, self.heads) * self.chunk_size
-        # The state holds the last steps oldest first, a step of place p at p here.
-        back = (torch.arange(self.chunk_size) - time[:, None]) % self.chunk_size
-        self.own, self.stored = [], []
+        self.stored = []
         for name in ("keys", "values"):
-            recent = state[f"recent_{name}"].gather(1, back[..., None].expand(-1, -1, dim))
-            self.own.append(self._by_head(recent).contiguous())
-            store = state[name].new_zeros(
-                batch * self.num_chunks + 1, self.heads, self.chunk_size, self.width
-            )
-            store[:-1] = self._by_head(state[name].flatten(0, 1))
+            shape = (batch * self.num_chunks + 1, self.heads, self.chunk_size, self.width)
+            store = state[name].new_zeros(shape)
+            store[:-1] = self.own.by_head(state[name].flatten(0, 1))
             self.stored.append(store)
-        self.summaries = self._by_head(state["summaries"]).contiguous()
-        self.scale = self.width**-0.5
-        by_head = [
-            part.weight.unflatten(0, (self.heads, -1)) for part in (layer.query, layer.key, layer.value)
-        ]
-        turned = self.width // 2 * 2
-        by_head = [by_head[0] * self.scale, *by_head[1:]]
-        self.projections = torch.cat(
-            [part.flatten(0, 1) for part in (*by_head, *(across(part, turned) for part in by_head[:2]))]
-        )
+        self.summaries = self.own.by_head(state["summaries"]).contiguous()
 
-    def _by_head(self, x: Tensor) -> Float[Tensor, "batch heads items width"]:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
-    def step(self, x: Tensor, at: _Moment) -> Tensor:
+    def step(self, x: Tensor, at: Place, shelves: Shelves | None, born: Tensor | None) -> Tensor:
         """Return what comes out of the layer."""
-        layer, batch = self.layer, len(x)
-        if at.born is not None:
-            self._forget(at.born)
+        layer = self.layer
+        if born is not None:
+            # Nothing is left of what was before, lest a weight of zero meet what is not finite.
+            self.own.forget(born)
+            self.summaries.index_fill_(0, born, 0)
         normed = layer.norm(x)
-        parts = functional.linear(normed, self.projections).view(batch, 5, self.heads, self.width)
-        query = parts[:, :1] * at.cos + parts[:, 3:4] * at.sin
-        key = parts[:, 1] * at.cos[:, 0] + parts[:, 4] * at.sin[:, 0]
-        where = (self.own_row + at.place[:, None]).flatten()
-        for own, new in zip(self.own, (key, parts[:, 2]), strict=True):
-            own.view(-1, self.width).index_copy_(0, where, new.reshape(-1, self.width))
-        near, far = (part.reshape(-1, 1, self.width) for part in query.unbind(1))
-        keys, values = (own.flatten(0, 1) for own in self.own)
-        own = torch.bmm(near, keys.mT).view(batch, self.heads, -1) + at.later
-        read = self.read(normed, own, values, far, at.shelves)
-        x = x + layer.out(read.view(batch, -1))
+        query, own = self.own.take(normed, at, turns=2)
+        read = self.read(normed, own, query[:, 1:], shelves)
+        x = x + layer.out(read.view(len(x), -1))
         return x + layer.feed_forward(x)
 
     def read(
         self,
         normed: Float[Tensor, "batch dim"],
         own: Float[Tensor, "batch heads chunk_size"],
-        values: Float[Tensor, "units chunk_size width"],
         far: Float[Tensor, "units 1 width"],
         shelves: Shelves | None,
     ) -> Float[Tensor, "units 1 width"]:
@@ -183,12 +132,11 @@ class LayerSteps:
         Args:
             normed: The layer's normed input.
             own: Scores of the steps of the own chunk.
-            values: Of these.
             far: What asks stored chunks, scaled.
             shelves: What may be read of them.
         """
         if shelves is None:
-            return torch.bmm(self._weights(own), values)
+            return self.own.read(torch.softmax(own, dim=-1))
         scores = torch.bmm(far, self.summaries.flatten(0, 1)[:, self.num_chunks - shelves.most :].mT)
         scores = scores.view(len(own), self.heads, -1)
         if shelves.readable is not None:
@@ -201,7 +149,7 @@ class LayerSteps:
             scores = scores.gather(2, chunks)
         else:
             chunks = torch.arange(shelves.most)[None, None]
-        return self.read_chosen(own, values, far, self._named(scores, chunks, shelves))
+        return self.read_chosen(own, far, self._named(scores, chunks, shelves))
 
     def _named(
         self, scores: Float[Tensor, "batch units K"], chunks: Int[Tensor, "#batch #units K"], shelves: Shelves
@@ -211,7 +159,7 @@ class LayerSteps:
         slots = (torch.from_numpy(shelves.oldest)[:, None, None] + place) % self.num_chunks + self.first
         return _Far(scores, slots.masked_fill(scores == -math.inf, self.stored[0].shape[0] - 1))
 
-    def read_chosen(self, own: Tensor, values: Tensor, far: Tensor, chosen: _Far) -> Tensor:
+    def read_chosen(self, own: Tensor, far: Tensor, chosen: _Far) -> Tensor:
         """Return what heads read of their own chunks and of those that are chosen."""
         batch, steps = len(own), own.shape[2]
         rows = (chosen.slots * self.heads + torch.arange(self.heads)[:, None]).flatten()
@@ -225,16 +173,14 @@ class LayerSteps:
             within = torch.log_softmax(within, dim=-1) + scores
         else:
             within = within.masked_fill(scores == -math.inf, -math.inf)
-        weights = self._weights(torch.cat([own, within.flatten(2)], dim=2))
-        return torch.baddbmm(torch.bmm(weights[..., :steps], values), weights[..., steps:], chosen_values)
-
-    def _weights(self, scores: Float[Tensor, "batch heads items"]) -> Float[Tensor, "units 1 items"]:
-        return torch.softmax(scores, dim=-1).flatten(0, 1)[:, None]
+        weights = torch.softmax(torch.cat([own, within.flatten(2)], dim=2), dim=2)
+        stored = weights[..., steps:].flatten(0, 1)[:, None]
+        return torch.baddbmm(self.own.read(weights[..., :steps]), stored, chosen_values)
 
     def store(self, full: Full, landmarks: Tensor | None) -> Tensor | None:
         """Put away the chunks that this step completes; return what the layer makes of their landmarks."""
         rows, slots = full
-        chunks = [own[rows] for own in self.own]
+        chunks = [own[rows] for own in (self.own.keys, self.own.values)]
         for store, chunk in zip(self.stored, chunks, strict=True):
             store.index_copy_(0, rows * self.num_chunks + slots, chunk)
         keys, values = (chunk.transpose(1, 2)[:, None] for chunk in chunks)
@@ -242,43 +188,31 @@ class LayerSteps:
         self.summaries[rows] = torch.cat([self.summaries[rows, :, 1:], summaries.transpose(1, 2)], dim=2)
         return landmarks
 
-    def _forget(self, rows: Int[Tensor, " some"]) -> None:
-        """Leave nothing of these rows, lest a weight of zero meet what is not finite."""
-        for held in (*self.own, self.summaries):
-            held.index_fill_(0, rows, 0)
-
-    def state(
-        self, rows: Tensor, slots: Tensor, unwritten: Tensor, last: Tensor, unseen: Tensor
-    ) -> dict[str, Tensor]:
+    def state(self, rows: Tensor, slots: Tensor, unwritten: Tensor, last: Last) -> dict[str, Tensor]:
         """Return the state of rows.
 
         Args:
             rows: Which.
             slots: Where their chunks lie, oldest first.
             unwritten: Which of these there are not.
-            last: Places of their last steps, oldest first.
-            unseen: Which of these there have not been.
+            last: Where the last steps of these rows are.
         """
-        state = {"summaries": self.summaries[rows].transpose(1, 2).flatten(2)}
-        state["summaries"].masked_fill_(unwritten[..., None], 0)
-        for name, own, store in zip(("keys", "values"), self.own, self.stored, strict=True):
+        summaries = self.summaries[rows].transpose(1, 2).flatten(2)
+        state = {"summaries": summaries.masked_fill_(unwritten[..., None], 0)}
+        for name, store in zip(("keys", "values"), self.stored, strict=True):
             chunks = store[rows[:, None] * self.num_chunks + slots].transpose(2, 3).flatten(3)
-            state[name] = chunks.masked_fill(unwritten[..., None, None], 0)
-            steps = own.transpose(1, 2).flatten(2)[rows[:, None], last]
-            state[f"recent_{name}"] = steps.masked_fill(unseen[..., None], 0)
-        return state
+            state[name] = chunks.masked_fill_(unwritten[..., None, None], 0)
+        return state | self.own.state(rows, last)
 
 
 class CompressedSteps(LayerSteps):
     """One layer of `NSA`: heads read all chunks compressed, and together choose those that they read."""
 
-    def read(
-        self, normed: Tensor, own: Tensor, values: Tensor, far: Tensor, shelves: Shelves | None
-    ) -> Tensor:
+    def read(self, normed: Tensor, own: Tensor, far: Tensor, shelves: Shelves | None) -> Tensor:
         """Return what comes through the gates of all streams."""
         gates = torch.sigmoid(self.layer.gate(normed)).view(len(own), 3, self.heads).transpose(0, 1)
         compress, select, window = gates.reshape(3, -1, 1, 1)
-        alone = torch.bmm(self._weights(own), values)
+        alone = self.own.read(torch.softmax(own, dim=-1))
         if shelves is None:
             return (select + window) * alone
         keys, compressed = self.summaries.flatten(0, 1)[:, self.num_chunks - shelves.most :].chunk(2, dim=2)
@@ -303,8 +237,6 @@ class CompressedSteps(LayerSteps):
         ).chunks[:, 0]
         there = (chosen >= 0) & (chosen < shelves.most)
         scores = torch.zeros(chosen.shape, dtype=own.dtype).masked_fill_(~there, -math.inf)
-        selected = self.read_chosen(
-            own, values, far, self._named(scores, chosen.clamp(0, shelves.most - 1), shelves)
-        )
+        selected = self.read_chosen(own, far, self._named(scores, chosen.clamp(0, shelves.most - 1), shelves))
         read = torch.bmm(weights.flatten(0, 1)[:, None], compressed)
         return compress * read + select * selected + window * alone

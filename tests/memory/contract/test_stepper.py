@@ -11,6 +11,7 @@ from scrubjay.memory.contract.stepper import PlainStepper
 NAMES = memory.list_memories()
 IN_PLACE = (
     "based",
+    "elmur",
     "ffm",
     "gated_delta",
     "gtrxl",

@@ -63,7 +63,8 @@ def test_a_layer_that_reads_otherwise_takes_its_own_steps(check_stepper):
         def mix(self, x, own, query, stored):
             return own[0]
 
-    module = Landmark(LandmarkConfig(dim=16))
-    module.layers[0] = Nearer(module.config)
+    config = LandmarkConfig(dim=16)
+    module = Landmark(config)
+    module.layers[0] = Nearer(config)
     assert isinstance(module.stepper(module.initial_state(2)), PlainStepper)
     check_stepper(module.double(), torch.randn(2, 40, 16, dtype=torch.float64))

@@ -1,0 +1,37 @@
+"""ELMUR in place: own chunks by their places, and slots whose keys are kept until they are rewritten."""
+
+import pytest
+import torch
+
+from scrubjay import memory
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"chunk_size": 1, "num_slots": 1},
+        {"chunk_size": 3, "num_slots": 2, "num_layers": 2},
+        {"chunk_size": 4, "num_slots": 5, "blend": 0.0, "num_heads": 10},
+        {"chunk_size": 5, "num_slots": 3, "blend": 1.0, "num_heads": 1},
+    ],
+    ids=lambda sizes: "-".join(map(str, sizes.values())),
+)
+def test_slots_and_own_chunks_are_those_of_steps(sizes, check_stepper):
+    module = memory.make("elmur", dim=30, **sizes).double()
+    x = torch.randn(3, 60, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    check_stepper(module, x)
+
+
+def test_what_was_not_finite_is_forgotten():
+    module = memory.make("elmur", dim=16, chunk_size=3, num_slots=2)
+    x = torch.randn(2, 30, 16)
+    rows = module.stepper(module.initial_state(2))
+    for t in range(12):
+        rows.step(torch.full((2, 16), float("nan")) if t > 4 else x[:, t])
+    fresh = module.stepper(module.initial_state(2))
+    born = torch.ones(2, dtype=torch.bool)
+    for t in range(30):
+        found = rows.step(x[:, t], born if t == 0 else None)
+        torch.testing.assert_close(found, fresh.step(x[:, t]))
+    for key, value in fresh.state().items():
+        torch.testing.assert_close(rows.state()[key], value)
