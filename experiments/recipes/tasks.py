@@ -41,7 +41,11 @@ def tmaze() -> TrainConfig:
     )
 
 
-@recipe("tmaze-20", longer=("corridor_length", (1, 25, 500)))
+# Slots that are all written in training, or none would be chosen there; what they hold first, stays.
+_KEEPING = {"elmur": {"chunk_size": 4, "num_slots": 2, "blend": 0.0}}
+
+
+@recipe("tmaze-20", longer=("corridor_length", (1, 25, 500)), settings=_KEEPING)
 def tmaze_20() -> TrainConfig:
     """T-maze, corridor of 20, with what makes that of 50 learned; tested at up to 10,000."""
     config = tmaze()
