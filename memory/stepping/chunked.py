@@ -29,7 +29,7 @@ class ChunkedStepper(Stepper):
         state: The rows, with zeros where nothing was stored.
         chunk_size: Steps per chunk.
         landmarks: Returns what runs through the layers for so many rows and chunks of them that are complete.
-        steps: Makes the steps of a layer; by default those that choose by their summaries alone.
+        steps: Takes the steps of a layer.
     """
 
     @torch.no_grad()
@@ -39,9 +39,8 @@ class ChunkedStepper(Stepper):
         state: dict[str, Tensor],
         chunk_size: int,
         landmarks: Callable[[int, int], Tensor | None],
-        steps: type[LayerSteps] | None = None,
+        steps: type[LayerSteps],
     ) -> None:
-        steps = LayerSteps if steps is None else steps
         self.chunk_size, self.landmarks = chunk_size, landmarks
         self.librarian = Librarian(state["time"], chunk_size, state["keys_0"].shape[1])
         self.layers = [
@@ -217,17 +216,13 @@ class CompressedSteps(LayerSteps):
             return (select + window) * alone
         keys, compressed = self.summaries.flatten(0, 1)[:, self.num_chunks - shelves.most :].chunk(2, dim=2)
         scores = torch.bmm(far, keys.mT).view(len(own), self.heads, -1)
-        if shelves.readable is not None:
-            # Of a row that may read none, none is weighed.
-            least = torch.finfo(scores.dtype).min
-            scores = scores.masked_fill(~shelves.readable[:, None], least)
-            weights = torch.softmax(scores, dim=-1).masked_fill(~shelves.readable[:, None], 0)
-        else:
-            weights = torch.softmax(scores, dim=-1)
-        always = int(self.layer.top_k > 2)
         readable = shelves.readable
         if readable is None:
             readable = torch.ones(len(own), shelves.most, dtype=torch.bool)
+        # Of a row that may read none, none is weighed.
+        hidden = ~readable[:, None]
+        weights = torch.softmax(scores.masked_fill(hidden, -math.inf), dim=-1).masked_fill(hidden, 0)
+        always = int(self.layer.top_k > 2)
         chosen = choose_chunks(
             readable[:, None],
             top_k=self.layer.top_k,
