@@ -137,7 +137,8 @@ class LayerSteps:
             )
             store[:-1] = self._by_head(state[name].flatten(0, 1))
             self.stored.append(store)
-        self.summaries = self._by_head(state["summaries"]).contiguous()
+        # A copy, whatever its order: with one head or one chunk it would be contiguous, and the state's own.
+        self.summaries = self._by_head(state["summaries"]).clone(memory_format=torch.contiguous_format)
         self.scale = self.width**-0.5
         by_head = [
             part.weight.unflatten(0, (self.heads, -1)) for part in (layer.query, layer.key, layer.value)
