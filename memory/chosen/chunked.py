@@ -189,10 +189,11 @@ class ChunkedLayer(OwnChunkAttention):
 
     def steps_in_place(self) -> type[LayerSteps] | None:
         """Return what takes the steps of such a layer in place, None if nothing does."""
-        own = (
-            getattr(type(self), name) is getattr(ChunkedLayer, name) for name in ("choose", "mix", "finish")
-        )
-        return LayerSteps if all(own) else None
+        return LayerSteps if self.keeps(ChunkedLayer, "tokens", "turned", "choose", "mix", "finish") else None
+
+    def keeps(self, written: type[ChunkedLayer], *names: str) -> bool:
+        """Return whether the layer does what is named as `written` does."""
+        return all(getattr(type(self), name) is getattr(written, name) for name in names)
 
     def finish(
         self,
@@ -297,7 +298,8 @@ class ChunkedMemory(Memory):
     def stepper(self, state: State) -> Stepper:
         """Return what advances these rows in place."""
         steps = self.layers[0].steps_in_place()
-        if steps is None or not self.steps_as(ChunkedMemory, state):
+        alike = all(layer.steps_in_place() is steps for layer in self.layers)
+        if steps is None or not alike or not self.steps_as(ChunkedMemory, state):
             return super().stepper(state)
         return ChunkedStepper(
             self.layers, self.blank_unwritten(state), self.chunk_size, self.landmarks, steps

@@ -89,8 +89,8 @@ class NSALayer(ChunkedLayer):
 
     def steps_in_place(self) -> type[LayerSteps] | None:
         """Return what takes the steps of such a layer in place, None if nothing does."""
-        own = (getattr(type(self), name) is getattr(NSALayer, name) for name in ("mix", "streams", "finish"))
-        return CompressedSteps if all(own) else None
+        names = ("tokens", "turned", "mix", "streams", "finish")
+        return CompressedSteps if self.keeps(NSALayer, *names) else None
 
     def streams(self, query: Float[Tensor, "batch time heads width"], stored: Stored) -> tuple[Tensor, Read]:
         """Return what is read of compressed chunks, and of the steps of those they weigh most."""

@@ -57,7 +57,8 @@ def can_fold(device: torch.device, dtype: torch.dtype, state: dict[str, Tensor])
     """Return whether weights of this dtype may be multiplied beforehand, and rows overwritten.
 
     Not in half precision, where every product has a rounding of its own, and on a CPU alone, where it can be
-    asked for nothing which rows begin an episode.
+    asked for nothing which rows begin an episode. Of no rows there is nothing to overwrite.
     """
     same = all(value.dtype == dtype for value in state.values() if value.is_floating_point())
-    return same and device.type == "cpu" and dtype.itemsize >= 4 and not torch.is_autocast_enabled("cpu")
+    fit = same and all(len(value) for value in state.values())
+    return fit and device.type == "cpu" and dtype.itemsize >= 4 and not torch.is_autocast_enabled("cpu")

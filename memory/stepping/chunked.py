@@ -104,7 +104,8 @@ class LayerSteps:
             store = state[name].new_zeros(shape)
             store[:-1] = self.own.by_head(state[name].flatten(0, 1))
             self.stored.append(store)
-        self.summaries = self.own.by_head(state["summaries"]).contiguous()
+        # A copy, whatever its order: with one head or one chunk it would be contiguous, and the state's own.
+        self.summaries = self.own.by_head(state["summaries"]).clone(memory_format=torch.contiguous_format)
 
     def step(self, x: Tensor, at: Place, shelves: Shelves | None, born: Tensor | None) -> Tensor:
         """Return what comes out of the layer."""

@@ -107,7 +107,8 @@ class _Layer:
         self.projections = torch.cat([*both, layer.value.weight])
         self.out = layer.out.weight.T.contiguous()
         self.sinks = keys[:, : self.num_sinks].clone()
-        keys = keys.clone()
+        # Copies: one row's one head would be contiguous, and the state's own.
+        keys, values = keys.clone(), values.clone()
         if self.num_sinks:
             self.positions = functional.pad(layer.sink_positions, (rotated, 0)).flatten(1)
             self.keeps = torch.cat(

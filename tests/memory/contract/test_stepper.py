@@ -1,5 +1,6 @@
 """Steppers of every registered memory do what its steps do, and hand out values."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -85,6 +86,35 @@ def test_a_stepper_does_what_steps_do(name):
 def test_what_is_written_in_place_has_a_stepper_of_its_own(name):
     module = memory.make(name, dim=DIM)
     assert not isinstance(module.stepper(module.initial_state(2)), PlainStepper)
+
+
+def in_units(name):
+    """Return a memory of one layer, head and chunk: to lay out its state by heads copies nothing."""
+    sizes = {field.name for field in dataclasses.fields(memory.make_config(name, dim=DIM))}
+    return memory.make(name, dim=DIM, **dict.fromkeys(sizes & {"num_layers", "num_heads", "num_chunks"}, 1))
+
+
+@pytest.mark.parametrize("rows", [1, ROWS])
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_values_go_in_whatever_their_order(name, rows):
+    module = in_units(name)
+    x, start = (part[:rows] for part in draw(3))
+    _, given = plain(module, x, start, module.initial_state(rows), range(40))
+    kept = {key: value.clone() for key, value in given.items()}
+    stepped(module, x, start, given, range(40, STEPS))
+    for key in given:
+        assert torch.equal(given[key], kept[key]), f"{key} of the state that was given has changed"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_of_no_rows_there_are_no_outputs(name):
+    module = memory.make(name, dim=DIM)
+    given = module.initial_state(0)
+    y, state = stepped(
+        module, torch.zeros(0, 20, DIM), torch.zeros(0, 20, dtype=torch.bool), given, range(20)
+    )
+    assert y.shape == (0, 20, DIM)
+    assert {key: value.shape for key, value in state.items()} == {k: v.shape for k, v in given.items()}
 
 
 @pytest.mark.parametrize("name", IN_PLACE)

@@ -1,11 +1,13 @@
 """Chosen chunks in place: stores go round, heads choose apart, own chunks are written by their places."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from scrubjay import memory
 from scrubjay.memory.chosen.chunked import ChunkedLayer
-from scrubjay.memory.chosen.landmark import Landmark, LandmarkConfig
+from scrubjay.memory.chosen.nsa import NSALayer
 from scrubjay.memory.contract.stepper import PlainStepper
 
 NAMES = ("landmark", "moba", "nsa")
@@ -53,18 +55,26 @@ def test_what_was_not_finite_is_forgotten(name):
         torch.testing.assert_close(rows.state()[key], value)
 
 
-def test_a_layer_that_reads_otherwise_takes_its_own_steps(check_stepper):
-    class Nearer(ChunkedLayer):
-        combine = "joint"
+class Nearer(ChunkedLayer):
+    combine = "joint"
 
-        def summarise(self, keys, values, landmarks):
-            return keys.mean(dim=2), None
+    def summarise(self, keys, values, landmarks):
+        return keys.mean(dim=2), landmarks
 
-        def mix(self, x, own, query, stored):
-            return own[0]
+    def mix(self, x, own, query, stored):
+        return own[0]
 
-    config = LandmarkConfig(dim=16)
-    module = Landmark(config)
-    module.layers[0] = Nearer(config)
+
+class Unturned(NSALayer):
+    def turned(self, x, place):
+        return x
+
+
+@pytest.mark.parametrize(("name", "kind"), [("landmark", Nearer), ("nsa", Unturned)])
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_layer_that_reads_otherwise_takes_its_own_steps(name, kind, which, check_stepper):
+    """Be it one of many."""
+    module: Any = memory.make(name, dim=16, num_layers=2)
+    module.layers[which] = kind(module.config)
     assert isinstance(module.stepper(module.initial_state(2)), PlainStepper)
     check_stepper(module.double(), torch.randn(2, 40, 16, dtype=torch.float64))
