@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from scrubjay.agents.rl.observations import to_tensors
 from scrubjay.agents.rl.policy import Policy
 from scrubjay.agents.rl.sampler import MEASURES, final_info
 from scrubjay.experiments.runs.statistics import normal_interval, wilson_interval
@@ -105,13 +106,16 @@ def evaluate(
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(seed)
             observations, _ = envs.reset(seed=seed)
-            start, state = np.ones(copies, dtype=bool), policy.initial_state(copies)
+            start = np.zeros(copies, dtype=bool)
+            rows = policy.memory.stepper(policy.initial_state(copies))
             returns, lengths = np.zeros(copies), np.zeros(copies, dtype=int)
             for step in range(max_steps):
                 if all(len(done) >= share for done, share in zip(finished, shares, strict=True)):
                     break
-                actions, state = policy.act(observations, state, start, deterministic=deterministic)
-                observations, rewards, terminated, truncated, infos = envs.step(actions)
+                seen = to_tensors(policy.observation_space, observations, policy.device)
+                begun = torch.from_numpy(start).to(policy.device) if start.any() else None
+                action = policy.advance(seen, rows, begun, deterministic=deterministic).action
+                observations, rewards, terminated, truncated, infos = envs.step(policy.env_actions(action))
                 returns, lengths = returns + rewards, lengths + 1
                 start = np.logical_or(terminated, truncated)
                 for row in np.flatnonzero(start):

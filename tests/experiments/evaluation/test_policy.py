@@ -1,10 +1,14 @@
 """Evaluation of one agent: whole episodes, fairly shared, with intervals by hand."""
 
+import numpy as np
 import pytest
 import torch
 
+from scrubjay.agents.rl.policy import PolicyConfig
+from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.experiments import EnvConfig, evaluate
 from scrubjay.experiments.evaluation.policy import MAX_COPIES, EpisodeScores, share_out
+from scrubjay.memory import make_config
 
 
 def test_evaluation_is_reproducible_fair_and_leaves_no_trace(finished_run):
@@ -19,6 +23,23 @@ def test_evaluation_is_reproducible_fair_and_leaves_no_trace(finished_run):
     assert evaluate(policy, longer, 40, seed=1, deterministic=False) != evaluate(policy, longer, 40, seed=1)
     with pytest.raises(ValueError, match="episodes=0"):
         evaluate(policy, longer, 0)
+
+
+@pytest.mark.parametrize("name", ["hcam", "landmark", "gru"])
+def test_what_is_played_is_what_the_policy_does_by_single_acts(name):
+    """By steps in place, though, which are quicker."""
+    env = EnvConfig("scrubjay/RepeatPrevious-v0", {"k": 2}, num_envs=3)
+    envs = env.make_vector(3)
+    policy = PolicyConfig(memory=make_config(name, dim=16)).build(Spaces.of(envs)).eval()
+    observations, _ = envs.reset(seed=5)
+    state, returns, over = None, np.zeros(3), False
+    while not over:  # all episodes of the task are of one length
+        actions, state = policy.act(observations, state)
+        observations, rewards, terminated, _, _ = envs.step(actions)
+        returns += rewards
+        over = terminated.all()
+    envs.close()
+    assert evaluate(policy, env, 3, seed=5).returns == pytest.approx(returns)
 
 
 def test_reaching_a_choice_is_told_apart_from_choosing_right(finished_run):
