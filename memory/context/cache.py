@@ -37,6 +37,10 @@ BROKEN_OFF = (
 )
 
 
+ONE_BY_ONE = {"jamba"}
+"""Models whose states start anew with every call of several tokens."""
+
+
 class PolicyCache(Cache):
     """The memories of all layers of one model under one policy, for one batch of texts.
 
@@ -93,13 +97,19 @@ class PolicyCache(Cache):
             return StateAndPolicyLayer(self, index, policy, alike, kind.states)
         return PolicyLayer(self, index, policy, alike)
 
-    def begin_call(self, position_ids: Tensor | None) -> None:
-        """Get ready for a call of the model, which turns its tokens to these positions.
+    def begin_call(self, position_ids: Tensor | None, length: int) -> None:
+        """Get ready for a call of the model with so many tokens, which it turns to these positions.
 
-        None stands for the order of columns. Raises RuntimeError if an earlier call was broken off half-way.
+        None stands for the order of columns. Raises RuntimeError if an earlier call was broken off half-way,
+        ValueError on several tokens after others where the model's states are wrong of them.
         """
         if self.touched:
             raise RuntimeError(BROKEN_OFF)
+        if length > 1 and self._config.model_type in ONE_BY_ONE and self.get_seq_length():
+            raise ValueError(
+                f"{self._config.model_type} forgets its states where several tokens follow others, with its "
+                "own cache, too: read a text in one call, and what follows one by one"
+            )
         self.position_ids = position_ids
 
     def end_call(self) -> None:

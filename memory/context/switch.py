@@ -48,14 +48,14 @@ def _enter(decoder: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -
     if cache is None:
         return None
     positions = _position_ids(decoder, args, options)
+    given: Any = next(
+        x for x in (*args[:1], options.get("input_ids"), options.get("inputs_embeds")) if x is not None
+    )
     if positions is None and cache.places and len(args) < 2:
-        given: Any = next(
-            x for x in (*args, options.get("input_ids"), options.get("inputs_embeds")) if x is not None
-        )
         seen = cache.get_seq_length()
         positions = torch.arange(seen, seen + given.shape[1], device=given.device)[None]
         options = options | {"position_ids": positions}
-    cache.begin_call(positions)
+    cache.begin_call(positions, given.shape[1])
     elsewhere = cache.attends_elsewhere
     config: Any = decoder.config
     with _lock:

@@ -65,3 +65,16 @@ def test_tokens_stand_where_they_stand_in_the_text_whatever_a_model_counts(name)
     with torch.no_grad():
         expected = model(text, use_cache=False).logits
     close(read(model, PolicyCache(context.make(name), model), text, [20, 27, *range(28, 40)]), expected)
+
+
+def test_jamba_is_read_at_once_and_then_one_by_one():
+    """Its states would start anew with every call of several tokens."""
+    states = {"mamba_d_state": 8, "mamba_dt_rank": 4, "use_mamba_kernels": False}
+    model = made("Jamba", attn_layer_period=2, attn_layer_offset=1, **states)
+    with torch.no_grad():
+        expected = model(IDS, use_cache=False).logits
+    for name in ("full", "sinks"):
+        cache = PolicyCache(context.make(name), model)
+        close(read(model, cache, IDS, [5, *range(6, 10)]), expected)
+        with pytest.raises(ValueError, match="one by one"):
+            read(model, cache, IDS)
