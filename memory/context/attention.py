@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -21,10 +23,17 @@ ATTENTION = "scrubjay"
 """Name of the attention function in `config._attn_implementation`."""
 
 
+_KNOWN = {"position_ids", "cu_seq_lens_q", "cu_seq_lens_k"}
+"""Tensors that models hand on to attention, and that say nothing but where tokens stand."""
+
+
 class _Handed(threading.local):
-    """The layer whose cache was updated last in this thread, for the attention function called next."""
+    """What the attention function that is called next in this thread goes by."""
 
     layer: Attends | None = None
+    """Whose cache was updated last."""
+    reading: bool = False
+    """Whether the thread is in a call of a model with a cache of ours."""
 
 
 _handed = _Handed()
@@ -65,9 +74,12 @@ def hand_over(layer: Attends) -> None:
     _handed.layer = layer
 
 
-def take_back() -> None:
-    """Forget a layer that was handed over and not asked, as of a call that was broken off."""
-    _handed.layer = None
+def read_by_policy(reading: bool) -> None:
+    """Note that this thread's calls of the attention function come with layers of ours, or no longer do.
+
+    A layer that was handed over and not asked, as of a call that was broken off, is forgotten.
+    """
+    _handed.layer, _handed.reading = None, reading
 
 
 @functools.cache
@@ -87,7 +99,7 @@ def policy_attention(
     scaling: float | None = None,
     softcap: float | None = None,
     s_aux: Float[Tensor, " heads"] | None = None,
-    **unused: object,
+    **others: object,
 ) -> tuple[Float[Tensor, "batch length heads value_width"], None]:
     """Return what the tokens read through their policy; without one, of all keys, causally.
 
@@ -104,25 +116,60 @@ def policy_attention(
         scaling: Of the scores; by default one over the root of the width.
         softcap: What scores are capped at.
         s_aux: Scores of no key, learned, one for each head.
-        unused: What else transformers hands on.
+        others: What else transformers hands on.
 
     Raises:
-        ValueError: on dropout with a policy.
+        ValueError: on dropout with a policy, and on a model that does to scores what is not known here, or
+            attends otherwise than causally, or more often than it hands keys to its cache.
     """
+    unknown = [name for name, value in others.items() if isinstance(value, Tensor) and name not in _KNOWN]
+    if unknown:
+        raise ValueError(
+            f"{type(module).__name__} hands attention {unknown[0]}, of which no policy knows what it does to "
+            "scores: use the model's own cache"
+        )
+    if attention_mask is not None and attention_mask.ndim != 2:
+        raise ValueError(
+            f"{type(module).__name__} attends by a mask of its own, or lets tokens read later ones, "
+            "where policies know of causal attention and of padding alone: use the model's own cache"
+        )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     scoring = Scoring(scale, softcap, s_aux)
     layer, _handed.layer = _handed.layer, None
     if layer is None:
+        if _handed.reading:
+            raise ValueError(
+                f"{type(module).__name__} attends to keys that it has not handed to its cache, or twice to "
+                "them, of which a policy would see half: use the model's own cache"
+            )
         valid = None if attention_mask is None else attention_mask.bool()[:, -key.shape[2] :]
         out = causal_attention(query, key, value, valid, scoring, dropout)
     elif dropout:
         raise ValueError(f"attention_dropout={dropout}: policies have none; set it to 0 or call model.eval()")
     else:
         out = layer.attend(query, key, value, attention_mask, scoring)
-    return out.transpose(1, 2), None
+    # Some models view what others reshape.
+    return out.transpose(1, 2).contiguous(), None
 
 
 def _padding_mask(
-    q_length: int, kv_length: int, attention_mask: Tensor | None = None, **unused: object
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    mask_function: Callable[..., Tensor],
+    q_offset: int = 0,
+    attention_mask: Tensor | None = None,
+    use_vmap: bool = False,
+    device: torch.device | None = None,
+    **unused: object,
 ) -> Tensor | None:
+    if q_length > 1:
+        row, token = (
+            torch.arange(batch_size, device=device)[:, None],
+            torch.arange(q_length - 1, device=device),
+        )
+        ahead = use_vmap or mask_function(row, 0, q_offset + token, q_offset + token + 1)
+        if torch.as_tensor(ahead).any():
+            # Whoever attends by it says so; one made for an encoder that there is not, nobody does.
+            return torch.empty(0, 0, 0, 0)
     return attention_mask

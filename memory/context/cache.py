@@ -19,10 +19,11 @@ from transformers import Cache, PreTrainedModel
 from scrubjay.memory.context.attention import ATTENTION, hand_over, register_attention
 from scrubjay.memory.context.layers.falcon import serve_falcon
 from scrubjay.memory.context.layers.kinds import Kind, kinds_of
+from scrubjay.memory.context.layers.nothing import NothingLayer
 from scrubjay.memory.context.layers.own import OwnWindow
 from scrubjay.memory.context.layers.policy import PolicyLayer
 from scrubjay.memory.context.layers.state import StateAndPolicyLayer, StateLayer
-from scrubjay.memory.context.layers.turned import turns_of
+from scrubjay.memory.context.layers.turned import decoder_of, has_rotary, takes_positions, turns_of
 from scrubjay.memory.context.parts.marks import LayerKept
 from scrubjay.memory.context.parts.rotary import Rotary
 from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, LayerStats, Step
@@ -34,6 +35,10 @@ BROKEN_OFF = (
     "tokens "
     "and others had not; reset the cache and read again, or load a saved one"
 )
+
+
+ONE_BY_ONE = {"jamba"}
+"""Models whose states start anew with every call of several tokens."""
 
 
 class PolicyCache(Cache):
@@ -51,22 +56,25 @@ class PolicyCache(Cache):
     was broken off.
     """
 
-    layers: list[PolicyLayer | StateLayer]
+    layers: list[PolicyLayer | StateLayer | NothingLayer]
 
     def __init__(self, policy: ContextPolicy, model: PreTrainedModel, marked: bool = False) -> None:
         config = model.config.get_text_config(decoder=True)
         kinds = kinds_of(config)
-        if not model._can_set_attn_implementation() and not serve_falcon(model.get_decoder()):
+        decoder = decoder_of(model)
+        if not model._can_set_attn_implementation() and not serve_falcon(decoder):
             raise ValueError(
                 f"{type(model).__name__} does not take attention functions of transformers' "
                 "AttentionInterface, by which policies attend; use a model that does"
             )
         register_attention()
         # It must not have changed when the cache is read into.
-        self.attends_elsewhere = attend_by_policy(model.get_decoder())
+        self.attends_elsewhere = attend_by_policy(decoder)
         self.policy, self._config, self.marked = policy, config, marked
         policies = [_policy_of(policy, kind, index, len(kinds)) for index, kind in enumerate(kinds)]
         self.rotaries = _rotaries(model, policies)
+        # Bamba would count from 0 in every call, and turn tokens to other places than they stand at.
+        self.places = has_rotary(decoder) and takes_positions(decoder)
         # Tokens of every row, one tensor as soon as rows differ by their padding.
         self.count: int | Int[Tensor, " batch"] = 0
         # Of the present call of the model: where it put its tokens, and whether a layer has read them.
@@ -79,23 +87,29 @@ class PolicyCache(Cache):
 
     def _layer(
         self, index: int, kind: Kind, policies: Sequence[ContextPolicy | None]
-    ) -> PolicyLayer | StateLayer:
+    ) -> PolicyLayer | StateLayer | NothingLayer:
         policy = policies[index]
         if policy is None:
-            return StateLayer(self, kind.states)
+            return StateLayer(self, kind.states) if kind.states else NothingLayer()
         ways = list(zip(policies, map(id, self.rotaries), strict=True))
         alike = ways.index(ways[index])
         if kind.states:
             return StateAndPolicyLayer(self, index, policy, alike, kind.states)
         return PolicyLayer(self, index, policy, alike)
 
-    def begin_call(self, position_ids: Tensor | None) -> None:
-        """Get ready for a call of the model, which turns its tokens to these positions.
+    def begin_call(self, position_ids: Tensor | None, length: int) -> None:
+        """Get ready for a call of the model with so many tokens, which it turns to these positions.
 
-        None stands for the order of columns. Raises RuntimeError if an earlier call was broken off half-way.
+        None stands for the order of columns. Raises RuntimeError if an earlier call was broken off half-way,
+        ValueError on several tokens after others where the model's states are wrong of them.
         """
         if self.touched:
             raise RuntimeError(BROKEN_OFF)
+        if length > 1 and self._config.model_type in ONE_BY_ONE and self.get_seq_length():
+            raise ValueError(
+                f"{self._config.model_type} forgets its states where several tokens follow others, with its "
+                "own cache, too: read a text in one call, and what follows one by one"
+            )
         self.position_ids = position_ids
 
     def end_call(self) -> None:
@@ -112,10 +126,14 @@ class PolicyCache(Cache):
                 "build "
                 "the cache for this model, after any set_attn_implementation"
             )
-        layer = self.layers[layer_idx]
-        assert isinstance(layer, PolicyLayer)
-        hand_over(layer)
-        return key_states, value_states
+        layer = self.layers[layer_idx] if layer_idx < len(self.layers) else None
+        if isinstance(layer, PolicyLayer):
+            hand_over(layer)
+            return key_states, value_states
+        raise ValueError(
+            f"the model attends in layer {layer_idx}, of which its config says no such thing: use the "
+            "model's own cache"
+        )
 
     def step(self, keys: Tensor, seen: int, mask: Tensor | None) -> Step:
         """Return the new tokens of this call, the same object for every layer."""
@@ -282,12 +300,10 @@ class PolicyCache(Cache):
     @property
     def is_croppable(self) -> bool:
         """Whether tokens may be read ahead, several in a call, and taken back by `crop` without a trace."""
-        return not self.policy.allocates and all(
-            isinstance(layer, PolicyLayer)
-            and not isinstance(layer, StateLayer)
-            and layer.policy.can_crop
-            and layer.policy.any_cut
-            for layer in self.layers
+        return (
+            not self.policy.allocates
+            and not any(isinstance(layer, StateLayer) for layer in self.layers)
+            and all(layer.policy.can_crop and layer.policy.any_cut for layer in self.attending)
         )
 
     @property
@@ -420,8 +436,11 @@ def _rotaries(model: PreTrainedModel, policies: Sequence[ContextPolicy | None]) 
             f"{type(model).__name__} has rope_type={turns.changing!r}, whose angles change with the length "
             "of the text; use the policy 'full'"
         )
-    if not turns.kinds:
-        raise ValueError(f"{type(model).__name__} has no rotary positions; use the policy 'full'")
+    unknown = any(moves and rotary is None for moves, rotary in zip(moved, turns.by_layer, strict=True))
+    if unknown and not turns.kinds:
+        raise ValueError(
+            f"{type(model).__name__} has no rotary positions of a known kind; use the policy 'full'"
+        )
     for layer, (moves, rotary) in enumerate(zip(moved, turns.by_layer, strict=True)):
         if moves and rotary is None:
             raise ValueError(

@@ -7,9 +7,10 @@ import threading
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import nn
 
-from scrubjay.memory.context.attention import ATTENTION, take_back
+from scrubjay.memory.context.attention import ATTENTION, read_by_policy
 
 
 class _Readers:
@@ -39,15 +40,22 @@ def _elsewhere(decoder: nn.Module) -> str | None:
     return readers.elsewhere if readers is not None and readers.caches else config._attn_implementation
 
 
-def _enter(decoder: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+def _enter(decoder: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
     # A call that Ctrl-C broke off has not left.
     _leave(decoder)
     caches = (each for each in (*args, *options.values()) if hasattr(each, "attends_elsewhere"))
     cache = next(caches, None)
     if cache is None:
-        return
-    take_back()
-    cache.begin_call(_position_ids(decoder, args, options))
+        return None
+    positions = _position_ids(decoder, args, options)
+    given: Any = next(
+        x for x in (*args[:1], options.get("input_ids"), options.get("inputs_embeds")) if x is not None
+    )
+    if positions is None and cache.places and len(args) < 2:
+        seen = cache.get_seq_length()
+        positions = torch.arange(seen, seen + given.shape[1], device=given.device)[None]
+        options = options | {"position_ids": positions}
+    cache.begin_call(positions, given.shape[1])
     elsewhere = cache.attends_elsewhere
     config: Any = decoder.config
     with _lock:
@@ -60,6 +68,8 @@ def _enter(decoder: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -
         readers = _readers.setdefault(decoder, _Readers())
         readers.caches[threading.get_ident()] = cache
         readers.elsewhere, config._attn_implementation = elsewhere, ATTENTION
+    read_by_policy(True)
+    return args, options
 
 
 def _position_ids(decoder: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -70,6 +80,7 @@ def _position_ids(decoder: nn.Module, args: tuple[Any, ...], options: dict[str, 
 
 def _leave(decoder: nn.Module, _: Any = None, read: Any = None) -> None:
     config: Any = decoder.config
+    read_by_policy(False)
     with _lock:
         readers = _readers.get(decoder)
         cache = None if readers is None else readers.caches.pop(threading.get_ident(), None)

@@ -9,6 +9,8 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 
 _ATTENDING = {"full_attention", "sliding_attention", "chunked_attention", "hybrid", "hybrid_sliding"}
 _WITH_STATES = {"conv", "linear_attention", "hybrid", "hybrid_sliding"}
+_NOTHING = "dummy"
+"""What transformers calls layers of experts or a feed-forward alone."""
 
 
 class Kind(NamedTuple):
@@ -41,7 +43,12 @@ def kinds_of(config: PreTrainedConfig) -> list[Kind]:
             "the model's own cache"
         )
     types, options = get_layer_types_and_kwargs(config)
-    if unknown := sorted(set(types) - _ATTENDING - _WITH_STATES):
+    if "reuse" in (getattr(config, "kv_sharing_modes", None) or []):
+        raise ValueError(
+            f"{name} has layers that read the keys of other layers, which a policy may have dropped: use the "
+            "model's own cache"
+        )
+    if unknown := sorted(set(types) - _ATTENDING - _WITH_STATES - {_NOTHING}):
         raise ValueError(
             f"{name} has layers of {', '.join(unknown)}, of which no policy knows what to keep: use the "
             "model's own cache"

@@ -37,6 +37,22 @@ class Turns(NamedTuple):
 _found: WeakKeyDictionary[nn.Module, Turns] = WeakKeyDictionary()
 
 
+def decoder_of(model: PreTrainedModel) -> Any:
+    """Return the part of a model that attends; some call their last layer their decoder."""
+    decoder = model.get_decoder()
+    return decoder if isinstance(decoder, PreTrainedModel) else model.base_model
+
+
+def takes_positions(decoder: nn.Module) -> bool:
+    """Return whether a decoder can be told where tokens stand."""
+    return "position_ids" in inspect.signature(decoder.forward).parameters
+
+
+def has_rotary(decoder: nn.Module) -> bool:
+    """Return whether a decoder has rotary positions of a kind that is known."""
+    return next(_ways(decoder), None) is not None
+
+
 def turns_of(model: PreTrainedModel) -> Turns:
     """Return how the layers of a model turn their keys; tried out once."""
     if model not in _found:
@@ -45,16 +61,17 @@ def turns_of(model: PreTrainedModel) -> Turns:
 
 
 def _try(model: PreTrainedModel) -> Turns:
-    decoder = model.get_decoder()
+    decoder = decoder_of(model)
     count = model.config.get_text_config(decoder=True).num_hidden_layers
     at_zero, far = (_keys(model, position) for position in (0, _FAR))
+    told = takes_positions(decoder)
     ways = list(_ways(decoder))
     dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
     made: dict[tuple[int, Layout], Rotary] = {}
     still = Rotary(Layout(0), lambda: torch.zeros(0), dtype)
 
     def rotary(layer: int) -> Rotary | None:
-        if layer not in at_zero:
+        if layer not in at_zero or not told:
             return None
         before, after = at_zero[layer].double(), far[layer].double()
         largest = float(before.abs().max())
@@ -113,13 +130,12 @@ class _Noting(DynamicCache):
 
 def _keys(model: PreTrainedModel, position: int) -> dict[int, Tensor]:
     """Return what key each layer makes of a token that stands alone at a position."""
-    decoder = model.get_decoder()
+    decoder = decoder_of(model)
     config = model.config.get_text_config(decoder=True)
     cache = _Noting(config)
     # Of the one for padding all is zero.
     token = torch.full((1, 1), int(config.pad_token_id == 0), device=model.device)
-    takes_positions = "position_ids" in inspect.signature(decoder.forward).parameters
-    options = {"position_ids": torch.full_like(token, position)} if takes_positions else {}
+    options = {"position_ids": torch.full_like(token, position)} if takes_positions(decoder) else {}
     training = [module for module in decoder.modules() if module.training]
     with torch.no_grad():
         decoder.eval()

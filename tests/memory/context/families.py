@@ -100,7 +100,35 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         | _EXPERTS
         | _MAMBA,
     ),
+    "granitemoehybrid-still": (
+        "GraniteMoeHybrid",
+        {
+            "layer_types": ["mamba", "attention"],
+            "shared_intermediate_size": 16,
+            "position_embedding_type": None,
+        }
+        | _EXPERTS
+        | _MAMBA,
+    ),
     "falcon_h1": ("FalconH1", {"head_dim": 8} | _MAMBA),
+    "bamba": ("Bamba", {"attn_layer_indices": [1]} | _MAMBA),
+    "nemotron_h": (
+        "NemotronH",
+        {
+            "layers_block_type": ["linear_attention", "mlp", FULL],
+            "head_dim": 8,
+            "mamba_num_heads": 4,
+            "mamba_head_dim": 8,
+            "ssm_state_size": 8,
+            "n_groups": 1,
+            "chunk_size": 8,
+            # Below it the model's own steps are others than its scan's.
+            "time_step_min": 1e-9,
+            "time_step_floor": 1e-9,
+        },
+    ),
+    "afmoe": ("Afmoe", {"sliding_window": 7, "head_dim": 8, "layer_types": [SLIDING, FULL]} | _EXPERTS),
+    "modernbert-decoder": ("ModernBertDecoder", {"layer_types": [FULL, FULL]}),
 }
 """Families that every policy serves: the class's name, and what differs from a small Llama's config."""
 
@@ -108,6 +136,17 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "bloom": ("Bloom", {"n_layer": 1, "n_head": 2}, "ALiBi"),
     "falcon-alibi": ("Falcon", {"alibi": True, "num_hidden_layers": 1}, "ALiBi"),
     "deepseek_v3": ("DeepseekV3", {}, "MLA"),
+    "gemma3n": (
+        "Gemma3n",
+        {
+            "num_kv_shared_layers": 2,
+            "num_hidden_layers": 4,
+            "layer_types": [SLIDING, FULL] * 2,
+            "vocab_size_per_layer_input": 128,
+            "hidden_size_per_layer_input": 8,
+        },
+        "keys of other layers",
+    ),
     "mamba2": ("Mamba2", {"num_heads": 4, "head_dim": 16}, "attends in no layer"),
 }
 """Families that no policy serves: as above, and a word of the reason."""
@@ -115,7 +154,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
 
 def config_of(name: str, options: dict[str, Any]) -> Any:
     """Return a config of a class's name."""
-    kind = f"{name}TextConfig" if name in ("Gemma3", "Llama4") else f"{name}Config"
+    kind = f"{name}TextConfig" if name in ("Gemma3", "Gemma3n", "Llama4") else f"{name}Config"
     return getattr(transformers, kind)(**{**_SIZES, **options})
 
 
@@ -173,7 +212,7 @@ def _layers(family: str) -> str:
             pairs = f"{layout.pairs} {'neighbouring ' if layout.neighbours else ''}pairs turned"
             where = f", {pairs}" if layout.pairs else ", without positions"
         parts = [f"sees {sees}{where}"] if kind.attends else []
-        told.append(" and ".join(parts + ["a state of its own"] * (kind.states > 0)))
+        told.append(" and ".join(parts + ["a state of its own"] * (kind.states > 0)) or "keeps nothing")
     return "; ".join(dict.fromkeys(told))
 
 

@@ -1,0 +1,80 @@
+"""A model that attends as no policy knows is refused by the first call that shows it, not served wrongly."""
+
+import pytest
+import torch
+from by_layer import close, read
+from families import config_of, make
+from transformers import AutoModelForCausalLM, DynamicCache
+
+from scrubjay.memory import context
+from scrubjay.memory.context import PolicyCache
+
+IDS = torch.arange(2, 12)[None]
+INKLING = {
+    "head_dim": 8,
+    "swa_head_dim": 8,
+    "swa_num_attention_heads": 4,
+    "swa_num_key_value_heads": 2,
+    "moe_intermediate_size": 16,
+    "d_rel": 4,
+    "rel_extent": 16,
+    "num_hidden_layers": 1,
+    "layer_types": ["hybrid"],
+}
+
+
+def full(model):
+    return PolicyCache(context.make("full"), model)
+
+
+def made(name, **options):
+    return AutoModelForCausalLM.from_config(config_of(name, options)).eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "reason"),
+    [
+        ("DiffLlama", {}, "twice"),
+        ("InklingText", INKLING, "position_bias"),
+        ("Bert", {}, "read later ones"),
+        ("Llama", {"is_causal": False}, "read later ones"),
+        ("Doge", {}, "a mask of its own"),
+        ("Bart", {"d_model": 32, "decoder_layers": 3, "decoder_attention_heads": 4}, "attends in layer 2"),
+    ],
+)
+def test_what_no_policy_knows_is_refused(name, options, reason):
+    model = made(name, **options)
+    with pytest.raises(ValueError, match=reason) as refusal:
+        read(model, full(model), IDS)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_thread_that_reads_into_no_cache_of_ours_attends_as_ever():
+    model = make("llama")
+    cache = full(model)
+    expected = read(model, DynamicCache(config=model.config), IDS)
+    read(model, cache, IDS)
+    close(read(model, DynamicCache(config=model.config), IDS), expected)
+
+
+@pytest.mark.parametrize("name", context.list_policies())
+def test_tokens_stand_where_they_stand_in_the_text_whatever_a_model_counts(name):
+    """Bamba counts from 0 in every call that does not say where its tokens stand."""
+    model = make("bamba")
+    text = torch.arange(2, 42)[None]
+    with torch.no_grad():
+        expected = model(text, use_cache=False).logits
+    close(read(model, PolicyCache(context.make(name), model), text, [20, 27, *range(28, 40)]), expected)
+
+
+def test_jamba_is_read_at_once_and_then_one_by_one():
+    """Its states would start anew with every call of several tokens."""
+    states = {"mamba_d_state": 8, "mamba_dt_rank": 4, "use_mamba_kernels": False}
+    model = made("Jamba", attn_layer_period=2, attn_layer_offset=1, **states)
+    with torch.no_grad():
+        expected = model(IDS, use_cache=False).logits
+    for name in ("full", "sinks"):
+        cache = PolicyCache(context.make(name), model)
+        close(read(model, cache, IDS, [5, *range(6, 10)]), expected)
+        with pytest.raises(ValueError, match="one by one"):
+            read(model, cache, IDS)
