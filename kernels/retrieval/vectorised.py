@@ -63,11 +63,13 @@ def attend(reading: Reading, choice: Choice, path: str) -> Read:
 def _in_blocks(tensors: Tensors, choice: Choice, path: str, run: Callable[[Tensors], Read]) -> Read:
     rows, queries = _block_sizes(tensors, choice, path)
     batch, time = tensors.query.shape[:2]
-    if rows >= batch and queries >= time:
+    # An exported graph is for any number of rows, so that they are not counted.
+    at_once = torch.compiler.is_exporting() or rows >= batch
+    if at_once and queries >= time:
         return run(tensors)
+    of_rows = [tensors] if at_once else [tensors.rows(slice(n, n + rows)) for n in range(0, batch, rows)]
     blocks = []
-    for first in range(0, batch, rows):
-        block = tensors.rows(slice(first, first + rows))
+    for block in of_rows:
         pieces = [run(block.times(slice(t, t + queries))) for t in range(0, time, queries)]
         blocks.append(_joined(pieces, dim=1))
     return _joined(blocks, dim=0)

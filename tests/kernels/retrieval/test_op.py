@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scrubjay.kernels import chunk_retrieval
+from scrubjay.kernels.retrieval import vectorised
 
 PATHS: list[Any] = ["dense", "gather", "listed"]
 TENSORS = ["query", "keys", "values", "summaries"]
@@ -295,6 +296,20 @@ def test_an_exported_call_needs_no_operator_of_ours_and_takes_any_batch(draw, ti
     program = torch.export.export(Readout(), (), arguments, dynamic_shapes=shapes)
     assert not any("scrubjay" in str(node.target) for node in program.graph.nodes)
     other = draw(17, batch=2, time=time, dtype=torch.float32)
+    torch.testing.assert_close(program.module()(**other), chunk_retrieval(**other, top_k=2))
+
+
+@pytest.mark.parametrize("time", [1, 5])
+def test_an_exported_call_takes_more_rows_than_go_at_once(draw, time, monkeypatch):
+    class Readout(torch.nn.Module):
+        def forward(self, query, keys, values, summaries, valid):
+            return chunk_retrieval(query, keys, values, summaries, valid, top_k=2)
+
+    monkeypatch.setattr(vectorised, "_BLOCK_SCALARS", dict.fromkeys(vectorised._BLOCK_SCALARS, 400))
+    shapes = {name: {0: torch.export.Dim.DYNAMIC} for name in (*TENSORS, "valid")}
+    arguments = draw(16, batch=2, time=time, dtype=torch.float32)
+    program = torch.export.export(Readout(), (), arguments, dynamic_shapes=shapes)
+    other = draw(17, batch=500, time=time, dtype=torch.float32)
     torch.testing.assert_close(program.module()(**other), chunk_retrieval(**other, top_k=2))
 
 
