@@ -88,8 +88,17 @@ def evaluate_team(
     """Play whole episodes, in the order of rows; no global generator is changed.
 
     Every row plays a fixed share, since the first to finish would be the shortest. Under one seed two actors
-    so have their k-th episodes in the same row. `on_step` is called after each step. Raises ValueError if
-    fewer than 1 episode is asked for, or an episode is longer than `max_steps`.
+    so have their k-th episodes in the same row.
+
+    Args:
+        actor: Who acts.
+        env_config: Where.
+        episodes: How many.
+        seed: Of the environments and of what is drawn.
+        max_steps: Most steps of an episode.
+        on_step: Called after each step.
+
+    Raises ValueError if fewer than 1 episode is asked for, or an episode is longer than `max_steps`.
     """
     shares = share_out(episodes)
     rows = len(shares)
