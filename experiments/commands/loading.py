@@ -13,6 +13,7 @@ from scrubjay.experiments.kinds.team import TeamTaskConfig
 from scrubjay.experiments.run import Run
 from scrubjay.experiments.runs.checkpoint import CheckpointError
 from scrubjay.experiments.runs.cluster import RayOptions
+from scrubjay.experiments.runs.progress import lost
 from scrubjay.experiments.runs.room import ROOM, available, bounded
 from scrubjay.experiments.runs.stopping import Interrupted
 from scrubjay.experiments.training import CannotBeginError, go_on
@@ -75,5 +76,7 @@ def train_on(run: Run, quiet: bool, ray: RayOptions | None = None, logger: str |
         for name, key in (("return", "episodic_return"), ("success", "success"))
         if key in run.result
     )
-    print(one_line(f"done: {result or 'not evaluated'}; curve: {run.path / 'curve.png'}"))
+    told = [f"done: {result or 'not evaluated'}", f"curve: {run.path / 'curve.png'}"]
+    told += [word for row in run.metrics()[-1:] for word in lost(row)]
+    print(one_line("; ".join(told)))
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -86,4 +87,13 @@ def describe_row(row: dict[str, float]) -> str:
     if "charts/SPS" in row:
         rates = "/".join(f"{row[f'time/SPS_{part}'] / 1000:.1f}k" for part in ("env", "policy", "learner"))
         parts.append(f"{row['charts/SPS']:,.0f} steps/s (env/policy/learner alone {rates})")
-    return "  ".join(parts)
+    return "  ".join([*parts, *lost(row)])
+
+
+def lost(row: dict[str, float]) -> list[str]:
+    """Return, where a row's losses are no numbers, that they are not; nothing otherwise.
+
+    What computes nan goes on acting, and comes to what doing nothing comes to.
+    """
+    bad = any(name.endswith("loss") and not math.isfinite(value) for name, value in row.items())
+    return ["LOST: its losses are no numbers any more"] if bad else []

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -44,7 +45,7 @@ def parse(kind: type[T], arguments: Sequence[str], prog: str, default: T | None 
             raise
         raise UsageError(_first_paragraph(boxed.getvalue())) from None
     if unknown:
-        raise UsageError(_describe_unknown(unknown, flags_of(config)))
+        raise UsageError(_describe_unknown(unknown, flags_of(config), arguments))
     return config
 
 
@@ -114,12 +115,23 @@ def _without_pythons_words(message: str) -> str:
     return message
 
 
-def _describe_unknown(unknown: Sequence[str], flags: Sequence[str]) -> str:
+def _describe_unknown(unknown: Sequence[str], flags: Sequence[str], arguments: Sequence[str]) -> str:
     wrong = next((word for word in unknown if word.startswith("-")), unknown[0])
     if not wrong.startswith("-"):
-        return f"unexpected argument {wrong!r}"
+        return f"unexpected argument {wrong!r}{_of_a_switch(wrong, arguments)}"
     name = wrong.partition("=")[0]
     return f"unknown option {name!r}{did_you_mean(name, flags)}; --help lists all"
+
+
+def _of_a_switch(value: str, arguments: Sequence[str]) -> str:
+    """Return how to say what was said as a switch and its value; nothing of other words."""
+    pairs = [*itertools.pairwise(arguments), *(word.split("=", 1) for word in arguments)]
+    named = [word for word, *rest in pairs if word.startswith("--") and rest == [value]]
+    if value.lower() not in ("true", "false") or not named:
+        return ""
+    path, dot, name = named[0].removeprefix("--").rpartition(".")
+    name = name.replace("_", "-").removeprefix("no-")
+    return f": a switch takes no value, --{path}{dot}{name} is on and --{path}{dot}no-{name} off"
 
 
 def flags_of(config: Any, prefix: str = "--") -> list[str]:

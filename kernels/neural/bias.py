@@ -7,6 +7,7 @@ p = 2 its steps are twice as long.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,7 +34,7 @@ class Squared:
 class Power:
     """|e|_p^p, smooth where an odd p is not: p tanh(a e) (e^2 + 1e-6)^((p - 1) / 2).
 
-    Raises ValueError on an exponent below 1 or a sharpness that is not positive.
+    Raises ValueError on an exponent below 1 or a sharpness that is not positive, or on one without an end.
     """
 
     exponent: float = 3.0
@@ -42,10 +43,10 @@ class Power:
     """a, which says how soon the sign of an error is told; at p = 2, where there is none, of no use."""
 
     def __post_init__(self) -> None:
-        if self.exponent < 1:
-            raise ValueError(f"exponent={self.exponent}: must be at least 1")
-        if self.sharpness <= 0:
-            raise ValueError(f"sharpness={self.sharpness}: must be positive")
+        if not 1 <= self.exponent < math.inf:
+            raise ValueError(f"exponent={self.exponent}: must be at least 1, and finite")
+        if not 0 < self.sharpness < math.inf:
+            raise ValueError(f"sharpness={self.sharpness}: must be positive, and finite")
 
     def gradient(
         self, error: Float[Tensor, "*tokens D"], threshold: Float[Tensor, "*tokens 1"] | None

@@ -8,6 +8,7 @@ closed form; at its end they are mirrored anew.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,14 +30,14 @@ class Identity:
 class QNorm:
     """W = theta / norm_q(theta)^(q - 2), so that norm_q(W) = norm_q(theta)^(3 - q).
 
-    Raises ValueError on a q below 2.
+    Raises ValueError on a q below 2 or without an end.
     """
 
     q: float = 4.0
 
     def __post_init__(self) -> None:
-        if self.q < 2:
-            raise ValueError(f"q={self.q}: must be at least 2")
+        if not 2 <= self.q < math.inf:
+            raise ValueError(f"q={self.q}: must be at least 2, and finite")
 
     def weights(self, dual: Float[Tensor, "*heads In Out"]) -> Float[Tensor, "*heads In Out"]:
         """Return the dual divided."""
@@ -56,7 +57,7 @@ class Simplex:
 
     So theta is c / n of the weights' logarithms, and where these are alike it moves them as far as itself.
 
-    Raises ValueError on a total that is not positive or an unknown word.
+    Raises ValueError on a total that is not positive and finite, or an unknown word.
     """
 
     total: float = 1.0
@@ -65,8 +66,8 @@ class Simplex:
     """Where weights go that are not written: to those a memory was born with, or to equal ones."""
 
     def __post_init__(self) -> None:
-        if self.total <= 0:
-            raise ValueError(f"total={self.total}: must be positive")
+        if not 0 < self.total < math.inf:
+            raise ValueError(f"total={self.total}: must be positive, and finite")
         if self.forgets_to not in ("born", "uniform"):
             raise ValueError(f"forgets_to={self.forgets_to!r}; choose from born, uniform")
 

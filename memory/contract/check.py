@@ -55,7 +55,8 @@ def check_memory(
         laws: Their numbers.
         dtypes: Of parameters and inputs.
         steps: Length of the test sequences; by default what fills three chunks.
-        long: Add the million steps of law 5, and law 1 behind them (a minute or more).
+        long: Add the million steps of law 5 of inputs drawn, constant, zero and alternating, and law 1 behind
+            them (a minute or more).
         autocast: Test laws 1, 2, 4, 5, 6 and 9 under torch.autocast to bfloat16, too: shapes and dtypes as
             without it, values to bfloat16's precision.
         compile_backend: Of law 8; "inductor" generates code where the default only traces.

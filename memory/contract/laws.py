@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from safetensors import torch as safetensors
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from scrubjay.memory.contract.base import Memory, State, detach_state
 from scrubjay.memory.contract.trial import BATCH, MemoryLawError, Trial, compare
 
 _LONG_STEPS = 1_000_000
+_KINDS = ("drawn", "constant", "zero", "alternating")
 # What lies before a start: what harms at once, and what is finite until it is multiplied.
 _POISONS = (float("nan"), float("inf"), 1e20, 1e30)
 
@@ -35,9 +37,10 @@ def step_is_sequence(trial: Trial) -> None:
         _cut_alike(trial, aged, " from an age of a million steps")
 
 
-def _cut_alike(trial: Trial, state: State, whence: str = "") -> None:
-    """Compare cuts of a sequence that goes on from `state`."""
-    x, start = trial.draw(), trial.draw_starts()
+def _cut_alike(trial: Trial, state: State, whence: str = "", x: Tensor | None = None) -> None:
+    """Compare cuts of a sequence, by default a drawn one, that goes on from `state`."""
+    x = trial.draw() if x is None else x
+    start = trial.draw_starts(len(x))
     whole = _gradients(trial, x, state, start, cuts=[])
     middle = sorted({1, trial.steps // 3, trial.steps // 3 + 1, trial.steps - 2})
     for name, cuts in (("one step at a time", list(range(1, trial.steps))), (f"cut at {middle}", middle)):
@@ -390,23 +393,19 @@ def learns(trial: Trial, no_gradient: Sequence[str]) -> None:
 def stays_finite(trial: Trial) -> None:
     """Law 5, long: over a million steps the output stays finite, and neither tensors nor module grow.
 
-    Inputs are drawn, constant, zero and of alternating sign, a row of each. Then law 1, from there.
+    Inputs are drawn, constant, zero and of alternating sign, a row of each. Then law 1, from there, with
+    drawn inputs and with such as there were.
     """
     memory, piece = trial.memory, 1000
-    kinds = ("drawn", "constant", "zero", "alternating")
-    state = memory.initial_state(len(kinds))
+    state = memory.initial_state(len(_KINDS))
     drawn = trial.draw(1, piece)
-    constant = drawn[:, :1].expand_as(drawn)
-    alternating = constant.clone()
-    alternating[:, 1::2] *= -1
     held: tuple[int, int] | None = None
     with torch.no_grad():
         for done in range(piece, _LONG_STEPS + 1, piece):
-            x = torch.cat([drawn.roll(done // piece, dims=1), constant, torch.zeros_like(drawn), alternating])
-            y, state = memory(x, state)
+            y, state = memory(_of_each_kind(drawn, done // piece), state)
             finite = torch.isfinite(y).flatten(1).all(dim=1).tolist()
             if not all(finite):
-                kind = kinds[finite.index(False)]
+                kind = _KINDS[finite.index(False)]
                 raise MemoryLawError(5, f"the output is not finite within {done} steps of {kind} inputs")
             if done in (2 * piece, _LONG_STEPS):
                 now = (_live_tensor_bytes(), len(pickle.dumps(memory)))
@@ -416,7 +415,18 @@ def stays_finite(trial: Trial) -> None:
                     )
                 held = now
     # What comes of a million steps is a state like any other.
-    _cut_alike(trial, {name: value[:BATCH] for name, value in state.items()}, f" after {_LONG_STEPS} steps")
+    whence = f" after {_LONG_STEPS} steps"
+    _cut_alike(trial, state, whence, trial.draw(len(_KINDS)))
+    # Of what stays the same much is 0 or 1, where rounding must not decide which gradient there is.
+    _cut_alike(trial, state, f"{whence}, of the same inputs again", _of_each_kind(drawn[:, : trial.steps]))
+
+
+def _of_each_kind(drawn: Float[Tensor, "1 time dim"], turn: int = 0) -> Float[Tensor, "kinds time dim"]:
+    """Return a row of inputs of each kind, the drawn ones rolled on by `turn` steps."""
+    constant = drawn[:, :1].expand_as(drawn)
+    alternating = constant.clone()
+    alternating[:, 1::2] *= -1
+    return torch.cat([drawn.roll(turn, dims=1), constant, torch.zeros_like(drawn), alternating])
 
 
 def _live_tensor_bytes() -> int:

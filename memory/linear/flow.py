@@ -15,7 +15,8 @@ Where it differs: the published code keeps sums and multiplies by n where these 
 but bounded for ever. A step moves a mean m to m + (x - m) / n. A segment adds up what differs from the mean
 it began with, by `kernels.linear_memory` without decay, and divides by n: a decay of 1 - 1/n is off, in
 float32, by a hundredth of 1/n at a million steps, and over a long episode so would be the mean. Steps beyond
-2^24 move nothing in float32.
+2^24 move nothing in float32. What z clamps is 1, the bound, in an episode's first step and for as long as
+inputs stay the same; there it has no gradient, as rounding would choose one of two.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ from scrubjay.memory.linear.layered import LayeredMemory, count_heads
 from scrubjay.memory.parts.feed_forward import feed_forward
 
 _EPSILON = 1e-6
+# As far from its bound as rounding may take what is one.
+_MARGIN = 1e-4
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,7 @@ def flow(
     both, refined = means.of(both, torch.stack([state["mean_out"], state["mean_in"]], dim=1))
     mean_out, mean_in = both.unbind(2)
     sink = _dot(query + _EPSILON, mean_out + least)
-    source = _dot(key + _EPSILON, mean_in + least).clamp(-1, 1).exp()[..., 0]
+    source = _bounded(_dot(key + _EPSILON, mean_in + least)[..., 0]).exp()
 
     mean_source, source_after = means.of(source, state["mean_source"])
     competing = value * (source / mean_source)[..., None]
@@ -228,6 +231,12 @@ class _Segment:
         empty = key.new_zeros(batch, heads, width, value.shape[-1])
         given = (query, key, value, unfaded, torch.ones_like(unfaded), empty)
         return linear_memory(*given, rule="hebbian", start=self.start)
+
+
+def _bounded(source: Tensor) -> Tensor:
+    """Return `source` within -1 and 1, without a gradient where rounding would decide if there is one."""
+    bounded = source.clamp(-1, 1)
+    return torch.where(source < 1 - _MARGIN, bounded, bounded.detach())
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:

@@ -63,6 +63,8 @@ class AGaLiTeConfig(MemoryConfig):
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
         if self.num_frequencies > _MOST_FREQUENCIES:
             raise ValueError(f"num_frequencies={self.num_frequencies}: must be at most {_MOST_FREQUENCIES}")
+        if not math.isfinite(self.gate_bias):
+            raise ValueError(f"gate_bias={self.gate_bias}: must be finite")
 
     def build(self) -> AGaLiTe:
         """Return a freshly initialised memory of these sizes."""

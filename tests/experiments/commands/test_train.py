@@ -49,6 +49,14 @@ def test_every_verb_tells_of_the_new_end(copy, here, tmp_path):
     assert "is finished" in here("resume", copy)[1]
 
 
+def test_a_run_that_came_to_nan_says_so_at_its_end(here):
+    words = ["train", "tmaze-demo", *WORDS, "--learner.learning-rate", "1e30"]
+    code, out, err = here(*words, "--run-dir", "lost")
+    assert code == 0, err
+    assert out.rstrip().endswith("LOST: its losses are no numbers any more")
+    assert "LOST" not in here("train", "tmaze-demo", *WORDS, "--run-dir", "well")[1]
+
+
 def test_no_flag_sets_what_a_run_records_of_itself(refused):
     for flag in ("--extensions", "--init-step"):
         told = refused("train", "tmaze-demo", flag, "3")

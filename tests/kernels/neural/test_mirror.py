@@ -80,9 +80,11 @@ def test_a_dual_fades_as_a_whole_towards_uniform_weights_alone():
 
 
 def test_impossible_mirrors_are_named():
-    with pytest.raises(ValueError, match=r"q=1\.5: must be at least 2"):
-        QNorm(1.5)
-    with pytest.raises(ValueError, match="total=0: must be positive"):
-        Simplex(0)
+    for q in (1.5, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=f"q={q}: must be at least 2, and finite"):
+            QNorm(q)
+    for total in (0.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=f"total={total}: must be positive, and finite"):
+            Simplex(total)
     with pytest.raises(ValueError, match="forgets_to='zero'; choose from born, uniform"):
         Simplex(1.0, "zero")  # pyright: ignore[reportArgumentType]

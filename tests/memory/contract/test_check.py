@@ -48,6 +48,19 @@ class GradientCutAtSegments(Sound):
         return super().forward(x, {"hidden": state["hidden"].detach()}, start)
 
 
+class LetsRoundingDecide(Sound):
+    """Bounds by 1 what inputs that stay the same make 1, or in single steps a rounding less."""
+
+    def forward(self, x, state, start=None):
+        before, outputs = state["hidden"], []
+        for t in range(x.shape[1]):
+            before = before if start is None else self.reset(before, start[:, t])
+            grown = torch.exp(x[:, t] - before) * (1 if x.shape[1] > 1 else 1 - 2**-23)
+            outputs.append(torch.where(grown < 1, grown, 1))
+            before = x[:, t].clone()
+        return torch.stack(outputs, dim=1), {"hidden": before}
+
+
 class TurnsByTheClock(Sound):
     """Adds up an angle that single steps multiply out, which in float32 is another after a million steps."""
 
@@ -366,6 +379,7 @@ ENDLESS = [
     (TurnsByTheClock, "output, one step at a time .* after 6000 steps is off by"),
     (DividesByTheInput, "not finite within 1000 steps of zero inputs"),
     (ResonatesWithAlternation, "not finite within 1000 steps of alternating inputs"),
+    (LetsRoundingDecide, "gradient of x, one step at a time .*, of the same inputs again is off by"),
 ]
 
 

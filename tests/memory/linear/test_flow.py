@@ -88,6 +88,29 @@ def test_a_long_episode_is_that_of_wider_numbers():
         torch.testing.assert_close(value.double(), expected_after[name].double(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("stays", [True, False])
+def test_gradients_of_inputs_that_stay_the_same_are_those_of_wider_numbers(stays):
+    """What is clamped is then its bound, at which rounding would choose between two gradients."""
+    torch.manual_seed(0)
+    module = FlowConfig(16).build()
+    first = torch.randn(2, 1, 16)
+    x = first.expand(2, 41, 16) if stays else torch.cat([first, torch.randn(2, 40, 16)], dim=1)
+
+    def gradient(module, x, cuts):
+        x, state, outputs = x.clone().requires_grad_(), module.initial_state(2), []
+        for piece in x.tensor_split(cuts, dim=1):
+            y, state = module(piece, state)
+            outputs.append(y)
+        y = torch.cat(outputs, dim=1)
+        (found,) = torch.autograd.grad((y * torch.arange(16, dtype=y.dtype).cos()).sum(), x)
+        return found
+
+    found = [gradient(module, x, cuts) for cuts in ([], [7], list(range(1, 41)))]
+    expected = gradient(module.double(), x.double(), [])
+    for one in found:
+        torch.testing.assert_close(one.double(), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [

@@ -31,6 +31,24 @@ def test_weights_to_an_output_are_positive_and_sum_up_to_the_root_of_the_width(n
     assert state["anchor_0"].any()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("forgets_to", ["born", "uniform"])
+@pytest.mark.parametrize("net", [{}, {"depth": 2, "residual": True, "norm": True}], ids=["matrix", "paper"])
+@torch.no_grad()
+def test_weights_are_distributions_after_100_000_steps(net, forgets_to):
+    """Of inputs that are drawn large, stay the same, and turn their sign."""
+    torch.manual_seed(0)
+    module: Any = memory.make("memora", dim=8, num_heads=1, forgets_to=forgets_to, **net)
+    state, constant = module.initial_state(3), torch.randn(1, 1, 8).expand(1, 1000, 8)
+    alternating = constant * (-1) ** torch.arange(1000)[:, None]
+    for _ in range(100):
+        _, state = module(torch.cat([10 * torch.randn(1, 1000, 8), constant, alternating]), state)
+    assert state["anchor_0"].flatten(1).any(dim=1).all()
+    for weight in weights_of(module, state):
+        assert (weight >= 0).all()
+        torch.testing.assert_close(weight.sum(-2), torch.full_like(weight.sum(-2), 8**0.5), rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("forgets_to", ["born", "uniform"])
 def test_what_is_not_written_goes_where_the_config_says(forgets_to):
     torch.manual_seed(0)

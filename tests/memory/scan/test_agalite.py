@@ -124,6 +124,7 @@ def test_gradients_are_those_of_finite_differences():
         ({"num_frequencies": 0}, "num_frequencies=0: must be at least 1"),
         ({"num_frequencies": 2**40}, "num_frequencies=1099511627776: must be at most 1024"),
         ({"feed_forward_ratio": 0}, "feed_forward_ratio=0: must be at least 1"),
+        ({"gate_bias": math.nan}, "gate_bias=nan: must be finite"),
     ],
 )
 def test_sizes_that_cannot_work_are_named(wrong, told):
