@@ -19,6 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from scrubjay.memory.context.layers.falcon import falcon_attention, falcon_modules
 from scrubjay.memory.context.parts.dense import causal_attention, masked_attention
 from scrubjay.memory.context.parts.scoring import Scoring
 
@@ -50,9 +51,32 @@ def wrapped_attention(model: PreTrainedModel, wrappers: Mapping[int, Wrapper]) -
     unknown = sorted(set(wrappers) - set(modules))
     if unknown:
         raise ValueError(f"layers {unknown}: the model has attention in layers {sorted(modules)}")
-    before = str(model.config._attn_implementation)
     _register()
     added = []
+    with _attending(model):
+        try:
+            for layer, wrapper in wrappers.items():
+                added.append((_wrappers.setdefault(modules[layer], []), wrapper))
+                added[-1][0].append(wrapper)
+            yield
+        finally:
+            for own, wrapper in added:
+                own.remove(wrapper)
+
+
+@contextmanager
+def _attending(model: PreTrainedModel) -> Iterator[None]:
+    """Let the model attend by our function inside the block."""
+    before = str(model.config._attn_implementation)
+    if not model._can_set_attn_implementation() and falcon_modules(model):
+        # Caches of policies learn from the name that they are not called.
+        model.config._attn_implementation = _NAME
+        try:
+            with falcon_attention(model, _attend):
+                yield
+        finally:
+            model.config._attn_implementation = before
+        return
     try:
         model.set_attn_implementation(_NAME)
         if model.config._attn_implementation != _NAME:
@@ -60,13 +84,8 @@ def wrapped_attention(model: PreTrainedModel, wrappers: Mapping[int, Wrapper]) -
                 f"{type(model).__name__} does not take attention functions of transformers' "
                 "AttentionInterface"
             )
-        for layer, wrapper in wrappers.items():
-            added.append((_wrappers.setdefault(modules[layer], []), wrapper))
-            added[-1][0].append(wrapper)
         yield
     finally:
-        for own, wrapper in added:
-            own.remove(wrapper)
         model.set_attn_implementation(before)
 
 

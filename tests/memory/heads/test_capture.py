@@ -1,9 +1,12 @@
 """Captured attention against eager attention, and the model untouched by it."""
 
+import copy
+
 import pytest
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, FalconConfig, FalconForCausalLM
 
+from scrubjay.memory import context
 from scrubjay.memory.heads.capture import attention_weights, capture_attention
 
 
@@ -95,10 +98,54 @@ def test_what_is_not_there_is_named(model):
 
 
 def test_a_policy_cannot_run_inside(model):
-    from scrubjay.memory import context
-
     before = model.config._attn_implementation
     cache = context.PolicyCache(context.make("window", budget=8), model)
     with capture_attention(model, {0: None}), pytest.raises(RuntimeError, match="does not call the policy"):
         model(tokens(), cache=cache)
     assert model.config._attn_implementation == before
+
+
+SIZES = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"multi_query": True, "new_decoder_architecture": False},
+        {"num_kv_heads": 2, "new_decoder_architecture": True},
+    ],
+    ids=["one head of keys", "two"],
+)
+@pytest.mark.parametrize("served", [False, True], ids=["as it came", "served by a policy before"])
+@torch.no_grad()
+def test_falcon_attends_past_the_interface_and_is_seen_all_the_same(kind, served):
+    torch.manual_seed(0)
+    model = FalconForCausalLM(FalconConfig(**SIZES, **kind, alibi=False)).eval()
+    plain = model(tokens()).logits
+    if served:
+        model(tokens(), cache=context.PolicyCache(context.make("window", budget=8), model))
+    open_one = FalconForCausalLM._from_config(copy.deepcopy(model.config), attn_implementation="eager").eval()
+    open_one.load_state_dict(model.state_dict())
+    for mask in (None, padded()):
+        expected = open_one(tokens(), attention_mask=mask, output_attentions=True).attentions
+        weights = attention_weights(model, tokens(), {0: None, 1: [2]}, attention_mask=mask)
+        seen = torch.ones(2, 11, dtype=torch.bool) if mask is None else mask.bool()
+        for layer, heads in ((0, slice(None)), (1, [2])):
+            found, wanted = (x.transpose(1, 2)[seen] for x in (weights[layer], expected[layer][:, heads]))
+            torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+    with capture_attention(model, {1: None}) as captured:
+        torch.testing.assert_close(model(tokens()).logits, plain)
+    assert len(captured[1]) == 1
+    assert torch.equal(model(tokens()).logits, plain)
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_what_of_falcon_cannot_be_seen_is_said():
+    model = FalconForCausalLM(FalconConfig(**SIZES, alibi=True)).eval()
+    with pytest.raises(ValueError, match="adds ALiBi's bias to its scores where nobody sees them"):
+        attention_weights(model, tokens(), {0: None})
+    assert model.config._attn_implementation == "sdpa"
+    rotary = FalconForCausalLM(FalconConfig(**SIZES, alibi=False)).eval()
+    cache = context.PolicyCache(context.make("window", budget=8), rotary)
+    with capture_attention(rotary, {0: None}), pytest.raises(RuntimeError, match="does not call the policy"):
+        rotary(tokens(), cache=cache)
