@@ -1,6 +1,7 @@
 """Captured attention against eager attention, and the model untouched by it."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -105,7 +106,12 @@ def test_a_policy_cannot_run_inside(model):
     assert model.config._attn_implementation == before
 
 
-SIZES = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+SIZES: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
 
 
 @pytest.mark.parametrize(
@@ -118,7 +124,7 @@ SIZES = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_atten
 )
 @pytest.mark.parametrize("served", [False, True], ids=["as it came", "served by a policy before"])
 @torch.no_grad()
-def test_falcon_attends_past_the_interface_and_is_seen_all_the_same(kind, served):
+def test_falcon_attends_past_the_interface_and_is_seen_all_the_same(kind: dict[str, Any], served):
     torch.manual_seed(0)
     model = FalconForCausalLM(FalconConfig(**SIZES, **kind, alibi=False)).eval()
     plain = model(tokens()).logits
