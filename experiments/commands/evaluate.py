@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tyro.conf import Positional
 
+from scrubjay.experiments.evaluation import MAX_STEPS
 from scrubjay.experiments.runs.progress import Lines
 from scrubjay.experiments.words.arguments import parse, take_flag
 from scrubjay.experiments.words.foreign import one_line
@@ -37,7 +38,7 @@ class EvalOptions:
     """How many."""
     seed: int = 1
     """Of the episodes."""
-    max_steps: int = 100_000
+    max_steps: int = MAX_STEPS
     """Most that each of up to 64 copies of the environment takes; episodes not over then are left out."""
     sample: bool = False
     """Draw actions at random from the policy instead of taking its favourite."""

@@ -11,12 +11,11 @@ import torch
 from scrubjay.agents.rl.observations import to_tensors
 from scrubjay.agents.rl.policy import Policy
 from scrubjay.agents.rl.sampler import MEASURES, final_info
+from scrubjay.experiments.evaluation import MAX_STEPS
 from scrubjay.experiments.runs.statistics import normal_interval, wilson_interval
 from scrubjay.experiments.tasks.environments import EnvConfig
 
 MAX_COPIES = 64
-MAX_STEPS = 100_000
-"""Of each copy, where nothing else is said."""
 
 OnStep = Callable[[int, int], object]
 """Called after each step of all copies: how many each has taken, how many episodes have ended."""

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Bool
 
 from scrubjay.agents.teams.policy import TeamPolicy
+from scrubjay.experiments.evaluation import MAX_STEPS
 from scrubjay.experiments.evaluation.policy import (
-    MAX_STEPS,
     EpisodeScores,
     OnStep,
     describe,
