@@ -6,7 +6,7 @@ A row's own chunk lies by its places, so that it needs no moving to be stored.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -35,7 +35,7 @@ class ChunkedStepper(Stepper):
     @torch.no_grad()
     def __init__(
         self,
-        layers: Sequence[Any],
+        layers: Iterable[Any],
         state: dict[str, Tensor],
         chunk_size: int,
         landmarks: Callable[[int, int], Tensor | None],
@@ -47,7 +47,7 @@ class ChunkedStepper(Stepper):
             steps(layer, part_of(state, suffix=f"_{index}"), state["time"])
             for index, layer in enumerate(layers)
         ]
-        self.places = Places(layers[0])
+        self.places = Places(self.layers[0].layer)
 
     @torch.no_grad()
     def step(self, x: Tensor, start: Tensor | None = None) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -32,18 +32,18 @@ class ELMURStepper(Stepper):
     @torch.no_grad()
     def __init__(
         self,
-        layers: Sequence[Any],
+        layers: Iterable[Any],
         state: dict[str, Tensor],
         chunk_size: int,
         written: Written,
         slots: Callable[[Tensor, Tensor], Any],
     ) -> None:
         self.time, self.chunk_size, self.written = state["time"].clone(), chunk_size, written
-        self.places, self.edges = Places(layers[0]), layers[0].edges
         self.layers = [
             _Layer(layer, part_of(state, suffix=f"_{index}"), self.time, slots)
             for index, layer in enumerate(layers)
         ]
+        self.places, self.edges = Places(self.layers[0].layer), self.layers[0].layer.edges
         self.last_written = written(self.time // chunk_size)
 
     @torch.no_grad()
