@@ -19,10 +19,9 @@ def write_measured(made: Path) -> None:
         pages = {path: path.read_text(encoding="utf-8") for path in sorted(room.glob("*.md"))}
         if room / "README.md" not in pages:
             pages[room / "README.md"] = _contents(room, pages)
+        others = "\n".join(_page(path) for path in pages if path.name != "README.md")
+        pages[room / "README.md"] += f"\n```{{toctree}}\n:hidden:\n\n{others}\n```\n"
         for path, text in pages.items():
-            others = [_page(other) for other in pages if other.name != "README.md"]
-            if path.name == "README.md":
-                text += "\n```{toctree}\n:hidden:\n\n" + "\n".join(others) + "\n```\n"
             page = made / name / f"{_page(path)}.md"
             page.write_text(moved(text, room, made / name), encoding="utf-8")
 

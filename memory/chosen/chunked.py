@@ -297,9 +297,9 @@ class ChunkedMemory(Memory):
 
     def stepper(self, state: State) -> Stepper:
         """Return what advances these rows in place."""
-        steps = self.layers[0].steps_in_place()
-        alike = all(layer.steps_in_place() is steps for layer in self.layers)
-        if steps is None or not alike or not self.steps_as(ChunkedMemory, state):
+        kinds = {layer.steps_in_place() for layer in self.layers}
+        steps = kinds.pop()
+        if steps is None or kinds or not self.steps_as(ChunkedMemory, state):
             return super().stepper(state)
         return ChunkedStepper(
             self.layers, self.blank_unwritten(state), self.chunk_size, self.landmarks, steps

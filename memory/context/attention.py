@@ -23,6 +23,10 @@ ATTENTION = "scrubjay"
 """Name of the attention function in `config._attn_implementation`."""
 
 
+Attention = Callable[..., tuple[Tensor, Tensor | None]]
+"""`attention(module, query, key, value, mask, **options)`, as transformers calls it; heads are dimension
+1."""
+
 _KNOWN = {"position_ids", "cu_seq_lens_q", "cu_seq_lens_k"}
 """Tensors that models hand on to attention, and that say nothing but where tokens stand."""
 

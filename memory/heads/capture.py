@@ -15,8 +15,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
+from scrubjay.memory.context.attention import Attention
 from scrubjay.memory.context.parts.scoring import Scoring
-from scrubjay.memory.heads.wrap import Attention, wrapped_attention
+from scrubjay.memory.heads.wrap import wrapped_attention
 
 Heads = Mapping[int, Sequence[int] | None]
 """Layer to the heads wanted of it; None: all of them."""

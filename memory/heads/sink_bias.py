@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from scrubjay.memory.heads.wrap import Attention, attention_modules, wrapped_attention
+from scrubjay.memory.context.attention import Attention
+from scrubjay.memory.heads.wrap import attention_modules, wrapped_attention
 
 _COLUMNS = 8  # fast kernels want widths of multiples of eight
 

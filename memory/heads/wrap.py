@@ -19,13 +19,10 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from scrubjay.memory.context.attention import Attention
 from scrubjay.memory.context.layers.falcon import falcon_attention, falcon_modules
 from scrubjay.memory.context.parts.dense import causal_attention, masked_attention
 from scrubjay.memory.context.parts.scoring import Scoring
-
-Attention = Callable[..., tuple[Tensor, Tensor | None]]
-"""`attention(module, query, key, value, mask, **options)`, as transformers calls it; heads are dimension
-1."""
 
 Wrapper = Callable[..., tuple[Tensor, Tensor | None]]
 """`wrapper(attention, module, query, key, value, mask, **options)`: does its part and calls `attention`."""

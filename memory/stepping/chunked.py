@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from scrubjay.kernels import choose_chunks
+from scrubjay.kernels.normalisers import softmax_or_zero
 from scrubjay.kernels.select import best
 from scrubjay.memory.contract.nested import named, part_of
 from scrubjay.memory.contract.stepper import Stepper
@@ -220,9 +221,7 @@ class CompressedSteps(LayerSteps):
         readable = shelves.readable
         if readable is None:
             readable = torch.ones(len(own), shelves.most, dtype=torch.bool)
-        # Of a row that may read none, none is weighed.
-        hidden = ~readable[:, None]
-        weights = torch.softmax(scores.masked_fill(hidden, -math.inf), dim=-1).masked_fill(hidden, 0)
+        weights = softmax_or_zero(scores.masked_fill(~readable[:, None], -math.inf))
         always = int(self.layer.top_k > 2)
         chosen = choose_chunks(
             readable[:, None],

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from scrubjay.kernels.normalisers import softmax_or_zero
 from scrubjay.memory.contract.nested import named, part_of
 from scrubjay.memory.contract.stepper import Stepper
 from scrubjay.memory.stepping.own import Last, OwnChunk, Place, Places
@@ -132,9 +133,7 @@ class _Layer:
         query = (self.layer.read_query(self.layer.read_norm(x)) * self.scale).view(-1, 1, self.own.width)
         scores = torch.bmm(query, self.keys.flatten(0, 1).mT).view(len(x), self.heads, -1)
         scores += self.bias[seen.bucket].transpose(1, 2)
-        # Of rows that have none, none is weighed.
-        none = ~seen.there[:, None]
-        weights = torch.softmax(scores.masked_fill(none, -math.inf), dim=-1).masked_fill(none, 0)
+        weights = softmax_or_zero(scores.masked_fill(~seen.there[:, None], -math.inf))
         read = torch.bmm(weights.flatten(0, 1)[:, None], self.values.flatten(0, 1))
         return self.layer.read_out(read.view(len(x), -1))
 

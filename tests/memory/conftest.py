@@ -49,3 +49,23 @@ def check_stepper():
             torch.testing.assert_close(value, state[key], rtol=0, atol=1e-10)
 
     return check
+
+
+@pytest.fixture
+def check_forgets():
+    """Let rows begin anew after nan: they go on as rows that never met any, `check_forgets(module)`."""
+
+    def check(module, harm_from=5):
+        x = torch.randn(2, 30, module.dim)
+        rows = module.stepper(module.initial_state(2))
+        for t in range(12):
+            rows.step(torch.full((2, module.dim), float("nan")) if t >= harm_from else x[:, t])
+        fresh = module.stepper(module.initial_state(2))
+        born = torch.ones(2, dtype=torch.bool)
+        for t in range(30):
+            found = rows.step(x[:, t], born if t == 0 else None)
+            torch.testing.assert_close(found, fresh.step(x[:, t]))
+        for key, value in fresh.state().items():
+            torch.testing.assert_close(rows.state()[key], value)
+
+    return check

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
-from scrubjay.memory.context.attention import policy_attention
-
-Attention = Callable[..., tuple[Tensor, Tensor | None]]
-"""`attention(module, query, key, value, mask, scaling=...)`, as transformers calls it."""
+from scrubjay.memory.context.attention import Attention, policy_attention
 
 
 def falcon_modules(decoder: nn.Module) -> list[nn.Module]:

@@ -22,16 +22,5 @@ def test_slots_and_own_chunks_are_those_of_steps(sizes, check_stepper):
     check_stepper(module, x)
 
 
-def test_what_was_not_finite_is_forgotten():
-    module = memory.make("elmur", dim=16, chunk_size=3, num_slots=2)
-    x = torch.randn(2, 30, 16)
-    rows = module.stepper(module.initial_state(2))
-    for t in range(12):
-        rows.step(torch.full((2, 16), float("nan")) if t > 4 else x[:, t])
-    fresh = module.stepper(module.initial_state(2))
-    born = torch.ones(2, dtype=torch.bool)
-    for t in range(30):
-        found = rows.step(x[:, t], born if t == 0 else None)
-        torch.testing.assert_close(found, fresh.step(x[:, t]))
-    for key, value in fresh.state().items():
-        torch.testing.assert_close(rows.state()[key], value)
+def test_what_was_not_finite_is_forgotten(check_forgets):
+    check_forgets(memory.make("elmur", dim=16, chunk_size=3, num_slots=2))

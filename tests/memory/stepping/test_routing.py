@@ -15,16 +15,5 @@ def test_rings_and_window_are_those_of_steps(heads, capacity, window, check_step
     check_stepper(module, x)
 
 
-def test_what_was_not_finite_is_forgotten():
-    module = memory.make("routing", dim=16, num_centroids=2, capacity=3, window=2)
-    x = torch.randn(2, 30, 16)
-    rows = module.stepper(module.initial_state(2))
-    for t in range(12):
-        rows.step(torch.full((2, 16), float("nan")) if t > 5 else x[:, t])
-    fresh = module.stepper(module.initial_state(2))
-    born = torch.ones(2, dtype=torch.bool)
-    for t in range(30):
-        found = rows.step(x[:, t], born if t == 0 else None)
-        torch.testing.assert_close(found, fresh.step(x[:, t]))
-    for name, value in fresh.state().items():
-        torch.testing.assert_close(rows.state()[name], value)
+def test_what_was_not_finite_is_forgotten(check_forgets):
+    check_forgets(memory.make("routing", dim=16, num_centroids=2, capacity=3, window=2), harm_from=6)
