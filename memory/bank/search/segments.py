@@ -179,14 +179,20 @@ def last_record(connection: sqlite3.Connection, place: int) -> bytes | None:
 
 
 def add(graph: Any, numbers: Int[np.ndarray, "R"], vectors: Float[np.ndarray, "R D"]) -> None:
-    """Add records to an empty graph, on all cores.
+    """Add records to an empty graph, on all cores, so that a search for all of them finds all.
 
     Raises KeyboardInterrupt on Ctrl-C, which usearch calls otherwise.
     """
-    # The first ones one by one: added at the same time, they do not link to each other and are never found.
+    # Records that are added at the same time do not see each other, and some end up linked to by none. So the
+    # first are added one by one, and those that are lost among the rest once more, when all others stand.
     try:
         graph.add(numbers[:_ROOTS], vectors[:_ROOTS], threads=1)
         graph.add(numbers[_ROOTS:], vectors[_ROOTS:])
+        found = graph.search(vectors[0], len(numbers)).keys
+        lost = ~np.isin(numbers, found.astype(numbers.dtype))
+        if lost.any():
+            graph.remove(numbers[lost])
+            graph.add(numbers[lost], vectors[lost], threads=1)
     except RuntimeError as error:
         if "terminated" in str(error):
             raise KeyboardInterrupt from error

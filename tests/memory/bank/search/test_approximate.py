@@ -111,12 +111,14 @@ def test_what_no_link_of_a_graph_leads_to_is_read(path, monkeypatch):
         assert found == exact.search("fact 17", 50)
 
 
-def test_the_first_records_of_a_graph_find_each_other(path):
-    drawn = np.random.default_rng(0).standard_normal((300, WIDTH)).astype(np.float16)
-    for _ in range(20):
+@pytest.mark.parametrize("count", [300, 5_000])
+def test_all_records_of_a_graph_find_each_other(count):
+    drawn = np.random.default_rng(0).standard_normal((count, WIDTH)).astype(np.float16)
+    for _ in range(6_000 // count):
         graph = search_segments._empty_graph(WIDTH)
-        search_segments.add(graph, np.arange(300), drawn)
-        assert len(graph.search(drawn[0].astype(np.float32), 300)) == 300
+        search_segments.add(graph, np.arange(count), drawn)
+        for query in drawn[:: count // 3]:
+            assert len(graph.search(query.astype(np.float32), count)) == count
 
 
 @pytest.mark.parametrize("few", [True, False], ids=["read", "asked for again and again"])
