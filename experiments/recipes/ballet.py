@@ -15,15 +15,18 @@ from scrubjay.memory import make_config
 # 8 dances lie in 16 chunks; a choice of fewer would leave out the asked one too often, before it is learned
 # which that is. And only gradients teach the first layer what the second can ask for: there is no
 # reconstruction loss here.
-_PROBING = {"hcam": {"num_layers": 2, "top_k": 16, "stop_memory_gradient": False}}
+_PROBING = {
+    "hcam": {"num_layers": 2, "top_k": 16, "stop_memory_gradient": False},
+    "landmark": {"num_layers": 2, "top_k": 16},
+}
 
 
 def _reading(chunks: int) -> dict[str, dict[str, Any]]:
-    """Return what HCAM gets where reward teaches it, and ballets are so many chunks long.
+    """Return what memories of chunks get where reward teaches them, and ballets are so many chunks long.
 
     What a dance is worth keeping for is learned only by gradients that reach the step in which it was seen.
     """
-    return {"hcam": {"top_k": chunks, "stop_memory_gradient": False}}
+    return {"hcam": {"top_k": chunks, "stop_memory_gradient": False}, "landmark": {"top_k": chunks}}
 
 
 def _by_reward(dancers: dict[str, Any], chunks: int, num_envs: int, segment_length: int) -> TrainConfig:
