@@ -21,12 +21,12 @@ _PROBING = {
 }
 
 
-def _reading(chunks: int) -> dict[str, dict[str, Any]]:
-    """Return what memories of chunks get where reward teaches them, and ballets are so many chunks long.
+def _reading(chunks: int) -> dict[str, Any]:
+    """Return what HCAM gets where reward teaches it, and ballets are so many chunks long.
 
     What a dance is worth keeping for is learned only by gradients that reach the step in which it was seen.
     """
-    return {"hcam": {"top_k": chunks, "stop_memory_gradient": False}, "landmark": {"top_k": chunks}}
+    return {"top_k": chunks, "stop_memory_gradient": False}
 
 
 def _by_reward(dancers: dict[str, Any], chunks: int, num_envs: int, segment_length: int) -> TrainConfig:
@@ -37,7 +37,7 @@ def _by_reward(dancers: dict[str, Any], chunks: int, num_envs: int, segment_leng
             "scrubjay/Ballet-v0", {**dancers, "observation": "set", "walk_steps": 32}, num_envs=num_envs
         ),
         policy=PolicyConfig(
-            memory=make_config("hcam", dim=64, **_reading(chunks)["hcam"]),
+            memory=make_config("hcam", dim=64, **_reading(chunks)),
             # Where to walk is to be seen, not remembered.
             skip=True,
             # Whoever knows the dance knows the next move.
@@ -51,19 +51,19 @@ def _by_reward(dancers: dict[str, Any], chunks: int, num_envs: int, segment_leng
     )
 
 
-@recipe("ballet", settings=_reading(4))
+@recipe("ballet", settings={"hcam": _reading(4)})
 def ballet() -> TrainConfig:
     """Ballet: watch 2 dancers, walk up to the one whose dance is named; `ballet-4` and `-8` have more."""
     return _by_reward({"num_dancers": 2, "delay": 2}, 4, num_envs=192, segment_length=64)
 
 
-@recipe("ballet-4", settings=_reading(10))
+@recipe("ballet-4", settings={"hcam": _reading(10), "landmark": {"top_k": 10}})
 def ballet_4() -> TrainConfig:
     """Ballet with 2 to 4 dancers and 16 steps between dances."""
     return _by_reward({"num_dancers": 4, "min_dancers": 2, "delay": 16}, 10, num_envs=96, segment_length=160)
 
 
-@recipe("ballet-8", settings=_reading(18))
+@recipe("ballet-8", settings={"hcam": _reading(18), "landmark": {"top_k": 18}})
 def ballet_8() -> TrainConfig:
     """Ballet with 2 to 8 dancers and 16 steps between dances."""
     return _by_reward({"num_dancers": 8, "min_dancers": 2, "delay": 16}, 18, num_envs=64, segment_length=288)
