@@ -7,6 +7,7 @@ layer, so that outputs do not depend on the cut; the reach through all layers is
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import cast
 
@@ -48,6 +49,8 @@ class GTrXLConfig(WindowOptions, MemoryConfig):
         for name in ("num_layers", "window", "feed_forward_ratio"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        if not math.isfinite(self.gate_bias):
+            raise ValueError(f"gate_bias={self.gate_bias}: must be finite")
 
     def build(self) -> GTrXL:
         """Return a freshly initialised GTrXL."""

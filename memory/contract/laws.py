@@ -373,6 +373,7 @@ def learns(trial: Trial, no_gradient: Sequence[str]) -> None:
     trial.memory.zero_grad()
     start = trial.draw_starts()
     start[:, 1:] = False
+    start[0, 0] = True  # what is kept for good is written where an episode is young
     for time in (trial.steps, 1):
         x = trial.draw(time=time).requires_grad_()
         y, _ = trial.memory(x, trial.lived_in(), start[:, :time])

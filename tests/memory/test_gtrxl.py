@@ -165,6 +165,7 @@ def test_step_compiles_and_exports_with_dynamic_batch():
         ({"window": 0}, "window=0: must be at least 1"),
         ({"num_layers": 0}, "num_layers=0"),
         ({"feed_forward_ratio": -1}, "feed_forward_ratio=-1"),
+        ({"gate_bias": math.nan}, "gate_bias=nan: must be finite"),
     ],
 )
 def test_impossible_sizes_are_refused_by_name(fields, message):

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scrubjay.memory.chosen.elmur import ELMURConfig
+from scrubjay.memory.contract.check import check_memory
 
 from ..oracles import beside_oracles
 
@@ -156,6 +157,12 @@ def test_without_blending_the_first_chunks_stay_for_good():
 
 @pytest.mark.slow
 @torch.no_grad()
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_full_for_good_is_no_breach_of_law_9(seed):
+    module = ELMURConfig(dim=16, chunk_size=2, num_slots=2, blend=0.0).build()
+    assert check_memory(module, laws=[9], seed=seed) == []
+
+
 def test_slots_stay_small_however_often_they_are_rewritten():
     torch.manual_seed(0)
     module = ELMURConfig(dim=8, chunk_size=1, num_slots=2).build()
