@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from scrubjay.agents.rl.policy import Policy
 from scrubjay.agents.rl.sketch import MisfitError, fitted, sketch, state_nbytes
@@ -50,6 +50,7 @@ from scrubjay.experiments.runs.room import ROOM, check_room
 from scrubjay.experiments.tasks.environments import EnvConfig
 from scrubjay.experiments.tasks.facts import Facts
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
+from scrubjay.memory import MemoryConfig
 
 
 class Run:
@@ -70,6 +71,8 @@ class Run:
         self.trust = trust
         self.found = found
         """Whether nobody vouches for the config, which was read from the directory: its sizes have bounds."""
+        self.source = f"in {CONFIG}"
+        """Where the config is, in words."""
         self.as_written: Experiment | None = None
         """What config.json says, where `extended` has made another of it that is not written yet."""
 
@@ -139,6 +142,12 @@ class Run:
             raise ValueError(f"{self.path} is not of the environment {name!r}")
         env = dataclasses.replace(config.env, id=name)
         return Run(self.path, dataclasses.replace(config, env=env), self.trust, self.found)
+
+    def remembering(self, memory: MemoryConfig) -> Run:
+        """Return the same run, whose weights are to be used by a memory with other settings."""
+        run = Run(self.path, self.config.with_memory(memory), self.trust, self.found)
+        run.source = "with these settings of its memory"
+        return run
 
     def check(self, ray: RayOptions | None = None) -> None:
         """Raise ValueError or TypeError, in one clear line, if this cannot run here, or on Ray if told so.
@@ -257,7 +266,23 @@ class Run:
             return self._fitted(lambda: config.policy.build(spaces), weights)
         except MisfitError as error:
             raise ValueError(
-                f"the weights in {self.latest} are not of the policy in {CONFIG}: {error}"
+                f"the weights in {self.latest} are not of the policy {self.source}: {error}"
+            ) from error
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """What a supervised run has learned, at the newest checkpoint, on the CPU.
+
+        Raises ValueError if there is none yet, or it does not fit the run.
+        """
+        weights = load_weights(self.checkpoint)
+        if self.found:
+            check_room(self.config.rough_bytes())
+        try:
+            return fitted(self.config.make_model, weights).eval()
+        except MisfitError as error:
+            raise ValueError(
+                f"the weights in {self.latest} are not of the model {self.source}: {error}"
             ) from error
 
     def policy_in(self, env: EnvConfig) -> Policy:

@@ -1,4 +1,4 @@
-"""`scrubjay eval`: episodes played with a trained policy, or by a trained team."""
+"""`scrubjay eval`: episodes played with a trained policy, by a trained team, or a supervised run's test."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from scrubjay.agents.teams.policy import TeamPolicy
     from scrubjay.experiments.evaluation.policy import EpisodeScores
     from scrubjay.experiments.kinds.reinforcement import AgentConfig
+    from scrubjay.experiments.kinds.supervised import SupervisedConfig
     from scrubjay.experiments.kinds.team import TeamTaskConfig
     from scrubjay.experiments.looking.observability import Difference
     from scrubjay.experiments.run import Run
@@ -30,14 +31,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """Play whole episodes with a trained policy. `--set name=value` changes the environment."""
+    """Play whole episodes with a trained policy, or ask a supervised run the questions of its test anew.
+
+    `--set name=value` changes the environment, `--memory name=value` a setting of the memory that needs no
+    other weights, as `top_k` of one that was trained with all chunks.
+    """
 
     run: Positional[Path]
     """The run's directory."""
     episodes: int = 100
     """How many."""
     seed: int = 1
-    """Of the episodes."""
+    """Of the episodes, or of a supervised run's questions."""
     max_steps: int = MAX_STEPS
     """Most that each of up to 64 copies of the environment takes; episodes not over then are left out."""
     sample: bool = False
@@ -58,23 +63,31 @@ class EvalOptions:
 
 
 def run(words: Sequence[str]) -> int:
-    """`scrubjay eval RUN [--episodes N] [--set corridor_length=200]`."""
+    """`scrubjay eval RUN [--episodes N] [--set corridor_length=200] [--memory top_k=2]`."""
     remaining = list(words)
-    settings = take_flag(remaining, "--set")
+    settings, changes = (take_flag(remaining, flag) for flag in ("--set", "--memory"))
     options = parse(EvalOptions, remaining, "scrubjay eval")
     from scrubjay.experiments.commands.loading import config_of_agent, guarded
+    from scrubjay.experiments.kinds.supervised import SupervisedConfig
     from scrubjay.experiments.kinds.team import TeamTaskConfig
+    from scrubjay.experiments.recipes.overrides import with_fields
     from scrubjay.experiments.run import Run
 
     with guarded(options.trust):
         with bad_input():
             trained = Run.load(options.run, options.trust)
+            if changes:
+                trained = trained.remembering(with_fields(trained.config.memory, changes))
+        if isinstance(trained.config, SupervisedConfig):
+            return _evaluate_supervised(trained, trained.config, words, changes, options.seed)
         if isinstance(trained.config, TeamTaskConfig):
-            return _evaluate_team(trained, trained.config, settings, options)
-        return _evaluate_agent(trained, config_of_agent(trained), settings, options)
+            return _evaluate_team(trained, trained.config, settings, changes, options)
+        return _evaluate_agent(trained, config_of_agent(trained), settings, changes, options)
 
 
-def _evaluate_agent(run: Run, config: AgentConfig, settings: Sequence[str], options: EvalOptions) -> int:
+def _evaluate_agent(
+    run: Run, config: AgentConfig, settings: Sequence[str], changes: Sequence[str], options: EvalOptions
+) -> int:
     """Play episodes with a trained policy, and report."""
     from scrubjay.experiments.evaluation.policy import evaluate
     from scrubjay.experiments.recipes.overrides import with_settings
@@ -93,7 +106,7 @@ def _evaluate_agent(run: Run, config: AgentConfig, settings: Sequence[str], opti
         others = _others(config, policy, settings, options)
         scores = evaluate(policy, env, *asked, _Played(options.episodes))
         summary = scores.summary()
-    _print_heading(run, env)
+    _print_heading(run, _words(env), changes)
     for name, words_for_it in (("episodic_return", "return "), ("success", "success")):
         if name in summary:
             low, high = summary[f"{name}_low"], summary[f"{name}_high"]
@@ -108,6 +121,30 @@ def _evaluate_agent(run: Run, config: AgentConfig, settings: Sequence[str], opti
         print(
             one_line(f"{name}  {mean:+.3f}  [{low:+.3f}, {high:+.3f}]  95 % interval, against {other.path}")
         )
+    return 0
+
+
+def _evaluate_supervised(
+    run: Run, config: SupervisedConfig, words: Sequence[str], changes: Sequence[str], seed: int
+) -> int:
+    """Ask the questions of the test's sizes, of another seed, and report."""
+    with bad_input():
+        for flag in (word.partition("=")[0] for word in words if word.startswith("--")):
+            if flag not in ("--seed", "--memory", "--trust", "--no-trust"):
+                raise ValueError(f"{flag} is of what acts; {run.path} is a run of kind {config.kind!r}")
+        config = dataclasses.replace(config, seed=seed)
+        model = run.model
+    lines, right = Lines(), {}
+    for done, sizes in enumerate(config.tests):
+        lines(lambda done=done: f"{done} of {len(config.tests)} sizes")
+        with bad_input():
+            answered, questions = config.answered(model, *sizes)
+        right[sizes] = f"{answered / questions:.3f}"
+    counts, spans = (sorted(set(values)) for values in zip(*config.tests, strict=True))
+    _print_heading(run, "questions answered right", changes)
+    what, span = config.axis_labels
+    rows = [[str(count), *(right[count, each] for each in spans)] for count in counts]
+    print(table([[f"{what}, by {span}", *map(str, spans)], *rows]))
     return 0
 
 
@@ -178,7 +215,9 @@ def _others(
     return others
 
 
-def _evaluate_team(run: Run, config: TeamTaskConfig, settings: Sequence[str], options: EvalOptions) -> int:
+def _evaluate_team(
+    run: Run, config: TeamTaskConfig, settings: Sequence[str], changes: Sequence[str], options: EvalOptions
+) -> int:
     """Play episodes with a trained team, and report; with `best_response` also who could gain alone."""
     from scrubjay.experiments.evaluation.team import PolicyActor, evaluate_team
     from scrubjay.experiments.recipes.overrides import with_settings
@@ -201,7 +240,7 @@ def _evaluate_team(run: Run, config: TeamTaskConfig, settings: Sequence[str], op
         summary = evaluate_team(
             actor, env, options.episodes, seed, options.max_steps, _Played(options.episodes)
         ).summary()
-    _print_heading(run, env)
+    _print_heading(run, _words(env), changes)
     low, high = summary.pop("episodic_return_low"), summary.pop("episodic_return_high")
     print(f"return of the team  {summary.pop('episodic_return'):.3f}  [{low:.3f}, {high:.3f}]  95 % interval")
     print(f"length  {summary.pop('episodic_length'):.1f} steps, {summary.pop('episodes')} episodes")
@@ -212,11 +251,14 @@ def _evaluate_team(run: Run, config: TeamTaskConfig, settings: Sequence[str], op
     return 0
 
 
-def _print_heading(run: Run, env: EnvConfig | TeamEnvConfig) -> None:
+def _print_heading(run: Run, what: str, changes: Sequence[str]) -> None:
     config = run.config
-    changed = ", ".join(f"{name}={value}" for name, value in env.kwargs.items())
-    title = f"{config.recipe} {config.label} s{config.seed}"
-    print(one_line(f"{title} at step {run.step:,}: {env.id} {changed}"))
+    title = f"{config.recipe} {' '.join([config.label, *changes])} s{config.seed}"
+    print(one_line(f"{title} at step {run.step:,}: {what}"))
+
+
+def _words(env: EnvConfig | TeamEnvConfig) -> str:
+    return f"{env.id} {', '.join(f'{name}={value}' for name, value in env.kwargs.items())}"
 
 
 def _print_gains(run: Run, config: TeamTaskConfig, policy: TeamPolicy, options: EvalOptions) -> None:

@@ -108,6 +108,10 @@ class BalletProbeConfig(SupervisedConfig):
         """Return a new probe."""
         return BalletProbe(self.memory)
 
+    def answered(self, model: Any, count: int, span: int) -> tuple[int, int]:
+        """Return how many questions a model answers right, of how many, in the test of these sizes."""
+        return accuracy(model, self, count, span)
+
     def check_parts(self) -> None:
         """Make ballets of all sizes in the test, and the model."""
         for num_dancers, delay in self.tests:
@@ -216,9 +220,6 @@ class ProbeEngine(SupervisedEngine):
 
     def _answer(self, batch: Ballets) -> tuple[Tensor, Tensor]:
         return self.model(batch).flatten(0, 1), batch.answers.flatten()
-
-    def _test(self, count: int, span: int) -> tuple[int, int]:
-        return accuracy(self.model, self.config, count, span)
 
     def _get_parts(self) -> dict[str, Any]:
         return super()._get_parts() | {"envs": {count: envs.get_state() for count, envs in self.envs.items()}}

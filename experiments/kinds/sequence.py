@@ -109,6 +109,10 @@ class SequenceTaskConfig(SupervisedConfig):
         sizes = SequenceConfig(self.suite.vocab_size, self.memory, self.num_blocks)
         return match_parameters(sizes, self.parameters).build()
 
+    def answered(self, model: Any, count: int, span: int) -> tuple[int, int]:
+        """Return how many questions a model answers right, of how many, in the test of these sizes."""
+        return accuracy(model, self, count, span)
+
     def check_parts(self) -> None:
         """Make suites of all sizes in training and test, and the model."""
         for count, length in [*self.tests, *((count, self.suite.length) for count in self.counts)]:
@@ -131,9 +135,6 @@ class SequenceEngine(SupervisedEngine):
         logits, _ = self.model(batch.tokens, self.model.initial_state(len(batch.tokens)))
         scored = batch.labels != IGNORED
         return logits[scored], batch.labels[scored]
-
-    def _test(self, count: int, span: int) -> tuple[int, int]:
-        return accuracy(self.model, self.config, count, span)
 
     def _evaluate(self) -> dict[str, Any]:
         sizes = {"parameters": self.model.num_parameters, "state_bytes": self.model.state_bytes()}

@@ -93,6 +93,10 @@ class SupervisedConfig(Plan, ABC):
         """Return the model as it is at step 0."""
 
     @abstractmethod
+    def answered(self, model: Any, count: int, span: int) -> tuple[int, int]:
+        """Return how many questions a model answers right, of how many, in the test of these sizes."""
+
+    @abstractmethod
     def check_parts(self) -> None:
         """Build the parts once. Raises ValueError or TypeError naming what does not fit."""
 
@@ -153,10 +157,6 @@ class SupervisedEngine(Engine):
     def _answer(self, batch: Any) -> tuple[Float[Tensor, "questions choices"], Int[Tensor, " questions"]]:
         """Return the model's logits for every question of a batch, and the right answers."""
 
-    @abstractmethod
-    def _test(self, count: int, span: int) -> tuple[int, int]:
-        """Return how many questions were answered right, of how many; of these sizes and the test's seed."""
-
     def _build(self) -> None:
         keep_freed()
         self.model = self._begun(self.config.make_model())
@@ -208,7 +208,7 @@ class SupervisedEngine(Engine):
     def _evaluate(self) -> dict[str, Any]:
         tests = []
         for sizes in self.config.tests:
-            right, asked = self._test(*sizes)
+            right, asked = self.config.answered(self.model, *sizes)
             tests.append({**dict(zip(self.config.axes, sizes, strict=True)), "right": right, "asked": asked})
             if sizes == self.config.trained:
                 low, high = wilson_interval(right, asked)

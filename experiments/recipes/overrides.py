@@ -17,7 +17,8 @@ from scrubjay.experiments.tasks.settings import parse_setting
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
 from scrubjay.experiments.words.arguments import UsageError, choose, in_full, parse, take_flag
 from scrubjay.experiments.words.terminal import bad_input, whole_number
-from scrubjay.memory import list_memories
+from scrubjay.memory import MemoryConfig, list_memories, name_of
+from scrubjay.memory.serialization import decode, encode
 from scrubjay.memory.stack import StackConfig
 
 AnyEnv = TypeVar("AnyEnv", bound=EnvConfig | TeamEnvConfig)
@@ -54,6 +55,28 @@ def override(recipe: str, arguments: Sequence[str]) -> Experiment:
         kind = "module:callable of a PettingZoo ParallelEnv" if team else "a gymnasium id or module:callable"
         raise UsageError(f"recipe {recipe!r} needs --env: {kind}")
     return config
+
+
+def with_fields(memory: MemoryConfig, settings: Sequence[str]) -> MemoryConfig:
+    """Return the same memory with each `name=value` applied, of a part of a stack `parts.0.name=value`.
+
+    Raises UsageError on a bad one.
+    """
+    told = encode(memory)
+    try:
+        for name, value in map(parse_setting, settings):
+            *path, last = name.split(".")
+            place = told
+            for step in path:
+                place = place[int(step)] if isinstance(place, list) else place[step]
+            if last == "name" or not isinstance(place, dict):
+                raise KeyError(last)
+            place[last] = value
+        return decode(MemoryConfig, told, "memory")
+    except (LookupError, TypeError) as error:
+        raise UsageError(f"{name}: no field of the memory {name_of(memory)!r}") from error
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def _with_parts(config: Experiment, stack: StackConfig, words: list[str]) -> StackConfig:

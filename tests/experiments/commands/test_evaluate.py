@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
+from scrubjay.experiments.kinds.sequence import SequenceTaskConfig
+from scrubjay.experiments.run import Run
 from scrubjay.experiments.runs import progress
+from scrubjay.experiments.tasks.suites import MQAR
+from scrubjay.experiments.training import train
+from scrubjay.memory import make_config
+from scrubjay.memory.stack import StackConfig
 
 
 def test_a_policy_plays_no_more_steps_than_it_is_told(finished_run, here):
@@ -37,3 +45,71 @@ def test_who_waits_is_told_how_far_it_is(finished_run, here, monkeypatch):
 def test_a_number_of_steps_that_is_none_is_named(number, finished_run, here):
     code, _, err = here("eval", finished_run.path, "--max-steps", number)
     assert (code, err) == (2, f"scrubjay: max_steps={number}: at least 1 is needed\n")
+
+
+@pytest.fixture(scope="module")
+def supervised(tmp_path_factory) -> Run:
+    """Return a sequence model that has chosen among all its chunks in training."""
+    memory = make_config("landmark", dim=8, chunk_size=2, num_chunks=16, top_k=16)
+    task = SequenceTaskConfig(
+        suite=MQAR(vocab_size=20, length=16, num_items=2),
+        memory=memory,
+        parameters=8_000,
+        batch_rows=4,
+        total_steps=4 * 64,
+        eval_rows=40,
+        eval_items=(),
+        eval_longer=(2,),
+        seed=4,
+    )
+    return train(task, tmp_path_factory.mktemp("supervised") / "run", progress=False)
+
+
+def test_a_supervised_run_is_asked_the_questions_of_its_test(supervised, here):
+    code, out, _ = here("eval", supervised.path, "--seed", 4)
+    told = [test["right"] / test["asked"] for test in supervised.result["tests"]]
+    assert code == 0
+    assert out.splitlines()[-1].split() == ["2", *(f"{share:.3f}" for share in told)]
+    others = here("eval", supervised.path, "--seed", 5)[1]
+    assert others.splitlines()[-1] != out.splitlines()[-1]
+
+
+def test_a_memory_is_used_with_other_settings_than_it_was_trained_with(supervised, here):
+    outs = [here("eval", supervised.path, "--memory", f"top_k={count}")[1] for count in (16, 1)]
+    assert "landmark top_k=1 s4" in outs[1]
+    assert outs[0].splitlines()[-1] != outs[1].splitlines()[-1]
+    assert outs[0].splitlines()[-1] == here("eval", supervised.path)[1].splitlines()[-1]
+
+
+def test_an_agents_memory_is_too(tiny, here, tmp_path):
+    run = train(tiny("hcam", total_steps=64), tmp_path / "run", progress=False)
+    code, out, _ = here("eval", run.path, "--episodes", 2, "--memory", "top_k=1", "--memory", "num_chunks=2")
+    assert code == 0
+    assert "hcam top_k=1 num_chunks=2 s0" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("--episodes", 3), "--episodes is of what acts; .* is a run of kind 'sequence-task'"),
+        (("--set", "length=4"), "--set is of what acts"),
+        (("--memory", "num_layers=2"), "are not of the model with these settings of its memory"),
+        (("--memory", "chunks=2"), "memory has no field chunks; its fields are"),
+        (("--memory", "top_k=many"), "memory.top_k='many': expected int"),
+        (("--memory", "top_k=0"), "top_k=0: must be at least 1"),
+        (("--memory", "name=gru"), "name: no field of the memory 'landmark'"),
+        (("--memory", "parts.0.top_k=1"), "parts.0.top_k: no field of the memory 'landmark'"),
+        (("--memory", "top_k"), "setting 'top_k': write it as name=value"),
+    ],
+)
+def test_what_cannot_be_asked_of_it_is_named(words, reason, supervised, here):
+    code, out, err = here("eval", supervised.path, *words)
+    assert (code, out) == (2, "")
+    assert re.search(reason, err)
+
+
+def test_parts_of_a_stack_have_settings_of_their_own(tiny, here, tmp_path):
+    stack = StackConfig(dim=16, parts=(make_config("hcam", dim=16), make_config("gru", dim=16)))
+    run = train(tiny().with_memory(stack), tmp_path / "run", progress=False)
+    assert here("eval", run.path, "--episodes", 2, "--memory", "parts.0.top_k=1")[0] == 0
+    assert "parts.2.top_k: no field" in here("eval", run.path, "--memory", "parts.2.top_k=1")[2]

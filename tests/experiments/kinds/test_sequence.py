@@ -229,8 +229,10 @@ def test_train_from_the_command_line(capsys, tmp_path):
     assert main([*words, *flags]) == 0
     assert "done: success" in capsys.readouterr().out
     assert main(["plot", str(tmp_path / "run"), "--out", str(tmp_path / "curve.png")]) == 0
-    assert main(["eval", str(tmp_path / "run")]) == 2
-    assert "has no policy to act" in capsys.readouterr().err.replace("it has no policy", "has no policy")
+    assert main(["eval", str(tmp_path / "run")]) == 0
+    assert "selective-copy hcam s0" in capsys.readouterr().out
+    assert main(["export", str(tmp_path / "run")]) == 2
+    assert "it has no policy to act" in capsys.readouterr().err
 
 
 def test_the_width_stays_with_another_memory():
