@@ -21,6 +21,7 @@ from scrubjay.experiments.reports.teams import size_files, team_plots, team_tabl
 from scrubjay.experiments.run import Run
 from scrubjay.experiments.runs.device import one_thread
 from scrubjay.experiments.runs.directory import write_atomically
+from scrubjay.experiments.runs.progress import lost
 from scrubjay.experiments.runs.provenance import processor, version
 from scrubjay.experiments.runs.reading import read_numbers
 from scrubjay.experiments.runs.seeding import derive_seed
@@ -42,7 +43,7 @@ def write_report(runs: Sequence[Run], out: Path, command: str) -> list[Path]:
     for run in runs:
         if isinstance(run.config, SupervisedConfig):
             supervised.setdefault(run.config.axes, []).append(run)
-    sections = [_header(runs, command), _final_table(runs), *_longer_tables(runs, longer)]
+    sections = [_header(runs, command), _final_table(runs), *_lost(runs), *_longer_tables(runs, longer)]
     sections += team_tables(runs, out)
     for alike in supervised.values():
         sections += [*_size_table(alike), *_accuracy_tables(alike)]
@@ -134,6 +135,11 @@ def _final_table(runs: Sequence[Run]) -> str:
         told = " to ".join(f"{count:,}" for count in dict.fromkeys((steps[0], steps[-1])))
         lines.append(f"| {recipe} | {memory} | {scores} | {told} | {seconds:.0f} | {rate:,.0f} |")
     return "\n".join(lines)
+
+
+def _lost(runs: Sequence[Run]) -> list[str]:
+    """Return a line for every run whose score is that of weights that are no numbers."""
+    return [f"{run.path.name} is {word}." for run in runs for row in run.metrics()[-1:] for word in lost(row)]
 
 
 def _longer_tables(runs: Sequence[Run], longer: dict[Path, dict[int, float]]) -> list[str]:

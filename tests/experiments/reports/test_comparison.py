@@ -49,6 +49,15 @@ def test_a_row_is_the_mean_over_seeds_with_its_interval(tiny, tmp_path):
     assert all(line["commit"].startswith("scrubjay ") for line in told)
 
 
+def test_a_run_whose_losses_are_no_numbers_is_told(tiny, tmp_path):
+    runs = [finished(tmp_path / f"seed{seed}", tiny(seed=seed), success=0.0) for seed in range(2)]
+    with (runs[1].path / "metrics.jsonl").open("a") as rows:
+        rows.write(json.dumps({"step": 150, "losses/policy_loss": float("nan")}) + "\n")
+    table = write_report(runs, tmp_path, "the command")[0].read_text()
+    assert "\n\nseed1 is LOST: its losses are no numbers any more.\n" in table
+    assert "seed0" not in table
+
+
 def test_scores_are_returns_where_nobody_tells_success(tiny, tmp_path):
     run = finished(tmp_path / "run", tiny(), episodic_return=-3.5)
     table, *_ = write_report([run], tmp_path, "c")
