@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
-from scrubjay.memory.context.attention import ATTENTION, hand_over, register_attention
+from scrubjay.memory.context.attention import ATTENTION, hand_over
 from scrubjay.memory.context.layers.falcon import serve_falcon
 from scrubjay.memory.context.layers.kinds import Kind, kinds_of
 from scrubjay.memory.context.layers.nothing import NothingLayer
@@ -67,7 +67,6 @@ class PolicyCache(Cache):
                 f"{type(model).__name__} does not take attention functions of transformers' "
                 "AttentionInterface, by which policies attend; use a model that does"
             )
-        register_attention()
         # It must not have changed when the cache is read into.
         self.attends_elsewhere = attend_by_policy(decoder)
         self.policy, self._config, self.marked = policy, config, marked
@@ -444,7 +443,7 @@ def _rotaries(model: PreTrainedModel, policies: Sequence[ContextPolicy | None]) 
     for layer, (moves, rotary) in enumerate(zip(moved, turns.by_layer, strict=True)):
         if moves and rotary is None:
             raise ValueError(
-                f"{type(model).__name__} turns the keys of layer {layer} in a way that is none of the known "
-                "ones; use the policy 'full'"
+                f"{type(model).__name__} turns keys or queries of layer {layer} in a way that is none of the "
+                "known ones; use the policy 'full'"
             )
     return [rotary if moves else None for moves, rotary in zip(moved, turns.by_layer, strict=True)]

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from scrubjay.memory.context.attention import ATTENTION, read_by_policy
+from scrubjay.memory.context.attention import ATTENTION, read_by_policy, register_attention
 
 
 class _Readers:
@@ -27,6 +27,7 @@ _lock = threading.Lock()
 
 def attend_by_policy(decoder: nn.Module) -> str | None:
     """Let calls of a decoder with a `PolicyCache` attend by its policy; return by what others attend."""
+    register_attention()
     if _enter not in decoder._forward_pre_hooks.values():
         decoder.register_forward_pre_hook(_enter, with_kwargs=True)
         decoder.register_forward_hook(_leave, always_call=True)

@@ -1,7 +1,7 @@
 """How the layers of a model turn their keys by position: found by trying, for every family has its own way.
 
 One token is read alone at two positions. It attends to itself, whatever its position, and so all that differs
-between the two readings, in any layer, is how far its key was turned.
+between the two readings, in any layer, is how far its key was turned. So must its query be, but for a factor.
 """
 
 from __future__ import annotations
@@ -15,7 +15,12 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
+from scrubjay.memory.context.attention import hand_over
+from scrubjay.memory.context.layers.falcon import serve_falcon
+from scrubjay.memory.context.parts.dense import causal_attention
 from scrubjay.memory.context.parts.rotary import Layout, Rotary, Turn
+from scrubjay.memory.context.parts.scoring import Scoring
+from scrubjay.memory.context.switch import attend_by_policy
 
 _FAR = 101
 """A position at which fast and slow pairs have turned differently, and far from whole rounds."""
@@ -63,7 +68,7 @@ def turns_of(model: PreTrainedModel) -> Turns:
 def _try(model: PreTrainedModel) -> Turns:
     decoder = decoder_of(model)
     count = model.config.get_text_config(decoder=True).num_hidden_layers
-    at_zero, far = (_keys(model, position) for position in (0, _FAR))
+    (at_zero, asked_at_zero), (far, asked_far) = (_read_alone(model, position) for position in (0, _FAR))
     told = takes_positions(decoder)
     ways = list(_ways(decoder))
     dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
@@ -77,14 +82,18 @@ def _try(model: PreTrainedModel) -> Turns:
         largest = float(before.abs().max())
         if before.shape != after.shape or before.ndim != 4 or not largest:  # of zeros nobody sees a turn
             return None
-        tolerance = max(8 * torch.finfo(at_zero[layer].dtype).eps, 1e-4) * largest
+        error = max(8 * torch.finfo(at_zero[layer].dtype).eps, 1e-4)
+        tolerance = error * largest
+        asked = asked_at_zero.get(layer, before).double(), asked_far.get(layer, after).double()
         if float((after - before).abs().max()) <= tolerance:
-            return still
+            return still if _are_parallel(*asked, error) else None
         for number, way in enumerate(ways):
             for layout in _layouts(way().shape[-1], before.shape[-1]):
                 angle = _FAR * way().double().cpu()
                 turn = Turn(angle.cos(), angle.sin(), layout)
-                if float((turn(before) - after).abs().max()) <= tolerance:
+                if float((turn(before) - after).abs().max()) <= tolerance and _are_parallel(
+                    turn(asked[0]), asked[1], error
+                ):
                     return made.setdefault((number, layout), Rotary(layout, way, dtype))
         return None
 
@@ -113,26 +122,58 @@ def _kinds(module: nn.Module) -> set[str]:
     return {kind for kind in kinds if isinstance(kind, str)}
 
 
-class _Noting(DynamicCache):
-    """A cache that notes the keys that layers hand it."""
+def _are_parallel(x: Tensor, y: Tensor, error: float) -> bool:
+    """Return whether vectors of heads are alike, but for a factor each: some models scale by position."""
+    factor = (x * y).sum(-1, keepdim=True) / (x * x).sum(-1, keepdim=True).clamp(min=1e-30)
+    return float((y - factor * x).abs().max()) <= error * float(y.abs().max())
 
-    def __init__(self, config: Any) -> None:
+
+class _Noting(DynamicCache):
+    """A cache that notes the keys that layers hand it, and the queries that they read them by."""
+
+    places = False
+
+    def __init__(self, config: Any, elsewhere: str | None) -> None:
         super().__init__(config=config)
+        self.attends_elsewhere = elsewhere
         self.keys: dict[int, Tensor] = {}
+        self.queries: dict[int, Tensor] = {}
+
+    def begin_call(self, position_ids: Tensor | None, length: int) -> None:
+        """Do nothing."""
+
+    def end_call(self) -> None:
+        """Do nothing."""
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **options: Any
     ) -> tuple[Tensor, Tensor]:
         """Note, and do as ever."""
         self.keys[layer_idx] = key_states.detach().cpu()
+        hand_over(_Asked(self, layer_idx))
         return super().update(key_states, value_states, layer_idx, *args, **options)
 
 
-def _keys(model: PreTrainedModel, position: int) -> dict[int, Tensor]:
-    """Return what key each layer makes of a token that stands alone at a position."""
+class _Asked(NamedTuple):
+    """A layer whose attention function is called next."""
+
+    cache: _Noting
+    index: int
+
+    def attend(
+        self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scoring: Scoring
+    ) -> Tensor:
+        """Note, and return what one token reads of itself."""
+        self.cache.queries[self.index] = query.detach().cpu()
+        return causal_attention(query, keys, values, None, scoring)
+
+
+def _read_alone(model: PreTrainedModel, position: int) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    """Return what key each layer makes of a token that stands alone at a position, and what query."""
     decoder = decoder_of(model)
     config = model.config.get_text_config(decoder=True)
-    cache = _Noting(config)
+    serve_falcon(decoder)
+    cache = _Noting(config, attend_by_policy(decoder))
     # Of the one for padding all is zero.
     token = torch.full((1, 1), int(config.pad_token_id == 0), device=model.device)
     options = {"position_ids": torch.full_like(token, position)} if takes_positions(decoder) else {}
@@ -144,4 +185,4 @@ def _keys(model: PreTrainedModel, position: int) -> dict[int, Tensor]:
         finally:
             for module in training:
                 module.training = True
-    return cache.keys
+    return cache.keys, cache.queries

@@ -1,10 +1,15 @@
 """How keys are turned is found by trying: every layout, several kinds in one model, and what is none."""
 
+import copy
+from typing import Any
+
 import pytest
 import torch
-from families import make
-from transformers import GPT2Config, GPT2LMHeadModel
+from families import FULL, config_of, make
+from transformers import DoryForCausalLM, GPT2Config, GPT2LMHeadModel
 
+from scrubjay.memory import context
+from scrubjay.memory.context.cache import PolicyCache
 from scrubjay.memory.context.layers.turned import turns_of
 from scrubjay.memory.context.parts.rotary import Layout
 
@@ -59,3 +64,16 @@ def test_positions_in_embeddings_are_no_rotary_ones():
     turns = turns_of(GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=2)))
     assert turns.kinds == 0
     assert turns.by_layer == (None, None)
+
+
+def test_queries_that_are_scaled_by_channel_once_turned_move_with_no_key():
+    torch.manual_seed(0)
+    config = config_of("Dory", {"head_dim": 8, "layer_types": [FULL, FULL]})
+    model: Any = DoryForCausalLM(config).double().eval()
+    assert None not in turns_of(copy.deepcopy(model)).by_layer
+    for layer in model.model.layers:
+        torch.nn.init.uniform_(layer.self_attn.sqk)
+    assert turns_of(model).by_layer == (None, None)
+    PolicyCache(context.make("full"), model)
+    with pytest.raises(ValueError, match="turns keys or queries of layer 0 in a way"):
+        PolicyCache(context.make("sinks"), model)
