@@ -56,7 +56,8 @@ def export_torch(policy: Policy, out: Path | str) -> float:
     written = io.BytesIO()
     torch.export.save(program, written)
     Path(out).write_bytes(written.getvalue())  # torch's own words for a file that cannot be are no OSError
-    reloaded = torch.export.load(out).module()
+    # Of a file of another name than torch's it would say so, and read it all the same.
+    reloaded = torch.export.load(io.BytesIO(Path(out).read_bytes())).module()
     return _largest_error(module, reloaded, "the exported program")
 
 

@@ -1,5 +1,6 @@
 """`scrubjay export --pretrained`: the run's policy in a folder, and its card tells of the run."""
 
+import logging
 from pathlib import Path
 
 import torch
@@ -39,6 +40,14 @@ def test_so_does_a_team_of_an_older_version(here, tmp_path):
     assert "TeamPolicy.from_pretrained('team')" in out
     loaded = TeamPolicy.from_pretrained(tmp_path / "team")
     assert_alike(Run.load(KEPT / "team").team_policy.state_dict(), loaded.state_dict())
+
+
+def test_a_step_goes_into_a_file_of_any_name(here, finished_run, tmp_path, caplog):
+    code, out, err = here("export", finished_run.path, "--out", "shared/step")
+    assert (code, err) == (0, "")
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+    assert "reloaded, and equal to the policy" in out
+    assert (tmp_path / "shared" / "step").exists()
 
 
 def test_what_cannot_be_exported_is_one_line_and_nothing_is_overwritten(refused, finished_run):
