@@ -99,14 +99,16 @@ def _check_served(folder: Path) -> None:
             model = AutoModelForCausalLM.from_config(config)
     if model is None:
         return
+    refused = f"the model at {str(folder)!r} cannot be served"
     try:
         cache = PolicyCache(FullPolicy(), model.eval())
         ids = torch.zeros(1, 2, dtype=torch.long, device="meta")
-        # Some models look at numbers, of which there are none.
-        with torch.no_grad(), suppress(RuntimeError, NotImplementedError):
+        with torch.no_grad(), suppress(RuntimeError):  # some models look at numbers, of which there are none
             model(ids, cache=cache, use_cache=True)
     except ValueError as error:
-        raise ValueError(f"the model at {str(folder)!r} cannot be served: {error}") from error
+        raise ValueError(f"{refused}: {error}") from error
+    except Exception as error:  # of a model that knows no caches but its own, whatever it misses in ours
+        raise ValueError(f"{refused}: {type(error).__name__}: {error}") from error
 
 
 @contextmanager

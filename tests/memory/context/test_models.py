@@ -39,6 +39,8 @@ def test_a_model_that_no_policy_serves_is_refused_before_its_weights_are_read(tm
         ("DiffLlama", "DiffLlamaAttention attends .* twice"),
         ("Doge", "DogeAttention attends by a mask of its own"),
         ("GPTNeo", "does not take attention functions"),
+        ("xLSTM", "cannot be served: AttributeError: 'PolicyCache' object has no"),
+        ("Blt", "cannot be served: AttributeError: 'BltConfig' object has no"),
     ],
 )
 def test_so_is_one_of_which_only_a_call_tells_it(tmp_path, name, reason):
