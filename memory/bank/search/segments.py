@@ -179,7 +179,7 @@ def last_record(connection: sqlite3.Connection, place: int) -> bytes | None:
 
 
 def add(graph: Any, numbers: Int[np.ndarray, "R"], vectors: Float[np.ndarray, "R D"]) -> None:
-    """Add records to an empty graph, on all cores, so that a search for all of them finds all.
+    """Add records to an empty graph, on all cores, so that a search for all of them finds all that differ.
 
     Raises KeyboardInterrupt on Ctrl-C, which usearch calls otherwise.
     """
