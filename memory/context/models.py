@@ -94,9 +94,9 @@ def _check_served(folder: Path) -> None:
     """Raise ValueError on a model that no policy serves, told by a call of it without weights."""
     model: Any = None
     with suppress(Exception):  # what is wrong with it, the model's own reader tells
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     if model is None:
         return
     refused = f"the model at {str(folder)!r} cannot be served"
