@@ -73,7 +73,7 @@ def with_fields(memory: MemoryConfig, settings: Sequence[str]) -> MemoryConfig:
                 place = place.get(step) if isinstance(place, dict) else None
             if last == "name" or not isinstance(place, dict):
                 raise ValueError(f"{name}: no field of the memory {name_of(memory)!r}")
-            place[last] = value
+            place[last] = None if value in ("None", "null") else value  # as flags have it, and errors
         return decode(MemoryConfig, told, "memory")
 
 

@@ -86,6 +86,8 @@ def test_an_agents_memory_is_too(tiny, here, tmp_path):
     code, out, _ = here("eval", run.path, "--episodes", 2, "--memory", "top_k=1", "--memory", "num_chunks=2")
     assert code == 0
     assert "hcam top_k=1 num_chunks=2 s0" in out
+    for none in ("None", "null"):
+        assert here("eval", run.path, "--episodes", 2, "--memory", f"window={none}")[0] == 0
 
 
 @pytest.mark.parametrize(
