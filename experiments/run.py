@@ -265,9 +265,7 @@ class Run:
         try:
             return self._fitted(lambda: config.policy.build(spaces), weights)
         except MisfitError as error:
-            raise ValueError(
-                f"the weights in {self.latest} are not of the policy {self.source}: {error}"
-            ) from error
+            raise self._misfit("policy", error) from error
 
     @cached_property
     def model(self) -> nn.Module:
@@ -281,9 +279,7 @@ class Run:
         try:
             return fitted(self.config.make_model, weights).eval()
         except MisfitError as error:
-            raise ValueError(
-                f"the weights in {self.latest} are not of the model {self.source}: {error}"
-            ) from error
+            raise self._misfit("model", error) from error
 
     def policy_in(self, env: EnvConfig) -> Policy:
         """Return `policy` to play in `env`; raises as it, and ValueError if that is no environment for it."""
@@ -309,11 +305,16 @@ class Run:
         try:
             return self._fitted(lambda: config.policy.build(spaces), weights)
         except MisfitError as error:
+            if env is None or env == config.env:
+                raise self._misfit("team", error) from error
             raise ValueError(
-                f"the policy of {self.path} does not fit {(env or config.env).kwargs}: it learned in "
+                f"the policy of {self.path} does not fit {env.kwargs}: it learned in "
                 f"{config.env.kwargs}; what an agent sees and can do must be alike, and only "
                 f"policy.shared=True serves teams of other sizes ({error})"
             ) from error
+
+    def _misfit(self, what: str, error: MisfitError) -> ValueError:
+        return ValueError(f"the weights in {self.latest} are not of the {what} {self.source}: {error}")
 
     def _fitted(self, build: Callable[[], Any], weights: dict[str, Tensor]) -> Any:
         """Return a policy with these weights; of a found run only if there is room for its memory, too."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train a recipe: scrubjay train tmaze --memory gru", "train.run"),
     "resume": ("go on with a run that was stopped or killed, or train one further", "train.resume"),
-    "eval": ("play episodes with a trained policy and report return and success", "evaluate.run"),
+    "eval": ("play episodes with a trained policy, or ask a sequence model, and report", "evaluate.run"),
     "plot": ("draw the curves of one or several runs", "plot.run"),
     "play": ("write one episode to an animated GIF or a film", "play.run"),
     "look": ("show what a policy remembers in an episode: a page, a picture or a trace", "look.run"),

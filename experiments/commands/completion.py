@@ -51,7 +51,7 @@ _OPTIONS: Mapping[str, str] = {
 """Where the options of verbs stand that have a dataclass of them."""
 
 _BY_HAND: Mapping[str, Sequence[str]] = {
-    "eval": ["--set"],
+    "eval": ["--set", "--memory"],
     "launch": [
         "--address",
         "--detach",
@@ -141,7 +141,7 @@ def _add_verb(parser: argparse.ArgumentParser, verb: str, typed: Sequence[str] |
     if verb == "completion":
         parser.add_argument("shell", choices=list(SHELLS))
     for flag in dict.fromkeys(flags):
-        _add_flag(parser, flag)
+        _add_flag(parser, flag, verb)
 
 
 def _actions(verb: str) -> dict[str, tuple[str, type]]:
@@ -166,11 +166,11 @@ def _of_recipe(words: Sequence[str]) -> list[str]:
     return [*kept.options[kept.kinds[recipe]], *kept.memory_options[memory]]
 
 
-def _add_flag(parser: argparse.ArgumentParser, flag: str) -> None:
+def _add_flag(parser: argparse.ArgumentParser, flag: str, verb: str) -> None:
     if flag in _WITHOUT_VALUE:
         parser.add_argument(flag, action="store_true")
         return
-    _add(parser, flag).completer = _completer(flag.removeprefix("--").replace("-", "_"), str, "train")
+    _add(parser, flag).completer = _completer(flag.removeprefix("--").replace("-", "_"), str, verb)
 
 
 def _add_fields(parser: argparse.ArgumentParser, kind: type, verb: str) -> None:
@@ -216,7 +216,7 @@ def _completer(name: str, kind: Any, verb: str) -> Any:
         "logger": LOGGERS,
         "learner": sorted({name for names in kept.learners.values() for name in names}),
         "memories": kept.memories,
-        "memory": kept.memories,
+        "memory": [] if verb == "eval" else kept.memories,  # there of settings of the one it has
         "method": kept.methods,
         "methods": kept.context_policies if of_language else kept.methods,
         "policy": kept.context_policies if of_language else [],

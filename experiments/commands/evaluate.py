@@ -127,7 +127,7 @@ def _evaluate_agent(
 def _evaluate_supervised(
     run: Run, config: SupervisedConfig, words: Sequence[str], changes: Sequence[str], seed: int
 ) -> int:
-    """Ask the questions of the test's sizes, of another seed, and report."""
+    """Ask questions of the test's sizes and of a seed, and report."""
     with bad_input():
         for flag in (word.partition("=")[0] for word in words if word.startswith("--")):
             if flag not in ("--seed", "--memory", "--trust", "--no-trust"):

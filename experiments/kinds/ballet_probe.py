@@ -91,15 +91,19 @@ class BalletProbeConfig(SupervisedConfig):
     def rough_bytes(self) -> dict[str, int]:
         """Return about how many bytes training and test take, by what takes them."""
         model = sketch(self.make_model, ROOM)
-        rows = max(self.batch_questions, min(_EVAL_ROWS, self.eval_episodes))
+        tested = min(_EVAL_ROWS, self.eval_episodes)
+        rows = max(self.batch_questions, tested)
         dancers, delay = max(self.num_dancers, *self.eval_dancers), max(self.delay, *self.eval_delays)
+        asked = tested * dancers
         steps = dancers * (delay + _DANCE_STEPS)
         tests = (len(self.eval_dancers) + 1) * (len(self.eval_delays) + 1)
         name, batch = f"memory={name_of(self.memory)}", f"batch_questions={self.batch_questions:,}"
         numbers = rows * steps * (_SYMBOLS + _PER_STEP * self.memory.dim)
         return {
             name: 4 * nbytes(model.state_dict()),
-            f"{name} of {batch}": state_nbytes(model.memory, rows),
+            f"{name} of {batch}, {asked:,} tested": state_nbytes(
+                model.memory, max(self.batch_questions, asked)
+            ),
             f"{batch}, delay={delay:,}": 4 * numbers,
             f"{tests:,} tests": tests * _PER_TEST,
         }

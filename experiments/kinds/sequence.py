@@ -91,10 +91,11 @@ class SequenceTaskConfig(SupervisedConfig):
         tested = min(self.eval_rows, max(1, _EVAL_TOKENS // suite.length))
         name, length = f"memory={name_of(self.memory)}", f"suite.length={suite.length:,}"
         read = rows * suite.length * (suite.vocab_size + _PER_TOKEN * self.memory.dim * self.num_blocks)
-        drawn = max(rows, tested) * (counts + suite.vocab_size)
+        most = max(rows, tested)
+        drawn = most * (counts + suite.vocab_size)
         return {
             f"{name}, parameters={self.parameters:,}": 4 * nbytes(model.state_dict()),
-            f"{name} of batch_rows={rows:,}": state_nbytes(model, rows),
+            f"{name} of batch_rows={rows:,}, {tested:,} tested": state_nbytes(model, most),
             f"batch_rows={rows:,}, {length}": 4 * read,
             f"eval_longer={longest:,}, {length}": 64 * tested * suite.length * longest,
             f"eval_items={counts:,}, suite.vocab_size={suite.vocab_size:,}": 64 * drawn,

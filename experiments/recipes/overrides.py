@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from scrubjay.agents.learners import list_learners, name_of_learner, turned_into
 from scrubjay.experiments.kinds.base import Experiment
@@ -63,20 +63,18 @@ def with_fields(memory: MemoryConfig, settings: Sequence[str]) -> MemoryConfig:
     Raises UsageError on a bad one.
     """
     told = encode(memory)
-    try:
+    with bad_input():
         for name, value in map(parse_setting, settings):
             *path, last = name.split(".")
-            place = told
+            place: Any = told
             for step in path:
-                place = place[int(step)] if isinstance(place, list) else place[step]
+                if isinstance(place, list):
+                    place = {str(number): part for number, part in enumerate(place)}
+                place = place.get(step) if isinstance(place, dict) else None
             if last == "name" or not isinstance(place, dict):
-                raise KeyError(last)
-            place[last] = value
+                raise ValueError(f"{name}: no field of the memory {name_of(memory)!r}")
+            place[last] = None if value in ("None", "null") else value  # as flags have it, and errors
         return decode(MemoryConfig, told, "memory")
-    except (LookupError, TypeError) as error:
-        raise UsageError(f"{name}: no field of the memory {name_of(memory)!r}") from error
-    except ValueError as error:
-        raise UsageError(str(error)) from None
 
 
 def _with_parts(config: Experiment, stack: StackConfig, words: list[str]) -> StackConfig:

@@ -95,5 +95,6 @@ def lost(row: dict[str, float]) -> list[str]:
 
     What computes nan goes on acting, and comes to what doing nothing comes to.
     """
-    bad = any(name.endswith("loss") and not math.isfinite(value) for name, value in row.items())
+    losses = [value for name, value in row.items() if name.endswith(("loss", "cross_entropy"))]
+    bad = not all(map(math.isfinite, losses))
     return ["LOST: its losses are no numbers any more"] if bad else []

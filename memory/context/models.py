@@ -94,19 +94,21 @@ def _check_served(folder: Path) -> None:
     """Raise ValueError on a model that no policy serves, told by a call of it without weights."""
     model: Any = None
     with suppress(Exception):  # what is wrong with it, the model's own reader tells
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     if model is None:
         return
+    refused = f"the model at {str(folder)!r} cannot be served"
     try:
         cache = PolicyCache(FullPolicy(), model.eval())
         ids = torch.zeros(1, 2, dtype=torch.long, device="meta")
-        # Some models look at numbers, of which there are none.
-        with torch.no_grad(), suppress(RuntimeError, NotImplementedError):
+        with torch.no_grad(), suppress(RuntimeError):  # some models look at numbers, of which there are none
             model(ids, cache=cache, use_cache=True)
     except ValueError as error:
-        raise ValueError(f"the model at {str(folder)!r} cannot be served: {error}") from error
+        raise ValueError(f"{refused}: {error}") from error
+    except Exception as error:  # of a model that knows no caches but its own, whatever it misses in ours
+        raise ValueError(f"{refused}: {type(error).__name__}: {error}") from error
 
 
 @contextmanager

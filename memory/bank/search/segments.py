@@ -179,12 +179,13 @@ def last_record(connection: sqlite3.Connection, place: int) -> bytes | None:
 
 
 def add(graph: Any, numbers: Int[np.ndarray, "R"], vectors: Float[np.ndarray, "R D"]) -> None:
-    """Add records to an empty graph, on all cores, so that a search for all of them finds all.
+    """Add records to an empty graph, on all cores, and once more those that a search for all does not find.
 
     Raises KeyboardInterrupt on Ctrl-C, which usearch calls otherwise.
     """
     # Records that are added at the same time do not see each other, and some end up linked to by none. So the
-    # first are added one by one, and those that are lost among the rest once more, when all others stand.
+    # first are added one by one, and those that are lost among the rest once more, when all others stand. Of
+    # many that are nearly the same some stay lost: they fill each other's links.
     try:
         graph.add(numbers[:_ROOTS], vectors[:_ROOTS], threads=1)
         graph.add(numbers[_ROOTS:], vectors[_ROOTS:])

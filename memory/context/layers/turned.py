@@ -175,7 +175,7 @@ def _read_alone(model: PreTrainedModel, position: int) -> tuple[dict[int, Tensor
     serve_falcon(decoder)
     cache = _Noting(config, attend_by_policy(decoder))
     # Of the one for padding all is zero.
-    token = torch.full((1, 1), int(config.pad_token_id == 0), device=model.device)
+    token = torch.full((1, 1), int(getattr(config, "pad_token_id", None) == 0), device=model.device)
     options = {"position_ids": torch.full_like(token, position)} if takes_positions(decoder) else {}
     training = [module for module in decoder.modules() if module.training]
     with torch.no_grad():

@@ -71,14 +71,18 @@ def test_bash_completes_verbs_and_names(bash):
 
 
 def test_bash_completes_options_of_the_recipe_and_of_the_memory_that_is_named(bash):
-    of_verb, of_learner, of_memory, of_default, of_team = bash(
+    of_verb, settings, value, of_learner, of_memory, of_default, of_team = bash(
         "scrubjay eval --ep",
+        "scrubjay eval --mem",
+        "scrubjay eval --memory ",
         "scrubjay train tmaze --ppo.gam",
         "scrubjay train tmaze --memory hcam --memory.ch",
         "scrubjay train tmaze --memory.",
         "scrubjay train uav-small --policy.graph-r",
     )
     assert of_verb == {"--episodes"}
+    assert settings == {"--memory", "--memoryless"}
+    assert not value
     assert of_learner == {"--ppo.gamma"}
     assert of_memory == {"--memory.chunk-size"}
     assert of_default == {"--memory.dim"}

@@ -86,6 +86,8 @@ def test_an_agents_memory_is_too(tiny, here, tmp_path):
     code, out, _ = here("eval", run.path, "--episodes", 2, "--memory", "top_k=1", "--memory", "num_chunks=2")
     assert code == 0
     assert "hcam top_k=1 num_chunks=2 s0" in out
+    for none in ("None", "null"):
+        assert here("eval", run.path, "--episodes", 2, "--memory", f"window={none}")[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -112,4 +114,5 @@ def test_parts_of_a_stack_have_settings_of_their_own(tiny, here, tmp_path):
     stack = StackConfig(dim=16, parts=(make_config("hcam", dim=16), make_config("gru", dim=16)))
     run = train(tiny().with_memory(stack), tmp_path / "run", progress=False)
     assert here("eval", run.path, "--episodes", 2, "--memory", "parts.0.top_k=1")[0] == 0
-    assert "parts.2.top_k: no field" in here("eval", run.path, "--memory", "parts.2.top_k=1")[2]
+    for place in ("parts.2", "parts.x", "parts"):
+        assert f"{place}.top_k: no field" in here("eval", run.path, "--memory", f"{place}.top_k=1")[2]

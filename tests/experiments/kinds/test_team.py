@@ -162,6 +162,7 @@ def test_the_command_trains_judges_and_says_what_an_agent_gains(here):
     assert "agent 1" in out
     for words, message in (
         (("eval", "run", "--set", "num_uavs=3"), "does not fit"),
+        (("eval", "run", "--memory", "dim=8"), "are not of the team with these settings of its memory"),
         (("eval", "run", "--best-response", "--response-steps", "0"), "response_steps=0"),
         (("export", "run"), "no policy of one agent"),
     ):

@@ -23,9 +23,10 @@ def test_the_numbers_that_a_person_watches_are_on_one_line():
     assert not describe_row({})
 
 
+@pytest.mark.parametrize("name", ["policy_loss", "cross_entropy"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_run_whose_losses_are_no_numbers_is_told(value):
-    row = ROW | {"losses/policy_loss": value}
+def test_a_run_whose_losses_are_no_numbers_is_told(name, value):
+    row = ROW | {f"losses/{name}": value}
     assert lost(row) == ["LOST: its losses are no numbers any more"]
     assert describe_row(row).endswith(lost(row)[0])
     assert lost(ROW) == []

@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from scrubjay.experiments import RECIPES
+from scrubjay.experiments.kinds.ballet_probe import BalletProbeConfig
+from scrubjay.experiments.kinds.sequence import SequenceTaskConfig
 from scrubjay.experiments.runs.room import ROOM, available, bounded, check_room
+from scrubjay.memory import make_config
 
 
 def test_the_largest_is_named():
@@ -19,6 +22,16 @@ def test_the_largest_is_named():
 @pytest.mark.parametrize("name", [name for name in RECIPES if name not in ("ppo", "team")])
 def test_every_recipe_has_room(name):
     check_room(RECIPES[name]().rough_bytes())
+
+
+@pytest.mark.parametrize(
+    ("kind", "chunks", "sizes"),
+    [(SequenceTaskConfig, 2**16, {"batch_rows": 1}), (BalletProbeConfig, 2**14, {})],
+)
+def test_what_is_tested_at_once_counts_as_what_is_trained_on(kind, chunks, sizes):
+    memory = make_config("hcam", dim=8, num_chunks=chunks)
+    with pytest.raises(ValueError, match=r"^memory=hcam of batch_.* tested: takes about .* GiB"):
+        check_room(kind(memory=memory, **sizes).rough_bytes())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="beside a GPU nothing is bounded")

@@ -155,14 +155,14 @@ def test_without_blending_the_first_chunks_stay_for_good():
     assert (early["slots_0"] != 0).any(-1).all()
 
 
-@pytest.mark.slow
-@torch.no_grad()
 @pytest.mark.parametrize("seed", range(3))
 def test_what_is_full_for_good_is_no_breach_of_law_9(seed):
     module = ELMURConfig(dim=16, chunk_size=2, num_slots=2, blend=0.0).build()
     assert check_memory(module, laws=[9], seed=seed) == []
 
 
+@pytest.mark.slow
+@torch.no_grad()
 def test_slots_stay_small_however_often_they_are_rewritten():
     torch.manual_seed(0)
     module = ELMURConfig(dim=8, chunk_size=1, num_slots=2).build()

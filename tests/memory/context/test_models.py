@@ -39,12 +39,24 @@ def test_a_model_that_no_policy_serves_is_refused_before_its_weights_are_read(tm
         ("DiffLlama", "DiffLlamaAttention attends .* twice"),
         ("Doge", "DogeAttention attends by a mask of its own"),
         ("GPTNeo", "does not take attention functions"),
+        ("xLSTM", "cannot be served: AttributeError: 'PolicyCache' object has no"),
+        ("Blt", "cannot be served: AttributeError: 'BltConfig' object has no"),
     ],
 )
 def test_so_is_one_of_which_only_a_call_tells_it(tmp_path, name, reason):
     getattr(transformers, f"{name}Config")().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=reason):
         context.load_model(tmp_path, under_policy=True)
+
+
+def test_whether_to_run_code_of_a_folder_is_asked_by_its_reader_alone(tmp_path, monkeypatch):
+    config = transformers.CLIPConfig(auto_map={"AutoModelForCausalLM": "code.Model"})
+    config.save_pretrained(tmp_path)
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or "n")
+    with pytest.raises(ValueError, match="contains custom code"):
+        context.load_model(tmp_path, under_policy=True)
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("family", FAMILIES)

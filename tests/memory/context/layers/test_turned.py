@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from families import FULL, config_of, make
-from transformers import DoryForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import CodeGenConfig, CodeGenForCausalLM, DoryForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from scrubjay.memory import context
 from scrubjay.memory.context.cache import PolicyCache
@@ -64,6 +64,13 @@ def test_positions_in_embeddings_are_no_rotary_ones():
     turns = turns_of(GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=2)))
     assert turns.kinds == 0
     assert turns.by_layer == (None, None)
+
+
+def test_a_config_need_not_tell_of_padding():
+    config = CodeGenConfig(vocab_size=64, n_positions=128, n_embd=32, n_layer=1, n_head=4, rotary_dim=8)
+    assert not hasattr(config, "pad_token_id")
+    with pytest.raises(ValueError, match="has no rotary positions of a known kind"):
+        PolicyCache(context.make("sinks"), CodeGenForCausalLM(config))
 
 
 def test_queries_that_are_scaled_by_channel_once_turned_move_with_no_key():
