@@ -32,16 +32,14 @@ _PARTS = (4, 2, 1)
 class Search:
     """The search of one contender on one recipe; its runs live in `out`.
 
-    Raises UsageError if a setting is wrong, if the recipe is of a kind that cannot be searched, or if `out`
-    holds another search.
+    Raises UsageError if a setting is wrong, changes what is compared or is there twice, if the recipe is of a
+    kind that cannot be searched, or if `out` holds another search.
     """
 
     def __init__(self, sweep: Sweep, seeds: Sequence[int], out: Path, trust: bool = False) -> None:
         self._sweep, self._seeds, self._out, self._trust = sweep, tuple(seeds), out, trust
-        self._trials = {folder_of(trial): sweep.words(trial) for trial in sweep.trials()}
-        for name in self._trials:
-            for config in self._configs(name):
-                config.check()
+        self._trials = {folder_of(trial): trial for trial in sweep.trials()}
+        self._check()
         asked = {"recipe": sweep.recipe, "params": sweep.params, "flags": sweep.flags, "seeds": self._seeds}
         self._asked = json.loads(json.dumps(asked))
         self._file = out / "search.json"
@@ -63,7 +61,11 @@ class Search:
     @property
     def words(self) -> list[str]:
         """The words after `scrubjay train RECIPE` that make a run of the best setting, its seed aside."""
-        return self._trials[self.best]
+        return self._sweep.words(self._trials[self.best])
+
+    def told(self, name: str) -> str:
+        """Return a setting as a reader is told it."""
+        return ", ".join(f"{flag}={value}" for flag, value in self._trials[name].items())
 
     def runs(self) -> list[Run]:
         """Return the runs of the next rung, finished ones included; none if the search has ended."""
@@ -92,10 +94,36 @@ class Search:
             runs.append(run if there else run.extended(total))
         return runs
 
+    def _check(self) -> None:
+        """Raise UsageError unless all settings compare the same, and can be told from each other."""
+        asked = _compared(self._trained_by(self._sweep.flags)[0])
+        if not asked["eval_episodes"]:
+            raise UsageError("eval_episodes=0: settings are chosen by their scores; at least 1 is needed")
+        first: list[SampledConfig] = []
+        for trial in self._sweep.trials():
+            configs = self._trained_by(self._sweep.words(trial))
+            compared = _compared(configs[0])
+            for name in {**asked, **compared}:
+                if compared.get(name) != asked.get(name):
+                    raise UsageError(
+                        f"--search {folder_of(trial)} makes {name} {compared.get(name)!r}, not "
+                        f"{asked.get(name)!r}: all are compared by the same task, steps and scores, under "
+                        "their names; search other settings"
+                    )
+            if configs[0] in first:
+                raise UsageError(f"--search {folder_of(trial)}: the same is searched twice; name it once")
+            first.append(configs[0])
+            for config in configs:
+                config.check()
+
     def _configs(self, name: str) -> list[SampledConfig]:
+        return self._trained_by(self._sweep.words(self._trials[name]))
+
+    def _trained_by(self, words: Sequence[str]) -> list[SampledConfig]:
+        """Return the configs that the words of train make, by seeds."""
         configs = []
         for seed in self._seeds:
-            config = override(self._sweep.recipe, [*self._trials[name], "--seed", str(seed)])
+            config = override(self._sweep.recipe, [*words, "--seed", str(seed)])
             if not isinstance(config, SampledConfig):
                 raise UsageError(
                     f"--search is of recipes that act; the step size of {self._sweep.recipe!r} falls by its "
@@ -137,8 +165,9 @@ def write_found(searches: dict[tuple[str, str], Search], out: Path) -> Path:
     lines = ["| recipe | contender | settings found | score | the next best | score |", "| --- " * 6 + "|"]
     for (recipe, contender), search in searches.items():
         last = search.rungs[-1]
-        ranked = [*_ranked(last), "-"][:2]
-        cells = [cell for name in ranked for cell in (name.replace("_", ", "), f"{last.get(name, 0.0):.3f}")]
+        ranked = _ranked(last)[:2]
+        cells = [cell for name in ranked for cell in (search.told(name), f"{last[name]:.3f}")]
+        cells += ["-", "-"] * (2 - len(ranked))
         lines.append(f"| {' | '.join([recipe, contender, *cells])} |")
     path = out / "search.md"
     write_atomically(path, "\n".join(lines) + "\n")
@@ -156,6 +185,13 @@ def _better_half(scores: dict[str, float]) -> list[str]:
 
 def _score(result: dict[str, Any]) -> float:
     return float(result["success"] if "success" in result else result["episodic_return"])
+
+
+def _compared(config: SampledConfig) -> dict[str, Any]:
+    """Return what settings leave as it is: who is compared in which task, and how."""
+    env = {"env": config.env.id, **{f"set.{name}": value for name, value in config.env.kwargs.items()}}
+    names = ("recipe", "label", "total_steps", "eval_episodes")
+    return {**env, **{name: getattr(config, name) for name in names}}
 
 
 def _steps(config: SampledConfig, part: int) -> int:

@@ -111,6 +111,43 @@ def test_another_search_or_a_damaged_one_is_refused(tmp_path):
         make(tmp_path / "found")
 
 
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        (("memory=gru,none",), r"memory=none makes label 'none', not 'gru'"),
+        (("set.corridor_length=3,4",), r"makes set\.corridor_length 4, not 3"),
+        (("set.cue_noise=0.1",), r"no setting 'cue_noise'|makes set\.cue_noise 0\.1, not None"),
+        (("env=CartPole-v1",), "makes env 'CartPole-v1', not 'scrubjay/TMaze-v0'"),
+        (("total-steps=256,512",), "total-steps=512 makes total_steps 512, not 256"),
+        (("eval-episodes=40,1",), "makes eval_episodes 1, not 40"),
+        (("ppo.epochs=1,1",), "ppo.epochs=1: the same is searched twice"),
+        (("ppo.gamma=0.9,0.90",), r"ppo\.gamma=0\.90: the same is searched twice"),
+        (("seed=7,8",), "seed=8: the same is searched twice"),
+    ],
+)
+def test_a_search_leaves_who_is_compared_and_how_as_it_is(tmp_path, params, said):
+    with pytest.raises(UsageError, match=said):
+        Search(Sweep("tmaze-demo", tuple(map(parse_param, params)), FLAGS), (50,), tmp_path / "found")
+    assert not any(tmp_path.iterdir())
+
+
+def test_settings_that_nobody_scores_are_not_searched(tmp_path):
+    with pytest.raises(UsageError, match="eval_episodes=0: settings are chosen by their scores"):
+        make(tmp_path, flags=(*FLAGS, "--eval-episodes", "0"))
+
+
+def test_settings_are_told_as_they_were_asked_for(tmp_path):
+    params = (parse_param("policy.auxiliary=next_observation,verifier"),)
+    search = Search(Sweep("tmaze-demo", params, FLAGS), (50,), tmp_path)
+    scores = {"policy.auxiliary=verifier": 0.5, "policy.auxiliary=next_observation": 0.25}
+    search.rungs = [scores]
+    (line,) = write_found({("tmaze-demo", "gru"): search}, tmp_path).read_text().splitlines()[2:]
+    told = ("policy.auxiliary=verifier", "0.500", "policy.auxiliary=next_observation", "0.250")
+    assert line == f"| tmaze-demo | gru | {' | '.join(told)} |"
+    search.rungs = [{"policy.auxiliary=verifier": 0.5}]
+    assert write_found({("tmaze-demo", "gru"): search}, tmp_path).read_text().endswith("| 0.500 | - | - |\n")
+
+
 def test_what_learns_under_supervision_is_not_searched_by_halves(tmp_path):
     with pytest.raises(UsageError, match="--search is of recipes that act"):
         Search(Sweep("mqar", (parse_param("learning-rate=1e-3,1e-2"),)), (50,), tmp_path)
