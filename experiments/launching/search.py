@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from scrubjay.experiments.launching.sweep import Sweep, folder_of
 from scrubjay.experiments.recipes.overrides import override
 from scrubjay.experiments.run import Run
 from scrubjay.experiments.runs.directory import write_atomically
+from scrubjay.experiments.runs.progress import lost
 from scrubjay.experiments.runs.reading import read_text
-from scrubjay.experiments.words.failures import UsageError
+from scrubjay.experiments.words.failures import FailedError, UsageError
 
 SETTINGS = ("ppo.learning-rate=3e-4,1e-3,2e-3,4e-3", "ppo.entropy-coefficient=0.003,0.01,0.03")
 """What is searched where nothing else is asked for: twelve settings."""
@@ -74,10 +76,16 @@ class Search:
         return [run for name in self._alive() for run in self._at_rung(name)]
 
     def record(self) -> None:
-        """Write down what the runs of the next rung, which have all ended, came to."""
+        """Write down what the runs of the next rung, which have all ended, came to.
+
+        Raises FailedError if there is no setting whose runs came to numbers.
+        """
         if not self.ended:
-            scores = {name: [_score(run.result) for run in self._at_rung(name)] for name in self._alive()}
-            self.rungs.append({name: sum(of) / len(of) for name, of in scores.items()})
+            scores = {name: [_score(run) for run in self._at_rung(name)] for name in self._alive()}
+            means = {name: sum(of) / len(of) for name, of in scores.items()}
+            if not any(map(math.isfinite, means.values())):
+                raise FailedError(f"{self._out}: losses are no numbers with any setting; search others")
+            self.rungs.append(means)
             self._out.mkdir(parents=True, exist_ok=True)
             write_atomically(self._file, json.dumps({**self._asked, "rungs": self.rungs}, indent=1) + "\n")
 
@@ -149,7 +157,7 @@ class Search:
 def run_searches(searches: Sequence[Search], jobs: int) -> None:
     """Bring all searches to their ends, rung by rung, `jobs` runs at a time.
 
-    Raises as `run_in_processes`; the same call goes on.
+    Raises as `run_in_processes` and `Search.record`; the same call goes on.
     """
     for rung in range(len(_PARTS)):
         behind = [search for search in searches if len(search.rungs) == rung]
@@ -166,7 +174,7 @@ def write_found(searches: dict[tuple[str, str], Search], out: Path) -> Path:
     for (recipe, contender), search in searches.items():
         last = search.rungs[-1]
         ranked = _ranked(last)[:2]
-        cells = [cell for name in ranked for cell in (search.told(name), f"{last[name]:.3f}")]
+        cells = [cell for name in ranked for cell in (search.told(name), _told(last[name]))]
         cells += ["-", "-"] * (2 - len(ranked))
         lines.append(f"| {' | '.join([recipe, contender, *cells])} |")
     path = out / "search.md"
@@ -180,11 +188,20 @@ def _ranked(scores: dict[str, float]) -> list[str]:
 
 
 def _better_half(scores: dict[str, float]) -> list[str]:
-    return _ranked(scores)[: -(-len(scores) // 2)]
+    # Weights that are no numbers cannot be trained on.
+    return [name for name in _ranked(scores)[: -(-len(scores) // 2)] if math.isfinite(scores[name])]
 
 
-def _score(result: dict[str, Any]) -> float:
+def _score(run: Run) -> float:
+    """Return what a run came to; less than anything where its weights are no numbers."""
+    if any(lost(row) for row in run.metrics()[-1:]):
+        return -math.inf
+    result = run.result
     return float(result["success"] if "success" in result else result["episodic_return"])
+
+
+def _told(score: float) -> str:
+    return f"{score:.3f}" if math.isfinite(score) else "lost"
 
 
 def _compared(config: SampledConfig) -> dict[str, Any]:

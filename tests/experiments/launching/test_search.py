@@ -13,7 +13,7 @@ from scrubjay.experiments.launching.search import Search, run_searches, write_fo
 from scrubjay.experiments.launching.sweep import Sweep, parse_param
 from scrubjay.experiments.runs.stopping import Interrupted
 from scrubjay.experiments.training import go_on
-from scrubjay.experiments.words.failures import UsageError
+from scrubjay.experiments.words.failures import FailedError, UsageError
 
 FLAGS = (
     *("--memory", "gru", "--memory.dim", "8", "--env.num-envs", "4", "--segment-length", "8"),
@@ -92,6 +92,27 @@ def test_a_search_that_was_stopped_goes_on_and_finds_the_same(tmp_path, monkeypa
     assert again.ended
     assert again.runs() == []
     assert again.words == whole.words
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_setting_whose_losses_are_no_numbers_any_more_does_not_go_on(tmp_path):
+    """In the corridor both return as little: by scores the first of the grid would be taken."""
+    params = (parse_param("ppo.learning-rate=1e30,1e29,1e-5"),)
+    flags = (*FLAGS, "--set", "corridor_length=9", "--eval-episodes", "2")
+    search = Search(Sweep("tmaze-demo", params, flags), (50,), tmp_path / "found")
+    run_searches([search], jobs=1)
+    assert [list(rung) for rung in search.rungs[1:]] == [["ppo.learning-rate=1e-5"]] * 2
+    again = Search(Sweep("tmaze-demo", params, flags), (50,), tmp_path / "found")
+    assert again.rungs == search.rungs
+    again.rungs = again.rungs[:1]
+    told = write_found({("tmaze-demo", "gru"): again}, tmp_path).read_text()
+    assert told.endswith("| ppo.learning-rate=1e-5 | 0.000 | ppo.learning-rate=1e30 | lost |\n")
+    none = Search(
+        Sweep("tmaze-demo", (parse_param("ppo.learning-rate=1e30,1e29"),), flags), (50,), tmp_path / "none"
+    )
+    for _ in range(2):
+        with pytest.raises(FailedError, match="losses are no numbers with any setting"):
+            run_searches([none], jobs=1)
 
 
 def test_another_search_or_a_damaged_one_is_refused(tmp_path):
