@@ -120,7 +120,8 @@ class PPO:
 
     With `peers`, learners in several processes make one update together: each is given some rows of the
     batch, and all have the same seed. Minibatches, gradients and the advantages' normalisation are over all
-    rows, so the update is the one that a single learner would make of the whole batch.
+    rows, so the update is the one that a single learner would make of the whole batch; only auxiliary losses
+    of what comes later are, in each learner, means over its own rows.
     """
 
     def __init__(
