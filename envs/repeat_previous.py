@@ -53,7 +53,7 @@ class RepeatPrevious(SingleEnv):
     Units: time and k in steps. k from 1 to N - 1; `num_decks` from 1 to 1,000. POPGym's easy, medium and
     hard are k = 4, 32, 64 with 1, 2, 3 decks.
 
-    Paper: Morad et al. 2023, POPGym, arXiv 2303.01859. Deviation: the end is `terminated`, not `truncated`.
+    Paper: Morad et al. 2023, POPGym, arXiv 2303.01859.
     """
 
     _batch: RepeatPreviousVector

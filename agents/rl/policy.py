@@ -153,7 +153,7 @@ class Policy(nn.Module):
     ) -> Choice:
         """Do what `step` does with rows that `memory.stepper` made, and that are quicker for it."""
         remembered = rows.step(self.encoder(observation), start)
-        return self._choose(self._with_view(remembered, observation), generator, deterministic)
+        return self._choose(self.with_view(remembered, observation), generator, deterministic)
 
     @torch.no_grad()
     def value(
@@ -220,7 +220,7 @@ class Policy(nn.Module):
         observations = from_leaves(leaves)
         encoded = self.encoder(observations).unflatten(0, (batch, time))
         remembered, _ = self.memory(encoded, detach_state(segment.state), segment.starts)
-        features = self._with_view(remembered.flatten(0, 1), observations).unflatten(0, (batch, time))
+        features = self.with_view(remembered.flatten(0, 1), observations).unflatten(0, (batch, time))
         distribution: Distribution = self.actor(features)
         values = self.critic(features).squeeze(-1)
         if self.reconstruction is None:
@@ -231,6 +231,12 @@ class Policy(nn.Module):
         auxiliary = {name: head(features, segment) for name, head in self.auxiliary.items()}
         return Evaluation(log_probs, entropy, values, reconstruction_loss, auxiliary, distribution)
 
+    def with_view(
+        self, remembered: Float[Tensor, "batch dim"], observation: Observation
+    ) -> Float[Tensor, "batch dim"]:
+        """Return what the heads are given: what memory gave and, if so configured, what is seen."""
+        return remembered if self.view is None else remembered + self.view(observation)
+
     def _choose(self, features: Tensor, generator: torch.Generator | None, deterministic: bool) -> Choice:
         distribution = self.actor(features)
         action = distribution.mode() if deterministic else distribution.sample(generator)
@@ -239,7 +245,4 @@ class Policy(nn.Module):
     def _remember(self, observation: Observation, state: State, start: Tensor | None) -> tuple[Tensor, State]:
         encoded = self.encoder(observation).unsqueeze(1)
         remembered, state = self.memory(encoded, state, None if start is None else start.unsqueeze(1))
-        return self._with_view(remembered.squeeze(1), observation), state
-
-    def _with_view(self, remembered: Tensor, observation: Observation) -> Tensor:
-        return remembered if self.view is None else remembered + self.view(observation)
+        return self.with_view(remembered.squeeze(1), observation), state

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
@@ -77,8 +78,8 @@ class PPOConfig(LearnerConfig):
             )
         weights = ("entropy", "barrier", "value", "reconstruction", "auxiliary")
         for name in (*(f"{weight}_coefficient" for weight in weights), "least_deviation"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)}: must be a number, and not negative")
         if self.least_deviation and not self.normalize_advantage:
             raise ValueError(
                 f"least_deviation={self.least_deviation}: is of advantages that are normalised; "
@@ -91,10 +92,10 @@ class PPOConfig(LearnerConfig):
                 f"anneal={self.anneal}, anneal_steps={self.anneal_steps}: give steps, at least 1, with "
                 "anneal=True, or None"
             )
-        if self.learning_rate <= 0 or self.clip <= 0 or self.max_grad_norm <= 0:
+        if not (0 < self.learning_rate < math.inf and self.clip > 0 and self.max_grad_norm > 0):
             raise ValueError(
                 f"learning_rate={self.learning_rate}, clip={self.clip}, max_grad_norm={self.max_grad_norm}: "
-                "all must be positive"
+                "all must be positive, and no step size is without bounds"
             )
 
     def over(self, total_steps: int) -> Self:
@@ -119,7 +120,8 @@ class PPO:
 
     With `peers`, learners in several processes make one update together: each is given some rows of the
     batch, and all have the same seed. Minibatches, gradients and the advantages' normalisation are over all
-    rows, so the update is the one that a single learner would make of the whole batch.
+    rows, so the update is the one that a single learner would make of the whole batch; only auxiliary losses
+    of what comes later are, in each learner, means over its own rows.
     """
 
     def __init__(

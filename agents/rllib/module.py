@@ -76,14 +76,16 @@ class MemoryModule(TorchRLModule, ValueFunctionAPI):
     def _remember(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         seen = to_tensors(self.observation_space, batch[Columns.OBS], self.policy.device)
         if not self.is_stateful():  # then RLlib gives observations no time axis
-            features, _ = self.policy.memory(self.policy.encoder(seen).unsqueeze(1), {})
-            return features.squeeze(1), {}
+            remembered, _ = self.policy.memory(self.policy.encoder(seen).unsqueeze(1), {})
+            return self.policy.with_view(remembered.squeeze(1), seen), {}
         # Rows are parts of single episodes, each from the state that RLlib stored before it.
         leaves = to_leaves(seen)
         rows_and_time = next(iter(leaves.values())).shape[:2]
         flat = from_leaves({key: leaf.flatten(0, 1) for key, leaf in leaves.items()})
         encoded = self.policy.encoder(flat).unflatten(0, rows_and_time)
-        return self.policy.memory(encoded, batch[Columns.STATE_IN])
+        remembered, state = self.policy.memory(encoded, batch[Columns.STATE_IN])
+        features = self.policy.with_view(remembered.flatten(0, 1), flat)
+        return features.unflatten(0, rows_and_time), state
 
 
 class TeamModule(TorchRLModule):

@@ -48,8 +48,11 @@ class CompareOptions:
         if self.jobs < 1:
             raise ValueError(f"jobs={self.jobs}: at least 1 process is needed")
         for name in ("memories", "methods", "recipes", "seeds", "search_seeds"):
-            if not getattr(self, name):
-                raise ValueError(f"--{name.replace('_', '-')} is empty; name at least one")
+            flag, given = f"--{name.replace('_', '-')}", getattr(self, name)
+            if not given:
+                raise ValueError(f"{flag} is empty; name at least one")
+            if len(set(given)) < len(given):
+                raise ValueError(f"{flag} {' '.join(map(str, given))}: name each once")
         both = set(self.seeds) & set(self.search_seeds)
         if self.search is not None and both:
             raise ValueError(

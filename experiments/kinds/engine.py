@@ -133,8 +133,12 @@ class Engine(ABC):
         return row
 
     def save(self) -> None:
-        """Write a checkpoint of everything that the future of the run depends on."""
-        if self.step == self._saved_step:
+        """Write a checkpoint of everything that the future of the run depends on.
+
+        On the way there is none of weights that are no numbers: nothing can go on from it, but from the one
+        before.
+        """
+        if self.step == self._saved_step or (self.step < self.config.planned_steps and _lost(self.model)):
             return
         training = {
             **self._get_parts(),
@@ -149,6 +153,10 @@ class Engine(ABC):
     def result(self) -> dict[str, Any]:
         """Evaluate; return what goes into result.json."""
         return {"step": self.step, "seconds": self.seconds, **self._evaluate()}
+
+
+def _lost(model: nn.Module) -> bool:
+    return not all(bool(parameter.isfinite().all()) for parameter in model.parameters())
 
 
 def _seed_everything(seed: int) -> None:

@@ -67,7 +67,7 @@ class SampledConfig(Plan, ABC):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
         for name in ("seed", "checkpoint_seconds", "eval_episodes"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
 
     if TYPE_CHECKING:  # a dataclass below that has it as a field would take this for its default

@@ -54,7 +54,7 @@ class SupervisedConfig(Plan, ABC):
         if self.total_steps < 1:
             raise ValueError(f"total_steps={self.total_steps}: must be at least 1")
         for name in ("seed", "checkpoint_seconds"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate={self.learning_rate}: must be positive")

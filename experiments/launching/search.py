@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from scrubjay.experiments.launching.sweep import Sweep, folder_of
 from scrubjay.experiments.recipes.overrides import override
 from scrubjay.experiments.run import Run
 from scrubjay.experiments.runs.directory import write_atomically
+from scrubjay.experiments.runs.progress import lost
 from scrubjay.experiments.runs.reading import read_text
-from scrubjay.experiments.words.failures import UsageError
+from scrubjay.experiments.words.failures import FailedError, UsageError
 
 SETTINGS = ("ppo.learning-rate=3e-4,1e-3,2e-3,4e-3", "ppo.entropy-coefficient=0.003,0.01,0.03")
 """What is searched where nothing else is asked for: twelve settings."""
@@ -32,16 +34,14 @@ _PARTS = (4, 2, 1)
 class Search:
     """The search of one contender on one recipe; its runs live in `out`.
 
-    Raises UsageError if a setting is wrong, if the recipe is of a kind that cannot be searched, or if `out`
-    holds another search.
+    Raises UsageError if a setting is wrong, changes what is compared or is there twice, if the recipe is of a
+    kind that cannot be searched, or if `out` holds another search.
     """
 
     def __init__(self, sweep: Sweep, seeds: Sequence[int], out: Path, trust: bool = False) -> None:
         self._sweep, self._seeds, self._out, self._trust = sweep, tuple(seeds), out, trust
-        self._trials = {folder_of(trial): sweep.words(trial) for trial in sweep.trials()}
-        for name in self._trials:
-            for config in self._configs(name):
-                config.check()
+        self._trials = {folder_of(trial): trial for trial in sweep.trials()}
+        self._check()
         asked = {"recipe": sweep.recipe, "params": sweep.params, "flags": sweep.flags, "seeds": self._seeds}
         self._asked = json.loads(json.dumps(asked))
         self._file = out / "search.json"
@@ -63,7 +63,11 @@ class Search:
     @property
     def words(self) -> list[str]:
         """The words after `scrubjay train RECIPE` that make a run of the best setting, its seed aside."""
-        return self._trials[self.best]
+        return self._sweep.words(self._trials[self.best])
+
+    def told(self, name: str) -> str:
+        """Return a setting as a reader is told it."""
+        return ", ".join(f"{flag}={value}" for flag, value in self._trials[name].items())
 
     def runs(self) -> list[Run]:
         """Return the runs of the next rung, finished ones included; none if the search has ended."""
@@ -72,10 +76,16 @@ class Search:
         return [run for name in self._alive() for run in self._at_rung(name)]
 
     def record(self) -> None:
-        """Write down what the runs of the next rung, which have all ended, came to."""
+        """Write down what the runs of the next rung, which have all ended, came to.
+
+        Raises FailedError if there is no setting whose runs came to numbers.
+        """
         if not self.ended:
-            scores = {name: [_score(run.result) for run in self._at_rung(name)] for name in self._alive()}
-            self.rungs.append({name: sum(of) / len(of) for name, of in scores.items()})
+            scores = {name: [_score(run) for run in self._at_rung(name)] for name in self._alive()}
+            means = {name: sum(of) / len(of) for name, of in scores.items()}
+            if not any(map(math.isfinite, means.values())):
+                raise FailedError(f"{self._out}: losses are no numbers with any setting; search others")
+            self.rungs.append(means)
             self._out.mkdir(parents=True, exist_ok=True)
             write_atomically(self._file, json.dumps({**self._asked, "rungs": self.rungs}, indent=1) + "\n")
 
@@ -92,10 +102,36 @@ class Search:
             runs.append(run if there else run.extended(total))
         return runs
 
+    def _check(self) -> None:
+        """Raise UsageError unless all settings compare the same, and can be told from each other."""
+        asked = _compared(self._trained_by(self._sweep.flags)[0])
+        if not asked["eval_episodes"]:
+            raise UsageError("eval_episodes=0: settings are chosen by their scores; at least 1 is needed")
+        first: list[SampledConfig] = []
+        for trial in self._sweep.trials():
+            configs = self._trained_by(self._sweep.words(trial))
+            compared = _compared(configs[0])
+            for name in {**asked, **compared}:
+                if compared.get(name) != asked.get(name):
+                    raise UsageError(
+                        f"--search {folder_of(trial)} makes {name} {compared.get(name)!r}, not "
+                        f"{asked.get(name)!r}: all are compared by the same task, steps and scores, under "
+                        "their names; search other settings"
+                    )
+            if configs[0] in first:
+                raise UsageError(f"--search {folder_of(trial)}: the same is searched twice; name it once")
+            first.append(configs[0])
+            for config in configs:
+                config.check()
+
     def _configs(self, name: str) -> list[SampledConfig]:
+        return self._trained_by(self._sweep.words(self._trials[name]))
+
+    def _trained_by(self, words: Sequence[str]) -> list[SampledConfig]:
+        """Return the configs that the words of train make, by seeds."""
         configs = []
         for seed in self._seeds:
-            config = override(self._sweep.recipe, [*self._trials[name], "--seed", str(seed)])
+            config = override(self._sweep.recipe, [*words, "--seed", str(seed)])
             if not isinstance(config, SampledConfig):
                 raise UsageError(
                     f"--search is of recipes that act; the step size of {self._sweep.recipe!r} falls by its "
@@ -121,7 +157,7 @@ class Search:
 def run_searches(searches: Sequence[Search], jobs: int) -> None:
     """Bring all searches to their ends, rung by rung, `jobs` runs at a time.
 
-    Raises as `run_in_processes`; the same call goes on.
+    Raises as `run_in_processes` and `Search.record`; the same call goes on.
     """
     for rung in range(len(_PARTS)):
         behind = [search for search in searches if len(search.rungs) == rung]
@@ -137,8 +173,9 @@ def write_found(searches: dict[tuple[str, str], Search], out: Path) -> Path:
     lines = ["| recipe | contender | settings found | score | the next best | score |", "| --- " * 6 + "|"]
     for (recipe, contender), search in searches.items():
         last = search.rungs[-1]
-        ranked = [*_ranked(last), "-"][:2]
-        cells = [cell for name in ranked for cell in (name.replace("_", ", "), f"{last.get(name, 0.0):.3f}")]
+        ranked = _ranked(last)[:2]
+        cells = [cell for name in ranked for cell in (search.told(name), _told(last[name]))]
+        cells += ["-", "-"] * (2 - len(ranked))
         lines.append(f"| {' | '.join([recipe, contender, *cells])} |")
     path = out / "search.md"
     write_atomically(path, "\n".join(lines) + "\n")
@@ -151,11 +188,27 @@ def _ranked(scores: dict[str, float]) -> list[str]:
 
 
 def _better_half(scores: dict[str, float]) -> list[str]:
-    return _ranked(scores)[: -(-len(scores) // 2)]
+    # Weights that are no numbers cannot be trained on.
+    return [name for name in _ranked(scores)[: -(-len(scores) // 2)] if math.isfinite(scores[name])]
 
 
-def _score(result: dict[str, Any]) -> float:
+def _score(run: Run) -> float:
+    """Return what a run came to; less than anything where its weights are no numbers."""
+    if any(lost(row) for row in run.metrics()[-1:]):
+        return -math.inf
+    result = run.result
     return float(result["success"] if "success" in result else result["episodic_return"])
+
+
+def _told(score: float) -> str:
+    return f"{score:.3f}" if math.isfinite(score) else "lost"
+
+
+def _compared(config: SampledConfig) -> dict[str, Any]:
+    """Return what settings leave as it is: who is compared in which task, and how."""
+    env = {"env": config.env.id, **{f"set.{name}": value for name, value in config.env.kwargs.items()}}
+    names = ("recipe", "label", "total_steps", "eval_episodes")
+    return {**env, **{name: getattr(config, name) for name in names}}
 
 
 def _steps(config: SampledConfig, part: int) -> int:

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from scrubjay.agents import PPOConfig
 from scrubjay.experiments import EnvConfig, Run, resume, train
 from scrubjay.experiments.kinds.local import LocalEngine
+from scrubjay.experiments.runs.progress import lost
 
 UPDATES = 120
 
@@ -91,6 +93,21 @@ def test_a_kill_before_the_first_checkpoint_starts_over(tiny, tmp_path, assert_s
     assert len(run.metrics()) == 1
     resume(run.path)
     assert_same(run, reference)
+
+
+def test_a_run_that_is_lost_is_stopped_and_resumed_as_any_other(tiny, tmp_path, record):
+    """Weights that are no numbers are no checkpoint to go on from: the one before them stays."""
+    config = tiny(ppo=PPOConfig(learning_rate=1e30, num_minibatches=1))
+    reference = train(config, tmp_path / "reference")
+    assert lost(reference.metrics()[-1])
+    run = Run.create(config, tmp_path / "stopped")
+    with LocalEngine(config, run.path) as engine:
+        while not lost(engine.update()):
+            engine.save()
+        engine.save()
+    resume(run.path)
+    assert record(run) == record(reference)
+    assert {**run.result, "seconds": 0} == {**reference.result, "seconds": 0}
 
 
 def test_tensorboard_shows_no_step_twice_after_resume(tiny, tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from scrubjay.agents.rl.encoders.entities import without_padding
 from scrubjay.agents.rl.encoders.layers import Scale
 from scrubjay.agents.rl.encoders.observation import category_sizes
 from scrubjay.agents.rl.encoders.shape import channels_last, halving_channels, image_shape, is_image
@@ -26,7 +27,8 @@ class Reconstruction(nn.Module):
     """Predicts the current observation from features and scores the prediction, summed over its leaves.
 
     Images with bounds and MultiBinary: sigmoid cross-entropy, the mean over pixels or bits. Discrete and
-    MultiDiscrete: softmax cross-entropy, the mean over entries. Other boxes: mean squared error.
+    MultiDiscrete: softmax cross-entropy, the mean over entries. Other boxes: mean squared error. Of sets, as
+    `EntityEncoder` knows them, empty slots are to be drawn empty, whatever they hold.
     """
 
     def __init__(self, space: spaces.Space, dim: int) -> None:
@@ -36,7 +38,7 @@ class Reconstruction(nn.Module):
 
     def forward(self, features: Float[Tensor, "batch dim"], observation: Observation) -> Float[Tensor, ""]:
         """Return the mean loss of redrawing each observation from the features of the same row."""
-        leaves = to_leaves(observation)
+        leaves = without_padding(to_leaves(observation), self.leaves)
         losses = [
             decode(features, leaves[key]) for key, decode in zip(self.leaves, self.decoders, strict=True)
         ]

@@ -7,7 +7,7 @@ from gymnasium import spaces
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from scrubjay.agents.rl.encoders.observation import ObservationEncoder
+from scrubjay.agents.rl.encoders.entities import make_encoder
 from scrubjay.agents.rl.observations import from_leaves, to_leaves
 from scrubjay.agents.rl.segment import Segment
 
@@ -25,7 +25,7 @@ class Verifier(nn.Module):
 
     def __init__(self, observation_space: spaces.Space, action_space: spaces.Space, dim: int) -> None:
         super().__init__()
-        self.seen = ObservationEncoder(observation_space, dim)
+        self.seen = make_encoder(observation_space, dim)
         self.tell = nn.Linear(dim, len(_HORIZONS) * dim)
 
     def forward(self, features: Float[Tensor, "batch time dim"], segment: Segment) -> Float[Tensor, ""]:

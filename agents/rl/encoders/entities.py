@@ -37,6 +37,17 @@ def set_names(leaves: dict[str, spaces.Space]) -> list[str]:
     return [name for name in leaves if f"{name}_mask" in leaves and len(leaves[name].shape or ()) == 2]
 
 
+def without_padding(leaves: dict[str, Tensor], declared: dict[str, spaces.Space]) -> dict[str, Tensor]:
+    """Return the leaves with the lowest index, or 0, in sets' empty slots, which may hold anything."""
+    emptied = {}
+    for name in set_names(declared):
+        values, space = leaves[name], declared[name]
+        nothing = space.start if isinstance(space, spaces.MultiDiscrete) else 0
+        nothing = torch.as_tensor(nothing, dtype=values.dtype, device=values.device)
+        emptied[name] = torch.where(leaves[f"{name}_mask"][..., None] > 0, values, nothing)
+    return {**leaves, **emptied}
+
+
 class EntityEncoder(nn.Module):
     """Encodes one observation, its sets included, as one vector.
 

@@ -162,7 +162,12 @@ def test_more_minibatches_than_rows_are_refused(make_policy: MakePolicy, scripte
 
 
 @pytest.mark.parametrize(
-    "bad", [{"gamma": 1.1}, {"gae_lambda": -0.1}, {"epochs": 0}, {"learning_rate": 0.0}, {"clip": -1.0}]
+    "bad",
+    [
+        *({"gamma": 1.1}, {"gae_lambda": -0.1}, {"epochs": 0}, {"learning_rate": 0.0}, {"clip": -1.0}),
+        *({name: np.nan} for name in ("learning_rate", "clip", "max_grad_norm", "barrier_coefficient")),
+        *({name: np.inf} for name in ("learning_rate", "entropy_coefficient", "least_deviation")),
+    ],
 )
 def test_impossible_settings_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(bad))}={next(iter(bad.values()))}"):

@@ -60,6 +60,23 @@ def test_a_module_that_remembers_nothing_has_no_time_axis():
     assert one.compute_values({Columns.OBS: torch.zeros(5, 3)}).shape == (5,)
 
 
+@pytest.mark.parametrize("memory", ["gru", "none"])
+def test_what_is_seen_reaches_the_heads_beside_memory(memory):
+    torch.manual_seed(0)
+    config = PolicyConfig(memory=make_config(memory, dim=16), skip=True)
+    model_config = {"policy": config, "max_seq_len": 8}
+    one = MemoryModule(observation_space=BOX, action_space=spaces.Discrete(4), model_config=model_config)
+    seen = torch.rand(2, 3)
+    own = one.policy.step(seen, one.policy.initial_state(2))
+    state = {name: value.expand(2, *value.shape) for name, value in _born(one).items()}
+    batch = {Columns.OBS: seen[:, None], Columns.STATE_IN: state} if state else {Columns.OBS: seen}
+    torch.testing.assert_close(one.compute_values(batch).reshape(2), own.value)
+
+
+def _born(one: MemoryModule) -> dict[str, torch.Tensor]:
+    return {name: torch.as_tensor(value) for name, value in one.get_initial_state().items()}
+
+
 @pytest.mark.parametrize(
     ("space", "numbers"),
     [(spaces.Discrete(4), 4), (spaces.MultiDiscrete([3, 2]), 6), (spaces.Box(-1, 1, (2,), np.float32), 4)],

@@ -25,3 +25,12 @@ def test_an_environment_of_ones_own_is_trained_in_processes_and_found_only_by_na
     assert Run.load(path).finished
     assert json.loads((path / "environment.json").read_text())["num_agents"] is None
     assert here("compare", *WORDS, "--", *FLAGS)[0] == 0
+
+
+@pytest.mark.parametrize(
+    "words", [["--seeds", "0", "1", "0"], ["--search-seeds", "7", "7"], ["--memories", "gru", "gru"]]
+)
+def test_what_is_named_twice_is_refused(words, refused):
+    """A seed that counts twice would narrow the interval, and two processes would write one folder."""
+    said = refused("compare", "--recipes", "tmaze-demo", *words, "--search", "ppo.epochs=1,2")
+    assert f"{' '.join(words)}: name each once" in said

@@ -75,6 +75,12 @@ def test_its_run_is_read_again_and_goes_on_to_the_same_end(tmp_path, assert_same
     )
 
 
+def test_a_time_between_checkpoints_that_never_passes_is_refused():
+    for config in (REPEAT, override("mqar", [])):
+        with pytest.raises(ValueError, match="checkpoint_seconds=nan: must not be negative"):
+            dataclasses.replace(config, checkpoint_seconds=float("nan"))  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
 @pytest.mark.parametrize("flag", ["--learner.gamma", "--reinforce.gamma"])
 def test_the_command_chooses_it_and_knows_its_flags(flag, here, tmp_path):
     code, _, err = here(

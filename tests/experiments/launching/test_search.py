@@ -13,7 +13,7 @@ from scrubjay.experiments.launching.search import Search, run_searches, write_fo
 from scrubjay.experiments.launching.sweep import Sweep, parse_param
 from scrubjay.experiments.runs.stopping import Interrupted
 from scrubjay.experiments.training import go_on
-from scrubjay.experiments.words.failures import UsageError
+from scrubjay.experiments.words.failures import FailedError, UsageError
 
 FLAGS = (
     *("--memory", "gru", "--memory.dim", "8", "--env.num-envs", "4", "--segment-length", "8"),
@@ -94,6 +94,27 @@ def test_a_search_that_was_stopped_goes_on_and_finds_the_same(tmp_path, monkeypa
     assert again.words == whole.words
 
 
+@pytest.mark.usefixtures("in_this_process")
+def test_a_setting_whose_losses_are_no_numbers_any_more_does_not_go_on(tmp_path):
+    """In the corridor both return as little: by scores the first of the grid would be taken."""
+    params = (parse_param("ppo.learning-rate=1e30,1e29,1e-5"),)
+    flags = (*FLAGS, "--set", "corridor_length=9", "--eval-episodes", "2")
+    search = Search(Sweep("tmaze-demo", params, flags), (50,), tmp_path / "found")
+    run_searches([search], jobs=1)
+    assert [list(rung) for rung in search.rungs[1:]] == [["ppo.learning-rate=1e-5"]] * 2
+    again = Search(Sweep("tmaze-demo", params, flags), (50,), tmp_path / "found")
+    assert again.rungs == search.rungs
+    again.rungs = again.rungs[:1]
+    told = write_found({("tmaze-demo", "gru"): again}, tmp_path).read_text()
+    assert told.endswith("| ppo.learning-rate=1e-5 | 0.000 | ppo.learning-rate=1e30 | lost |\n")
+    none = Search(
+        Sweep("tmaze-demo", (parse_param("ppo.learning-rate=1e30,1e29"),), flags), (50,), tmp_path / "none"
+    )
+    for _ in range(2):
+        with pytest.raises(FailedError, match="losses are no numbers with any setting"):
+            run_searches([none], jobs=1)
+
+
 def test_another_search_or_a_damaged_one_is_refused(tmp_path):
     note = tmp_path / "found" / "search.json"
     note.parent.mkdir()
@@ -109,6 +130,43 @@ def test_another_search_or_a_damaged_one_is_refused(tmp_path):
     note.write_text(json.dumps({**asked, "rungs": [{"ppo.learning-rate=1": 0.5}]}))
     with pytest.raises(UsageError, match="another search"):
         make(tmp_path / "found")
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        (("memory=gru,none",), r"memory=none makes label 'none', not 'gru'"),
+        (("set.corridor_length=3,4",), r"makes set\.corridor_length 4, not 3"),
+        (("set.cue_noise=0.1",), r"no setting 'cue_noise'|makes set\.cue_noise 0\.1, not None"),
+        (("env=CartPole-v1",), "makes env 'CartPole-v1', not 'scrubjay/TMaze-v0'"),
+        (("total-steps=256,512",), "total-steps=512 makes total_steps 512, not 256"),
+        (("eval-episodes=40,1",), "makes eval_episodes 1, not 40"),
+        (("ppo.epochs=1,1",), "ppo.epochs=1: the same is searched twice"),
+        (("ppo.gamma=0.9,0.90",), r"ppo\.gamma=0\.90: the same is searched twice"),
+        (("seed=7,8",), "seed=8: the same is searched twice"),
+    ],
+)
+def test_a_search_leaves_who_is_compared_and_how_as_it_is(tmp_path, params, said):
+    with pytest.raises(UsageError, match=said):
+        Search(Sweep("tmaze-demo", tuple(map(parse_param, params)), FLAGS), (50,), tmp_path / "found")
+    assert not any(tmp_path.iterdir())
+
+
+def test_settings_that_nobody_scores_are_not_searched(tmp_path):
+    with pytest.raises(UsageError, match="eval_episodes=0: settings are chosen by their scores"):
+        make(tmp_path, flags=(*FLAGS, "--eval-episodes", "0"))
+
+
+def test_settings_are_told_as_they_were_asked_for(tmp_path):
+    params = (parse_param("policy.auxiliary=next_observation,verifier"),)
+    search = Search(Sweep("tmaze-demo", params, FLAGS), (50,), tmp_path)
+    scores = {"policy.auxiliary=verifier": 0.5, "policy.auxiliary=next_observation": 0.25}
+    search.rungs = [scores]
+    (line,) = write_found({("tmaze-demo", "gru"): search}, tmp_path).read_text().splitlines()[2:]
+    told = ("policy.auxiliary=verifier", "0.500", "policy.auxiliary=next_observation", "0.250")
+    assert line == f"| tmaze-demo | gru | {' | '.join(told)} |"
+    search.rungs = [{"policy.auxiliary=verifier": 0.5}]
+    assert write_found({("tmaze-demo", "gru"): search}, tmp_path).read_text().endswith("| 0.500 | - | - |\n")
 
 
 def test_what_learns_under_supervision_is_not_searched_by_halves(tmp_path):

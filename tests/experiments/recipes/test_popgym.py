@@ -38,15 +38,15 @@ def test_the_task_is_theirs(name):
     with config.env.make() as ours:
         assert type(ours.action_space) is type(theirs.action_space)
         assert ours.action_space.n == theirs.action_space.n
-        lengths = []
+        ends = []
         for env in (ours, theirs):
             env.reset(seed=0)
             ended = length = 0
             while not ended:
                 _, _, terminated, truncated, _ = env.step(0)
                 ended, length = terminated or truncated, length + 1
-            lengths.append(length)
-    assert lengths[0] == lengths[1]
+            ends.append((length, terminated, truncated))
+    assert ends[0] == ends[1]
 
 
 def test_only_task_and_horizon_differ():

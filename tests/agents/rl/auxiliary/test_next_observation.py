@@ -127,6 +127,37 @@ def test_a_policy_learns_by_them_whatever_its_actions(
     assert told[-1] < 0.8 * told[0]
 
 
+@pytest.mark.parametrize(
+    ("things", "anything"),
+    [
+        (spaces.Box(-1, 1, (4, 2), np.float32), float("nan")),
+        (spaces.MultiDiscrete(np.array([[3, 4]] * 4), start=np.array([[2, -1]] * 4)), 99),
+    ],
+)
+@pytest.mark.parametrize("name", HEADS)
+def test_what_lies_in_empty_slots_of_a_set_costs_nothing(
+    name: Any, things: spaces.Space, anything: float
+) -> None:
+    torch.manual_seed(0)
+    declared = spaces.Dict({"things": things, "things_mask": spaces.MultiBinary(4)})
+    config = PolicyConfig(make_config("gru", dim=8), auxiliary=(name,))
+    policy = Policy(declared, spaces.Discrete(2), config)
+    things.seed(0)
+    values = torch.as_tensor(np.array([[things.sample() for _ in range(6)] for _ in range(3)]))
+    mask = (torch.rand(3, 6, 4) < 0.5).float()
+    losses = []
+    for filling in (values, anything):
+        filled = torch.where(mask[..., None] > 0, values, filling).to(values.dtype)
+        observations: Any = {"things": filled, "things_mask": mask}
+        segment = lived(observations, torch.zeros(3, 6).long(), torch.zeros(3, 6).bool())
+        segment = dataclasses.replace(segment, state=policy.initial_state(3))
+        loss = policy.evaluate(segment).auxiliary_losses[name]
+        losses.append(loss.item())
+        gradients = torch.autograd.grad(loss, list(policy.auxiliary.parameters()), allow_unused=True)
+        assert all(part is None or part.isfinite().all() for part in gradients)
+    assert losses[0] == losses[1]
+
+
 def test_the_weight_is_that_of_their_sum() -> None:
     torch.manual_seed(0)
     config = PolicyConfig(make_config("gru", dim=8), auxiliary=("reconstruction", "next_observation"))
