@@ -27,7 +27,8 @@ def test_timed_tokens_come_one_by_one(run, model, monkeypatch):
     forward = kind.forward
 
     def noted(self, input_ids, **keywords):
-        lengths.append(input_ids.shape[1])
+        if input_ids.device.type != "meta":  # whether a policy serves the model is asked without weights
+            lengths.append(input_ids.shape[1])
         return forward(self, input_ids, **keywords)
 
     monkeypatch.setattr(kind, "forward", noted)
