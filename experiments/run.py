@@ -19,6 +19,7 @@ from scrubjay.agents.teams.policy import TeamPolicy
 from scrubjay.experiments.evaluation.policy import MAX_COPIES
 from scrubjay.experiments.kinds import Source, from_json, to_json, weights_of
 from scrubjay.experiments.kinds.base import Experiment
+from scrubjay.experiments.runs import progress
 from scrubjay.experiments.runs.checkpoint import (
     checkpoint_step,
     latest_checkpoint,
@@ -228,6 +229,11 @@ class Run:
         for row in rows:
             _ = row["step"]
         return [dict(row) for row in rows]
+
+    @property
+    def lost(self) -> list[str]:
+        """What there is to say where its last losses are no numbers, or nothing. Raises as `metrics`."""
+        return [word for row in self.metrics()[-1:] for word in progress.lost(row)]
 
     @cached_property
     def facts(self) -> Facts:

@@ -13,7 +13,6 @@ from scrubjay.experiments.kinds.team import TeamTaskConfig
 from scrubjay.experiments.run import Run
 from scrubjay.experiments.runs.checkpoint import CheckpointError
 from scrubjay.experiments.runs.cluster import RayOptions
-from scrubjay.experiments.runs.progress import lost
 from scrubjay.experiments.runs.room import ROOM, available, bounded
 from scrubjay.experiments.runs.stopping import Interrupted
 from scrubjay.experiments.training import CannotBeginError, go_on
@@ -77,6 +76,6 @@ def train_on(run: Run, quiet: bool, ray: RayOptions | None = None, logger: str |
         if key in run.result
     )
     told = [f"done: {result or 'not evaluated'}", f"curve: {run.path / 'curve.png'}"]
-    told += [word for row in run.metrics()[-1:] for word in lost(row)]
+    told += run.lost
     print(one_line("; ".join(told)))
     return 0

@@ -21,7 +21,6 @@ from scrubjay.experiments.launching.sweep import Sweep, folder_of
 from scrubjay.experiments.recipes.overrides import override
 from scrubjay.experiments.run import Run
 from scrubjay.experiments.runs.directory import write_atomically
-from scrubjay.experiments.runs.progress import lost
 from scrubjay.experiments.runs.reading import read_text
 from scrubjay.experiments.words.failures import FailedError, UsageError
 
@@ -194,7 +193,7 @@ def _better_half(scores: dict[str, float]) -> list[str]:
 
 def _score(run: Run) -> float:
     """Return what a run came to; less than anything where its weights are no numbers."""
-    if any(lost(row) for row in run.metrics()[-1:]):
+    if run.lost:
         return -math.inf
     result = run.result
     return float(result["success"] if "success" in result else result["episodic_return"])

@@ -21,7 +21,6 @@ from scrubjay.experiments.reports.teams import size_files, team_plots, team_tabl
 from scrubjay.experiments.run import Run
 from scrubjay.experiments.runs.device import one_thread
 from scrubjay.experiments.runs.directory import write_atomically
-from scrubjay.experiments.runs.progress import lost
 from scrubjay.experiments.runs.provenance import processor, version
 from scrubjay.experiments.runs.reading import read_numbers
 from scrubjay.experiments.runs.seeding import derive_seed
@@ -139,7 +138,7 @@ def _final_table(runs: Sequence[Run]) -> str:
 
 def _lost(runs: Sequence[Run]) -> list[str]:
     """Return a line for every run whose score is that of weights that are no numbers."""
-    return [f"{run.path.name} is {word}." for run in runs for row in run.metrics()[-1:] for word in lost(row)]
+    return [f"{run.path.name} is {word}." for run in runs for word in run.lost]
 
 
 def _longer_tables(runs: Sequence[Run], longer: dict[Path, dict[int, float]]) -> list[str]:
