@@ -96,7 +96,8 @@ def _check_served(folder: Path) -> None:
     with suppress(Exception):  # what is wrong with it, the model's own reader tells
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            # Without numbers experts are run in this type alone.
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
     if model is None:
         return
     refused = f"the model at {str(folder)!r} cannot be served"

@@ -23,7 +23,10 @@ from scrubjay.memory.context.parts.scoring import Scoring
 from scrubjay.memory.context.switch import attend_by_policy
 
 _FAR = 101
-"""A position at which fast and slow pairs have turned differently, and far from whole rounds."""
+"""A position at which fast and slow pairs have turned differently, and far from whole rounds.
+
+Of models with fewer positions the last.
+"""
 
 
 class Turns(NamedTuple):
@@ -67,8 +70,11 @@ def turns_of(model: PreTrainedModel) -> Turns:
 
 def _try(model: PreTrainedModel) -> Turns:
     decoder = decoder_of(model)
-    count = model.config.get_text_config(decoder=True).num_hidden_layers
-    (at_zero, asked_at_zero), (far, asked_far) = (_read_alone(model, position) for position in (0, _FAR))
+    config = model.config.get_text_config(decoder=True)
+    count = config.num_hidden_layers
+    positions = getattr(config, "max_position_embeddings", None) or _FAR + 1
+    away = min(_FAR, positions - 1)
+    (at_zero, asked_at_zero), (far, asked_far) = (_read_alone(model, position) for position in (0, away))
     told = takes_positions(decoder)
     ways = list(_ways(decoder))
     dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
@@ -89,7 +95,7 @@ def _try(model: PreTrainedModel) -> Turns:
             return still if _are_parallel(*asked, error) else None
         for number, way in enumerate(ways):
             for layout in _layouts(way().shape[-1], before.shape[-1]):
-                angle = _FAR * way().double().cpu()
+                angle = away * way().double().cpu()
                 turn = Turn(angle.cos(), angle.sin(), layout)
                 if float((turn(before) - after).abs().max()) <= tolerance and _are_parallel(
                     turn(asked[0]), asked[1], error

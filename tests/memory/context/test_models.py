@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from scrubjay.memory import context
+from scrubjay.memory.context.cache import PolicyCache
 
 from .families import FAMILIES, config_of
 
@@ -47,6 +48,23 @@ def test_so_is_one_of_which_only_a_call_tells_it(tmp_path, name, reason):
     getattr(transformers, f"{name}Config")().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=reason):
         context.load_model(tmp_path, under_policy=True)
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss", "granitemoehybrid"])
+def test_a_mixture_of_experts_is_called_to_its_last_layer(tmp_path, monkeypatch, family):
+    caches = []
+
+    class Noted(PolicyCache):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            caches.append(self)
+
+    monkeypatch.setattr("scrubjay.memory.context.models.PolicyCache", Noted)
+    config = config_of(*FAMILIES[family])
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="cannot be read"):  # there are no weights
+        context.load_model(tmp_path, under_policy=True)
+    assert [caches[0].get_seq_length(layer) for layer in range(config.num_hidden_layers)][-1] == 2
 
 
 def test_whether_to_run_code_of_a_folder_is_asked_by_its_reader_alone(tmp_path, monkeypatch):

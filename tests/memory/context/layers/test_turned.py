@@ -53,6 +53,14 @@ def test_a_model_in_training_stays_in_training_and_is_tried_once():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_models_of_few_positions_are_tried_within_them():
+    few = {"n_positions": 32, "n_embd": 32, "n_layer": 2, "n_head": 4}
+    assert turns_of(GPT2LMHeadModel(GPT2Config(vocab_size=64, **few))).by_layer == (None, None)
+    turned, _ = turns_of(make("llama", max_position_embeddings=32)).by_layer
+    assert turned is not None
+    assert turned.layout == EVERY["llama"]
+
+
 def test_of_keys_of_zeros_nothing_is_said():
     model = make("llama")
     with torch.no_grad():
