@@ -47,10 +47,10 @@ from scrubjay.memory.parts.chunks import (
 from scrubjay.memory.parts.feed_forward import feed_forward
 from scrubjay.memory.parts.hierarchy import ReadWeights, attend, weigh
 from scrubjay.memory.parts.recent import shift_window
+from scrubjay.memory.parts.sinusoids import sinusoids
 from scrubjay.memory.parts.window import (
     WindowAttention,
     WindowOptions,
-    distance_embedding,
     resolve_heads,
 )
 from scrubjay.memory.stepping.hcam import HCAMStepper
@@ -266,7 +266,7 @@ class _Block(nn.Module):
         self.key = nn.Linear(dim, dim, bias=False)  # a key bias cancels in the softmax
         self.value = nn.Linear(dim, dim, bias=False)  # a value bias is the output's bias
         self.out = nn.Linear(dim, dim)
-        positions = distance_embedding(config.chunk_size, dim).flip(0)
+        positions = sinusoids(torch.arange(config.chunk_size), dim).flip(0).to(torch.get_default_dtype())
         self.register_buffer("positions", positions, persistent=False)
         # The published code's variance. Torch's own initialisation, six times smaller in variance, makes
         # every attention nearly uniform, and a cue among hundreds of steps is then drowned. What is read

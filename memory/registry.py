@@ -23,6 +23,7 @@ from scrubjay.memory.miras.moneta import MonetaConfig
 from scrubjay.memory.miras.yaad import YaadConfig
 from scrubjay.memory.named import Registry
 from scrubjay.memory.none import NoMemoryConfig
+from scrubjay.memory.positional import PositionalConfig
 from scrubjay.memory.scan.agalite import AGaLiTeConfig
 from scrubjay.memory.scan.ffm import FFMConfig
 from scrubjay.memory.scan.lru import LRUConfig
@@ -58,6 +59,7 @@ _CONFIGS: Registry[MemoryConfig] = Registry(
         "moneta": MonetaConfig,
         "none": NoMemoryConfig,
         "nsa": NSAConfig,
+        "positional": PositionalConfig,
         "routing": RoutingConfig,
         "shm": SHMConfig,
         "sink": SinkConfig,

@@ -25,7 +25,9 @@ from scrubjay.agents.rl.segment import Observation, Segment
 from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.memory import MemoryConfig, State, detach_state, make_config
 from scrubjay.memory.contract.stepper import Stepper
+from scrubjay.memory.positional import PositionalConfig
 from scrubjay.memory.serialization import LATER
+from scrubjay.memory.stack import StackConfig
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class PolicyConfig:
     """How sets in observations (a leaf NAME with a sibling NAME_mask) become one vector."""
     images: ImageKind = dataclasses.field(default="convolution", metadata=LATER)
     """How images in observations become one vector: by convolutions, or by attention between regions, too."""
+    clock: bool = dataclasses.field(default=False, metadata=LATER)
+    """Whether memory is told how old an episode is: what weighs steps to a sum of one cannot count else."""
 
     def __post_init__(self) -> None:
         given = [*self.auxiliary, *(["reconstruction"] if self.reconstruction else [])]
@@ -52,6 +56,14 @@ class PolicyConfig:
                 f"auxiliary={self.auxiliary!r}, reconstruction={self.reconstruction}: choose from "
                 f"{', '.join(HEADS)}, each at most once"
             )
+
+    @property
+    def remembering(self) -> MemoryConfig:
+        """The memory as it is built, told the time if it is to be."""
+        if not self.clock:
+            return self.memory
+        parts = (PositionalConfig(self.memory.dim), self.memory)
+        return StackConfig(self.memory.dim, parts, residual=False)
 
     def build(self, spaces: Spaces) -> Policy:
         """Return a new policy; raises TypeError on a space that is not supported, or on a team's spaces."""
@@ -111,7 +123,7 @@ class Policy(nn.Module):
         self.encoder = make_encoder(observation_space, dim, *ways)
         # An encoder of its own: a dance is to be kept, while where to walk is only to be seen.
         self.view = make_encoder(observation_space, dim, *ways) if self.config.skip else None
-        self.memory = self.config.memory.build()
+        self.memory = self.config.remembering.build()
         self.actor = make_action_head(action_space, dim)
         self.critic = nn.Linear(dim, 1)
         nn.init.orthogonal_(self.critic.weight)

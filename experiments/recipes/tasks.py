@@ -92,7 +92,8 @@ def autoencode() -> TrainConfig:
     """Watch 8 cards go by, then name their suits backwards."""
     return TrainConfig(
         env=EnvConfig("scrubjay/Autoencode-v0", {"num_cards": 8}, num_envs=64),
-        policy=PolicyConfig(memory=make_config("gru", dim=64)),
+        # How far back the card lies that is asked for hangs on how late it is.
+        policy=PolicyConfig(memory=make_config("gru", dim=64), clock=True),
         # Answers change nothing that comes later, so a short horizon only takes noise from the advantages.
         ppo=PPOConfig(learning_rate=1e-3, gamma=0.9),
         total_steps=600_000,
@@ -139,7 +140,8 @@ def count_recall() -> TrainConfig:
     """Say how often a card was seen among up to 12."""
     return TrainConfig(
         env=EnvConfig("scrubjay/CountRecall-v0", {"num_cards": 12, "num_values": 2}, num_envs=64),
-        policy=PolicyConfig(memory=make_config("gru", dim=64)),
+        # Attention finds the share of cards like the one asked for; their number is that by all there were.
+        policy=PolicyConfig(memory=make_config("gru", dim=64), clock=True),
         ppo=PPOConfig(learning_rate=2e-3, gamma=0.5),
         total_steps=600_000,
         segment_length=64,

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 _OWN = {
     "none": "#7f7f7f",
+    "positional": "#c7c7c7",
     "gru": "#1f77b4",
     "lstm": "#17becf",
     "gtrxl": "#2ca02c",

@@ -17,7 +17,7 @@ from scrubjay.kernels.dispatch import without_autocast, without_own_gradient
 from scrubjay.kernels.normalisers import softmax_or_zero
 from scrubjay.kernels.retrieval.dense import attend_all
 from scrubjay.kernels.retrieval.problem import some
-from scrubjay.memory.parts.window import distance_embedding
+from scrubjay.memory.parts.sinusoids import sinusoids
 
 
 class ReadWeights(NamedTuple):
@@ -72,7 +72,8 @@ def hierarchical_attention(
     if mask is None:
         mask = torch.ones(*queries.shape[:2], keys.shape[1], dtype=torch.bool, device=keys.device)
     # The newest step of a chunk is at distance 0.
-    positions = distance_embedding(*contents.shape[2:]).flip(0).to(contents) if position else None
+    steps, width = contents.shape[2:]
+    positions = sinusoids(torch.arange(steps), width).flip(0).to(contents) if position else None
     return attend(queries, keys, contents, mask, weights, positions, top_k, num_heads, stop_memory_gradient)
 
 

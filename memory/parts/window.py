@@ -26,6 +26,7 @@ from scrubjay.memory.contract.base import LATER
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.parts import relative
 from scrubjay.memory.parts.convolution import ShortConvolution
+from scrubjay.memory.parts.sinusoids import sinusoids
 
 _SMALLEST_BLOCK = 16
 _MOST_BLOCKS = 8
@@ -57,16 +58,6 @@ def resolve_heads(dim: int, num_heads: int | None, narrowest: int = 1, name: str
 
 def _divisors(number: int, most: int) -> list[int]:
     return [divisor for divisor in range(1, most + 1) if number % divisor == 0]
-
-
-def distance_embedding(count: int, dim: int) -> Float[Tensor, "count dim"]:
-    """Return sinusoids of the distances 0 .. count - 1.
-
-    Sines, then cosines (Vaswani et al. 2017, section 3.5).
-    """
-    frequency = torch.exp(torch.arange(0, dim, 2, dtype=torch.float64) * (-math.log(10_000.0) / dim))
-    angle = torch.arange(count, dtype=torch.float64)[:, None] * frequency
-    return torch.cat([angle.sin(), angle.cos()], dim=-1).to(torch.get_default_dtype())
 
 
 @dataclass(frozen=True)
@@ -144,7 +135,8 @@ class WindowAttention(nn.Module):
         if self.positions == "xl":
             self.content_bias = nn.Parameter(torch.zeros(self.num_heads, width))
             self.position_bias = nn.Parameter(torch.zeros(self.num_heads, width))
-            self.register_buffer("distances", distance_embedding(window + 1, dim).flip(0), persistent=False)
+            distances = sinusoids(torch.arange(window + 1), dim).to(torch.get_default_dtype())
+            self.register_buffer("distances", distances.flip(0), persistent=False)
         elif self.positions == "only":
             self.distance_scores = nn.Parameter(torch.zeros(self.num_heads, window + 1))
         else:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from scrubjay import memory
 from scrubjay.memory.hcam import HCAMConfig
-from scrubjay.memory.parts.window import distance_embedding
+from scrubjay.memory.parts.sinusoids import sinusoids
 
 from .oracles import beside_oracles
 
@@ -44,7 +44,7 @@ class Oracle:
         attention = block.local
         heads = attention.num_heads
         seen = [*past, normed]
-        distances = distance_embedding(len(seen), len(normed)).to(normed)
+        distances = sinusoids(torch.arange(len(seen)), len(normed)).float().to(normed)
         head_dim = len(normed) // heads
         reads = []
         for h in range(heads):

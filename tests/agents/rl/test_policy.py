@@ -125,6 +125,21 @@ def test_what_is_seen_reaches_the_heads_beside_memory_only_where_asked_for() -> 
     assert slopes(skip=True) == [False, True]
 
 
+@pytest.mark.parametrize("name", ["none", "gru", "hcam"])
+def test_a_clock_tells_memory_how_old_an_episode_is(name: str) -> None:
+    torch.manual_seed(0)
+    policy = Policy(SET, spaces.Discrete(3), PolicyConfig(make_config(name, dim=8), clock=True))
+    segment = walk(policy, batch=3, time=11)
+    torch.testing.assert_close(policy.evaluate(segment).values, segment.values)
+    young = policy.initial_state(3)
+    seen = from_leaves({key: leaf[:, 0] for key, leaf in to_leaves(segment.observations).items()})
+    old = {key: value + 9 if key == "0.time" else value for key, value in young.items()}
+    at_birth, later = (policy.step(seen, state, deterministic=True).value for state in (young, old))
+    assert not torch.allclose(at_birth, later)
+    born = torch.ones(3, dtype=torch.bool)
+    torch.testing.assert_close(policy.step(seen, old, born, deterministic=True).value, at_birth)
+
+
 def test_value_looks_and_forgets(make_policy: MakePolicy) -> None:
     policy = make_policy()
     state = policy.initial_state(2)
@@ -198,6 +213,6 @@ def test_gradients_stop_at_the_segments_border(make_policy: MakePolicy) -> None:
 def test_what_configs_did_not_always_have_is_written_where_it_is_used() -> None:
     plain = PolicyConfig(make_config("gru", dim=8))
     assert serialization.encode(plain).keys() == {"memory", "reconstruction"}
-    used = dataclasses.replace(plain, skip=True, pooling="sum")
-    assert serialization.encode(used).keys() == {"memory", "reconstruction", "skip", "pooling"}
+    used = dataclasses.replace(plain, skip=True, pooling="sum", clock=True)
+    assert serialization.encode(used).keys() == {"memory", "reconstruction", "skip", "pooling", "clock"}
     assert serialization.decode(PolicyConfig, serialization.encode(used)) == used

@@ -7,7 +7,7 @@ import torch
 
 from scrubjay.memory.parts import hierarchy
 from scrubjay.memory.parts.hierarchy import ReadWeights, attend, hierarchical_attention, weigh
-from scrubjay.memory.parts.window import distance_embedding
+from scrubjay.memory.parts.sinusoids import sinusoids
 
 
 def golden():
@@ -105,7 +105,7 @@ def test_few_chunks_and_many_are_read_alike(top_k, position, monkeypatch):
 
 
 def test_position_table_matches_the_reference_layout():
-    table = distance_embedding(4, 8).flip(0)
+    table = sinusoids(torch.arange(4), 8).float().flip(0)
     oldest = [0.14112, 0.29552, 0.029996, 0.003, -0.989992, 0.955336, 0.99955, 0.999996]
     torch.testing.assert_close(table[0], torch.tensor(oldest), rtol=0, atol=1e-5)
     assert table[-1].tolist() == [0.0] * 4 + [1.0] * 4

@@ -11,7 +11,6 @@ from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.parts.recent import shift_window
 from scrubjay.memory.parts.window import (
     WindowAttention,
-    distance_embedding,
     resolve_heads,
 )
 
@@ -152,11 +151,6 @@ def test_position_term_alone_decides_when_queries_and_contents_are_blind():
         weights = torch.stack(scores).softmax(0)
         expected = sum(weights[d] * x[:, 10 - d, head] for d in range(5))
         torch.testing.assert_close(y[:, 10, head], expected, atol=1e-12, rtol=0)
-
-
-def test_distance_embedding_is_rounded_only_at_the_end():
-    expected = torch.stack([sinusoid(distance) for distance in range(2000)]).float()
-    torch.testing.assert_close(distance_embedding(2000, DIM), expected, atol=1e-7, rtol=0)
 
 
 @pytest.mark.parametrize("window", [3, 40])

@@ -1,0 +1,47 @@
+"""It knows the time in its episode and nothing else, and a stack hands on what it knows."""
+
+import torch
+
+from scrubjay import memory
+from scrubjay.memory.parts.sinusoids import sinusoids
+from scrubjay.memory.positional import PositionalConfig
+
+
+def test_an_output_is_that_of_none_told_the_time():
+    module = PositionalConfig(16).build()
+    x = torch.randn(2, 9, 16)
+    start = torch.zeros(2, 9, dtype=torch.bool)
+    start[1, 4] = True
+    y, state = module(x, {"time": torch.tensor([0, 10**6])}, start)
+    time = torch.stack([torch.arange(9), torch.tensor([10**6 + t for t in range(4)] + [0, 1, 2, 3, 4])])
+    told = x + module.told(sinusoids(time, 16).float())
+    torch.testing.assert_close(y, told + module.feed_forward(told))
+    assert state["time"].tolist() == [9, 5]
+
+
+def test_of_what_came_before_it_knows_nothing():
+    module = memory.make("positional", dim=16)
+    x = torch.randn(1, 6, 16, requires_grad=True)
+    y, _ = module(x, module.initial_state(1))
+    y[:, -1].sum().backward()
+    assert x.grad is not None
+    assert not x.grad[:, :-1].any()
+    assert x.grad[:, -1].any()
+
+
+def test_in_a_stack_it_tells_attention_how_many_there_are():
+    """Of a window of equal steps attention returns one of them, however many: without the time no count."""
+    torch.manual_seed(0)
+    alone = memory.make_config("gtrxl", dim=16)
+    told = memory.make_config(
+        "stack", dim=16, parts=(memory.make_config("positional", dim=16), alone), residual=False
+    )
+    x = torch.randn(1, 1, 16).expand(1, 12, 16)
+
+    def changes(config):
+        module = config.build()
+        y, _ = module(x, module.initial_state(1))
+        return (y[0, 1:] - y[0, :-1]).abs().amax(dim=-1)
+
+    assert changes(alone).max() < 1e-5
+    assert changes(told).min() > 1e-3
