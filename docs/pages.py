@@ -83,9 +83,12 @@ def leaderboard(scores: Iterable[Row]) -> str:
         tested = [row for row in rows if row.get("test")]
         if tested:
             parts += ["The same models, tested otherwise than they were trained:", _tests_table(tested)]
-        files = sorted({row["file"] for row in rows})
+        files = ", ".join(f"[{file}](../../{file})" for file in sorted({row["file"] for row in rows}))
         commands = "\n".join(dict.fromkeys(row["command"] for row in rows))
-        parts += [f"```sh\n{commands}\n```", f"Lines: {', '.join(f'`{file}`' for file in files)}"]
+        parts += [
+            f"```sh\n{commands}\n```",
+            f"Lines: {', '.join(f'[{file}](../../{file})' for file in files)}",
+        ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -185,7 +188,7 @@ def _memory(name: str, scores: Sequence[Row]) -> str:
         of_task: dict[str, list[float]] = defaultdict(list)
         for row in measured:
             of_task[row["task"]].append(row["score"])
-        found = {task: f"{_score(of)} over {len(of)} seeds" for task, of in sorted(of_task.items())}
+        found = {task: f"{_score(of)}, {_counted(len(of), 'seed')}" for task, of in sorted(of_task.items())}
         parts += [_title("Results", "-"), _facts(found), "All of them: :doc:`../leaderboard`."]
     return "\n\n".join(parts)
 
@@ -331,6 +334,10 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _title(text: str, under: str = "=") -> str:
     return f"{text}\n{under * len(text)}"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _slug(name: str) -> str:
