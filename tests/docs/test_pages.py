@@ -38,6 +38,7 @@ def test_all_that_was_scored_is_on_the_leaderboard(pages):
     for scored in scores:
         assert scored["command"] in board
         assert f"## {scored['task']}\n" in board
+        assert f"[{scored['file']}](../../{scored['file']})" in board
 
 
 def test_a_seed_counts_once(pages):
