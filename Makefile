@@ -95,4 +95,4 @@ docs-check: $(VENV)/.installed-dev
 	$(BIN)/codespell docs README.md CONTRIBUTING.md CHANGELOG.md
 
 clean:
-	rm -rf $(VENV) build docs/made docs/site *.egg-info src/*.egg-info
+	rm -rf $(VENV) build docs/made docs/site docs/jupyter_execute *.egg-info src/*.egg-info

@@ -19,7 +19,8 @@ project = "Scrubjay"
 author = copyright = "Scrubjay's maintainers"
 version = release = scrubjay.__version__
 extensions = ["sphinx.ext.autodoc", "myst_nb"]
-exclude_patterns = ["package.md"]  # what a package index shows
+# What a package index shows; where `make docs` leaves the site, and myst-nb the notebooks that it has run.
+exclude_patterns = ["package.md", "site", "jupyter_execute"]
 html_theme = "furo"
 html_title = "Scrubjay"
 html_static_path = ["static"]

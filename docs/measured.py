@@ -5,11 +5,18 @@ from __future__ import annotations
 import ast
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 _ROOMS = {ROOT / "experiments" / name: name for name in ("results", "bench")}
+_PAGES = {
+    ROOT / "README.md": "/index.md",
+    ROOT / "CHANGELOG.md": "/made/changes.md",
+    ROOT / "SECURITY.md": "/made/security.md",
+    ROOT / "memory" / "README.md": "/made/memories/index.md",
+}
+"""What of the files outside of `docs` is a page, and which."""
 
 
 def write_measured(made: Path) -> None:
@@ -19,11 +26,23 @@ def write_measured(made: Path) -> None:
         pages = {path: path.read_text(encoding="utf-8") for path in sorted(room.glob("*.md"))}
         if room / "README.md" not in pages:
             pages[room / "README.md"] = _contents(room, pages)
-        others = "\n".join(_page(path) for path in pages if path.name != "README.md")
-        pages[room / "README.md"] += f"\n```{{toctree}}\n:hidden:\n\n{others}\n```\n"
+        pages[room / "README.md"] += _hidden([_page(path) for path in pages if path.name != "README.md"])
         for path, text in pages.items():
             page = made / name / f"{_page(path)}.md"
             page.write_text(moved(text, room, made / name), encoding="utf-8")
+
+
+def write_others(made: Path) -> None:
+    """Write notes on releases and on security, and the table of memories, whose names lead to their pages."""
+    for name in ("CHANGELOG", "SECURITY"):
+        path = ROOT / f"{name}.md"
+        page = made / _PAGES[path].removeprefix("/made/")
+        page.write_text(moved(path.read_text(encoding="utf-8"), ROOT, made), encoding="utf-8")
+    room, folder = ROOT / "memory", made / "memories"
+    text = moved((room / "README.md").read_text(encoding="utf-8"), room, folder)
+    names = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
+    linked = re.sub(r"^\| `(\w+)` \|", r"| [`\1`](\1.rst) |", text, flags=re.MULTILINE)
+    (folder / "index.md").write_text(linked + _hidden(sorted(names)), encoding="utf-8")
 
 
 def moved(page: str, old: Path, new: Path) -> str:
@@ -41,8 +60,9 @@ def on_site(page: str, folder: Path) -> str:
         path = (folder / target).resolve()
         if path.suffix != ".md" or (ROOT / "docs") in path.parents:
             return target
-        room = _ROOMS.get(path.parent)
-        return f"path:{target}" if room is None else f"/made/{room}/{_page(path)}.md"
+        if path.parent in _ROOMS:
+            return f"/made/{_ROOMS[path.parent]}/{_page(path)}.md"
+        return _PAGES.get(path, f"path:{target}")
 
     return _with_links(page, led)
 
@@ -50,6 +70,12 @@ def on_site(page: str, folder: Path) -> str:
 def _with_links(page: str, led: Callable[[str], str]) -> str:
     relative = r"\]\((?!https?:|path:|[/#])([^)#\s]+)"
     return re.sub(relative, lambda link: f"]({led(link[1])}", page)
+
+
+def _hidden(pages: Sequence[str]) -> str:
+    """Return what lists pages in the margin alone."""
+    listed = "\n".join(pages)
+    return f"\n```{{toctree}}\n:hidden:\n\n{listed}\n```\n"
 
 
 def _page(path: Path) -> str:

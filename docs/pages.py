@@ -21,7 +21,7 @@ import gymnasium
 import numpy as np
 from kept import TOLD as KEPT
 from kept import draw_kept
-from measured import ROOT, moved, write_measured
+from measured import ROOT, write_measured, write_others
 from PIL import Image
 from reach import TOLD as HEARD
 from reach import draw_reach
@@ -46,20 +46,19 @@ def write_pages(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     scores = list(read_scores(ROOT / "experiments" / "results"))
-    _section(folder, "memories", "Memories", {name: _memory(name, scores) for name in memory.list_memories()})
+    for section in ("memories", "policies", "environments", "reference"):
+        (folder / section).mkdir()
     for name in memory.list_memories():
+        (folder / "memories" / f"{name}.rst").write_text(_memory(name, scores) + "\n", encoding="utf-8")
         draw_reach(name, folder / "memories" / f"{name}.png")
     _section(folder, "policies", "Context policies", {n: _policy(n) for n in context.list_policies()})
     for name in context.list_policies():
         draw_kept(name, folder / "policies" / f"{name}.png")
-    ids = envs.list_environments()
-    (folder / "environments").mkdir()
-    pages = {_slug(id): _environment(id, folder / "environments") for id in ids}
+    pages = {_slug(id): _environment(id, folder / "environments") for id in envs.list_environments()}
     _section(folder, "environments", "Environments", pages)
     _section(folder, "reference", "Reference", {face.replace(".", "-"): _reference(face) for face in _FACES})
     (folder / "leaderboard.md").write_text(leaderboard(scores), encoding="utf-8")
-    notes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    (folder / "changes.md").write_text(moved(notes, ROOT, folder), encoding="utf-8")
+    write_others(folder)
     write_measured(folder)
 
 
@@ -83,9 +82,9 @@ def leaderboard(scores: Iterable[Row]) -> str:
         tested = [row for row in rows if row.get("test")]
         if tested:
             parts += ["The same models, tested otherwise than they were trained:", _tests_table(tested)]
-        files = sorted({row["file"] for row in rows})
+        files = ", ".join(f"[{file}](../../{file})" for file in sorted({row["file"] for row in rows}))
         commands = "\n".join(dict.fromkeys(row["command"] for row in rows))
-        parts += [f"```sh\n{commands}\n```", f"Lines: {', '.join(f'`{file}`' for file in files)}"]
+        parts += [f"```sh\n{commands}\n```", f"Lines: {files}"]
     return "\n\n".join(parts) + "\n"
 
 
@@ -185,7 +184,7 @@ def _memory(name: str, scores: Sequence[Row]) -> str:
         of_task: dict[str, list[float]] = defaultdict(list)
         for row in measured:
             of_task[row["task"]].append(row["score"])
-        found = {task: f"{_score(of)} over {len(of)} seeds" for task, of in sorted(of_task.items())}
+        found = {task: f"{_score(of)}, {_counted(len(of), 'seed')}" for task, of in sorted(of_task.items())}
         parts += [_title("Results", "-"), _facts(found), "All of them: :doc:`../leaderboard`."]
     return "\n\n".join(parts)
 
@@ -197,7 +196,7 @@ _COSTS = (
 )  # fmt: skip
 
 
-def _policy(name: str) -> str:
+def _policy(name: str) -> tuple[str, str]:
     kind = type(context.make(name))
     facts = {"Made by": f"``scrubjay.memory.context.make({name!r})``, ``--policy {name}``"}
     image = f".. image:: {name}.png\n   :alt: What {name} keeps of a text"
@@ -205,7 +204,7 @@ def _policy(name: str) -> str:
     measured = _measured(name)
     if measured:
         parts += [_title("Cost and results", "-"), _facts(measured)]
-    return "\n\n".join(parts)
+    return _docstring(importlib.import_module(kind.__module__)), "\n\n".join(parts)
 
 
 def _measured(policy: str) -> dict[str, str]:
@@ -228,7 +227,7 @@ def _what_it_is(kind: type[Any]) -> list[str]:
     return [_title("What it is", "-"), about, _title("Sizes", "-"), _fields(kind)]
 
 
-def _environment(id: str, folder: Path) -> str:
+def _environment(id: str, folder: Path) -> tuple[str, str]:
     env = gymnasium.make(id, render_mode="rgb_array")
     env.reset(seed=1)
     picture = f"{_slug(id)}.png"
@@ -246,12 +245,14 @@ def _environment(id: str, folder: Path) -> str:
         "Action space": f"``{action}``",
     }
     image = f".. image:: {picture}\n   :alt: The first moment of an episode of {id}"
-    return "\n\n".join([_title(id), _facts(facts), image, inspect.getdoc(kind) or ""])
+    about = inspect.getdoc(kind) or ""
+    return about, "\n\n".join([_title(id), _facts(facts), image, about])
 
 
-def _reference(face: str) -> str:
+def _reference(face: str) -> tuple[str, str]:
     module = importlib.import_module(f"scrubjay.{face}")
-    parts = [_title(f"scrubjay.{face}"), _docstring(module)]
+    about = _docstring(module)
+    parts = [_title(f"scrubjay.{face}"), about]
     for name in sorted(module.__all__):
         thing = getattr(module, name)
         if inspect.isclass(thing) and thing.__module__.startswith("scrubjay"):
@@ -261,7 +262,7 @@ def _reference(face: str) -> str:
         else:
             kind = thing if hasattr(thing, "__origin__") else type(thing).__name__
             parts.append(f"``scrubjay.{face}.{name}``\n   ``{kind}``")
-    return "\n\n".join(parts)
+    return about, "\n\n".join(parts)
 
 
 def _fields(kind: type[Any]) -> str:
@@ -274,17 +275,18 @@ def _fields(kind: type[Any]) -> str:
     return "\n\n".join(lines) or "None."
 
 
-def _section(folder: Path, name: str, title: str, pages: Mapping[str, str]) -> None:
-    (folder / name).mkdir(exist_ok=True)
-    for page, text in pages.items():
-        (folder / name / f"{_slug(page)}.rst").write_text(text + "\n", encoding="utf-8")
-    listed = "\n".join(f"   {_slug(page)}" for page in pages)
-    index = f"{_title(title)}\n\n{_INTRODUCTIONS[name]}\n\n.. toctree::\n   :maxdepth: 1\n\n{listed}\n"
-    (folder / name / "index.rst").write_text(index, encoding="utf-8")
+def _section(folder: Path, name: str, title: str, pages: Mapping[str, tuple[str, str]]) -> None:
+    """Write pages, and one that leads to them by the first paragraph of what each is about."""
+    leads = []
+    for page, (about, text) in pages.items():
+        (folder / name / f"{page}.rst").write_text(text + "\n", encoding="utf-8")
+        leads.append(f":doc:`{page}`\n   {' '.join(about.partition(chr(10) * 2)[0].split())}")
+    listed = "\n".join(f"   {page}" for page in pages)
+    parts = [_title(title), _INTRODUCTIONS[name], *leads, f".. toctree::\n   :hidden:\n\n{listed}\n"]
+    (folder / name / "index.rst").write_text("\n\n".join(parts), encoding="utf-8")
 
 
 _INTRODUCTIONS = {
-    "memories": "All obey one contract and nine laws: :doc:`../leaderboard` compares them.",
     "policies": "What a language model's cache keeps and reads.",
     "environments": 'Made by ``gymnasium.make("scrubjay.envs:ID")``; a thousand at once by ``make_vec``.',
     "reference": "What each package promises.",
@@ -331,6 +333,10 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _title(text: str, under: str = "=") -> str:
     return f"{text}\n{under * len(text)}"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _slug(name: str) -> str:

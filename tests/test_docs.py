@@ -117,6 +117,16 @@ def test_the_table_of_memories_is_true():
         assert int(size.replace(",", "")) == memory.make(name, dim=64).state_bytes(1)
 
 
+def test_ratios_of_speed_are_those_of_the_tables():
+    """To one decimal; in brackets are those of another machine, which have no table."""
+    guide = ROOT / "docs" / "guide"
+    for line in re.findall(r"^\| .*\.md\).*$", (guide / "speed.md").read_text(), re.MULTILINE):
+        tables = "".join((guide / page).read_text() for page in re.findall(r"\(([^)]+\.md)\)", line))
+        measured = {round(float(ratio), 1) for ratio in re.findall(r"(\d+\.\d+)x", tables)}
+        told = set(map(float, re.findall(r"(\d+\.\d+)x", re.sub(r"\[[^]]*\](?!\()", "", line))))
+        assert told <= measured, line
+
+
 def test_the_families_name_every_memory():
     families = (ROOT / "docs" / "guide" / "memories.md").read_text()
     assert set(memory.list_memories()) <= set(re.findall(r"`(\w+)`", families))

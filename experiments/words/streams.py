@@ -16,7 +16,10 @@ def open_streams() -> None:
     """Give a closed stream the null device, and let letters that an encoding lacks be written as escapes.
 
     Without that the first file to be opened takes a closed stream's number, and what is printed goes there.
+    Who set NO_COLOR is heeded by tyro, too, which has a word of its own for it and reads it when imported.
     """
+    if os.environ.get("NO_COLOR"):
+        os.environ.setdefault("PYTHON_TYRO_ANSI_CODES", "False")
     codecs.register_error(_ESCAPING, _escaped)
     for number, name in enumerate(_NAMES):
         stream = getattr(sys, name)

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from scrubjay import memory
+
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 
@@ -29,7 +31,11 @@ def test_links_of_a_page_that_moves_lead_where_they_led(measured):
         ("../../experiments/results/recall.md", "/made/results/recall.md"),
         ("../../experiments/results/README.md#results", "/made/results/index.md#results"),
         ("../../experiments/bench/memories.md", "/made/bench/memories.md"),
-        ("../../memory/README.md", "path:../../memory/README.md"),
+        ("../../memory/README.md", "/made/memories/index.md"),
+        ("../../memory/README.md#all", "/made/memories/index.md#all"),
+        ("../../SECURITY.md", "/made/security.md"),
+        ("../../README.md", "/index.md"),
+        ("../../CONTRIBUTING.md", "path:../../CONTRIBUTING.md"),
         ("../../experiments/results/mqar.jsonl", "../../experiments/results/mqar.jsonl"),
         ("speed.md", "speed.md"),
         ("https://example.org/a.md", "https://example.org/a.md"),
@@ -52,3 +58,14 @@ def test_every_table_has_its_page_with_one_title(measured, tmp_path):
             prose = re.sub(r"```.*?```", "", page, flags=re.DOTALL)
             assert len(re.findall(r"^# ", prose, re.MULTILINE)) == 1, f"{room}/{name}"
             assert page.startswith("# "), f"{room}/{name}"
+
+
+def test_the_table_of_memories_leads_to_their_pages(measured, tmp_path):
+    (tmp_path / "memories").mkdir()
+    measured.write_others(tmp_path)
+    table, _, listed = (tmp_path / "memories" / "index.md").read_text(encoding="utf-8").partition("{toctree}")
+    names = memory.list_memories()
+    assert sorted(re.findall(r"^\| \[`(\w+)`\]\(\1\.rst\) \|", table, re.MULTILINE)) == names
+    assert listed.split()[1:-1] == names
+    for name in ("security", "changes"):
+        assert (tmp_path / f"{name}.md").read_text(encoding="utf-8").startswith("# ")

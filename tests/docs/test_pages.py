@@ -1,5 +1,7 @@
 """Pages that are made: the leaderboard sets memories against tasks."""
 
+import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -36,3 +38,20 @@ def test_all_that_was_scored_is_on_the_leaderboard(pages):
     for scored in scores:
         assert scored["command"] in board
         assert f"## {scored['task']}\n" in board
+        assert f"[{scored['file']}](../../{scored['file']})" in board
+
+
+def test_a_seed_counts_once(pages):
+    """Who asks a model twice has no second seed, and no narrower interval."""
+    scores = pages.read_scores(ROOT / "experiments" / "results")
+    lines = Counter(
+        (one["task"], one["memory"], one["seed"], json.dumps(one.get("test"), sort_keys=True))
+        for one in scores
+    )
+    assert [line for line, times in lines.items() if times > 1] == []
+
+
+def test_a_page_of_a_memory_says_of_how_many_seeds(pages):
+    page = pages._memory("gru", [row("a", "gru", 0, 0.5), *(row("b", "gru", seed, 1.0) for seed in range(2))])
+    assert "0.50, 1 seed\n" in page
+    assert "1.00 [1.00,\u00a01.00], 2 seeds\n" in page

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import re
 import subprocess
 import sys
@@ -274,3 +276,28 @@ def test_a_failing_process_is_reported_with_its_reason(tmp_path, tiny):
     run = Run.create(tiny(device="cuda"), tmp_path / "run")
     with pytest.raises(RuntimeError, match="device='cuda'"):
         run_in_processes([run], jobs=1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "shown"), [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True)]
+)
+def test_help_on_a_terminal_has_no_colours_if_they_are_not_wanted(asked, shown):
+    ours, theirs = pty.openpty()
+    env = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    command = [sys.executable, "-P", "-m", "scrubjay", "kagentbench", "--help"]
+    with subprocess.Popen(command, env=env | {"TERM": "xterm"} | asked, stdout=theirs) as running:
+        os.close(theirs)
+        said = b""
+        while part := _read(ours):
+            said += part
+    os.close(ours)
+    assert running.returncode == 0
+    assert b"--help" in said
+    assert (b"\x1b[" in said) == shown
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 65536)
+    except OSError:  # as Linux tells that the other side is closed
+        return b""
