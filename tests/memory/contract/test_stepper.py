@@ -173,6 +173,17 @@ def test_harm_stays_in_its_row_and_ends_with_its_episode(name, harm):
 
 
 @pytest.mark.parametrize("name", IN_PLACE)
+def test_harm_is_seen_for_as_long_as_by_steps(name):
+    """A sampler acts on what a learner will be given: on NaN where that has NaN, in the same episode."""
+    module = memory.make(name, dim=DIM)
+    x, start = draw(6, rate=0.0)
+    x[2, 3], x[4, 3] = float("nan"), 1e20
+    found, _ = stepped(module, x, start, module.initial_state(ROWS), range(STEPS))
+    expected, _ = plain(module, x, start, module.initial_state(ROWS), range(STEPS))
+    assert found.isfinite().all(dim=2).tolist() == expected.isfinite().all(dim=2).tolist()
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
 def test_half_precision_and_steps_of_ones_own_are_taken_one_by_one(name):
     module = memory.make(name, dim=DIM)
 
