@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from scrubjay import memory
 from scrubjay.memory.contract.stepper import PlainStepper
@@ -200,3 +201,64 @@ def test_half_precision_and_steps_of_ones_own_are_taken_one_by_one(name):
     single = memory.make(name, dim=DIM)
     with torch.autocast("cpu", torch.bfloat16):
         assert isinstance(single.stepper(single.initial_state(2)), PlainStepper)
+
+
+class Adapted(nn.Module):
+    """A layer and what was learned beside it, as adapters put it in a layer's place."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.beside = nn.Parameter(torch.randn_like(base.weight) / 10)
+
+    @property
+    def weight(self):
+        return self.base.weight
+
+    @property
+    def bias(self):
+        return self.base.bias
+
+    def forward(self, x):
+        return self.base(x) + x @ self.beside.T
+
+
+def louder(module: nn.Module) -> None:
+    module.register_forward_hook(lambda *called: called[2] + called[2])
+
+
+def reweighed(module: nn.Module) -> None:
+    """Let a layer form its weight anew whenever it is called, and never before."""
+    nn.utils.weight_norm(module)
+    with torch.no_grad():
+        module.get_parameter("weight_g").mul_(1.5)
+
+
+@pytest.mark.parametrize("name", [name for name in IN_PLACE if name not in ("based", "stack")])
+@pytest.mark.parametrize("change", ["adapted", louder, reweighed])
+def test_layers_that_do_more_than_their_weights_say_are_called(name, change):
+    module = memory.make(name, dim=DIM)
+    layers = [
+        (parent, child, layer)
+        for parent in module.modules()
+        for child, layer in parent.named_children()
+        if isinstance(layer, nn.Linear)
+    ]
+    for parent, child, layer in layers:
+        if change == "adapted":
+            setattr(parent, child, Adapted(layer))
+        else:
+            change(layer)
+    assert isinstance(module.stepper(module.initial_state(2)), PlainStepper) == bool(layers)
+
+
+def test_a_part_that_is_changed_is_called_and_others_are_stepped_in_place():
+    module: Any = memory.make("stack", dim=DIM)
+    louder(next(layer for layer in module.parts[0].modules() if isinstance(layer, nn.Linear)))
+    x, start = draw(7)
+    state = module.initial_state(ROWS)
+    assert_alike(
+        stepped(module, x, start, state, range(30)), plain(module, x, start, state, range(30)), tolerance=1e-5
+    )
+    assert not isinstance(module.stepper(state), PlainStepper)
