@@ -41,7 +41,7 @@ class HCAMStepper(Stepper):
         ]
 
     @torch.no_grad()
-    def step(self, x: Tensor, start: Tensor | None = None) -> Tensor:
+    def _advance(self, x: Tensor, start: Tensor | None) -> Tensor:
         """Return the outputs of one input each."""
         born = self.librarian.begin(start)
         self.ring.advance(born)

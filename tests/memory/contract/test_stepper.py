@@ -107,6 +107,16 @@ def test_values_go_in_whatever_their_order(name, rows):
         assert torch.equal(given[key], kept[key]), f"{key} of the state that was given has changed"
 
 
+@pytest.mark.parametrize("start", [[0, 0, 1], [0.0, 0.0, 1.0], [True]])
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_starts_that_do_not_fit_are_refused(name, start):
+    """Places of rows for one that indexes, marks for another: an environment's numbers mean either."""
+    module = memory.make(name, dim=DIM)
+    rows = module.stepper(module.initial_state(3))
+    with pytest.raises(ValueError, match="start"):
+        rows.step(torch.zeros(3, DIM), torch.tensor(start))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_of_no_rows_there_are_no_outputs(name):
     module = memory.make(name, dim=DIM)
