@@ -6,8 +6,8 @@ CODE := agents docs envs experiments kernels memory tests $(wildcard src/scrubja
 # Small batches run fastest on one thread a process; set it yourself to override.
 export OMP_NUM_THREADS ?= 1
 
-TABLES := agent bank checkpoints decoding envs installation kernels machine_code memories pages ray resets segments teams \
-	throughput titans
+TABLES := agent bank checkpoints decoding envs installation kernels machine_code memories pages ray recurrences resets segments \
+	teams throughput titans
 
 .PHONY: always help demo test test-slow lint format type shapes bench bench-gpu docs docs-check clean
 
@@ -67,17 +67,19 @@ shapes: $(VENV)/.installed-dev
 
 bench: $(TABLES:%=experiments/bench/%.md) experiments/quality/embeddings.md
 
-experiments/quality/%.md: $(VENV)/.installed-bench always
-	{ printf '# %s\n\n`python -P -m scrubjay.experiments.quality.%s`\n\n' $* $*; \
-	  $(BIN)/python -P -m scrubjay.experiments.quality.$*; } > $@.new
+# The page of a module beside it; one that fails leaves it as it was.
+define page
+	{ printf '# %s\n\n`python -P -m scrubjay.%s`\n\n' $* $(subst /,.,$(basename $@)); \
+	  $(BIN)/python -P -m scrubjay.$(subst /,.,$(basename $@)); } > $@.new || { rm $@.new; exit 1; }
 	mv $@.new $@
 	cat $@
+endef
+
+experiments/quality/%.md: $(VENV)/.installed-bench always
+	$(page)
 
 experiments/bench/%.md: $(VENV)/.installed-bench always
-	{ printf '# %s\n\n`python -P -m scrubjay.experiments.bench.%s`\n\n' $* $*; \
-	  $(BIN)/python -P -m scrubjay.experiments.bench.$*; } > $@.new
-	mv $@.new $@
-	cat $@
+	$(page)
 
 bench-gpu: $(VENV)/.installed
 	{ printf '# gpu\n\n`make bench-gpu`\n\n'; $(BIN)/python -P -m scrubjay.experiments.bench.gpu; } > experiments/bench/gpu.md.new \

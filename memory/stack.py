@@ -166,7 +166,7 @@ class _StackStepper(Stepper):
         self.parts = [part.stepper(own) for _, _, part, own in stack._each(state)]
 
     @torch.no_grad()
-    def step(self, x: Tensor, start: Tensor | None = None) -> Tensor:
+    def _advance(self, x: Tensor, start: Tensor | None) -> Tensor:
         """Return the outputs of one input each."""
         for norm, part in zip(self.norms, self.parts, strict=True):
             y = part.step(norm(x), start)

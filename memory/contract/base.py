@@ -24,6 +24,9 @@ LATER = {"later": True}
 """Marks a field that configs did not always have: at its default it is not written, and older versions can
 read what does not use it."""
 
+_BUILDERS = ("torch.nn.", "scrubjay.")
+"""Where layers come from whose weights are known to say what they do."""
+
 _HARMLESS = 1e12
 """A length that may be multiplied by another such and by weights, and is finite in float32 still."""
 
@@ -145,7 +148,8 @@ class Memory(nn.Module, ABC):
 
     def steps_as(self, written: type[Memory], state: State) -> bool:
         """Return whether a stepper made for the steps of `written` may take those of this memory."""
-        return type(self).step is written.step and can_fold(self.device, self._anchor.dtype, state)
+        same = type(self).step is written.step and _is_as_built(self)
+        return same and can_fold(self.device, self._anchor.dtype, state)
 
     def state_bytes(self, batch_size: int = 1) -> int:
         """Return the exact size of the state in bytes."""
@@ -198,6 +202,17 @@ class Memory(nn.Module, ABC):
             for name, value in after.items()
         }
         return y, after
+
+
+def _is_as_built(module: nn.Module) -> bool:
+    """Return whether weights say all that a module does: it has no hook, and no layer is a stranger's.
+
+    An adapter in a layer's place is one, as is a layer of whole numbers. A memory inside answers for itself.
+    """
+    if module._forward_hooks or module._forward_pre_hooks:
+        return False
+    children = [child for child in module.children() if not isinstance(child, Memory)]
+    return all(type(child).__module__.startswith(_BUILDERS) and _is_as_built(child) for child in children)
 
 
 def check_start(start: Tensor | None, x: Tensor) -> None:

@@ -21,9 +21,20 @@ class Stepper(ABC):
     Outputs and states are those of `Memory.step`, to rounding, whatever starts.
     """
 
-    @abstractmethod
     def step(self, x: Float[Tensor, "batch dim"], start: Bool[Tensor, " batch"] | None = None) -> Tensor:
-        """Return the outputs `[batch, dim]` of one input each; `start` marks those that begin an episode."""
+        """Return the outputs `[batch, dim]` of one input each; `start` marks those that begin an episode.
+
+        Raises ValueError if the shape or dtype of `start` is wrong.
+        """
+        # Numbers would be taken for masks here and for rows there.
+        if start is not None and (start.dtype != torch.bool or start.shape != x.shape[:1]):
+            given = f"{start.dtype} {tuple(start.shape)}"
+            raise ValueError(f"start is {given}; expected torch.bool {tuple(x.shape[:1])}")
+        return self._advance(x, start)
+
+    @abstractmethod
+    def _advance(self, x: Float[Tensor, "batch dim"], start: Bool[Tensor, " batch"] | None) -> Tensor:
+        """Do so with what is known to fit."""
 
     @abstractmethod
     def state(self, rows: Int[Tensor, " some"] | None = None) -> dict[str, Tensor]:
@@ -41,7 +52,7 @@ class PlainStepper(Stepper):
         self._step, self._state = step, state
 
     @torch.no_grad()
-    def step(self, x: Float[Tensor, "batch dim"], start: Bool[Tensor, " batch"] | None = None) -> Tensor:
+    def _advance(self, x: Float[Tensor, "batch dim"], start: Bool[Tensor, " batch"] | None) -> Tensor:
         """Return the outputs of one input each."""
         y, self._state = self._step(x[:, None], self._state, None if start is None else start[:, None])
         return y[:, 0]

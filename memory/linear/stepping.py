@@ -27,7 +27,7 @@ class MatrixStepper(Stepper):
         self.states = [{name: value.clone() for name, value in part.items()} for part in parts]
 
     @torch.no_grad()
-    def step(self, x: Tensor, start: Tensor | None = None) -> Tensor:
+    def _advance(self, x: Tensor, start: Tensor | None) -> Tensor:
         """Return the outputs of one input each."""
         born = None if start is None else start.nonzero()[:, 0]
         for index, (layer, state) in enumerate(zip(self.layers, self.states, strict=True)):

@@ -99,7 +99,7 @@ class _ScanStepper(Stepper):
         self.hidden = state["hidden"].clone(memory_format=torch.contiguous_format)
 
     @torch.no_grad()
-    def step(self, x: Tensor, start: Tensor | None = None) -> Tensor:
+    def _advance(self, x: Tensor, start: Tensor | None) -> Tensor:
         """Return the outputs of one input each."""
         hidden = self.hidden
         if start is not None:

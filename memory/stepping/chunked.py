@@ -51,7 +51,7 @@ class ChunkedStepper(Stepper):
         self.places = Places(self.layers[0].layer)
 
     @torch.no_grad()
-    def step(self, x: Tensor, start: Tensor | None = None) -> Tensor:
+    def _advance(self, x: Tensor, start: Tensor | None) -> Tensor:
         """Return the outputs of one input each."""
         born = self.librarian.begin(start)
         at = self.places.of(self.librarian.time)

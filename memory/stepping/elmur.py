@@ -48,7 +48,7 @@ class ELMURStepper(Stepper):
         self.last_written = written(self.time // chunk_size)
 
     @torch.no_grad()
-    def step(self, x: Tensor, start: Tensor | None = None) -> Tensor:
+    def _advance(self, x: Tensor, start: Tensor | None) -> Tensor:
         """Return the outputs of one input each."""
         born = None
         if start is not None and start.any():

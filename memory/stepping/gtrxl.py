@@ -32,7 +32,7 @@ class GTrXLStepper(Stepper):
         ]
 
     @torch.no_grad()
-    def step(self, x: Tensor, start: Tensor | None = None) -> Tensor:
+    def _advance(self, x: Tensor, start: Tensor | None) -> Tensor:
         """Return the outputs of one input each."""
         born = None if start is None else start.nonzero()[:, 0]
         if born is not None:

@@ -41,7 +41,7 @@ class HCAMStepper(Stepper):
         ]
 
     @torch.no_grad()
-    def step(self, x: Tensor, start: Tensor | None = None) -> Tensor:
+    def _advance(self, x: Tensor, start: Tensor | None) -> Tensor:
         """Return the outputs of one input each."""
         born = self.librarian.begin(start)
         self.ring.advance(born)
@@ -98,7 +98,7 @@ class _Block:
         self.contents[:-1] = contents.flatten(0, 1)
         self.first = np.arange(batch)[:, None] * self.num_chunks
         self.top_k = min(block.top_k, self.num_chunks)
-        self.largest = float(self.summaries.abs().amax()) if self.summaries.numel() else 0.0
+        self.largest = float(self.summaries.nan_to_num(0.0).abs().amax()) if self.summaries.numel() else 0.0
         self.local_norm, self.read_norm = _norm(block.local_norm), _norm(block.read_norm)
         norm, self.inward, _, self.outward = block.feed_forward
         self.norm_before = _norm(norm)
@@ -158,7 +158,7 @@ class _Block:
         before = self.num_chunks - shelves.most
         if shelves.most > self.top_k and query.numel() * shelves.most <= _FEW_SCALARS:
             exact = self._exactly(query, shelves, slice(None), least)
-            chunks = np.argsort(-exact, axis=1, kind="stable")[:, : self.top_k]
+            chunks = np.argsort(-_ranked(exact), axis=1, kind="stable")[:, : self.top_k]
             values = torch.from_numpy(np.take_along_axis(exact, chunks, axis=1))
         else:
             # A row times a matrix is ten times as fast as a matrix times a column.
@@ -188,7 +188,8 @@ class _Block:
             if len(close) == 0:
                 return values[:, :-1], chunks
         chunks = chunks.copy()
-        chunks[close] = best(torch.from_numpy(self._exactly(query, shelves, close, least)), self.top_k)
+        exact = _ranked(self._exactly(query, shelves, close, least))
+        chunks[close] = best(torch.from_numpy(exact), self.top_k)
         return scores.gather(1, torch.from_numpy(chunks)), chunks
 
     def _exactly(
@@ -198,10 +199,9 @@ class _Block:
         with np.errstate(over="ignore", invalid="ignore"):
             products = self.summaries.numpy()[rows, -shelves.most :] * query.numpy()[rows, None]
             exact = products.sum(axis=-1)
-        there = ~np.isnan(exact)
-        if shelves.readable is not None:
-            there &= shelves.readable.numpy()[rows]
-        return np.where(there, exact, exact.dtype.type(least))
+        if shelves.readable is None:
+            return exact
+        return np.where(shelves.readable.numpy()[rows], exact, exact.dtype.type(least))
 
     def _store(self, completed: _Completed) -> None:
         rows, slots, places = completed
@@ -210,6 +210,11 @@ class _Block:
         self.contents.index_copy_(0, rows * self.num_chunks + slots, chunk)
         self.summaries[rows] = torch.cat([self.summaries[rows, 1:], summary[:, None]], dim=1)
         self.largest = max(self.largest, float(summary.abs().amax()))
+
+
+def _ranked(scores: Float[np.ndarray, "rows most"]) -> Float[np.ndarray, "rows most"]:
+    """Return what to rank by: a score that is no number is the best of all, and read."""
+    return np.where(np.isnan(scores), scores.dtype.type(np.inf), scores)
 
 
 def _norm(module: Any) -> Callable[[Tensor], Tensor]:

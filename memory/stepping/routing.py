@@ -34,7 +34,7 @@ class RoutingStepper(Stepper):
         ]
 
     @torch.no_grad()
-    def step(self, x: Tensor, start: Tensor | None = None) -> Tensor:
+    def _advance(self, x: Tensor, start: Tensor | None) -> Tensor:
         """Return the outputs of one input each."""
         born = None
         if start is not None and start.any():

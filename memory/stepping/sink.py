@@ -44,7 +44,7 @@ class SinkStepper(Stepper):
         self.first = torch.arange(batch * self.layers[0].heads).view(batch, -1) * self.slots
 
     @torch.no_grad()
-    def step(self, x: Tensor, start: Tensor | None = None) -> Tensor:
+    def _advance(self, x: Tensor, start: Tensor | None) -> Tensor:
         """Return the outputs of one input each."""
         born = None
         if start is not None:

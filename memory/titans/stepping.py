@@ -190,7 +190,7 @@ class TitansStepper(Stepper):
             self.caches.append(layer.opened({name: own[name] for name in others}, state["time"]))
 
     @torch.no_grad()
-    def step(self, x: Tensor, start: Tensor | None = None) -> Tensor:
+    def _advance(self, x: Tensor, start: Tensor | None) -> Tensor:
         """Return the outputs of one input each."""
         moment = self._moment(start)
         for index, (layer, memory) in enumerate(zip(self.layers, self.memories, strict=True)):

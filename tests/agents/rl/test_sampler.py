@@ -16,9 +16,23 @@ from gymnasium.wrappers import RescaleAction, TimeLimit, TransformReward
 
 from scrubjay.agents import PPO, EpisodeStats, Policy, PPOConfig, Sampler, Segment
 from scrubjay.agents.rl.observations import leaf_spaces
+from scrubjay.memory import MemoryConfig, make_config
 
 Envs = Callable[..., SyncVectorEnv]
 MakePolicy = Callable[..., Policy]
+
+# One whose steps are a function of a state, and some whose rows are overwritten.
+remembering = pytest.mark.parametrize(
+    "memory",
+    [
+        make_config("gru", dim=8),
+        make_config("hcam", dim=8, chunk_size=2, num_chunks=3, top_k=2),
+        make_config("gtrxl", dim=8, window=3),
+        make_config("sink", dim=8, window=2, num_sinks=1),
+        make_config("titans", dim=8, chunk_size=3),
+    ],
+    ids=lambda config: type(config).__name__,
+)
 
 
 def tensors(segment: Segment) -> dict[str, torch.Tensor]:
@@ -86,7 +100,9 @@ def test_bookkeeping_agrees_with_a_loop_over_single_environments(
 
 
 def test_whether_a_choice_was_reached_is_kept_beside_success(make_policy: MakePolicy) -> None:
-    env = gymnasium.make_vec("scrubjay/TMaze-v0", num_envs=32, corridor_length=2, autoreset_mode="SameStep")
+    env = gymnasium.make_vec(
+        "scrubjay.envs:scrubjay/TMaze-v0", num_envs=32, corridor_length=2, autoreset_mode="SameStep"
+    )
     policy = make_policy(observation_space=env.single_observation_space, action_space=spaces.Discrete(4))
     sampler = Sampler(env, policy, 30)
     sampler.collect()
@@ -94,8 +110,11 @@ def test_whether_a_choice_was_reached_is_kept_beside_success(make_policy: MakePo
     assert told == {(0.0, 0.0), (1.0, 0.0), (1.0, 1.0)}
 
 
-def test_log_probs_are_those_of_the_actions(scripted_envs: Envs, make_policy: MakePolicy) -> None:
-    policy = make_policy()
+@remembering
+def test_log_probs_are_those_of_the_actions(
+    scripted_envs: Envs, make_policy: MakePolicy, memory: MemoryConfig
+) -> None:
+    policy = make_policy(memory=memory)
     sampler = Sampler(scripted_envs(3), policy, 12)
     sampler.collect()
     segment = sampler.collect()
@@ -111,18 +130,22 @@ def test_seeds_decide_everything(scripted_envs: Envs, make_policy: MakePolicy) -
     assert not torch.equal(segments[0].actions, segments[2].actions)
 
 
+@remembering
 def test_segments_stay_as_they_are_when_the_next_is_collected(
-    scripted_envs: Envs, make_policy: MakePolicy
+    scripted_envs: Envs, make_policy: MakePolicy, memory: MemoryConfig
 ) -> None:
-    sampler = Sampler(scripted_envs(3), make_policy(), 5)
+    sampler = Sampler(scripted_envs(3), make_policy(memory=memory), 5)
     segment = sampler.collect()
     kept = Segment.cat([segment])
     sampler.collect()
     assert_same(segment, kept)
 
 
-def test_a_restored_sampler_goes_on_identically(scripted_envs: Envs, make_policy: MakePolicy) -> None:
-    policy = make_policy()
+@remembering
+def test_a_restored_sampler_goes_on_identically(
+    scripted_envs: Envs, make_policy: MakePolicy, memory: MemoryConfig
+) -> None:
+    policy = make_policy(memory=memory)
     sampler = Sampler(scripted_envs(3), policy, 7, seed=1)
     sampler.collect()
     file = io.BytesIO()

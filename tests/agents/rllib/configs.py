@@ -18,12 +18,12 @@ def make_teams(num_envs):
     return ParallelTeams(lambda: simple_spread_v3.parallel_env(N=3, max_cycles=5), num_envs)
 
 
-def ppo_config():
+def ppo_config(memory="gru"):
     return SegmentPPOConfig().segments(
         vector_env=EnvConfig("scrubjay/TMaze-v0", {"corridor_length": 2}).make_vector,
         num_envs=4,
         segment_length=8,
-        policy=PolicyConfig(memory=make_config("gru", dim=16)),
+        policy=PolicyConfig(memory=make_config(memory, dim=16)),
         ppo=PPOConfig(num_minibatches=2),
         minibatch_seed=3,
     )

@@ -25,8 +25,8 @@ def ours(config, policy) -> Any:
 
 @pytest.mark.parametrize(
     "config",
-    [ppo_config(), team_config(), team_config(shared=False), team_config("clip")],
-    ids=["ppo", "gamatr", "gamatr-separate", "gamatr-clip"],
+    [ppo_config(), ppo_config("hcam"), team_config(), team_config(shared=False), team_config("clip")],
+    ids=["ppo", "ppo-in-place", "gamatr", "gamatr-separate", "gamatr-clip"],
 )
 def test_rllibs_learner_makes_the_update_that_ours_makes(config, assert_equal):
     """Bit for bit, whole batches and what is remembered of them included, after a way through processes."""

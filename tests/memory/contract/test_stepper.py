@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from scrubjay import memory
 from scrubjay.memory.contract.stepper import PlainStepper
@@ -106,6 +107,16 @@ def test_values_go_in_whatever_their_order(name, rows):
         assert torch.equal(given[key], kept[key]), f"{key} of the state that was given has changed"
 
 
+@pytest.mark.parametrize("start", [[0, 0, 1], [0.0, 0.0, 1.0], [True]])
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_starts_that_do_not_fit_are_refused(name, start):
+    """Places of rows for one that indexes, marks for another: an environment's numbers mean either."""
+    module = memory.make(name, dim=DIM)
+    rows = module.stepper(module.initial_state(3))
+    with pytest.raises(ValueError, match="start"):
+        rows.step(torch.zeros(3, DIM), torch.tensor(start))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_of_no_rows_there_are_no_outputs(name):
     module = memory.make(name, dim=DIM)
@@ -173,6 +184,17 @@ def test_harm_stays_in_its_row_and_ends_with_its_episode(name, harm):
 
 
 @pytest.mark.parametrize("name", IN_PLACE)
+def test_harm_is_seen_for_as_long_as_by_steps(name):
+    """A sampler acts on what a learner will be given: on NaN where that has NaN, in the same episode."""
+    module = memory.make(name, dim=DIM)
+    x, start = draw(6, rate=0.0)
+    x[2, 3], x[4, 3] = float("nan"), 1e20
+    found, _ = stepped(module, x, start, module.initial_state(ROWS), range(STEPS))
+    expected, _ = plain(module, x, start, module.initial_state(ROWS), range(STEPS))
+    assert found.isfinite().all(dim=2).tolist() == expected.isfinite().all(dim=2).tolist()
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
 def test_half_precision_and_steps_of_ones_own_are_taken_one_by_one(name):
     module = memory.make(name, dim=DIM)
 
@@ -189,3 +211,64 @@ def test_half_precision_and_steps_of_ones_own_are_taken_one_by_one(name):
     single = memory.make(name, dim=DIM)
     with torch.autocast("cpu", torch.bfloat16):
         assert isinstance(single.stepper(single.initial_state(2)), PlainStepper)
+
+
+class Adapted(nn.Module):
+    """A layer and what was learned beside it, as adapters put it in a layer's place."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.beside = nn.Parameter(torch.randn_like(base.weight) / 10)
+
+    @property
+    def weight(self):
+        return self.base.weight
+
+    @property
+    def bias(self):
+        return self.base.bias
+
+    def forward(self, x):
+        return self.base(x) + x @ self.beside.T
+
+
+def louder(module: nn.Module) -> None:
+    module.register_forward_hook(lambda *called: called[2] + called[2])
+
+
+def reweighed(module: nn.Module) -> None:
+    """Let a layer form its weight anew whenever it is called, and never before."""
+    nn.utils.weight_norm(module)
+    with torch.no_grad():
+        module.get_parameter("weight_g").mul_(1.5)
+
+
+@pytest.mark.parametrize("name", [name for name in IN_PLACE if name not in ("based", "stack")])
+@pytest.mark.parametrize("change", ["adapted", louder, reweighed])
+def test_layers_that_do_more_than_their_weights_say_are_called(name, change):
+    module = memory.make(name, dim=DIM)
+    layers = [
+        (parent, child, layer)
+        for parent in module.modules()
+        for child, layer in parent.named_children()
+        if isinstance(layer, nn.Linear)
+    ]
+    for parent, child, layer in layers:
+        if change == "adapted":
+            setattr(parent, child, Adapted(layer))
+        else:
+            change(layer)
+    assert isinstance(module.stepper(module.initial_state(2)), PlainStepper) == bool(layers)
+
+
+def test_a_part_that_is_changed_is_called_and_others_are_stepped_in_place():
+    module: Any = memory.make("stack", dim=DIM)
+    louder(next(layer for layer in module.parts[0].modules() if isinstance(layer, nn.Linear)))
+    x, start = draw(7)
+    state = module.initial_state(ROWS)
+    assert_alike(
+        stepped(module, x, start, state, range(30)), plain(module, x, start, state, range(30)), tolerance=1e-5
+    )
+    assert not isinstance(module.stepper(state), PlainStepper)
