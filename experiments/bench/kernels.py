@@ -110,11 +110,11 @@ def _against_full(bench: KernelsBench, rows: int, queries: int, history: int, ba
 
 
 def _attention(
-    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None
+    query: Tensor, keys: Tensor, values: Tensor, mask: Callable[[], Tensor | None] = lambda: None
 ) -> Callable[[], Tensor]:
     """Return torch's attention over `[rows, steps, heads, width]`, in its own layout, ready for gradients."""
     q, k, v = (t.transpose(1, 2).contiguous().requires_grad_() for t in (query, keys, values))
-    return lambda: scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return lambda: scaled_dot_product_attention(q, k, v, attn_mask=mask())
 
 
 def _other_reads(bench: KernelsBench) -> Iterator[str]:
@@ -248,8 +248,11 @@ def _sinks(bench: KernelsBench) -> Iterator[str]:
     yield (
         f"sink_attention, window {window}, {sinks} sinks, {rows} rows, against full attention with a mask:\n"
     )
-    yield "| queries | key slots | ours, forward | ours, forward and backward | masked full attention |"
-    yield "|---|---|---|---|---|"
+    yield (
+        "| queries | key slots | ours, forward | ours, forward and backward | masked full attention "
+        "| its mask made of steps, as ours |"
+    )
+    yield "|---|---|---|---|---|---|"
     for queries in (1, 4, 16, 64, 256, 384, 1024, 4096):
         slots = max(queries, window + sinks)
         query = torch.randn(rows, queries, bench.heads, bench.width, requires_grad=True)
@@ -257,18 +260,28 @@ def _sinks(bench: KernelsBench) -> Iterator[str]:
         step = torch.arange(slots).expand(rows, slots)
         asked = step[:, slots - queries :]
         start = torch.zeros_like(asked)
-        key, now = step[0], asked[0, :, None]
-        mask = (key <= now) & ((key < sinks) | (key > now - window))
+
+        def made(step=step[:, None], asked=asked[..., None], start=start[..., None]) -> Tensor:
+            seen = (step < start + sinks) | (step > asked - window)
+            return (seen & (step >= start) & (step <= asked))[:, None]
+
+        at_first = made()
 
         def ours(query=query, keys=keys, values=values, asked=asked, step=step, start=start) -> Tensor:
             return sink_attention(query, keys, values, asked, step, start, window=window, num_sinks=sinks)
 
-        contestants = (ours, _attention(query.detach(), keys.detach(), values.detach(), mask))
-        forward, both = _contest(bench, False, *contestants), _contest(bench, True, *contestants)
-        yield (
-            f"| {queries} | {slots} | {forward[0]:.2f} | {both[0]:.2f} | {forward[1]:.2f} = "
-            f"**{forward[1] / forward[0]:.1f}x** / {both[1]:.2f} = **{both[1] / both[0]:.1f}x** |"
+        peers = (
+            _attention(*(x.detach() for x in (query, keys, values)), mask)
+            for mask in (lambda m=at_first: m, made)
         )
+        contestants = (ours, *peers)
+        forward, both = _contest(bench, False, *contestants), _contest(bench, True, *contestants)
+        columns = [
+            f"{forward[peer]:.2f} = **{forward[peer] / forward[0]:.1f}x** / {both[peer]:.2f} = "
+            f"**{both[peer] / both[0]:.1f}x**"
+            for peer in (1, 2)
+        ]
+        yield f"| {queries} | {slots} | {forward[0]:.2f} | {both[0]:.2f} | {' | '.join(columns)} |"
 
 
 def _contest(bench: KernelsBench, backward: bool, *contestants: Callable[[], Tensor]) -> list[float]:
