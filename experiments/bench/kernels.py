@@ -265,16 +265,12 @@ def _sinks(bench: KernelsBench) -> Iterator[str]:
             seen = (step < start + sinks) | (step > asked - window)
             return (seen & (step >= start) & (step <= asked))[:, None]
 
-        at_first = made()
-
         def ours(query=query, keys=keys, values=values, asked=asked, step=step, start=start) -> Tensor:
             return sink_attention(query, keys, values, asked, step, start, window=window, num_sinks=sinks)
 
-        peers = (
-            _attention(*(x.detach() for x in (query, keys, values)), mask)
-            for mask in (lambda m=at_first: m, made)
-        )
-        contestants = (ours, *peers)
+        held = query.detach(), keys.detach(), values.detach()
+        seen = made()
+        contestants = (ours, _attention(*held, lambda seen=seen: seen), _attention(*held, made))
         forward, both = _contest(bench, False, *contestants), _contest(bench, True, *contestants)
         columns = [
             f"{forward[peer]:.2f} = **{forward[peer] / forward[0]:.1f}x** / {both[peer]:.2f} = "
