@@ -110,7 +110,7 @@ def _against_full(bench: KernelsBench, rows: int, queries: int, history: int, ba
 
 
 def _attention(
-    query: Tensor, keys: Tensor, values: Tensor, mask: Callable[[], Tensor | None] = lambda: None
+    query: Tensor, keys: Tensor, values: Tensor, *, mask: Callable[[], Tensor | None] = lambda: None
 ) -> Callable[[], Tensor]:
     """Return torch's attention over `[rows, steps, heads, width]`, in its own layout, ready for gradients."""
     q, k, v = (t.transpose(1, 2).contiguous().requires_grad_() for t in (query, keys, values))
@@ -270,7 +270,7 @@ def _sinks(bench: KernelsBench) -> Iterator[str]:
 
         held = query.detach(), keys.detach(), values.detach()
         seen = made()
-        contestants = (ours, _attention(*held, lambda seen=seen: seen), _attention(*held, made))
+        contestants = (ours, _attention(*held, mask=lambda seen=seen: seen), _attention(*held, mask=made))
         forward, both = _contest(bench, False, *contestants), _contest(bench, True, *contestants)
         columns = [
             f"{forward[peer]:.2f} = **{forward[peer] / forward[0]:.1f}x** / {both[peer]:.2f} = "
