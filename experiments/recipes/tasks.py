@@ -142,7 +142,7 @@ def count_recall() -> TrainConfig:
         env=EnvConfig("scrubjay/CountRecall-v0", {"num_cards": 12, "num_values": 2}, num_envs=64),
         # Attention finds the share of cards like the one asked for; their number is that by all there were.
         policy=PolicyConfig(memory=make_config("gru", dim=64), clock=True),
-        ppo=PPOConfig(learning_rate=2e-3, gamma=0.5),
+        ppo=PPOConfig(learning_rate=2e-3, anneal=True, gamma=0.5),
         total_steps=600_000,
         segment_length=64,
     )
