@@ -257,8 +257,14 @@ class Run:
 
     @property
     def success_without_memory(self) -> float | None:
-        """The best success there is without memory; None where nobody worked it out. Raises as `facts`."""
-        return (self.facts if self.config.acts == "agent" else self.config).success_without_memory
+        """The best success there is without memory; None where nobody worked it out. Raises as `facts`.
+
+        Who is told the time may come further than who sees the environment alone.
+        """
+        config: Any = self.config
+        if config.acts != "agent":
+            return config.success_without_memory
+        return None if config.policy.clock else self.facts.success_without_memory
 
     @cached_property
     def policy(self) -> Policy:

@@ -102,6 +102,12 @@ def test_memory_learns_what_no_memory_cannot(tmp_path, tiny):
     assert scores["none"] < 0.7
 
 
+@pytest.mark.parametrize(("clock", "known"), [(False, 0.5), (True, None)])
+def test_what_none_can_reach_is_not_known_of_who_is_told_the_time(tmp_path, tiny, clock, known):
+    run = Run.create(tiny(policy=PolicyConfig(memory=make_config("none", dim=16), clock=clock)), tmp_path)
+    assert run.success_without_memory == known
+
+
 def test_config_file_is_readable(finished_run):
     fields = json.loads((finished_run.path / "config.json").read_text())
     assert fields["policy"]["memory"]["name"] == "gru"
