@@ -26,6 +26,9 @@ LABELS = {
 }
 _GRID = 400
 _LONGEST_LABEL = 300
+_MOST_NAMES = 18
+"""Of a legend's column: more are higher than the picture."""
+_COLUMN_INCHES = 1.8
 
 
 def plot_runs(runs: Sequence[Run], out: Path | str, metric: str | None = None) -> Path:
@@ -119,8 +122,11 @@ def figure_of(panels: int) -> Figure:
 
 
 def beside(axes: Axes) -> None:
-    """Put the legend beside what it explains, where it covers no curve."""
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=9)
+    """Put the legend beside what it explains, where it covers no curve: in columns, where names are many."""
+    columns = -(-len(axes.get_legend_handles_labels()[1]) // _MOST_NAMES)
+    if columns > 1 and isinstance(axes.figure, Figure):
+        axes.figure.set_figwidth(axes.figure.get_figwidth() + _COLUMN_INCHES * (columns - 1))
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=9, ncols=max(columns, 1))
 
 
 def save_figure(figure: Figure, out: Path | str) -> Path:

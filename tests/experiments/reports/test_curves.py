@@ -35,6 +35,25 @@ def test_memories_of_one_name_are_told_apart_by_the_sizes_they_differ_in(finishe
     assert list(contenders(runs[1:]).values()) == ["sink", "sink"]
 
 
+@pytest.mark.parametrize("names", [1, 18, 19, 40])
+def test_a_legend_of_many_names_stays_in_the_picture(names, tmp_path):
+    figure = curves.figure_of(1)
+    axes = figure.subplots()
+    for name in range(names):
+        axes.plot([0, 1], [0, 1], label=f"gated_delta {name} (3 seeds)")
+    curves.beside(axes)
+    curves.save_figure(figure, tmp_path / "picture.png")
+    legend = axes.get_legend()
+    assert legend is not None
+    inside, whole = legend.get_window_extent(), figure.bbox
+    assert whole.x0 <= inside.x0
+    assert inside.x1 <= whole.x1
+    assert whole.y0 <= inside.y0
+    assert inside.y1 <= whole.y1
+    assert axes.get_window_extent().x1 <= inside.x0  # and covers no curve
+    assert axes.get_window_extent().width > 400
+
+
 def row(step, **charts):
     return json.dumps({"step": step} | {f"charts/{name}": value for name, value in charts.items()}) + "\n"
 
