@@ -54,8 +54,8 @@ def test_a_model_in_training_stays_in_training_and_is_tried_once():
 
 
 def test_models_of_few_positions_are_tried_within_them():
-    few = {"n_positions": 32, "n_embd": 32, "n_layer": 2, "n_head": 4}
-    assert turns_of(GPT2LMHeadModel(GPT2Config(vocab_size=64, **few))).by_layer == (None, None)
+    config = GPT2Config(vocab_size=64, n_positions=32, n_embd=32, n_layer=2, n_head=4)
+    assert turns_of(GPT2LMHeadModel(config)).by_layer == (None, None)
     turned, _ = turns_of(make("llama", max_position_embeddings=32)).by_layer
     assert turned is not None
     assert turned.layout == EVERY["llama"]
