@@ -153,6 +153,11 @@ def test_position_term_alone_decides_when_queries_and_contents_are_blind():
         torch.testing.assert_close(y[:, 10, head], expected, atol=1e-12, rtol=0)
 
 
+def test_distances_are_rounded_only_at_the_end():
+    expected = torch.stack([sinusoid(distance) for distance in reversed(range(2000))]).float()
+    torch.testing.assert_close(attention(1999, torch.float32).distances, expected, atol=1e-7, rtol=0)
+
+
 @pytest.mark.parametrize("window", [3, 40])
 def test_cost_is_linear_in_time(window):
     module = attention(window, torch.float32)
