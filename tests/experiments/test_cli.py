@@ -283,7 +283,9 @@ def test_a_failing_process_is_reported_with_its_reason(tmp_path, tiny):
 )
 def test_help_on_a_terminal_has_no_colours_if_they_are_not_wanted(asked, shown):
     ours, theirs = pty.openpty()
-    env = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    # Who runs these tests without colours has had the command say so to tyro in this process.
+    unwanted = {"NO_COLOR", "PYTHON_TYRO_ANSI_CODES"}
+    env = {name: value for name, value in os.environ.items() if name not in unwanted}
     command = [sys.executable, "-P", "-m", "scrubjay", "kagentbench", "--help"]
     with subprocess.Popen(command, env=env | {"TERM": "xterm"} | asked, stdout=theirs) as running:
         os.close(theirs)
