@@ -67,10 +67,11 @@ shapes: $(VENV)/.installed-dev
 
 bench: $(TABLES:%=experiments/bench/%.md) experiments/quality/embeddings.md
 
-# The page of a module beside it; one that fails leaves it as it was.
+# The page of a module beside it, with the notes that somebody wrote below; one that fails leaves it as it was.
 define page
 	{ printf '# %s\n\n`python -P -m scrubjay.%s`\n\n' $* $(subst /,.,$(basename $@)); \
 	  $(BIN)/python -P -m scrubjay.$(subst /,.,$(basename $@)); } > $@.new || { rm $@.new; exit 1; }
+	[ ! -e $@ ] || awk '/^## Notes/ { print ""; notes = 1 } notes' $@ >> $@.new
 	mv $@.new $@
 	cat $@
 endef
