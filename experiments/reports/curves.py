@@ -35,9 +35,10 @@ def plot_runs(runs: Sequence[Run], out: Path | str, metric: str | None = None) -
     """Draw the runs into a PNG, or whatever `out` ends in, and return its path.
 
     Runs of one task and memory share a curve: their mean, with the range from worst to best seed shaded.
-    Where memories of one name differ in their sizes, each of the sizes has a curve. `metric` defaults to
-    success where every run has it, else return; a dashed line shows how much success is possible without
-    memory, where that is known. Raises ValueError if there is nothing to draw, naming the metrics that exist.
+    Where runs of one memory differ in their settings, as in its sizes, each of these has a curve. `metric`
+    defaults to success where every run has it, else return; a dashed line shows how much success is possible
+    without memory, where that is known. Raises ValueError if there is nothing to draw, naming the metrics
+    that exist.
     """
     rows = {run: run.metrics() for run in runs}
     labels = contenders(runs)
@@ -70,15 +71,39 @@ def plot_runs(runs: Sequence[Run], out: Path | str, metric: str | None = None) -
 
 
 def contenders(runs: Sequence[Run]) -> dict[Run, str]:
-    """Name each run by its memory and by the sizes in which memories of that name differ among `runs`."""
-    sizes = {run: dataclasses.asdict(run.config.memory) for run in runs}
+    """Name each run by its memory and by the settings in which runs of that memory differ among `runs`.
+
+    Settings are those of memory, policy, learner and task: what else differs, as the seed, makes no other.
+    """
+    settings = {run: _settings(run.config) for run in runs}
     names = {}
     for run in runs:
-        alike = [sizes[other] for other in runs if other.config.label == run.config.label]
-        differing = [name for name in sizes[run] if len({str(size.get(name)) for size in alike}) > 1]
-        own = ", ".join(f"{name.replace('_', ' ')} {sizes[run][name]}" for name in differing)
+        alike = [settings[other] for other in runs if _place(other) == _place(run)]
+        differing = [name for name in settings[run] if len({str(own.get(name)) for own in alike}) > 1]
+        own = ", ".join(f"{name[-1].replace('_', ' ')} {settings[run][name]}" for name in differing)
         names[run] = f"{run.config.label}, {own}" if own else run.config.label
     return names
+
+
+def _place(run: Run) -> tuple[str, str]:
+    """Return the panel that a run is drawn in, and its name there."""
+    return run.config.recipe, run.config.label
+
+
+def _settings(config: Any) -> dict[tuple[str, ...], Any]:
+    """Return what makes an experiment another, by where it stands."""
+    found = {("memory", name): value for name, value in dataclasses.asdict(config.memory).items()}
+    for part in ("policy", "learner", "env"):
+        if (own := getattr(config, part, None)) is not None:
+            found |= _flat((part,), {**dataclasses.asdict(own), "memory": {}})
+    return found
+
+
+def _flat(place: tuple[str, ...], fields: dict[str, Any]) -> dict[tuple[str, ...], Any]:
+    found: dict[tuple[str, ...], Any] = {}
+    for name, value in fields.items():
+        found |= _flat((*place, name), value) if isinstance(value, dict) else {(*place, name): value}
+    return found
 
 
 def plot_longer(scores: Sequence[tuple[Run, dict[int, float]]], out: Path | str) -> Path:

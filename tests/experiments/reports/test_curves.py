@@ -35,6 +35,27 @@ def test_memories_of_one_name_are_told_apart_by_the_sizes_they_differ_in(finishe
     assert list(contenders(runs[1:]).values()) == ["sink", "sink"]
 
 
+def test_runs_of_one_memory_are_told_apart_by_what_else_was_asked_of_them(finished_run):
+    config = finished_run.config
+
+    def of(seed, **fields):
+        return Run(finished_run.path, dataclasses.replace(config, seed=seed, **fields))
+
+    told = dataclasses.replace(config.policy, clock=True)
+    assert list(contenders([of(0), of(1), of(0, policy=told)]).values()) == [
+        "gru, clock False",
+        "gru, clock False",
+        "gru, clock True",
+    ]
+    faster = dataclasses.replace(config.ppo, learning_rate=0.5)
+    assert contenders([of(0), of(0, ppo=faster)]).popitem()[1] == "gru, learning rate 0.5"
+    longer = dataclasses.replace(config.env, kwargs={**config.env.kwargs, "num_decks": 3})
+    assert contenders([of(0), of(0, env=longer)]).popitem()[1] == "gru, num decks 3"
+    # Of other tasks nothing is drawn beside it; and what was asked for longer is the same.
+    assert set(contenders([of(0), of(0, env=longer, recipe="another")]).values()) == {"gru"}
+    assert set(contenders([of(0), of(1, total_steps=2 * config.total_steps)]).values()) == {"gru"}
+
+
 @pytest.mark.parametrize("names", [1, 18, 19, 40])
 def test_a_legend_of_many_names_stays_in_the_picture(names, tmp_path):
     figure = curves.figure_of(1)
