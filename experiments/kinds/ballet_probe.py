@@ -6,7 +6,7 @@ Supervised, so that it tests a memory alone, without walking, exploration and cr
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ from scrubjay.envs.ballet.world import INSTRUCTIONS, NO_MOVE
 from scrubjay.experiments.kinds.supervised import SupervisedConfig, SupervisedEngine
 from scrubjay.experiments.runs.room import ROOM
 from scrubjay.experiments.runs.seeding import derive_seed
-from scrubjay.memory import MemoryConfig, name_of
+from scrubjay.memory import MemoryConfig, make_config, name_of
 
 _SYMBOLS = SLOTS * SLOT_SIZE
 _EVAL_ROWS = 64
@@ -39,6 +39,11 @@ class BalletProbeConfig(SupervisedConfig):
 
     recipe: str = "ballet-probe"
     """Name of the task in run directories and plots."""
+    memory: MemoryConfig = field(default_factory=lambda: make_config("gru", dim=128))
+    """What remembers. There are 72 moves and pairs of moves to tell apart, and the looks of dancers: in 64
+    numbers they are so much alike that half of all HCAMs remember the first dance alone."""
+    learning_rate: float = 1e-3
+    """Adam's step size at the start; falls linearly, to zero at the end of the first plan."""
     num_dancers: int = 2
     """The most dancers in training; batches have 2, 4, ... up to this many by turns, see `counts`."""
     delay: int = 16

@@ -13,12 +13,8 @@ from scrubjay.experiments.tasks.environments import EnvConfig
 from scrubjay.memory import make_config
 
 # 8 dances lie in 16 chunks; a choice of fewer would leave out the asked one too often, before it is learned
-# which that is. And only gradients teach the first layer what the second can ask for: there is no
-# reconstruction loss here.
-_PROBING = {
-    "hcam": {"num_layers": 2, "top_k": 16, "stop_memory_gradient": False},
-    "landmark": {"num_layers": 2, "top_k": 16},
-}
+# which that is. And there is no reconstruction loss here that would teach what to store.
+_PROBING = {"hcam": {"top_k": 16, "stop_memory_gradient": False}, "landmark": {"top_k": 16}}
 
 
 def _reading(chunks: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from collect import PARTS, commands, flags, missing, said
 
 PROMISED = json.loads(Path(__file__).with_name("public.json").read_text())
 REPLACED = {
-    "configs": {("ballet",), ("tmaze",)},
+    "configs": {("ballet",), ("ballet-probe",), ("ballet-probe-4",), ("ballet-probe-8",), ("tmaze",)},
     "members": {
         ("scrubjay.experiments.TrainConfig", "engine"),
         ("scrubjay.experiments.TrainConfig", "run"),
@@ -24,6 +24,7 @@ REPLACED = {
         ("scrubjay.memory.context.LayerMemory", "retrieve", "scale"),
         ("scrubjay.memory.context.PolicyCache", "step", "position_ids"),
     },
+    "memory configs": {("hcam on ballet-probe",), ("hcam on ballet-probe-4",), ("hcam on ballet-probe-8",)},
     "ops": {
         ("scrubjay::chunk_retrieval",),
         ("scrubjay::chunk_retrieval_backward",),
