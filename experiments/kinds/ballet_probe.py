@@ -40,8 +40,8 @@ class BalletProbeConfig(SupervisedConfig):
     recipe: str = "ballet-probe"
     """Name of the task in run directories and plots."""
     memory: MemoryConfig = field(default_factory=lambda: make_config("gru", dim=128))
-    """What remembers. There are 72 moves and pairs of moves to tell apart, and the looks of dancers: in 64
-    numbers they are so much alike that half of all HCAMs remember the first dance alone."""
+    """What remembers. There are 72 moves and pairs of moves to tell apart, and the looks of dancers: held in
+    64 numbers, they are so much alike that most HCAMs mix dances up for as long as they are trained."""
     learning_rate: float = 1e-3
     """Adam's step size at the start; falls linearly, to zero at the end of the first plan."""
     num_dancers: int = 2
@@ -218,8 +218,7 @@ class ProbeEngine(SupervisedEngine):
             count: self.config.make_envs(self.config.batch_questions // count, count)
             for count in self.config.counts
         }
-        # Of one seed, so that the dancers of each ballet come again among more: of three HCAMs all learn 8
-        # dancers so, and two where every number of dancers has ballets of its own.
+        # Of one seed, so that the dancers of each ballet come again among more.
         for envs in self.envs.values():
             envs.reset(seed=derive_seed(self.config.seed, "sampling"))
 

@@ -88,6 +88,7 @@ def stopped_after(updates, engine):
         engine.save()
 
 
+@pytest.mark.slow
 def test_handed_from_engine_to_engine_and_back_equals_never_stopped(tiny, tmp_path, assert_same):
     """A dict of images crosses processes too."""
     config = tiny(
@@ -189,7 +190,7 @@ class Env(gymnasium.Env):
 """
 
 
-@pytest.mark.parametrize("num_env_runners", [0, 1])
+@pytest.mark.parametrize("num_env_runners", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_an_environment_that_fails_is_reported_not_restarted(num_env_runners, tiny, tmp_path):
     config = tiny("gru", env=EnvConfig("faulty:Env", num_envs=4))
     with pytest.raises(OSError, match="the third step fails") as raised:
