@@ -67,17 +67,18 @@ def _misfit(source: Source, remedy: str, *differences: str) -> ValueError:
 def _settings(config: Any) -> dict[str, Any]:
     """Return what shapes the weights, by names such as `policy.memory.dim`."""
     encoded = serialization.encode(config)
-    return _flat({name: encoded[name] for name in config.shaped_by})
+    return flat({name: encoded[name] for name in config.shaped_by})
 
 
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
+def flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Return the leaves of nested dicts and lists by the names that lead to them, such as `memory.dim`."""
     if not isinstance(value, dict | list):
         return {name: value}
     parts = value.items() if isinstance(value, dict) else enumerate(value)
     return {
         inner: leaf
         for key, part in parts
-        for inner, leaf in _flat(part, f"{name}.{key}" if name else str(key)).items()
+        for inner, leaf in flat(part, f"{name}.{key}" if name else str(key)).items()
     }
 
 

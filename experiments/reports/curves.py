@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from numpy.typing import NDArray
 
+from scrubjay.experiments.kinds.beginning import flat
 from scrubjay.experiments.recipes.registry import longer_of
 from scrubjay.experiments.reports.colours import colours
 from scrubjay.experiments.run import Run
@@ -80,7 +81,9 @@ def contenders(runs: Sequence[Run]) -> dict[Run, str]:
     for run in runs:
         alike = [settings[other] for other in runs if _place(other) == _place(run)]
         differing = [name for name in settings[run] if len({str(own.get(name)) for own in alike}) > 1]
-        own = ", ".join(f"{name[-1].replace('_', ' ')} {settings[run][name]}" for name in differing)
+        own = ", ".join(
+            f"{name.rpartition('.')[2].replace('_', ' ')} {settings[run][name]}" for name in differing
+        )
         names[run] = f"{run.config.label}, {own}" if own else run.config.label
     return names
 
@@ -90,20 +93,13 @@ def _place(run: Run) -> tuple[str, str]:
     return run.config.recipe, run.config.label
 
 
-def _settings(config: Any) -> dict[tuple[str, ...], Any]:
-    """Return what makes an experiment another, by where it stands."""
-    found = {("memory", name): value for name, value in dataclasses.asdict(config.memory).items()}
+def _settings(config: Any) -> dict[str, Any]:
+    """Return what makes an experiment another, by names such as `policy.clock`."""
+    parts = {"memory": dataclasses.asdict(config.memory)}
     for part in ("policy", "learner", "env"):
         if (own := getattr(config, part, None)) is not None:
-            found |= _flat((part,), {**dataclasses.asdict(own), "memory": {}})
-    return found
-
-
-def _flat(place: tuple[str, ...], fields: dict[str, Any]) -> dict[tuple[str, ...], Any]:
-    found: dict[tuple[str, ...], Any] = {}
-    for name, value in fields.items():
-        found |= _flat((*place, name), value) if isinstance(value, dict) else {(*place, name): value}
-    return found
+            parts[part] = {**dataclasses.asdict(own), "memory": {}}
+    return flat(parts)
 
 
 def plot_longer(scores: Sequence[tuple[Run, dict[int, float]]], out: Path | str) -> Path:
