@@ -8,6 +8,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 from measured import on_site
+from notebooks import offering, write_notebooks
 from pages import escape_bars, write_pages
 from sphinx.application import Sphinx
 from sphinx.ext import napoleon
@@ -19,8 +20,9 @@ project = "Scrubjay"
 author = copyright = "Scrubjay's maintainers"
 version = release = scrubjay.__version__
 extensions = ["sphinx.ext.autodoc", "myst_nb"]
-# What a package index shows; where `make docs` leaves the site, and myst-nb the notebooks that it has run.
-exclude_patterns = ["package.md", "site", "jupyter_execute"]
+# What a package index shows; where `make docs` leaves the site, and myst-nb the notebooks that it has run;
+# notebooks to take along.
+exclude_patterns = ["package.md", "site", "jupyter_execute", "made/notebooks"]
 html_theme = "furo"
 html_title = "Scrubjay"
 html_static_path = ["static"]
@@ -46,9 +48,14 @@ _NAPOLEON: Any = napoleon.Config()
 
 def setup(app: Sphinx) -> None:
     """Write the pages that are made, before the others are read."""
-    app.connect("config-inited", lambda app, _: write_pages(Path(app.srcdir) / "made"))
+    app.connect("config-inited", lambda app, _: _write(Path(app.srcdir) / "made"))
     app.connect("autodoc-process-docstring", _process)
     app.connect("source-read", _give_files)
+
+
+def _write(made: Path) -> None:
+    write_pages(made)
+    write_notebooks(made / "notebooks")
 
 
 def _process(app: Sphinx, what: Any, name: str, thing: object, options: object, lines: list[str]) -> None:
@@ -60,4 +67,4 @@ def _process(app: Sphinx, what: Any, name: str, thing: object, options: object, 
 
 def _give_files(app: Sphinx, page: str, source: list[str]) -> None:
     """Let links outside of `docs` lead to pages of the site where there are such, else give the files."""
-    source[0] = on_site(source[0], (Path(app.srcdir) / page).parent)
+    source[0] = on_site(offering(source[0], page), (Path(app.srcdir) / page).parent)

@@ -126,12 +126,13 @@ def leads_to_places_that_are_there(path: Path, page: Page, pages: dict[str, Page
 
 
 def shows_what_it_does(name: str, page: Page) -> None:
-    """A tutorial's outputs are there, each figure among them, and none tells where the site was built."""
+    """Outputs of a tutorial are there, and its figures and notebook; none tells where the site was built."""
     assert page.text.count("cell_output") >= 2, name
     source = (ROOT / "docs" / "tutorials" / f"{name}.md").read_text(encoding="utf-8")
     figures = len(re.findall(r"plt\.subplots|^Image\(", source, re.MULTILINE))
     assert sum(loaded.endswith(".png") for loaded in page.loads) == figures, name
     assert "site-packages" not in page.text, name
+    assert sum(address.endswith(f"/{name}.ipynb") for address in page.leads) == 1, name
 
 
 def has_a_page_for_all_that_is_registered(pages: dict[str, Page]) -> None:
