@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from langchain_core.tools import BaseTool
@@ -26,9 +26,15 @@ def by_name(
 ) -> dict[str, BaseTool]:
     """Return tools by their names, the `foreign` ones marked so.
 
-    Raises ValueError on a name that is taken, or that a stranger made up of other than letters, digits and
-    `_.-`.
+    Raises TypeError on what is no tool, ValueError on a name that is taken, or that a stranger made up of
+    other than letters, digits and `_.-`.
     """
+    for name, given in (("tools", tools), ("foreign_tools", foreign)):
+        if isinstance(given, str) or not isinstance(given, Collection):
+            raise TypeError(f"{name}={given!r}: pass a list of tools and functions")
+        for one in given:
+            if not callable(one) and not isinstance(one, BaseTool):
+                raise TypeError(f"{name} holds {one!r}: pass functions or tools of langchain")
     known: dict[str, BaseTool] = {}
     for place, given in enumerate([*tools, *foreign]):
         one = given if isinstance(given, BaseTool) else as_tool(given)
