@@ -64,6 +64,7 @@ def test_it_composes_with_other_runnables():
         (lambda model: KwaiAgent(model, max_steps=0), ValueError, "max_steps=0"),
         (lambda model: KwaiAgent(model, planning="xml"), ValueError, "native, json"),
         (lambda model: KwaiAgent(model, [born, born]), ValueError, "'born'"),
+        (lambda model: KwaiAgent(model, [lambda x: x]), ValueError, "tool '<lambda>': .*docstring"),
         (lambda model: KwaiAgent(model, [born], planning="native"), TypeError, "planning='json'"),
         (lambda model: KwaiAgent(model, profile=Profile(language="fr")), ValueError, "en, zh"),
         (lambda model: KwaiAgent(model).invoke([AIMessage("Hi")]), ValueError, "last message"),
