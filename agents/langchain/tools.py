@@ -137,6 +137,9 @@ class UpdateMemory(_MemoryTool):
 
     def _run(self, id: str, text: str) -> tuple[str, dict[str, Any]]:
         old = self._record(id)
+        # By the bank's clock, which a draft tells. Replaced twice, one fact would have two that are true now.
+        if old.valid_to is not None and old.valid_to.timestamp() <= self.bank.draft(id).created:
+            raise ToolException(f"Memory {id!r} no longer holds. Take an id from search_memory.")
         new = self._write(
             text, kind=old.kind, namespace=old.namespace, importance=old.importance, supersedes=id
         )
