@@ -298,9 +298,9 @@ def _get(bank: MemoryBank, id: str, file: Path) -> Record:
 def _read_moment(text: str) -> datetime:
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        return moment.astimezone() if moment.tzinfo is None else moment
+    except (ValueError, OverflowError):
         raise ValueError(f"at={text!r}: write a moment as 2026-11-26 or 2026-11-26T08:30") from None
-    return moment.astimezone() if moment.tzinfo is None else moment
 
 
 def _heading(record: Record) -> str:

@@ -211,10 +211,13 @@ def test_the_calendars_ends_are_shown_wherever_the_user_is(here, monkeypatch, zo
             patch.setenv("TZ", zone)
             time.tzset()
             code, out, said = here("memory", "show", "m.db")
+            refused = here("memory", "search", "m.db", "ever", "--at", "9999-12-31T23:59:59.999999")
     finally:
         time.tzset()
     assert code == 0, said
     assert "until 9999-12-31" in out
+    assert refused[0] == 2
+    assert "at='9999-12-31T23:59:59.999999': write a moment as" in refused[2]
 
 
 def test_an_imported_document_without_a_passage_is_named(here):
