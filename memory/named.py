@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, SupportsIndex, TypeVar
 
 Config = TypeVar("Config")
 
@@ -35,19 +35,27 @@ class Registry(dict[str, type[Config]], Generic[Config]):
     def configure(self, name: str, **fields: Any) -> Config:
         """Return the named config, defaults where `fields` is silent.
 
-        Raises ValueError on an unknown name or field, naming the choices.
+        Raises ValueError on an unknown name or field, naming the choices, and TypeError on a size that is no
+        whole number.
         """
         if name not in self:
             close = difflib.get_close_matches(name, self, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise ValueError(f"unknown {self.kind} {name!r}; choose from {', '.join(self.names())}{hint}")
-        known = [field.name for field in dataclasses.fields(self[name])]  # pyright: ignore[reportArgumentType]
+        described = dataclasses.fields(self[name])  # pyright: ignore[reportArgumentType]
+        known = [field.name for field in described]
         unknown = sorted(set(fields) - set(known))
         if unknown:
             raise ValueError(
                 f"{self.kind} {name!r} has no field {', '.join(unknown)}; "
                 f"its fields are {', '.join(known) or 'none'}"
             )
+        for field in described:
+            sized = field.name in fields and field.type in ("int", int)
+            if sized and not isinstance(fields[field.name], SupportsIndex):
+                raise TypeError(
+                    f"{self.kind} {name!r} has {field.name}={fields[field.name]!r}; pass a whole number"
+                )
         return self[name](**fields)
 
     def name_of(self, config: Config) -> str:

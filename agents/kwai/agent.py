@@ -95,6 +95,19 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
 
         Raises ValueError or TypeError on what cannot work.
         """
+        memory_like = 'what adds and searches, such as MemoryBank("facts.db")'
+        for name, given, fits, wanted in (
+            ("model", model, isinstance(model, Runnable), "a chat model of langchain"),
+            ("memory", memory, memory is None or isinstance(memory, Remembers), memory_like),
+            ("profile", profile, profile is None or isinstance(profile, Profile), "a Profile"),
+            ("limits", limits, limits is None or isinstance(limits, Limits), "Limits(tool_calls=5)"),
+            ("approve", approve, approve is None or callable(approve), "a function of a Call"),
+            ("clock", clock, callable(clock), "a function that returns the present"),
+            ("max_steps", max_steps, isinstance(max_steps, int), "a whole number"),
+            ("recalled", recalled, isinstance(recalled, int), "a whole number"),
+        ):
+            if not fits:
+                raise TypeError(f"{name}={given!r}: pass {wanted}")
         if max_steps < 1:
             raise ValueError(
                 f"max_steps={max_steps}: must be at least 1; an agent without tools plans nothing"
@@ -267,6 +280,8 @@ def _read_input(input: Any) -> tuple[list[BaseMessage], tuple[Supplied, ...]]:
         raise ValueError("the question is empty")
     if isinstance(knowledge, str):
         knowledge = (knowledge,)
+    if not isinstance(knowledge, Iterable):
+        raise TypeError(f"knowledge={knowledge!r}; give texts or Documents")
     return messages, tuple(_supplied(document) for document in knowledge)
 
 

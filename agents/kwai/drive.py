@@ -53,11 +53,11 @@ class _Written:
     """An answer as it is written."""
 
     def __init__(self) -> None:
-        self._chunks: list[AIMessageChunk] = []
+        self._chunks: list[AIMessage] = []
         self._text, self._begun = "", False
 
-    def add(self, chunk: AIMessageChunk) -> Iterator[Update]:
-        """Add a piece; give its text, if it has any outside a block of thought begun with `<think>`."""
+    def add(self, chunk: AIMessage) -> Iterator[Update]:
+        """Add a piece, or all of it at once, and give its text but for thoughts between `<think>` marks."""
         self._chunks.append(chunk)
         text = clean(chunk.text)
         if not self._begun:
@@ -73,8 +73,9 @@ class _Written:
         """All of it."""
         if not self._chunks:
             return AIMessage("")
-        first, *others = self._chunks
-        message = message_chunk_to_message(first + others)  # at once: one by one takes their square
+        message, *others = self._chunks
+        if isinstance(message, AIMessageChunk):
+            message = message_chunk_to_message(message + others)  # at once: one by one takes their square
         assert isinstance(message, AIMessage)
         return message
 

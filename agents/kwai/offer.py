@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from langchain_core.tools import BaseTool
-from langchain_core.tools import tool as as_tool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from scrubjay.agents.kwai.plans import FINISH, NOTHING
@@ -16,6 +15,7 @@ from scrubjay.agents.language.declarations import FOREIGN, is_foreign
 from scrubjay.agents.language.prompts import Prompts
 from scrubjay.agents.language.text import clean_value
 from scrubjay.agents.language.untrusted import fence, without_marks
+from scrubjay.agents.tools.declared import as_tool
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")  # as the protocol of MCP has them
 _TOLD = ("title", "description", "$comment")
@@ -26,12 +26,18 @@ def by_name(
 ) -> dict[str, BaseTool]:
     """Return tools by their names, the `foreign` ones marked so.
 
-    Raises ValueError on a name that is taken, or that a stranger made up of other than letters, digits and
-    `_.-`.
+    Raises TypeError on what is no tool, ValueError on a function without a docstring and on a name that is
+    taken, or that a stranger made up of other than letters, digits and `_.-`.
     """
+    for name, given in (("tools", tools), ("foreign_tools", foreign)):
+        if isinstance(given, str) or not isinstance(given, Collection):
+            raise TypeError(f"{name}={given!r}: pass a list of tools and functions")
+        for one in given:
+            if not callable(one) and not isinstance(one, BaseTool):
+                raise TypeError(f"{name} holds {one!r}: pass functions or tools of langchain")
     known: dict[str, BaseTool] = {}
     for place, given in enumerate([*tools, *foreign]):
-        one = given if isinstance(given, BaseTool) else as_tool(given)
+        one = as_tool(given)
         if place >= len(tools):
             one = one.model_copy(update={"metadata": {**(one.metadata or {}), FOREIGN: True}})
         if one.name in known or one.name in (FINISH, NOTHING):

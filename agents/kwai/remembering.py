@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
 class Remembered(Protocol):
@@ -30,6 +30,7 @@ class Remembered(Protocol):
         ...
 
 
+@runtime_checkable
 class Remembers(Protocol):
     """A memory that outlives the conversation; it must stand calls from several threads."""
 

@@ -42,6 +42,7 @@ from scrubjay.agents.langchain.checkpoints import (
     delete,
     read,
 )
+from scrubjay.memory.bank.file.record import check_count
 from scrubjay.memory.bank.file.store import Store
 
 _T = TypeVar("_T")
@@ -167,6 +168,8 @@ class Checkpointer(BaseCheckpointSaver[str]):
         limit: int | None = None,
     ) -> Iterator[CheckpointTuple]:
         """Yield checkpoints, newest first; `filter` is what their metadata must equal."""
+        if limit is not None:
+            check_count("limit", limit, 0)
         condition, values = _condition(config, before)
         most = -1 if filter or limit is None else limit
         with self._store.reading() as connection:

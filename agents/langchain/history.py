@@ -43,6 +43,8 @@ class BankChatMessageHistory(BaseChatMessageHistory):
     """
 
     def __init__(self, bank: MemoryBank, thread: str, namespace: Sequence[str] = ()) -> None:
+        if not isinstance(bank, MemoryBank):
+            raise TypeError(f'bank={bank!r}: pass a bank, such as MemoryBank("facts.db")')
         self._bank, self._thread, self._namespace = bank, str(thread), check_namespace(namespace)
         self._where = (join_namespace(self._namespace), self._thread)
         self._first, self._last = 0, 0

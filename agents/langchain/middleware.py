@@ -21,7 +21,15 @@ from scrubjay.agents.language.prompts import load_prompts
 from scrubjay.agents.language.text import clean, estimate_tokens, storable
 from scrubjay.agents.language.untrusted import TAINTED, fence, telling_tools
 from scrubjay.memory.bank.bank import MemoryBank
-from scrubjay.memory.bank.file.record import KINDS, LONGEST_TEXT, TRUSTS, Hit, check_choices, check_namespace
+from scrubjay.memory.bank.file.record import (
+    KINDS,
+    LONGEST_TEXT,
+    TRUSTS,
+    Hit,
+    check_choices,
+    check_count,
+    check_namespace,
+)
 
 _TRUSTED = "scrubjay_trusted"
 
@@ -80,8 +88,9 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
         Raises ValueError or TypeError on what cannot be.
         """
         super().__init__()
-        if k < 1:
-            raise ValueError(f"k={k}: must be at least 1")
+        if not isinstance(bank, MemoryBank):
+            raise TypeError(f'bank={bank!r}: pass a bank, such as MemoryBank("facts.db")')
+        check_count("k", k, 1)
         self._bank, self._k, self._budget, self._count_tokens = bank, k, token_budget, count_tokens
         self._namespace = namespace if callable(namespace) else check_namespace(namespace)
         self._kinds = check_choices("kinds", kinds, KINDS)

@@ -33,8 +33,11 @@ from langgraph.store.base import (
 )
 
 from scrubjay.agents.langchain.filter import meets
+from scrubjay.agents.language.prompts import load_prompts
+from scrubjay.agents.language.text import storable
 from scrubjay.memory.bank.bank import MemoryBank
-from scrubjay.memory.bank.file.record import join_namespace, split_namespace
+from scrubjay.memory.bank.file.record import check_count, join_namespace, split_namespace
+from scrubjay.memory.bank.write import check_text
 
 _MIGRATIONS = (
     (
@@ -60,13 +63,13 @@ _DEPTH = 64
 class BankStore(BaseStore):
     """Items kept in a bank's file; safe for threads, event loops and processes.
 
-    `memory` is a bank, or the path of one to open. A search with a query ranks by the bank's recall, by words
-    alone if it has no embeddings; items that it does not find come last, with no score.
+    `memory` is a bank, or the path of one to open. A search with a query ranks by the bank's recall, by
+    words alone if it has no embeddings; items that it does not find come last, with no score.
     `index={"fields": [...]}` says which parts of a value are searchable, all by default; with a path, its
     `embed` becomes the bank's embeddings. What an item says is also in the bank, under namespace
-    `("store", *namespace)`. In one batch all reads come before all writes. What has expired is never seen,
-    and goes with the next write or `sweep_ttl`. `clock` returns seconds since 1970. Raises ValueError on an
-    `embed` for a bank that is open already.
+    `("store", *namespace)`, of the longest texts the beginning. In one batch all reads come before all
+    writes. What has expired is never seen, and goes with the next write or `sweep_ttl`. `clock` returns
+    seconds since 1970. Raises ValueError on an `embed` for a bank that is open already.
     """
 
     supports_ttl = True
@@ -214,7 +217,8 @@ class BankStore(BaseStore):
     def _write(self, puts: list[PutOp]) -> None:
         drafts, values = [], []
         for place, op in enumerate(puts):
-            values.append((op, _encoded(op), texts := self._texts(op)))
+            value = _encoded(op)
+            values.append((op, value, texts := self._texts(op, value)))
             # An item is a chunk of its own: what stands beside it has nothing to do with it.
             drafts += [
                 self._bank.draft(
@@ -235,12 +239,13 @@ class BankStore(BaseStore):
         if deleted:
             self._bank.store.erase_traces()
 
-    def _texts(self, op: PutOp) -> list[str]:
-        if op.value is None or op.index is False:
+    def _texts(self, op: PutOp, value: str | None) -> list[str]:
+        if value is None or op.index is False:
             return []
         fields = self._fields if op.index is None else op.index
-        texts = (text for field in fields for text in get_text_at_path(op.value, field))
-        return list(dict.fromkeys(text for text in texts if text.strip()))
+        kept, say = json.loads(value), load_prompts("en").say
+        texts = (text for field in fields for text in get_text_at_path(kept, field))
+        return list(dict.fromkeys(storable(text, say) for text in texts if text.strip()))
 
     def _upsert(self, connection: sqlite3.Connection, op: PutOp, value: str, records: list[str]) -> None:
         now = self._clock()
@@ -280,8 +285,7 @@ def _check(op: Any) -> None:
         raise TypeError(f"{op!r} is no operation of a store; pass GetOp, PutOp, SearchOp or ListNamespacesOp")
     validate_op_namespace(op)
     for name in ("limit", "offset"):
-        if getattr(op, name, 0) < 0:
-            raise ValueError(f"{name}={getattr(op, name)}: must not be negative")
+        check_count(name, getattr(op, name, 0), 0)
     labels = getattr(op, "namespace", ()) or getattr(op, "namespace_prefix", ())
     if any("\x1f" in label for label in labels):
         raise InvalidNamespaceError(f"namespace {labels!r}: its labels must not contain U+001F")
@@ -290,10 +294,13 @@ def _check(op: Any) -> None:
 def _encoded(op: PutOp) -> str | None:
     if op.value is None:
         return None
+    what = f"the value of {op.key!r} in {op.namespace!r}"
     try:
-        return json.dumps(dict(op.value), ensure_ascii=False, allow_nan=False)
+        value = json.dumps(dict(op.value), ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise type(error)(f"the value of {op.key!r} in {op.namespace!r} must be JSON: {error}") from None
+        raise type(error)(f"{what} must be JSON: {error}") from None
+    check_text(what, value)
+    return value
 
 
 def _delete(connection: sqlite3.Connection, op: PutOp) -> bool:

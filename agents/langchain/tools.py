@@ -17,7 +17,15 @@ from pydantic import BaseModel, Field
 from scrubjay.agents.language.text import clean
 from scrubjay.agents.language.untrusted import is_tainted
 from scrubjay.memory.bank.bank import MemoryBank
-from scrubjay.memory.bank.file.record import LONGEST_TEXT, TRUSTS, Hit, Record, check_choices, check_namespace
+from scrubjay.memory.bank.file.record import (
+    LONGEST_TEXT,
+    TRUSTS,
+    Hit,
+    Record,
+    check_choices,
+    check_count,
+    check_namespace,
+)
 
 _CHANGES = {"side_effect": True, "untrusted": False}
 
@@ -30,8 +38,7 @@ def memory_tools(
     A search returns at most `k` records. Without "tool" among `trusts` it shows nothing that a tool said, and
     counts as trusted itself. Raises ValueError or TypeError on what cannot be.
     """
-    if k < 1:
-        raise ValueError(f"k={k}: must be at least 1")
+    check_count("k", k, 1)
     whose = {"bank": bank, "namespace": check_namespace(namespace)}
     return [
         SearchMemory(**whose, k=k, trusts=check_choices("trusts", trusts, TRUSTS) or TRUSTS),
@@ -130,6 +137,9 @@ class UpdateMemory(_MemoryTool):
 
     def _run(self, id: str, text: str) -> tuple[str, dict[str, Any]]:
         old = self._record(id)
+        # By the bank's clock, which a draft tells. Replaced twice, one fact would have two that are true now.
+        if old.valid_to is not None and old.valid_to.timestamp() <= self.bank.draft(id).created:
+            raise ToolException(f"Memory {id!r} no longer holds. Take an id from search_memory.")
         new = self._write(
             text, kind=old.kind, namespace=old.namespace, importance=old.importance, supersedes=id
         )

@@ -6,9 +6,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from langchain_core.tools import BaseTool
-from langchain_core.tools import tool as as_tool
+from langchain_core.tools import tool as made_by_langchain
 
 from scrubjay.agents.language.declarations import Declaration, declare
+
+
+def as_tool(given: BaseTool | Callable[..., Any]) -> BaseTool:
+    """Return a tool, or that of a function. Raises ValueError naming one without a docstring."""
+    if isinstance(given, BaseTool):
+        return given
+    try:
+        return made_by_langchain(given)
+    except ValueError as error:
+        raise ValueError(f"tool {getattr(given, '__name__', given)!r}: {error}") from error
 
 
 def tool(
@@ -43,6 +53,6 @@ def tool(
     declaration = Declaration(side_effect, untrusted, None if addresses is None else tuple(addresses))
 
     def declared(given: BaseTool | Callable[..., Any]) -> BaseTool:
-        return declare(given if isinstance(given, BaseTool) else as_tool(given), declaration)
+        return declare(as_tool(given), declaration)
 
     return declared

@@ -372,10 +372,9 @@ def choose_tools(options: AgentOptions, has_route: Callable[[], bool] | None = N
 
     Raises ValueError on a name that is none, ImportError on its module.
     """
-    from langchain_core.tools import BaseTool, tool
-
     from scrubjay.agents.language.declarations import is_trusted
     from scrubjay.agents.tools import make_tools
+    from scrubjay.agents.tools.declared import as_tool
 
     words = [word.strip() for word in options.tools.split(",") if word.strip()]
     if not words:
@@ -399,8 +398,7 @@ def choose_tools(options: AgentOptions, has_route: Callable[[], bool] | None = N
             ]
             chosen += working
         elif ":" in word:
-            named = _resolve(word)
-            chosen.append(named if isinstance(named, BaseTool) else tool(named))
+            chosen.append(as_tool(_resolve(word)))
         else:
             chosen += make_tools([word], **made)
     return list({one.name: one for one in chosen}.values())
@@ -408,7 +406,10 @@ def choose_tools(options: AgentOptions, has_route: Callable[[], bool] | None = N
 
 def _resolve(word: str) -> Any:
     module, _, name = word.partition(":")
-    found = getattr(importlib.import_module(module), name, None)
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except (ImportError, ValueError) as error:
+        raise type(error)(f"tool {word!r}: {error}") from error
     if not callable(found) and not hasattr(found, "invoke"):
         raise ValueError(f"tool {word!r}: {module} has no function or tool {name!r}")
     return found

@@ -68,6 +68,8 @@ class MeasureOptions:
         for path in self.text:
             if not path.is_file():
                 raise ValueError(f"there is no file {path}")
+        if not self.read().strip():
+            raise ValueError(f"{', '.join(map(str, self.text))}: there is no text in it")
         if not self.methods:
             raise ValueError("--methods is empty; name at least one")
         for name in self.methods:

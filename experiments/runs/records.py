@@ -53,11 +53,12 @@ class Records:
 def settle(out: Path, settings: Mapping[str, Any]) -> None:
     """Make a directory for results of these settings, or check that it is theirs.
 
-    Raises ValueError if it holds results of other settings, naming those that differ.
+    Raises ValueError if it holds results of other settings, naming those that differ. One in which nothing
+    has come of its settings, as a mistyped word among them was found too late, takes others.
     """
     out.mkdir(parents=True, exist_ok=True)
     file, settings = out / SETTINGS, json.loads(json.dumps(settings, default=str))
-    if file.exists():
+    if file.exists() and any(path != file for path in out.iterdir()):
         before = read_object(file)
         different = [
             f"{name}={before.get(name)!r}, now {settings.get(name)!r}"

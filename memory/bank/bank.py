@@ -29,6 +29,7 @@ from scrubjay.memory.bank.file.record import (
     Time,
     check_choice,
     check_choices,
+    check_count,
     check_namespace,
     join_namespace,
     record_fields,
@@ -71,6 +72,7 @@ class MemoryBank:
 
     Raises:
         DamagedBankError: a ValueError, here and by every method, on a file that is damaged or no bank.
+        OSError: where the file's folder is not there, or the file is a folder.
         ValueError: on a file of a newer Scrubjay, on a device that is not there, and on what does not go
             together; the first search or write does on a file that was written with other embeddings
             (`memory/bank/model.py`).
@@ -86,7 +88,7 @@ class MemoryBank:
         device: str | None = None,
         approximate: bool = False,
     ) -> None:
-        if dense_weight < 0:
+        if not dense_weight >= 0:
             raise ValueError(f"dense_weight={dense_weight}: must not be negative")
         held_on = check_options(path, embeddings, surprise, device, approximate)
         self._clock, self._dense_weight = clock, dense_weight
@@ -167,8 +169,8 @@ class MemoryBank:
         Args: those of `add`.
         """
         check_memorable(text)
-        if importance is not None and not 0 <= importance <= 1:
-            raise ValueError(f"importance={importance}: must be from 0 to 1")
+        if importance is not None and not (isinstance(importance, int | float) and 0 <= importance <= 1):
+            raise ValueError(f"importance={importance!r}: must be a number from 0 to 1")
         moment = self._clock()
         now = to_seconds(moment, "clock()")
         start = None if valid_from is None else to_seconds(valid_from, "valid_from")
@@ -240,8 +242,10 @@ class MemoryBank:
             provenance: Anything that JSON can hold.
 
         Raises:
-            ValueError: if the text is blank, and as `add`.
+            ValueError, TypeError: if the text is blank, and as `add`.
         """
+        if not isinstance(text, str):
+            raise TypeError(f"text={text!r}: pass a string")
         drafts = []
         for number, (heading, passages) in enumerate(split_document(text, passage_length)):
             for passage in passages:
@@ -279,11 +283,10 @@ class MemoryBank:
             by: "meaning" for the exact cosine alone, "words" as without embeddings; by default both.
 
         Raises:
-            ValueError: on k < 1, on kinds, trusts and `by` that there are none of, by meaning without
-                embeddings, and on a query longer than `LONGEST_TEXT` (2**20) characters.
+            ValueError, TypeError: on k < 1, on kinds, trusts and `by` that there are none of, by meaning
+                without embeddings, and on a query longer than `LONGEST_TEXT` (2**20) characters.
         """
-        if k < 1:
-            raise ValueError(f"k={k}: must be at least 1")
+        check_count("k", k, 1)
         check_length("query", query)
         if by is not None:
             check_choice("by", by, ("meaning", "words"))
@@ -325,8 +328,7 @@ class MemoryBank:
 
     def recent(self, n: int, kind: str | None = None, namespace: Sequence[str] | None = None) -> list[Record]:
         """Return the last `n` records that hold now, the newest last."""
-        if n < 0:
-            raise ValueError(f"n={n}: must not be negative")
+        check_count("n", n, 0)
         condition, values = Filter(
             at=to_seconds(self._clock(), "clock()"),
             kinds=None if kind is None else (check_choice("kind", kind, KINDS),),
@@ -368,7 +370,8 @@ class MemoryBank:
     def restore(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[bool]:
         """Write what `export` gave, and yield of each record whether it was new.
 
-        Ids that are there stay untouched.
+        Ids that are there stay untouched. Nothing is written that is not iterated over, as by
+        `sum(bank.restore(rows))`.
 
         Hundreds are written at once, and those yielded for are safe: going on after a break begins from the
         start. Raises ValueError or TypeError on what is no such record.

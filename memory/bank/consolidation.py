@@ -18,7 +18,14 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from scrubjay.memory.bank.bank import MemoryBank
 from scrubjay.memory.bank.file.damage import Unreadable
-from scrubjay.memory.bank.file.record import Record, Time, split_namespace, to_datetime, to_seconds
+from scrubjay.memory.bank.file.record import (
+    Record,
+    Time,
+    check_count,
+    split_namespace,
+    to_datetime,
+    to_seconds,
+)
 from scrubjay.memory.bank.write import Draft, check_memorable, encode_provenance
 
 Action = Literal["add", "update", "delete", "none"]
@@ -90,8 +97,7 @@ class Consolidation:
     """
 
     def __init__(self, bank: MemoryBank, decide: Decide, k: int = 10) -> None:
-        if k < 1:
-            raise ValueError(f"k={k}: must be at least 1")
+        check_count("k", k, 1)
         self._bank, self._decide, self._k = bank, decide, k
         bank.store.add_tables("consolidation", _TABLES)
 
@@ -172,8 +178,7 @@ class Consolidation:
 
     def decisions(self, n: int = 10) -> list[Decision]:
         """Return the last `n` decisions, the newest last. Raises ValueError on n < 0."""
-        if n < 0:
-            raise ValueError(f"n={n}: must not be negative")
+        check_count("n", n, 0)
         with self._bank.store.reading() as connection:
             rows = connection.execute(
                 f"SELECT {_COLUMNS} FROM decisions ORDER BY number DESC LIMIT ?", (n,)

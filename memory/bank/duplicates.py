@@ -2,9 +2,9 @@
 
 Candidates share a mark: bands of a MinHash of the content words (Broder 1997), and of the signs of random
 projections of the embedding (Charikar 2002). A candidate is the same if the new text says nothing more: its
-words are among the candidate's, or its embedding is very near; and numbers, names, negation are alike. The
-signs of embeddings agree by chance with those of ever more records, so these are compared before a text is
-read.
+words are among the candidate's, or its embedding is very near; and numbers, names, symbols, negation are
+alike. The signs of embeddings agree by chance with those of ever more records, so these are compared before a
+text is read.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import re
 import struct
+import unicodedata
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +30,12 @@ _NEGATION = re.compile(
     re.IGNORECASE,
 )
 _NAME = re.compile(r"\b(?:[A-Z]\w*|[^\W\d]*\d\w*)")
+# What no word tells: -5 and .5, 1.2 and 1/2, 2*3, !=; and what else is a symbol, as in C++ and C#, 5 $, 👍.
+_SIGN = re.compile(
+    r"(?<!\w)[-.](?=\d)|(?<=\d)[.,:/](?=\d)|(?<=\w)[*/^](?=\w)|(?<=\w) [*/^] (?=\w)|(?<![\w!])!(?=[\w=])"
+    r"|([^\w\s])"
+)
+_SYMBOLS = ("Sm", "Sc", "So")
 _COURTESY = {"please", "remember", "note", "hi", "hello", "hey", "ok", "okay", "thanks", "actually", "really"}
 _SUFFIX = re.compile(r"(ations?|ings?|ness|ments?|ies|ied|ed|es|ers?|ly|ic|s|y|e)$")
 _RANDOM = np.random.default_rng(1997)
@@ -41,6 +48,7 @@ class Meaning(NamedTuple):
     order: tuple[str, ...]
     stems: frozenset[str]
     names: frozenset[str]
+    signs: tuple[str, ...]
     denies: bool
     asks: bool
     vector: np.ndarray | None
@@ -54,7 +62,7 @@ class Marks(NamedTuple):
 
 
 def meaning_of(text: str, vector: np.ndarray | None) -> Meaning:
-    """Return stems in order, content stems, names and numbers, negation, question, and the unit embedding."""
+    """Return stems in order, content stems, names and numbers, signs, negation, question, the embedding."""
     every = words(text)
     stem_of = {word: _stem(word) for word in every}
     content = stem_of.keys() - STOP_WORDS - _COURTESY or stem_of.keys()
@@ -66,6 +74,7 @@ def meaning_of(text: str, vector: np.ndarray | None) -> Meaning:
         order=tuple(map(stem_of.__getitem__, every)),
         stems=frozenset(map(stem_of.__getitem__, content)),
         names=frozenset(names),
+        signs=tuple(sign[0].strip() for sign in _SIGN.finditer(text.replace("−", "-")) if _tells(sign[1])),
         denies=_NEGATION.search(text) is not None,
         asks=text.rstrip().endswith("?"),
         vector=vector,
@@ -74,7 +83,7 @@ def meaning_of(text: str, vector: np.ndarray | None) -> Meaning:
 
 def says_no_more(new: Meaning, old: Meaning) -> bool:
     """Return whether what is new was said already."""
-    if (new.denies, new.asks) != (old.denies, old.asks):
+    if (new.signs, new.denies, new.asks) != (old.signs, old.denies, old.asks):
         return False
     names = new.names | old.names
     if _in_order(new, names) != _in_order(old, names):
@@ -84,6 +93,10 @@ def says_no_more(new: Meaning, old: Meaning) -> bool:
     if new.vector is None or old.vector is None:
         return False
     return float(new.vector @ old.vector) >= COSINE
+
+
+def _tells(mark: str | None) -> bool:
+    return mark is None or mark in "#%‰" or unicodedata.category(mark) in _SYMBOLS
 
 
 def _in_order(meaning: Meaning, names: frozenset[str]) -> list[str]:

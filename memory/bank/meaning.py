@@ -149,10 +149,16 @@ def check_options(
 ) -> torch.device | None:
     """Return where torch is to hold embeddings, None for nowhere, if a bank's options go together.
 
-    Raises ValueError if they do not or the device is not there, ModuleNotFoundError without usearch.
+    Raises ValueError if they do not or the device is not there, TypeError on what are no embeddings, and
+    ModuleNotFoundError without usearch.
 
     Args: those of `MemoryBank`.
     """
+    if embeddings is not None and not isinstance(embeddings, Embeddings):
+        raise TypeError(
+            f"embeddings={embeddings!r}: pass an object with embed_documents and embed_query, such as "
+            "MiniLMEmbeddings()"
+        )
     if surprise is not None and embeddings is None:
         raise ValueError(f"surprise={surprise}: it is found in embeddings; pass some")
     if device is not None and embeddings is None:

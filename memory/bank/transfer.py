@@ -21,6 +21,7 @@ from scrubjay.memory.bank.file.record import (
     join_namespace,
     read_json,
     split_namespace,
+    to_seconds,
 )
 from scrubjay.memory.bank.write import Draft, Writer, check_text, encode_provenance, fingerprint
 
@@ -125,10 +126,9 @@ def check_row(row: Any) -> None:
     check_namespace(row["namespace"])
     _check(row, "provenance", lambda value: isinstance(value, dict))
     encode_provenance(row["provenance"])
-    for name in _TIMES:
-        _check(row, name, _is_number)
-    for name in ("valid_from", "valid_to"):
-        _check(row, name, lambda value: value is None or _is_number(value))
+    for name in (*_TIMES, "valid_from", "valid_to"):
+        if row[name] is not None or name in _TIMES:
+            _check_moment(row, name)
     _check(row, "importance", lambda value: _is_number(value) and 0 <= value <= 1)
     _check(row, "supersedes", lambda value: value is None or _is_text(value))
     _check(row, "chunk", lambda value: _is_whole(value) and value != 0)
@@ -138,13 +138,18 @@ def check_row(row: Any) -> None:
         if not (isinstance(said, dict) and said.keys() >= {"text", "observed", "provenance"}):
             raise ValueError(f"sayings={said!r}: each needs text, observed and provenance")
         _check(said, "text", _is_text)
-        _check(said, "observed", _is_number)
+        _check_moment(said, "observed")
         encode_provenance(said["provenance"])
 
 
 def _check(row: Mapping[str, Any], name: str, fits: Callable[[Any], bool]) -> None:
     if not fits(row[name]):
         raise ValueError(f"{name}={row[name]!r}: not what a record holds there")
+
+
+def _check_moment(row: Mapping[str, Any], name: str) -> None:
+    _check(row, name, _is_number)
+    to_seconds(row[name], name)
 
 
 def _is_text(value: Any) -> bool:

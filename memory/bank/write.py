@@ -320,24 +320,24 @@ def encode_provenance(provenance: dict[str, Any]) -> str:
     """Return provenance as JSON. Raises TypeError or ValueError on what JSON cannot hold."""
     try:
         written = json.dumps(provenance, ensure_ascii=False, allow_nan=False)
-    except TypeError as error:
-        raise TypeError(f"provenance must be JSON: {error}") from None
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"provenance={provenance!r:.200} must be what JSON can hold: {error}") from None
     check_text("provenance", written)
     return written
 
 
 def check_memorable(text: str) -> None:
     """Raise ValueError or TypeError on what cannot be remembered."""
-    if not isinstance(text, str):
-        raise TypeError(f"text={text!r}: pass a string")
+    check_length("text", text)
     if not text.strip():
         raise ValueError(f"text={text[:80]!r}: there is nothing to remember")
-    check_length("text", text)
     check_text("text", text)
 
 
 def check_length(name: str, text: str) -> None:
-    """Raise ValueError on a text that is longer than a bank takes."""
+    """Raise TypeError on what is no text, ValueError on one that is longer than a bank takes."""
+    if not isinstance(text, str):
+        raise TypeError(f"{name}={text!r}: pass a string")
     if len(text) > LONGEST_TEXT:
         raise ValueError(
             f"{name} has {len(text):,} characters, a bank takes {LONGEST_TEXT:,}; cut it, or hand it in as "

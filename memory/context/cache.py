@@ -52,13 +52,18 @@ class PolicyCache(Cache):
     Assisted decoding is refused unless `is_croppable`. One that is `marked` tells what it keeps, and holds
     four numbers more of each value.
 
-    Raises ValueError on a model that the policy cannot serve, RuntimeError when read into after a call that
+    Raises TypeError on what is no policy or no model, ValueError on a model that the policy cannot serve and
+    on a call of other rows than before, RuntimeError when read into after a call that
     was broken off.
     """
 
     layers: list[PolicyLayer | StateLayer | NothingLayer]
 
     def __init__(self, policy: ContextPolicy, model: PreTrainedModel, marked: bool = False) -> None:
+        if not isinstance(policy, ContextPolicy):
+            raise TypeError(f"policy={policy!r}: pass a policy, such as make('sinks', budget=1024)")
+        if isinstance(model, type) or not hasattr(model, "config"):
+            raise TypeError(f"model={model!r}: pass a loaded model of transformers")
         config = model.config.get_text_config(decoder=True)
         kinds = kinds_of(config)
         decoder = decoder_of(model)
@@ -139,6 +144,10 @@ class PolicyCache(Cache):
         batch, _, length, _ = keys.shape
         if self._step is not None and self._step.seen == seen and self._step.length == length:
             return self._step
+        if seen and batch != (held := self.shape().batch):
+            raise ValueError(
+                f"the call has {batch} rows, the cache {held}; begin a new cache, or reset this one"
+            )
         device = keys.device
         column = torch.arange(length, device=device)
         new = None

@@ -49,9 +49,10 @@ def load_model(
             is refused before its weights are read.
 
     Raises:
-        ValueError: where there is none, or none that can be used, with the remedy.
+        ValueError: where there is none, or none that can be used, or no such device, with the remedy.
         ImportError: where a package is missing, with the remedy.
     """
+    _check_device(device)
     path = _smollm2() if source == SMOLLM2 else Path(source)
     options: dict = {"local_files_only": True}
     if path.is_file() and path.suffix == ".gguf":
@@ -129,6 +130,17 @@ def _bars_on_terminals_alone() -> Iterator[None]:
     finally:
         logging.enable_progress_bar()
         gguf.tqdm = drawn
+
+
+def _check_device(device: str | torch.device) -> None:
+    """Raise ValueError where torch cannot compute, before weights are read."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"device={str(device)!r}: torch cannot compute there ({reason}); take 'cpu'"
+        ) from None
 
 
 def _smollm2() -> Path:

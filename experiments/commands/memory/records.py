@@ -21,6 +21,7 @@ from scrubjay.experiments.runs import reading
 from scrubjay.experiments.words.foreign import as_json, one_line, printable
 from scrubjay.memory import MemoryBank
 from scrubjay.memory.bank import Consolidation
+from scrubjay.memory.bank.document import split_document
 from scrubjay.memory.bank.file.record import Hit, Record
 
 Kind = Literal["knowledge", "conversation", "task", "episode"]
@@ -273,8 +274,11 @@ def import_(options: ImportOptions) -> int:
                     written = list(_told(bank.restore(_rows(lines, source)), "read"))
                 print(one_line(f"{source}: {sum(written)} new, {len(written) - sum(written)} were there"))
                 continue
+            text = reading.read_text(source)
+            if not any(passages for _, passages in split_document(text)):
+                raise ValueError(f"{source} has no passage: nothing but headings, or nothing; leave it out")
             ids = bank.add_document(
-                reading.read_text(source),
+                text,
                 options.kind,
                 read_namespace(options.namespace) or (),
                 trust=options.trust,
@@ -294,15 +298,21 @@ def _get(bank: MemoryBank, id: str, file: Path) -> Record:
 def _read_moment(text: str) -> datetime:
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        return moment.astimezone() if moment.tzinfo is None else moment
+    except (ValueError, OverflowError):
         raise ValueError(f"at={text!r}: write a moment as 2026-11-26 or 2026-11-26T08:30") from None
-    return moment.astimezone() if moment.tzinfo is None else moment
 
 
 def _heading(record: Record) -> str:
-    when = record.renewed.astimezone().strftime("%Y-%m-%d %H:%M")
-    ended = f"  until {record.valid_to.astimezone():%Y-%m-%d %H:%M}" if record.valid_to else ""
-    return one_line(f"{record.kind}  {when}{ended}  {record.trust}")
+    ended = f"  until {_local(record.valid_to)}" if record.valid_to else ""
+    return one_line(f"{record.kind}  {_local(record.renewed)}{ended}  {record.trust}")
+
+
+def _local(moment: datetime) -> str:
+    # At either end of the calendar the user's clock may have no such moment.
+    with contextlib.suppress(OverflowError):
+        moment = moment.astimezone()
+    return f"{moment:%Y-%m-%d %H:%M}"
 
 
 def _indented(text: str) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, tzinfo
-from typing import Any
+from typing import Any, SupportsIndex
 
 from scrubjay.memory.bank.file.damage import Unreadable
 
@@ -25,6 +26,8 @@ _COLUMNS = COLUMNS.split(", ")
 
 Time = datetime | float
 """A moment: a datetime (one without a zone is UTC), or seconds since 1970."""
+_FIRST = datetime.min.replace(tzinfo=UTC).timestamp()
+_LAST = math.nextafter(datetime.max.replace(tzinfo=UTC).timestamp(), 0)  # itself is rounded into year 10000
 
 
 @dataclass(frozen=True)
@@ -105,9 +108,13 @@ class Hit(Record):
 
 
 def to_seconds(moment: Time, name: str) -> float:
-    """Return seconds since 1970. Raises TypeError or ValueError naming the argument."""
+    """Return seconds since 1970. Raises TypeError or ValueError naming the argument.
+
+    A datetime that as such is beyond the calendar, as `datetime.max` is rounded, is its last or first moment.
+    """
     if isinstance(moment, datetime):
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        return min(max(seconds, _FIRST), _LAST)
     if isinstance(moment, bool) or not isinstance(moment, int | float):
         raise TypeError(f"{name}={moment!r}: pass a datetime or seconds since 1970")
     try:
@@ -136,6 +143,14 @@ def check_namespace(namespace: Sequence[str]) -> tuple[str, ...]:
     if any(not part or "\x1f" in part for part in namespace):
         raise ValueError(f"namespace={namespace!r}: its parts must be non-empty, without U+001F")
     return tuple(namespace)
+
+
+def check_count(name: str, count: int, least: int) -> None:
+    """Raise TypeError on what is no whole number, ValueError on one below `least`."""
+    if not isinstance(count, SupportsIndex):
+        raise TypeError(f"{name}={count!r}: pass a whole number")
+    if count < least:
+        raise ValueError(f"{name}={count}: must be at least {least}")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:

@@ -8,6 +8,7 @@ overwritten.
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import threading
 import time
@@ -75,11 +76,12 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
 class Store:
     """A connection for all threads of a process.
 
-    Raises ValueError on a file of a newer Scrubjay, and DamagedBankError where a file is damaged.
+    Raises ValueError on a file of a newer Scrubjay, DamagedBankError where a file is damaged or another
+    program's, and OSError where there can be no file.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = str(path)
+        self.path = _checked(path)
         self._lock = threading.RLock()
         self._changes = 0
         self._if_undone: set[Callable[[], None]] = set()
@@ -186,6 +188,7 @@ class Store:
 
     def _prepare(self) -> None:
         connection = self._connection
+        self._check_owner()
         connection.execute("PRAGMA secure_delete = ON")
         connection.execute("PRAGMA foreign_keys = ON")
         self._use_log()
@@ -202,6 +205,17 @@ class Store:
             if version == 0 and sqlite3.sqlite_version_info >= (3, 42):
                 connection.execute("INSERT INTO words (words, rank) VALUES ('secure-delete', 1)")
             connection.execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")
+
+    def _check_owner(self) -> None:
+        """Raise DamagedBankError on another program's database, before anything is written there."""
+        with self.reading() as connection:
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+        if tables and (version == 0 or "records" not in tables):
+            raise DamagedBankError(
+                f"{self.path!r} is another program's database, with {', '.join(sorted(tables)[:3])}; give "
+                "the memory a file of its own"
+            )
 
     def _migrate(self, migrations: Sequence[Sequence[str]], version: int, what: str) -> None:
         if version > len(migrations):
@@ -223,6 +237,17 @@ class Store:
                 if "locked" not in str(error) or time.monotonic() > deadline:
                     raise
                 time.sleep(0.01)
+
+
+def _checked(path: str | Path) -> str:
+    """Return where the file is or will be. Raises TypeError or OSError, naming it, where none can be."""
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f'path={path!r}: pass that of a file, or ":memory:"')
+    if Path(path).is_dir() and str(path):
+        raise IsADirectoryError(f"{str(path)!r} is a folder; name a file in it, such as facts.db")
+    if not Path(path).parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {str(Path(path).parent)!r} for a memory; make it first")
+    return str(path)
 
 
 def select(

@@ -61,13 +61,13 @@ class ChunksPolicy(ContextPolicy):
             raise ValueError(f"store={self.store!r}; choose 'model', 'cpu' or 'disk'")
         if self.chunk_size < 1:
             raise ValueError(f"chunk_size={self.chunk_size}: must be at least 1")
-        if self.local < 0:
-            raise ValueError(f"local_chunks={self.local}: must not be negative")
+        if self.local_chunks is not None and self.local_chunks < 0:
+            raise ValueError(f"local_chunks={self.local_chunks}: must not be negative")
         if self.chosen < 1:
+            local = 2 if self.local_chunks is None else self.local_chunks  # half of the least, rounded down
             raise ValueError(
-                f"budget={self.budget}: must be at least {(self.local + 3) * self.chunk_size}, for the "
-                "first chunk, "
-                f"{self.local} local ones, the present one and one to choose, of {self.chunk_size} tokens "
+                f"budget={self.budget}: must be at least {(local + 3) * self.chunk_size}, for the first "
+                f"chunk, {local} local ones, the present one and one to choose, of {self.chunk_size} tokens "
                 "each"
             )
 

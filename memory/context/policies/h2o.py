@@ -47,11 +47,15 @@ class H2OPolicy(ContextPolicy):
         for name, least in (("num_sinks", 0), ("interval", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}")
-        least = self.num_sinks + self.last + self.interval
-        if self.last < 1 or self.budget < least:
+        if self.recent is not None and self.recent < 1:
+            raise ValueError(f"recent={self.recent}: must be at least 1")
+        beside = self.num_sinks + self.interval
+        # Where the last tokens are half of the budget, half is left for the others.
+        least = max(2 * beside - 1, 2) if self.recent is None else beside + self.recent
+        if self.budget < least:
             raise ValueError(
                 f"budget={self.budget}: too small for {self.num_sinks} sinks, {self.last} recent tokens and "
-                f"{self.interval} to drop at once; make it at least {max(least, 2)} or these smaller"
+                f"{self.interval} to drop at once; make it at least {least} or these smaller"
             )
 
     @property

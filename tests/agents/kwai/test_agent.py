@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from langchain_core.callbacks import BaseCallbackHandler, UsageMetadataCallbackHandler
 from langchain_core.messages import AIMessage
@@ -62,11 +64,17 @@ def test_it_composes_with_other_runnables():
         (lambda model: KwaiAgent(model, max_steps=0), ValueError, "max_steps=0"),
         (lambda model: KwaiAgent(model, planning="xml"), ValueError, "native, json"),
         (lambda model: KwaiAgent(model, [born, born]), ValueError, "'born'"),
+        (lambda model: KwaiAgent(model, [lambda x: x]), ValueError, "tool '<lambda>': .*docstring"),
         (lambda model: KwaiAgent(model, [born], planning="native"), TypeError, "planning='json'"),
         (lambda model: KwaiAgent(model, profile=Profile(language="fr")), ValueError, "en, zh"),
         (lambda model: KwaiAgent(model).invoke([AIMessage("Hi")]), ValueError, "last message"),
         (lambda model: KwaiAgent(model).invoke(" "), ValueError, "question is empty"),
         (lambda model: KwaiAgent(model).invoke(None), TypeError, "the input is None"),
+        (
+            lambda model: KwaiAgent(model).invoke({"messages": "Hi", "knowledge": 3}),
+            TypeError,
+            "knowledge=3",
+        ),
         (
             lambda model: KwaiAgent(model).invoke({"messages": "Hi", "knowledge": [None]}),
             TypeError,
@@ -78,3 +86,26 @@ def test_it_composes_with_other_runnables():
 def test_what_cannot_work_is_refused_with_the_reason(build, error, words):
     with pytest.raises(error, match=words):
         build(ScriptedModel(binds=False))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"model": "gpt-5"}, "model='gpt-5': pass a chat model"),
+        ({"memory": "facts.db"}, "memory='facts.db': pass what adds and searches"),
+        ({"profile": "Ada"}, "profile='Ada'"),
+        ({"limits": {"tokens": 9}}, "limits={'tokens': 9}"),
+        ({"approve": True}, "approve=True"),
+        ({"clock": 3}, "clock=3"),
+        ({"max_steps": "5"}, "max_steps='5'"),
+        ({"recalled": 2.5}, "recalled=2.5"),
+        ({"tools": born}, "pass a list of tools"),
+        ({"tools": "web"}, "tools='web': pass a list of tools"),
+        ({"foreign_tools": ["web"]}, "foreign_tools holds 'web'"),
+    ],
+)
+def test_what_is_of_another_kind_is_refused_before_anything_is_asked(options: dict[str, Any], words):
+    model = ScriptedModel(replies=["Hello."], binds=False)
+    with pytest.raises(TypeError, match=words):
+        KwaiAgent(**{"model": model, **options})
+    assert not model.sent

@@ -49,6 +49,19 @@ def comparable(result):
     }
 
 
+def test_the_answer_of_a_model_that_does_not_stream_comes_whole():
+    def agent():
+        return KwaiAgent(ScriptedModel(replies=["<think>Hm.</think> 97 years."], disable_streaming=True))
+
+    async def on_a_loop():
+        return [part async for part in agent().astream(QUESTION)]
+
+    whole = comparable(agent().invoke(QUESTION))
+    for parts in (list(agent().stream(QUESTION)), asyncio.run(on_a_loop())):
+        assert [part["answer"] for part in parts if part.get("answer")] == ["97 years."]
+        assert comparable(added(parts)) == whole
+
+
 @pytest.mark.parametrize("replies", [NATIVE, JSON], ids=["native", "json"])
 def test_parts_of_a_stream_add_up_to_the_result(replies):
     whole = comparable(make(replies)[0].invoke(QUESTION))

@@ -248,6 +248,8 @@ def test_errors_name_what_is_wrong(saver):
         saver.get_tuple({"configurable": {}})
     with pytest.raises(ValueError, match="names no checkpoint"):
         saver.put_writes(thread(), [("a", 1)], "task")
+    with pytest.raises(TypeError, match=r"limit=1\.5"):
+        list(saver.list(None, limit=1.5))
     with pytest.raises(ValueError, match="strategy='some'; choose from keep_latest, delete"):
         saver.prune(["t"], strategy="some")
 

@@ -141,6 +141,8 @@ def test_clearing_leaves_nothing_in_the_file(bank, tmp_path):
 
 def test_what_json_cannot_hold_keeps_nothing_of_its_turn(bank):
     history = BankChatMessageHistory(bank, "t")
+    with pytest.raises(TypeError, match=r"bank='facts\.db': pass a bank"):
+        BankChatMessageHistory("facts.db", "t")  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="of type 'tool' must be JSON"):
         history.add_messages([HumanMessage("fine"), ToolMessage("x", tool_call_id="c", artifact=object())])
     assert history.messages == []

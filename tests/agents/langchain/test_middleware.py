@@ -198,6 +198,10 @@ def test_an_interrupted_turn_is_written_when_it_ends(bank, tmp_path):
 def test_what_cannot_be_is_said(bank):
     with pytest.raises(ValueError, match="k=0"):
         BankMiddleware(bank, k=0)
+    with pytest.raises(TypeError, match=r"k=2\.5"):
+        BankMiddleware(bank, k=2.5)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match=r"bank='facts\.db': pass a bank"):
+        BankMiddleware("facts.db")  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="namespace='ada'"):
         BankMiddleware(bank, "ada")
     with pytest.raises(ValueError, match="trusts='nobody'"):

@@ -23,6 +23,7 @@ from langgraph.store.memory import InMemoryStore
 
 from scrubjay.agents.langchain import BankStore
 from scrubjay.memory import MemoryBank
+from scrubjay.memory.bank.file.record import LONGEST_TEXT
 
 WORDS = st.sampled_from(["ada", "bern", "café", "鸟"])
 SPACES = st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=3).map(tuple)
@@ -215,6 +216,18 @@ def test_an_item_that_cannot_be_stored_leaves_its_batch_unwritten(store):
         store.batch(["get"])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="offset=-1"):
         store.search((), offset=-1)
+    with pytest.raises(TypeError, match=r"limit=1\.5"):
+        store.search((), limit=1.5)
+    with pytest.raises(ValueError, match=r"the value of 'bad' in \('n',\) holds '.ud800', half a character"):
+        store.put(("n",), "bad", {"v": "\ud800"}, index=False)
+
+
+def test_a_value_of_any_length_and_with_any_keys_is_kept_whole_and_found_by_its_beginning(store):
+    page = "acorn " + "leaf " * LONGEST_TEXT
+    store.put(("n",), "page", {"text": page, 3: "walnut"})
+    assert store.get(("n",), "page").value == {"text": page, "3": "walnut"}
+    store.put(("n",), "other", {"text": "heron"})
+    assert [item.key for item in store.search(("n",), query="acorn") if item.score] == ["page"]
 
 
 async def test_coroutines_threads_and_a_second_process_see_one_store(tmp_path):

@@ -83,6 +83,16 @@ def run(tool, **arguments):
     return tool.invoke({"name": tool.name, "args": arguments, "id": "c", "type": "tool_call"})
 
 
+def test_what_was_replaced_is_not_replaced_again(bank, tools):
+    with telling_tools(False):
+        saved = run(tools["save_memory"], text="Ada lives in Bern.").artifact["id"]
+        run(tools["update_memory"], id=saved, text="Ada lives in Basel.")
+        again = run(tools["update_memory"], id=saved, text="Ada lives in Rome.")
+    assert again.status == "error"
+    assert "no longer holds. Take an id from search_memory" in again.text
+    assert [hit.text for hit in bank.search("Where does Ada live?")] == ["Ada lives in Basel."]
+
+
 def test_a_fact_is_saved_found_corrected_and_forgotten(bank, tools):
     with telling_tools(False):
         saved = run(tools["save_memory"], text="Ada lives in Bern.").artifact["id"]

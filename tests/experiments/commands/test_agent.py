@@ -317,7 +317,7 @@ def test_a_replay_has_network_tools_without_a_network(tmp_path):
         (["--embeddings", "e5"], "give --memory FILE"),
         (["--tools", "calc"], "did you mean 'calculator'"),
         (["--tools", ""], "--tools is empty"),
-        (["--tools", "no_such_module:f"], "No module named 'no_such_module'"),
+        (["--tools", "no_such_module:f"], "tool 'no_such_module:f': No module named 'no_such_module'"),
         (["--tools", "json:nothing"], "no function or tool 'nothing'"),
         (["--replay", "no.jsonl"], "there is no file no.jsonl to replay"),
         (["--record", "a", "--replay", "b"], "give one of them"),

@@ -44,6 +44,18 @@ def test_what_no_measurement_can_do_is_named(name, fields, told, text):
 
 
 @pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [("blank.txt", " \n", "no text in it"), ("page.md", "It was dark.", "give a .txt file")],
+)
+def test_what_is_no_text_is_named_before_a_model_is_loaded(name, content, told, tmp_path):
+    file = tmp_path / name
+    file.write_text(content)
+    for measurement in MEASUREMENTS:
+        with pytest.raises(ValueError, match=rf"{name}: .*{told}"):
+            MEASUREMENTS[measurement][1](text=(file,)).check()  # pyright: ignore[reportCallIssue]
+
+
+@pytest.mark.parametrize(
     ("options", "fields", "told"),
     [
         (AgreementOptions, {"prompts": 0}, "prompts=0"),

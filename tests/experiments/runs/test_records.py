@@ -20,9 +20,18 @@ def test_a_line_cut_off_is_dropped(tmp_path):
 
 def test_settings_are_kept_and_compared(tmp_path):
     settle(tmp_path / "x", {"budget": 8, "lengths": (1, 2)})
+    (tmp_path / "x" / "sinks.jsonl").write_text("{}\n")
     settle(tmp_path / "x", {"budget": 8, "lengths": (1, 2)})
     with pytest.raises(ValueError, match="budget=8, now 9"):
         settle(tmp_path / "x", {"budget": 9, "lengths": (1, 2)})
+
+
+def test_settings_that_nothing_came_of_do_not_bind(tmp_path):
+    settle(tmp_path, {"model": "smolm2"})
+    settle(tmp_path, {"model": "smollm2"})
+    (tmp_path / "sinks.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match="model='smollm2', now 'smolm2'"):
+        settle(tmp_path, {"model": "smolm2"})
 
 
 @pytest.mark.parametrize(

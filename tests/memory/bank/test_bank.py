@@ -1,7 +1,8 @@
 """What a bank keeps, corrects, hides and forgets."""
 
+import math
 import sqlite3
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
@@ -109,17 +110,39 @@ def test_wrong_input_is_named(bank):
         (ValueError, "choose from user", lambda: bank.add("x", trust="god")),
         (TypeError, "namespace='ada'", lambda: bank.add("x", namespace="ada")),
         (ValueError, "importance=2", lambda: bank.add("x", importance=2)),
+        (ValueError, "importance='high'", lambda: bank.add("x", importance="high")),
         (ValueError, "supersedes='y'", lambda: bank.add("x", supersedes="y")),
         (ValueError, "valid_to", lambda: bank.add("x", valid_from=2, valid_to=1)),
         (TypeError, "observed='now'", lambda: bank.add("x", observed="now")),
         (TypeError, "provenance", lambda: bank.add("x", who=object())),
+        (ValueError, "provenance=.'page': nan", lambda: bank.add("x", page=math.nan)),
         (ValueError, "half a character", lambda: bank.add("\ud800")),
+        (TypeError, "text=None", lambda: bank.add_document(None)),
+        (TypeError, "query=None", lambda: bank.search(None)),
+        (TypeError, "k=1.5", lambda: bank.search("x", k=1.5)),
+        (TypeError, "n=1.5", lambda: bank.recent(1.5)),
+        (TypeError, "n='5'", lambda: bank.recent("5")),
         (ValueError, "k=0", lambda: bank.search("x", k=0)),
         (ValueError, "kinds", lambda: bank.search("x", kinds=())),
     ):
         with pytest.raises(error, match=match):
             call()
     assert len(bank) == 0
+
+
+def test_the_ends_of_the_calendar_are_moments_like_others(bank):
+    """Python rounds the last one, as a number of seconds, into the year 10000, which no calendar has."""
+    zones = UTC, timezone(timedelta(hours=14)), timezone(timedelta(hours=-14))
+    for hours, zone in enumerate(zones):
+        bank.add(f"from {hours}", observed=datetime.min.replace(tzinfo=zone), merge=False)
+        bank.add(
+            f"to {hours}", observed=datetime.max.replace(tzinfo=zone), valid_to=datetime.max, merge=False
+        )
+    years = {record.text[:2]: record.observed.year for record in bank.recent(9)}
+    assert years == {"fr": 1, "to": 9999}
+    assert {hit.valid_to.year for hit in bank.search("to")} <= {9999}
+    with MemoryBank(":memory:") as copy:
+        assert sum(copy.restore(bank.export())) == 6
 
 
 def test_embeddings_of_another_length_and_files_of_the_future_are_refused(letters, tmp_path):

@@ -49,10 +49,33 @@ def test_the_same_said_in_other_words_is_stored_once(bank):
         ("我住在北京的东边。", "我住在北京的西边。"),
         ("我喜欢吃鱼和蔬菜水果。", "我不喜欢吃鱼和蔬菜水果。"),
         ("🙂", "🙁"),
+        ("The demo went well 🙂", "The demo went well 🙁"),
+        ("It was 5 degrees in the garden.", "It was -5 degrees in the garden."),
+        ("The dose is 5 mg a day.", "The dose is .5 mg a day."),
+        ("Take 1.2 pills a day.", "Take 1/2 pills a day."),
+        ("The rent is 900 $ a month.", "The rent is 900 € a month."),
+        ("The discount is 10 for members.", "The discount is 10% for members."),
+        ("Vera codes in C++ at work.", "Vera codes in C# at work."),
+        ("The loop ends where x = limit.", "The loop ends where x != limit."),
+        ("It holds where alpha < beta.", "It holds where alpha > beta."),
+        ("The area is a*b of the sides.", "The area is a/b of the sides."),
     ],
 )
 def test_what_says_something_else_stays_apart(bank, one, other):
     assert bank.add(one) != bank.add(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("It was -5 degrees in the garden.", "it was −5 degrees in the garden"),
+        ("Great 👍🏽 we meet on Monday at 9:00", "Great 👍 we meet on Monday at 9:00!!"),
+        ("*Vera* codes in C++ at work.", "Vera codes in C++ (at work)..."),
+        ("pages 3-5 of the book", "Pages 3 - 5 of the book"),
+    ],
+)
+def test_marks_that_say_nothing_do_not_keep_texts_apart(bank, one, other):
+    assert bank.add(one) == bank.add(other)
 
 
 def test_duplicates_join_only_within_one_place_and_only_where_wanted(bank):

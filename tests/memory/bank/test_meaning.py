@@ -55,6 +55,8 @@ def test_options_that_need_embeddings_are_told_before_a_file_is_begun(tmp_path, 
         check_options(path, None, SurpriseConfig(), None, approximate=False)
     with pytest.raises(ValueError, match="device='cpu': it is to hold embeddings; pass some"):
         check_options(path, None, None, "cpu", approximate=False)
+    with pytest.raises(TypeError, match="embeddings='minilm': pass an object with embed_documents"):
+        check_options(path, "minilm", None, None, approximate=False)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="embeddings=None"):
         check_options(path, None, None, None, approximate=True)
     with pytest.raises(ValueError, match="it needs embeddings and a file"):

@@ -157,11 +157,14 @@ def test_more_than_one_batch_keeps_its_chunks():
         ({"provenance": []}, "provenance=\\[\\]"),
         ({"observed": True}, "observed=True"),
         ({"created": float("nan")}, "created=nan"),
+        ({"renewed": 1.8e12}, "renewed=.*no calendar"),
+        ({"valid_from": -1e12}, "valid_from=.*no calendar"),
         ({"valid_to": "now"}, "valid_to='now'"),
         ({"importance": 2}, "importance=2"),
         ({"chunk": 0}, "chunk=0"),
         ({"place": -1}, "place=-1"),
         ({"sayings": [{}]}, "sayings=\\{\\}"),
+        ({"sayings": [{"text": "x", "observed": 1e15, "provenance": {}}]}, "observed=.*no calendar"),
     ],
 )
 def test_what_is_no_record_is_refused_by_name_and_nothing_is_written(changes, told):

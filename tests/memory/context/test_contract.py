@@ -449,6 +449,28 @@ def test_the_models_config_is_as_it_was(model, text):
     assert model.config._attn_implementation == own
 
 
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_call_of_other_rows_is_refused_and_the_cache_goes_on(name, model, text):
+    cache, undisturbed = (context.PolicyCache(small(name), model) for _ in range(2))
+    for each in (cache, undisturbed):
+        read(model, each, text[:, :30])
+    with pytest.raises(ValueError, match="the call has 1 rows, the cache 2; begin a new cache"):
+        model(text[:1, 30:31], cache=cache)
+    cache.batch_select_indices(torch.tensor([1]))
+    undisturbed.reorder_cache(torch.tensor([1]))
+    rest = text[1:, 30:]
+    assert torch.equal(read(model, cache, rest, range(1, 10)), read(model, undisturbed, rest, range(1, 10)))
+
+
+def test_what_is_no_policy_and_no_model_is_refused_by_name(model):
+    with pytest.raises(TypeError, match=r"policy='sinks': pass a policy, such as make\('sinks'"):
+        context.PolicyCache("sinks", model)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match=r"model=.*LlamaForCausalLM.*: pass a loaded model"):
+        context.PolicyCache(context.make("full"), type(model))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match=r"policy 'sinks' has budget=1\.5; pass a whole number"):
+        context.make("sinks", budget=1.5)
+
+
 def test_threads_that_read_at_once_attend_by_their_policies_and_leave_the_config(model, text):
     def read_slowly(_):
         return read(model, context.PolicyCache(context.make("sinks", budget=24), model), text)

@@ -1,5 +1,7 @@
 """H2O, SnapKV and chunks against their definitions, done by hand in a model of one layer and one key head."""
 
+import re
+
 import pytest
 import torch
 from transformers import DynamicCache
@@ -113,5 +115,33 @@ def test_sizes_that_cannot_work_are_told():
         context.make("snapkv", budget=35)
     with pytest.raises(ValueError, match="kernel=4: must be odd"):
         context.make("snapkv", kernel=4)
+    with pytest.raises(ValueError, match="recent=0: must be at least 1"):
+        context.make("h2o", recent=0)
     with pytest.raises(ValueError, match="budget=24: must be at least 32"):
         context.make("chunks", budget=24, local_chunks=1)
+
+
+@pytest.mark.parametrize("budget", [-1, 0, 1, 12, 20, 32, 38])
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("chunks", {}),
+        ("chunks", {"local_chunks": 0}),
+        ("h2o", {}),
+        ("h2o", {"recent": 20}),
+        ("h2o", {"num_sinks": 0, "interval": 1}),
+        ("recycled", {}),
+        ("sinks", {}),
+        ("snapkv", {}),
+    ],
+)
+def test_the_budget_that_an_error_advises_is_the_least_that_works(name, sizes, budget):
+    try:
+        context.make(name, budget=budget, **sizes)
+    except ValueError as error:
+        advised = re.search(r"at least (\d+)", str(error))
+        assert advised is not None
+        least = int(advised[1])
+        context.make(name, budget=least, **sizes)
+        with pytest.raises(ValueError, match=f"at least {least}"):
+            context.make(name, budget=least - 1, **sizes)

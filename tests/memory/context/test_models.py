@@ -34,6 +34,12 @@ def test_a_model_that_no_policy_serves_is_refused_before_its_weights_are_read(tm
         context.load_model(tmp_path, under_policy=True)
 
 
+@pytest.mark.parametrize("device", ["cuda:99", "abacus"])
+def test_a_device_that_is_not_there_is_named_before_anything_is_read(tmp_path, device):
+    with pytest.raises(ValueError, match=f"device='{device}': torch cannot compute there"):
+        context.load_model(tmp_path, device=device)  # an empty folder
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [

@@ -3,7 +3,9 @@
 import importlib.util
 import io
 import json
-from datetime import timedelta
+import time
+from datetime import datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -196,3 +198,30 @@ def test_help_names_every_action(here):
     assert code == 0
     for action in ("add", "search", "show", "forget", "import", "export"):
         assert f"  {action} " in out
+
+
+@pytest.mark.skipif(not hasattr(time, "tzset"), reason="needs a system whose time zone can be set")
+@pytest.mark.parametrize("zone", ["UTC-14", "UTC+12"])
+def test_the_calendars_ends_are_shown_wherever_the_user_is(here, monkeypatch, zone):
+    with MemoryBank("m.db") as bank:
+        bank.add("for ever", valid_to=datetime.max)
+        bank.add("the beginning", observed=datetime.min)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setenv("TZ", zone)
+            time.tzset()
+            code, out, said = here("memory", "show", "m.db")
+            refused = here("memory", "search", "m.db", "ever", "--at", "9999-12-31T23:59:59.999999")
+    finally:
+        time.tzset()
+    assert code == 0, said
+    assert "until 9999-12-31" in out
+    assert refused[0] == 2
+    assert "at='9999-12-31T23:59:59.999999': write a moment as" in refused[2]
+
+
+def test_an_imported_document_without_a_passage_is_named(here):
+    Path("empty.md").write_text("# Nothing but a heading\n")
+    code, _, said = here("memory", "import", "m.db", "empty.md")
+    assert code == 2
+    assert "empty.md has no passage" in said

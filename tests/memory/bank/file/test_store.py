@@ -3,11 +3,12 @@
 import contextlib
 import multiprocessing
 import os
+import sqlite3
 from datetime import UTC, datetime
 
 import pytest
 
-from scrubjay.memory import MemoryBank
+from scrubjay.memory import DamagedBankError, MemoryBank
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -122,3 +123,25 @@ def test_an_index_is_kept_unless_what_it_read_was_rolled_back(letters):
             raise KeyError
         assert len(bank.search("record")) == 2
         assert bank._meaning._index is kept
+
+
+@pytest.mark.parametrize("version", [0, 2, 3, 99])
+def test_another_programs_database_is_refused_and_left_as_it_is(tmp_path, version):
+    path = tmp_path / "users.db"
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE users (name TEXT)")
+        connection.execute(f"PRAGMA user_version = {version}")
+    before = path.read_bytes()
+    with pytest.raises(DamagedBankError, match="another program's database, with users"):
+        MemoryBank(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_where_no_file_can_be_is_named(tmp_path):
+    with pytest.raises(IsADirectoryError, match=f"{tmp_path.name}' is a folder"):
+        MemoryBank(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere"):
+        MemoryBank(tmp_path / "nowhere" / "bank.db")
+    with pytest.raises(TypeError, match="path=None"):
+        MemoryBank(None)  # pyright: ignore[reportArgumentType]
