@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 _PROVIDER = re.compile(r"[a-z][a-z0-9_-]+:[^/\\]+.*")
 
 
@@ -20,7 +22,8 @@ def open_chat_model(
     if not _PROVIDER.fullmatch(name) or Path(name).exists():
         temperature, max_tokens = temperature or 0.0, 512 if max_tokens is None else max_tokens
         model = open_local_model(model=name, temperature=temperature, max_tokens=max_tokens, **local)
-        _ = model.loaded  # before anything is written
+        with Console(stderr=True).status("loading the model"):
+            _ = model.loaded  # before anything is written
         return model
     try:
         from langchain.chat_models import init_chat_model

@@ -414,6 +414,14 @@ def test_a_model_from_disk_answers(here, folder):
     assert told["usage"]["output_tokens"] == 20
 
 
+def test_a_terminal_sees_that_a_model_is_being_loaded(here, folder, monkeypatch):
+    words = ["--model", folder, "--max-tokens", "2", "--tools", "none"]
+    assert "loading" not in here("agent", "Hello", *words)[2]
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes what it writes to for a terminal then
+    code, _, err = here("agent", "Hello", *words)
+    assert (code, "loading the model" in err) == (0, True)
+
+
 @pytest.mark.parametrize(
     ("budget", "told"),
     [("600", "budget=600), and max_tokens=600 of an answer leave none"), ("800", "context_tokens=200: ")],
