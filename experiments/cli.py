@@ -53,15 +53,19 @@ def _run(words: list[str]) -> int:
         return 0
     import logging
 
+    from scrubjay.experiments.runs import own
     from scrubjay.experiments.words.arguments import choose
+    from scrubjay.experiments.words.terminal import bad_input
 
     # `--env module:callable` means a module in the folder one stands in; last, so that it shadows nothing.
     # Only then: an extra that is not installed, say, is not to be found there.
-    if any(map(_MODULE.search, words)) or "--trust" in words:
+    if any(map(_MODULE.search, words)) or "--trust" in words or own.VARIABLE in os.environ:
         with contextlib.suppress(FileNotFoundError):  # that folder may have been deleted
             sys.path.extend({os.getcwd()} - {*sys.path})
     logging.basicConfig(handlers=[_log_handler()], level=logging.WARNING)
     verb = command(choose("verb", words[0], list(COMMANDS)))
+    with bad_input():
+        own.import_own()
     try:
         return verb(words[1:])
     except SystemExit as stop:

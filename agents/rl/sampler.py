@@ -13,7 +13,15 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
-from scrubjay.agents.rl.observations import from_leaves, leaf_dtype, leaf_spaces, leaf_values
+from scrubjay.agents.rl.observations import (
+    check_indices,
+    check_numbers,
+    check_rewards,
+    from_leaves,
+    leaf_dtype,
+    leaf_spaces,
+    leaf_values,
+)
 from scrubjay.agents.rl.policy import Policy
 from scrubjay.agents.rl.segment import Observation, Segment
 from scrubjay.agents.rl.snapshots import can_restore, load_env, save_env
@@ -163,7 +171,9 @@ class Sampler(RowSampler):
     """Collects segments of `segment_length` steps from every row of `env`, carrying states between them.
 
     Everything but the environment is computed on the policy's device. Raises ValueError if `env` does not
-    begin the next episode in the step that ends one (`AutoresetMode.SAME_STEP`), or on an empty segment.
+    begin the next episode in the step that ends one (`AutoresetMode.SAME_STEP`), or on an empty segment, and
+    EnvFaultError where it shows an index that is none of its space's, a number or pays a reward that is not
+    finite.
     """
 
     def __init__(self, env: VectorEnv, policy: Policy, segment_length: int, seed: int = 0) -> None:
@@ -212,7 +222,9 @@ class Sampler(RowSampler):
             before = time.perf_counter()
             observation, reward, terminated[t], truncated[t], infos = self.env.step(env_actions)
             env_seconds += time.perf_counter() - before
-            for key, leaf in leaf_values(observation).items():
+            shown = leaf_values(observation)
+            check_indices(self._leaves, shown)
+            for key, leaf in shown.items():
                 written[key][t + 1] = leaf
             rewards[t] = reward
             self._returns += reward
@@ -223,6 +235,10 @@ class Sampler(RowSampler):
                 cut = np.flatnonzero(truncated[t] & ~terminated[t])
                 if len(cut):
                     bootstrap_values[t, torch.from_numpy(cut)] = self._final_values(infos, cut, rows)
+        check_rewards(rewards)
+        chances = torch.stack(log_probs, dim=1)
+        if not chances.isfinite().all():  # by what was seen, or by weights that are lost
+            check_numbers(self._leaves, written)
         self._state = rows.state()
         last_values = self.policy.value(at_time(observations, length, device), self._state, self._start())
         self._current = {key: leaf[length].copy() for key, leaf in written.items()}
@@ -230,7 +246,7 @@ class Sampler(RowSampler):
         segment = Segment(
             observations=from_leaves(seen),
             actions=torch.stack(actions, dim=1),
-            log_probs=torch.stack(log_probs, dim=1),
+            log_probs=chances,
             values=torch.stack(values, dim=1),
             rewards=batch_first(rewards, device),
             starts=batch_first(starts, device),
@@ -252,6 +268,7 @@ class Sampler(RowSampler):
 
     def _begin(self, seed: int) -> None:
         observation, _ = self.env.reset(seed=seed)
+        check_indices(self._leaves, leaf_values(observation))
         self._current = {key: leaf.numpy() for key, leaf in self._empty_leaves(self.num_envs).items()}
         for key, leaf in leaf_values(observation).items():
             self._current[key][:] = leaf

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scrubjay.agents.rl.observations import from_leaves
+from scrubjay.agents.rl.observations import check_indices, check_rewards, from_leaves
 from scrubjay.agents.rl.sampler import EpisodeStats, RowSampler, Sampler, at_time, batch_first
 from scrubjay.agents.teams.env import TeamEnv, TeamStep
 from scrubjay.agents.teams.policy import TeamPolicy
@@ -83,6 +83,7 @@ class TeamSampler(RowSampler):
             before = time.perf_counter()
             step = self.env.step(env_actions)
             env_seconds += time.perf_counter() - before
+            check_indices(self._leaves, step.observations)
             _write(written, t + 1, step.observations)
             lives[t + 1] = step.alive
             rewards[t], terminated[t], truncated[t] = step.rewards, step.terminated, step.truncated
@@ -93,6 +94,7 @@ class TeamSampler(RowSampler):
                 if step.truncated.any():
                     cut = torch.from_numpy(np.flatnonzero(step.truncated))
                     bootstrap_values[t, cut] = self._final_values(step, cut)
+        check_rewards(rewards)
         if self._judges_later:
             every = {key: leaf.flatten(0, 1).to(device) for key, leaf in observations.items()}
             judged = self.policy.value(from_leaves(every), alive.flatten(0, 1).to(device), self._state)
@@ -143,6 +145,7 @@ class TeamSampler(RowSampler):
 
     def _begin(self, seed: int) -> None:
         observations, alive = self.env.reset(seed=seed)
+        check_indices(self._leaves, observations)
         empty = self._empty_leaves(self.num_envs, self.num_agents)
         self._current = {key: leaf.numpy() for key, leaf in empty.items()}
         for key, leaf in self._current.items():

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from scrubjay.agents.rl.observations import EnvFaultError
 from scrubjay.envs.teams import TeamError
 from scrubjay.experiments.kinds.reinforcement import AgentConfig
 from scrubjay.experiments.kinds.team import TeamTaskConfig
@@ -66,7 +67,7 @@ def train_on(run: Run, quiet: bool, ray: RayOptions | None = None, logger: str |
         return stop.exit_code
     except CheckpointError as error:
         raise UsageError(str(error)) from error
-    except TeamError as error:
+    except (EnvFaultError, TeamError) as error:
         config: Any = run.config
         name, again = config.env.id, f"scrubjay resume {run.path} --env {config.env.id}"
         raise FailedError(f"environment {name!r}: {error}; once it is mended: {again}") from error

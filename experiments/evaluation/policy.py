@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from scrubjay.agents.rl.observations import to_tensors
+from scrubjay.agents.rl.observations import check_indices, leaf_spaces, leaf_values, to_tensors
 from scrubjay.agents.rl.policy import Policy
 from scrubjay.agents.rl.sampler import MEASURES, final_info
 from scrubjay.experiments.evaluation import MAX_STEPS
 from scrubjay.experiments.runs.statistics import normal_interval, wilson_interval
 from scrubjay.experiments.tasks.environments import EnvConfig
+from scrubjay.experiments.tasks.playing import playing
 
 MAX_COPIES = 64
 
@@ -104,7 +105,10 @@ def evaluate(
     try:
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(seed)
-            observations, _ = envs.reset(seed=seed)
+            leaves = leaf_spaces(policy.observation_space)
+            with playing(env.id):
+                observations, _ = envs.reset(seed=seed)
+                check_indices(leaves, leaf_values(observations))
             start = np.zeros(copies, dtype=bool)
             rows = policy.memory.stepper(policy.initial_state(copies))
             returns, lengths = np.zeros(copies), np.zeros(copies, dtype=int)
@@ -114,7 +118,10 @@ def evaluate(
                 seen = to_tensors(policy.observation_space, observations, policy.device)
                 begun = torch.from_numpy(start).to(policy.device) if start.any() else None
                 action = policy.advance(seen, rows, begun, deterministic=deterministic).action
-                observations, rewards, terminated, truncated, infos = envs.step(policy.env_actions(action))
+                actions = policy.env_actions(action)
+                with playing(env.id):
+                    observations, rewards, terminated, truncated, infos = envs.step(actions)
+                    check_indices(leaves, leaf_values(observations))
                 returns, lengths = returns + rewards, lengths + 1
                 start = np.logical_or(terminated, truncated)
                 for row in np.flatnonzero(start):

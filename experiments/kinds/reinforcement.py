@@ -11,6 +11,7 @@ from scrubjay.agents.rl.learner import LearnerConfig
 from scrubjay.agents.rl.policy import PolicyConfig
 from scrubjay.agents.rl.ppo import PPOConfig
 from scrubjay.experiments.kinds.sampled import SampledConfig
+from scrubjay.experiments.runs.cluster import RayOptions
 from scrubjay.experiments.tasks.environments import EnvConfig
 from scrubjay.memory import MemoryConfig, name_of
 
@@ -29,6 +30,11 @@ class AgentConfig(SampledConfig):
     """Who learns."""
     segment_length: int = 64
     """Steps per copy between updates: gradients reach this far back, the memory's state further."""
+
+    def check(self, ray: RayOptions | None = None) -> None:
+        """Build the parts once, and play some steps of the environment. Raises as `SampledConfig.check`."""
+        super().check(ray)
+        self.env.try_out()
 
     @property
     def success_without_memory(self) -> float | None:

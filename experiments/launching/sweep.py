@@ -21,6 +21,7 @@ from scrubjay.experiments.recipes.overrides import override
 from scrubjay.experiments.run import with_weights
 from scrubjay.experiments.runs.cluster import RayOptions, connect, describe_cluster
 from scrubjay.experiments.runs.directory import write_atomically
+from scrubjay.experiments.runs.own import import_own
 from scrubjay.experiments.runs.reading import read_text
 from scrubjay.experiments.training import go_on
 from scrubjay.experiments.words.foreign import printable
@@ -141,6 +142,7 @@ def _train(trial: dict[str, str], *, sweep: Sweep, out: Path, here: Path) -> Non
     """One trial, in a worker; its run directory outlives it, so that a restarted one goes on."""
     from ray import tune
 
+    import_own()
     config: Any = override(sweep.recipe, sweep.words(trial))
     if (
         config.init_from is not None

@@ -16,13 +16,14 @@ from PIL import Image
 from torch import Tensor
 
 from scrubjay.agents.rl.distributions import Categorical
-from scrubjay.agents.rl.observations import from_leaves, to_leaves, to_tensors
+from scrubjay.agents.rl.observations import check_shown, from_leaves, to_leaves, to_tensors
 from scrubjay.agents.rl.policy import Policy
 from scrubjay.agents.rl.segment import Observation
 from scrubjay.experiments.looking.density import recall_density
 from scrubjay.experiments.looking.trace import Recall, Step, Trace
 from scrubjay.experiments.reports.episode import drawing, picture
 from scrubjay.experiments.tasks.environments import EnvConfig
+from scrubjay.experiments.tasks.playing import playing
 from scrubjay.memory import name_of
 
 _WIDEST = 640
@@ -95,7 +96,7 @@ def trace_episode(
     policy.eval()
     env, drawn = drawing(env_config.make)
     try:
-        lived = _live(policy, env, seed, max_steps, drawn, on_step)
+        lived = _live(policy, env, env_config.id, seed, max_steps, drawn, on_step)
         rate = float(env.metadata.get("render_fps") or 10)
         _add_density(policy, lived, on_step)
     finally:
@@ -120,13 +121,16 @@ def trace_episode(
 def _live(
     policy: Policy,
     env: gymnasium.Env[Any, Any],
+    env_name: str,
     seed: int,
     max_steps: int,
     drawn: bool,
     on_step: Callable[[int, int], None],
 ) -> _Lived:
     lived, state, over = _Lived(), policy.initial_state(1), False
-    observation, _ = env.reset(seed=seed)
+    with playing(env_name):
+        observation, _ = env.reset(seed=seed)
+        check_shown(env.observation_space, observation)
     while not over and len(lived.steps) < max_steps:
         place = lived.film.keep(picture(env, "")) if drawn else None
         batch = _one_row(policy, observation)
@@ -148,7 +152,9 @@ def _live(
         lived.steps.append(
             Step(len(lived.steps), place, told(observation), told(act), _options(policy, distribution))
         )
-        observation, reward, terminated, truncated, _ = env.step(act)
+        with playing(env_name):
+            observation, reward, terminated, truncated, _ = env.step(act)
+            check_shown(env.observation_space, observation)
         lived.note("reward", float(reward))
         lived.note("value", value)
         if isinstance(policy.action_space, gymnasium.spaces.Discrete):

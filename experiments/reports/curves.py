@@ -151,8 +151,9 @@ def beside(axes: Axes) -> None:
 
 
 def save_figure(figure: Figure, out: Path | str) -> Path:
-    """Write a figure, in the format its name ends in, and return the path."""
+    """Write a figure, in the format its name ends in, or as PNG, and return the path."""
     out = Path(out)
+    out = out if out.suffix else out.with_name(f"{out.name}.png")
     out.parent.mkdir(parents=True, exist_ok=True)
     for text in figure.findobj(Text):
         # A name of a run is no formula, nor longer than a picture is wide.

@@ -9,9 +9,11 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
+from scrubjay.agents.rl.observations import check_shown
 from scrubjay.agents.rl.policy import Policy
 from scrubjay.experiments.reports.film import check_encoder, write_mp4
 from scrubjay.experiments.tasks.environments import EnvConfig
+from scrubjay.experiments.tasks.playing import playing
 
 E = TypeVar("E")
 FORMATS = (".gif", ".mp4")
@@ -28,10 +30,15 @@ def play(
     env = env_config.make(render_mode="rgb_array")
     try:
         act = _random_actor(env, seed) if policy is None else _actor(policy)
-        observation, _ = env.reset(seed=seed)
+        with playing(env_config.id):
+            observation, _ = env.reset(seed=seed)
+            check_shown(env.observation_space, observation)
         frames, total, start, over = [picture(env, env_config.id)], 0.0, True, False
         while not over and len(frames) <= max_steps:
-            observation, reward, terminated, truncated, _ = env.step(act(observation, start))
+            action = act(observation, start)
+            with playing(env_config.id):
+                observation, reward, terminated, truncated, _ = env.step(action)
+                check_shown(env.observation_space, observation)
             frames.append(picture(env, env_config.id))
             total, start, over = total + float(reward), False, bool(terminated or truncated)
         per_second = float(env.metadata.get("render_fps") or 10)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scrubjay.experiments.runs.own import VARIABLE
+
 TOKEN = "~/.ray/auth_token"
 """Where Ray keeps the word by which a cluster knows its own."""
 
@@ -134,7 +136,8 @@ def worker_variables() -> dict[str, str]:
 
     Threads of all workers together must not outnumber the cores; who knows better sets the variable.
     """
-    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    named = {VARIABLE: os.environ[VARIABLE]} if VARIABLE in os.environ else {}
+    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), **named}
 
 
 def free_cpus() -> int:

@@ -20,6 +20,7 @@ from scrubjay.envs.previous import Input, PreviousStep, PreviousSteps
 from scrubjay.experiments.tasks.facts import Facts
 from scrubjay.experiments.tasks.lacking import missing, remedy
 from scrubjay.experiments.tasks.names import admit, found, is_ours
+from scrubjay.experiments.tasks.playing import playing, try_out
 from scrubjay.experiments.tasks.returned import check_single
 from scrubjay.experiments.tasks.settings import KwargValue
 from scrubjay.memory.serialization import LATER
@@ -76,6 +77,14 @@ class EnvConfig:
         with self.make() as env:
             spaces = Spaces(env.observation_space, env.action_space)
             return Facts(spaces, getattr(env.unwrapped, "success_without_memory", None))
+
+    def try_out(self) -> None:
+        """Play some steps; raises EnvFaultError or BrokenEnvError if that is not an environment's.
+
+        What is wrong with an environment of the user's is told before a run is begun.
+        """
+        with self.make() as env, playing(self.id):
+            try_out(env)
 
     def spaces(self) -> Spaces:
         """Return the spaces of one environment."""

@@ -65,11 +65,13 @@ def check_memory(
     Raises:
         MemoryLawError: naming the law, the step and the size of the first violation.
         ValueError: on an unknown law.
-        TypeError: if no width is known.
+        TypeError: if it is no module, or no width is known.
     """
     unknown = sorted(set(laws) - set(LAWS))
     if unknown:
         raise ValueError(f"unknown laws {unknown}; choose from 1 to {len(LAWS)}")
+    if not isinstance(memory, nn.Module):
+        raise TypeError(f"memory={memory!r:.200}: expected a module; of a config, what its build() returns")
     width = dim if dim is not None else getattr(memory, "dim", None)
     if not isinstance(width, int):
         raise TypeError("the memory has no integer attribute `dim`; pass check_memory(memory, dim=...)")

@@ -109,6 +109,7 @@ def test_bad_input_gives_one_line_and_code_2(words, names, capsys, tmp_path, mon
 def test_bad_input_to_a_run(finished_run, capsys):
     for words, name in (
         (["eval", str(finished_run.path), "--episodes", "0"], "episodes=0"),
+        (["eval", str(finished_run.path), "--seed", "-1"], "seed=-1: must not be negative"),
         (["eval", str(finished_run.path), "--set", "wings=2"], "wings"),
         (["plot", str(finished_run.path), "--metric", "joy"], "'joy'"),
         (["train", "tmaze", "--run-dir", str(finished_run.path)], "scrubjay resume"),

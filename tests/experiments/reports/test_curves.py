@@ -19,6 +19,8 @@ def test_plot_of_several_runs(finished_run, tiny, tmp_path):
     other = train(tiny("none", seed=1), tmp_path / "other")
     again = train(tiny("none", seed=2), tmp_path / "again")
     assert_picture(plot_runs([finished_run, other, again], tmp_path / "new" / "plot.png"))
+    named = plot_runs([finished_run], tmp_path / "new" / "plot of one")
+    assert (named.name, named.exists()) == ("plot of one.png", True)
     assert contenders([finished_run, other, again]) == {finished_run: "gru", other: "none", again: "none"}
     with pytest.raises(ValueError, match=r"no metric 'charts/joy'; it has .*charts/success"):
         plot_runs([finished_run], tmp_path / "x.png", metric="charts/joy")

@@ -27,6 +27,8 @@ def test_workers_have_one_thread_unless_told_otherwise(monkeypatch):
     assert cluster.worker_variables() == {"OMP_NUM_THREADS": "3"}
     monkeypatch.delenv("OMP_NUM_THREADS")
     assert cluster.worker_variables() == {"OMP_NUM_THREADS": "1"}
+    monkeypatch.setenv("SCRUBJAY_IMPORT", "my_memory")
+    assert cluster.worker_variables() == {"OMP_NUM_THREADS": "1", "SCRUBJAY_IMPORT": "my_memory"}
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 """The checker can fail: for each law a small broken memory that it catches, by number."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
-from scrubjay.memory import MemoryLawError, check_memory
+from scrubjay.memory import MemoryLawError, check_memory, make_config
 
 DIM = 8
 
@@ -411,5 +413,8 @@ def test_the_module_itself_is_left_alone():
 def test_a_module_without_a_width_and_an_unknown_law_are_refused():
     with pytest.raises(TypeError, match="pass check_memory"):
         check_memory(nn.Identity())
+    config: Any = make_config("gru", dim=8)
+    with pytest.raises(TypeError, match=r"memory=GRUConfig\(dim=8.*build\(\)"):
+        check_memory(config)
     with pytest.raises(ValueError, match=r"unknown laws \[10\]"):
         check_memory(Sound(), laws=[10])

@@ -1,0 +1,147 @@
+"""What an environment of the user's does wrong is told before a run, or while it is played, with its name."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from scrubjay.agents.rl.observations import EnvFaultError
+from scrubjay.experiments import EnvConfig, TrainConfig, train
+from scrubjay.experiments.tasks.playing import BrokenEnvError
+
+
+class Things(gymnasium.Env):
+    """Shows a set, a place and numbers; `fault` says what is wrong with its step number `when`."""
+
+    observation_space = spaces.Dict(
+        {
+            "things": spaces.Box(-1, 1, (3, 2), np.float32),
+            "things_mask": spaces.MultiBinary(3),
+            "place": spaces.Discrete(4, start=1),
+            "marks": spaces.MultiDiscrete([2, 3]),
+        }
+    )
+    action_space = spaces.Discrete(2)
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}
+
+    def __init__(self, fault: str = "", when: int = 1, render_mode: str | None = None) -> None:
+        self.fault, self.when, self.steps, self.render_mode = fault, when, 0, render_mode
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.time = 0
+        seen = self.seen()
+        return seen if self.fault == "old reset" else (seen, {})
+
+    def seen(self) -> dict[str, Any]:
+        things = np.full((3, 2), np.nan, np.float32)  # its third slot is empty, and never read
+        things[:2] = 0.5
+        mask, marks = np.array([1, 1, 0], np.int8), np.array([1, 2])
+        return {"things": things, "things_mask": mask, "place": 4, "marks": marks}
+
+    def render(self) -> Any:
+        return np.zeros((8, 8, 3), np.uint8)
+
+    def step(self, action: Any) -> Any:
+        self.time, self.steps = self.time + 1, self.steps + 1
+        seen, reward, over = self.seen(), 1.0, self.time == 5
+        fault = self.fault if self.steps == self.when else ""
+        if fault == "bug":
+            raise ValueError("a bug")
+        if fault == "shape":
+            seen["things"] = seen["things"][:2]
+        if fault == "missing":
+            del seen["marks"]
+        if fault == "place":
+            seen["place"] = 0
+        if fault == "marks":
+            seen["marks"] = np.array([2, 0])  # the number of another mark, to one who adds them up
+        if fault == "nan":
+            seen["things"][0, 1] = np.nan
+        if fault == "paid nothing":
+            reward = None
+        if fault == "paid twice":
+            reward = np.ones(2)
+        if fault == "paid inf":
+            reward = np.inf
+        return (seen, reward, over, {}) if fault == "old step" else (seen, reward, over, False, {})
+
+
+FAULTS = {
+    "shape": r"observation 'things' has shape \(2, 2\), and \(3, 2\) by its space",
+    "missing": r"an observation has \['place', 'things', 'things_mask'\] and not 'marks'",
+    "place": r"observation 'place' holds 0, which is not of its space, Discrete\(4, start=1\)",
+    "marks": r"observation 'marks' holds 2, which is not of its space, MultiDiscrete\(\[2 3\]\)",
+    "nan": "observation 'things' holds nan: a policy sees finite numbers",
+    "paid nothing": "row 0 was paid nan: a reward is a finite number",
+    "paid twice": r"step paid array\(\[1., 1.\]\): a reward is a number",
+    "paid inf": "row 0 was paid inf: a reward is a finite number",
+    "old reset": "reset returned a dict; expected observation, info",
+    "old step": "step returned a tuple of 4; expected observation, reward, terminated, truncated, info",
+}
+SEEN_LATER = ("place", "marks", "nan", "paid nothing", "paid inf")
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch):
+    monkeypatch.setitem(sys.modules, "my_things", sys.modules[__name__])
+
+
+def config(tiny, **kwargs: Any) -> TrainConfig:
+    return tiny(env=EnvConfig("my_things:Things", kwargs, num_envs=4))
+
+
+def test_what_is_right_is_tried_out_and_learned_from(tiny, tmp_path):
+    train(config(tiny), tmp_path / "run")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_is_wrong_from_the_beginning_is_told_before_a_run_is_begun(fault, tiny, tmp_path):
+    with pytest.raises(EnvFaultError, match=f"environment 'my_things:Things': {FAULTS[fault]}"):
+        train(config(tiny, fault=fault), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("fault", SEEN_LATER)
+def test_what_goes_wrong_later_ends_the_training_before_anything_is_learned_from_it(fault, tiny, tmp_path):
+    with pytest.raises(EnvFaultError, match=FAULTS[fault]):
+        train(config(tiny, fault=fault, when=18), tmp_path / "run")
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert len(rows) == 2
+    assert not any("NaN" in row for row in rows)
+
+
+def test_the_command_says_how_to_go_on(here, tiny, tmp_path, monkeypatch):
+    words = ["train", "ppo", "--env", "my_things:Things", "--set", "fault=place", "--set", "when=18"]
+    code, _, err = here(
+        *words, "--env.num-envs", 4, "--segment-length", 8, "--total-steps", 192, "--run-dir", "r"
+    )
+    assert code == 1
+    assert err.startswith("scrubjay: environment 'my_things:Things': observation 'place' holds 0")
+    assert err.endswith("once it is mended: scrubjay resume r --env my_things:Things\n")
+
+
+@pytest.mark.parametrize("verb", ["eval", "play", "look"])
+def test_what_an_environment_raises_is_told_as_its_own_with_its_traceback(verb, here, tiny, tmp_path):
+    train(config(tiny), tmp_path / "r")
+    words = [verb, "r", "--trust", "--set", "when=3"]
+    code, _, err = here(*words, "--set", "fault=bug")
+    assert code == 1
+    told = (
+        "scrubjay: unforeseen BrokenEnvError: environment 'my_things:Things' raised ValueError: a bug (its "
+    )
+    assert err.startswith(told)
+    code, _, err = here(*words, "--set", "fault=marks")
+    assert code == 2
+    assert "environment 'my_things:Things': observation 'marks' holds 2, which is not of its" in err
+
+
+def test_a_bug_in_its_first_steps_keeps_its_traceback(tiny, tmp_path):
+    with pytest.raises(BrokenEnvError, match="environment 'my_things:Things' raised ValueError: a bug"):
+        train(config(tiny, fault="bug"), tmp_path / "run")
