@@ -35,8 +35,8 @@ class Registry(dict[str, type[Config]], Generic[Config]):
     def configure(self, name: str, **fields: Any) -> Config:
         """Return the named config, defaults where `fields` is silent.
 
-        Raises ValueError on an unknown name or field, naming the choices, and TypeError on a size that is no
-        whole number.
+        Raises ValueError on an unknown name or field, naming the choices, and on a size that is no whole
+        number.
         """
         if name not in self:
             close = difflib.get_close_matches(name, self, n=1)
@@ -53,8 +53,8 @@ class Registry(dict[str, type[Config]], Generic[Config]):
         for field in described:
             sized = field.name in fields and field.type in ("int", int)
             if sized and not isinstance(fields[field.name], SupportsIndex):
-                raise TypeError(
-                    f"{self.kind} {name!r} has {field.name}={fields[field.name]!r}; pass a whole number"
+                raise ValueError(
+                    f"{self.kind} {name!r} has {field.name}={fields[field.name]!r}: must be a whole number"
                 )
         return self[name](**fields)
 

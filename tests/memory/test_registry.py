@@ -20,7 +20,7 @@ def test_unknown_names_and_fields_come_with_the_choices():
         memory.make("hcma", dim=8)
     with pytest.raises(ValueError, match=r"'gru' has no field chunk_size; its fields are dim"):
         memory.make("gru", dim=8, chunk_size=4)
-    with pytest.raises(TypeError, match="'gru' has dim='8'; pass a whole number"):
+    with pytest.raises(ValueError, match="'gru' has dim='8': must be a whole number"):
         memory.make("gru", dim="8")
     with pytest.raises(ValueError, match="already registered"):
         memory.register("gru", type(memory.make_config("gru")))

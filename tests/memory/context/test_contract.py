@@ -467,7 +467,7 @@ def test_what_is_no_policy_and_no_model_is_refused_by_name(model):
         context.PolicyCache("sinks", model)  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match=r"model=.*LlamaForCausalLM.*: pass a loaded model"):
         context.PolicyCache(context.make("full"), type(model))  # pyright: ignore[reportArgumentType]
-    with pytest.raises(TypeError, match=r"policy 'sinks' has budget=1\.5; pass a whole number"):
+    with pytest.raises(ValueError, match=r"policy 'sinks' has budget=1\.5: must be a whole number"):
         context.make("sinks", budget=1.5)
 
 

@@ -1,5 +1,6 @@
 """What words and embeddings find together, and in what order."""
 
+import contextlib
 import math
 import sqlite3
 from datetime import UTC, datetime, timedelta, timezone
@@ -284,7 +285,13 @@ def test_a_moment_that_no_calendar_has_is_refused_and_harms_no_search(tmp_path):
                 bank.add("a stamp", observed=wrong)
         right = bank.add("rain", observed=datetime(2024, 3, 5, tzinfo=UTC))
         (row,) = bank.export()
-        assert list(bank.restore([row | {"id": "stamp", "text": "a stamp", "observed": 1.7e12}])) == [True]
+        stamp = row | {"id": "stamp", "text": "a stamp"}
+        with pytest.raises(ValueError, match=r"observed=.*milliseconds"):
+            list(bank.restore([stamp | {"observed": 1.7e12}]))
+        assert list(bank.restore([stamp])) == [True]
+    with contextlib.closing(sqlite3.connect(path)) as file, file:  # as files of before may have it
+        file.execute("UPDATE records SET observed = 1.7e12 WHERE id = 'stamp'")
+    with MemoryBank(path) as bank:
         assert [hit.id for hit in bank.search("March 5", namespace=(), k=1)] == [right]
 
 
