@@ -10,6 +10,7 @@ from measured import ROOT
 from myst_nb.core.read import read_myst_markdown_notebook
 
 TUTORIALS = ROOT / "docs" / "tutorials"
+_MARK = "file_format: mystnb"  # of pages that are run
 _LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!https?:)[^)]+\)")
 _TITLE = re.compile(r"^# .*$", re.MULTILINE)
 
@@ -19,7 +20,7 @@ def write_notebooks(folder: Path) -> None:
     folder.mkdir()
     for path in sorted(TUTORIALS.glob("*.md")):
         text = path.read_text(encoding="utf-8")
-        if "file_format: mystnb" in text:
+        if _MARK in text:
             nbformat.write(notebook(text), folder / f"{path.stem}.ipynb")
 
 
@@ -35,7 +36,7 @@ def notebook(text: str) -> nbformat.NotebookNode:
 
 def offering(text: str, page: str) -> str:
     """Return a tutorial whose title is followed by a link to its notebook; another page as it is."""
-    if "file_format: mystnb" not in text:
+    if _MARK not in text:
         return text
     made = f"../made/notebooks/{page.rpartition('/')[2]}.ipynb"
     offer = f"[This page as a notebook](path:{made}), to run and to change."

@@ -101,7 +101,6 @@ def _evaluate_agent(
         env = with_settings(config.env, settings)
         policy = run.policy_in(env)
         _check(options, "episodes", "max_steps")
-        _check_seed(options)
     asked = (options.episodes, derive_seed(options.seed, "evaluation"), not options.sample, options.max_steps)
     with bad_input():
         others = _others(config, policy, settings, options)
@@ -163,9 +162,6 @@ def _check(options: EvalOptions, *names: str) -> None:
     for name in names:
         if getattr(options, name) < 1:
             raise ValueError(f"{name}={getattr(options, name)}: at least 1 is needed")
-
-
-def _check_seed(options: EvalOptions) -> None:
     if options.seed < 0:
         raise ValueError(f"seed={options.seed}: must not be negative")
 
@@ -240,7 +236,6 @@ def _evaluate_team(
         if options.best_response:
             of_trust_region(config)
         _check(options, "episodes", "max_steps", "response_steps")
-        _check_seed(options)
     seed = derive_seed(options.seed, "evaluation")
     actor = PolicyActor(policy, deterministic=not options.sample)
     with bad_input():

