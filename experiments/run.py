@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 from collections.abc import Callable
 from datetime import datetime
 from functools import cached_property
@@ -50,6 +51,7 @@ from scrubjay.experiments.runs.reading import (
 from scrubjay.experiments.runs.room import ROOM, check_room
 from scrubjay.experiments.tasks.environments import EnvConfig
 from scrubjay.experiments.tasks.facts import Facts
+from scrubjay.experiments.tasks.names import FoundName
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
 from scrubjay.memory import MemoryConfig
 
@@ -94,9 +96,7 @@ class Run:
         check_files(path)
         with lock(path):  # of two that begin at once, the second finds the first one's config
             if (path / CONFIG).exists():
-                raise ValueError(
-                    f"{path} already holds a run; choose another directory, or: scrubjay resume {path}"
-                )
+                raise ValueError(f"{path} already holds a run; choose another directory, or: {_resume(path)}")
             # What is there would be gone on from, or written over, though nobody knows whose it is.
             for name in (CHECKPOINTS, METRICS, RESULT):
                 if (path / name).exists():
@@ -191,6 +191,14 @@ class Run:
         self.as_written = None
 
     @property
+    def again(self) -> str:
+        """The command that goes on with it, naming a user's own environment, unless only a file did."""
+        config: Any = self.config
+        name = "" if config.acts is None else config.env.id
+        own = ":" in name and not name.startswith("scrubjay.envs:") and not isinstance(name, FoundName)
+        return _resume(self.path, *(["--env", name] if own else []))
+
+    @property
     def finished(self) -> bool:
         """Whether the run reached its last step and was evaluated."""
         return self.as_written is None and (self.path / RESULT).exists()
@@ -199,11 +207,11 @@ class Run:
     def result(self) -> dict[str, Any]:
         """Evaluation of the trained policy; raises ValueError while there is none."""
         if not self.finished:
-            raise ValueError(f"{self.path} is not finished; go on with: scrubjay resume {self.path}")
+            raise ValueError(f"{self.path} is not finished; go on with: {self.again}")
         result = read_object(self.path / RESULT)
         result.remedy = (
             "runs of eval_episodes=0 are told no score; if this one was, delete the file and evaluate anew "
-            f"with: scrubjay resume {self.path}"
+            f"with: {self.again}"
         )
         # The tests of a supervised run are a list of such objects.
         with_numbers(Fields({k: v for k, v in result.items() if k != "tests"}, result.source))
@@ -347,8 +355,12 @@ class Run:
         """The newest whole checkpoint; raises ValueError if there is none."""
         latest = self.latest
         if latest is None:
-            raise ValueError(f"{self.path} has no checkpoint yet; go on with: scrubjay resume {self.path}")
+            raise ValueError(f"{self.path} has no checkpoint yet; go on with: {self.again}")
         return latest
+
+
+def _resume(path: Path, *flags: str) -> str:
+    return shlex.join(["scrubjay", "resume", str(path), *flags])
 
 
 def with_weights(config: Experiment) -> tuple[Experiment, dict[str, Tensor] | None]:

@@ -14,7 +14,7 @@ from scrubjay.experiments.kinds.engine import Engine
 from scrubjay.experiments.run import Run
 from scrubjay.experiments.runs.cluster import RayOptions
 from scrubjay.experiments.runs.device import one_thread
-from scrubjay.experiments.runs.directory import CONFIG, RESULT, write_atomically
+from scrubjay.experiments.runs.directory import CONFIG, CURVE, RESULT, write_atomically
 from scrubjay.experiments.runs.metrics import OnUpdate
 from scrubjay.experiments.runs.progress import ProgressDisplay
 from scrubjay.experiments.runs.reading import read_object
@@ -120,7 +120,7 @@ def go_on(
         engine.save()
         _draw(run)
         if stop.signal_number is not None:
-            raise Interrupted(run.path, stop.signal_number)
+            raise Interrupted(stop.signal_number, run.again)
         result = engine.result()
         write_atomically(run.path / RESULT, json.dumps(result, indent=2) + "\n")
         log.finish(result)
@@ -170,7 +170,7 @@ def _made(run: Run, ray: RayOptions | None) -> Engine:
 
 
 def _draw(run: Run) -> None:
-    from scrubjay.experiments.reports.curves import plot_runs  # matplotlib is slow to import
+    from scrubjay.experiments.reports.curves import has_curve, plot_runs  # matplotlib is slow to import
 
-    if any("charts/success" in row or "charts/episodic_return" in row for row in run.metrics()):
-        plot_runs([run], run.path / "curve.png")
+    if has_curve(run):
+        plot_runs([run], run.path / CURVE)

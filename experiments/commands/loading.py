@@ -14,6 +14,7 @@ from scrubjay.experiments.kinds.team import TeamTaskConfig
 from scrubjay.experiments.run import Run
 from scrubjay.experiments.runs.checkpoint import CheckpointError
 from scrubjay.experiments.runs.cluster import RayOptions
+from scrubjay.experiments.runs.directory import CURVE
 from scrubjay.experiments.runs.room import ROOM, available, bounded
 from scrubjay.experiments.runs.stopping import Interrupted
 from scrubjay.experiments.training import CannotBeginError, go_on
@@ -69,14 +70,14 @@ def train_on(run: Run, quiet: bool, ray: RayOptions | None = None, logger: str |
         raise UsageError(str(error)) from error
     except (EnvFaultError, TeamError) as error:
         config: Any = run.config
-        name, again = config.env.id, f"scrubjay resume {run.path} --env {config.env.id}"
-        raise FailedError(f"environment {name!r}: {error}; once it is mended: {again}") from error
+        name = str(config.env.id)
+        raise FailedError(f"environment {name!r}: {error}; once it is mended: {run.again}") from error
     result = ", ".join(
         f"{name} {run.result[key]:.3f}"
         for name, key in (("return", "episodic_return"), ("success", "success"))
         if key in run.result
     )
-    told = [f"done: {result or 'not evaluated'}", f"curve: {run.path / 'curve.png'}"]
-    told += run.lost
+    curve = run.path / CURVE
+    told = [f"done: {result or 'not evaluated'}", *([f"curve: {curve}"] if curve.exists() else []), *run.lost]
     print(one_line("; ".join(told)))
     return 0

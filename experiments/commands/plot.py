@@ -38,12 +38,13 @@ def run(words: Sequence[str]) -> int:
     from scrubjay.experiments.reports.accuracy import plot_state
     from scrubjay.experiments.reports.curves import plot_runs
     from scrubjay.experiments.run import Run
+    from scrubjay.experiments.runs.directory import CURVE
 
     with guarded(options.trust), bad_input():
         if not options.runs:
             raise ValueError("plot needs at least one run directory")
         runs = [Run.load(path, options.trust) for path in options.runs]
-        out = options.out or (runs[0].path if len(runs) == 1 else Path()) / "curve.png"
+        out = options.out or (runs[0].path if len(runs) == 1 else Path()) / CURVE
         if options.against == "bytes":
             if options.metric is not None:
                 raise ValueError(

@@ -70,7 +70,7 @@ def run_in_processes(runs: Sequence[Run], jobs: int) -> None:
             for process in active:
                 process.wait()
         if stop.signal_number is not None:
-            raise Interrupted(runs[0].path.parent, stop.signal_number)
+            raise Interrupted(stop.signal_number)
 
 
 def _start(run: Run) -> subprocess.Popen[bytes]:

@@ -100,7 +100,7 @@ def _stream(
             if last == total or count % options.save_every == 0 or stop.signal_number is not None:
                 _save(cache, options.out, name, last)
             if stop.signal_number is not None:
-                raise Interrupted(options.out, stop.signal_number)
+                raise Interrupted(stop.signal_number)
 
 
 def _save(cache: context.PolicyCache, out: Path, name: str, tokens: int) -> None:
@@ -135,7 +135,7 @@ def _recompute(
             records.append({"position": position, "nats": nats, "wall": elapsed.wall, "cpu": elapsed.cpu})
             display.update(count, {})
             if stop.signal_number is not None:
-                raise Interrupted(options.out, stop.signal_number)
+                raise Interrupted(stop.signal_number)
 
 
 def _totals(curves: dict[str, Curve], budget: int) -> str:

@@ -216,7 +216,7 @@ def hold(
             if last:
                 break
             if stop.signal_number is not None:
-                raise Interrupted(options.out, stop.signal_number)
+                raise Interrupted(stop.signal_number)
     speaker.close()
     for folder in options.out.glob(f"{name}-at-*"):
         shutil.rmtree(folder)

@@ -32,23 +32,28 @@ LONGER_FILE = "longer.json"
 def write_report(runs: Sequence[Run], out: Path, command: str) -> list[Path]:
     """Write table.md, scores.jsonl, curves.png and plots of tests beyond training; return their paths.
 
+    Of runs so short that no episode ended in training, table.md says that they have no curve.
+
     longer.png for trained policies, RECIPE-sizes.png for teams; for supervised experiments one plot for each
     size of the task, such as lengths.png and items.png, and state.png where results tell the bytes of state.
     """
-    from scrubjay.experiments.reports.curves import plot_longer, plot_runs
+    from scrubjay.experiments.reports.curves import has_curve, plot_longer, plot_runs
 
     longer = {run.path: success_when_longer(run) for run in runs}
     supervised: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         if isinstance(run.config, SupervisedConfig):
             supervised.setdefault(run.config.axes, []).append(run)
-    sections = [_header(runs, command), _final_table(runs), *_lost(runs), *_longer_tables(runs, longer)]
+    drawn = [run for run in runs if has_curve(run)]
+    sections = [_header(runs, command), _final_table(runs), *_lost(runs), *_uncurved(runs, drawn)]
+    sections += _longer_tables(runs, longer)
     sections += team_tables(runs, out)
     for alike in supervised.values():
         sections += [*_size_table(alike), *_accuracy_tables(alike)]
     write_atomically(out / "table.md", "\n\n".join(sections) + "\n")
     written = [out / "table.md", write_scores(runs, longer, out, command)]
-    written += [plot_runs(runs, out / "curves.png"), *team_plots(runs, out)]
+    written += [plot_runs(drawn, out / "curves.png")] if drawn else []
+    written += team_plots(runs, out)
     tables = [(run, longer[run.path]) for run in runs if longer[run.path]]
     if tables:
         written.append(plot_longer(tables, out / "longer.png"))
@@ -139,6 +144,13 @@ def _final_table(runs: Sequence[Run]) -> str:
 def _lost(runs: Sequence[Run]) -> list[str]:
     """Return a line for every run whose score is that of weights that are no numbers."""
     return [f"{run.path.name} is {word}." for run in runs for word in run.lost]
+
+
+def _uncurved(runs: Sequence[Run], drawn: Sequence[Run]) -> list[str]:
+    names = [run.path.name for run in runs if run not in drawn]
+    return (
+        [f"No curve, as no episode ended in so few steps of training: {', '.join(names)}."] if names else []
+    )
 
 
 def _longer_tables(runs: Sequence[Run], longer: dict[Path, dict[int, float]]) -> list[str]:

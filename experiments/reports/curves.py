@@ -71,6 +71,11 @@ def plot_runs(runs: Sequence[Run], out: Path | str, metric: str | None = None) -
     return save_figure(figure, out)
 
 
+def has_curve(run: Run) -> bool:
+    """Return whether there is something to draw of its training: an episode that ended, at least."""
+    return any("charts/success" in row or "charts/episodic_return" in row for row in run.metrics())
+
+
 def contenders(runs: Sequence[Run]) -> dict[Run, str]:
     """Name each run by its memory and by the settings in which runs of that memory differ among `runs`.
 

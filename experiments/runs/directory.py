@@ -14,6 +14,7 @@ _log = logging.getLogger(__name__)
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 RESULT = "result.json"
+CURVE = "curve.png"
 ENVIRONMENT = "environment.json"
 INITIAL = "initial.safetensors"
 """Weights of another run that this one began with."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
@@ -12,11 +11,10 @@ _SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, 
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training was asked to stop and did, after a checkpoint."""
+    """Work was asked to stop and did, having written down what is done; `again` is what goes on with it."""
 
-    def __init__(self, run_dir: Path, signal_number: int) -> None:
-        super().__init__(f"stopped; go on with: scrubjay resume {run_dir}")
-        self.run_dir = run_dir
+    def __init__(self, signal_number: int, again: str = "the same command") -> None:
+        super().__init__(f"stopped; go on with: {again}")
         self.exit_code = 128 + signal_number
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import pytest
 from scrubjay.agents.rl.policy import PolicyConfig
 from scrubjay.agents.rl.ppo import PPOConfig
 from scrubjay.experiments import EnvConfig, Run, train
+from scrubjay.experiments.tasks.names import FoundName
 from scrubjay.memory import make_config
 
 from .pictures import assert_picture
@@ -54,6 +56,23 @@ def test_continuous_actions_and_a_run_too_short_for_a_curve(tmp_path, tiny):
     )
     assert math.isfinite(run.result["episodic_return"])
     assert "success" not in run.result
+    assert not (run.path / "curve.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("env", "flags"),
+    [
+        ("mine:make", " --env mine:make"),
+        (FoundName("mine:make"), ""),
+        ("scrubjay.envs:scrubjay/TMaze-v0", ""),
+        ("CartPole-v1", ""),
+    ],
+)
+def test_the_command_that_goes_on_is_whole(tmp_path, tiny, env, flags):
+    """A folder's name may hold blanks; an environment of one's own has to be named again, by oneself."""
+    run = Run.create(tiny(env=EnvConfig("CartPole-v1", num_envs=4)), tmp_path / "a run")
+    config = dataclasses.replace(run.config, env=dataclasses.replace(run.config.env, id=env))
+    assert Run(run.path, config).again == f"scrubjay resume '{tmp_path}/a run'{flags}"
 
 
 def test_a_run_without_checkpoint_or_directory_says_so(tmp_path, tiny, finished_run):

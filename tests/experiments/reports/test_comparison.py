@@ -58,6 +58,21 @@ def test_a_run_whose_losses_are_no_numbers_is_told(tiny, tmp_path):
     assert "seed0" not in table
 
 
+def test_runs_too_short_for_a_curve_are_tabulated_and_named(tiny, tmp_path):
+    """No episode of theirs ended in training: the table stands, and what can be drawn is."""
+    runs = [finished(tmp_path / memory, tiny(memory), episodic_return=3.0) for memory in ("none", "gru")]
+    for count, curves in ((1, ["curves.png"]), (2, [])):
+        (runs[count - 1].path / "metrics.jsonl").write_text('{"step": 100, "charts/SPS": 5.0}\n')
+        out = tmp_path / f"out{count}"
+        out.mkdir()
+        written = write_report(runs, out, "c")
+        assert [path.name for path in written] == ["table.md", "scores.jsonl", *curves]
+        told = (out / "table.md").read_text()
+        assert len(cells(told, ["tiny"])) == 2
+        names = ", ".join(["none", "gru"][:count])
+        assert f"\n\nNo curve, as no episode ended in so few steps of training: {names}.\n" in told
+
+
 def test_scores_are_returns_where_nobody_tells_success(tiny, tmp_path):
     run = finished(tmp_path / "run", tiny(), episodic_return=-3.5)
     table, *_ = write_report([run], tmp_path, "c")
