@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from scrubjay.kernels.dispatch import without_autocast
 from scrubjay.kernels.linear.chunks import in_chunks, in_time, tokens_of
 from scrubjay.kernels.linear.fading import fade
 from scrubjay.kernels.linear.gpu.forward import forward_launches
@@ -42,6 +43,7 @@ class _Walk(torch.autograd.Function):
         return in_time(out, batch, time), after.view(state.shape)
 
     @staticmethod
+    @without_autocast
     def backward(ctx, grad_y, grad_after):
         if torch.is_grad_enabled():
             raise NotImplementedError(
