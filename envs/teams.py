@@ -114,7 +114,9 @@ class ParallelTeams:
                 if not staying:
                     ended[row] = True
                     finals.append(self._blank(1))
-                    self._write(finals[-1], 0, seen, acting)
+                    # Of who died, nothing is asked of what it saw last, and some environments do not tell.
+                    told = [name for name in acting if name in seen or cut[row, column[name]]]
+                    self._write(finals[-1], 0, seen, told)
                     seen, _ = env.reset()
                     staying = list(env.agents)
                 self._live(row, staying)

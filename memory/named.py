@@ -11,6 +11,10 @@ from typing import Any, Generic, SupportsIndex, TypeVar
 Config = TypeVar("Config")
 
 
+class UnknownNameError(ValueError):
+    """Nobody has registered what was asked for by name."""
+
+
 class Registry(dict[str, type[Config]], Generic[Config]):
     """Frozen dataclasses by their names.
 
@@ -53,7 +57,9 @@ class Registry(dict[str, type[Config]], Generic[Config]):
         if name not in self:
             close = difflib.get_close_matches(name, self, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"unknown {self.kind} {name!r}; choose from {', '.join(self.names())}{hint}")
+            raise UnknownNameError(
+                f"unknown {self.kind} {name!r}; choose from {', '.join(self.names())}{hint}"
+            )
         described = dataclasses.fields(self[name])  # pyright: ignore[reportArgumentType]
         known = [field.name for field in described]
         unknown = sorted(set(fields) - set(known))
