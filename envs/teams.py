@@ -102,7 +102,10 @@ class ParallelTeams:
             for name in acting:
                 if name not in earned:
                     raise TeamError(f"step returned no reward of {name!r}, who acted, but of {list(earned)}")
-                rewards[row, column[name]] = earned[name]
+                try:
+                    rewards[row, column[name]] = earned[name]
+                except (TypeError, ValueError):
+                    raise TeamError(f"{name!r} earned {_short(earned[name])}, which is no number") from None
             if any(terminations.values()) or any(truncations.values()) or env.agents != acting:
                 staying = [
                     name for name in env.agents if not (terminations.get(name) or truncations.get(name))
