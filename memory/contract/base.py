@@ -108,11 +108,7 @@ class Memory(nn.Module, ABC):
         if not x.is_floating_point():
             raise ValueError(f"x has dtype {x.dtype}; expected floats, so pass x.float()")
         check_start(start, x)
-        if not hasattr(state, "items"):
-            raise TypeError(f"state={state!r:.100}; expected a dict, as initial_state({len(x)}) begins with")
-        for name, value in state.items():
-            if value.shape[0] != x.shape[0]:
-                raise ValueError(f"state {name!r} has {value.shape[0]} rows; x has {x.shape[0]}")
+        check_state(state, x)
         if x.shape[1] == 1:
             if start is not None:
                 state = self.reset_state(state, start[:, 0])
@@ -231,6 +227,15 @@ def check_start(start: Tensor | None, x: Tensor) -> None:
     # Numbers would be taken for masks by some memories and for amounts by others.
     if start.dtype != torch.bool:
         raise ValueError(f"start has dtype {start.dtype}; expected torch.bool, so pass start.bool()")
+
+
+def check_state(state: State, x: Tensor) -> None:
+    """Raise TypeError unless `state` is a dict, and ValueError unless it has as many rows as `x`."""
+    if not hasattr(state, "items"):
+        raise TypeError(f"state={state!r:.100}; expected a dict, as initial_state({len(x)}) begins with")
+    for name, value in state.items():
+        if value.shape[0] != x.shape[0]:
+            raise ValueError(f"state {name!r} has {value.shape[0]} rows; x has {x.shape[0]}")
 
 
 def detach_state(state: State) -> State:

@@ -39,6 +39,12 @@ def test_a_memory_of_a_module_beside_the_user_is_known(scrubjay, tmp_path, monke
 def test_who_has_a_memory_of_their_own_is_told_how_it_is_known(here, monkeypatch):
     code, _, err = here("train", "tmaze-demo", "--memory", "mine")
     assert (code, "SCRUBJAY_IMPORT names a module that registers your own" in err) == (2, True)
+    monkeypatch.setenv("SCRUBJAY_IMPORT", "./my_memory.py")
+    code, _, err = here("list")
+    assert (code, err) == (
+        2,
+        "scrubjay: SCRUBJAY_IMPORT=./my_memory.py: expected a module's name, as my_memory is\n",
+    )
     monkeypatch.setenv("SCRUBJAY_IMPORT", "json, my_memries")
     code, _, err = here("list")
     assert (code, err) == (2, "scrubjay: SCRUBJAY_IMPORT=my_memries: No module named 'my_memries'\n")
