@@ -329,10 +329,7 @@ def plain(trial: Trial) -> None:
 
 
 def _built_anew(trial: Trial) -> nn.Module | None:
-    """Return what the memory's config builds, with its weights; None if that tells nothing of it.
-
-    A module without a config is none, and one that was changed after it was built.
-    """
+    """Return what the memory's config builds, with its weights; None if it has none or was changed since."""
     build = getattr(getattr(trial.memory, "config", None), "build", None)
     if build is None or trial.autocast:
         return None

@@ -21,8 +21,7 @@ _SHORTEST, _LONGEST = 16, 32
 def run(plan: Plan, exact: bool, *given: Tensor) -> tuple[Tensor, Tensor]:
     """Return what is read `[B, T, H, V]` and the state after.
 
-    `given` are query, key, value, log_decay, step and state in float32, `exact` whether products keep all
-    their digits.
+    `given` are the parts of a `Given` in float32, `exact` is whether products keep all their digits.
     """
     plan = plan._replace(length=max(_SHORTEST, min(_LONGEST, plan.length)))
     return _Walk.apply(plan, exact, *given)  # pyright: ignore[reportReturnType]
