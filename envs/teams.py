@@ -102,7 +102,10 @@ class ParallelTeams:
             for name in acting:
                 if name not in earned:
                     raise TeamError(f"step returned no reward of {name!r}, who acted, but of {list(earned)}")
-                rewards[row, column[name]] = earned[name]
+                try:
+                    rewards[row, column[name]] = earned[name]
+                except (TypeError, ValueError):
+                    raise TeamError(f"{name!r} earned {_short(earned[name])}, which is no number") from None
             if any(terminations.values()) or any(truncations.values()) or env.agents != acting:
                 staying = [
                     name for name in env.agents if not (terminations.get(name) or truncations.get(name))
@@ -114,7 +117,9 @@ class ParallelTeams:
                 if not staying:
                     ended[row] = True
                     finals.append(self._blank(1))
-                    self._write(finals[-1], 0, seen, acting)
+                    # Of who died, nothing is asked of what it saw last, and some environments do not tell.
+                    told = [name for name in acting if name in seen or cut[row, column[name]]]
+                    self._write(finals[-1], 0, seen, told)
                     seen, _ = env.reset()
                     staying = list(env.agents)
                 self._live(row, staying)

@@ -53,7 +53,9 @@ from scrubjay.experiments.tasks.environments import EnvConfig
 from scrubjay.experiments.tasks.facts import Facts
 from scrubjay.experiments.tasks.names import FoundName
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
+from scrubjay.experiments.words.arguments import OWN
 from scrubjay.memory import MemoryConfig
+from scrubjay.memory.named import UnknownNameError
 
 
 class Run:
@@ -131,7 +133,8 @@ class Run:
         try:
             return cls(path, from_json(text, trust), trust, found=not trust)
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{path / CONFIG}: {error}") from error
+            own = OWN if isinstance(error, UnknownNameError) else ""
+            raise ValueError(f"{path / CONFIG}: {error}{own}") from error
 
     def of_environment(self, name: str) -> Run:
         """Return the same run, of whose environment the user has given the name, so that it may be made.

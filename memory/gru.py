@@ -133,6 +133,7 @@ class _Sequence(torch.autograd.Function):
         return after.transpose(0, 1)
 
     @staticmethod
+    @without_autocast
     def backward(ctx, grad):
         *given, gates, candidates, after = ctx.saved_tensors
         if is_wanted_again(grad):

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 from collections.abc import Mapping
 from typing import Any, Generic, SupportsIndex, TypeVar
 
 Config = TypeVar("Config")
+
+
+class UnknownNameError(ValueError):
+    """Nobody has registered what was asked for by name."""
 
 
 class Registry(dict[str, type[Config]], Generic[Config]):
@@ -21,8 +26,19 @@ class Registry(dict[str, type[Config]], Generic[Config]):
         self.kind, self.adder = kind, adder
 
     def register(self, name: str, config_class: type[Config]) -> None:
-        """Add a class under `name`. Raises ValueError if the name is taken."""
-        if name in self:
+        """Add a class under `name`. Raises ValueError if the name is taken, TypeError if it is no dataclass.
+
+        A class that is defined anew, as by a cell of a notebook, takes the place of what it was.
+        """
+        if not isinstance(config_class, type) or not dataclasses.is_dataclass(config_class):
+            raise TypeError(f"{self.kind} {name!r}: {config_class!r} is no config class, a frozen dataclass")
+        # A decorator that was forgotten leaves the fields of the class above.
+        if "__dataclass_fields__" not in vars(config_class) and inspect.get_annotations(config_class):
+            raise TypeError(
+                f"{self.kind} {name!r}: {config_class.__name__} has fields of its own; decorate it with "
+                "@dataclass(frozen=True)"
+            )
+        if name in self and not _is_anew(config_class, self[name]):
             raise ValueError(
                 f"{self.kind} {name!r} is already registered as {self[name].__name__}; choose another name"
             )
@@ -41,7 +57,9 @@ class Registry(dict[str, type[Config]], Generic[Config]):
         if name not in self:
             close = difflib.get_close_matches(name, self, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"unknown {self.kind} {name!r}; choose from {', '.join(self.names())}{hint}")
+            raise UnknownNameError(
+                f"unknown {self.kind} {name!r}; choose from {', '.join(self.names())}{hint}"
+            )
         described = dataclasses.fields(self[name])  # pyright: ignore[reportArgumentType]
         known = [field.name for field in described]
         unknown = sorted(set(fields) - set(known))
@@ -64,3 +82,9 @@ class Registry(dict[str, type[Config]], Generic[Config]):
             if type(config) is config_class:
                 return name
         raise ValueError(f"{type(config).__name__} is not registered; call {self.adder} first")
+
+
+def _is_anew(config_class: type, before: type) -> bool:
+    """Return whether the lines that defined a class were run again."""
+    names = ((one.__module__, one.__qualname__) for one in (config_class, before))
+    return config_class is not before and len(set(names)) == 1

@@ -19,7 +19,15 @@ from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from scrubjay.memory.contract.base import LATER, Memory, MemoryConfig, State, check_start, with_born
+from scrubjay.memory.contract.base import (
+    LATER,
+    Memory,
+    MemoryConfig,
+    State,
+    check_start,
+    check_state,
+    with_born,
+)
 from scrubjay.memory.contract.nested import named, part_of
 from scrubjay.memory.parts.convolution import ShortConvolution
 from scrubjay.memory.parts.feed_forward import feed_forward
@@ -31,7 +39,10 @@ _NEIGHBOURS = "convolution"
 
 @dataclass(frozen=True)
 class SequenceConfig:
-    """Sizes of `SequenceModel`; its width is the memory's. Raises ValueError on an impossible one."""
+    """Sizes of `SequenceModel`; its width is the memory's.
+
+    Raises ValueError on an impossible one, and TypeError where `memory` is no config.
+    """
 
     vocab_size: int
     """Tokens are the numbers from 0 up to this, itself excluded."""
@@ -48,6 +59,8 @@ class SequenceConfig:
     2309.17453, section 3.3): the state before the first token is that after them."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.memory, MemoryConfig):
+            raise TypeError(f"memory={self.memory!r:.100}: expected a config, as make_config(NAME) makes one")
         for name in ("vocab_size", "num_blocks", "convolution_width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
@@ -106,11 +119,12 @@ class SequenceModel(
         """Return logits of the token after each, and the state after the last.
 
         `start[b, t]` marks `tokens[b, t]` as the first of a new sequence. Raises ValueError on shapes that do
-        not fit, and on a `start` that is not bool.
+        not fit, and on a `start` that is not bool; TypeError if `state` is no state.
         """
         if tokens.ndim != 2:
             raise ValueError(f"tokens have shape {tuple(tokens.shape)}; expected [batch, time]")
         check_start(start, tokens)
+        check_state(state, tokens)
         x = self.embedding(tokens)
         if self.sinks is None or start is None:
             x, after = self._through_blocks(x, state, start)
@@ -167,7 +181,7 @@ class SequenceModel(
             )
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens={max_new_tokens}: must be at least 1")
-        if temperature < 0:
+        if not temperature >= 0:
             raise ValueError(f"temperature={temperature}: must not be negative; 0 takes the likeliest token")
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k={top_k}: must be at least 1, or None for all tokens")

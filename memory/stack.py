@@ -29,7 +29,10 @@ from scrubjay.memory.sink import SinkConfig
 
 @dataclass(frozen=True)
 class StackConfig(MemoryConfig):
-    """What a `Stack` is made of. Raises ValueError on no part, or on one of another width."""
+    """What a `Stack` is made of.
+
+    Raises ValueError on no part, or on one of another width, and TypeError on what is no config.
+    """
 
     parts: tuple[MemoryConfig, ...] = cast("tuple[MemoryConfig, ...]", None)
     """Memories in the order that the stream passes them, all as wide as the stack; by default `sink`, then
@@ -45,6 +48,10 @@ class StackConfig(MemoryConfig):
         if not self.parts:
             raise ValueError(f"parts={self.parts}: a stack needs at least one memory")
         for index, part in enumerate(self.parts):
+            if not isinstance(part, MemoryConfig):
+                raise TypeError(
+                    f"parts={self.parts!r:.200}: expected configs, each as make_config(NAME) makes one"
+                )
             if part.dim != self.dim:
                 raise ValueError(
                     f"parts[{index}], a {type(part).__name__}, has dim={part.dim}, the stack dim={self.dim}: "

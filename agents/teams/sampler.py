@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scrubjay.agents.rl.observations import check_indices, check_rewards, from_leaves
+from scrubjay.agents.rl.observations import check_indices, check_numbers, check_rewards, from_leaves
 from scrubjay.agents.rl.sampler import EpisodeStats, RowSampler, Sampler, at_time, batch_first
 from scrubjay.agents.teams.env import TeamEnv, TeamStep
 from scrubjay.agents.teams.policy import TeamPolicy
@@ -30,7 +30,7 @@ class TeamSampler(RowSampler):
     """Collects segments of `segment_length` steps from every row of `env`, carrying states between them.
 
     Everything but the environment is computed on the policy's device. Raises ValueError on an empty segment,
-    or if the policy is for teams of another size.
+    or if the policy is for teams of another size, and EnvFaultError as `Sampler` does.
     """
 
     def __init__(self, env: TeamEnv, policy: TeamPolicy, segment_length: int, seed: int = 0) -> None:
@@ -95,6 +95,9 @@ class TeamSampler(RowSampler):
                     cut = torch.from_numpy(np.flatnonzero(step.truncated))
                     bootstrap_values[t, cut] = self._final_values(step, cut)
         check_rewards(rewards)
+        chances = torch.stack(log_probs, dim=1)
+        if not chances.isfinite().all():  # by what was seen, or by weights that are lost
+            check_numbers(self._leaves, written)
         if self._judges_later:
             every = {key: leaf.flatten(0, 1).to(device) for key, leaf in observations.items()}
             judged = self.policy.value(from_leaves(every), alive.flatten(0, 1).to(device), self._state)
@@ -110,7 +113,7 @@ class TeamSampler(RowSampler):
             observations=from_leaves(seen),
             alive=alive[:length].to(device).transpose(0, 1),
             actions=torch.stack(actions, dim=1),
-            log_probs=torch.stack(log_probs, dim=1),
+            log_probs=chances,
             values=torch.stack(values, dim=1),
             rewards=batch_first(rewards, device),
             starts=batch_first(starts, device),

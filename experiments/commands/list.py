@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from functools import cache
 
-from scrubjay.experiments.catalogue import catalogue
+from scrubjay.experiments.catalogue import Catalogue, catalogue, gathered
+from scrubjay.experiments.runs.own import VARIABLE
 from scrubjay.experiments.words.arguments import UsageError
 from scrubjay.experiments.words.terminal import table
 
@@ -19,7 +22,7 @@ def run(words: Sequence[str]) -> int:
         return 0
     if words:
         raise UsageError(f"unexpected argument {words[0]!r}: list takes none")
-    kept = catalogue()
+    kept = known()
     memories = [(name, f"{kept.state_bytes[name]:>9,} B", about) for name, about in kept.memories.items()]
     print(f"recipes\n{table(recipes())}\n")
     print(f"methods (of recipes with several agents)\n{table(methods())}\n")
@@ -29,17 +32,23 @@ def run(words: Sequence[str]) -> int:
     return 0
 
 
+@cache
+def known() -> Catalogue:
+    """Return what is kept, or what there is where modules of the user's own have registered more."""
+    return gathered() if os.environ.get(VARIABLE) else catalogue()
+
+
 def recipes() -> list[tuple[str, str]]:
     """Return the names of all recipes, each with a line about it."""
-    return list(catalogue().recipes.items())
+    return list(known().recipes.items())
 
 
 def learners() -> list[tuple[str, str]]:
     """Return whose policies are learned, each with the names of the learners there are."""
     whose = {"agent": "one agent", "team": "teams"}
-    return [(whose[acts], ", ".join(names)) for acts, names in catalogue().learners.items()]
+    return [(whose[acts], ", ".join(names)) for acts, names in known().learners.items()]
 
 
 def methods() -> list[tuple[str, str]]:
     """Return the names of all methods of teams, each with a line about it."""
-    return list(catalogue().methods.items())
+    return list(known().methods.items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from pathlib import Path
 
 VARIABLE = "SCRUBJAY_IMPORT"
 """Environment variable that names them, with commas between; processes that are started here have it, too."""
@@ -12,6 +13,8 @@ VARIABLE = "SCRUBJAY_IMPORT"
 def import_own() -> None:
     """Import what the variable names. Raises ImportError, naming what failed."""
     for module in map(str.strip, os.environ.get(VARIABLE, "").split(",")):
+        if module.endswith(".py"):
+            raise ImportError(f"{VARIABLE}={module}: expected a module's name, as {Path(module).stem} is")
         try:
             if module:
                 importlib.import_module(module)

@@ -18,6 +18,8 @@ from scrubjay.experiments.words.failures import UsageError
 T = TypeVar("T")
 
 _REGISTERED = ("memory", "learner")
+OWN = "; SCRUBJAY_IMPORT names a module that registers your own"
+"""What to do about a name that only a module of the user's own knows."""
 """Of which there may be others than ours."""
 _REWORDED = (
     (r"^(\S+): invalid literal for int\(\) with base 10: (.*)$", r"\1 \2: expected a whole number"),
@@ -60,7 +62,7 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
 def choose(what: str, name: str, known: Sequence[str]) -> str:
     """Return `name` if it is known; raises UsageError naming the choices otherwise."""
     if name not in known:
-        own = "; SCRUBJAY_IMPORT names a module that registers your own" if what in _REGISTERED else ""
+        own = OWN if what in _REGISTERED else ""
         raise UsageError(
             f"unknown {what} {name!r}; choose from {', '.join(known)}{own}{did_you_mean(name, known)}"
         )

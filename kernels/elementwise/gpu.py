@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from scrubjay.kernels.dispatch import without_autocast
 from scrubjay.kernels.launch import Launch
 
 _BLOCK = 128
@@ -140,6 +141,7 @@ class _Scan(torch.autograd.Function):
         return states
 
     @staticmethod
+    @without_autocast
     def backward(ctx, grad):
         if torch.is_grad_enabled():
             raise NotImplementedError(

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Num
 from torch import Tensor
 
 from scrubjay.kernels.derivatives import by_graph, is_wanted_again
+from scrubjay.kernels.dispatch import without_autocast
 from scrubjay.kernels.elementwise import blocks, reference
 
 NARROW = 256
@@ -38,6 +39,7 @@ class _Scan(torch.autograd.Function):
         return states
 
     @staticmethod
+    @without_autocast
     def backward(ctx, grad):
         decay, value, state, states = ctx.saved_tensors
         start = ctx.start

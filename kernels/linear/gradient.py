@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from scrubjay.kernels.derivatives import by_graph, is_wanted_again
+from scrubjay.kernels.dispatch import without_autocast
 from scrubjay.kernels.linear.chunks import (
     Tokens,
     Trace,
@@ -98,6 +99,7 @@ class _LinearMemory(torch.autograd.Function):
         return y, after
 
     @staticmethod
+    @without_autocast
     def backward(ctx, grad_y, grad_after):
         given, leaves = Given(*ctx.saved_tensors[:6]), list(ctx.saved_tensors[6:])
         if grad_y is None and grad_after is None:

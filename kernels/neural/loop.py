@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from scrubjay.kernels.derivatives import by_graph, is_wanted_again
-from scrubjay.kernels.dispatch import without_own_gradient
+from scrubjay.kernels.dispatch import without_autocast, without_own_gradient
 from scrubjay.kernels.neural.chunk import (
     ChunkGradient,
     Coefficients,
@@ -366,6 +366,7 @@ class _Chunks(torch.autograd.Function):
         return y, squared, *(x.clone() if id(x) in given else x for part in after for x in part)
 
     @staticmethod
+    @without_autocast
     def backward(ctx, grad_y, _, *grad_after):
         flat, leaves = ctx.saved_tensors[: ctx.given], list(ctx.saved_tensors[ctx.given :])
         if is_wanted_again(grad_y, *grad_after):

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from scrubjay.kernels.derivatives import is_wanted_again
+from scrubjay.kernels.dispatch import without_autocast
 from scrubjay.kernels.neural.factors import Factors, Given, Segment
 from scrubjay.kernels.neural.network import NEGLIGIBLE
 
@@ -80,6 +81,7 @@ class _Matrices(torch.autograd.Function):
         return y, squared, *after
 
     @staticmethod
+    @without_autocast
     def backward(ctx, grad_y, _, *grad_after):
         flat, kept = ctx.saved_tensors[: len(Given._fields)], ctx.saved_tensors[len(Given._fields) :]
         if is_wanted_again(grad_y, *grad_after):

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from scrubjay.kernels.derivatives import by_graph, is_wanted_again
-from scrubjay.kernels.dispatch import without_own_gradient
+from scrubjay.kernels.dispatch import without_autocast, without_own_gradient
 from scrubjay.kernels.normalisers import log_normaliser, softmax_or_zero
 from scrubjay.kernels.retrieval.problem import Choice, Reading
 
@@ -116,6 +116,7 @@ class _Attention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @without_autocast
     def backward(ctx, grad):
         given: Sequence[Tensor] = ctx.saved_tensors
         if is_wanted_again(grad):

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from scrubjay.kernels.derivatives import come_in_batches
-from scrubjay.kernels.dispatch import any_dual
+from scrubjay.kernels.dispatch import any_dual, without_autocast
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -96,6 +96,7 @@ class _Dots(_Product):
         return (x[:, None] * _listed(table, runs)).sum(dim=2).reshape(len(x), -1, runs.length)
 
     @staticmethod
+    @without_autocast
     def backward(ctx: Any, *grads: Any) -> Any:
         x, table = ctx.saved_tensors
         grad = grads[0]
@@ -119,6 +120,7 @@ class _Mix(_Product):
         return (weights.reshape(len(weights), -1, 1) * _listed(table, runs)).sum(dim=1)
 
     @staticmethod
+    @without_autocast
     def backward(ctx: Any, *grads: Any) -> Any:
         weights, table = ctx.saved_tensors
         grad = grads[0].contiguous()
@@ -155,6 +157,7 @@ class _Spread(_Product):
         return shares.new_zeros(runs.rows, x.shape[1]).index_add(0, runs.listed.flatten(), shares)
 
     @staticmethod
+    @without_autocast
     def backward(ctx: Any, *grads: Any) -> Any:
         weights, x = ctx.saved_tensors
         grad = grads[0].contiguous()

@@ -178,6 +178,7 @@ class _FusedOnce(torch.autograd.Function):
         return ctx.out.detach()
 
     @staticmethod
+    @without_autocast
     def backward(ctx, grad):
         inputs = ctx.saved_tensors
         if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active() or any_dual(grad):

@@ -100,14 +100,15 @@ class Memory(nn.Module, ABC):
     ) -> tuple[Float[Tensor, "batch time dim"], State]:
         """Return outputs and the state after the last input.
 
-        Raises ValueError if the width, shape or dtype of `start` or the number of the state's rows is wrong.
+        Raises ValueError if the width, the shape or dtype of `start` or the number of the state's rows is
+        wrong, or x is of whole numbers, and TypeError if `state` is no state.
         """
         if x.ndim != 3 or x.shape[-1] != self.dim:
             raise ValueError(f"x has shape {tuple(x.shape)}; expected [batch, time, {self.dim}]")
+        if not x.is_floating_point():
+            raise ValueError(f"x has dtype {x.dtype}; expected floats, so pass x.float()")
         check_start(start, x)
-        for name, value in state.items():
-            if value.shape[0] != x.shape[0]:
-                raise ValueError(f"state {name!r} has {value.shape[0]} rows; x has {x.shape[0]}")
+        check_state(state, x)
         if x.shape[1] == 1:
             if start is not None:
                 state = self.reset_state(state, start[:, 0])
@@ -216,14 +217,25 @@ def _is_as_built(module: nn.Module) -> bool:
 
 
 def check_start(start: Tensor | None, x: Tensor) -> None:
-    """Raise ValueError unless `start` is None or one bool for every step of `x`."""
+    """Raise ValueError, or TypeError, unless `start` is None or one bool for every step of `x`."""
     if start is None:
         return
+    if not isinstance(start, Tensor):
+        raise TypeError(f"start is a {type(start).__name__}; expected a tensor, as torch.as_tensor(start) is")
     if start.shape != x.shape[:2]:
         raise ValueError(f"start has shape {tuple(start.shape)}; expected {tuple(x.shape[:2])}")
     # Numbers would be taken for masks by some memories and for amounts by others.
     if start.dtype != torch.bool:
         raise ValueError(f"start has dtype {start.dtype}; expected torch.bool, so pass start.bool()")
+
+
+def check_state(state: State, x: Tensor) -> None:
+    """Raise TypeError unless `state` is a dict, and ValueError unless it has as many rows as `x`."""
+    if not hasattr(state, "items"):
+        raise TypeError(f"state={state!r:.100}; expected a dict, as initial_state({len(x)}) begins with")
+    for name, value in state.items():
+        if value.shape[0] != x.shape[0]:
+            raise ValueError(f"state {name!r} has {value.shape[0]} rows; x has {x.shape[0]}")
 
 
 def detach_state(state: State) -> State:

@@ -5,8 +5,10 @@
 2. Start is birth: after `start` nothing depends on what came before, NaN and inf included.
 3. Causal: an input changes nothing earlier than itself.
 4. Rows are strangers: permuting, adding or removing rows does just that to the outputs.
-5. Fixed shape: the state never grows, `state_bytes` is exact, a million steps stay finite.
-6. Plain: the state is a flat dict of tensors, nothing is hidden elsewhere, nothing passed in is changed.
+5. Fixed shape: the state never grows, `state_bytes` is exact, a million steps stay finite;
+   float64 stays that.
+6. Plain: the state is a flat dict of tensors, nothing is hidden elsewhere, nothing passed in is changed; what
+   its config builds and `state_dict` fills is the same memory.
 7. Empty is silent: a memory that retrieves reads exact zeros until something is stored.
 8. Compiles: one step passes `torch.compile(fullgraph=True)` and `torch.export` with a dynamic batch.
 9. Learns: finite gradients reach every parameter, in float32 and bfloat16.

@@ -17,6 +17,8 @@ from scrubjay.memory.contract.base import Memory, State, detach_state
 from scrubjay.memory.contract.trial import BATCH, MemoryLawError, Trial, compare
 
 _LONG_STEPS = 1_000_000
+_SHIFT = 1e-9
+"""Far less than float32 tells apart, far more than float64 does."""
 _KINDS = ("drawn", "constant", "zero", "alternating")
 # What lies before a start: what harms at once, and what is finite until it is multiplied.
 _POISONS = (float("nan"), float("inf"), 1e20, 1e30)
@@ -78,11 +80,17 @@ def _gradients(
     y, after = trial.run(x, state, start, cuts)
     found = {"output": y.detach()} | {f"state {name!r}": value.detach() for name, value in after.items()}
     loss = _functional(y) + sum(_functional(value) for value in after.values() if value.requires_grad)
-    loss.backward()
+    _backward(loss)
     found["gradient of x"] = _gradient(x)
     for name, parameter in trial.memory.named_parameters():
         found[f"gradient of parameter {name}"] = _gradient(parameter)
     return found
+
+
+def _backward(loss: Tensor) -> None:
+    """Send gradients back; where all were cut off none arrive, which law 9 says better than torch."""
+    if loss.requires_grad:
+        loss.backward()
 
 
 def _gradient(value: Tensor) -> Tensor:
@@ -112,7 +120,7 @@ def _births(trial: Trial, x: Tensor, born: Sequence[int]) -> tuple[list[_Birth],
     for row, t in enumerate(born):
         fresh = x[row : row + 1, t:].clone().requires_grad_()
         output, after = trial.memory(fresh, trial.memory.initial_state(1))
-        _functional(output[0]).backward()
+        _backward(_functional(output[0]))
         lives.append(_Birth(t, output.detach(), detach_state(after), _gradient(fresh)))
     return lives, {n: p.grad.clone() for n, p in trial.memory.named_parameters() if p.grad is not None}
 
@@ -166,7 +174,7 @@ def _compare_births(
     with torch.set_grad_enabled(differentiable):
         y, after = trial.run(x, state, start, cuts)
     if differentiable:
-        torch.stack([_functional(y[row, life.t :]) for row, (_, life) in enumerate(rows)]).sum().backward()
+        _backward(torch.stack([_functional(y[row, life.t :]) for row, (_, life) in enumerate(rows)]).sum())
     for row, (told, (t, output, after_birth, gradient)) in enumerate(rows):
         compare(2, f"output after a start {told}", y[row : row + 1, t:], output, trial.tolerance, offset=t)
         for name, value in after_birth.items():
@@ -271,11 +279,24 @@ def fixed_shape(trial: Trial) -> None:
                     raise MemoryLawError(
                         5, f"after call {step} of {time} steps the state went from {born} to {now}"
                     )
+    if trial.dtype == torch.float64:
+        _keeps_float64(trial)
+
+
+def _keeps_float64(trial: Trial) -> None:
+    """Law 5 of float64: moving x a little there and back moves outputs evenly, but for roundings to less."""
+    x, start, state = trial.draw(), trial.draw_starts(), trial.lived_in()
+    shift = _SHIFT * trial.draw()
+    with torch.no_grad():
+        there, here, back = (trial.memory(given, state, start)[0] for given in (x + shift, x, x - shift))
+    what = f"output, between what {_SHIFT:.0e} added to and taken from x makes it, in less than float64,"
+    compare(5, what, here, (there + back) / 2, trial.tolerance)
 
 
 def plain(trial: Trial) -> None:
     """Law 6: nothing is changed in place or hidden, and the state survives every way of travelling."""
     x, start, state = trial.draw(), trial.draw_starts(), trial.lived_in()
+    start[:, 0] = False  # a birth would put a copy in the place of the state given
     kept_x, kept_state = x.clone(), {n: v.clone() for n, v in state.items()}
     with torch.no_grad():
         y, after = trial.memory(x, state, start)
@@ -296,10 +317,29 @@ def plain(trial: Trial) -> None:
             copied = {n: v.to(trial.device) for n, v in copied.items()}
             same, _ = trial.memory(x, copied, start)
             compare(6, f"output of a state that went through {name}", same, y, trial.row_tolerance)
+        twin = _built_anew(trial)
+        if twin is not None:
+            same, _ = twin(x, state, start)
+            what = "output of one built anew, something being neither in `config` nor in `state_dict()`,"
+            compare(6, what, same, y, trial.row_tolerance)
     _, after = trial.memory(x.clone().requires_grad_(), state, start)
     attached = [name for name, value in detach_state(after).items() if value.requires_grad]
     if attached:
         raise MemoryLawError(6, f"detach_state leaves gradients on {attached}")
+
+
+def _built_anew(trial: Trial) -> nn.Module | None:
+    """Return what the memory's config builds, with its weights; None if it has none or was changed since."""
+    build = getattr(getattr(trial.memory, "config", None), "build", None)
+    if build is None or trial.autocast:
+        return None
+    with torch.random.fork_rng(devices=[]):
+        twin = build().to(trial.device, trial.dtype).train(trial.memory.training)
+    weights = trial.memory.state_dict()
+    if type(twin) is not type(trial.memory) or twin.state_dict().keys() != weights.keys():
+        return None
+    twin.load_state_dict(weights)
+    return twin
 
 
 def empty_is_silent(trial: Trial) -> None:
@@ -309,6 +349,10 @@ def empty_is_silent(trial: Trial) -> None:
         return
     x, start = trial.draw(), trial.draw_starts()
     empty = memory.initial_state(BATCH)
+    if not callable(getattr(memory, "read", None)):
+        raise MemoryLawError(
+            7, "`retrieves` is True, so it needs `read(x, state)`, which gives what x recalls"
+        )
     others = no_stores(memory)
     unwritten = {
         n: torch.full_like(v, float("nan")) if v.is_floating_point() and n not in others else v
@@ -377,7 +421,7 @@ def learns(trial: Trial, no_gradient: Sequence[str]) -> None:
     for time in (trial.steps, 1):
         x = trial.draw(time=time).requires_grad_()
         y, _ = trial.memory(x, trial.lived_in(), start[:, :time])
-        _functional(y.float()).backward()
+        _backward(_functional(y.float()))
         reached = _gradient(x)
         if not torch.isfinite(reached).all() or not reached.any():
             raise MemoryLawError(9, f"no finite gradient reaches x over {time} steps in {trial.dtype}")
@@ -446,11 +490,11 @@ def first_line(error: Exception) -> str:
 
 
 CHECKS: dict[int, Callable[[Trial], None]] = {
+    6: plain,  # first: what writes in place or hides something breaks other laws by it
     1: step_is_sequence,
     2: start_is_birth,
     3: causal,
     4: rows_are_strangers,
     5: fixed_shape,
-    6: plain,
     7: empty_is_silent,
 }

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from scrubjay.kernels.derivatives import by_graph, has_own_gradient, is_wanted_again
+from scrubjay.kernels.dispatch import without_autocast
 from scrubjay.memory.parts.heap import keep_freed
 
 _LOG2_E = math.log2(math.e)
@@ -97,6 +98,7 @@ class _Attention(torch.autograd.Function):
         return read.unflatten(0, (batch, heads)).transpose(1, 2).reshape(query.shape)
 
     @staticmethod
+    @without_autocast
     def backward(ctx, grad):
         given, kept = ctx.saved_tensors[: len(Asked._fields)], ctx.saved_tensors[len(Asked._fields) :]
         if is_wanted_again(grad):

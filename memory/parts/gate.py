@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from scrubjay.kernels.derivatives import by_graph, has_own_gradient, is_wanted_again
+from scrubjay.kernels.dispatch import without_autocast
 
 
 class Gate(nn.Module):
@@ -85,6 +86,7 @@ class _Gated(torch.autograd.Function):
         return torch.lerp(rows, candidate, gate).view(x.shape)
 
     @staticmethod
+    @without_autocast
     def backward(ctx: Any, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
         *given, both, kept, candidate = ctx.saved_tensors
         if is_wanted_again(grad):

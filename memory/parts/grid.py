@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from scrubjay.kernels.derivatives import come_in_batches
-from scrubjay.kernels.dispatch import without_own_gradient
+from scrubjay.kernels.dispatch import without_autocast, without_own_gradient
 from scrubjay.memory.contract.clock import Clock
 
 
@@ -152,6 +152,7 @@ class _Take(torch.autograd.Function):
         return _select(rows, index, some_empty)
 
     @staticmethod
+    @without_autocast
     def backward(ctx, grad):
         index, inverse = ctx.saved_tensors
         if come_in_batches(grad):

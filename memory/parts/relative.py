@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from scrubjay.kernels.derivatives import by_graph, is_wanted_again
+from scrubjay.kernels.dispatch import without_autocast
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.parts.heap import keep_freed
 
@@ -102,6 +103,7 @@ class _Segment(torch.autograd.Function):
         return y
 
     @staticmethod
+    @without_autocast
     def backward(ctx: Any, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
         given, saved = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
         if is_wanted_again(grad):

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from scrubjay.kernels.derivatives import by_graph, is_wanted_again
+from scrubjay.kernels.dispatch import without_autocast
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.parts.heap import keep_freed
 
@@ -199,6 +200,7 @@ class _Segment(torch.autograd.Function):
         return y, own_keys, own_values
 
     @staticmethod
+    @without_autocast
     def backward(ctx, *grads):
         count = 3 + len(Weights._fields)
         given, kept = ctx.saved_tensors[:count], _Kept(*ctx.saved_tensors[count:])

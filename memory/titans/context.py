@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from scrubjay.kernels.derivatives import by_graph, is_wanted_again
+from scrubjay.kernels.dispatch import without_autocast
 from scrubjay.memory.parts.heap import keep_freed
 from scrubjay.memory.titans.backward import Backward
 from scrubjay.memory.titans.chunks import Given, Kept, Outputs
@@ -45,6 +46,7 @@ class _Segment(torch.autograd.Function):
         return tuple(outputs)
 
     @staticmethod
+    @without_autocast
     def backward(ctx: Any, *grads):
         grads, count = grads[:-1], len(Given._fields)
         given, saved = ctx.saved_tensors[:count], ctx.saved_tensors[count:]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from scrubjay.kernels.derivatives import by_graph, is_wanted_again
-from scrubjay.kernels.dispatch import without_own_gradient
+from scrubjay.kernels.dispatch import without_autocast, without_own_gradient
 from scrubjay.memory.parts.unit import inverse_length, unit
 
 # Numbers of a block, which with what is formed of them on the way fit a cache.
@@ -129,6 +129,7 @@ class _Heads(torch.autograd.Function):
         return out
 
     @staticmethod
+    @without_autocast
     def backward(ctx, grad):
         projected, taps, tail, step, sums = ctx.saved_tensors
         convolution = None if taps is None else Convolution(taps, tail, step)

@@ -19,6 +19,7 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from scrubjay.kernels.derivatives import by_graph, is_wanted_again
+from scrubjay.kernels.dispatch import without_autocast
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.parts.heap import keep_freed
 from scrubjay.memory.parts.rotary import complex_turns, in_pairs, turn_pairs
@@ -126,6 +127,7 @@ class _Segment(torch.autograd.Function):
         return tuple(outputs)
 
     @staticmethod
+    @without_autocast
     def backward(ctx: Any, *grads):
         count = 3 + len(Weights._fields)
         given, kept = ctx.saved_tensors[:count], _Kept(*ctx.saved_tensors[count:])

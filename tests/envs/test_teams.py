@@ -147,3 +147,27 @@ def test_agents_that_differ_are_named() -> None:
         ParallelTeams(lambda: Odd((other, Odd().own[1])), 1)
     with pytest.raises(ValueError, match="num_envs=0"):
         ParallelTeams(Odd, 0)
+
+
+class Silent(Odd):
+    """Tells nothing of x, who dies in the only step, but what y sees, who is cut off there."""
+
+    def reset(self, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
+        super().reset(seed, options)
+        self.agents = ["x", "y"]
+        return self._observe(self.agents), {}
+
+    def step(self, actions: dict[str, Any]) -> tuple[dict, dict, dict, dict, dict]:
+        self.agents, over = [], dict.fromkeys(actions, True)
+        self.time = 3
+        return self._observe(["y"]), dict.fromkeys(actions, 1.0), over | {"y": False}, over | {"x": False}, {}
+
+
+def test_of_who_died_in_the_last_step_nothing_need_be_seen() -> None:
+    env = ParallelTeams(Silent, 1)
+    env.reset(seed=1)
+    step = env.step(np.zeros((1, 2, 2), dtype=np.float32))
+    assert step.ended.tolist() == step.truncated.tolist() == [True]
+    assert step.terminated.tolist() == [[True, False]]
+    assert step.final_alive.tolist() == [[False, True]]
+    assert step.final_observations["far/at"].tolist() == [[[0, 0], [3, 121]]]

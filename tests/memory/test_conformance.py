@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
@@ -113,6 +114,24 @@ CASES = [
     for name in memory.list_memories()
     for fields in [{}, {"dim": 22}, *SIZES.get(name, [])]
 ]
+
+
+@pytest.mark.parametrize("name", [name for name in memory.list_memories() if name != "none"])
+def test_gradients_may_be_asked_for_under_autocast(name):
+    module = memory.make(name, dim=16)
+    x, found = torch.randn(2, 40, 16), {}
+    for inside in (False, True):
+        given = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            y, _ = module(given, module.initial_state(2))
+            loss = y.square().sum()
+            if inside:
+                loss.backward()
+        if not inside:
+            loss.backward()
+        found[inside] = given.grad
+    # What is not ours, torch takes in bfloat16 there.
+    assert (found[True] - found[False]).norm() < 5e-2 * found[False].norm()
 
 
 BUT_COMPILATION = (1, 2, 3, 4, 5, 6, 7, 9)
@@ -283,6 +302,18 @@ def test_a_start_that_is_not_bool_is_refused(name, dtype):
     for time in (0, 1, 3):
         with pytest.raises(ValueError, match=rf"start has dtype {dtype}; .*pass start\.bool\(\)"):
             module(torch.zeros(2, time, 8), module.initial_state(2), torch.ones(2, time, dtype=dtype))
+
+
+@pytest.mark.parametrize("name", memory.list_memories())
+def test_what_is_no_state_no_float_and_no_tensor_is_named(name):
+    module = memory.make(name, dim=8)
+    x, state = torch.zeros(2, 3, 8), module.initial_state(2)
+    with pytest.raises(TypeError, match=r"state=None; expected a dict, as initial_state\(2\) begins"):
+        module(x, None)
+    with pytest.raises(ValueError, match=r"x has dtype torch\.int64; .*pass x\.float\(\)"):
+        module(x.long(), state)
+    with pytest.raises(TypeError, match=r"start is a ndarray; .*torch\.as_tensor\(start\)"):
+        module(x, state, np.zeros((2, 3), dtype=np.bool_))
 
 
 @pytest.mark.parametrize("name", memory.list_memories())

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from scrubjay import memory
+from scrubjay.memory.named import Registry
 
 
 @pytest.mark.parametrize("name", memory.list_memories())
@@ -24,3 +25,34 @@ def test_unknown_names_and_fields_come_with_the_choices():
         memory.make("gru", dim="8")
     with pytest.raises(ValueError, match="already registered"):
         memory.register("gru", type(memory.make_config("gru")))
+
+
+def test_what_is_no_config_class_is_refused_when_it_is_registered():
+    class Module(memory.Memory):
+        pass
+
+    class Undecorated(memory.MemoryConfig):
+        decay: float = 0.9
+
+    for what in (Module, memory.make_config("gru"), 3):
+        with pytest.raises(TypeError, match=r"memory 'leaky': .* is no config class, a frozen dataclass"):
+            memory.register("leaky", what)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match=r"Undecorated has fields .*@dataclass\(frozen=True\)"):
+        memory.register("leaky", Undecorated)
+    assert "leaky" not in memory.list_memories()
+
+
+def test_a_cell_that_is_run_again_registers_again():
+    registry = Registry("memory", "register", {})
+
+    def cell():
+        @dataclasses.dataclass(frozen=True)
+        class LeakyConfig:
+            dim: int = 8
+
+        registry.register("leaky", LeakyConfig)
+        return LeakyConfig
+
+    cell()
+    again = cell()
+    assert type(registry.configure("leaky")) is again

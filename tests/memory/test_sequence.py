@@ -140,6 +140,7 @@ def test_draws_are_of_the_generator_and_among_the_likeliest():
         ((torch.zeros(2, 0, dtype=torch.long), 3), {}, r"prompt has shape \(2, 0\)"),
         ((torch.zeros(2, 1, dtype=torch.long), 0), {}, "max_new_tokens=0"),
         ((torch.zeros(2, 1, dtype=torch.long), 1), {"temperature": -1.0}, "temperature=-1.0"),
+        ((torch.zeros(2, 1, dtype=torch.long), 1), {"temperature": float("nan")}, "temperature=nan"),
         ((torch.zeros(2, 1, dtype=torch.long), 1), {"top_k": 0}, "top_k=0"),
     ],
 )
@@ -223,3 +224,13 @@ def test_tokens_without_time_are_refused():
     model = make()
     with pytest.raises(ValueError, match=r"tokens have shape \(3,\); expected \[batch, time\]"):
         model(draw(3), model.initial_state(3))
+
+
+def test_what_is_no_state_and_no_memory_is_named():
+    model = make()
+    with pytest.raises(TypeError, match=r"state=None; expected a dict, as initial_state\(2\) begins"):
+        model(draw(2, 3), None)
+    with pytest.raises(ValueError, match="has 1 rows; x has 2"):
+        model(draw(2, 3), model.initial_state(1))
+    with pytest.raises(TypeError, match=r"memory='gru': expected a config, as make_config\(NAME\)"):
+        SequenceConfig(4, "gru")  # pyright: ignore[reportArgumentType]

@@ -150,6 +150,12 @@ def test_another_width_is_named_with_the_stacks_and_mended():
 def test_no_part_is_an_error():
     with pytest.raises(ValueError, match="at least one memory"):
         make("stack", parts=())
+    with pytest.raises(TypeError, match=r"parts='gru\+hcam': expected configs"):
+        make("stack", parts="gru+hcam")
+    with pytest.raises(
+        TypeError, match=r"parts=\(GRUConfig.*'hcam'\): expected configs, each as make_config"
+    ):
+        make("stack", dim=16, parts=(make_config("gru", dim=16), "hcam"))
 
 
 @pytest.mark.parametrize("config", STACKS.values(), ids=STACKS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from scrubjay.kernels.dispatch import without_autocast
 from scrubjay.kernels.linear.chunks import in_chunks, in_time, tokens_of
 from scrubjay.kernels.linear.fading import fade
 from scrubjay.kernels.linear.gpu.forward import forward_launches
@@ -20,8 +21,7 @@ _SHORTEST, _LONGEST = 16, 32
 def run(plan: Plan, exact: bool, *given: Tensor) -> tuple[Tensor, Tensor]:
     """Return what is read `[B, T, H, V]` and the state after.
 
-    `given` are query, key, value, log_decay, step and state in float32, `exact` whether products keep all
-    their digits.
+    `given` are the parts of a `Given` in float32, `exact` is whether products keep all their digits.
     """
     plan = plan._replace(length=max(_SHORTEST, min(_LONGEST, plan.length)))
     return _Walk.apply(plan, exact, *given)  # pyright: ignore[reportReturnType]
@@ -42,6 +42,7 @@ class _Walk(torch.autograd.Function):
         return in_time(out, batch, time), after.view(state.shape)
 
     @staticmethod
+    @without_autocast
     def backward(ctx, grad_y, grad_after):
         if torch.is_grad_enabled():
             raise NotImplementedError(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from scrubjay.kernels.dispatch import without_autocast
 from scrubjay.kernels.launch import with_dense_rows
 from scrubjay.kernels.neural.chunk import Coefficients, coefficients_of
 from scrubjay.kernels.neural.gpu.gradients.read import read_gradient_launches
@@ -97,6 +98,7 @@ class _Walk(torch.autograd.Function):
         return y, squared, *after
 
     @staticmethod
+    @without_autocast
     def backward(ctx, grad_y, _, *grad_after):
         if torch.is_grad_enabled():
             raise NotImplementedError(

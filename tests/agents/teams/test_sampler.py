@@ -11,6 +11,7 @@ from gymnasium import spaces
 from pettingzoo import ParallelEnv
 
 from scrubjay.agents import TeamEpisodeStats, TeamPolicy, TeamPolicyConfig, TeamSampler, TeamSegment
+from scrubjay.agents.rl.observations import EnvFaultError
 from scrubjay.envs.teams import ParallelTeams
 from scrubjay.memory import make_config
 
@@ -114,6 +115,18 @@ def tensors(segment: TeamSegment) -> dict[str, torch.Tensor]:
 def assert_same(one: TeamSegment, other: TeamSegment) -> None:
     left, right = tensors(one), tensors(other)
     assert all(torch.equal(left[key], right[key]) for key in left | right)
+
+
+class Blurred(Restorable):
+    def _observe(self, agents: list[str], actions: dict[str, int]) -> dict[str, np.ndarray]:
+        seen = super()._observe(agents, actions)
+        return {name: np.where(self.time == 2, np.nan, value) for name, value in seen.items()}
+
+
+def test_what_is_no_number_is_told_before_it_is_learned_from() -> None:
+    sampler = TeamSampler(teams(2, Blurred), make_policy(), 9, seed=3)
+    with pytest.raises(EnvFaultError, match="holds nan: a policy sees finite numbers"):
+        sampler.collect()
 
 
 @pytest.mark.parametrize("memory", ["gru", "none"])

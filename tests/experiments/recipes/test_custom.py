@@ -130,6 +130,11 @@ class Unpaid(Meet):
         seen, earned, *told = super().step(actions)
         return seen, {"left": earned["left"]}, *told
 
+class Listed(Meet):
+    def step(self, actions):
+        seen, earned, *told = super().step(actions)
+        return seen, {agent: [one] for agent, one in earned.items()}, *told
+
 class Seedless(Meet):
     def reset(self):
         return super().reset()
@@ -223,6 +228,7 @@ def test_the_recipe_alone_asks_for_its_environment(refused):
         ("mine:Lacking", "'left' sees {'at': .* which is not of its observation_space, Dict"),
         ("mine:Blind", "no observation of 'right'"),
         ("mine:Unpaid", "no reward of 'right'"),
+        ("mine:Listed", r"'left' earned \[0.0\], which is no number"),
         ("mine:Seedless", "environment 'mine:Seedless': .*unexpected keyword argument 'seed'"),
     ],
 )

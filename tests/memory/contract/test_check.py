@@ -1,12 +1,13 @@
 """The checker can fail: for each law a small broken memory that it catches, by number."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from scrubjay.memory import MemoryLawError, check_memory, make_config
+from scrubjay.memory import Memory, MemoryConfig, MemoryLawError, check_memory, make_config
 
 DIM = 8
 
@@ -187,6 +188,44 @@ class WritesInPlace(Sound):
         return y, after
 
 
+class FadesInPlace(Sound):
+    """Writes into the state it was given, unless a start put a copy in its place."""
+
+    def forward(self, x, state, start=None):
+        if start is None or not start[:, 0].any():
+            state["hidden"].mul_(0.9)
+        return super().forward(x, state, start)
+
+
+class RoundsToFloat32(Sound):
+    def update(self, x, hidden):
+        return super().update(x, hidden).float().to(x.dtype)
+
+
+@dataclass(frozen=True)
+class NoiseConfig(MemoryConfig):
+    dim: int = DIM
+
+    def build(self):
+        return HidesNoise(self)
+
+
+class HidesNoise(Memory):
+    """Draws what is not saved."""
+
+    def __init__(self, config=NoiseConfig()):
+        super().__init__(config)
+        self.inward = nn.Linear(DIM, DIM)
+        self.register_buffer("noise", torch.rand(DIM), persistent=False)
+
+    def initial_state(self, batch_size):
+        return {"last": torch.zeros(batch_size, DIM, dtype=self.state_dtype)}
+
+    def step(self, x, state):
+        y = self.inward(x) * self.noise
+        return y, {"last": y}
+
+
 class NestsState(Sound):
     def initial_state(self, batch_size):
         return {"hidden": [super().initial_state(batch_size)["hidden"]]}
@@ -222,6 +261,16 @@ class MultipliesEmptySlots(Sound):
 class BranchesOnValues(Sound):
     def reset(self, hidden, start):
         return super().reset(hidden, start) if start.any() else hidden
+
+
+class CannotRead(Sound):
+    retrieves = True
+
+
+class CutsItsOutput(Sound):
+    def forward(self, x, state, start=None):
+        y, after = super().forward(x, state, start)
+        return y.detach(), {"hidden": after["hidden"].detach()}
 
 
 class DetachesInput(Sound):
@@ -283,6 +332,11 @@ BROKEN = [
     (5, KeepsTheSegmentAlive, "keeps [0-9]+ bytes alive"),
     (5, WideOutput, "output has dtype torch.float64"),
     (7, Raises, "the memory raised IndexError: selected index k out of range"),
+    (5, RoundsToFloat32, "in less than float64, is off by"),
+    (6, FadesInPlace, "state 'hidden', which the memory changed in place"),
+    (6, HidesNoise, "neither in `config` nor in `state_dict"),
+    (7, CannotRead, r"it needs `read\(x, state\)`"),
+    (9, CutsItsOutput, "no finite gradient reaches x"),
     (9, DetachesInput, "no finite gradient reaches x"),
     (9, DetachesInputInSegments, "no finite gradient reaches x over"),
     (5, Miscounts, r"state_bytes\(1\) says 4"),
@@ -309,6 +363,18 @@ def test_a_broken_module_is_caught(law, kind, message):
         check_memory(kind(), laws=[law])
     assert caught.value.law == law
     assert str(caught.value).startswith(f"law {law} (")
+
+
+def test_writing_in_place_is_called_that_and_not_what_comes_of_it():
+    with pytest.raises(MemoryLawError, match="changed in place") as caught:
+        check_memory(FadesInPlace())
+    assert caught.value.law == 6
+
+
+def test_cut_gradients_are_law_9_and_no_error_of_torch():
+    with pytest.raises(MemoryLawError, match="no finite gradient reaches x") as caught:
+        check_memory(CutsItsOutput())
+    assert caught.value.law == 9
 
 
 class KeepsItsState(Sound):
