@@ -18,9 +18,9 @@ from scrubjay.experiments.words.failures import UsageError
 T = TypeVar("T")
 
 _REGISTERED = ("memory", "learner")
+"""Of which there may be others than ours."""
 OWN = "; SCRUBJAY_IMPORT names a module that registers your own"
 """What to do about a name that only a module of the user's own knows."""
-"""Of which there may be others than ours."""
 _REWORDED = (
     (r"^(\S+): invalid literal for int\(\) with base 10: (.*)$", r"\1 \2: expected a whole number"),
     (r"^(\S+): could not convert string to float: (.*)$", r"\1 \2: expected a number"),
