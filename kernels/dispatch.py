@@ -137,6 +137,13 @@ def widest_dtype(*tensors: Tensor) -> torch.dtype:
     return dtype
 
 
+def check_floats(**tensors: Tensor | None) -> None:
+    """Raise TypeError on a tensor of whole numbers, by its name."""
+    for name, tensor in tensors.items():
+        if tensor is not None and not tensor.is_floating_point():
+            raise TypeError(f"{name} has dtype {tensor.dtype}; expected a floating-point one")
+
+
 def unsupported_dtype(*tensors: Tensor) -> str | None:
     """Return why the Triton kernels cannot take the dtype of one of `tensors`, None if they can."""
     for tensor in tensors:

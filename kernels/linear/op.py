@@ -26,6 +26,7 @@ from torch import Tensor
 from scrubjay.kernels.derivatives import has_own_gradient
 from scrubjay.kernels.dispatch import (
     Implementation,
+    check_floats,
     is_traced,
     resolve,
     unsupported_dtype,
@@ -79,7 +80,8 @@ def linear_memory(
         read_before_write: Whether a token reads what was known before it, unfaded.
         implementation: One of `scrubjay.kernels.dispatch`.
 
-    Raises ValueError on sizes that disagree, an unknown rule or a `chunk_size` below 1.
+    Raises ValueError on sizes that disagree, an unknown rule or a `chunk_size` below 1, and TypeError on
+    whole numbers.
     """
     _check(Given(query, key, value, log_decay, step, state), start, rule)
     if chunk_size < 1:
@@ -125,7 +127,7 @@ def linear_memory_step(
         read_before_write: Whether the token reads what was known before it.
         out: Where the state after goes, `state` itself for instance; only without gradients.
 
-    Raises ValueError on sizes that disagree or an unknown rule.
+    Raises ValueError on sizes that disagree or an unknown rule, and TypeError on whole numbers.
     """
     longer = Given(*(x[:, None] for x in (query, key, value, log_decay, step)), state=state)
     _check(longer, None, rule)
@@ -241,6 +243,7 @@ def _check(given: Given, start: Tensor | None, rule: str) -> None:
     query, key, value, log_decay, step, state = given
     if rule not in ("hebbian", "delta"):
         raise ValueError(f"rule={rule!r}; choose from hebbian, delta")
+    check_floats(query=query, key=key, value=value)
     if query.ndim != 4 or value.ndim != 4:
         name, tensor = ("query", query) if query.ndim != 4 else ("value", value)
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected heads of numbers for each token")

@@ -37,7 +37,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from scrubjay.kernels.dispatch import is_traced, resolve, unsupported_dtype, without_autocast
+from scrubjay.kernels.dispatch import check_floats, is_traced, resolve, unsupported_dtype, without_autocast
 from scrubjay.kernels.neural import reference
 from scrubjay.kernels.neural.loop import run_chunks
 from scrubjay.kernels.neural.mirror import forgets_all
@@ -120,7 +120,7 @@ def neural_memory(
         threshold: Of each token's error, at least 0, where `learning` asks for one.
         implementation: One of `scrubjay.kernels.dispatch`, or "closed".
 
-    Raises ValueError on sizes that disagree.
+    Raises ValueError on sizes that disagree, and TypeError on whole numbers.
     """
     shape = NetworkShape.of(weights, residual, norm, clip, learning)
     _check(query, key, value, gates, weights, state, shape, chunk_size, valid, fresh, cut, threshold)
@@ -272,10 +272,11 @@ def neural_recall(
         norm: Whether its output is standardised.
         learning: What its weights are of what has added up; Titans' by default.
 
-    Raises ValueError on sizes that disagree.
+    Raises ValueError on sizes that disagree, and TypeError on whole numbers.
     """
     shape = NetworkShape.of(weights, residual, norm, learning=learning)
     batch, _, heads, width = query.shape
+    check_floats(query=query)
     _check_network(weights, heads, width)
     _check_parts({"learned": learned}, (batch, heads, shape.size))
     dtype = torch.promote_types(learned.dtype, torch.float32)
@@ -307,6 +308,7 @@ def _unsupported_by_triton(
 
 
 def _check(query, key, value, gates, weights, state, shape, chunk_size, valid, fresh, cut, threshold) -> None:
+    check_floats(query=query, key=key, value=value)
     batch, time, heads, width = query.shape
     if chunk_size < 1 or time % chunk_size:
         raise ValueError(f"chunk_size={chunk_size} must be at least 1 and divide the {time} tokens")

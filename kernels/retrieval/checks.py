@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from scrubjay.kernels.dispatch import unsupported_dtype
+from scrubjay.kernels.dispatch import check_floats, unsupported_dtype
 from scrubjay.kernels.retrieval.chosen import MOST_KEPT
 
 # Limits of the kernels on an A100: bytes of a tile of query heads, and of a row.
@@ -53,9 +53,7 @@ def check_memory(
 
     Args: those of `kernels.chunk_retrieval`.
     """
-    for name, tensor in {"query": query, "keys": keys, "values": values, "positions": positions}.items():
-        if tensor is not None and not tensor.is_floating_point():
-            raise TypeError(f"{name} has dtype {tensor.dtype}; expected a floating-point one")
+    check_floats(query=query, keys=keys, values=values, positions=positions)
     if lengths is not None and lengths.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"lengths have dtype {lengths.dtype}; expected torch.int32 or torch.int64")
     for name, tensor, rank in (("query", query, 4), ("keys", keys, 5), ("values", values, 5)):

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from scrubjay.kernels.dispatch import (
     any_dual,
+    check_floats,
     is_compiled,
     is_traced,
     resolve,
@@ -337,8 +338,7 @@ def _check(query, keys, values, query_step, key_step, episode_start, window, num
     for name, tensor in (("query", query), ("keys", keys), ("values", values)):
         if tensor.ndim != 4:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected 4 dimensions")
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name} has dtype {tensor.dtype}; expected a floating-point one")
+    check_floats(query=query, keys=keys, values=values)
     batch, time, heads, width = query.shape
     slots, groups = keys.shape[1:3]
     if keys.shape[0] != batch or keys.shape[3] != width:

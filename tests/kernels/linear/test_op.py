@@ -338,3 +338,11 @@ def test_sizes_that_disagree_are_named(draw, wrong, told):
         token = {name: arguments[name][:, 0] for name in TOKENS}
         with pytest.raises(ValueError, match=told):
             linear_memory_step(**token, state=arguments["state"], rule=arguments["rule"])
+
+
+@pytest.mark.parametrize("name", ["query", "key", "value"])
+def test_whole_numbers_are_refused_and_not_answered_in_kind(draw, name):
+    given = draw()
+    given |= {name: given[name].long()}
+    with pytest.raises(TypeError, match=f"{name} has dtype torch.int64"):
+        linear_memory(**given)

@@ -303,3 +303,10 @@ def test_sizes_that_disagree_are_named():
         neural_memory(**but(arguments, weights=arguments["weights"][:1] * 2))
     with pytest.raises(ValueError, match="weights map 3 to 5"):
         neural_memory(**but(arguments, weights=arguments["weights"][:1]))
+
+
+@pytest.mark.parametrize("name", ["query", "key", "value"])
+def test_whole_numbers_are_refused_and_not_answered_in_kind(name):
+    given = draw()
+    with pytest.raises(TypeError, match=f"{name} has dtype torch.int64"):
+        neural_memory(**but(given, **{name: given[name].long()}))
