@@ -14,7 +14,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from scrubjay.agents.rl.policy import Policy
-from scrubjay.agents.rl.sketch import MisfitError, fitted, sketch, state_nbytes
 from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.agents.teams.policy import TeamPolicy
 from scrubjay.experiments.evaluation.policy import MAX_COPIES
@@ -56,6 +55,7 @@ from scrubjay.experiments.tasks.teams import TeamEnvConfig
 from scrubjay.experiments.words.arguments import OWN
 from scrubjay.memory import MemoryConfig
 from scrubjay.memory.named import UnknownNameError
+from scrubjay.memory.sketch import MisfitError, fitted, sketch, state_nbytes
 
 
 class Run:

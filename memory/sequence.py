@@ -8,15 +8,18 @@ to token.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import itertools
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub import PyTorchModelHubMixin, constants, hf_hub_download
 from jaxtyping import Bool, Float, Int
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from scrubjay.memory.contract.base import (
@@ -32,6 +35,7 @@ from scrubjay.memory.contract.nested import named, part_of
 from scrubjay.memory.parts.convolution import ShortConvolution
 from scrubjay.memory.parts.feed_forward import feed_forward
 from scrubjay.memory.serialization import decode, encode
+from scrubjay.memory.sketch import sketch_for
 
 _TOLERANCE = 0.01
 _NEIGHBOURS = "convolution"
@@ -212,11 +216,26 @@ class SequenceModel(
         (save_directory / "config.json").write_text(json.dumps(encode(self.config), indent=2) + "\n")
 
     @classmethod
-    def _from_pretrained(cls, *, config: dict[str, Any] | SequenceConfig, **options: Any) -> Self:
+    def _from_pretrained(
+        cls, *, model_id: str, config: dict[str, Any] | SequenceConfig, **options: Any
+    ) -> Self:
         if not isinstance(config, SequenceConfig):
             config = decode(SequenceConfig, config)
         options.setdefault("strict", True)
-        return super()._from_pretrained(config=config, **options)
+        # A stranger's config may ask for more than there is memory: weights of that size have to be there.
+        sketch_for(config.build, _sizes(model_id, options))
+        return super()._from_pretrained(model_id=model_id, config=config, **options)
+
+
+def _sizes(model_id: str, options: dict[str, Any]) -> list[int]:
+    """Return how many numbers each of the stored weights has, fetching them first if no folder has them."""
+    name = constants.SAFETENSORS_SINGLE_FILE
+    known = inspect.signature(hf_hub_download).parameters
+    given = {key: value for key, value in options.items() if key in known}
+    folder = Path(model_id)
+    file = folder / name if folder.is_dir() else hf_hub_download(model_id, name, **given)
+    with safe_open(file, "pt") as stored:
+        return [math.prod(stored.get_slice(key).get_shape()) for key in stored.keys()]  # noqa: SIM118
 
 
 def match_parameters(config: SequenceConfig, budget: int) -> SequenceConfig:

@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from scrubjay.agents.rl.card import Origin, card
-from scrubjay.agents.rl.sketch import nbytes, sketch_for, state_nbytes
 from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.memory.serialization import decode, encode
+from scrubjay.memory.sketch import nbytes, sketch_for, state_nbytes
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"

@@ -15,13 +15,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scrubjay.agents.rl.sketch import nbytes, sketch, state_nbytes
 from scrubjay.envs.ballet.env import COLOUR_AT, MOVE_AT, SHAPE_AT, SLOT_SIZE, SLOTS, BalletVector
 from scrubjay.envs.ballet.world import INSTRUCTIONS, NO_MOVE
 from scrubjay.experiments.kinds.supervised import SupervisedConfig, SupervisedEngine
 from scrubjay.experiments.runs.room import ROOM
 from scrubjay.experiments.runs.seeding import derive_seed
 from scrubjay.memory import MemoryConfig, make_config, name_of
+from scrubjay.memory.sketch import nbytes, sketch, state_nbytes
 
 _SYMBOLS = SLOTS * SLOT_SIZE
 _EVAL_ROWS = 64

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from scrubjay.agents.rl.learner import LearnerConfig
 from scrubjay.agents.rl.observations import leaf_spaces
-from scrubjay.agents.rl.sketch import nbytes, sketch, state_nbytes
 from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.experiments.evaluation.team import evaluate_policy
 from scrubjay.experiments.kinds.plan import Plan
@@ -21,6 +20,7 @@ from scrubjay.experiments.runs.plain import to_plain
 from scrubjay.experiments.runs.room import ROOM, check_room
 from scrubjay.experiments.runs.seeding import derive_seed
 from scrubjay.memory import MemoryConfig
+from scrubjay.memory.sketch import nbytes, sketch, state_nbytes
 
 _log = logging.getLogger(__name__)
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from scrubjay.agents.rl.sketch import nbytes, sketch, state_nbytes
 from scrubjay.experiments.kinds.supervised import SupervisedConfig, SupervisedEngine
 from scrubjay.experiments.runs.room import ROOM
 from scrubjay.experiments.runs.seeding import derive_seed
 from scrubjay.experiments.tasks.suites import IGNORED, MQAR, Sequences, Suite
 from scrubjay.memory import name_of
+from scrubjay.memory.sketch import nbytes, sketch, state_nbytes
 
 if TYPE_CHECKING:
     from scrubjay.memory.sequence import SequenceModel

@@ -9,6 +9,7 @@ import torch
 
 from scrubjay.memory import SequenceConfig, SequenceModel, list_memories, make_config, match_parameters
 from scrubjay.memory.parts.convolution import ShortConvolution
+from scrubjay.memory.sketch import MisfitError
 
 VOCAB = 11
 
@@ -179,6 +180,29 @@ def test_a_saved_model_comes_back_whole(memory, fields, tmp_path):
     loaded.save_pretrained(tmp_path / "again")
     for file in ("config.json", "model.safetensors"):
         assert (tmp_path / "again" / file).read_bytes() == (tmp_path / "model" / file).read_bytes()
+
+
+@pytest.mark.parametrize(("name", "size"), [("dim", 2**27), ("vocab_size", 2**40), ("num_blocks", 10**9)])
+def test_a_config_that_asks_for_more_than_there_are_weights_takes_no_memory(tmp_path, name, size):
+    """A folder may be a stranger's: nothing is built for it that is far larger than what lies in it."""
+    make().save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    (config["memory"] if name == "dim" else config)[name] = size
+    file.write_text(json.dumps(config))
+    with pytest.raises(MisfitError, match="by the config"):
+        SequenceModel.from_pretrained(tmp_path)
+
+
+def test_a_model_comes_from_a_cache_of_the_hub_too(tmp_path):
+    model = make()
+    cached = tmp_path / "models--me--model"
+    model.save_pretrained(cached / "snapshots" / ("1" * 40))
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("1" * 40)
+    loaded = SequenceModel.from_pretrained("me/model", cache_dir=tmp_path, local_files_only=True)
+    assert loaded.config == model.config
+    assert torch.equal(loaded.embedding.weight, model.embedding.weight)
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path):

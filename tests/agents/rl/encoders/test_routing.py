@@ -12,8 +12,8 @@ from torch.nn import functional
 from scrubjay.agents import Policy, PolicyConfig
 from scrubjay.agents.rl.encoders.image import ImageEncoder
 from scrubjay.agents.rl.encoders.routing import RoutingAttention, RoutingBlock, region_of
-from scrubjay.agents.rl.sketch import sketch
 from scrubjay.memory import make_config
+from scrubjay.memory.sketch import sketch
 
 SIZES = [(8, 8, 4, 4), (7, 10, 3, 2), (12, 12, 4, 16), (5, 5, 5, 3), (6, 9, 1, 1)]
 

@@ -9,7 +9,10 @@ import torch
 from torch import nn
 from torch.utils import _device
 
-from scrubjay.agents.rl.sketch import (
+from scrubjay.agents.rl.spaces import Spaces
+from scrubjay.experiments import RECIPES
+from scrubjay.memory import list_memories, make_config
+from scrubjay.memory.sketch import (
     MisfitError,
     TooLargeError,
     fitted,
@@ -17,9 +20,6 @@ from scrubjay.agents.rl.sketch import (
     sketch,
     state_nbytes,
 )
-from scrubjay.agents.rl.spaces import Spaces
-from scrubjay.experiments import RECIPES
-from scrubjay.memory import list_memories, make_config
 
 
 @pytest.fixture(scope="module")
