@@ -72,7 +72,7 @@ def test_a_search_that_was_stopped_goes_on_and_finds_the_same(tmp_path, monkeypa
         for run in runs:
             if trained % 5 == 4:
                 trained += 1
-                raise Interrupted(run.path, 2)
+                raise Interrupted(2, run.again)
             if not run.finished:
                 trained += 1
                 go_on(run)
