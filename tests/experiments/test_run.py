@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -70,8 +69,8 @@ def test_continuous_actions_and_a_run_too_short_for_a_curve(tmp_path, tiny):
 )
 def test_the_command_that_goes_on_is_whole(tmp_path, tiny, env, flags):
     """A folder's name may hold blanks; an environment of one's own has to be named again, by oneself."""
-    run = Run.create(tiny(env=EnvConfig("CartPole-v1", num_envs=4)), tmp_path / "a run")
-    config = dataclasses.replace(run.config, env=dataclasses.replace(run.config.env, id=env))
+    run = Run.create(tiny(), tmp_path / "a run")
+    config = tiny(env=EnvConfig(env, num_envs=4))
     assert Run(run.path, config).again == f"scrubjay resume '{tmp_path}/a run'{flags}"
 
 
