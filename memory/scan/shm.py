@@ -20,20 +20,14 @@ the equation, by `kernels.scan`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from scrubjay.kernels import scan
-from scrubjay.kernels.dispatch import is_traced
 from scrubjay.memory.contract.base import Memory, MemoryConfig, State
 from scrubjay.memory.contract.clock import Clock
-
-BOUND = 100.0
-"""How far entries of a memory's matrix may be from 0."""
-_EPSILON = 1e-5
+from scrubjay.memory.scan.hadamard import BOUND, Written, segment
 
 
 @dataclass(frozen=True)
@@ -54,15 +48,6 @@ class SHMConfig(MemoryConfig):
     def build(self) -> SHM:
         """Return a freshly initialised memory of these sizes."""
         return SHM(self)
-
-
-class Written(NamedTuple):
-    """What inputs do to the matrix, and how they read it."""
-
-    gate: Float[Tensor, "*batch size size"]
-    value: Float[Tensor, "*batch size size"]
-    query: Float[Tensor, "*batch size"]
-    through: Float[Tensor, "*batch size"]
 
 
 class SHM(Memory):
@@ -89,76 +74,22 @@ class SHM(Memory):
 
     def step(self, x: Float[Tensor, "batch dim"], state: State) -> tuple[Float[Tensor, "batch dim"], State]:
         """Advance every row by one input."""
-        written = self._write(x, state["time"])
+        written = Written.of(*self._write(x, state["time"]))
         matrix = torch.addcmul(written.value, written.gate, state["matrix"]).clamp(-BOUND, BOUND)
-        return self._read(x, matrix, written), {"matrix": matrix, "time": state["time"] + 1}
+        return self._out(x, written.read(matrix)), {"matrix": matrix, "time": state["time"] + 1}
 
     def segment(
         self, x: Float[Tensor, "batch time dim"], state: State, start: Bool[Tensor, "batch time"]
     ) -> tuple[Float[Tensor, "batch time dim"], State]:
         """Advance every row by a segment."""
         clock = Clock.of(state["time"], start)
-        written = self._write(x, clock.step)
-        matrices = bounded_scan(written.gate, written.value, state["matrix"], start)
-        return self._read(x, matrices, written), {"matrix": matrices[:, -1].clone(), "time": clock.after}
+        read, matrix = segment(*self._write(x, clock.step), state["matrix"], start)
+        return self._out(x, read), {"matrix": matrix, "time": clock.after}
 
-    def _write(self, x: Float[Tensor, "*batch dim"], time: Int[Tensor, "*batch"]) -> Written:
-        size, dtype = self.size, self.state_dtype
-        given = self.project(self.norm(x)).to(dtype)
-        both, value, gate, through, strength = given.split([2 * size, size, size, size, 1], dim=-1)
-        both = both.unflatten(-1, (2, size)).relu()
-        key, query = (both / (_EPSILON + both.sum(-1, keepdim=True))).unbind(-2)
-        theta = self.table.to(dtype)[time % self.table_size]
-        # 1 + tanh(a) = 2 σ(2 a), which is quicker.
-        gate = 2 * torch.sigmoid((2 * theta)[..., :, None] * gate[..., None, :])
-        value = (strength.sigmoid() * value)[..., :, None] * key[..., None, :]
-        return Written(gate, value, query, through)
+    def _write(self, x: Float[Tensor, "*batch dim"], time: Int[Tensor, "*batch"]) -> tuple[Tensor, Tensor]:
+        """Return projections of inputs, and the rows of the table."""
+        dtype = self.state_dtype
+        return self.project(self.norm(x)).to(dtype), self.table.to(dtype)[time % self.table_size]
 
-    def _read(self, x: Tensor, matrix: Float[Tensor, "*batch size size"], written: Written) -> Tensor:
-        # Products of many small matrices with a vector each are slower.
-        y = (matrix * written.query[..., None, :]).sum(-1) + written.through
-        return self.out(y.to(self.out.weight.dtype)).to(x.dtype)
-
-
-def bounded_scan(
-    gate: Float[Tensor, "batch time size size"],
-    value: Float[Tensor, "batch time size size"],
-    matrix: Float[Tensor, "batch size size"],
-    start: Bool[Tensor, "batch time"],
-) -> Float[Tensor, "batch time size size"]:
-    """Return the matrices after every step, whose entries stop at the bound.
-
-    Rows of which none comes there are scanned, the others go step by step, as all do where nothing can be
-    looked at.
-    """
-    if is_traced() or torch._C._are_functorch_transforms_active():
-        return _step_by_step(gate, value, matrix, start)
-    given = gate, value, matrix, start
-    over = _largest(matrix) >= BOUND
-    while True:
-        free = [x[~over] for x in given] if over.any() else given
-        matrices, _ = scan(*free[:3], start=free[3])
-        beyond = ~(_largest(matrices) <= BOUND)
-        if not beyond.any():
-            break
-        # Scanned anew without the rows that may have left all numbers, whose gradients would be none.
-        over = over.masked_scatter(~over, beyond)
-    if not over.any():
-        return matrices
-    held = _step_by_step(*(x[over] for x in given))
-    order = torch.cat([(~over).nonzero()[:, 0], over.nonzero()[:, 0]]).argsort()
-    return torch.cat([matrices, held])[order]
-
-
-def _largest(numbers: Tensor) -> Float[Tensor, " batch"]:
-    rows = numbers.detach().flatten(1)
-    return torch.maximum(rows.amax(dim=1), -rows.amin(dim=1))  # a vector's norm takes five times as long
-
-
-def _step_by_step(gate: Tensor, value: Tensor, matrix: Tensor, start: Tensor) -> Tensor:
-    matrices = []
-    for now, written, begins in zip(gate.unbind(1), value.unbind(1), start.unbind(1), strict=True):
-        kept = torch.where(begins[:, None, None], 0, matrix)
-        matrix = torch.addcmul(written, now, kept).clamp(-BOUND, BOUND)
-        matrices.append(matrix)
-    return torch.stack(matrices, dim=1)
+    def _out(self, x: Tensor, read: Float[Tensor, "*batch size"]) -> Tensor:
+        return self.out(read.to(self.out.weight.dtype)).to(x.dtype)

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from scrubjay.kernels import scan
-from scrubjay.memory.scan.shm import BOUND, SHMConfig, bounded_scan
+from scrubjay.memory.scan.hadamard import BOUND, Written
+from scrubjay.memory.scan.shm import SHMConfig
 
 from .published import outputs, set_weights, wave
 
@@ -55,7 +56,7 @@ def test_an_observation_that_lasts_for_100_000_steps_fills_no_entry_beyond_its_b
     x = torch.randn(1, 1, 8).expand(1, 1000, 8)
     state, unbounded = module.initial_state(1), torch.zeros(1, 4, 4)
     for _ in range(100):
-        written = module._write(x, state["time"][:, None] + torch.arange(1000))
+        written = Written.of(*module._write(x, state["time"][:, None] + torch.arange(1000)))
         _, unbounded = scan(written.gate, written.value, unbounded)
         y, state = module(x, state)
         assert y.isfinite().all()
@@ -78,44 +79,6 @@ def test_gates_multiply_what_was_written():
     written = (strength.sigmoid() * value)[:, :, None] * key[:, None, :]
     expected = sum(written[t] * gates[t + 1 :].prod(0) for t in range(9))
     torch.testing.assert_close(state["matrix"][0], expected)
-
-
-@pytest.mark.parametrize("largest", [1.2, 3.0])
-def test_rows_at_the_bound_are_those_of_single_steps_and_others_are_not_touched(largest):
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(*shape):
-        return torch.rand(*shape, generator=generator, dtype=torch.float64)
-
-    gate, value = largest * draw(5, 60, 2, 2), draw(5, 60, 2, 2) - 0.5
-    gate[:3] *= 0.5
-    matrix, start = draw(5, 2, 2), draw(5, 60) < 0.05
-    given = [x.requires_grad_() for x in (gate, value, matrix)]
-    found = bounded_scan(given[0], given[1], given[2], start)
-    state, steps = matrix, []
-    for t in range(60):
-        state = torch.where(start[:, t, None, None], 0, state)
-        state = (gate[:, t] * state + value[:, t]).clamp(-BOUND, BOUND)
-        steps.append(state)
-    right = torch.stack(steps, dim=1)
-    assert ((right.abs() == BOUND).flatten(1).any(1).tolist() == [False] * 3 + [True] * 2) is (largest == 3.0)
-    torch.testing.assert_close(found, right)
-    along = torch.randn(right.shape, generator=generator, dtype=torch.float64)
-    for one, other in zip(
-        torch.autograd.grad(found, given, along), torch.autograd.grad(right, given, along), strict=True
-    ):
-        torch.testing.assert_close(one, other)
-
-
-def test_what_leaves_all_numbers_between_two_bounds_has_gradients():
-    gate = torch.full((2, 400, 1, 1), 2.0)
-    gate[0] = 0.5
-    gate.requires_grad_()
-    found = bounded_scan(gate, torch.ones(2, 400, 1, 1), torch.zeros(2, 1, 1), torch.zeros(2, 400).bool())
-    (gradient,) = torch.autograd.grad(found.sum(), gate)
-    assert found[1, -1] == BOUND
-    assert gradient.isfinite().all()
-    assert gradient[0].any()
 
 
 @torch.no_grad()
