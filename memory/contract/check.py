@@ -88,10 +88,14 @@ def check_memory(
             try:
                 with _named(law):
                     check(trial)
-            except MemoryLawError:
+            except MemoryLawError as error:
                 if law != 6 and 6 in laws:  # what writes in place or hides something breaks other laws by it
                     with _named(6):
                         CHECKS[6](Trial(_copy(memory, dtype), width, length, dtype, seed))
+                wider = Trial(_copy(memory, torch.float64), width, length, torch.float64, seed)
+                if dtype == torch.float32 and "is off by" in error.what and _holds(law, wider):
+                    told = f"{error.what}; in float64 it holds, so what grows here is rounding"
+                    raise MemoryLawError(law, told) from error
                 raise
     float_trial = Trial(_copy(memory, torch.float32), width, length, torch.float32, seed)
     if 7 in laws and not getattr(memory, "retrieves", False):
@@ -119,6 +123,15 @@ def check_memory(
         with _named(5):
             stays_finite(float_trial)
     return exempt
+
+
+def _holds(law: int, trial: Trial) -> bool:
+    try:
+        with _named(law):
+            CHECKS[law](trial)
+    except MemoryLawError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
