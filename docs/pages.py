@@ -63,11 +63,11 @@ def write_pages(folder: Path) -> None:
 
 
 def read_scores(results: Path) -> Iterator[Row]:
-    """Yield what the JSON-lines of results say of a task, a memory and a seed."""
+    """Yield what the JSON-lines of results say of a task, a memory and a seed that nothing was tuned on."""
     for path in sorted(results.rglob("*.jsonl")):
         for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
-            if {"task", "memory", "seed", "score", "command"} <= row.keys():
+            if {"task", "memory", "seed", "score", "command"} <= row.keys() and not row.get("development"):
                 yield {**row, "file": path.relative_to(ROOT).as_posix()}
 
 

@@ -41,6 +41,13 @@ def test_all_that_was_scored_is_on_the_leaderboard(pages):
         assert f"[{scored['file']}](../../{scored['file']})" in board
 
 
+def test_seeds_that_settings_were_found_on_are_not(pages, tmp_path, monkeypatch):
+    monkeypatch.setattr(pages, "ROOT", tmp_path)
+    lines = [row("a", "gru", 0, 0.5), row("a, by half", "gru", 100, 0.9, development=True)]
+    (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert [scored["task"] for scored in pages.read_scores(tmp_path)] == ["a"]
+
+
 def test_a_seed_counts_once(pages):
     """Who asks a model twice has no second seed, and no narrower interval."""
     scores = pages.read_scores(ROOT / "experiments" / "results")
