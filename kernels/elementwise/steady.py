@@ -33,7 +33,7 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(ctx, start: Tensor | None, decay: Tensor, value: Tensor, state: Tensor):
         states = value.clone(memory_format=torch.contiguous_format)
-        _pass_over(_decays(start, decay, value.shape[1]), states.unbind(1), state)
+        pass_over(_decays(start, decay, value.shape[1]), states.unbind(1), state)
         ctx.start = start
         ctx.save_for_backward(decay, value, state, states)
         return states
@@ -48,7 +48,7 @@ class _Scan(torch.autograd.Function):
         back = decay.conj().resolve_conj()
         of_values = grad.clone(memory_format=torch.contiguous_format)
         decays = [*_decays(start, back, grad.shape[1])[1:], back][::-1]
-        _pass_over(decays, of_values.unbind(1)[::-1], torch.zeros_like(state))
+        pass_over(decays, of_values.unbind(1)[::-1], torch.zeros_like(state))
         before = torch.cat([state[:, None], states[:, :-1]], dim=1)
         of_state = back * of_values[:, 0]
         if start is not None:
@@ -70,10 +70,10 @@ def _decays(start: Tensor | None, decay: Tensor, time: int) -> list[Tensor]:
     return [next(fading) if begins else decay for begins in some.tolist()]
 
 
-def _pass_over(decays: Sequence[Tensor], steps: Sequence[Tensor], state: Tensor) -> None:
-    """Turn the values of one step after the other into states."""
+def pass_over(decays: Sequence[Tensor], steps: Sequence[Tensor], state: Tensor, scale: float = 1) -> None:
+    """Turn the values of one step after the other into states, whose decays are `scale` times those given."""
     for decay, step in zip(decays, steps, strict=True):
-        state = step.addcmul_(decay, state)
+        state = step.addcmul_(decay, state, value=scale)
 
 
 def _by_graph(run, start: Tensor | None, given: tuple[Tensor, ...], grad: Tensor) -> list[Tensor]:

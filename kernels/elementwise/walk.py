@@ -15,7 +15,8 @@ from scrubjay.kernels.derivatives import by_graph, is_wanted_again
 from scrubjay.kernels.dispatch import without_autocast
 from scrubjay.kernels.elementwise import blocks, reference
 
-_WIDE = 2048  # numbers of a step: fewer cost less than to begin an operation on them, so blocks share it
+WIDE = 2048
+"""Numbers of a step of which fewer cost less than to begin an operation on them, so blocks share it."""
 
 
 def scan(
@@ -31,7 +32,7 @@ def scan(
 class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(ctx, start: Tensor | None, decay: Tensor, value: Tensor, state: Tensor):
-        if state.numel() < _WIDE:
+        if state.numel() < WIDE:
             states = blocks.run(start, decay, value, state)
         else:
             states = torch.empty_like(value)
@@ -77,7 +78,7 @@ def _pull_back(
     """Return the gradients of decays, values and the state before, from that of all states."""
     decay = decay.conj().resolve_conj()
     nothing = torch.zeros_like(state)
-    if state.numel() < _WIDE:
+    if state.numel() < WIDE:
         later, back = (
             None if x is None else torch.cat([x[:, 1:], torch.zeros_like(x[:, :1])], dim=1).flip(1)
             for x in (decay, start)

@@ -80,8 +80,12 @@ def check_memory(
     chunk_size = getattr(getattr(memory, "config", None), "chunk_size", 1)
     length = steps if steps is not None else max(48, 3 * chunk_size + 2)
     exempt: list[str] = []
+
+    def fresh(parameters: torch.dtype, inputs: torch.dtype | None = None, autocast: bool = False) -> Trial:
+        return Trial(_copy(memory, parameters), width, length, inputs or parameters, seed, autocast)
+
     for dtype in dtypes:
-        trial = Trial(_copy(memory, dtype), width, length, dtype, seed)
+        trial = fresh(dtype)
         for law, check in CHECKS.items():
             if law not in laws:
                 continue
@@ -91,13 +95,12 @@ def check_memory(
             except MemoryLawError as error:
                 if law != 6 and 6 in laws:  # what writes in place or hides something breaks other laws by it
                     with _named(6):
-                        CHECKS[6](Trial(_copy(memory, dtype), width, length, dtype, seed))
-                wider = Trial(_copy(memory, torch.float64), width, length, torch.float64, seed)
-                if dtype == torch.float32 and "is off by" in error.what and _holds(law, wider):
+                        CHECKS[6](fresh(dtype))
+                if dtype == torch.float32 and "is off by" in error.what and _holds(law, fresh(torch.float64)):
                     told = f"{error.what}; in float64 it holds, so what grows here is rounding"
                     raise MemoryLawError(law, told) from error
                 raise
-    float_trial = Trial(_copy(memory, torch.float32), width, length, torch.float32, seed)
+    float_trial = fresh(torch.float32)
     if 7 in laws and not getattr(memory, "retrieves", False):
         exempt.append("law 7 (empty is silent): the memory retrieves nothing, `retrieves` is False")
     elif 7 in laws and no_stores(memory):
@@ -111,10 +114,10 @@ def check_memory(
     if 9 in laws:
         for dtype in (torch.float32, torch.bfloat16):
             with _named(9):
-                learns(Trial(_copy(memory, dtype), width, length, dtype, seed), silent)
+                learns(fresh(dtype), silent)
     for law, dtype in _UNDER_AUTOCAST if autocast else ():
         if law in laws:
-            trial = Trial(_copy(memory, torch.float32), width, length, dtype, seed, autocast=True)
+            trial = fresh(torch.float32, dtype, autocast=True)
             with _named(law, f" under autocast, given {dtype}"):
                 learns(trial, silent) if law == 9 else CHECKS[law](trial)
     if 9 in laws and silent:

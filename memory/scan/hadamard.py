@@ -19,11 +19,12 @@ from torch import Tensor
 from scrubjay.kernels import scan
 from scrubjay.kernels.derivatives import by_graph, has_own_gradient, is_wanted_again
 from scrubjay.kernels.dispatch import is_traced, without_autocast
+from scrubjay.kernels.elementwise.steady import pass_over
+from scrubjay.kernels.elementwise.walk import WIDE
 
 BOUND = 100.0
 """How far entries of a memory's matrix may be from 0."""
 _EPSILON = 1e-5
-_WIDE = 2048  # entries of all rows: fewer cost less than to begin an operation on them, which blocks share
 
 
 class Written(NamedTuple):
@@ -58,7 +59,7 @@ def segment(
     start: Bool[Tensor, "B T"],
 ) -> tuple[Float[Tensor, "B T S"], Float[Tensor, "B S S"]]:
     """Return what is read after every step, and the last matrix."""
-    if has_own_gradient(given, theta, matrix) and matrix.numel() >= _WIDE:
+    if has_own_gradient(given, theta, matrix) and matrix.numel() >= WIDE:
         with torch.no_grad():
             walked = _Walked.of(given, theta, matrix, start)
         if walked is not None:
@@ -108,10 +109,8 @@ class _Walked(NamedTuple):
         row, time = start.nonzero().unbind(1)
         gate.permute(0, 3, 1, 2)[time, row] = 0
         matrices = torch.mul(value[:, :, None], key[:, None])
-        state = before = matrix.permute(1, 2, 0)
-        for written, kept in zip(matrices.unbind(), gate.unbind(), strict=True):
-            state = written.addcmul_(kept, state, value=2)
-        if not all(bool(x.amax() < BOUND) and bool(x.amin() > -BOUND) for x in (before, matrices)):
+        pass_over(gate.unbind(), matrices.unbind(), matrix.permute(1, 2, 0), scale=2)
+        if not all(bool((_largest(x) < BOUND).all()) for x in (matrix, matrices)):
             return None
         out = torch.mul(matrices, query[:, None]).sum(2).add_(through)
         return cls(gate, matrices, value, strength, theta, along, total, both, out)
@@ -149,9 +148,7 @@ def _pull_back(
     of_matrices = torch.mul(grad[:, :, None], query[:, None])
     of_matrices[-1] += grad_last.permute(1, 2, 0)
     steps = of_matrices.unbind()
-    later = steps[-1]
-    for here, kept in zip(steps[-2::-1], gate.unbind()[:0:-1], strict=True):
-        later = here.addcmul_(kept, later, value=2)
+    pass_over(gate.unbind()[:0:-1], steps[-2::-1], steps[-1], scale=2)
     of_matrix = 2 * gate[0] * of_matrices[0]
 
     found = given.new_empty(given.shape[1], given.shape[2], given.shape[0])
@@ -210,7 +207,7 @@ def bounded_scan(
     return torch.cat([matrices, held])[order]
 
 
-def _largest(numbers: Tensor) -> Float[Tensor, " batch"]:
+def _largest(numbers: Tensor) -> Float[Tensor, " rows"]:
     rows = numbers.detach().flatten(1)
     return torch.maximum(rows.amax(dim=1), -rows.amin(dim=1))  # a vector's norm takes five times as long
 
