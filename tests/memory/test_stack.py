@@ -150,6 +150,9 @@ def test_another_width_is_named_with_the_stacks_and_mended():
 def test_no_part_is_an_error():
     with pytest.raises(ValueError, match="at least one memory"):
         make("stack", parts=())
+
+
+def test_parts_that_are_no_configs_are_refused():
     with pytest.raises(TypeError, match=r"parts='gru\+hcam': expected configs"):
         make("stack", parts="gru+hcam")
     with pytest.raises(
