@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float
@@ -100,15 +101,20 @@ class Memory(nn.Module, ABC):
     ) -> tuple[Float[Tensor, "batch time dim"], State]:
         """Return outputs and the state after the last input.
 
-        Raises ValueError if the width, the shape or dtype of `start` or the number of the state's rows is
-        wrong, or x is of whole numbers, and TypeError if `state` is no state.
+        Raises ValueError if the width, the shape or dtype of `start`, or an entry of the state is wrong, or x
+        is not of the parameters' dtype, unless under autocast, and TypeError if `state` is no state.
         """
         if x.ndim != 3 or x.shape[-1] != self.dim:
             raise ValueError(f"x has shape {tuple(x.shape)}; expected [batch, time, {self.dim}]")
         if not x.is_floating_point():
             raise ValueError(f"x has dtype {x.dtype}; expected floats, so pass x.float()")
+        own = self._anchor.dtype
+        if x.dtype != own and not torch.is_autocast_enabled(x.device.type):
+            raise ValueError(f"x has dtype {x.dtype}, the memory's parameters {own}; pass x.to({own})")
         check_start(start, x)
         check_state(state, x)
+        if not torch.compiler.is_compiling():
+            self._check_shapes(state)
         if x.shape[1] == 1:
             if start is not None:
                 state = self.reset_state(state, start[:, 0])
@@ -165,6 +171,23 @@ class Memory(nn.Module, ABC):
     def device(self) -> torch.device:
         """Where the parameters, and so new states, live."""
         return self._anchor.device
+
+    @cached_property
+    def _shapes(self) -> dict[str, torch.Size]:
+        """The shapes that entries of a state have, rows aside."""
+        return {name: value.shape[1:] for name, value in self.initial_state(1).items()}
+
+    def _check_shapes(self, state: State) -> None:
+        """Raise ValueError unless entries are those of this memory: a kernel of torch looks at none."""
+        for name, shape in self._shapes.items():
+            if name not in state:
+                raise ValueError(
+                    f"state has {', '.join(map(repr, state)) or 'nothing'}, and no {name!r}: begin with "
+                    "initial_state of this memory, and go on with what it returned"
+                )
+            if state[name].shape[1:] != shape:
+                given, rows = tuple(state[name].shape), len(state[name])
+                raise ValueError(f"state {name!r} has shape {given}; expected {(rows, *shape)}")
 
     def _harmed_segment(self, x: Tensor, state: State, start: Tensor) -> tuple[Tensor, State]:
         """Run a segment that holds NaN, inf or what soon would be, whose harm must end at the next `start`.

@@ -1,4 +1,6 @@
-"""What is learned beside a layer's weights."""
+"""What all memories have of their base: what is learned beside weights, and what is handed in wrong."""
+
+import re
 
 import pytest
 import torch
@@ -45,3 +47,35 @@ def test_what_a_weight_is_made_of_learns_by_segments_as_by_steps(name):
         assert (found is None) == (wanted is None)
         if found is not None:
             torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("time", [1, 3])
+@pytest.mark.parametrize("name", memory.list_memories())
+def test_a_state_of_another_memory_or_width_is_refused(name, time):
+    module, wide = memory.make(name, dim=8), memory.make(name, dim=16)
+    x, state, other = torch.zeros(2, time, 8), module.initial_state(2), wide.initial_state(2)
+    for entry in state:
+        less = {key: value for key, value in state.items() if key != entry}
+        with pytest.raises(ValueError, match=rf"state has .*, and no '{re.escape(entry)}': begin with"):
+            module(x, less)
+        if other[entry].shape != state[entry].shape:
+            found, wanted = (re.escape(str(tuple(value.shape))) for value in (other[entry], state[entry]))
+            with pytest.raises(ValueError, match=rf"state '.*' has shape {found}; expected {wanted}"):
+                module(x, state | {entry: other[entry]})
+    # What lies beside is nobody's business: a policy's own entries, say.
+    y, after = module(x, state | {"beside": torch.zeros(2, 1)})
+    torch.testing.assert_close(y, module(x, state)[0])
+    assert after.keys() == state.keys()
+
+
+@pytest.mark.parametrize("time", [1, 3])
+@pytest.mark.parametrize("name", memory.list_memories())
+def test_inputs_of_another_dtype_than_the_parameters_are_refused(name, time):
+    module = memory.make(name, dim=8)
+    x, state = torch.zeros(2, time, 8), module.initial_state(2)
+    with pytest.raises(
+        ValueError, match=r"dtype torch\.float64, the memory's .* torch\.float32; pass x\.to\("
+    ):
+        module(x.double(), state)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert module(x.bfloat16(), state)[0].shape == x.shape
