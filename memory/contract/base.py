@@ -113,8 +113,9 @@ class Memory(nn.Module, ABC):
             raise ValueError(f"x has dtype {x.dtype}, the memory's parameters {own}; pass x.to({own})")
         check_start(start, x)
         check_state(state, x)
-        if not torch.compiler.is_compiling():
-            self._check_shapes(state)
+        misfit = None if torch.compiler.is_compiling() else self._misfit(state)
+        if misfit is not None:
+            raise ValueError(misfit)
         if x.shape[1] == 1:
             if start is not None:
                 state = self.reset_state(state, start[:, 0])
@@ -155,7 +156,7 @@ class Memory(nn.Module, ABC):
 
     def steps_as(self, written: type[Memory], state: State) -> bool:
         """Return whether a stepper made for the steps of `written` may take those of this memory."""
-        same = type(self).step is written.step and _is_as_built(self)
+        same = type(self).step is written.step and _is_as_built(self) and self._misfit(state) is None
         return same and can_fold(self.device, self._anchor.dtype, state)
 
     def state_bytes(self, batch_size: int = 1) -> int:
@@ -177,17 +178,18 @@ class Memory(nn.Module, ABC):
         """The shapes that entries of a state have, rows aside."""
         return {name: value.shape[1:] for name, value in self.initial_state(1).items()}
 
-    def _check_shapes(self, state: State) -> None:
-        """Raise ValueError unless entries are those of this memory: a kernel of torch looks at none."""
+    def _misfit(self, state: State) -> str | None:
+        """Return which entry is not of this memory, None if all are: some kernels of torch do not look."""
         for name, shape in self._shapes.items():
             if name not in state:
-                raise ValueError(
+                return (
                     f"state has {', '.join(map(repr, state)) or 'nothing'}, and no {name!r}: begin with "
                     "initial_state of this memory, and go on with what it returned"
                 )
             if state[name].shape[1:] != shape:
                 given, rows = tuple(state[name].shape), len(state[name])
-                raise ValueError(f"state {name!r} has shape {given}; expected {(rows, *shape)}")
+                return f"state {name!r} has shape {given}; expected {(rows, *shape)}"
+        return None
 
     def _harmed_segment(self, x: Tensor, state: State, start: Tensor) -> tuple[Tensor, State]:
         """Run a segment that holds NaN, inf or what soon would be, whose harm must end at the next `start`.

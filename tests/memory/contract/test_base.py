@@ -62,6 +62,8 @@ def test_a_state_of_another_memory_or_width_is_refused(name, time):
             found, wanted = (re.escape(str(tuple(value.shape))) for value in (other[entry], state[entry]))
             with pytest.raises(ValueError, match=rf"state '.*' has shape {found}; expected {wanted}"):
                 module(x, state | {entry: other[entry]})
+            with pytest.raises(ValueError, match=rf"has shape {found}; expected {wanted}"):
+                module.stepper(state | {entry: other[entry]}).step(x[:, 0])
     # What lies beside is nobody's business: a policy's own entries, say.
     y, after = module(x, state | {"beside": torch.zeros(2, 1)})
     torch.testing.assert_close(y, module(x, state)[0])
