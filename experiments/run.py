@@ -127,9 +127,7 @@ class Run:
         try:
             text = read_kept(path / CONFIG)
         except OSError:
-            siblings = sorted(child.parent.name for child in path.parent.glob(f"*/{CONFIG}"))
-            choices = f"; runs in {path.parent}: {', '.join(siblings)}" if siblings else ""
-            raise ValueError(f"no run at {path}{choices}") from None
+            raise ValueError(f"no run at {path}{_runs_nearby(path)}") from None
         try:
             return cls(path, from_json(text, trust), trust, found=not trust)
         except (ValueError, TypeError) as error:
@@ -413,3 +411,12 @@ def _store_facts(config: Any, path: Path) -> None:
         return
     if kept == facts and len(text) <= MOST_BYTES:
         write_atomically(path, text)
+
+
+def _runs_nearby(path: Path) -> str:
+    """Return which runs there are below a folder that is none, or else beside it; nothing without any."""
+    for folder in (path, path.parent):
+        names = sorted(child.parent.name for child in folder.glob(f"*/{CONFIG}"))
+        if names:
+            return f"; runs in {folder}: {', '.join(names)}"
+    return ""

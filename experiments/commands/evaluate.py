@@ -66,7 +66,7 @@ def run(words: Sequence[str]) -> int:
     """`scrubjay eval RUN [--episodes N] [--set corridor_length=200] [--memory top_k=2]`."""
     remaining = list(words)
     settings, changes = (take_flag(remaining, flag) for flag in ("--set", "--memory"))
-    options = parse(EvalOptions, remaining, "scrubjay eval")
+    options = parse(EvalOptions, remaining, "scrubjay eval", taken=("--set", "--memory"))
     from scrubjay.experiments.commands.loading import config_of_agent, guarded
     from scrubjay.experiments.kinds.supervised import SupervisedConfig
     from scrubjay.experiments.kinds.team import TeamTaskConfig

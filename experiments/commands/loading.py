@@ -72,6 +72,9 @@ def train_on(run: Run, quiet: bool, ray: RayOptions | None = None, logger: str |
         config: Any = run.config
         name = str(config.env.id)
         raise FailedError(f"environment {name!r}: {error}; once it is mended: {run.again}") from error
+    except Exception as error:  # of the environment's own code, say: what was learned so far is kept
+        error.add_note(f"once it is mended: {run.again}")
+        raise
     result = ", ".join(
         f"{name} {run.result[key]:.3f}"
         for name, key in (("return", "episodic_return"), ("success", "success"))

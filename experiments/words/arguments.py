@@ -32,10 +32,13 @@ _REWORDED = (
 )
 
 
-def parse(kind: type[T], arguments: Sequence[str], prog: str, default: T | None = None) -> T:
+def parse(
+    kind: type[T], arguments: Sequence[str], prog: str, default: T | None = None, taken: Sequence[str] = ()
+) -> T:
     """Return `kind`, a dataclass, filled from the command line.
 
-    Raises UsageError instead of tyro's boxed messages; `--help` prints and raises SystemExit(0).
+    `taken` are flags that the command takes beside it, which a wrong one may have meant. Raises UsageError
+    instead of tyro's boxed messages; `--help` prints and raises SystemExit(0).
     """
     boxed = io.StringIO()
     keywords: dict[str, Any] = {} if default is None else {"default": default}
@@ -49,7 +52,7 @@ def parse(kind: type[T], arguments: Sequence[str], prog: str, default: T | None 
             raise
         raise UsageError(_first_paragraph(boxed.getvalue())) from None
     if unknown:
-        raise UsageError(_describe_unknown(unknown, flags_of(config), arguments))
+        raise UsageError(_describe_unknown(unknown, [*taken, *flags_of(config)], arguments))
     return config
 
 
@@ -143,7 +146,7 @@ def flags_of(config: Any, prefix: str = "--") -> list[str]:
     """Return the options that `parse` takes for the fields of a dataclass, and of those within it."""
     flags = []
     for field in dataclasses.fields(config):
-        if field.metadata.get("recorded"):  # which is no flag
+        if field.metadata.get("recorded") or str(field.type).startswith("Positional["):  # which is no flag
             continue
         value, name = getattr(config, field.name), prefix + field.name.replace("_", "-")
         if dataclasses.is_dataclass(value):

@@ -59,9 +59,10 @@ def report(error: BaseException) -> int:
         return _say(f"scrubjay: {one_line(error)}", 2)
     if isinstance(error, FailedError):
         return _say(f"scrubjay: {one_line(error)}", 1)
+    advice = "".join(f"; {one_line(note)}" for note in getattr(error, "__notes__", ()))
     if lacks_memory(error) or (isinstance(error, OSError) and error.strerror):
-        return _say(f"scrubjay: {describe(error)}", 1)
-    return _say(f"scrubjay: unforeseen {type(error).__name__}: {one_line(error)} ({_kept(error)})", 1)
+        return _say(f"scrubjay: {describe(error)}{advice}", 1)
+    return _say(f"scrubjay: unforeseen {type(error).__name__}: {one_line(error)}{advice} ({_kept(error)})", 1)
 
 
 def _say(line: str, code: int) -> int:

@@ -63,6 +63,7 @@ def test_train_eval_plot_play_in_one_go(here, tmp_path):
         (["train", "tmaze", "--memory", "gru", "--memory.dim", "7"], ["dim=7", "even and at least 8"]),
         (["train", "tmaze", "--memory", "hcam", "--memory.chunk-size", "0"], ["chunk_size=0"]),
         (["train", "tmaze", "--ppo.gama", "1"], ["'--ppo.gama'", "did you mean '--ppo.gamma'"]),
+        (["train", "tmaze", "--memroy", "gru"], ["'--memroy'", "did you mean '--memory'"]),
         (["train", "tmaze", "--ppo.gamma", "high"], ["--ppo.gamma", "'high'"]),
         (["train", "tmaze", "--ppo.gamma", "2"], ["gamma=2"]),
         (["train", "tmaze", "--device", "tpu"], ["'tpu'", "auto", "cpu", "cuda"]),

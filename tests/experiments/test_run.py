@@ -82,6 +82,8 @@ def test_a_run_without_checkpoint_or_directory_says_so(tmp_path, tiny, finished_
         _ = run.result
     with pytest.raises(ValueError, match=f"no run at .*runs in {tmp_path}: fresh"):
         Run.load(tmp_path / "absent")
+    with pytest.raises(ValueError, match=f"no run at {tmp_path}; runs in {tmp_path}: fresh"):
+        Run.load(tmp_path)
 
 
 def test_a_number_that_a_result_lacks_is_named_with_what_to_do(finished_run, tmp_path):

@@ -127,6 +127,15 @@ def test_the_command_says_how_to_go_on(here, tiny, tmp_path, monkeypatch):
     assert err.endswith("once it is mended: scrubjay resume r --env my_things:Things\n")
 
 
+def test_a_bug_of_an_environment_in_training_is_named_with_how_to_go_on(here, tiny, tmp_path, monkeypatch):
+    words = ["train", "ppo", "--env", "my_things:Things", "--set", "fault=bug", "--set", "when=18"]
+    code, _, err = here(
+        *words, "--env.num-envs", 4, "--segment-length", 8, "--total-steps", 192, "--run-dir", "r"
+    )
+    assert code == 1
+    assert "a bug; once it is mended: scrubjay resume r --env my_things:Things (its traceback: " in err
+
+
 @pytest.mark.parametrize("verb", ["eval", "play", "look"])
 def test_what_an_environment_raises_is_told_as_its_own_with_its_traceback(verb, here, tiny, tmp_path):
     train(config(tiny), tmp_path / "r")
