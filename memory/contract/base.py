@@ -114,7 +114,7 @@ class Memory(nn.Module, ABC):
         check_start(start, x)
         check_state(state, x)
         if not torch.compiler.is_compiling():
-            self._check_shapes(state)
+            check_entries(state, self._shapes, "memory")
         if x.shape[1] == 1:
             if start is not None:
                 state = self.reset_state(state, start[:, 0])
@@ -176,18 +176,6 @@ class Memory(nn.Module, ABC):
     def _shapes(self) -> dict[str, torch.Size]:
         """The shapes that entries of a state have, rows aside."""
         return {name: value.shape[1:] for name, value in self.initial_state(1).items()}
-
-    def _check_shapes(self, state: State) -> None:
-        """Raise ValueError unless entries are those of this memory: a kernel of torch looks at none."""
-        for name, shape in self._shapes.items():
-            if name not in state:
-                raise ValueError(
-                    f"state has {', '.join(map(repr, state)) or 'nothing'}, and no {name!r}: begin with "
-                    "initial_state of this memory, and go on with what it returned"
-                )
-            if state[name].shape[1:] != shape:
-                given, rows = tuple(state[name].shape), len(state[name])
-                raise ValueError(f"state {name!r} has shape {given}; expected {(rows, *shape)}")
 
     def _harmed_segment(self, x: Tensor, state: State, start: Tensor) -> tuple[Tensor, State]:
         """Run a segment that holds NaN, inf or what soon would be, whose harm must end at the next `start`.
@@ -259,6 +247,19 @@ def check_state(state: State, x: Tensor) -> None:
     for name, value in state.items():
         if value.shape[0] != x.shape[0]:
             raise ValueError(f"state {name!r} has {value.shape[0]} rows; x has {x.shape[0]}")
+
+
+def check_entries(state: State, shapes: dict[str, torch.Size], owner: str) -> None:
+    """Raise ValueError unless a state has entries of these shapes, rows aside: kernels look at none."""
+    for name, shape in shapes.items():
+        if name not in state:
+            raise ValueError(
+                f"state has {', '.join(map(repr, state)) or 'nothing'}, and no {name!r}: begin with "
+                f"initial_state of this {owner}, and go on with what it returned"
+            )
+        if state[name].shape[1:] != shape:
+            given, rows = tuple(state[name].shape), len(state[name])
+            raise ValueError(f"state {name!r} has shape {given}; expected {(rows, *shape)}")
 
 
 def detach_state(state: State) -> State:
