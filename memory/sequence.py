@@ -249,8 +249,10 @@ class SequenceModel(
 
     @classmethod
     def _from_pretrained(
-        cls, *, model_id: str, config: dict[str, Any] | SequenceConfig, **options: Any
+        cls, *, model_id: str, config: dict[str, Any] | SequenceConfig | None = None, **options: Any
     ) -> Self:
+        if config is None:  # the mixin only notes that there is none
+            raise FileNotFoundError(f"{model_id} has no config.json, which save_pretrained writes")
         if not isinstance(config, SequenceConfig):
             config = decode(SequenceConfig, config)
         options.setdefault("strict", True)

@@ -211,6 +211,11 @@ def test_a_model_comes_from_a_cache_of_the_hub_too(tmp_path):
     assert torch.equal(loaded.embedding.weight, model.embedding.weight)
 
 
+def test_a_folder_without_config_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path.name} has no config.json, which save_pretrained"):
+        SequenceModel.from_pretrained(tmp_path)
+
+
 def test_weights_that_do_not_fit_are_refused(tmp_path):
     make().save_pretrained(tmp_path)
     file = tmp_path / "config.json"
