@@ -13,6 +13,7 @@ import itertools
 import json
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -27,6 +28,7 @@ from scrubjay.memory.contract.base import (
     Memory,
     MemoryConfig,
     State,
+    check_entries,
     check_start,
     check_state,
     with_born,
@@ -39,6 +41,7 @@ from scrubjay.memory.sketch import sketch_for
 
 _TOLERANCE = 0.01
 _NEIGHBOURS = "convolution"
+_BLOCK = "block_"
 
 
 @dataclass(frozen=True)
@@ -122,19 +125,49 @@ class SequenceModel(
     ) -> tuple[Float[Tensor, "batch time vocab"], State]:
         """Return logits of the token after each, and the state after the last.
 
-        `start[b, t]` marks `tokens[b, t]` as the first of a new sequence. Raises ValueError on shapes that do
-        not fit, and on a `start` that is not bool; TypeError if `state` is no state.
+        `start[b, t]` marks `tokens[b, t]` as the first of a new sequence. Raises ValueError on shapes and a
+        state that do not fit, on tokens that there are none of, and on a `start` that is not bool; TypeError
+        on what is no tensor or no state.
         """
-        if tokens.ndim != 2:
-            raise ValueError(f"tokens have shape {tuple(tokens.shape)}; expected [batch, time]")
+        _check_tokens(tokens)
         check_start(start, tokens)
         check_state(state, tokens)
-        x = self.embedding(tokens)
+        if not torch.compiler.is_compiling():
+            self._check_entries(state)
+        x = self._embedded(tokens)
         if self.sinks is None or start is None:
             x, after = self._through_blocks(x, state, start)
         else:
             x, after = self._from_sinks(x, state, start)
         return nn.functional.linear(self.norm(x), self.embedding.weight), after
+
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        try:
+            return self.embedding(tokens)
+        except IndexError:  # asked only then, as the answer of a GPU would be waited for
+            least, most = tokens.min().item(), tokens.max().item()
+            raise ValueError(
+                f"tokens are from {least} to {most}; the vocabulary has those from 0 to "
+                f"{self.config.vocab_size - 1}"
+            ) from None
+
+    def _check_entries(self, state: State) -> None:
+        check_entries(state, self._shapes, "model")
+        for name in state:
+            if name.startswith(_BLOCK) and name not in self._shapes:
+                raise ValueError(
+                    f"state has {name!r}, of another model: begin with initial_state of this one, and go on "
+                    "with what it returned"
+                )
+
+    @cached_property
+    def _shapes(self) -> dict[str, torch.Size]:
+        """The shapes that entries of a state have, rows aside."""
+        return {
+            f"{_prefix(index)}{name}": value.shape[1:]
+            for index, block in enumerate(self._blocks)
+            for name, value in block.initial_state(1).items()
+        }
 
     def _through_blocks(self, x: Tensor, state: State, start: Tensor | None) -> tuple[Tensor, State]:
         after: State = {}
@@ -177,12 +210,11 @@ class SequenceModel(
             generator: Source of the draws.
 
         Raises:
-            ValueError: on an empty prompt or a number that cannot be.
+            ValueError, TypeError: on an empty prompt, on a number that cannot be, and as a call does.
         """
-        if prompt.ndim != 2 or prompt.shape[1] == 0:
-            raise ValueError(
-                f"prompt has shape {tuple(prompt.shape)}; expected [batch, time], at least one token"
-            )
+        _check_tokens(prompt)
+        if prompt.shape[1] == 0:
+            raise ValueError(f"prompt has shape {tuple(prompt.shape)}; expected at least one token a row")
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens={max_new_tokens}: must be at least 1")
         if not temperature >= 0:
@@ -217,8 +249,10 @@ class SequenceModel(
 
     @classmethod
     def _from_pretrained(
-        cls, *, model_id: str, config: dict[str, Any] | SequenceConfig, **options: Any
+        cls, *, model_id: str, config: dict[str, Any] | SequenceConfig | None = None, **options: Any
     ) -> Self:
+        if config is None:  # the mixin only notes that there is none
+            raise FileNotFoundError(f"{model_id} has no config.json, which save_pretrained writes")
         if not isinstance(config, SequenceConfig):
             config = decode(SequenceConfig, config)
         options.setdefault("strict", True)
@@ -278,8 +312,17 @@ class _Block(nn.Module):
         return x + self.feed_forward(x), {_NEIGHBOURS: neighbours, **own}
 
 
+def _check_tokens(tokens: Tensor) -> None:
+    if not isinstance(tokens, Tensor):
+        raise TypeError(f"tokens={tokens!r:.100}: expected a tensor, as torch.tensor([[1, 2, 3]]) is")
+    if tokens.ndim != 2:
+        raise ValueError(f"tokens have shape {tuple(tokens.shape)}; expected [batch, time]")
+    if tokens.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"tokens have dtype {tokens.dtype}; expected whole numbers, so pass tokens.long()")
+
+
 def _prefix(index: int) -> str:
-    return f"block_{index}."
+    return f"{_BLOCK}{index}."
 
 
 def _draw(
@@ -288,7 +331,8 @@ def _draw(
     top_k: int | None,
     generator: torch.Generator | None,
 ) -> Int[Tensor, " batch"]:
-    if temperature == 0:
+    # So near zero that nothing but the likeliest has a chance, a quotient would overflow.
+    if temperature < 1e-6:
         return logits.argmax(dim=-1)
     if top_k is not None:
         least = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]

@@ -73,8 +73,8 @@ class MemoryBank:
     Raises:
         DamagedBankError: a ValueError, here and by every method, on a file that is damaged or no bank.
         OSError: where the file's folder is not there, or the file is a folder.
-        ValueError: on a file of a newer Scrubjay, on a device that is not there, and on what does not go
-            together; the first search or write does on a file that was written with other embeddings
+        ValueError: on no path, on a file of a newer Scrubjay, on a device that is not there, and on what does
+            not go together; the first search or write does on a file that was written with other embeddings
             (`memory/bank/model.py`).
     """
 
@@ -367,16 +367,14 @@ class MemoryBank:
                 return
             yield from rows
 
-    def restore(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[bool]:
-        """Write what `export` gave, and yield of each record whether it was new.
+    def restore(self, rows: Iterable[Mapping[str, Any]]) -> list[bool]:
+        """Write what `export` gave, and return of each record whether it was new.
 
-        Ids that are there stay untouched. Nothing is written that is not iterated over, as by
-        `sum(bank.restore(rows))`.
-
-        Hundreds are written at once, and those yielded for are safe: going on after a break begins from the
-        start. Raises ValueError or TypeError on what is no such record.
+        Ids that are there stay untouched. Hundreds are written at once, and stay if it breaks off: going on
+        begins from the start. Raises ValueError or TypeError on what is no such record.
         """
         rows, restorer, zone = iter(rows), Restorer(), zone_of(self._clock())
+        new: list[bool] = []
         while batch := list(itertools.islice(rows, BATCH)):
             for row in batch:
                 check_row(row)
@@ -387,8 +385,9 @@ class MemoryBank:
             with self._store.writing() as connection:
                 if self._meaning is not None and vectors[0] is not None:
                     self._meaning.note_dimension(connection, vectors[0])
-                new = [restorer.restore(connection, row, d) for row, d in zip(batch, drafts, strict=True)]
-            yield from new
+                done = [restorer.restore(connection, row, d) for row, d in zip(batch, drafts, strict=True)]
+            new += done
+        return new
 
     def forget(self, id: str) -> bool:
         """Delete a record for good: text, wordings, embedding and index entries.

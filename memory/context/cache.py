@@ -325,10 +325,14 @@ class PolicyCache(Cache):
         Raises ValueError where it would change the text.
         """
         if not self.is_croppable:
+            name = type(self.policy).__name__
+            reason = f"under {name} the text would change; leave the assistant out, or use FullPolicy"
+            under = [layer.policy for layer in self._under_policy]
+            if not self.policy.allocates and all(policy.can_crop and policy.any_cut for policy in under):
+                reason = "layers of the model's own making cannot be; leave the assistant out"
             raise ValueError(
                 "assisted decoding requires a cache that can be cropped after a draft as if it had never "
-                f"been read, and under {type(self.policy).__name__} the text would change; leave the "
-                "assistant out, or use FullPolicy"
+                f"been read, and {reason}"
             )
 
     def save(self, path: str | PathLike[str]) -> None:

@@ -113,9 +113,8 @@ class Memory(nn.Module, ABC):
             raise ValueError(f"x has dtype {x.dtype}, the memory's parameters {own}; pass x.to({own})")
         check_start(start, x)
         check_state(state, x)
-        misfit = None if torch.compiler.is_compiling() else self._misfit(state)
-        if misfit is not None:
-            raise ValueError(misfit)
+        if not torch.compiler.is_compiling():
+            check_entries(state, self._shapes, "memory")
         if x.shape[1] == 1:
             if start is not None:
                 state = self.reset_state(state, start[:, 0])
@@ -156,7 +155,7 @@ class Memory(nn.Module, ABC):
 
     def steps_as(self, written: type[Memory], state: State) -> bool:
         """Return whether a stepper made for the steps of `written` may take those of this memory."""
-        same = type(self).step is written.step and _is_as_built(self) and self._misfit(state) is None
+        same = type(self).step is written.step and _is_as_built(self) and _misfit(state, self._shapes) is None
         return same and can_fold(self.device, self._anchor.dtype, state)
 
     def state_bytes(self, batch_size: int = 1) -> int:
@@ -177,19 +176,6 @@ class Memory(nn.Module, ABC):
     def _shapes(self) -> dict[str, torch.Size]:
         """The shapes that entries of a state have, rows aside."""
         return {name: value.shape[1:] for name, value in self.initial_state(1).items()}
-
-    def _misfit(self, state: State) -> str | None:
-        """Return which entry is not of this memory, None if all are: some kernels of torch do not look."""
-        for name, shape in self._shapes.items():
-            if name not in state:
-                return (
-                    f"state has {', '.join(map(repr, state)) or 'nothing'}, and no {name!r}: begin with "
-                    "initial_state of this memory, and go on with what it returned"
-                )
-            if state[name].shape[1:] != shape:
-                given, rows = tuple(state[name].shape), len(state[name])
-                return f"state {name!r} has shape {given}; expected {(rows, *shape)}"
-        return None
 
     def _harmed_segment(self, x: Tensor, state: State, start: Tensor) -> tuple[Tensor, State]:
         """Run a segment that holds NaN, inf or what soon would be, whose harm must end at the next `start`.
@@ -261,6 +247,28 @@ def check_state(state: State, x: Tensor) -> None:
     for name, value in state.items():
         if value.shape[0] != x.shape[0]:
             raise ValueError(f"state {name!r} has {value.shape[0]} rows; x has {x.shape[0]}")
+
+
+def check_entries(state: State, shapes: dict[str, torch.Size], owner: str) -> None:
+    """Raise ValueError unless a state has entries of these shapes, rows aside: some kernels do not look."""
+    name = _misfit(state, shapes)
+    if name is None:
+        return
+    if name not in state:
+        raise ValueError(
+            f"state has {', '.join(map(repr, state)) or 'nothing'}, and no {name!r}: begin with "
+            f"initial_state of this {owner}, and go on with what it returned"
+        )
+    given, rows = tuple(state[name].shape), len(state[name])
+    raise ValueError(f"state {name!r} has shape {given}; expected {(rows, *shapes[name])}")
+
+
+def _misfit(state: State, shapes: dict[str, torch.Size]) -> str | None:
+    """Return the first entry that a state lacks or has in another shape, None if there is none."""
+    for name, shape in shapes.items():
+        if name not in state or state[name].shape[1:] != shape:
+            return name
+    return None
 
 
 def detach_state(state: State) -> State:

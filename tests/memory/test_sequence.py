@@ -118,6 +118,12 @@ def test_generation_is_the_argmax_of_the_forward_pass_on_what_was_generated(memo
     assert torch.equal(torch.cat([early, late], dim=1), new)
 
 
+def test_a_temperature_near_zero_takes_the_likeliest():
+    model, prompt = make(), draw(2, 5)
+    likeliest, _ = model.generate(prompt, 4, temperature=0)
+    assert torch.equal(model.generate(prompt, 4, temperature=1e-310)[0], likeliest)
+
+
 def test_draws_are_of_the_generator_and_among_the_likeliest():
     model, prompt = make(), draw(1, 4).expand(400, -1)
 
@@ -205,6 +211,11 @@ def test_a_model_comes_from_a_cache_of_the_hub_too(tmp_path):
     assert torch.equal(loaded.embedding.weight, model.embedding.weight)
 
 
+def test_a_folder_without_config_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path.name} has no config.json, which save_pretrained"):
+        SequenceModel.from_pretrained(tmp_path)
+
+
 def test_weights_that_do_not_fit_are_refused(tmp_path):
     make().save_pretrained(tmp_path)
     file = tmp_path / "config.json"
@@ -248,6 +259,42 @@ def test_tokens_without_time_are_refused():
     model = make()
     with pytest.raises(ValueError, match=r"tokens have shape \(3,\); expected \[batch, time\]"):
         model(draw(3), model.initial_state(3))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "error", "message"),
+    [
+        ([[1, 2]], TypeError, r"tokens=\[\[1, 2\]\]: expected a tensor"),
+        (torch.rand(1, 2), ValueError, r"tokens have dtype torch.float32; .* pass tokens.long\(\)"),
+        (torch.tensor([[3, VOCAB]]), ValueError, "tokens are from 3 to 11; the vocabulary .* from 0 to 10"),
+        (torch.tensor([[-1, 3]]), ValueError, "tokens are from -1 to 3"),
+    ],
+)
+def test_what_are_no_tokens_is_named(tokens, error, message):
+    model = make()
+    with pytest.raises(error, match=message):
+        model(tokens, model.initial_state(1))
+    with pytest.raises(error, match=message):
+        model.generate(tokens, 1)
+
+
+@pytest.mark.parametrize("time", [1, 3])
+def test_a_state_of_another_model_is_refused(time):
+    model, memory = make(), make_config("gru", dim=8)
+    for other, message in (
+        (make("lstm"), r"state has 'block_0\.cell', of another model"),
+        (
+            SequenceConfig(VOCAB, memory, num_blocks=3).build(),
+            r"has 'block_2\.convolution', of another model",
+        ),
+        (SequenceConfig(VOCAB, memory, num_blocks=1).build(), r"and no 'block_1\.convolution': begin with"),
+        (
+            SequenceConfig(VOCAB, memory, convolution_width=1).build(),
+            r"has shape \(2, 0, 8\); expected \(2, 2, 8\)",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model(draw(2, time), other.initial_state(2))
 
 
 def test_what_is_no_state_and_no_memory_is_named():

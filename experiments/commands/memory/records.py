@@ -23,6 +23,7 @@ from scrubjay.memory import MemoryBank
 from scrubjay.memory.bank import Consolidation
 from scrubjay.memory.bank.document import split_document
 from scrubjay.memory.bank.file.record import Hit, Record
+from scrubjay.memory.bank.transfer import check_row
 
 Kind = Literal["knowledge", "conversation", "task", "episode"]
 Trust = Literal["user", "agent", "tool"]
@@ -271,7 +272,7 @@ def import_(options: ImportOptions) -> int:
         for source in options.sources:
             if source == Path("-") or source.suffix == ".jsonl":
                 with _opened(source) as lines:
-                    written = list(_told(bank.restore(_rows(lines, source)), "read"))
+                    written = bank.restore(_told(_rows(lines, source), "read"))
                 print(one_line(f"{source}: {sum(written)} new, {len(written) - sum(written)} were there"))
                 continue
             text = reading.read_text(source)
@@ -343,9 +344,17 @@ def _rows(lines: Iterable[str], source: Path) -> Iterator[Any]:
     try:
         for number, line in enumerate(lines, 1):
             if line.strip():
-                yield reading.parse(line, f"{source}, line {number}")
+                yield _checked(reading.parse(line, f"{source}, line {number}"), f"{source}, line {number}")
     except UnicodeDecodeError as error:
         raise ValueError(f"{source} is no text in UTF-8 after line {number}: {error.reason}") from None
+
+
+def _checked(row: Any, where: str) -> Any:
+    try:
+        check_row(row)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where}: {error}") from None
+    return row
 
 
 @contextlib.contextmanager

@@ -76,8 +76,8 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
 class Store:
     """A connection for all threads of a process.
 
-    Raises ValueError on a file of a newer Scrubjay, DamagedBankError where a file is damaged or another
-    program's, and OSError where there can be no file.
+    Raises ValueError on no name and on a file of a newer Scrubjay, DamagedBankError where a file is damaged
+    or of another program, and OSError where there can be no file.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -240,10 +240,12 @@ class Store:
 
 
 def _checked(path: str | Path) -> str:
-    """Return where the file is or will be. Raises TypeError or OSError, naming it, where none can be."""
+    """Return where the file is or will be. Raises TypeError, ValueError or OSError where none can be."""
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f'path={path!r}: pass that of a file, or ":memory:"')
-    if Path(path).is_dir() and str(path):
+    if not str(path):  # which SQLite takes for a file that is gone when it is closed
+        raise ValueError("path='': name a file, such as facts.db, or pass ':memory:' to keep nothing")
+    if Path(path).is_dir():
         raise IsADirectoryError(f"{str(path)!r} is a folder; name a file in it, such as facts.db")
     if not Path(path).parent.is_dir():
         raise FileNotFoundError(f"there is no folder {str(Path(path).parent)!r} for a memory; make it first")

@@ -145,3 +145,5 @@ def test_where_no_file_can_be_is_named(tmp_path):
         MemoryBank(tmp_path / "nowhere" / "bank.db")
     with pytest.raises(TypeError, match="path=None"):
         MemoryBank(None)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="path='': name a file"):
+        MemoryBank("")
