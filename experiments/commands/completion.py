@@ -24,7 +24,7 @@ from scrubjay.experiments.catalogue import catalogue
 from scrubjay.experiments.commands import COMMANDS
 from scrubjay.experiments.loggers import LOGGERS
 from scrubjay.experiments.runs.directory import CONFIG
-from scrubjay.experiments.words.arguments import UsageError, choose
+from scrubjay.experiments.words.arguments import OF_TRAINING, UsageError, choose
 from scrubjay.experiments.words.foreign import printable
 
 SHELLS = {
@@ -68,17 +68,6 @@ _BY_HAND: Mapping[str, Sequence[str]] = {
     "train": ["--engine", "--num-env-runners", "--num-learners", "--address"],
 }
 """Options of verbs that stand in no dataclass."""
-_OF_TRAINING = (
-    "--memory",
-    "--learner",
-    "--method",
-    "--env",
-    "--set",
-    "--init-from",
-    "--run-dir",
-    "--quiet",
-    "--logger",
-)
 _WITHOUT_VALUE = ("--detach", "--quiet", "--trust")
 
 
@@ -130,7 +119,7 @@ def _add_verb(parser: argparse.ArgumentParser, verb: str, typed: Sequence[str] |
     flags = list(_BY_HAND.get(verb, ()))
     if verb in ("train", "launch", "sweep"):
         _add(parser, "recipe", nargs="?").completer = _names(catalogue().recipes)
-        flags += [*_OF_TRAINING, *_of_recipe(typed[1:])]
+        flags += [*OF_TRAINING, *_of_recipe(typed[1:])]
     if verb in ("memory", "longcontext"):
         actions = parser.add_subparsers()
         for name, (about, kind) in _actions(verb).items():

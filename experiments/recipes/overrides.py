@@ -15,24 +15,11 @@ from scrubjay.experiments.recipes.methods import METHODS, with_method
 from scrubjay.experiments.tasks.environments import EnvConfig
 from scrubjay.experiments.tasks.settings import parse_setting
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
-from scrubjay.experiments.words.arguments import UsageError, choose, in_full, parse, take_flag
+from scrubjay.experiments.words.arguments import OF_TRAINING, UsageError, choose, in_full, parse, take_flag
 from scrubjay.experiments.words.terminal import bad_input, whole_number
 from scrubjay.memory import MemoryConfig, list_memories, name_of
 from scrubjay.memory.serialization import decode, encode
 from scrubjay.memory.stack import StackConfig
-
-_TAKEN = (
-    "--memory",
-    "--learner",
-    "--method",
-    "--env",
-    "--set",
-    "--run-dir",
-    "--logger",
-    "--engine",
-    "--quiet",
-)
-"""Flags of `train` that are no fields of its config."""
 
 AnyEnv = TypeVar("AnyEnv", bound=EnvConfig | TeamEnvConfig)
 
@@ -62,7 +49,7 @@ def override(recipe: str, arguments: Sequence[str]) -> Experiment:
     if isinstance(config, SampledConfig):
         config = dataclasses.replace(config, env=_with_env(config.env, remaining))
         remaining = in_full(remaining, config.learner_field, name_of_learner(config.learner))
-    config = parse(type(config), remaining, f"scrubjay train {recipe}", config, _TAKEN)
+    config = parse(type(config), remaining, f"scrubjay train {recipe}", config, (*OF_TRAINING, "--engine"))
     if isinstance(config, SampledConfig) and not config.env.id:
         team = isinstance(config, TeamTaskConfig)
         kind = "module:callable of a PettingZoo ParallelEnv" if team else "a gymnasium id or module:callable"

@@ -31,6 +31,19 @@ _REWORDED = (
     ),
 )
 
+OF_TRAINING = (
+    "--memory",
+    "--learner",
+    "--method",
+    "--env",
+    "--set",
+    "--init-from",
+    "--run-dir",
+    "--quiet",
+    "--logger",
+)
+"""Flags by which a training is begun, beside those of its config."""
+
 
 def parse(
     kind: type[T], arguments: Sequence[str], prog: str, default: T | None = None, taken: Sequence[str] = ()

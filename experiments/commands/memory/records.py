@@ -344,7 +344,8 @@ def _rows(lines: Iterable[str], source: Path) -> Iterator[Any]:
     try:
         for number, line in enumerate(lines, 1):
             if line.strip():
-                yield _checked(reading.parse(line, f"{source}, line {number}"), f"{source}, line {number}")
+                where = f"{source}, line {number}"
+                yield _checked(reading.parse(line, where), where)
     except UnicodeDecodeError as error:
         raise ValueError(f"{source} is no text in UTF-8 after line {number}: {error.reason}") from None
 
