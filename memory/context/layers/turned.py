@@ -7,8 +7,9 @@ between the two readings, in any layer, is how far its key was turned. So must i
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 from weakref import WeakKeyDictionary
 
 import torch
@@ -17,7 +18,6 @@ from transformers import DynamicCache, PreTrainedModel
 
 from scrubjay.memory.context.attention import hand_over
 from scrubjay.memory.context.layers.falcon import serve_falcon
-from scrubjay.memory.context.parts.dense import causal_attention
 from scrubjay.memory.context.parts.rotary import Layout, Rotary, Turn
 from scrubjay.memory.context.parts.scoring import Scoring
 from scrubjay.memory.context.switch import attend_by_policy
@@ -78,30 +78,32 @@ def _try(model: PreTrainedModel) -> Turns:
     told = takes_positions(decoder)
     ways = list(_ways(decoder))
     dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
-    made: dict[tuple[int, Layout], Rotary] = {}
-    still = Rotary(Layout(0), lambda: torch.zeros(0), dtype)
+    made: dict[tuple[int | None, Layout], Rotary] = {}
 
     def rotary(layer: int) -> Rotary | None:
         if layer not in at_zero or not told:
             return None
         before, after = at_zero[layer].double(), far[layer].double()
-        largest = float(before.abs().max())
-        if before.shape != after.shape or before.ndim != 4 or not largest:  # of zeros nobody sees a turn
+        if before.shape != after.shape or before.ndim != 4 or not before.any():  # of zeros nobody sees a turn
             return None
-        error = max(8 * torch.finfo(at_zero[layer].dtype).eps, 1e-4)
-        tolerance = error * largest
-        asked = asked_at_zero.get(layer, before).double(), asked_far.get(layer, after).double()
-        if float((after - before).abs().max()) <= tolerance:
-            return still if _are_parallel(*asked, error) else None
-        for number, way in enumerate(ways):
-            for layout in _layouts(way().shape[-1], before.shape[-1]):
-                angle = away * way().double().cpu()
+        queries = asked_at_zero.get(layer, before).double(), asked_far.get(layer, after).double()
+        rounding = _Rounding.of(at_zero[layer].dtype)
+        errors: dict[tuple[int | None, Layout], float] = {}
+        for number, way in ((None, None), *enumerate(ways)):
+            for layout in [Layout(0)] if way is None else _layouts(way().shape[-1], before.shape[-1]):
+                angle = torch.zeros(0) if way is None else away * way().double().cpu()
                 turn = Turn(angle.cos(), angle.sin(), layout)
-                if float((turn(before) - after).abs().max()) <= tolerance and _are_parallel(
-                    turn(asked[0]), asked[1], error
-                ):
-                    return made.setdefault((number, layout), Rotary(layout, way, dtype))
-        return None
+                error = max(
+                    rounding.error(turn(before), after, layout),
+                    rounding.error(_scaled(turn(queries[0]), queries[1]), queries[1], layout),
+                )
+                if error <= 1:
+                    errors[number, layout] = error
+        if not errors:
+            return None
+        number, layout = min(errors, key=errors.__getitem__)
+        frequencies = (lambda: torch.zeros(0)) if number is None else ways[number]
+        return made.setdefault((number, layout), Rotary(layout, frequencies, dtype))
 
     kinds = {kind for module in decoder.modules() for kind in _kinds(module)}
     changing = next(iter(kinds & {"dynamic", "longrope"}), None)
@@ -128,10 +130,37 @@ def _kinds(module: nn.Module) -> set[str]:
     return {kind for kind in kinds if isinstance(kind, str)}
 
 
-def _are_parallel(x: Tensor, y: Tensor, error: float) -> bool:
-    """Return whether vectors of heads are alike, but for a factor each: some models scale by position."""
-    factor = (x * y).sum(-1, keepdim=True) / (x * x).sum(-1, keepdim=True).clamp(min=1e-30)
-    return float((y - factor * x).abs().max()) <= error * float(y.abs().max())
+class _Rounding(NamedTuple):
+    """The error that rotating a pair of coordinates in a model's precision can make.
+
+    It is judged pair by pair. Trained models have channels a hundred times as large as others, next to which
+    the rotation of all other pairs would pass for rounding.
+    """
+
+    relative: float
+    """Part of a pair's length."""
+    absolute: float
+    """Error of numbers too small to be normal ones."""
+
+    @classmethod
+    def of(cls, dtype: torch.dtype) -> Self:
+        """Return the bounds for a dtype."""
+        kind = torch.finfo(dtype)
+        # Angles are float32 in any model. Rounding cosines, products and their sum makes less than 3 eps.
+        return cls(max(4 * kind.eps, 1e-4), 4 * kind.smallest_normal * kind.eps)
+
+    def error(self, expected: Tensor, found: Tensor, layout: Layout) -> float:
+        """Return the largest difference as a multiple of its bound; NaN and infinities exceed any."""
+        paired = layout.together(expected)
+        pairs = paired[..., : 2 * layout.pairs].unflatten(-1, (layout.pairs, 2)).norm(dim=-1)
+        lengths = torch.cat([pairs.repeat_interleave(2, -1), paired[..., 2 * layout.pairs :].abs()], dim=-1)
+        bound = self.relative * layout.apart(lengths) + self.absolute
+        return float(((found - expected).abs() / bound).nan_to_num(nan=math.inf).max())
+
+
+def _scaled(x: Tensor, y: Tensor) -> Tensor:
+    """Return `x`, each head times the factor that brings it nearest to `y`: some models scale by position."""
+    return x * (x * y).sum(-1, keepdim=True) / (x * x).sum(-1, keepdim=True).clamp(min=1e-30)
 
 
 class _Noting(DynamicCache):
@@ -169,9 +198,13 @@ class _Asked(NamedTuple):
     def attend(
         self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scoring: Scoring
     ) -> Tensor:
-        """Note, and return what one token reads of itself."""
+        """Note the query, and return the token's own values.
+
+        Learned sinks are left out: their weight would carry the rounding of a score into later layers.
+        """
         self.cache.queries[self.index] = query.detach().cpu()
-        return causal_attention(query, keys, values, None, scoring)
+        own = values[:, :, -query.shape[2] :]
+        return own.repeat_interleave(query.shape[1] // values.shape[1], dim=1)
 
 
 def _read_alone(model: PreTrainedModel, position: int) -> tuple[dict[int, Tensor], dict[int, Tensor]]:

@@ -1,10 +1,14 @@
 """A real model, in short: what the policies promise holds for trained weights and trained sinks."""
 
+import copy
+
 import pytest
 import torch
 from transformers import DynamicCache
 
 from scrubjay.memory import context
+from scrubjay.memory.context.layers.turned import turns_of
+from scrubjay.memory.context.parts.rotary import Layout
 
 TEXT = (
     "The lighthouse keeper wrote one line in the log each evening: the state of the sea, the oil left in "
@@ -24,7 +28,7 @@ def ids(smollm2):
 
 @torch.no_grad()
 def loss(model, ids, cache):
-    logits = model(ids, cache=cache).logits[:, :-1]
+    logits = model(ids, cache=cache).logits[:, :-1].float()
     return torch.nn.functional.cross_entropy(logits[0, 40:], ids[0, 41:]).item()
 
 
@@ -37,3 +41,15 @@ def test_sinks_save_the_window(smollm2, ids):
         for name in ("window", "sinks")
     )
     assert sinks < full + 0.5 < window
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_policy_serves_half_precision_as_float32(smollm2, ids, dtype):
+    """Its keys have channels of outliers, beside which other pairs' rotation looks like rounding."""
+    model = copy.deepcopy(smollm2[0]).to(dtype)
+    assert {rotary and rotary.layout for rotary in turns_of(model).by_layer} == {Layout(32)}
+    for name in context.list_policies():
+        policy = context.make(name, **({} if name == "full" else {"budget": 48}))
+        exact, half = (loss(each, ids, context.PolicyCache(policy, each)) for each in (smollm2[0], model))
+        assert half == pytest.approx(exact, abs=0.1), name

@@ -25,6 +25,24 @@ def test_the_layout_is_found_in_any_precision(family, dtype):
     assert turns.changing is None
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", [*EVERY, "smollm3", "gemma3", "gpt_oss"])
+def test_channels_of_outliers_hide_no_rotation(family, dtype):
+    """Trained keys have some channels that are hundreds of times as large as others."""
+    at = torch.tensor([[7]])
+    expected = turns_of(make(family)).by_layer
+    for channel in range(4):
+        model = make(family).to(dtype)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.endswith(("q_proj.weight", "k_proj.weight")):
+                    parameter[channel::8] *= 200
+        for found, wanted in zip(turns_of(model).by_layer, expected, strict=True):
+            assert (found and found.layout) == (wanted and wanted.layout)
+            if found and wanted:
+                torch.testing.assert_close(found.angle(at), wanted.angle(at), rtol=1e-2, atol=1e-2)
+
+
 def test_layers_turned_alike_share_and_others_do_not():
     first, second = turns_of(make("gemma3")).by_layer
     assert first is not None
