@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import random
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
@@ -42,6 +42,7 @@ from scrubjay.agents.langchain.checkpoints import (
     delete,
     read,
 )
+from scrubjay.agents.langchain.serializer import StrictSerializer
 from scrubjay.memory.bank.file.record import check_count
 from scrubjay.memory.bank.file.store import Store
 
@@ -54,11 +55,21 @@ class Checkpointer(BaseCheckpointSaver[str]):
     """Checkpoints in a file, a bank's or their own; safe for threads, event loops and processes.
 
     What `put` and `put_writes` have acknowledged survives the death of the process (kill -9); a power cut may
-    take the last of them, never the file. `serde` turns values into bytes, LangGraph's own by default.
+    take the last of them, never the file.
+
+    A file may come from a stranger, and so only data of Python, LangChain and LangGraph is written and read.
+    `allow` admits types of your own. `serde` replaces this serializer and its check.
+
+    Raises TypeError on writing, and ValueError on reading, a type that is not admitted.
     """
 
-    def __init__(self, path: str | Path, *, serde: SerializerProtocol | None = None) -> None:
-        super().__init__(serde=serde)
+    def __init__(
+        self, path: str | Path, *, allow: Iterable[type] = (), serde: SerializerProtocol | None = None
+    ) -> None:
+        allow = tuple(allow)
+        if serde is not None and allow:
+            raise ValueError("pass allow= or serde=: a serializer of your own decides what it admits")
+        super().__init__(serde=serde or StrictSerializer(allow))
         self._store = Store(path)
         self._store.add_tables("checkpoints", MIGRATIONS)
 
