@@ -102,10 +102,10 @@ _loaded: weakref.WeakValueDictionary[Any, LoadedModel] = weakref.WeakValueDictio
 _loading = threading.Lock()
 
 
-def load(source: Any, dtype: torch.dtype, device: str) -> LoadedModel:
+def load(source: Any, dtype: torch.dtype, device: str, trust: bool = False) -> LoadedModel:
     """Return the model of a name, folder, GGUF file or ready `(model, tokenizer)`; loaded once per process.
 
-    It stays in memory as long as somebody holds it.
+    It stays in memory as long as somebody holds it. `trust` admits pickled weights.
     """
     from scrubjay.memory import context
 
@@ -119,9 +119,9 @@ def load(source: Any, dtype: torch.dtype, device: str) -> LoadedModel:
                 _loaded[key] = found
                 return found
         else:
-            key = (str(source), dtype, device)
+            key = (str(source), dtype, device, trust)
             if key not in _loaded:
-                loaded = context.load_model(source, dtype, device, under_policy=True)
+                loaded = context.load_model(source, dtype, device, under_policy=True, trust=trust)
                 found = LoadedModel(*loaded, name=str(source))
                 _loaded[key] = found
                 return found

@@ -76,6 +76,8 @@ class LocalChatModel(BaseChatModel):
     """Of the weights, by its name in torch; a ready model has its own."""
     device: str = "cpu"
     """Where the model is; a ready model stays where it is."""
+    trust: bool = False
+    """Admit pickled weights in a folder. Python code in it is never run."""
     marked: bool = False
     """Whether caches tell what they keep of a conversation (`PolicyCache.kept`), at four numbers a value."""
     streaming: bool = False
@@ -375,7 +377,7 @@ class LocalChatModel(BaseChatModel):
         # Ready models are told apart by themselves: two may have one name.
         key = tuple(map(id, source)) if isinstance(source, tuple) else str(source)
         if key not in self._held:
-            self._held[key] = load(source, getattr(torch, self.dtype), self.device)
+            self._held[key] = load(source, getattr(torch, self.dtype), self.device, self.trust)
         return self._held[key]
 
     def _name(self, source: Any) -> str:

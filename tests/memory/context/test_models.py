@@ -73,16 +73,6 @@ def test_a_mixture_of_experts_is_called_to_its_last_layer(tmp_path, monkeypatch,
     assert [caches[0].get_seq_length(layer) for layer in range(config.num_hidden_layers)][-1] == 2
 
 
-def test_whether_to_run_code_of_a_folder_is_asked_by_its_reader_alone(tmp_path, monkeypatch):
-    config = transformers.CLIPConfig(auto_map={"AutoModelForCausalLM": "code.Model"})
-    config.save_pretrained(tmp_path)
-    asked = []
-    monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or "n")
-    with pytest.raises(ValueError, match="contains custom code"):
-        context.load_model(tmp_path, under_policy=True)
-    assert len(asked) == 1
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_that_policies_serve_is_read(tmp_path, family):
     config_of(*FAMILIES[family]).save_pretrained(tmp_path)
