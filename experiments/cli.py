@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -14,8 +12,6 @@ if TYPE_CHECKING:
 
 from scrubjay.experiments.words.failures import report
 from scrubjay.experiments.words.streams import give_up_output, open_streams
-
-_MODULE = re.compile(r"(^|[=,])[A-Za-z_][\w.]*:[A-Za-z_]")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,23 +53,19 @@ def _run(words: list[str]) -> int:
     from scrubjay.experiments.words.arguments import choose
     from scrubjay.experiments.words.terminal import bad_input
 
-    # `--env module:callable` means a module in the folder one stands in; last, so that it shadows nothing.
-    # Only then: an extra that is not installed, say, is not to be found there.
-    if any(map(_MODULE.search, words)) or "--trust" in words or own.VARIABLE in os.environ:
-        with contextlib.suppress(FileNotFoundError):  # that folder may have been deleted
-            sys.path.extend({os.getcwd()} - {*sys.path})
     logging.basicConfig(handlers=[_log_handler()], level=logging.WARNING)
     verb = command(choose("verb", words[0], list(COMMANDS)))
-    with bad_input():
-        own.import_own()
-    try:
-        return verb(words[1:])
-    except SystemExit as stop:
-        if isinstance(stop.__context__, BrokenPipeError):  # rich's, which has no other word for it
-            raise stop.__context__ from None
-        if stop.code in (0, None):  # tyro's, after it has shown help
-            return 0
-        raise
+    with own.current_folder_searched():
+        with bad_input():
+            own.import_own()
+        try:
+            return verb(words[1:])
+        except SystemExit as stop:
+            if isinstance(stop.__context__, BrokenPipeError):  # rich's, which has no other word for it
+                raise stop.__context__ from None
+            if stop.code in (0, None):  # tyro's, after it has shown help
+                return 0
+            raise
 
 
 def _log_handler() -> logging.Handler:

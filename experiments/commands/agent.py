@@ -19,6 +19,7 @@ from scrubjay.agents.embeddings import EmbeddingsName, make_embeddings
 from scrubjay.experiments.language.banks import open_bank, open_for_recall, read_namespace
 from scrubjay.experiments.language.models import open_chat_model
 from scrubjay.experiments.language.tuning import append_records, why_not
+from scrubjay.experiments.runs.own import make_importable
 from scrubjay.experiments.runs.reading import read_text
 from scrubjay.experiments.words.arguments import parse
 from scrubjay.experiments.words.foreign import as_json, printable
@@ -406,6 +407,7 @@ def choose_tools(options: AgentOptions, has_route: Callable[[], bool] | None = N
 
 def _resolve(word: str) -> Any:
     module, _, name = word.partition(":")
+    make_importable(module)
     try:
         found = getattr(importlib.import_module(module), name, None)
     except (ImportError, ValueError) as error:

@@ -1,6 +1,13 @@
-"""A memory of a module of the user's, by the command."""
+"""Modules of the user's own, by the command: memories, environments, tools."""
 
 import re
+import sys
+
+import gymnasium
+import pytest
+
+from scrubjay.experiments.tasks import names
+from scrubjay.experiments.tasks.environments import EnvConfig
 
 OWN_MEMORY = """
 from dataclasses import dataclass
@@ -48,3 +55,95 @@ def test_who_has_a_memory_of_their_own_is_told_how_it_is_known(here, monkeypatch
     monkeypatch.setenv("SCRUBJAY_IMPORT", "json, my_memries")
     code, _, err = here("list")
     assert (code, err) == (2, "scrubjay: SCRUBJAY_IMPORT=my_memries: No module named 'my_memries'\n")
+
+
+OWN_ENVIRONMENT = """
+import gymnasium
+
+class Walk(gymnasium.Env):
+    observation_space = gymnasium.spaces.Discrete(3)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        import beside  # found only once the folder is on the path
+        self.left = beside.STEPS
+        return 0, {}
+
+    def step(self, action):
+        self.left -= 1
+        return int(action), float(action), self.left == 0, False, {}
+
+gymnasium.register("Walk-v0", entry_point=Walk)
+
+def twice(word: str) -> str:
+    "Say a word twice."
+    return word * 2
+"""
+SHORT = ["--total-steps", 64, "--env.num-envs", 4, "--segment-length", 8, "--eval-episodes", 3, "--quiet"]
+
+
+@pytest.fixture
+def folder(here, tmp_path):
+    """Return a folder with modules of the user's."""
+    (tmp_path / "walk.py").write_text(OWN_ENVIRONMENT)
+    (tmp_path / "beside.py").write_text("STEPS = 4\n")
+    yield tmp_path
+    for name in ("walk", "beside"):
+        sys.modules.pop(name, None)
+    gymnasium.registry.pop("Walk-v0", None)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["memory", "add", "b.db", "remember:this"],
+        ["memory", "add", "b.db", "note=walk:Walk"],
+        ["memory", "search", "b.db", "walk:Walk"],
+        ["agent", "walk:Walk?", "--model", "anthropic:claude", "--tools", "none"],
+        ["agent", "hi?", "--model", "walk:Walk", "--tools", "none"],
+        ["train", "walk:Walk"],
+        ["train", "tmaze-demo", "--run-dir", "walk:Walk", "--set", "corridor_length=3", *SHORT],
+        ["train", "ppo", "--env", "walk.Walk"],
+        ["train", "ppo", "--env", "json:loads"],
+        ["list", "--trust"],
+    ],
+    ids=lambda words: " ".join(map(str, words[:4])),
+)
+def test_a_word_with_a_colon_is_no_module(here, folder, words):
+    for name in ("org", "msvcrt", "langchain_anthropic"):  # optional packages look for them
+        (folder / f"{name}.py").write_text("raise SystemExit('a stranger module was imported')\n")
+    here("memory", "add", "b.db", "a fact")
+    here(*words)
+    assert str(folder) not in sys.path
+    assert not {"org", "msvcrt", "walk"} & sys.modules.keys()
+
+
+@pytest.mark.parametrize("name", ["walk:Walk", "walk:Walk-v0"])
+def test_an_environment_of_the_current_folder_is_found_with_what_it_imports(here, folder, name):
+    before = list(sys.path)
+    code, _, err = here("train", "ppo", "--env", name, "--memory", "none", "--run-dir", "run", *SHORT)
+    assert (code, sys.path) == (0, [*before, str(folder)]), err
+    sys.path.remove(str(folder))
+    sys.modules.pop("walk")
+    names._NAMED.clear()
+    gymnasium.registry.pop("Walk-v0")
+    code, _, err = here("eval", "run", "--episodes", 2)
+    assert (code, "--trust" in err) == (2, True)
+    assert str(folder) not in sys.path
+    code, _, err = here("eval", "run", "--episodes", 2, "--trust")
+    assert (code, sys.path) == (0, [*before, str(folder)]), err
+
+
+def test_tools_of_the_current_folder_are_found(here, folder, tiny_chat):
+    for part in tiny_chat:
+        part.save_pretrained(folder / "model")
+    words = ["--model", "model", "--max-steps", 1, "--max-tokens", 4, "--planning", "json"]
+    code, _, err = here("agent", "hi?", "--tools", "walk:twice", *words)
+    assert (code, sys.path[-1]) == (0, str(folder)), err
+
+
+def test_programs_that_use_the_library_keep_their_path(folder):
+    with pytest.raises(ValueError, match="No module named 'walk'"):
+        EnvConfig("walk:Walk").make()
+    assert str(folder) not in sys.path
