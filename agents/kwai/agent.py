@@ -29,6 +29,7 @@ from scrubjay.agents.kwai.remembering import Remembers
 from scrubjay.agents.kwai.transcript import mend
 from scrubjay.agents.kwai.turn import Supplied, Turn
 from scrubjay.agents.language.declarations import is_foreign, is_trusted
+from scrubjay.agents.language.namespaces import check_template, fill
 from scrubjay.agents.language.prompts import load_prompts
 from scrubjay.agents.language.text import clean
 from scrubjay.agents.language.untrusted import TAINTED
@@ -48,10 +49,11 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
     memory have the answer without them.
 
     `config={"configurable": {"namespace": (...), "thread_id": ...}}` says whose memory and which
-    conversation. System messages of the input are not shown to the model: what the agent is to do is told by
-    its profile. Knowledge is data as what tools return is, and taints as it does, but for a Document that its
-    owner vouches for with `metadata={"untrusted": False}`. What the model or the memory raises is raised;
-    what a tool raises is told to the planner.
+    conversation; a namespace `("user", "{user_id}")` is filled from the same place. System messages of the
+    input are not shown to the model: what the agent is to do is told by its profile. Knowledge is data as
+    what tools return is, and taints as it does, but for a Document that its owner vouches for with
+    `metadata={"untrusted": False}`. What the model or the memory raises is raised; what a tool raises is told
+    to the planner.
     """
 
     def __init__(
@@ -88,7 +90,8 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
                 without side effect (`scrubjay.agents.tool(side_effect=False)`, or that in its metadata), and
                 before one is given an address that nobody but the model wrote; without it, or unless it
                 returns True, neither is run.
-            namespace: Whose memory it is, where the call's `config` does not say.
+            namespace: Whose memory it is, where the call's `config` does not say. `("user", "{user_id}")` is
+                filled from the call's config["configurable"] and LangGraph's context.
             recalled: Records of `memory` shown before each step.
             count_tokens: Counts those of a text; None for `counter_for` and `prompt_counter_for`.
             clock: Returns the present, with its time zone.
@@ -194,7 +197,7 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
         messages = mend(messages, self._prompts)
         configurable = ensure_config(config).get("configurable", {})
         thread = {"thread": configurable["thread_id"]} if "thread_id" in configurable else {}
-        namespace = _as_namespace(configurable.get("namespace", self._namespace))
+        namespace = fill(_as_namespace(configurable.get("namespace", self._namespace)), config)
         dialogue = spoken(messages[:-1])
         turn = Turn(
             asked=cast("HumanMessage", messages[-1]),
@@ -256,7 +259,7 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
 def _as_namespace(given: Any) -> tuple[str, ...]:
     if isinstance(given, str):  # whose letters would be a namespace each
         raise TypeError(f"namespace={given!r}: must be a tuple of names, such as {(given,)!r}")
-    return tuple(given)
+    return check_template(given)
 
 
 def _read_input(input: Any) -> tuple[list[BaseMessage], tuple[Supplied, ...]]:

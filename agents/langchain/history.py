@@ -9,12 +9,14 @@ from typing import Any
 
 from langchain_core.chat_history import BaseChatMessageHistory
 from langchain_core.messages import BaseMessage, message_to_dict, messages_from_dict
+from langchain_core.runnables import RunnableConfig
 
+from scrubjay.agents.language.namespaces import check_template, fill
 from scrubjay.agents.language.prompts import load_prompts
 from scrubjay.agents.language.text import clean, storable
 from scrubjay.agents.language.untrusted import TAINTED
 from scrubjay.memory.bank.bank import MemoryBank
-from scrubjay.memory.bank.file.record import check_namespace, join_namespace
+from scrubjay.memory.bank.file.record import join_namespace
 from scrubjay.memory.bank.write import Draft
 
 _MIGRATIONS = (
@@ -42,10 +44,24 @@ class BankChatMessageHistory(BaseChatMessageHistory):
     TypeError or ValueError on a message that JSON cannot hold, and then keeps none of those given with it.
     """
 
-    def __init__(self, bank: MemoryBank, thread: str, namespace: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        bank: MemoryBank,
+        thread: str,
+        namespace: Sequence[str] = (),
+        config: RunnableConfig | None = None,
+    ) -> None:
+        """Open a thread.
+
+        Args:
+            bank: Keeps the messages.
+            thread: Its name.
+            namespace: Whose thread it is. `("user", "{user_id}")` is filled once, now.
+            config: Fills it with its "configurable"; by default that of the runnable that runs now.
+        """
         if not isinstance(bank, MemoryBank):
             raise TypeError(f'bank={bank!r}: pass a bank, such as MemoryBank("facts.db")')
-        self._bank, self._thread, self._namespace = bank, str(thread), check_namespace(namespace)
+        self._bank, self._thread, self._namespace = bank, str(thread), fill(check_template(namespace), config)
         self._where = (join_namespace(self._namespace), self._thread)
         self._first, self._last = 0, 0
         self._known: list[BaseMessage] = []

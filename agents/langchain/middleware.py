@@ -16,6 +16,7 @@ from langgraph.runtime import Runtime
 from scrubjay.agents.language.address import Given, unheard
 from scrubjay.agents.language.declarations import is_foreign, is_trusted
 from scrubjay.agents.language.gate import Gate, objection, texts
+from scrubjay.agents.language.namespaces import check_template, fill
 from scrubjay.agents.language.packer import pack
 from scrubjay.agents.language.prompts import load_prompts
 from scrubjay.agents.language.text import clean, estimate_tokens, storable
@@ -74,7 +75,9 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
 
         Args:
             bank: Recalls and keeps.
-            namespace: Whose memory it is, or a function of LangGraph's runtime that says so.
+            namespace: Whose memory it is. `("user", "{user_id}")` is filled from the call's
+                config["configurable"] and the runtime's context. A function of LangGraph's runtime may
+                return it instead; what that returns is taken as it is.
             k: Records at most.
             token_budget: Tokens of them at most.
             kinds: Recall records of these kinds only; None for all.
@@ -92,7 +95,7 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
             raise TypeError(f'bank={bank!r}: pass a bank, such as MemoryBank("facts.db")')
         check_count("k", k, 1)
         self._bank, self._k, self._budget, self._count_tokens = bank, k, token_budget, count_tokens
-        self._namespace = namespace if callable(namespace) else check_namespace(namespace)
+        self._namespace = namespace if callable(namespace) else check_template(namespace)
         self._kinds = check_choices("kinds", kinds, KINDS)
         self._trusts = check_choices("trusts", trusts, TRUSTS)
         self._prompts, self._gate = load_prompts(language), gate
@@ -193,7 +196,9 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
 
     def _whose(self, runtime: Runtime[Any]) -> tuple[str, ...]:
         namespace = self._namespace
-        return check_namespace(namespace(runtime)) if callable(namespace) else namespace
+        if callable(namespace):
+            return check_namespace(namespace(runtime))
+        return fill(namespace, context=runtime.context)
 
     def _with_memories(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
         recalled = cast("BankState", request.state).get("recalled", [])

@@ -7,8 +7,11 @@ from typing import Any
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
+from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import run_in_executor
+from pydantic import field_validator
 
+from scrubjay.agents.language.namespaces import check_template, fill
 from scrubjay.memory.bank.bank import MemoryBank
 from scrubjay.memory.bank.file.record import Hit
 
@@ -26,11 +29,34 @@ class BankRetriever(BaseRetriever):
     k: int = 4
     """Documents at most."""
     namespace: tuple[str, ...] | None = None
-    """Whose memory, with all within it; None for everybody's."""
+    """Whose memory, with all within it; None for everybody's.
+
+    `("user", "{user_id}")` is filled from the call's config["configurable"] and LangGraph's context.
+    """
     kinds: tuple[str, ...] | None = None
     """Kinds of record; None for all."""
     trusts: tuple[str, ...] | None = None
     """Who may have said it: user, agent, tool; None for all."""
+
+    @field_validator("namespace")
+    @classmethod
+    def _check_namespace(cls, given: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return None if given is None else check_template(given)
+
+    def invoke(self, input: str, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
+        """Return the documents that a search finds, the best first."""
+        return super().invoke(input, config, **self._with_namespace(config, kwargs))
+
+    async def ainvoke(
+        self, input: str, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> list[Document]:
+        """Return the documents that a search finds, without blocking the event loop."""
+        return await super().ainvoke(input, config, **self._with_namespace(config, kwargs))
+
+    def _with_namespace(self, config: RunnableConfig | None, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments of a call with its namespace, filled: a search knows no config."""
+        namespace = kwargs.get("namespace", self.namespace)
+        return kwargs | {"namespace": None if namespace is None else fill(check_template(namespace), config)}
 
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **changed: Any

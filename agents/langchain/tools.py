@@ -14,6 +14,7 @@ from typing import Any, Literal
 from langchain_core.tools import BaseTool, ToolException
 from pydantic import BaseModel, Field
 
+from scrubjay.agents.language.namespaces import check_template, fill
 from scrubjay.agents.language.text import clean
 from scrubjay.agents.language.untrusted import is_tainted
 from scrubjay.memory.bank.bank import MemoryBank
@@ -24,7 +25,6 @@ from scrubjay.memory.bank.file.record import (
     Record,
     check_choices,
     check_count,
-    check_namespace,
 )
 
 _CHANGES = {"side_effect": True, "untrusted": False}
@@ -35,11 +35,12 @@ def memory_tools(
 ) -> list[BaseTool]:
     """Return tools over `namespace` and all in it: search_memory, save_memory, update_memory, forget_memory.
 
+    `("user", "{user_id}")` is filled from the call's config["configurable"] and LangGraph's context.
     A search returns at most `k` records. Without "tool" among `trusts` it shows nothing that a tool said, and
     counts as trusted itself. Raises ValueError or TypeError on what cannot be.
     """
     check_count("k", k, 1)
-    whose = {"bank": bank, "namespace": check_namespace(namespace)}
+    whose = {"bank": bank, "namespace": check_template(namespace)}
     return [
         SearchMemory(**whose, k=k, trusts=check_choices("trusts", trusts, TRUSTS) or TRUSTS),
         SaveMemory(**whose),
@@ -54,10 +55,15 @@ class _MemoryTool(BaseTool):
     response_format: Literal["content", "content_and_artifact"] = "content_and_artifact"
     handle_tool_error: Any = True
 
+    def _whose(self) -> tuple[str, ...]:
+        """Return the namespace of the call that runs now; the model has no say in it."""
+        return fill(self.namespace)
+
     def _record(self, id: str) -> Record:
         """Return a record that this call may change. Raises ToolException if there is none."""
         record = self.bank.get(id)
-        if record is None or record.namespace[: len(self.namespace)] != self.namespace:
+        whose = self._whose()
+        if record is None or record.namespace[: len(whose)] != whose:
             raise ToolException(f"There is no memory {id!r}. Take an id from search_memory.")
         if is_tainted() and record.trust != "tool":
             raise ToolException(
@@ -98,7 +104,7 @@ class SearchMemory(_MemoryTool):
 
     def _run(self, query: str) -> tuple[str, dict[str, Any]]:
         hits = self.bank.search(
-            clean(query)[:LONGEST_TEXT], k=self.k, namespace=self.namespace, trusts=self.trusts
+            clean(query)[:LONGEST_TEXT], k=self.k, namespace=self._whose(), trusts=self.trusts
         )
         records = [_shown(hit) for hit in hits]
         lines = [json.dumps(record, ensure_ascii=False) for record in records]
@@ -118,7 +124,7 @@ class SaveMemory(_MemoryTool):
     metadata: dict[str, Any] | None = _CHANGES
 
     def _run(self, text: str) -> tuple[str, dict[str, Any]]:
-        id = self._write(text, kind="knowledge", namespace=self.namespace)
+        id = self._write(text, kind="knowledge", namespace=self._whose())
         return f"Remembered as {id}.", {"id": id}
 
 

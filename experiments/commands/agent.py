@@ -149,6 +149,7 @@ def run_agent(options: AgentOptions) -> int:
     """
     from scrubjay.agents.kwai import KwaiAgent, Profile
     from scrubjay.agents.kwai.limits import limits_for
+    from scrubjay.agents.language.namespaces import as_literal
 
     options.check()
     profile = Profile(options.name, options.bio, options.instructions, options.language)
@@ -167,7 +168,7 @@ def run_agent(options: AgentOptions) -> int:
             limits=limits_for(model, seconds=options.max_seconds),
             planning=options.planning,
             approve=_approval(options),
-            namespace=read_namespace(options.namespace) or (),
+            namespace=as_literal(read_namespace(options.namespace) or ()),
         )
         conversation = Conversation(agent, options)
         if options.question is not None:

@@ -7,7 +7,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.machinery import PathFinder
 from pathlib import Path
 
@@ -44,9 +44,10 @@ def make_importable(module: str) -> None:
         folder = os.getcwd()
     except FileNotFoundError:  # it may have been deleted
         return
-    if importlib.util.find_spec(top) is None and PathFinder.find_spec(top, [folder]) is not None:
-        sys.path.append(folder)
-        importlib.invalidate_caches()
+    with suppress(ImportError, ValueError):  # of a module that is there and broken, its import tells
+        if importlib.util.find_spec(top) is None and PathFinder.find_spec(top, [folder]) is not None:
+            sys.path.append(folder)
+            importlib.invalidate_caches()
 
 
 def import_own() -> None:

@@ -1,0 +1,235 @@
+"""One object serves all users: templates of namespaces are filled at each call, everywhere."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import pytest
+from langchain.agents import create_agent
+from langchain_core.messages import HumanMessage
+from langchain_core.runnables import RunnableLambda
+from langgraph.graph import START, StateGraph
+
+from scrubjay.agents.kwai import KwaiAgent
+from scrubjay.agents.langchain import (
+    BankChatMessageHistory,
+    BankMiddleware,
+    BankRetriever,
+    BankStore,
+    memory_tools,
+)
+from scrubjay.agents.language.namespaces import as_literal, check_template, fill
+from scrubjay.memory import MemoryBank
+
+from ..kwai.scripted import ScriptedModel, call
+
+USER = ("user", "{user_id}")
+
+
+@dataclass
+class Who:
+    user_id: str
+
+
+@pytest.fixture
+def bank():
+    with MemoryBank(":memory:") as bank:
+        yield bank
+
+
+def config(user: Any) -> Any:
+    return {"configurable": {"user_id": user}}
+
+
+def asking(text: str) -> Any:
+    return {"messages": [HumanMessage(text)]}
+
+
+def told(bank: MemoryBank) -> dict[str, tuple[str, ...]]:
+    return {record.text: record.namespace for record in bank.recent(50)}
+
+
+def test_the_middleware_keeps_users_apart_by_config(bank):
+    model = ScriptedModel(replies=["Noted.", "I do not know.", "1815."])
+    agent: Any = create_agent(model, middleware=[BankMiddleware(bank, USER)])
+    agent.invoke(asking("My secret number is 1815."), config("ada"))
+    agent.invoke(asking("What is my secret number?"), config("bob"))
+    assert "1815" not in model.sent[1][-1].text
+    agent.invoke(asking("What is my secret number?"), config("ada"))
+    assert "1815" in model.sent[2][-1].text
+    assert set(told(bank).values()) == {("user", "ada"), ("user", "bob")}
+
+
+@pytest.mark.parametrize("context", [Who("ada"), {"user_id": "ada"}])
+def test_the_middleware_takes_the_context_of_the_graph(bank, context):
+    agent: Any = create_agent(
+        ScriptedModel(replies=["Noted."]), middleware=[BankMiddleware(bank, USER)], context_schema=Who
+    )
+    agent.invoke(asking("I like figs."), context=context)
+    assert set(told(bank).values()) == {("user", "ada")}
+
+
+async def test_the_middleware_does_so_on_the_event_loop(bank):
+    agent: Any = create_agent(ScriptedModel(replies=["Noted."]), middleware=[BankMiddleware(bank, USER)])
+    await agent.ainvoke(asking("I like figs."), config("ada"))
+    assert set(told(bank).values()) == {("user", "ada")}
+
+
+def test_a_template_that_nothing_fills_is_an_error_and_nothing_is_written(bank):
+    agent: Any = create_agent(ScriptedModel(replies=["Noted."]), middleware=[BankMiddleware(bank, USER)])
+    with pytest.raises(KeyError, match=r"\{user_id\}.*no value for 'user_id'.*configurable"):
+        agent.invoke(asking("I like figs."))
+    assert told(bank) == {}
+
+
+@pytest.mark.parametrize("by_context", [False, True])
+def test_memory_tools_read_and_write_for_who_asks(bank, by_context):
+    save, search = call("save_memory", text="Likes figs."), call("search_memory", query="figs")
+    model = ScriptedModel(replies=[save, "Saved.", search, "None.", search, "Figs."])
+    agent: Any = create_agent(model, memory_tools(bank, USER), context_schema=Who)
+
+    def ask(text: str, user: str) -> str:
+        options = {"context": Who(user)} if by_context else {"config": config(user)}
+        return agent.invoke(asking(text), **options)["messages"][-2].text
+
+    ask("Remember that I like figs.", "ada")
+    assert told(bank) == {"Likes figs.": ("user", "ada")}
+    assert ask("What do I like?", "bob") == "Nothing is remembered about that."
+    assert "Likes figs." in ask("What do I like?", "ada")
+
+
+async def test_memory_tools_alone_take_the_config_of_their_call(bank):
+    search, save, update, forget = memory_tools(bank, USER)
+    save.invoke({"text": "Likes figs."}, config("ada"))
+    await save.ainvoke({"text": "Likes dates."}, config("bob"))
+    assert told(bank) == {"Likes figs.": ("user", "ada"), "Likes dates.": ("user", "bob")}
+    (ada,) = (record.id for record in bank.recent(9) if record.namespace == ("user", "ada"))
+    assert "no memory" in forget.invoke({"id": ada}, config("bob"))
+    assert "no memory" in update.invoke({"id": ada, "text": "Likes nothing."}, config("bob"))
+    assert "figs" not in search.invoke({"query": "figs"}, config("bob"))
+    assert "Forgot" in forget.invoke({"id": ada}, config("ada"))
+    with pytest.raises(KeyError, match="user_id"):
+        save.invoke({"text": "Likes figs."})
+
+
+async def test_a_retriever_finds_for_who_asks_in_a_chain_too(bank):
+    for user in ("ada", "bob"):
+        bank.add(f"{user} likes figs.", namespace=("user", user))
+    retriever = BankRetriever(bank=bank, namespace=USER)
+    chain = RunnableLambda(lambda question: question) | retriever
+    for finder in (retriever, chain):
+        assert [d.page_content for d in finder.invoke("figs", config("ada"))] == ["ada likes figs."]
+        assert [d.page_content for d in await finder.ainvoke("figs", config("bob"))] == ["bob likes figs."]
+        found = finder.batch(["figs", "figs"], [config("ada"), config("bob")])
+        assert [d[0].page_content for d in found] == ["ada likes figs.", "bob likes figs."]
+    assert len(BankRetriever(bank=bank).invoke("figs")) == 2
+    assert len(retriever.invoke("figs", namespace=None)) == 2
+    assert [d.page_content for d in retriever.invoke("figs", namespace=("user", "bob"))] == [
+        "bob likes figs."
+    ]
+    with pytest.raises(KeyError, match="user_id"):
+        retriever.invoke("figs")
+
+
+class Asked(TypedDict):
+    found: list[str]
+
+
+def test_a_retriever_in_a_graph_takes_its_context(bank):
+    bank.add("Ada likes figs.", namespace=("user", "ada"))
+    retriever = BankRetriever(bank=bank, namespace=USER)
+
+    def look(state: Asked) -> Asked:
+        return {"found": [document.page_content for document in retriever.invoke("figs")]}
+
+    graph: Any = (
+        StateGraph(Asked, context_schema=Who).add_node("look", look).add_edge(START, "look").compile()
+    )
+    assert graph.invoke({"found": []}, context=Who("ada")) == {"found": ["Ada likes figs."]}
+    assert graph.invoke({"found": []}, context=Who("bob")) == {"found": []}
+
+
+def test_a_history_is_of_who_it_was_opened_for(bank):
+    BankChatMessageHistory(bank, "t", USER, config("ada")).add_messages([HumanMessage("I like figs.")])
+    assert BankChatMessageHistory(bank, "t", USER, config("bob")).messages == []
+    opened = RunnableLambda(lambda thread: BankChatMessageHistory(bank, str(thread), USER))
+    assert [m.text for m in opened.invoke("t", config("ada")).messages] == ["I like figs."]
+    assert told(bank) == {"I like figs.": ("user", "ada")}
+    with pytest.raises(KeyError, match="user_id"):
+        BankChatMessageHistory(bank, "t", USER)
+
+
+async def test_the_kwai_agent_remembers_for_who_asks(bank):
+    for given, more in ((USER, {}), ((), {"namespace": USER})):
+        model = ScriptedModel(replies=["Noted.", "Noted."])
+        agent = KwaiAgent(model, memory=bank, namespace=given)
+        agent.invoke("I like figs.", {"configurable": {"user_id": "ada", **more}})
+        await agent.ainvoke("I like dates.", {"configurable": {"user_id": "bob", **more}})
+        assert {name for name in told(bank).values()} == {("user", "ada"), ("user", "bob")}
+    with pytest.raises(KeyError, match="user_id"):
+        KwaiAgent(ScriptedModel(replies=["Noted."]), memory=bank, namespace=USER).invoke("I like figs.")
+
+
+def test_tools_of_the_kwai_agent_know_who_asks(bank):
+    model = ScriptedModel(replies=[call("save_memory", text="Likes figs."), "Saved.", "Saved."])
+    agent = KwaiAgent(model, memory_tools(bank, USER))
+    agent.invoke("Remember that I like figs.", config("ada"))
+    assert told(bank) == {"Likes figs.": ("user", "ada")}
+
+
+def test_a_function_of_the_runtime_is_taken_as_it_is(bank):
+    middleware = BankMiddleware(bank, lambda runtime: ("user", "{user_id}"))
+    agent: Any = create_agent(ScriptedModel(replies=["Noted."]), middleware=[middleware])
+    agent.invoke(asking("I like figs."), config("ada"))
+    assert set(told(bank).values()) == {("user", "{user_id}")}
+
+
+def test_keys_of_the_store_stay_literal(bank):
+    store = BankStore(bank)
+    store.put(USER, "k", {"text": "I like figs."})
+    assert store.list_namespaces() == [USER]
+    assert [item.key for item in store.search(USER)] == ["k"]
+
+
+def test_filling():
+    number = uuid.uuid4()
+    assert fill(("a", "user-{user_id}", "{thread}"), {"configurable": {"user_id": 7, "thread": number}}) == (
+        "a",
+        "user-7",
+        str(number),
+    )
+    assert fill(USER, config("{thread_id}")) == ("user", "{thread_id}")  # a value is no template
+    assert fill(USER, config(None), Who("ada")) == ("user", "ada")
+    assert fill(USER, config("ada"), Who("ada")) == ("user", "ada")
+    assert fill(("{{user_id}}",)) == ("{user_id}",)
+    assert fill(as_literal(("a{b}", "{", "}}"))) == ("a{b}", "{", "}}")
+    with pytest.raises(ValueError, match="'ada' in the config and 'bob' in the context"):
+        fill(USER, config("ada"), Who("bob"))
+    for value in ("", "a\x1fb"):
+        with pytest.raises(ValueError, match="non-empty"):
+            fill(USER, config(value))
+    for wrong in (True, ["ada"], 1.5):
+        with pytest.raises(TypeError, match="pass a string"):
+            fill(USER, config(wrong))
+    with pytest.raises(KeyError, match="no value for 'user_id'"):
+        fill(USER, {}, object())
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["{", "a}", "{}", "{0}", "{user.id}", "{user[id]}", "{user_id!r}", "{user_id:>9}", "{_x}", "{__class__}"],
+)
+def test_what_is_no_template_is_refused_when_it_is_given(bank, part):
+    makers = (
+        lambda: check_template(("user", part)),
+        lambda: BankMiddleware(bank, ("user", part)),
+        lambda: memory_tools(bank, ("user", part)),
+        lambda: BankRetriever(bank=bank, namespace=("user", part)),
+        lambda: BankChatMessageHistory(bank, "t", ("user", part)),
+        lambda: KwaiAgent(ScriptedModel(replies=[]), namespace=("user", part)),
+    )
+    for make in makers:
+        with pytest.raises(ValueError, match="two braces for one"):
+            make()
