@@ -23,6 +23,9 @@ ATTENTION = "scrubjay"
 """Name of the attention function in `config._attn_implementation`."""
 
 
+WRAPPED = "scrubjay_layers"
+"""Name of the attention function inside blocks of `memory.heads` that change or record attention."""
+
 Attention = Callable[..., tuple[Tensor, Tensor | None]]
 """`attention(module, query, key, value, mask, **options)`, as transformers calls it; heads are dimension
 1."""
@@ -65,6 +68,15 @@ class Attends(Protocol):
             scoring: What the model does to scores.
         """
         ...
+
+
+def check_not_wrapped(implementation: str | None) -> None:
+    """Raise ValueError inside a block that changes or records the model's own attention."""
+    if implementation == WRAPPED:
+        raise ValueError(
+            "sink_bias, capture_attention and sink_rate act on the model's own attention, which a PolicyCache "
+            "replaces, so they would have no effect; leave the block, or call the model with its own cache"
+        )
 
 
 def hand_over(layer: Attends) -> None:

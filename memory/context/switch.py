@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from scrubjay.memory.context.attention import ATTENTION, read_by_policy, register_attention
+from scrubjay.memory.context.attention import ATTENTION, check_not_wrapped, read_by_policy, register_attention
 
 
 class _Readers:
@@ -26,13 +26,18 @@ _lock = threading.Lock()
 
 
 def attend_by_policy(decoder: nn.Module) -> str | None:
-    """Let calls of a decoder with a `PolicyCache` attend by its policy; return by what others attend."""
+    """Let calls of a decoder with a `PolicyCache` attend by its policy; return by what others attend.
+
+    Raises ValueError inside a block that changes or records the model's own attention.
+    """
     register_attention()
     if _enter not in decoder._forward_pre_hooks.values():
         decoder.register_forward_pre_hook(_enter, with_kwargs=True)
         decoder.register_forward_hook(_leave, always_call=True)
     with _lock:
-        return _elsewhere(decoder)
+        elsewhere = _elsewhere(decoder)
+    check_not_wrapped(elsewhere)
+    return elsewhere
 
 
 def _elsewhere(decoder: nn.Module) -> str | None:
@@ -61,6 +66,7 @@ def _enter(decoder: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -
     config: Any = decoder.config
     with _lock:
         now = _elsewhere(decoder)
+        check_not_wrapped(now)
         if now != elsewhere:
             raise RuntimeError(
                 f"the model attends by {now!r} and does not call the policy; build the cache for this "

@@ -34,7 +34,8 @@ def sink_bias(model: PreTrainedModel, gammas: Mapping[int, float | Sequence[floa
 
     Token 0 is a row's first that is not padding. Above 1 the sink draws more. Raises ValueError for gammas
     that are not positive or not one per head, and for layers that do not exist or whose window slides away
-    from token 0.
+    from token 0. A `PolicyCache` replaces the model's attention, and refuses to be built or read into inside
+    the block.
     """
     modules = attention_modules(model)
     wrappers = {}

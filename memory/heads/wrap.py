@@ -19,7 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from scrubjay.memory.context.attention import Attention
+from scrubjay.memory.context.attention import WRAPPED, Attention
 from scrubjay.memory.context.layers.falcon import falcon_attention, falcon_modules
 from scrubjay.memory.context.parts.dense import causal_attention, masked_attention
 from scrubjay.memory.context.parts.scoring import Scoring
@@ -27,7 +27,6 @@ from scrubjay.memory.context.parts.scoring import Scoring
 Wrapper = Callable[..., tuple[Tensor, Tensor | None]]
 """`wrapper(attention, module, query, key, value, mask, **options)`: does its part and calls `attention`."""
 
-_NAME = "scrubjay_layers"
 _wrappers: WeakKeyDictionary[nn.Module, list[Wrapper]] = WeakKeyDictionary()
 
 
@@ -67,7 +66,7 @@ def _attending(model: PreTrainedModel) -> Iterator[None]:
     before = str(model.config._attn_implementation)
     if not model._can_set_attn_implementation() and falcon_modules(model):
         # Caches of policies learn from the name that they are not called.
-        model.config._attn_implementation = _NAME
+        model.config._attn_implementation = WRAPPED
         try:
             with falcon_attention(model, _attend):
                 yield
@@ -75,8 +74,8 @@ def _attending(model: PreTrainedModel) -> Iterator[None]:
             model.config._attn_implementation = before
         return
     try:
-        model.set_attn_implementation(_NAME)
-        if model.config._attn_implementation != _NAME:
+        model.set_attn_implementation(WRAPPED)
+        if model.config._attn_implementation != WRAPPED:
             raise ValueError(
                 f"{type(model).__name__} does not take attention functions of transformers' "
                 "AttentionInterface"
@@ -88,8 +87,8 @@ def _attending(model: PreTrainedModel) -> Iterator[None]:
 
 @functools.cache
 def _register() -> None:
-    AttentionInterface.register(_NAME, _attend)
-    AttentionMaskInterface.register(_NAME, sdpa_mask)
+    AttentionInterface.register(WRAPPED, _attend)
+    AttentionMaskInterface.register(WRAPPED, sdpa_mask)
 
 
 def _attend(

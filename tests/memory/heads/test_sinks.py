@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 
+from scrubjay.agents import LocalChatModel
+from scrubjay.memory.context import PolicyCache, list_policies, make
 from scrubjay.memory.heads.capture import attention_weights, capture_attention
 from scrubjay.memory.heads.sink_bias import sink_bias
 from scrubjay.memory.heads.sink_rate import sink_rate, sink_weights
@@ -97,3 +99,33 @@ def test_rate_of_no_sink_and_of_a_forced_one(tiny_llama):
     assert sink_rate(model, ids) == 0
     with sink_bias(model, {1: [1e12, 1, 1, 1e12]}), capture_attention(model, {}):
         assert sink_rate(model, ids) == pytest.approx(2 / 8)
+
+
+BLOCKS = {
+    "sink_bias": lambda model: sink_bias(model, {0: 0.02, 1: 0.02}),
+    "capture_attention": lambda model: capture_attention(model, {0: None}),
+}
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("policy", list_policies())
+@torch.no_grad()
+def test_no_policy_is_read_by_inside_a_block_that_it_would_leave_without_effect(tiny_llama, policy, block):
+    model, ids = tiny_llama(torch.float64), tokens()
+    before = PolicyCache(make(policy), model)
+    expected = model(ids, cache=PolicyCache(make(policy), model)).logits
+    with BLOCKS[block](model):
+        with pytest.raises(ValueError, match="would have no effect; leave the block"):
+            PolicyCache(make(policy), model)
+        with pytest.raises(ValueError, match="would have no effect; leave the block"):
+            model(ids, cache=before)
+        model(ids)
+    assert torch.equal(model(ids, cache=before).logits, expected)
+
+
+def test_a_chat_model_says_so_too(tiny_chat):
+    chat = LocalChatModel(model=tiny_chat, max_tokens=3)
+    chat.invoke("hi", {"configurable": {"thread_id": "t"}})
+    with sink_bias(tiny_chat[0], {0: 0.02}), pytest.raises(ValueError, match="would have no effect"):
+        chat.invoke("and now?", {"configurable": {"thread_id": "t"}})
+    assert isinstance(chat.invoke("and now?", {"configurable": {"thread_id": "t"}}).content, str)
