@@ -74,7 +74,7 @@ def check_not_wrapped(implementation: str | None) -> None:
     """Raise ValueError inside a block that changes or records the model's own attention."""
     if implementation == WRAPPED:
         raise ValueError(
-            "sink_bias, capture_attention and sink_rate act on the attention of the model, which a PolicyCache "
+            "sink_bias, capture_attention and sink_rate act on the model, whose attention a PolicyCache "
             "replaces, so they would have no effect; leave the block, or call the model with its own cache"
         )
 
