@@ -88,7 +88,7 @@ class LoadedModel:
     def read(self, tokens: Sequence[int], cache: Any) -> Float[Tensor, "vocabulary"]:
         """Let the model read tokens into the cache, in blocks; return the logits of what comes next."""
         logits = None
-        size = cache.policy.call_length(len(tokens), _FEED_BLOCK)
+        size = cache.call_length(len(tokens), _FEED_BLOCK)
         for begin in range(0, len(tokens), size):
             block = torch.tensor([list(tokens[begin : begin + size])], device=self.model.device)
             with self._lock, torch.no_grad():

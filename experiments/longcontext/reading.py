@@ -22,7 +22,7 @@ def read(
 
     A policy that chooses at the end of a prompt reads all as one block, or the end of each would choose.
     """
-    for piece in tokens.split(cache.policy.call_length(len(tokens), block)):
+    for piece in tokens.split(cache.call_length(len(tokens), block)):
         yield model(piece[None].to(model.device), cache=cache, logits_to_keep=1).logits[0, -1]
 
 
@@ -40,7 +40,8 @@ def losses(
     targets: Int[Tensor, " time"],
 ) -> Float[Tensor, " time"]:
     """Read one block; return the negative log-likelihood, in nats, of the token after each of its tokens."""
-    logits = model(tokens[None].to(model.device), cache=cache).logits[0]
+    pieces = tokens.split(cache.call_length(len(tokens), len(tokens)))
+    logits = torch.cat([model(piece[None].to(model.device), cache=cache).logits[0] for piece in pieces])
     return torch.nn.functional.cross_entropy(logits.float(), targets.to(model.device), reduction="none")
 
 

@@ -37,8 +37,8 @@ BROKEN_OFF = (
 )
 
 
-ONE_BY_ONE = {"jamba"}
-"""Models whose states start anew with every call of several tokens."""
+ONE_BY_ONE = {"jamba", "zamba"}
+"""Models whose states start anew with every call of several tokens, with transformers' own cache, too."""
 
 
 class PolicyCache(Cache):
@@ -85,6 +85,8 @@ class PolicyCache(Cache):
         self.position_ids: Tensor | None = None
         self.touched = False
         self._step: Step | None = None
+        # Layers whose keys the present call has brought.
+        self._updated: set[int] = set()
         # Of the layers that have read the present call.
         self._measured: list[LayerStats] = []
         super().__init__(layers=[self._layer(index, kinds[index], policies) for index in range(len(kinds))])
@@ -112,9 +114,21 @@ class PolicyCache(Cache):
         if length > 1 and self._config.model_type in ONE_BY_ONE and self.get_seq_length():
             raise ValueError(
                 f"{self._config.model_type} forgets its states where several tokens follow others, with its "
-                "own cache, too: read a text in one call, and what follows one by one"
+                "own cache, too: read a text in one call, and what follows one by one (`call_length` says "
+                "how many tokens a call may have)"
             )
         self.position_ids = position_ids
+        self._updated.clear()
+
+    def call_length(self, length: int, block: int) -> int:
+        """Return how many of the next `length` tokens to read in one call, where blocks of `block` would do.
+
+        It is all of them under a policy that chooses at the end of a prompt. Some models need all in the
+        first call, and one token in each call after it.
+        """
+        if self._config.model_type in ONE_BY_ONE:
+            return 1 if self.get_seq_length() else max(length, 1)
+        return self.policy.call_length(length, block)
 
     def end_call(self) -> None:
         """Note that all layers have read what the call brought."""
@@ -130,6 +144,12 @@ class PolicyCache(Cache):
                 "build "
                 "the cache for this model, after any set_attn_implementation"
             )
+        if layer_idx in self._updated:
+            raise ValueError(
+                f"the model reads layer {layer_idx} twice in one call, as looped models do, and a policy "
+                "would take the second reading for new tokens: use the model's own cache"
+            )
+        self._updated.add(layer_idx)
         layer = self.layers[layer_idx] if layer_idx < len(self.layers) else None
         if isinstance(layer, PolicyLayer):
             hand_over(layer)

@@ -42,6 +42,16 @@ def kinds_of(config: PreTrainedConfig) -> list[Kind]:
             f"{name} adds its positions to scores (ALiBi), past the function by which policies attend: use "
             "the model's own cache"
         )
+    if name == "recurrent_gemma":
+        raise ValueError(
+            f"{name} keeps states in its modules and not in its cache, so that conversations would mix: use "
+            "a model whose states are in the cache"
+        )
+    if (loops := getattr(config, "n_recurrent_loops", 1)) > 1:
+        raise ValueError(
+            f"{name} reads layers {loops} times in a call and adds caches for them, in which a policy has no "
+            "part: use the model's own cache"
+        )
     types, options = get_layer_types_and_kwargs(config)
     if "reuse" in (getattr(config, "kv_sharing_modes", None) or []):
         raise ValueError(

@@ -147,6 +147,8 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         },
         "keys of other layers",
     ),
+    "recurrent_gemma": ("RecurrentGemma", {"num_hidden_layers": 3}, "states in its modules"),
+    "dory": ("Dory", {}, "times in a call"),
     "mamba2": ("Mamba2", {"num_heads": 4, "head_dim": 16}, "attends in no layer"),
 }
 """Families that no policy serves: as above, and a word of the reason."""

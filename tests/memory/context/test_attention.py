@@ -67,10 +67,23 @@ def test_tokens_stand_where_they_stand_in_the_text_whatever_a_model_counts(name)
     close(read(model, PolicyCache(context.make(name), model), text, [20, 27, *range(28, 40)]), expected)
 
 
-def test_jamba_is_read_at_once_and_then_one_by_one():
-    """Its states would start anew with every call of several tokens."""
-    states = {"mamba_d_state": 8, "mamba_dt_rank": 4, "use_mamba_kernels": False}
-    model = made("Jamba", attn_layer_period=2, attn_layer_offset=1, **states)
+_STATES = {"mamba_d_state": 8, "mamba_dt_rank": 4, "use_mamba_kernels": False}
+ONE_BY_ONE = {
+    "Jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, **_STATES},
+    "Zamba": {
+        "num_hidden_layers": 6,
+        "layers_block_type": ["linear_attention", "linear_attention", "hybrid"] * 2,
+        "n_mamba_heads": 2,
+        "attention_head_dim": 16,
+        **_STATES,
+    },
+}
+
+
+@pytest.mark.parametrize("family", ONE_BY_ONE)
+def test_what_starts_its_states_anew_is_read_at_once_and_then_one_by_one(family):
+    """Several tokens after others would be read as the beginning of a text."""
+    model = made(family, **ONE_BY_ONE[family])
     with torch.no_grad():
         expected = model(IDS, use_cache=False).logits
     for name in ("full", "sinks"):
@@ -78,3 +91,15 @@ def test_jamba_is_read_at_once_and_then_one_by_one():
         close(read(model, cache, IDS, [5, *range(6, 10)]), expected)
         with pytest.raises(ValueError, match="one by one"):
             read(model, cache, IDS)
+        cache.reset()
+        assert cache.call_length(5, 2) == 5
+        read(model, cache, IDS[:, :5])
+        assert cache.call_length(5, 2) == 1
+
+
+def test_a_layer_that_is_read_twice_in_a_call_is_refused():
+    """As in a looped model, whose second loop would be taken for new tokens."""
+    model = made("Llama")
+    model.model.layers[1] = model.model.layers[0]
+    with pytest.raises(ValueError, match="reads layer 0 twice in one call"):
+        read(model, full(model), IDS)

@@ -46,6 +46,8 @@ def test_a_device_that_is_not_there_is_named_before_anything_is_read(tmp_path, d
         ("DiffLlama", "DiffLlamaAttention attends .* twice"),
         ("Doge", "DogeAttention attends by a mask of its own"),
         ("GPTNeo", "does not take attention functions"),
+        ("Dory", "reads layers 2 times in a call"),
+        ("RecurrentGemma", "keeps states in its modules"),
         ("xLSTM", "cannot be served: AttributeError: 'PolicyCache' object has no"),
         ("Blt", "cannot be served: AttributeError: 'BltConfig' object has no"),
     ],

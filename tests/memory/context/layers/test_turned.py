@@ -101,7 +101,8 @@ def test_a_config_need_not_tell_of_padding():
 
 def test_queries_that_are_scaled_by_channel_once_turned_move_with_no_key():
     torch.manual_seed(0)
-    config = config_of("Dory", {"head_dim": 8, "layer_types": [FULL, FULL]})
+    layers = {"n_input_layers": 1, "n_output_layers": 1, "n_recurrent_layers": 0, "n_recurrent_loops": 1}
+    config = config_of("Dory", {"head_dim": 8, "layer_types": [FULL, FULL], **layers})
     model: Any = DoryForCausalLM(config).double().eval()
     assert None not in turns_of(copy.deepcopy(model)).by_layer
     for layer in model.model.layers:
