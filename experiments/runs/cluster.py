@@ -8,12 +8,14 @@ import logging
 import os
 import secrets
 import socket
+import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scrubjay.experiments.runs.own import VARIABLE
+from scrubjay.experiments.runs.own import VARIABLE, appended_folder, follow_driver, worker_folder
 
 TOKEN = "~/.ray/auth_token"
 """Where Ray keeps the word by which a cluster knows its own."""
@@ -66,7 +68,11 @@ def connect(options: RayOptions) -> bool:
             settings["include_dashboard"] = False
             _keep_token()
         if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # inside a job, its own environment holds
-            settings["runtime_env"] = {"env_vars": worker_variables()}
+            settings["runtime_env"] = {
+                "env_vars": {**worker_variables(), **worker_folder()},
+                "worker_process_setup_hook": f"{follow_driver.__module__}.{follow_driver.__name__}",
+            }
+            settings["job_config"] = _job_config()
         try:
             ray.init(address=address, **settings)
         except (ConnectionError, RuntimeError, ValueError, RayError) as error:
@@ -82,6 +88,23 @@ def connect(options: RayOptions) -> bool:
             ray.shutdown()
         raise
     return joins
+
+
+def _job_config() -> Any:
+    """Return a job that keeps the current folder off its workers' path, as it is off that of the driver.
+
+    Ray puts it first there, before what is installed, and a folder may hold strangers' files.
+    """
+    from ray.job_config import JobConfig
+
+    class DriversFolders(list[str]):
+        def extend(self, folders: Iterable[str]) -> None:
+            known = {os.path.abspath(folder or os.curdir) for folder in sys.path} - {appended_folder()}
+            super().extend(folder for folder in folders if folder in known)
+
+    job = JobConfig()
+    job._py_driver_sys_path = DriversFolders()
+    return job
 
 
 def _keep_token() -> None:

@@ -1,7 +1,10 @@
 """Modules of the user's own, by the command: memories, environments, tools."""
 
+import os
 import re
+import subprocess
 import sys
+from pathlib import Path
 
 import gymnasium
 import pytest
@@ -147,3 +150,41 @@ def test_programs_that_use_the_library_keep_their_path(folder):
     with pytest.raises(ValueError, match="No module named 'walk'"):
         EnvConfig("walk:Walk").make()
     assert str(folder) not in sys.path
+
+
+ON_RAY = ["--engine", "ray", "--num-env-runners", 1, "--memory", "none", *SHORT]
+
+
+def run_as_installed(folder: Path, *words: object) -> None:
+    """Run the command in `folder`, which is not on its path, as it is not on that of an installed one."""
+    command = [sys.executable, "-P", "-m", "scrubjay", *map(str, words)]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env={**kept, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_workers_import_nothing_of_the_current_folder_that_the_driver_does_not(tmp_path):
+    """Ray puts that folder first on their path, where a stranger's module hides an installed one."""
+    code = f"open({str(tmp_path / 'ran')!r}, 'w').close()\nraise ImportError\n"
+    for name in ("gymnasium", "tree", "torch_geometric"):
+        (tmp_path / f"{name}.py").write_text(code)
+    run_as_installed(tmp_path, "train", "tmaze-demo", "--run-dir", "run", *ON_RAY)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.slow
+def test_workers_find_modules_of_the_user_behind_installed_ones(tmp_path):
+    (tmp_path / "walk.py").write_text(OWN_ENVIRONMENT)
+    (tmp_path / "beside.py").write_text("STEPS = 4\n")
+    (tmp_path / "gymnasium.py").write_text("raise ImportError\n")
+    run_as_installed(tmp_path, "train", "ppo", "--env", "walk:Walk", "--run-dir", "run", *ON_RAY)
+    words = ["--param", "env=walk:Walk", "--out", "sweep", "--memory", "none", *SHORT[:-1]]
+    run_as_installed(tmp_path, "sweep", "ppo", *words)
