@@ -56,7 +56,7 @@ def fill(
     context = _running_context() if context is None else context
 
     def value(name: str) -> str:
-        found = [each for each in (configurable.get(name), _of_context(context, name)) if each is not None]
+        found = [each for each in (configurable.get(name), _context_value(context, name)) if each is not None]
         if not found:
             raise KeyError(
                 f"namespace={parts!r}: no value for {name!r}; pass "
@@ -95,7 +95,7 @@ def _fields(part: str, parts: tuple[str, ...]) -> list[tuple[str, str | None]]:
     return [(literal, name) for literal, name, *_ in found]
 
 
-def _of_context(context: Any, name: str) -> Any:
+def _context_value(context: Any, name: str) -> Any:
     if isinstance(context, Mapping):
         return context.get(name)
     return getattr(context, name, None)

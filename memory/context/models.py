@@ -160,7 +160,7 @@ def _hub_kernels(config: Any) -> Iterator[str]:
 
 
 def _read_json(path: Path) -> Any:
-    """Return what a file holds; None where transformers itself will say that it cannot be read."""
+    """Return the content of a JSON file; None if it cannot be read, which transformers will report."""
     with suppress(OSError, ValueError, RecursionError):
         if path.is_file():
             return json.loads(path.read_text(encoding="utf-8"))

@@ -131,10 +131,10 @@ def _kinds(module: nn.Module) -> set[str]:
 
 
 class _Rounding(NamedTuple):
-    """The error that rotating a pair of coordinates in a model's precision can make.
+    """Bound on the error of a rotation in a model's precision, for each pair of coordinates.
 
-    It is judged pair by pair. Trained models have channels a hundred times as large as others, next to which
-    the rotation of all other pairs would pass for rounding.
+    Trained models have channels a hundred times as large as others. Measured against those, the rotation of
+    all other pairs would pass for rounding.
     """
 
     relative: float
