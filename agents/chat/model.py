@@ -77,7 +77,7 @@ class LocalChatModel(BaseChatModel):
     device: str = "cpu"
     """Where the model is; a ready model stays where it is."""
     trust: bool = False
-    """Admit pickled weights in a folder. Python code in it is never run."""
+    """Admit pickled weights and PEFT adapters in a folder. Python code in it is never run."""
     marked: bool = False
     """Whether caches tell what they keep of a conversation (`PolicyCache.kept`), at four numbers a value."""
     streaming: bool = False

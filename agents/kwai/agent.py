@@ -29,7 +29,7 @@ from scrubjay.agents.kwai.remembering import Remembers
 from scrubjay.agents.kwai.transcript import mend
 from scrubjay.agents.kwai.turn import Supplied, Turn
 from scrubjay.agents.language.declarations import is_foreign, is_trusted
-from scrubjay.agents.language.namespaces import check_template, fill
+from scrubjay.agents.language.namespaces import as_it_is, check_template, fill
 from scrubjay.agents.language.prompts import load_prompts
 from scrubjay.agents.language.text import clean
 from scrubjay.agents.language.untrusted import TAINTED
@@ -49,11 +49,11 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
     memory have the answer without them.
 
     `config={"configurable": {"namespace": (...), "thread_id": ...}}` says whose memory and which
-    conversation; a namespace `("user", "{user_id}")` is filled from the same place. System messages of the
-    input are not shown to the model: what the agent is to do is told by its profile. Knowledge is data as
-    what tools return is, and taints as it does, but for a Document that its owner vouches for with
-    `metadata={"untrusted": False}`. What the model or the memory raises is raised; what a tool raises is told
-    to the planner.
+    conversation. That namespace is taken as it is; one of the constructor may be a template. System
+    messages of the input are not shown to the model: what the agent is to do is told by its profile.
+    Knowledge is data as what tools return is, and taints as it does, but for a Document that its owner
+    vouches for with `metadata={"untrusted": False}`. What the model or the memory raises is raised;
+    what a tool raises is told to the planner.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
         count_tokens = count_tokens or counter_for(model)
         self.tools = by_name(tools, foreign_tools)
         self._model, self._memory, self._recalled = model, memory, recalled
-        self._namespace = _as_namespace(namespace)
+        self._namespace = check_template(_as_sequence(namespace))
         self._count_tokens, self._count_in_prompt = count_tokens, count_in_prompt
         self._clock, self.max_steps = clock, max_steps
         self._prompts = load_prompts(self.profile.language)
@@ -197,7 +197,10 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
         messages = mend(messages, self._prompts)
         configurable = ensure_config(config).get("configurable", {})
         thread = {"thread": configurable["thread_id"]} if "thread_id" in configurable else {}
-        namespace = fill(_as_namespace(configurable.get("namespace", self._namespace)), config)
+        if "namespace" in configurable:
+            namespace = as_it_is(_as_sequence(configurable["namespace"]))
+        else:
+            namespace = fill(self._namespace, config)
         dialogue = spoken(messages[:-1])
         turn = Turn(
             asked=cast("HumanMessage", messages[-1]),
@@ -256,10 +259,10 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
         return Planner(bound, self.tools, True, self._context)
 
 
-def _as_namespace(given: Any) -> tuple[str, ...]:
+def _as_sequence(given: Any) -> Any:
     if isinstance(given, str):  # whose letters would be a namespace each
         raise TypeError(f"namespace={given!r}: must be a tuple of names, such as {(given,)!r}")
-    return check_template(given)
+    return given
 
 
 def _read_input(input: Any) -> tuple[list[BaseMessage], tuple[Supplied, ...]]:

@@ -15,6 +15,7 @@ from scrubjay.agents.kwai.plans import Call
 from scrubjay.agents.kwai.turn import Turn
 from scrubjay.agents.language.declarations import is_trusted
 from scrubjay.agents.language.gate import Gate, objection
+from scrubjay.agents.language.namespaces import MissingValueError
 from scrubjay.agents.language.prompts import Prompts
 from scrubjay.agents.language.text import clean
 from scrubjay.agents.language.untrusted import cut, fence, sources_of
@@ -76,6 +77,8 @@ class Executor:
             returned = yield RunTool(tool, call, seconds, turn.tainted)
         except ToolTimeoutError:
             return Observation(say("timed_out", tool=call.name, seconds=f"{seconds:g}"), "error", ran=True)
+        except MissingValueError:  # of a namespace: the caller's mistake, not the tool's
+            raise
         except Exception as error:  # noqa: BLE001  the planner is told
             return self._failure(tool, call, error)
         return self._success(tool, call, returned)

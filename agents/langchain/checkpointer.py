@@ -57,8 +57,9 @@ class Checkpointer(BaseCheckpointSaver[str]):
     What `put` and `put_writes` have acknowledged survives the death of the process (kill -9); a power cut may
     take the last of them, never the file.
 
-    A file may come from a stranger, and so only data of Python, LangChain and LangGraph is written and read.
-    `allow` admits types of your own. `serde` replaces this serializer and its check.
+    A file may come from a stranger. So only plain data, messages and documents of LangChain, and types of
+    LangGraph are written and read. `allow` admits types of your own. `serde` replaces this serializer and
+    its check.
 
     Raises TypeError on writing, and ValueError on reading, a type that is not admitted.
     """

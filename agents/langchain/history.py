@@ -56,16 +56,27 @@ class BankChatMessageHistory(BaseChatMessageHistory):
         Args:
             bank: Keeps the messages.
             thread: Its name.
-            namespace: Whose thread it is. `("user", "{user_id}")` is filled once, now.
-            config: Fills it with its "configurable"; by default that of the runnable that runs now.
+            namespace: Whose thread it is. `("user", "{user_id}")` is filled once.
+            config: Fills it with its "configurable" now. Without it, the runnable in which the history is
+                first read or written does; RunnableWithMessageHistory makes histories before it runs.
         """
         if not isinstance(bank, MemoryBank):
             raise TypeError(f'bank={bank!r}: pass a bank, such as MemoryBank("facts.db")')
-        self._bank, self._thread, self._namespace = bank, str(thread), fill(check_template(namespace), config)
-        self._where = (join_namespace(self._namespace), self._thread)
+        self._bank, self._thread, self._template = bank, str(thread), check_template(namespace)
+        self._filled = None if config is None else fill(self._template, config)
         self._first, self._last = 0, 0
         self._known: list[BaseMessage] = []
         bank.store.add_tables("messages", _MIGRATIONS)
+
+    @property
+    def _namespace(self) -> tuple[str, ...]:
+        if self._filled is None:
+            self._filled = fill(self._template)
+        return self._filled
+
+    @property
+    def _where(self) -> tuple[str, str]:
+        return join_namespace(self._namespace), self._thread
 
     @property
     def messages(self) -> list[BaseMessage]:  # type: ignore[override]

@@ -16,7 +16,7 @@ from langgraph.runtime import Runtime
 from scrubjay.agents.language.address import Given, unheard
 from scrubjay.agents.language.declarations import is_foreign, is_trusted
 from scrubjay.agents.language.gate import Gate, objection, texts
-from scrubjay.agents.language.namespaces import check_template, fill
+from scrubjay.agents.language.namespaces import as_it_is, check_template, fill
 from scrubjay.agents.language.packer import pack
 from scrubjay.agents.language.prompts import load_prompts
 from scrubjay.agents.language.text import clean, estimate_tokens, storable
@@ -29,7 +29,6 @@ from scrubjay.memory.bank.file.record import (
     Hit,
     check_choices,
     check_count,
-    check_namespace,
 )
 
 _TRUSTED = "scrubjay_trusted"
@@ -197,7 +196,7 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
     def _whose(self, runtime: Runtime[Any]) -> tuple[str, ...]:
         namespace = self._namespace
         if callable(namespace):
-            return check_namespace(namespace(runtime))
+            return as_it_is(namespace(runtime))
         return fill(namespace, context=runtime.context)
 
     def _with_memories(self, request: ModelRequest[Any]) -> ModelRequest[Any]:

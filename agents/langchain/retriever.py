@@ -11,7 +11,7 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import run_in_executor
 from pydantic import field_validator
 
-from scrubjay.agents.language.namespaces import check_template, fill
+from scrubjay.agents.language.namespaces import as_it_is, check_template, fill
 from scrubjay.memory.bank.bank import MemoryBank
 from scrubjay.memory.bank.file.record import Hit
 
@@ -55,8 +55,10 @@ class BankRetriever(BaseRetriever):
 
     def _with_namespace(self, config: RunnableConfig | None, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments of a call with its namespace, filled: a search knows no config."""
-        namespace = kwargs.get("namespace", self.namespace)
-        return kwargs | {"namespace": None if namespace is None else fill(check_template(namespace), config)}
+        if "namespace" in kwargs:
+            given = kwargs["namespace"]
+            return kwargs | {"namespace": None if given is None else as_it_is(given)}
+        return kwargs | {"namespace": None if self.namespace is None else fill(self.namespace, config)}
 
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **changed: Any

@@ -110,6 +110,10 @@ class StrictSerializer(JsonPlusSerializer):
     def loads_typed(self, data: tuple[str, bytes]) -> Any:
         """Return a value. Raises ValueError on a type that is not admitted, and then constructs nothing."""
         kind, body = data
+        # A column of SQLite may hold anything.
+        if not isinstance(kind, str) or not isinstance(body, bytes | bytearray):
+            damage = f"it holds a {type(body).__name__} in place of bytes"
+            raise ValueError(f"the checkpoint is damaged: {damage}")  # noqa: TRY004  (of a file, as all else)
         if kind not in _TYPES:
             raise ValueError(
                 f"the checkpoint holds data of kind {kind!r}; only {', '.join(sorted(_TYPES))} is read"
@@ -132,8 +136,7 @@ class StrictSerializer(JsonPlusSerializer):
             called = (*names[:2], *names[3:4])
             if code == EXT_METHOD_SINGLE_ARG and called in SAFE_MSGPACK_METHODS:
                 return
-            named = called if code == EXT_METHOD_SINGLE_ARG else names[:2]
-            refused.append(".".join(map(str, named)) or f"extension {code}")
+            refused.append(".".join(map(str, names[:2])) or f"extension {code}")
 
         try:
             ormsgpack.unpackb(body, ext_hook=check, option=ormsgpack.OPT_NON_STR_KEYS)
@@ -142,6 +145,6 @@ class StrictSerializer(JsonPlusSerializer):
                 raise ValueError(f"the checkpoint is damaged: {cause}") from cause
         if refused:
             raise error(
-                f"the type {refused[0][:200]!r} is not admitted in checkpoints; if it is your own, admit it "
-                "by Checkpointer(path, allow=[...])"
+                f"the type {refused[0][:200]!r} is not admitted in checkpoints; "
+                "Checkpointer(path, allow=[...]) admits types that you trust, but no subclasses of datetime"
             )

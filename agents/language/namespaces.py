@@ -7,6 +7,7 @@ part `{x}`.
 
 from __future__ import annotations
 
+import re
 import sys
 import uuid
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,24 @@ def check_template(namespace: Sequence[str]) -> tuple[str, ...]:
     return parts
 
 
+class MissingValueError(KeyError):
+    """A namespace template has no value for one of its names; the caller must pass it."""
+
+
+def as_it_is(namespace: Sequence[str]) -> tuple[str, ...]:
+    """Return a namespace that a call has computed: what a user is called must not be read as a template.
+
+    Raises ValueError if it looks like a template that nobody filled.
+    """
+    parts = check_namespace(namespace)
+    if any(re.search(r"\{[^\W\d]\w*\}", part) for part in parts):
+        raise ValueError(
+            f"namespace={parts!r}: the namespace of a call is taken as it is; give a template where the "
+            "object is made"
+        )
+    return parts
+
+
 def as_literal(namespace: Sequence[str]) -> tuple[str, ...]:
     """Return the template that is filled with this very namespace, whatever braces are in it."""
     return tuple(part.replace("{", "{{").replace("}", "}}") for part in namespace)
@@ -45,7 +64,7 @@ def fill(
         context: Of LangGraph's runtime; by default that of the graph that runs now.
 
     Raises:
-        KeyError: if a value is missing, naming it.
+        MissingValueError: a KeyError, if a value is missing, naming it.
         TypeError: if a value is neither a string, a whole number nor a UUID.
         ValueError: if a value is empty, or config and context have different ones.
     """
@@ -58,7 +77,7 @@ def fill(
     def value(name: str) -> str:
         found = [each for each in (configurable.get(name), _context_value(context, name)) if each is not None]
         if not found:
-            raise KeyError(
+            raise MissingValueError(
                 f"namespace={parts!r}: no value for {name!r}; pass "
                 f"config={{'configurable': {{{name!r}: ...}}}} to the call, or a context that has it"
             )

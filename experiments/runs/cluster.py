@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scrubjay.experiments.runs.own import VARIABLE, appended_folder, follow_driver, worker_folder
+from scrubjay.experiments.runs.own import VARIABLE, appended_folder, worker_folder
 
 TOKEN = "~/.ray/auth_token"
 """Where Ray keeps the word by which a cluster knows its own."""
@@ -70,9 +70,10 @@ def connect(options: RayOptions) -> bool:
         if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # inside a job, its own environment holds
             settings["runtime_env"] = {
                 "env_vars": {**worker_variables(), **worker_folder()},
-                "worker_process_setup_hook": f"{follow_driver.__module__}.{follow_driver.__name__}",
             }
-            settings["job_config"] = _job_config()
+            if not address.startswith("ray://"):  # there the driver is a process of the head's
+                settings["runtime_env"]["worker_process_setup_hook"] = _follow_driver
+                settings["job_config"] = _job_config()
         try:
             ray.init(address=address, **settings)
         except (ConnectionError, RuntimeError, ValueError, RayError) as error:
@@ -88,6 +89,19 @@ def connect(options: RayOptions) -> bool:
             ray.shutdown()
         raise
     return joins
+
+
+def _follow_driver() -> None:
+    """Call `own.follow_driver` on nodes with this package; `_find_packages` reports those without."""
+    try:
+        from scrubjay.experiments.runs.own import follow_driver
+    except ImportError:
+        return
+    follow_driver()
+
+
+# Ray then sends the function itself, which a node without the package can load, and not its name.
+_follow_driver.__module__ = "__main__"
 
 
 def _job_config() -> Any:

@@ -17,10 +17,9 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.envs import list_environments
 from scrubjay.envs.previous import Input, PreviousStep, PreviousSteps
-from scrubjay.experiments.runs.own import make_importable
 from scrubjay.experiments.tasks.facts import Facts
 from scrubjay.experiments.tasks.lacking import missing, remedy
-from scrubjay.experiments.tasks.names import admit, found, is_ours
+from scrubjay.experiments.tasks.names import admit, found, is_ours, make_own_importable
 from scrubjay.experiments.tasks.playing import playing, try_out
 from scrubjay.experiments.tasks.returned import check_single
 from scrubjay.experiments.tasks.settings import KwargValue
@@ -57,7 +56,7 @@ class EnvConfig:
             kwargs["render_mode"] = render_mode
         function = named_callable(self.id)
         if function is None:
-            make_importable(self.id.rpartition(":")[0])
+            make_own_importable(self.id)
         try:
             env = gymnasium.make(importing_id(self.id), **kwargs) if function is None else function(**kwargs)
         except (ModuleNotFoundError, gymnasium.error.Error) as error:
@@ -146,7 +145,7 @@ def named_callable(name: str) -> Callable[..., gymnasium.Env[Any, Any]] | None:
     module, colon, attribute = name.partition(":")
     if not colon or "/" in attribute or re.search(r"-v\d+$", attribute):
         return None
-    make_importable(module)
+    make_own_importable(name)
     try:
         function = getattr(importlib.import_module(module), attribute)
     except (ModuleNotFoundError, AttributeError) as error:

@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium
 
 from scrubjay.envs import list_environments
+from scrubjay.experiments.runs.own import make_importable
 
 _FOREIGN_SINGLE = re.compile(r"popgym:popgym-\w+-v\d+", re.ASCII)
 _FOREIGN_TEAM = re.compile(r"mpe2\.simple\w*_v\d+:parallel_env", re.ASCII)
@@ -56,6 +57,15 @@ def admit(name: str, kwargs: Mapping[str, Any]) -> None:
             "whatever code that is; add --trust if you trust the run (in Python trust=True)"
         )
     _NAMED.add((name, frozenset(kwargs.items())))
+
+
+def make_own_importable(name: str) -> None:
+    """Let the module that an environment's name begins with be found in the current folder.
+
+    Names that a file may give without trust are left out: what is installed alone may serve them.
+    """
+    if not (_FOREIGN_SINGLE.fullmatch(name) or _FOREIGN_TEAM.fullmatch(name)):
+        make_importable(name.partition(":")[0] if ":" in name else "")
 
 
 def _without_words(kwargs: Mapping[str, Any]) -> bool:

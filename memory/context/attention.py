@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -70,9 +70,9 @@ class Attends(Protocol):
         ...
 
 
-def check_not_wrapped(implementation: str | None) -> None:
+def check_not_wrapped(decoder: Any) -> None:
     """Raise ValueError inside a block that changes or records the model's own attention."""
-    if implementation == WRAPPED:
+    if decoder.config._attn_implementation == WRAPPED:
         raise ValueError(
             "sink_bias, capture_attention and sink_rate act on the model, whose attention a PolicyCache "
             "replaces, so they would have no effect; leave the block, or call the model with its own cache"

@@ -68,6 +68,7 @@ def load_model(
         if importlib.util.find_spec("gguf") is None:
             raise ImportError("reading a GGUF file needs the package gguf: pip install 'scrubjay[lm]'")
         folder, options["gguf_file"] = path.parent, path.name
+        _check_adapter(folder, trust)
     elif path.is_dir():
         folder = path
         _check_files(folder, trust)
@@ -114,57 +115,77 @@ def _check_files(folder: Path, trust: bool) -> None:
     """Raise ValueError on files of a model that could run code, or would be ignored, when it is loaded."""
     name = repr(str(folder))
     config = _read_json(folder / "config.json")
+    if "configuration_files" in config:
+        raise ValueError(
+            f"config.json of the model at {name} refers to other files by configuration_files; copy the "
+            "one for this version of transformers over config.json"
+        )
     if kernel := next(_hub_kernels(config), None):
         raise ValueError(
-            f"config.json of the model at {name} names {kernel!r}, code that is downloaded and run; remove it"
+            f"config.json of the model at {name} names {kernel!r}, a kernel that would be downloaded "
+            "from the Hub and run; delete that setting"
         )
-    if (folder / "adapter_config.json").exists() and not (trust and importlib.util.find_spec("peft")):
+    _check_adapter(folder, trust)
+    if not trust and (pickled := _pickled_file(folder, config)):
+        dtype = config.get("dtype", config.get("torch_dtype"))
+        known = isinstance(dtype, str) and isinstance(getattr(torch, dtype, None), torch.dtype)
+        kept = f", dtype=torch.{dtype}" if known else ""
         raise ValueError(
-            f"the model at {name} has a PEFT adapter (adapter_config.json); merge it into the model with "
-            "merge_and_unload() and save_pretrained(), or install peft and pass trust=True to load_model"
-        )
-    if trust:
-        return
-    if pickled := [file for file in _weight_files(folder, config) if not file.endswith(".safetensors")]:
-        raise ValueError(
-            f"the weights of the model at {name} are pickled ({pickled[0]}), and unpickling can run code; "
+            f"the weights of the model at {name} are pickled ({pickled}), and unpickling can run code; "
             "only safetensors are read. If you trust the file, convert it once: "
-            "from scrubjay.memory.context import load_model; "
-            f"load_model({name}, trust=True)[0].save_pretrained({name})"
+            "import torch; from scrubjay.memory.context import load_model; "
+            f"load_model({name}{kept}, trust=True)[0].save_pretrained({name})"
         )
 
 
-def _weight_files(folder: Path, config: Any) -> list[str]:
-    """Return the names of the files that transformers would read weights from, safetensors first."""
-    named = config.get("transformers_weights") if isinstance(config, dict) else None
+def _check_adapter(folder: Path, trust: bool) -> None:
+    """Raise ValueError on a PEFT adapter, which may be pickled and names another folder to load."""
+    file = folder / "adapter_config.json"
+    if not file.exists():
+        return
+    if not (trust and importlib.util.find_spec("peft")):
+        raise ValueError(
+            f"the model at {str(folder)!r} has a PEFT adapter (adapter_config.json); merge it into the model "
+            "with merge_and_unload() and save_pretrained(), or install peft and pass trust=True"
+        )
+    base = _read_json(file).get("base_model_name_or_path")
+    if isinstance(base, str) and Path(base).is_dir() and not (Path(base) / file.name).exists():
+        _check_files(Path(base), trust)
+
+
+def _pickled_file(folder: Path, config: dict[str, Any]) -> str | None:
+    """Return the first file that transformers would unpickle weights from, safetensors being preferred."""
+    named = config.get("transformers_weights")
     choices = [named] if isinstance(named, str) else ["model.safetensors", "model.safetensors.index.json"]
     for choice in choices:
-        if choice.endswith(".json") and (folder / choice).is_file():
-            index = _read_json(folder / choice)
-            weights = index.get("weight_map") if isinstance(index, dict) else None
-            return [str(file) for file in weights.values()] if isinstance(weights, dict) else []
-        if (folder / choice).is_file():
-            return [choice]
-    return sorted(file.name for file in folder.glob("*.bin"))
+        if not (folder / choice).is_file():
+            continue
+        files = [choice]
+        if choice.endswith(".json"):
+            weights = _read_json(folder / choice).get("weight_map")
+            files = list(weights.values()) if isinstance(weights, dict) else [choice]
+        return next((str(file) for file in files if not str(file).endswith(".safetensors")), None)
+    found = sorted(file.name for file in folder.glob("pytorch_model*.bin"))
+    return found[0] if found else None
 
 
 def _hub_kernels(config: Any) -> Iterator[str]:
     """Yield the kernels of the Hugging Face Hub that a config names at any depth."""
-    if isinstance(config, dict):
-        for key, value in config.items():
-            if key.lstrip("_").removesuffix("_internal") in _IMPLEMENTATIONS:
-                texts = value.values() if isinstance(value, dict) else [value]
-                yield from (text for text in texts if isinstance(text, str) and "/" in text)
-            else:
-                yield from _hub_kernels(value)
+    for key, value in config.items() if isinstance(config, dict) else ():
+        if key.lstrip("_").removesuffix("_internal") in _IMPLEMENTATIONS:
+            texts = value.values() if isinstance(value, dict) else [value]
+            yield from (text for text in texts if isinstance(text, str) and "/" in text)
+        else:
+            for inner in value if isinstance(value, list) else [value]:
+                yield from _hub_kernels(inner)
 
 
-def _read_json(path: Path) -> Any:
-    """Return the content of a JSON file; None if it cannot be read, which transformers will report."""
+def _read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; an empty one if it cannot be read, which transformers will report."""
     with suppress(OSError, ValueError, RecursionError):
-        if path.is_file():
-            return json.loads(path.read_text(encoding="utf-8"))
-    return None
+        if path.is_file() and isinstance(found := json.loads(path.read_text(encoding="utf-8")), dict):
+            return found
+    return {}
 
 
 def _check_served(folder: Path) -> None:

@@ -22,7 +22,8 @@ class _Readers:
 
 
 _readers: WeakKeyDictionary[nn.Module, _Readers] = WeakKeyDictionary()
-_lock = threading.Lock()
+LOCK = threading.Lock()
+"""Held while a model's attention function is exchanged."""
 
 
 def attend_by_policy(decoder: nn.Module) -> str | None:
@@ -34,10 +35,9 @@ def attend_by_policy(decoder: nn.Module) -> str | None:
     if _enter not in decoder._forward_pre_hooks.values():
         decoder.register_forward_pre_hook(_enter, with_kwargs=True)
         decoder.register_forward_hook(_leave, always_call=True)
-    with _lock:
-        elsewhere = _elsewhere(decoder)
-    check_not_wrapped(elsewhere)
-    return elsewhere
+    with LOCK:
+        check_not_wrapped(decoder)
+        return _elsewhere(decoder)
 
 
 def _elsewhere(decoder: nn.Module) -> str | None:
@@ -64,9 +64,9 @@ def _enter(decoder: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -
     cache.begin_call(positions, given.shape[1])
     elsewhere = cache.attends_elsewhere
     config: Any = decoder.config
-    with _lock:
+    with LOCK:
+        check_not_wrapped(decoder)
         now = _elsewhere(decoder)
-        check_not_wrapped(now)
         if now != elsewhere:
             raise RuntimeError(
                 f"the model attends by {now!r} and does not call the policy; build the cache for this "
@@ -88,7 +88,7 @@ def _position_ids(decoder: nn.Module, args: tuple[Any, ...], options: dict[str, 
 def _leave(decoder: nn.Module, _: Any = None, read: Any = None) -> None:
     config: Any = decoder.config
     read_by_policy(False)
-    with _lock:
+    with LOCK:
         readers = _readers.get(decoder)
         cache = None if readers is None else readers.caches.pop(threading.get_ident(), None)
         if readers is None or cache is None:

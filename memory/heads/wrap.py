@@ -19,10 +19,11 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from scrubjay.memory.context.attention import WRAPPED, Attention
+from scrubjay.memory.context.attention import ATTENTION, WRAPPED, Attention
 from scrubjay.memory.context.layers.falcon import falcon_attention, falcon_modules
 from scrubjay.memory.context.parts.dense import causal_attention, masked_attention
 from scrubjay.memory.context.parts.scoring import Scoring
+from scrubjay.memory.context.switch import LOCK
 
 Wrapper = Callable[..., tuple[Tensor, Tensor | None]]
 """`wrapper(attention, module, query, key, value, mask, **options)`: does its part and calls `attention`."""
@@ -63,10 +64,14 @@ def wrapped_attention(model: PreTrainedModel, wrappers: Mapping[int, Wrapper]) -
 @contextmanager
 def _attending(model: PreTrainedModel) -> Iterator[None]:
     """Let the model attend by our function inside the block."""
-    before = str(model.config._attn_implementation)
-    if not model._can_set_attn_implementation() and falcon_modules(model):
-        # Caches of policies learn from the name that they are not called.
-        model.config._attn_implementation = WRAPPED
+    with LOCK:
+        before = _attention_of(model)
+        own = not model._can_set_attn_implementation() and bool(falcon_modules(model))
+        if own:  # caches of policies learn from the name that they are not called
+            model.config._attn_implementation = WRAPPED
+        else:
+            model.set_attn_implementation(WRAPPED)
+    if own:
         try:
             with falcon_attention(model, _attend):
                 yield
@@ -74,7 +79,6 @@ def _attending(model: PreTrainedModel) -> Iterator[None]:
             model.config._attn_implementation = before
         return
     try:
-        model.set_attn_implementation(WRAPPED)
         if model.config._attn_implementation != WRAPPED:
             raise ValueError(
                 f"{type(model).__name__} does not take attention functions of transformers' "
@@ -83,6 +87,16 @@ def _attending(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.set_attn_implementation(before)
+
+
+def _attention_of(model: PreTrainedModel) -> str:
+    """Return the name of a model's attention function. Raises RuntimeError while a policy replaces it."""
+    name = str(model.config._attn_implementation)
+    if name == ATTENTION:
+        raise RuntimeError(
+            "another thread reads into a PolicyCache of this model; enter the block when its call has ended"
+        )
+    return name
 
 
 @functools.cache

@@ -132,7 +132,7 @@ def test_the_error_names_the_type_and_the_remedy():
     serializer = StrictSerializer()
     with pytest.raises(ValueError, match=r"'subprocess\.getoutput' is not .*Checkpointer\(path, allow="):
         serializer.loads_typed(("msgpack", extension(0, ("subprocess", "getoutput", "true"))))
-    with pytest.raises(ValueError, match=r"'pathlib\.Path\.touch' is not admitted"):
+    with pytest.raises(ValueError, match=r"'pathlib\.Path' is not admitted"):
         serializer.loads_typed(("msgpack", extension(3, ("pathlib", "Path", "x", "touch"))))
     with pytest.raises(ValueError, match=r"'\\x1b\[2J\.y' is not admitted"):  # nothing steers the terminal
         serializer.loads_typed(("msgpack", extension(0, ("\x1b[2J", "y", "x"))))
@@ -153,6 +153,15 @@ def nested(depth: int) -> bytes:
 def test_damaged_values_are_errors(body):
     with pytest.raises(ValueError, match=r"is damaged|is not admitted"):
         StrictSerializer().loads_typed(("msgpack", body))
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"), [("bytearray", 10**11), ("bytes", "text"), ("msgpack", None), (7, b"x")]
+)
+def test_columns_of_other_types_are_damage(kind, body):
+    """SQLite keeps any type in any column: a number would become that many bytes."""
+    with pytest.raises(ValueError, match="is damaged"):
+        StrictSerializer().loads_typed((kind, body))
 
 
 HONEST = [
@@ -207,7 +216,7 @@ OWN = [Point(1, {"a"}), Answer(text="yes", where=["here"]), Color.RED, Pair(1, P
 
 @pytest.mark.parametrize("value", OWN, ids=lambda value: type(value).__name__)
 def test_own_types_are_admitted_by_name_alone(value, tmp_path):
-    with pytest.raises(TypeError, match=rf"{type(value).__name__}|Point.*allow="):
+    with pytest.raises(TypeError, match=rf"({type(value).__name__}|Point)' is not admitted"):
         StrictSerializer().dumps_typed([value])
     serializer = StrictSerializer([Point, Answer, Color, Pair])
     body = serializer.dumps_typed({"deep": [value]})

@@ -8,8 +8,9 @@ from typing import Any, TypedDict
 
 import pytest
 from langchain.agents import create_agent
-from langchain_core.messages import HumanMessage
+from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.runnables import RunnableLambda
+from langchain_core.runnables.history import RunnableWithMessageHistory
 from langgraph.graph import START, StateGraph
 
 from scrubjay.agents.kwai import KwaiAgent
@@ -154,20 +155,34 @@ def test_a_retriever_in_a_graph_takes_its_context(bank):
 def test_a_history_is_of_who_it_was_opened_for(bank):
     BankChatMessageHistory(bank, "t", USER, config("ada")).add_messages([HumanMessage("I like figs.")])
     assert BankChatMessageHistory(bank, "t", USER, config("bob")).messages == []
-    opened = RunnableLambda(lambda thread: BankChatMessageHistory(bank, str(thread), USER))
-    assert [m.text for m in opened.invoke("t", config("ada")).messages] == ["I like figs."]
+    opened = RunnableLambda(lambda thread: BankChatMessageHistory(bank, str(thread), USER).messages)
+    assert [m.text for m in opened.invoke("t", config("ada"))] == ["I like figs."]
     assert told(bank) == {"I like figs.": ("user", "ada")}
     with pytest.raises(KeyError, match="user_id"):
-        BankChatMessageHistory(bank, "t", USER)
+        _ = BankChatMessageHistory(bank, "t", USER).messages
+
+
+@pytest.mark.parametrize("outer", [None, "ada"])
+async def test_a_history_of_a_runnable_is_of_who_calls_that(bank, outer):
+    """RunnableWithMessageHistory makes it before the call's config is current."""
+    chain = RunnableWithMessageHistory(
+        RunnableLambda(lambda messages: AIMessage("ok")),
+        lambda session_id: BankChatMessageHistory(bank, session_id, USER),
+    )
+    own: Any = {"configurable": {"session_id": "t", "user_id": "bob"}}
+    if outer is None:
+        chain.invoke([HumanMessage("hi")], own)
+        await chain.ainvoke([HumanMessage("hello")], own)
+    else:
+        RunnableLambda(lambda text: chain.invoke([HumanMessage(text)], own)).invoke("hi", config(outer))
+    assert set(told(bank).values()) == {("user", "bob")}
 
 
 async def test_the_kwai_agent_remembers_for_who_asks(bank):
-    for given, more in ((USER, {}), ((), {"namespace": USER})):
-        model = ScriptedModel(replies=["Noted.", "Noted."])
-        agent = KwaiAgent(model, memory=bank, namespace=given)
-        agent.invoke("I like figs.", {"configurable": {"user_id": "ada", **more}})
-        await agent.ainvoke("I like dates.", {"configurable": {"user_id": "bob", **more}})
-        assert {name for name in told(bank).values()} == {("user", "ada"), ("user", "bob")}
+    agent = KwaiAgent(ScriptedModel(replies=["Noted.", "Noted."]), memory=bank, namespace=USER)
+    agent.invoke("I like figs.", config("ada"))
+    await agent.ainvoke("I like dates.", config("bob"))
+    assert set(told(bank).values()) == {("user", "ada"), ("user", "bob")}
     with pytest.raises(KeyError, match="user_id"):
         KwaiAgent(ScriptedModel(replies=["Noted."]), memory=bank, namespace=USER).invoke("I like figs.")
 
@@ -179,11 +194,34 @@ def test_tools_of_the_kwai_agent_know_who_asks(bank):
     assert told(bank) == {"Likes figs.": ("user", "ada")}
 
 
-def test_a_function_of_the_runtime_is_taken_as_it_is(bank):
-    middleware = BankMiddleware(bank, lambda runtime: ("user", "{user_id}"))
+def test_a_tool_of_the_kwai_agent_that_cannot_know_who_asks_is_the_callers_error(bank):
+    model = ScriptedModel(replies=[call("save_memory", text="Likes figs."), "Saved.", "Saved."])
+    with pytest.raises(KeyError, match="user_id"):
+        KwaiAgent(model, memory_tools(bank, USER)).invoke("Remember that I like figs.")
+
+
+def test_what_a_call_passes_is_taken_as_it_is(bank):
+    """A user's name must not be read as a template of another's namespace."""
+    odd = ("user", "{x")
+    middleware = BankMiddleware(bank, lambda runtime: odd)
     agent: Any = create_agent(ScriptedModel(replies=["Noted."]), middleware=[middleware])
     agent.invoke(asking("I like figs."), config("ada"))
-    assert set(told(bank).values()) == {("user", "{user_id}")}
+    assert set(told(bank).values()) == {odd}
+    assert BankRetriever(bank=bank).invoke("figs", namespace=odd)
+    kwai = KwaiAgent(ScriptedModel(replies=["Noted."]), memory=bank)
+    kwai.invoke("I like dates.", {"configurable": {"namespace": odd}})
+    assert set(told(bank).values()) == {odd}
+    bank.add("Alice's secret", namespace=("user", "alice"))
+    named: Any = {"configurable": {"owner": "alice", "namespace": ("user", "{owner}")}}
+    with pytest.raises(ValueError, match="taken as it is"):
+        BankRetriever(bank=bank).invoke("secret", named, namespace=("user", "{owner}"))
+    with pytest.raises(ValueError, match="taken as it is"):
+        kwai.invoke("What is the secret?", named)
+    forgetful: Any = create_agent(
+        ScriptedModel(replies=["Noted."]), middleware=[BankMiddleware(bank, lambda runtime: USER)]
+    )
+    with pytest.raises(ValueError, match="taken as it is"):
+        forgetful.invoke(asking("I like figs."), config("ada"))
 
 
 def test_keys_of_the_store_stay_literal(bank):

@@ -1,7 +1,9 @@
 """Modules of the user's own, by the command: memories, environments, tools."""
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -115,11 +117,47 @@ def folder(here, tmp_path):
 )
 def test_a_word_with_a_colon_is_no_module(here, folder, words):
     for name in ("org", "msvcrt", "langchain_anthropic"):  # optional packages look for them
-        (folder / f"{name}.py").write_text("raise SystemExit('a stranger module was imported')\n")
+        (folder / f"{name}.py").write_text(f"open({str(folder / 'ran')!r}, 'w').close()\n")
     here("memory", "add", "b.db", "a fact")
     here(*words)
     assert str(folder) not in sys.path
-    assert not {"org", "msvcrt", "walk"} & sys.modules.keys()
+    assert not (folder / "ran").exists()
+
+
+WITHOUT_EXTRAS = """
+import sys
+from importlib.machinery import PathFinder
+from scrubjay.experiments import cli
+
+class WithoutExtras(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if path is None and name in ("popgym", "mpe2"):
+            path = [folder for folder in sys.path if "site-packages" not in folder]
+        return PathFinder.find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = WithoutExtras
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("what", ["a stranger's run", "a recipe"])
+def test_names_that_the_user_did_not_type_are_not_looked_for_here(finished_run, tmp_path, what):
+    """A file may name environments of two extras; without those, a stranger's module must not stand in."""
+    for name in ("popgym", "mpe2"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    words = ["train", "spread", "--run-dir", "new"]
+    if what == "a stranger's run":
+        shutil.copytree(finished_run.path, tmp_path / "run")
+        fields = json.loads((tmp_path / "run" / "config.json").read_text())
+        fields["env"] |= {"id": "popgym:popgym-RepeatPreviousEasy-v0", "kwargs": {}}
+        (tmp_path / "run" / "config.json").write_text(json.dumps(fields))
+        words = ["eval", "run", "--episodes", "2"]
+    command = [sys.executable, "-P", "-c", WITHOUT_EXTRAS, *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "pip install 'scrubjay[" in done.stderr
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("name", ["walk:Walk", "walk:Walk-v0"])

@@ -198,6 +198,35 @@ def test_safetensors_are_read_beside_a_pickle_and_in_parts(folder, tiny_chat):
     context.load_model(folder)
 
 
+def other_config(folder: Path, **fields: Any) -> None:
+    shutil.copy(folder / "config.json", folder / "config.4.0.0.json")
+    change(folder / "config.4.0.0.json", **fields)
+    change(folder / "config.json", configuration_files=["config.4.0.0.json"])
+
+
+def test_a_config_that_refers_to_others_hides_nothing(folder):
+    other_config(folder, attn_implementation="strange/kernel", transformers_weights="adapter_model.bin")
+    for trust in (False, True):
+        with pytest.raises(ValueError, match="configuration_files"):
+            context.load_model(folder, trust=trust)
+
+
+def test_an_index_that_cannot_be_read_is_not_taken_for_safe(folder):
+    pickled_under_a_safe_name(folder)
+    (folder / "model.safetensors.index.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"are pickled \(model.safetensors.index.json\)"):
+        context.load_model(folder)
+
+
+def test_the_advice_keeps_the_precision(folder):
+    pickled(folder)
+    change(folder / "config.json", dtype="bfloat16")
+    with pytest.raises(ValueError, match="convert it once") as refused:
+        context.load_model(folder)
+    exec(str(refused.value).partition("convert it once: ")[2], {})  # noqa: S102
+    assert {weight.dtype for weight in weights_of(folder).values()} == {torch.bfloat16}
+
+
 @pytest.mark.parametrize("setting", ["attn_implementation", "_attn_implementation", "experts_implementation"])
 @pytest.mark.parametrize("value", ["strange/kernel", "msa|strange/kernel@v1", {"": "strange/kernel"}])
 def test_kernels_of_the_hub_are_refused(folder, setting, value):
@@ -216,3 +245,6 @@ def test_an_adapter_is_not_ignored(folder):
     (folder / "adapter_config.json").write_text(json.dumps(adapter))
     with pytest.raises(ValueError, match="has a PEFT adapter"):
         context.load_model(folder)
+    (folder / "model.gguf").touch()
+    with pytest.raises(ValueError, match="has a PEFT adapter"):
+        context.load_model(folder / "model.gguf")

@@ -1,6 +1,7 @@
 """Sink rate and sink bias: closed forms."""
 
 import math
+import threading
 
 import pytest
 import torch
@@ -121,6 +122,31 @@ def test_no_policy_is_read_by_inside_a_block_that_it_would_leave_without_effect(
             model(ids, cache=before)
         model(ids)
     assert torch.equal(model(ids, cache=before).logits, expected)
+
+
+@torch.no_grad()
+def test_a_block_is_not_entered_while_another_thread_reads_by_a_policy(tiny_llama):
+    """It would restore the policy's function at its end, for good."""
+    model, errors = tiny_llama(torch.float64), []
+
+    def enter(*_):
+        try:
+            with sink_bias(model, {0: 0.02}):
+                pass
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    def enter_elsewhere(*_):
+        thread = threading.Thread(target=enter)
+        thread.start()
+        thread.join()
+
+    hook = model.model.layers[0].register_forward_hook(enter_elsewhere)
+    before = model.config._attn_implementation
+    model(tokens(), cache=PolicyCache(make("full"), model))
+    hook.remove()
+    assert [error[:41] for error in errors] == ["another thread reads into a PolicyCache o"]
+    assert model.config._attn_implementation == before
 
 
 def test_a_chat_model_says_so_too(tiny_chat):
