@@ -29,7 +29,7 @@ from scrubjay.agents.kwai.remembering import Remembers
 from scrubjay.agents.kwai.transcript import mend
 from scrubjay.agents.kwai.turn import Supplied, Turn
 from scrubjay.agents.language.declarations import is_foreign, is_trusted
-from scrubjay.agents.language.namespaces import as_it_is, check_template, fill
+from scrubjay.agents.language.namespaces import check_literal, check_template, fill
 from scrubjay.agents.language.prompts import load_prompts
 from scrubjay.agents.language.text import clean
 from scrubjay.agents.language.untrusted import TAINTED
@@ -130,7 +130,7 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
         count_tokens = count_tokens or counter_for(model)
         self.tools = by_name(tools, foreign_tools)
         self._model, self._memory, self._recalled = model, memory, recalled
-        self._namespace = check_template(_as_sequence(namespace))
+        self._namespace = check_template(_as_names(namespace))
         self._count_tokens, self._count_in_prompt = count_tokens, count_in_prompt
         self._clock, self.max_steps = clock, max_steps
         self._prompts = load_prompts(self.profile.language)
@@ -198,7 +198,7 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
         configurable = ensure_config(config).get("configurable", {})
         thread = {"thread": configurable["thread_id"]} if "thread_id" in configurable else {}
         if "namespace" in configurable:
-            namespace = as_it_is(_as_sequence(configurable["namespace"]))
+            namespace = check_literal(_as_names(configurable["namespace"]))
         else:
             namespace = fill(self._namespace, config)
         dialogue = spoken(messages[:-1])
@@ -259,7 +259,7 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
         return Planner(bound, self.tools, True, self._context)
 
 
-def _as_sequence(given: Any) -> Any:
+def _as_names(given: Any) -> Any:
     if isinstance(given, str):  # whose letters would be a namespace each
         raise TypeError(f"namespace={given!r}: must be a tuple of names, such as {(given,)!r}")
     return given

@@ -16,7 +16,7 @@ from langgraph.runtime import Runtime
 from scrubjay.agents.language.address import Given, unheard
 from scrubjay.agents.language.declarations import is_foreign, is_trusted
 from scrubjay.agents.language.gate import Gate, objection, texts
-from scrubjay.agents.language.namespaces import as_it_is, check_template, fill
+from scrubjay.agents.language.namespaces import check_literal, check_template, fill
 from scrubjay.agents.language.packer import pack
 from scrubjay.agents.language.prompts import load_prompts
 from scrubjay.agents.language.text import clean, estimate_tokens, storable
@@ -196,7 +196,7 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
     def _whose(self, runtime: Runtime[Any]) -> tuple[str, ...]:
         namespace = self._namespace
         if callable(namespace):
-            return as_it_is(namespace(runtime))
+            return check_literal(namespace(runtime))
         return fill(namespace, context=runtime.context)
 
     def _with_memories(self, request: ModelRequest[Any]) -> ModelRequest[Any]:

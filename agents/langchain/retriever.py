@@ -11,7 +11,7 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import run_in_executor
 from pydantic import field_validator
 
-from scrubjay.agents.language.namespaces import as_it_is, check_template, fill
+from scrubjay.agents.language.namespaces import check_literal, check_template, fill
 from scrubjay.memory.bank.bank import MemoryBank
 from scrubjay.memory.bank.file.record import Hit
 
@@ -40,8 +40,8 @@ class BankRetriever(BaseRetriever):
 
     @field_validator("namespace")
     @classmethod
-    def _check_namespace(cls, given: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        return None if given is None else check_template(given)
+    def _check_namespace(cls, namespace: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return None if namespace is None else check_template(namespace)
 
     def invoke(self, input: str, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
         """Return the documents that a search finds, the best first."""
@@ -56,8 +56,8 @@ class BankRetriever(BaseRetriever):
     def _with_namespace(self, config: RunnableConfig | None, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments of a call with its namespace, filled: a search knows no config."""
         if "namespace" in kwargs:
-            given = kwargs["namespace"]
-            return kwargs | {"namespace": None if given is None else as_it_is(given)}
+            namespace = kwargs["namespace"]
+            return kwargs | {"namespace": None if namespace is None else check_literal(namespace)}
         return kwargs | {"namespace": None if self.namespace is None else fill(self.namespace, config)}
 
     def _get_relevant_documents(

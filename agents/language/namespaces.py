@@ -34,8 +34,8 @@ class MissingValueError(KeyError):
     """A namespace template has no value for one of its names; the caller must pass it."""
 
 
-def as_it_is(namespace: Sequence[str]) -> tuple[str, ...]:
-    """Return a namespace that a call has computed: what a user is called must not be read as a template.
+def check_literal(namespace: Sequence[str]) -> tuple[str, ...]:
+    """Return the namespace that a call passes, which is no template: a user may be called `{owner}`.
 
     Raises ValueError if it looks like a template that nobody filled.
     """

@@ -68,11 +68,10 @@ def connect(options: RayOptions) -> bool:
             settings["include_dashboard"] = False
             _keep_token()
         if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # inside a job, its own environment holds
-            settings["runtime_env"] = {
-                "env_vars": {**worker_variables(), **worker_folder()},
-            }
+            environment: dict[str, Any] = {"env_vars": {**worker_variables(), **worker_folder()}}
+            settings["runtime_env"] = environment
             if not address.startswith("ray://"):  # there the driver is a process of the head's
-                settings["runtime_env"]["worker_process_setup_hook"] = _follow_driver
+                environment["worker_process_setup_hook"] = _follow_driver
                 settings["job_config"] = _job_config()
         try:
             ray.init(address=address, **settings)

@@ -129,12 +129,12 @@ def _check_files(folder: Path, trust: bool) -> None:
     if not trust and (pickled := _pickled_file(folder, config)):
         dtype = config.get("dtype", config.get("torch_dtype"))
         known = isinstance(dtype, str) and isinstance(getattr(torch, dtype, None), torch.dtype)
-        kept = f", dtype=torch.{dtype}" if known else ""
+        precision = f", dtype=torch.{dtype}" if known else ""
         raise ValueError(
             f"the weights of the model at {name} are pickled ({pickled}), and unpickling can run code; "
             "only safetensors are read. If you trust the file, convert it once: "
             "import torch; from scrubjay.memory.context import load_model; "
-            f"load_model({name}{kept}, trust=True)[0].save_pretrained({name})"
+            f"load_model({name}{precision}, trust=True)[0].save_pretrained({name})"
         )
 
 

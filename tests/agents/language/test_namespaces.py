@@ -174,7 +174,7 @@ async def test_a_history_of_a_runnable_is_of_who_calls_that(bank, outer):
         chain.invoke([HumanMessage("hi")], own)
         await chain.ainvoke([HumanMessage("hello")], own)
     else:
-        RunnableLambda(lambda text: chain.invoke([HumanMessage(text)], own)).invoke("hi", config(outer))
+        RunnableLambda(lambda text: chain.invoke([HumanMessage(str(text))], own)).invoke("hi", config(outer))
     assert set(told(bank).values()) == {("user", "bob")}
 
 
@@ -200,7 +200,7 @@ def test_a_tool_of_the_kwai_agent_that_cannot_know_who_asks_is_the_callers_error
         KwaiAgent(model, memory_tools(bank, USER)).invoke("Remember that I like figs.")
 
 
-def test_what_a_call_passes_is_taken_as_it_is(bank):
+def test_what_a_call_passes_is_taken_check_literal(bank):
     """A user's name must not be read as a template of another's namespace."""
     odd = ("user", "{x")
     middleware = BankMiddleware(bank, lambda runtime: odd)
