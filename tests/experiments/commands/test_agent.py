@@ -418,6 +418,7 @@ def test_a_terminal_sees_that_a_model_is_being_loaded(here, folder, monkeypatch)
     words = ["--model", folder, "--max-tokens", "2", "--tools", "none"]
     assert "loading" not in here("agent", "Hello", *words)[2]
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes what it writes to for a terminal then
+    monkeypatch.setenv("TERM", "xterm")  # on a dumb one it draws nothing
     code, _, err = here("agent", "Hello", *words)
     assert (code, "loading the model" in err) == (0, True)
 
