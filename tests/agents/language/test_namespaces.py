@@ -200,7 +200,7 @@ def test_a_tool_of_the_kwai_agent_that_cannot_know_who_asks_is_the_callers_error
         KwaiAgent(model, memory_tools(bank, USER)).invoke("Remember that I like figs.")
 
 
-def test_what_a_call_passes_is_taken_check_literal(bank):
+def test_what_a_call_passes_is_taken_literally(bank):
     """A user's name must not be read as a template of another's namespace."""
     odd = ("user", "{x")
     middleware = BankMiddleware(bank, lambda runtime: odd)

@@ -114,7 +114,7 @@ def test_what_is_said_of_the_dead_changes_nothing(mode: str, shared: bool) -> No
     assert all(math.isfinite(value) for value in results[0][1].values())
 
 
-def test_an_agent_that_never_lives_stays_check_literal() -> None:
+def test_an_agent_that_never_lives_stays_as_it_is() -> None:
     alive = torch.ones(64, 4, 3, dtype=torch.bool)
     alive[:, :, 1] = False
     for mode in TRUST_MODES:

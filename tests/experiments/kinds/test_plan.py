@@ -220,7 +220,7 @@ def test_a_strangers_extensions_are_checked_like_all_else(extensions, told, tiny
         from_json(json.dumps(fields | {"extensions": extensions}))
 
 
-def test_one_that_holds_is_read_and_written_check_literal(tiny):
+def test_one_that_holds_is_read_and_written_as_it_is(tiny):
     config = tiny().extended(400, 192).extended(500, 416)
     assert config.extensions == (Extension(192, 192, 400), Extension(400, 416, 500))
     assert from_json(to_json(config)) == config
@@ -229,7 +229,7 @@ def test_one_that_holds_is_read_and_written_check_literal(tiny):
         dataclasses.replace(config, total_steps=9)
 
 
-def test_a_comparison_takes_one_of_its_own_that_was_extended_check_literal_now(copy, tiny):
+def test_a_comparison_takes_one_of_its_own_that_was_extended_as_it_is_now(copy, tiny):
     resume(copy, total_steps=224)
     found = prepare(tiny(), copy)
     assert found.finished

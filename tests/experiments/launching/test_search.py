@@ -146,7 +146,7 @@ def test_another_search_or_a_damaged_one_is_refused(tmp_path):
         (("seed=7,8",), "seed=8: the same is searched twice"),
     ],
 )
-def test_a_search_leaves_who_is_compared_and_how_check_literal(tmp_path, params, said):
+def test_a_search_leaves_who_is_compared_and_how_as_it_is(tmp_path, params, said):
     with pytest.raises(UsageError, match=said):
         Search(Sweep("tmaze-demo", tuple(map(parse_param, params)), FLAGS), (50,), tmp_path / "found")
     assert not any(tmp_path.iterdir())

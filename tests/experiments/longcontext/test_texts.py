@@ -53,7 +53,7 @@ def test_novels_come_out_as_they_went_in(tmp_path, suffix, wrap):
     assert read_text(path) == "\n\n\n".join(read_novels(path).values())
 
 
-def test_a_plain_file_is_read_check_literal(tmp_path):
+def test_a_plain_file_is_read_as_it_is(tmp_path):
     (tmp_path / "text.txt").write_text("Öre.\nTwo.")
     assert read_text(tmp_path / "text.txt") == "Öre.\nTwo."
 

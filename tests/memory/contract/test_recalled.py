@@ -195,7 +195,7 @@ def test_what_routing_read_is_the_sum_of_values_by_these_weights():
 
 
 @pytest.mark.parametrize("segment_chunks", [1, 2])
-def test_a_segment_of_titans_mac_is_read_check_literal_told(segment_chunks):
+def test_a_segment_of_titans_mac_is_read_as_it_is_told(segment_chunks):
     """Inputs of the segment and what was recalled for each take all that persistent tokens leave."""
     fields = {"chunk_size": 3, "segment_chunks": segment_chunks, "num_layers": 1}
     module = built("titans_mac", {**fields, "num_persistent": 0, "attention_heads": 1})

@@ -126,7 +126,7 @@ def test_an_index_is_kept_unless_what_it_read_was_rolled_back(letters):
 
 
 @pytest.mark.parametrize("version", [0, 2, 3, 99])
-def test_another_programs_database_is_refused_and_left_check_literal(tmp_path, version):
+def test_another_programs_database_is_refused_and_left_as_it_is(tmp_path, version):
     path = tmp_path / "users.db"
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE users (name TEXT)")
