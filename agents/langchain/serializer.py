@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import ormsgpack
 from langchain_core import agents, prompt_values
@@ -89,16 +89,7 @@ class StrictSerializer(JsonPlusSerializer):
                     f"allow={each.__qualname__}: the class must be defined at the top level of "
                     f"{each.__module__}, where a later process can find it"
                 )
-        self._admitted = ADMITTED | {_key(each) for each in allow}
-        super().__init__(allowed_msgpack_modules=self._admitted)
-
-    def with_msgpack_allowlist(self, extra_allowlist: Iterable[tuple[str, ...] | type]) -> StrictSerializer:
-        """Return a serializer that admits more; LangGraph passes the types of a graph's state."""
-        twin = StrictSerializer()
-        extra = {_key(each) if isinstance(each, type) else tuple(each) for each in extra_allowlist}
-        twin._admitted = self._admitted | extra
-        JsonPlusSerializer.__init__(twin, allowed_msgpack_modules=twin._admitted)
-        return twin
+        super().__init__(allowed_msgpack_modules=ADMITTED | {_key(each) for each in allow})
 
     def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
         """Return a value's kind and bytes. Raises TypeError on a type that is not admitted."""
@@ -125,13 +116,15 @@ class StrictSerializer(JsonPlusSerializer):
     def _check(self, body: bytes, error: type[Exception]) -> None:
         """Raise `error` if a value, or one inside it, names a type that is not admitted."""
         refused: list[str] = []
+        # `with_msgpack_allowlist` of LangGraph extends the same set.
+        admitted = cast("set[tuple[str, ...]]", self._allowed_msgpack_modules)
 
         def check(code: int, inner: bytes) -> None:
             content = ormsgpack.unpackb(inner, ext_hook=check, option=ormsgpack.OPT_NON_STR_KEYS)
             if code in (EXT_DELTA_SNAPSHOT, EXT_NUMPY_ARRAY):
                 return
             names = content if isinstance(content, list | tuple) else ()
-            if code in _CONSTRUCTORS and tuple(names[:2]) in self._admitted:
+            if code in _CONSTRUCTORS and tuple(names[:2]) in admitted:
                 return
             called = (*names[:2], *names[3:4])
             if code == EXT_METHOD_SINGLE_ARG and called in SAFE_MSGPACK_METHODS:

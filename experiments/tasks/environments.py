@@ -55,8 +55,6 @@ class EnvConfig:
         if render_mode is not None:
             kwargs["render_mode"] = render_mode
         function = named_callable(self.id)
-        if function is None:
-            make_own_importable(self.id)
         try:
             env = gymnasium.make(importing_id(self.id), **kwargs) if function is None else function(**kwargs)
         except (ModuleNotFoundError, gymnasium.error.Error) as error:
@@ -143,9 +141,11 @@ def importing_id(name: str) -> str:
 def named_callable(name: str) -> Callable[..., gymnasium.Env[Any, Any]] | None:
     """Return the function `module:callable` names; None if `name` is a gymnasium id."""
     module, colon, attribute = name.partition(":")
-    if not colon or "/" in attribute or re.search(r"-v\d+$", attribute):
+    if not colon:
         return None
-    make_own_importable(name)
+    make_own_importable(name)  # gymnasium imports the module of an id itself
+    if "/" in attribute or re.search(r"-v\d+$", attribute):
+        return None
     try:
         function = getattr(importlib.import_module(module), attribute)
     except (ModuleNotFoundError, AttributeError) as error:

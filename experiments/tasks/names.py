@@ -60,12 +60,12 @@ def admit(name: str, kwargs: Mapping[str, Any]) -> None:
 
 
 def make_own_importable(name: str) -> None:
-    """Let the module that an environment's name begins with be found in the current folder.
+    """Let the module of an environment's `module:name` be found in the current folder.
 
     Names that a file may give without trust are left out: what is installed alone may serve them.
     """
     if not (_FOREIGN_SINGLE.fullmatch(name) or _FOREIGN_TEAM.fullmatch(name)):
-        make_importable(name.partition(":")[0] if ":" in name else "")
+        make_importable(name.partition(":")[0])
 
 
 def _without_words(kwargs: Mapping[str, Any]) -> bool:

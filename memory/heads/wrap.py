@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -64,29 +64,27 @@ def wrapped_attention(model: PreTrainedModel, wrappers: Mapping[int, Wrapper]) -
 @contextmanager
 def _attending(model: PreTrainedModel) -> Iterator[None]:
     """Let the model attend by our function inside the block."""
+    attends_itself = not model._can_set_attn_implementation() and bool(falcon_modules(model))
+
+    def choose(name: str) -> None:
+        if attends_itself:  # caches of policies learn from the name that they are not called
+            model.config._attn_implementation = name
+        else:
+            model.set_attn_implementation(name)
+
     with LOCK:
         before = _attention_of(model)
-        own = not model._can_set_attn_implementation() and bool(falcon_modules(model))
-        if own:  # caches of policies learn from the name that they are not called
-            model.config._attn_implementation = WRAPPED
-        else:
-            model.set_attn_implementation(WRAPPED)
-    if own:
-        try:
-            with falcon_attention(model, _attend):
-                yield
-        finally:
-            model.config._attn_implementation = before
-        return
+        choose(WRAPPED)
     try:
         if model.config._attn_implementation != WRAPPED:
             raise ValueError(
                 f"{type(model).__name__} does not take attention functions of transformers' "
                 "AttentionInterface"
             )
-        yield
+        with falcon_attention(model, _attend) if attends_itself else nullcontext():
+            yield
     finally:
-        model.set_attn_implementation(before)
+        choose(before)
 
 
 def _attention_of(model: PreTrainedModel) -> str:

@@ -78,7 +78,8 @@ def _try(model: PreTrainedModel) -> Turns:
     told = takes_positions(decoder)
     ways = list(_ways(decoder))
     dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
-    made: dict[tuple[int | None, Layout], Rotary] = {}
+    choices = [lambda: torch.zeros(0), *ways]  # the first for layers without positions: no pair turns
+    made: dict[tuple[int, Layout], Rotary] = {}
 
     def rotary(layer: int) -> Rotary | None:
         if layer not in at_zero or not told:
@@ -88,10 +89,10 @@ def _try(model: PreTrainedModel) -> Turns:
             return None
         queries = asked_at_zero.get(layer, before).double(), asked_far.get(layer, after).double()
         rounding = _Rounding.of(at_zero[layer].dtype)
-        errors: dict[tuple[int | None, Layout], float] = {}
-        for number, way in ((None, None), *enumerate(ways)):
-            for layout in [Layout(0)] if way is None else _layouts(way().shape[-1], before.shape[-1]):
-                angle = torch.zeros(0) if way is None else away * way().double().cpu()
+        errors: dict[tuple[int, Layout], float] = {}
+        for number, way in enumerate(choices):
+            for layout in _layouts(way().shape[-1], before.shape[-1]):
+                angle = away * way().double().cpu()
                 turn = Turn(angle.cos(), angle.sin(), layout)
                 error = max(
                     rounding.error(turn(before), after, layout),
@@ -101,9 +102,8 @@ def _try(model: PreTrainedModel) -> Turns:
                     errors[number, layout] = error
         if not errors:
             return None
-        number, layout = min(errors, key=errors.__getitem__)
-        frequencies = (lambda: torch.zeros(0)) if number is None else ways[number]
-        return made.setdefault((number, layout), Rotary(layout, frequencies, dtype))
+        number, layout = best = min(errors, key=errors.__getitem__)
+        return made.setdefault(best, Rotary(layout, choices[number], dtype))
 
     kinds = {kind for module in decoder.modules() for kind in _kinds(module)}
     changing = next(iter(kinds & {"dynamic", "longrope"}), None)
